@@ -1,0 +1,57 @@
+"""The process of a replica: one model, and the roles that it plays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from masters_ray import weights
+from masters_ray.actors.judge import Judge
+from masters_ray.actors.model import Model
+from masters_ray.actors.rollout import Student
+from masters_ray.actors.teacher import Teacher
+from masters_ray.config import Engine, MaskScope
+
+Role = Literal["teacher", "student", "judge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSpec:
+    """What a process loads and plays. Roles share it when their weights are the same."""
+
+    checkpoint: str
+    roles: tuple[Role, ...]
+    engine: Engine
+    tensor_parallel: int = 1
+    top_k: int = 1
+    """Teacher: log-probabilities kept per token."""
+    mask: MaskScope = field(default_factory=MaskScope)
+    """Teacher: what is masked."""
+    judge_max_tokens: int = 256
+
+
+class Host:
+    """Loads the model once; answers calls of its roles one after the other."""
+
+    def __init__(self, spec: HostSpec) -> None:
+        model = Model(
+            weights.locate(spec.checkpoint),
+            spec.engine,
+            tensor_parallel=spec.tensor_parallel,
+            top_k=spec.top_k,
+            masked="teacher" in spec.roles,
+        )
+        players: dict[Role, Any] = {
+            "teacher": Teacher(model, spec.mask, spec.top_k),
+            "student": Student(model),
+            "judge": Judge(model, spec.judge_max_tokens),
+        }
+        self._players = {role: players[role] for role in spec.roles}
+
+    def ready(self) -> bool:
+        """True once the model is loaded."""
+        return True
+
+    def call(self, role: Role, method: str, *arguments: Any) -> Any:
+        """``method`` of the role's player."""
+        return getattr(self._players[role], method)(*arguments)

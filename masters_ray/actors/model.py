@@ -1,0 +1,71 @@
+"""A checkpoint on an engine: problems in, answers and scores out. What teacher, student and judge have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from masters_ray.config import Engine, Sampling
+from masters_ray.data import decode
+from masters_ray.engines.chat import Chat
+from masters_ray.engines.vllm_engine import Prompt, VllmEngine
+from masters_ray.prompts import Message, question_messages
+from masters_ray.records import Answer, Problem, Source, TokenScores
+
+
+class Model:
+    """One engine with its chat template."""
+
+    def __init__(
+        self, folder: Path, engine: Engine, *, tensor_parallel: int = 1, top_k: int = 1, masked: bool = False
+    ) -> None:
+        self.chat = Chat(folder)
+        self.engine = VllmEngine(
+            folder,
+            engine,
+            tensor_parallel=tensor_parallel,
+            top_k=top_k,
+            masked=masked,
+            banned=self.chat.placeholder_ids(),
+        )
+
+    def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
+        """The problems as the engine wants them, pictures decoded."""
+        return [
+            Prompt(
+                token_ids=self.chat.token_ids(question_messages(problem)),
+                pictures=tuple(decode(picture) for picture in problem.pictures),
+            )
+            for problem in problems
+        ]
+
+    def text_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[Prompt]:
+        """Conversations without pictures as the engine wants them."""
+        return [Prompt(token_ids=self.chat.token_ids(messages)) for messages in conversations]
+
+    def answer(
+        self, source: Source, problems: Sequence[Problem], sampling: Sampling, *, answers: int, seeds: Sequence[int]
+    ) -> list[tuple[Answer, ...]]:
+        """``answers`` sampled answers to each problem."""
+        drawn = self.engine.generate(self.prompts(problems), sampling, answers=answers, seeds=seeds)
+        return [
+            tuple(Answer(source=source, text=self.chat.decode(ids), token_ids=ids) for ids in token_ids)
+            for token_ids in drawn
+        ]
+
+    def score(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]], top_k: int
+    ) -> list[list[tuple[TokenScores, np.ndarray]]]:
+        """For each answer of each problem: top-k distributions and float32 [tokens] log-probs of its own tokens."""
+        prompts = self.prompts(problems)
+        flat_prompts = [prompt for prompt, group in zip(prompts, answers, strict=True) for _ in group]
+        flat_answers = [answer.token_ids for group in answers for answer in group]
+        scores = iter(self.engine.score(flat_prompts, flat_answers, top_k))
+        return [[next(scores) for _ in group] for group in answers]
+
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
+        """The text of the greedy answer to each problem."""
+        drawn = self.engine.generate_greedy(self.prompts(problems), max_tokens)
+        return [self.chat.decode(ids) for ids in drawn]

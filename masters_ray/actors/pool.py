@@ -1,0 +1,132 @@
+"""Where replicas are spawned, handed work, and stopped: the only place that makes Ray actors of hosts."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from masters_ray.actors.host import Host, HostSpec, Role
+from masters_ray.errors import MastersError, ReplicaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """How many processes of one kind, and what Ray reserves for each."""
+
+    spec: HostSpec
+    replicas: int
+    cpus: float
+    gpus: float
+    """GPUs of each tensor-parallel rank."""
+
+    @property
+    def gpus_per_replica(self) -> float:
+        return self.gpus * self.spec.tensor_parallel
+
+
+class Pool:
+    """The replicas of one role. Calls from several threads run on as many replicas as are idle."""
+
+    def __init__(self, role: Role, actors: list[Any]) -> None:
+        self.role = role
+        self._actors = actors
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for actor in actors:
+            self._idle.put(actor)
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """``method`` on an idle replica; waits for one. Raises ReplicaError, or the MastersError raised there."""
+        actor = self._idle.get()
+        try:
+            return self._result(actor.call.remote(self.role, method, *arguments), method)
+        finally:
+            self._idle.put(actor)
+
+    def call_all(self, method: str, *arguments: Any) -> list[Any]:
+        """``method`` on every replica at once; nothing else may be running on the pool."""
+        futures = [actor.call.remote(self.role, method, *arguments) for actor in self._actors]
+        return [self._result(future, method) for future in futures]
+
+    def _result(self, future: Any, method: str) -> Any:
+        try:
+            return ray.get(future)
+        except RayError as error:
+            raise replica_error(error, f"{self.role}.{method}") from error
+
+
+class Replicas:
+    """All pools of a run; stops its actors when the block is left."""
+
+    def __init__(self, deployments: list[Deployment]) -> None:
+        """Spawn every process and wait until each has loaded its model. Raises ReplicaError when one cannot."""
+        self._actors: list[Any] = []
+        by_role: dict[Role, list[Any]] = {}
+        try:
+            for deployment in deployments:
+                for _ in range(deployment.replicas):
+                    actor = _spawn(deployment)
+                    self._actors.append(actor)
+                    for role in deployment.spec.roles:
+                        by_role.setdefault(role, []).append(actor)
+            try:
+                ray.get([actor.ready.remote() for actor in self._actors])
+            except RayError as error:
+                raise replica_error(error, "a replica could not start") from error
+        except BaseException:
+            self.close()
+            raise
+        self.pools = {role: Pool(role, actors) for role, actors in by_role.items()}
+
+    def __enter__(self) -> Replicas:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop every process; what it was doing is dropped."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+
+def replica_error(error: RayError, doing: str) -> MastersError:
+    """What went wrong inside or to an actor, in this package's own terms, with the cause's words."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, MastersError):
+        return error.cause
+    if isinstance(error, RayTaskError):
+        return ReplicaError(f"{doing}: {type(error.cause).__name__}: {error.cause}")
+    if isinstance(error, RayActorError):
+        return ReplicaError(f"{doing}: the replica's process died: {error}")
+    return ReplicaError(f"{doing}: {type(error).__name__}: {error}")
+
+
+def _spawn(deployment: Deployment) -> Any:
+    options: dict[str, Any] = {
+        "num_cpus": deployment.cpus,
+        "num_gpus": deployment.gpus_per_replica,
+        "runtime_env": {"env_vars": _environment(deployment)},
+    }
+    return ray.remote(Host).options(**options).remote(deployment.spec)
+
+
+def _environment(deployment: Deployment) -> dict[str, str]:
+    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+    if deployment.gpus == 0:
+        environment |= {
+            # One busy thread per reserved CPU: replicas that share cores are many times slower with more.
+            "OMP_NUM_THREADS": str(max(1, int(deployment.cpus))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The engine in the actor's own process: one process less to start and to feed.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if deployment.spec.tensor_parallel == 1 else "1",
+        }
+        if deployment.spec.engine.enforce_eager:
+            environment["TORCH_COMPILE_DISABLE"] = "1"
+    return environment

@@ -1,0 +1,35 @@
+"""The masked teacher: answers the questions and scores every answer of the group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from masters_ray.actors.model import Model
+from masters_ray.config import MaskScope, Sampling
+from masters_ray.masks import MaskReport
+from masters_ray.records import Answer, Problem, TokenScores
+
+
+class Teacher:
+    """A replica of the teacher. ``mask`` comes before anything else: the weights are loaded by it."""
+
+    def __init__(self, model: Model, scope: MaskScope, top_k: int) -> None:
+        self._model, self._scope, self._top_k = model, scope, top_k
+
+    def mask(self, ratio: float) -> MaskReport:
+        """The checkpoint's weights, masked at ``ratio``, in place of whatever the replica held."""
+        return self._model.engine.mask(ratio, self._scope)
+
+    def answer(
+        self, problems: Sequence[Problem], sampling: Sampling, answers: int, seeds: Sequence[int]
+    ) -> list[tuple[Answer, ...]]:
+        """``answers`` sampled answers to each problem."""
+        return self._model.answer("teacher", problems, sampling, answers=answers, seeds=seeds)
+
+    def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> list[list[TokenScores]]:
+        """Next-token distributions at every token of every answer, top k with left-out mass."""
+        return [[top for top, _ in group] for group in self._model.score(problems, answers, self._top_k)]
+
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
+        """The text of the greedy answer to each problem."""
+        return self._model.answer_greedily(problems, max_tokens)

@@ -1,0 +1,97 @@
+"""The program ``masters-ray``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from masters_ray import config as configuration
+from masters_ray.errors import MastersError
+from masters_ray.progress import say
+
+INTERRUPTED = 130
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. Errors raised on purpose are shown without a traceback."""
+    arguments = _parser().parse_args(words)
+    try:
+        return int(arguments.command(arguments))
+    except MastersError as error:
+        print(f"masters-ray: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("masters-ray: interrupted; the same command goes on from what is finished.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="masters-ray", description=(__doc__ or "").strip())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="distil: on this machine, or on the cluster at RAY_ADDRESS")
+    _configured(run)
+    run.set_defaults(command=_run)
+
+    validate = commands.add_parser("validate", help="check everything that can be checked without starting anything")
+    _configured(validate)
+    validate.set_defaults(command=_validate)
+
+    submit = commands.add_parser("submit", help="hand a run to a cluster as a Ray job and follow its log")
+    submit.add_argument("--address", help="of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265")
+    submit.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
+    _configured(submit)
+    submit.set_defaults(command=_submit)
+
+    toy = commands.add_parser("toy", help="the toy pair that the demo distils").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    build = toy.add_parser("build", help="train the toy teacher and student by their recorded recipe")
+    build.set_defaults(command=_toy_build)
+    from masters_ray.toy import options
+
+    options.add_arguments(build)
+    return parser
+
+
+def _configured(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file such as conf/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the file")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from masters_ray import cluster, validation
+    from masters_ray.pipeline import offline
+
+    config = configuration.load(arguments.config, arguments.overrides)
+    validation.check(config)
+    with cluster.connected(config.cluster):
+        validation.check_cluster(config)
+        report = offline.run(config, arguments.config)
+    say(f"summary {report.with_name('summary.json')}, report {report}")
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from masters_ray import validation
+
+    config = configuration.load(arguments.config, arguments.overrides)
+    validation.check(config)
+    say(f"{arguments.config}: no complaint")
+    return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from masters_ray import submit
+
+    return submit.submit(arguments.config, arguments.overrides, arguments.address, follow=not arguments.no_follow)
+
+
+def _toy_build(arguments: argparse.Namespace) -> int:
+    from masters_ray.toy import build
+
+    return build.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The Ray that a run uses: an existing cluster when RAY_ADDRESS is set, else one on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from masters_ray.config import Cluster
+from masters_ray.errors import Complaint, ConfigError
+from masters_ray.progress import say
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Ray is there inside the block. Raises ConfigError when RAY_ADDRESS leads nowhere."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("http"):
+        raise ConfigError(
+            [
+                Complaint(
+                    where="RAY_ADDRESS",
+                    expected="the address of a cluster, such as auto or 10.0.0.1:6379",
+                    found=address,
+                    remedy="That is a dashboard's address: hand the run over with masters-ray submit.",
+                )
+            ]
+        )
+    # Workers inherit this environment: Ray Train's progress lines and Ray Data's bars would drown our own.
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    try:
+        if address:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        else:
+            ray.init(
+                address="local",
+                num_cpus=cluster.local_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    except ConnectionError as error:
+        complaint = Complaint(
+            where="RAY_ADDRESS",
+            expected="a running cluster",
+            found=f"{address} ({error})",
+            remedy="Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone.",
+        )
+        raise ConfigError([complaint]) from error
+    resources = ray.cluster_resources()
+    where = f"cluster {address}" if address else "this machine"
+    say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
+    try:
+        yield
+    finally:
+        ray.shutdown()

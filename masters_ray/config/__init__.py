@@ -1,0 +1,42 @@
+"""The typed configuration.
+
+YAML files in conf/ say only what differs from the schema's defaults; ``key=value`` words on the command line say what
+differs from the file. ``load`` merges the three, lists every violation at once, and reads no file but the YAML.
+"""
+
+from masters_ray.config.loading import as_dict, known_keys, load, to_yaml
+from masters_ray.config.rules import violations
+from masters_ray.config.schema import (
+    Cluster,
+    Config,
+    DataSource,
+    Engine,
+    Judge,
+    Learner,
+    MaskScope,
+    Rollout,
+    Sampling,
+    Schedule,
+    Student,
+    Teacher,
+)
+
+__all__ = [
+    "Cluster",
+    "Config",
+    "DataSource",
+    "Engine",
+    "Judge",
+    "Learner",
+    "MaskScope",
+    "Rollout",
+    "Sampling",
+    "Schedule",
+    "Student",
+    "Teacher",
+    "as_dict",
+    "known_keys",
+    "load",
+    "to_yaml",
+    "violations",
+]

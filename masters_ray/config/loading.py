@@ -1,0 +1,146 @@
+"""Defaults, a YAML file and ``key=value`` words become one Config; every violation is listed at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from masters_ray.config.rules import violations
+from masters_ray.config.schema import Config
+from masters_ray.errors import Complaint, ConfigError
+
+
+def load(file: str | Path, overrides: list[str] | None = None) -> Config:
+    """Defaults, then ``file``, then ``key=value`` words.
+
+    Raises ConfigError with every violation: unknown keys, wrong types, missing keys and broken rules.
+    """
+    complaints: list[Complaint] = []
+    tree = OmegaConf.structured(Config)
+    for origin, key, value in _assignments(Path(file), overrides or [], complaints):
+        _assign(tree, origin, key, value, complaints)
+    missing = OmegaConf.missing_keys(tree)
+    for key in sorted(missing):
+        complaints.append(
+            Complaint(where=key, expected="a value", found="none", remedy=f"Set {key} in {file} or on the command line.")
+        )
+        OmegaConf.update(tree, key, "")
+    config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
+    complaints += [complaint for complaint in violations(config) if complaint.where not in missing]
+    if complaints:
+        raise ConfigError(complaints)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def as_dict(section: Any) -> dict[str, Any]:
+    """A section as plain values, for a manifest or another process."""
+    return dataclasses.asdict(section)
+
+
+def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) -> list[tuple[str, str, Any]]:
+    """(origin, dotted key, value) of every leaf that the file and the words set."""
+    found: list[tuple[str, str, Any]] = []
+    try:
+        content = OmegaConf.load(file)
+    except FileNotFoundError:
+        complaints.append(
+            Complaint(where=str(file), expected="a YAML file", found="no such file", remedy="Name a file such as conf/demo.yaml.")
+        )
+        content = OmegaConf.create()
+    except Exception as error:  # whatever the YAML reader objects to is one more complaint, with its own words
+        found_text = " ".join(str(error).split())
+        complaints.append(Complaint(where=str(file), expected="YAML", found=found_text, remedy="Mend the file."))
+        content = OmegaConf.create()
+    if isinstance(content, DictConfig):
+        found += [(str(file), key, value) for key, value in _leaves(OmegaConf.to_container(content))]
+    else:
+        complaints.append(
+            Complaint(where=str(file), expected="a mapping", found="a list", remedy="Start with keys such as 'run:'.")
+        )
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            complaints.append(
+                Complaint(where=word, expected="key=value", found="no '='", remedy="Write for instance learner.workers=2.")
+            )
+            continue
+        try:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
+        except Exception as error:  # as above: the reader's own words
+            complaints.append(
+                Complaint(where=word, expected="a YAML value", found=" ".join(str(error).split()), remedy="Quote the value.")
+            )
+            continue
+        found.append(("command line", key, value))
+    return found
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict) or (not tree and prefix):
+        return [(prefix, tree)]
+    return [
+        leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    ]
+
+
+def _assign(tree: DictConfig, origin: str, key: str, value: Any, complaints: list[Complaint]) -> None:
+    known = known_keys()
+    where = f"{key} ({origin})"
+    if key not in known:
+        section = key in {name.rpartition(".")[0] for name in known} or any(name.startswith(key + ".") for name in known)
+        near = difflib.get_close_matches(key, known, n=1)
+        if section:
+            complaint = Complaint(where=where, expected="a section", found=repr(value), remedy=f"Set a key below it, such as {next(name for name in known if name.startswith(key + '.'))}.")
+        else:
+            remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config.py for the keys."
+            complaint = Complaint(where=where, expected="a known key", found="an unknown one", remedy=remedy)
+        complaints.append(complaint)
+        return
+    try:
+        OmegaConf.update(tree, key, value)
+    except OmegaConfBaseException as error:
+        found = repr(value)
+        complaints.append(
+            Complaint(where=where, expected=known[key], found=found, remedy=str(error).splitlines()[0] + ".")
+        )
+
+
+def known_keys() -> dict[str, str]:
+    """Every dotted key with its type in words, in the schema's order."""
+    return dict(_describe(Config, ""))
+
+
+def _describe(section: type, prefix: str) -> list[tuple[str, str]]:
+    hints = typing.get_type_hints(section)
+    rows: list[tuple[str, str]] = []
+    for entry in dataclasses.fields(section):
+        kind = hints[entry.name]
+        key = f"{prefix}{entry.name}"
+        if dataclasses.is_dataclass(kind):
+            rows += _describe(kind, key + ".")  # type: ignore[arg-type]
+        else:
+            rows.append((key, _type_in_words(kind)))
+    return rows
+
+
+def _type_in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    if kind in names:
+        return names[kind]
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return f"a list, each {_type_in_words(arguments[0])}"
+    return " or ".join(_type_in_words(argument) for argument in arguments)

@@ -1,0 +1,94 @@
+"""What a whole configuration must obey beyond types; touches no file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from masters_ray.config.schema import Config
+from masters_ray.errors import Complaint
+
+
+def violations(config: Config) -> list[Complaint]:
+    """Every broken rule of a whole configuration; touches no file."""
+    complaints: list[Complaint] = []
+
+    def rule(holds: bool, key: str, expected: str, found: Any, remedy: str) -> None:
+        if not holds:
+            complaints.append(Complaint(where=key, expected=expected, found=repr(found), remedy=remedy))
+
+    def at_least(key: str, found: float, least: float) -> None:
+        rule(found >= least, key, f"at least {least}", found, "Raise it.")
+
+    rollout, schedule, learner, teacher = config.rollout, config.schedule, config.learner, config.teacher
+    at_least("rollout.teacher_answers", rollout.teacher_answers, 0)
+    at_least("rollout.student_answers", rollout.student_answers, 0)
+    rule(
+        config.group_size >= 2,
+        "rollout.teacher_answers + rollout.student_answers",
+        "a group of at least 2 answers",
+        config.group_size,
+        "A group of one has no advantage; the paper uses 4 + 4.",
+    )
+    sampling = rollout.sampling
+    rule(sampling.temperature > 0, "rollout.sampling.temperature", "above 0", sampling.temperature, "The answers of a group must differ; the paper uses 1.0.")
+    rule(0 < sampling.top_p <= 1, "rollout.sampling.top_p", "above 0 and at most 1", sampling.top_p, "The paper uses 0.9.")
+    rule(sampling.top_k == -1 or sampling.top_k >= 1, "rollout.sampling.top_k", "at least 1, or -1 for all", sampling.top_k, "The paper uses 50.")
+    rule(sampling.repetition_penalty > 0, "rollout.sampling.repetition_penalty", "above 0", sampling.repetition_penalty, "The paper uses 1.05.")
+    rule(0 <= schedule.max_ratio < 1, "schedule.max_ratio", "a fraction from 0 to below 1", schedule.max_ratio, "It is the share of weights zeroed in the first stage; the paper uses 0.2 or 0.4.")
+    rule(schedule.step > 0, "schedule.step", "above 0", schedule.step, "The paper uses a quarter of max_ratio.")
+    if schedule.step > 0 and 0 <= schedule.max_ratio < 1:
+        stages = schedule.max_ratio / schedule.step
+        rule(abs(stages - round(stages)) < 1e-6, "schedule.step", "max_ratio divided by a whole number", schedule.step, f"{schedule.max_ratio / max(1, round(stages)):g} gives {max(1, round(stages)) + 1} stages.")
+    rule(any(vars(teacher.mask).values()) or schedule.max_ratio == 0, "teacher.mask", "at least one part", "none", "Set teacher.mask.language=true, or schedule.max_ratio=0.")
+    for key, found in {
+        "teacher.replicas": teacher.replicas,
+        "student.replicas": config.student.replicas,
+        "judge.replicas": config.judge.replicas,
+        "teacher.tensor_parallel": teacher.tensor_parallel,
+        "student.tensor_parallel": config.student.tensor_parallel,
+        "teacher.top_k": teacher.top_k,
+        "rollout.sampling.max_tokens": sampling.max_tokens,
+        "rollout.shard_rows": rollout.shard_rows,
+        "judge.max_tokens": config.judge.max_tokens,
+        "evaluation.max_tokens": config.evaluation.max_tokens,
+        "learner.workers": learner.workers,
+        "learner.groups_per_micro_batch": learner.groups_per_micro_batch,
+        "learner.checkpoint_every": learner.checkpoint_every,
+        "learner.checkpoints_kept": learner.checkpoints_kept,
+    }.items():
+        at_least(key, found, 1)
+    for key, found in {
+        "teacher.cpus": teacher.cpus,
+        "teacher.gpus": teacher.gpus,
+        "student.cpus": config.student.cpus,
+        "student.gpus": config.student.gpus,
+        "learner.cpus": learner.cpus,
+        "learner.warmup_steps": learner.warmup_steps,
+        "learner.weight_decay": learner.weight_decay,
+        "learner.kl_beta": learner.kl_beta,
+        "learner.jsd_weight": learner.jsd_weight,
+        "reward.alpha": config.reward.alpha,
+        "evaluation.examples": config.evaluation.examples,
+    }.items():
+        at_least(key, found, 0)
+    rule(learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "0, 1, 2 or 3", learner.zero_stage, "See DeepSpeed's ZeRO stages.")
+    rule(learner.gpus in (0, 1), "learner.gpus", "0 or 1", learner.gpus, "Raise learner.workers for more GPUs.")
+    rule(learner.learning_rate > 0, "learner.learning_rate", "above 0", learner.learning_rate, "The paper uses 1e-6.")
+    rule(learner.gradient_clipping > 0, "learner.gradient_clipping", "above 0", learner.gradient_clipping, "The default is 1.0.")
+    unit = learner.workers * learner.groups_per_micro_batch
+    rule(
+        unit < 1 or learner.groups_per_step % unit == 0,
+        "learner.groups_per_step",
+        f"a multiple of workers × groups_per_micro_batch = {unit}",
+        learner.groups_per_step,
+        "Every worker takes whole micro-batches of a step.",
+    )
+    rule(0 <= config.data.max_quarantined_share <= 1, "data.max_quarantined_share", "a fraction from 0 to 1", config.data.max_quarantined_share, "0.01 allows one row in a hundred.")
+    for name, source in (("train", config.data.train), ("held_out", config.data.held_out)):
+        rule(source.format == "easy_vqa" or bool(source.path), f"data.{name}.path", f"the file of a {source.format} source", source.path, "Set it, or choose format=easy_vqa.")
+        rule(source.rows is None or source.rows >= 1, f"data.{name}.rows", "at least 1, or null for all", source.rows, "Raise it.")
+    for name, engine in (("teacher", teacher.engine), ("student", config.student.engine)):
+        rule(0 < engine.gpu_memory_utilization <= 1, f"{name}.engine.gpu_memory_utilization", "above 0 and at most 1", engine.gpu_memory_utilization, "0.9 is vLLM's default.")
+        for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_pictures"):
+            at_least(f"{name}.engine.{key}", getattr(engine, key), 1)
+    return complaints

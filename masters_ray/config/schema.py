@@ -1,0 +1,208 @@
+"""Every key of a configuration with its default and its unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class Run:
+    """What the run is called and where it writes."""
+
+    dir: str = "???"
+    """Directory of everything that the run writes; on a cluster a path that every node sees."""
+    seed: int = 0
+    """Decides the order of the data and every sampled token."""
+
+
+@dataclass
+class Cluster:
+    local_cpus: int | None = None
+    """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: what the machine has."""
+
+
+@dataclass
+class DataSource:
+    """Rows with question, answer, image (one or a list; a path relative to the file, or bytes), and optionally choices,
+    id and kind."""
+
+    format: Literal["jsonl", "parquet", "easy_vqa"] = "jsonl"
+    path: str | None = None
+    """The file of a jsonl or parquet source."""
+    split: Literal["train", "test"] = "train"
+    """Which of easy-vqa's splits (easy_vqa only)."""
+    kinds: list[str] = field(default_factory=lambda: ["colour", "shape", "place"])
+    """Which of easy-vqa's question kinds (easy_vqa only)."""
+    rows: int | None = None
+    """Take this many rows, kinds balanced, in the seeded order; default: all."""
+
+
+@dataclass
+class Data:
+    train: DataSource = field(default_factory=DataSource)
+    held_out: DataSource = field(default_factory=DataSource)
+    """What accuracy is measured on."""
+    max_quarantined_share: float = 0.01
+    """Fraction of the rows asked for that may be set aside before the run stops."""
+
+
+@dataclass
+class Engine:
+    """A vLLM engine."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: int = 8192
+    """Tokens of prompt and answer together."""
+    max_num_seqs: int = 256
+    """Sequences decoded at the same time."""
+    max_num_batched_tokens: int = 8192
+    """Tokens of one engine step."""
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int | None = None
+    """Size of the KV cache; default: what gpu_memory_utilization leaves."""
+    enforce_eager: bool = False
+    """No CUDA graphs and no compilation: a faster start, slower tokens."""
+    max_pictures: int = 1
+    """Pictures of one question."""
+
+
+@dataclass
+class MaskScope:
+    """Which weights are masked beside the linear layers of the language model (METHOD: the paper masks those)."""
+
+    language: bool = True
+    vision: bool = False
+    projector: bool = False
+    embeddings: bool = False
+    lm_head: bool = False
+
+
+@dataclass
+class Teacher:
+    checkpoint: str = "???"
+    replicas: int = 1
+    cpus: float = 1.0
+    """CPUs that Ray reserves for a replica."""
+    gpus: float = 0.0
+    """GPUs that Ray reserves for each tensor-parallel rank of a replica."""
+    tensor_parallel: int = 1
+    engine: Engine = field(default_factory=Engine)
+    mask: MaskScope = field(default_factory=MaskScope)
+    top_k: int = 50
+    """Log-probabilities kept per answer token; the mass of all other tokens is kept as one number."""
+
+
+@dataclass
+class Student:
+    checkpoint: str = "???"
+    replicas: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    tensor_parallel: int = 1
+    engine: Engine = field(default_factory=Engine)
+
+
+@dataclass
+class Judge:
+    """The student as it was at the start judges; CPUs, GPUs and engine of a judge replica are those of ``student``."""
+
+    replicas: int = 1
+    share_process: bool = True
+    """Judge in the processes that host the student replicas (same weights); further replicas get their own."""
+    max_tokens: int = 256
+    """Longest text of a judge call."""
+
+
+@dataclass
+class Sampling:
+    """How rollouts are drawn (the paper's values)."""
+
+    temperature: float = 1.0
+    top_p: float = 0.9
+    top_k: int = 50
+    repetition_penalty: float = 1.05
+    max_tokens: int = 1024
+
+
+@dataclass
+class Rollout:
+    teacher_answers: int = 4
+    student_answers: int = 4
+    sampling: Sampling = field(default_factory=Sampling)
+    shard_rows: int = 256
+    """Questions of one parquet shard; also what a replica is handed at a time."""
+
+
+@dataclass
+class Schedule:
+    """Mask ratio r falls from max_ratio by step to 0 in equal stages (METHOD 2)."""
+
+    max_ratio: float = 0.2
+    step: float = 0.05
+    stage_data: Literal["share", "all"] = "share"
+    """share: the stages split the data, one pass in all; all: each stage sees the whole set."""
+
+
+@dataclass
+class Reward:
+    alpha: float = 1.0
+    """Weight of the distillation reward beside the accuracy reward."""
+
+
+@dataclass
+class Learner:
+    workers: int = 1
+    cpus: float = 1.0
+    """CPUs that Ray reserves for a worker."""
+    gpus: float = 0.0
+    """GPUs of a worker: 0 or 1."""
+    zero_stage: int = 2
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    groups_per_step: int = 64
+    """Groups (questions) of one optimizer step, over all workers."""
+    groups_per_micro_batch: int = 4
+    """Groups of one forward and backward pass of one worker."""
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises linearly; constant afterwards."""
+    weight_decay: float = 0.0
+    gradient_clipping: float = 1.0
+    kl_beta: float = 0.1
+    clip_epsilon: float = 0.2
+    jsd_weight: float = 1.0
+    freeze_vision: bool = True
+    checkpoint_every: int = 50
+    """Optimizer steps between checkpoints."""
+    checkpoints_kept: int = 2
+    max_failures: int = 0
+    """How often a lost worker group is restarted from the last checkpoint."""
+
+
+@dataclass
+class Evaluation:
+    max_tokens: int = 64
+    """Longest greedy answer."""
+    examples: int = 6
+    """Questions shown in the report with their answers and rewards."""
+
+
+@dataclass
+class Config:
+    run: Run = field(default_factory=Run)
+    cluster: Cluster = field(default_factory=Cluster)
+    data: Data = field(default_factory=Data)
+    teacher: Teacher = field(default_factory=Teacher)
+    student: Student = field(default_factory=Student)
+    judge: Judge = field(default_factory=Judge)
+    rollout: Rollout = field(default_factory=Rollout)
+    schedule: Schedule = field(default_factory=Schedule)
+    reward: Reward = field(default_factory=Reward)
+    learner: Learner = field(default_factory=Learner)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    @property
+    def group_size(self) -> int:
+        """G: answers of one question."""
+        return self.rollout.teacher_answers + self.rollout.student_answers

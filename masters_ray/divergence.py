@@ -1,0 +1,38 @@
+"""Jensen–Shannon divergence between teacher and student next-token distributions (METHOD 5).
+
+Natural logarithm, so 0 ≤ D ≤ ln 2. The teacher's side is stored as the k most likely tokens and the mass of all
+others; both distributions are compared on those k + 1 outcomes. That is a lower bound of the divergence over the whole
+vocabulary, and equal to it when k is the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 1e-30
+"""Floor inside logarithms: x·log(x) at x = 0 counts as 0 and has a finite gradient."""
+
+
+def top_k_jsd(student_logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, left_out: Tensor) -> Tensor:
+    """JSD per token on the k stored outcomes and "everything else", in nats.
+
+    student_logprobs: [tokens, vocab], normalised. top_ids, top_logprobs: [tokens, k], the teacher's. left_out: [tokens],
+    the teacher's mass outside the k. Returns [tokens]; differentiable in student_logprobs.
+
+    Example: teacher {a: 0.5, rest: 0.5} and a student with log-prob 0 on ``a`` give
+    ½·(½·ln(½/¾) + ½·ln(½/¼)) + ½·ln(1/¾) = 0.2158.
+    """
+    student_top = student_logprobs.gather(-1, top_ids).exp()
+    student_rest = (1.0 - student_top.sum(-1, keepdim=True)).clamp(min=0.0)
+    student = torch.cat([student_top, student_rest], -1)
+    teacher = torch.cat([top_logprobs.exp(), left_out.unsqueeze(-1)], -1)
+    return jsd(teacher, student)
+
+
+def jsd(p: Tensor, q: Tensor) -> Tensor:
+    """JSD of two probability tensors [..., outcomes] over the last axis, in nats."""
+    log_middle = ((p + q) / 2).clamp(min=_SMALLEST).log()
+    towards_p = (p * (p.clamp(min=_SMALLEST).log() - log_middle)).sum(-1)
+    towards_q = (q * (q.clamp(min=_SMALLEST).log() - log_middle)).sum(-1)
+    return (towards_p + towards_q) / 2

@@ -1,0 +1,1 @@
+"""The models: vLLM for answering and scoring, transformers for learning."""

@@ -1,0 +1,53 @@
+"""Chat template, tokenizer and processor of a checkpoint: messages ↔ token ids, pictures → pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from masters_ray.errors import CheckpointError
+from masters_ray.prompts import Message
+
+
+class Chat:
+    """What a model's prompts are made with."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError when the processor cannot be loaded or has no chat template."""
+        from transformers import AutoProcessor
+
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: the processor cannot be loaded: {error}") from error
+        self.tokenizer: Any = self.processor.tokenizer
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        if not template:
+            raise CheckpointError(f"{folder}: expected a chat template, found none. Use an instruction-tuned checkpoint.")
+        self._no_thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The prompt as text, up to where the assistant starts; one placeholder per picture; no think format."""
+        return self.processor.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **self._no_thinking
+        )
+
+    def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt as token ids with one placeholder per picture, not yet expanded (what vLLM wants)."""
+        return self.tokenizer(self.text(messages), add_special_tokens=False)["input_ids"]
+
+    def inputs(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        """The prompt as the model's forward wants it: placeholders expanded, pixels beside; batch of one, torch."""
+        return dict(self.processor(text=[self.text(messages)], images=list(pictures) or None, return_tensors="pt"))
+
+    def placeholder_ids(self) -> list[int]:
+        """Tokens that stand for pictures or videos: an answer must not contain them."""
+        names = [getattr(self.processor, name, None) for name in ("image_token", "video_token")]
+        return [self.tokenizer.convert_tokens_to_ids(name) for name in names if name]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()

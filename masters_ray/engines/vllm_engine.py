@@ -1,0 +1,156 @@
+"""A vLLM engine that answers and scores in token ids. The only file, with its worker extension, that needs vLLM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from masters_ray.config import Engine, MaskScope, Sampling
+from masters_ray.errors import ReplicaError
+from masters_ray.masks import MaskReport
+from masters_ray.records import TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    token_ids: list[int]
+    """One placeholder per picture, not expanded."""
+    pictures: tuple[Image.Image, ...] = ()
+
+
+class VllmEngine:
+    """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node."""
+
+    def __init__(
+        self, folder: Path, engine: Engine, *, tensor_parallel: int = 1, top_k: int = 1, masked: bool = False, banned: Sequence[int] = ()
+    ) -> None:
+        """Load the checkpoint; with ``masked`` the weights come with the first call of ``mask`` instead.
+
+        top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled.
+        """
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        self.folder = folder
+        self._never = {token: -100.0 for token in banned}
+        options: dict[str, Any] = {}
+        if current_platform.is_cpu():
+            # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
+            options["enable_chunked_prefill"] = False
+        if engine.kv_cache_memory_bytes is not None:
+            options |= {"kv_cache_memory_bytes": engine.kv_cache_memory_bytes, "skip_mm_profiling": True}
+        self.llm = LLM(
+            model=str(folder),
+            dtype=engine.dtype,
+            load_format="dummy" if masked else "auto",
+            tensor_parallel_size=tensor_parallel,
+            max_model_len=engine.max_model_len,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            enforce_eager=engine.enforce_eager,
+            limit_mm_per_prompt={"image": engine.max_pictures, "video": 0},
+            max_logprobs=max(20, top_k),
+            worker_extension_cls="masters_ray.engines.vllm_worker.MaskedLoading",
+            generation_config="vllm",
+            disable_log_stats=True,
+            **options,
+        )
+
+    def mask(self, ratio: float, scope: MaskScope) -> MaskReport:
+        """Put the checkpoint's weights in place, masked at ``ratio``; every cache of the old weights is dropped.
+
+        Raises ReplicaError when the workers of a tensor-parallel group disagree.
+        """
+        parts = [part for part, masked in vars(scope).items() if masked]
+        reports = self.llm.collective_rpc("load_masked", args=(str(self.folder), ratio, parts))
+        if any(report != reports[0] for report in reports):
+            raise ReplicaError(f"workers of one engine masked {self.folder} differently: {reports}")
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+        return MaskReport(**reports[0])
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int]
+    ) -> list[list[tuple[int, ...]]]:
+        """``answers`` sampled answers for each prompt, as token ids that include the end-of-turn token if reached.
+
+        A prompt's answers depend on its seed, not on what else is in the batch.
+        """
+        return self._generate(
+            prompts,
+            [
+                dict(
+                    n=answers,
+                    seed=seed,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    repetition_penalty=sampling.repetition_penalty,
+                    max_tokens=sampling.max_tokens,
+                )
+                for seed in seeds
+            ],
+        )
+
+    def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[int, ...]]:
+        """The greedy answer to each prompt."""
+        options = [dict(temperature=0.0, max_tokens=max_tokens)] * len(prompts)
+        return [answers[0] for answers in self._generate(prompts, options)]
+
+    def score(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], top_k: int
+    ) -> list[tuple[TokenScores, np.ndarray]]:
+        """Next-token distributions at every token of ``answers[i]`` after ``prompts[i]``, temperature 1, no penalties.
+
+        For each answer: the top k with the left-out mass, and float32 [tokens] log-probabilities of its own tokens.
+        With top_k = 0 only the latter (the scores are empty).
+        """
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, flat_logprobs=True, detokenize=False
+        )
+        whole = [
+            Prompt(token_ids=[*prompt.token_ids, *answer], pictures=prompt.pictures)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        outputs = self.llm.generate([_request(prompt) for prompt in whole], parameters, use_tqdm=False)
+        return [_scores(output.prompt_logprobs, len(answer), top_k) for output, answer in zip(outputs, answers, strict=True)]
+
+    def _generate(self, prompts: Sequence[Prompt], options: list[dict[str, Any]]) -> list[list[tuple[int, ...]]]:
+        from vllm import SamplingParams
+
+        parameters = [SamplingParams(detokenize=False, logit_bias=self._never or None, **option) for option in options]
+        outputs = self.llm.generate([_request(prompt) for prompt in prompts], parameters, use_tqdm=False)
+        return [[tuple(answer.token_ids) for answer in output.outputs] for output in outputs]
+
+
+def _request(prompt: Prompt) -> Any:
+    request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids}
+    if prompt.pictures:
+        request["multi_modal_data"] = {"image": list(prompt.pictures)}
+    return request
+
+
+def _scores(flat: Any, tokens: int, top_k: int) -> tuple[TokenScores, np.ndarray]:
+    """The last ``tokens`` positions of vLLM's flat prompt log-probs: per position its own token, then the top k."""
+    own = np.empty(tokens, np.float32)
+    top_ids = np.empty((tokens, top_k), np.int32)
+    top_logprobs = np.empty((tokens, top_k), np.float32)
+    for row, position in enumerate(range(len(flat) - tokens, len(flat))):
+        start, end = flat.start_indices[position], flat.end_indices[position]
+        own[row] = flat.logprobs[start]
+        top_ids[row] = flat.token_ids[start + 1 : end][:top_k]
+        top_logprobs[row] = flat.logprobs[start + 1 : end][:top_k]
+    if not all(math.isfinite(value) for value in own):
+        raise ReplicaError("the engine gave a log-probability that is not finite; try engine.dtype=float32")
+    left_out = np.clip(1.0 - np.exp(top_logprobs.astype(np.float64)).sum(-1), 0.0, 1.0).astype(np.float32)
+    return TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out), own

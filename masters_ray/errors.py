@@ -1,0 +1,72 @@
+"""Every error that masters_ray raises on purpose, one class for each boundary at which something can go wrong.
+
+    MastersError
+    ├── ConfigError        a configuration that breaks rules; carries every complaint at once
+    ├── DataError          a source that cannot be read, or too many rows set aside
+    ├── CheckpointError    model weights, tokenizer or processor that cannot be used
+    ├── StoreError         a rollout store that is missing, incomplete or made by other settings
+    ├── ReplicaError       an actor that died or answered wrongly
+    ├── LearnerError       training that stopped before its end
+    └── SubmitError        a Ray job that could not be handed over
+
+All of them pickle (Ray carries them between processes), keep their cause, and say what was expected and how to mend it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class MastersError(Exception):
+    """Base of every error raised on purpose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complaint:
+    """One violated rule of a configuration."""
+
+    where: str
+    """Key of the configuration or name of a file."""
+    expected: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}"
+
+
+class ConfigError(MastersError):
+    """A configuration that breaks one or more rules."""
+
+    def __init__(self, complaints: list[Complaint]) -> None:
+        super().__init__(complaints)
+        self.complaints = complaints
+
+    def __str__(self) -> str:
+        count = len(self.complaints)
+        head = f"{count} complaint{'s' if count > 1 else ''} about the configuration:"
+        return "\n".join([head, *(f"  * {complaint}" for complaint in self.complaints)])
+
+
+class DataError(MastersError):
+    """A source that cannot be read, or too many rows set aside."""
+
+
+class CheckpointError(MastersError):
+    """Model weights, tokenizer or processor that cannot be used."""
+
+
+class StoreError(MastersError):
+    """A rollout store that is missing, incomplete or made by other settings."""
+
+
+class ReplicaError(MastersError):
+    """An actor that died or answered wrongly."""
+
+
+class LearnerError(MastersError):
+    """Training that stopped before its end."""
+
+
+class SubmitError(MastersError):
+    """A Ray job that could not be handed over."""

@@ -1,0 +1,96 @@
+"""Accuracy with intervals: by kind, and their balanced mean."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from masters_ray.prompts import matches
+from masters_ray.records import Problem
+
+_Z = 1.959964
+"""Two-sided 95 % of the normal distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A share of n questions with its 95 % interval; all fractions."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """The balanced mean over kinds, and the kinds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    by_kind: dict[str, Rate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marked:
+    """One held-out question with the greedy answer to it."""
+
+    id: str
+    kind: str
+    label: str
+    answer: str
+    correct: bool
+
+
+def mark(problems: Sequence[Problem], answers: Sequence[str]) -> list[Marked]:
+    """Answers marked by the exact rule (``prompts.matches``)."""
+    return [
+        Marked(
+            id=problem.id,
+            kind=problem.kind,
+            label=problem.label,
+            answer=answer,
+            correct=matches(answer, problem.label),
+        )
+        for problem, answer in zip(problems, answers, strict=True)
+    ]
+
+
+def wilson(correct: int, n: int) -> Rate:
+    """A rate with Wilson's 95 % interval.
+
+    Example: 8 of 10 gives 0.8 with 0.490 … 0.943.
+    """
+    if n < 1:
+        raise ValueError("a rate needs at least one question")
+    value = correct / n
+    spread = 1 + _Z**2 / n
+    centre = (value + _Z**2 / (2 * n)) / spread
+    half = _Z * math.sqrt(value * (1 - value) / n + _Z**2 / (4 * n**2)) / spread
+    return Rate(value=value, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+
+
+def accuracy(marked: Sequence[Marked]) -> Accuracy:
+    """Accuracy by kind, and the mean over kinds, which no kind's frequency sways.
+
+    The mean's 95 % interval adds the kinds' binomial variances, each with two successes and two failures added
+    (Agresti and Coull), so that a kind without errors still has one.
+    """
+    tally: dict[str, list[bool]] = defaultdict(list)
+    for one in marked:
+        tally[one.kind].append(one.correct)
+    by_kind = {kind: wilson(sum(marks), len(marks)) for kind, marks in sorted(tally.items())}
+    value = sum(rate.value for rate in by_kind.values()) / len(by_kind)
+    variance = 0.0
+    for marks in tally.values():
+        n = len(marks) + 4
+        p = (sum(marks) + 2) / n
+        variance += p * (1 - p) / n
+    half = _Z * math.sqrt(variance) / len(by_kind)
+    return Accuracy(
+        value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=len(marked), by_kind=by_kind
+    )

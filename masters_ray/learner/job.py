@@ -1,0 +1,74 @@
+"""What a worker group is asked to do, and what it tells while it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from masters_ray.config import Learner
+from masters_ray.records import StepMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage's part of the dataset."""
+
+    stage: int
+    ratio: float
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerJob:
+    """Train ``checkpoint`` on the dataset's rows, in their order, once; export the result."""
+
+    checkpoint: str
+    settings: Learner
+    alpha: float
+    """Weight of the distillation reward."""
+    seed: int
+    stages: tuple[StagePlan, ...]
+    export_to: Path
+    """The trained student as a Hugging Face directory; every worker's node must see this path."""
+    storage: Path
+    """Ray Train's directory of checkpoints; likewise."""
+
+    @property
+    def steps(self) -> list[tuple[StagePlan, int]]:
+        """(stage, groups) of every optimizer step: a step never crosses a stage, so a stage's last may be smaller.
+
+        Example: stages of 100 and 64 rows at 64 groups a step are steps of 64, 36 and 64 groups.
+        """
+        size = self.settings.groups_per_step
+        return [(plan, min(size, plan.rows - start)) for plan in self.stages for start in range(0, plan.rows, size)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRewards:
+    """How one group was rewarded in the step that trained on it; lists have one entry per answer."""
+
+    stage: int
+    position: int
+    divergences: list[float]
+    """Mean JSD of teacher and current student, nats."""
+    distillation: list[float]
+    advantages: list[float]
+
+
+@dataclass(kw_only=True)
+class Board:
+    """Where the worker group pins what it did and the driver reads it: a Ray actor while training runs."""
+
+    steps: list[StepMetrics] = field(default_factory=list)
+    rewards: list[GroupRewards] = field(default_factory=list)
+
+    def pin(self, metrics: StepMetrics, rewards: list[GroupRewards]) -> None:
+        """One step is done; ``rewards`` are those of its first groups."""
+        self.steps.append(metrics)
+        self.rewards += rewards
+
+    def read(self) -> tuple[list[StepMetrics], list[GroupRewards]]:
+        """Everything since the last reading."""
+        read = self.steps, self.rewards
+        self.steps, self.rewards = [], []
+        return read

@@ -1,0 +1,89 @@
+"""Start the worker group, follow it, and say why it stopped if it did."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.data import ExecutionOptions
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from masters_ray import store
+from masters_ray.errors import LearnerError
+from masters_ray.learner.job import Board, GroupRewards, LearnerJob
+from masters_ray.learner.loop import DATASET, train
+from masters_ray.records import StepMetrics
+
+_POLL_SECONDS = 0.5
+
+OnSteps = Callable[[Sequence[StepMetrics], Sequence[GroupRewards]], None]
+
+
+def fit(job: LearnerJob, stores: Sequence[Path], on_steps: OnSteps) -> None:
+    """Train on the stores, in their order, and export the student; goes on from the last checkpoint in ``job.storage``.
+
+    ``on_steps`` is called in this thread with what is new. Raises LearnerError with the worker's own words.
+    """
+    settings = job.settings
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    if settings.gpus == 0:
+        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(settings.cpus)))}
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"job": job, "board": board},
+        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=bool(settings.gpus),
+            resources_per_worker={"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=job.storage.name,
+            storage_path=str(job.storage.parent),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.checkpoints_kept),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env={"env_vars": environment},
+        ),
+        datasets={DATASET: store.open_dataset(stores)},
+        # Every worker sees all rows in their order and takes its own: a split's order is not reproducible.
+        dataset_config=ray.train.DataConfig(
+            datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
+        ),
+    )
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:  # handed to the caller's thread below
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="learner", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        _tell(board, on_steps)
+    _tell(board, on_steps)
+    ray.kill(board)
+    if "error" in outcome:
+        raise LearnerError(_cause(outcome["error"])) from outcome["error"]
+    if outcome["result"].error:
+        raise LearnerError(_cause(outcome["result"].error)) from outcome["result"].error
+
+
+def _tell(board: Any, on_steps: OnSteps) -> None:
+    steps, rewards = ray.get(board.read.remote())
+    if steps:
+        on_steps(steps, rewards)
+
+
+def _cause(error: BaseException) -> str:
+    """The workers' own errors, once each, or the error's text."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = dict.fromkeys(f"{type(one).__name__}: {one}" for one in failures.values())
+    return "training stopped: " + ("; ".join(causes) if causes else f"{type(error).__name__}: {error}")

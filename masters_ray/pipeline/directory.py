@@ -1,0 +1,108 @@
+"""The directory of a run: where each piece lies, and whether what lies there belongs to this configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from masters_ray.config import Config, as_dict, to_yaml
+from masters_ray.errors import Complaint, ConfigError, StoreError
+
+_FREE = ("replicas", "cpus", "gpus", "tensor_parallel", "local_cpus", "share_process", "max_failures", "checkpoints_kept")
+"""Keys that may change between two calls of the same run: they decide where work is done, not what it is."""
+
+
+class RunDirectory:
+    """Paths of one run. Opening it a second time goes on from what is there."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError when the directory holds a run with other settings, listing every key that differs."""
+        self.root = Path(config.run.dir).absolute()
+        self.root.mkdir(parents=True, exist_ok=True)
+        settings = _settings(as_dict(config))
+        file = self.root / "settings.json"
+        if file.exists():
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+            complaints = [
+                Complaint(
+                    where=key,
+                    expected=f"{earlier.get(key)!r}, as in the run that {self.root} holds",
+                    found=repr(settings.get(key)),
+                    remedy="Choose another run.dir, set it back, or delete the directory.",
+                )
+                for key in sorted(settings.keys() | earlier.keys())
+                if settings.get(key) != earlier.get(key)
+            ]
+            if complaints:
+                raise ConfigError(complaints)
+        else:
+            write_json(file, settings)
+        write_text(self.root / "config.yaml", to_yaml(config))
+
+    def stage(self, index: int) -> Path:
+        """The store of one stage's rollouts."""
+        return self.root / "rollouts" / f"stage-{index}"
+
+    def evaluation(self, name: str) -> Path:
+        return self.root / "evaluation" / f"{name}.json"
+
+    @property
+    def learner(self) -> Path:
+        """Ray Train's checkpoints."""
+        return self.root / "learner"
+
+    @property
+    def student(self) -> Path:
+        """The trained student, a Hugging Face directory."""
+        return self.root / "student"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def file(self, name: str) -> Path:
+        return self.root / name
+
+
+def read_json(file: Path) -> Any:
+    """Content of a JSON file of the run. Raises StoreError when it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{file}: not JSON ({error}). Delete it to make it again.") from error
+
+
+def read_lines(file: Path) -> list[Any]:
+    """Content of a JSON-lines file of the run; empty when there is none. Raises StoreError when a line is damaged."""
+    if not file.exists():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise StoreError(f"{file}: a line is not JSON ({error}). Delete it to make it again.") from error
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Whole or not at all."""
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value of everything that decides the outcome."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _settings(value, f"{prefix}{key}.")
+        elif key not in _FREE:
+            flat[f"{prefix}{key}"] = value
+    flat.pop("run.dir", None)
+    return flat

@@ -1,0 +1,101 @@
+"""What happened so far, kept beside the run: seconds by phase, optimizer steps, rewards, rows set aside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from masters_ray.learner.job import GroupRewards
+from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json, write_text
+from masters_ray.records import Rejected, StepMetrics
+
+
+class Journal:
+    """Opened for each call of a run; adds to what earlier calls wrote. TensorBoard's event files go the same way."""
+
+    def __init__(self, directory: RunDirectory, config_file: str) -> None:
+        self._directory = directory
+        self._file = directory.file("journal.json")
+        if self._file.exists():
+            self.content: dict[str, Any] = read_json(self._file)
+        else:
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            self.content = {"started": started, "config_file": config_file, "phases": {}, "rejected": {}, "wall_seconds": 0.0}
+        self._metrics = {row["step"]: row for row in read_lines(directory.file("metrics.jsonl"))}
+        self._began = time.monotonic()
+        self._events: Any = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Adds this call's wall time, also when it was interrupted."""
+        self.content["wall_seconds"] += time.monotonic() - self._began
+        self._save()
+        if self._events is not None:
+            self._events.close()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the block's seconds to the phase ``name``."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            phases = self.content["phases"]
+            phases[name] = phases.get(name, 0.0) + time.monotonic() - began
+            self._save()
+
+    def reject(self, stage: int, rejected: Sequence[Rejected]) -> None:
+        """Rows of a stage that were set aside."""
+        self.content["rejected"][str(stage)] = [dataclasses.asdict(one) for one in rejected]
+        self._save()
+
+    def rejected(self, stages: Sequence[int]) -> list[Rejected]:
+        """Every row set aside in these stages, by this call or an earlier one."""
+        return [Rejected(**one) for stage in stages for one in self.content["rejected"].get(str(stage), [])]
+
+    def steps_done(self) -> int:
+        """Optimizer steps recorded so far."""
+        return len(self._metrics)
+
+    def record(self, metrics: StepMetrics) -> int:
+        """One optimizer step; a step taken again after a restart replaces its first record. Returns 1 if it is new."""
+        new = metrics.step not in self._metrics
+        row = dataclasses.asdict(metrics)
+        self._metrics[metrics.step] = row
+        file = self._directory.file("metrics.jsonl")
+        if new and metrics.step == max(self._metrics):
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
+        else:
+            rows = [self._metrics[step] for step in sorted(self._metrics)]
+            write_text(file, "".join(json.dumps(one) + "\n" for one in rows))
+        for name, value in row.items():
+            if name != "step":
+                self.events.add_scalar(f"learner/{name}", value, metrics.step)
+        return int(new)
+
+    def record_rewards(self, rewards: Sequence[GroupRewards]) -> None:
+        """How some groups were rewarded, for the report."""
+        with self._directory.file("rewards.jsonl").open("a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in rewards)
+
+    @property
+    def events(self) -> Any:
+        """TensorBoard's writer, made when it is first needed."""
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(self._directory.tensorboard))
+        return self._events
+
+    def _save(self) -> None:
+        write_json(self._file, self.content)
+
+

@@ -1,0 +1,132 @@
+"""The offline driver: all rollouts and rewards first, then one pass of learning.
+
+    held-out accuracy of the untrained student
+    for each stage, most masked first:  teacher masked at r ─► answers, verdicts, scores ─► store
+    held-out accuracy of the unmasked teacher
+    learner: stores in stage order ─► trained student
+    held-out accuracy of the trained student ─► summary, report
+
+What is finished stays finished: the same call goes on after the last whole stage, or from the learner's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from masters_ray import data, report, schedule, store, weights
+from masters_ray.actors.pool import Pool, Replicas
+from masters_ray.config import Config
+from masters_ray.evaluate import accuracy
+from masters_ray.learner import LearnerJob, StagePlan, fit
+from masters_ray.pipeline import outcome, stages
+from masters_ray.pipeline.directory import RunDirectory, write_json
+from masters_ray.pipeline.journal import Journal
+from masters_ray.progress import say, track
+from masters_ray.records import Problem, Rejected
+
+
+def run(config: Config, config_file: str) -> Path:
+    """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails."""
+    directory = RunDirectory(config)
+    with Journal(directory, config_file) as journal:
+        with journal.phase("data"):
+            train, held_out = stages.load(config)
+            _say_data(train, held_out)
+        plan = schedule.stages(config.schedule.max_ratio, config.schedule.step)
+        shares = schedule.split(list(enumerate(train.problems)), len(plan), config.schedule.stage_data)
+        rejected = _make_rollouts(config, directory, journal, held_out.problems, list(zip(plan, shares, strict=True)))
+        data.write_quarantine(directory.file("quarantine.jsonl"), [*train.rejected, *held_out.rejected, *rejected])
+        _learn(config, directory, journal, [stage.index for stage in plan])
+        if not directory.evaluation("student_after").exists():
+            with (
+                journal.phase("evaluation after"),
+                Replicas(stages.student_deployment(config, directory.student)) as replicas,
+            ):
+                _evaluate(config, directory, replicas.pools["student"], held_out.problems, "student_after")
+    outcome.write(config, directory, journal, train, held_out)
+    return report.write(directory.root)
+
+
+def _make_rollouts(
+    config: Config,
+    directory: RunDirectory,
+    journal: Journal,
+    held_out: list[Problem],
+    work: list[tuple[schedule.Stage, list[tuple[int, Problem]]]],
+) -> list[Rejected]:
+    """Every stage's store, and the accuracies of the untrained student and the unmasked teacher."""
+    todo = [(stage, share) for stage, share in work if store.read_manifest(directory.stage(stage.index)) is None]
+    unmeasured = [name for name in ("student_before", "teacher") if not directory.evaluation(name).exists()]
+    if todo or unmeasured:
+        student_digest = weights.digest(weights.locate(config.student.checkpoint))
+        with journal.phase("start of the engines"):
+            replicas = Replicas(stages.deployments(config))
+        with replicas:
+            if "student_before" in unmeasured:
+                with journal.phase("evaluation before"):
+                    _evaluate(config, directory, replicas.pools["student"], held_out, "student_before")
+            for stage, share in todo:
+                with journal.phase("rollouts"):
+                    rejected = stages.roll_out(
+                        stage,
+                        share,
+                        replicas,
+                        config.rollout,
+                        config.run.seed,
+                        student_digest,
+                        directory.stage(stage.index),
+                    )
+                    journal.reject(stage.index, rejected)
+            if "teacher" in unmeasured:
+                with journal.phase("evaluation before"):
+                    stages.mask_teachers(replicas.pools["teacher"], 0.0)
+                    _evaluate(config, directory, replicas.pools["teacher"], held_out, "teacher")
+    return journal.rejected([stage.index for stage, _ in work])
+
+
+def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: Sequence[int]) -> None:
+    """The trained student, unless it is there already."""
+    if directory.student.exists():
+        return
+    stores = [directory.stage(index) for index in indices]
+    manifests = [store.read_manifest(folder) for folder in stores]
+    plans = tuple(
+        StagePlan(stage=manifest.made_by["stage"], ratio=manifest.made_by["ratio"], rows=manifest.rows)
+        for manifest in manifests
+        if manifest is not None
+    )
+    job = LearnerJob(
+        checkpoint=stages.absolute(config.student.checkpoint),
+        settings=config.learner,
+        alpha=config.reward.alpha,
+        seed=config.run.seed,
+        stages=plans,
+        export_to=directory.student,
+        storage=directory.learner,
+    )
+    with journal.phase("learner"), track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance:
+
+        def on_steps(steps, rewards) -> None:
+            for new in steps:
+                advance(journal.record(new), f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
+            journal.record_rewards(rewards)
+
+        fit(job, stores, on_steps)
+
+
+def _evaluate(config: Config, directory: RunDirectory, pool: Pool, held_out: list[Problem], name: str) -> None:
+    title = f"held-out accuracy of {name.replace('_', ' ')}"
+    marked = stages.evaluate(pool, held_out, config.evaluation.max_tokens, title)
+    write_json(directory.evaluation(name), [dataclasses.asdict(one) for one in marked])
+    measured = accuracy(marked)
+    say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")
+
+
+def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:
+    for name, loaded in (("training", train), ("held-out", held_out)):
+        aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
+        say(f"{len(loaded.problems)} {name} questions{aside}")
+
+

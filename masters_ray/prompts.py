@@ -1,0 +1,114 @@
+"""Every text that is put before a model: the questions, and the two judge prompts of appendix section D, verbatim.
+
+Pure text: importing this module costs nothing. ``matches`` is the exact rule a judge is measured against.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from masters_ray.records import Problem
+
+Message = dict[str, Any]
+"""One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""
+
+EVALUATION_SYSTEM = """\
+You are an evaluation assistant that gives accuracy scores compared with Ground Truth and Generated Text from AI.
+Question is in <question> </question> tag.
+Ground Truth is in <ground truth> </ground truth> tag.
+Generated Text in <generated text> </generated text> tag.
+After reading the Question, compare the Generated Text against the Ground Truth summary:
+- If the Generated Text fully and correctly captures the core point → 1
+- If it is incorrect or irrelevant → 0
+- If it has repetitive response → 0
+- If it has empty response → 0
+Output the numerical evaluation score (0 or 1) after giving a brief explanation.
+- The evaluation score should be wrapped in <answer> </answer> tag."""
+"""System turn of the Prediction Evaluation Prompt, appendix section D."""
+
+EVALUATION_USER = """\
+<question>
+{question}
+</question>
+<ground truth>
+{label}
+</ground truth>
+<generated text>
+{answer}
+</generated text>
+Provide the numerical evaluation score after giving a brief explanation.
+The evaluation score should be wrapped in <answer> </answer> tag."""
+"""User turn of the Prediction Evaluation Prompt, appendix section D."""
+
+PARSING_SYSTEM = """\
+You are an evaluation assistant that gives binary accuracy scores (0 or 1) based on the provided overall summary.
+The summary will be wrapped inside <overall_summary> and </overall_summary> tag.
+After reading the summary, briefly output the integer score (0 or 1) without any text.
+Your final output must include only the integer value."""
+"""System turn of the Accuracy Reward Parsing Prompt, appendix section D."""
+
+PARSING_USER = """\
+<overall_summary>
+{summary}
+</overall_summary>
+Please output your integer accuracy score (0 or 1)
+based on the summary above without any text."""
+"""User turn of the Accuracy Reward Parsing Prompt, appendix section D."""
+
+_ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+_EDGES = " \t\r\n.,;:!?\"'`()[]{}*_"
+_ARTICLES = frozenset({"a", "an", "the"})
+
+
+def question_messages(problem: Problem) -> list[Message]:
+    """One user turn: an ``{"type": "image"}`` entry for each picture, then the question with its choices listed below.
+
+    The pictures themselves are not in the messages; they are handed to the processor beside them, in the same order.
+    """
+    lines = [problem.question, *(f"- {choice}" for choice in problem.choices)]
+    content: list[Message] = [{"type": "image"} for _ in problem.pictures]
+    content.append({"type": "text", "text": "\n".join(lines)})
+    return [{"role": "user", "content": content}]
+
+
+def evaluation_messages(question: str, label: str, answer: str) -> list[Message]:
+    """The Prediction Evaluation Prompt (appendix section D) for one answer: a system turn and a user turn."""
+    user = EVALUATION_USER.format(question=question, label=label, answer=answer)
+    return [{"role": "system", "content": EVALUATION_SYSTEM}, {"role": "user", "content": user}]
+
+
+def parsing_messages(summary: str) -> list[Message]:
+    """The Accuracy Reward Parsing Prompt (appendix section D) for what the first call said."""
+    user = PARSING_USER.format(summary=summary)
+    return [{"role": "system", "content": PARSING_SYSTEM}, {"role": "user", "content": user}]
+
+
+def parse_evaluation(text: str) -> int | None:
+    """The 0 or 1 inside the last ``<answer>`` tags of an evaluation (appendix section D); None when unreadable."""
+    found = _ANSWER_TAG.findall(text)
+    return parse_score(found[-1]) if found else None
+
+
+def parse_score(text: str) -> int | None:
+    """The bare integer 0 or 1 that the parsing call returns (appendix section D); None for anything else."""
+    bare = text.strip()
+    return int(bare) if bare in ("0", "1") else None
+
+
+def normalise(text: str) -> str:
+    """Lower case, single blanks, no punctuation at the edges of a word, no articles (unless nothing else is said)."""
+    words = [word.strip(_EDGES) for word in text.lower().split()]
+    words = [word for word in words if word]
+    kept = [word for word in words if word not in _ARTICLES]
+    return " ".join(kept or words)
+
+
+def matches(answer: str, label: str) -> bool:
+    """The exact rule for short labels: both say the same after ``normalise``. An empty answer matches nothing.
+
+    A judge that follows appendix section D agrees with it wherever the label is the whole core point; an answer that
+    repeats itself ("red red") is wrong under both.
+    """
+    said = normalise(answer)
+    return bool(said) and said == normalise(label)

@@ -1,0 +1,166 @@
+"""The frozen rows that cross a boundary. A stage returns a new type; it never fills a blank in an old one.
+
+    Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGroup ─► store ─► learner ─► StepMetrics
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Source = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An encoded picture (PNG, JPEG, …): by reference or in memory. Exactly one of the two is set."""
+
+    path: str | None = None
+    data: bytes | None = None
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises OSError when the file cannot be read."""
+        if self.data is not None:
+            return self.data
+        if self.path is None:
+            raise ValueError("a Picture needs a path or data")
+        return Path(self.path).read_bytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One question about pictures, with its label.
+
+    Example: ``Problem(id="test/17", question="what color is the shape?", label="red", pictures=(Picture(path="17.png"),),
+    kind="colour")``
+    """
+
+    id: str
+    """Unique within a source."""
+    question: str
+    label: str
+    pictures: tuple[Picture, ...]
+    choices: tuple[str, ...] = ()
+    """Possible answers, if the question names them; shown to the model below the question."""
+    kind: str = "all"
+    """What accuracy is reported by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A row that was set aside."""
+
+    row: str
+    """Where it stands: file and row number, or the question's id."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model wrote to one problem."""
+
+    source: Source
+    text: str
+    """Without special tokens."""
+    token_ids: tuple[int, ...]
+    """At least one; the end-of-turn token is the last unless the answer was cut at its longest length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedAnswer:
+    answer: Answer
+    accuracy: int | None
+    """R_acc, 0 or 1; None: neither judge call was readable (unjudged)."""
+    verdict: str
+    """What the judge wrote in its first call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """A teacher's next-token distributions at the tokens of one answer. numpy arrays, so that they travel cheaply."""
+
+    top_ids: np.ndarray
+    """int32 [tokens, k], most likely first."""
+    top_logprobs: np.ndarray
+    """float32 [tokens, k], temperature 1, normalised over the whole vocabulary."""
+    left_out: np.ndarray
+    """float32 [tokens], probability mass outside the k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredAnswer:
+    judged: JudgedAnswer
+    teacher: TokenScores
+    reference_logprobs: np.ndarray
+    """float32 [tokens], log-probability of each token under the student before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """One question with its judged and scored answers: a row of the store."""
+
+    position: int
+    """Place in the seeded order of the run's data."""
+    stage: int
+    mask_ratio: float
+    problem: Problem
+    answers: tuple[ScoredAnswer, ...]
+    """At least 2; unjudged answers are left out and counted."""
+    teacher_digest: str
+    student_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What one optimizer step reports; means over the step's groups unless said otherwise."""
+
+    step: int
+    """Counts from 1."""
+    stage: int
+    mask_ratio: float
+    loss: float
+    policy_loss: float
+    kl: float
+    """k3 to the reference policy, nats."""
+    jsd: float
+    """Teacher and current student, nats."""
+    accuracy_reward: float
+    distillation_reward: float
+    advantage_spread: float
+    """Population standard deviation of the advantages."""
+    flat_groups: float
+    """Fraction of groups whose rewards do not differ."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    groups: int
+    answer_tokens: int
+    seconds: float
+    """Wall time of the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOutcome:
+    """What making one stage's rollouts took and achieved."""
+
+    stage: int
+    ratio: float
+    """Mask ratio asked for."""
+    sparsity: float
+    """Mask ratio achieved."""
+    teacher_digest: str
+    rows: int
+    """Groups stored."""
+    seconds: float
+    answers: int
+    unjudged: int
+    """Answers left out because neither judge call was readable."""
+    judge_rule_agreements: int
+    """Judged answers on which the judge and the exact rule say the same."""
+    accuracy_by_source: dict[str, float]
+    """Mean R_acc of the teacher's and of the student's answers."""
+    left_out: float
+    """Mean teacher mass outside the stored top k."""

@@ -1,0 +1,253 @@
+"""The charts, as inline SVG that follows the page's light or dark colours.
+
+Colours are drawn with placeholders of ``COLOURS`` and replaced by the style sheet's variables. Only
+``matplotlib.figure.Figure`` is used, so nothing depends on a display or on pyplot's state.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import blended_transform_factory
+
+from masters_ray.evaluate import Accuracy
+from masters_ray.records import StepMetrics
+from masters_ray.report.markup import escape
+
+COLOURS = {
+    "before": "#c25e01",
+    "after": "#0072b2",
+    "teacher": "#00805c",
+    "ink": "#1c2128",
+    "muted": "#5c6571",
+    "grid": "#dde1e6",
+    "band": "#8a63b8",
+}
+"""Names of the style sheet's variables and the values that stand for them while drawing (after Okabe and Ito)."""
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "masters_ray",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": COLOURS["grid"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.7,
+    "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+}
+_LONGEST_NAME = 30
+FEW = 60
+"""Up to so many steps every step gets a marker."""
+MANY = 600
+"""From more steps on, neighbours are drawn together."""
+BINS = 250
+"""Points that more than MANY steps are drawn as."""
+
+
+def accuracy_chart(before: Accuracy, after: Accuracy, teacher: Accuracy) -> str:
+    """Accuracy in percent with 95 % intervals: the mean over kinds, then each kind; before, after and the teacher's."""
+    kinds = sorted({*before.by_kind, *after.by_kind, *teacher.by_kind})
+    names = ["all kinds (mean)", *kinds] if len(kinds) > 1 else kinds or ["all"]
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(6.4, 0.75 + 0.6 * len(names)), layout="constrained")
+        axes = figure.add_subplot()
+        series = (("before", "student before", before, "o"), ("after", "student after", after, "D"))
+        for offset, (role, label, outcome, marker) in enumerate((*series, ("teacher", "teacher", teacher, "s"))):
+            rates = [outcome.by_kind.get(name, outcome) for name in names]
+            for row, (name, rate) in enumerate(zip(names, rates, strict=True)):
+                if name in kinds and name not in outcome.by_kind:
+                    continue
+                height = row + 0.25 * (offset - 1)
+                value, low, high = 100 * rate.value, 100 * rate.low, 100 * rate.high
+                axes.plot([low, high], [height, height], color=COLOURS[role], linewidth=2.2, solid_capstyle="butt")
+                axes.plot(
+                    [value],
+                    [height],
+                    marker=marker,
+                    markersize=6,
+                    color=COLOURS[role],
+                    linestyle="none",
+                    label=label if row == 0 else None,
+                )
+                text = f"{value:.1f}" if np.isfinite(value) else "not measured"
+                axes.text(max(value, high) + 1.2 if np.isfinite(high) else 1, height, text, va="center", fontsize=8)
+        for row in range(1, len(names)):
+            axes.axhline(row - 0.5, color=COLOURS["grid"], linewidth=0.7)
+        axes.set_yticks(range(len(names)), [_short(name) for name in names], color=COLOURS["ink"])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(0, 108)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("accuracy on held-out questions (%)")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, handletextpad=0.3)
+        return _svg(figure, "accuracy", "Accuracy by kind of question, before and after training and of the teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Steps on end that share a stage and a mask ratio."""
+
+    first: int
+    last: int
+    ratio: float
+
+
+def mask_chart(metrics: Sequence[StepMetrics]) -> str:
+    """The mask ratio in percent over the optimizer steps."""
+    runs = _runs(metrics)
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _panel(metrics, runs, "mask ratio (%)")
+        edges = [runs[0].first - 0.5, *(run.last + 0.5 for run in runs)]
+        axes.stairs([100 * run.ratio for run in runs], edges, color=COLOURS["band"], linewidth=2, baseline=None)
+        axes.set_ylim(0, max(5.0, 115 * max(run.ratio for run in runs)))
+        return _svg(figure, "mask", "Mask ratio over the optimizer steps")
+
+
+def curve_chart(metrics: Sequence[StepMetrics], field: str, label: str, limits: tuple[float, float] | None) -> str:
+    """One field of the metrics over the optimizer steps; limits: the least that the axis spans."""
+    steps = np.array([row.step for row in metrics], float)
+    values = np.array([getattr(row, field) for row in metrics], float)
+    values[~np.isfinite(values)] = np.nan
+    seen = values[np.isfinite(values)]
+    with matplotlib.rc_context(_SETTINGS):
+        steep = seen.size > 2 and seen.min() > 0 and seen.max() > 50 * np.median(seen)
+        figure, axes = _panel(metrics, _runs(metrics), f"{label}, log scale" if steep else label)
+        if steep:
+            axes.set_yscale("log")
+        if seen.size:
+            _draw(axes, steps, values)
+        else:
+            axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=COLOURS["muted"])
+            axes.set_yticks([])
+        if limits and not steep and seen.size:
+            low, high = axes.get_ylim()
+            margin = 0.03 * (limits[1] - limits[0])
+            axes.set_ylim(min(low, limits[0] - margin), max(high, limits[1] + margin))
+        return _svg(figure, field, f"{label} over the optimizer steps")
+
+
+def smoothing_note(steps: int) -> str:
+    """How a curve of so many steps is drawn, as a sentence of plain text."""
+    if steps <= FEW:
+        return "Every step has its own marker."
+    if steps <= MANY:
+        return f"The pale line is every step, the strong one the mean of {_window(steps)} neighbouring steps."
+    each = -(-steps // BINS)
+    return (
+        f"The line shows means of up to {each} consecutive steps; "
+        "the pale band spans the middle 80 % of the steps in each."
+    )
+
+
+def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    colour = COLOURS["after"]
+    if len(steps) <= FEW:
+        axes.plot(steps, values, color=colour, linewidth=1.4, marker="o", markersize=3.4)
+        return
+    if len(steps) <= MANY:
+        axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+        axes.plot(steps, _moving_mean(values, _window(len(steps))), color=colour, linewidth=1.8)
+        return
+    bins = [part[np.isfinite(part)] for part in np.array_split(values, BINS)]
+    centres = np.array([part.mean() for part in np.array_split(steps, BINS)])
+    full = np.array([part.size > 0 for part in bins])
+    lows, means, highs = (
+        np.array([measure(part) for part in bins if part.size])
+        for measure in (lambda part: np.quantile(part, 0.1), np.mean, lambda part: np.quantile(part, 0.9))
+    )
+    axes.fill_between(centres[full], lows, highs, color=colour, alpha=0.22, linewidth=0)
+    axes.plot(centres[full], means, color=colour, linewidth=1.6)
+
+
+def _window(steps: int) -> int:
+    return max(3, steps // 20) | 1
+
+
+def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over the finite values in the window, which is cut at both ends."""
+    finite = np.isfinite(values)
+    kernel = np.ones(window)
+    counts = np.convolve(finite.astype(float), kernel, "same")
+    totals = np.convolve(np.where(finite, values, 0.0), kernel, "same")
+    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+
+
+def _runs(metrics: Sequence[StepMetrics]) -> list[_Run]:
+    runs: list[_Run] = []
+    previous = None
+    for row in metrics:
+        here = (row.stage, row.mask_ratio)
+        if here == previous:
+            runs[-1] = _Run(first=runs[-1].first, last=row.step, ratio=row.mask_ratio)
+        else:
+            runs.append(_Run(first=row.step, last=row.step, ratio=row.mask_ratio))
+        previous = here
+    return runs
+
+
+def _panel(metrics: Sequence[StepMetrics], runs: Sequence[_Run], label: str) -> tuple[Figure, Axes]:
+    """An empty chart over the steps, with a band for each mask ratio (the darker, the more is masked)."""
+    figure = Figure(figsize=(4.7, 2.25), layout="constrained")
+    axes = figure.add_subplot()
+    start, end = metrics[0].step - 0.5, metrics[-1].step + 0.5
+    largest = max(run.ratio for run in runs)
+    above = blended_transform_factory(axes.transData, axes.transAxes)
+    if len(runs) <= 40:
+        for run in runs:
+            left, right = run.first - 0.5, run.last + 0.5
+            if run.ratio > 0:
+                axes.axvspan(left, right, color=COLOURS["band"], alpha=0.06 + 0.2 * run.ratio / largest, linewidth=0)
+            if (right - left) / (end - start) > 0.085:
+                text = f"{100 * run.ratio:.3g} %"
+                axes.text((left + right) / 2, 1.02, text, transform=above, ha="center", va="bottom", fontsize=7.5)
+    axes.set_xlim(start, end)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an ``<svg>`` element that can stand beside others in one page: ids are told apart by ``name``."""
+    file = io.StringIO()
+    nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    text = file.getvalue()
+    size = re.search(r'viewBox="([^"]+)"', text)
+    if size is None:
+        raise ValueError("matplotlib wrote an SVG without a viewBox")
+    body = text[text.index(">", size.end()) + 1 : text.rindex("</svg>")]
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = body.replace("xlink:href=", "href=")
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'href="#', f'href="#{name}-', body)
+    body = body.replace("url(#", f"url(#{name}-")
+    for variable, placeholder in COLOURS.items():
+        body = body.replace(placeholder, f"var(--{variable})")
+    return f'<svg class="chart" viewBox="{size[1]}" role="img" aria-label="{escape(description)}">{body.strip()}</svg>'

@@ -1,0 +1,237 @@
+"""What the report is made from, read and checked: every value has its type, or StoreError says where it is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from masters_ray.evaluate import Accuracy, Rate
+from masters_ray.records import StageOutcome, StepMetrics
+from masters_ray.report.values import Value, parse_json, read_json, read_text
+
+SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+EXAMPLES = "examples.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One of the two models, as it was before the run."""
+
+    checkpoint: str
+    digest: str
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Where questions came from: how many were used and how many were set aside."""
+
+    problems: int
+    quarantined: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerFacts:
+    """What the learner did in all."""
+
+    steps: int
+    groups: int
+    answer_tokens: int
+    seconds: float
+    workers: int
+    zero_stage: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The content of summary.json. A number that the run could not measure is NaN."""
+
+    directory: str
+    seed: int
+    started: str
+    """ISO time."""
+    config_file: str
+    teacher: Accuracy
+    before: Accuracy
+    after: Accuracy
+    agreement_with_rule: float
+    """Fraction of the judged answers on which judge and exact rule say the same."""
+    judged: int
+    unjudged: int
+    stages: tuple[StageOutcome, ...]
+    learner: LearnerFacts
+    train: Split
+    held_out: Split
+    teacher_model: Model
+    student_model: Model
+    versions: dict[str, str]
+    phases: dict[str, float]
+    """Wall seconds of each phase, in the order of the run."""
+    wall_seconds: float
+    config: str
+    """The whole configuration, YAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleAnswer:
+    """One answer of a group with what the learner made of it."""
+
+    source: str
+    text: str
+    accuracy: float
+    verdict: str
+    divergence: float
+    """Mean JSD of the answer's tokens, nats."""
+    distillation: float
+    advantage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question as the report shows it."""
+
+    id: str
+    question: str
+    label: str
+    kind: str
+    stage: int | None
+    """None: a held-out question, which belongs to no stage."""
+    mask_ratio: float
+    pictures: tuple[str, ...]
+    """Data URIs."""
+    before: str | None
+    """The student's answer before training; None: not asked."""
+    after: str | None
+    answers: tuple[ExampleAnswer, ...]
+    """The group; empty for a held-out question."""
+
+
+def read_summary(file: Path) -> Summary:
+    """The summary of a finished run. Raises StoreError when it is missing, unreadable or lacks a value."""
+    top = read_json(file)
+    run, judge, accuracy = top["run"], top["judge"], top["accuracy"]
+    return Summary(
+        directory=run["dir"].text(),
+        seed=run["seed"].whole(),
+        started=run["started"].text(),
+        config_file=run["config_file"].text(),
+        teacher=_accuracy(accuracy["teacher"]),
+        before=_accuracy(accuracy["student_before"]),
+        after=_accuracy(accuracy["student_after"]),
+        agreement_with_rule=judge["agreement_with_rule"].number(),
+        judged=judge["judged"].whole(),
+        unjudged=judge["unjudged"].whole(),
+        stages=tuple(_stage(stage) for stage in top["stages"].rows()),
+        learner=_learner(top["learner"]),
+        train=_split(top["data"]["train"]),
+        held_out=_split(top["data"]["held_out"]),
+        teacher_model=_model(top["models"]["teacher"]),
+        student_model=_model(top["models"]["student"]),
+        versions={name: str(version.value) for name, version in top["versions"].items()},
+        phases={name: seconds.number() for name, seconds in top["phases"].items()},
+        wall_seconds=top["wall_seconds"].number(),
+        config=top["config"].text(),
+    )
+
+
+def read_metrics(file: Path) -> list[StepMetrics]:
+    """The learner's steps in the order of their numbers; the later of two lines counts when a step was repeated.
+
+    Raises StoreError when the file is missing, or a line is unreadable or lacks a field.
+    """
+    steps: dict[int, StepMetrics] = {}
+    for place, line in enumerate(read_text(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        row = parse_json(file, line, f"line {place}")
+        values = {
+            field.name: row[field.name].whole() if field.type == "int" else row[field.name].number()
+            for field in fields(StepMetrics)
+        }
+        metrics = StepMetrics(**values)  # type: ignore[arg-type]
+        steps[metrics.step] = metrics
+    return [steps[step] for step in sorted(steps)]
+
+
+def read_examples(file: Path) -> list[Example]:
+    """The questions to show; may be none. Raises StoreError when the file is missing, unreadable or lacks a value."""
+    return [_example(row) for row in read_json(file).rows()]
+
+
+def _rate(node: Value) -> Rate:
+    return Rate(value=node["value"].number(), low=node["low"].number(), high=node["high"].number(), n=node["n"].whole())
+
+
+def _accuracy(node: Value) -> Accuracy:
+    total = _rate(node)
+    return Accuracy(
+        value=total.value,
+        low=total.low,
+        high=total.high,
+        n=total.n,
+        by_kind={kind: _rate(rate) for kind, rate in node["by_kind"].items()},
+    )
+
+
+def _stage(node: Value) -> StageOutcome:
+    return StageOutcome(
+        stage=node["stage"].whole(),
+        ratio=node["ratio"].number(),
+        sparsity=node["sparsity"].number(),
+        teacher_digest=node["teacher_digest"].text(),
+        rows=node["rows"].whole(),
+        seconds=node["seconds"].number(),
+        answers=node["answers"].whole(),
+        unjudged=node["unjudged"].whole(),
+        judge_rule_agreements=node["judge_rule_agreements"].whole(),
+        accuracy_by_source={source: rate.number() for source, rate in node["accuracy_by_source"].items()},
+        left_out=node["left_out"].number(),
+    )
+
+
+def _learner(node: Value) -> LearnerFacts:
+    return LearnerFacts(
+        steps=node["steps"].whole(),
+        groups=node["groups"].whole(),
+        answer_tokens=node["answer_tokens"].whole(),
+        seconds=node["seconds"].number(),
+        workers=node["workers"].whole(),
+        zero_stage=node["zero_stage"].whole(),
+    )
+
+
+def _split(node: Value) -> Split:
+    return Split(problems=node["problems"].whole(), quarantined=node["quarantined"].whole())
+
+
+def _model(node: Value) -> Model:
+    return Model(
+        checkpoint=node["checkpoint"].text(), digest=node["digest"].text(), parameters=node["parameters"].whole()
+    )
+
+
+def _example(node: Value) -> Example:
+    return Example(
+        id=node["id"].text(),
+        question=node["question"].text(),
+        label=node["label"].text(),
+        kind=node["kind"].text(),
+        stage=node["stage"].whole_or_none(),
+        mask_ratio=node["mask_ratio"].number(),
+        pictures=tuple(picture.text() for picture in node["pictures"].rows()),
+        before=node["before"].text_or_none(),
+        after=node["after"].text_or_none(),
+        answers=tuple(
+            ExampleAnswer(
+                source=answer["source"].text(),
+                text=answer["text"].text(),
+                accuracy=answer["accuracy"].number(),
+                verdict=answer["verdict"].text(),
+                divergence=answer["divergence"].number(),
+                distillation=answer["distillation"].number(),
+                advantage=answer["advantage"].number(),
+            )
+            for answer in node["answers"].rows()
+        ),
+    )

@@ -1,0 +1,102 @@
+"""How the student learned: the section of curves over the optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from masters_ray.records import StepMetrics
+from masters_ray.report.charts import curve_chart, mask_chart, smoothing_note
+from masters_ray.report.markup import escape
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    """A field of StepMetrics as the report draws it."""
+
+    field: str
+    title: str
+    axis: str
+    meaning: str
+    limits: tuple[float, float] | None = None
+
+
+_CURVES = (
+    _Curve(
+        field="loss",
+        title="Loss",
+        axis="loss",
+        meaning="What is minimised: policy loss + β · KL to the reference + JSD, with the configured weights.",
+    ),
+    _Curve(
+        field="jsd",
+        title="Distance to the teacher",
+        axis="JSD (nats)",
+        meaning="JSD between the masked teacher’s and the student’s next-token distributions on the group’s answers; "
+        "falling means imitation works. It may step where the mask ratio, and so the teacher, changes.",
+        limits=(0.0, 0.0),
+    ),
+    _Curve(
+        field="kl",
+        title="Distance from the start",
+        axis="KL (nats)",
+        meaning="KL of the student to the reference, which is the student before training: how far it has moved.",
+        limits=(0.0, 0.0),
+    ),
+    _Curve(
+        field="policy_loss",
+        title="Policy loss",
+        axis="policy loss",
+        meaning="The reinforcement term. The advantages of a group sum to zero, so with one update per batch its value "
+        "stays at 0; what teaches is its gradient.",
+        limits=(-0.1, 0.1),
+    ),
+    _Curve(
+        field="accuracy_reward",
+        title="Accuracy reward",
+        axis="mean R_acc",
+        meaning="Share of the step’s answers, the teacher’s and the student’s, that the judge called right. In offline "
+        "training the answers were written beforehand: it tells what was learned from, not how well it was learned.",
+        limits=(0.0, 1.0),
+    ),
+    _Curve(
+        field="distillation_reward",
+        title="Distillation reward",
+        axis="mean R_distill",
+        meaning="Mean of R_distill, which is scaled within each group: high when most answers of a group are about "
+        "as close as the closest one. It is not expected to rise.",
+        limits=(0.0, 1.0),
+    ),
+    _Curve(
+        field="gradient_norm",
+        title="Gradient norm",
+        axis="norm before clipping",
+        meaning="Size of the update’s direction before clipping; spikes point at unstable steps.",
+        limits=(0.0, 0.0),
+    ),
+)
+
+
+def learning(metrics: Sequence[StepMetrics]) -> str:
+    """The learner's curves over the optimizer steps."""
+    if not metrics:
+        return "<p>No optimizer step was recorded.</p>"
+    figures = [_figure("Mask ratio", mask_chart(metrics), "Share of the teacher’s weights that are zero at each step.")]
+    figures += [
+        _figure(curve.title, curve_chart(metrics, curve.field, curve.axis, curve.limits), curve.meaning)
+        for curve in _CURVES
+    ]
+    return (
+        "<p>For each question the group of answers is rewarded with R = R_acc + α · R_distill. <b>R_acc</b> is 1 if the "
+        "judge calls the answer right, else 0. <b>R_distill</b> is 1 for the answer of the group on which teacher and "
+        "student agree best and 0 for the worst. The <b>advantage</b> is R minus the group’s mean, divided by the "
+        "group’s standard deviation: answers above 0 become more likely, those below 0 less.</p>"
+        "<p><b>JSD</b> (Jensen–Shannon divergence) tells how far two next-token distributions are apart: 0 if they "
+        "are the same, ln 2 ≈ 0.693 nats at most. Violet bands mark the stages: the darker, the more of the teacher is "
+        f"masked; the figures above the bands are the mask ratios. {escape(smoothing_note(len(metrics)))}</p>"
+        f'<div class="curves">{"".join(figures)}</div>'
+    )
+
+
+def _figure(title: str, chart: str, meaning: str) -> str:
+    return f"<figure><h3>{escape(title)}</h3>{chart}<figcaption>{escape(meaning)}</figcaption></figure>"

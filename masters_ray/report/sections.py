@@ -1,0 +1,281 @@
+"""The sections of the report, top to bottom. Each is HTML that says in plain words what is to be seen."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from masters_ray.evaluate import Accuracy
+from masters_ray.records import StageOutcome
+from masters_ray.report.charts import accuracy_chart
+from masters_ray.report.examples import example_card
+from masters_ray.report.inputs import Example, Summary
+from masters_ray.report.markup import (
+    NOTHING,
+    bar,
+    duration,
+    escape,
+    facts,
+    interval,
+    parameters,
+    percent,
+    small_percent,
+    table,
+    whole,
+)
+
+_DIGEST = 12
+"""Characters of a digest that are shown."""
+
+
+def headline(summary: Summary) -> str:
+    """The result in one sentence of plain text.
+
+    Example: ``The student went from 61.2 % (57–65) to 83.0 % (80–86) on 720 held-out questions; its teacher has
+    96.9 %.``
+    """
+    before, after = summary.before, summary.after
+    digits = 1 if _apart(before, after) and interval(before)[-2:] == interval(after)[:2] else 0
+    questions = f"{whole(after.n)} held-out question{'s' if after.n != 1 else ''}"
+    if before.n != after.n:
+        questions += f" ({whole(before.n)} before)"
+    return (
+        f"The student went from {percent(before.value)} ({interval(before, digits)}) "
+        f"to {percent(after.value)} ({interval(after, digits)}) on {questions}; "
+        f"its teacher has {percent(summary.teacher.value)}."
+    )
+
+
+def verdict(summary: Summary) -> str:
+    """Whether the 95 % intervals before and after are apart, and how much of the way to the teacher is made: plain."""
+    before, after, teacher = summary.before, summary.after, summary.teacher
+    change = after.value - before.value
+    if not math.isfinite(change):
+        return "One of the two accuracies was not measured, so there is nothing to compare."
+    points = f"{100 * abs(change):.1f} points"
+    if not _apart(before, after):
+        direction = "gain" if change > 0 else "loss" if change < 0 else "difference"
+        return (
+            f"The two 95 % intervals overlap: on so many questions a {direction} of {points} may still be chance, "
+            "though it need not be."
+        )
+    if change < 0:
+        return f"The two 95 % intervals are apart: a loss of {points}, more than the choice of questions explains."
+    told = f"The two 95 % intervals are apart: a gain of {points}, more than the choice of questions explains."
+    if after.value >= teacher.value:
+        return f"{told} The student is now level with its teacher or above it."
+    return f"{told} That is {percent(change / (teacher.value - before.value), 0)} of the way to its teacher."
+
+
+def result(summary: Summary) -> str:
+    """Headline, verdict, and the three accuracies as tiles."""
+    tiles = "".join(
+        f'<div class="tile {role}"><span class="muted">{name}</span><strong>{percent(outcome.value)}</strong>'
+        f'<span class="muted">95 % interval {interval(outcome, 1)}</span></div>'
+        for role, name, outcome in (
+            ("before", "student before", summary.before),
+            ("after", "student after", summary.after),
+            ("teacher", "teacher", summary.teacher),
+        )
+    )
+    told = re.sub(r"[\d.]+ % \([^)]*\)", r'<span class="together">\g<0></span>', escape(headline(summary)))
+    return (
+        f'<p class="headline">{told}</p><p>{escape(verdict(summary))}</p>'
+        f'<div class="tiles">{tiles}</div>'
+        '<p class="muted">A large vision-language model (the teacher) was distilled into a small one (the student) by '
+        "the Masters method: the teacher is first simplified by zeroing its smallest weights and then restored stage by "
+        "stage. At every stage both models answer questions, a judge marks the answers, and the student learns from "
+        "both kinds of answers by reinforcement and by imitation.</p>"
+    )
+
+
+def accuracy(summary: Summary) -> str:
+    """The accuracy chart and its table."""
+    before, after, teacher = summary.before, summary.after, summary.teacher
+
+    def row(name: str, outcomes: Sequence[Accuracy], kind: str | None) -> list[str]:
+        cells, values = [name], []
+        for outcome in outcomes:
+            rate = outcome if kind is None else outcome.by_kind.get(kind)
+            values.append(rate.value if rate else math.nan)
+            shown = f'{percent(rate.value)} <span class="muted">({interval(rate, 1)})</span>' if rate else NOTHING
+            cells.append(shown)
+        change = 100 * (values[1] - values[0])
+        rate = after if kind is None else after.by_kind.get(kind)
+        return [
+            *cells,
+            f"{change:+.1f}" if math.isfinite(change) else NOTHING,
+            whole(rate.n) if rate else NOTHING,
+        ]
+
+    outcomes = (before, after, teacher)
+    kinds = sorted({kind for outcome in outcomes for kind in outcome.by_kind})
+    rows = [row(escape(kind), outcomes, kind) for kind in kinds]
+    total = row("all kinds (mean)", outcomes, None)
+    head = ("kind", "student before", "student after", "teacher", "change (points)", "questions")
+    return (
+        "<p>Share of held-out questions, never trained on, that each model answers rightly when it always "
+        "takes its likeliest next token; an answer is right if it says the same as the label. Marks are measured values and lines their 95 % intervals; “all kinds” is the "
+        "mean over the kinds, so that no kind counts more because it is asked more often.</p>"
+        f'<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
+        f"{table(head, rows, numbers=range(1, 6), foot=total)}"
+    )
+
+
+def stages(summary: Summary) -> str:
+    """The stages table: what each masked teacher made."""
+    head = (
+        "stage",
+        "mask ratio",
+        "achieved sparsity",
+        "questions",
+        "seconds",
+        "answers",
+        "unjudged",
+        "teacher’s answers right",
+        "student’s answers right",
+        "left-out mass",
+        "teacher digest",
+    )
+    outcomes = summary.stages
+    rows = [
+        [
+            str(stage.stage),
+            percent(stage.ratio, 1),
+            percent(stage.sparsity, 3),
+            whole(stage.rows),
+            f"{stage.seconds:,.1f}",
+            whole(stage.answers),
+            whole(stage.unjudged),
+            _meter(stage, "teacher"),
+            _meter(stage, "student"),
+            small_percent(stage.left_out),
+            _digest(stage.teacher_digest),
+        ]
+        for stage in outcomes
+    ]
+    total = [
+        "all",
+        "",
+        "",
+        whole(sum(stage.rows for stage in outcomes)),
+        f"{sum(stage.seconds for stage in outcomes):,.1f}",
+        whole(sum(stage.answers for stage in outcomes)),
+        whole(sum(stage.unjudged for stage in outcomes)),
+        *[""] * 4,
+    ]
+    return (
+        "<p>One row for each stage. The <b>mask ratio</b> is the share of each weight matrix of the teacher that is set "
+        "to zero, smallest weights first; it falls to 0, where the teacher is whole. A masked teacher is usually weaker, and "
+        "easier for the student to imitate.</p>"
+        "<p><b>Achieved sparsity</b> is the share that really is zero. <b>Unjudged</b> answers, whose verdict could not "
+        "be read, are left out. The <b>left-out mass</b> is the probability that the stored teacher distributions (only "
+        "the likeliest tokens are kept) leave out on average: the smaller, the more exact is the JSD.</p>"
+        f"{table(head, rows, numbers=range(10), foot=total) if rows else '<p>No stage was recorded.</p>'}"
+    )
+
+
+def judge(summary: Summary) -> str:
+    """How far the judge can be trusted."""
+    judged = f"{whole(summary.judged)} answers judged, {whole(summary.unjudged)} unjudged."
+    if not math.isfinite(summary.agreement_with_rule):
+        agreement = "How often the judge agrees with the exact rule was not measured."
+    else:
+        agreement = (
+            f"The judge and the exact rule say the same on <b>{percent(summary.agreement_with_rule, 2)}</b> of the "
+            "judged answers."
+        )
+    return (
+        "<p>R_acc comes from a judge, the student model as it was at the start, which reads question, label and answer "
+        "but sees no picture. The exact rule compares the answer’s words with the label: it is a check where labels are "
+        "single words, and too strict where a right answer can be put in many ways.</p>"
+        f"<p>{agreement} {judged}</p>"
+    )
+
+
+def examples(rows: Sequence[Example]) -> str:
+    """The example cards."""
+    if not rows:
+        return "<p>This run kept no examples.</p>"
+    return (
+        "<p>Questions of the training data with the answers that the student learned from. JSD, R_distill and advantage "
+        "belong to one answer; a high advantage means “write more like this”. An advantage of 0 throughout means "
+        "that the rewards did not differ, so the group only taught by imitation.</p>"
+        f"{''.join(example_card(example) for example in rows)}"
+    )
+
+
+def run_facts(summary: Summary) -> str:
+    """Models, data, learner, versions, the time by phase and the configuration."""
+    learner, teacher, student = summary.learner, summary.teacher_model, summary.student_model
+    models = table(
+        ("model", "checkpoint", "parameters", "digest"),
+        [
+            [
+                name,
+                f"<code>{escape(model.checkpoint)}</code>",
+                f'<span title="{whole(model.parameters)}">{parameters(model.parameters)}</span>',
+                _digest(model.digest),
+            ]
+            for name, model in (("teacher", teacher), ("student", student))
+        ],
+        numbers=(2,),
+    )
+    run = facts(
+        [
+            ("started", escape(summary.started.replace("T", " "))),
+            ("wall time", duration(summary.wall_seconds)),
+            ("directory", f"<code>{escape(summary.directory)}</code>"),
+            ("configuration", f"<code>{escape(summary.config_file)}</code>"),
+            ("seed", str(summary.seed)),
+            ("training questions", f"{whole(summary.train.problems)} ({whole(summary.train.quarantined)} set aside)"),
+            (
+                "held-out questions",
+                f"{whole(summary.held_out.problems)} ({whole(summary.held_out.quarantined)} set aside)",
+            ),
+            ("optimizer steps", f"{whole(learner.steps)} in {duration(learner.seconds)}"),
+            ("groups learned from", whole(learner.groups)),
+            ("answer tokens learned from", whole(learner.answer_tokens)),
+            ("learner workers", f"{whole(learner.workers)}, ZeRO stage {learner.zero_stage}"),
+        ]
+    )
+    versions = facts([(name, escape(version)) for name, version in summary.versions.items()])
+    return (
+        "<p>What ran, on what, and how long. A digest is a fingerprint of a checkpoint’s files: the same digest, the "
+        f"same weights.</p>{models}{run}<h3>Wall time by phase</h3>{_phases(summary)}<h3>Versions</h3>{versions}"
+        "<details><summary>The whole configuration (YAML)</summary>"
+        f"<pre>{escape(summary.config)}</pre></details>"
+    )
+
+
+def _apart(one: Accuracy, other: Accuracy) -> bool:
+    return one.high < other.low or other.high < one.low
+
+
+def _digest(digest: str) -> str:
+    return f'<code class="together" title="{escape(digest)}">{escape(digest[:_DIGEST])}</code>'
+
+
+def _meter(stage: StageOutcome, source: str) -> str:
+    rate = stage.accuracy_by_source.get(source, math.nan)
+    return f"{percent(rate)} {bar(rate, 'teacher' if source == 'teacher' else 'after')}"
+
+
+def _phases(summary: Summary) -> str:
+    phases = {name: seconds for name, seconds in summary.phases.items() if math.isfinite(seconds)}
+    rest = summary.wall_seconds - sum(phases.values())
+    if math.isfinite(rest) and rest > 0.005 * summary.wall_seconds:
+        phases["everything else"] = rest
+    total = sum(phases.values())
+    longest = max(phases.values(), default=0.0)
+    rows = [
+        [
+            escape(name),
+            duration(seconds),
+            percent(seconds / total if total > 0 else math.nan, 0),
+            bar(seconds / longest if longest > 0 else 0.0, "after"),
+        ]
+        for name, seconds in phases.items()
+    ]
+    return f'<div class="phases">{table(("phase", "time", "share", ""), rows, numbers=(1, 2))}</div>'

@@ -1,0 +1,21 @@
+"""Rewards of the answers of one group (METHOD 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def distillation_rewards(divergences: Tensor) -> Tensor:
+    """R_distill: 1 for the answer on which teacher and student agree best, 0 for the worst, linear in between.
+
+    divergences: [G], one mean JSD per answer. All equal gives 0 for all. The result carries no gradient.
+
+    Example: ``[0.1, 0.3, 0.2]`` gives ``[1.0, 0.0, 0.5]``.
+    """
+    divergences = divergences.detach()
+    spread = divergences.max() - divergences.min()
+    if spread == 0:
+        return torch.zeros_like(divergences)
+    return (divergences.max() - divergences) / spread
+

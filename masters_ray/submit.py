@@ -1,0 +1,96 @@
+"""Hand a run to a cluster as a Ray job, follow its log, return its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from masters_ray import config as configuration
+from masters_ray.errors import SubmitError
+from masters_ray.progress import say
+
+_UPLOADED = ("masters_ray", "conf", "jobs")
+"""What of the current directory travels with the job."""
+_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+def submit(config_file: str, overrides: list[str], address: str | None, *, follow: bool = True) -> int:
+    """Submit ``jobs/distil.py`` with this configuration. Returns the job's exit code, or 0 when it is not followed.
+
+    The code, conf and the toy pair travel with the job; run.dir, data and other checkpoints are paths that the
+    cluster's nodes must see. Raises ConfigError for a bad configuration, SubmitError when the cluster cannot be reached.
+    """
+    root = Path.cwd()
+    absent = [name for name in _UPLOADED if not (root / name).is_dir()]
+    if absent:
+        raise SubmitError(f"{root}: no {', '.join(absent)} here; submit from the project's directory, which travels with the job")
+    if not (root / config_file).resolve().is_relative_to(root):
+        raise SubmitError(f"{config_file}: the configuration must lie below {root}, which travels with the job")
+    config = configuration.load(config_file, overrides)
+    words = [os.path.relpath(root / config_file, root), *overrides, *_absolute_paths(config, root)]
+    entrypoint = shlex.join(["python", "jobs/distil.py", *words])
+    client = _client(address)
+    job = client.submit_job(
+        entrypoint=entrypoint,
+        runtime_env={"working_dir": str(root), "excludes": _excludes(root), "env_vars": {"PYTHONUNBUFFERED": "1"}},
+        metadata={"name": Path(config_file).stem},
+    )
+    say(f"job {job} submitted: {entrypoint}")
+    if not follow:
+        return 0
+    return _follow(client, job)
+
+
+def _client(address: str | None) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    chosen = address or os.environ.get("RAY_ADDRESS") or _DEFAULT_ADDRESS
+    try:
+        return JobSubmissionClient(chosen)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SubmitError(
+            f"{chosen}: no cluster answers there ({error}). Give the dashboard's address with --address, such as "
+            f"{_DEFAULT_ADDRESS}; ray start --head prints it."
+        ) from error
+
+
+def _follow(client: Any, job: str) -> int:
+    async def log() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    try:
+        asyncio.run(log())
+    except KeyboardInterrupt:
+        say(f"job {job} goes on; stop it with: ray job stop {job}")
+        raise
+    info = client.get_job_info(job)
+    say(f"job {job}: {info.status.lower()}")
+    if info.status == "SUCCEEDED":
+        return 0
+    if not info.driver_exit_code:
+        say(f"cause: {info.message}")
+    return info.driver_exit_code or 1
+
+
+def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
+    """Overrides that make relative paths mean on the cluster what they mean here; what travels stays relative."""
+    words = [f"run.dir={root / config.run.dir}"]
+    for key, path in {
+        "data.train.path": config.data.train.path,
+        "data.held_out.path": config.data.held_out.path,
+        "teacher.checkpoint": config.teacher.checkpoint,
+        "student.checkpoint": config.student.checkpoint,
+    }.items():
+        if path and Path(path).exists() and Path(path).parts[0] not in _UPLOADED:
+            words.append(f"{key}={root / path}")
+    return words
+
+
+def _excludes(root: Path) -> list[str]:
+    """Everything at the top that the job does not need, as patterns of a .gitignore."""
+    kept = {*_UPLOADED, "pyproject.toml", "setup.cfg"}
+    return [f"/{entry.name}" for entry in root.iterdir() if entry.name not in kept]

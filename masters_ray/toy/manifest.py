@@ -1,0 +1,72 @@
+"""``manifest.json`` of the pair: how each model was made, what its files are, and how well they answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from masters_ray import easy_vqa
+from masters_ray.toy import models
+from masters_ray.toy.evaluate import judge_agreement, question_accuracy
+from masters_ray.toy.examples import QuestionPrompts, draw_triple
+from masters_ray.toy.pictures import read_pictures
+
+FILE = "manifest.json"
+PACKAGES = ("easy-vqa", "numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
+JUDGED = 1000
+"""Triples the agreement of a judge is measured on; drawn under a seed of their own."""
+JUDGE_SEED = 90210
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of ``folder`` by name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def describe(folder: Path, test_limit: int | None = None) -> dict[str, Any]:
+    """What the model saved in ``folder`` is and can do, measured on the saved (bfloat16) weights in float32.
+
+    ``test_limit`` bounds the problems of each kind and the judged triples.
+    """
+    model = models.load(folder)
+    questions = QuestionPrompts(AutoTokenizer.from_pretrained(folder))
+    pictures = read_pictures("test")
+    row_of = {int(number): row for row, number in enumerate(pictures.numbers)}
+    accuracy: dict[str, Any] = {}
+    for kind in easy_vqa.KINDS:
+        problems = easy_vqa.problems("test", [kind])[:test_limit]
+        rows = torch.tensor([row_of[int(problem.id.split("/")[1])] for problem in problems])
+        right, asked = question_accuracy(model, questions, problems, pictures.pixels[rows])[kind]
+        accuracy[kind] = {"right": right, "n": asked, "accuracy": round(right / asked, 4)}
+    accuracy["balanced_mean"] = round(sum(accuracy[kind]["accuracy"] for kind in easy_vqa.KINDS) / 3, 4)
+    random = np.random.default_rng(JUDGE_SEED)
+    triples = [draw_triple(questions, random) for _ in range(JUDGED if test_limit is None else test_limit)]
+    agreement = judge_agreement(model, questions.tokenizer, triples)
+    return {
+        "parameters": models.parameters(model),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "accuracy": accuracy,
+        "judge": {"n": len(triples), **{call: round(share, 4) for call, share in agreement.items()}},
+        "sha256": file_hashes(folder),
+    }
+
+
+def update(pair: Path, name: str, entry: dict[str, Any]) -> None:
+    """Replace what the manifest of ``pair`` says of one model, whole or not at all."""
+    path = pair / FILE
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known["about"] = "tiny Qwen3-VL pair over easy-vqa; accuracy is greedy, on the test pictures, by kind"
+    known["packages"] = {package: version(package) for package in PACKAGES}
+    known.setdefault("models", {})[name] = entry
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(fresh, path)

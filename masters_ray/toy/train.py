@@ -1,0 +1,228 @@
+"""The three stages of one model: its vision tower with linear heads, judging alone, then all but the tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
+
+from masters_ray import easy_vqa
+from masters_ray.toy import models
+from masters_ray.toy.checkpoint import Checkpoints
+from masters_ray.toy.evaluate import judge_agreement, quick_accuracy
+from masters_ray.toy.examples import QuestionPrompts, draw_triple, evaluation_pair, make_batch, parsing_pair
+from masters_ray.toy.forward import Features, picture_loss, see, see_all, text_loss
+from masters_ray.toy.loop import Figures, Loop
+from masters_ray.toy.pictures import UNKNOWN, Pictures, vary
+from masters_ray.toy.recipe import Recipe, Stage
+
+JUDGED = 100
+"""Held-out triples that the judge is looked at with along the way."""
+PARSING = 0.1
+"""Share of judge examples that are second calls."""
+RARELY = 0.1
+"""How often a kind well above its target is drawn, against 1 for one well below."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training pictures, and the part of them that is kept apart."""
+
+    drawn: Pictures
+    held_out: Pictures
+
+    @staticmethod
+    def split(pictures: Pictures, held_out: int) -> Data:
+        """The last ``held_out`` pictures are kept apart."""
+        return Data(pictures.part(slice(None, -held_out)), pictures.part(slice(-held_out, None)))
+
+
+class Heads(torch.nn.Module):
+    """A linear head for each kind over the mean of the image tokens, on the last and on every deepstack level."""
+
+    def __init__(self, hidden: int, levels: int) -> None:
+        super().__init__()
+        sizes = [len(labels) for labels in easy_vqa.LABELS.values()]
+        self.heads = torch.nn.ModuleList(
+            torch.nn.ModuleList(torch.nn.Linear(hidden, size) for size in sizes) for _ in range(levels + 1)
+        )
+
+    def forward(self, features: Features) -> list[list[torch.Tensor]]:
+        """Logits by level (the last layer first), then by kind, each (n, labels)."""
+        levels = [features.merged, *features.deepstack.unbind(1)]
+        means = [level.mean(dim=1) for level in levels]
+        return [[head(mean) for head in heads] for heads, mean in zip(self.heads, means, strict=True)]  # type: ignore[arg-type]
+
+
+class Trainer:
+    """Runs the stages of ``recipe`` over ``data``; each goes on from its newest checkpoint."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        tokenizer: PreTrainedTokenizerFast,
+        checkpoints: Checkpoints,
+        console: Console,
+        stop_after: int | None = None,
+    ) -> None:
+        self.recipe, self.data, self.tokenizer = recipe, data, tokenizer
+        self.checkpoints, self.console, self.stop_after = checkpoints, console, stop_after
+        self.questions = QuestionPrompts(tokenizer)
+        self.model: Qwen3VLForConditionalGeneration = models.make_model(recipe.shape, tokenizer, recipe.seed)
+        held_out = np.random.default_rng([recipe.seed, 1])
+        self.triples = [draw_triple(self.questions, held_out) for _ in range(JUDGED)]
+        self.rows = [
+            (row, kind, self.questions.draw(kind, labels, held_out), easy_vqa.LABELS[kind][labels[at]])
+            for row, labels in enumerate(data.held_out.labels)
+            for at, kind in enumerate(easy_vqa.KINDS)
+            if labels[at] != UNKNOWN
+        ]
+
+    def run(self) -> Qwen3VLForConditionalGeneration | None:
+        """The trained model in float32, or None when ``stop_after`` cut a stage short."""
+        for stage in (self.tower, self.judge, self.language):
+            if not stage():
+                return None
+        return self.model.eval()
+
+    def tower(self) -> bool:
+        """Vision tower and throw-away heads, on shifted and mirrored pictures."""
+        model, data, size = self.model, self.data.drawn, self.recipe.stages["tower"].batch
+        torch.manual_seed(self.recipe.seed)
+        heads = Heads(self.recipe.shape.hidden, len(self.recipe.shape.deepstack))
+
+        def draw(random: np.random.Generator, _: Figures) -> torch.Tensor:
+            rows = random.integers(0, len(data), size)
+            labels = data.labels[rows].copy()
+            copies = [vary(data.pixels[row], data.boxes[row], random) for row in rows]
+            labels[:, 2] = [place for _, place in copies]
+            targets = torch.from_numpy(labels)
+            logits = heads(see(model, torch.stack([picture for picture, _ in copies])))
+            losses = [
+                functional.cross_entropy(of_kind, targets[:, at], ignore_index=UNKNOWN)
+                for level in logits
+                for at, of_kind in enumerate(level)
+            ]
+            return torch.stack(losses).mean()
+
+        def look() -> Figures:
+            seen = see_all(model, self.data.held_out.pixels)
+            labels = torch.from_numpy(self.data.held_out.labels)
+            figures = Figures()
+            with torch.no_grad():
+                for prefix, level in zip(("", *(f"deep{n}-" for n in range(9))), heads(seen), strict=False):
+                    for at, kind in enumerate(easy_vqa.KINDS):
+                        known = labels[:, at] != UNKNOWN
+                        right = level[at].argmax(-1)[known] == labels[known, at]
+                        figures[prefix + kind] = right.float().mean().item()
+            return figures
+
+        return self._loop("tower", {"visual": model.model.visual, "heads": heads}, draw, look)
+
+    def judge(self) -> bool:
+        """The language part on judge prompts alone."""
+        self.model.model.visual.requires_grad_(False)
+        stage = self.recipe.stages["judge"]
+
+        def draw(random: np.random.Generator, _: Figures) -> torch.Tensor:
+            return self._judge_loss(random, stage.judge_batch)
+
+        return self._loop("judge", self._language(), draw, self._judge_figures)
+
+    def language(self) -> bool:
+        """The language part on questions, with judge prompts to the end."""
+        self.model.model.visual.requires_grad_(False)
+        stage = self.recipe.stages["language"]
+        if stage.steps == 0:
+            return True
+        copies, labels = self._copies()
+        held = see_all(self.model, self.data.held_out.pixels)
+        held = held.rows(torch.tensor([row for row, *_ in self.rows]))
+        known = [np.flatnonzero(labels[:, at] != UNKNOWN) for at in range(len(easy_vqa.KINDS))]
+
+        def draw(random: np.random.Generator, figures: Figures) -> torch.Tensor:
+            shares = kind_shares(stage, figures)
+            pairs, rows = [], []
+            for _ in range(stage.batch):
+                at = int(random.choice(len(shares), p=shares))
+                row = int(random.choice(known[at]))
+                kind = easy_vqa.KINDS[at]
+                question = self.questions.draw(kind, labels[row], random)
+                pairs.append((self.questions.prompt(question), easy_vqa.LABELS[kind][labels[row, at]]))
+                rows.append(row)
+            loss = picture_loss(self.model, make_batch(self.tokenizer, pairs), copies.rows(torch.tensor(rows)))
+            return loss + self._judge_loss(random, stage.judge_batch) if stage.judge_batch else loss
+
+        def look() -> Figures:
+            return quick_accuracy(self.model, self.questions, [row[1:] for row in self.rows], held)
+
+        def enough(figures: Figures) -> bool:
+            target = stage.target
+            return target is not None and all(abs(figures[kind] - target) <= stage.band for kind in easy_vqa.KINDS)
+
+        finished = self._loop("language", self._language(), draw, look, enough)
+        self.console.print(f"{self.recipe.name}: judge agreement {self._judge_figures()}", highlight=False)
+        return finished
+
+    def _language(self) -> dict[str, torch.nn.Module]:
+        return {"language": self.model.model.language_model}
+
+    def _judge_loss(self, random: np.random.Generator, count: int) -> torch.Tensor:
+        """Mean loss over first and second judge calls, weighted by how many there are of each."""
+        second = int(random.binomial(count, PARSING))
+        total = torch.zeros(())
+        for make, size in ((evaluation_pair, count - second), (parsing_pair, second)):
+            if size:
+                pairs = [make(self.tokenizer, draw_triple(self.questions, random)) for _ in range(size)]
+                total = total + text_loss(self.model, make_batch(self.tokenizer, pairs)) * (size / count)
+        return total
+
+    def _judge_figures(self) -> Figures:
+        return judge_agreement(self.model, self.tokenizer, self.triples)
+
+    def _copies(self) -> tuple[Features, np.ndarray]:
+        """Features of every training picture and of shifted copies, in bfloat16, with their (n, 3) labels."""
+        data, random = self.data.drawn, np.random.default_rng([self.recipe.seed, 2])
+        parts, labels = [see_all(self.model, data.pixels)], [data.labels]
+        for _ in range(self.recipe.copies):
+            moved = [vary(data.pixels[row], data.boxes[row], random) for row in range(len(data))]
+            parts.append(see_all(self.model, torch.stack([picture for picture, _ in moved])))
+            labels.append(np.column_stack([data.labels[:, :2], [place for _, place in moved]]))
+        merged = torch.cat([part.merged.bfloat16() for part in parts])
+        return Features(merged, torch.cat([part.deepstack.bfloat16() for part in parts])), np.concatenate(labels)
+
+    def _loop(
+        self,
+        name: str,
+        modules: dict[str, torch.nn.Module],
+        draw: Callable[[np.random.Generator, Figures], torch.Tensor],
+        look: Callable[[], Figures],
+        enough: Callable[[Figures], bool] = lambda _: False,
+    ) -> bool:
+        return Loop(
+            name=name,
+            recipe=self.recipe,
+            stage=self.recipe.stages[name],
+            modules=modules,
+            checkpoints=self.checkpoints,
+            console=self.console,
+            draw=draw,
+            look=look,
+            enough=enough,
+            stop_after=self.stop_after,
+        ).run()
+
+
+def kind_shares(stage: Stage, figures: Figures) -> np.ndarray:
+    """How often each kind is drawn, (3,) summing to 1: fully below ``target - band``, hardly above ``target + band``."""
+    accuracy = np.array([figures.get(kind, 0.0) for kind in easy_vqa.KINDS])
+    if stage.target is None:
+        return np.full(len(accuracy), 1 / len(accuracy))
+    wanted = np.clip((stage.target + stage.band - accuracy) / (2 * stage.band), RARELY, 1)
+    return np.asarray(wanted / wanted.sum())

@@ -1,0 +1,139 @@
+"""Checks of a configuration against the world: files, checkpoints, tokenizers, the cluster. Starts nothing."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from masters_ray import weights
+from masters_ray.config import Config
+from masters_ray.errors import CheckpointError, Complaint, ConfigError
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError with every complaint about data files and checkpoints. Reads headers, loads no weights."""
+    complaints = [*_data(config), *_checkpoints(config)]
+    if complaints:
+        raise ConfigError(complaints)
+
+
+def check_cluster(config: Config) -> None:
+    """Raises ConfigError when the connected cluster is too small for what the run asks for at one time."""
+    import ray
+
+    resources = ray.cluster_resources()
+    teacher, student, judge, learner = config.teacher, config.student, config.judge, config.learner
+    processes = max(student.replicas, judge.replicas) if judge.share_process else student.replicas + judge.replicas
+    asked = {
+        "making rollouts": (
+            teacher.replicas * teacher.cpus + processes * student.cpus,
+            teacher.replicas * teacher.gpus * teacher.tensor_parallel
+            + processes * student.gpus * student.tensor_parallel,
+        ),
+        # One CPU more: the dataset is read by tasks beside the workers.
+        "the learner": (learner.workers * learner.cpus + 1, learner.workers * learner.gpus),
+    }
+    complaints = [
+        Complaint(
+            where=f"{name} for {doing}",
+            expected=f"at most the cluster's {resources.get(name, 0):g}",
+            found=f"{amount:g}",
+            remedy="Lower replicas or workers or what each reserves, or use a larger cluster.",
+        )
+        for doing, (cpus, gpus) in asked.items()
+        for name, amount in (("CPU", cpus), ("GPU", gpus))
+        if amount > resources.get(name, 0) + 1e-9
+    ]
+    if complaints:
+        raise ConfigError(complaints)
+
+
+def _data(config: Config) -> list[Complaint]:
+    complaints = []
+    for name, source in (("train", config.data.train), ("held_out", config.data.held_out)):
+        if source.format == "easy_vqa":
+            if find_spec("easy_vqa") is None:
+                complaints.append(
+                    Complaint(
+                        where=f"data.{name}.format",
+                        expected="the package easy-vqa",
+                        found="not installed",
+                        remedy="pip install easy-vqa==1.0",
+                    )
+                )
+        elif source.path and not Path(source.path).is_file():
+            complaints.append(
+                Complaint(
+                    where=f"data.{name}.path",
+                    expected=f"a {source.format} file",
+                    found=f"{source.path}, which does not exist",
+                    remedy="Correct the path; a relative one starts at the current directory.",
+                )
+            )
+    return complaints
+
+
+def _checkpoints(config: Config) -> list[Complaint]:
+    complaints: list[Complaint] = []
+    folders: dict[str, Path] = {}
+    for name, checkpoint in (("teacher", config.teacher.checkpoint), ("student", config.student.checkpoint)):
+        key = f"{name}.checkpoint"
+        try:
+            folder = weights.locate(checkpoint)
+        except CheckpointError as error:
+            complaints.append(
+                Complaint(
+                    where=key,
+                    expected="a checkpoint's directory or a model id of the Hub",
+                    found=checkpoint,
+                    remedy=str(error),
+                )
+            )
+            continue
+        wrong = weights.check(folder)
+        if wrong:
+            complaints.append(
+                Complaint(
+                    where=key,
+                    expected="a readable checkpoint in safetensors with tokenizer and processor",
+                    found=f"{folder}: {'; '.join(wrong)}",
+                    remedy="Download or export it again.",
+                )
+            )
+        else:
+            folders[name] = folder
+    if len(folders) == 2:
+        complaints += _tokenizers(folders["teacher"], folders["student"])
+        complaints += _top_k(config, folders["teacher"])
+    return complaints
+
+
+def _tokenizers(teacher: Path, student: Path) -> list[Complaint]:
+    ours, theirs = weights.tokenizer_identity(student), weights.tokenizer_identity(teacher)
+    different = [name for name in ours if ours[name] != theirs[name]]
+    if not different:
+        return []
+    return [
+        Complaint(
+            where="student.checkpoint",
+            expected=f"the tokenizer of the teacher ({teacher})",
+            found=f"{student}, which differs in {', '.join(different)}",
+            remedy="Distributions can only be compared token by token: choose a pair of one family.",
+        )
+    ]
+
+
+def _top_k(config: Config, teacher: Path) -> list[Complaint]:
+    content = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    vocabulary = content.get("vocab_size") or content.get("text_config", {}).get("vocab_size")
+    if vocabulary is None or config.teacher.top_k <= vocabulary:
+        return []
+    return [
+        Complaint(
+            where="teacher.top_k",
+            expected=f"at most the vocabulary's {vocabulary}",
+            found=str(config.teacher.top_k),
+            remedy="50 keeps nearly all of the mass.",
+        )
+    ]

@@ -1,0 +1,86 @@
+"""Questions over the easy-vqa pictures: order, ids, labels, places computed from pixels, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from importlib import resources
+
+import pytest
+from PIL import Image
+
+from masters_ray import easy_vqa
+from masters_ray.errors import DataError
+
+
+def test_test_problems_are_what_they_always_were() -> None:
+    problems = easy_vqa.problems("test")
+    assert Counter(problem.kind for problem in problems) == {"colour": 790, "shape": 763, "place": 728}
+    assert len({problem.id for problem in problems}) == len(problems)
+    first = problems[0]
+    assert (first.id, first.question, first.label, first.kind) == (
+        "test/0/colour",
+        "what is the color of the triangle?",
+        "red",
+        "colour",
+    )
+    assert first.pictures[0].read().startswith(b"\x89PNG")
+    assert all(problem.label in easy_vqa.LABELS[problem.kind] for problem in problems)
+    numbers = [int(problem.id.split("/")[1]) for problem in problems]
+    assert numbers == sorted(numbers)
+    assert problems == easy_vqa.problems("test")
+
+
+def test_kinds_can_be_chosen() -> None:
+    problems = easy_vqa.problems("test", ["place"])
+    assert {problem.kind for problem in problems} == {"place"}
+    assert {problem.question for problem in problems} == set(easy_vqa.PLACE_QUESTIONS)
+    assert min(Counter(problem.label for problem in problems).values()) > 100
+    assert easy_vqa.problems("test", []) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "place"),
+    [
+        ((0, 0, 10, 10), "top left"),
+        ((50, 2, 60, 12), "top right"),
+        ((4, 40, 30, 60), "bottom left"),
+        ((33, 33, 63, 63), "bottom right"),
+        ((30, 0, 40, 10), None),
+        ((0, 24, 10, 34), None),
+        ((36, 36, 36, 36), "bottom right"),
+        ((35, 40, 35, 40), None),
+    ],
+)
+def test_place_of(box: easy_vqa.Box, place: str | None) -> None:
+    assert easy_vqa.place_of(box) == place
+
+
+def test_shape_box_finds_the_shape_in_any_corner() -> None:
+    picture = Image.new("RGB", (64, 64), (240, 250, 240))
+    picture.paste((0, 0, 255), (0, 0, 12, 7))
+    assert easy_vqa.shape_box(picture) == (0, 0, 12, 7)
+    with pytest.raises(DataError, match="flat colour"):
+        easy_vqa.shape_box(Image.new("RGB", (64, 64), (240, 250, 240)))
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(DataError, match="yesno"):
+        easy_vqa.problems("test", ["colour", "yesno"])
+    with pytest.raises(DataError, match="split"):
+        easy_vqa.problems("validation")  # type: ignore[arg-type]
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> None:
+        raise ModuleNotFoundError(package)
+
+    monkeypatch.setattr(resources, "files", missing)
+    with pytest.raises(DataError, match="pip install easy-vqa"):
+        easy_vqa.problems("test")
+
+
+def test_importing_does_not_import_torch() -> None:
+    code = "import masters_ray.easy_vqa, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,131 @@
+"""The judge prompts of appendix section D, what is read out of a judge's text, and the exact rule."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from masters_ray import prompts
+from masters_ray.records import Picture, Problem
+
+
+def test_evaluation_prompt_is_the_appendix_text() -> None:
+    system, user = prompts.evaluation_messages("what color is the shape?", "red", "blue")
+    assert system["role"] == "system"
+    assert system["content"].splitlines() == [
+        "You are an evaluation assistant that gives accuracy scores compared with Ground Truth and Generated Text from AI.",
+        "Question is in <question> </question> tag.",
+        "Ground Truth is in <ground truth> </ground truth> tag.",
+        "Generated Text in <generated text> </generated text> tag.",
+        "After reading the Question, compare the Generated Text against the Ground Truth summary:",
+        "- If the Generated Text fully and correctly captures the core point → 1",
+        "- If it is incorrect or irrelevant → 0",
+        "- If it has repetitive response → 0",
+        "- If it has empty response → 0",
+        "Output the numerical evaluation score (0 or 1) after giving a brief explanation.",
+        "- The evaluation score should be wrapped in <answer> </answer> tag.",
+    ]
+    assert user == {
+        "role": "user",
+        "content": "<question>\nwhat color is the shape?\n</question>\n<ground truth>\nred\n</ground truth>\n"
+        "<generated text>\nblue\n</generated text>\n"
+        "Provide the numerical evaluation score after giving a brief explanation.\n"
+        "The evaluation score should be wrapped in <answer> </answer> tag.",
+    }
+
+
+def test_parsing_prompt_is_the_appendix_text() -> None:
+    system, user = prompts.parsing_messages("same colour. <answer>1</answer>")
+    assert system == {
+        "role": "system",
+        "content": "You are an evaluation assistant that gives binary accuracy scores (0 or 1) based on the provided "
+        "overall summary.\nThe summary will be wrapped inside <overall_summary> and </overall_summary> tag.\n"
+        "After reading the summary, briefly output the integer score (0 or 1) without any text.\n"
+        "Your final output must include only the integer value.",
+    }
+    assert user == {
+        "role": "user",
+        "content": "<overall_summary>\nsame colour. <answer>1</answer>\n</overall_summary>\n"
+        "Please output your integer accuracy score (0 or 1)\nbased on the summary above without any text.",
+    }
+
+
+def test_braces_in_an_answer_are_kept() -> None:
+    assert "{label} {0}" in prompts.evaluation_messages("q", "l", "{label} {0}")[1]["content"]
+    assert "{summary}" in prompts.parsing_messages("{summary}")[1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Ground truth: red. Generated: blue. <answer>0</answer>", 0),
+        ("<answer>1</answer>", 1),
+        ("<answer>\n 1 \n</answer>", 1),
+        ("<Answer>1</Answer>", 1),
+        ("first <answer>0</answer>, no: <answer>1</answer>", 1),
+        ("<answer><answer>1</answer>", 1),
+        ("<answer>1</answer> <answer>maybe</answer>", None),
+        ("<answer>10</answer>", None),
+        ("<answer></answer>", None),
+        ("<answer>1", None),
+        ("1", None),
+        ("", None),
+    ],
+)
+def test_parse_evaluation(text: str, score: int | None) -> None:
+    assert prompts.parse_evaluation(text) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("1", 1), ("0", 0), (" 1\n", 1), ("2", None), ("1.0", None), ("10", None), ("score: 1", None), ("", None)],
+)
+def test_parse_score(text: str, score: int | None) -> None:
+    assert prompts.parse_score(text) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "same"),
+    [
+        ("red", "red", True),
+        (" Red.\n", "red", True),
+        ("the red", "red", True),
+        ("A circle!", "circle", True),
+        ("top   left", "Top left", True),
+        ('"top left"', "top left", True),
+        ("a", "A", True),
+        ("blue", "red", False),
+        ("red red", "red", False),
+        ("red circle", "red", False),
+        ("topleft", "top left", False),
+        ("left", "top left", False),
+        ("", "red", False),
+        (" . ", "red", False),
+        ("", "", False),
+        ("1.5", "15", False),
+    ],
+)
+def test_matches(answer: str, label: str, same: bool) -> None:
+    assert prompts.matches(answer, label) is same
+
+
+def test_question_messages_hold_every_picture_and_the_choices() -> None:
+    picture = Picture(data=b"")
+    plain = Problem(id="1", question="which?", label="a", pictures=(picture,))
+    assert prompts.question_messages(plain) == [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which?"}]}
+    ]
+    rich = Problem(id="1", question="which?", label="a", pictures=(picture, picture), choices=("a", "b"))
+    assert prompts.question_messages(rich) == [
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which?\n- a\n- b"}],
+        }
+    ]
+
+
+def test_importing_is_light() -> None:
+    code = "import masters_ray.prompts, sys; sys.exit(bool({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

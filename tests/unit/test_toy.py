@@ -1,0 +1,197 @@
+"""The shipped toy pair, and that its build can be cut short anywhere and gives the same weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from masters_ray import easy_vqa, prompts
+from masters_ray.errors import CheckpointError
+from masters_ray.toy import PAIR, build, examples, manifest, models, pictures
+from masters_ray.toy.evaluate import complete
+from masters_ray.toy.forward import picture_hidden, see, text_hidden
+from masters_ray.toy.recipe import Recipe, Shape, Stage
+from masters_ray.toy.tokenizer import VOCABULARY, make_tokenizer
+
+NAMES = ("teacher", "student")
+TINY = Recipe(
+    name="student",
+    shape=Shape(
+        vision_hidden=32,
+        vision_depth=2,
+        vision_heads=1,
+        vision_intermediate=32,
+        deepstack=(0,),
+        hidden=32,
+        intermediate=32,
+        layers=2,
+        heads=1,
+        kv_heads=1,
+        head_dim=32,
+    ),
+    tower=Stage(steps=2, rate=1e-3, warmup=1, batch=4, report_every=2),
+    judge=Stage(steps=2, rate=1e-3, warmup=1, batch=0, judge_batch=3, report_every=9),
+    language=Stage(steps=2, rate=1e-3, warmup=1, batch=4, judge_batch=2, report_every=1, target=1.0),
+    held_out=10,
+    checkpoint_every=1,
+    copies=1,
+)
+
+
+@pytest.fixture(scope="module")
+def known() -> dict:
+    return json.loads((PAIR / manifest.FILE).read_text(encoding="utf-8"))["models"]
+
+
+@pytest.fixture(scope="module")
+def few() -> pictures.Pictures:
+    return pictures.read_pictures("test").part(slice(None, 40))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_manifest_describes_the_shipped_files(known: dict, name: str) -> None:
+    assert known[name]["sha256"] == manifest.file_hashes(PAIR / name)
+    assert known[name]["bytes"] == sum(path.stat().st_size for path in (PAIR / name).iterdir())
+
+
+def test_sizes_of_the_pair(known: dict) -> None:
+    counts = {name: known[name]["parameters"] for name in NAMES}
+    assert counts["student"] * 3 < counts["teacher"]
+    assert sum(path.stat().st_size for path in PAIR.rglob("*") if path.is_file()) < 20_000_000
+
+
+def test_accuracy_of_the_pair(known: dict) -> None:
+    teacher, student = (known[name]["accuracy"] for name in NAMES)
+    assert all(teacher[kind]["accuracy"] >= 0.9 for kind in easy_vqa.KINDS)
+    assert 0.5 <= student["balanced_mean"] <= 0.75
+    assert known["student"]["judge"]["evaluation"] >= 0.95
+
+
+def test_the_two_tokenizers_are_one() -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
+        assert (PAIR / "teacher" / file).read_bytes() == (PAIR / "student" / file).read_bytes()
+    tokenizer = AutoTokenizer.from_pretrained(PAIR / "student")
+    assert len(tokenizer) == VOCABULARY
+    text = "Ground truth: top left. Generated: rectriangle → é?\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
+
+
+def test_processor_keeps_small_pictures_and_bounds_large_ones(few: pictures.Pictures) -> None:
+    processor = AutoProcessor.from_pretrained(PAIR / "teacher")
+    picture = Image.fromarray(few.pixels[0].permute(1, 2, 0).numpy())
+    made = processor(images=[picture], text=["<|image_pad|>"], return_tensors="pt")
+    torch.testing.assert_close(made["pixel_values"], pictures.to_patches(few.pixels[:1]))
+    assert made["input_ids"].shape == (1, examples.IMAGE_TOKENS)
+    large = processor(images=[picture.resize((900, 500))], text=["<|image_pad|>"], return_tensors="pt")
+    assert 16 < large["input_ids"].shape[1] <= 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_models_answer(name: str, few: pictures.Pictures) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(PAIR / name, dtype=torch.float32).eval()
+    questions = examples.QuestionPrompts(AutoTokenizer.from_pretrained(PAIR / name))
+    problems = [p for p in easy_vqa.problems("test") if int(p.id.split("/")[1]) < len(few)]
+    rows = torch.tensor([int(problem.id.split("/")[1]) for problem in problems])
+    answers = complete(
+        model,
+        questions.tokenizer,
+        [questions.prompt(problem.question) for problem in problems],
+        8,
+        pictures.to_patches(few.pixels[rows]),
+        pictures.grid(len(rows)),
+    )
+    right = [prompts.matches(answer, problem.label) for answer, problem in zip(answers, problems, strict=True)]
+    assert np.mean(right) >= (0.9 if name == "teacher" else 0.4)
+
+
+def test_shipped_student_judges() -> None:
+    model = models.load(PAIR / "student")
+    tokenizer = AutoTokenizer.from_pretrained(PAIR / "student")
+    cases = [("red", 1), ("blue", 0), ("", 0), ("red red red red", 0), ("circle", 0)]
+    triples = [examples.Triple("what color is the shape?", "red", answer) for answer, _ in cases]
+    said = complete(model, tokenizer, [examples.evaluation_pair(tokenizer, triple)[0] for triple in triples], 64)
+    assert [prompts.parse_evaluation(text) for text in said] == [verdict for _, verdict in cases]
+
+
+def test_shortcuts_give_the_stock_numbers(few: pictures.Pictures) -> None:
+    tokenizer = make_tokenizer()
+    model = models.make_model(TINY.shape, tokenizer, seed=3).eval()
+    questions, random = examples.QuestionPrompts(tokenizer), np.random.default_rng(3)
+    with torch.no_grad():
+        pairs = [(questions.prompt("what shape is present?"), label) for label in ("circle", "top left", "red")]
+        batch = examples.make_batch(tokenizer, pairs)
+        quick = picture_hidden(model, batch.ids, see(model, few.pixels[:3]))
+        stock = model.model(
+            input_ids=batch.ids,
+            pixel_values=pictures.to_patches(few.pixels[:3]),
+            image_grid_thw=pictures.grid(3),
+            mm_token_type_ids=(batch.ids == model.config.image_token_id).int(),
+        )
+        torch.testing.assert_close(quick, stock.last_hidden_state)
+        triples = [examples.draw_triple(questions, random) for _ in range(4)]
+        batch = examples.make_batch(tokenizer, [examples.evaluation_pair(tokenizer, triple) for triple in triples])
+        quick, shared = text_hidden(model, batch.ids)
+        stock = model.model(input_ids=batch.ids).last_hidden_state[:, shared:]
+        assert shared > 100
+        torch.testing.assert_close(quick, stock, atol=1e-4, rtol=1e-4)
+
+
+def test_moved_shapes_keep_what_they_are(few: pictures.Pictures) -> None:
+    random = np.random.default_rng(5)
+    for row in range(20):
+        moved, place = pictures.vary(few.pixels[row], few.boxes[row], random)
+        assert sorted(moved.flatten().tolist()) == sorted(few.pixels[row].flatten().tolist())
+        box = easy_vqa.shape_box(Image.fromarray(moved.permute(1, 2, 0).numpy()))
+        assert pictures.place_index(np.array(box)) == place
+
+
+def test_triples_are_half_right_and_judged_by_the_rule() -> None:
+    questions, random = examples.QuestionPrompts(make_tokenizer()), np.random.default_rng(1)
+    triples = [examples.draw_triple(questions, random) for _ in range(1000)]
+    assert 0.45 < np.mean([triple.verdict for triple in triples]) < 0.6
+    assert all(prompts.parse_evaluation(triple.evaluation) == triple.verdict for triple in triples)
+    assert any(not triple.answer for triple in triples)
+
+
+def test_a_build_cut_short_goes_on_to_the_same_weights(
+    tmp_path: Path, few: pictures.Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "read_pictures", lambda split: few)
+    quiet = Console(quiet=True)
+
+    def go(name: str, recipe: Recipe = TINY, stop_after: int | None = None) -> bool:
+        return build.build(
+            tmp_path / name / "pair",
+            "student",
+            work=tmp_path / name / "work",
+            recipes={"student": recipe},
+            console=quiet,
+            stop_after=stop_after,
+            test_limit=2,
+        )
+
+    assert go("whole")
+    assert not go("cut", stop_after=1)
+    while not go("cut", stop_after=1):
+        pass
+    assert go("cut")
+    whole = load_file(tmp_path / "whole" / "pair" / "student" / "model.safetensors")
+    cut = load_file(tmp_path / "cut" / "pair" / "student" / "model.safetensors")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    written = json.loads((tmp_path / "cut" / "pair" / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
+    assert written["sha256"]["model.safetensors"] == manifest.file_hashes(tmp_path / "whole/pair/student")[
+        "model.safetensors"
+    ]
+    with pytest.raises(CheckpointError, match="another"):
+        go("cut", recipe=replace(TINY, seed=18))
