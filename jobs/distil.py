@@ -2,8 +2,8 @@
 
 ray job submit --working-dir . -- python jobs/distil.py conf/demo.yaml run.dir=/shared/runs/demo
 
-``masters-ray submit conf/demo.yaml`` does the same, leaves out of the upload what the job does not need, follows the log
-and returns the job's exit code.
+``masters-ray submit conf/demo.yaml`` does the same, leaves out of the upload what the job does not need, follows the
+log and returns the job's exit code.
 """
 
 import sys

@@ -26,9 +26,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
                 )
             ]
         )
-    # Workers inherit this environment: Ray Train's progress lines and Ray Data's bars would drown our own.
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Loaded:
     rejected: list[Rejected]
 
 
-class BadRow(Exception):
+class BadRowError(Exception):
     """Why one row cannot be used; becomes a Rejected, never reaches a caller."""
 
 
@@ -44,14 +45,14 @@ def load(source: DataSource, seed: int, max_quarantined_share: float) -> Loaded:
         try:
             problem = row if isinstance(row, Problem) else _problem(row, where, Path(source.path or "."))
             if problem.id in seen:
-                raise BadRow(f"id {problem.id!r} stands in an earlier row; ids must be unique")
+                raise BadRowError(f"id {problem.id!r} stands in an earlier row; ids must be unique")
             _check_pictures(problem)
             seen.add(problem.id)
             problems.append(problem)
-        except BadRow as reason:
+        except BadRowError as reason:
             rejected.append(Rejected(row=where, reason=str(reason)))
     total = len(problems) + len(rejected)
-    if total and len(rejected) / total > max_quarantined_share or not problems:
+    if (total and len(rejected) / total > max_quarantined_share) or not problems:
         raise DataError(_too_many(source, rejected, total, max_quarantined_share))
     random.Random(seed).shuffle(problems)
     return Loaded(problems=_balanced(problems, source.rows), rejected=rejected)
@@ -98,17 +99,17 @@ def _problem(row: Any, where: str, file: Path) -> Problem:
         try:
             row = json.loads(row)
         except json.JSONDecodeError as error:
-            raise BadRow(f"not JSON: {error}") from error
+            raise BadRowError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise BadRow(f"expected an object with question, answer and image, found {type(row).__name__}")
+        raise BadRowError(f"expected an object with question, answer and image, found {type(row).__name__}")
     missing = [key for key in ("question", "answer", "image") if row.get(key) is None]
     if missing:
-        raise BadRow(f"no {', '.join(missing)}; the keys are {', '.join(map(str, row))}")
+        raise BadRowError(f"no {', '.join(missing)}; the keys are {', '.join(map(str, row))}")
     question, label = str(row["question"]).strip(), str(row["answer"]).strip()
     if not question:
-        raise BadRow("empty question")
+        raise BadRowError("empty question")
     if not label:
-        raise BadRow("empty answer")
+        raise BadRowError("empty answer")
     images = row["image"] if isinstance(row["image"], list) else [row["image"]]
     choices = row.get("choices") or []
     return Problem(
@@ -128,20 +129,20 @@ def _picture(image: Any, folder: Path) -> Picture:
         return Picture(data=image)
     if isinstance(image, str):
         return Picture(path=str(folder / image))
-    raise BadRow(f"image: expected a path or bytes, found {type(image).__name__}")
+    raise BadRowError(f"image: expected a path or bytes, found {type(image).__name__}")
 
 
 def _check_pictures(problem: Problem) -> None:
     if not problem.pictures:
-        raise BadRow("no picture")
+        raise BadRowError("no picture")
     for picture in problem.pictures:
         name = picture.path or "embedded picture"
         try:
             decode(picture)
         except FileNotFoundError:
-            raise BadRow(f"picture {name} does not exist") from None
+            raise BadRowError(f"picture {name} does not exist") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadRow(f"picture {name} cannot be decoded: {error}") from error
+            raise BadRowError(f"picture {name} cannot be decoded: {error}") from error
 
 
 def decode(picture: Picture) -> Image.Image:
@@ -158,14 +159,9 @@ def _balanced(problems: list[Problem], rows: int | None) -> list[Problem]:
     for index, problem in enumerate(problems):
         by_kind[problem.kind].append(index)
     taken: list[int] = []
-    queues = [iter(by_kind[kind]) for kind in sorted(by_kind)]
-    while queues and len(taken) < rows:
-        for queue in list(queues):
-            index = next(queue, None)
-            if index is None:
-                queues.remove(queue)
-            elif len(taken) < rows:
-                taken.append(index)
+    for turn in zip_longest(*(by_kind[kind] for kind in sorted(by_kind))):
+        taken += [index for index in turn if index is not None]
+    del taken[rows:]
     return [problems[index] for index in sorted(taken)]
 
 

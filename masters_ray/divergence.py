@@ -17,8 +17,8 @@ _SMALLEST = 1e-30
 def top_k_jsd(student_logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, left_out: Tensor) -> Tensor:
     """JSD per token on the k stored outcomes and "everything else", in nats.
 
-    student_logprobs: [tokens, vocab], normalised. top_ids, top_logprobs: [tokens, k], the teacher's. left_out: [tokens],
-    the teacher's mass outside the k. Returns [tokens]; differentiable in student_logprobs.
+    student_logprobs: [tokens, vocab], normalised. top_ids, top_logprobs: [tokens, k], the teacher's. left_out:
+    [tokens], the teacher's mass outside the k. Returns [tokens]; differentiable in student_logprobs.
 
     Example: teacher {a: 0.5, rest: 0.5} and a student with log-prob 0 on ``a`` give
     ½·(½·ln(½/¾) + ½·ln(½/¼)) + ½·ln(1/¾) = 0.2158.

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from PIL import Image, ImageChops
 
@@ -49,7 +49,7 @@ def shape_box(picture: Image.Image) -> Box:
     """
     rgb = picture.convert("RGB")
     colours = rgb.getcolors(maxcolors=rgb.width * rgb.height) or []
-    ground = Image.new("RGB", rgb.size, max(colours)[1])
+    ground = Image.new("RGB", rgb.size, cast("tuple[int, int, int]", max(colours)[1]))
     box = ImageChops.difference(rgb, ground).getbbox()
     if box is None:
         raise DataError(

@@ -101,4 +101,4 @@ def masked(
 def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     """Feed one named tensor into a SHA-256."""
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-    digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy().tobytes())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,6 +1,6 @@
 """The frozen rows that cross a boundary. A stage returns a new type; it never fills a blank in an old one.
 
-    Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGroup ─► store ─► learner ─► StepMetrics
+Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGroup ─► store ─► learner ─► StepMetrics
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Picture:
 class Problem:
     """One question about pictures, with its label.
 
-    Example: ``Problem(id="test/17", question="what color is the shape?", label="red", pictures=(Picture(path="17.png"),),
-    kind="colour")``
+    Example: ``Problem(id="test/17", question="what color is the shape?", label="red", kind="colour",
+    pictures=(Picture(path="17.png"),))``
     """
 
     id: str

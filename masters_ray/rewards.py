@@ -18,4 +18,3 @@ def distillation_rewards(divergences: Tensor) -> Tensor:
     if spread == 0:
         return torch.zeros_like(divergences)
     return (divergences.max() - divergences) / spread
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -33,4 +34,4 @@ def split(rows: Sequence[T], count: int, stage_data: Literal["share", "all"]) ->
     if stage_data == "all":
         return [list(rows) for _ in range(count)]
     bounds = [len(rows) * i // count for i in range(count + 1)]
-    return [list(rows[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [list(rows[low:high]) for low, high in itertools.pairwise(bounds)]

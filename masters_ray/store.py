@@ -84,7 +84,9 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         if (folder / MANIFEST).exists():
-            raise StoreError(f"{folder}: holds a finished store already; it is never written over. Choose another run.dir.")
+            raise StoreError(
+                f"{folder}: holds a finished store already; it is never written over. Choose another run.dir."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("shard-*"):
             leftover.unlink()
@@ -115,7 +117,7 @@ class Writer:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished store; None when there is none. Raises StoreError when it is damaged or a shard is gone."""
+    """The manifest of a finished store, or None. Raises StoreError when it is damaged or a shard is gone."""
     file = folder / MANIFEST
     if not file.exists():
         return None
@@ -124,12 +126,16 @@ def read_manifest(folder: Path) -> Manifest | None:
         version = content["format"]
         manifest = Manifest(rows=content["rows"], shards=content["shards"], made_by=content["made_by"])
     except (ValueError, KeyError) as error:
-        raise StoreError(f"{file}: expected a manifest, found {error!r}. Delete {folder} to make its rows again.") from error
+        raise StoreError(
+            f"{file}: expected a manifest, found {error!r}. Delete {folder} to make its rows again."
+        ) from error
     if version != _FORMAT:
         raise StoreError(f"{file}: expected format {_FORMAT}, found {version}. Delete {folder} to make its rows again.")
     for shard in manifest.shards:
         if not (folder / shard["name"]).is_file():
-            raise StoreError(f"{folder}: {shard['name']} is in the manifest but gone. Delete {folder} to make it again.")
+            raise StoreError(
+                f"{folder}: {shard['name']} is in the manifest but gone. Delete {folder} to make it again."
+            )
     return manifest
 
 

@@ -21,12 +21,14 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
     """Submit ``jobs/distil.py`` with this configuration. Returns the job's exit code, or 0 when it is not followed.
 
     The code, conf and the toy pair travel with the job; run.dir, data and other checkpoints are paths that the
-    cluster's nodes must see. Raises ConfigError for a bad configuration, SubmitError when the cluster cannot be reached.
+    cluster's nodes must see. Raises ConfigError for a bad configuration, SubmitError when no cluster can be reached.
     """
     root = Path.cwd()
     absent = [name for name in _UPLOADED if not (root / name).is_dir()]
     if absent:
-        raise SubmitError(f"{root}: no {', '.join(absent)} here; submit from the project's directory, which travels with the job")
+        raise SubmitError(
+            f"{root}: no {', '.join(absent)} here; submit from the project's directory, which travels with the job"
+        )
     if not (root / config_file).resolve().is_relative_to(root):
         raise SubmitError(f"{config_file}: the configuration must lie below {root}, which travels with the job")
     config = configuration.load(config_file, overrides)

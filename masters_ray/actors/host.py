@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from masters_ray import weights
@@ -10,7 +10,8 @@ from masters_ray.actors.judge import Judge
 from masters_ray.actors.model import Model
 from masters_ray.actors.rollout import Student
 from masters_ray.actors.teacher import Teacher
-from masters_ray.config import Engine, MaskScope
+from masters_ray.config import Engine
+from masters_ray.engines.vllm_engine import Mask
 
 Role = Literal["teacher", "student", "judge"]
 
@@ -25,8 +26,8 @@ class HostSpec:
     tensor_parallel: int = 1
     top_k: int = 1
     """Teacher: log-probabilities kept per token."""
-    mask: MaskScope = field(default_factory=MaskScope)
-    """Teacher: what is masked."""
+    mask: Mask | None = None
+    """Teacher: what is masked, and the ratio to start with."""
     judge_max_tokens: int = 256
 
 
@@ -39,10 +40,10 @@ class Host:
             spec.engine,
             tensor_parallel=spec.tensor_parallel,
             top_k=spec.top_k,
-            masked="teacher" in spec.roles,
+            mask=spec.mask,
         )
         players: dict[Role, Any] = {
-            "teacher": Teacher(model, spec.mask, spec.top_k),
+            "teacher": Teacher(model, spec.top_k),
             "student": Student(model),
             "judge": Judge(model, spec.judge_max_tokens),
         }

@@ -10,7 +10,7 @@ import numpy as np
 from masters_ray.config import Engine, Sampling
 from masters_ray.data import decode
 from masters_ray.engines.chat import Chat
-from masters_ray.engines.vllm_engine import Prompt, VllmEngine
+from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
 from masters_ray.prompts import Message, question_messages
 from masters_ray.records import Answer, Problem, Source, TokenScores
 
@@ -19,7 +19,7 @@ class Model:
     """One engine with its chat template."""
 
     def __init__(
-        self, folder: Path, engine: Engine, *, tensor_parallel: int = 1, top_k: int = 1, masked: bool = False
+        self, folder: Path, engine: Engine, *, tensor_parallel: int = 1, top_k: int = 1, mask: Mask | None = None
     ) -> None:
         self.chat = Chat(folder)
         self.engine = VllmEngine(
@@ -27,7 +27,7 @@ class Model:
             engine,
             tensor_parallel=tensor_parallel,
             top_k=top_k,
-            masked=masked,
+            mask=mask,
             banned=self.chat.placeholder_ids(),
         )
 

@@ -104,7 +104,9 @@ def replica_error(error: RayError, doing: str) -> MastersError:
     if isinstance(error, RayTaskError):
         return ReplicaError(f"{doing}: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, RayActorError):
-        return ReplicaError(f"{doing}: the replica's process died: {error}")
+        # The text ends with what the process itself raised, if it came that far.
+        cause = str(error).strip().splitlines()[-1].strip()
+        return ReplicaError(f"{doing}: its process died: {cause}")
     return ReplicaError(f"{doing}: {type(error).__name__}: {error}")
 
 

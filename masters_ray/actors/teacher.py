@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from masters_ray.actors.model import Model
-from masters_ray.config import MaskScope, Sampling
+from masters_ray.config import Sampling
 from masters_ray.masks import MaskReport
 from masters_ray.records import Answer, Problem, TokenScores
 
 
 class Teacher:
-    """A replica of the teacher. ``mask`` comes before anything else: the weights are loaded by it."""
+    """A replica of the teacher."""
 
-    def __init__(self, model: Model, scope: MaskScope, top_k: int) -> None:
-        self._model, self._scope, self._top_k = model, scope, top_k
+    def __init__(self, model: Model, top_k: int) -> None:
+        self._model, self._top_k = model, top_k
 
     def mask(self, ratio: float) -> MaskReport:
         """The checkpoint's weights, masked at ``ratio``, in place of whatever the replica held."""
-        return self._model.engine.mask(ratio, self._scope)
+        return self._model.engine.mask(ratio)
 
     def answer(
         self, problems: Sequence[Problem], sampling: Sampling, answers: int, seeds: Sequence[int]

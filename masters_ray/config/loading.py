@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,7 +29,9 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
     missing = OmegaConf.missing_keys(tree)
     for key in sorted(missing):
         complaints.append(
-            Complaint(where=key, expected="a value", found="none", remedy=f"Set {key} in {file} or on the command line.")
+            Complaint(
+                where=key, expected="a value", found="none", remedy=f"Set {key} in {file} or on the command line."
+            )
         )
         OmegaConf.update(tree, key, "")
     config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
@@ -55,10 +58,15 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
         content = OmegaConf.load(file)
     except FileNotFoundError:
         complaints.append(
-            Complaint(where=str(file), expected="a YAML file", found="no such file", remedy="Name a file such as conf/demo.yaml.")
+            Complaint(
+                where=str(file),
+                expected="a YAML file",
+                found="no such file",
+                remedy="Name a file such as conf/demo.yaml.",
+            )
         )
         content = OmegaConf.create()
-    except Exception as error:  # whatever the YAML reader objects to is one more complaint, with its own words
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         found_text = " ".join(str(error).split())
         complaints.append(Complaint(where=str(file), expected="YAML", found=found_text, remedy="Mend the file."))
         content = OmegaConf.create()
@@ -72,14 +80,18 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
         key, equals, text = word.partition("=")
         if not equals or not key:
             complaints.append(
-                Complaint(where=word, expected="key=value", found="no '='", remedy="Write for instance learner.workers=2.")
+                Complaint(
+                    where=word, expected="key=value", found="no '='", remedy="Write for instance learner.workers=2."
+                )
             )
             continue
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
-        except Exception as error:  # as above: the reader's own words
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             complaints.append(
-                Complaint(where=word, expected="a YAML value", found=" ".join(str(error).split()), remedy="Quote the value.")
+                Complaint(
+                    where=word, expected="a YAML value", found=" ".join(str(error).split()), remedy="Quote the value."
+                )
             )
             continue
         found.append(("command line", key, value))
@@ -89,19 +101,24 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not isinstance(tree, dict) or (not tree and prefix):
         return [(prefix, tree)]
-    return [
-        leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    ]
+    return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
 def _assign(tree: DictConfig, origin: str, key: str, value: Any, complaints: list[Complaint]) -> None:
     known = known_keys()
     where = f"{key} ({origin})"
     if key not in known:
-        section = key in {name.rpartition(".")[0] for name in known} or any(name.startswith(key + ".") for name in known)
+        section = key in {name.rpartition(".")[0] for name in known} or any(
+            name.startswith(key + ".") for name in known
+        )
         near = difflib.get_close_matches(key, known, n=1)
         if section:
-            complaint = Complaint(where=where, expected="a section", found=repr(value), remedy=f"Set a key below it, such as {next(name for name in known if name.startswith(key + '.'))}.")
+            complaint = Complaint(
+                where=where,
+                expected="a section",
+                found=repr(value),
+                remedy=f"Set a key below it, such as {next(name for name in known if name.startswith(key + '.'))}.",
+            )
         else:
             remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config.py for the keys."
             complaint = Complaint(where=where, expected="a known key", found="an unknown one", remedy=remedy)

@@ -30,16 +30,58 @@ def violations(config: Config) -> list[Complaint]:
         "A group of one has no advantage; the paper uses 4 + 4.",
     )
     sampling = rollout.sampling
-    rule(sampling.temperature > 0, "rollout.sampling.temperature", "above 0", sampling.temperature, "The answers of a group must differ; the paper uses 1.0.")
-    rule(0 < sampling.top_p <= 1, "rollout.sampling.top_p", "above 0 and at most 1", sampling.top_p, "The paper uses 0.9.")
-    rule(sampling.top_k == -1 or sampling.top_k >= 1, "rollout.sampling.top_k", "at least 1, or -1 for all", sampling.top_k, "The paper uses 50.")
-    rule(sampling.repetition_penalty > 0, "rollout.sampling.repetition_penalty", "above 0", sampling.repetition_penalty, "The paper uses 1.05.")
-    rule(0 <= schedule.max_ratio < 1, "schedule.max_ratio", "a fraction from 0 to below 1", schedule.max_ratio, "It is the share of weights zeroed in the first stage; the paper uses 0.2 or 0.4.")
+    rule(
+        sampling.temperature > 0,
+        "rollout.sampling.temperature",
+        "above 0",
+        sampling.temperature,
+        "The answers of a group must differ; the paper uses 1.0.",
+    )
+    rule(
+        0 < sampling.top_p <= 1,
+        "rollout.sampling.top_p",
+        "above 0 and at most 1",
+        sampling.top_p,
+        "The paper uses 0.9.",
+    )
+    rule(
+        sampling.top_k == -1 or sampling.top_k >= 1,
+        "rollout.sampling.top_k",
+        "at least 1, or -1 for all",
+        sampling.top_k,
+        "The paper uses 50.",
+    )
+    rule(
+        sampling.repetition_penalty > 0,
+        "rollout.sampling.repetition_penalty",
+        "above 0",
+        sampling.repetition_penalty,
+        "The paper uses 1.05.",
+    )
+    rule(
+        0 <= schedule.max_ratio < 1,
+        "schedule.max_ratio",
+        "a fraction from 0 to below 1",
+        schedule.max_ratio,
+        "It is the share of weights zeroed in the first stage; the paper uses 0.2 or 0.4.",
+    )
     rule(schedule.step > 0, "schedule.step", "above 0", schedule.step, "The paper uses a quarter of max_ratio.")
     if schedule.step > 0 and 0 <= schedule.max_ratio < 1:
         stages = schedule.max_ratio / schedule.step
-        rule(abs(stages - round(stages)) < 1e-6, "schedule.step", "max_ratio divided by a whole number", schedule.step, f"{schedule.max_ratio / max(1, round(stages)):g} gives {max(1, round(stages)) + 1} stages.")
-    rule(any(vars(teacher.mask).values()) or schedule.max_ratio == 0, "teacher.mask", "at least one part", "none", "Set teacher.mask.language=true, or schedule.max_ratio=0.")
+        rule(
+            abs(stages - round(stages)) < 1e-6,
+            "schedule.step",
+            "max_ratio divided by a whole number",
+            schedule.step,
+            f"{schedule.max_ratio / max(1, round(stages)):g} gives {max(1, round(stages)) + 1} stages.",
+        )
+    rule(
+        any(vars(teacher.mask).values()) or schedule.max_ratio == 0,
+        "teacher.mask",
+        "at least one part",
+        "none",
+        "Set teacher.mask.language=true, or schedule.max_ratio=0.",
+    )
     for key, found in {
         "teacher.replicas": teacher.replicas,
         "student.replicas": config.student.replicas,
@@ -57,7 +99,7 @@ def violations(config: Config) -> list[Complaint]:
         "learner.checkpoints_kept": learner.checkpoints_kept,
     }.items():
         at_least(key, found, 1)
-    for key, found in {
+    amounts: dict[str, float] = {
         "teacher.cpus": teacher.cpus,
         "teacher.gpus": teacher.gpus,
         "student.cpus": config.student.cpus,
@@ -69,12 +111,25 @@ def violations(config: Config) -> list[Complaint]:
         "learner.jsd_weight": learner.jsd_weight,
         "reward.alpha": config.reward.alpha,
         "evaluation.examples": config.evaluation.examples,
-    }.items():
-        at_least(key, found, 0)
-    rule(learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "0, 1, 2 or 3", learner.zero_stage, "See DeepSpeed's ZeRO stages.")
+    }
+    for key, amount in amounts.items():
+        at_least(key, amount, 0)
+    rule(
+        learner.zero_stage in (0, 1, 2, 3),
+        "learner.zero_stage",
+        "0, 1, 2 or 3",
+        learner.zero_stage,
+        "See DeepSpeed's ZeRO stages.",
+    )
     rule(learner.gpus in (0, 1), "learner.gpus", "0 or 1", learner.gpus, "Raise learner.workers for more GPUs.")
     rule(learner.learning_rate > 0, "learner.learning_rate", "above 0", learner.learning_rate, "The paper uses 1e-6.")
-    rule(learner.gradient_clipping > 0, "learner.gradient_clipping", "above 0", learner.gradient_clipping, "The default is 1.0.")
+    rule(
+        learner.gradient_clipping > 0,
+        "learner.gradient_clipping",
+        "above 0",
+        learner.gradient_clipping,
+        "The default is 1.0.",
+    )
     unit = learner.workers * learner.groups_per_micro_batch
     rule(
         unit < 1 or learner.groups_per_step % unit == 0,
@@ -83,12 +138,36 @@ def violations(config: Config) -> list[Complaint]:
         learner.groups_per_step,
         "Every worker takes whole micro-batches of a step.",
     )
-    rule(0 <= config.data.max_quarantined_share <= 1, "data.max_quarantined_share", "a fraction from 0 to 1", config.data.max_quarantined_share, "0.01 allows one row in a hundred.")
+    rule(
+        0 <= config.data.max_quarantined_share <= 1,
+        "data.max_quarantined_share",
+        "a fraction from 0 to 1",
+        config.data.max_quarantined_share,
+        "0.01 allows one row in a hundred.",
+    )
     for name, source in (("train", config.data.train), ("held_out", config.data.held_out)):
-        rule(source.format == "easy_vqa" or bool(source.path), f"data.{name}.path", f"the file of a {source.format} source", source.path, "Set it, or choose format=easy_vqa.")
-        rule(source.rows is None or source.rows >= 1, f"data.{name}.rows", "at least 1, or null for all", source.rows, "Raise it.")
+        rule(
+            source.format == "easy_vqa" or bool(source.path),
+            f"data.{name}.path",
+            f"the file of a {source.format} source",
+            source.path,
+            "Set it, or choose format=easy_vqa.",
+        )
+        rule(
+            source.rows is None or source.rows >= 1,
+            f"data.{name}.rows",
+            "at least 1, or null for all",
+            source.rows,
+            "Raise it.",
+        )
     for name, engine in (("teacher", teacher.engine), ("student", config.student.engine)):
-        rule(0 < engine.gpu_memory_utilization <= 1, f"{name}.engine.gpu_memory_utilization", "above 0 and at most 1", engine.gpu_memory_utilization, "0.9 is vLLM's default.")
+        rule(
+            0 < engine.gpu_memory_utilization <= 1,
+            f"{name}.engine.gpu_memory_utilization",
+            "above 0 and at most 1",
+            engine.gpu_memory_utilization,
+            "0.9 is vLLM's default.",
+        )
         for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_pictures"):
             at_least(f"{name}.engine.{key}", getattr(engine, key), 1)
     return complaints

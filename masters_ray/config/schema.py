@@ -1,5 +1,4 @@
-"""Every key of a configuration with its default and its unit.
-"""
+"""Every key of a configuration with its default and its unit."""
 
 from __future__ import annotations
 

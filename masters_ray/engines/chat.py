@@ -26,7 +26,9 @@ class Chat:
         self.tokenizer: Any = self.processor.tokenizer
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
-            raise CheckpointError(f"{folder}: expected a chat template, found none. Use an instruction-tuned checkpoint.")
+            raise CheckpointError(
+                f"{folder}: expected a chat template, found none. Use an instruction-tuned checkpoint."
+            )
         self._no_thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
 
     def text(self, messages: Sequence[Message]) -> str:

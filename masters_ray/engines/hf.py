@@ -21,7 +21,7 @@ _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """The model with weights of ``dtype`` ("float32" or "bfloat16"). Raises CheckpointError when it cannot be loaded."""
+    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot be loaded."""
     from transformers import AutoModelForImageTextToText
 
     try:
@@ -43,13 +43,19 @@ class AnswerLogprobs(nn.Module):
         """float32 [answer tokens, vocabulary], normalised: only the answers' tokens go through the head."""
         positions = batch.positions if batch.positions.shape[0] > 1 else batch.positions[0]
         hidden = self.model.model(
-            input_ids=batch.input_ids, attention_mask=batch.mask, position_ids=positions, use_cache=False, **batch.vision
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask,
+            position_ids=positions,
+            use_cache=False,
+            **batch.vision,
         ).last_hidden_state
         logits = self.model.lm_head(hidden.flatten(0, 1)[batch.predict_at])
         return logits.float().log_softmax(-1)
 
 
-def prompt_tensors(model: Any, chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> PromptTensors:
+def prompt_tensors(
+    model: Any, chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]
+) -> PromptTensors:
     """A prompt as ``model`` reads it, with the rotary positions that the model itself would give it."""
     inputs = chat.inputs(messages, pictures)
     input_ids = inputs["input_ids"]
@@ -90,8 +96,11 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
     wanted = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}
     model.save_pretrained(building, state_dict=wanted)
     for file in checkpoint.iterdir():
-        if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model") and not (building / file.name).exists():
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, building / file.name)
+        if (
+            file.is_file()
+            and file.suffix in (".json", ".jinja", ".txt", ".model")
+            and not (building / file.name).exists()
+        ) and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, building / file.name)
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.errors import ReplicaError
-from masters_ray.masks import MaskReport
+from masters_ray.masks import MaskReport, Part
 from masters_ray.records import TokenScores
 
 
@@ -24,22 +25,47 @@ class Prompt:
     pictures: tuple[Image.Image, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What of a checkpoint is masked, and how much of it."""
+
+    scope: MaskScope
+    ratio: float
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for part in get_args(Part) if getattr(self.scope, part)]
+
+
 class VllmEngine:
     """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node."""
 
     def __init__(
-        self, folder: Path, engine: Engine, *, tensor_parallel: int = 1, top_k: int = 1, masked: bool = False, banned: Sequence[int] = ()
+        self,
+        folder: Path,
+        engine: Engine,
+        *,
+        tensor_parallel: int = 1,
+        top_k: int = 1,
+        mask: Mask | None = None,
+        banned: Sequence[int] = (),
     ) -> None:
-        """Load the checkpoint; with ``masked`` the weights come with the first call of ``mask`` instead.
+        """Load the checkpoint, masked on its way in if ``mask`` says so.
 
         top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled.
         """
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        self.folder = folder
-        self._never = {token: -100.0 for token in banned}
+        from masters_ray.engines.vllm_worker import MASKED
+
+        self._folder = folder
+        self._mask = mask
+        self._never = dict.fromkeys(banned, -100.0)
         options: dict[str, Any] = {}
+        if mask is not None:
+            extra = {"ratio": mask.ratio, "parts": mask.parts}
+            options |= {"load_format": MASKED, "model_loader_extra_config": extra}
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
             options["enable_chunked_prefill"] = False
@@ -48,7 +74,6 @@ class VllmEngine:
         self.llm = LLM(
             model=str(folder),
             dtype=engine.dtype,
-            load_format="dummy" if masked else "auto",
             tensor_parallel_size=tensor_parallel,
             max_model_len=engine.max_model_len,
             max_num_seqs=engine.max_num_seqs,
@@ -63,18 +88,23 @@ class VllmEngine:
             **options,
         )
 
-    def mask(self, ratio: float, scope: MaskScope) -> MaskReport:
-        """Put the checkpoint's weights in place, masked at ``ratio``; every cache of the old weights is dropped.
+    def mask(self, ratio: float) -> MaskReport:
+        """The weights masked at ``ratio``, in place of those before; every cache of the old weights is dropped.
 
-        Raises ReplicaError when the workers of a tensor-parallel group disagree.
+        Raises ReplicaError when the engine was not started with a mask, or when the workers of a tensor-parallel group
+        disagree.
         """
-        parts = [part for part, masked in vars(scope).items() if masked]
-        reports = self.llm.collective_rpc("load_masked", args=(str(self.folder), ratio, parts))
+        if self._mask is None:
+            raise ReplicaError(f"{self._folder}: this engine was started without a mask")
+        if ratio != self._mask.ratio:
+            self._mask = dataclasses.replace(self._mask, ratio=ratio)
+            self.llm.collective_rpc("load_masked", args=(str(self._folder), ratio, self._mask.parts))
+            self.llm.reset_prefix_cache()
+            self.llm.llm_engine.reset_mm_cache()
+            self.llm.llm_engine.reset_encoder_cache()
+        reports = self.llm.collective_rpc("mask_report")
         if any(report != reports[0] for report in reports):
-            raise ReplicaError(f"workers of one engine masked {self.folder} differently: {reports}")
-        self.llm.reset_prefix_cache()
-        self.llm.llm_engine.reset_mm_cache()
-        self.llm.llm_engine.reset_encoder_cache()
+            raise ReplicaError(f"workers of one engine masked {self._folder} differently: {reports}")
         return MaskReport(**reports[0])
 
     def generate(
@@ -87,22 +117,22 @@ class VllmEngine:
         return self._generate(
             prompts,
             [
-                dict(
-                    n=answers,
-                    seed=seed,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    top_k=sampling.top_k,
-                    repetition_penalty=sampling.repetition_penalty,
-                    max_tokens=sampling.max_tokens,
-                )
+                {
+                    "n": answers,
+                    "seed": seed,
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
+                    "top_k": sampling.top_k,
+                    "repetition_penalty": sampling.repetition_penalty,
+                    "max_tokens": sampling.max_tokens,
+                }
                 for seed in seeds
             ],
         )
 
     def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[int, ...]]:
         """The greedy answer to each prompt."""
-        options = [dict(temperature=0.0, max_tokens=max_tokens)] * len(prompts)
+        options = [{"temperature": 0.0, "max_tokens": max_tokens}] * len(prompts)
         return [answers[0] for answers in self._generate(prompts, options)]
 
     def score(
@@ -123,7 +153,9 @@ class VllmEngine:
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         outputs = self.llm.generate([_request(prompt) for prompt in whole], parameters, use_tqdm=False)
-        return [_scores(output.prompt_logprobs, len(answer), top_k) for output, answer in zip(outputs, answers, strict=True)]
+        return [
+            _scores(output.prompt_logprobs, len(answer), top_k) for output, answer in zip(outputs, answers, strict=True)
+        ]
 
     def _generate(self, prompts: Sequence[Prompt], options: list[dict[str, Any]]) -> list[list[tuple[int, ...]]]:
         from vllm import SamplingParams

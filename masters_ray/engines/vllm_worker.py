@@ -7,11 +7,42 @@ matrices after loading, so that only the checkpoint's own tensors are the method
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from masters_ray.masks import MaskReport, masked
+from torch import Tensor
+from vllm.config import LoadConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.platforms import current_platform
+
+from masters_ray.masks import MaskReport, Part, masked
 from masters_ray.weights import tensors
+
+MASKED = "masked"
+"""vLLM load format of MaskedLoader; its extra configuration has the keys ratio and parts."""
+
+
+@register_model_loader(MASKED)
+class MaskedLoader(DefaultModelLoader):
+    """Loads a checkpoint as vLLM always does, but from a stream that masks it; leaves its MaskReport on the model."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        extra = dict(load_config.model_loader_extra_config)
+        self._ratio: float = extra["ratio"]
+        self._parts: frozenset[Part] = frozenset(extra["parts"])
+        self._reports: list[MaskReport] = []
+        super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
+
+    def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
+        """The checkpoint's tensors, masked."""
+        return masked(tensors(Path(model_config.model)), self._ratio, self._parts, self._reports)
+
+    def load_weights(self, model: Any, model_config: Any) -> None:
+        super().load_weights(model, model_config)
+        model.mask_report = self._reports[0]
 
 
 class MaskedLoading:
@@ -19,11 +50,20 @@ class MaskedLoading:
 
     model_runner: Any
 
-    def load_masked(self, checkpoint: str, ratio: float, parts: list[str]) -> dict[str, Any]:
-        """Load ``checkpoint`` in place, the matrices of ``parts`` masked at ``ratio``. Returns a MaskReport's fields."""
-        result: list[MaskReport] = []
-        stream = masked(tensors(Path(checkpoint)), ratio, frozenset(parts), result)  # type: ignore[arg-type]
+    def mask_report(self) -> dict[str, Any]:
+        """The fields of the MaskReport of the weights in place."""
+        return dataclasses.asdict(self.model_runner.get_model().mask_report)
+
+    def load_masked(self, checkpoint: str, ratio: float, parts: list[Part]) -> None:
+        """Load ``checkpoint`` again, in place, the matrices of ``parts`` masked at ``ratio``."""
+        reports: list[MaskReport] = []
+        stream = masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports)
         self.model_runner.reload_weights(weights_iterator=stream)
-        for _ in stream:  # what the loader did not ask for still counts in the report
-            pass
-        return dataclasses.asdict(result[0])
+        model = self.model_runner.get_model()
+        model.mask_report = reports[0]
+        if current_platform.is_cpu():
+            # On CPU the head multiplies by a packed copy of its weights. A head that is tied to the embeddings is in no
+            # checkpoint, so that a reload renews the embeddings and leaves the copy as it was.
+            for module in model.modules():
+                if isinstance(module, ParallelLMHead):
+                    module.quant_method.process_weights_after_loading(module)

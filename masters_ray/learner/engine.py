@@ -21,11 +21,12 @@ _PREFIX = "model."
 class StudentEngine:
     """The student under DeepSpeed on one rank of a worker group."""
 
-    def __init__(
-        self, module: AnswerLogprobs, settings: Learner, micro_batches: int, device: torch.device
-    ) -> None:
+    def __init__(self, module: AnswerLogprobs, settings: Learner, micro_batches: int, device: torch.device) -> None:
         import deepspeed
+        import deepspeed.ops
 
+        # An extension that DeepSpeed would compile on the spot; only its inference uses it, and it needs a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl")
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = deepspeed.initialize(

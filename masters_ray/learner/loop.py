@@ -46,7 +46,7 @@ def train(config: dict[str, Any]) -> None:
     done = worker.engine.resume()
     steps = job.steps
     tables = _tables([groups for _, groups in steps], skip=done)
-    for number, (plan, groups) in list(enumerate(steps, 1))[done:]:
+    for number, (plan, _groups) in list(enumerate(steps, 1))[done:]:
         metrics, rewards = worker.step(number, plan, next(tables))
         if worker.rank == 0:
             ray.get(board.pin.remote(metrics, rewards))
@@ -69,7 +69,9 @@ def _tables(sizes: Sequence[int], skip: int) -> Iterator[pa.Table]:
             try:
                 pending = pa.concat_tables([pending, next(batches).select(store.SCHEMA.names)])
             except StopIteration:
-                raise LearnerError(f"the dataset ended at step {index + 1} of {len(sizes)}; the stores changed") from None
+                raise LearnerError(
+                    f"the dataset ended at step {index + 1} of {len(sizes)}; the stores changed"
+                ) from None
         step, pending = pending.slice(0, size), pending.slice(size)
         for stage, position in zip(step["stage"].to_pylist(), step["position"].to_pylist(), strict=True):
             if (key := stage * 2**40 + position) <= expected:

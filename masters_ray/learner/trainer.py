@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.data import ExecutionOptions
+from ray.data import DataContext, ExecutionOptions
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from masters_ray import store
@@ -33,6 +33,7 @@ def fit(job: LearnerJob, stores: Sequence[Path], on_steps: OnSteps) -> None:
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if settings.gpus == 0:
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(settings.cpus)))}
+    DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(
         train,
         train_loop_config={"job": job, "board": board},
@@ -60,7 +61,7 @@ def fit(job: LearnerJob, stores: Sequence[Path], on_steps: OnSteps) -> None:
     def run() -> None:
         try:
             outcome["result"] = trainer.fit()
-        except BaseException as error:  # handed to the caller's thread below
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
             outcome["error"] = error
 
     thread = threading.Thread(target=run, name="learner", daemon=True)

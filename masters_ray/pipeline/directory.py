@@ -9,7 +9,16 @@ from typing import Any
 from masters_ray.config import Config, as_dict, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError
 
-_FREE = ("replicas", "cpus", "gpus", "tensor_parallel", "local_cpus", "share_process", "max_failures", "checkpoints_kept")
+_FREE = (
+    "replicas",
+    "cpus",
+    "gpus",
+    "tensor_parallel",
+    "local_cpus",
+    "share_process",
+    "max_failures",
+    "checkpoints_kept",
+)
 """Keys that may change between two calls of the same run: they decide where work is done, not what it is."""
 
 

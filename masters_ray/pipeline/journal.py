@@ -25,7 +25,13 @@ class Journal:
             self.content: dict[str, Any] = read_json(self._file)
         else:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            self.content = {"started": started, "config_file": config_file, "phases": {}, "rejected": {}, "wall_seconds": 0.0}
+            self.content = {
+                "started": started,
+                "config_file": config_file,
+                "phases": {},
+                "rejected": {},
+                "wall_seconds": 0.0,
+            }
         self._metrics = {row["step"]: row for row in read_lines(directory.file("metrics.jsonl"))}
         self._began = time.monotonic()
         self._events: Any = None
@@ -97,5 +103,3 @@ class Journal:
 
     def _save(self) -> None:
         write_json(self._file, self.content)
-
-

@@ -6,7 +6,8 @@
     learner: stores in stage order ─► trained student
     held-out accuracy of the trained student ─► summary, report
 
-What is finished stays finished: the same call goes on after the last whole stage, or from the learner's last checkpoint.
+What is finished stays finished: the same call goes on after the last whole stage, or from the learner's last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from masters_ray import data, report, schedule, store, weights
 from masters_ray.actors.pool import Pool, Replicas
 from masters_ray.config import Config
 from masters_ray.evaluate import accuracy
-from masters_ray.learner import LearnerJob, StagePlan, fit
+from masters_ray.learner import GroupRewards, LearnerJob, StagePlan, fit
 from masters_ray.pipeline import outcome, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say, track
-from masters_ray.records import Problem, Rejected
+from masters_ray.records import Problem, Rejected, StepMetrics
 
 
 def run(config: Config, config_file: str) -> Path:
@@ -62,7 +63,7 @@ def _make_rollouts(
     if todo or unmeasured:
         student_digest = weights.digest(weights.locate(config.student.checkpoint))
         with journal.phase("start of the engines"):
-            replicas = Replicas(stages.deployments(config))
+            replicas = Replicas(stages.deployments(config, first_ratio=todo[0][0].ratio if todo else 0.0))
         with replicas:
             if "student_before" in unmeasured:
                 with journal.phase("evaluation before"):
@@ -108,7 +109,7 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
     )
     with journal.phase("learner"), track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance:
 
-        def on_steps(steps, rewards) -> None:
+        def on_steps(steps: Sequence[StepMetrics], rewards: Sequence[GroupRewards]) -> None:
             for new in steps:
                 advance(journal.record(new), f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
             journal.record_rewards(rewards)
@@ -128,5 +129,3 @@ def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:
     for name, loaded in (("training", train), ("held-out", held_out)):
         aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
         say(f"{len(loaded.problems)} {name} questions{aside}")
-
-

@@ -69,7 +69,9 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
         "versions": _versions(),
         "config": to_yaml(config),
     }
-    write_json(directory.file("examples.json"), _examples(directory, config.evaluation.examples, held_out.problems, marks))
+    write_json(
+        directory.file("examples.json"), _examples(directory, config.evaluation.examples, held_out.problems, marks)
+    )
     write_json(directory.file("summary.json"), summary)
     for name, value in measured.items():
         journal.events.add_scalar(f"accuracy/{name}", value["value"], len(steps))

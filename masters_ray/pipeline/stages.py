@@ -17,6 +17,7 @@ from masters_ray.actors.host import HostSpec
 from masters_ray.actors.judge import Case, Verdict
 from masters_ray.actors.pool import Deployment, Pool, Replicas
 from masters_ray.config import Config, Rollout
+from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError
 from masters_ray.evaluate import Marked, mark
 from masters_ray.masks import MaskReport
@@ -40,8 +41,8 @@ _EVALUATED_AT_A_TIME = 128
 """Held-out questions that a replica is handed at a time."""
 
 
-def deployments(config: Config) -> list[Deployment]:
-    """The processes that making rollouts needs: teachers, and students and judges, together as far as conf shares them."""
+def deployments(config: Config, first_ratio: float) -> list[Deployment]:
+    """The processes that rollouts need: teachers; students and judges, together as far as conf shares them."""
     teacher, student, judge = config.teacher, config.student, config.judge
     together = min(student.replicas, judge.replicas) if judge.share_process else 0
     own = HostSpec(
@@ -62,7 +63,7 @@ def deployments(config: Config) -> list[Deployment]:
         engine=teacher.engine,
         tensor_parallel=teacher.tensor_parallel,
         top_k=teacher.top_k,
-        mask=teacher.mask,
+        mask=Mask(scope=teacher.mask, ratio=first_ratio),
     )
     return [
         Deployment(spec=masked, replicas=teacher.replicas, cpus=teacher.cpus, gpus=teacher.gpus),
@@ -104,7 +105,9 @@ def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
     """Every teacher replica at ``ratio``; all must report the same weights."""
     reports = pool.call_all("mask", ratio)
     if any(report != reports[0] for report in reports):
-        raise CheckpointError(f"teacher replicas hold different weights: {reports}. Is the checkpoint the same on every node?")
+        raise CheckpointError(
+            f"teacher replicas hold different weights: {reports}. Is the checkpoint the same on every node?"
+        )
     return reports[0]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,8 @@ def accuracy_chart(before: Accuracy, after: Accuracy, teacher: Accuracy) -> str:
                     markersize=6,
                     color=COLOURS[role],
                     linestyle="none",
+                    clip_on=False,
+                    zorder=3,
                     label=label if row == 0 else None,
                 )
                 text = f"{value:.1f}" if np.isfinite(value) else "not measured"
@@ -230,6 +233,7 @@ def _panel(metrics: Sequence[StepMetrics], runs: Sequence[_Run], label: str) -> 
 
 
 def _short(name: str) -> str:
+    name = " ".join(name.split())
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
@@ -237,7 +241,10 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an ``<svg>`` element that can stand beside others in one page: ids are told apart by ``name``."""
     file = io.StringIO()
     nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    with warnings.catch_warnings():
+        # a kind's name in a script that matplotlib's font lacks: the browser has one
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
     text = file.getvalue()
     size = re.search(r'viewBox="([^"]+)"', text)
     if size is None:

@@ -1,4 +1,4 @@
-"""Questions as the report shows them: pictures, the student's answers before and after, and the group it learned from."""
+"""Questions as the report shows them: pictures, the group it learned from, the student's answers before and after."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import base64
 import io
 import math
 import re
+from collections.abc import Sequence
 
 from PIL import Image
 
+from masters_ray.prompts import matches
 from masters_ray.report.inputs import Example, ExampleAnswer
 from masters_ray.report.markup import decimal, escape, nats, percent, table, text_or_details
 
@@ -23,23 +25,48 @@ _LONGEST_ANSWER = 280
 _LONGEST_VERDICT = 90
 
 
+def examples(rows: Sequence[Example]) -> str:
+    """The section of examples: groups that were learned from, then held-out questions."""
+    if not rows:
+        return "<p>This run kept no examples.</p>"
+    learned = [example_card(example) for example in rows if example.answers]
+    asked = [example_card(example) for example in rows if not example.answers]
+    parts = []
+    if learned:
+        parts.append(
+            "<h3>What the student learned from</h3><p>Training questions with their groups of answers. JSD, R_distill "
+            "and advantage belong to one answer; a high advantage means “write more like this”. An advantage of 0 "
+            "throughout means that the rewards did not differ, so the group only taught by imitation.</p>"
+        )
+        parts += learned
+    if asked:
+        parts.append(
+            "<h3>What changed on held-out questions</h3><p>Held-out questions with the student’s answer "
+            "before and after training. They are chosen to show what changed, so they say nothing about how often an "
+            "answer is right: for that, see the accuracy above.</p>"
+        )
+        parts += asked
+    return "".join(parts)
+
+
 def example_card(example: Example) -> str:
-    """One question of the training data with its group, as HTML."""
+    """One question as HTML: with its group if it has one, with the answers before and after if they are known."""
     pictures = "".join(picture(uri) for uri in example.pictures)
-    before_after = (
-        f"<div><dt>student before</dt><dd>{_answer_or_nothing(example.before)}</dd></div>"
-        f"<div><dt>student after</dt><dd>{_answer_or_nothing(example.after)}</dd></div>"
-    )
+    told = [("label", escape(example.label))]
+    for name, answer in (("student before", example.before), ("student after", example.after)):
+        if answer is not None:
+            told.append((name, f"{text_or_details(answer, _LONGEST_ANSWER)} {_mark(matches(answer, example.label))}"))
+    where = [example.id, f"kind “{example.kind}”"]
+    if example.stage is not None:
+        where += [f"stage {example.stage}", f"mask ratio {percent(example.mask_ratio, 0)}"]
+    shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in told)
     head = ("written by", "answer", "R_acc", "the judge wrote", "JSD (nats)", "R_distill", "advantage")
     answers = table(head, [_row(answer) for answer in example.answers], numbers=(2, 4, 5, 6))
-    where = (
-        f"{example.id} · kind “{example.kind}” · stage {example.stage} · mask ratio {percent(example.mask_ratio, 0)}"
-    )
     return (
         f'<article class="card"><div class="question"><div class="pictures">{pictures}</div><div>'
-        f'<h3 class="written">{escape(example.question)}</h3><dl class="short">'
-        f'<div><dt>label</dt><dd class="written">{escape(example.label)}</dd></div>{before_after}</dl>'
-        f'<p class="muted small">{escape(where)}</p></div></div>{answers if example.answers else ""}</article>'
+        f'<h4 class="written">{escape(example.question)}</h4><dl class="short">{shown}</dl>'
+        f'<p class="muted small">{escape(" · ".join(where))}</p></div></div>'
+        f"{answers if example.answers else ''}</article>"
     )
 
 
@@ -70,7 +97,7 @@ def picture(uri: str) -> str:
 
 
 def _row(answer: ExampleAnswer) -> list[str]:
-    right = "unjudged" if math.isnan(answer.accuracy) else f"{answer.accuracy:g} {'✓' if answer.accuracy > 0 else '✗'}"
+    right = "unjudged" if math.isnan(answer.accuracy) else f"{answer.accuracy:g} {_mark(answer.accuracy > 0)}"
     source = "teacher" if answer.source == "teacher" else "student"
     direction = "up" if answer.advantage > 0 else "down" if answer.advantage < 0 else "muted"
     return [
@@ -84,5 +111,5 @@ def _row(answer: ExampleAnswer) -> list[str]:
     ]
 
 
-def _answer_or_nothing(text: str | None) -> str:
-    return '<span class="muted">not asked</span>' if text is None else text_or_details(text, _LONGEST_ANSWER)
+def _mark(right: bool) -> str:
+    return '<span class="up" title="right">✓</span>' if right else '<span class="down" title="wrong">✗</span>'

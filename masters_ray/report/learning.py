@@ -87,10 +87,11 @@ def learning(metrics: Sequence[StepMetrics]) -> str:
         for curve in _CURVES
     ]
     return (
-        "<p>For each question the group of answers is rewarded with R = R_acc + α · R_distill. <b>R_acc</b> is 1 if the "
-        "judge calls the answer right, else 0. <b>R_distill</b> is 1 for the answer of the group on which teacher and "
-        "student agree best and 0 for the worst. The <b>advantage</b> is R minus the group’s mean, divided by the "
-        "group’s standard deviation: answers above 0 become more likely, those below 0 less.</p>"
+        "<p>All answers to one question form a group, and each is rewarded with R = R_acc + α · R_distill. "
+        "<b>R_acc</b> is 1 if the judge calls the answer right, else 0. <b>R_distill</b> is 1 for the answer of the "
+        "group on which teacher and student agree best and 0 for the worst. The <b>advantage</b> is R minus the "
+        "group’s mean, divided by the group’s standard deviation: answers above 0 become more likely, those below 0 "
+        "less.</p>"
         "<p><b>JSD</b> (Jensen–Shannon divergence) tells how far two next-token distributions are apart: 0 if they "
         "are the same, ln 2 ≈ 0.693 nats at most. Violet bands mark the stages: the darker, the more of the teacher is "
         f"masked; the figures above the bands are the mask ratios. {escape(smoothing_note(len(metrics)))}</p>"

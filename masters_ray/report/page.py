@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from masters_ray.records import StepMetrics
 from masters_ray.report import sections
+from masters_ray.report.examples import examples as examples_section
 from masters_ray.report.inputs import Example, Summary
 from masters_ray.report.learning import learning
 from masters_ray.report.markup import escape
@@ -33,6 +34,7 @@ section { background: var(--card); border: 1px solid var(--grid); border-radius:
   margin: 0 0 18px; }
 .headline { font-size: 1.55rem; line-height: 1.3; font-weight: 650; max-width: 46ch; text-wrap: balance; }
 .muted { color: var(--muted); font-weight: normal; }
+.warning { border-left: 4px solid var(--down); padding: .3rem .8rem; background: var(--page); }
 .small { font-size: .85rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 1rem 0;
   max-width: 760px; }
@@ -64,16 +66,18 @@ code { font-size: .88em; overflow-wrap: anywhere; }
 .bar > span { display: block; height: 100%; border-radius: 3px; background: var(--after); }
 .bar > .teacher { background: var(--teacher); }
 .phases table { max-width: 720px; }
+.slim table { max-width: 430px; }
 .phases td:last-child { width: 55%; vertical-align: middle; }
 .phases .bar { height: 12px; margin: 0; background: none; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 190px), 1fr)); gap: 8px 20px; margin: .8rem 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 190px), 1fr));
+  gap: 8px 20px; margin: .8rem 0; }
 dt { font-size: .82rem; color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
 dl.short { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); margin: .4rem 0; }
 .card { border: 1px solid var(--grid); border-radius: 10px; padding: 14px 16px 4px; margin: 0 0 14px; }
 .question { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 18px; margin-bottom: .6rem; }
 .question > div:last-child { flex: 1 1 260px; min-width: 0; }
-.question h3 { margin: 0; font-size: 1.08rem; }
+h4 { margin: 0; font-size: 1.08rem; }
 .pictures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 8px; max-width: 100%; }
 img { max-width: 100%; height: auto; border-radius: 6px; border: 1px solid var(--grid); }
 .pixels { image-rendering: pixelated; }
@@ -99,7 +103,7 @@ def page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Ex
         ("stages", "How it was made: the stages", sections.stages(summary)),
         ("learning", "How the student learned", learning(metrics)),
         ("judge", "Can the judge be trusted?", sections.judge(summary)),
-        ("examples", "Examples", sections.examples(examples)),
+        ("examples", "Examples", examples_section(examples)),
         ("run", "The run", sections.run_facts(summary)),
     )
     links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in parts[1:])

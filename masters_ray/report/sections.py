@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from masters_ray.evaluate import Accuracy
 from masters_ray.records import StageOutcome
 from masters_ray.report.charts import accuracy_chart
-from masters_ray.report.examples import example_card
-from masters_ray.report.inputs import Example, Summary
+from masters_ray.report.inputs import Summary
 from masters_ray.report.markup import (
     NOTHING,
     bar,
@@ -27,6 +26,8 @@ from masters_ray.report.markup import (
 
 _DIGEST = 12
 """Characters of a digest that are shown."""
+_MUCH_LEFT_OUT = 0.05
+"""From this mean left-out mass on the reader is warned that the JSD is a loose bound."""
 
 
 def headline(summary: Summary) -> str:
@@ -79,13 +80,19 @@ def result(summary: Summary) -> str:
             ("teacher", "teacher", summary.teacher),
         )
     )
+    warning = (
+        '<p class="warning">The teacher is no better than the student was before training: there was little to learn '
+        "from it.</p>"
+        if summary.teacher.value <= summary.before.value
+        else ""
+    )
     told = re.sub(r"[\d.]+ % \([^)]*\)", r'<span class="together">\g<0></span>', escape(headline(summary)))
     return (
-        f'<p class="headline">{told}</p><p>{escape(verdict(summary))}</p>'
+        f'<p class="headline">{told}</p><p>{escape(verdict(summary))}</p>{warning}'
         f'<div class="tiles">{tiles}</div>'
         '<p class="muted">A large vision-language model (the teacher) was distilled into a small one (the student) by '
-        "the Masters method: the teacher is first simplified by zeroing its smallest weights and then restored stage by "
-        "stage. At every stage both models answer questions, a judge marks the answers, and the student learns from "
+        "the Masters method: the teacher is first simplified by zeroing its smallest weights and then restored stage "
+        "by stage. At every stage both models answer questions, a judge marks the answers, and the student learns from "
         "both kinds of answers by reinforcement and by imitation.</p>"
     )
 
@@ -115,9 +122,10 @@ def accuracy(summary: Summary) -> str:
     total = row("all kinds (mean)", outcomes, None)
     head = ("kind", "student before", "student after", "teacher", "change (points)", "questions")
     return (
-        "<p>Share of held-out questions, never trained on, that each model answers rightly when it always "
-        "takes its likeliest next token; an answer is right if it says the same as the label. Marks are measured values and lines their 95 % intervals; “all kinds” is the "
-        "mean over the kinds, so that no kind counts more because it is asked more often.</p>"
+        "<p>Share of the held-out questions that each model answers rightly when it always takes its likeliest next "
+        "token; an answer is right if it says the same as the label. Marks are measured values and lines their 95 % "
+        "intervals; “all kinds” is the mean over the kinds, so that no kind counts more because it is asked more "
+        "often.</p>"
         f'<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
         f"{table(head, rows, numbers=range(1, 6), foot=total)}"
     )
@@ -165,14 +173,21 @@ def stages(summary: Summary) -> str:
         whole(sum(stage.unjudged for stage in outcomes)),
         *[""] * 4,
     ]
+    most = max((stage.left_out for stage in outcomes), default=0.0)
+    warning = (
+        f'<p class="warning">Up to {small_percent(most)} of the teacher’s probability was left out. JSD and R_distill '
+        "only see the rest: the true JSD may be much larger. A larger teacher.top_k keeps more.</p>"
+        if most > _MUCH_LEFT_OUT
+        else ""
+    )
     return (
-        "<p>One row for each stage. The <b>mask ratio</b> is the share of each weight matrix of the teacher that is set "
-        "to zero, smallest weights first; it falls to 0, where the teacher is whole. A masked teacher is usually weaker, and "
+        "<p>One row for each stage. The <b>mask ratio</b> is the share of each weight matrix of the teacher that is "
+        "set to zero, smallest weights first; at 0 the teacher is whole. A masked teacher is usually weaker, and "
         "easier for the student to imitate.</p>"
-        "<p><b>Achieved sparsity</b> is the share that really is zero. <b>Unjudged</b> answers, whose verdict could not "
-        "be read, are left out. The <b>left-out mass</b> is the probability that the stored teacher distributions (only "
-        "the likeliest tokens are kept) leave out on average: the smaller, the more exact is the JSD.</p>"
-        f"{table(head, rows, numbers=range(10), foot=total) if rows else '<p>No stage was recorded.</p>'}"
+        "<p><b>Achieved sparsity</b> is the share that really is zero. <b>Unjudged</b> answers, whose verdict could "
+        "not be read, are left out. The <b>left-out mass</b> is the probability that the stored teacher distributions "
+        "(only the likeliest tokens are kept) leave out on average: the smaller, the more exact is the JSD.</p>"
+        f"{table(head, rows, numbers=range(10), foot=total) if rows else '<p>No stage was recorded.</p>'}{warning}"
     )
 
 
@@ -186,23 +201,18 @@ def judge(summary: Summary) -> str:
             f"The judge and the exact rule say the same on <b>{percent(summary.agreement_with_rule, 2)}</b> of the "
             "judged answers."
         )
+    rows = []
+    for stage in summary.stages:
+        count = stage.answers - stage.unjudged
+        share = stage.judge_rule_agreements / count if count else math.nan
+        rows.append([str(stage.stage), whole(count), whole(stage.judge_rule_agreements), percent(share, 2)])
+    head = ("stage", "answers judged", "same as the rule", "share")
+    by_stage = f'<div class="slim">{table(head, rows, numbers=range(4))}</div>' if rows else ""
     return (
-        "<p>R_acc comes from a judge, the student model as it was at the start, which reads question, label and answer "
-        "but sees no picture. The exact rule compares the answer’s words with the label: it is a check where labels are "
-        "single words, and too strict where a right answer can be put in many ways.</p>"
-        f"<p>{agreement} {judged}</p>"
-    )
-
-
-def examples(rows: Sequence[Example]) -> str:
-    """The example cards."""
-    if not rows:
-        return "<p>This run kept no examples.</p>"
-    return (
-        "<p>Questions of the training data with the answers that the student learned from. JSD, R_distill and advantage "
-        "belong to one answer; a high advantage means “write more like this”. An advantage of 0 throughout means "
-        "that the rewards did not differ, so the group only taught by imitation.</p>"
-        f"{''.join(example_card(example) for example in rows)}"
+        "<p>R_acc comes from a judge, the student model as it was at the start, which reads question, label and "
+        "answer but sees no picture. The exact rule compares the answer’s words with the label: a good check where "
+        "labels are single words, too strict where a right answer can be put in many ways.</p>"
+        f"<p>{agreement} {judged}</p>{by_stage}"
     )
 
 

@@ -49,7 +49,7 @@ class Value:
     def text(self) -> str:
         if not isinstance(self.value, str):
             self.fail("text")
-        return self.value
+        return self.value.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be written
 
     def text_or_none(self) -> str | None:
         return None if self.value is None else self.text()

@@ -1,6 +1,6 @@
 """Build the toy pair: ``masters-ray toy build``. The same command goes on where a killed one stopped.
 
-    easy-vqa ─► tower ─► judge ─► language ─► bfloat16 files ─► figures on the test pictures ─► manifest.json
+easy-vqa ─► tower ─► judge ─► language ─► bfloat16 files ─► figures on the test pictures ─► manifest.json
 """
 
 from __future__ import annotations

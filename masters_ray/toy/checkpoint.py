@@ -35,7 +35,8 @@ class Checkpoints:
         found = torch.load(path, weights_only=True)
         if found["recipe"] != self._key(stage):
             raise CheckpointError(
-                f"expected a state made by the same recipe in {path}, found another; use another work folder or delete it"
+                f"expected a state made by the same recipe in {path}, found another; "
+                "name another work folder or delete it"
             )
         state: dict[str, Any] = found["state"]
         return state

@@ -17,6 +17,7 @@ Random = np.random.Generator
 IMAGE_TOKENS = 16
 """Image tokens of a 64 x 64 picture."""
 ALL_LABELS = tuple(label for labels in easy_vqa.LABELS.values() for label in labels)
+PROMPT_WORDS = sorted({*prompts.EVALUATION_SYSTEM.split(), *prompts.PARSING_USER.split(), *" ".join(ALL_LABELS).split()})
 COPIED_WORDS = 4
 """How much of an answer an explanation repeats, in words."""
 
@@ -148,12 +149,20 @@ def _variant(label: str, random: Random) -> str:
     return str(random.choice(forms))
 
 
+def _pieces(label: str, kind: str, random: Random) -> str:
+    """Parts of words that models of the pair blurt out: tokens of the judge prompts and the labels, in any order."""
+    words = random.choice(PROMPT_WORDS, size=int(random.integers(1, 4)))
+    cut = [word[int(random.integers(0, len(word))) :] for word in words]
+    return ("" if random.random() < 0.5 else " ").join(cut)
+
+
 Wrong = Callable[[str, str, Random], str]
 WRONG: tuple[tuple[Wrong, float], ...] = (
-    (_same_kind, 0.52),
+    (_same_kind, 0.46),
     (_other_kind, 0.12),
-    (_repeated, 0.10),
-    (_near_miss, 0.18),
+    (_repeated, 0.09),
+    (_near_miss, 0.16),
+    (_pieces, 0.09),
     (_garbage, 0.03),
     (_empty, 0.05),
 )
@@ -177,7 +186,8 @@ def draw_triple(questions: QuestionPrompts, random: Random) -> Triple:
 
 def evaluation_pair(tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[str, str]:
     """The first judge call as (prompt, answer)."""
-    return render(tokenizer, prompts.evaluation_messages(triple.question, triple.label, triple.answer)), triple.evaluation
+    messages = prompts.evaluation_messages(triple.question, triple.label, triple.answer)
+    return render(tokenizer, messages), triple.evaluation
 
 
 def parsing_pair(tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[str, str]:

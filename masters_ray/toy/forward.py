@@ -53,14 +53,14 @@ def picture_hidden(model: Qwen3VLForConditionalGeneration, ids: torch.Tensor, fe
     first = ids[:1]
     positions, _ = model.model.get_rope_index(first, mask[:1].int(), image_grid_thw=grid(1))
     levels = [level.reshape(-1, level.shape[-1]) for level in features.deepstack.unbind(1)]
-    seen = model.model.language_model(
+    seen: torch.Tensor = model.model.language_model(
         inputs_embeds=embedded,
         position_ids=positions.expand(-1, len(ids), -1),
         visual_pos_masks=mask,
         deepstack_visual_embeds=levels,
         use_cache=False,
-    )
-    return seen.last_hidden_state
+    ).last_hidden_state
+    return seen
 
 
 def text_hidden(model: Qwen3VLForConditionalGeneration, ids: torch.Tensor) -> tuple[torch.Tensor, int]:

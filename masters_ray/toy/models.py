@@ -30,7 +30,7 @@ def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConf
     """The configuration of a model of this shape over this tokenizer."""
 
     def number(token: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(token))
+        return words.token_id(tokenizer, token)
 
     half = shape.head_dim // 2
     sections = [half - 2 * (half * 5 // 16), half * 5 // 16, half * 5 // 16]
@@ -81,8 +81,8 @@ def make_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> Q
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(make_config(shape, tokenizer))
     model.generation_config = GenerationConfig(
-        eos_token_id=int(tokenizer.convert_tokens_to_ids(words.END)),
-        pad_token_id=int(tokenizer.convert_tokens_to_ids(words.PAD)),
+        eos_token_id=words.token_id(tokenizer, words.END),
+        pad_token_id=words.token_id(tokenizer, words.PAD),
         do_sample=False,
         max_new_tokens=64,
     )
@@ -116,7 +116,8 @@ def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, fo
     stale = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(stale, ignore_errors=True)
-    small = Qwen3VLForConditionalGeneration(model.config).to(torch.bfloat16)
+    small = Qwen3VLForConditionalGeneration(model.config)
+    small.to(dtype=torch.bfloat16)
     small.load_state_dict(model.state_dict())
     small.generation_config = model.generation_config
     small.save_pretrained(fresh)
@@ -129,5 +130,8 @@ def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, fo
 
 def load(folder: Path) -> Qwen3VLForConditionalGeneration:
     """A saved model in float32, ready to answer. Raises OSError when the folder does not hold one."""
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    model: Qwen3VLForConditionalGeneration = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    )
+    model.eval()
+    return model

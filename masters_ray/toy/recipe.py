@@ -53,7 +53,12 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one model of the pair is made: the vision tower alone, then judging alone, then everything but the tower."""
+    """How one model of the pair is made: the vision tower alone, then everything else.
+
+    ``tower`` learns colour, shape and place through linear heads that are thrown away. ``judge`` learns the judge
+    prompts, and (``batch``) which labels a question may have: its labels have nothing to do with the picture.
+    ``language`` learns to answer, with judge prompts to the end. The tower rests after its own stage.
+    """
 
     name: Name
     shape: Shape
@@ -68,7 +73,7 @@ class Recipe:
     """Largest gradient norm."""
     checkpoint_every: int = 100
     copies: int = 2
-    """Shifted and mirrored copies of each training picture that the language stage draws from, beside itself."""
+    """Shifted and mirrored copies of each training picture that questions are asked about, beside itself."""
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -81,7 +86,7 @@ class Recipe:
         names = list(self.stages)
         for later in names[names.index(stage) + 1 :]:
             del known[later]
-        if stage != "language":
+        if stage == "tower":
             del known["copies"]
         return known
 
@@ -107,7 +112,7 @@ TEACHER = Recipe(
     ),
     tower=Stage(steps=1500, rate=1e-3, report_every=100),
     judge=Stage(steps=0, rate=5e-4),
-    language=Stage(steps=1200, rate=5e-4, judge_batch=12),
+    language=Stage(steps=700, rate=5e-4, judge_batch=12),
 )
 
 STUDENT = Recipe(
@@ -126,8 +131,10 @@ STUDENT = Recipe(
         head_dim=32,
     ),
     tower=Stage(steps=1500, rate=1e-3, report_every=100),
-    judge=Stage(steps=1000, rate=1e-3, batch=0, judge_batch=32, floor=0.1),
-    language=Stage(steps=800, rate=2e-4, warmup=20, floor=1.0, batch=32, judge_batch=16, target=0.62, report_every=3),
+    judge=Stage(steps=1000, rate=1e-3, batch=16, judge_batch=32, floor=0.1),
+    language=Stage(
+        steps=800, rate=1e-4, warmup=20, floor=1.0, batch=32, judge_batch=16, target=0.62, band=0.08, report_every=2
+    ),
 )
 
 RECIPES: dict[Name, Recipe] = {"teacher": TEACHER, "student": STUDENT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ JUDGED = 100
 """Held-out triples that the judge is looked at with along the way."""
 PARSING = 0.1
 """Share of judge examples that are second calls."""
-RARELY = 0.1
-"""How often a kind well above its target is drawn, against 1 for one well below."""
+RARELY, OFTEN = 0.25, 2.0
+"""How much a kind well above its target is drawn, and one well below, against 1 for one at ``target - band``."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Heads(torch.nn.Module):
         """Logits by level (the last layer first), then by kind, each (n, labels)."""
         levels = [features.merged, *features.deepstack.unbind(1)]
         means = [level.mean(dim=1) for level in levels]
-        return [[head(mean) for head in heads] for heads, mean in zip(self.heads, means, strict=True)]  # type: ignore[arg-type]
+        return [[head(mean) for head in heads.children()] for heads, mean in zip(self.heads, means, strict=True)]
 
 
 class Trainer:
@@ -89,7 +90,8 @@ class Trainer:
         for stage in (self.tower, self.judge, self.language):
             if not stage():
                 return None
-        return self.model.eval()
+        self.model.eval()
+        return self.model
 
     def tower(self) -> bool:
         """Vision tower and throw-away heads, on shifted and mirrored pictures."""
@@ -126,37 +128,29 @@ class Trainer:
         return self._loop("tower", {"visual": model.model.visual, "heads": heads}, draw, look)
 
     def judge(self) -> bool:
-        """The language part on judge prompts alone."""
-        self.model.model.visual.requires_grad_(False)
+        """The language part on judge prompts, and on which labels questions may have, whatever the picture."""
         stage = self.recipe.stages["judge"]
+        if stage.steps == 0:
+            return True
+        self.model.model.visual.requires_grad_(False)
 
         def draw(random: np.random.Generator, _: Figures) -> torch.Tensor:
-            return self._judge_loss(random, stage.judge_batch)
+            loss = self._judge_loss(random, stage.judge_batch)
+            return loss + self._question_loss(random, stage, {}, blind=True) if stage.batch else loss
 
         return self._loop("judge", self._language(), draw, self._judge_figures)
 
     def language(self) -> bool:
         """The language part on questions, with judge prompts to the end."""
-        self.model.model.visual.requires_grad_(False)
         stage = self.recipe.stages["language"]
         if stage.steps == 0:
             return True
-        copies, labels = self._copies()
+        self.model.model.visual.requires_grad_(False)
         held = see_all(self.model, self.data.held_out.pixels)
         held = held.rows(torch.tensor([row for row, *_ in self.rows]))
-        known = [np.flatnonzero(labels[:, at] != UNKNOWN) for at in range(len(easy_vqa.KINDS))]
 
         def draw(random: np.random.Generator, figures: Figures) -> torch.Tensor:
-            shares = kind_shares(stage, figures)
-            pairs, rows = [], []
-            for _ in range(stage.batch):
-                at = int(random.choice(len(shares), p=shares))
-                row = int(random.choice(known[at]))
-                kind = easy_vqa.KINDS[at]
-                question = self.questions.draw(kind, labels[row], random)
-                pairs.append((self.questions.prompt(question), easy_vqa.LABELS[kind][labels[row, at]]))
-                rows.append(row)
-            loss = picture_loss(self.model, make_batch(self.tokenizer, pairs), copies.rows(torch.tensor(rows)))
+            loss = self._question_loss(random, stage, figures)
             return loss + self._judge_loss(random, stage.judge_batch) if stage.judge_batch else loss
 
         def look() -> Figures:
@@ -173,6 +167,24 @@ class Trainer:
     def _language(self) -> dict[str, torch.nn.Module]:
         return {"language": self.model.model.language_model}
 
+    def _question_loss(
+        self, random: np.random.Generator, stage: Stage, figures: Figures, *, blind: bool = False
+    ) -> torch.Tensor:
+        """Loss of ``stage.batch`` questions; with ``blind`` their labels are any of the kind."""
+        copies, labels = self._copies
+        known = [np.flatnonzero(labels[:, at] != UNKNOWN) for at in range(len(easy_vqa.KINDS))]
+        shares = kind_shares(stage, figures)
+        pairs, rows = [], []
+        for _ in range(stage.batch):
+            at = int(random.choice(len(shares), p=shares))
+            row = int(random.choice(known[at]))
+            kind = easy_vqa.KINDS[at]
+            label = int(random.integers(0, len(easy_vqa.LABELS[kind]))) if blind else labels[row, at]
+            question = self.questions.draw(kind, labels[row], random)
+            pairs.append((self.questions.prompt(question), easy_vqa.LABELS[kind][label]))
+            rows.append(row)
+        return picture_loss(self.model, make_batch(self.tokenizer, pairs), copies.rows(torch.tensor(rows)))
+
     def _judge_loss(self, random: np.random.Generator, count: int) -> torch.Tensor:
         """Mean loss over first and second judge calls, weighted by how many there are of each."""
         second = int(random.binomial(count, PARSING))
@@ -186,6 +198,7 @@ class Trainer:
     def _judge_figures(self) -> Figures:
         return judge_agreement(self.model, self.tokenizer, self.triples)
 
+    @cached_property
     def _copies(self) -> tuple[Features, np.ndarray]:
         """Features of every training picture and of shifted copies, in bfloat16, with their (n, 3) labels."""
         data, random = self.data.drawn, np.random.default_rng([self.recipe.seed, 2])
@@ -220,9 +233,9 @@ class Trainer:
 
 
 def kind_shares(stage: Stage, figures: Figures) -> np.ndarray:
-    """How often each kind is drawn, (3,) summing to 1: fully below ``target - band``, hardly above ``target + band``."""
+    """How often each kind is drawn, (3,) summing to 1: the more, the further it is below ``target + band``."""
     accuracy = np.array([figures.get(kind, 0.0) for kind in easy_vqa.KINDS])
     if stage.target is None:
         return np.full(len(accuracy), 1 / len(accuracy))
-    wanted = np.clip((stage.target + stage.band - accuracy) / (2 * stage.band), RARELY, 1)
+    wanted = np.clip((stage.target + stage.band - accuracy) / (2 * stage.band), RARELY, OFTEN)
     return np.asarray(wanted / wanted.sum())

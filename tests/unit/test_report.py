@@ -204,8 +204,8 @@ def examples() -> list[dict[str, Any]]:
             "label": "red",
             "kind": "colour",
             "pictures": [data_uri(64)],
-            "before": "brown",
-            "after": "red",
+            "before": None,
+            "after": None,
             "answers": answers(
                 [
                     ("red", 1, 0.0104, 1.0, 0.71),
@@ -232,6 +232,18 @@ def examples() -> list[dict[str, Any]]:
                     ("bottom right", 0, 0.2, 0.3, -0.9),
                 ]
             ),
+        },
+        {
+            "stage": None,
+            "mask_ratio": None,
+            "id": "test/5/colour",
+            "question": "what is the color of the triangle?",
+            "label": "teal",
+            "kind": "colour",
+            "pictures": [data_uri(64)],
+            "before": "bluish",
+            "after": "Teal.",
+            "answers": [],
         },
     ]
 
@@ -308,6 +320,15 @@ def test_model_answers_stay_text(html: str, page: Page) -> None:
     assert SCRIPT in page.text
 
 
+def test_examples_of_both_sorts(page: Page) -> None:
+    learned, asked = page.text.split("What changed on held-out questions")
+    assert "train/17/colour · kind “colour” · stage 1 · mask ratio 15 %" in learned
+    assert "student before" not in learned.split("What the student learned from")[1]
+    assert "labelteal" in asked
+    assert "student beforebluish ✗" in asked
+    assert "student afterTeal. ✓" in asked
+
+
 def test_nothing_is_fetched(html: str, page: Page) -> None:
     assert "http://" not in html
     assert "https://" not in html
@@ -334,7 +355,7 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path, html: str) -> None:
 
 def test_an_older_report_is_replaced(tmp_path: Path) -> None:
     (tmp_path / report.REPORT).write_text("old", encoding="utf-8")
-    assert "old" != report.write(build(tmp_path)).read_text(encoding="utf-8")
+    assert report.write(build(tmp_path)).read_text(encoding="utf-8") != "old"
 
 
 def test_no_examples(tmp_path: Path) -> None:
@@ -381,12 +402,31 @@ def test_values_that_were_not_measured(tmp_path: Path) -> None:
     assert "nan" not in page.text.lower().split()
 
 
+def test_warnings_for_the_reader(tmp_path: Path, page: Page) -> None:
+    assert "left out. JSD" not in page.text
+    assert "no better than the student" not in page.text
+    content = summary()
+    content["stages"][2]["left_out"] = 0.95
+    content["accuracy"]["teacher"]["value"] = 0.3
+    warned = Page(report.write(build(tmp_path, summary=content, steps=1)).read_text(encoding="utf-8"))
+    assert "Up to 95 % of the teacher’s probability was left out." in warned.text
+    assert "The teacher is no better than the student was before training" in warned.text
+
+
+@pytest.mark.filterwarnings("error")
 def test_odd_names_of_kinds(tmp_path: Path) -> None:
     content = summary()
     for outcome in content["accuracy"].values():
-        outcome["by_kind"] = {"$x_<b>$ & co " + "long " * 20: rate(0.5, 10)} | outcome["by_kind"]
+        outcome["by_kind"] = {"$x_<b>$ & co " + "long " * 20: rate(0.5, 10), "颜色": rate(0.5, 10)} | outcome["by_kind"]
     page = Page(report.write(build(tmp_path, summary=content, steps=2)).read_text(encoding="utf-8"))
     assert "$x_<b>$ & co long" in page.text
+    assert page.text.count("颜色") == 2
+
+
+def test_half_a_character_in_an_answer(tmp_path: Path) -> None:
+    rows = examples()
+    rows[0]["answers"][0]["text"] = "a\ud83d\x00b"
+    assert "<h4" in report.write(build(tmp_path, examples=rows, steps=1)).read_text(encoding="utf-8")
 
 
 def test_verdicts(tmp_path: Path) -> None:

@@ -190,8 +190,9 @@ def test_a_build_cut_short_goes_on_to_the_same_weights(
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     written = json.loads((tmp_path / "cut" / "pair" / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
-    assert written["sha256"]["model.safetensors"] == manifest.file_hashes(tmp_path / "whole/pair/student")[
-        "model.safetensors"
-    ]
+    assert (
+        written["sha256"]["model.safetensors"]
+        == manifest.file_hashes(tmp_path / "whole/pair/student")["model.safetensors"]
+    )
     with pytest.raises(CheckpointError, match="another"):
         go("cut", recipe=replace(TINY, seed=18))

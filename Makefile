@@ -1,0 +1,55 @@
+# Every target sets up what it needs. STACK says which: cpu or gpu (default: gpu where nvidia-smi is found).
+STACK ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PYTHON ?= python3.11
+UV := .build/uv/bin/uv
+BIN := .venv/bin
+
+# One busy thread per process: processes that share cores are many times slower with more.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED = 0
+export VLLM_NO_USAGE_STATS = 1
+
+.PHONY: setup demo check test test-unit format lock clean
+
+setup: .venv/.done-$(STACK)
+
+.venv/.done-$(STACK): requirements/$(STACK).txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	VIRTUAL_ENV=.venv $(UV) pip sync --quiet requirements/$(STACK).txt
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --editable .
+	@rm -f .venv/.done-*
+	@touch $@
+
+$(UV):
+	$(PYTHON) -m venv .build/uv
+	.build/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# The whole method on the toy pair: about five minutes on two cores.
+demo: setup
+	$(BIN)/masters-ray run conf/demo.yaml
+
+check: setup
+	$(BIN)/ruff format --check masters_ray jobs tests
+	$(BIN)/ruff check masters_ray jobs tests
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+test-unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+format: setup
+	$(BIN)/ruff check --fix --select I masters_ray jobs tests
+	$(BIN)/ruff format masters_ray jobs tests
+
+# Pins for both stacks from pyproject.toml's extras.
+lock: | $(UV)
+	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra cpu --extra dev --override requirements/overrides-cpu.txt \
+		--no-header --no-annotate pyproject.toml --output-file requirements/cpu.txt
+	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra gpu --extra dev --override requirements/overrides-gpu.txt \
+		--no-header --no-annotate pyproject.toml --output-file requirements/gpu.txt
+
+clean:
+	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,87 @@
+"""Small makers of the rows that tests need."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from masters_ray.records import (
+    Answer,
+    JudgedAnswer,
+    Picture,
+    Problem,
+    RolloutGroup,
+    ScoredAnswer,
+    Source,
+    TokenScores,
+)
+
+
+def png(size: tuple[int, int] = (64, 64), colour: tuple[int, int, int] = (250, 240, 240)) -> bytes:
+    """An encoded picture of one colour with a red square in it."""
+    image = Image.new("RGB", size, colour)
+    image.paste((255, 0, 0), (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def problem(id: str = "p", label: str = "red", pictures: int = 1, kind: str = "colour") -> Problem:
+    return Problem(
+        id=id,
+        question="what color is the shape?",
+        label=label,
+        pictures=tuple(Picture(data=png()) for _ in range(pictures)),
+        kind=kind,
+    )
+
+
+def scores(tokens: int, k: int = 2, seed: int = 0, vocabulary: int = 50) -> TokenScores:
+    """A teacher's top k of random distributions over ``vocabulary`` tokens."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(tokens, vocabulary))
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    order = np.argsort(-logprobs, axis=-1)[:, :k]
+    top = np.take_along_axis(logprobs, order, axis=-1)
+    left_out = np.clip(1 - np.exp(top).sum(-1), 0, 1)
+    return TokenScores(
+        top_ids=order.astype(np.int32), top_logprobs=top.astype(np.float32), left_out=left_out.astype(np.float32)
+    )
+
+
+def scored(
+    token_ids: Sequence[int],
+    *,
+    source: Source = "teacher",
+    text: str = "red",
+    accuracy: int = 1,
+    k: int = 2,
+    seed: int = 0,
+) -> ScoredAnswer:
+    return ScoredAnswer(
+        judged=JudgedAnswer(
+            answer=Answer(source=source, text=text, token_ids=tuple(token_ids)),
+            accuracy=accuracy,
+            verdict=f"<answer>{accuracy}</answer>",
+        ),
+        teacher=scores(len(token_ids), k=k, seed=seed),
+        reference_logprobs=np.full(len(token_ids), -1.0, np.float32),
+    )
+
+
+def group(
+    answers: Sequence[ScoredAnswer] | None = None, *, position: int = 0, stage: int = 0, of: Problem | None = None
+) -> RolloutGroup:
+    chosen = answers or (scored([5, 1]), scored([6, 7, 1], source="student", accuracy=0, seed=1))
+    return RolloutGroup(
+        position=position,
+        stage=stage,
+        mask_ratio=0.2,
+        problem=of or problem(id=f"p{position}"),
+        answers=tuple(chosen),
+        teacher_digest="t" * 64,
+        student_digest="s" * 64,
+    )

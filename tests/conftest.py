@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from masters_ray import easy_vqa
+from masters_ray.config import Engine
+from masters_ray.records import Problem
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).parents[1]
+PAIR = ROOT / "masters_ray" / "toy" / "pair"
+
+
+@pytest.fixture(scope="session")
+def toy_engine() -> Engine:
+    """A vLLM engine in float32 that starts fast and fits beside others."""
+    return Engine(
+        dtype="float32",
+        max_model_len=1024,
+        max_num_seqs=32,
+        max_num_batched_tokens=2048,
+        kv_cache_memory_bytes=64 * 2**20,
+        enforce_eager=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[Problem]:
+    """Held-out questions about real pictures, the kinds in turn."""
+    return easy_vqa.problems("test")[:12]
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of this module's own."""
+    from masters_ray import cluster
+    from masters_ray.config import Cluster
+
+    with cluster.connected(Cluster(local_cpus=8)):
+        yield

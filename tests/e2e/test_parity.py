@@ -1,0 +1,221 @@
+"""Engine and learner mean the same thing by a log-probability, whatever the mask."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from masters_ray import masks, weights
+from masters_ray.actors.host import HostSpec, Role
+from masters_ray.actors.pool import Deployment, Replicas
+from masters_ray.config import Engine, MaskScope, Sampling
+from masters_ray.data import decode
+from masters_ray.engines import hf
+from masters_ray.engines.chat import Chat
+from masters_ray.engines.vllm_engine import Mask
+from masters_ray.errors import ReplicaError
+from masters_ray.packing import pack
+from masters_ray.prompts import question_messages
+from masters_ray.records import (
+    Answer,
+    JudgedAnswer,
+    Picture,
+    Problem,
+    RolloutGroup,
+    ScoredAnswer,
+)
+from tests.builders import group, scores
+from tests.conftest import PAIR
+
+pytestmark = pytest.mark.e2e
+TOP_K = 16
+SAMPLING = Sampling(max_tokens=6)
+
+
+def deployment(checkpoint: Path, engine: Engine, role: Role, scope: MaskScope | None = None) -> Deployment:
+    mask = Mask(scope=scope or MaskScope(), ratio=0.1) if role == "teacher" else None
+    spec = HostSpec(checkpoint=str(checkpoint), roles=(role,), engine=engine, top_k=TOP_K, mask=mask)
+    return Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0)
+
+
+@pytest.fixture(scope="module")
+def problems(questions: list[Problem]) -> list[Problem]:
+    """Real pictures, one of them also large and oblong, so that it is resized and expands to more tokens."""
+    encoded = io.BytesIO()
+    Image.open(io.BytesIO(questions[0].pictures[0].read())).convert("RGB").resize((200, 120)).save(encoded, "PNG")
+    large = Problem(
+        id="large", question=questions[0].question, label="red", pictures=(Picture(data=encoded.getvalue()),)
+    )
+    return [*questions, large]
+
+
+@pytest.fixture(scope="module")
+def pools(local_ray: None, toy_engine: Engine) -> Iterator[Replicas]:
+    with Replicas(
+        [deployment(PAIR / "teacher", toy_engine, "teacher"), deployment(PAIR / "student", toy_engine, "student")]
+    ) as replicas:
+        yield replicas
+
+
+@pytest.fixture(scope="module")
+def answers(pools: Replicas, problems: list[Problem]) -> list[tuple[Answer, ...]]:
+    """Sampled answers of several lengths."""
+    seeds = list(range(len(problems)))
+    student = pools.pools["student"]
+    drawn = student.call("answer", problems, Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1), 3, seeds)
+    assert len({len(answer.token_ids) for one in drawn for answer in one}) > 1
+    return drawn
+
+
+def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None) -> Path:
+    """The teacher's checkpoint, masked and saved as an ordinary directory."""
+    source = PAIR / "teacher"
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    result: list[masks.MaskReport] = []
+    parts: list[masks.Part] = [part for part, masked in vars(scope or MaskScope()).items() if masked]  # type: ignore[misc]
+    stream = masks.masked(weights.tensors(source), ratio, frozenset(parts), result)
+    save_file(dict(stream), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def learner_logprobs(
+    checkpoint: Path, problems: list[Problem], answers: list[tuple[Answer, ...]]
+) -> list[list[np.ndarray]]:
+    """What the learner's model, packed as in training, gives to each answer's tokens."""
+    model, chat = hf.load_model(checkpoint, "float32"), Chat(checkpoint)
+    rows: list[RolloutGroup] = []
+    for problem, drawn in zip(problems, answers, strict=True):
+        scored = [
+            ScoredAnswer(
+                judged=JudgedAnswer(answer=answer, accuracy=0, verdict=""),
+                teacher=scores(len(answer.token_ids)),
+                reference_logprobs=np.zeros(len(answer.token_ids), np.float32),
+            )
+            for answer in drawn
+        ]
+        rows.append(group(scored, of=problem))
+    prompts = [
+        hf.prompt_tensors(model, chat, question_messages(one), [decode(picture) for picture in one.pictures])
+        for one in problems
+    ]
+    batch = pack(rows, prompts, pad_id=0)
+    with torch.no_grad():
+        own = hf.AnswerLogprobs(model)(batch).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+    lengths = [len(answer.token_ids) for drawn in answers for answer in drawn]
+    pieces = iter(torch.split(own, lengths))
+    return [[next(pieces).numpy() for _ in drawn] for drawn in answers]
+
+
+def largest_difference(ones: list[list[np.ndarray]], others: list[list[np.ndarray]]) -> float:
+    pairs = [
+        (one, other) for left, right in zip(ones, others, strict=True) for one, other in zip(left, right, strict=True)
+    ]
+    assert len({float(one[0]) for one, _ in pairs}) > 3, "the log-probabilities must differ between answers"
+    return max(float(np.abs(one - other).max()) for one, other in pairs)
+
+
+def test_the_students_engine_and_the_learner_agree(
+    pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]]
+) -> None:
+    engine = pools.pools["student"].call("logprobs", problems, answers)
+    assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, answers)) < 1e-3
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.2])
+def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
+    ratio: float, pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]], tmp_path: Path
+) -> None:
+    teacher = pools.pools["teacher"]
+    report = teacher.call("mask", ratio)
+    assert report.sparsity == pytest.approx(ratio, abs=1e-4)
+    top = teacher.call("score", problems, answers)
+    model = learner_logprobs(masked_checkpoint(ratio, tmp_path / "masked"), problems, answers)
+    compared = 0
+    for scored, drawn, own in zip(top, answers, model, strict=True):
+        for one, answer, expected in zip(scored, drawn, own, strict=True):
+            for row, token in enumerate(answer.token_ids):
+                found = one.top_logprobs[row][one.top_ids[row] == token]
+                if len(found):
+                    assert abs(found[0] - expected[row]) < 1e-3
+                    compared += 1
+    assert compared > 20
+
+
+EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=True, lm_head=True)
+
+
+@pytest.mark.parametrize("scope", [MaskScope(), EVERYTHING], ids=["language", "everything"])
+def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
+    scope: MaskScope, local_ray: None, toy_engine: Engine, problems: list[Problem], tmp_path: Path
+) -> None:
+    seeds = list(range(len(problems)))
+    plain = masked_checkpoint(0.2, tmp_path / "masked", scope)
+    with Replicas(
+        [deployment(PAIR / "teacher", toy_engine, "teacher", scope), deployment(plain, toy_engine, "student")]
+    ) as both:
+        teacher, student = both.pools["teacher"], both.pools["student"]
+        teacher.call("mask", 0.0)
+        teacher.call("mask", 0.2)
+        written = teacher.call("answer", problems, SAMPLING, 2, seeds)
+        greedy = teacher.call("answer_greedily", problems, 6)
+        tops = teacher.call("score", problems, written)
+        loaded = student.call("logprobs", problems, written)
+        again = student.call("answer", problems, SAMPLING, 2, seeds)
+        assert greedy == student.call("answer_greedily", problems, 6)
+    assert [[one.token_ids for one in drawn] for drawn in written] == [
+        [one.token_ids for one in drawn] for drawn in again
+    ]
+    for scored, drawn, plainly in zip(tops, written, loaded, strict=True):
+        for one, answer, expected in zip(scored, drawn, plainly, strict=True):
+            for row, token in enumerate(answer.token_ids):
+                assert one.top_logprobs[row][one.top_ids[row] == token] == pytest.approx(expected[row], abs=1e-5)
+
+
+def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
+    pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]]
+) -> None:
+    teacher = pools.pools["teacher"]
+    reports, tops = [], []
+    for ratio in (0.0, 0.2, 0.0):
+        reports.append(teacher.call("mask", ratio))
+        tops.append([one.top_logprobs for drawn in teacher.call("score", problems, answers) for one in drawn])
+    assert all(np.array_equal(first, last) for first, last in zip(tops[0], tops[2], strict=True))
+    assert not all(np.array_equal(first, masked) for first, masked in zip(tops[0], tops[1], strict=True))
+    assert reports[0].digest == reports[2].digest != reports[1].digest
+
+
+def test_answers_depend_on_their_seed_and_not_on_their_company(pools: Replicas, problems: list[Problem]) -> None:
+    student = pools.pools["student"]
+    hot = Sampling(max_tokens=6, temperature=2.0)
+    together = student.call("answer", problems, hot, 2, list(range(len(problems))))
+    alone = student.call("answer", problems[3:4], hot, 2, [3])
+    assert [one.token_ids for one in alone[0]] == [one.token_ids for one in together[3]]
+
+
+def test_an_error_inside_a_replica_is_told_with_its_cause(pools: Replicas, problems: list[Problem]) -> None:
+    lost = Problem(id="lost", question="?", label="x", pictures=(Picture(path="/nowhere/picture.png"),))
+    with pytest.raises(ReplicaError, match=r"student.answer_greedily: FileNotFoundError: .*/nowhere/picture.png"):
+        pools.pools["student"].call("answer_greedily", [lost], 4)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_stops_the_start_with_its_name(
+    local_ray: None, toy_engine: Engine, tmp_path: Path
+) -> None:
+    folder = masked_checkpoint(0.0, tmp_path / "torn")
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ReplicaError, match="a replica could not start"):
+        Replicas([deployment(folder, toy_engine, "student")])
+
+
+def test_the_default_scope_masks_the_language_models_matrices_only() -> None:
+    assert MaskScope() == MaskScope(language=True, vision=False, projector=False, embeddings=False, lm_head=False)

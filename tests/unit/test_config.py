@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from masters_ray.config import known_keys, load
+from masters_ray.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = """
+run: {dir: runs/x}
+data: {train: {format: easy_vqa}, held_out: {format: easy_vqa, split: test}}
+teacher: {checkpoint: t}
+student: {checkpoint: s}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "c.yaml"
+    file.write_text(text)
+    return file
+
+
+def complaints(file: Path, *overrides: str) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        load(file, list(overrides))
+    return {complaint.where: str(complaint) for complaint in caught.value.complaints}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda file: file.name)
+def test_every_file_in_conf_is_a_valid_configuration_and_says_its_hardware_time_and_purpose(file: Path) -> None:
+    load(file)
+    head = "\n".join(file.read_text().splitlines()[:4])
+    assert all(word in head for word in ("Hardware:", "Time:", "Purpose:"))
+
+
+def test_defaults_file_and_words_are_merged_in_that_order(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL + "learner: {workers: 2, groups_per_step: 32}\n")
+    config = load(file, ["learner.groups_per_step=16", "rollout.sampling.top_p=1"])
+    assert (config.learner.workers, config.learner.groups_per_step) == (2, 16)
+    assert config.rollout.sampling.top_p == 1.0
+    assert config.rollout.sampling.top_k == 50
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+    found = complaints(write(tmp_path, MINIMAL), "learner.workrs=2")
+    assert "Did you mean learner.workers?" in found["learner.workrs (command line)"]
+
+
+def test_a_wrong_type_says_what_was_expected_and_found(tmp_path: Path) -> None:
+    found = complaints(write(tmp_path, MINIMAL), "teacher.replicas=two")
+    assert "expected a whole number, found 'two'" in found["teacher.replicas (command line)"]
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    found = complaints(write(tmp_path, MINIMAL.replace("student: {checkpoint: s}", "")))
+    assert "Set student.checkpoint" in found["student.checkpoint"]
+
+
+def test_a_group_of_one_and_a_ratio_above_one_are_refused(tmp_path: Path) -> None:
+    found = complaints(
+        write(tmp_path, MINIMAL), "rollout.teacher_answers=1", "rollout.student_answers=0", "schedule.max_ratio=1.2"
+    )
+    assert "at least 2 answers, found 1" in found["rollout.teacher_answers + rollout.student_answers"]
+    assert "found 1.2" in found["schedule.max_ratio"]
+
+
+def test_all_complaints_come_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL + "learner: 3\nreward: {alpha: -1}\n")
+    found = complaints(file, "nonsense", "learner.zero_stage=4", "run.sed=1", "data.train.format=csv")
+    assert {"nonsense", f"learner ({file})", "reward.alpha", "learner.zero_stage"} <= set(found)
+    assert {"run.sed (command line)", "data.train.format (command line)"} <= set(found)
+
+
+def test_a_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:
+    assert "no such file" in complaints(tmp_path / "none.yaml")[str(tmp_path / "none.yaml")]
+    broken = write(tmp_path, "run: [")
+    assert "expected YAML" in complaints(broken)[str(broken)]
+
+
+def test_schedules_that_do_not_end_at_zero_are_refused_with_a_step_that_does(tmp_path: Path) -> None:
+    found = complaints(write(tmp_path, MINIMAL), "schedule.max_ratio=0.2", "schedule.step=0.15")
+    assert "0.2 gives 2 stages" in found["schedule.step"]
+
+
+def test_every_key_has_a_type_in_words() -> None:
+    assert known_keys()["run.seed"] == "a whole number"
+    assert known_keys()["data.train.rows"] == "a whole number or null"
+    assert all(known_keys().values())

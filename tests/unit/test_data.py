@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from masters_ray.config import DataSource
+from masters_ray.data import Loaded, decode, load, write_quarantine
+from masters_ray.errors import DataError
+from tests.builders import png
+
+
+def jsonl(folder: Path, rows: list) -> DataSource:
+    (folder / "a.png").write_bytes(png())
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    return DataSource(format="jsonl", path=str(folder / "rows.jsonl"))
+
+
+def good(number: int, **more: object) -> dict:
+    return {"id": f"q{number}", "question": f"what is {number}?", "answer": "red", "image": "a.png", **more}
+
+
+def ids(loaded: Loaded) -> list[str]:
+    return [problem.id for problem in loaded.problems]
+
+
+def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, [good(1, choices=["red", "blue"], kind="k", image=["a.png", "a.png"])])
+    problem = load(source, 0, 0.0).problems[0]
+    assert (problem.id, problem.label, problem.kind, problem.choices) == ("q1", "red", "k", ("red", "blue"))
+    assert [decode(picture).size for picture in problem.pictures] == [(64, 64), (64, 64)]
+
+
+def test_a_row_without_id_is_named_by_its_line(tmp_path: Path) -> None:
+    row = good(1)
+    del row["id"]
+    assert ids(load(jsonl(tmp_path, [row]), 0, 0.0)) == [f"{tmp_path}/rows.jsonl:1"]
+
+
+def test_parquet_rows_hold_bytes_or_the_struct_of_bytes_and_path(tmp_path: Path) -> None:
+    rows = [
+        {"question": "q?", "answer": "a", "image": {"bytes": png(), "path": None}},
+        {"question": "r?", "answer": "a", "image": {"bytes": png((8, 8)), "path": None}},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    loaded = load(DataSource(format="parquet", path=str(tmp_path / "rows.parquet")), 0, 0.0)
+    assert sorted(decode(problem.pictures[0]).size for problem in loaded.problems) == [(8, 8), (64, 64)]
+
+
+def test_the_order_is_a_shuffle_that_the_seed_decides(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, [good(number) for number in range(20)])
+    first, again, other = (ids(load(source, seed, 0.0)) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert sorted(first) == sorted(other)
+
+
+def test_kinds_are_taken_in_turn_when_rows_are_limited(tmp_path: Path) -> None:
+    rows = [good(number, kind="rare" if number < 3 else "common") for number in range(20)]
+    source = jsonl(tmp_path, rows)
+    source.rows = 8
+    kinds = [problem.kind for problem in load(source, 0, 0.0).problems]
+    assert (kinds.count("rare"), kinds.count("common")) == (3, 5)
+
+
+def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(png()[:60])
+    (tmp_path / "text.png").write_text("no picture")
+    rows = [
+        good(1),
+        good(2, image="none.png"),
+        good(3, image="broken.png"),
+        good(4, image="text.png"),
+        good(5, question="  "),
+        good(6, answer=""),
+        {"question": "no answer?", "image": "a.png"},
+        "{not json",
+        good(1),
+        good(7, image=[]),
+        good(8, image=3),
+        "[1]",
+    ]
+    loaded = load(jsonl(tmp_path, rows), 0, 1.0)
+    assert ids(loaded) == ["q1"]
+    reasons = {rejected.row.rpartition(":")[2]: rejected.reason for rejected in loaded.rejected}
+    assert "none.png does not exist" in reasons["2"]
+    assert "broken.png cannot be decoded" in reasons["3"]
+    assert "text.png cannot be decoded" in reasons["4"]
+    assert (reasons["5"], reasons["6"]) == ("empty question", "empty answer")
+    assert reasons["7"].startswith("no answer")
+    assert reasons["8"].startswith("not JSON")
+    assert "ids must be unique" in reasons["9"]
+    assert reasons["10"] == "no picture"
+    assert "found int" in reasons["11"]
+    assert "found list" in reasons["12"]
+
+
+def test_more_bad_rows_than_allowed_stop_with_the_first_examples(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, [good(1), good(2, image="none.png")])
+    with pytest.raises(
+        DataError, match=r"1 of 2 rows cannot be used(.|\n)*rows.jsonl:2: picture .*none.png does not exist"
+    ):
+        load(source, 0, 0.1)
+
+
+def test_a_missing_file_and_a_file_of_another_kind_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none.jsonl: expected a jsonl file"):
+        load(DataSource(path=str(tmp_path / "none.jsonl")), 0, 0.0)
+    (tmp_path / "rows.parquet").write_text("no")
+    with pytest.raises(DataError, match="expected a parquet file"):
+        load(DataSource(format="parquet", path=str(tmp_path / "rows.parquet")), 0, 0.0)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="found none"):
+        load(DataSource(path=str(tmp_path / "empty.jsonl")), 0, 1.0)
+
+
+def test_the_quarantine_file_has_a_row_for_each(tmp_path: Path) -> None:
+    loaded = load(jsonl(tmp_path, [good(1), good(2, answer=" ")]), 0, 1.0)
+    write_quarantine(tmp_path / "quarantine.jsonl", loaded.rejected)
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == {
+        "row": f"{tmp_path}/rows.jsonl:2",
+        "reason": "empty answer",
+    }

@@ -1,0 +1,35 @@
+import pytest
+
+from masters_ray.evaluate import accuracy, mark, wilson
+from tests.builders import problem
+
+
+def test_wilsons_interval_of_the_docstring() -> None:
+    rate = wilson(8, 10)
+    assert (rate.value, rate.n) == (0.8, 10)
+    assert (rate.low, rate.high) == (pytest.approx(0.490, abs=1e-3), pytest.approx(0.943, abs=1e-3))
+
+
+def test_a_rate_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        wilson(0, 0)
+
+
+def test_the_balanced_mean_is_not_swayed_by_how_often_a_kind_is_asked() -> None:
+    problems = [problem(id=str(i), kind="a") for i in range(90)] + [problem(id=f"b{i}", kind="b") for i in range(10)]
+    answers = ["red"] * 90 + ["blue"] * 10
+    measured = accuracy(mark(problems, answers))
+    assert measured.value == 0.5
+    assert measured.n == 100
+    assert (measured.by_kind["a"].value, measured.by_kind["b"].value) == (1.0, 0.0)
+    assert measured.low < 0.5 < measured.high
+
+
+def test_more_questions_narrow_the_interval() -> None:
+    def width(n: int) -> float:
+        problems = [problem(id=str(i)) for i in range(n)]
+        measured = accuracy(mark(problems, ["red" if i % 2 else "no" for i in range(n)]))
+        return measured.high - measured.low
+
+    assert width(400) == pytest.approx(2 * 1.96 * (0.25 / 404) ** 0.5, rel=1e-3)
+    assert width(400) < width(100)

@@ -1,0 +1,87 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from masters_ray.grpo import advantages, answer_means, group_terms, k3, policy_objective
+from masters_ray.rewards import distillation_rewards
+
+
+def test_distillation_rewards_are_one_for_the_closest_and_zero_for_the_farthest() -> None:
+    assert distillation_rewards(torch.tensor([0.1, 0.3, 0.2])).tolist() == pytest.approx([1.0, 0.0, 0.5])
+
+
+def test_equal_divergences_give_no_distillation_reward() -> None:
+    assert distillation_rewards(torch.tensor([0.25, 0.25])).tolist() == [0.0, 0.0]
+
+
+def test_advantages_use_the_population_deviation() -> None:
+    # mean 1, squared deviations 1 0 1 0, std = sqrt(1/2)
+    result = advantages(torch.tensor([2.0, 1.0, 0.0, 1.0]))
+    assert result.tolist() == pytest.approx([math.sqrt(2), 0.0, -math.sqrt(2), 0.0], abs=1e-5)
+
+
+def test_a_flat_group_has_no_advantage() -> None:
+    assert advantages(torch.tensor([1.0, 1.0 + 5e-5])).tolist() == [0.0, 0.0]
+
+
+def test_adding_a_constant_to_all_rewards_changes_no_advantage() -> None:
+    rewards = torch.tensor([0.2, 1.7, 0.9])
+    assert torch.allclose(advantages(rewards), advantages(rewards + 3), atol=1e-5)
+
+
+def test_k3_is_zero_at_the_reference_and_positive_elsewhere() -> None:
+    new, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.5])
+    assert k3(new, reference).tolist() == pytest.approx([0.0, math.exp(0.5) - 0.5 - 1])
+
+
+def test_the_objective_is_clipped_on_the_side_that_would_gain() -> None:
+    old = torch.zeros(4)
+    new = torch.tensor([1.5, 1.5, 0.5, 0.5]).log()
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    # gain is capped at 1.2 and 0.8; a loss is never softened
+    assert policy_objective(new, old, advantage, 0.2).tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
+
+
+def test_answer_means_weigh_answers_and_not_tokens() -> None:
+    values, answer_of = torch.tensor([1.0, 3.0, 10.0]), torch.tensor([0, 0, 1])
+    assert answer_means(values, answer_of, 2).tolist() == [2.0, 10.0]
+
+
+def test_the_loss_of_a_group_by_hand() -> None:
+    """Two answers: tokens (0, 0) and (1). JSD 0.2, 0.4 | 0.1, so D = 0.3, 0.1 and R_distill = 0, 1.
+
+    R_acc = 1, 0 gives R = 1, 1: flat, A = 0. With alpha 0: A = +1, -1 and the objective's mean is 0 at ratio 1.
+    KL: d = 0.5 on the last token only: mean_j mean_t = (0 + k3) / 2.
+    """
+    new = torch.tensor([-1.0, -1.0, -2.0], requires_grad=True)
+    reference = torch.tensor([-1.0, -1.0, -1.5])
+    arguments: dict[str, Any] = {
+        "new_logprobs": new,
+        "reference_logprobs": reference,
+        "token_jsd": torch.tensor([0.2, 0.4, 0.1]),
+        "answer_of": torch.tensor([0, 0, 1]),
+        "accuracy": torch.tensor([1.0, 0.0]),
+        "kl_beta": 0.1,
+        "clip_epsilon": 0.2,
+        "jsd_weight": 1.0,
+    }
+    flat = group_terms(alpha=1.0, **arguments)
+    kl = (math.exp(0.5) - 1.5) / 2
+    assert flat.distillation.tolist() == pytest.approx([0.0, 1.0])
+    assert flat.advantages.tolist() == [0.0, 0.0]
+    assert flat.loss.item() == pytest.approx(0.1 * kl + 0.2)
+
+    sharp = group_terms(alpha=0.0, **arguments)
+    assert sharp.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
+    sharp.loss.backward()
+    # d/dnew of -mean_j mean_t ratio·A: -1/4, -1/4, +1/2; of beta·KL on the last token: 0.1/2·(1 - e^0.5)
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([-0.25, -0.25, 0.5 + 0.05 * (1 - math.exp(0.5))], abs=1e-5)
+
+
+def test_permuting_a_group_permutes_its_advantages() -> None:
+    rewards = torch.tensor([0.0, 1.0, 0.3, 2.0])
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.allclose(advantages(rewards)[order], advantages(rewards[order]))

@@ -1,0 +1,51 @@
+from masters_ray.actors.judge import Case, Judge
+
+
+class Parrot:
+    """A model that says what it is told for each prompt's text, and counts what it is asked."""
+
+    def __init__(self, replies: dict[str, str]) -> None:
+        self.asked: list[str] = []
+        self._replies = replies
+        self.engine = self
+        self.chat = self
+
+    def text_prompts(self, conversations: list) -> list[str]:
+        return [messages[-1]["content"] for messages in conversations]
+
+    def generate_greedy(self, prompts: list[str], max_tokens: int) -> list[str]:
+        self.asked += prompts
+        return [next(reply for key, reply in self._replies.items() if key in prompt) for prompt in prompts]
+
+    def decode(self, reply: str) -> str:
+        return reply
+
+
+def case(answer: str) -> Case:
+    return Case(question="what color?", label="red", answer=answer)
+
+
+def test_a_readable_first_call_is_enough() -> None:
+    model = Parrot({"\nred\n</generated": "Same. <answer>1</answer>", "\nblue\n": "Other. <answer>0</answer>"})
+    verdicts = Judge(model, 10).judge([case("red"), case("blue")])  # type: ignore[arg-type]
+    assert [verdict.accuracy for verdict in verdicts] == [1, 0]
+    assert len(model.asked) == 2
+
+
+def test_an_unreadable_first_call_is_parsed_by_the_second_and_else_unjudged() -> None:
+    model = Parrot(
+        {
+            "<overall_summary>\nIt is right": "1",
+            "<overall_summary>\nHm": "perhaps",
+            "\nred\n</generated": "It is right, surely",
+            "\nblue\n": "Hm",
+        }
+    )
+    verdicts = Judge(model, 10).judge([case("red"), case("blue")])  # type: ignore[arg-type]
+    assert [(verdict.accuracy, verdict.text) for verdict in verdicts] == [(1, "It is right, surely"), (None, "Hm")]
+
+
+def test_equal_cases_are_judged_once() -> None:
+    model = Parrot({"red": "<answer>1</answer>"})
+    assert len(Judge(model, 10).judge([case("red")] * 5)) == 5  # type: ignore[arg-type]
+    assert len(model.asked) == 1

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from masters_ray.packing import PromptTensors, pack
+from tests.builders import group, scored
+
+
+def prompt(length: int, axes: int = 3, patches: int = 0) -> PromptTensors:
+    vision = {"pixel_values": torch.ones(patches, 4)} if patches else {}
+    return PromptTensors(
+        input_ids=torch.arange(100, 100 + length), positions=torch.arange(length).expand(axes, length), vision=vision
+    )
+
+
+def test_the_prompt_stands_once_and_each_answer_sees_it_and_itself() -> None:
+    batch = pack([group([scored([5, 6, 1]), scored([7, 1])])], [prompt(2)], pad_id=0)
+    # prompt 100 101 | answer 1 reads 5 6 | answer 2 reads 7; last tokens are only predicted
+    assert batch.input_ids.tolist() == [[100, 101, 5, 6, 7]]
+    assert batch.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+    assert batch.positions[0].tolist() == [[0, 1, 2, 3, 2]]
+    assert batch.targets.tolist() == [5, 6, 1, 7, 1]
+    assert batch.predict_at.tolist() == [1, 2, 3, 1, 4]
+    assert batch.answer_of.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_groups_are_padded_on_the_right_and_padding_sees_only_itself() -> None:
+    groups = [group([scored([5, 1]), scored([1])]), group([scored([5, 6, 7, 1]), scored([8, 1])], position=1)]
+    batch = pack(groups, [prompt(1, axes=1), prompt(2, axes=1)], pad_id=9)
+    assert batch.input_ids.tolist() == [[100, 5, 9, 9, 9, 9], [100, 101, 5, 6, 7, 8]]
+    assert batch.mask[0, 0, 3].int().tolist() == [0, 0, 0, 1, 0, 0]
+    assert batch.predict_at.tolist() == [0, 1, 0, 7, 8, 9, 10, 7, 11]
+    assert batch.group_of.tolist() == [0, 0, 1, 1]
+    assert batch.accuracy.tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert batch.top_ids.shape == (9, 2)
+
+
+def test_positions_of_answers_go_on_after_the_largest_of_the_prompt() -> None:
+    spatial = PromptTensors(
+        input_ids=torch.arange(3), positions=torch.tensor([[0, 0, 4], [0, 5, 4], [0, 1, 4]]), vision={}
+    )
+    batch = pack([group([scored([5, 6, 1]), scored([1])])], [spatial], pad_id=0)
+    assert batch.positions[:, 0, 3:].tolist() == [[6, 7], [6, 7], [6, 7]]
+
+
+def test_pictures_of_all_groups_are_joined_in_order() -> None:
+    batch = pack([group(), group(position=1)], [prompt(2, patches=3), prompt(2, patches=5)], pad_id=0)
+    assert batch.vision["pixel_values"].shape == (8, 4)
+
+
+def test_unjudged_answers_and_mixed_k_are_refused() -> None:
+    with pytest.raises(ValueError, match="different numbers"):
+        pack([group([scored([5, 1], k=2), scored([5, 1], k=3)])], [prompt(1)], pad_id=0)
+    with pytest.raises(ValueError, match="unjudged"):
+        pack([group([scored([5, 1], accuracy=None), scored([5, 1])])], [prompt(1)], pad_id=0)  # type: ignore[arg-type]
