@@ -9,6 +9,7 @@ from pathlib import Path
 from masters_ray import weights
 from masters_ray.config import Config
 from masters_ray.errors import CheckpointError, Complaint, ConfigError
+from masters_ray.progress import say
 
 
 def check(config: Config) -> None:
@@ -80,7 +81,7 @@ def _checkpoints(config: Config) -> list[Complaint]:
     for name, checkpoint in (("teacher", config.teacher.checkpoint), ("student", config.student.checkpoint)):
         key = f"{name}.checkpoint"
         try:
-            folder = weights.locate(checkpoint)
+            folder = weights.locate_locally(checkpoint)
         except CheckpointError as error:
             complaints.append(
                 Complaint(
@@ -90,6 +91,9 @@ def _checkpoints(config: Config) -> list[Complaint]:
                     remedy=str(error),
                 )
             )
+            continue
+        if folder is None:
+            say(f"{key}: {checkpoint} is not downloaded yet and was not checked")
             continue
         wrong = weights.check(folder)
         if wrong:

@@ -24,18 +24,11 @@ def locate(checkpoint: str) -> Path:
 
     Raises CheckpointError when it is neither.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        return path
-    if not looks_like_hub_id(checkpoint):
-        raise CheckpointError(f"{checkpoint}: expected a directory with a checkpoint or a model id such as org/name")
+    local = locate_locally(checkpoint)
+    if local is not None:
+        return local
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        return Path(snapshot_download(checkpoint, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass  # not downloaded yet
     try:
         return Path(snapshot_download(checkpoint))
     except Exception as error:  # the client raises network, permission and name errors of many kinds
@@ -45,10 +38,21 @@ def locate(checkpoint: str) -> Path:
         ) from error
 
 
-def looks_like_hub_id(checkpoint: str) -> bool:
-    """org/name, and no such directory here."""
+def locate_locally(checkpoint: str) -> Path | None:
+    """Like ``locate`` without downloading: None for a model id of the Hub that is not in the cache."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
     pieces = checkpoint.split("/")
-    return len(pieces) == 2 and all(pieces) and not checkpoint.startswith((".", "/")) and not Path(pieces[0]).exists()
+    if len(pieces) != 2 or not all(pieces) or checkpoint.startswith(".") or Path(pieces[0]).exists():
+        raise CheckpointError(f"{checkpoint}: expected a directory with a checkpoint or a model id such as org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(checkpoint, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ Random = np.random.Generator
 IMAGE_TOKENS = 16
 """Image tokens of a 64 x 64 picture."""
 ALL_LABELS = tuple(label for labels in easy_vqa.LABELS.values() for label in labels)
-PROMPT_WORDS = sorted({*prompts.EVALUATION_SYSTEM.split(), *prompts.PARSING_USER.split(), *" ".join(ALL_LABELS).split()})
+PROMPT_WORDS = sorted({*f"{prompts.EVALUATION_SYSTEM} {prompts.PARSING_USER} {' '.join(ALL_LABELS)}".split()})
 COPIED_WORDS = 4
 """How much of an answer an explanation repeats, in words."""
 

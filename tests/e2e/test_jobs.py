@@ -1,0 +1,76 @@
+"""The same run as a Ray job, on a cluster started by ``ray start --head`` on the loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.e2e.runs import SMALL, environment, masters_ray, summary
+
+pytestmark = pytest.mark.e2e
+PORT, DASHBOARD = 16379, 18265
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """The environment that reaches a cluster of this module's own."""
+    temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # a socket's path must be short
+    # What the cluster runs as "python" is this environment's.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path, "RAY_AUTH_MODE": "disabled"}
+    head = f"--head --node-ip-address=127.0.0.1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
+    start = [RAY, "start", *head.split(), "--num-cpus=4", f"--temp-dir={temporary}", "--disable-usage-stats"]
+    subprocess.run(start, env=environment(**reach), check=True, capture_output=True, timeout=120)
+    try:
+        yield reach
+    finally:
+        subprocess.run([RAY, "stop", "--force"], env=environment(**reach), check=True, capture_output=True, timeout=60)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def address() -> list[str]:
+    return ["--address", f"http://127.0.0.1:{DASHBOARD}"]
+
+
+def test_submit_runs_the_demo_on_the_cluster_and_follows_its_log(cluster: dict[str, str], tmp_path: Path) -> None:
+    done = masters_ray("submit", *address(), "conf/demo.yaml", f"run.dir={tmp_path / 'run'}", *SMALL, **cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Ray on cluster" in done.stdout
+    assert "held-out accuracy of student after" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("succeeded")
+    assert summary(tmp_path / "run")["accuracy"]["student_after"]["n"] == 48
+
+
+def test_a_job_that_fails_returns_non_zero_and_ends_with_the_cause(cluster: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "what?", "answer": "red", "image": "none.png"}\n')
+    words = ["data.train.format=jsonl", f"data.train.path={tmp_path / 'rows.jsonl'}", *SMALL]
+    done = masters_ray("submit", *address(), "conf/demo.yaml", f"run.dir={tmp_path / 'run'}", *words, **cluster)
+    assert done.returncode == 1, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-4:]
+    assert any("picture" in line and "none.png does not exist" in line for line in last), last
+    assert last[-1].endswith("failed")
+
+
+def test_rays_own_submit_runs_the_entry_script(cluster: dict[str, str], tmp_path: Path) -> None:
+    """Up to the refusal of a bad configuration: the whole run is tested above."""
+    job = [RAY, "job", "submit", *address(), "--working-dir", "jobs", "--", "python", "distil.py", "none.yaml"]
+    done = subprocess.run(
+        job, cwd=ROOT, env=environment(**cluster), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 1
+    assert "none.yaml: expected a YAML file, found no such file" in done.stdout + done.stderr
+
+
+def test_submit_to_nowhere_says_how_to_reach_a_cluster(tmp_path: Path) -> None:
+    done = masters_ray("submit", "--address", "http://127.0.0.1:1", "conf/demo.yaml", f"run.dir={tmp_path}")
+    assert done.returncode == 1
+    assert "no cluster answers there" in done.stderr

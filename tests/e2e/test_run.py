@@ -1,0 +1,96 @@
+"""The whole run through the program: interrupted, taken up again, and with more replicas."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from masters_ray import store
+from tests.conftest import ROOT
+from tests.e2e.runs import PROGRAM, SMALL, environment, masters_ray, summary
+
+pytestmark = pytest.mark.e2e
+DEMO = "conf/demo.yaml"
+
+
+def questions(run: Path) -> list[tuple[int, int, str]]:
+    """(stage, position, id) of every stored row, in the order of the stores."""
+    folders = sorted((run / "rollouts").iterdir())
+    return [(row.stage, row.position, row.problem.id) for folder in folders for row in store.read(folder)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted after its first stage and then finished by the same command."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    words = ["run", DEMO, f"run.dir={folder}", *SMALL]
+    with subprocess.Popen(
+        [*PROGRAM, *words], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        first = folder / "rollouts" / "stage-0" / "manifest.json"
+        deadline = time.monotonic() + 300
+        while not first.exists():
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "the same command goes on" in told
+    assert not (folder / "summary.json").exists()
+    written = first.stat().st_mtime_ns
+    again = masters_ray(*words)
+    assert again.returncode == 0, again.stderr
+    assert first.stat().st_mtime_ns == written, "the finished stage was made again"
+    assert "rollouts at mask ratio 0.2" not in again.stdout
+    return folder
+
+
+def test_the_summary_says_what_came_out(run: Path) -> None:
+    found = summary(run)
+    for name in ("teacher", "student_before", "student_after"):
+        accuracy = found["accuracy"][name]
+        assert accuracy["n"] == 48
+        assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+        assert set(accuracy["by_kind"]) == {"colour", "shape", "place"}
+    assert [(stage["ratio"], stage["rows"]) for stage in found["stages"]] == [(0.2, 16), (0.1, 16), (0.0, 16)]
+    assert [round(stage["sparsity"], 4) for stage in found["stages"]] == [0.2, 0.1, 0.0]
+    assert found["judge"]["judged"] + found["judge"]["unjudged"] == 48 * 8
+    assert found["judge"]["agreement_with_rule"] > 0.9
+    assert (found["learner"]["steps"], found["learner"]["groups"]) == (6, 48)
+    assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9
+
+
+def test_the_run_leaves_a_student_a_report_a_quarantine_and_events(run: Path) -> None:
+    from masters_ray.engines import hf
+
+    assert sum(parameter.numel() for parameter in hf.load_model(run / "student", "float32").parameters()) > 1e5
+    assert "<html" in (run / "report.html").read_text()
+    assert (run / "quarantine.jsonl").read_text() == ""
+    assert list((run / "tensorboard").glob("events.*"))
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(run: Path) -> None:
+    other = masters_ray("run", DEMO, f"run.dir={run}", *SMALL, "learner.learning_rate=1e-5")
+    assert other.returncode == 1
+    assert "learner.learning_rate: expected 0.001, as in the run" in other.stderr
+
+
+def test_more_replicas_and_workers_store_the_same_questions(run: Path, tmp_path: Path) -> None:
+    again = masters_ray(
+        "run",
+        DEMO,
+        f"run.dir={tmp_path / 'two'}",
+        *SMALL,
+        "teacher.replicas=2",
+        "judge.replicas=2",
+        "learner.workers=2",
+    )
+    assert again.returncode == 0, again.stderr
+    assert questions(tmp_path / "two") == questions(run)
+    assert summary(tmp_path / "two")["learner"]["workers"] == 2

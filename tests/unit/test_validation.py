@@ -1,0 +1,82 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from masters_ray import config as configuration
+from masters_ray import validation
+from masters_ray.errors import ConfigError
+from tests.conftest import PAIR, ROOT
+
+DEMO = ROOT / "conf" / "demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_projects_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def complaints(*overrides: str) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        validation.check(configuration.load(DEMO, list(overrides)))
+    return {complaint.where: str(complaint) for complaint in caught.value.complaints}
+
+
+def copied(folder: Path) -> Path:
+    shutil.copytree(PAIR / "student", folder)
+    return folder
+
+
+def test_the_demo_has_nothing_to_complain_about() -> None:
+    validation.check(configuration.load(DEMO))
+
+
+def test_a_missing_data_file_is_named() -> None:
+    found = complaints("data.train.format=jsonl", "data.train.path=none.jsonl")
+    assert "none.jsonl, which does not exist" in found["data.train.path"]
+
+
+def test_a_checkpoint_that_is_no_directory_is_named() -> None:
+    assert "expected a directory with a checkpoint" in complaints("teacher.checkpoint=nowhere")["teacher.checkpoint"]
+
+
+def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "student")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "where its header says" in complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    weights.write_bytes(b"no")
+    assert "cut off" in complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    weights.unlink()
+    assert "no *.safetensors file" in complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+
+
+def test_a_checkpoint_without_its_files_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "student")
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text("{")
+    found = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    assert "no tokenizer.json" in found
+    assert "config.json is not JSON" in found
+
+
+def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "student")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    one, other = list(tokenizer["model"]["vocab"])[300:302]
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    assert "differs in vocabulary" in found
+    assert "choose a pair of one family" in found
+
+
+def test_more_log_probabilities_than_tokens_are_refused() -> None:
+    assert "at most the vocabulary's" in complaints("teacher.top_k=100000")["teacher.top_k"]
+
+
+def test_several_complaints_come_together() -> None:
+    found = complaints("data.held_out.format=parquet", "data.held_out.path=none.parquet", "student.checkpoint=nowhere")
+    assert set(found) == {"data.held_out.path", "student.checkpoint"}
