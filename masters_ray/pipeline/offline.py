@@ -31,6 +31,9 @@ from masters_ray.records import Problem, Rejected, StepMetrics
 def run(config: Config, config_file: str) -> Path:
     """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails."""
     directory = RunDirectory(config)
+    if directory.file("summary.json").exists():
+        say(f"{directory.root} holds this run, finished; delete the directory to run it again")
+        return report.write(directory.root)
     with Journal(directory, config_file) as journal:
         with journal.phase("data"):
             train, held_out = stages.load(config)

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import blended_transform_factory
 
 from masters_ray.evaluate import Accuracy
@@ -134,6 +134,8 @@ def curve_chart(metrics: Sequence[StepMetrics], field: str, label: str, limits: 
         figure, axes = _panel(metrics, _runs(metrics), f"{label}, log scale" if steep else label)
         if steep:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if seen.size:
             _draw(axes, steps, values)
         else:

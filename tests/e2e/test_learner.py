@@ -127,6 +127,19 @@ def test_workers_micro_batches_and_zero_stages_change_nothing(
     assert differences.max() <= 2 * len(steps) * RATE
 
 
+def test_a_learner_that_stopped_goes_on_from_its_last_checkpoint(
+    plain: tuple[list[Path], list[StepMetrics], dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    folders, expected, trained = plain
+    settings = {"zero_stage": 0, "checkpoint_every": 1}
+    with pytest.raises(LearnerError, match="the dataset ended at step 3 of 3"):
+        train(tmp_path, folders[:1], **settings)
+    steps, _, exported = train(tmp_path, folders, **settings)
+    assert [one.step for one in steps] == [3]
+    assert steps[0].loss == pytest.approx(expected[2].loss, abs=1e-6)
+    assert all(torch.equal(trained[name], tensor) for name, tensor in state(exported).items())
+
+
 def test_an_error_in_a_worker_is_told_with_its_cause(
     plain: tuple[list[Path], list[StepMetrics], dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:

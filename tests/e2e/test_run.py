@@ -76,6 +76,11 @@ def test_the_run_leaves_a_student_a_report_a_quarantine_and_events(run: Path) ->
 
 
 def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(run: Path) -> None:
+    before = (run / "summary.json").read_bytes()
+    same = masters_ray("run", DEMO, f"run.dir={run}", *SMALL)
+    assert same.returncode == 0, same.stderr
+    assert "holds this run, finished" in same.stdout
+    assert (run / "summary.json").read_bytes() == before
     other = masters_ray("run", DEMO, f"run.dir={run}", *SMALL, "learner.learning_rate=1e-5")
     assert other.returncode == 1
     assert "learner.learning_rate: expected 0.001, as in the run" in other.stderr

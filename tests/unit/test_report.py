@@ -489,3 +489,18 @@ def test_numbers_as_people_write_them() -> None:
     assert markup.nats(0.01234) == "0.0123"
     assert markup.interval(Accuracy(value=0.6, low=0.571, high=0.652, n=5, by_kind={})) == "57–65"
     assert markup.decimal(float("nan")) == markup.NOTHING
+
+
+def test_a_log_scale_has_plain_numbers_on_its_axis() -> None:
+    from masters_ray.records import StepMetrics
+    from masters_ray.report.charts import curve_chart
+
+    base = {field: 0.0 for field in StepMetrics.__dataclass_fields__}
+    values = [1.0, 1.2, 0.9, 1.1, 400.0]
+    metrics = [
+        StepMetrics(**(base | {"step": step, "stage": 0, "groups": 1, "answer_tokens": 1, "gradient_norm": value}))
+        for step, value in enumerate(values, 1)
+    ]
+    drawn = curve_chart(metrics, "gradient_norm", "norm", None)
+    assert "mathdefault" not in drawn
+    assert ">100<" in drawn
