@@ -47,11 +47,21 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
 
 
 def _client(address: str | None) -> Any:
+    # Clusters ask for a token by default, their clients send one only when told to: before Ray is imported.
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")
+    if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     chosen = address or os.environ.get("RAY_ADDRESS") or _DEFAULT_ADDRESS
     try:
         return JobSubmissionClient(chosen)
+    except AuthenticationError as error:
+        raise SubmitError(
+            f"{chosen}: the cluster asks for a token and has not been given the right one. Copy the head node's "
+            "~/.ray/auth_token to the same place here, or set RAY_AUTH_TOKEN."
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SubmitError(
             f"{chosen}: no cluster answers there ({error}). Give the dashboard's address with --address, such as "

@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, environment, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
-PORT, DASHBOARD = 16379, 18265
+PORT, DASHBOARD = 26379, 28265
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -26,15 +29,33 @@ def cluster() -> Iterator[dict[str, str]]:
     temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # a socket's path must be short
     # What the cluster runs as "python" is this environment's.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path, "RAY_AUTH_MODE": "disabled"}
+    reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path}
     head = f"--head --node-ip-address=127.0.0.1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
-    start = [RAY, "start", *head.split(), "--num-cpus=4", f"--temp-dir={temporary}", "--disable-usage-stats"]
-    subprocess.run(start, env=environment(**reach), check=True, capture_output=True, timeout=120)
-    try:
-        yield reach
-    finally:
-        subprocess.run([RAY, "stop", "--force"], env=environment(**reach), check=True, capture_output=True, timeout=60)
-        shutil.rmtree(temporary, ignore_errors=True)
+    start = [RAY, "start", *head.split(), "--num-cpus=4", f"--temp-dir={temporary}", "--disable-usage-stats", "--block"]
+    with subprocess.Popen(start, env=environment(**reach), stdout=subprocess.DEVNULL) as ray_head:
+        try:
+            _wait_for_the_dashboard(ray_head)
+            yield reach
+        finally:
+            ray_head.terminate()  # "ray stop" would stop every Ray of the machine
+            ray_head.wait(timeout=60)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _wait_for_the_dashboard(ray_head: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert ray_head.poll() is None
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{DASHBOARD}/api/jobs/", timeout=5).close()
+        except urllib.error.HTTPError:
+            return  # it asks for a token, so it is there
+        except OSError:
+            pass
+        else:
+            return
+        assert time.monotonic() < deadline, "the dashboard does not answer"
+        time.sleep(0.5)
 
 
 def address() -> list[str]:
@@ -64,7 +85,13 @@ def test_rays_own_submit_runs_the_entry_script(cluster: dict[str, str], tmp_path
     """Up to the refusal of a bad configuration: the whole run is tested above."""
     job = [RAY, "job", "submit", *address(), "--working-dir", "jobs", "--", "python", "distil.py", "none.yaml"]
     done = subprocess.run(
-        job, cwd=ROOT, env=environment(**cluster), capture_output=True, text=True, timeout=200, check=False
+        job,
+        cwd=ROOT,
+        env=environment(**cluster, RAY_AUTH_MODE="token"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 1
     assert "none.yaml: expected a YAML file, found no such file" in done.stdout + done.stderr

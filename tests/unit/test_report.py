@@ -495,7 +495,7 @@ def test_a_log_scale_has_plain_numbers_on_its_axis() -> None:
     from masters_ray.records import StepMetrics
     from masters_ray.report.charts import curve_chart
 
-    base = {field: 0.0 for field in StepMetrics.__dataclass_fields__}
+    base: dict[str, Any] = dict.fromkeys(StepMetrics.__dataclass_fields__, 0.0)
     values = [1.0, 1.2, 0.9, 1.1, 400.0]
     metrics = [
         StepMetrics(**(base | {"step": step, "stage": 0, "groups": 1, "answer_tokens": 1, "gradient_norm": value}))
