@@ -60,15 +60,22 @@ def _configured(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from masters_ray import cluster, validation
+    from masters_ray import cluster, report, validation
     from masters_ray.pipeline import offline
+    from masters_ray.pipeline.directory import RunDirectory
 
     config = configuration.load(arguments.config, arguments.overrides)
     validation.check(config)
+    directory = RunDirectory(config)
+    if directory.finished:
+        say(f"{directory.root} holds this run, finished; delete the directory to run it again")
+        say(f"report {report.write(directory.root)}")
+        return 0
     with cluster.connected(config.cluster):
         validation.check_cluster(config)
-        report = offline.run(config, arguments.config)
-    say(f"summary {report.with_name('summary.json')}, report {report}")
+        written = offline.run(config, directory, arguments.config)
+    say(f"summary {written.with_name('summary.json')}")
+    say(f"report  {written}")
     return 0
 
 

@@ -58,12 +58,21 @@ class Model:
     def score(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]], top_k: int
     ) -> list[list[tuple[TokenScores, np.ndarray]]]:
-        """For each answer of each problem: top-k distributions and float32 [tokens] log-probs of its own tokens."""
+        """For each answer of each problem: top-k distributions and float32 [tokens] log-probs of its own tokens.
+
+        Answers of one problem that are the same to the token are scored once.
+        """
         prompts = self.prompts(problems)
-        flat_prompts = [prompt for prompt, group in zip(prompts, answers, strict=True) for _ in group]
-        flat_answers = [answer.token_ids for group in answers for answer in group]
-        scores = iter(self.engine.score(flat_prompts, flat_answers, top_k))
-        return [[next(scores) for _ in group] for group in answers]
+        distinct = [
+            (index, token_ids)
+            for index, group in enumerate(answers)
+            for token_ids in dict.fromkeys(answer.token_ids for answer in group)
+        ]
+        scores = self.engine.score(
+            [prompts[index] for index, _ in distinct], [token_ids for _, token_ids in distinct], top_k
+        )
+        found = dict(zip(distinct, scores, strict=True))
+        return [[found[index, answer.token_ids] for answer in group] for index, group in enumerate(answers)]
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem."""

@@ -28,11 +28,10 @@ class RunDirectory:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError when the directory holds a run with other settings, listing every key that differs."""
         self.root = Path(config.run.dir).absolute()
-        self.root.mkdir(parents=True, exist_ok=True)
-        settings = _settings(as_dict(config))
-        file = self.root / "settings.json"
-        if file.exists():
-            earlier = json.loads(file.read_text(encoding="utf-8"))
+        self._config = to_yaml(config)
+        self._settings = settings = _settings(as_dict(config))
+        if self._claim.exists():
+            earlier = read_json(self._claim)
             complaints = [
                 Complaint(
                     where=key,
@@ -45,9 +44,21 @@ class RunDirectory:
             ]
             if complaints:
                 raise ConfigError(complaints)
-        else:
-            write_json(file, settings)
-        write_text(self.root / "config.yaml", to_yaml(config))
+
+    def claim(self) -> None:
+        """From now on the directory is this configuration's. Before anything is made in it, and not sooner: a run that
+        could not start leaves its settings free to be mended."""
+        write_json(self._claim, self._settings)
+        write_text(self.root / "config.yaml", self._config)
+
+    @property
+    def finished(self) -> bool:
+        """Everything that the run makes is there; the summary comes last."""
+        return self.file("summary.json").exists()
+
+    @property
+    def _claim(self) -> Path:
+        return self.root / "settings.json"
 
     def stage(self, index: int) -> Path:
         """The store of one stage's rollouts."""

@@ -20,6 +20,7 @@ class Journal:
 
     def __init__(self, directory: RunDirectory, config_file: str) -> None:
         self._directory = directory
+        directory.root.mkdir(parents=True, exist_ok=True)
         self._file = directory.file("journal.json")
         if self._file.exists():
             self.content: dict[str, Any] = read_json(self._file)

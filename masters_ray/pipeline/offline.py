@@ -28,12 +28,8 @@ from masters_ray.progress import say, track
 from masters_ray.records import Problem, Rejected, StepMetrics
 
 
-def run(config: Config, config_file: str) -> Path:
+def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails."""
-    directory = RunDirectory(config)
-    if directory.file("summary.json").exists():
-        say(f"{directory.root} holds this run, finished; delete the directory to run it again")
-        return report.write(directory.root)
     with Journal(directory, config_file) as journal:
         with journal.phase("data"):
             train, held_out = stages.load(config)
@@ -67,6 +63,7 @@ def _make_rollouts(
         student_digest = weights.digest(weights.locate(config.student.checkpoint))
         with journal.phase("start of the engines"):
             replicas = Replicas(stages.deployments(config, first_ratio=todo[0][0].ratio if todo else 0.0))
+        directory.claim()
         with replicas:
             if "student_before" in unmeasured:
                 with journal.phase("evaluation before"):

@@ -15,7 +15,8 @@ def test_evaluation_prompt_is_the_appendix_text() -> None:
     system, user = prompts.evaluation_messages("what color is the shape?", "red", "blue")
     assert system["role"] == "system"
     assert system["content"].splitlines() == [
-        "You are an evaluation assistant that gives accuracy scores compared with Ground Truth and Generated Text from AI.",
+        "You are an evaluation assistant that gives accuracy scores compared with "
+        "Ground Truth and Generated Text from AI.",
         "Question is in <question> </question> tag.",
         "Ground Truth is in <ground truth> </ground truth> tag.",
         "Generated Text in <generated text> </generated text> tag.",
