@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from masters_ray import config as configuration
 from masters_ray.errors import MastersError
 from masters_ray.progress import say
 
@@ -64,8 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from masters_ray.pipeline import offline
     from masters_ray.pipeline.directory import RunDirectory
 
-    config = configuration.load(arguments.config, arguments.overrides)
-    validation.check(config)
+    config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     if directory.finished:
         say(f"{directory.root} holds this run, finished; delete the directory to run it again")
@@ -82,8 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     from masters_ray import validation
 
-    config = configuration.load(arguments.config, arguments.overrides)
-    validation.check(config)
+    validation.load(arguments.config, arguments.overrides)
     say(f"{arguments.config}: no complaint")
     return 0
 

@@ -46,17 +46,16 @@ class Marked:
     correct: bool
 
 
-def mark(problems: Sequence[Problem], answers: Sequence[str]) -> list[Marked]:
-    """Answers marked by the exact rule (``prompts.matches``)."""
+def by_rule(problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+    """Whether each answer says the same as the label (``prompts.matches``)."""
+    return [matches(answer, problem.label) for problem, answer in zip(problems, answers, strict=True)]
+
+
+def mark(problems: Sequence[Problem], answers: Sequence[str], correct: Sequence[bool]) -> list[Marked]:
+    """Answers with their marks."""
     return [
-        Marked(
-            id=problem.id,
-            kind=problem.kind,
-            label=problem.label,
-            answer=answer,
-            correct=matches(answer, problem.label),
-        )
-        for problem, answer in zip(problems, answers, strict=True)
+        Marked(id=problem.id, kind=problem.kind, label=problem.label, answer=answer, correct=right)
+        for problem, answer, right in zip(problems, answers, correct, strict=True)
     ]
 
 

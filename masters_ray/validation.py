@@ -7,16 +7,22 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from masters_ray import weights
-from masters_ray.config import Config
+from masters_ray.config import Config, read
 from masters_ray.errors import CheckpointError, Complaint, ConfigError
 from masters_ray.progress import say
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError with every complaint about data files and checkpoints. Reads headers, loads no weights."""
-    complaints = [*_data(config), *_checkpoints(config)]
+def load(file: str | Path, overrides: list[str] | None = None) -> Config:
+    """The configuration, checked by itself and against data files and checkpoints (headers only, no weights).
+
+    Raises ConfigError with every complaint of both kinds.
+    """
+    config, complaints = read(file, overrides)
+    known = {complaint.where.split(" (")[0] for complaint in complaints}
+    complaints += [one for one in (*_data(config), *_checkpoints(config)) if one.where not in known]
     if complaints:
         raise ConfigError(complaints)
+    return config
 
 
 def check_cluster(config: Config) -> None:
@@ -26,11 +32,16 @@ def check_cluster(config: Config) -> None:
     resources = ray.cluster_resources()
     teacher, student, judge, learner = config.teacher, config.student, config.judge, config.learner
     processes = max(student.replicas, judge.replicas) if judge.share_process else student.replicas + judge.replicas
+    judging = judge.replicas if config.evaluation.marked_by == "judge" else 0
     asked = {
         "making rollouts": (
             teacher.replicas * teacher.cpus + processes * student.cpus,
             teacher.replicas * teacher.gpus * teacher.tensor_parallel
             + processes * student.gpus * student.tensor_parallel,
+        ),
+        "measuring the trained student": (
+            (student.replicas + judging) * student.cpus,
+            (student.replicas + judging) * student.gpus * student.tensor_parallel,
         ),
         # One CPU more: the dataset is read by tasks beside the workers.
         "the learner": (learner.workers * learner.cpus + 1, learner.workers * learner.gpus),

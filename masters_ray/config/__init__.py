@@ -4,7 +4,7 @@ YAML files in conf/ say only what differs from the schema's defaults; ``key=valu
 differs from the file. ``load`` merges the three, lists every violation at once, and reads no file but the YAML.
 """
 
-from masters_ray.config.loading import as_dict, known_keys, load, to_yaml
+from masters_ray.config.loading import as_dict, known_keys, load, read, to_yaml
 from masters_ray.config.rules import violations
 from masters_ray.config.schema import (
     Cluster,
@@ -37,6 +37,7 @@ __all__ = [
     "as_dict",
     "known_keys",
     "load",
+    "read",
     "to_yaml",
     "violations",
 ]

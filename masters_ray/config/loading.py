@@ -22,6 +22,14 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises ConfigError with every violation: unknown keys, wrong types, missing keys and broken rules.
     """
+    config, complaints = read(file, overrides)
+    if complaints:
+        raise ConfigError(complaints)
+    return config
+
+
+def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, list[Complaint]]:
+    """Like ``load``, with the violations beside the configuration; what they are about has its default or is empty."""
     complaints: list[Complaint] = []
     tree = OmegaConf.structured(Config)
     for origin, key, value in _assignments(Path(file), overrides or [], complaints):
@@ -36,9 +44,7 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
         OmegaConf.update(tree, key, "")
     config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
     complaints += [complaint for complaint in violations(config) if complaint.where not in missing]
-    if complaints:
-        raise ConfigError(complaints)
-    return config
+    return config, complaints
 
 
 def to_yaml(config: Config) -> str:

@@ -181,6 +181,8 @@ class Learner:
 
 @dataclass
 class Evaluation:
+    marked_by: Literal["judge", "rule"] = "judge"
+    """judge: the student as it was at the start; rule: the same words as the label, for short labels."""
     max_tokens: int = 64
     """Longest greedy answer."""
     examples: int = 6

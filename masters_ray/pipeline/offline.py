@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masters_ray import data, report, schedule, store, weights
-from masters_ray.actors.pool import Pool, Replicas
+from masters_ray.actors.host import Role
+from masters_ray.actors.pool import Replicas
 from masters_ray.config import Config
 from masters_ray.evaluate import accuracy
 from masters_ray.learner import GroupRewards, LearnerJob, StagePlan, fit
@@ -42,9 +43,9 @@ def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
         if not directory.evaluation("student_after").exists():
             with (
                 journal.phase("evaluation after"),
-                Replicas(stages.student_deployment(config, directory.student)) as replicas,
+                Replicas(stages.final_deployments(config, directory.student)) as replicas,
             ):
-                _evaluate(config, directory, replicas.pools["student"], held_out.problems, "student_after")
+                _evaluate(config, directory, replicas, "student", held_out.problems, "student_after")
     outcome.write(config, directory, journal, train, held_out)
     return report.write(directory.root)
 
@@ -67,7 +68,7 @@ def _make_rollouts(
         with replicas:
             if "student_before" in unmeasured:
                 with journal.phase("evaluation before"):
-                    _evaluate(config, directory, replicas.pools["student"], held_out, "student_before")
+                    _evaluate(config, directory, replicas, "student", held_out, "student_before")
             for stage, share in todo:
                 with journal.phase("rollouts"):
                     rejected = stages.roll_out(
@@ -83,7 +84,7 @@ def _make_rollouts(
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     stages.mask_teachers(replicas.pools["teacher"], 0.0)
-                    _evaluate(config, directory, replicas.pools["teacher"], held_out, "teacher")
+                    _evaluate(config, directory, replicas, "teacher", held_out, "teacher")
     return journal.rejected([stage.index for stage, _ in work])
 
 
@@ -117,9 +118,12 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
         fit(job, stores, on_steps)
 
 
-def _evaluate(config: Config, directory: RunDirectory, pool: Pool, held_out: list[Problem], name: str) -> None:
+def _evaluate(
+    config: Config, directory: RunDirectory, replicas: Replicas, role: Role, held_out: list[Problem], name: str
+) -> None:
     title = f"held-out accuracy of {name.replace('_', ' ')}"
-    marked = stages.evaluate(pool, held_out, config.evaluation.max_tokens, title)
+    judge = replicas.pools["judge"] if config.evaluation.marked_by == "judge" else None
+    marked = stages.evaluate(replicas.pools[role], judge, held_out, config.evaluation.max_tokens, title)
     write_json(directory.evaluation(name), [dataclasses.asdict(one) for one in marked])
     measured = accuracy(marked)
     say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")

@@ -36,6 +36,7 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
     measured = {name: dataclasses.asdict(accuracy(marks[name])) for name in _ACCURACIES}
     summary = {
         "accuracy": measured,
+        "evaluation": {"marked_by": config.evaluation.marked_by},
         "judge": {
             "agreement_with_rule": sum(stage["judge_rule_agreements"] for stage in made) / judged if judged else None,
             "judged": judged,
@@ -158,8 +159,8 @@ def _held_out_example(problem: Problem, before: Marked, after: Marked) -> dict[s
     return _shown(problem) | {
         "stage": None,
         "mask_ratio": None,
-        "before": before.answer,
-        "after": after.answer,
+        "before": {"text": before.answer, "correct": int(before.correct)},
+        "after": {"text": after.answer, "correct": int(after.correct)},
         "answers": [],
     }
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from masters_ray.actors.pool import Deployment, Pool, Replicas
 from masters_ray.config import Config, Rollout
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError
-from masters_ray.evaluate import Marked, mark
+from masters_ray.evaluate import Marked, by_rule, mark
 from masters_ray.masks import MaskReport
 from masters_ray.progress import track
 from masters_ray.prompts import matches
@@ -75,30 +75,45 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
     ]
 
 
-def student_deployment(config: Config, checkpoint: Path) -> list[Deployment]:
-    """The processes that measuring a trained student needs."""
+def final_deployments(config: Config, trained: Path) -> list[Deployment]:
+    """The processes that measuring the trained student needs: itself, and the judge unless the rule marks."""
     student = config.student
-    spec = HostSpec(
-        checkpoint=str(checkpoint),
-        roles=("student",),
+    judge = HostSpec(
+        checkpoint=absolute(student.checkpoint),
+        roles=("judge",),
         engine=student.engine,
         tensor_parallel=student.tensor_parallel,
+        judge_max_tokens=config.judge.max_tokens,
     )
-    return [Deployment(spec=spec, replicas=student.replicas, cpus=student.cpus, gpus=student.gpus)]
+    measured = dataclasses.replace(judge, checkpoint=str(trained), roles=("student",))
+    wanted = [(measured, student.replicas)]
+    if config.evaluation.marked_by == "judge":
+        wanted.append((judge, config.judge.replicas))
+    return [Deployment(spec=spec, replicas=replicas, cpus=student.cpus, gpus=student.gpus) for spec, replicas in wanted]
 
 
-def evaluate(pool: Pool, problems: Sequence[Problem], max_tokens: int, title: str) -> list[Marked]:
-    """Greedy answers of a pool's model to the held-out questions, marked."""
+def evaluate(pool: Pool, judge: Pool | None, problems: Sequence[Problem], max_tokens: int, title: str) -> list[Marked]:
+    """Greedy answers of a pool's model to the held-out questions, marked by the judge, or by the rule without one.
+
+    An answer whose verdict cannot be read counts as wrong here.
+    """
     batches = _batches(problems, _EVALUATED_AT_A_TIME)
-    answers: dict[int, list[str]] = {}
+    marked: dict[int, list[Marked]] = {}
 
     def answer(number: int) -> None:
-        answers[number] = pool.call("answer_greedily", batches[number], max_tokens)
+        batch = batches[number]
+        answers: list[str] = pool.call("answer_greedily", batch, max_tokens)
+        if judge is None:
+            correct = by_rule(batch, answers)
+        else:
+            verdicts: list[Verdict] = judge.call("judge", _cases(zip(batch, answers, strict=True)))
+            correct = [verdict.accuracy == 1 for verdict in verdicts]
+        marked[number] = mark(batch, answers, correct)
 
     with track(title, len(problems)) as advance, _threads(len(pool)) as each:
         for number in each(answer, range(len(batches))):
             advance(len(batches[number]))
-    return mark(problems, [text for number in range(len(batches)) for text in answers[number]])
+    return [one for number in range(len(batches)) for one in marked[number]]
 
 
 def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
@@ -206,17 +221,17 @@ class _GroupMaker:
         return pool.call("answer", problems, self._rollout.sampling, count, seeds)
 
     def _judged(self, problems: list[Problem], drawn: list[tuple[Answer, ...]]) -> list[list[JudgedAnswer]]:
-        cases = [
-            Case(question=problem.question, label=problem.label, answer=answer.text)
-            for problem, answers in zip(problems, drawn, strict=True)
-            for answer in answers
-        ]
+        pairs = ((problem, answer.text) for problem, one in zip(problems, drawn, strict=True) for answer in one)
+        cases = _cases(pairs)
         verdicts: Iterator[Verdict] = iter(self._judge.call("judge", cases))
         judged = []
         for answers in drawn:
-            pairs = [(answer, next(verdicts)) for answer in answers]
+            said = [next(verdicts) for _ in answers]
             judged.append(
-                [JudgedAnswer(answer=answer, accuracy=said.accuracy, verdict=said.text) for answer, said in pairs]
+                [
+                    JudgedAnswer(answer=answer, accuracy=one.accuracy, verdict=one.text)
+                    for answer, one in zip(answers, said, strict=True)
+                ]
             )
         return judged
 
@@ -301,6 +316,10 @@ def load(config: Config) -> tuple[data.Loaded, data.Loaded]:
     share = config.data.max_quarantined_share
     train = data.load(config.data.train, config.run.seed, share)
     return train, data.load(config.data.held_out, config.run.seed, share)
+
+
+def _cases(pairs: Iterable[tuple[Problem, str]]) -> list[Case]:
+    return [Case(question=problem.question, label=problem.label, answer=answer) for problem, answer in pairs]
 
 
 def absolute(checkpoint: str) -> str:

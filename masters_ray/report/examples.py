@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from masters_ray.prompts import matches
 from masters_ray.report.inputs import Example, ExampleAnswer
 from masters_ray.report.markup import decimal, escape, nats, percent, table, text_or_details
 
@@ -55,7 +54,7 @@ def example_card(example: Example) -> str:
     told = [("label", escape(example.label))]
     for name, answer in (("student before", example.before), ("student after", example.after)):
         if answer is not None:
-            told.append((name, f"{text_or_details(answer, _LONGEST_ANSWER)} {_mark(matches(answer, example.label))}"))
+            told.append((name, f"{text_or_details(answer.text, _LONGEST_ANSWER)} {_mark(answer.correct)}"))
     where = [example.id, f"kind “{example.kind}”"]
     if example.stage is not None:
         where += [f"stage {example.stage}", f"mask ratio {percent(example.mask_ratio, 0)}"]

@@ -55,6 +55,8 @@ class Summary:
     teacher: Accuracy
     before: Accuracy
     after: Accuracy
+    marked_by: str
+    """Who said which held-out answers are right: judge or rule."""
     agreement_with_rule: float
     """Fraction of the judged answers on which judge and exact rule say the same."""
     judged: int
@@ -88,6 +90,14 @@ class ExampleAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MarkedAnswer:
+    """A held-out answer with its mark."""
+
+    text: str
+    correct: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One question as the report shows it."""
 
@@ -100,9 +110,9 @@ class Example:
     mask_ratio: float
     pictures: tuple[str, ...]
     """Data URIs."""
-    before: str | None
+    before: MarkedAnswer | None
     """The student's answer before training; None: not asked."""
-    after: str | None
+    after: MarkedAnswer | None
     answers: tuple[ExampleAnswer, ...]
     """The group; empty for a held-out question."""
 
@@ -119,6 +129,7 @@ def read_summary(file: Path) -> Summary:
         teacher=_accuracy(accuracy["teacher"]),
         before=_accuracy(accuracy["student_before"]),
         after=_accuracy(accuracy["student_after"]),
+        marked_by=top["evaluation"]["marked_by"].text(),
         agreement_with_rule=judge["agreement_with_rule"].number(),
         judged=judge["judged"].whole(),
         unjudged=judge["unjudged"].whole(),
@@ -211,6 +222,12 @@ def _model(node: Value) -> Model:
     )
 
 
+def _marked(node: Value) -> MarkedAnswer | None:
+    if node.value is None:
+        return None
+    return MarkedAnswer(text=node["text"].text(), correct=bool(node["correct"].whole()))
+
+
 def _example(node: Value) -> Example:
     return Example(
         id=node["id"].text(),
@@ -220,8 +237,8 @@ def _example(node: Value) -> Example:
         stage=node["stage"].whole_or_none(),
         mask_ratio=node["mask_ratio"].number(),
         pictures=tuple(picture.text() for picture in node["pictures"].rows()),
-        before=node["before"].text_or_none(),
-        after=node["after"].text_or_none(),
+        before=_marked(node["before"]),
+        after=_marked(node["after"]),
         answers=tuple(
             ExampleAnswer(
                 source=answer["source"].text(),

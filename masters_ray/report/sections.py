@@ -30,6 +30,9 @@ _MUCH_LEFT_OUT = 0.05
 """From this mean left-out mass on the reader is warned that the JSD is a loose bound."""
 
 
+_RIGHT = {"rule": "it says the same as the label", "judge": "the judge says so"}
+
+
 def headline(summary: Summary) -> str:
     """The result in one sentence of plain text.
 
@@ -121,11 +124,11 @@ def accuracy(summary: Summary) -> str:
     rows = [row(escape(kind), outcomes, kind) for kind in kinds]
     total = row("all kinds (mean)", outcomes, None)
     head = ("kind", "student before", "student after", "teacher", "change (points)", "questions")
+    right = _RIGHT.get(summary.marked_by, escape(summary.marked_by))
     return (
         "<p>Share of the held-out questions that each model answers rightly when it always takes its likeliest next "
-        "token; an answer is right if it says the same as the label. Marks are measured values and lines their 95 % "
-        "intervals; “all kinds” is the mean over the kinds, so that no kind counts more because it is asked more "
-        "often.</p>"
+        f"token; an answer is right if {right}. Marks are measured values and lines their 95 % intervals; “all kinds” "
+        "is the mean over the kinds, so that no kind counts more because it is asked more often.</p>"
         f'<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
         f"{table(head, rows, numbers=range(1, 6), foot=total)}"
     )

@@ -95,7 +95,11 @@ def test_more_replicas_and_workers_store_the_same_questions(run: Path, tmp_path:
         "teacher.replicas=2",
         "judge.replicas=2",
         "learner.workers=2",
+        "evaluation.marked_by=judge",
     )
     assert again.returncode == 0, again.stderr
     assert questions(tmp_path / "two") == questions(run)
-    assert summary(tmp_path / "two")["learner"]["workers"] == 2
+    found, one = summary(tmp_path / "two"), summary(run)
+    assert found["learner"]["workers"] == 2
+    before, by_rule = (content["accuracy"]["student_before"]["value"] for content in (found, one))
+    assert abs(before - by_rule) < 0.1, "judge and rule mark the same answers nearly alike"

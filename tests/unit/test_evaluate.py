@@ -1,6 +1,6 @@
 import pytest
 
-from masters_ray.evaluate import accuracy, mark, wilson
+from masters_ray.evaluate import accuracy, by_rule, mark, wilson
 from tests.builders import problem
 
 
@@ -18,7 +18,7 @@ def test_a_rate_of_nothing_is_refused() -> None:
 def test_the_balanced_mean_is_not_swayed_by_how_often_a_kind_is_asked() -> None:
     problems = [problem(id=str(i), kind="a") for i in range(90)] + [problem(id=f"b{i}", kind="b") for i in range(10)]
     answers = ["red"] * 90 + ["blue"] * 10
-    measured = accuracy(mark(problems, answers))
+    measured = accuracy(mark(problems, answers, by_rule(problems, answers)))
     assert measured.value == 0.5
     assert measured.n == 100
     assert (measured.by_kind["a"].value, measured.by_kind["b"].value) == (1.0, 0.0)
@@ -28,7 +28,8 @@ def test_the_balanced_mean_is_not_swayed_by_how_often_a_kind_is_asked() -> None:
 def test_more_questions_narrow_the_interval() -> None:
     def width(n: int) -> float:
         problems = [problem(id=str(i)) for i in range(n)]
-        measured = accuracy(mark(problems, ["red" if i % 2 else "no" for i in range(n)]))
+        answers = ["red" if i % 2 else "no" for i in range(n)]
+        measured = accuracy(mark(problems, answers, by_rule(problems, answers)))
         return measured.high - measured.low
 
     assert width(400) == pytest.approx(2 * 1.96 * (0.25 / 404) ** 0.5, rel=1e-3)

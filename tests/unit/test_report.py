@@ -117,6 +117,7 @@ def summary() -> dict[str, Any]:
             "student_before": before,
             "student_after": after,
         },
+        "evaluation": {"marked_by": "rule"},
         "judge": {"agreement_with_rule": 0.99609, "judged": 12790, "unjudged": 10},
         "stages": stages,
         "learner": {
@@ -241,8 +242,8 @@ def examples() -> list[dict[str, Any]]:
             "label": "teal",
             "kind": "colour",
             "pictures": [data_uri(64)],
-            "before": "bluish",
-            "after": "Teal.",
+            "before": {"text": "bluish", "correct": 0},
+            "after": {"text": "Teal.", "correct": 1},
             "answers": [],
         },
     ]

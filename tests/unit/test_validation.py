@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from masters_ray import config as configuration
 from masters_ray import validation
 from masters_ray.errors import ConfigError
 from tests.conftest import PAIR, ROOT
@@ -19,7 +18,7 @@ def _in_the_projects_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def complaints(*overrides: str) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
-        validation.check(configuration.load(DEMO, list(overrides)))
+        validation.load(DEMO, list(overrides))
     return {complaint.where: str(complaint) for complaint in caught.value.complaints}
 
 
@@ -29,7 +28,7 @@ def copied(folder: Path) -> Path:
 
 
 def test_the_demo_has_nothing_to_complain_about() -> None:
-    validation.check(configuration.load(DEMO))
+    validation.load(DEMO)
 
 
 def test_a_missing_data_file_is_named() -> None:
@@ -78,5 +77,18 @@ def test_more_log_probabilities_than_tokens_are_refused() -> None:
 
 
 def test_several_complaints_come_together() -> None:
-    found = complaints("data.held_out.format=parquet", "data.held_out.path=none.parquet", "student.checkpoint=nowhere")
-    assert set(found) == {"data.held_out.path", "student.checkpoint"}
+    found = complaints(
+        "data.held_out.format=parquet",
+        "data.held_out.path=none.parquet",
+        "student.checkpoint=nowhere",
+        "schedule.max_ratio=1.2",
+        "learner.workrs=2",
+        "teacher.replicas=two",
+    )
+    assert set(found) == {
+        "data.held_out.path",
+        "student.checkpoint",
+        "schedule.max_ratio",
+        "learner.workrs (command line)",
+        "teacher.replicas (command line)",
+    }

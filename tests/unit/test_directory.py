@@ -1,0 +1,75 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from masters_ray import config as configuration
+from masters_ray.config import Config
+from masters_ray.errors import ConfigError, StoreError
+from masters_ray.learner import GroupRewards
+from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines
+from masters_ray.pipeline.journal import Journal
+from masters_ray.records import Rejected, StepMetrics
+from tests.conftest import ROOT
+
+
+def config(root: Path, *overrides: str) -> Config:
+    return configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={root}", *overrides])
+
+
+def metrics(step: int, loss: float = 1.0) -> StepMetrics:
+    values = {entry.name: 0.0 for entry in dataclasses.fields(StepMetrics)}
+    return StepMetrics(**(values | {"step": step, "stage": 0, "groups": 4, "answer_tokens": 9, "loss": loss}))  # type: ignore[arg-type]
+
+
+def test_a_claimed_directory_refuses_other_settings_and_names_every_key(tmp_path: Path) -> None:
+    RunDirectory(config(tmp_path)).claim()
+    with pytest.raises(ConfigError) as caught:
+        RunDirectory(config(tmp_path, "run.seed=7", "learner.learning_rate=1e-5"))
+    assert [complaint.where for complaint in caught.value.complaints] == ["learner.learning_rate", "run.seed"]
+
+
+def test_where_work_is_done_may_change(tmp_path: Path) -> None:
+    RunDirectory(config(tmp_path)).claim()
+    RunDirectory(config(tmp_path, "teacher.replicas=3", "judge.replicas=2", "teacher.cpus=1", "cluster.local_cpus=8"))
+
+
+def test_a_directory_that_was_not_claimed_takes_any_settings(tmp_path: Path) -> None:
+    RunDirectory(config(tmp_path))
+    RunDirectory(config(tmp_path, "run.seed=7")).claim()
+    assert read_json(tmp_path / "settings.json")["run.seed"] == 7
+
+
+def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    with Journal(directory, "c.yaml") as journal:
+        with journal.phase("rollouts"):
+            pass
+        journal.reject(0, [Rejected(row="a", reason="b")])
+        assert [journal.record(metrics(step)) for step in (1, 2)] == [1, 1]
+    first = journal.content["wall_seconds"]
+    with Journal(directory, "c.yaml") as journal:
+        assert journal.steps_done() == 2
+        assert journal.record(metrics(2, loss=5.0)) == 0
+        assert journal.record(metrics(3)) == 1
+        assert journal.rejected([0, 1]) == [Rejected(row="a", reason="b")]
+        journal.record_rewards(
+            [GroupRewards(stage=0, position=3, divergences=[0.1], distillation=[1.0], advantages=[0.0])]
+        )
+    assert journal.content["wall_seconds"] > first
+    assert [(row["step"], row["loss"]) for row in read_lines(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 5.0),
+        (3, 1.0),
+    ]
+    assert read_lines(tmp_path / "rewards.jsonl")[0]["position"] == 3
+    assert set(journal.content["phases"]) == {"rollouts"}
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    (tmp_path / "x.jsonl").write_text("{}\n{")
+    with pytest.raises(StoreError, match="x.json: not JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(StoreError, match="x.jsonl: a line is not JSON"):
+        read_lines(tmp_path / "x.jsonl")

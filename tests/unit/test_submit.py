@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from masters_ray import submit
+from masters_ray.cli import main
+from masters_ray.config import Config
+from masters_ray.errors import SubmitError
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def config() -> Config:
+    chosen = Config()
+    chosen.run.dir = "runs/x"
+    chosen.teacher.checkpoint = "masters_ray/toy/pair/teacher"
+    chosen.student.checkpoint = "org/name"
+    return chosen
+
+
+def test_paths_mean_on_the_cluster_what_they_mean_here(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text("")
+    (tmp_path / "masters_ray" / "toy" / "pair" / "teacher").mkdir(parents=True)
+    config.data.train.path = "data/rows.jsonl"
+    config.data.held_out.path = "/shared/rows.jsonl"
+    monkeypatch.chdir(tmp_path)
+    # the toy pair travels with the job, a model id is no path, an absolute path stays
+    assert submit._absolute_paths(config, tmp_path) == [
+        f"run.dir={tmp_path}/runs/x",
+        f"data.train.path={tmp_path}/data/rows.jsonl",
+    ]
+
+
+def test_only_what_the_job_needs_travels(tmp_path: Path) -> None:
+    for name in ("masters_ray", "conf", "jobs", ".venv", "runs", ".git"):
+        (tmp_path / name).mkdir()
+    assert sorted(submit._excludes(tmp_path)) == ["/.git", "/.venv", "/runs"]
+
+
+def test_submitting_from_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SubmitError, match="submit from the project's directory"):
+        submit.submit(str(ROOT / "conf" / "demo.yaml"), [], None)
+
+
+def test_the_program_says_what_is_wrong_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["validate", "conf/demo.yaml", "learner.workrs=2"]) == 1
+    assert "Did you mean learner.workers?" in capsys.readouterr().err
+    assert main(["validate", "conf/demo.yaml"]) == 0
+    assert "no complaint" in capsys.readouterr().out
