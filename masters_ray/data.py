@@ -32,10 +32,11 @@ class BadRowError(Exception):
     """Why one row cannot be used; becomes a Rejected, never reaches a caller."""
 
 
-def load(source: DataSource, seed: int, max_quarantined_share: float) -> Loaded:
+def load(source: DataSource, seed: int, max_quarantined_share: float, max_pictures: int = 1) -> Loaded:
     """Read a source, shuffle it by ``seed``, take ``source.rows`` with kinds balanced.
 
-    A row with a missing or broken picture, an empty question or an empty label is set aside. Raises DataError when the
+    A row with a missing or broken picture, with more than ``max_pictures``, with an empty question or an empty label is
+    set aside. Raises DataError when the
     file cannot be read, when no row is left, or when more than ``max_quarantined_share`` of the rows are set aside.
     """
     problems: list[Problem] = []
@@ -46,7 +47,7 @@ def load(source: DataSource, seed: int, max_quarantined_share: float) -> Loaded:
             problem = row if isinstance(row, Problem) else _problem(row, where, Path(source.path or "."))
             if problem.id in seen:
                 raise BadRowError(f"id {problem.id!r} stands in an earlier row; ids must be unique")
-            _check_pictures(problem)
+            _check_pictures(problem, max_pictures)
             seen.add(problem.id)
             problems.append(problem)
         except BadRowError as reason:
@@ -132,9 +133,11 @@ def _picture(image: Any, folder: Path) -> Picture:
     raise BadRowError(f"image: expected a path or bytes, found {type(image).__name__}")
 
 
-def _check_pictures(problem: Problem) -> None:
+def _check_pictures(problem: Problem, most: int) -> None:
     if not problem.pictures:
         raise BadRowError("no picture")
+    if len(problem.pictures) > most:
+        raise BadRowError(f"{len(problem.pictures)} pictures; the engines take {most} (engine.max_pictures)")
     for picture in problem.pictures:
         name = picture.path or "embedded picture"
         try:

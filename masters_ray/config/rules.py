@@ -160,7 +160,22 @@ def violations(config: Config) -> list[Complaint]:
             source.rows,
             "Raise it.",
         )
-    for name, engine in (("teacher", teacher.engine), ("student", config.student.engine)):
+    for name, role in (("teacher", teacher), ("student", config.student)):
+        engine = role.engine
+        rule(
+            sampling.max_tokens < engine.max_model_len,
+            f"{name}.engine.max_model_len",
+            f"more than rollout.sampling.max_tokens = {sampling.max_tokens}",
+            engine.max_model_len,
+            "It holds the prompt and the answer.",
+        )
+        rule(
+            role.gpus > 0 or engine.max_num_batched_tokens >= engine.max_model_len,
+            f"{name}.engine.max_num_batched_tokens",
+            f"at least max_model_len = {engine.max_model_len} on a CPU",
+            engine.max_num_batched_tokens,
+            "There a prompt is read in one step.",
+        )
         rule(
             0 < engine.gpu_memory_utilization <= 1,
             f"{name}.engine.gpu_memory_utilization",

@@ -35,10 +35,12 @@ def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
         with journal.phase("data"):
             train, held_out = stages.load(config)
             _say_data(train, held_out)
+            quarantine = directory.file("quarantine.jsonl")
+            data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected])
         plan = schedule.stages(config.schedule.max_ratio, config.schedule.step)
         shares = schedule.split(list(enumerate(train.problems)), len(plan), config.schedule.stage_data)
         rejected = _make_rollouts(config, directory, journal, held_out.problems, list(zip(plan, shares, strict=True)))
-        data.write_quarantine(directory.file("quarantine.jsonl"), [*train.rejected, *held_out.rejected, *rejected])
+        data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected, *rejected])
         _learn(config, directory, journal, [stage.index for stage in plan])
         if not directory.evaluation("student_after").exists():
             with (

@@ -314,8 +314,9 @@ def sampling_seed(seed: int, stage: int, source: Source, problem_id: str) -> int
 def load(config: Config) -> tuple[data.Loaded, data.Loaded]:
     """The training and the held-out questions in their seeded order."""
     share = config.data.max_quarantined_share
-    train = data.load(config.data.train, config.run.seed, share)
-    return train, data.load(config.data.held_out, config.run.seed, share)
+    pictures = min(config.teacher.engine.max_pictures, config.student.engine.max_pictures)
+    train = data.load(config.data.train, config.run.seed, share, pictures)
+    return train, data.load(config.data.held_out, config.run.seed, share, pictures)
 
 
 def _cases(pairs: Iterable[tuple[Problem, str]]) -> list[Case]:

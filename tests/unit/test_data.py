@@ -28,7 +28,7 @@ def ids(loaded: Loaded) -> list[str]:
 
 def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [good(1, choices=["red", "blue"], kind="k", image=["a.png", "a.png"])])
-    problem = load(source, 0, 0.0).problems[0]
+    problem = load(source, 0, 0.0, max_pictures=2).problems[0]
     assert (problem.id, problem.label, problem.kind, problem.choices) == ("q1", "red", "k", ("red", "blue"))
     assert [decode(picture).size for picture in problem.pictures] == [(64, 64), (64, 64)]
 
@@ -81,6 +81,7 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
         good(7, image=[]),
         good(8, image=3),
         "[1]",
+        good(9, image=["a.png", "a.png"]),
     ]
     loaded = load(jsonl(tmp_path, rows), 0, 1.0)
     assert ids(loaded) == ["q1"]
@@ -95,6 +96,7 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     assert reasons["10"] == "no picture"
     assert "found int" in reasons["11"]
     assert "found list" in reasons["12"]
+    assert reasons["13"] == "2 pictures; the engines take 1 (engine.max_pictures)"
 
 
 def test_more_bad_rows_than_allowed_stop_with_the_first_examples(tmp_path: Path) -> None:
