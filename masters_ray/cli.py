@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import masters_ray
 from masters_ray.errors import MastersError
 from masters_ray.progress import say
 
@@ -25,7 +26,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="masters-ray", description=(__doc__ or "").strip())
+    parser = argparse.ArgumentParser(prog="masters-ray", description=masters_ray.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="distil: on this machine, or on the cluster at RAY_ADDRESS")

@@ -60,22 +60,7 @@ def as_dict(section: Any) -> dict[str, Any]:
 def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) -> list[tuple[str, str, Any]]:
     """(origin, dotted key, value) of every leaf that the file and the words set."""
     found: list[tuple[str, str, Any]] = []
-    try:
-        content = OmegaConf.load(file)
-    except FileNotFoundError:
-        complaints.append(
-            Complaint(
-                where=str(file),
-                expected="a YAML file",
-                found="no such file",
-                remedy="Name a file such as conf/demo.yaml.",
-            )
-        )
-        content = OmegaConf.create()
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        found_text = " ".join(str(error).split())
-        complaints.append(Complaint(where=str(file), expected="YAML", found=found_text, remedy="Mend the file."))
-        content = OmegaConf.create()
+    content = _content(file)
     if isinstance(content, DictConfig):
         found += [(str(file), key, value) for key, value in _leaves(OmegaConf.to_container(content))]
     else:
@@ -102,6 +87,25 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
             continue
         found.append(("command line", key, value))
     return found
+
+
+def _content(file: Path) -> Any:
+    """What the YAML file holds. Raises ConfigError when it cannot be read: then there is nothing else to say."""
+    try:
+        return OmegaConf.load(file)
+    except FileNotFoundError as error:
+        complaint = Complaint(
+            where=str(file),
+            expected="a YAML file",
+            found="no such file",
+            remedy="Name a file such as conf/demo.yaml.",
+        )
+        raise ConfigError([complaint]) from error
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise ConfigError(
+            [Complaint(where=str(file), expected="YAML", found=found, remedy="Mend the file.")]
+        ) from error
 
 
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
