@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
 
     try:
         if address:
+            _knock(address)
             ray.init(log_to_driver=False, logging_level="ERROR")
         else:
             ray.init(
@@ -40,7 +42,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    except ConnectionError as error:
+    except (ConnectionError, TimeoutError) as error:
         complaint = Complaint(
             where="RAY_ADDRESS",
             expected="a running cluster",
@@ -55,3 +57,10 @@ def connected(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises ConnectionError or TimeoutError when nothing listens at host:port: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=5).close()

@@ -68,7 +68,7 @@ def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
 
 
 def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
-    """(where, row) of every row; a row is a mapping, a Problem (easy-vqa) or the text of a line that is no JSON."""
+    """(where, row) of every row; a row is a mapping, a Problem (easy-vqa) or the bytes of a line."""
     if source.format == "easy_vqa":
         yield from ((f"easy-vqa {problem.id}", problem) for problem in easy_vqa.problems(source.split, source.kinds))
         return
@@ -76,7 +76,7 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
     if not file.is_file():
         raise DataError(f"{file}: expected a {source.format} file, found none. Set data.*.path to an existing file.")
     if source.format == "jsonl":
-        with file.open(encoding="utf-8") as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield f"{file}:{number}", line
@@ -96,16 +96,19 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
 
 
 def _problem(row: Any, where: str, file: Path) -> Problem:
-    if isinstance(row, str):
+    if isinstance(row, bytes):
         try:
-            row = json.loads(row)
-        except json.JSONDecodeError as error:
-            raise BadRowError(f"not JSON: {error}") from error
+            row = json.loads(row.decode("utf-8-sig"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BadRowError(f"not JSON in UTF-8: {error}") from error
     if not isinstance(row, dict):
         raise BadRowError(f"expected an object with question, answer and image, found {type(row).__name__}")
     missing = [key for key in ("question", "answer", "image") if row.get(key) is None]
     if missing:
         raise BadRowError(f"no {', '.join(missing)}; the keys are {', '.join(map(str, row))}")
+    for key in ("question", "answer"):
+        if not isinstance(row[key], str | int | float):
+            raise BadRowError(f"{key}: expected a text, found {type(row[key]).__name__}")
     question, label = str(row["question"]).strip(), str(row["answer"]).strip()
     if not question:
         raise BadRowError("empty question")
@@ -113,6 +116,8 @@ def _problem(row: Any, where: str, file: Path) -> Problem:
         raise BadRowError("empty answer")
     images = row["image"] if isinstance(row["image"], list) else [row["image"]]
     choices = row.get("choices") or []
+    if not isinstance(choices, list):
+        raise BadRowError(f"choices: expected a list, found {type(choices).__name__}")
     return Problem(
         id=str(row["id"]) if row.get("id") is not None else where,
         question=question,

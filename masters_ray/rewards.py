@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+RESOLUTION = 1e-6
+"""Nats. Divergences are compared to this precision: two equal answers differ by rounding alone, which the stretch from
+0 to 1 would blow up in a group whose divergences lie close together."""
+
 
 def distillation_rewards(divergences: Tensor) -> Tensor:
     """R_distill: 1 for the answer on which teacher and student agree best, 0 for the worst, linear in between.
@@ -13,8 +17,8 @@ def distillation_rewards(divergences: Tensor) -> Tensor:
 
     Example: ``[0.1, 0.3, 0.2]`` gives ``[1.0, 0.0, 0.5]``.
     """
-    divergences = divergences.detach()
+    divergences = (divergences.detach().double() / RESOLUTION).round()
     spread = divergences.max() - divergences.min()
     if spread == 0:
-        return torch.zeros_like(divergences)
-    return (divergences.max() - divergences) / spread
+        return torch.zeros_like(divergences, dtype=torch.float32)
+    return ((divergences.max() - divergences) / spread).float()

@@ -130,7 +130,7 @@ def _assign(tree: DictConfig, origin: str, key: str, value: Any, complaints: lis
                 remedy=f"Set a key below it, such as {next(name for name in known if name.startswith(key + '.'))}.",
             )
         else:
-            remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config.py for the keys."
+            remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py for the keys."
             complaint = Complaint(where=where, expected="a known key", found="an unknown one", remedy=remedy)
         complaints.append(complaint)
         return

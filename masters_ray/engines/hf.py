@@ -102,5 +102,7 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
             and not (building / file.name).exists()
         ) and not file.name.endswith(".index.json"):
             shutil.copyfile(file, building / file.name)
+    for file in building.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)

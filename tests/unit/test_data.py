@@ -82,6 +82,8 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
         good(8, image=3),
         "[1]",
         good(9, image=["a.png", "a.png"]),
+        good(10, choices="yes,no"),
+        good(11, answer=["a"]),
     ]
     loaded = load(jsonl(tmp_path, rows), 0, 1.0)
     assert ids(loaded) == ["q1"]
@@ -91,12 +93,23 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     assert "text.png cannot be decoded" in reasons["4"]
     assert (reasons["5"], reasons["6"]) == ("empty question", "empty answer")
     assert reasons["7"].startswith("no answer")
-    assert reasons["8"].startswith("not JSON")
+    assert reasons["8"].startswith("not JSON in UTF-8")
     assert "ids must be unique" in reasons["9"]
     assert reasons["10"] == "no picture"
     assert "found int" in reasons["11"]
     assert "found list" in reasons["12"]
+    assert reasons["14"] == "choices: expected a list, found str"
+    assert reasons["15"] == "answer: expected a text, found list"
     assert reasons["13"] == "2 pictures; the engines take 1 (engine.max_pictures)"
+
+
+def test_a_byte_that_is_not_utf_8_and_a_byte_order_mark_cost_at_most_their_row(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, [good(1), good(2)])
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + b'{"question": "\xff"}\n')
+    loaded = load(source, 0, 1.0)
+    assert sorted(ids(loaded)) == ["q1", "q2"]
+    assert "rows.jsonl:3" in loaded.rejected[0].row
 
 
 def test_more_bad_rows_than_allowed_stop_with_the_first_examples(tmp_path: Path) -> None:

@@ -16,6 +16,13 @@ def test_equal_divergences_give_no_distillation_reward() -> None:
     assert distillation_rewards(torch.tensor([0.25, 0.25])).tolist() == [0.0, 0.0]
 
 
+def test_rounding_of_equal_answers_is_no_difference() -> None:
+    rounded = distillation_rewards(torch.tensor([0.08458233, 0.08458231, 0.0845]))
+    assert rounded[0] == rounded[1] == 0.0
+    assert rounded[2] == 1.0
+    assert distillation_rewards(torch.tensor([0.08458233, 0.08458231])).tolist() == [0.0, 0.0]
+
+
 def test_advantages_use_the_population_deviation() -> None:
     # mean 1, squared deviations 1 0 1 0, std = sqrt(1/2)
     result = advantages(torch.tensor([2.0, 1.0, 0.0, 1.0]))
