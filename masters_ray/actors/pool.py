@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from masters_ray.actors.host import Host, HostSpec, Role
 from masters_ray.errors import MastersError, ReplicaError
+
+_SECONDS_TO_END = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Pool:
         self.role = role
         self._actors = actors
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._closed = threading.Event()
         for actor in actors:
             self._idle.put(actor)
 
@@ -45,6 +49,8 @@ class Pool:
         """``method`` on an idle replica; waits for one. Raises ReplicaError, or the MastersError raised there."""
         actor = self._idle.get()
         try:
+            if self._closed.is_set():
+                raise ReplicaError(f"{self.role}.{method}: the replicas were stopped")
             return self._result(actor.call.remote(self.role, method, *arguments), method)
         finally:
             self._idle.put(actor)
@@ -53,6 +59,21 @@ class Pool:
         """``method`` on every replica at once; nothing else may be running on the pool."""
         futures = [actor.call.remote(self.role, method, *arguments) for actor in self._actors]
         return [self._result(future, method) for future in futures]
+
+    def close(self) -> None:
+        """From now on calls are refused, also those that wait for a replica."""
+        self._closed.set()
+
+    def wait_until_idle(self) -> None:
+        """Return when no call is under way any more: what runs on after Ray is shut down would start another Ray."""
+        try:
+            actors = [self._idle.get(timeout=_SECONDS_TO_END) for _ in self._actors]
+        except queue.Empty:
+            raise ReplicaError(
+                f"{self.role}: a call did not end in {_SECONDS_TO_END} s after its replica was stopped"
+            ) from None
+        for actor in actors:
+            self._idle.put(actor)
 
     def _result(self, future: Any, method: str) -> Any:
         try:
@@ -67,6 +88,7 @@ class Replicas:
     def __init__(self, deployments: list[Deployment]) -> None:
         """Spawn every process and wait until each has loaded its model. Raises ReplicaError when one cannot."""
         self._actors: list[Any] = []
+        self.pools: dict[Role, Pool] = {}
         by_role: dict[Role, list[Any]] = {}
         try:
             for deployment in deployments:
@@ -92,9 +114,13 @@ class Replicas:
 
     def close(self) -> None:
         """Stop every process; what it was doing is dropped."""
+        for pool in self.pools.values():
+            pool.close()
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+        for pool in self.pools.values():
+            pool.wait_until_idle()
 
 
 def replica_error(error: RayError, doing: str) -> MastersError:

@@ -1,0 +1,28 @@
+import threading
+
+import pytest
+
+from masters_ray.actors.pool import Pool
+from masters_ray.errors import ReplicaError
+
+
+def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:
+    busy: Pool = Pool("student", [object()])
+    actor = busy._idle.get()  # its only replica is at work
+    told: list[str] = []
+
+    def wait() -> None:
+        try:
+            busy.call("answer")
+        except ReplicaError as error:
+            told.append(str(error))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    busy.close()
+    busy._idle.put(actor)
+    waiting.join(timeout=10)
+    assert told == ["student.answer: the replicas were stopped"]
+    busy.wait_until_idle()
+    with pytest.raises(ReplicaError, match="were stopped"):
+        busy.call("answer")
