@@ -83,7 +83,7 @@ def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(run: Pat
     assert (run / "summary.json").read_bytes() == before
     other = masters_ray("run", DEMO, f"run.dir={run}", *SMALL, "learner.learning_rate=1e-5")
     assert other.returncode == 1
-    assert "learner.learning_rate: expected 0.001, as in the run" in other.stderr
+    assert "learner.learning_rate: expected 0.0005, as in the run" in other.stderr
 
 
 def test_more_replicas_and_workers_store_the_same_questions(run: Path, tmp_path: Path) -> None:
