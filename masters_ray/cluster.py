@@ -42,7 +42,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    except (ConnectionError, TimeoutError) as error:
+    except OSError as error:
         complaint = Complaint(
             where="RAY_ADDRESS",
             expected="a running cluster",
@@ -60,7 +60,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raises ConnectionError or TimeoutError when nothing listens at host:port: Ray itself would try for minutes."""
+    """Raises OSError when nothing listens at host:port: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

@@ -54,3 +54,14 @@ def test_the_program_says_what_is_wrong_without_a_traceback(
     assert "Did you mean learner.workers?" in capsys.readouterr().err
     assert main(["validate", "conf/demo.yaml"]) == 0
     assert "no complaint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_named_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from masters_ray.cluster import connected
+    from masters_ray.config import Cluster
+    from masters_ray.errors import ConfigError
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Cluster()):
+        raise AssertionError("connected to nothing")
