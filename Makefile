@@ -44,12 +44,15 @@ format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests
 	$(BIN)/ruff format masters_ray jobs tests
 
-# Pins for both stacks from pyproject.toml's extras.
+# Pins for both stacks from pyproject.toml's extras, and what the benchmarks' opponent needs beside the CPU stack.
 lock: | $(UV)
 	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra cpu --extra dev --override requirements/overrides-cpu.txt \
 		--no-header --no-annotate pyproject.toml --output-file requirements/cpu.txt
 	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra gpu --extra dev --override requirements/overrides-gpu.txt \
 		--no-header --no-annotate pyproject.toml --output-file requirements/gpu.txt
+	echo trl==1.16.0 | $(UV) pip compile --quiet --upgrade --python $(PYTHON) --constraint requirements/cpu.txt \
+		--override requirements/overrides-cpu.txt --no-header --no-annotate - --output-file .build/bench.txt
+	grep --invert-match --line-regexp --fixed-strings --file requirements/cpu.txt .build/bench.txt >requirements/bench.txt
 
 clean:
 	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache

@@ -32,7 +32,17 @@ def top_k_jsd(student_logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, l
 
 def jsd(p: Tensor, q: Tensor) -> Tensor:
     """JSD of two probability tensors [..., outcomes] over the last axis, in nats."""
-    log_middle = ((p + q) / 2).clamp(min=_SMALLEST).log()
-    towards_p = (p * (p.clamp(min=_SMALLEST).log() - log_middle)).sum(-1)
-    towards_q = (q * (q.clamp(min=_SMALLEST).log() - log_middle)).sum(-1)
+    log_middle = _log((p + q) / 2)
+    towards_p = (p * (_log(p) - log_middle)).sum(-1)
+    towards_q = (q * (_log(q) - log_middle)).sum(-1)
     return (towards_p + towards_q) / 2
+
+
+def jsd_and_slope(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """``jsd`` and its derivative ½ ln(q/m) by each entry of q, m = (p + q)/2; neither carries a gradient."""
+    slope = (_log(q) - _log((p + q) / 2)) / 2
+    return jsd(p, q), slope
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp(min=_SMALLEST).log()

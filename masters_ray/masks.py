@@ -10,12 +10,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
+from masters_ray.config import Part
 
 
 @dataclass(frozen=True, kw_only=True)

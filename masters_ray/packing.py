@@ -1,12 +1,11 @@
-"""Rollout groups → tensors: the prompt once, its G answers after it. The only door from lists to the learner's tensors.
+"""Rollout groups → tensors: each prompt once, its answers after it. The only door from lists to the learner's tensors.
 
-One row of a batch holds one group:
+A batch is one sequence of whole groups, as ``attention`` wants it:
 
-    prompt (with its pictures) │ answer 1 │ answer 2 │ … │ answer G │ padding
+    prompt (with its pictures) │ answer 1 │ … │ answer G │ next prompt │ … │ padding
 
-Every answer sees the prompt and itself, and its positions go on where the prompt's end, so that hidden states and
-gradients are those of G separate sequences. The last token of an answer is only predicted, never read, so it is no
-input.
+Positions of an answer go on where its prompt's end, so that hidden states and gradients are those of G separate
+sequences. The last token of an answer is only predicted, never read, so it is no input.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masters_ray.attention import Layout, Span
 from masters_ray.records import RolloutGroup
 
 
@@ -39,14 +39,14 @@ class PackedBatch:
     """B groups with A answers and N answer tokens in all."""
 
     input_ids: Tensor
-    """[B, length]"""
-    mask: Tensor
-    """bool [B, 1, length, length]: row sees column"""
+    """[length]"""
     positions: Tensor
-    """[axes, B, length]"""
+    """[axes, length]"""
+    layout: Layout
+    """Where the groups stand."""
     vision: dict[str, Tensor]
     predict_at: Tensor
-    """[N]: where in the flattened [B · length] the token is predicted from"""
+    """[N]: where in the sequence the token is predicted from"""
     targets: Tensor
     """[N]: the answer tokens"""
     answer_of: Tensor
@@ -75,75 +75,62 @@ class PackedBatch:
         return replace(self, vision=vision, **moved)
 
 
-def pack(groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors], pad_id: int) -> PackedBatch:
-    """One batch of these groups, each with its prompt, padded on the right to the longest row."""
-    rows = [_row(group, prompt) for group, prompt in zip(groups, prompts, strict=True)]
-    length = max(len(row.input_ids) for row in rows)
-    axes = prompts[0].positions.shape[0]
-    input_ids = torch.full((len(rows), length), pad_id)
-    positions = torch.zeros((axes, len(rows), length), dtype=torch.long)
-    mask = torch.zeros((len(rows), 1, length, length), dtype=torch.bool)
-    mask[:, :, range(length), range(length)] = True  # padding sees itself: no row of the softmax may be empty
-    for index, row in enumerate(rows):
-        size = len(row.input_ids)
-        input_ids[index, :size] = row.input_ids
-        positions[:, index, :size] = row.positions
-        mask[index, 0, :size, :size] = row.mask
-    answers = [answer for group in groups for answer in group.answers]
-    tokens = [len(answer.judged.answer.token_ids) for answer in answers]
-    k = min(answer.teacher.top_ids.shape[1] for answer in answers)
-    widest = max(answer.teacher.top_ids.shape[1] for answer in answers)
-    if k != widest:
-        raise ValueError(f"groups of one batch hold different numbers of teacher log-probabilities: {k} and {widest}")
-    group_sizes = torch.tensor([len(group.answers) for group in groups])
+def sequence_tokens(group: RolloutGroup) -> int:
+    """Tokens that the group takes in a sequence."""
+    return group.prompt_tokens + sum(len(answer.judged.answer.token_ids) - 1 for answer in group.answers)
+
+
+def pack(
+    groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors], pad_id: int, multiple_of: int = 1
+) -> PackedBatch:
+    """One sequence of these groups, each with its prompt, padded at the end to a multiple of ``multiple_of`` tokens.
+
+    Raises ValueError for an unjudged answer, and for groups with different numbers of teacher log-probabilities.
+    """
+    input_ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    predict_at: list[Tensor] = []
+    spans: list[Span] = []
+    start = 0
+    for group, prompt in zip(groups, prompts, strict=True):
+        answers = [torch.tensor(answer.judged.answer.token_ids) for answer in group.answers]
+        span = Span(start=start, prompt=len(prompt.input_ids), answers=tuple(len(answer) - 1 for answer in answers))
+        input_ids.append(prompt.input_ids)
+        positions.append(prompt.positions)
+        at = span.answers_start
+        for answer, read in zip(answers, span.answers, strict=True):
+            input_ids.append(answer[:-1])
+            following = prompt.positions.max() + 1 + torch.arange(read)
+            positions.append(following.expand(prompt.positions.shape[0], read))
+            predict_at += [torch.tensor([span.answers_start - 1]), torch.arange(at, at + read)]
+            at += read
+        spans.append(span)
+        start = span.end
+    padding = -start % multiple_of
+    input_ids.append(torch.full((padding,), pad_id))
+    positions.append(torch.zeros((positions[0].shape[0], padding), dtype=torch.long))
+    everything = [answer for group in groups for answer in group.answers]
+    widths = {answer.teacher.top_ids.shape[1] for answer in everything}
+    if len(widths) > 1:
+        raise ValueError(f"groups of one batch hold different numbers of teacher log-probabilities: {sorted(widths)}")
+    tokens = torch.tensor([len(answer.judged.answer.token_ids) for answer in everything])
     return PackedBatch(
-        input_ids=input_ids,
-        mask=mask,
-        positions=positions,
+        input_ids=torch.cat(input_ids),
+        positions=torch.cat(positions, dim=1),
+        layout=Layout(spans=tuple(spans), length=start + padding),
         vision={
             name: torch.cat([prompt.vision[name] for prompt in prompts if name in prompt.vision])
             for name in {name: None for prompt in prompts for name in prompt.vision}
         },
-        predict_at=torch.cat([row.predict_at + index * length for index, row in enumerate(rows)]),
-        targets=torch.tensor([token for answer in answers for token in answer.judged.answer.token_ids]),
-        answer_of=torch.repeat_interleave(torch.tensor(tokens)),
-        group_of=torch.repeat_interleave(group_sizes),
-        accuracy=torch.tensor([float(_accuracy(answer.judged.accuracy)) for answer in answers]),
-        reference_logprobs=_join([answer.reference_logprobs for answer in answers]),
-        top_ids=_join([answer.teacher.top_ids for answer in answers]).long(),
-        top_logprobs=_join([answer.teacher.top_logprobs for answer in answers]),
-        left_out=_join([answer.teacher.left_out for answer in answers]),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    input_ids: Tensor
-    positions: Tensor
-    mask: Tensor
-    predict_at: Tensor
-
-
-def _row(group: RolloutGroup, prompt: PromptTensors) -> _Row:
-    prompt_length = len(prompt.input_ids)
-    answers = [torch.tensor(answer.judged.answer.token_ids) for answer in group.answers]
-    length = prompt_length + sum(len(answer) - 1 for answer in answers)
-    mask = torch.ones((length, length), dtype=torch.bool).tril()
-    input_ids, positions, predict_at = [prompt.input_ids], [prompt.positions], []
-    start = prompt_length
-    for answer in answers:
-        read = len(answer) - 1
-        mask[start : start + read, prompt_length:start] = False
-        input_ids.append(answer[:-1])
-        following = prompt.positions.max() + 1 + torch.arange(read)
-        positions.append(following.expand(prompt.positions.shape[0], read))
-        predict_at += [torch.tensor([prompt_length - 1]), torch.arange(start, start + read)]
-        start += read
-    return _Row(
-        input_ids=torch.cat(input_ids),
-        positions=torch.cat(positions, dim=1),
-        mask=mask,
         predict_at=torch.cat(predict_at),
+        targets=torch.tensor([token for answer in everything for token in answer.judged.answer.token_ids]),
+        answer_of=torch.repeat_interleave(tokens),
+        group_of=torch.repeat_interleave(torch.tensor([len(group.answers) for group in groups])),
+        accuracy=torch.tensor([float(_accuracy(answer.judged.accuracy)) for answer in everything]),
+        reference_logprobs=_join([answer.reference_logprobs for answer in everything]),
+        top_ids=_join([answer.teacher.top_ids for answer in everything]).long(),
+        top_logprobs=_join([answer.teacher.top_logprobs for answer in everything]),
+        left_out=_join([answer.teacher.left_out for answer in everything]),
     )
 
 

@@ -107,6 +107,8 @@ class RolloutGroup:
     stage: int
     mask_ratio: float
     problem: Problem
+    prompt_tokens: int
+    """Tokens of the question with its pictures, as the engine read it."""
     answers: tuple[ScoredAnswer, ...]
     """At least 2; unjudged answers are left out and counted."""
     teacher_digest: str
@@ -138,8 +140,28 @@ class StepMetrics:
     learning_rate: float
     groups: int
     answer_tokens: int
+    tokens: int
+    """Tokens of all sequences, prompts once."""
+    waste: float
+    """Fraction of what the workers could have computed that was padding, or waiting for a longer micro-batch."""
     seconds: float
     """Wall time of the step."""
+    flop_utilisation: float
+    """Necessary operations (``learner.work``) per second and worker, as a fraction of the device's rate at one large
+    matrix product."""
+    memory_gib: float
+    """Most memory held so far on any worker: PyTorch's on a GPU, the process's on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedStep:
+    """An optimizer step that was not taken because its loss or its gradient was not finite."""
+
+    step: int
+    stage: int
+    reason: str
+    saved: str
+    """Directory with the step's rows (a parquet file like the store's) for inspection."""
 
 
 @dataclass(frozen=True, kw_only=True)

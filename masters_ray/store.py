@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from masters_ray.data import with_embedded_pictures
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import ray.data
 
 MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 
 _ANSWER = pa.struct(
     [
@@ -61,6 +62,7 @@ SCHEMA = pa.schema(
         pa.field("kind", pa.string(), nullable=False),
         pa.field("choices", pa.list_(pa.string()), nullable=False),
         pa.field("pictures", pa.list_(pa.binary()), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
         pa.field("answers", pa.list_(_ANSWER), nullable=False),
         pa.field("teacher_digest", pa.string(), nullable=False),
         pa.field("student_digest", pa.string(), nullable=False),
@@ -95,7 +97,7 @@ class Writer:
 
     def write(self, number: int, groups: Iterable[RolloutGroup]) -> None:
         """Write shard ``number``; its groups keep their order."""
-        rows = [_to_row(group) for group in groups]
+        rows = [_from_group(group) for group in groups]
         file = self._folder / f"shard-{number:05d}.parquet"
         temporary = file.with_name(file.name + ".tmp")
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
@@ -160,12 +162,26 @@ def open_dataset(folders: Iterable[Path]) -> ray.data.Dataset:
 def read(folder: Path) -> Iterable[RolloutGroup]:
     """The groups of a finished store, without Ray."""
     for file in shard_files(folder):
-        for row in pq.read_table(file).to_pylist():
-            yield from_row(row)
+        yield from groups(pq.read_table(file))
 
 
-def from_row(row: Mapping[str, Any]) -> RolloutGroup:
-    """A row of SCHEMA as plain Python values → the group it holds."""
+def groups(table: pa.Table) -> list[RolloutGroup]:
+    """Rows of SCHEMA → the groups that they hold."""
+    answers = table["answers"].combine_chunks()
+    plain = table.drop_columns(["answers"]).to_pylist()
+    return [_to_group(row, answers[index].values) for index, row in enumerate(plain)]
+
+
+def sequence_tokens(table: pa.Table) -> list[int]:
+    """What ``packing.sequence_tokens`` says of each row, without reading the scores."""
+    answers = table["answers"].combine_chunks()
+    read = pc.subtract(pc.list_value_length(answers.flatten().field("token_ids")), 1).to_numpy()
+    per_row = np.zeros(len(table), np.int64)
+    np.add.at(per_row, pc.list_parent_indices(answers).to_numpy(), read)
+    return (per_row + table["prompt_tokens"].to_numpy()).tolist()
+
+
+def _to_group(row: Mapping[str, Any], answers: pa.StructArray) -> RolloutGroup:
     return RolloutGroup(
         position=row["position"],
         stage=row["stage"],
@@ -178,13 +194,38 @@ def from_row(row: Mapping[str, Any]) -> RolloutGroup:
             choices=tuple(row["choices"]),
             pictures=tuple(Picture(data=data) for data in row["pictures"]),
         ),
-        answers=tuple(_from_answer(answer) for answer in row["answers"]),
+        prompt_tokens=row["prompt_tokens"],
+        answers=tuple(_to_answer(answers, index) for index in range(len(answers))),
         teacher_digest=row["teacher_digest"],
         student_digest=row["student_digest"],
     )
 
 
-def _to_row(group: RolloutGroup) -> dict[str, Any]:
+def _to_answer(answers: pa.StructArray, index: int) -> ScoredAnswer:
+    def numbers(name: str) -> np.ndarray:
+        return answers.field(name)[index].values.to_numpy()
+
+    def value(name: str) -> Any:
+        return answers.field(name)[index].as_py()
+
+    token_ids = value("token_ids")
+    tokens = len(token_ids)
+    return ScoredAnswer(
+        judged=JudgedAnswer(
+            answer=Answer(source=value("source"), text=value("text"), token_ids=tuple(token_ids)),
+            accuracy=value("accuracy"),
+            verdict=value("verdict"),
+        ),
+        teacher=TokenScores(
+            top_ids=numbers("top_ids").reshape(tokens, -1),
+            top_logprobs=numbers("top_logprobs").reshape(tokens, -1),
+            left_out=numbers("left_out"),
+        ),
+        reference_logprobs=numbers("reference_logprobs"),
+    )
+
+
+def _from_group(group: RolloutGroup) -> dict[str, Any]:
     problem = with_embedded_pictures(group.problem)
     return {
         "position": group.position,
@@ -196,13 +237,14 @@ def _to_row(group: RolloutGroup) -> dict[str, Any]:
         "kind": problem.kind,
         "choices": list(problem.choices),
         "pictures": [picture.data for picture in problem.pictures],
-        "answers": [_to_answer(answer) for answer in group.answers],
+        "prompt_tokens": group.prompt_tokens,
+        "answers": [_from_answer(answer) for answer in group.answers],
         "teacher_digest": group.teacher_digest,
         "student_digest": group.student_digest,
     }
 
 
-def _to_answer(scored: ScoredAnswer) -> dict[str, Any]:
+def _from_answer(scored: ScoredAnswer) -> dict[str, Any]:
     answer = scored.judged.answer
     return {
         "source": answer.source,
@@ -215,23 +257,6 @@ def _to_answer(scored: ScoredAnswer) -> dict[str, Any]:
         "left_out": scored.teacher.left_out,
         "reference_logprobs": scored.reference_logprobs,
     }
-
-
-def _from_answer(row: Mapping[str, Any]) -> ScoredAnswer:
-    tokens = len(row["token_ids"])
-    return ScoredAnswer(
-        judged=JudgedAnswer(
-            answer=Answer(source=row["source"], text=row["text"], token_ids=tuple(row["token_ids"])),
-            accuracy=row["accuracy"],
-            verdict=row["verdict"],
-        ),
-        teacher=TokenScores(
-            top_ids=np.asarray(row["top_ids"], np.int32).reshape(tokens, -1),
-            top_logprobs=np.asarray(row["top_logprobs"], np.float32).reshape(tokens, -1),
-            left_out=np.asarray(row["left_out"], np.float32),
-        ),
-        reference_logprobs=np.asarray(row["reference_logprobs"], np.float32),
-    )
 
 
 def _flush(file: Path) -> None:

@@ -81,6 +81,7 @@ def group(
         stage=stage,
         mask_ratio=0.2,
         problem=of or problem(id=f"p{position}"),
+        prompt_tokens=20,
         answers=tuple(chosen),
         teacher_digest="t" * 64,
         student_digest="s" * 64,

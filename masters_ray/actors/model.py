@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from masters_ray.config import Engine, Sampling
 from masters_ray.data import decode
 from masters_ray.engines.chat import Chat
-from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
+from masters_ray.engines.vllm_engine import Mask, Prompt, Scored, VllmEngine
 from masters_ray.prompts import Message, question_messages
-from masters_ray.records import Answer, Problem, Source, TokenScores
+from masters_ray.records import Answer, Problem, Source
 
 
 class Model:
@@ -55,10 +53,8 @@ class Model:
             for token_ids in drawn
         ]
 
-    def score(
-        self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]], top_k: int
-    ) -> list[list[tuple[TokenScores, np.ndarray]]]:
-        """For each answer of each problem: top-k distributions and float32 [tokens] log-probs of its own tokens.
+    def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]], top_k: int) -> list[list[Scored]]:
+        """For each answer of each problem: top-k distributions and log-probabilities of its own tokens.
 
         Answers of one problem that are the same to the token are scored once.
         """

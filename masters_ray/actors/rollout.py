@@ -25,7 +25,7 @@ class Student:
 
     def logprobs(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> list[list[np.ndarray]]:
         """float32 [tokens] for every answer: what this student gives to each of its tokens, temperature 1."""
-        return [[own for _, own in group] for group in self._model.score(problems, answers, top_k=0)]
+        return [[one.own for one in group] for group in self._model.score(problems, answers, top_k=0)]
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem."""

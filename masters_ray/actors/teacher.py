@@ -26,9 +26,13 @@ class Teacher:
         """``answers`` sampled answers to each problem."""
         return self._model.answer("teacher", problems, sampling, answers=answers, seeds=seeds)
 
-    def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> list[list[TokenScores]]:
-        """Next-token distributions at every token of every answer, top k with left-out mass."""
-        return [[top for top, _ in group] for group in self._model.score(problems, answers, self._top_k)]
+    def score(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]
+    ) -> list[tuple[int, list[TokenScores]]]:
+        """For each problem the tokens of its prompt, and for every answer the next-token distributions at each of its
+        tokens: top k with left-out mass. Each problem needs an answer."""
+        scored = self._model.score(problems, answers, self._top_k)
+        return [(group[0].prompt_tokens, [one.top for one in group]) for group in scored]
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem."""

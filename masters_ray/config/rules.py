@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from masters_ray.config.schema import Config
+from masters_ray.config.schema import Config, Part
 from masters_ray.errors import Complaint
 
 
@@ -94,7 +94,9 @@ def violations(config: Config) -> list[Complaint]:
         "judge.max_tokens": config.judge.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "learner.workers": learner.workers,
-        "learner.groups_per_micro_batch": learner.groups_per_micro_batch,
+        "learner.groups_per_step": learner.groups_per_step,
+        "learner.tokens_per_micro_batch": learner.tokens_per_micro_batch,
+        "learner.logits_mib": learner.logits_mib,
         "learner.checkpoint_every": learner.checkpoint_every,
         "learner.checkpoints_kept": learner.checkpoints_kept,
     }.items():
@@ -109,6 +111,9 @@ def violations(config: Config) -> list[Complaint]:
         "learner.weight_decay": learner.weight_decay,
         "learner.kl_beta": learner.kl_beta,
         "learner.jsd_weight": learner.jsd_weight,
+        "learner.lora.rank": learner.lora.rank,
+        "learner.max_failures": learner.max_failures,
+        "learner.max_skipped_in_a_row": learner.max_skipped_in_a_row,
         "reward.alpha": config.reward.alpha,
         "evaluation.examples": config.evaluation.examples,
     }
@@ -130,13 +135,35 @@ def violations(config: Config) -> list[Complaint]:
         learner.gradient_clipping,
         "The default is 1.0.",
     )
-    unit = learner.workers * learner.groups_per_micro_batch
+    parts = get_args(Part)
     rule(
-        unit < 1 or learner.groups_per_step % unit == 0,
-        "learner.groups_per_step",
-        f"a multiple of workers × groups_per_micro_batch = {unit}",
-        learner.groups_per_step,
-        "Every worker takes whole micro-batches of a step.",
+        set(learner.frozen) < set(parts),
+        "learner.frozen",
+        f"some of {', '.join(parts)}, but not all",
+        list(learner.frozen),
+        "The paper freezes vision.",
+    )
+    rule(
+        learner.lora.rank == 0 or learner.lora.alpha > 0,
+        "learner.lora.alpha",
+        "above 0",
+        learner.lora.alpha,
+        "Twice the rank is a common choice.",
+    )
+    rule(
+        learner.dtype == "float32" or learner.zero_stage >= 1,
+        "learner.zero_stage",
+        "at least 1 for learner.dtype=bfloat16",
+        learner.zero_stage,
+        "DeepSpeed sums bfloat16 gradients in float32 from stage 1 on; it works with one worker too.",
+    )
+    least = {"nothing": 0, "optimizer": 1, "everything": 3}[learner.offload]
+    rule(
+        learner.zero_stage >= least,
+        "learner.zero_stage",
+        f"at least {least} for learner.offload={learner.offload}",
+        learner.zero_stage,
+        "ZeRO offloads what it partitions.",
     )
     rule(
         0 <= config.data.max_quarantined_share <= 1,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
+"""What a vision-language model is made of."""
+
 
 @dataclass
 class Run:
@@ -151,6 +154,16 @@ class Reward:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters on the language model's linear layers, trained instead of all weights."""
+
+    rank: int = 0
+    """0: no adapters, the weights themselves are trained."""
+    alpha: int = 32
+    """An adapter's product is scaled by alpha / rank."""
+
+
+@dataclass
 class Learner:
     workers: int = 1
     cpus: float = 1.0
@@ -158,11 +171,22 @@ class Learner:
     gpus: float = 0.0
     """GPUs of a worker: 0 or 1."""
     zero_stage: int = 2
+    offload: Literal["nothing", "optimizer", "everything"] = "nothing"
+    """What ZeRO keeps in the CPU's memory: the optimizer's state (stages 1 to 3), and the weights too (stage 3)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of weights and activations; with bfloat16 the optimizer keeps float32 master weights."""
+    activation_checkpointing: bool = False
+    """Compute each layer's activations again on the way back instead of keeping them."""
+    frozen: list[str] = field(default_factory=lambda: ["vision"])
+    """Parts that are not trained: vision, projector, language, embeddings, lm_head."""
+    lora: Lora = field(default_factory=Lora)
     groups_per_step: int = 64
     """Groups (questions) of one optimizer step, over all workers."""
-    groups_per_micro_batch: int = 4
-    """Groups of one forward and backward pass of one worker."""
+    tokens_per_micro_batch: int = 16384
+    """Most tokens of one forward and backward pass of one worker; a group with more goes alone. Decides memory and
+    speed, never the result."""
+    logits_mib: int = 64
+    """Most MiB of float32 logits held at a time; the head works through larger ones tile by tile."""
     learning_rate: float = 1e-6
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly; constant afterwards."""
@@ -171,12 +195,14 @@ class Learner:
     kl_beta: float = 0.1
     clip_epsilon: float = 0.2
     jsd_weight: float = 1.0
-    freeze_vision: bool = True
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints."""
     checkpoints_kept: int = 2
+    """The last ones; the one with the lowest mean loss since the one before it is kept too."""
     max_failures: int = 0
     """How often a lost worker group is restarted from the last checkpoint."""
+    max_skipped_in_a_row: int = 3
+    """Steps whose loss or gradient is not finite are skipped; one more than this in a row stops the run."""
 
 
 @dataclass

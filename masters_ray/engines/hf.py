@@ -1,9 +1,9 @@
-"""The student as a transformers model: prompts to tensors, answer tokens to log-probabilities, export."""
+"""The student as a transformers model: prompts to tensors, packed groups to the loss's terms, export."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from masters_ray.attention import Layout, attend
+from masters_ray.engines import norm
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError
+from masters_ray.head import answer_terms
 from masters_ray.masks import part_of
 from masters_ray.packing import PackedBatch, PromptTensors
 from masters_ray.prompts import Message
@@ -32,25 +35,85 @@ def load_model(folder: Path, dtype: str) -> Any:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
 
 
-class AnswerLogprobs(nn.Module):
-    """A vision-language model whose forward gives log-probabilities at the answer tokens alone."""
+class PackedStudent(nn.Module):
+    """A vision-language model whose forward gives the loss's terms of a packed batch."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, logits_bytes: int) -> None:
+        """Changes ``model``: its language model reads packed groups, its head gives terms, its norms are faster.
+
+        Raises CheckpointError when its head does more to logits than a product.
+        """
         super().__init__()
+        text = model.config.get_text_config()
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(text, name, None) not in (None, 1, 1.0):
+                raise CheckpointError(f"the student's configuration has {name}={getattr(text, name)}: not supported")
+        _register()
+        text._attn_implementation = _PACKED
+        norm.speed_up(model)
+        model.lm_head = TermsHead(model.lm_head, logits_bytes)
         self.model = model
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """float32 [answer tokens, vocabulary], normalised: only the answers' tokens go through the head."""
-        positions = batch.positions if batch.positions.shape[0] > 1 else batch.positions[0]
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """(log-probability of each answer token, JSD to the teacher in nats), float32 [answer tokens] both."""
+        positions = batch.positions.unsqueeze(1)
         hidden = self.model.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.mask,
-            position_ids=positions,
+            input_ids=batch.input_ids.unsqueeze(0),
+            position_ids=positions if len(positions) > 1 else positions[0],
             use_cache=False,
+            layout=batch.layout,
             **batch.vision,
-        ).last_hidden_state
-        logits = self.model.lm_head(hidden.flatten(0, 1)[batch.predict_at])
-        return logits.float().log_softmax(-1)
+        ).last_hidden_state[0]
+        return self.model.lm_head(hidden[batch.predict_at], batch)
+
+
+class TermsHead(nn.Module):
+    """The output head with what follows it; a module of its own, so that ZeRO gathers its weight."""
+
+    def __init__(self, head: nn.Linear, logits_bytes: int) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self._logits_bytes = logits_bytes
+
+    def forward(self, hidden: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """hidden: [answer tokens, width]. Returns log-probabilities and divergences, float32 [answer tokens]."""
+        return answer_terms(
+            hidden,
+            self.weight,
+            self.bias,
+            batch.targets,
+            batch.top_ids,
+            batch.top_logprobs,
+            batch.left_out,
+            logits_bytes=self._logits_bytes,
+        )
+
+
+_PACKED = "masters_packed"
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    layout: Layout,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface over ``attention.attend``."""
+    if dropout:
+        raise ValueError(f"packed attention has no dropout; the configuration asks for {dropout}")
+    return attend(query, key, value, layout, scaling), None
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_PACKED, _packed_attention)
 
 
 def prompt_tensors(
@@ -68,11 +131,21 @@ def prompt_tensors(
     return PromptTensors(input_ids=input_ids[0], positions=positions, vision=vision)
 
 
-def freeze_vision(model: Any) -> None:
-    """No gradients for the vision tower; the projector stays trainable."""
+def freeze(model: Any, parts: Collection[str]) -> None:
+    """No gradients for these parts. Raises CheckpointError when a part shares its weights with one that is trained."""
     for name, parameter in model.named_parameters():
-        if part_of_parameter(name) == "vision":
+        if part_of_parameter(name) in parts:
             parameter.requires_grad_(False)
+    if "lm_head" in parts and model.lm_head.weight.requires_grad:
+        raise CheckpointError(
+            "the student's lm_head and embeddings are one matrix. Put both or neither in learner.frozen."
+        )
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Have each layer compute its activations again on the way back."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()  # transformers checkpoints in training mode only
 
 
 def part_of_parameter(name: str) -> str | None:

@@ -12,9 +12,9 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from masters_ray.config import Engine, MaskScope, Sampling
+from masters_ray.config import Engine, MaskScope, Part, Sampling
 from masters_ray.errors import ReplicaError
-from masters_ray.masks import MaskReport, Part
+from masters_ray.masks import MaskReport
 from masters_ray.records import TokenScores
 
 
@@ -35,6 +35,17 @@ class Mask:
     @property
     def parts(self) -> list[Part]:
         return [part for part in get_args(Part) if getattr(self.scope, part)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What an engine says of one answer."""
+
+    prompt_tokens: int
+    """Tokens of the prompt, pictures included."""
+    top: TokenScores
+    own: np.ndarray
+    """float32 [tokens], log-probabilities of the answer's own tokens."""
 
 
 class VllmEngine:
@@ -135,13 +146,10 @@ class VllmEngine:
         options = [{"temperature": 0.0, "max_tokens": max_tokens}] * len(prompts)
         return [answers[0] for answers in self._generate(prompts, options)]
 
-    def score(
-        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], top_k: int
-    ) -> list[tuple[TokenScores, np.ndarray]]:
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], top_k: int) -> list[Scored]:
         """Next-token distributions at every token of ``answers[i]`` after ``prompts[i]``, temperature 1, no penalties.
 
-        For each answer: the top k with the left-out mass, and float32 [tokens] log-probabilities of its own tokens.
-        With top_k = 0 only the latter (the scores are empty).
+        With top_k = 0 the distributions are empty, and only the answer's own tokens are scored.
         """
         from vllm import SamplingParams
 
@@ -172,7 +180,7 @@ def _request(prompt: Prompt) -> Any:
     return request
 
 
-def _scores(flat: Any, tokens: int, top_k: int) -> tuple[TokenScores, np.ndarray]:
+def _scores(flat: Any, tokens: int, top_k: int) -> Scored:
     """The last ``tokens`` positions of vLLM's flat prompt log-probs: per position its own token, then the top k."""
     own = np.empty(tokens, np.float32)
     top_ids = np.empty((tokens, top_k), np.int32)
@@ -185,4 +193,5 @@ def _scores(flat: Any, tokens: int, top_k: int) -> tuple[TokenScores, np.ndarray
     if not all(math.isfinite(value) for value in own):
         raise ReplicaError("the engine gave a log-probability that is not finite; try engine.dtype=float32")
     left_out = np.clip(1.0 - np.exp(top_logprobs.astype(np.float64)).sum(-1), 0.0, 1.0).astype(np.float32)
-    return TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out), own
+    scores = TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
+    return Scored(prompt_tokens=len(flat) - tokens, top=scores, own=own)

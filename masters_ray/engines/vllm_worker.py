@@ -18,7 +18,8 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
-from masters_ray.masks import MaskReport, Part, masked
+from masters_ray.config import Part
+from masters_ray.masks import MaskReport, masked
 from masters_ray.weights import tensors
 
 MASKED = "masked"

@@ -1,88 +1,78 @@
-"""DeepSpeed around the student: backward, update, save, resume, gather. The only file that needs DeepSpeed."""
+"""DeepSpeed around the student: terms, gradient, update, save, resume, gather."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed
 from torch import Tensor
 
 from masters_ray.config import Learner
-from masters_ray.engines.hf import AnswerLogprobs
+from masters_ray.engines.hf import PackedStudent
+from masters_ray.learner import gradients
 from masters_ray.packing import PackedBatch
 
 _TAG = "student"
 _PREFIX = "model."
-"""What AnswerLogprobs puts before the transformers model's parameter names."""
+"""What PackedStudent puts before the transformers model's parameter names."""
 
 
 class StudentEngine:
     """The student under DeepSpeed on one rank of a worker group."""
 
-    def __init__(self, module: AnswerLogprobs, settings: Learner, micro_batches: int, device: torch.device) -> None:
+    def __init__(self, module: PackedStudent, settings: Learner, device: torch.device) -> None:
         import deepspeed
         import deepspeed.ops
 
         # An extension that DeepSpeed would compile on the spot; only its inference uses it, and it needs a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl")
+
+        def adamw(parameters: Any) -> torch.optim.Optimizer:
+            # PyTorch's own: DeepSpeed's needs a compiler on the machine that trains.
+            return torch.optim.AdamW(
+                parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            )
+
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = deepspeed.initialize(
-            model=module, model_parameters=trainable, config=deepspeed_config(settings, micro_batches)
+            model=module, optimizer=adamw, model_parameters=trainable, config=deepspeed_config(settings)
         )
         self._zero_stage = settings.zero_stage
-        self._own_norm = torch.tensor(0.0)
+        self.gradients = gradients.of(self._engine)
         self.model: Any = module.model
 
-    def answer_logprobs(self, batch: PackedBatch) -> Tensor:
-        """float32 [answer tokens, vocabulary]."""
+    def terms(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """(log-probability of each answer token, JSD to the teacher), float32 [answer tokens] both."""
         return self._engine(batch)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradient. Over a step the losses count as their sum over micro-batches, and as their
-        mean over workers."""
-        self._engine.backward(loss * self._engine.gradient_accumulation_steps())
-        if self._engine.is_gradient_accumulation_boundary():
-            self._own_norm = self._whole_gradient_norm()
-        self._engine.step()
-
-    def gradient_norm(self) -> float:
-        """Norm of the last step's gradient, before clipping."""
-        norm = self._engine.get_global_grad_norm()
-        return float(self._own_norm if norm is None else norm)
-
-    def _whole_gradient_norm(self) -> Tensor:
-        """The norm where every rank holds the whole gradient; ZeRO's own optimizers tell theirs themselves."""
-        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
-    def sum_over_workers(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over all ranks."""
+    def over_workers(self, values: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> Tensor:
+        """The sum of ``values`` over all ranks, or what ``operation`` makes of them."""
         values = values.to(self._engine.device)
-        torch.distributed.all_reduce(values)
+        torch.distributed.all_reduce(values, operation)
         return values.cpu()
 
-    def save(self, folder: str, step: int) -> None:
-        """This rank's part of a checkpoint after ``step`` optimizer steps."""
-        self._engine.save_checkpoint(folder, tag=_TAG, client_state={"step": step}, save_latest=False)
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """This rank's part of a checkpoint: optimizer, trained weights, and ``state``, in ``folder``."""
+        self._engine.save_checkpoint(
+            str(folder), tag=_TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
+        )
 
-    def resume(self) -> int:
-        """Load the worker group's last checkpoint. Returns the optimizer steps it has seen; 0 without a checkpoint."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as folder:
-            _, state = self._engine.load_checkpoint(folder, tag=_TAG)
-        return int(state["step"])
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Everything that ``save`` wrote. Returns its ``state``. Frozen weights stay those of the checkpoint that the
+        student was loaded from."""
+        _, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        return dict(state)
 
-    def gathered_state(self) -> dict[str, Tensor]:
-        """Parameter names of the transformers model → whole tensors on the CPU. Every rank must call it together."""
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameter names of the transformers model → whole tensors on the CPU, for every parameter. Every rank must
+        call it together."""
         import deepspeed
 
         state: dict[str, Tensor] = {}
@@ -92,22 +82,28 @@ class StudentEngine:
         return state
 
 
-def deepspeed_config(settings: Learner, micro_batches: int) -> dict[str, Any]:
+def deepspeed_config(settings: Learner) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings."""
-    return {
-        "train_micro_batch_size_per_gpu": settings.groups_per_micro_batch,
-        "gradient_accumulation_steps": micro_batches,
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    on_cpu = {"device": "cpu", "pin_memory": settings.gpus > 0}
+    if settings.offload != "nothing":
+        zero["offload_optimizer"] = on_cpu
+    if settings.offload == "everything":
+        zero["offload_param"] = on_cpu
+    config: dict[str, Any] = {
+        # How many micro-batches make a step is said step by step (gradients).
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.gradient_clipping,
-        "bf16": {"enabled": settings.dtype == "bfloat16"},
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": settings.learning_rate,
-                "weight_decay": settings.weight_decay,
-                # PyTorch's own AdamW: DeepSpeed's needs a compiler on the machine that trains.
-                "torch_adam": True,
-            },
-        },
+        "zero_force_ds_cpu_optimizer": False,
     }
+    if settings.dtype == "bfloat16":
+        # Gradients are summed in float32, over micro-batches and over workers: in bfloat16 they lose a percent.
+        config |= {
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
+    return config

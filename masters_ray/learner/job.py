@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masters_ray.config import Learner
-from masters_ray.records import StepMetrics
+from masters_ray.records import SkippedStep, StepMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,10 @@ class LearnerJob:
     stages: tuple[StagePlan, ...]
     export_to: Path
     """The trained student as a Hugging Face directory; every worker's node must see this path."""
+    adapters_to: Path
+    """The same for the adapters alone, if there are any."""
     storage: Path
-    """Ray Train's directory of checkpoints; likewise."""
+    """The worker group's own directory: checkpoints, skipped steps, Ray Train's state; likewise."""
 
     @property
     def steps(self) -> list[tuple[StagePlan, int]]:
@@ -56,19 +58,31 @@ class GroupRewards:
 
 
 @dataclass(kw_only=True)
-class Board:
-    """Where the worker group pins what it did and the driver reads it: a Ray actor while training runs."""
+class Pinned:
+    """What a worker group has done since it was last asked."""
 
     steps: list[StepMetrics] = field(default_factory=list)
     rewards: list[GroupRewards] = field(default_factory=list)
+    """Of the first groups of each step."""
+    skipped: list[SkippedStep] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the person who waits."""
 
-    def pin(self, metrics: StepMetrics, rewards: list[GroupRewards]) -> None:
-        """One step is done; ``rewards`` are those of its first groups."""
-        self.steps.append(metrics)
-        self.rewards += rewards
 
-    def read(self) -> tuple[list[StepMetrics], list[GroupRewards]]:
+class Board:
+    """Where the worker group pins what it did and the driver reads it: a Ray actor while training runs."""
+
+    def __init__(self) -> None:
+        self._pinned = Pinned()
+
+    def pin(self, news: Pinned) -> None:
+        """Add ``news`` to what the driver has not read yet."""
+        self._pinned.steps += news.steps
+        self._pinned.rewards += news.rewards
+        self._pinned.skipped += news.skipped
+        self._pinned.notes += news.notes
+
+    def read(self) -> Pinned:
         """Everything since the last reading."""
-        read = self.steps, self.rewards
-        self.steps, self.rewards = [], []
+        read, self._pinned = self._pinned, Pinned()
         return read

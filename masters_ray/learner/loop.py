@@ -2,235 +2,308 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
-from PIL import Image
+import torch.distributed
 from torch import Tensor
 
-from masters_ray import store, weights
+from masters_ray import attention, weights
 from masters_ray.config import Learner
 from masters_ray.data import decode
-from masters_ray.divergence import top_k_jsd
-from masters_ray.engines import hf
+from masters_ray.engines import adapters, hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import LearnerError
-from masters_ray.grpo import GroupTerms, answer_means, group_terms
+from masters_ray.grpo import GroupTerms, group_terms
+from masters_ray.learner import metrics, work
+from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.job import GroupRewards, LearnerJob, StagePlan
+from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
+from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned
 from masters_ray.packing import PackedBatch, pack
 from masters_ray.prompts import question_messages
-from masters_ray.records import RolloutGroup, StepMetrics
+from masters_ray.records import RolloutGroup, SkippedStep, StepMetrics
 
 DATASET = "rollouts"
+_ROWS_AT_A_TIME = 64
 _SHOWN_GROUPS = 2
 """Groups of a step whose rewards go to the board."""
+_LARGEST_GAP = 0.1
+"""Nats: mean difference between the learner's and the engine's log-probabilities of the untrained student's tokens
+above which one of them must be wrong. In bfloat16 a few hundredths are usual."""
 
 
 def train(config: dict[str, Any]) -> None:
     """The loop of one worker (``train_loop_per_worker``): every step's share of groups, checkpoints, the export."""
     job: LearnerJob = config["job"]
-    board: Any = config["board"]
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = _Worker(job)
-    done = worker.engine.resume()
-    steps = job.steps
-    tables = _tables([groups for _, groups in steps], skip=done)
-    for number, (plan, _groups) in list(enumerate(steps, 1))[done:]:
-        metrics, rewards = worker.step(number, plan, next(tables))
-        if worker.rank == 0:
-            ray.get(board.pin.remote(metrics, rewards))
-        if number % job.settings.checkpoint_every == 0 or number == len(steps):
-            with tempfile.TemporaryDirectory() as folder:
-                worker.engine.save(folder, number)
-                ray.train.report({"step": number}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-    worker.export()
-    ray.train.report({"step": len(steps)})
-
-
-def _tables(sizes: Sequence[int], skip: int) -> Iterator[pa.Table]:
-    """The dataset's rows in their order, ``sizes[i]`` for step i; the first ``skip`` steps are passed over."""
-    shard = ray.train.get_dataset_shard(DATASET)
-    batches = iter(shard.iter_batches(batch_size=max(sizes), batch_format="pyarrow", prefetch_batches=1))
-    pending = store.SCHEMA.empty_table()
-    expected = -1
-    for index, size in enumerate(sizes):
-        while len(pending) < size:
-            try:
-                pending = pa.concat_tables([pending, next(batches).select(store.SCHEMA.names)])
-            except StopIteration:
-                raise LearnerError(
-                    f"the dataset ended at step {index + 1} of {len(sizes)}; the stores changed"
-                ) from None
-        step, pending = pending.slice(0, size), pending.slice(size)
-        for stage, position in zip(step["stage"].to_pylist(), step["position"].to_pylist(), strict=True):
-            if (key := stage * 2**40 + position) <= expected:
-                raise LearnerError(f"rows came out of order at stage {stage}, position {position}")
-            expected = key
-        if index >= skip:
-            yield step
-
-
-def slots(groups: int, workers: int, micro_batches: int, rank: int) -> list[list[int]]:
-    """Which of a step's groups each micro-batch of worker ``rank`` takes: dealt out in turn over workers.
-
-    Example: 5 groups, 2 workers, 2 micro-batches: worker 0 takes [0, 4] then [2], worker 1 takes [1] then [3].
-    """
-    count = workers * micro_batches
-    return [list(range(micro * workers + rank, groups, count)) for micro in range(micro_batches)]
+    worker = _Worker(job, config["board"])
+    try:
+        done = worker.resume()
+        for number, micro_batches in _by_step(worker.micro_batches(done)):
+            worker.step(micro_batches)
+            if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
+                worker.save(number)
+        worker.checkpoints.wait()
+        worker.export()
+    finally:
+        worker.checkpoints.close()
 
 
 class _Worker:
     """One rank: its share of every step."""
 
-    def __init__(self, job: LearnerJob) -> None:
+    def __init__(self, job: LearnerJob, board: Any) -> None:
         context = ray.train.get_context()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.job = job
-        self.device = ray.train.torch.get_device()
-        self.folder = weights.locate(job.checkpoint)
-        self.chat = Chat(self.folder)
-        model = hf.load_model(self.folder, job.settings.dtype)
-        if job.settings.freeze_vision:
-            hf.freeze_vision(model)
+        self._rank, self._workers = context.get_world_rank(), context.get_world_size()
+        self._job, self._board = job, board
+        self._device = ray.train.torch.get_device()
+        self._folder = weights.locate(job.checkpoint)
+        self._chat = Chat(self._folder)
         settings = job.settings
-        self.micro_batches = settings.groups_per_step // (self.workers * settings.groups_per_micro_batch)
-        self.engine = StudentEngine(hf.AnswerLogprobs(model), settings, self.micro_batches, self.device)
-        self.pad_id = self.chat.tokenizer.pad_token_id or 0
-
-    def step(self, number: int, plan: StagePlan, table: pa.Table) -> tuple[StepMetrics, list[GroupRewards]]:
-        """One optimizer step on the groups of ``table``; metrics over all workers, rewards of the first groups."""
-        started = time.monotonic()
-        groups = len(table)
-        totals = torch.zeros(len(_Totals.names), dtype=torch.float64)
-        rewards: list[GroupRewards] = []
-        rate = learning_rate(self.job.settings, number)
-        self.engine.set_learning_rate(rate)
-        for indices in slots(groups, self.workers, self.micro_batches, self.rank):
-            # A rank with nothing left still takes part in the collectives: one group, weight 0.
-            rows = [store.from_row(row) for row in table.take(indices or [0]).to_pylist()]
-            terms, batch = self._terms(rows)
-            share = sum(term.loss for term in terms) / groups if indices else 0.0 * terms[0].loss
-            if not math.isfinite(float(share)):
-                raise LearnerError(f"step {number}: the loss of {[row.problem.id for row in rows]} is not finite")
-            self.engine.backward(share * self.workers)
-            if indices:
-                totals += _Totals.of(terms, batch)
-                if self.rank == 0:
-                    rewards += [_rewards(row, term) for row, term in zip(rows, terms, strict=True)]
-        gradient_norm = self.engine.gradient_norm()
-        totals = self.engine.sum_over_workers(totals)
-        means = dict(zip(_Totals.names, (totals / groups).tolist(), strict=True))
-        metrics = StepMetrics(
-            step=number,
-            stage=plan.stage,
-            mask_ratio=plan.ratio,
-            gradient_norm=gradient_norm,
-            learning_rate=rate,
-            groups=groups,
-            answer_tokens=round(means.pop("answer_tokens") * groups),
-            seconds=time.monotonic() - started,
-            **means,
+        model = hf.load_model(self._folder, settings.dtype)
+        if settings.lora.rank:
+            adapters.add(model, settings.lora)
+        else:
+            hf.freeze(model, settings.frozen)
+        student = hf.PackedStudent(model, settings.logits_mib * 2**20)
+        if settings.activation_checkpointing:
+            hf.checkpoint_activations(model)
+        self._work = work.Work(model, model.config.get_text_config())
+        self._engine = StudentEngine(student, settings, self._device)
+        dtype = getattr(torch, settings.dtype)
+        self._rate = work.matmul_rate(self._device, dtype)
+        self._multiple = 128 if attention.kernel_for(self._device, dtype) == "flex" else 1
+        self._pad_id = self._chat.tokenizer.pad_token_id or 0
+        self._skipped_in_a_row = 0
+        self._losses: list[float] = []
+        self._told = Pinned()
+        self._fresh = True
+        self.checkpoints = Checkpoints(
+            job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
-        return metrics, rewards[:_SHOWN_GROUPS]
+
+    def micro_batches(self, done: int) -> Iterator[MicroBatch]:
+        """This rank's part of everything after the first ``done`` steps."""
+        shard = ray.train.get_dataset_shard(DATASET)
+        tables: Iterator[pa.Table] = iter(
+            shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)
+        )
+        budget = self._job.settings.tokens_per_micro_batch
+        coming = steps(tables, self._job.steps, self._workers, budget, skip=done)
+        return ahead(own_batches(coming, self._rank, self._pack))
+
+    def resume(self) -> int:
+        """Load the last checkpoint that is intact on every rank. Returns the steps that it has seen; 0 without one."""
+        for found in reversed(self.checkpoints.complete()):
+            if found.workers != self._workers:
+                raise LearnerError(
+                    f"{found.folder}: expected a checkpoint of {self._workers} workers, found one of {found.workers}. "
+                    f"Set learner.workers={found.workers}, or delete {found.folder.parent} to train from the start."
+                )
+            intact = torch.tensor(float(self.checkpoints.intact(found)))
+            if not self._engine.over_workers(intact, torch.distributed.ReduceOp.MIN):
+                self._say(f"{found.folder} is damaged and passed over")
+                continue
+            state = self._engine.load(found.folder)
+            torch.set_rng_state(state["random"])
+            self._skipped_in_a_row = state["skipped_in_a_row"]
+            self._pin(state["told"])  # the driver may have died before it read them
+            self._fresh = False
+            self._say(f"the learner goes on after step {found.step}")
+            return found.step
+        return 0
+
+    def step(self, micro_batches: Iterator[MicroBatch]) -> None:
+        """One optimizer step, taken or skipped, and told to the board."""
+        started = time.monotonic()
+        gradients = self._engine.gradients
+        first = next(micro_batches)
+        step = first.step
+        tally = metrics.Tally(len(step.table))
+        gap = torch.zeros(2, dtype=torch.float64)
+        rate = learning_rate(self._job.settings, step.number)
+        self._engine.set_learning_rate(rate)
+        for micro in chain([first], micro_batches):
+            batch = micro.batch.to(self._device)
+            new_logprobs, divergences = self._forward(batch)
+            terms = self._group_terms(batch, new_logprobs, divergences)
+            weight = 0.0 if micro.filler else self._workers / len(step.table)
+            gradients.add(torch.stack([term.loss for term in terms]).sum() * weight)
+            if not micro.filler:
+                tally.add(micro.groups, micro.indices, terms, batch)
+                gap += _gap(new_logprobs, batch)
+        tally.count_operations(self._work.take())
+        norm = gradients.complete()
+        totals = tally.joined(self._engine.over_workers)
+        if not (math.isfinite(norm) and norm >= 0 and math.isfinite(totals.means["loss"])):
+            gradients.drop()
+            self._skip(step, norm, self._engine.over_workers(tally.losses))
+            return
+        if self._fresh:
+            self._compare_with_engine(self._engine.over_workers(gap))
+        gradients.apply()
+        self._skipped_in_a_row = 0
+        self._losses.append(totals.means["loss"])
+        self._tell(step, rate, norm, totals, time.monotonic() - started, tally.rewards[:_SHOWN_GROUPS])
+
+    def save(self, number: int) -> None:
+        """This rank's part of a checkpoint after ``number`` steps."""
+        state = {
+            "step": number,
+            "random": torch.get_rng_state(),
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "told": dataclasses.replace(self._told, rewards=[], notes=[]),
+        }
+        mean = sum(self._losses) / len(self._losses) if self._losses else math.inf
+        self._losses = []
+        self.checkpoints.save(number, mean, lambda folder: self._engine.save(folder, state))
 
     def export(self) -> None:
         """Rank 0 writes the trained student; the others gather with it."""
-        state = self.engine.gathered_state()
-        if self.rank == 0:
-            hf.export(state, self.folder, self.job.export_to, self.job.settings.dtype)
+        state = self._engine.trained_state()
+        if self._rank == 0:
+            settings = self._job.settings
+            if settings.lora.rank:
+                state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
+            hf.export(state, self._folder, self._job.export_to, settings.dtype)
 
-    def _terms(self, rows: list[RolloutGroup]) -> tuple[list[GroupTerms], PackedBatch]:
-        prompts = [
-            hf.prompt_tensors(self.engine.model, self.chat, question_messages(row.problem), _pictures(row))
-            for row in rows
-        ]
-        batch = pack(rows, prompts, self.pad_id).to(self.device)
-        logprobs = self.engine.answer_logprobs(batch)
-        new = logprobs.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-        divergence = top_k_jsd(logprobs, batch.top_ids, batch.top_logprobs, batch.left_out)
-        settings = self.job.settings
+    def _pack(self, groups: Sequence[RolloutGroup]) -> PackedBatch:
+        prompts = []
+        for group in groups:
+            pictures = [decode(picture) for picture in group.problem.pictures]
+            prompt = hf.prompt_tensors(self._engine.model, self._chat, question_messages(group.problem), pictures)
+            if len(prompt.input_ids) != group.prompt_tokens:
+                raise LearnerError(
+                    f"{group.problem.id}: expected a prompt of {group.prompt_tokens} tokens, as the engine read it, "
+                    f"found {len(prompt.input_ids)}. Do engine and learner use the same processor files?"
+                )
+            prompts.append(prompt)
+        return pack(groups, prompts, self._pad_id, self._multiple)
+
+    def _forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
+        with self._work.forward(batch.layout):
+            return self._engine.terms(batch)
+
+    def _group_terms(self, batch: PackedBatch, new_logprobs: Tensor, divergences: Tensor) -> list[GroupTerms]:
+        settings = self._job.settings
         terms = []
-        for group in range(len(rows)):
+        for group in range(len(batch.layout.spans)):
             answers = batch.group_of == group
             tokens = answers[batch.answer_of]
             terms.append(
                 group_terms(
-                    new_logprobs=new[tokens],
+                    new_logprobs=new_logprobs[tokens],
                     reference_logprobs=batch.reference_logprobs[tokens],
-                    token_jsd=divergence[tokens],
+                    token_jsd=divergences[tokens],
                     answer_of=batch.answer_of[tokens] - batch.answer_of[tokens].min(),
                     accuracy=batch.accuracy[answers],
-                    alpha=self.job.alpha,
+                    alpha=self._job.alpha,
                     kl_beta=settings.kl_beta,
                     clip_epsilon=settings.clip_epsilon,
                     jsd_weight=settings.jsd_weight,
                 )
             )
-        return terms, batch
+        return terms
 
-
-class _Totals:
-    """Sums over groups that every rank adds up, in one tensor."""
-
-    names = (
-        "loss",
-        "policy_loss",
-        "kl",
-        "jsd",
-        "accuracy_reward",
-        "distillation_reward",
-        "advantage_spread",
-        "flat_groups",
-        "answer_tokens",
-    )
-
-    @staticmethod
-    def of(terms: Sequence[GroupTerms], batch: PackedBatch) -> Tensor:
-        accuracy = answer_means(batch.accuracy, batch.group_of, len(terms))
-        rows = [
-            (
-                term.loss.detach(),
-                term.policy_loss,
-                term.kl,
-                term.jsd,
-                accuracy[index],
-                term.distillation.mean(),
-                term.advantages.std(correction=0),
-                float(not term.advantages.any()),
-                0.0,
+    def _compare_with_engine(self, gap: Tensor) -> None:
+        """Before the first update the student is the reference policy: both must give its tokens the same numbers."""
+        self._fresh = False
+        mean = float(gap[0] / gap[1])
+        if mean > _LARGEST_GAP:
+            raise LearnerError(
+                f"the learner's log-probabilities of the untrained student differ from the stored ones by {mean:.3g} "
+                f"nats per token; expected at most {_LARGEST_GAP}. The student's checkpoint or its processor changed "
+                "since the rollouts were made, or the learner does not run this model as the engine does."
             )
-            for index, term in enumerate(terms)
-        ]
-        totals = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64).sum(0)
-        totals[-1] = len(batch.targets)
-        return totals
+        self._say(f"before the first step learner and engine agree to {mean:.1e} nats per answer token")
+
+    def _skip(self, step: Step, norm: float, losses: Tensor) -> None:
+        """Save the rows of a step that cannot be taken; stop when there are too many in a row."""
+        self._skipped_in_a_row += 1
+        ids = step.table["id"].to_pylist()
+        bad = [ids[index] for index in range(len(ids)) if not math.isfinite(losses[index])]
+        reason = f"the loss of {', '.join(bad)} is not finite" if bad else f"the gradient's norm is {norm}"
+        folder = self._job.storage / "skipped" / f"step-{step.number:08d}"
+        if self._rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(step.table, folder / "rows.parquet")
+            note = {"step": step.number, "reason": reason, "losses": [str(float(one)) for one in losses]}
+            (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+            skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=str(folder))
+            self._pin(Pinned(skipped=[skipped]))
+        if self._skipped_in_a_row > self._job.settings.max_skipped_in_a_row:
+            raise LearnerError(
+                f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}. "
+                f"Its rows are in {folder}; learner.max_skipped_in_a_row is "
+                f"{self._job.settings.max_skipped_in_a_row}."
+            )
+
+    def _tell(
+        self,
+        step: Step,
+        rate: float,
+        norm: float,
+        totals: metrics.Totals,
+        seconds: float,
+        rewards: list[GroupRewards],
+    ) -> None:
+        memory = torch.tensor(float(work.peak_memory(self._device)))
+        memory = self._engine.over_workers(memory, torch.distributed.ReduceOp.MAX)
+        if self._rank != 0:
+            return
+        tokens = sum(step.tokens)
+        told = StepMetrics(
+            step=step.number,
+            stage=step.plan.stage,
+            mask_ratio=step.plan.ratio,
+            gradient_norm=norm,
+            learning_rate=rate,
+            groups=len(step.table),
+            answer_tokens=totals.answer_tokens,
+            tokens=tokens,
+            waste=1.0 - tokens / (step.capacity + totals.padding),
+            seconds=seconds,
+            flop_utilisation=totals.operations / seconds / (self._workers * self._rate),
+            memory_gib=float(memory) / 2**30,
+            **totals.means,
+        )
+        self._pin(Pinned(steps=[told], rewards=rewards))
+
+    def _say(self, note: str) -> None:
+        self._pin(Pinned(notes=[note]))
+
+    def _pin(self, news: Pinned) -> None:
+        if self._rank == 0:
+            self._told.steps += news.steps
+            self._told.skipped += news.skipped
+            ray.get(self._board.pin.remote(news))
+
+
+def _by_step(micro_batches: Iterator[MicroBatch]) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
+    return groupby(micro_batches, key=lambda micro: micro.step.number)
+
+
+def _gap(new_logprobs: Tensor, batch: PackedBatch) -> Tensor:
+    """float64 [2]: summed distance to the reference policy, and the number of answer tokens."""
+    distance = (new_logprobs.detach() - batch.reference_logprobs).abs().sum()
+    return torch.tensor([float(distance), len(batch.targets)], dtype=torch.float64)
 
 
 def learning_rate(settings: Learner, step: int) -> float:
     """Linear over the first ``warmup_steps`` steps (step counts from 1), then constant."""
     return settings.learning_rate * min(1.0, step / (settings.warmup_steps + 1))
-
-
-def _pictures(group: RolloutGroup) -> list[Image.Image]:
-    return [decode(picture) for picture in group.problem.pictures]
-
-
-def _rewards(group: RolloutGroup, terms: GroupTerms) -> GroupRewards:
-    return GroupRewards(
-        stage=group.stage,
-        position=group.position,
-        divergences=terms.divergences.tolist(),
-        distillation=terms.distillation.tolist(),
-        advantages=terms.advantages.tolist(),
-    )

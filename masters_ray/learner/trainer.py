@@ -14,25 +14,28 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from masters_ray import store
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import Board, GroupRewards, LearnerJob
+from masters_ray.learner.job import Board, LearnerJob, Pinned
 from masters_ray.learner.loop import DATASET, train
-from masters_ray.records import StepMetrics
 
 _POLL_SECONDS = 0.5
 
-OnSteps = Callable[[Sequence[StepMetrics], Sequence[GroupRewards]], None]
+OnNews = Callable[[Pinned], None]
 
 
-def fit(job: LearnerJob, stores: Sequence[Path], on_steps: OnSteps) -> None:
+def fit(job: LearnerJob, stores: Sequence[Path], on_news: OnNews) -> None:
     """Train on the stores, in their order, and export the student; goes on from the last checkpoint in ``job.storage``.
 
-    ``on_steps`` is called in this thread with what is new. Raises LearnerError with the worker's own words.
+    ``on_news`` is called in this thread with what is new. Raises LearnerError with the worker's own words.
     """
     settings = job.settings
     board = ray.remote(Board).options(num_cpus=0).remote()
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if settings.gpus == 0:
-        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(settings.cpus)))}
+        environment |= {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(max(1, int(settings.cpus))),
+            "THP_MEM_ALLOC_ENABLE": "1",  # large pages for PyTorch's tensors: a twentieth of a step
+        }
     DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(
         train,
@@ -44,9 +47,8 @@ def fit(job: LearnerJob, stores: Sequence[Path], on_steps: OnSteps) -> None:
             resources_per_worker={"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=job.storage.name,
-            storage_path=str(job.storage.parent),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.checkpoints_kept),
+            name="train",
+            storage_path=str(job.storage),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             worker_runtime_env={"env_vars": environment},
         ),
@@ -68,8 +70,8 @@ def fit(job: LearnerJob, stores: Sequence[Path], on_steps: OnSteps) -> None:
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
-        _tell(board, on_steps)
-    _tell(board, on_steps)
+        _tell(board, on_news)
+    _tell(board, on_news)
     ray.kill(board)
     if "error" in outcome:
         raise LearnerError(_cause(outcome["error"])) from outcome["error"]
@@ -77,10 +79,10 @@ def fit(job: LearnerJob, stores: Sequence[Path], on_steps: OnSteps) -> None:
         raise LearnerError(_cause(outcome["result"].error)) from outcome["result"].error
 
 
-def _tell(board: Any, on_steps: OnSteps) -> None:
-    steps, rewards = ray.get(board.read.remote())
-    if steps:
-        on_steps(steps, rewards)
+def _tell(board: Any, on_news: OnNews) -> None:
+    news: Pinned = ray.get(board.read.remote())
+    if news != Pinned():
+        on_news(news)
 
 
 def _cause(error: BaseException) -> str:

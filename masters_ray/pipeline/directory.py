@@ -18,8 +18,13 @@ _FREE = (
     "share_process",
     "max_failures",
     "checkpoints_kept",
+    "checkpoint_every",
+    "max_skipped_in_a_row",
+    "tokens_per_micro_batch",
+    "logits_mib",
+    "activation_checkpointing",
 )
-"""Keys that may change between two calls of the same run: they decide where work is done, not what it is."""
+"""Keys that may change between two calls of the same run: they decide where and how work is done, not what it is."""
 
 
 class RunDirectory:
@@ -69,13 +74,18 @@ class RunDirectory:
 
     @property
     def learner(self) -> Path:
-        """Ray Train's checkpoints."""
+        """The learner's checkpoints, skipped steps and Ray Train's state."""
         return self.root / "learner"
 
     @property
     def student(self) -> Path:
         """The trained student, a Hugging Face directory."""
         return self.root / "student"
+
+    @property
+    def adapters(self) -> Path:
+        """The trained adapters alone (learner.lora), a peft directory."""
+        return self.root / "student_adapters"
 
     @property
     def tensorboard(self) -> Path:
@@ -94,11 +104,13 @@ def read_json(file: Path) -> Any:
 
 
 def read_lines(file: Path) -> list[Any]:
-    """Content of a JSON-lines file of the run; empty when there is none. Raises StoreError when a line is damaged."""
+    """Content of a JSON-lines file of the run; empty when there is none. A last line that a kill cut short does not
+    count. Raises StoreError when another line is damaged."""
     if not file.exists():
         return []
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
         raise StoreError(f"{file}: a line is not JSON ({error}). Delete it to make it again.") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json, write_text
-from masters_ray.records import Rejected, StepMetrics
+from masters_ray.records import Rejected, SkippedStep, StepMetrics
 
 
 class Journal:
@@ -34,6 +34,7 @@ class Journal:
                 "wall_seconds": 0.0,
             }
         self._metrics = {row["step"]: row for row in read_lines(directory.file("metrics.jsonl"))}
+        self._skipped = {row["step"]: row for row in read_lines(directory.file("skipped.jsonl"))}
         self._began = time.monotonic()
         self._events: Any = None
 
@@ -68,12 +69,12 @@ class Journal:
         return [Rejected(**one) for stage in stages for one in self.content["rejected"].get(str(stage), [])]
 
     def steps_done(self) -> int:
-        """Optimizer steps recorded so far."""
-        return len(self._metrics)
+        """Optimizer steps recorded so far, skipped ones included."""
+        return len(self._metrics.keys() | self._skipped.keys())
 
     def record(self, metrics: StepMetrics) -> int:
         """One optimizer step; a step taken again after a restart replaces its first record. Returns 1 if it is new."""
-        new = metrics.step not in self._metrics
+        new = metrics.step not in self._metrics.keys() | self._skipped.keys()
         row = dataclasses.asdict(metrics)
         self._metrics[metrics.step] = row
         file = self._directory.file("metrics.jsonl")
@@ -86,6 +87,14 @@ class Journal:
         for name, value in row.items():
             if name != "step":
                 self.events.add_scalar(f"learner/{name}", value, metrics.step)
+        return int(new)
+
+    def record_skipped(self, skipped: SkippedStep) -> int:
+        """A step that was not taken. Returns 1 if it is new."""
+        new = skipped.step not in self._metrics.keys() | self._skipped.keys()
+        self._skipped[skipped.step] = dataclasses.asdict(skipped)
+        rows = [self._skipped[step] for step in sorted(self._skipped)]
+        write_text(self._directory.file("skipped.jsonl"), "".join(json.dumps(one) + "\n" for one in rows))
         return int(new)
 
     def record_rewards(self, rewards: Sequence[GroupRewards]) -> None:

@@ -21,12 +21,12 @@ from masters_ray.actors.host import Role
 from masters_ray.actors.pool import Replicas
 from masters_ray.config import Config
 from masters_ray.evaluate import accuracy
-from masters_ray.learner import GroupRewards, LearnerJob, StagePlan, fit
+from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit
 from masters_ray.pipeline import outcome, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say, track
-from masters_ray.records import Problem, Rejected, StepMetrics
+from masters_ray.records import Problem, Rejected
 
 
 def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
@@ -108,16 +108,22 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
         seed=config.run.seed,
         stages=plans,
         export_to=directory.student,
+        adapters_to=directory.adapters,
         storage=directory.learner,
     )
     with journal.phase("learner"), track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance:
 
-        def on_steps(steps: Sequence[StepMetrics], rewards: Sequence[GroupRewards]) -> None:
-            for new in steps:
+        def on_news(news: Pinned) -> None:
+            for note in news.notes:
+                say(note)
+            for new in news.steps:
                 advance(journal.record(new), f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
-            journal.record_rewards(rewards)
+            journal.record_rewards(news.rewards)
+            for skipped in news.skipped:
+                advance(journal.record_skipped(skipped))
+                say(f"step {skipped.step} is skipped: {skipped.reason}. Its rows are in {skipped.saved}")
 
-        fit(job, stores, on_steps)
+        fit(job, stores, on_news)
 
 
 def _evaluate(

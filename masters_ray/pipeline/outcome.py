@@ -47,8 +47,10 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
         "phases": journal.content["phases"],
         "learner": {
             "steps": len(steps),
+            "skipped": len(read_lines(directory.file("skipped.jsonl"))),
             "groups": sum(step["groups"] for step in steps),
             "answer_tokens": sum(step["answer_tokens"] for step in steps),
+            "tokens": sum(step["tokens"] for step in steps),
             "seconds": sum(step["seconds"] for step in steps),
             "workers": config.learner.workers,
             "zero_stage": config.learner.zero_stage,

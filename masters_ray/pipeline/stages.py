@@ -240,7 +240,7 @@ class _GroupMaker:
             return []
         problems = [problem for _, problem, _ in kept]
         answers = [[one.answer for one in judged] for _, _, judged in kept]
-        scores: list[list[TokenScores]] = self._teacher.call("score", problems, answers)
+        scores: list[tuple[int, list[TokenScores]]] = self._teacher.call("score", problems, answers)
         references = self._student.call("logprobs", problems, answers)
         teacher_digest, student_digest = self._digests
         return [
@@ -249,6 +249,7 @@ class _GroupMaker:
                 stage=self._stage.index,
                 mask_ratio=self._stage.ratio,
                 problem=problem,
+                prompt_tokens=prompt_tokens,
                 answers=tuple(
                     ScoredAnswer(judged=one, teacher=top, reference_logprobs=own)
                     for one, top, own in zip(judged, tops, owns, strict=True)
@@ -256,7 +257,7 @@ class _GroupMaker:
                 teacher_digest=teacher_digest,
                 student_digest=student_digest,
             )
-            for (position, problem, judged), tops, owns in zip(kept, scores, references, strict=True)
+            for (position, problem, judged), (prompt_tokens, tops), owns in zip(kept, scores, references, strict=True)
         ]
 
 

@@ -2,147 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from masters_ray import store, weights
-from masters_ray.config import Learner
 from masters_ray.engines import hf
 from masters_ray.errors import LearnerError
-from masters_ray.learner import GroupRewards, LearnerJob, StagePlan, fit
-from masters_ray.records import Problem, StepMetrics
-from tests.builders import group, scored
+from masters_ray.learner import Pinned
+from masters_ray.records import Problem, RolloutGroup
 from tests.conftest import PAIR
+from tests.e2e.learning import RATE, rollouts, spoilt, state, stored, train
 
 pytestmark = pytest.mark.e2e
-RATE = 1e-4
 
 
-def stored(folder: Path, problems: list[Problem]) -> list[Path]:
-    """Two stages of rollouts with answers of several lengths: 5 and 4 groups."""
-    rows = [
-        group(
-            [
-                scored([40 + index, 41, 2], k=4, seed=3 * index),
-                scored([50 + index, 2], k=4, seed=3 * index + 1, accuracy=index % 2, source="student"),
-                scored([60, 61, 62, 2], k=4, seed=3 * index + 2, accuracy=0, source="student"),
-            ],
-            position=index,
-            stage=0 if index < 5 else 1,
-            of=problem,
-        )
-        for index, problem in enumerate(problems[:9])
-    ]
-    folders = [folder / "stage-0", folder / "stage-1"]
-    for where, part in zip(folders, (rows[:5], rows[5:]), strict=True):
-        writer = store.Writer(where)
-        writer.write(0, part)
-        writer.finish({})
-    return folders
+@dataclass(frozen=True)
+class Plain:
+    """One worker, no ZeRO, all groups of a step together."""
 
-
-def train(root: Path, folders: list[Path], **settings: object) -> tuple[list[StepMetrics], list[GroupRewards], Path]:
-    chosen = Learner(
-        **{"cpus": 0.5, "dtype": "float32", "groups_per_step": 4, "groups_per_micro_batch": 1, "learning_rate": RATE}
-        | settings  # type: ignore[arg-type]
-    )
-    job = LearnerJob(
-        checkpoint=str(PAIR / "student"),
-        settings=chosen,
-        alpha=1.0,
-        seed=0,
-        stages=(StagePlan(stage=0, ratio=0.2, rows=5), StagePlan(stage=1, ratio=0.0, rows=4)),
-        export_to=root / "student",
-        storage=root / "learner",
-    )
-    steps: list[StepMetrics] = []
-    rewards: list[GroupRewards] = []
-
-    def on_steps(new: Sequence[StepMetrics], given: Sequence[GroupRewards]) -> None:
-        steps.extend(new)
-        rewards.extend(given)
-
-    fit(job, folders, on_steps)
-    return steps, rewards, job.export_to
-
-
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.float() for name, tensor in weights.tensors(folder)}
+    rows: list[RolloutGroup]
+    folders: list[Path]
+    told: Pinned
+    trained: dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def plain(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, questions: list[Problem]
-) -> tuple[list[Path], list[StepMetrics], dict[str, torch.Tensor]]:
-    """One worker, no ZeRO, one group at a time."""
+def plain(local_ray: None, tmp_path_factory: pytest.TempPathFactory, questions: list[Problem]) -> Plain:
     root = tmp_path_factory.mktemp("plain")
-    folders = stored(root / "rollouts", questions)
-    steps, rewards, exported = train(root, folders, zero_stage=0)
-    assert rewards
-    assert [round(one.distillation_reward, 6) >= 0 for one in steps] == [True] * 3
-    return folders, steps, state(exported)
+    rows = rollouts(questions)
+    folders = stored(root / "rollouts", rows)
+    told = train(root, folders)
+    return Plain(rows, folders, told, state(root / "student"))
 
 
-def test_every_row_is_trained_on_once_in_stage_order(
-    plain: tuple[list[Path], list[StepMetrics], dict[str, torch.Tensor]],
-) -> None:
-    _, steps, trained = plain
+def test_every_row_is_trained_on_once_in_stage_order(plain: Plain) -> None:
+    steps = plain.told.steps
     assert [(one.step, one.stage, one.groups) for one in steps] == [(1, 0, 4), (2, 0, 1), (3, 1, 4)]
     assert [one.answer_tokens for one in steps] == [4 * 9, 9, 4 * 9]
-    assert all(one.gradient_norm > 0 for one in steps)
+    assert [one.tokens for one in steps] == [
+        sum(row.prompt_tokens + 6 for row in rows) for rows in (plain.rows[:4], plain.rows[4:5], plain.rows[5:])
+    ]
+    assert all(one.gradient_norm > 0 and 0 < one.flop_utilisation < 1 and one.waste == 0 for one in steps)
+    assert plain.told.rewards
     before = state(PAIR / "student")
-    changed = {name for name in before if not torch.equal(before[name], trained[name])}
+    changed = {name for name in before if not torch.equal(before[name], plain.trained[name])}
     frozen = {name for name in before if hf.part_of_parameter(name) == "vision"}
     assert changed
     assert not changed & frozen, "the vision tower is frozen by default"
     assert any("language_model.layers" in name for name in changed)
+    assert any("learner and engine agree to" in note for note in plain.told.notes)
 
 
-@pytest.mark.parametrize(
-    ("zero_stage", "workers", "micro_batch"), [(1, 2, 2), (2, 1, 4), (3, 2, 1)], ids=["zero1", "zero2", "zero3"]
-)
-def test_workers_micro_batches_and_zero_stages_change_nothing(
-    zero_stage: int,
-    workers: int,
-    micro_batch: int,
-    plain: tuple[list[Path], list[StepMetrics], dict[str, torch.Tensor]],
-    tmp_path: Path,
-) -> None:
-    folders, expected, trained = plain
-    steps, _, exported = train(
-        tmp_path, folders, zero_stage=zero_stage, workers=workers, groups_per_micro_batch=micro_batch
-    )
-    for one, other in zip(steps, expected, strict=True):
+def assert_same(told: Pinned, exported: Path, plain: Plain) -> None:
+    for one, other in zip(told.steps, plain.told.steps, strict=True):
         for name in ("loss", "policy_loss", "kl", "jsd", "distillation_reward", "gradient_norm", "accuracy_reward"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-3, abs=1e-5), name
     # Adam divides by the root of the squared gradient, so that rounding shows where a gradient is nearly zero: all
     # but a few of the entries agree far below the size of a step.
     differences = torch.cat(
-        [(trained[name] - tensor).abs().flatten() for name, tensor in state(exported).items() if "visual" not in name]
+        [
+            (plain.trained[name] - tensor).abs().flatten()
+            for name, tensor in state(exported).items()
+            if "visual" not in name
+        ]
     )
     assert (differences > 0.1 * RATE).float().mean() < 1e-3
-    assert differences.max() <= 2 * len(steps) * RATE
+    assert differences.max() <= 2 * len(told.steps) * RATE
 
 
-def test_a_learner_that_stopped_goes_on_from_its_last_checkpoint(
-    plain: tuple[list[Path], list[StepMetrics], dict[str, torch.Tensor]], tmp_path: Path
+@pytest.mark.parametrize(
+    ("zero_stage", "workers", "budget", "more"),
+    [
+        (1, 2, 200, {}),
+        (2, 3, 1, {"logits_mib": 1}),
+        (3, 2, 150, {"activation_checkpointing": True}),
+        (3, 1, 100, {"offload": "everything"}),
+    ],
+    ids=["zero1-2-workers", "zero2-3-workers", "zero3-2-workers-checkpointed", "zero3-offload"],
+)
+def test_workers_token_budgets_and_zero_stages_change_nothing(
+    zero_stage: int, workers: int, budget: int, more: dict[str, object], plain: Plain, tmp_path: Path
 ) -> None:
-    folders, expected, trained = plain
-    settings = {"zero_stage": 0, "checkpoint_every": 1}
-    with pytest.raises(LearnerError, match="the dataset ended at step 3 of 3"):
-        train(tmp_path, folders[:1], **settings)
-    steps, _, exported = train(tmp_path, folders, **settings)
-    assert [one.step for one in steps] == [3]
-    assert steps[0].loss == pytest.approx(expected[2].loss, abs=1e-6)
-    assert all(torch.equal(trained[name], tensor) for name, tensor in state(exported).items())
-
-
-def test_an_error_in_a_worker_is_told_with_its_cause(
-    plain: tuple[list[Path], list[StepMetrics], dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
-    folders, _, _ = plain
-    with pytest.raises(LearnerError, match="rows came out of order"):
-        train(tmp_path, list(reversed(folders)))
+    settings = {"zero_stage": zero_stage, "workers": workers, "tokens_per_micro_batch": budget, "cpus": 0.25, **more}
+    told = train(tmp_path, plain.folders, **settings)
+    assert_same(told, tmp_path / "student", plain)

@@ -1,0 +1,1 @@
+"""Benchmarks against other learners; they need requirements/bench.txt beside the stack."""

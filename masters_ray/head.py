@@ -1,0 +1,183 @@
+"""From hidden states to the two numbers that the loss needs of each answer token, without the logits in memory.
+
+The output head and everything behind it run over tiles of tokens × vocabulary. A tile of logits lives in one buffer
+that is turned in place into probabilities on the way there and into gradients on the way back, so the most that is ever
+held of answers × tokens × vocabulary is one tile. If all logits fit, they are one tile that waits for the gradient;
+otherwise every tile is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from masters_ray.divergence import jsd_and_slope
+
+_CPU_TILE_BYTES = 4 * 2**20
+"""What stays in a core's cache while a tile is worked on."""
+_LEAST_COLUMNS = 2048
+"""Columns of a tile, if the vocabulary has them: narrower ones waste the matrix unit."""
+
+
+def answer_terms(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    top_ids: Tensor,
+    top_logprobs: Tensor,
+    left_out: Tensor,
+    *,
+    logits_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """(log-probability of each target, JSD to the stored teacher scores in nats), float32 [tokens] both.
+
+    hidden: [tokens, width], the states that predict the targets; weight: [vocabulary, width] and bias: [vocabulary]
+    or None, the output head; targets: [tokens]; top_ids and top_logprobs: [tokens, k] and left_out: [tokens], as in
+    ``divergence.top_k_jsd``, which this equals. logits_bytes: most bytes of float32 logits held at a time.
+    Differentiable in hidden, weight and bias, once.
+    """
+    return _AnswerTerms.apply(hidden, weight, bias, targets, top_ids, top_logprobs, left_out, logits_bytes)
+
+
+class _AnswerTerms(torch.autograd.Function):
+    """Both outputs have a derivative by the logits z that needs few numbers per token:
+
+    ∂ log p_y / ∂z_v = [v = y] − p_v
+    ∂ JSD / ∂z_v = p_v · (c_v − c̄), c_v = ½ ln(q_v / m_v) for v among the top k, c_rest for all others, c̄ = Σ p_v c_v
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        top_ids: Tensor,
+        top_logprobs: Tensor,
+        left_out: Tensor,
+        logits_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        tokens, vocabulary = hidden.shape[0], weight.shape[0]
+        tiles = _Tiles(tokens, vocabulary, logits_bytes, hidden.device)
+        wanted = torch.cat([top_ids, targets.unsqueeze(-1)], -1)
+        chosen = torch.empty(wanted.shape, dtype=torch.float32, device=hidden.device)
+        highest = torch.full((tokens, 1), -torch.inf, device=hidden.device)
+        total = torch.zeros_like(highest)
+        logits = highest
+        for columns in tiles.columns():
+            for rows in tiles.rows():
+                logits = _logits(hidden[rows], weight, bias, columns)
+                tiles.gather(logits, wanted[rows], columns, into=chosen[rows])
+                top = torch.maximum(highest[rows], logits.amax(-1, keepdim=True))
+                total[rows] *= (highest[rows] - top).exp_()
+                total[rows] += logits.sub_(top).exp_().sum(-1, keepdim=True)
+                highest[rows] = top
+        log_total = highest + total.log()
+        chosen -= log_total
+        shares = chosen[:, :-1].exp()
+        student = torch.cat([shares, (1.0 - shares.sum(-1, keepdim=True)).clamp_(min=0.0)], -1)
+        divergence, slope = jsd_and_slope(torch.cat([top_logprobs.exp(), left_out.unsqueeze(-1)], -1), student)
+        ctx.save_for_backward(hidden, weight, bias, wanted, log_total, student, slope)
+        ctx.tiles = tiles
+        ctx.kept = logits.div_(total) if tiles.single else None
+        return chosen[:, -1].contiguous(), divergence
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        hidden, weight, bias, wanted, log_total, student, slope = ctx.saved_tensors
+        for_logprobs, for_divergence = (gradient.unsqueeze(-1) for gradient in gradients)
+        mean_slope = (student * slope).sum(-1, keepdim=True)
+        everywhere = for_divergence * (slope[:, -1:] - mean_slope) - for_logprobs
+        at_top = (for_divergence * (slope[:, :-1] - mean_slope) - for_logprobs) * student[:, :-1]
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        tiles: _Tiles = ctx.tiles
+        for columns in tiles.columns():
+            here = None if grad_weight is None else grad_weight[columns].float()  # float32: the gradient itself
+            here_bias = torch.zeros(columns.stop - columns.start, device=hidden.device)
+            for rows in tiles.rows():
+                if ctx.kept is not None:
+                    slopes, ctx.kept = ctx.kept, None
+                else:
+                    slopes = _logits(hidden[rows], weight, bias, columns).sub_(log_total[rows]).exp_()
+                slopes *= everywhere[rows]
+                tiles.scatter(slopes, wanted[rows], columns, at_top[rows], for_logprobs[rows])
+                if needs_bias:
+                    here_bias += slopes.sum(0)
+                slopes = slopes.to(weight.dtype)
+                if grad_hidden is not None:
+                    _add_product(grad_hidden[rows], slopes, weight[columns])
+                if here is not None:
+                    _add_product(here, slopes.T, hidden[rows])
+            if grad_weight is not None and here is not None and here.dtype != grad_weight.dtype:
+                grad_weight[columns] = here
+            if grad_bias is not None:
+                grad_bias[columns] = here_bias
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+class _Tiles:
+    """How tokens × vocabulary is cut."""
+
+    def __init__(self, tokens: int, vocabulary: int, logits_bytes: int, device: torch.device) -> None:
+        self._tokens, self._vocabulary = tokens, vocabulary
+        self.single = 4 * tokens * vocabulary <= logits_bytes
+        cells = (min(logits_bytes, _CPU_TILE_BYTES) if device.type == "cpu" else logits_bytes) // 4
+        if self.single:
+            self._rows, self._columns = tokens, vocabulary
+        else:
+            self._columns = min(vocabulary, max(_LEAST_COLUMNS, cells // max(1, tokens)))
+            self._rows = max(1, cells // self._columns)
+
+    def rows(self) -> Iterator[slice]:
+        return _slices(self._tokens, self._rows)
+
+    def columns(self) -> Iterator[slice]:
+        return _slices(self._vocabulary, self._columns)
+
+    def gather(self, tile: Tensor, wanted: Tensor, columns: slice, into: Tensor) -> None:
+        """The tile's entries at ``wanted`` [rows, n] tokens, for those that it has."""
+        if self.single:
+            torch.gather(tile, -1, wanted, out=into)
+            return
+        places = (wanted - columns.start).clamp_(0, tile.shape[-1] - 1)
+        inside = (wanted >= columns.start) & (wanted < columns.stop)
+        into.copy_(torch.where(inside, tile.gather(-1, places), into))
+
+    def scatter(self, tile: Tensor, wanted: Tensor, columns: slice, at_top: Tensor, at_target: Tensor) -> None:
+        """Set the entries at all but the last of ``wanted`` [rows, k + 1], then add to those at the last."""
+        if self.single:
+            tile.scatter_(-1, wanted[:, :-1], at_top)
+            tile.scatter_add_(-1, wanted[:, -1:], at_target)
+            return
+        inside = (wanted >= columns.start) & (wanted < columns.stop)
+        row, place = inside[:, :-1].nonzero(as_tuple=True)
+        tile[row, wanted[row, place] - columns.start] = at_top[row, place]
+        row = inside[:, -1].nonzero().squeeze(-1)
+        tile[row, wanted[row, -1] - columns.start] += at_target[row, 0]
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(total, start + size)) for start in range(0, total, size))
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
+    """float32 [tokens, columns]"""
+    return linear(hidden, weight[columns], None if bias is None else bias[columns]).float()
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left · right, summed in float32."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += torch.mm(left, right)

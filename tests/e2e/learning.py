@@ -1,0 +1,114 @@
+"""Stored rollouts and a run of the real learner on them, for the tests that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from masters_ray import store, weights
+from masters_ray.config import Learner
+from masters_ray.data import decode
+from masters_ray.engines import hf
+from masters_ray.engines.chat import Chat
+from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit
+from masters_ray.packing import pack
+from masters_ray.prompts import question_messages
+from masters_ray.records import Problem, RolloutGroup
+from tests.builders import group, scored
+from tests.conftest import PAIR
+
+RATE = 1e-4
+STAGES = (5, 4)
+"""Groups of each."""
+
+
+def rollouts(problems: Sequence[Problem]) -> list[RolloutGroup]:
+    """Nine groups in two stages, answers of several lengths, with the untrained student's own log-probabilities."""
+    rows = [
+        group(
+            [
+                scored([40 + index, 41, 2], k=4, seed=3 * index),
+                scored([50 + index, 2], k=4, seed=3 * index + 1, accuracy=index % 2, source="student"),
+                scored([60, 61, 62, 2], k=4, seed=3 * index + 2, accuracy=0, source="student"),
+            ],
+            position=index,
+            stage=0 if index < STAGES[0] else 1,
+            of=problem,
+        )
+        for index, problem in enumerate(problems[: sum(STAGES)])
+    ]
+    return with_references(rows)
+
+
+def with_references(rows: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """The same groups with prompt lengths and reference log-probabilities of the toy pair's student."""
+    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
+    student = hf.PackedStudent(model, logits_bytes=2**26)
+    found = []
+    for row in rows:
+        pictures = [decode(picture) for picture in row.problem.pictures]
+        prompt = hf.prompt_tensors(model, chat, question_messages(row.problem), pictures)
+        with torch.no_grad():
+            logprobs, _ = student(pack([row], [prompt], pad_id=0))
+        lengths = [len(answer.judged.answer.token_ids) for answer in row.answers]
+        pieces = [piece.numpy() for piece in logprobs.split(lengths)]
+        answers = tuple(
+            dataclasses.replace(answer, reference_logprobs=piece)
+            for answer, piece in zip(row.answers, pieces, strict=True)
+        )
+        found.append(dataclasses.replace(row, answers=answers, prompt_tokens=len(prompt.input_ids)))
+    return found
+
+
+def spoilt(row: RolloutGroup) -> RolloutGroup:
+    """The same group with a teacher score that is not a number."""
+    first = row.answers[0]
+    bad = dataclasses.replace(first.teacher, left_out=np.full_like(first.teacher.left_out, np.nan))
+    return dataclasses.replace(row, answers=(dataclasses.replace(first, teacher=bad), *row.answers[1:]))
+
+
+def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:
+    """One store per stage."""
+    folders = []
+    for stage in range(len(STAGES)):
+        folders.append(folder / f"stage-{stage}")
+        writer = store.Writer(folders[-1])
+        writer.write(0, [row for row in rows if row.stage == stage])
+        writer.finish({})
+    return folders
+
+
+def job(root: Path, **settings: Any) -> LearnerJob:
+    chosen = {"cpus": 0.5, "dtype": "float32", "groups_per_step": 4, "learning_rate": RATE, "zero_stage": 0} | settings
+    return LearnerJob(
+        checkpoint=str(PAIR / "student"),
+        settings=Learner(**chosen),
+        alpha=1.0,
+        seed=0,
+        stages=(StagePlan(stage=0, ratio=0.2, rows=STAGES[0]), StagePlan(stage=1, ratio=0.0, rows=STAGES[1])),
+        export_to=root / "student",
+        adapters_to=root / "student_adapters",
+        storage=root / "learner",
+    )
+
+
+def train(root: Path, folders: list[Path], **settings: Any) -> Pinned:
+    """Everything that the worker group reported. The student lies in ``root/student`` afterwards."""
+    told = Pinned()
+
+    def on_news(news: Pinned) -> None:
+        for name in vars(told):
+            getattr(told, name).extend(getattr(news, name))
+
+    fit(job(root, **settings), folders, on_news)
+    return told
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors in float32."""
+    return {name: tensor.float() for name, tensor in weights.tensors(folder)}
