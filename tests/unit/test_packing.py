@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from masters_ray.packing import PromptTensors, pack
+from masters_ray.packing import PromptTensors, pack, sequence_tokens
 from tests.builders import group, scored
 
 
@@ -12,29 +12,27 @@ def prompt(length: int, axes: int = 3, patches: int = 0) -> PromptTensors:
     )
 
 
-def test_the_prompt_stands_once_and_each_answer_sees_it_and_itself() -> None:
+def test_the_prompt_stands_once_and_an_answers_last_token_is_only_predicted() -> None:
     batch = pack([group([scored([5, 6, 1]), scored([7, 1])])], [prompt(2)], pad_id=0)
-    # prompt 100 101 | answer 1 reads 5 6 | answer 2 reads 7; last tokens are only predicted
-    assert batch.input_ids.tolist() == [[100, 101, 5, 6, 7]]
-    assert batch.mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
-    assert batch.positions[0].tolist() == [[0, 1, 2, 3, 2]]
+    # prompt 100 101 | answer 1 reads 5 6 | answer 2 reads 7
+    assert batch.input_ids.tolist() == [100, 101, 5, 6, 7]
+    assert batch.layout.spans[0].answers == (2, 1)
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 2]
     assert batch.targets.tolist() == [5, 6, 1, 7, 1]
     assert batch.predict_at.tolist() == [1, 2, 3, 1, 4]
     assert batch.answer_of.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_groups_are_padded_on_the_right_and_padding_sees_only_itself() -> None:
+def test_groups_follow_each_other_and_padding_comes_last() -> None:
     groups = [group([scored([5, 1]), scored([1])]), group([scored([5, 6, 7, 1]), scored([8, 1])], position=1)]
-    batch = pack(groups, [prompt(1, axes=1), prompt(2, axes=1)], pad_id=9)
-    assert batch.input_ids.tolist() == [[100, 5, 9, 9, 9, 9], [100, 101, 5, 6, 7, 8]]
-    assert batch.mask[0, 0, 3].int().tolist() == [0, 0, 0, 1, 0, 0]
-    assert batch.predict_at.tolist() == [0, 1, 0, 7, 8, 9, 10, 7, 11]
+    batch = pack(groups, [prompt(1, axes=1), prompt(2, axes=1)], pad_id=9, multiple_of=4)
+    assert batch.input_ids.tolist() == [100, 5, 100, 101, 5, 6, 7, 8]
+    assert batch.layout.padding == 0
+    padded = pack(groups, [prompt(1, axes=1), prompt(2, axes=1)], pad_id=9, multiple_of=5)
+    assert padded.input_ids.tolist() == [100, 5, 100, 101, 5, 6, 7, 8, 9, 9]
+    assert padded.layout.padding == 2
+    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4, 2]]
+    assert batch.predict_at.tolist() == [0, 1, 0, 3, 4, 5, 6, 3, 7]
     assert batch.group_of.tolist() == [0, 0, 1, 1]
     assert batch.accuracy.tolist() == [1.0, 1.0, 1.0, 1.0]
     assert batch.top_ids.shape == (9, 2)
@@ -45,12 +43,17 @@ def test_positions_of_answers_go_on_after_the_largest_of_the_prompt() -> None:
         input_ids=torch.arange(3), positions=torch.tensor([[0, 0, 4], [0, 5, 4], [0, 1, 4]]), vision={}
     )
     batch = pack([group([scored([5, 6, 1]), scored([1])])], [spatial], pad_id=0)
-    assert batch.positions[:, 0, 3:].tolist() == [[6, 7], [6, 7], [6, 7]]
+    assert batch.positions[:, 3:].tolist() == [[6, 7], [6, 7], [6, 7]]
 
 
 def test_pictures_of_all_groups_are_joined_in_order() -> None:
     batch = pack([group(), group(position=1)], [prompt(2, patches=3), prompt(2, patches=5)], pad_id=0)
     assert batch.vision["pixel_values"].shape == (8, 4)
+
+
+def test_the_tokens_of_a_group_are_known_before_it_is_packed() -> None:
+    row = group([scored([5, 6, 1]), scored([7, 1])])
+    assert sequence_tokens(row) == len(pack([row], [prompt(row.prompt_tokens)], pad_id=0).input_ids) == 23
 
 
 def test_unjudged_answers_and_mixed_k_are_refused() -> None:

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import Tensor
+
+from masters_ray.attention import Kernel, Layout, Span, attend, kernel_for
+
+CPU = torch.device("cpu")
+
+
+def layout(*groups: tuple[int, list[int]], padding: int = 0) -> Layout:
+    spans: list[Span] = []
+    start = 0
+    for prompt, answers in groups:
+        spans.append(Span(start=start, prompt=prompt, answers=tuple(answers)))
+        start = spans[-1].end
+    return Layout(spans=tuple(spans), length=start + padding)
+
+
+def test_an_answer_sees_its_prompt_and_itself_and_no_group_sees_another() -> None:
+    # group 1: prompt 2, answers of 2 and 1 tokens; group 2: prompt 1, answers of 0 and 1; one token of padding
+    found = layout((2, [2, 1]), (1, [0, 1]), padding=1)
+    assert found.dense_mask(CPU).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1],
+    ]
+    assert found.pairs == 16, "the ones above without padding's"
+
+
+LAYOUTS = {
+    "one group": layout((20, [5, 5, 5])),
+    "one answer": layout((7, [9])),
+    "answers that read nothing": layout((6, [0, 3, 0]), (4, [0])),
+    "several groups, padded": layout((20, [5, 0, 3]), (7, [1, 9, 9, 2]), padding=4),
+    "one long answer among short ones": layout((3, [40, 2, 2, 2])),
+}
+
+
+def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int) -> list[Tensor]:
+    """The output and the gradients of query, key and value."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(count: int) -> Tensor:
+        states = torch.randn(1, shape.length, count, 8, generator=generator)
+        return states.transpose(1, 2).requires_grad_()
+
+    query, key, value = make(heads), make(key_heads), make(key_heads)
+    out = attend(query, key, value, shape, scale=0.3, kernel=kernel)
+    given = torch.randn(out.shape, generator=generator)
+    given[:, shape.length - shape.padding :] = 0
+    out.backward(given)
+    real = shape.length - shape.padding
+    assert query.grad is not None and key.grad is not None and value.grad is not None
+    return [out[:, :real].detach(), *(one.grad[:, :, :real] for one in (query, key, value))]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_block_kernel_equals_the_dense_mask_in_value_and_gradient(name: str, heads: tuple[int, int]) -> None:
+    dense, blocks = (run(kernel, LAYOUTS[name], *heads) for kernel in ("dense", "blocks"))  # type: ignore[arg-type]
+    for one, other in zip(dense, blocks, strict=True):
+        assert torch.allclose(one, other, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_block_mask_of_flex_attention_is_the_same_mask() -> None:
+    shape = LAYOUTS["several groups, padded"]
+    query, key, value = torch.randn(1, 4, 60, 16), torch.randn(1, 2, 60, 16), torch.randn(1, 2, 60, 16)
+    query, key, value = (one[:, :, : shape.length] for one in (query, key, value))
+    with torch.no_grad():
+        dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))  # type: ignore[arg-type]
+    real = shape.length - shape.padding
+    assert torch.allclose(dense[:, :real], flex[:, :real], atol=1e-6)
+
+
+def test_the_kernel_is_chosen_by_what_the_device_can_do() -> None:
+    assert kernel_for(CPU, torch.float32) == "blocks"
+    assert kernel_for(CPU, torch.float16) == "dense"

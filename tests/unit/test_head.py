@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import Tensor
+
+from masters_ray.divergence import top_k_jsd
+from masters_ray.head import answer_terms
+
+TOKENS, WIDTH, VOCABULARY = 12, 8, 5000
+
+
+def inputs(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(k)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    teacher = random(TOKENS, VOCABULARY).mul(3).log_softmax(-1)
+    top_logprobs, top_ids = teacher.topk(k)
+    left_out = (1 - top_logprobs.exp().sum(-1)).clamp(min=0)
+    targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
+    targets[0], targets[1] = top_ids[0, 0], VOCABULARY - 1  # one among the top k, one at the edge
+    return random(TOKENS, WIDTH), random(VOCABULARY, WIDTH), random(VOCABULARY), targets, top_ids, top_logprobs, left_out
+
+
+def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    targets, *scores = rest
+    logprobs = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)
+    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), top_k_jsd(logprobs, *scores)
+
+
+def gradients(terms: tuple[Tensor, Tensor], of: list[Tensor]) -> list[Tensor]:
+    logprobs, divergences = terms
+    weights = torch.linspace(-1, 2, TOKENS)
+    return list(torch.autograd.grad((weights * logprobs).sum() + (weights.flip(0) * divergences).sum(), of))
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("k", [1, 50, VOCABULARY], ids="k={}".format)
+@pytest.mark.parametrize(
+    "logits_bytes", [4 * TOKENS * VOCABULARY, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"]
+)
+def test_it_equals_the_plain_computation_in_value_and_gradient(k: int, logits_bytes: int, with_bias: bool) -> None:
+    hidden, weight, bias, *rest = inputs(k)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_(), *([bias.requires_grad_()] if with_bias else [])]
+    given = bias if with_bias else None
+    expected = plainly(hidden, weight, given, *rest)
+    found = answer_terms(hidden, weight, given, *rest, logits_bytes=logits_bytes)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=2e-6)
+    for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
+
+
+def test_a_frozen_head_still_passes_the_gradient_on() -> None:
+    hidden, weight, _, *rest = inputs(4)
+    hidden.requires_grad_()
+    found = gradients(answer_terms(hidden, weight, None, *rest, logits_bytes=1), [hidden])
+    expected = gradients(plainly(hidden, weight, None, *rest), [hidden])
+    assert torch.allclose(found[0], expected[0], atol=1e-5 * float(expected[0].abs().max()))
+
+
+def test_bfloat16_sums_over_tiles_in_float32() -> None:
+    hidden, weight, _, *rest = inputs(8)
+    low = [hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()]
+    exact = [one.detach().float().requires_grad_() for one in low]
+    found = gradients(answer_terms(low[0], low[1], None, *rest, logits_bytes=1), low)
+    expected = gradients(plainly(exact[0], exact[1], None, *rest), exact)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert float((one.float() - other).norm() / other.norm()) < 1e-2
+
+
+def test_a_certain_student_has_finite_gradients() -> None:
+    hidden = torch.ones(1, 1, requires_grad=True)
+    weight = torch.tensor([[200.0], [0.0], [-200.0]])
+    terms = answer_terms(
+        hidden,
+        weight,
+        None,
+        torch.tensor([0]),
+        torch.tensor([[0]]),
+        torch.zeros(1, 1),
+        torch.zeros(1),
+        logits_bytes=2**20,
+    )
+    assert [float(one) for one in terms] == [0.0, 0.0]
+    (terms[0] + terms[1]).sum().backward()
+    assert hidden.grad is not None and torch.isfinite(hidden.grad).all()

@@ -1,0 +1,229 @@
+"""A packed batch gives what each answer alone gives, in value and in gradient, for every model family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from masters_ray.divergence import top_k_jsd
+from masters_ray.engines import hf, norm
+from masters_ray.errors import CheckpointError
+from masters_ray.packing import PackedBatch, PromptTensors, pack
+from tests.builders import group, scored
+
+IMAGE, VIDEO, START, END = 2, 3, 4, 5
+TEXT = {
+    "vocab_size": 80,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+
+
+def qwen3() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config=TEXT | {"head_dim": 16, "rope_parameters": rope, "tie_word_embeddings": True},
+            vision_config={
+                "depth": 2,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+                "patch_size": 4,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0],
+            },
+            tie_word_embeddings=True,
+            **SPECIAL,
+        )
+    )
+
+
+def qwen2_5() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=TEXT | {"rope_parameters": rope},
+            vision_config={
+                "depth": 2,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+                "patch_size": 4,
+                "out_hidden_size": 32,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+            **SPECIAL,
+        )
+    )
+
+
+def internvl() -> Any:
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            text_config=TEXT | {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": [4, 4],
+                "image_size": [16, 16],
+            },
+            image_token_id=IMAGE,
+            image_seq_length=4,
+            downsample_ratio=0.5,
+        )
+    )
+
+
+def qwen_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[int]) -> dict[str, Tensor]:
+    """pictures: merged patches (height, width) of each."""
+    ids, pixels = [], []
+    patch = model.config.vision_config
+    values = 3 * patch.temporal_patch_size * patch.patch_size**2
+    for height, width in pictures:
+        ids += [START, *[IMAGE] * (height * width), END]
+        pixels.append(torch.randn(4 * height * width, values))
+    input_ids = torch.tensor([[*ids, *text]])
+    return {
+        "input_ids": input_ids,
+        "pixel_values": torch.cat(pixels),
+        "image_grid_thw": torch.tensor([[1, 2 * height, 2 * width] for height, width in pictures]),
+        "mm_token_type_ids": (input_ids == IMAGE).int(),
+    }
+
+
+def internvl_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[int]) -> dict[str, Tensor]:
+    ids = [token for _ in pictures for token in (START, *[IMAGE] * 4, END)]
+    return {"input_ids": torch.tensor([[*ids, *text]]), "pixel_values": torch.randn(len(pictures), 3, 16, 16)}
+
+
+class _Ready:
+    """Stands for a Chat: the inputs are there already."""
+
+    def __init__(self, inputs: dict[str, Tensor]) -> None:
+        self._inputs = inputs
+
+    def inputs(self, *_: Any) -> dict[str, Tensor]:
+        return self._inputs
+
+
+FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] = {
+    "Qwen3-VL": (qwen3, qwen_prompt),
+    "Qwen2.5-VL": (qwen2_5, qwen_prompt),
+    "InternVL": (internvl, internvl_prompt),
+}
+GROUPS = [
+    group([scored([10, 11, 12, 1], seed=1), scored([13, 1], seed=2), scored([14], seed=3)]),
+    group([scored([20, 21, 1], seed=4), scored([22, 23, 24, 25, 26, 27, 28, 1], seed=5)], position=1),
+]
+PICTURES = [[(2, 3), (3, 2)], [(2, 2)]]
+TEXTS = [[30, 31, 32], [33]]
+
+
+def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, JSD) of one answer's tokens, from a sequence that holds the prompt and it alone."""
+    tokens = torch.tensor([answer.judged.answer.token_ids])
+    given = dict(inputs)
+    given["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
+    if "mm_token_type_ids" in inputs:
+        kinds = inputs["mm_token_type_ids"]
+        given["mm_token_type_ids"] = torch.cat([kinds, kinds.new_zeros(tokens.shape)], 1)
+    start = inputs["input_ids"].shape[1] - 1
+    logprobs = model(**given).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
+    scores = [
+        torch.from_numpy(one) for one in (answer.teacher.top_ids, answer.teacher.top_logprobs, answer.teacher.left_out)
+    ]
+    return logprobs.gather(-1, tokens.T).squeeze(-1), top_k_jsd(logprobs, scores[0].long(), *scores[1:])
+
+
+def loss(logprobs: Tensor, divergences: Tensor) -> Tensor:
+    """Something in which every token counts differently."""
+    weights = torch.linspace(-1, 1, len(logprobs))
+    return (weights * logprobs).sum() + (weights.flip(0) * divergences).sum()
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], PackedBatch]:
+    """A model, the prompts as it reads them, and both groups packed."""
+    make, prompt = FAMILIES[request.param]
+    torch.manual_seed(0)
+    model = make().float().eval()
+    inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
+    prompts: list[PromptTensors] = [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
+    return model, inputs, pack(GROUPS, prompts, pad_id=0, multiple_of=8)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("logits_bytes", [2**20, 1], ids=["whole", "tiled"])
+def test_packed_groups_equal_separate_sequences(
+    logits_bytes: int, checkpointed: bool, case: tuple[Any, list[dict[str, Tensor]], PackedBatch]
+) -> None:
+    model, inputs, batch = case
+    plain, changed = copy.deepcopy(model), copy.deepcopy(model)
+    answers = [(given, one) for given, row in zip(inputs, GROUPS, strict=True) for one in row.answers]
+    expected = [torch.cat(one) for one in zip(*(separately(plain, *answer) for answer in answers), strict=True)]
+    loss(*expected).backward()
+    student = hf.PackedStudent(changed, logits_bytes)
+    if checkpointed:
+        hf.checkpoint_activations(changed)
+    found = student(batch)
+    loss(*found).backward()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=3e-6)
+    wanted = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    got = {name: parameter.grad for name, parameter in changed.named_parameters() if parameter.grad is not None}
+    assert wanted.keys() == got.keys()
+    for name, gradient in wanted.items():
+        assert torch.allclose(got[name], gradient, atol=2e-5 * max(1.0, float(gradient.abs().max()))), name
+
+
+def test_all_norms_are_made_faster_and_stay_the_same(case: tuple[Any, list[dict[str, Tensor]], PackedBatch]) -> None:
+    model = copy.deepcopy(case[0])
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    assert norm.speed_up(model) == len(norms) >= 5
+
+
+def test_a_norm_of_another_kind_is_left_alone() -> None:
+    class OffsetRMSNorm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(8))
+            self.eps = 1e-6
+
+        def forward(self, states: Tensor) -> Tensor:
+            return torch.nn.functional.rms_norm(states, (8,), 1 + self.weight, self.eps)
+
+    assert norm.speed_up(torch.nn.Sequential(OffsetRMSNorm())) == 0
+
+
+def test_freezing_one_of_two_tied_matrices_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="one matrix"):
+        hf.freeze(qwen3(), ["lm_head"])
+    model = qwen3()
+    hf.freeze(model, ["vision", "embeddings", "lm_head"])
+    trained = {hf.part_of_parameter(name) for name, one in model.named_parameters() if one.requires_grad}
+    assert trained == {"language", "projector", None}
