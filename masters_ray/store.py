@@ -97,10 +97,10 @@ class Writer:
 
     def write(self, number: int, groups: Iterable[RolloutGroup]) -> None:
         """Write shard ``number``; its groups keep their order."""
-        rows = [_from_group(group) for group in groups]
+        rows = table(groups)
         file = self._folder / f"shard-{number:05d}.parquet"
         temporary = file.with_name(file.name + ".tmp")
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
+        pq.write_table(rows, temporary, compression="zstd")
         _flush(temporary)
         content = hashlib.sha256(temporary.read_bytes()).hexdigest()
         temporary.replace(file)
@@ -163,6 +163,11 @@ def read(folder: Path) -> Iterable[RolloutGroup]:
     """The groups of a finished store, without Ray."""
     for file in shard_files(folder):
         yield from groups(pq.read_table(file))
+
+
+def table(groups: Iterable[RolloutGroup]) -> pa.Table:
+    """Groups as rows of SCHEMA; pictures are read and embedded."""
+    return pa.Table.from_pylist([_from_group(group) for group in groups], schema=SCHEMA)
 
 
 def groups(table: pa.Table) -> list[RolloutGroup]:

@@ -42,7 +42,8 @@ class Checkpoints:
     """One worker's view of the directory of checkpoints."""
 
     def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:
-        self._folder, self._rank, self._workers, self._kept = folder, rank, workers, kept
+        self._folder, self._workers, self._kept = folder, workers, kept
+        self.rank = rank
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         prefix = f"masters-ray-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{rank}-"
@@ -84,7 +85,7 @@ class Checkpoints:
 
     def intact(self, found: Found) -> bool:
         """Whether the files that this worker wrote are as it wrote them, to the byte."""
-        note = _read_note(found.folder, self._rank)
+        note = _read_note(found.folder, self.rank)
         return note is not None and all(
             (found.folder / name).is_file() and _sha256(found.folder / name) == content
             for name, content in note["sha256"].items()
@@ -92,7 +93,7 @@ class Checkpoints:
 
     def _publish(self, local: Path, step: int, loss: float) -> None:
         target = self._folder / f"step-{step:08d}"
-        _note(target, self._rank).unlink(missing_ok=True)
+        _note(target, self.rank).unlink(missing_ok=True)
         digests = {}
         for file in sorted(path for path in local.rglob("*") if path.is_file()):
             name = file.relative_to(local)
@@ -100,11 +101,11 @@ class Checkpoints:
             digests[str(name)] = _copy(file, target / name)
         shutil.rmtree(local)
         note = {"step": step, "loss": loss, "workers": self._workers, "sha256": digests}
-        unfinished = target / f"rank-{self._rank:05d}.tmp"
+        unfinished = target / f"rank-{self.rank:05d}.tmp"
         unfinished.write_text(json.dumps(note, indent=1), encoding="utf-8")
         _flush(unfinished)
-        unfinished.replace(_note(target, self._rank))
-        if self._rank == 0:
+        unfinished.replace(_note(target, self.rank))
+        if self.rank == 0:
             self._remove_old()
 
     def _remove_old(self) -> None:

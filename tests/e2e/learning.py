@@ -84,7 +84,13 @@ def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:
 
 
 def job(root: Path, **settings: Any) -> LearnerJob:
-    chosen = {"cpus": 0.5, "dtype": "float32", "groups_per_step": 4, "learning_rate": RATE, "zero_stage": 0} | settings
+    chosen: dict[str, Any] = {
+        "cpus": 0.5,
+        "dtype": "float32",
+        "groups_per_step": 4,
+        "learning_rate": RATE,
+        "zero_stage": 0,
+    } | settings
     return LearnerJob(
         checkpoint=str(PAIR / "student"),
         settings=Learner(**chosen),

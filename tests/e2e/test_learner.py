@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from masters_ray.engines import hf
-from masters_ray.errors import LearnerError
 from masters_ray.learner import Pinned
 from masters_ray.records import Problem, RolloutGroup
 from tests.conftest import PAIR
-from tests.e2e.learning import RATE, rollouts, spoilt, state, stored, train
+from tests.e2e.learning import RATE, rollouts, state, stored, train
 
 pytestmark = pytest.mark.e2e
 

@@ -19,7 +19,15 @@ def inputs(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
     left_out = (1 - top_logprobs.exp().sum(-1)).clamp(min=0)
     targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
     targets[0], targets[1] = top_ids[0, 0], VOCABULARY - 1  # one among the top k, one at the edge
-    return random(TOKENS, WIDTH), random(VOCABULARY, WIDTH), random(VOCABULARY), targets, top_ids, top_logprobs, left_out
+    return (
+        random(TOKENS, WIDTH),
+        random(VOCABULARY, WIDTH),
+        random(VOCABULARY),
+        targets,
+        top_ids,
+        top_logprobs,
+        left_out,
+    )
 
 
 def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,185 @@
+"""What DeepSpeed makes of a step, in processes of its own: ``python -m tests.e2e.gradient_cases WORKERS`` prints JSON.
+
+For every ZeRO stage and precision a small model with a tied and a frozen weight takes steps of one to three
+micro-batches, a part of it used by only some of them; once as planned, once with a poisoned step in between that is
+dropped. PyTorch alone takes the same steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from masters_ray.config import Learner
+from masters_ray.learner import gradients
+from masters_ray.learner.engine import deepspeed_config
+
+CASES: dict[str, dict[str, Any]] = {
+    "float32 stage 0": {"zero_stage": 0},
+    "float32 stage 1": {"zero_stage": 1},
+    "float32 stage 2": {"zero_stage": 2},
+    "float32 stage 3": {"zero_stage": 3},
+    "float32 stage 2, optimizer on the CPU": {"zero_stage": 2, "offload": "optimizer"},
+    "float32 stage 3, everything on the CPU": {"zero_stage": 3, "offload": "everything"},
+    "bfloat16 stage 1": {"zero_stage": 1, "dtype": "bfloat16"},
+    "bfloat16 stage 2": {"zero_stage": 2, "dtype": "bfloat16"},
+    "bfloat16 stage 3": {"zero_stage": 3, "dtype": "bfloat16"},
+}
+PLAN = [[True, False], [False], [True, False, True], [False, False], [True]]
+"""Micro-batches of each step: whether they use the part that not all use."""
+POISONED = 2
+RATE = 1e-2
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(16, 8)
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.middle = nn.Linear(8, 8)
+        self.sometimes = nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor, whole: bool) -> Tensor:
+        states = self.middle(torch.tanh(self.frozen(self.embedding(ids))))
+        if whole:
+            states = states + self.sometimes(states)
+        return states @ self.embedding.weight.T
+
+
+def loss_of(model: Any, step: int, micro: int, rank: int, whole: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(100 * step + 10 * micro + rank)
+    ids = torch.randint(0, 16, (4,), generator=generator)
+    return model(ids, whole).float().log_softmax(-1)[:, 3].mean() * -1.0
+
+
+def engine_of(settings: Learner) -> Any:
+    engine, *_ = deepspeed.initialize(
+        model=Model(),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True),
+        config=deepspeed_config(settings),
+    )
+    return engine
+
+
+def weights_of(engine: Any) -> list[Tensor]:
+    found = []
+    for parameter in engine.module.parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3):
+            found.append(parameter.detach().float().clone())
+    return found
+
+
+def trained(settings: Learner, rank: int, workers: int, poisoned: bool) -> tuple[list[Tensor], list[float]]:
+    """Weights and gradient norms after the plan; the poisoned step is dropped or was never there."""
+    engine = engine_of(settings)
+    gradient = gradients.of(engine)
+    norms = []
+    for step, micro_batches in enumerate(PLAN):
+        if step == POISONED and not poisoned:
+            continue
+        for micro, whole in enumerate(micro_batches):
+            loss = loss_of(engine, step, micro, rank, whole)
+            if step == POISONED and micro == 0 and rank == workers - 1:
+                loss = loss * float("nan")
+            gradient.add(loss)
+        norm = gradient.complete()
+        if step == POISONED:
+            assert not (math.isfinite(norm) and norm >= 0), f"{norm} on rank {rank}"
+            gradient.drop()
+        else:
+            norms.append(norm)
+            gradient.apply()
+    return weights_of(engine), norms
+
+
+def plainly(workers: int, clip: float) -> tuple[list[Tensor], list[float]]:
+    """The same steps without DeepSpeed."""
+    model = Model()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    norms = []
+    for step, micro_batches in enumerate(PLAN):
+        if step == POISONED:
+            continue
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for micro, whole in enumerate(micro_batches):
+            for rank in range(workers):
+                (loss_of(model, step, micro, rank, whole) / workers).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(parameters, clip)))
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()], norms
+
+
+def farthest(ones: list[Tensor], others: list[Tensor]) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(ones, others, strict=True))
+
+
+def mean_distance(ones: list[Tensor], others: list[Tensor]) -> float:
+    pairs = zip(ones, others, strict=True)
+    return float(torch.cat([(one - other).abs().flatten() for one, other in pairs]).mean())
+
+
+def small_updates_add_up(settings: Learner, rank: int) -> list[int]:
+    """Weights that differ from the start after 1 and after 60 steps far below a bfloat16 weight's resolution."""
+    engine = engine_of(settings)
+    gradient = gradients.of(engine)
+    start = weights_of(engine)
+    moved = []
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 2e-5
+    for step in range(60):
+        gradient.add(loss_of(engine, 0, 0, rank, whole=True))
+        gradient.complete()
+        gradient.apply()
+        if step in (0, 59):
+            now = weights_of(engine)
+            moved.append(sum(int((one != other).sum()) for one, other in zip(start, now, strict=True)))
+    return moved
+
+
+def run(rank: int, workers: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(workers),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    found: dict[str, Any] = {}
+    for name, chosen in CASES.items():
+        settings = Learner(**{"dtype": "float32", "gradient_clipping": 0.5, **chosen})
+        never, norms = trained(settings, rank, workers, poisoned=False)
+        dropped, norms_dropped = trained(settings, rank, workers, poisoned=True)
+        plain, plain_norms = plainly(workers, settings.gradient_clipping)
+        found[name] = {
+            "dropped_against_never": farthest(never, dropped),
+            "norms_dropped_against_never": max(abs(a - b) for a, b in zip(norms, norms_dropped, strict=True)),
+            "against_plain": farthest(never, plain),
+            "mean_against_plain": mean_distance(never, plain),
+            "norms_against_plain": max(abs(a - b) / b for a, b in zip(norms, plain_norms, strict=True)),
+        }
+        if settings.dtype == "bfloat16":
+            found[name]["moved"] = small_updates_add_up(settings, rank)
+    if rank == 0:
+        print("RESULT " + json.dumps(found))
+
+
+if __name__ == "__main__":
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        chosen_port = free.getsockname()[1]
+    count = int(sys.argv[1])
+    torch.multiprocessing.spawn(run, args=(count, chosen_port), nprocs=count)

@@ -1,0 +1,204 @@
+"""What kills, torn files and numbers that are none do to the learner."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from masters_ray import store
+from masters_ray.config import Lora
+from masters_ray.engines import hf
+from masters_ray.errors import LearnerError
+from masters_ray.learner import Pinned, fit
+from masters_ray.learner.checkpoints import find
+from masters_ray.records import Problem, RolloutGroup, StepMetrics
+from tests.conftest import PAIR, ROOT
+from tests.e2e.learn_alone import SETTINGS
+from tests.e2e.learning import job, rollouts, spoilt, state, stored, train
+
+pytestmark = pytest.mark.e2e
+TIMES = ("seconds", "flop_utilisation", "memory_gib")
+"""Fields of StepMetrics that differ between equal runs."""
+
+
+@pytest.fixture(scope="module")
+def rows(questions: list[Problem]) -> list[RolloutGroup]:
+    return rollouts(questions)
+
+
+def curve(steps: list[StepMetrics]) -> dict[int, dict[str, Any]]:
+    """What each step reported, by its number; a step taken twice must have said the same twice."""
+    found: dict[int, dict[str, Any]] = {}
+    for one in steps:
+        said = {name: value for name, value in dataclasses.asdict(one).items() if name not in TIMES}
+        assert found.setdefault(one.step, said) == said
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    local_ray: None, rows: list[RolloutGroup], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]]:
+    """Nine steps of one group."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    told = train(root, stored(root / "rollouts", rows), **SETTINGS)
+    assert [found.step for found in find(root / "learner" / "checkpoints")][-2:] == [8, 9]
+    return curve(told.steps), state(root / "student")
+
+
+def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
+    uninterrupted: tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]], rows: list[RolloutGroup], tmp_path: Path
+) -> None:
+    at = random.SystemRandom().randint(3, 7)
+    print(f"the worker is killed after step {at}")
+    told = Pinned()
+    killed: list[int] = []
+
+    def on_news(news: Pinned) -> None:
+        told.steps += news.steps
+        told.notes += news.notes
+        if not killed and any(step.step >= at for step in news.steps):
+            for process in psutil.process_iter(["name", "cmdline"]):
+                if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                    killed.append(process.pid)
+                    process.kill()
+
+    fit(job(tmp_path, **SETTINGS, max_failures=1), stored(tmp_path / "rollouts", rows), on_news)
+    expected, trained = uninterrupted
+    assert killed
+    assert any("goes on after step" in note for note in told.notes)
+    assert curve(told.steps) == expected
+    assert all(torch.equal(trained[name], tensor) for name, tensor in state(tmp_path / "student").items())
+
+
+def learn_alone(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.learn_alone", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def steps_of(lines: list[str]) -> list[StepMetrics]:
+    return [StepMetrics(**json.loads(line.removeprefix("STEP "))) for line in lines if line.startswith("STEP ")]
+
+
+def test_a_driver_killed_at_any_step_goes_on_to_the_bit_past_a_torn_checkpoint(
+    uninterrupted: tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]], rows: list[RolloutGroup], tmp_path: Path
+) -> None:
+    stored(tmp_path / "rollouts", rows)
+    at = random.SystemRandom().randint(4, 7)
+    print(f"the driver is killed after step {at}")
+    process = learn_alone(tmp_path)
+    before: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        before.append(line)
+        if steps_of([line]) and steps_of([line])[0].step >= at:
+            break
+    everything = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    for pid in everything:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    complete = find(tmp_path / "learner" / "checkpoints")
+    assert complete
+    if len(complete) > 1:
+        largest = max(complete[-1].folder.rglob("*.pt"), key=lambda file: file.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    process = learn_alone(tmp_path)
+    after, _ = process.communicate()
+    lines = after.splitlines()
+    assert process.returncode == 0, after
+    expected, trained = uninterrupted
+    resumed = [int(found[1]) for line in lines if (found := re.search(r"goes on after step (\d+)", line))]
+    assert resumed == [complete[-2 if len(complete) > 1 else -1].step]
+    assert any("damaged" in line for line in lines) == (len(complete) > 1)
+    assert curve([*steps_of(before), *steps_of(lines)]) == expected
+    assert all(torch.equal(trained[name], tensor) for name, tensor in state(tmp_path / "student").items())
+
+
+def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are_too_many(
+    local_ray: None, rows: list[RolloutGroup], tmp_path: Path
+) -> None:
+    bad = {1, 3, 4}
+    folders = stored(tmp_path / "rollouts", [spoilt(row) if row.position in bad else row for row in rows])
+    told = Pinned()
+
+    def on_news(news: Pinned) -> None:
+        told.steps += news.steps
+        told.skipped += news.skipped
+
+    with pytest.raises(
+        LearnerError, match=rf"2 steps in a row were skipped; .* step 5: the loss of {rows[4].problem.id} "
+    ):
+        fit(job(tmp_path, **SETTINGS, max_skipped_in_a_row=1), folders, on_news)
+    assert [one.step for one in told.steps] == [1, 3]
+    assert [one.step for one in told.skipped] == [2, 4, 5]
+    saved = store.groups(pq.read_table(Path(told.skipped[0].saved) / "rows.parquet"))
+    assert [row.problem.id for row in saved] == [rows[1].problem.id]
+    assert "nan" in (Path(told.skipped[0].saved) / "reason.json").read_text()
+
+
+def test_a_student_that_is_not_the_one_the_rollouts_were_made_with_is_refused(
+    local_ray: None, rows: list[RolloutGroup], tmp_path: Path
+) -> None:
+    other = [
+        dataclasses.replace(
+            row,
+            answers=tuple(
+                dataclasses.replace(answer, reference_logprobs=answer.reference_logprobs - 1.0)
+                for answer in row.answers
+            ),
+        )
+        for row in rows
+    ]
+    with pytest.raises(LearnerError, match="differ from the stored ones by 1 nats per token"):
+        train(tmp_path, stored(tmp_path / "rollouts", other), **SETTINGS)
+
+
+def test_adapters_are_trained_alone_and_exported_alone_and_merged(
+    local_ray: None, rows: list[RolloutGroup], tmp_path: Path
+) -> None:
+    folders = stored(tmp_path / "rollouts", rows)
+    told = train(tmp_path, folders, zero_stage=2, workers=2, dtype="bfloat16", lora=Lora(rank=4, alpha=8))
+    assert len(told.steps) == 3
+    adapters = load_file(tmp_path / "student_adapters" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "student_adapters" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 8)
+    assert config["base_model_name_or_path"] == str(PAIR / "student")
+    before, after = state(PAIR / "student"), state(tmp_path / "student")
+    assert before.keys() == after.keys()
+    changed = 0
+    for name, tensor in before.items():
+        stem = "base_model.model." + name.removesuffix(".weight")
+        expected = tensor
+        if f"{stem}.lora_A.weight" in adapters:
+            changed += 1
+            assert hf.part_of_parameter(name) == "language"
+            product = adapters[f"{stem}.lora_B.weight"].float() @ adapters[f"{stem}.lora_A.weight"].float()
+            expected = tensor + 8 / 4 * product
+            assert float(product.abs().max()) > 0
+        assert torch.allclose(after[name], expected, rtol=1e-2, atol=1e-3), name
+    assert changed == len(adapters) / 2 > 0

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from masters_ray.errors import LearnerError
+from masters_ray.learner.checkpoints import Checkpoints, find
+
+
+def opened(folder: Path, rank: int = 0, workers: int = 1, kept: int = 2) -> Checkpoints:
+    return Checkpoints(folder, rank=rank, workers=workers, kept=kept)
+
+
+def save(checkpoints: Checkpoints, step: int, loss: float = 1.0, content: str = "") -> None:
+    def write(local: Path) -> None:
+        (local / "student").mkdir(parents=True)
+        (local / "student" / f"weights-{checkpoints.rank}.pt").write_text(content or f"after {step}")
+
+    checkpoints.save(step, loss, write)
+    checkpoints.wait()
+
+
+def steps(folder: Path) -> list[int]:
+    return [found.step for found in find(folder)]
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = opened(tmp_path)
+    for step, loss in [(10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, 2.0)]:
+        save(checkpoints, step, loss)
+    assert steps(tmp_path) == [20, 40, 50]
+    save(checkpoints, 60, 0.5)
+    assert steps(tmp_path) == [50, 60]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000050", "step-00000060"]
+    assert (tmp_path / "step-00000060" / "student" / "weights-0.pt").read_text() == "after 60"
+
+
+def test_a_checkpoint_counts_once_every_worker_has_written_its_part(tmp_path: Path) -> None:
+    first, second = opened(tmp_path, 0, workers=2), opened(tmp_path, 1, workers=2)
+    save(first, 10)
+    assert steps(tmp_path) == []
+    save(second, 10)
+    assert steps(tmp_path) == [10]
+    assert find(tmp_path)[0].workers == 2
+
+
+def test_a_part_that_a_kill_left_behind_is_written_over_and_removed_later(tmp_path: Path) -> None:
+    torn = tmp_path / "step-00000010" / "student"
+    torn.mkdir(parents=True)
+    (torn / "weights-0.pt").write_text("tor")
+    checkpoints = opened(tmp_path, kept=1)
+    assert checkpoints.complete() == []
+    save(checkpoints, 10)
+    assert (torn / "weights-0.pt").read_text() == "after 10"
+    (tmp_path / "step-00000015").mkdir()
+    save(checkpoints, 20, loss=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
+
+
+def test_a_changed_byte_is_found(tmp_path: Path) -> None:
+    checkpoints = opened(tmp_path)
+    save(checkpoints, 10)
+    (found,) = checkpoints.complete()
+    assert checkpoints.intact(found)
+    file = tmp_path / "step-00000010" / "student" / "weights-0.pt"
+    file.write_text("After 10")
+    assert not checkpoints.intact(found)
+    file.unlink()
+    assert not checkpoints.intact(found)
+
+
+def test_writing_goes_on_beside_training_and_the_next_one_waits(tmp_path: Path) -> None:
+    checkpoints = opened(tmp_path)
+    big = "x" * 50_000_000
+
+    def write(local: Path) -> None:
+        local.mkdir(parents=True)
+        (local / "weights-0.pt").write_text(big)
+
+    checkpoints.save(1, 1.0, write)
+    assert steps(tmp_path) == [], "copying fifty megabytes to the disk takes longer than coming back"
+    save(checkpoints, 2)
+    assert steps(tmp_path) == [1, 2]
+    checkpoints.close()
+
+
+def test_an_error_while_writing_reaches_the_next_call(tmp_path: Path) -> None:
+    checkpoints = opened(tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
+    (tmp_path / "folder").write_text("a file stands where the directory was")
+    checkpoints.save(1, 1.0, lambda local: local.mkdir(parents=True))
+    with pytest.raises(LearnerError, match="a checkpoint cannot be written"):
+        checkpoints.wait()
+
+
+WRITES_FOREVER = """
+import sys
+from pathlib import Path
+from masters_ray.learner.checkpoints import Checkpoints
+
+checkpoints = Checkpoints(Path(sys.argv[1]), rank=0, workers=1, kept=2)
+def write(local):
+    local.mkdir(parents=True)
+    for part in range(20):
+        (local / f"part-{part}").write_bytes(bytes([step % 256]) * 1_000_000)
+step = 0
+while True:
+    step += 1
+    checkpoints.save(step, 1.0 / step, write)
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.17, 0.31])
+def test_a_kill_while_writing_leaves_whole_checkpoints_only(delay: float, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WRITES_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    checkpoints = opened(tmp_path)
+    found = checkpoints.complete()
+    assert found, "the second of three is whole"
+    for one in found:
+        assert checkpoints.intact(one)
+        parts = [file.read_bytes() for file in sorted(one.folder.glob("part-*"))]
+        assert [set(part) for part in parts] == [{one.step % 256}] * 20
+        assert json.loads((one.folder / "rank-00000.json").read_text())["step"] == one.step
+    save(checkpoints, 1000, 0.0)
+    assert steps(tmp_path)[-1] == 1000

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pytest
+
+from masters_ray import store
+from masters_ray.errors import LearnerError
+from masters_ray.learner.feed import Step, ahead, own_batches, steps
+from masters_ray.learner.job import StagePlan
+from masters_ray.packing import PackedBatch, pack, sequence_tokens
+from masters_ray.records import RolloutGroup
+from tests.builders import group, scored
+from tests.unit.test_packing import prompt
+
+PLANS = [(StagePlan(stage=0, ratio=0.2, rows=5), 4), (StagePlan(stage=0, ratio=0.2, rows=5), 1)]
+
+
+def rows(count: int = 5) -> list[RolloutGroup]:
+    return [group([scored([5] * (index + 1)), scored([6, 1])], position=index) for index in range(count)]
+
+
+def tables(groups: list[RolloutGroup], size: int) -> Iterator[pa.Table]:
+    whole = store.table(groups)
+    return (whole.slice(start, size) for start in range(0, len(groups), size))
+
+
+def planned(workers: int = 2, budget: int = 50, skip: int = 0, size: int = 3) -> list[Step]:
+    return list(steps(tables(rows(), size), PLANS, workers, budget, skip))
+
+
+def test_rows_are_cut_into_steps_whatever_the_size_of_the_batches() -> None:
+    for size in (1, 3, 100):
+        found = planned(size=size)
+        assert [step.number for step in found] == [1, 2]
+        assert [step.table["position"].to_pylist() for step in found] == [[0, 1, 2, 3], [4]]
+        assert [token for step in found for token in step.tokens] == [sequence_tokens(row) for row in rows()]
+
+
+def test_steps_that_were_taken_are_passed_over() -> None:
+    assert [step.number for step in planned(skip=1)] == [2]
+
+
+def test_missing_and_disordered_rows_stop_the_learner() -> None:
+    with pytest.raises(LearnerError, match="ended at step 2 of 2"):
+        list(steps(tables(rows(4), 2), PLANS, 1, 50, 0))
+    with pytest.raises(LearnerError, match="out of order at stage 0, position 1"):
+        list(steps(tables(list(reversed(rows(3))), 3), [(PLANS[0][0], 3)], 1, 50, 0))
+
+
+def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
+    return pack(groups, [prompt(row.prompt_tokens) for row in groups], pad_id=0)
+
+
+def test_each_row_is_trained_on_by_one_worker_and_a_worker_without_rows_gets_a_filler() -> None:
+    per_worker = [list(own_batches(planned(workers=3, budget=25), rank, packed)) for rank in range(3)]
+    assert len({len(one) for one in per_worker}) == 1, "every worker takes part in every round"
+    for number, size in ((1, 4), (2, 1)):
+        mine = [one for batches in per_worker for one in batches if one.step.number == number]
+        taken = [index for one in mine if not one.filler for index in one.indices]
+        assert sorted(taken) == list(range(size))
+        assert [one.groups[0].position - 4 * (number - 1) for one in mine] == [one.indices[0] for one in mine]
+    assert any(one.filler for batches in per_worker for one in batches)
+
+
+def test_what_the_workers_could_have_computed_is_counted() -> None:
+    (first, _) = planned(workers=2, budget=1000)
+    loads = [sum(first.tokens[index] for index in worker) for worker in first.rounds[0]]
+    assert first.capacity == 2 * max(loads)
+
+
+def test_items_are_made_one_ahead_on_another_thread() -> None:
+    made: list[tuple[int, int]] = []
+
+    def items() -> Iterator[int]:
+        for index in range(3):
+            made.append((index, threading.get_ident()))
+            yield index
+
+    coming = ahead(items())
+    assert next(coming) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [index for index, _ in made] == [0, 1]
+    assert threading.get_ident() not in {thread for _, thread in made}
+    assert list(coming) == [1, 2]
+
+
+def test_an_error_while_making_an_item_reaches_the_one_who_waits_for_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise LearnerError("torn row")
+
+    coming = ahead(items())
+    assert next(coming) == 1
+    with pytest.raises(LearnerError, match="torn row"):
+        next(coming)
