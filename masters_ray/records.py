@@ -142,6 +142,8 @@ class StepMetrics:
     answer_tokens: int
     tokens: int
     """Tokens of all sequences, prompts once."""
+    tokens_per_second: float
+    """The same per second of the step, over all workers."""
     waste: float
     """Fraction of what the workers could have computed that was padding, or waiting for a longer micro-batch."""
     seconds: float

@@ -276,6 +276,7 @@ class _Worker:
             groups=len(step.table),
             answer_tokens=totals.answer_tokens,
             tokens=tokens,
+            tokens_per_second=tokens / seconds,
             waste=1.0 - tokens / (step.capacity + totals.padding),
             seconds=seconds,
             flop_utilisation=totals.operations / seconds / (self._workers * self._rate),

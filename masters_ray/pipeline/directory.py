@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ def read_lines(file: Path) -> list[Any]:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
         raise StoreError(f"{file}: a line is not JSON ({error}). Delete it to make it again.") from error
+
+
+def append_lines(file: Path, rows: Sequence[Any]) -> None:
+    """Add rows to a JSON-lines file of the run; a last line that a kill cut short is taken off first."""
+    with file.open("ab+") as lines:
+        lines.seek(0)
+        content = lines.read()
+        lines.truncate(content.rfind(b"\n") + 1)
+        lines.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def write_json(file: Path, content: Any) -> None:

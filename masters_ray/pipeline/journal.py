@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from masters_ray.learner.job import GroupRewards
-from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json, write_text
+from masters_ray.pipeline.directory import RunDirectory, append_lines, read_json, read_lines, write_json, write_text
 from masters_ray.records import Rejected, SkippedStep, StepMetrics
 
 
@@ -76,11 +76,12 @@ class Journal:
         """One optimizer step; a step taken again after a restart replaces its first record. Returns 1 if it is new."""
         new = metrics.step not in self._metrics.keys() | self._skipped.keys()
         row = dataclasses.asdict(metrics)
+        if self._metrics.get(metrics.step) == row:
+            return 0
         self._metrics[metrics.step] = row
         file = self._directory.file("metrics.jsonl")
         if new and metrics.step == max(self._metrics):
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
+            append_lines(file, [row])
         else:
             rows = [self._metrics[step] for step in sorted(self._metrics)]
             write_text(file, "".join(json.dumps(one) + "\n" for one in rows))
@@ -99,8 +100,7 @@ class Journal:
 
     def record_rewards(self, rewards: Sequence[GroupRewards]) -> None:
         """How some groups were rewarded, for the report."""
-        with self._directory.file("rewards.jsonl").open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in rewards)
+        append_lines(self._directory.file("rewards.jsonl"), [dataclasses.asdict(one) for one in rewards])
 
     @property
     def events(self) -> Any:

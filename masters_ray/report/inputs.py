@@ -36,8 +36,12 @@ class LearnerFacts:
     """What the learner did in all."""
 
     steps: int
+    skipped: int
+    """Steps whose loss or gradient was not finite."""
     groups: int
     answer_tokens: int
+    tokens: int
+    """Of all sequences, prompts once."""
     seconds: float
     workers: int
     zero_stage: int
@@ -204,8 +208,10 @@ def _stage(node: Value) -> StageOutcome:
 def _learner(node: Value) -> LearnerFacts:
     return LearnerFacts(
         steps=node["steps"].whole(),
+        skipped=node["skipped"].whole(),
         groups=node["groups"].whole(),
         answer_tokens=node["answer_tokens"].whole(),
+        tokens=node["tokens"].whole(),
         seconds=node["seconds"].number(),
         workers=node["workers"].whole(),
         zero_stage=node["zero_stage"].whole(),

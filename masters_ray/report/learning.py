@@ -74,6 +74,28 @@ _CURVES = (
         meaning="Size of the update’s direction before clipping; spikes point at unstable steps.",
         limits=(0.0, 0.0),
     ),
+    _Curve(
+        field="tokens_per_second",
+        title="Speed",
+        axis="tokens per second",
+        meaning="Tokens of prompts (once for each group) and answers, over all workers and the whole step.",
+        limits=(0.0, 0.0),
+    ),
+    _Curve(
+        field="flop_utilisation",
+        title="Use of the device",
+        axis="fraction of matmul rate",
+        meaning="Operations that the step cannot do without, per second and worker, as a fraction of what the device "
+        "reached on one large matrix product before training. A small model on short questions stays far below 1.",
+        limits=(0.0, 1.0),
+    ),
+    _Curve(
+        field="memory_gib",
+        title="Memory",
+        axis="GiB",
+        meaning="The most that any worker has held so far: PyTorch’s memory on a GPU, the process’s on a CPU.",
+        limits=(0.0, 0.0),
+    ),
 )
 
 

@@ -248,8 +248,13 @@ def run_facts(summary: Summary) -> str:
                 f"{whole(summary.held_out.problems)} ({whole(summary.held_out.quarantined)} set aside)",
             ),
             ("optimizer steps", f"{whole(learner.steps)} in {duration(learner.seconds)}"),
+            ("steps skipped", f"{whole(learner.skipped)} (loss or gradient not finite)"),
             ("groups learned from", whole(learner.groups)),
             ("answer tokens learned from", whole(learner.answer_tokens)),
+            (
+                "tokens learned from",
+                f"{whole(learner.tokens)}, prompts once; {whole(round(learner.tokens / learner.seconds))} per second",
+            ),
             ("learner workers", f"{whole(learner.workers)}, ZeRO stage {learner.zero_stage}"),
         ]
     )

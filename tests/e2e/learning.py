@@ -84,16 +84,10 @@ def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:
 
 
 def job(root: Path, **settings: Any) -> LearnerJob:
-    chosen: dict[str, Any] = {
-        "cpus": 0.5,
-        "dtype": "float32",
-        "groups_per_step": 4,
-        "learning_rate": RATE,
-        "zero_stage": 0,
-    } | settings
+    usual: dict[str, Any] = {"cpus": 0.5, "dtype": "float32", "zero_stage": 0, "groups_per_step": 4}
     return LearnerJob(
         checkpoint=str(PAIR / "student"),
-        settings=Learner(**chosen),
+        settings=Learner(**usual | {"learning_rate": RATE} | settings),
         alpha=1.0,
         seed=0,
         stages=(StagePlan(stage=0, ratio=0.2, rows=STAGES[0]), StagePlan(stage=1, ratio=0.0, rows=STAGES[1])),

@@ -31,7 +31,7 @@ from tests.e2e.learn_alone import SETTINGS
 from tests.e2e.learning import job, rollouts, spoilt, state, stored, train
 
 pytestmark = pytest.mark.e2e
-TIMES = ("seconds", "flop_utilisation", "memory_gib")
+TIMES = ("seconds", "tokens_per_second", "flop_utilisation", "memory_gib")
 """Fields of StepMetrics that differ between equal runs."""
 
 
@@ -150,9 +150,8 @@ def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are
         told.steps += news.steps
         told.skipped += news.skipped
 
-    with pytest.raises(
-        LearnerError, match=rf"2 steps in a row were skipped; .* step 5: the loss of {rows[4].problem.id} "
-    ):
+    last = rf"2 steps in a row were skipped; .* step 5: the loss of {rows[4].problem.id} "
+    with pytest.raises(LearnerError, match=last):
         fit(job(tmp_path, **SETTINGS, max_skipped_in_a_row=1), folders, on_news)
     assert [one.step for one in told.steps] == [1, 3]
     assert [one.step for one in told.skipped] == [2, 4, 5]

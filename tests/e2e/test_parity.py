@@ -104,16 +104,17 @@ def learner_logprobs(
             for answer in drawn
         ]
         rows.append(group(scored, of=problem))
-    prompts = [
-        hf.prompt_tensors(model, chat, question_messages(one), [decode(picture) for picture in one.pictures])
-        for one in problems
-    ]
+    prompts = [hf.prompt_tensors(model, chat, question_messages(one), _pictures(one)) for one in problems]
     batch = pack(rows, prompts, pad_id=0)
     with torch.no_grad():
-        own = hf.AnswerLogprobs(model)(batch).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+        own, _ = hf.PackedStudent(model, logits_bytes=2**26)(batch)
     lengths = [len(answer.token_ids) for drawn in answers for answer in drawn]
     pieces = iter(torch.split(own, lengths))
     return [[next(pieces).numpy() for _ in drawn] for drawn in answers]
+
+
+def _pictures(problem: Problem) -> list[Image.Image]:
+    return [decode(picture) for picture in problem.pictures]
 
 
 def largest_difference(ones: list[list[np.ndarray]], others: list[list[np.ndarray]]) -> float:
@@ -138,7 +139,7 @@ def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
     teacher = pools.pools["teacher"]
     report = teacher.call("mask", ratio)
     assert report.sparsity == pytest.approx(ratio, abs=1e-4)
-    top = teacher.call("score", problems, answers)
+    top = [scores for _, scores in teacher.call("score", problems, answers)]
     model = learner_logprobs(masked_checkpoint(ratio, tmp_path / "masked"), problems, answers)
     compared = 0
     for scored, drawn, own in zip(top, answers, model, strict=True):
@@ -149,6 +150,15 @@ def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
                     assert abs(found[0] - expected[row]) < 1e-3
                     compared += 1
     assert compared > 20
+
+
+def test_engine_and_learner_count_the_same_tokens_in_a_prompt(
+    pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]]
+) -> None:
+    model, chat = hf.load_model(PAIR / "teacher", "float32"), Chat(PAIR / "teacher")
+    own = [len(hf.prompt_tensors(model, chat, question_messages(one), _pictures(one)).input_ids) for one in problems]
+    assert [tokens for tokens, _ in pools.pools["teacher"].call("score", problems, answers)] == own
+    assert len(set(own)) > 1
 
 
 EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=True, lm_head=True)
@@ -168,7 +178,7 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
         teacher.call("mask", 0.2)
         written = teacher.call("answer", problems, SAMPLING, 2, seeds)
         greedy = teacher.call("answer_greedily", problems, 6)
-        tops = teacher.call("score", problems, written)
+        tops = [scores for _, scores in teacher.call("score", problems, written)]
         loaded = student.call("logprobs", problems, written)
         again = student.call("answer", problems, SAMPLING, 2, seeds)
         assert greedy == student.call("answer_greedily", problems, 6)
@@ -188,7 +198,7 @@ def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
     reports, tops = [], []
     for ratio in (0.0, 0.2, 0.0):
         reports.append(teacher.call("mask", ratio))
-        tops.append([one.top_logprobs for drawn in teacher.call("score", problems, answers) for one in drawn])
+        tops.append([one.top_logprobs for _, drawn in teacher.call("score", problems, answers) for one in drawn])
     assert all(np.array_equal(first, last) for first, last in zip(tops[0], tops[2], strict=True))
     assert not all(np.array_equal(first, masked) for first, masked in zip(tops[0], tops[1], strict=True))
     assert reports[0].digest == reports[2].digest != reports[1].digest

@@ -62,7 +62,7 @@ def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int) -> list[Tenso
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_block_kernel_equals_the_dense_mask_in_value_and_gradient(name: str, heads: tuple[int, int]) -> None:
-    dense, blocks = (run(kernel, LAYOUTS[name], *heads) for kernel in ("dense", "blocks"))  # type: ignore[arg-type]
+    dense, blocks = (run(kernel, LAYOUTS[name], *heads) for kernel in ("dense", "blocks"))
     for one, other in zip(dense, blocks, strict=True):
         assert torch.allclose(one, other, atol=2e-6)
 
@@ -73,7 +73,7 @@ def test_the_block_mask_of_flex_attention_is_the_same_mask() -> None:
     query, key, value = torch.randn(1, 4, 60, 16), torch.randn(1, 2, 60, 16), torch.randn(1, 2, 60, 16)
     query, key, value = (one[:, :, : shape.length] for one in (query, key, value))
     with torch.no_grad():
-        dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))  # type: ignore[arg-type]
+        dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))
     real = shape.length - shape.padding
     assert torch.allclose(dense[:, :real], flex[:, :real], atol=1e-6)
 

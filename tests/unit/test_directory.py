@@ -9,7 +9,7 @@ from masters_ray.errors import ConfigError, StoreError
 from masters_ray.learner import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines
 from masters_ray.pipeline.journal import Journal
-from masters_ray.records import Rejected, StepMetrics
+from masters_ray.records import Rejected, SkippedStep, StepMetrics
 from tests.conftest import ROOT
 
 
@@ -68,8 +68,36 @@ def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path:
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
-    (tmp_path / "x.jsonl").write_text("{}\n{")
+    (tmp_path / "x.jsonl").write_text("{}\n{\n{}\n")
     with pytest.raises(StoreError, match="x.json: not JSON"):
         read_json(tmp_path / "x.json")
     with pytest.raises(StoreError, match="x.jsonl: a line is not JSON"):
         read_lines(tmp_path / "x.jsonl")
+
+
+def test_a_line_that_a_kill_cut_short_does_not_count(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    with Journal(directory, "demo.yaml") as journal:
+        journal.record(metrics(1))
+        journal.record(metrics(2))
+    file = directory.file("metrics.jsonl")
+    file.write_text(file.read_text()[:-10])
+    with Journal(directory, "demo.yaml") as journal:
+        assert journal.steps_done() == 1
+        journal.record(metrics(2))
+        journal.record(metrics(3))
+    assert [row["step"] for row in read_lines(file)] == [1, 2, 3]
+
+
+def test_a_skipped_step_counts_as_done_and_is_kept_once(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    skipped = SkippedStep(step=2, stage=0, reason="the gradient's norm is nan", saved="x")
+    with Journal(directory, "demo.yaml") as journal:
+        assert (journal.record(metrics(1)), journal.record_skipped(skipped), journal.record_skipped(skipped)) == (
+            1,
+            1,
+            0,
+        )
+    with Journal(directory, "demo.yaml") as journal:
+        assert journal.steps_done() == 2
+    assert [row["step"] for row in read_lines(directory.file("skipped.jsonl"))] == [2]

@@ -19,15 +19,8 @@ def inputs(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
     left_out = (1 - top_logprobs.exp().sum(-1)).clamp(min=0)
     targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
     targets[0], targets[1] = top_ids[0, 0], VOCABULARY - 1  # one among the top k, one at the edge
-    return (
-        random(TOKENS, WIDTH),
-        random(VOCABULARY, WIDTH),
-        random(VOCABULARY),
-        targets,
-        top_ids,
-        top_logprobs,
-        left_out,
-    )
+    hidden, weight, bias = random(TOKENS, WIDTH), random(VOCABULARY, WIDTH), random(VOCABULARY)
+    return hidden, weight, bias, targets, top_ids, top_logprobs, left_out
 
 
 def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,6 +84,6 @@ def test_a_certain_student_has_finite_gradients() -> None:
         torch.zeros(1),
         logits_bytes=2**20,
     )
-    assert [float(one) for one in terms] == [0.0, 0.0]
+    assert [one.item() for one in terms] == [0.0, 0.0]
     (terms[0] + terms[1]).sum().backward()
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all()

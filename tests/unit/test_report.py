@@ -122,8 +122,10 @@ def summary() -> dict[str, Any]:
         "stages": stages,
         "learner": {
             "steps": 50,
+            "skipped": 1,
             "groups": 1600,
             "answer_tokens": 38400,
+            "tokens": 96000,
             "seconds": 310.5,
             "workers": 2,
             "zero_stage": 2,
@@ -174,7 +176,12 @@ def metrics(steps: int = 50) -> list[dict[str, Any]]:
                 "learning_rate": 1e-6,
                 "groups": 32,
                 "answer_tokens": 768,
+                "tokens": 1920,
+                "tokens_per_second": 1920 / 6.2,
+                "waste": 0.01,
                 "seconds": 6.2,
+                "flop_utilisation": 0.4 + chance.gauss(0, 0.01),
+                "memory_gib": 1.5,
             }
         )
     return rows
@@ -345,7 +352,7 @@ def test_inner_links_have_one_target(page: Page) -> None:
 
 
 def test_every_curve_is_drawn(page: Page) -> None:
-    assert page.tags.count("svg") == 9
+    assert page.tags.count("svg") == 12
     for label in ("JSD (nats)", "KL (nats)", "mean R_acc", "mean R_distill", "norm before clipping", "mask ratio (%)"):
         assert label in page.text
 
@@ -367,7 +374,7 @@ def test_no_examples(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 5, 61, 300])
 def test_any_number_of_steps(tmp_path: Path, steps: int) -> None:
     page = Page(report.write(build(tmp_path, steps=steps)).read_text(encoding="utf-8"))
-    assert page.tags.count("svg") == (9 if steps else 1)
+    assert page.tags.count("svg") == (12 if steps else 1)
     assert ("No optimizer step was recorded." in page.text) == (steps == 0)
     assert ("pale line is every step" in page.text) == (steps > charts.FEW)
 

@@ -89,7 +89,7 @@ class FakePool:
         return [Verdict(accuracy=self._verdicts[case.answer], text="said") for case in cases]
 
     def score(self, problems: list[Problem], answers: list[list[Answer]]) -> list[Any]:
-        return [[scores(len(answer.token_ids)) for answer in group] for group in answers]
+        return [(17, [scores(len(answer.token_ids)) for answer in group]) for group in answers]
 
     def logprobs(self, problems: list[Problem], answers: list[list[Answer]]) -> list[Any]:
         return [[scores(len(answer.token_ids)).left_out for answer in group] for group in answers]

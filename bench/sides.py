@@ -1,0 +1,128 @@
+"""The learners that are compared: each makes the gradient of a loss, or takes a whole optimizer step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.groups import Question, packed
+from bench.models import LOGITS_BYTES
+from masters_ray.batching import micro_batches
+from masters_ray.config import Learner
+from masters_ray.engines.hf import PackedStudent
+from masters_ray.grpo import GroupTerms, group_terms
+from masters_ray.packing import PackedBatch, sequence_tokens
+
+KL_BETA = 0.1
+ALPHA = 1.0
+CLIP = 0.2
+
+
+def one_question(
+    batch: PackedBatch, logprobs: Tensor, divergences: Tensor, answers: Tensor, jsd_weight: float = 1.0
+) -> GroupTerms:
+    """The loss's terms of those ``answers`` (bool [A]) of a batch, taken as one group."""
+    tokens = answers[batch.answer_of]
+    answer_of = batch.answer_of[tokens]
+    return group_terms(
+        new_logprobs=logprobs[tokens],
+        reference_logprobs=batch.reference_logprobs[tokens],
+        token_jsd=divergences[tokens],
+        answer_of=answer_of - answer_of.min(),
+        accuracy=batch.accuracy[answers],
+        alpha=ALPHA,
+        kl_beta=KL_BETA,
+        clip_epsilon=CLIP,
+        jsd_weight=jsd_weight,
+    )
+
+
+class Masters:
+    """This project's learner on one question: forward and backward without an optimizer."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.student = PackedStudent(model, LOGITS_BYTES)
+
+    def backward(self, batch: PackedBatch, jsd_weight: float = 1.0) -> GroupTerms:
+        """All answers of the batch are one group's, however they are packed."""
+        self.model.zero_grad(set_to_none=True)
+        terms = one_question(batch, *self.student(batch), torch.ones_like(batch.accuracy, dtype=torch.bool), jsd_weight)
+        terms.loss.backward()
+        return terms
+
+
+class Trl:
+    """TRL's GRPO on one question: forward and backward without an optimizer."""
+
+    def __init__(self, model: Any) -> None:
+        from bench import trl_step
+
+        if trl_step.BETA != KL_BETA:
+            raise ValueError(f"the two learners weigh k3 differently: {trl_step.BETA} and {KL_BETA}")
+        self.model = model
+        self._step = trl_step.TrlStep(model)
+
+    @staticmethod
+    def inputs(question: Question, advantages: Tensor) -> dict[str, Any]:
+        from bench.trl_step import prepared
+
+        given = question.inputs
+        return prepared(
+            given["input_ids"][0],
+            question.answers,
+            given["pixel_values"],
+            given["image_grid_thw"],
+            given["mm_token_type_ids"][0],
+            advantages,
+            torch.stack([torch.from_numpy(answer.reference_logprobs) for answer in question.group.answers]),
+        )
+
+    def backward(self, inputs: dict[str, Any]) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self._step.loss(inputs).backward()
+
+
+class Optimizer:
+    """Whole optimizer steps of the learner's engine: DeepSpeed without ZeRO, AdamW, clipping; one worker."""
+
+    def __init__(self, model: Any) -> None:
+        from masters_ray.learner.engine import StudentEngine
+        from masters_ray.learner.work import Work
+
+        alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ.update(alone)
+        settings = Learner(zero_stage=0, dtype="float32", frozen=["vision"])
+        self._work = Work(model, model.config.get_text_config())
+        self._engine = StudentEngine(PackedStudent(model, LOGITS_BYTES), settings, torch.device("cpu"))
+
+    @staticmethod
+    def batches(questions: Sequence[Question], budget: int) -> list[tuple[list[int], list[Question], PackedBatch]]:
+        """Micro-batches of at most ``budget`` tokens: places in the step, questions, packed."""
+        rounds = micro_batches([sequence_tokens(one.group) for one in questions], workers=1, budget=budget)
+        chosen = [(indices, [questions[index] for index in indices]) for [indices] in rounds]
+        return [(indices, some, packed(some)) for indices, some in chosen]
+
+    def step(self, batches: Sequence[tuple[list[int], list[Question], PackedBatch]]) -> int:
+        """One step with all that the learner's loop does but read rows and report. Returns its necessary operations."""
+        from masters_ray.learner.metrics import Tally
+
+        groups = sum(len(indices) for indices, _, _ in batches)
+        tally = Tally(groups)
+        for indices, questions, batch in batches:
+            self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
+            with self._work.forward(batch.layout):
+                found = self._engine.terms(batch)
+            terms = [one_question(batch, *found, batch.group_of == group) for group in range(len(indices))]
+            self._engine.gradients.add(torch.stack([term.loss for term in terms]).sum() / groups)
+            tally.add([one.group for one in questions], indices, terms, batch)
+        norm = self._engine.gradients.complete()
+        tally.joined(self._engine.over_workers)
+        if not 0 <= norm < float("inf"):
+            raise RuntimeError(f"the gradient's norm is {norm}")
+        self._engine.gradients.apply()
+        return self._work.take()
