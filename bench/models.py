@@ -33,8 +33,9 @@ class Size:
 
 STUDENT = Size(hidden=512, intermediate=1536, layers=6, heads=8, key_heads=4)
 """22 million parameters."""
+TEACHER = Size(hidden=1024, intermediate=3584, layers=6, heads=16, key_heads=8)
+"""Four times the student's parameters."""
 WIDE = Size(hidden=1024, intermediate=3072, layers=6, heads=16, key_heads=8)
-"""Also the live teacher: 3.7 times the student's parameters."""
 WIDEST = Size(hidden=2048, intermediate=6144, layers=3, heads=32, key_heads=16)
 LARGE_VOCABULARY = Size(hidden=256, intermediate=768, layers=4, heads=4, key_heads=2, vocabulary=151_936)
 """Whose logits would weigh more than everything else."""

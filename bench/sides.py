@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from bench.groups import Question, packed
+from bench.groups import TOP_K, Question, packed
 from bench.models import LOGITS_BYTES
 from masters_ray.batching import micro_batches
 from masters_ray.config import Learner
@@ -56,6 +58,34 @@ class Masters:
         return terms
 
 
+class Teacher:
+    """A teacher that is asked while the student learns."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._packed = PackedStudent(model, LOGITS_BYTES)
+        model.lm_head = _WholeVocabulary(model.lm_head.weight)
+
+    @torch.no_grad()
+    def score(self, batch: PackedBatch) -> PackedBatch:
+        """The batch with this teacher's scores in place of the stored ones."""
+        logprobs: Tensor = self._packed(batch)
+        top_logprobs, top_ids = logprobs.topk(TOP_K)
+        left_out = (1 - top_logprobs.exp().sum(-1)).clamp(min=0)
+        return replace(batch, top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
+
+
+class _WholeVocabulary(nn.Module):
+    """An output head that gives log-probabilities of all tokens."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden: Tensor, _: PackedBatch) -> Tensor:
+        return linear(hidden, self.weight).log_softmax(-1)
+
+
 class Trl:
     """TRL's GRPO on one question: forward and backward without an optimizer."""
 
@@ -87,6 +117,10 @@ class Trl:
         self._step.loss(inputs).backward()
 
 
+MicroBatch = tuple[list[int], list[Question], PackedBatch]
+"""Places in the step, the questions there, and the same packed."""
+
+
 class Optimizer:
     """Whole optimizer steps of the learner's engine: DeepSpeed without ZeRO, AdamW, clipping; one worker."""
 
@@ -97,17 +131,18 @@ class Optimizer:
         alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ.update(alone)
         settings = Learner(zero_stage=0, dtype="float32", frozen=["vision"])
+        self.model = model
         self._work = Work(model, model.config.get_text_config())
         self._engine = StudentEngine(PackedStudent(model, LOGITS_BYTES), settings, torch.device("cpu"))
 
     @staticmethod
-    def batches(questions: Sequence[Question], budget: int) -> list[tuple[list[int], list[Question], PackedBatch]]:
-        """Micro-batches of at most ``budget`` tokens: places in the step, questions, packed."""
+    def batches(questions: Sequence[Question], budget: int) -> list[MicroBatch]:
+        """Micro-batches of at most ``budget`` tokens."""
         rounds = micro_batches([sequence_tokens(one.group) for one in questions], workers=1, budget=budget)
         chosen = [(indices, [questions[index] for index in indices]) for [indices] in rounds]
         return [(indices, some, packed(some)) for indices, some in chosen]
 
-    def step(self, batches: Sequence[tuple[list[int], list[Question], PackedBatch]]) -> int:
+    def step(self, batches: Sequence[MicroBatch]) -> int:
         """One step with all that the learner's loop does but read rows and report. Returns its necessary operations."""
         from masters_ray.learner.metrics import Tally
 

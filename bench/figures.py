@@ -1,0 +1,216 @@
+"""The figures: what is run for each, what number comes of it, what table stands behind it, and what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from statistics import median
+from typing import Any
+
+from bench.groups import Task
+from bench.timing import ratios, spread
+
+Run = Callable[..., dict[str, Any]]
+"""run(part, *arguments): what the function of that name in ``parts`` returns, from a process of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """Between ``least`` and ``most``; nothing is asked where both are missing."""
+
+    least: float | None = None
+    most: float | None = None
+    of: str = ""
+    """Which of the numbers beside the value is asked about; none: the value itself."""
+
+    def __str__(self) -> str:
+        about = f"{self.of.replace('_', ' ')} " if self.of else ""
+        if self.least is not None and self.most is not None:
+            return f"{about}{self.least:g} to {self.most:g}"
+        if self.least is not None:
+            return f"{about}at least {self.least:g}"
+        return f"{about}at most {self.most:g}" if self.most is not None else ""
+
+    def met(self, outcome: Outcome) -> bool | None:
+        """None: nothing is asked."""
+        if self.least is None and self.most is None:
+            return None
+        value = outcome.also[self.of] if self.of else outcome.value
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One key of the result."""
+
+    says: str
+    """What the number is, for people."""
+    aim: Aim
+    take: Callable[[Run, int], Outcome]
+    """take(run, repeats)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    value: float
+    rows: list[dict[str, Any]]
+    """What people read: one dictionary per line of the table."""
+    raw: Any
+    """Every repeat's figures."""
+    also: dict[str, float] = field(default_factory=dict)
+    """Numbers beside the value that are worth a place of their own."""
+
+
+def _against_trl(side: int) -> Callable[[Run, int], Outcome]:
+    def take(run: Run, repeats: int) -> Outcome:
+        raw = run("against_trl", repeats, side)
+        faster = ratios(raw["seconds"]["trl"], raw["seconds"]["masters"])
+        rows = [
+            {"learner": name, "answer tokens per second": raw["tokens"] / median(seconds), **_seconds(seconds)}
+            for name, seconds in raw["seconds"].items()
+        ]
+        also = {"gradient_difference": raw["gradient_difference"]}
+        return Outcome(value=median(faster), rows=rows, raw=raw | {"ratios": faster}, also=also)
+
+    return take
+
+
+def _separate(run: Run, repeats: int) -> Outcome:
+    raw = run("against_separate", repeats)
+    faster = ratios(raw["seconds"]["each"], raw["seconds"]["once"])
+    rows = [
+        {"prompt": name, "tokens": raw["lengths"][name], **_seconds(seconds)}
+        for name, seconds in raw["seconds"].items()
+    ]
+    return Outcome(value=median(faster), rows=rows, raw=raw | {"ratios": faster})
+
+
+def _memory(run: Run, side: str, tokens: int, repeats: int) -> dict[str, Any]:
+    raw = [run("memory", side, tokens) for _ in range(repeats)]
+    grown, fixed = median(one["growth"] for one in raw), raw[0]["weights_and_gradients"]
+    row = {"learner": side, "tokens of an answer": tokens, "peak MiB": grown / 2**20}
+    row |= {"weights and gradients MiB": fixed / 2**20, "above them MiB": (grown - fixed) / 2**20}
+    return {"growth": grown, "above": grown - fixed, "row": row, "raw": raw}
+
+
+def _memory_vs_trl(run: Run, repeats: int) -> Outcome:
+    found = {(side, tokens): _memory(run, side, tokens, repeats) for tokens in (32, 128) for side in ("masters", "trl")}
+
+    def ratio(entry: str, tokens: int) -> float:
+        return found["masters", tokens][entry] / found["trl", tokens][entry]
+
+    also = {
+        "above_weights_and_gradients": ratio("above", 32),
+        "at_128_tokens": ratio("growth", 128),
+        "at_128_tokens_above_weights_and_gradients": ratio("above", 128),
+    }
+    rows = [one["row"] for one in found.values()]
+    raw = {f"{side}-{tokens}": one["raw"] for (side, tokens), one in found.items()}
+    return Outcome(value=ratio("growth", 32), rows=rows, raw=raw, also=also)
+
+
+_LENGTHS = (16, 32, 64, 128, 256, 512)
+_LINEAR = 2.2
+"""(512 − 16) / (256 − 16) is 2.07."""
+
+
+def _memory_by_length(run: Run, repeats: int) -> Outcome:
+    found = {tokens: _memory(run, "masters", tokens, repeats) for tokens in _LENGTHS}
+    grown = [found[tokens]["growth"] for tokens in _LENGTHS]
+    more = [longer - shorter for shorter, longer in zip(grown, grown[1:], strict=False)]
+    doublings = [
+        later / earlier if earlier > 0 else float("inf") for earlier, later in zip(more, more[1:], strict=False)
+    ]
+    also = {
+        "growth_to_512_over_growth_to_256": (grown[-1] - grown[0]) / (grown[-2] - grown[0]),
+        "largest_ratio_of_consecutive_increments": max(doublings),
+    }
+    rows = [found[tokens]["row"] for tokens in _LENGTHS]
+    value = found[_LENGTHS[-1]]["above"] / found[_LENGTHS[0]]["above"]
+    raw = {str(tokens): one["raw"] for tokens, one in found.items()}
+    return Outcome(value=value, rows=rows, raw=raw | {"ratios_of_increments": doublings}, also=also)
+
+
+_WIDTHS = (512, 1024, 2048)
+_HEADLINE_WIDTH = 1024
+
+
+def _matmul_share(run: Run, repeats: int) -> Outcome:
+    raw = {str(width): run("matmul_share", repeats, width) for width in _WIDTHS}
+    rows, best = [], 0.0
+    for width in _WIDTHS:
+        for budget, one in raw[str(width)]["budgets"].items():
+            speeds = ratios(one["operations"], one["seconds"])
+            one["shares"] = ratios(speeds, one["rate"])
+            share = median(one["shares"])
+            if width == _HEADLINE_WIDTH:
+                best = max(best, share)
+            row = {"width": width, "million parameters": raw[str(width)]["parameters"] / 1e6}
+            row |= {"groups of a step": raw[str(width)]["groups"], "groups of a micro-batch": int(budget)}
+            row |= {"GFLOP/s": median(speeds) / 1e9, "one product GFLOP/s": median(one["rate"]) / 1e9}
+            rows.append(row | {"share": share, "least": min(one["shares"]), "most": max(one["shares"])})
+    return Outcome(value=best, rows=rows, raw=raw)
+
+
+def _live_teacher(run: Run, repeats: int) -> Outcome:
+    raw = run("live_teacher", repeats)
+    shares = ratios(raw["seconds"]["stored"], raw["seconds"]["live"])
+    rows = [{"teacher's scores": name, **_seconds(seconds)} for name, seconds in raw["seconds"].items()]
+    return Outcome(value=median(shares), rows=rows, raw=raw | {"ratios": shares})
+
+
+_COST_STEPS = {1: (1, 4, 16, 64), 4: (1, 4, 16)}
+"""Groups of a micro-batch → groups of a step."""
+
+
+def _cost(run: Run, repeats: int) -> Outcome:
+    raw = {str(budget): run("cost_per_token", repeats, budget, *steps) for budget, steps in _COST_STEPS.items()}
+    raw["1"]["ratios"] = [ratio / 64 for ratio in ratios(raw["1"]["seconds"]["64"], raw["1"]["seconds"]["1"])]
+    rows = []
+    for budget, one in raw.items():
+        for groups, seconds in one["seconds"].items():
+            row = {"groups of a micro-batch": int(budget), "groups of a step": int(groups), **_seconds(seconds)}
+            rows.append(row | {"ms per answer token": 1e3 * median(seconds) / (int(groups) * one["tokens"])})
+    return Outcome(value=median(raw["1"]["ratios"]), rows=rows, raw=raw)
+
+
+def _seconds(values: list[float]) -> dict[str, float]:
+    return {f"{name} s" if name == "median" else name: value for name, value in spread(values).items()}
+
+
+@cache
+def figures() -> dict[str, Figure]:
+    """By key, in the order in which they are taken."""
+    small, large = Task(side=14), Task(side=28)
+    trl = f"answer tokens per second against TRL, {small.answers} × {small.tokens} tokens, "
+    return {
+        "speed_vs_trl": Figure(
+            says=f"{trl}{small.side**2} image tokens", aim=Aim(least=4), take=_against_trl(small.side)
+        ),
+        "speed_vs_trl_784": Figure(
+            says=f"{trl}{large.side**2} image tokens", aim=Aim(least=6), take=_against_trl(large.side)
+        ),
+        "speed_vs_separate": Figure(
+            says="speed against the same answers with a prompt each", aim=Aim(least=3), take=_separate
+        ),
+        "memory_vs_trl": Figure(
+            says="peak memory over TRL's, vocabulary 151,936", aim=Aim(most=0.5), take=_memory_vs_trl
+        ),
+        "matmul_share": Figure(
+            says="necessary operations per second over one large product's, width 1024",
+            aim=Aim(least=0.75),
+            take=_matmul_share,
+        ),
+        "stored_vs_live_teacher": Figure(
+            says="seconds with stored scores over seconds with a live teacher", aim=Aim(), take=_live_teacher
+        ),
+        "cost_per_token_64_over_1": Figure(
+            says="seconds per answer token, 64 groups a step over 1", aim=Aim(least=0.9, most=1.1), take=_cost
+        ),
+        "memory_512_over_16_answers": Figure(
+            says="memory above weights and gradients, answers of 512 tokens over 16",
+            aim=Aim(most=_LINEAR, of="growth_to_512_over_growth_to_256"),
+            take=_memory_by_length,
+        ),
+    }
