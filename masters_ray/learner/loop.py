@@ -154,7 +154,8 @@ class _Worker:
             self._skip(step, norm, self._engine.over_workers(tally.losses))
             return
         if self._fresh:
-            self._compare_with_engine(self._engine.over_workers(gap))
+            self._fresh = False
+            self._say(compared_with_engine(*self._engine.over_workers(gap).tolist()))
         gradients.apply()
         self._skipped_in_a_row = 0
         self._losses.append(totals.means["loss"])
@@ -219,18 +220,6 @@ class _Worker:
                 )
             )
         return terms
-
-    def _compare_with_engine(self, gap: Tensor) -> None:
-        """Before the first update the student is the reference policy: both must give its tokens the same numbers."""
-        self._fresh = False
-        mean = float(gap[0] / gap[1])
-        if mean > _LARGEST_GAP:
-            raise LearnerError(
-                f"the learner's log-probabilities of the untrained student differ from the stored ones by {mean:.3g} "
-                f"nats per token; expected at most {_LARGEST_GAP}. The student's checkpoint or its processor changed "
-                "since the rollouts were made, or the learner does not run this model as the engine does."
-            )
-        self._say(f"before the first step learner and engine agree to {mean:.1e} nats per answer token")
 
     def _skip(self, step: Step, norm: float, losses: Tensor) -> None:
         """Save the rows of a step that cannot be taken; stop when there are too many in a row."""
@@ -303,6 +292,19 @@ def _gap(new_logprobs: Tensor, batch: PackedBatch) -> Tensor:
     """float64 [2]: summed distance to the reference policy, and the number of answer tokens."""
     distance = (new_logprobs.detach() - batch.reference_logprobs).abs().sum()
     return torch.tensor([float(distance), len(batch.targets)], dtype=torch.float64)
+
+
+def compared_with_engine(distance: float, tokens: float) -> str:
+    """Before the first update the student is the reference policy, so learner and engine must give its tokens the same
+    log-probabilities. distance: summed over ``tokens``, nats. Returns a note; raises LearnerError when they do not."""
+    mean = distance / tokens
+    if mean > _LARGEST_GAP:
+        raise LearnerError(
+            f"the learner's log-probabilities of the untrained student differ from the stored ones by {mean:.3g} "
+            f"nats per token; expected at most {_LARGEST_GAP}. The student's checkpoint or its processor changed "
+            "since the rollouts were made, or the learner does not run this model as the engine does."
+        )
+    return f"before the first step learner and engine agree to {mean:.1e} nats per answer token"
 
 
 def learning_rate(settings: Learner, step: int) -> float:

@@ -160,23 +160,6 @@ def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are
     assert "nan" in (Path(told.skipped[0].saved) / "reason.json").read_text()
 
 
-def test_a_student_that_is_not_the_one_the_rollouts_were_made_with_is_refused(
-    local_ray: None, rows: list[RolloutGroup], tmp_path: Path
-) -> None:
-    other = [
-        dataclasses.replace(
-            row,
-            answers=tuple(
-                dataclasses.replace(answer, reference_logprobs=answer.reference_logprobs - 1.0)
-                for answer in row.answers
-            ),
-        )
-        for row in rows
-    ]
-    with pytest.raises(LearnerError, match="differ from the stored ones by 1 nats per token"):
-        train(tmp_path, stored(tmp_path / "rollouts", other), **SETTINGS)
-
-
 def test_adapters_are_trained_alone_and_exported_alone_and_merged(
     local_ray: None, rows: list[RolloutGroup], tmp_path: Path
 ) -> None:

@@ -1,8 +1,11 @@
 from pathlib import Path
 
+import pytest
+
 from masters_ray.config import Learner
+from masters_ray.errors import LearnerError
 from masters_ray.learner.job import Board, LearnerJob, Pinned, StagePlan
-from masters_ray.learner.loop import learning_rate
+from masters_ray.learner.loop import compared_with_engine, learning_rate
 
 
 def test_steps_never_cross_a_stage() -> None:
@@ -25,6 +28,12 @@ def test_what_is_pinned_is_read_once() -> None:
     board.pin(Pinned(notes=["b"]))
     assert board.read().notes == ["a", "b"]
     assert board.read() == Pinned()
+
+
+def test_a_student_that_is_not_the_one_the_rollouts_were_made_with_is_refused() -> None:
+    assert compared_with_engine(1e-4, 100.0).endswith("agree to 1.0e-06 nats per answer token")
+    with pytest.raises(LearnerError, match="differ from the stored ones by 0.5 nats per token"):
+        compared_with_engine(50.0, 100.0)
 
 
 def test_the_learning_rate_rises_and_stays() -> None:
