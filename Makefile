@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: setup demo check test test-unit format lock clean
+.PHONY: setup demo check test test-unit bench bench-learner format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -18,6 +18,10 @@ setup: .venv/.done-$(STACK)
 	VIRTUAL_ENV=.venv $(UV) pip sync --quiet requirements/$(STACK).txt
 	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --editable .
 	@rm -f .venv/.done-*
+	@touch $@
+
+.venv/.done-bench: .venv/.done-$(STACK) requirements/bench.txt | $(UV)
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --requirement requirements/bench.txt
 	@touch $@
 
 $(UV):
@@ -29,8 +33,8 @@ demo: setup
 	$(BIN)/masters-ray run conf/demo.yaml
 
 check: setup
-	$(BIN)/ruff format --check masters_ray jobs tests
-	$(BIN)/ruff check masters_ray jobs tests
+	$(BIN)/ruff format --check masters_ray jobs tests bench
+	$(BIN)/ruff check masters_ray jobs tests bench
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
@@ -40,9 +44,16 @@ test: check
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit
 
+# All benchmarks, for a machine with nothing else to do.
+bench: bench-learner
+
+# The learner against TRL and against itself; docs/BENCHMARKS.md says what is measured.
+bench-learner: .venv/.done-bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.learner
+
 format: setup
-	$(BIN)/ruff check --fix --select I masters_ray jobs tests
-	$(BIN)/ruff format masters_ray jobs tests
+	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench
+	$(BIN)/ruff format masters_ray jobs tests bench
 
 # Pins for both stacks from pyproject.toml's extras, and what the benchmarks' opponent needs beside the CPU stack.
 lock: | $(UV)

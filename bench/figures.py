@@ -3,63 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from bench.aims import Aim, Figure, Outcome, Run
 from bench.groups import Task
 from bench.timing import ratios, spread
-
-Run = Callable[..., dict[str, Any]]
-"""run(part, *arguments): what the function of that name in ``parts`` returns, from a process of its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aim:
-    """Between ``least`` and ``most``; nothing is asked where both are missing."""
-
-    least: float | None = None
-    most: float | None = None
-    of: str = ""
-    """Which of the numbers beside the value is asked about; none: the value itself."""
-
-    def __str__(self) -> str:
-        about = f"{self.of.replace('_', ' ')} " if self.of else ""
-        if self.least is not None and self.most is not None:
-            return f"{about}{self.least:g} to {self.most:g}"
-        if self.least is not None:
-            return f"{about}at least {self.least:g}"
-        return f"{about}at most {self.most:g}" if self.most is not None else ""
-
-    def met(self, outcome: Outcome) -> bool | None:
-        """None: nothing is asked."""
-        if self.least is None and self.most is None:
-            return None
-        value = outcome.also[self.of] if self.of else outcome.value
-        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One key of the result."""
-
-    says: str
-    """What the number is, for people."""
-    aim: Aim
-    take: Callable[[Run, int], Outcome]
-    """take(run, repeats)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    value: float
-    rows: list[dict[str, Any]]
-    """What people read: one dictionary per line of the table."""
-    raw: Any
-    """Every repeat's figures."""
-    also: dict[str, float] = field(default_factory=dict)
-    """Numbers beside the value that are worth a place of their own."""
 
 
 def _against_trl(side: int) -> Callable[[Run, int], Outcome]:
@@ -94,8 +45,15 @@ def _memory(run: Run, side: str, tokens: int, repeats: int) -> dict[str, Any]:
     return {"growth": grown, "above": grown - fixed, "row": row, "raw": raw}
 
 
+_MEMORY_REPEATS = 3
+"""Two processes that do the same differ by a percent or two."""
+
+
 def _memory_vs_trl(run: Run, repeats: int) -> Outcome:
-    found = {(side, tokens): _memory(run, side, tokens, repeats) for tokens in (32, 128) for side in ("masters", "trl")}
+    times = {32: min(repeats, _MEMORY_REPEATS), 128: 1}
+    found = {
+        (side, tokens): _memory(run, side, tokens, times[tokens]) for tokens in times for side in ("masters", "trl")
+    }
 
     def ratio(entry: str, tokens: int) -> float:
         return found["masters", tokens][entry] / found["trl", tokens][entry]
@@ -115,13 +73,11 @@ _LINEAR = 2.2
 """(512 − 16) / (256 − 16) is 2.07."""
 
 
-def _memory_by_length(run: Run, repeats: int) -> Outcome:
-    found = {tokens: _memory(run, "masters", tokens, repeats) for tokens in _LENGTHS}
+def _memory_by_length(run: Run, _repeats: int) -> Outcome:
+    found = {tokens: _memory(run, "masters", tokens, repeats=1) for tokens in _LENGTHS}
     grown = [found[tokens]["growth"] for tokens in _LENGTHS]
-    more = [longer - shorter for shorter, longer in zip(grown, grown[1:], strict=False)]
-    doublings = [
-        later / earlier if earlier > 0 else float("inf") for earlier, later in zip(more, more[1:], strict=False)
-    ]
+    more = [longer - shorter for shorter, longer in pairwise(grown)]
+    doublings = [later / earlier if earlier > 0 else float("inf") for earlier, later in pairwise(more)]
     also = {
         "growth_to_512_over_growth_to_256": (grown[-1] - grown[0]) / (grown[-2] - grown[0]),
         "largest_ratio_of_consecutive_increments": max(doublings),
@@ -134,10 +90,12 @@ def _memory_by_length(run: Run, repeats: int) -> Outcome:
 
 _WIDTHS = (512, 1024, 2048)
 _HEADLINE_WIDTH = 1024
+_OTHER_WIDTHS_REPEATS = 3
 
 
 def _matmul_share(run: Run, repeats: int) -> Outcome:
-    raw = {str(width): run("matmul_share", repeats, width) for width in _WIDTHS}
+    times = {width: repeats if width == _HEADLINE_WIDTH else min(repeats, _OTHER_WIDTHS_REPEATS) for width in _WIDTHS}
+    raw = {str(width): run("matmul_share", times[width], width) for width in _WIDTHS}
     rows, best = [], 0.0
     for width in _WIDTHS:
         for budget, one in raw[str(width)]["budgets"].items():

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from masters_ray.learner.work import ALLOCATOR
+
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
-    "THP_MEM_ALLOC_ENABLE": "1",  # as the learner's workers have it
+    "GLIBC_TUNABLES": ALLOCATOR,  # as the learner's workers have it
     "TOKENIZERS_PARALLELISM": "false",
 }
 _SHOWN_OF_A_FAILURE = 4000

@@ -16,7 +16,7 @@ Raw = dict[str, Any]
 
 _AGREEMENT = 1e-4
 """Largest difference between two learners' gradients of one weight matrix, relative to its largest entry."""
-_STEPS_OF_MEMORY = 3
+_STEPS_OF_MEMORY = 2
 SHARE_BUDGETS = (1, 2, 4)
 """Micro-batches of so many groups."""
 SHARE_GROUPS = {512: 16, 1024: 16, 2048: 4}
@@ -73,8 +73,8 @@ def matmul_share(repeats: int, width: int) -> Raw:
     questions = _questions(optimizer.model, SHARE_GROUPS[width])
     budgets = {budget: optimizer.batches(questions, budget * Task().sequence) for budget in SHARE_BUDGETS}
     found: dict[str, Any] = {str(budget): {"seconds": [], "operations": [], "rate": []} for budget in budgets}
-    for batches in budgets.values():
-        optimizer.step(batches[:1])
+    for budget in budgets:
+        optimizer.step(optimizer.batches(questions[:budget], budget * Task().sequence))
     for _ in range(repeats):
         for budget, batches in budgets.items():
             record = found[str(budget)]

@@ -53,7 +53,9 @@ class Masters:
     def backward(self, batch: PackedBatch, jsd_weight: float = 1.0) -> GroupTerms:
         """All answers of the batch are one group's, however they are packed."""
         self.model.zero_grad(set_to_none=True)
-        terms = one_question(batch, *self.student(batch), torch.ones_like(batch.accuracy, dtype=torch.bool), jsd_weight)
+        everything = torch.ones_like(batch.accuracy, dtype=torch.bool)
+        logprobs, divergences = self.student(batch)
+        terms = one_question(batch, logprobs, divergences, everything, jsd_weight)
         terms.loss.backward()
         return terms
 
@@ -151,8 +153,10 @@ class Optimizer:
         for indices, questions, batch in batches:
             self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
             with self._work.forward(batch.layout):
-                found = self._engine.terms(batch)
-            terms = [one_question(batch, *found, batch.group_of == group) for group in range(len(indices))]
+                logprobs, divergences = self._engine.terms(batch)
+            terms = [
+                one_question(batch, logprobs, divergences, batch.group_of == group) for group in range(len(indices))
+            ]
             self._engine.gradients.add(torch.stack([term.loss for term in terms]).sum() / groups)
             tally.add([one.group for one in questions], indices, terms, batch)
         norm = self._engine.gradients.complete()

@@ -259,8 +259,8 @@ def _flash_backward(
     grad_q, grad_k, grad_v = _KERNEL_BACKWARD(g, q, k, v, o, t, 0.0, causal, scale=scale)
     return (
         grad_q.transpose(0, 1).reshape(1, *query.shape[1:2], *grad_q.shape[2:]),
-        _sum_first(grad_k),
-        _sum_first(grad_v),
+        _add_up(grad_k).unsqueeze(0),
+        _add_up(grad_v).unsqueeze(0),
     )
 
 
@@ -270,7 +270,7 @@ def _own_backward(state: tuple[Tensor, ...], rows: _Rows, scale: float) -> tuple
     k, v = (_for_each_head(rows.of(tensor), query.shape[1]) for tensor in (key, value))
     g, q, o, t = (rows.of(tensor) for tensor in (given, query, out, total))
     grad_q, grad_k, grad_v = _KERNEL_BACKWARD(g, q, k, v, o, t, 0.0, True, scale=scale)
-    grad_k, grad_v = (gradient.unflatten(1, (key.shape[1], -1)).sum(2) for gradient in (grad_k, grad_v))
+    grad_k, grad_v = (_add_up(part.unflatten(1, (key.shape[1], -1)).movedim(2, 0)) for part in (grad_k, grad_v))
     return grad_q, grad_k, grad_v
 
 
@@ -281,7 +281,8 @@ def _by_key_head(tensor: Tensor, key_heads: int) -> Tensor:
 
 def _for_each_head(tensor: Tensor, heads: int) -> Tensor:
     """[answers, key heads, …] → [answers, heads, …]"""
-    return tensor.repeat_interleave(heads // tensor.shape[1], 1) if tensor.shape[1] < heads else tensor
+    shared = heads // tensor.shape[1]
+    return tensor.unsqueeze(2).expand(-1, -1, shared, -1, -1).flatten(1, 2) if shared > 1 else tensor
 
 
 def _empty_by_token(tensor: Tensor) -> Tensor:
@@ -289,8 +290,12 @@ def _empty_by_token(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _sum_first(tensor: Tensor) -> Tensor:
-    return tensor if tensor.shape[0] == 1 else tensor.sum(0, keepdim=True)
+def _add_up(parts: Tensor) -> Tensor:
+    """The sum over the first axis, written into its first entry."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 @dataclass(frozen=True)

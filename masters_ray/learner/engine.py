@@ -41,7 +41,7 @@ class StudentEngine:
             model=module, optimizer=adamw, model_parameters=trainable, config=deepspeed_config(settings)
         )
         self._zero_stage = settings.zero_stage
-        self.gradients = gradients.of(self._engine)
+        self.gradients = gradients.of(self._engine, settings.gradient_clipping)
         self.model: Any = module.model
 
     def terms(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,8 @@ def deepspeed_config(settings: Learner) -> dict[str, Any]:
         # How many micro-batches make a step is said step by step (gradients).
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.gradient_clipping,
+        # Without ZeRO, gradients clips by the norm that it has measured already.
+        "gradient_clipping": settings.gradient_clipping if settings.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

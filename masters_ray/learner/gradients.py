@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 class Gradients:
     """The gradient of a DeepSpeed engine whose ZeRO stage is 0: every worker holds all of it, in ``.grad``."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, clipping: float) -> None:
+        """clipping: largest norm of a gradient that is applied."""
         self._engine = engine
         self._optimizer: Any = engine.optimizer
+        self._clipping = clipping
+        self._last_norm = 0.0
 
     def add(self, loss: torch.Tensor) -> None:
         """Backward: adds a micro-batch's gradient to the step's. Workers count as their mean."""
@@ -30,10 +33,12 @@ class Gradients:
         −1 if it is not finite."""
         self._engine.set_gradient_accumulation_boundary(True)
         self._reduce()
-        return self._norm()
+        self._last_norm = self._norm()
+        return self._last_norm
 
     def apply(self) -> None:
         """The optimizer's step on the completed gradient, clipped."""
+        self._clip()
         self._engine.step()
         self._clear_stale()
 
@@ -43,7 +48,14 @@ class Gradients:
         self._clear_stale()
 
     def _reduce(self) -> None:
-        self._engine.allreduce_gradients()
+        if self._engine.dp_world_size > 1:
+            self._engine.allreduce_gradients()
+
+    def _clip(self) -> None:
+        if self._last_norm > self._clipping:
+            clip_grads_with_norm_(
+                self._engine.module.parameters(), self._clipping, torch.tensor(self._last_norm), foreach=True
+            )
 
     def _norm(self) -> float:
         gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
@@ -56,7 +68,17 @@ class Gradients:
         """Set buffers to zero that DeepSpeed would add to where a parameter is not used by every micro-batch."""
 
 
-class _Bfloat16(Gradients):
+class _Zero(Gradients):
+    """From ZeRO stage 1 on, where DeepSpeed clips."""
+
+    def _reduce(self) -> None:
+        self._engine.allreduce_gradients()
+
+    def _clip(self) -> None:
+        """Done in the optimizer's step."""
+
+
+class _Bfloat16(_Zero):
     """bfloat16 weights with float32 sums, ZeRO stage 1."""
 
     def _norm(self) -> float:
@@ -70,7 +92,7 @@ class _Bfloat16(Gradients):
         self._optimizer.clear_lp_grads(set_to_none=True)
 
 
-class _Partitioned(Gradients):
+class _Partitioned(_Zero):
     """ZeRO stages 1 and 2."""
 
     def _reduce(self) -> None:
@@ -119,8 +141,8 @@ class _FullyPartitioned(_Partitioned):
             _zero_gradients(self._optimizer.fp32_partitioned_groups_flat)
 
 
-def of(engine: Any) -> Gradients:
-    """The gradient of this engine."""
+def of(engine: Any, clipping: float) -> Gradients:
+    """The gradient of this engine, whose own configuration clips from ZeRO stage 1 on."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
@@ -130,7 +152,7 @@ def of(engine: Any) -> Gradients:
         DeepSpeedZeroOptimizer: _Partitioned,
         DeepSpeedZeroOptimizer_Stage3: _FullyPartitioned,
     }
-    return kinds.get(type(engine.optimizer), Gradients)(engine)
+    return kinds.get(type(engine.optimizer), Gradients)(engine, clipping)
 
 
 def _zero_gradients(parameters: list[torch.Tensor]) -> None:

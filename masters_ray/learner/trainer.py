@@ -16,6 +16,7 @@ from masters_ray import store
 from masters_ray.errors import LearnerError
 from masters_ray.learner.job import Board, LearnerJob, Pinned
 from masters_ray.learner.loop import DATASET, train
+from masters_ray.learner.work import ALLOCATOR
 
 _POLL_SECONDS = 0.5
 
@@ -34,7 +35,7 @@ def fit(job: LearnerJob, stores: Sequence[Path], on_news: OnNews) -> None:
         environment |= {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": str(max(1, int(settings.cpus))),
-            "THP_MEM_ALLOC_ENABLE": "1",  # large pages for PyTorch's tensors: a twentieth of a step
+            "GLIBC_TUNABLES": ALLOCATOR,
         }
     DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(

@@ -12,6 +12,17 @@ from torch import Tensor, nn
 from masters_ray.attention import Layout
 
 _SIDE = {"cpu": 1024, "cuda": 8192}
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {
+        "hugetlb": 1,
+        "mmap_threshold": 32 * 2**20,
+        "trim_threshold": 16 * 2**30,
+        "top_pad": 256 * 2**20,
+    }.items()
+)
+"""How a CPU worker's memory is managed: in large pages, and kept between steps instead of given back and faulted in
+again, which costs a tenth of a step (docs/BENCHMARKS.md)."""
 
 
 class Work:

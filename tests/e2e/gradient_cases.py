@@ -81,7 +81,7 @@ def weights_of(engine: Any) -> list[Tensor]:
 def trained(settings: Learner, rank: int, workers: int, poisoned: bool) -> tuple[list[Tensor], list[float]]:
     """Weights and gradient norms after the plan; the poisoned step is dropped or was never there."""
     engine = engine_of(settings)
-    gradient = gradients.of(engine)
+    gradient = gradients.of(engine, settings.gradient_clipping)
     norms = []
     for step, micro_batches in enumerate(PLAN):
         if step == POISONED and not poisoned:
@@ -132,7 +132,7 @@ def mean_distance(ones: list[Tensor], others: list[Tensor]) -> float:
 def small_updates_add_up(settings: Learner, rank: int) -> list[int]:
     """Weights that differ from the start after 1 and after 60 steps far below a bfloat16 weight's resolution."""
     engine = engine_of(settings)
-    gradient = gradients.of(engine)
+    gradient = gradients.of(engine, settings.gradient_clipping)
     start = weights_of(engine)
     moved = []
     for group in engine.optimizer.param_groups:

@@ -1,0 +1,54 @@
+"""What the benchmarks make of raw measurements; none is run here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.aims import Aim, Outcome
+from bench.figures import figures
+from bench.report import line, markdown
+
+
+def _run(part: str, *arguments: Any) -> dict[str, Any]:
+    if part == "cost_per_token":
+        return {"seconds": {str(count): [0.5 * count, 0.25 * count] for count in arguments[2:]}, "tokens": 256}
+    if part == "memory":
+        return {"growth": 1000 + 2 * int(arguments[1]), "weights_and_gradients": 900}
+    raise AssertionError(part)
+
+
+def test_cost_per_token_is_the_median_of_ratios() -> None:
+    outcome = figures()["cost_per_token_64_over_1"].take(_run, 2)
+    assert outcome.value == pytest.approx(1.0)
+    assert [row["ms per answer token"] for row in outcome.rows] == pytest.approx([375 / 256] * 7)
+
+
+def test_memory_is_asked_to_grow_linearly() -> None:
+    figure = figures()["memory_512_over_16_answers"]
+    outcome = figure.take(_run, 1)
+    assert outcome.value == pytest.approx((100 + 1024) / (100 + 32))
+    assert outcome.also["growth_to_512_over_growth_to_256"] == pytest.approx(496 / 240)
+    assert figure.aim.met(outcome)
+
+
+@pytest.mark.parametrize(
+    ("aim", "value", "met"),
+    [
+        (Aim(least=4), 4.0, True),
+        (Aim(least=0.9, most=1.1), 1.2, False),
+        (Aim(), 1.0, None),
+        (Aim(most=0.5), 0.6, False),
+    ],
+)
+def test_aims(aim: Aim, value: float, met: bool | None) -> None:
+    assert aim.met(Outcome(value=value, rows=[], raw={})) is met
+
+
+def test_a_result_reads_as_markdown() -> None:
+    entry = {"says": "a", "value": 1.25, "aim": "at least 2", "met": False, "also": {"b_c": 0.5}, "rows": [{"d": 1.0}]}
+    on = {"processor": "p", "cores": 2, "threads": 1, "versions": {"torch": "2"}, "date": "2026-11-24"}
+    assert "at least 2: NOT MET" in line("k", entry)
+    text = markdown({"machine": on, "repeats": 5, "tables": {"k": entry}})
+    assert "| `k` | a | 1.25 | at least 2: NOT MET |" in text and "* b c: 0.5" in text
