@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,14 +29,18 @@ class Size:
     key_heads: int
     vocabulary: int = 4096
     head_width: int = 64
+    vision: int = 128
+    """Width of the vision tower's matrices."""
 
 
 STUDENT = Size(hidden=512, intermediate=1536, layers=6, heads=8, key_heads=4)
 """22 million parameters."""
 TEACHER = Size(hidden=1024, intermediate=3584, layers=6, heads=16, key_heads=8)
 """Four times the student's parameters."""
-WIDE = Size(hidden=1024, intermediate=3072, layers=6, heads=16, key_heads=8)
-WIDEST = Size(hidden=2048, intermediate=6144, layers=3, heads=32, key_heads=16)
+NARROW = replace(STUDENT, vision=512)
+WIDE = Size(hidden=1024, intermediate=3072, layers=6, heads=16, key_heads=8, vision=512)
+WIDEST = Size(hidden=2048, intermediate=6144, layers=3, heads=32, key_heads=16, vision=512)
+"""No matrix of these three is narrower than 512."""
 LARGE_VOCABULARY = Size(hidden=256, intermediate=768, layers=4, heads=4, key_heads=2, vocabulary=151_936)
 """Whose logits would weigh more than everything else."""
 TINY = Size(hidden=64, intermediate=128, layers=2, heads=2, key_heads=1, vocabulary=512)
@@ -70,9 +74,9 @@ def build(size: Size, seed: int = 0) -> Any:
         },
         vision_config={
             "depth": 2,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_heads": 4,
+            "hidden_size": size.vision,
+            "intermediate_size": 2 * size.vision,
+            "num_heads": size.vision // 32,
             "patch_size": PATCH,
             "out_hidden_size": size.hidden,
             "num_position_embeddings": 48**2,

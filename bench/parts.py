@@ -17,11 +17,13 @@ Raw = dict[str, Any]
 _AGREEMENT = 1e-4
 """Largest difference between two learners' gradients of one weight matrix, relative to its largest entry."""
 _STEPS_OF_MEMORY = 2
+_LEAST_GROUPS = 8
+"""Groups that a repeat of ``cost_per_token`` takes, in as many steps as that makes."""
 SHARE_BUDGETS = (1, 2, 4)
 """Micro-batches of so many groups."""
-SHARE_GROUPS = {512: 16, 1024: 16, 2048: 4}
+SHARE_GROUPS = {512: 8, 1024: 4, 2048: 4}
 """Groups of one optimizer step, by width."""
-_SHARE_SIZES = {512: models.STUDENT, 1024: models.WIDE, 2048: models.WIDEST}
+_SHARE_SIZES = {512: models.NARROW, 1024: models.WIDE, 2048: models.WIDEST}
 
 
 def against_trl(repeats: int, side: int) -> Raw:
@@ -99,13 +101,21 @@ def live_teacher(repeats: int) -> Raw:
 
 
 def cost_per_token(repeats: int, budget: int, *counts: int) -> Raw:
-    """Whole optimizer steps of so many groups, in micro-batches of ``budget`` groups."""
+    """Seconds of a whole optimizer step of so many groups, in micro-batches of ``budget`` groups; short ones are taken
+    several times in a row."""
     optimizer = sides.Optimizer(models.build(models.STUDENT))
     questions = _questions(optimizer.model, max(counts))
     batches = {count: optimizer.batches(questions[:count], budget * Task().sequence) for count in counts}
+    in_a_row = {count: max(1, _LEAST_GROUPS // count) for count in counts}
+
+    def steps(count: int) -> None:
+        for _ in range(in_a_row[count]):
+            optimizer.step(batches[count])
+
     optimizer.step(batches[counts[1]])
-    actions = {str(count): partial(optimizer.step, some) for count, some in batches.items()}
-    return {"seconds": timing.in_turn(actions, repeats, warm_ups=0), "tokens": Task().answers * Task().tokens}
+    taken = timing.in_turn({str(count): partial(steps, count) for count in counts}, repeats, warm_ups=0)
+    seconds = {str(count): [one / in_a_row[count] for one in taken[str(count)]] for count in counts}
+    return {"seconds": seconds, "tokens": Task().answers * Task().tokens}
 
 
 PARTS: dict[str, Callable[..., Raw]] = {
