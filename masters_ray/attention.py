@@ -112,7 +112,7 @@ class Layout:
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
     """The fastest kernel that this device and number format can run."""
-    if device.type == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16) and _has_cpu_flash():
+    if device.type == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16):
         return "blocks"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and _has_triton():
         return "flex"
@@ -138,11 +138,6 @@ def attend(
         mask = layout.dense_mask(query.device)
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     return mixed.transpose(1, 2)
-
-
-@cache
-def _has_cpu_flash() -> bool:
-    return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 @cache

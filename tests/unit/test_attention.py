@@ -41,17 +41,19 @@ LAYOUTS = {
 }
 
 
-def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int) -> list[Tensor]:
+def run(
+    kernel: Kernel, shape: Layout, heads: int, key_heads: int, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """The output and the gradients of query, key and value."""
     generator = torch.Generator().manual_seed(0)
 
     def make(count: int) -> Tensor:
         states = torch.randn(1, shape.length, count, 8, generator=generator)
-        return states.transpose(1, 2).requires_grad_()
+        return states.to(dtype).transpose(1, 2).requires_grad_()
 
     query, key, value = make(heads), make(key_heads), make(key_heads)
     out = attend(query, key, value, shape, scale=0.3, kernel=kernel)
-    given = torch.randn(out.shape, generator=generator)
+    given = torch.randn(out.shape, generator=generator).to(dtype)
     given[:, shape.length - shape.padding :] = 0
     out.backward(given)
     real = shape.length - shape.padding
@@ -65,6 +67,15 @@ def test_the_block_kernel_equals_the_dense_mask_in_value_and_gradient(name: str,
     dense, blocks = (run(kernel, LAYOUTS[name], *heads) for kernel in ("dense", "blocks"))
     for one, other in zip(dense, blocks, strict=True):
         assert torch.allclose(one, other, atol=2e-6)
+
+
+def test_in_bfloat16_it_is_as_close_to_float32_as_the_dense_mask_is() -> None:
+    shape = LAYOUTS["several groups, padded"]
+    exact = run("dense", shape, 4, 2)
+    dense, blocks = (run(kernel, shape, 4, 2, torch.bfloat16) for kernel in ("dense", "blocks"))
+    for right, one, other in zip(exact, dense, blocks, strict=True):
+        assert other.dtype == torch.bfloat16
+        assert (other.float() - right).norm() < 1.5 * (one.float() - right).norm() + 1e-3 * right.norm()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

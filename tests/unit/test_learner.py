@@ -31,9 +31,10 @@ def test_what_is_pinned_is_read_once() -> None:
 
 
 def test_a_student_that_is_not_the_one_the_rollouts_were_made_with_is_refused() -> None:
-    assert compared_with_engine(1e-4, 100.0).endswith("agree to 1.0e-06 nats per answer token")
-    with pytest.raises(LearnerError, match="differ from the stored ones by 0.5 nats per token"):
-        compared_with_engine(50.0, 100.0)
+    assert compared_with_engine(1e-6, "float32").endswith("agree to 1.0e-06 nats per answer token")
+    assert compared_with_engine(0.2, "bfloat16").endswith("agree to 2.0e-01 nats per answer token")
+    with pytest.raises(LearnerError, match="differ from the stored ones by 0.2 nats per token; expected at most 0.1"):
+        compared_with_engine(0.2, "float32")
 
 
 def test_the_learning_rate_rises_and_stays() -> None:
