@@ -41,9 +41,7 @@ LAYOUTS = {
 }
 
 
-def run(
-    kernel: Kernel, shape: Layout, heads: int, key_heads: int, dtype: torch.dtype = torch.float32
-) -> list[Tensor]:
+def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """The output and the gradients of query, key and value."""
     generator = torch.Generator().manual_seed(0)
 
