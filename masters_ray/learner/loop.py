@@ -301,8 +301,8 @@ def compared_with_engine(mean: float, dtype: str) -> str:
     if mean > _LARGEST_GAP[dtype]:
         raise LearnerError(
             f"the learner's log-probabilities of the untrained student differ from the stored ones by {mean:.3g} "
-            f"nats per token; expected at most {_LARGEST_GAP[dtype]}. The student's checkpoint or its processor changed "
-            "since the rollouts were made, or the learner does not run this model as the engine does."
+            f"nats per token; expected at most {_LARGEST_GAP[dtype]}. The student's checkpoint or its processor "
+            "changed since the rollouts were made, or the learner does not run this model as the engine does."
         )
     return f"before the first step learner and engine agree to {mean:.1e} nats per answer token"
 
