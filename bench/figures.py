@@ -118,7 +118,7 @@ def _live_teacher(run: Run, repeats: int) -> Outcome:
     return Outcome(value=median(shares), rows=rows, raw=raw | {"ratios": shares})
 
 
-_COST_STEPS = {1: (1, 4, 16, 64)}
+_COST_STEPS = {1: (1, 4, 16, 64), 4: (1, 4, 16)}
 """Groups of a micro-batch → groups of a step."""
 
 

@@ -23,11 +23,15 @@ def top_k_jsd(student_logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, l
     Example: teacher {a: 0.5, rest: 0.5} and a student with log-prob 0 on ``a`` give
     ½·(½·ln(½/¾) + ½·ln(½/¼)) + ½·ln(1/¾) = 0.2158.
     """
-    student_top = student_logprobs.gather(-1, top_ids).exp()
-    student_rest = (1.0 - student_top.sum(-1, keepdim=True)).clamp(min=0.0)
-    student = torch.cat([student_top, student_rest], -1)
-    teacher = torch.cat([top_logprobs.exp(), left_out.unsqueeze(-1)], -1)
-    return jsd(teacher, student)
+    student = with_rest(student_logprobs.gather(-1, top_ids).exp())
+    return jsd(with_rest(top_logprobs.exp(), left_out), student)
+
+
+def with_rest(top: Tensor, rest: Tensor | None = None) -> Tensor:
+    """k outcomes and "everything else": [tokens, k] probabilities → [tokens, k + 1]. rest: [tokens], the mass of all
+    others; default: what is missing to 1."""
+    others = (1.0 - top.sum(-1)).clamp(min=0.0) if rest is None else rest
+    return torch.cat([top, others.unsqueeze(-1)], -1)
 
 
 def jsd(p: Tensor, q: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from masters_ray.divergence import jsd_and_slope
+from masters_ray.divergence import jsd_and_slope, with_rest
 
 _CPU_TILE_BYTES = 4 * 2**20
 """What stays in a core's cache while a tile is worked on."""
@@ -80,9 +80,8 @@ class _AnswerTerms(torch.autograd.Function):
                 highest[rows] = top
         log_total = highest + total.log()
         chosen -= log_total
-        shares = chosen[:, :-1].exp()
-        student = torch.cat([shares, (1.0 - shares.sum(-1, keepdim=True)).clamp_(min=0.0)], -1)
-        divergence, slope = jsd_and_slope(torch.cat([top_logprobs.exp(), left_out.unsqueeze(-1)], -1), student)
+        student = with_rest(chosen[:, :-1].exp())
+        divergence, slope = jsd_and_slope(with_rest(top_logprobs.exp(), left_out), student)
         ctx.save_for_backward(hidden, weight, bias, wanted, log_total, student, slope)
         ctx.tiles = tiles
         ctx.kept = logits.div_(total) if tiles.single else None

@@ -178,7 +178,8 @@ class Learner:
     activation_checkpointing: bool = False
     """Compute each layer's activations again on the way back instead of keeping them."""
     frozen: list[str] = field(default_factory=lambda: ["vision"])
-    """Parts that are not trained: vision, projector, language, embeddings, lm_head."""
+    """Parts that are not trained: vision, projector, language, embeddings, lm_head. With adapters nothing else is
+    trained, whatever stands here."""
     lora: Lora = field(default_factory=Lora)
     groups_per_step: int = 64
     """Groups (questions) of one optimizer step, over all workers."""

@@ -55,11 +55,17 @@ class Checkpoints:
     def save(self, step: int, loss: float, write: Callable[[Path], None]) -> None:
         """Have ``write`` fill a local directory now, and copy it in the background; waits for the one before.
 
-        Raises whatever went wrong while the one before was copied.
+        Raises LearnerError when ``write`` finds no room, or when the one before could not be copied.
         """
         self.wait()
         local = self._staging / f"step-{step}"
-        write(local)
+        try:
+            write(local)
+        except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
+            raise LearnerError(
+                f"{local}: a checkpoint cannot be written before it is copied: {error}. Is there room? TMPDIR chooses "
+                "another directory."
+            ) from error
         self._writing = self._writer.submit(self._publish, local, step, loss)
 
     def wait(self) -> None:
@@ -69,7 +75,10 @@ class Checkpoints:
             try:
                 writing.result()
             except OSError as error:
-                raise LearnerError(f"{self._folder}: a checkpoint cannot be written: {error}") from error
+                raise LearnerError(
+                    f"{self._folder}: a checkpoint cannot be written: {error}. Make room and start the same run again: "
+                    "it goes on from the last whole one."
+                ) from error
 
     def close(self) -> None:
         """Wait, and remove the local directory."""
@@ -145,7 +154,7 @@ def _note(folder: Path, rank: int) -> Path:
 def _read_note(folder: Path, rank: int) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads(_note(folder, rank).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a note that cannot be read counts as none
         return None
     return content
 

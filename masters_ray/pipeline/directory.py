@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,11 @@ def read_lines(file: Path) -> list[Any]:
 def append_lines(file: Path, rows: Sequence[Any]) -> None:
     """Add rows to a JSON-lines file of the run; a last line that a kill cut short is taken off first."""
     with file.open("ab+") as lines:
-        lines.seek(0)
-        content = lines.read()
-        lines.truncate(content.rfind(b"\n") + 1)
+        if lines.tell():
+            lines.seek(-1, os.SEEK_END)
+            if lines.read() != b"\n":
+                lines.seek(0)
+                lines.truncate(lines.read().rfind(b"\n") + 1)
         lines.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

@@ -137,3 +137,20 @@ def test_a_kill_while_writing_leaves_whole_checkpoints_only(delay: float, tmp_pa
         assert json.loads((one.folder / "rank-00000.json").read_text())["step"] == one.step
     save(checkpoints, 1000, 0.0)
     assert steps(tmp_path)[-1] == 1000
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
+def test_a_full_local_disk_is_named_with_what_to_do(error: Exception, tmp_path: Path) -> None:
+    def write(_: Path) -> None:
+        raise error
+
+    with pytest.raises(LearnerError, match=r"step-7: a checkpoint cannot be written .* TMPDIR"):
+        opened(tmp_path).save(7, 1.0, write)
+
+
+def test_a_note_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+    checkpoints = opened(tmp_path)
+    save(checkpoints, 10)
+    save(checkpoints, 20)
+    (tmp_path / "step-00000020" / "rank-00000.json").write_text("{")
+    assert steps(tmp_path) == [10]
