@@ -73,8 +73,8 @@ _LINEAR = 2.2
 """(512 − 16) / (256 − 16) is 2.07."""
 
 
-def _memory_by_length(run: Run, _repeats: int) -> Outcome:
-    found = {tokens: _memory(run, "masters", tokens, repeats=1) for tokens in _LENGTHS}
+def _memory_by_length(run: Run, repeats: int) -> Outcome:
+    found = {tokens: _memory(run, "masters", tokens, repeats) for tokens in _LENGTHS}
     grown = [found[tokens]["growth"] for tokens in _LENGTHS]
     more = [longer - shorter for shorter, longer in pairwise(grown)]
     doublings = [later / earlier if earlier > 0 else float("inf") for earlier, later in pairwise(more)]
