@@ -50,6 +50,11 @@ class Gradients:
     def _reduce(self) -> None:
         if self._engine.dp_world_size > 1:
             self._engine.allreduce_gradients()
+            return
+        for parameter in self._engine.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                # As with several workers: Adam would leave out what this step did not use instead of letting it coast.
+                parameter.grad = torch.zeros_like(parameter)
 
     def _clip(self) -> None:
         if self._last_norm > self._clipping:

@@ -17,7 +17,7 @@ SMALL = [
     "data.held_out.rows=48",
     "rollout.shard_rows=8",
     "learner.groups_per_step=8",
-    "learner.groups_per_micro_batch=4",
+    "learner.tokens_per_micro_batch=200",
     "learner.checkpoint_every=2",
     "evaluation.examples=2",
 ]
