@@ -69,23 +69,31 @@ def _memory_vs_trl(run: Run, repeats: int) -> Outcome:
 
 
 _LENGTHS = (16, 32, 64, 128, 256, 512)
-_LINEAR = 2.2
-"""(512 − 16) / (256 − 16) is 2.07."""
+"""Tokens of an answer, each twice the one before."""
+_LONGER = (*_LENGTHS, 1024)
 
 
 def _memory_by_length(run: Run, repeats: int) -> Outcome:
     found = {tokens: _memory(run, "masters", tokens, repeats) for tokens in _LENGTHS}
-    grown = [found[tokens]["growth"] for tokens in _LENGTHS]
-    more = [longer - shorter for shorter, longer in pairwise(grown)]
-    doublings = [later / earlier if earlier > 0 else float("inf") for earlier, later in pairwise(more)]
-    also = {
-        "growth_to_512_over_growth_to_256": (grown[-1] - grown[0]) / (grown[-2] - grown[0]),
-        "largest_ratio_of_consecutive_increments": max(doublings),
-    }
+    above = [found[tokens]["above"] for tokens in _LENGTHS]
+    also = {"largest_growth_when_answers_double": max(longer / shorter for shorter, longer in pairwise(above))}
     rows = [found[tokens]["row"] for tokens in _LENGTHS]
-    value = found[_LENGTHS[-1]]["above"] / found[_LENGTHS[0]]["above"]
     raw = {str(tokens): one["raw"] for tokens, one in found.items()}
-    return Outcome(value=value, rows=rows, raw=raw | {"ratios_of_increments": doublings}, also=also)
+    return Outcome(value=above[-1] / above[0], rows=rows, raw=raw, also=also)
+
+
+def _tensors_by_length(run: Run, _: int) -> Outcome:
+    above = {tokens: run("tensors", tokens)["above"] for tokens in _LONGER}
+    per_token = {longer: (above[longer] - above[shorter]) / (longer - shorter) for shorter, longer in pairwise(_LONGER)}
+    rows = [
+        {
+            "tokens of an answer": tokens,
+            "above weights and gradients MiB": size / 2**20,
+            "KiB per further token": per_token[tokens] / 2**10 if tokens in per_token else "",
+        }
+        for tokens, size in above.items()
+    ]
+    return Outcome(value=per_token[_LONGER[-1]] / per_token[_LONGER[-2]], rows=rows, raw=above)
 
 
 _WIDTHS = (512, 1024, 2048)
@@ -168,7 +176,12 @@ def figures() -> dict[str, Figure]:
         ),
         "memory_512_over_16_answers": Figure(
             says="memory above weights and gradients, answers of 512 tokens over 16",
-            aim=Aim(most=_LINEAR, of="growth_to_512_over_growth_to_256"),
+            aim=Aim(most=2, of="largest_growth_when_answers_double"),
             take=_memory_by_length,
+        ),
+        "memory_per_token_1024_over_512": Figure(
+            says="bytes of tensors per further token of the answers, from 512 to 1024 over from 256 to 512",
+            aim=Aim(most=1.02),
+            take=_tensors_by_length,
         ),
     }

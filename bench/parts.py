@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import models, sides, timing
 from bench.groups import Question, Task, packed, question
-from bench.memory import growth
+from bench.memory import allocated, growth
 from masters_ray.grpo import advantages
 
 Raw = dict[str, Any]
@@ -69,6 +69,15 @@ def memory(side: str, tokens: int) -> Raw:
     return {"growth": grown, "weights_and_gradients": 4 * (sizes["parameters"] + sizes["trained"])}
 
 
+def tensors(tokens: int) -> Raw:
+    """The most that tensors weigh during a step over a large vocabulary, beyond weights and gradients."""
+    model = models.build(models.LARGE_VOCABULARY)
+    step = _one_step("masters", model, question(model, Task(tokens=tokens)))
+    step()
+    model.zero_grad(set_to_none=True)
+    return {"above": allocated(step) - 4 * models.parameters(model)[1]}
+
+
 def matmul_share(repeats: int, width: int) -> Raw:
     """Whole optimizer steps at several micro-batch sizes, each beside the processor's rate at one large product."""
     optimizer = sides.Optimizer(models.build(_SHARE_SIZES[width]))
@@ -119,7 +128,8 @@ def cost_per_token(repeats: int, budget: int, *counts: int) -> Raw:
 
 
 PARTS: dict[str, Callable[..., Raw]] = {
-    one.__name__: one for one in (against_trl, against_separate, memory, matmul_share, live_teacher, cost_per_token)
+    one.__name__: one
+    for one in (against_trl, against_separate, memory, tensors, matmul_share, live_teacher, cost_per_token)
 }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from bench.aims import Aim, Outcome
 from bench.figures import figures
+from bench.memory import allocated
 from bench.report import line, markdown
 
 
@@ -25,12 +27,28 @@ def test_cost_per_token_is_the_median_of_ratios() -> None:
     assert [row["ms per answer token"] for row in outcome.rows] == pytest.approx([375 / 256] * 7)
 
 
-def test_memory_is_asked_to_grow_linearly() -> None:
+def test_memory_is_asked_to_grow_at_most_as_the_answers_do() -> None:
     figure = figures()["memory_512_over_16_answers"]
     outcome = figure.take(_run, 1)
     assert outcome.value == pytest.approx((100 + 1024) / (100 + 32))
-    assert outcome.also["growth_to_512_over_growth_to_256"] == pytest.approx(496 / 240)
+    assert outcome.also["largest_growth_when_answers_double"] == pytest.approx((100 + 1024) / (100 + 512))
     assert figure.aim.met(outcome)
+
+
+@pytest.mark.parametrize(("power", "met"), [(1, True), (1.1, False)])
+def test_a_longer_answer_s_tokens_are_asked_to_cost_no_more(power: float, met: bool) -> None:
+    figure = figures()["memory_per_token_1024_over_512"]
+    outcome = figure.take(lambda _, tokens: {"above": max(100.0, tokens**power)}, 1)
+    assert outcome.value == pytest.approx(2 ** (power - 1))
+    assert figure.aim.met(outcome) is met
+
+
+def test_allocations_are_counted_at_their_worst_moment() -> None:
+    def action() -> None:
+        for count in (4, 16, 8):
+            torch.zeros(count, 1024, 256)
+
+    assert allocated(action) == 16 * 2**20
 
 
 @pytest.mark.parametrize(
