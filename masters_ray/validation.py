@@ -118,6 +118,8 @@ def _checkpoints(config: Config) -> list[Complaint]:
             )
         else:
             folders[name] = folder
+    if "student" in folders:
+        complaints += _one_matrix(config, folders["student"])
     if len(folders) == 2:
         complaints += _tokenizers(folders["teacher"], folders["student"])
         complaints += _top_k(config, folders["teacher"])
@@ -135,6 +137,22 @@ def _tokenizers(teacher: Path, student: Path) -> list[Complaint]:
             expected=f"the tokenizer of the teacher ({teacher})",
             found=f"{student}, which differs in {', '.join(different)}",
             remedy="Distributions can only be compared token by token: choose a pair of one family.",
+        )
+    ]
+
+
+def _one_matrix(config: Config, student: Path) -> list[Complaint]:
+    content = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    tied = content.get("tie_word_embeddings", content.get("text_config", {}).get("tie_word_embeddings", False))
+    frozen = set(config.learner.frozen) & {"embeddings", "lm_head"}
+    if not tied or config.learner.lora.rank or len(frozen) != 1:
+        return []
+    return [
+        Complaint(
+            where="learner.frozen",
+            expected=f"both or neither of embeddings and lm_head: in {student} they are one matrix",
+            found=str(list(config.learner.frozen)),
+            remedy="Name both, or take it out.",
         )
     ]
 

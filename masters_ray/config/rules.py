@@ -144,6 +144,13 @@ def violations(config: Config) -> list[Complaint]:
         "The paper freezes vision.",
     )
     rule(
+        learner.lora.rank == 0 or "language" not in learner.frozen,
+        "learner.frozen",
+        "no language with learner.lora.rank above 0, since adapters train the language model",
+        list(learner.frozen),
+        "Take language out, or set learner.lora.rank=0.",
+    )
+    rule(
         learner.lora.rank == 0 or learner.lora.alpha > 0,
         "learner.lora.alpha",
         "above 0",

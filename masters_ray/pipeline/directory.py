@@ -29,6 +29,10 @@ _FREE = (
 """Keys that may change between two calls of the same run: they decide where and how work is done, not what it is."""
 
 
+_LEARNING = ("learner.", "reward.")
+"""Keys that may change as well until the learner has taken a step: no rollout depends on them."""
+
+
 class RunDirectory:
     """Paths of one run. Opening it a second time goes on from what is there."""
 
@@ -39,18 +43,30 @@ class RunDirectory:
         self._settings = settings = _settings(as_dict(config))
         if self._claim.exists():
             earlier = read_json(self._claim)
-            complaints = [
-                Complaint(
-                    where=key,
-                    expected=f"{earlier.get(key)!r}, as in the run that {self.root} holds",
-                    found=repr(settings.get(key)),
-                    remedy="Choose another run.dir, set it back, or delete the directory.",
-                )
-                for key in sorted(settings.keys() | earlier.keys())
-                if settings.get(key) != earlier.get(key)
-            ]
-            if complaints:
-                raise ConfigError(complaints)
+            different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
+            if not self._has_learned:
+                different = [key for key in different if not key.startswith(_LEARNING)]
+            if different:
+                raise ConfigError([self._refusal(key, earlier, settings) for key in sorted(different)])
+
+    def _refusal(self, key: str, earlier: dict[str, Any], settings: dict[str, Any]) -> Complaint:
+        remedy = "Choose another run.dir, set it back, or delete the directory."
+        if key.startswith(_LEARNING):
+            remedy = (
+                "Set it back, or choose another run.dir; to learn anew from this run's rollouts, delete all in its "
+                "directory but rollouts, evaluation, settings.json and journal.json."
+            )
+        return Complaint(
+            where=key,
+            expected=f"{earlier.get(key)!r}, as in the run that {self.root} holds",
+            found=repr(settings.get(key)),
+            remedy=remedy,
+        )
+
+    @property
+    def _has_learned(self) -> bool:
+        traces = (self.file("metrics.jsonl"), self.file("skipped.jsonl"), self.student)
+        return any(trace.exists() for trace in traces) or any((self.learner / "checkpoints").glob("*"))
 
     def claim(self) -> None:
         """From now on the directory is this configuration's. Before anything is made in it, and not sooner: a run that

@@ -111,13 +111,15 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
         adapters_to=directory.adapters,
         storage=directory.learner,
     )
+    say("the learner starts")
     with journal.phase("learner"), track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance:
 
         def on_news(news: Pinned) -> None:
             for note in news.notes:
                 say(note)
             for new in news.steps:
-                advance(journal.record(new), f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
+                if journal.record(new):
+                    advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
             journal.record_rewards(news.rewards)
             for skipped in news.skipped:
                 advance(journal.record_skipped(skipped))

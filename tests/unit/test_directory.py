@@ -25,8 +25,18 @@ def metrics(step: int, loss: float = 1.0) -> StepMetrics:
 def test_a_claimed_directory_refuses_other_settings_and_names_every_key(tmp_path: Path) -> None:
     RunDirectory(config(tmp_path)).claim()
     with pytest.raises(ConfigError) as caught:
-        RunDirectory(config(tmp_path, "run.seed=7", "learner.learning_rate=1e-5"))
-    assert [complaint.where for complaint in caught.value.complaints] == ["learner.learning_rate", "run.seed"]
+        RunDirectory(config(tmp_path, "run.seed=7", "teacher.top_k=9"))
+    assert [complaint.where for complaint in caught.value.complaints] == ["run.seed", "teacher.top_k"]
+
+
+def test_how_to_learn_may_change_until_a_step_was_taken(tmp_path: Path) -> None:
+    RunDirectory(config(tmp_path)).claim()
+    directory = RunDirectory(config(tmp_path, "learner.learning_rate=1e-5", "reward.alpha=0.5"))
+    directory.claim()
+    with Journal(directory, "demo.yaml") as journal:
+        journal.record(metrics(1))
+    with pytest.raises(ConfigError, match=r"learner.zero_stage: .* to learn anew from this run's rollouts"):
+        RunDirectory(config(tmp_path, "learner.learning_rate=1e-5", "reward.alpha=0.5", "learner.zero_stage=3"))
 
 
 def test_where_work_is_done_may_change(tmp_path: Path) -> None:

@@ -92,3 +92,16 @@ def test_several_complaints_come_together() -> None:
         "learner.workrs (command line)",
         "teacher.replicas (command line)",
     }
+
+
+@pytest.mark.parametrize("frozen", ["vision,lm_head", "embeddings"])
+def test_half_of_a_matrix_cannot_be_frozen(frozen: str) -> None:
+    assert "one matrix" in complaints(f"learner.frozen=[{frozen}]")["learner.frozen"]
+    validation.load(DEMO, [f"learner.frozen=[{frozen}]", "learner.lora.rank=4"])
+    validation.load(DEMO, ["learner.frozen=[lm_head,embeddings]"])
+
+
+def test_adapters_train_the_language_model_and_so_it_cannot_be_frozen() -> None:
+    found = complaints("learner.frozen=[vision,language]", "learner.lora.rank=8")["learner.frozen"]
+    assert "adapters train the language model" in found
+    validation.load(DEMO, ["learner.frozen=[vision,language]"])
