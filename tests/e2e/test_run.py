@@ -23,13 +23,24 @@ def questions(run: Path) -> list[tuple[int, int, str]]:
     return [(row.stage, row.position, row.problem.id) for folder in folders for row in store.read(folder)]
 
 
+def _hears_ctrl_c() -> None:
+    """Tests that were started in a shell's background ignore the signal, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted after its first stage and then finished by the same command."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     words = ["run", DEMO, f"run.dir={folder}", *SMALL]
     with subprocess.Popen(
-        [*PROGRAM, *words], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PROGRAM, *words],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hears_ctrl_c,
     ) as process:
         first = folder / "rollouts" / "stage-0" / "manifest.json"
         deadline = time.monotonic() + 300
