@@ -91,6 +91,29 @@ class TokenScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What an engine says of one answer."""
+
+    prompt_tokens: int
+    """Tokens of the question with its pictures."""
+    top: TokenScores
+    own: np.ndarray
+    """float32 [tokens], log-probabilities of the answer's own tokens, temperature 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A question that an engine would not take."""
+
+    reason: str
+    """What the engine said."""
+
+
+Written = tuple[Answer, Scored]
+"""An answer, and what the engine that wrote it said of it on the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoredAnswer:
     judged: JudgedAnswer
     teacher: TokenScores

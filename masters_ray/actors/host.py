@@ -32,7 +32,7 @@ class HostSpec:
 
 
 class Host:
-    """Loads the model once; answers calls of its roles one after the other."""
+    """Loads the model once; answers calls of its roles, several at a time."""
 
     def __init__(self, spec: HostSpec) -> None:
         model = Model(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from masters_ray.actors.model import Model
 from masters_ray.prompts import evaluation_messages, parse_evaluation, parse_score, parsing_messages
+from masters_ray.records import Problem, Refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,11 @@ class Case:
     question: str
     label: str
     answer: str
+
+    @classmethod
+    def of(cls, problem: Problem, answer: str) -> Case:
+        """An answer's text to a problem."""
+        return cls(question=problem.question, label=problem.label, answer=answer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +39,29 @@ class Judge:
         self._model, self._max_tokens = model, max_tokens
 
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
-        """A verdict for each case; equal cases are judged once. Call 2 is made only where call 1 is not readable."""
+        """A verdict for each case; equal cases are judged once. Call 2 is made only where call 1 is not readable.
+
+        A case that is too long for the engine has no accuracy, and what the engine said for its text.
+        """
         distinct = list(dict.fromkeys(cases))
-        texts = self._ask([evaluation_messages(case.question, case.label, case.answer) for case in distinct])
-        scores = [parse_evaluation(text) for text in texts]
-        unread = [index for index, score in enumerate(scores) if score is None]
-        for index, reply in zip(unread, self._ask([parsing_messages(texts[index]) for index in unread]), strict=True):
-            scores[index] = parse_score(reply)
+        replies = self._ask([evaluation_messages(case.question, case.label, case.answer) for case in distinct])
+        scores = [None if isinstance(reply, Refused) else parse_evaluation(reply) for reply in replies]
+        unread = {
+            index: reply
+            for index, (reply, score) in enumerate(zip(replies, scores, strict=True))
+            if isinstance(reply, str) and score is None
+        }
+        second = self._ask([parsing_messages(reply) for reply in unread.values()])
+        for index, reply in zip(unread, second, strict=True):
+            scores[index] = None if isinstance(reply, Refused) else parse_score(reply)
         verdicts = {
-            case: Verdict(accuracy=score, text=text) for case, score, text in zip(distinct, scores, texts, strict=True)
+            case: Verdict(accuracy=score, text=reply.reason if isinstance(reply, Refused) else reply)
+            for case, score, reply in zip(distinct, scores, replies, strict=True)
         }
         return [verdicts[case] for case in cases]
 
-    def _ask(self, conversations: list) -> list[str]:
+    def _ask(self, conversations: list) -> list[str | Refused]:
         if not conversations:
             return []
         drawn = self._model.engine.generate_greedy(self._model.text_prompts(conversations), self._max_tokens)
-        return [self._model.chat.decode(ids) for ids in drawn]
+        return [one if isinstance(one, Refused) else self._model.chat.decode(one) for one in drawn]

@@ -8,9 +8,10 @@ from pathlib import Path
 from masters_ray.config import Engine, Sampling
 from masters_ray.data import decode
 from masters_ray.engines.chat import Chat
-from masters_ray.engines.vllm_engine import Mask, Prompt, Scored, VllmEngine
+from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
+from masters_ray.errors import DataError
 from masters_ray.prompts import Message, question_messages
-from masters_ray.records import Answer, Problem, Source
+from masters_ray.records import Answer, Problem, Refused, Scored, Source, Written
 
 
 class Model:
@@ -44,16 +45,29 @@ class Model:
         return [Prompt(token_ids=self.chat.token_ids(messages)) for messages in conversations]
 
     def answer(
-        self, source: Source, problems: Sequence[Problem], sampling: Sampling, *, answers: int, seeds: Sequence[int]
-    ) -> list[tuple[Answer, ...]]:
-        """``answers`` sampled answers to each problem."""
-        drawn = self.engine.generate(self.prompts(problems), sampling, answers=answers, seeds=seeds)
+        self,
+        source: Source,
+        problems: Sequence[Problem],
+        sampling: Sampling,
+        *,
+        answers: int,
+        seeds: Sequence[int],
+        top_k: int,
+    ) -> list[tuple[Written, ...] | Refused]:
+        """``answers`` sampled answers to each problem, scored on the way."""
+        drawn = self.engine.generate(self.prompts(problems), sampling, answers=answers, seeds=seeds, top_k=top_k)
         return [
-            tuple(Answer(source=source, text=self.chat.decode(ids), token_ids=ids) for ids in token_ids)
-            for token_ids in drawn
+            one
+            if isinstance(one, Refused)
+            else tuple(
+                (Answer(source=source, text=self.chat.decode(ids), token_ids=ids), scored) for ids, scored in one
+            )
+            for one in drawn
         ]
 
-    def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]], top_k: int) -> list[list[Scored]]:
+    def score(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]], top_k: int
+    ) -> list[list[Scored] | Refused]:
         """For each answer of each problem: top-k distributions and log-probabilities of its own tokens.
 
         Answers of one problem that are the same to the token are scored once.
@@ -67,10 +81,20 @@ class Model:
         scores = self.engine.score(
             [prompts[index] for index, _ in distinct], [token_ids for _, token_ids in distinct], top_k
         )
-        found = dict(zip(distinct, scores, strict=True))
-        return [[found[index, answer.token_ids] for answer in group] for index, group in enumerate(answers)]
+        refused = {index: one for (index, _), one in zip(distinct, scores, strict=True) if isinstance(one, Refused)}
+        found = {key: one for key, one in zip(distinct, scores, strict=True) if isinstance(one, Scored)}
+        return [
+            refused[index] if index in refused else [found[index, answer.token_ids] for answer in group]
+            for index, group in enumerate(answers)
+        ]
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
-        """The text of the greedy answer to each problem."""
+        """The text of the greedy answer to each problem. Raises DataError when the engine refuses a problem."""
         drawn = self.engine.generate_greedy(self.prompts(problems), max_tokens)
-        return [self.chat.decode(ids) for ids in drawn]
+        for problem, one in zip(problems, drawn, strict=True):
+            if isinstance(one, Refused):
+                raise DataError(
+                    f"question {problem.id}: the engine refuses it: {one.reason} Shorten the question, use smaller "
+                    "pictures, or raise engine.max_model_len."
+                )
+        return [self.chat.decode(ids) for ids in drawn if not isinstance(ids, Refused)]

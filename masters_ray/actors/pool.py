@@ -14,6 +14,9 @@ from masters_ray.actors.host import Host, HostSpec, Role
 from masters_ray.errors import MastersError, ReplicaError
 
 _SECONDS_TO_END = 20
+_CALLS_AT_ONCE = 3
+"""Calls under way on one replica: their requests share the engine's running batch, so that it is full while one call
+begins and another one ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +35,27 @@ class Deployment:
 
 
 class Pool:
-    """The replicas of one role. Calls from several threads run on as many replicas as are idle."""
+    """The replicas of one role. Calls from several threads run at once, a few on each replica."""
 
     def __init__(self, role: Role, actors: list[Any]) -> None:
         self.role = role
         self._actors = actors
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closed = threading.Event()
-        for actor in actors:
+        for actor in actors * _CALLS_AT_ONCE:
             self._idle.put(actor)
+
+    @property
+    def calls_at_once(self) -> int:
+        """Calls that find a place before the next one waits."""
+        return len(self._actors) * _CALLS_AT_ONCE
 
     def __len__(self) -> int:
         return len(self._actors)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """``method`` on an idle replica; waits for one. Raises ReplicaError, or the MastersError raised there."""
+        """``method`` on a replica that has a place free; waits for one. Raises ReplicaError, or the MastersError raised
+        there."""
         actor = self._idle.get()
         try:
             if self._closed.is_set():
@@ -67,7 +76,7 @@ class Pool:
     def wait_until_idle(self) -> None:
         """Return when no call is under way any more: what runs on after Ray is shut down would start another Ray."""
         try:
-            actors = [self._idle.get(timeout=_SECONDS_TO_END) for _ in self._actors]
+            actors = [self._idle.get(timeout=_SECONDS_TO_END) for _ in range(self.calls_at_once)]
         except queue.Empty:
             raise ReplicaError(
                 f"{self.role}: a call did not end in {_SECONDS_TO_END} s after its replica was stopped"
@@ -140,6 +149,7 @@ def _spawn(deployment: Deployment) -> Any:
     options: dict[str, Any] = {
         "num_cpus": deployment.cpus,
         "num_gpus": deployment.gpus_per_replica,
+        "max_concurrency": _CALLS_AT_ONCE * len(deployment.spec.roles) + 1,
         "runtime_env": {"env_vars": _environment(deployment)},
     }
     return ray.remote(Host).options(**options).remote(deployment.spec)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from masters_ray.actors.model import Model
 from masters_ray.config import Sampling
-from masters_ray.records import Answer, Problem
+from masters_ray.records import Answer, Problem, Refused, Scored, Written
 
 
 class Student:
@@ -19,13 +17,13 @@ class Student:
 
     def answer(
         self, problems: Sequence[Problem], sampling: Sampling, answers: int, seeds: Sequence[int]
-    ) -> list[tuple[Answer, ...]]:
-        """``answers`` sampled answers to each problem."""
-        return self._model.answer("student", problems, sampling, answers=answers, seeds=seeds)
+    ) -> list[tuple[Written, ...] | Refused]:
+        """``answers`` sampled answers to each problem, with the student's log-probabilities of their tokens."""
+        return self._model.answer("student", problems, sampling, answers=answers, seeds=seeds, top_k=0)
 
-    def logprobs(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> list[list[np.ndarray]]:
-        """float32 [tokens] for every answer: what this student gives to each of its tokens, temperature 1."""
-        return [[one.own for one in group] for group in self._model.score(problems, answers, top_k=0)]
+    def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> list[list[Scored] | Refused]:
+        """What this student gives to each token of every answer, temperature 1; without distributions."""
+        return self._model.score(problems, answers, top_k=0)
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from masters_ray.actors.model import Model
 from masters_ray.config import Sampling
 from masters_ray.masks import MaskReport
-from masters_ray.records import Answer, Problem, TokenScores
+from masters_ray.records import Answer, Problem, Refused, Scored, Written
 
 
 class Teacher:
@@ -22,17 +22,14 @@ class Teacher:
 
     def answer(
         self, problems: Sequence[Problem], sampling: Sampling, answers: int, seeds: Sequence[int]
-    ) -> list[tuple[Answer, ...]]:
-        """``answers`` sampled answers to each problem."""
-        return self._model.answer("teacher", problems, sampling, answers=answers, seeds=seeds)
+    ) -> list[tuple[Written, ...] | Refused]:
+        """``answers`` sampled answers to each problem, scored while they are written."""
+        return self._model.answer("teacher", problems, sampling, answers=answers, seeds=seeds, top_k=self._top_k)
 
-    def score(
-        self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]
-    ) -> list[tuple[int, list[TokenScores]]]:
-        """For each problem the tokens of its prompt, and for every answer the next-token distributions at each of its
-        tokens: top k with left-out mass. Each problem needs an answer."""
-        scored = self._model.score(problems, answers, self._top_k)
-        return [(group[0].prompt_tokens, [one.top for one in group]) for group in scored]
+    def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> list[list[Scored] | Refused]:
+        """For every answer to each problem the next-token distributions at each of its tokens: top k with left-out
+        mass."""
+        return self._model.score(problems, answers, self._top_k)
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem."""

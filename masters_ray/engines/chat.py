@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from masters_ray.prompts import Message
 
 
 class Chat:
-    """What a model's prompts are made with."""
+    """What a model's prompts are made with. Text and token ids may be asked for from several threads."""
 
     def __init__(self, folder: Path) -> None:
         """Raises CheckpointError when the processor cannot be loaded or has no chat template."""
@@ -29,6 +30,7 @@ class Chat:
             raise CheckpointError(
                 f"{folder}: expected a chat template, found none. Use an instruction-tuned checkpoint."
             )
+        self._one_at_a_time = threading.Lock()  # a fast tokenizer cannot be used by two threads at once
         self._no_thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
 
     def text(self, messages: Sequence[Message]) -> str:
@@ -39,7 +41,9 @@ class Chat:
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt as token ids with one placeholder per picture, not yet expanded (what vLLM wants)."""
-        return self.tokenizer(self.text(messages), add_special_tokens=False)["input_ids"]
+        text = self.text(messages)
+        with self._one_at_a_time:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def inputs(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> dict[str, Any]:
         """The prompt as the model's forward wants it: placeholders expanded, pixels beside; batch of one, torch."""
@@ -52,4 +56,5 @@ class Chat:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
-        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+        with self._one_at_a_time:
+            return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()

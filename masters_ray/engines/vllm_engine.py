@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from masters_ray.config import Engine, MaskScope, Part, Sampling
+from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import ReplicaError
 from masters_ray.masks import MaskReport
-from masters_ray.records import TokenScores
+from masters_ray.records import Refused, Scored, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +38,11 @@ class Mask:
         return [part for part in get_args(Part) if getattr(self.scope, part)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What an engine says of one answer."""
-
-    prompt_tokens: int
-    """Tokens of the prompt, pictures included."""
-    top: TokenScores
-    own: np.ndarray
-    """float32 [tokens], log-probabilities of the answer's own tokens."""
-
-
 class VllmEngine:
-    """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node."""
+    """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node.
+
+    Its methods may be called from several threads: all requests run in one batch (vllm_loop).
+    """
 
     def __init__(
         self,
@@ -65,7 +58,6 @@ class VllmEngine:
 
         top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled.
         """
-        from vllm import LLM
         from vllm.platforms import current_platform
 
         from masters_ray.engines.vllm_worker import MASKED
@@ -80,23 +72,28 @@ class VllmEngine:
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
             options["enable_chunked_prefill"] = False
+            # The smallest that its attention takes: only whole blocks of a prompt are found again in the cache.
+            options["block_size"] = 32
         if engine.kv_cache_memory_bytes is not None:
             options |= {"kv_cache_memory_bytes": engine.kv_cache_memory_bytes, "skip_mm_profiling": True}
-        self.llm = LLM(
-            model=str(folder),
-            dtype=engine.dtype,
-            tensor_parallel_size=tensor_parallel,
-            max_model_len=engine.max_model_len,
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            gpu_memory_utilization=engine.gpu_memory_utilization,
-            enforce_eager=engine.enforce_eager,
-            limit_mm_per_prompt={"image": engine.max_pictures, "video": 0},
-            max_logprobs=max(20, top_k),
-            worker_extension_cls="masters_ray.engines.vllm_worker.MaskedLoading",
-            generation_config="vllm",
-            disable_log_stats=True,
-            **options,
+        self.loop = EngineLoop(
+            partial(
+                _start,
+                model=str(folder),
+                dtype=engine.dtype,
+                tensor_parallel_size=tensor_parallel,
+                max_model_len=engine.max_model_len,
+                max_num_seqs=engine.max_num_seqs,
+                max_num_batched_tokens=engine.max_num_batched_tokens,
+                gpu_memory_utilization=engine.gpu_memory_utilization,
+                enforce_eager=engine.enforce_eager,
+                limit_mm_per_prompt={"image": engine.max_pictures, "video": 0},
+                max_logprobs=max(20, top_k),
+                worker_extension_cls="masters_ray.engines.vllm_worker.MaskedLoading",
+                generation_config="vllm",
+                disable_log_stats=True,
+                **options,
+            )
         )
 
     def mask(self, ratio: float) -> MaskReport:
@@ -107,70 +104,100 @@ class VllmEngine:
         """
         if self._mask is None:
             raise ReplicaError(f"{self._folder}: this engine was started without a mask")
-        if ratio != self._mask.ratio:
-            self._mask = dataclasses.replace(self._mask, ratio=ratio)
-            self.llm.collective_rpc("load_masked", args=(str(self._folder), ratio, self._mask.parts))
-            self.llm.reset_prefix_cache()
-            self.llm.llm_engine.reset_mm_cache()
-            self.llm.llm_engine.reset_encoder_cache()
-        reports = self.llm.collective_rpc("mask_report")
+        again = ratio != self._mask.ratio
+        self._mask = dataclasses.replace(self._mask, ratio=ratio)
+        reports = self.loop.alone(partial(_mask, folder=str(self._folder), mask=self._mask, again=again))
         if any(report != reports[0] for report in reports):
             raise ReplicaError(f"workers of one engine masked {self._folder} differently: {reports}")
         return MaskReport(**reports[0])
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int]
-    ) -> list[list[tuple[int, ...]]]:
-        """``answers`` sampled answers for each prompt, as token ids that include the end-of-turn token if reached.
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
+    ) -> list[list[tuple[tuple[int, ...], Scored]] | Refused]:
+        """``answers`` sampled answers for each prompt: token ids, with the end-of-turn token if reached, and what
+        ``score`` would say of them.
 
         A prompt's answers depend on its seed, not on what else is in the batch.
         """
-        return self._generate(
-            prompts,
-            [
-                {
-                    "n": answers,
-                    "seed": seed,
-                    "temperature": sampling.temperature,
-                    "top_p": sampling.top_p,
-                    "top_k": sampling.top_k,
-                    "repetition_penalty": sampling.repetition_penalty,
-                    "max_tokens": sampling.max_tokens,
-                }
-                for seed in seeds
-            ],
-        )
+        options = [
+            {
+                "n": answers,
+                "seed": seed,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "repetition_penalty": sampling.repetition_penalty,
+                "max_tokens": sampling.max_tokens,
+                "logprobs": top_k,
+                "flat_logprobs": True,
+            }
+            for seed in seeds
+        ]
+        return [
+            output if isinstance(output, Refused) else [_written(output, answer, top_k) for answer in output.outputs]
+            for output in self._generate(prompts, options)
+        ]
 
-    def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[int, ...]]:
+    def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[int, ...] | Refused]:
         """The greedy answer to each prompt."""
         options = [{"temperature": 0.0, "max_tokens": max_tokens}] * len(prompts)
-        return [answers[0] for answers in self._generate(prompts, options)]
+        return [
+            output if isinstance(output, Refused) else tuple(output.outputs[0].token_ids)
+            for output in self._generate(prompts, options)
+        ]
 
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], top_k: int) -> list[Scored]:
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], top_k: int) -> list[Scored | Refused]:
         """Next-token distributions at every token of ``answers[i]`` after ``prompts[i]``, temperature 1, no penalties.
 
-        With top_k = 0 the distributions are empty, and only the answer's own tokens are scored.
+        With top_k = 0 the distributions are empty, and only the answer's own tokens are scored. What the prefix cache
+        holds of a prompt is not computed again.
         """
         from vllm import SamplingParams
 
-        parameters = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, flat_logprobs=True, detokenize=False
-        )
+        def ask(indices: Sequence[int], *, cached: bool) -> list[Any]:
+            parameters = SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                prompt_logprobs=top_k,
+                flat_logprobs=True,
+                detokenize=False,
+                skip_reading_prefix_cache=not cached,
+            )
+            return self.loop.ask([(_request(whole[index]), parameters) for index in indices])
+
         whole = [
             Prompt(token_ids=[*prompt.token_ids, *answer], pictures=prompt.pictures)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        outputs = self.llm.generate([_request(prompt) for prompt in whole], parameters, use_tqdm=False)
+        outputs = ask(range(len(whole)), cached=True)
+        # vLLM leaves the positions that it took from the cache unscored; an answer that begins like another one may
+        # have its first tokens there.
+        uncovered = [
+            index
+            for index, (output, answer) in enumerate(zip(outputs, answers, strict=True))
+            if not isinstance(output, Refused)
+            and output.num_cached_tokens >= len(output.prompt_token_ids) - len(answer)
+        ]
+        for index, output in zip(uncovered, ask(uncovered, cached=False), strict=True):
+            outputs[index] = output
         return [
-            _scores(output.prompt_logprobs, len(answer), top_k) for output, answer in zip(outputs, answers, strict=True)
+            output
+            if isinstance(output, Refused)
+            else _scores(len(output.prompt_token_ids) - len(answer), output.prompt_logprobs, len(answer), top_k)
+            for output, answer in zip(outputs, answers, strict=True)
         ]
 
-    def _generate(self, prompts: Sequence[Prompt], options: list[dict[str, Any]]) -> list[list[tuple[int, ...]]]:
+    def _generate(self, prompts: Sequence[Prompt], options: list[dict[str, Any]]) -> list[Any]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        parameters = [SamplingParams(detokenize=False, logit_bias=self._never or None, **option) for option in options]
-        outputs = self.llm.generate([_request(prompt) for prompt in prompts], parameters, use_tqdm=False)
-        return [[tuple(answer.token_ids) for answer in output.outputs] for output in outputs]
+        parameters = [
+            SamplingParams(
+                detokenize=False, logit_bias=self._never or None, output_kind=RequestOutputKind.FINAL_ONLY, **option
+            )
+            for option in options
+        ]
+        return self.loop.ask([(_request(prompt), one) for prompt, one in zip(prompts, parameters, strict=True)])
 
 
 def _request(prompt: Prompt) -> Any:
@@ -180,18 +207,39 @@ def _request(prompt: Prompt) -> Any:
     return request
 
 
-def _scores(flat: Any, tokens: int, top_k: int) -> Scored:
-    """The last ``tokens`` positions of vLLM's flat prompt log-probs: per position its own token, then the top k."""
+def _start(**options: Any) -> Any:
+    from vllm import LLM
+
+    return LLM(**options)
+
+
+def _mask(llm: Any, *, folder: str, mask: Mask, again: bool) -> list[dict[str, Any]]:
+    """What each worker of the engine says of its masked weights; they are masked ``again`` if so asked."""
+    if again:
+        llm.collective_rpc("load_masked", args=(folder, mask.ratio, mask.parts))
+        llm.reset_prefix_cache()
+        llm.llm_engine.reset_mm_cache()
+        llm.llm_engine.reset_encoder_cache()
+    reports: list[dict[str, Any]] = llm.collective_rpc("mask_report")
+    return reports
+
+
+def _written(output: Any, answer: Any, top_k: int) -> tuple[tuple[int, ...], Scored]:
+    token_ids = tuple(answer.token_ids)
+    return token_ids, _scores(len(output.prompt_token_ids), answer.logprobs, len(token_ids), top_k)
+
+
+def _scores(prompt_tokens: int, flat: Any, tokens: int, top_k: int) -> Scored:
+    """The last ``tokens`` positions of vLLM's flat log-probs: per position its own token, then the top k."""
     own = np.empty(tokens, np.float32)
     top_ids = np.empty((tokens, top_k), np.int32)
     top_logprobs = np.empty((tokens, top_k), np.float32)
-    for row, position in enumerate(range(len(flat) - tokens, len(flat))):
-        start, end = flat.start_indices[position], flat.end_indices[position]
+    for row, (start, end) in enumerate(zip(flat.start_indices[-tokens:], flat.end_indices[-tokens:], strict=True)):
         own[row] = flat.logprobs[start]
         top_ids[row] = flat.token_ids[start + 1 : end][:top_k]
         top_logprobs[row] = flat.logprobs[start + 1 : end][:top_k]
-    if not all(math.isfinite(value) for value in own):
+    if not np.isfinite(own).all():
         raise ReplicaError("the engine gave a log-probability that is not finite; try engine.dtype=float32")
     left_out = np.clip(1.0 - np.exp(top_logprobs.astype(np.float64)).sum(-1), 0.0, 1.0).astype(np.float32)
     scores = TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
-    return Scored(prompt_tokens=len(flat) - tokens, top=scores, own=own)
+    return Scored(prompt_tokens=prompt_tokens, top=scores, own=own)

@@ -22,7 +22,7 @@ from masters_ray.actors.pool import Replicas
 from masters_ray.config import Config
 from masters_ray.evaluate import accuracy
 from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit
-from masters_ray.pipeline import outcome, stages
+from masters_ray.pipeline import outcome, rollouts, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say, track
@@ -73,7 +73,7 @@ def _make_rollouts(
                     _evaluate(config, directory, replicas, "student", held_out, "student_before")
             for stage, share in todo:
                 with journal.phase("rollouts"):
-                    rejected = stages.roll_out(
+                    rejected = rollouts.roll_out(
                         stage,
                         share,
                         replicas,
@@ -85,7 +85,7 @@ def _make_rollouts(
                     journal.reject(stage.index, rejected)
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
-                    stages.mask_teachers(replicas.pools["teacher"], 0.0)
+                    rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
                     _evaluate(config, directory, replicas, "teacher", held_out, "teacher")
     return journal.rejected([stage.index for stage, _ in work])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.errors import ReplicaError
+from masters_ray.errors import DataError, ReplicaError
 from masters_ray.packing import pack
 from masters_ray.prompts import question_messages
 from masters_ray.records import (
@@ -28,8 +29,11 @@ from masters_ray.records import (
     JudgedAnswer,
     Picture,
     Problem,
+    Refused,
     RolloutGroup,
+    Scored,
     ScoredAnswer,
+    Written,
 )
 from tests.builders import group, scores
 from tests.conftest import PAIR
@@ -69,9 +73,18 @@ def answers(pools: Replicas, problems: list[Problem]) -> list[tuple[Answer, ...]
     """Sampled answers of several lengths."""
     seeds = list(range(len(problems)))
     student = pools.pools["student"]
-    drawn = student.call("answer", problems, Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1), 3, seeds)
+    sampling = Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1)
+    drawn = unscored(student.call("answer", problems, sampling, 3, seeds))
     assert len({len(answer.token_ids) for one in drawn for answer in one}) > 1
     return drawn
+
+
+def unscored(written: list[tuple[Written, ...]]) -> list[tuple[Answer, ...]]:
+    return [tuple(answer for answer, _ in one) for one in written]
+
+
+def own_logprobs(scored: list[list[Scored]]) -> list[list[np.ndarray]]:
+    return [[one.own for one in group] for group in scored]
 
 
 def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None) -> Path:
@@ -128,7 +141,7 @@ def largest_difference(ones: list[list[np.ndarray]], others: list[list[np.ndarra
 def test_the_students_engine_and_the_learner_agree(
     pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]]
 ) -> None:
-    engine = pools.pools["student"].call("logprobs", problems, answers)
+    engine = own_logprobs(pools.pools["student"].call("score", problems, answers))
     assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, answers)) < 1e-3
 
 
@@ -139,7 +152,7 @@ def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
     teacher = pools.pools["teacher"]
     report = teacher.call("mask", ratio)
     assert report.sparsity == pytest.approx(ratio, abs=1e-4)
-    top = [scores for _, scores in teacher.call("score", problems, answers)]
+    top = [[one.top for one in group] for group in teacher.call("score", problems, answers)]
     model = learner_logprobs(masked_checkpoint(ratio, tmp_path / "masked"), problems, answers)
     compared = 0
     for scored, drawn, own in zip(top, answers, model, strict=True):
@@ -157,7 +170,8 @@ def test_engine_and_learner_count_the_same_tokens_in_a_prompt(
 ) -> None:
     model, chat = hf.load_model(PAIR / "teacher", "float32"), Chat(PAIR / "teacher")
     own = [len(hf.prompt_tensors(model, chat, question_messages(one), _pictures(one)).input_ids) for one in problems]
-    assert [tokens for tokens, _ in pools.pools["teacher"].call("score", problems, answers)] == own
+    scored = pools.pools["teacher"].call("score", problems, answers)
+    assert [{one.prompt_tokens for one in group} for group in scored] == [{tokens} for tokens in own]
     assert len(set(own)) > 1
 
 
@@ -176,11 +190,11 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
         teacher, student = both.pools["teacher"], both.pools["student"]
         teacher.call("mask", 0.0)
         teacher.call("mask", 0.2)
-        written = teacher.call("answer", problems, SAMPLING, 2, seeds)
+        written = unscored(teacher.call("answer", problems, SAMPLING, 2, seeds))
         greedy = teacher.call("answer_greedily", problems, 6)
-        tops = [scores for _, scores in teacher.call("score", problems, written)]
-        loaded = student.call("logprobs", problems, written)
-        again = student.call("answer", problems, SAMPLING, 2, seeds)
+        tops = [[one.top for one in group] for group in teacher.call("score", problems, written)]
+        loaded = own_logprobs(student.call("score", problems, written))
+        again = unscored(student.call("answer", problems, SAMPLING, 2, seeds))
         assert greedy == student.call("answer_greedily", problems, 6)
     assert [[one.token_ids for one in drawn] for drawn in written] == [
         [one.token_ids for one in drawn] for drawn in again
@@ -198,7 +212,8 @@ def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
     reports, tops = [], []
     for ratio in (0.0, 0.2, 0.0):
         reports.append(teacher.call("mask", ratio))
-        tops.append([one.top_logprobs for _, drawn in teacher.call("score", problems, answers) for one in drawn])
+        scored = teacher.call("score", problems, answers)
+        tops.append([one.top.top_logprobs for group in scored for one in group])
     assert all(np.array_equal(first, last) for first, last in zip(tops[0], tops[2], strict=True))
     assert not all(np.array_equal(first, masked) for first, masked in zip(tops[0], tops[1], strict=True))
     assert reports[0].digest == reports[2].digest != reports[1].digest
@@ -207,9 +222,61 @@ def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
 def test_answers_depend_on_their_seed_and_not_on_their_company(pools: Replicas, problems: list[Problem]) -> None:
     student = pools.pools["student"]
     hot = Sampling(max_tokens=6, temperature=2.0)
-    together = student.call("answer", problems, hot, 2, list(range(len(problems))))
-    alone = student.call("answer", problems[3:4], hot, 2, [3])
+    together = unscored(student.call("answer", problems, hot, 2, list(range(len(problems)))))
+    alone = unscored(student.call("answer", problems[3:4], hot, 2, [3]))
     assert [one.token_ids for one in alone[0]] == [one.token_ids for one in together[3]]
+
+
+def test_calls_from_several_threads_share_an_engine_and_get_their_own_answers(
+    pools: Replicas, problems: list[Problem]
+) -> None:
+    student = pools.pools["student"]
+    hot = Sampling(max_tokens=6, temperature=2.0)
+    seeds = list(range(len(problems)))
+    together = unscored(student.call("answer", problems, hot, 2, seeds))
+    with ThreadPoolExecutor(len(problems)) as threads:
+        apart = threads.map(lambda seed: student.call("answer", [problems[seed]], hot, 2, [seed]), seeds)
+        assert [unscored(one)[0] for one in apart] == together
+
+
+def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
+    pools: Replicas, problems: list[Problem]
+) -> None:
+    teacher = pools.pools["teacher"]
+    teacher.call("mask", 0.1)
+    written = teacher.call("answer", problems, Sampling(max_tokens=6, temperature=2.0), 3, list(range(len(problems))))
+    afterwards = teacher.call("score", problems, unscored(written))
+    for one, again in zip(written, afterwards, strict=True):
+        for (_, on_the_way), scored in zip(one, again, strict=True):
+            assert on_the_way.prompt_tokens == scored.prompt_tokens
+            assert np.array_equal(on_the_way.top.top_ids[:, :4], scored.top.top_ids[:, :4])
+            np.testing.assert_allclose(on_the_way.top.top_logprobs, scored.top.top_logprobs, atol=1e-4)
+            np.testing.assert_allclose(on_the_way.own, scored.own, atol=1e-4)
+
+
+def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Replicas, problems: list[Problem]) -> None:
+    """Their first tokens fill blocks of the prefix cache, whose positions the engine leaves unscored."""
+    alike = tuple(20 + number % 40 for number in range(120))
+    drawn = [tuple(Answer(source="student", text="", token_ids=(*alike, last)) for last in (21, 22, 23))] * len(
+        problems
+    )
+    student = pools.pools["student"]
+    for _ in range(2):
+        scored = own_logprobs(student.call("score", problems, drawn))
+        assert largest_difference(scored, learner_logprobs(PAIR / "student", problems, drawn)) < 1e-3
+
+
+def test_a_question_over_the_context_length_is_refused_and_the_others_are_answered(
+    pools: Replicas, problems: list[Problem]
+) -> None:
+    student = pools.pools["student"]
+    long = Problem(id="long", question="what " * 3000, label="x", pictures=problems[0].pictures)
+    first, refused, second = student.call("answer", [problems[0], long, problems[1]], SAMPLING, 2, [0, 1, 2])
+    assert isinstance(refused, Refused)
+    assert "maximum context length is 1024 tokens" in refused.reason
+    assert unscored([first, second]) == unscored(student.call("answer", problems[:2], SAMPLING, 2, [0, 2]))
+    with pytest.raises(DataError, match="question long: the engine refuses it"):
+        student.call("answer_greedily", [problems[0], long], 4)
 
 
 def test_an_error_inside_a_replica_is_told_with_its_cause(pools: Replicas, problems: list[Problem]) -> None:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from masters_ray.engines.vllm_loop import EngineLoop
+from masters_ray.errors import CheckpointError, ReplicaError
+from masters_ray.records import Refused
+
+
+class FakeEngine:
+    """Finishes its oldest request at each step; remembers the most that were under way at once."""
+
+    def __init__(self) -> None:
+        self.llm_engine = self
+        self.under_way: list[tuple[str, str]] = []
+        self.most = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def add_request(self, name: str, prompt: str, parameters: object) -> None:
+        if prompt == "long":
+            raise ValueError("too long")
+        self.under_way.append((name, prompt))
+        self.most = max(self.most, len(self.under_way))
+
+    def step(self) -> list[Any]:
+        self.go_on.wait()
+        name, prompt = self.under_way.pop(0)
+        if prompt == "poison":
+            raise RuntimeError("out of memory")
+        return [SimpleNamespace(request_id=name, finished=True, text=prompt.upper())]
+
+
+def ask(loop: EngineLoop, *prompts: str) -> list[Any]:
+    return [one if isinstance(one, Refused) else one.text for one in loop.ask([(prompt, None) for prompt in prompts])]
+
+
+def test_requests_of_several_callers_run_together_and_each_gets_its_own() -> None:
+    engine = FakeEngine()
+    engine.go_on.clear()
+    loop = EngineLoop(lambda: engine)
+    with ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(ask, loop, f"a{number}", f"b{number}") for number in range(3)]
+        for call in calls:
+            assert not call.done()
+        engine.go_on.set()
+        assert [call.result() for call in calls] == [[f"A{number}", f"B{number}"] for number in range(3)]
+    assert engine.most > 2
+    assert ask(loop) == []
+
+
+def test_what_the_engine_refuses_does_not_touch_the_others() -> None:
+    assert ask(EngineLoop(FakeEngine), "a", "long", "b") == ["A", Refused(reason="too long"), "B"]
+
+
+def test_a_broken_engine_tells_every_caller_then_and_later() -> None:
+    loop = EngineLoop(FakeEngine)
+    for prompts in (("a", "poison", "b"), ("a",)):
+        with pytest.raises(ReplicaError, match="the engine broke: RuntimeError: out of memory"):
+            ask(loop, *prompts)
+
+
+def test_an_action_on_the_engine_runs_when_nothing_is_under_way_and_may_fail_alone() -> None:
+    engine = FakeEngine()
+    loop = EngineLoop(lambda: engine)
+
+    def fail(llm: Any) -> None:
+        raise CheckpointError("torn")
+
+    assert ask(loop, "a") == ["A"]
+    assert loop.alone(lambda llm: len(llm.under_way)) == 0
+    with pytest.raises(CheckpointError, match="torn"):
+        loop.alone(fail)
+    assert ask(loop, "a") == ["A"]
+
+
+def test_an_engine_that_cannot_be_made_is_told_to_who_asked_for_it() -> None:
+    def fail() -> None:
+        raise OSError("no such model")
+
+    with pytest.raises(OSError, match="no such model"):
+        EngineLoop(fail)
