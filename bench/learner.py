@@ -24,6 +24,7 @@ _ENVIRONMENT = {
     "GLIBC_TUNABLES": ALLOCATOR,  # as the learner's workers have it
     "TOKENIZERS_PARALLELISM": "false",
 }
+_PACKAGES = ("torch", "trl", "transformers", "deepspeed")
 _SHOWN_OF_A_FAILURE = 4000
 
 
@@ -47,7 +48,7 @@ def measure(repeats: int, only: Sequence[str], out: Path) -> None:
 
     if unknown := set(only) - set(figures()):
         sys.exit(f"--only: expected some of {', '.join(figures())}; found {', '.join(sorted(unknown))}")
-    result: dict[str, Any] = {"machine": machine(), "repeats": repeats, "tables": {}}
+    result: dict[str, Any] = {"machine": machine(_PACKAGES), "repeats": repeats, "tables": {}}
     for key, figure in figures().items():
         if only and key not in only:
             continue

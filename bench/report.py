@@ -9,16 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "trl", "transformers", "deepspeed")
 
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, threads, versions, the day."""
+def machine(packages: Sequence[str]) -> dict[str, Any]:
+    """Processor, cores, threads, versions of these packages, the day."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": int(os.environ["OMP_NUM_THREADS"]),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in packages},
         "date": date.today().isoformat(),
     }
 

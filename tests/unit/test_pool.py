@@ -8,7 +8,7 @@ from masters_ray.errors import ReplicaError
 
 def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:
     busy: Pool = Pool("student", [object()])
-    actor = busy._idle.get()  # its only replica is at work
+    places = [busy._idle.get() for _ in range(busy.calls_at_once)]  # its only replica has as many calls as it takes
     told: list[str] = []
 
     def wait() -> None:
@@ -20,7 +20,8 @@ def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:
     waiting = threading.Thread(target=wait)
     waiting.start()
     busy.close()
-    busy._idle.put(actor)
+    for place in places:
+        busy._idle.put(place)
     waiting.join(timeout=10)
     assert told == ["student.answer: the replicas were stopped"]
     busy.wait_until_idle()

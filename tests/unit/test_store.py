@@ -3,21 +3,23 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from masters_ray import store
 from masters_ray.errors import StoreError
-from masters_ray.records import RolloutGroup
-from tests.builders import group, problem, scored
+from masters_ray.records import RolloutGroup, TokenScores
+from masters_ray.store import codec
+from tests.builders import group, problem, scored, scores
 
 
-def plain(value: object) -> object:
-    """The same with numpy arrays as lists, so that rows compare."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    return [plain(item) for item in value] if isinstance(value, tuple) else value
+def without_scores(group: RolloutGroup) -> RolloutGroup:
+    """The group with empty arrays, so that rows compare."""
+    answers = tuple(
+        dataclasses.replace(answer, teacher=None, reference_logprobs=answer.reference_logprobs.tolist())  # type: ignore[arg-type]
+        for answer in group.answers
+    )
+    return dataclasses.replace(group, answers=answers)
 
 
 def filled(folder: Path, groups: list[RolloutGroup]) -> store.Manifest:
@@ -32,7 +34,68 @@ def test_groups_come_back_as_they_were_in_the_order_of_their_shards(tmp_path: Pa
     groups = [group(answers, position=i, of=problem(id=f"p{i}", pictures=2)) for i in range(3)]
     manifest = filled(tmp_path, groups)
     assert (manifest.rows, manifest.made_by) == (3, {"ratio": 0.2})
-    assert [plain(one) for one in store.read(tmp_path)] == [plain(one) for one in groups]
+    found = list(store.read(tmp_path))
+    assert [without_scores(one) for one in found] == [without_scores(one) for one in groups]
+    for one, other in zip(found, groups, strict=True):
+        for read, written in zip(one.answers, other.answers, strict=True):
+            order = np.argsort(written.teacher.top_ids, axis=-1)
+            assert np.array_equal(read.teacher.top_ids, np.take_along_axis(written.teacher.top_ids, order, -1))
+            sorted_logprobs = np.take_along_axis(written.teacher.top_logprobs, order, -1)
+            np.testing.assert_allclose(np.exp(read.teacher.top_logprobs), np.exp(sorted_logprobs), atol=2e-3)
+            np.testing.assert_allclose(read.teacher.left_out, written.teacher.left_out, atol=2e-3)
+
+
+def test_other_tools_read_a_shard_by_its_plain_columns(tmp_path: Path) -> None:
+    """What docs/STORE.md says of the columns, without this package."""
+    answer = scored([5, 1], k=3)
+    filled(tmp_path, [group((answer, answer))] * 3)
+    row = pq.read_table(tmp_path / "shard-00000.parquet")["answers"][0][0].as_py()
+    ids = np.cumsum(np.reshape(row["top_gaps"], (2, 3)), axis=1)
+    assert ids.tolist() == np.sort(answer.teacher.top_ids, axis=1).tolist()
+    squares = np.square(np.reshape(row["top_roots"], (2, 3)))
+    total = squares.sum(1) + np.square(row["left_out_roots"])
+    np.testing.assert_allclose(squares.sum(1) / total, 1 - answer.teacher.left_out, atol=2e-3)
+
+
+@pytest.mark.parametrize("tokens", [1, 5000])
+def test_scores_come_back_as_distributions_within_the_error_that_is_stated(tokens: int) -> None:
+    given = scores(tokens, k=50, seed=tokens, vocabulary=400)
+    gaps, roots, left_out = codec.encode(given)
+    found = codec.decode(gaps.ravel(), roots.ravel(), left_out)
+    order = np.argsort(given.top_ids, axis=-1)
+    assert np.array_equal(found.top_ids, np.take_along_axis(given.top_ids, order, -1))
+    before = np.c_[np.exp(np.take_along_axis(given.top_logprobs, order, -1)), given.left_out]
+    after = np.c_[np.exp(found.top_logprobs), found.left_out]
+    np.testing.assert_allclose(after.sum(-1), 1, atol=1e-5)
+    hellinger = np.sqrt(0.5 * np.square(np.sqrt(before) - np.sqrt(after)).sum(-1))
+    assert hellinger.max() < 2 * np.sqrt(51 / 8) / codec.LEVELS
+
+
+@pytest.mark.parametrize(
+    ("ids", "logprobs", "left_out", "message"),
+    [
+        ([[3, 3]], [[-1.0, -1.0]], [0.2], "different token ids"),
+        ([[-1, 3]], [[-1.0, -1.0]], [0.2], "different token ids"),
+        ([[1, 3]], [[0.5, -1.0]], [0.2], "between 0 and 1"),
+        ([[1, 3]], [[np.nan, -1.0]], [0.2], "between 0 and 1"),
+        ([[1, 3]], [[-1.0, -1.0]], [-0.2], "between 0 and 1"),
+    ],
+)
+def test_scores_that_are_no_distribution_are_refused(
+    ids: list[list[int]], logprobs: list[list[float]], left_out: list[float], message: str
+) -> None:
+    given = TokenScores(
+        top_ids=np.array(ids, np.int32),
+        top_logprobs=np.array(logprobs, np.float32),
+        left_out=np.array(left_out, np.float32),
+    )
+    with pytest.raises(StoreError, match=message):
+        codec.encode(given)
+
+
+def test_damaged_scores_are_noticed() -> None:
+    with pytest.raises(StoreError, match="5 ids and 6 probabilities for 2 tokens"):
+        codec.decode(np.ones(5, np.uint32), np.ones(6, np.uint16), np.ones(2, np.uint16))
 
 
 def test_a_directory_without_a_manifest_is_no_store(tmp_path: Path) -> None:
@@ -69,5 +132,5 @@ def test_a_damaged_manifest_and_a_missing_shard_are_named(tmp_path: Path) -> Non
     with pytest.raises(StoreError, match="expected a manifest"):
         store.read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 99, "rows": 0, "shards": [], "made_by": {}}))
-    with pytest.raises(StoreError, match="expected format 2, found 99"):
+    with pytest.raises(StoreError, match="expected format 3, found 99"):
         store.read_manifest(tmp_path)
