@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import masters_ray
 from masters_ray.errors import MastersError
@@ -32,6 +33,22 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="distil: on this machine, or on the cluster at RAY_ADDRESS")
     _configured(run)
     run.set_defaults(command=_run)
+
+    generate = commands.add_parser("generate", help="make a run's rollouts only; run goes on with them")
+    _configured(generate)
+    generate.set_defaults(command=_generate)
+
+    looks = commands.add_parser("store", help="look at stored rollouts").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    for name, told in (
+        ("inspect", "how far it is, and what its rows are made of"),
+        ("verify", "read every shard and row; exit code 1 when something is damaged"),
+        ("stats", "counts, accuracies, bytes, reasons of the questions set aside"),
+    ):
+        look = looks.add_parser(name, help=told)
+        look.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0")
+        look.set_defaults(command=_store, look=name)
 
     validate = commands.add_parser("validate", help="check everything that can be checked without starting anything")
     _configured(validate)
@@ -70,11 +87,34 @@ def _run(arguments: argparse.Namespace) -> int:
         say(f"{directory.root} holds this run, finished; delete the directory to run it again")
         say(f"report {report.write(directory.root)}")
         return 0
-    with cluster.connected(config.cluster):
+    with directory.locked(), cluster.connected(config.cluster):
         validation.check_cluster(config)
         written = offline.run(config, directory, arguments.config)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from masters_ray import cluster, validation
+    from masters_ray.pipeline import offline
+    from masters_ray.pipeline.directory import RunDirectory
+
+    config = validation.load(arguments.config, arguments.overrides)
+    directory = RunDirectory(config)
+    with directory.locked(), cluster.connected(config.cluster):
+        validation.check_cluster(config)
+        for folder in offline.generate(config, directory, arguments.config):
+            say(f"rollouts {folder}")
+    return 0
+
+
+def _store(arguments: argparse.Namespace) -> int:
+    from masters_ray.store import look
+
+    for folder in arguments.folder:
+        for line in getattr(look, arguments.look)(Path(folder)):
+            say(line)
     return 0
 
 

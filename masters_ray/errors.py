@@ -6,6 +6,7 @@
     ├── CheckpointError    model weights, tokenizer or processor that cannot be used
     ├── StoreError         a rollout store that is missing, incomplete or made by other settings
     ├── ReplicaError       an actor that died or answered wrongly
+    │   └── ReplicaLostError   its process is gone; another one takes its place
     ├── LearnerError       training that stopped before its end
     └── SubmitError        a Ray job that could not be handed over
 
@@ -62,6 +63,10 @@ class StoreError(MastersError):
 
 class ReplicaError(MastersError):
     """An actor that died or answered wrongly."""
+
+
+class ReplicaLostError(ReplicaError):
+    """A process that is gone, or whose engine broke; another one takes its place."""
 
 
 class LearnerError(MastersError):

@@ -5,6 +5,8 @@ Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGrou
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +49,13 @@ class Problem:
     """Possible answers, if the question names them; shown to the model below the question."""
     kind: str = "all"
     """What accuracy is reported by."""
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of everything above; pictures on disk count by their path."""
+        pictures = [picture.path or hashlib.sha256(picture.data or b"").hexdigest() for picture in self.pictures]
+        content = [self.id, self.question, self.label, pictures, list(self.choices), self.kind]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,17 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+def prompt_digest(folder: Path) -> str:
+    """SHA-256 over the files that make a prompt of a question: tokenizer, chat template, processors."""
+    total = hashlib.sha256()
+    for name in (*_NEEDED[1:], *_PROCESSORS, "chat_template.jinja", "chat_template.json"):
+        file = folder / name
+        total.update(f"{name} {file.is_file()}".encode())
+        if file.is_file():
+            total.update(file.read_bytes())
+    return total.hexdigest()
+
+
 def parameter_count(folder: Path) -> int:
     """Entries of all weights, read from the files' headers."""
     return sum(

@@ -15,7 +15,9 @@ from tests.builders import scores
 class FakePool:
     """Replicas that answer "red" or "blue" and judge by what the test says."""
 
-    def __init__(self, role: str, verdicts: dict[str, int | None] | None = None, reports: int = 1) -> None:
+    def __init__(
+        self, role: str, verdicts: dict[str, int | None] | None = None, reports: int = 1, digest: str = "digest"
+    ) -> None:
         self.role = role
         self.calls: list[str] = []
         self.scored: list[tuple[int, ...]] = []
@@ -23,20 +25,25 @@ class FakePool:
         self.refuses_to_score: set[str] = set()
         self._verdicts = verdicts or {"red": 1, "blue": 0}
         self._reports = reports
+        self._digest = digest
 
     @property
     def calls_at_once(self) -> int:
         return 2
 
-    def call_all(self, method: str, ratio: float) -> list[MaskReport]:
+    def mask(self, ratio: float) -> list[MaskReport]:
         return [
-            MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=f"digest {number}")
+            MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=f"{self._digest} {number}")
             for number in range(self._reports)
         ]
 
     def call(self, method: str, *arguments: Any) -> Any:
         self.calls.append(method)
+        self.before_call(method, arguments)
         return getattr(self, method)(*arguments)
+
+    def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
+        """For a test to let a replica die."""
 
     def answer(self, problems: list[Problem], sampling: object, count: int, seeds: list[int]) -> list[Any]:
         return [self._written(problem, count) for problem in problems]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +14,9 @@ from masters_ray.actors.rollout import Student
 from masters_ray.actors.teacher import Teacher
 from masters_ray.config import Engine
 from masters_ray.engines.vllm_engine import Mask
+from masters_ray.errors import ReplicaLostError
+
+_SECONDS_TO_TELL = 1.0
 
 Role = Literal["teacher", "student", "judge"]
 
@@ -35,7 +40,7 @@ class Host:
     """Loads the model once; answers calls of its roles, several at a time."""
 
     def __init__(self, spec: HostSpec) -> None:
-        model = Model(
+        self._model = model = Model(
             weights.locate(spec.checkpoint),
             spec.engine,
             tensor_parallel=spec.tensor_parallel,
@@ -53,6 +58,16 @@ class Host:
         """True once the model is loaded."""
         return True
 
-    def call(self, role: Role, method: str, *arguments: Any) -> Any:
-        """``method`` of the role's player."""
-        return getattr(self._players[role], method)(*arguments)
+    def call(self, role: Role, method: str, *arguments: Any, mask_ratio: float | None = None) -> Any:
+        """``method`` of the role's player, with the weights masked at ``mask_ratio`` if there is one: a process that
+        took the place of another one has the ratio that it was started with.
+
+        When the engine broke, the process ends after it has told so.
+        """
+        try:
+            if mask_ratio is not None:
+                self._model.engine.mask(mask_ratio)
+            return getattr(self._players[role], method)(*arguments)
+        except ReplicaLostError:
+            threading.Timer(_SECONDS_TO_TELL, os._exit, (1,)).start()
+            raise

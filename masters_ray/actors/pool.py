@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from masters_ray.actors.host import Host, HostSpec, Role
-from masters_ray.errors import MastersError, ReplicaError
+from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
+from masters_ray.masks import MaskReport
 
 _SECONDS_TO_END = 20
 _CALLS_AT_ONCE = 3
@@ -28,6 +29,8 @@ class Deployment:
     cpus: float
     gpus: float
     """GPUs of each tensor-parallel rank."""
+    max_restarts: int = 0
+    """How often a process that died is started again."""
 
     @property
     def gpus_per_replica(self) -> float:
@@ -35,11 +38,16 @@ class Deployment:
 
 
 class Pool:
-    """The replicas of one role. Calls from several threads run at once, a few on each replica."""
+    """The replicas of one role. Calls from several threads run at once, a few on each replica.
+
+    A replica whose process dies is started again by Ray, up to ``max_restarts`` times; what it was doing is told as
+    ReplicaLostError, and whoever called decides whether to call again.
+    """
 
     def __init__(self, role: Role, actors: list[Any]) -> None:
         self.role = role
         self._actors = actors
+        self._mask_ratio: float | None = None
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closed = threading.Event()
         for actor in actors * _CALLS_AT_ONCE:
@@ -50,24 +58,23 @@ class Pool:
         """Calls that find a place before the next one waits."""
         return len(self._actors) * _CALLS_AT_ONCE
 
-    def __len__(self) -> int:
-        return len(self._actors)
+    def mask(self, ratio: float) -> list[MaskReport]:
+        """Every replica's weights masked at ``ratio``, from now on and whoever takes its place; nothing else may be
+        running on the pool."""
+        self._mask_ratio = ratio
+        futures = [self._begin(actor, "mask", ratio) for actor in self._actors]
+        return [self._result(future, "mask") for future in futures]
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """``method`` on a replica that has a place free; waits for one. Raises ReplicaError, or the MastersError raised
-        there."""
+        """``method`` on a replica that has a place free; waits for one. Raises ReplicaLostError when its process dies
+        on the way, ReplicaError, or the MastersError raised there."""
         actor = self._idle.get()
         try:
             if self._closed.is_set():
                 raise ReplicaError(f"{self.role}.{method}: the replicas were stopped")
-            return self._result(actor.call.remote(self.role, method, *arguments), method)
+            return self._result(self._begin(actor, method, *arguments), method)
         finally:
             self._idle.put(actor)
-
-    def call_all(self, method: str, *arguments: Any) -> list[Any]:
-        """``method`` on every replica at once; nothing else may be running on the pool."""
-        futures = [actor.call.remote(self.role, method, *arguments) for actor in self._actors]
-        return [self._result(future, method) for future in futures]
 
     def close(self) -> None:
         """From now on calls are refused, also those that wait for a replica."""
@@ -83,6 +90,9 @@ class Pool:
             ) from None
         for actor in actors:
             self._idle.put(actor)
+
+    def _begin(self, actor: Any, method: str, *arguments: Any) -> Any:
+        return actor.call.remote(self.role, method, *arguments, mask_ratio=self._mask_ratio)
 
     def _result(self, future: Any, method: str) -> Any:
         try:
@@ -138,10 +148,10 @@ def replica_error(error: RayError, doing: str) -> MastersError:
         return error.cause
     if isinstance(error, RayTaskError):
         return ReplicaError(f"{doing}: {type(error.cause).__name__}: {error.cause}")
-    if isinstance(error, RayActorError):
+    if isinstance(error, RayActorError | ObjectLostError | OutOfMemoryError):
         # The text ends with what the process itself raised, if it came that far.
         cause = str(error).strip().splitlines()[-1].strip()
-        return ReplicaError(f"{doing}: its process died: {cause}")
+        return ReplicaLostError(f"{doing}: its process died: {cause}")
     return ReplicaError(f"{doing}: {type(error).__name__}: {error}")
 
 
@@ -149,6 +159,7 @@ def _spawn(deployment: Deployment) -> Any:
     options: dict[str, Any] = {
         "num_cpus": deployment.cpus,
         "num_gpus": deployment.gpus_per_replica,
+        "max_restarts": deployment.max_restarts,
         "max_concurrency": _CALLS_AT_ONCE * len(deployment.spec.roles) + 1,
         "runtime_env": {"env_vars": _environment(deployment)},
     }

@@ -90,7 +90,7 @@ def violations(config: Config) -> list[Complaint]:
         "student.tensor_parallel": config.student.tensor_parallel,
         "teacher.top_k": teacher.top_k,
         "rollout.sampling.max_tokens": sampling.max_tokens,
-        "rollout.shard_rows": rollout.shard_rows,
+        "rollout.batch_rows": rollout.batch_rows,
         "judge.max_tokens": config.judge.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "learner.workers": learner.workers,

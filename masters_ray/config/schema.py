@@ -133,8 +133,10 @@ class Rollout:
     teacher_answers: int = 4
     student_answers: int = 4
     sampling: Sampling = field(default_factory=Sampling)
-    shard_rows: int = 256
-    """Questions of one parquet shard; also what a replica is handed at a time."""
+    batch_rows: int = 32
+    """Questions that go through the engines together and are stored as one shard; what is repeated after a kill."""
+    max_restarts: int = 10
+    """How often a replica whose process died is started again."""
 
 
 @dataclass

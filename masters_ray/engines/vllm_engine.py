@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +65,8 @@ class VllmEngine:
 
         self._folder = folder
         self._mask = mask
+        self._report: MaskReport | None = None
+        self._masking = threading.Lock()
         self._never = dict.fromkeys(banned, -100.0)
         options: dict[str, Any] = {}
         if mask is not None:
@@ -104,12 +107,16 @@ class VllmEngine:
         """
         if self._mask is None:
             raise ReplicaError(f"{self._folder}: this engine was started without a mask")
-        again = ratio != self._mask.ratio
-        self._mask = dataclasses.replace(self._mask, ratio=ratio)
-        reports = self.loop.alone(partial(_mask, folder=str(self._folder), mask=self._mask, again=again))
-        if any(report != reports[0] for report in reports):
-            raise ReplicaError(f"workers of one engine masked {self._folder} differently: {reports}")
-        return MaskReport(**reports[0])
+        with self._masking:
+            again = ratio != self._mask.ratio
+            if again or self._report is None:
+                self._report = None
+                self._mask = dataclasses.replace(self._mask, ratio=ratio)
+                reports = self.loop.alone(partial(_mask, folder=str(self._folder), mask=self._mask, again=again))
+                if any(report != reports[0] for report in reports):
+                    raise ReplicaError(f"workers of one engine masked {self._folder} differently: {reports}")
+                self._report = MaskReport(**reports[0])
+            return self._report
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int

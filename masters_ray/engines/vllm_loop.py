@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from masters_ray.errors import ReplicaError
+from masters_ray.errors import ReplicaLostError
 from masters_ray.records import Refused
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class EngineLoop:
 
     def ask(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
         """(prompt, SamplingParams) → vLLM's RequestOutput, or Refused, for each. Waits for all of them; may be called
-        from several threads. Raises ReplicaError when the engine broke."""
+        from several threads. Raises ReplicaLostError when the engine broke."""
         asked = _Asked(requests=requests, outcomes=[None] * len(requests), missing=len(requests))
         if requests:
             self._wait(asked)
@@ -81,7 +81,7 @@ class EngineLoop:
         if isinstance(one, _Alone) and one.error is not None:
             raise one.error
         if error is not None:
-            raise ReplicaError(f"the engine broke: {type(error).__name__}: {error}") from error
+            raise ReplicaLostError(f"the engine broke: {type(error).__name__}: {error}") from error
 
     def _run(self, build: Callable[[], Any], built: queue.SimpleQueue[BaseException | None]) -> None:
         try:

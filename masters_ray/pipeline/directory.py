@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ _FREE = (
     "local_cpus",
     "share_process",
     "max_failures",
+    "max_restarts",
+    "batch_rows",
     "checkpoints_kept",
     "checkpoint_every",
     "max_skipped_in_a_row",
@@ -67,6 +72,24 @@ class RunDirectory:
     def _has_learned(self) -> bool:
         traces = (self.file("metrics.jsonl"), self.file("skipped.jsonl"), self.student)
         return any(trace.exists() for trace in traces) or any((self.learner / "checkpoints").glob("*"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works in the directory inside the block. Raises StoreError when somebody does already."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise StoreError(
+                    f"{self.root}: another process works here ({lock.read() or 'unknown'}). Wait for it, stop it, or "
+                    "choose another run.dir."
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
 
     def claim(self) -> None:
         """From now on the directory is this configuration's. Before anything is made in it, and not sooner: a run that

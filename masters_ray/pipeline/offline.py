@@ -32,15 +32,7 @@ from masters_ray.records import Problem, Rejected
 def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails."""
     with Journal(directory, config_file) as journal:
-        with journal.phase("data"):
-            train, held_out = stages.load(config)
-            _say_data(train, held_out)
-            quarantine = directory.file("quarantine.jsonl")
-            data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected])
-        plan = schedule.stages(config.schedule.max_ratio, config.schedule.step)
-        shares = schedule.split(list(enumerate(train.problems)), len(plan), config.schedule.stage_data)
-        rejected = _make_rollouts(config, directory, journal, held_out.problems, list(zip(plan, shares, strict=True)))
-        data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected, *rejected])
+        plan, train, held_out = _generate(config, directory, journal)
         _learn(config, directory, journal, [stage.index for stage in plan])
         if not directory.evaluation("student_after").exists():
             with (
@@ -50,6 +42,29 @@ def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
                 _evaluate(config, directory, replicas, "student", held_out.problems, "student_after")
     outcome.write(config, directory, journal, train, held_out)
     return report.write(directory.root)
+
+
+def generate(config: Config, directory: RunDirectory, config_file: str) -> list[Path]:
+    """The part of a run that needs a teacher; Ray must be started. Returns the stores. ``run`` goes on with them, here
+    or where the directory is moved to."""
+    with Journal(directory, config_file) as journal:
+        plan, _, _ = _generate(config, directory, journal)
+    return [directory.stage(stage.index) for stage in plan]
+
+
+def _generate(
+    config: Config, directory: RunDirectory, journal: Journal
+) -> tuple[list[schedule.Stage], data.Loaded, data.Loaded]:
+    with journal.phase("data"):
+        train, held_out = stages.load(config)
+        _say_data(train, held_out)
+        quarantine = directory.file("quarantine.jsonl")
+        data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected])
+    plan = schedule.stages(config.schedule.max_ratio, config.schedule.step)
+    shares = schedule.split(list(enumerate(train.problems)), len(plan), config.schedule.stage_data)
+    rejected = _make_rollouts(config, directory, journal, held_out.problems, list(zip(plan, shares, strict=True)))
+    data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected, *rejected])
+    return plan, train, held_out
 
 
 def _make_rollouts(
@@ -73,15 +88,8 @@ def _make_rollouts(
                     _evaluate(config, directory, replicas, "student", held_out, "student_before")
             for stage, share in todo:
                 with journal.phase("rollouts"):
-                    rejected = rollouts.roll_out(
-                        stage,
-                        share,
-                        replicas,
-                        config.rollout,
-                        config.run.seed,
-                        student_digest,
-                        directory.stage(stage.index),
-                    )
+                    recipe = stages.recipe(config, stage, student_digest)
+                    rejected = rollouts.roll_out(recipe, share, replicas, directory.stage(stage.index))
                     journal.reject(stage.index, rejected)
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):

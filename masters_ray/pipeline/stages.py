@@ -6,16 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import data
+from masters_ray import data, weights
 from masters_ray.actors.host import HostSpec
 from masters_ray.actors.judge import Case, Verdict
 from masters_ray.actors.pool import Deployment, Pool
 from masters_ray.config import Config
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, by_rule, mark
+from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.progress import track
 from masters_ray.records import Problem
+from masters_ray.schedule import Stage
 
 _EVALUATED_AT_A_TIME = 128
 """Held-out questions that a replica is handed at a time."""
@@ -24,6 +26,7 @@ _EVALUATED_AT_A_TIME = 128
 def deployments(config: Config, first_ratio: float) -> list[Deployment]:
     """The processes that rollouts need: teachers; students and judges, together as far as conf shares them."""
     teacher, student, judge = config.teacher, config.student, config.judge
+    restarts = config.rollout.max_restarts
     together = min(student.replicas, judge.replicas) if judge.share_process else 0
     own = HostSpec(
         checkpoint=absolute(student.checkpoint),
@@ -46,13 +49,33 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
         mask=Mask(scope=teacher.mask, ratio=first_ratio),
     )
     return [
-        Deployment(spec=masked, replicas=teacher.replicas, cpus=teacher.cpus, gpus=teacher.gpus),
+        Deployment(spec=masked, replicas=teacher.replicas, cpus=teacher.cpus, gpus=teacher.gpus, max_restarts=restarts),
         *(
-            Deployment(spec=spec, replicas=replicas, cpus=student.cpus, gpus=student.gpus)
+            Deployment(spec=spec, replicas=replicas, cpus=student.cpus, gpus=student.gpus, max_restarts=restarts)
             for spec, replicas in wanted
             if replicas
         ),
     ]
+
+
+def recipe(config: Config, stage: Stage, student_digest: str) -> Recipe:
+    """What a stage's rows depend on."""
+    teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
+    return Recipe(
+        stage=stage,
+        rollout=config.rollout,
+        seed=config.run.seed,
+        student_digest=student_digest,
+        made_with={
+            "mask": dataclasses.asdict(config.teacher.mask),
+            "top_k": config.teacher.top_k,
+            "judge_max_tokens": config.judge.max_tokens,
+            "teacher_dtype": config.teacher.engine.dtype,
+            "student_dtype": config.student.engine.dtype,
+            "teacher_prompts": weights.prompt_digest(teacher),
+            "student_prompts": weights.prompt_digest(student),
+        },
+    )
 
 
 def final_deployments(config: Config, trained: Path) -> list[Deployment]:

@@ -66,10 +66,10 @@ def with_references(rows: Sequence[RolloutGroup]) -> list[RolloutGroup]:
 
 
 def spoilt(row: RolloutGroup) -> RolloutGroup:
-    """The same group with a teacher score that is not a number."""
+    """The same group with a reference log-probability that is not a number."""
     first = row.answers[0]
-    bad = dataclasses.replace(first.teacher, left_out=np.full_like(first.teacher.left_out, np.nan))
-    return dataclasses.replace(row, answers=(dataclasses.replace(first, teacher=bad), *row.answers[1:]))
+    bad = np.full_like(first.reference_logprobs, np.nan)
+    return dataclasses.replace(row, answers=(dataclasses.replace(first, reference_logprobs=bad), *row.answers[1:]))
 
 
 def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:
@@ -77,8 +77,10 @@ def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:
     folders = []
     for stage in range(len(STAGES)):
         folders.append(folder / f"stage-{stage}")
-        writer = store.Writer(folders[-1])
-        writer.write(0, [row for row in rows if row.stage == stage])
+        own = [row for row in rows if row.stage == stage]
+        writer = store.Writer(folders[-1], {"stage": stage})
+        asked = {row.position: row.problem.digest for row in own}
+        writer.write(own, store.Account(asked=asked, rejected={}, noted={}))
         writer.finish({})
     return folders
 

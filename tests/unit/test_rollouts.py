@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,23 @@ import pytest
 from masters_ray import store
 from masters_ray.actors.judge import Verdict
 from masters_ray.config import Rollout
-from masters_ray.errors import CheckpointError, ReplicaError
+from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
+from masters_ray.pipeline.groups import Recipe, sampling_seed
 from masters_ray.schedule import Stage
-from tests.builders import problem
+from tests.builders import group, problem
 from tests.fakes import FakePool, FakeReplicas
+
+PROBLEMS = [(position, problem(id=str(position))) for position in range(5)]
+
+
+def recipe(**rollout: int) -> Recipe:
+    settings = Rollout(**({"teacher_answers": 2, "student_answers": 2, "batch_rows": 2} | rollout))  # type: ignore[arg-type]
+    return Recipe(stage=Stage(index=0, ratio=0.2), rollout=settings, seed=0, student_digest="s", made_with={"top_k": 2})
 
 
 def roll_out(folder: Path, replicas: FakeReplicas, **rollout: int) -> list[Any]:
-    settings = Rollout(**({"teacher_answers": 2, "student_answers": 2, "shard_rows": 2} | rollout))  # type: ignore[arg-type]
-    numbered = [(position, problem(id=str(position))) for position in range(5)]
-    return rollouts.roll_out(Stage(index=0, ratio=0.2), numbered, replicas, settings, 0, "s", folder)  # type: ignore[arg-type]
+    return rollouts.roll_out(recipe(**rollout), PROBLEMS, replicas, folder)  # type: ignore[arg-type]
 
 
 def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_answers(tmp_path: Path) -> None:
@@ -87,7 +94,7 @@ def test_a_question_with_fewer_than_two_readable_answers_is_set_aside(tmp_path: 
     assert rejected == []
     nothing = FakeReplicas(judge=FakePool("judge", {"red": None, "blue": None}))
     rejected = roll_out(tmp_path / "none", nothing)
-    assert sorted(one.row for one in rejected) == ["0", "1", "2", "3", "4"]
+    assert [one.row for one in rejected] == ["0", "1", "2", "3", "4"]
     assert rejected[0].reason == "the judge could read 0 of 4 answers"
     assert list(store.read(tmp_path / "none")) == []
 
@@ -102,6 +109,92 @@ def test_an_error_of_a_replica_ends_the_stage_without_a_manifest(tmp_path: Path)
     assert store.read_manifest(tmp_path) is None
 
 
+class Mortal(FakePool):
+    """Dies when a call holds one of some questions, as often as it is told to."""
+
+    def __init__(self, deadly: dict[str, int]) -> None:
+        super().__init__("teacher")
+        self.deadly = deadly
+        self.asked: list[list[str]] = []
+
+    def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
+        if method == "answer":
+            ids = [one.id for one in arguments[0]]
+            self.asked.append(ids)
+            for name in ids:
+                if self.deadly.get(name, 0):
+                    self.deadly[name] -= 1
+                    raise ReplicaLostError("teacher.answer: its process died: killed")
+
+
+def test_a_batch_whose_replica_died_is_taken_again(tmp_path: Path) -> None:
+    teacher = Mortal({"1": 1})
+    assert roll_out(tmp_path, FakeReplicas(teacher=teacher)) == []
+    assert sorted(teacher.asked) == [["0", "1"], ["0", "1"], ["2", "3"], ["4"]]
+    assert [row.position for row in store.read(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_a_question_on_which_replicas_die_is_set_aside_and_its_neighbours_are_stored(tmp_path: Path) -> None:
+    teacher = Mortal({"1": 99})
+    [rejected] = roll_out(tmp_path, FakeReplicas(teacher=teacher))
+    assert rejected.row == "1"
+    assert rejected.reason == (
+        "a replica died 3 times in a row on this question: teacher.answer: its process died: killed"
+    )
+    assert [row.position for row in store.read(tmp_path)] == [0, 2, 3, 4]
+    assert [ids for ids in teacher.asked if "1" in ids] == [["0", "1"]] * 2 + [["1"]] * 3
+    manifest = store.read_manifest(tmp_path)
+    assert manifest is not None
+    assert (manifest.rows, manifest.made_by["rows"], manifest.made_by["answers"]) == (4, 4, 16)
+
+
+def test_a_stage_goes_on_where_it_was_stopped_and_asks_nothing_twice(tmp_path: Path) -> None:
+    class Stopped(FakePool):
+        """Fails at the second batch, once the first one is stored."""
+
+        def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
+            if method == "answer" and "0" not in [one.id for one in arguments[0]]:
+                while not (tmp_path / "shard-00000000.parquet").exists():
+                    time.sleep(0.01)
+                raise ReplicaError("stopped")
+
+    with pytest.raises(ReplicaError, match="stopped"):
+        roll_out(tmp_path, FakeReplicas(teacher=Stopped("teacher")))
+    [first] = tmp_path.glob("shard-*")
+    before = first.stat().st_mtime_ns
+    teacher = Mortal({})
+    assert roll_out(tmp_path, FakeReplicas(teacher=teacher)) == []
+    assert first.stat().st_mtime_ns == before
+    assert sorted(name for ids in teacher.asked for name in ids) == ["2", "3", "4"]
+    assert [row.position for row in store.read(tmp_path)] == [0, 1, 2, 3, 4]
+    manifest = store.read_manifest(tmp_path)
+    assert manifest is not None
+    assert manifest.made_by["answers"] == 20
+
+
+def test_a_stage_is_not_gone_on_with_by_another_recipe_or_other_questions(tmp_path: Path) -> None:
+    writer = store.Writer(tmp_path, recipe().key(FakePool("teacher").mask(0.2)[0]))
+    account = store.Account(
+        asked={0: PROBLEMS[0][1].digest}, rejected={}, noted={"tally": {}, "call": 0.0, "seconds": 1.0}
+    )
+    writer.write([group(position=0)], account)
+    with pytest.raises(
+        StoreError, match=r"made by something else.*rollout: .*teacher_answers': 2.*teacher_answers': 1"
+    ):
+        roll_out(tmp_path, FakeReplicas(), teacher_answers=1)
+    with pytest.raises(StoreError, match="teacher_digest: 'digest 0' there, 'other 0' now"):
+        roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest="other")))
+    changed = [(0, problem(id="x")), *PROBLEMS[1:]]
+    with pytest.raises(StoreError, match="question x: another one was asked at its place"):
+        rollouts.roll_out(recipe(), changed, FakeReplicas(), tmp_path)  # type: ignore[arg-type]
+
+
+def test_batches_never_reach_over_questions_that_were_asked() -> None:
+    asked = {position: PROBLEMS[position][1].digest for position in (1, 4)}
+    positions = [[position for position, _ in batch] for batch in rollouts.unasked(PROBLEMS, asked, 2)]
+    assert positions == [[0], [2, 3]]
+
+
 def test_teachers_with_different_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="hold different weights"):
         roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", reports=2)))
@@ -109,7 +202,7 @@ def test_teachers_with_different_weights_are_refused(tmp_path: Path) -> None:
 
 def test_sampling_seeds_differ_by_question_source_and_stage_and_fit_an_engine() -> None:
     seeds = {
-        rollouts.sampling_seed(seed, stage, source, name)
+        sampling_seed(seed, stage, source, name)
         for seed in (0, 1)
         for stage in (0, 1)
         for source in ("teacher", "student")
@@ -117,4 +210,4 @@ def test_sampling_seeds_differ_by_question_source_and_stage_and_fit_an_engine() 
     }
     assert len(seeds) == 16
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert rollouts.sampling_seed(0, 0, "teacher", "a") == rollouts.sampling_seed(0, 0, "teacher", "a")
+    assert sampling_seed(0, 0, "teacher", "a") == sampling_seed(0, 0, "teacher", "a")

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from masters_ray import store
 from masters_ray.errors import StoreError
-from masters_ray.records import RolloutGroup, TokenScores
+from masters_ray.records import Rejected, RolloutGroup, TokenScores
 from masters_ray.store import codec
 from tests.builders import group, problem, scored, scores
 
@@ -22,10 +23,17 @@ def without_scores(group: RolloutGroup) -> RolloutGroup:
     return dataclasses.replace(group, answers=answers)
 
 
+KEY = {"ratio": 0.2}
+
+
+def account(*groups: RolloutGroup) -> store.Account:
+    return store.Account(asked={one.position: one.problem.digest for one in groups}, rejected={}, noted={})
+
+
 def filled(folder: Path, groups: list[RolloutGroup]) -> store.Manifest:
-    writer = store.Writer(folder)
-    writer.write(1, groups[2:])
-    writer.write(0, groups[:2])
+    writer = store.Writer(folder, KEY)
+    writer.write(groups[2:], account(*groups[2:]))
+    writer.write(groups[:2], account(*groups[:2]))
     return writer.finish({"ratio": 0.2})
 
 
@@ -48,8 +56,8 @@ def test_groups_come_back_as_they_were_in_the_order_of_their_shards(tmp_path: Pa
 def test_other_tools_read_a_shard_by_its_plain_columns(tmp_path: Path) -> None:
     """What docs/STORE.md says of the columns, without this package."""
     answer = scored([5, 1], k=3)
-    filled(tmp_path, [group((answer, answer))] * 3)
-    row = pq.read_table(tmp_path / "shard-00000.parquet")["answers"][0][0].as_py()
+    filled(tmp_path, [group((answer, answer), position=i) for i in range(3)])
+    row = pq.read_table(tmp_path / "shard-00000000.parquet")["answers"][0][0].as_py()
     ids = np.cumsum(np.reshape(row["top_gaps"], (2, 3)), axis=1)
     assert ids.tolist() == np.sort(answer.teacher.top_ids, axis=1).tolist()
     squares = np.square(np.reshape(row["top_roots"], (2, 3)))
@@ -99,7 +107,7 @@ def test_damaged_scores_are_noticed() -> None:
 
 
 def test_a_directory_without_a_manifest_is_no_store(tmp_path: Path) -> None:
-    store.Writer(tmp_path).write(0, [group()])
+    store.Writer(tmp_path, KEY).write([group()], account(group()))
     assert store.read_manifest(tmp_path) is None
     with pytest.raises(StoreError, match="no finished store"):
         store.shard_files(tmp_path)
@@ -108,25 +116,61 @@ def test_a_directory_without_a_manifest_is_no_store(tmp_path: Path) -> None:
 def test_a_finished_store_is_never_written_over(tmp_path: Path) -> None:
     filled(tmp_path, [group(position=i) for i in range(3)])
     with pytest.raises(StoreError, match="never written over"):
-        store.Writer(tmp_path)
+        store.Writer(tmp_path, KEY)
 
 
-def test_what_an_interrupted_writer_left_is_made_again(tmp_path: Path) -> None:
-    store.Writer(tmp_path).write(7, [group()])
-    (tmp_path / "shard-00008.parquet.tmp").write_text("half")
-    manifest = filled(tmp_path, [group(position=i) for i in range(3)])
-    assert [shard["name"] for shard in manifest.shards] == ["shard-00000.parquet", "shard-00001.parquet"]
+def test_a_writer_goes_on_where_another_one_was_stopped(tmp_path: Path) -> None:
+    groups = [group(position=i) for i in range(3)]
+    store.Writer(tmp_path, KEY).write(groups[2:], account(*groups[2:]))
+    (tmp_path / "shard-00000000.parquet.tmp").write_text("half")
+    writer = store.Writer(tmp_path, KEY)
+    assert writer.asked == {2: groups[2].problem.digest}
+    reason = Rejected(row="p1", reason="too long")
+    writer.write(groups[:1], dataclasses.replace(account(*groups[:2]), rejected={1: reason}))
+    assert writer.rejected == [reason]
+    manifest = writer.finish({})
+    assert [shard["name"] for shard in manifest.shards] == ["shard-00000000.parquet", "shard-00000002.parquet"]
+    assert manifest.rows == 2
+    assert [row.position for row in store.read(tmp_path)] == [0, 2]
     assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "key.json",
         "manifest.json",
-        "shard-00000.parquet",
-        "shard-00001.parquet",
+        "shard-00000000.parquet",
+        "shard-00000002.parquet",
     ]
+
+
+def test_rows_of_another_key_are_not_added(tmp_path: Path) -> None:
+    store.Writer(tmp_path, KEY)
+    with pytest.raises(StoreError, match="made by something else.*ratio: 0.2 there, 0.1 now"):
+        store.Writer(tmp_path, {"ratio": 0.1})
+
+
+def test_every_question_of_a_shard_has_a_row_or_a_reason(tmp_path: Path) -> None:
+    writer = store.Writer(tmp_path, KEY)
+    with pytest.raises(StoreError, match=r"asked \[0, 1\], stored \[0\]"):
+        writer.write([group(position=0)], account(group(position=0), group(position=1)))
+    assert list(tmp_path.glob("shard-*")) == []
+
+
+def test_damaged_and_doubled_shards_are_named(tmp_path: Path) -> None:
+    writer = store.Writer(tmp_path, KEY)
+    both = [group(position=0), group(position=1)]
+    writer.write(both, account(*both))
+    shard = tmp_path / "shard-00000000.parquet"
+    shutil.copy(shard, tmp_path / "shard-00000001.parquet")
+    with pytest.raises(StoreError, match="shard-00000001.parquet holds questions that another shard holds too"):
+        store.Writer(tmp_path, KEY)
+    (tmp_path / "shard-00000001.parquet").unlink()
+    shard.write_bytes(shard.read_bytes()[:-50])
+    with pytest.raises(StoreError, match="shard-00000000.parquet: a damaged shard"):
+        store.Writer(tmp_path, KEY)
 
 
 def test_a_damaged_manifest_and_a_missing_shard_are_named(tmp_path: Path) -> None:
     filled(tmp_path, [group(position=i) for i in range(3)])
-    (tmp_path / "shard-00001.parquet").unlink()
-    with pytest.raises(StoreError, match="shard-00001.parquet is in the manifest but gone"):
+    (tmp_path / "shard-00000002.parquet").unlink()
+    with pytest.raises(StoreError, match="shard-00000002.parquet is in the manifest but gone"):
         store.read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match="expected a manifest"):

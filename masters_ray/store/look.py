@@ -1,0 +1,97 @@
+"""What lies in a store, for people: ``masters-ray store inspect|verify|stats``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from masters_ray.errors import StoreError
+from masters_ray.store.rows import groups, scores
+from masters_ray.store.shards import read_accounts, read_key, read_manifest
+
+_SCORES = ("top_gaps", "top_roots", "left_out_roots")
+
+
+def inspect(folder: Path) -> Iterator[str]:
+    """How far the store is and what its rows are made of. Raises StoreError when the directory holds none."""
+    key, accounts, manifest = read_key(folder), read_accounts(folder), read_manifest(folder)
+    asked = sum(len(account.asked) for account in accounts.values())
+    rejected = sum(len(account.rejected) for account in accounts.values())
+    yield f"{folder}: {'finished' if manifest else 'not finished'}"
+    yield f"{asked} questions = {asked - rejected} rows + {rejected} set aside, in {len(accounts)} shards"
+    for name, value in key.items():
+        yield f"  {name}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Read everything: digests, accounts, every row. Raises StoreError at the first thing that is wrong."""
+    accounts, manifest = read_accounts(folder), read_manifest(folder)
+    listed = {shard["name"]: shard for shard in manifest.shards} if manifest else {}
+    if manifest and (stray := sorted(accounts.keys() ^ listed.keys())):
+        raise StoreError(f"{folder}: {', '.join(stray)} in the directory or the manifest, but not in both")
+    rows = 0
+    for name, account in accounts.items():
+        file = folder / name
+        content = file.read_bytes()
+        if manifest and hashlib.sha256(content).hexdigest() != listed[name]["sha256"]:
+            raise StoreError(f"{file}: other bytes than the manifest says. Delete {folder} to make its rows again.")
+        found = _positions(file, content)
+        if found != sorted(account.asked.keys() - account.rejected.keys()):
+            raise StoreError(f"{file}: its rows are not those of its account. Delete it to make its rows again.")
+        rows += len(found)
+    yield f"{folder}: {len(accounts)} shards, {rows} rows, all read{'' if manifest else '; not finished'}"
+
+
+def stats(folder: Path) -> Iterator[str]:
+    """Counts over the rows, bytes by column, reasons of the questions that were set aside."""
+    accounts = read_accounts(folder)
+    reasons = Counter(one.reason for account in accounts.values() for one in account.rejected.values())
+    sizes: Counter[str] = Counter()
+    answers, rows, tokens, left_out = Counter[str](), 0, 0, 0.0
+    right: Counter[str] = Counter()
+    for name in accounts:
+        content = pq.ParquetFile(folder / name)
+        rows += content.metadata.num_rows
+        sizes.update(_sizes(content.metadata))
+        flat = content.read(columns=["answers"])["answers"].combine_chunks().flatten()
+        found = scores(flat)
+        tokens += len(found.left_out)
+        left_out += float(found.left_out.sum())
+        sources = flat.field("source").to_pylist()
+        answers.update(sources)
+        right.update(source for source, one in zip(sources, flat.field("accuracy").to_pylist(), strict=True) if one)
+    yield f"{rows} rows, {sum(answers.values())} answers, {tokens} answer tokens"
+    for source, count in sorted(answers.items()):
+        yield f"  {source}: {count} answers, {right[source] / count:.1%} right"
+    if tokens:
+        stored = sum(sizes[name] for name in _SCORES)
+        yield f"teacher scores: {stored / tokens:.1f} bytes per token, mass outside the top k {left_out / tokens:.2%}"
+    for name, size in sizes.most_common():
+        yield f"  {name}: {size} bytes"
+    for reason, count in reasons.most_common():
+        yield f"set aside, {count}: {reason}"
+
+
+def _positions(file: Path, content: bytes) -> list[int]:
+    try:
+        return sorted(one.position for one in groups(pq.read_table(pa.BufferReader(content))))
+    except (pa.ArrowException, StoreError) as error:
+        raise StoreError(f"{file}: rows that cannot be read ({error}). Delete it to make its rows again.") from error
+
+
+def _sizes(metadata: Any) -> dict[str, int]:
+    """Compressed bytes of each column, those of an answer by their own names."""
+    sizes: Counter[str] = Counter()
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            names = [name for name in column.path_in_schema.split(".") if name not in ("list", "element")]
+            sizes[names[-1]] += column.total_compressed_size
+    return dict(sizes)
