@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: setup demo check test test-unit bench bench-learner bench-store format lock clean
+.PHONY: setup demo check test test-unit test-faults bench bench-learner bench-store format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -54,6 +54,10 @@ bench-learner: .venv/.done-bench
 # What stored teacher scores weigh, how exact they are and how fast they are read.
 bench-store: .venv/.done-bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.store
+
+# Processes killed at random while rollouts are made: twenty rounds, about an hour on two cores.
+test-faults: setup
+	MASTERS_FAULT_ROUNDS=20 $(BIN)/python -m pytest -s tests/faults
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench
