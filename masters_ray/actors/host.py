@@ -40,6 +40,7 @@ class Host:
     """Loads the model once; answers calls of its roles, several at a time."""
 
     def __init__(self, spec: HostSpec) -> None:
+        self._ending = threading.Event()
         self._model = model = Model(
             weights.locate(spec.checkpoint),
             spec.engine,
@@ -55,8 +56,8 @@ class Host:
         self._players = {role: players[role] for role in spec.roles}
 
     def ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
+        """True once the model is loaded, until the engine breaks."""
+        return not self._ending.is_set()
 
     def call(self, role: Role, method: str, *arguments: Any, mask_ratio: float | None = None) -> Any:
         """``method`` of the role's player, with the weights masked at ``mask_ratio`` if there is one: a process that
@@ -69,5 +70,6 @@ class Host:
                 self._model.engine.mask(mask_ratio)
             return getattr(self._players[role], method)(*arguments)
         except ReplicaLostError:
+            self._ending.set()
             threading.Timer(_SECONDS_TO_TELL, os._exit, (1,)).start()
             raise

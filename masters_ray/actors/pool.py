@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from masters_ray.actors.host import Host, HostSpec, Role
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 
 _SECONDS_TO_END = 20
+_SECONDS_BETWEEN_LOOKS = 0.5
+_REFUSALS_OF_THE_DEAD = 3
+"""A look that is under way when a process dies is refused as if there were no other one to come."""
+_NO_PLACE = object()
 _CALLS_AT_ONCE = 3
 """Calls under way on one replica: their requests share the engine's running batch, so that it is full while one call
 begins and another one ends."""
@@ -40,8 +52,8 @@ class Deployment:
 class Pool:
     """The replicas of one role. Calls from several threads run at once, a few on each replica.
 
-    A replica whose process dies is started again by Ray, up to ``max_restarts`` times; what it was doing is told as
-    ReplicaLostError, and whoever called decides whether to call again.
+    A replica whose process dies is started again by Ray, up to ``max_restarts`` times, and gets no call before it is
+    ready; what it was doing is told as ReplicaLostError, and whoever called decides whether to call again.
     """
 
     def __init__(self, role: Role, actors: list[Any]) -> None:
@@ -50,13 +62,15 @@ class Pool:
         self._mask_ratio: float | None = None
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closed = threading.Event()
+        self._places = len(actors) * _CALLS_AT_ONCE
+        self._lock = threading.Lock()
         for actor in actors * _CALLS_AT_ONCE:
             self._idle.put(actor)
 
     @property
     def calls_at_once(self) -> int:
         """Calls that find a place before the next one waits."""
-        return len(self._actors) * _CALLS_AT_ONCE
+        return self._places
 
     def mask(self, ratio: float) -> list[MaskReport]:
         """Every replica's weights masked at ``ratio``, from now on and whoever takes its place; nothing else may be
@@ -70,11 +84,18 @@ class Pool:
         on the way, ReplicaError, or the MastersError raised there."""
         actor = self._idle.get()
         try:
+            if actor is None:
+                raise ReplicaError(f"{self.role}.{method}: all replicas died, more often than rollout.max_restarts")
             if self._closed.is_set():
                 raise ReplicaError(f"{self.role}.{method}: the replicas were stopped")
             return self._result(self._begin(actor, method, *arguments), method)
+        except ReplicaLostError:
+            if not self._ready_again(actor):
+                actor = self._lost_place()
+            raise
         finally:
-            self._idle.put(actor)
+            if actor is not _NO_PLACE:
+                self._idle.put(actor)
 
     def close(self) -> None:
         """From now on calls are refused, also those that wait for a replica."""
@@ -90,6 +111,28 @@ class Pool:
             ) from None
         for actor in actors:
             self._idle.put(actor)
+
+    def _ready_again(self, actor: Any) -> bool:
+        """Wait until Ray has started the process again; False when it will not."""
+        refusals = 0
+        while not self._closed.is_set() and refusals < _REFUSALS_OF_THE_DEAD:
+            try:
+                if ray.get(actor.ready.remote()):
+                    return True
+            except ActorUnavailableError:
+                pass
+            except RayError:
+                refusals += 1
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return self._closed.is_set()
+
+    def _lost_place(self) -> Any:
+        """One place less; the last one is left to those who wait, as None."""
+        with self._lock:
+            if self._places == 1:
+                return None
+            self._places -= 1
+            return _NO_PLACE
 
     def _begin(self, actor: Any, method: str, *arguments: Any) -> Any:
         return actor.call.remote(self.role, method, *arguments, mask_ratio=self._mask_ratio)
