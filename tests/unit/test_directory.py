@@ -44,6 +44,17 @@ def test_where_work_is_done_may_change(tmp_path: Path) -> None:
     RunDirectory(config(tmp_path, "teacher.replicas=3", "judge.replicas=2", "teacher.cpus=1", "cluster.local_cpus=8"))
 
 
+def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:
+    with (
+        RunDirectory(config(tmp_path)).locked(),
+        pytest.raises(StoreError, match=r"another process works here \(process \d+ on "),
+        RunDirectory(config(tmp_path)).locked(),
+    ):
+        pass
+    with RunDirectory(config(tmp_path)).locked():
+        pass
+
+
 def test_a_directory_that_was_not_claimed_takes_any_settings(tmp_path: Path) -> None:
     RunDirectory(config(tmp_path))
     RunDirectory(config(tmp_path, "run.seed=7")).claim()
