@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -50,8 +49,6 @@ class EngineLoop:
         self._under_way: dict[str, tuple[_Asked, int]] = {}
         self._numbers = itertools.count()
         self._broken: BaseException | None = None
-        self.busy_seconds = 0.0
-        """Seconds in which the engine had something to do."""
         built: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(build, built), name="vllm", daemon=True).start()
         if error := built.get():
@@ -77,7 +74,7 @@ class EngineLoop:
         while not one.done.wait(timeout=1.0):
             if self._broken is not None:
                 break
-        error = one.error or self._broken
+        error = one.error if one.done.is_set() else self._broken
         if isinstance(one, _Alone) and one.error is not None:
             raise one.error
         if error is not None:
@@ -103,12 +100,10 @@ class EngineLoop:
         """Take in what has come; one step of the engine if it has anything to do."""
         if not self._under_way:
             self._begin(llm, self._inbox.get())
-        began = time.monotonic()
         while not self._inbox.empty():
             self._begin(llm, self._inbox.get())
         if self._under_way:
             self._step(llm)
-        self.busy_seconds += time.monotonic() - began
 
     def _begin(self, llm: Any, one: _Asked | _Alone) -> None:
         if isinstance(one, _Asked):

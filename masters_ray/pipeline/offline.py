@@ -6,7 +6,7 @@
     learner: stores in stage order ─► trained student
     held-out accuracy of the trained student ─► summary, report
 
-What is finished stays finished: the same call goes on after the last whole stage, or from the learner's last
+What is finished stays finished: the same call goes on after the batches that are stored, or from the learner's last
 checkpoint.
 """
 

@@ -31,7 +31,9 @@ def inspect(folder: Path) -> Iterator[str]:
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Read everything: digests, accounts, every row. Raises StoreError at the first thing that is wrong."""
+    """Read everything: digests, accounts, every row. Raises StoreError at the first thing that is wrong, and when the
+    directory holds no store."""
+    read_key(folder)
     accounts, manifest = read_accounts(folder), read_manifest(folder)
     listed = {shard["name"]: shard for shard in manifest.shards} if manifest else {}
     if manifest and (stray := sorted(accounts.keys() ^ listed.keys())):
@@ -50,7 +52,9 @@ def verify(folder: Path) -> Iterator[str]:
 
 
 def stats(folder: Path) -> Iterator[str]:
-    """Counts over the rows, bytes by column, reasons of the questions that were set aside."""
+    """Counts over the rows, bytes by column, reasons of the questions that were set aside. Raises StoreError when the
+    directory holds no store, or a damaged one."""
+    read_key(folder)
     accounts = read_accounts(folder)
     reasons = Counter(one.reason for account in accounts.values() for one in account.rejected.values())
     sizes: Counter[str] = Counter()

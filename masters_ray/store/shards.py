@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,15 +73,13 @@ class Writer:
             leftover.unlink()
         self._folder = folder
         self._claim(key)
+        self._lock = threading.Lock()
         self.accounts: dict[str, Account] = {}
         """By shard, those of earlier writers too."""
+        self.asked: dict[int, str] = {}
+        """Position → digest of every question that need not be asked again."""
         for name, account in read_accounts(folder).items():
             self._add(name, account)
-
-    @property
-    def asked(self) -> dict[int, str]:
-        """Position → digest of every question that need not be asked again."""
-        return {position: digest for one in self.accounts.values() for position, digest in one.asked.items()}
 
     @property
     def rejected(self) -> list[Rejected]:
@@ -89,8 +88,8 @@ class Writer:
         return [found[position] for position in sorted(found)]
 
     def write(self, groups: Iterable[RolloutGroup], account: Account) -> None:
-        """Add a shard; may be called from several threads. Raises StoreError when a group was not asked for, or a
-        question has neither a group nor a reason."""
+        """Add a shard; may be called from several threads. Raises StoreError when a group was not asked for, when a
+        question has neither a group nor a reason, or when the file cannot be written."""
         content = table(groups)
         stored = content["position"].to_pylist()
         if sorted([*stored, *account.rejected]) != sorted(account.asked):
@@ -102,9 +101,15 @@ class Writer:
         content = content.replace_schema_metadata({_ACCOUNT: json.dumps(_plain(account))})
         file = self._folder / name
         temporary = file.with_name(name + ".tmp")
-        pq.write_table(content, temporary, **PARQUET)
-        _flush(temporary)
-        temporary.replace(file)
+        try:
+            pq.write_table(content, temporary, **PARQUET)
+            _flush(temporary)
+            temporary.replace(file)
+        except OSError as error:
+            raise StoreError(
+                f"{file}: cannot be written ({error}). Make room or mend the directory, and call again: what is stored "
+                "stays."
+            ) from error
         self._add(name, account)
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
@@ -139,12 +144,14 @@ class Writer:
             )
 
     def _add(self, name: str, account: Account) -> None:
-        if twice := self.asked.keys() & account.asked.keys():
-            raise StoreError(
-                f"{self._folder}: {name} holds questions that another shard holds too, position {min(twice)} first. "
-                "Did two runs write here? Delete one of the shards."
-            )
-        self.accounts[name] = account
+        with self._lock:
+            if twice := account.asked.keys() & self.asked.keys():
+                raise StoreError(
+                    f"{self._folder}: {name} holds questions that another shard holds too, position {min(twice)} "
+                    "first. Did two runs write here? Delete one of the shards."
+                )
+            self.asked |= account.asked
+            self.accounts[name] = account
 
 
 def read_manifest(folder: Path) -> Manifest | None:

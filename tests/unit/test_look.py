@@ -61,8 +61,9 @@ def test_the_program_looks_at_several_stores_and_fails_on_a_damaged_one(
 ) -> None:
     assert main(["store", "verify", str(folder), str(folder)]) == 0
     assert capsys.readouterr().out.count("2 rows, all read") == 2
-    assert main(["store", "inspect", str(folder / "none")]) == 1
-    assert "no key.json, so no store" in capsys.readouterr().err
+    for word in ("inspect", "verify", "stats"):
+        assert main(["store", word, str(folder / "none")]) == 1
+        assert "no key.json, so no store" in capsys.readouterr().err
     content = json.loads((folder / "manifest.json").read_text())
     content["shards"][0]["sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(content))

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -138,6 +139,24 @@ def test_a_writer_goes_on_where_another_one_was_stopped(tmp_path: Path) -> None:
         "shard-00000000.parquet",
         "shard-00000002.parquet",
     ]
+
+
+def test_a_full_disk_is_told_and_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = store.Writer(tmp_path, KEY)
+    with monkeypatch.context() as full:
+
+        def write_table(content: object, file: Path, **options: object) -> None:
+            file.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(pq, "write_table", write_table)
+        with pytest.raises(StoreError, match=r"shard-00000000.parquet: cannot be written .*No space left.*call again"):
+            writer.write([group()], account(group()))
+    assert writer.asked == {}
+    again = store.Writer(tmp_path, KEY)
+    again.write([group()], account(group()))
+    assert again.finish({}).rows == 1
+    assert list(tmp_path.glob("*.tmp")) == []
 
 
 def test_rows_of_another_key_are_not_added(tmp_path: Path) -> None:
