@@ -55,3 +55,9 @@ class Outcome:
     """Every repeat's figures."""
     also: dict[str, float] = field(default_factory=dict)
     """Numbers beside the value that are worth a place of their own."""
+
+
+def entry(says: str, value: float, aim: Aim, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A figure as a result holds it."""
+    outcome = Outcome(value=value, rows=rows, raw=None)
+    return {"says": says, "value": value, "aim": str(aim), "met": aim.met(outcome), "also": {}, "rows": rows}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from bench.aims import Aim, Outcome
+from bench.aims import Aim, entry
 from bench.report import line, machine, markdown
 from bench.smollm import Distributions, distributions
 from masters_ray.records import Answer, JudgedAnswer, RolloutGroup, ScoredAnswer, TokenScores
@@ -54,13 +54,13 @@ def measure(repeats: int) -> dict[str, Any]:
     at_50 = by_k[KS.index(50)]
     speeds = _reading(_top(real.teacher, 50), repeats)
     tables = {
-        "bytes_per_token_k50": _entry(
+        "bytes_per_token_k50": entry(
             "bytes on disk of one token's top 50 and left-out mass", at_50["bytes per token"], Aim(most=114), by_k
         ),
-        "jsd_error_k50": _entry(
+        "jsd_error_k50": entry(
             "mean error that storing adds to a token's JSD, nats, k = 50", at_50["stored: mean error"], Aim(), by_k[3:4]
         ),
-        "decode_tokens_per_s": _entry(
+        "decode_tokens_per_s": entry(
             "tokens per second from a shard's bytes to ids and log-probabilities, k = 50, one core",
             median(speeds),
             Aim(least=1e6),
@@ -70,11 +70,6 @@ def measure(repeats: int) -> dict[str, Any]:
     figures = {key: entry["value"] for key, entry in tables.items()}
     on = machine(("numpy", "pyarrow", "torch", "transformers"))
     return {"machine": on, "repeats": repeats, **figures, "tables": tables}
-
-
-def _entry(says: str, value: float, aim: Aim, table: list[dict[str, Any]]) -> dict[str, Any]:
-    outcome = Outcome(value=value, rows=table, raw=None)
-    return {"says": says, "value": value, "aim": str(aim), "met": aim.met(outcome), "also": {}, "rows": table}
 
 
 def _at(k: int, real: Distributions) -> dict[str, Any]:
@@ -138,7 +133,7 @@ def _write(file: Path, answers: Sequence[TokenScores]) -> Path:
     groups: list[RolloutGroup] = [
         group(pieces[start : start + _ANSWERS], position=start) for start in range(0, len(pieces), _ANSWERS)
     ]
-    pq.write_table(rows.table(groups), file, **rows.PARQUET)
+    pq.write_table(rows.table_of(groups), file, **rows.PARQUET)
     return file
 
 

@@ -153,6 +153,10 @@ def _check_pictures(problem: Problem, most: int) -> None:
             raise BadRowError(f"picture {name} cannot be decoded: {error}") from error
 
 
+class BadPictureError(Exception):
+    """stub"""
+
+
 def decode(picture: Picture) -> Image.Image:
     """The picture as RGB pixels. Raises OSError (missing or broken file) or what Pillow raises for broken content."""
     with Image.open(io.BytesIO(picture.read())) as image:
@@ -186,5 +190,8 @@ def _too_many(source: DataSource, rejected: list[Rejected], total: int, allowed:
 
 def with_embedded_pictures(problem: Problem) -> Problem:
     """The same problem with its pictures' encoded bytes in memory."""
-    pictures = tuple(Picture(data=picture.read()) for picture in problem.pictures)
+    try:
+        pictures = tuple(Picture(data=picture.read()) for picture in problem.pictures)
+    except FileNotFoundError as e:
+        raise BadPictureError(f"picture {e.filename} does not exist")
     return replace(problem, pictures=pictures)

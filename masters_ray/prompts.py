@@ -5,6 +5,7 @@ Pure text: importing this module costs nothing. ``matches`` is the exact rule a 
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -96,6 +97,7 @@ def parse_score(text: str) -> int | None:
     return int(bare) if bare in ("0", "1") else None
 
 
+@functools.lru_cache(maxsize=4096)  # labels and short answers come again and again
 def normalise(text: str) -> str:
     """Lower case, single blanks, no punctuation at the edges of a word, no articles (unless nothing else is said)."""
     words = [word.strip(_EDGES) for word in text.lower().split()]

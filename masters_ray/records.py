@@ -58,6 +58,11 @@ class Problem:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+RejectedBy = Literal["row", "picture", "engine", "judge", "replica"]
+"""What a row was set aside for: it is not one, a picture cannot be opened, an engine does not take it, too few answers can
+be judged, replicas die on it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
     """A row that was set aside."""
@@ -65,6 +70,7 @@ class Rejected:
     row: str
     """Where it stands: file and row number, or the question's id."""
     reason: str
+    kind: RejectedBy = "row"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +118,10 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A question that an engine would not take."""
+    """A question that a model could not be asked: its engine would not take it, or a picture cannot be opened."""
 
     reason: str
-    """What the engine said."""
-
-
-Written = tuple[Answer, Scored]
-"""An answer, and what the engine that wrote it said of it on the way."""
+    kind: RejectedBy = "engine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,10 @@ class StageOutcome:
     answers: int
     unjudged: int
     """Answers left out because neither judge call was readable."""
+    empty: int
+    """Answers without a word."""
+    set_aside: dict[str, int]
+    """Questions without a row, by kind (Rejected)."""
     judge_rule_agreements: int
     """Judged answers on which the judge and the exact rule say the same."""
     accuracy_by_source: dict[str, float]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
-
-T = TypeVar("T")
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +26,9 @@ def stages(max_ratio: float, step: float) -> list[Stage]:
     return [Stage(index=i, ratio=round(max(0.0, max_ratio - i * step), 10)) for i in range(steps + 1)]
 
 
-def split(rows: Sequence[T], count: int, stage_data: Literal["share", "all"]) -> list[list[T]]:
-    """The rows of each of ``count`` stages: consecutive shares whose sizes differ by at most one, or all of them."""
+def split(rows: int, count: int, stage_data: Literal["share", "all"]) -> list[range]:
+    """The positions of each of ``count`` stages: consecutive shares whose sizes differ by at most one, or all."""
     if stage_data == "all":
-        return [list(rows) for _ in range(count)]
-    bounds = [len(rows) * i // count for i in range(count + 1)]
-    return [list(rows[low:high]) for low, high in itertools.pairwise(bounds)]
+        return [range(rows)] * count
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [range(low, high) for low, high in itertools.pairwise(bounds)]

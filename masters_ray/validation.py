@@ -8,8 +8,9 @@ from pathlib import Path
 
 from masters_ray import weights
 from masters_ray.config import Config, read
-from masters_ray.errors import CheckpointError, Complaint, ConfigError
+from masters_ray.errors import CheckpointError, Complaint, ConfigError, StoreError
 from masters_ray.progress import say
+from masters_ray.store import Folder
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
@@ -19,7 +20,7 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
     """
     config, complaints = read(file, overrides)
     known = {complaint.where.split(" (")[0] for complaint in complaints}
-    complaints += [one for one in (*_data(config), *_checkpoints(config)) if one.where not in known]
+    complaints += [one for one in (*_data(config), *_checkpoints(config), *_stores(config)) if one.where not in known]
     if complaints:
         raise ConfigError(complaints)
     return config
@@ -83,6 +84,18 @@ def _data(config: Config) -> list[Complaint]:
                     remedy="Correct the path; a relative one starts at the current directory.",
                 )
             )
+    return complaints
+
+
+def _stores(config: Config) -> list[Complaint]:
+    complaints = []
+    named = [("rollout.store", config.rollout.store), *(("rollout.reuse", one) for one in config.rollout.reuse)]
+    for key, where in named:
+        try:
+            Folder(where or ".")
+        except StoreError as error:
+            expected = "a path, or an address such as s3://bucket/folder or gs://bucket/folder"
+            complaints.append(Complaint(where=key, expected=expected, found=repr(where), remedy=str(error)))
     return complaints
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from masters_ray.actors.judge import Verdict
+from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.masks import MaskReport
-from masters_ray.records import Answer, Problem, Refused, Scored
+from masters_ray.records import Answer, Problem, Refused
+from masters_ray.store import Ragged, reference_logprobs, top_scores
 from tests.builders import scores
 
 
@@ -20,7 +22,8 @@ class FakePool:
     ) -> None:
         self.role = role
         self.calls: list[str] = []
-        self.scored: list[tuple[int, ...]] = []
+        self.scored: list[TokenIds] = []
+        self.wrote: list[str] = []
         self.refuses: set[str] = set()
         self.refuses_to_score: set[str] = set()
         self._verdicts = verdicts or {"red": 1, "blue": 0}
@@ -30,6 +33,13 @@ class FakePool:
     @property
     def calls_at_once(self) -> int:
         return 2
+
+    @property
+    def most_calls_at_once(self) -> int:
+        return 2
+
+    def share(self, thing: Any) -> Any:
+        return thing
 
     def mask(self, ratio: float) -> list[MaskReport]:
         return [
@@ -45,35 +55,34 @@ class FakePool:
     def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
         """For a test to let a replica die."""
 
-    def answer(self, problems: list[Problem], sampling: object, count: int, seeds: list[int]) -> list[Any]:
-        return [self._written(problem, count) for problem in problems]
-
-    def _written(self, problem: Problem, count: int) -> Any:
-        if problem.id in self.refuses:
-            return Refused(reason="too long")
+    def answer(self, problems: list[Problem], sampling: object, count: int, seeds: list[int | None]) -> WrittenBatch:
         first = 5 if self.role == "teacher" else 6  # the student's first answer is the teacher's second
-        answers = [
+        answers = tuple(
             Answer(source=self.role, text=("red", "blue")[index % 2], token_ids=(first + index, 1))  # type: ignore[arg-type]
             for index in range(count)
-        ]
-        return tuple((answer, self._scored(answer)) for answer in answers)
-
-    def _scored(self, answer: Answer) -> Scored:
-        return Scored(
-            prompt_tokens=17,
-            top=scores(len(answer.token_ids), seed=answer.token_ids[0]),
-            own=np.full(len(answer.token_ids), -1.0 if self.role == "student" else -2.0, np.float32),
         )
+        asked = [problem.id for problem, seed in zip(problems, seeds, strict=True) if seed is not None]
+        self.wrote += asked
+        written = [answers if one.id in asked and one.id not in self.refuses else () for one in problems]
+        token_ids = [[one.token_ids for one in group] for group in written]
+        return WrittenBatch(answers=written, scored=self._batch(problems, token_ids, self.refuses & set(asked)))
 
-    def judge(self, cases: list[Any]) -> list[Verdict]:
-        return [Verdict(accuracy=self._verdicts[case.answer], text="said") for case in cases]
+    def score(self, problems: list[Problem], answers: list[list[TokenIds]]) -> ScoredBatch:
+        self.scored += [token_ids for group in answers for token_ids in group]
+        return self._batch(problems, answers, self.refuses_to_score)
 
-    def score(self, problems: list[Problem], answers: list[list[Answer]]) -> list[Any]:
-        self.scored += [answer.token_ids for group in answers for answer in group]
-        return [
-            Refused(reason="too long") if problem.id in self.refuses_to_score else [self._scored(one) for one in group]
-            for problem, group in zip(problems, answers, strict=True)
-        ]
+    def _batch(self, problems: list[Problem], answers: list[list[TokenIds]], refuses: set[str]) -> ScoredBatch:
+        refused = {index: Refused(reason="too long") for index, problem in enumerate(problems) if problem.id in refuses}
+        given = [ids for index, group in enumerate(answers) if index not in refused for ids in group]
+        return ScoredBatch(prompt_tokens=[17] * len(problems), refused=refused, tokens=self._tokens(given))
+
+    def _tokens(self, answers: list[TokenIds]) -> Ragged:
+        if self.role == "teacher":
+            return top_scores([scores(len(ids), seed=ids[0]) for ids in answers])
+        return reference_logprobs([np.full(len(ids), -1.0, np.float32) for ids in answers])
+
+    def judge(self, problems: list[Problem], answers: list[list[str]]) -> list[list[Verdict]]:
+        return [[Verdict(accuracy=self._verdicts[text], text="said") for text in group] for group in answers]
 
     def answer_greedily(self, problems: list[Problem], max_tokens: int) -> list[str]:
         return ["red" if int(problem.id) % 2 else "blue" for problem in problems]

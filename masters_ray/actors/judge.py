@@ -11,20 +11,6 @@ from masters_ray.records import Problem, Refused
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """What the judge is shown; it sees no picture."""
-
-    question: str
-    label: str
-    answer: str
-
-    @classmethod
-    def of(cls, problem: Problem, answer: str) -> Case:
-        """An answer's text to a problem."""
-        return cls(question=problem.question, label=problem.label, answer=answer)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict:
     accuracy: int | None
     """0 or 1; None when neither call was readable."""
@@ -38,13 +24,18 @@ class Judge:
     def __init__(self, model: Model, max_tokens: int) -> None:
         self._model, self._max_tokens = model, max_tokens
 
-    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
-        """A verdict for each case; equal cases are judged once. Call 2 is made only where call 1 is not readable.
+    def judge(self, problems: Sequence[Problem], answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
+        """A verdict for each answer's text to each problem; equal cases are judged once. Call 2 is made only where
+        call 1 is not readable.
 
         A case that is too long for the engine has no accuracy, and what the engine said for its text.
         """
-        distinct = list(dict.fromkeys(cases))
-        replies = self._ask([evaluation_messages(case.question, case.label, case.answer) for case in distinct])
+        cases = [
+            [(problem.question, problem.label, text) for text in texts]
+            for problem, texts in zip(problems, answers, strict=True)
+        ]
+        distinct = list(dict.fromkeys(case for group in cases for case in group))
+        replies = self._ask([evaluation_messages(*case) for case in distinct])
         scores = [None if isinstance(reply, Refused) else parse_evaluation(reply) for reply in replies]
         unread = {
             index: reply
@@ -58,7 +49,7 @@ class Judge:
             case: Verdict(accuracy=score, text=reply.reason if isinstance(reply, Refused) else reply)
             for case, score, reply in zip(distinct, scores, replies, strict=True)
         }
-        return [verdicts[case] for case in cases]
+        return [[verdicts[case] for case in group] for group in cases]
 
     def _ask(self, conversations: list) -> list[str | Refused]:
         if not conversations:

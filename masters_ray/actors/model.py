@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from masters_ray.config import Engine, Sampling
-from masters_ray.data import decode
+from masters_ray.data import BadPictureError, decode
 from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
 from masters_ray.errors import DataError
 from masters_ray.prompts import Message, question_messages
-from masters_ray.records import Answer, Problem, Refused, Scored, Source, Written
+from masters_ray.records import Answer, Problem, Refused, Scored, Source
+from masters_ray.store import Ragged
+
+T = TypeVar("T")
+TokenIds = tuple[int, ...]
+Pack = Callable[[Sequence[Scored]], Ragged]
+"""What a role keeps of its scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBatch:
+    """What a model said of answers to a batch of questions."""
+
+    prompt_tokens: list[int]
+    """Of each question with its pictures; 0 where there was no answer to score."""
+    refused: dict[int, Refused]
+    """By the question's index in the batch."""
+    tokens: Ragged
+    """Of all other answers, question by question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenBatch:
+    """What a model wrote to a batch of questions, and what it said of it on the way."""
+
+    answers: list[tuple[Answer, ...]]
+    """To each question; none where it was refused."""
+    scored: ScoredBatch
 
 
 class Model:
@@ -30,15 +59,9 @@ class Model:
             banned=self.chat.placeholder_ids(),
         )
 
-    def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
+    def prompts(self, problems: Sequence[Problem]) -> list[Prompt | Refused]:
         """The problems as the engine wants them, pictures decoded."""
-        return [
-            Prompt(
-                token_ids=self.chat.token_ids(question_messages(problem)),
-                pictures=tuple(decode(picture) for picture in problem.pictures),
-            )
-            for problem in problems
-        ]
+        return [self._prompt(problem) for problem in problems]
 
     def text_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[Prompt]:
         """Conversations without pictures as the engine wants them."""
@@ -51,50 +74,86 @@ class Model:
         sampling: Sampling,
         *,
         answers: int,
-        seeds: Sequence[int],
+        seeds: Sequence[int | None],
         top_k: int,
-    ) -> list[tuple[Written, ...] | Refused]:
-        """``answers`` sampled answers to each problem, scored on the way."""
-        drawn = self.engine.generate(self.prompts(problems), sampling, answers=answers, seeds=seeds, top_k=top_k)
-        return [
-            one
-            if isinstance(one, Refused)
-            else tuple(
-                (Answer(source=source, text=self.chat.decode(ids), token_ids=ids), scored) for ids, scored in one
-            )
-            for one in drawn
-        ]
+        pack: Pack,
+    ) -> WrittenBatch:
+        """``answers`` sampled answers to each problem that has a seed, scored on the way."""
+        prompts, refused = _sorted_out(
+            {index: self._prompt(problems[index]) for index, seed in enumerate(seeds) if seed is not None}
+        )
+        drawn = self.engine.generate(
+            list(prompts.values()),
+            sampling,
+            answers=answers,
+            seeds=[seed for index, seed in enumerate(seeds) if seed is not None and index in prompts],
+            top_k=top_k,
+        )
+        written, refused_later = _sorted_out(dict(zip(prompts, drawn, strict=True)))
+        return WrittenBatch(
+            answers=[
+                tuple(
+                    Answer(source=source, text=self.chat.decode(ids), token_ids=ids)
+                    for ids, _ in written.get(index, ())
+                )
+                for index in range(len(problems))
+            ],
+            scored=_batch(
+                len(problems),
+                {index: [scored for _, scored in one] for index, one in written.items()},
+                refused | refused_later,
+                pack,
+            ),
+        )
 
     def score(
-        self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]], top_k: int
-    ) -> list[list[Scored] | Refused]:
-        """For each answer of each problem: top-k distributions and log-probabilities of its own tokens.
-
-        Answers of one problem that are the same to the token are scored once.
-        """
-        prompts = self.prompts(problems)
-        distinct = [
-            (index, token_ids)
-            for index, group in enumerate(answers)
-            for token_ids in dict.fromkeys(answer.token_ids for answer in group)
-        ]
-        scores = self.engine.score(
-            [prompts[index] for index, _ in distinct], [token_ids for _, token_ids in distinct], top_k
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]], *, top_k: int, pack: Pack
+    ) -> ScoredBatch:
+        """What the model gives to each token of every answer to each problem; a problem may have none."""
+        prompts, refused = _sorted_out(
+            {index: self._prompt(problems[index]) for index, group in enumerate(answers) if group}
         )
-        refused = {index: one for (index, _), one in zip(distinct, scores, strict=True) if isinstance(one, Refused)}
-        found = {key: one for key, one in zip(distinct, scores, strict=True) if isinstance(one, Scored)}
-        return [
-            refused[index] if index in refused else [found[index, answer.token_ids] for answer in group]
-            for index, group in enumerate(answers)
-        ]
+        asked = [(index, token_ids) for index in prompts for token_ids in answers[index]]
+        scores = self.engine.score([prompts[index] for index, _ in asked], [token_ids for _, token_ids in asked], top_k)
+        found: dict[int, list[Scored]] = {index: [] for index in prompts}
+        for (index, _), one in zip(asked, scores, strict=True):
+            if isinstance(one, Refused):
+                refused[index] = one
+            else:
+                found[index].append(one)
+        return _batch(
+            len(problems), {index: one for index, one in found.items() if index not in refused}, refused, pack
+        )
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem. Raises DataError when the engine refuses a problem."""
-        drawn = self.engine.generate_greedy(self.prompts(problems), max_tokens)
-        for problem, one in zip(problems, drawn, strict=True):
-            if isinstance(one, Refused):
-                raise DataError(
-                    f"question {problem.id}: the engine refuses it: {one.reason} Shorten the question, use smaller "
-                    "pictures, or raise engine.max_model_len."
-                )
-        return [self.chat.decode(ids) for ids in drawn if not isinstance(ids, Refused)]
+        prompts, refused = _sorted_out(dict(enumerate(self.prompts(problems))))
+        drawn, refused_later = _sorted_out(
+            dict(enumerate(self.engine.generate_greedy(list(prompts.values()), max_tokens)))
+        )
+        for index, one in (refused | refused_later).items():
+            raise DataError(
+                f"question {problems[index].id}: {one.reason}. Mend or take out its row, shorten the question, use "
+                "smaller pictures, or raise engine.max_model_len."
+            )
+        return [self.chat.decode(ids) for ids in drawn.values()]
+
+    def _prompt(self, problem: Problem) -> Prompt | Refused:
+        try:
+            pictures = tuple(decode(picture) for picture in problem.pictures)
+        except BadPictureError as error:
+            return Refused(reason=str(error), kind="picture")
+        return Prompt(token_ids=self.chat.token_ids(question_messages(problem)), pictures=pictures)
+
+
+def _sorted_out(outcomes: dict[int, T | Refused]) -> tuple[dict[int, T], dict[int, Refused]]:
+    return (
+        {index: one for index, one in outcomes.items() if not isinstance(one, Refused)},
+        {index: one for index, one in outcomes.items() if isinstance(one, Refused)},
+    )
+
+
+def _batch(questions: int, found: dict[int, list[Scored]], refused: dict[int, Refused], pack: Pack) -> ScoredBatch:
+    prompt_tokens = [found[index][0].prompt_tokens if found.get(index) else 0 for index in range(questions)]
+    tokens = pack([one for index in sorted(found) for one in found[index]])
+    return ScoredBatch(prompt_tokens=prompt_tokens, refused=refused, tokens=tokens)

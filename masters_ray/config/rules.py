@@ -172,6 +172,9 @@ def violations(config: Config) -> list[Complaint]:
         learner.zero_stage,
         "ZeRO offloads what it partitions.",
     )
+    for key in ("max_set_aside_share", "max_unjudged_share", "max_empty_share"):
+        share = getattr(rollout, key)
+        rule(0 <= share <= 1, f"rollout.{key}", "a fraction from 0 to 1", share, "0.05 is five of a hundred.")
     rule(
         0 <= config.data.max_quarantined_share <= 1,
         "data.max_quarantined_share",

@@ -135,8 +135,21 @@ class Rollout:
     sampling: Sampling = field(default_factory=Sampling)
     batch_rows: int = 32
     """Questions that go through the engines together and are stored as one shard; what is repeated after a kill."""
+    store: str | None = None
+    """Where the stages' stores lie, a path or an address such as s3://bucket/folder; default: rollouts in run.dir."""
+    reuse: list[str] = field(default_factory=list)
+    """Directories of other runs' stores; their rows that were made by the same recipe are taken over."""
+    pictures: Literal["embed", "reference"] = "embed"
+    """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
     max_restarts: int = 10
     """How often a replica whose process died is started again."""
+    max_set_aside_share: float = 0.05
+    """Fraction of a stage's questions that may end without a row before the stage stops: pictures that cannot be
+    opened, prompts that an engine does not take, fewer than two readable verdicts, replicas that die."""
+    max_unjudged_share: float = 0.25
+    """Fraction of a stage's answers of which neither judge call may be readable."""
+    max_empty_share: float = 0.25
+    """Fraction of a stage's answers that may be without a word."""
 
 
 @dataclass

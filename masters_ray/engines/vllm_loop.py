@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -49,6 +50,8 @@ class EngineLoop:
         self._under_way: dict[str, tuple[_Asked, int]] = {}
         self._numbers = itertools.count()
         self._broken: BaseException | None = None
+        self.busy_seconds = 0.0
+        """Time in which the engine had requests and worked on them."""
         built: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(build, built), name="vllm", daemon=True).start()
         if error := built.get():
@@ -130,7 +133,10 @@ class EngineLoop:
                 self._under_way[name] = asked, place
 
     def _step(self, llm: Any) -> None:
-        for output in llm.llm_engine.step():
+        began = time.monotonic()
+        outputs = llm.llm_engine.step()
+        self.busy_seconds += time.monotonic() - began
+        for output in outputs:
             if output.finished:
                 asked, place = self._under_way.pop(output.request_id)
                 self._deliver(asked, place, output)

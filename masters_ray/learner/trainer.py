@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.5
 OnNews = Callable[[Pinned], None]
 
 
-def fit(job: LearnerJob, stores: Sequence[Path], on_news: OnNews) -> None:
+def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews) -> None:
     """Train on the stores, in their order, and export the student; goes on from the last checkpoint in ``job.storage``.
 
     ``on_news`` is called in this thread with what is new. Raises LearnerError with the worker's own words.

@@ -13,6 +13,7 @@ from typing import Any
 
 from masters_ray.config import Config, as_dict, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError
+from masters_ray.store import Folder
 
 _FREE = (
     "replicas",
@@ -24,6 +25,12 @@ _FREE = (
     "max_failures",
     "max_restarts",
     "batch_rows",
+    "store",
+    "reuse",
+    "pictures",
+    "max_set_aside_share",
+    "max_unjudged_share",
+    "max_empty_share",
     "checkpoints_kept",
     "checkpoint_every",
     "max_skipped_in_a_row",
@@ -45,6 +52,7 @@ class RunDirectory:
         """Raises ConfigError when the directory holds a run with other settings, listing every key that differs."""
         self.root = Path(config.run.dir).absolute()
         self._config = to_yaml(config)
+        self._rollouts = Folder(config.rollout.store or self.root / "rollouts")
         self._settings = settings = _settings(as_dict(config))
         if self._claim.exists():
             earlier = read_json(self._claim)
@@ -106,9 +114,9 @@ class RunDirectory:
     def _claim(self) -> Path:
         return self.root / "settings.json"
 
-    def stage(self, index: int) -> Path:
+    def stage(self, index: int) -> Folder:
         """The store of one stage's rollouts."""
-        return self.root / "rollouts" / f"stage-{index}"
+        return self._rollouts / f"stage-{index}"
 
     def evaluation(self, name: str) -> Path:
         return self.root / "evaluation" / f"{name}.json"

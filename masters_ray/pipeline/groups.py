@@ -1,30 +1,24 @@
-"""Questions → answers, verdicts, scores → groups, by calls to the replicas."""
+"""Questions → answers, verdicts, scores → rows of the store, by calls to the replicas."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from masters_ray.actors.judge import Case, Verdict
+import pyarrow as pa
+
+from masters_ray import data, store
+from masters_ray.actors.judge import Verdict
+from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.actors.pool import Pool, Replicas
 from masters_ray.config import Rollout
 from masters_ray.masks import MaskReport
+from masters_ray.pipeline.known import Known
 from masters_ray.pipeline.tally import Tally
-from masters_ray.records import (
-    Answer,
-    JudgedAnswer,
-    Problem,
-    Refused,
-    Rejected,
-    RolloutGroup,
-    Scored,
-    ScoredAnswer,
-    Source,
-    Written,
-)
+from masters_ray.records import Answer, JudgedAnswer, Problem, Refused, Rejected, Source
 from masters_ray.schedule import Stage
 
 Batch = Sequence[tuple[int, Problem]]
@@ -44,164 +38,228 @@ class Recipe:
 
     def key(self, report: MaskReport) -> dict[str, Any]:
         """The same as plain values, for a store. report: the teacher as it is masked."""
-        rollout = dataclasses.asdict(self.rollout)
-        del rollout["batch_rows"], rollout["max_restarts"]
-        teacher = {"teacher_digest": report.digest, "mask_ratio": self.stage.ratio}
-        return {"stage": self.stage.index, **teacher, "student_digest": self.student_digest, "seed": self.seed} | {
-            "rollout": rollout,
+        return {
+            "teacher_digest": report.digest,
+            "mask_ratio": self.stage.ratio,
+            "student_digest": self.student_digest,
+            "seed": self.seed,
+            "teacher_answers": self.rollout.teacher_answers,
+            "student_answers": self.rollout.student_answers,
+            "sampling": dataclasses.asdict(self.rollout.sampling),
             **self.made_with,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Draft:
-    """A question with what both models wrote to it."""
-
-    position: int
-    problem: Problem
-    by_teacher: tuple[Written, ...]
-    by_student: tuple[Written, ...]
-
-    @property
-    def answers(self) -> list[Answer]:
-        return [answer for answer, _ in (*self.by_teacher, *self.by_student)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
     """What came of a batch."""
 
-    groups: list[RolloutGroup]
+    rows: pa.Table
+    """store.SCHEMA, in the batch's order."""
     rejected: dict[int, Rejected]
-    """By position: the questions of the batch that have no group."""
+    """By position: the questions of the batch that have no row."""
     tally: Tally
 
 
 class GroupMaker:
     """Questions → groups, by calls to the pools; used by several threads at once."""
 
-    def __init__(self, recipe: Recipe, pools: Replicas, teacher_digest: str) -> None:
-        self._stage, self._rollout, self._seed = recipe.stage, recipe.rollout, recipe.seed
+    def __init__(
+        self, recipe: Recipe, pools: Replicas, teacher_digest: str, earlier: store.Lookup | None = None
+    ) -> None:
+        """earlier: rows whose student answers are the ones that this recipe's student would write."""
+        self._recipe = recipe
         self._teacher, self._student, self._judge = (pools.pools[role] for role in ("teacher", "student", "judge"))
-        self._digests = teacher_digest, recipe.student_digest
+        self._teacher_digest = teacher_digest
+        self._earlier = earlier
 
     def make(self, batch: Batch) -> Made:
-        """The groups of these questions, in their order, and those that have none. Raises ReplicaLostError."""
+        """The rows of these questions, in their order, and the questions that have none. Raises ReplicaLostError."""
         rejected: dict[int, Rejected] = {}
-        drafts = self._drafts(batch, rejected)
-        judged = self._judged(drafts)
-        kept: list[tuple[_Draft, list[JudgedAnswer]]] = []
-        for draft, answers in zip(drafts, judged, strict=True):
-            readable = [one for one in answers if one.accuracy is not None]
-            if len(readable) < 2:
-                reason = f"the judge could read {len(readable)} of {len(answers)} answers"
-                rejected[draft.position] = Rejected(row=draft.problem.id, reason=reason)
-            else:
-                kept.append((draft, readable))
-        groups = self._scored(kept, rejected)
-        tally = Tally.of(((draft.problem, answers) for draft, answers in zip(drafts, judged, strict=True)), groups)
-        return Made(groups=groups, rejected=rejected, tally=tally)
-
-    def _drafts(self, batch: Batch, rejected: dict[int, Rejected]) -> list[_Draft]:
-        problems = [problem for _, problem in batch]
-        drafts = []
-        for (position, problem), by_teacher, by_student in zip(
-            batch, self._answers("teacher", problems), self._answers("student", problems), strict=True
-        ):
-            if isinstance(by_teacher, Refused):
-                rejected[position] = _refused(problem, "teacher", by_teacher)
-            elif isinstance(by_student, Refused):
-                rejected[position] = _refused(problem, "student", by_student)
-            else:
-                drafts.append(_Draft(position=position, problem=problem, by_teacher=by_teacher, by_student=by_student))
-        return drafts
-
-    def _answers(self, source: Source, problems: list[Problem]) -> list[tuple[Written, ...] | Refused]:
-        pool, count = (
-            (self._teacher, self._rollout.teacher_answers)
-            if source == "teacher"
-            else (self._student, self._rollout.student_answers)
+        asked = self._opened(batch, rejected)
+        if not asked:
+            return Made(rows=store.SCHEMA.empty_table(), rejected=rejected, tally=Tally())
+        work = _Questions(asked, self._recipe)
+        shared = self._teacher.share(work.problems)
+        self._write(work, shared)
+        self._judge_all(work, shared)
+        kept = work.readable()
+        for source, pool in (("teacher", self._teacher), ("student", self._student)):
+            known = work.known[source]
+            wanted = {index: [one.answer.token_ids for one in kept[index]] for index in kept}
+            missing = known.missing(wanted)
+            if any(missing):
+                known.add(missing, pool.call("score", shared, missing))
+        rejected |= work.rejected()
+        return self._made(
+            work, {index: kept[index] for index in kept if work.position(index) not in rejected}, rejected
         )
-        if count == 0:
-            return [()] * len(problems)
-        seeds = [sampling_seed(self._seed, self._stage.index, source, problem.id) for problem in problems]
-        drawn: list[tuple[Written, ...] | Refused] = pool.call("answer", problems, self._rollout.sampling, count, seeds)
-        return drawn
 
-    def _judged(self, drafts: Sequence[_Draft]) -> list[list[JudgedAnswer]]:
-        cases = [Case.of(draft.problem, answer.text) for draft in drafts for answer in draft.answers]
-        verdicts: Iterator[Verdict] = iter(self._judge.call("judge", cases) if cases else [])
+    def _opened(self, batch: Batch, rejected: dict[int, Rejected]) -> list[_Asked]:
+        """The batch's questions, with their pictures as conf wants them stored."""
+        embed = self._recipe.rollout.pictures == "embed"
+        opened = []
+        for position, problem in batch:
+            try:
+                pictured = data.with_embedded_pictures(problem) if embed else problem
+            except data.BadPictureError as error:
+                rejected[position] = Rejected(row=problem.id, reason=str(error), kind="picture")
+            else:
+                opened.append(_Asked(position, problem.digest, pictured))
+        return opened
+
+    def _write(self, work: _Questions, shared: Any) -> None:
+        sampling, counts = self._recipe.rollout.sampling, work.counts
+        if self._earlier is not None:
+            work.take_over(self._earlier)
+        for source, pool in (("teacher", self._teacher), ("student", self._student)):
+            seeds = work.seeds(source)
+            if counts[source] and any(seed is not None for seed in seeds):
+                written: WrittenBatch = pool.call("answer", shared, sampling, counts[source], seeds)
+                work.add(source, written)
+
+    def _judge_all(self, work: _Questions, shared: Any) -> None:
+        texts = work.unjudged_texts()
+        if any(texts):
+            verdicts: list[list[Verdict]] = self._judge.call("judge", shared, texts)
+            work.add_verdicts(verdicts)
+
+    def _made(self, work: _Questions, kept: dict[int, list[JudgedAnswer]], rejected: dict[int, Rejected]) -> Made:
+        wanted = {index: [one.answer.token_ids for one in answers] for index, answers in kept.items()}
+        top, reference = (work.known[source].take(wanted) for source in ("teacher", "student"))
+        rows = [
+            store.Row(
+                position=work.position(index),
+                stage=self._recipe.stage.index,
+                mask_ratio=self._recipe.stage.ratio,
+                problem=work.problems[index],
+                prompt_tokens=work.known["teacher"].prompt_tokens[index],
+                answers=answers,
+                teacher_digest=self._teacher_digest,
+                student_digest=self._recipe.student_digest,
+            )
+            for index, answers in kept.items()
+        ]
+        left_out = store.left_out(top) if rows else 0.0
+        tally = Tally.of(work.judged(), rows=len(rows), tokens=int(top.lengths.sum()), left_out=left_out)
+        return Made(rows=store.table(rows, top, reference), rejected=rejected, tally=tally)
+
+
+class _Asked(NamedTuple):
+    position: int
+    digest: str
+    """Of the question as it stands in the data."""
+    problem: Problem
+
+
+class _Questions:
+    """A batch on its way: what was written, judged and scored so far, by the question's index."""
+
+    def __init__(self, asked: Sequence[_Asked], recipe: Recipe) -> None:
+        self.problems = [one.problem for one in asked]
+        self.counts: dict[Source, int] = {
+            "teacher": recipe.rollout.teacher_answers,
+            "student": recipe.rollout.student_answers,
+        }
+        self.known: dict[Source, Known] = {source: Known(len(asked)) for source in self.counts}
+        self._asked = asked
+        self._recipe = recipe
+        self._written: dict[Source, list[tuple[Answer, ...]]] = {source: [()] * len(asked) for source in self.counts}
+        self._before: dict[int, list[JudgedAnswer]] = {}
+        self._judged: list[list[JudgedAnswer]] = [[] for _ in asked]
+
+    def position(self, index: int) -> int:
+        return self._asked[index].position
+
+    def seeds(self, source: Source) -> list[int | None]:
+        """Of each question, None where the source has nothing to write."""
         return [
-            [
-                JudgedAnswer(answer=answer, accuracy=verdict.accuracy, verdict=verdict.text)
-                for answer, verdict in zip(draft.answers, verdicts, strict=False)  # each takes its own of the iterator
-            ]
-            for draft in drafts
+            None
+            if self._refused(index) or (source == "student" and index in self._before)
+            else sampling_seed(self._recipe, source, problem.id)
+            for index, problem in enumerate(self.problems)
         ]
 
-    def _scored(
-        self, kept: Sequence[tuple[_Draft, list[JudgedAnswer]]], rejected: dict[int, Rejected]
-    ) -> list[RolloutGroup]:
-        tops = _completed(self._teacher, kept, [draft.by_teacher for draft, _ in kept])
-        owns = _completed(self._student, kept, [draft.by_student for draft, _ in kept])
-        teacher_digest, student_digest = self._digests
-        groups = []
-        for (draft, judged), top, own in zip(kept, tops, owns, strict=True):
-            if isinstance(top, Refused):
-                rejected[draft.position] = _refused(draft.problem, "teacher", top)
-            elif isinstance(own, Refused):
-                rejected[draft.position] = _refused(draft.problem, "student", own)
-            else:
-                groups.append(
-                    RolloutGroup(
-                        position=draft.position,
-                        stage=self._stage.index,
-                        mask_ratio=self._stage.ratio,
-                        problem=draft.problem,
-                        prompt_tokens=top[0].prompt_tokens,
-                        answers=tuple(
-                            ScoredAnswer(judged=one, teacher=by_teacher.top, reference_logprobs=by_student.own)
-                            for one, by_teacher, by_student in zip(judged, top, own, strict=True)
-                        ),
-                        teacher_digest=teacher_digest,
-                        student_digest=student_digest,
-                    )
-                )
-        return groups
+    def add(self, source: Source, written: WrittenBatch) -> None:
+        self._written[source] = written.answers
+        self.known[source].add([[one.token_ids for one in group] for group in written.answers], written.scored)
+
+    def take_over(self, earlier: store.Lookup) -> None:
+        """The student's judged answers from earlier rows of the same questions."""
+        digests = [one.digest for one in self._asked]
+        found = earlier.rows(digests)
+        groups = {digest: store.groups(row)[0] for digest, row in found.items()}
+        answers: list[list[TokenIds]] = []
+        logprobs = []
+        for index, digest in enumerate(digests):
+            scored = groups[digest].answers if digest in groups else ()
+            of_student = [one for one in scored if one.judged.answer.source == "student"]
+            if digest in groups:
+                self._before[index] = [one.judged for one in of_student]
+            answers.append([one.judged.answer.token_ids for one in of_student])
+            logprobs += [one.reference_logprobs for one in of_student]
+        nothing = [0] * len(answers)
+        tokens = store.reference_logprobs(logprobs)
+        self.known["student"].add(answers, ScoredBatch(prompt_tokens=nothing, refused={}, tokens=tokens))
+
+    def unjudged_texts(self) -> list[list[str]]:
+        """Of each question the answers that the judge has to look at."""
+        return [[one.text for one in self._to_judge(index)] for index in range(len(self.problems))]
+
+    def add_verdicts(self, verdicts: Sequence[Sequence[Verdict]]) -> None:
+        for index, group in enumerate(verdicts):
+            self._judged[index] = [
+                JudgedAnswer(answer=answer, accuracy=verdict.accuracy, verdict=verdict.text)
+                for answer, verdict in zip(self._to_judge(index), group, strict=True)
+            ]
+
+    def judged(self) -> list[tuple[Problem, list[JudgedAnswer]]]:
+        """Every answer that was judged, earlier ones too."""
+        return [
+            (problem, [*self._judged[index], *self._before.get(index, [])])
+            for index, problem in enumerate(self.problems)
+            if not self._refused(index)
+        ]
+
+    def readable(self) -> dict[int, list[JudgedAnswer]]:
+        """The answers of each question that can be stored, the teacher's first; a question needs two."""
+        found = {}
+        for index in range(len(self.problems)):
+            answers = [*self._judged[index], *self._before.get(index, [])]
+            readable = [one for one in answers if one.accuracy is not None]
+            if len(readable) >= 2 and not self._refused(index):
+                found[index] = readable
+        return found
+
+    def rejected(self) -> dict[int, Rejected]:
+        """By position: questions that a model could not be asked, or of which too few answers can be read."""
+        readable = self.readable()
+        found = {}
+        for index, problem in enumerate(self.problems):
+            if (refusal := self._refused(index)) is not None:
+                found[self.position(index)] = Rejected(row=problem.id, reason=refusal.reason, kind=refusal.kind)
+            elif index not in readable:
+                answers = [*self._judged[index], *self._before.get(index, [])]
+                count = sum(one.accuracy is not None for one in answers)
+                reason = f"the judge could read {count} of {len(answers)} answers"
+                found[self.position(index)] = Rejected(row=problem.id, reason=reason, kind="judge")
+        return found
+
+    def _to_judge(self, index: int) -> list[Answer]:
+        if self._refused(index):
+            return []
+        return [*self._written["teacher"][index], *self._written["student"][index]]
+
+    def _refused(self, index: int) -> Refused | None:
+        for source, known in self.known.items():
+            if (one := known.refused.get(index)) is not None:
+                told = one.reason if one.kind == "picture" else f"the {source}'s engine refuses it: {one.reason}"
+                return Refused(reason=told, kind=one.kind)
+        return None
 
 
-def _refused(problem: Problem, source: Source, refused: Refused) -> Rejected:
-    return Rejected(row=problem.id, reason=f"the {source}'s engine refuses it: {refused.reason}")
-
-
-def _completed(
-    pool: Pool, kept: Sequence[tuple[_Draft, list[JudgedAnswer]]], written: Sequence[tuple[Written, ...]]
-) -> list[list[Scored] | Refused]:
-    """What a pool's model says of all answers of each question; it is asked about those that it has not written.
-
-    Answers that are the same to the token have one score, so that rounding cannot prefer one of them.
-    """
-    known = [{answer.token_ids: scored for answer, scored in own} for own in written]
-    missing = {
-        index: answers
-        for index, (_, judged) in enumerate(kept)
-        if (answers := [one.answer for one in judged if one.answer.token_ids not in known[index]])
-    }
-    refused: dict[int, Refused] = {}
-    if missing:
-        asked = pool.call("score", [kept[index][0].problem for index in missing], list(missing.values()))
-        for (index, answers), scores in zip(missing.items(), asked, strict=True):
-            if isinstance(scores, Refused):
-                refused[index] = scores
-            else:
-                known[index] |= {answer.token_ids: one for answer, one in zip(answers, scores, strict=True)}
-    return [
-        refused[index] if index in refused else [known[index][one.answer.token_ids] for one in judged]
-        for index, (_, judged) in enumerate(kept)
-    ]
-
-
-def sampling_seed(seed: int, stage: int, source: Source, problem_id: str) -> int:
-    """The seed of one question's answers: the same wherever and beside whatever they are sampled."""
-    name = f"{seed}/{stage}/{source}/{problem_id}".encode()
-    return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
+def sampling_seed(recipe: Recipe, source: Source, problem_id: str) -> int:
+    """The seed of one question's answers: the same wherever and beside whatever they are sampled. The student is the
+    same in all stages, so its answers are."""
+    name = f"{recipe.seed}/teacher/{recipe.stage.ratio:g}" if source == "teacher" else f"{recipe.seed}/student"
+    return int.from_bytes(hashlib.sha256(f"{name}/{problem_id}".encode()).digest()[:4], "big") >> 1

@@ -26,7 +26,7 @@ from masters_ray.pipeline import outcome, rollouts, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say, track
-from masters_ray.records import Problem, Rejected
+from masters_ray.records import Rejected
 
 
 def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
@@ -44,7 +44,7 @@ def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
     return report.write(directory.root)
 
 
-def generate(config: Config, directory: RunDirectory, config_file: str) -> list[Path]:
+def generate(config: Config, directory: RunDirectory, config_file: str) -> list[store.Folder]:
     """The part of a run that needs a teacher; Ray must be started. Returns the stores. ``run`` goes on with them, here
     or where the directory is moved to."""
     with Journal(directory, config_file) as journal:
@@ -61,8 +61,10 @@ def _generate(
         quarantine = directory.file("quarantine.jsonl")
         data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected])
     plan = schedule.stages(config.schedule.max_ratio, config.schedule.step)
-    shares = schedule.split(list(enumerate(train.problems)), len(plan), config.schedule.stage_data)
-    rejected = _make_rollouts(config, directory, journal, held_out.problems, list(zip(plan, shares, strict=True)))
+    shares = schedule.split(len(train.problems), len(plan), config.schedule.stage_data)
+    rejected = _make_rollouts(
+        config, directory, journal, train.problems, held_out.problems, list(zip(plan, shares, strict=True))
+    )
     data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected, *rejected])
     return plan, train, held_out
 
@@ -71,8 +73,9 @@ def _make_rollouts(
     config: Config,
     directory: RunDirectory,
     journal: Journal,
-    held_out: list[Problem],
-    work: list[tuple[schedule.Stage, list[tuple[int, Problem]]]],
+    train: data.Problems,
+    held_out: data.Problems,
+    work: list[tuple[schedule.Stage, range]],
 ) -> list[Rejected]:
     """Every stage's store, and the accuracies of the untrained student and the unmasked teacher."""
     todo = [(stage, share) for stage, share in work if store.read_manifest(directory.stage(stage.index)) is None]
@@ -89,13 +92,22 @@ def _make_rollouts(
             for stage, share in todo:
                 with journal.phase("rollouts"):
                     recipe = stages.recipe(config, stage, student_digest)
-                    rejected = rollouts.roll_out(recipe, share, replicas, directory.stage(stage.index))
+                    folder = directory.stage(stage.index)
+                    earlier = _earlier(config, directory, stage)
+                    rejected = rollouts.roll_out(recipe, train, share, replicas, folder, earlier)
                     journal.reject(stage.index, rejected)
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
                     _evaluate(config, directory, replicas, "teacher", held_out, "teacher")
     return journal.rejected([stage.index for stage, _ in work])
+
+
+def _earlier(config: Config, directory: RunDirectory, stage: schedule.Stage) -> store.Lookup | None:
+    """Rows with the answers of the student, who writes them once: of the first stage, if every stage has all data."""
+    if stage.index == 0 or config.schedule.stage_data == "share":
+        return None
+    return store.Lookup([directory.stage(0)])
 
 
 def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: Sequence[int]) -> None:
@@ -137,7 +149,7 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
 
 
 def _evaluate(
-    config: Config, directory: RunDirectory, replicas: Replicas, role: Role, held_out: list[Problem], name: str
+    config: Config, directory: RunDirectory, replicas: Replicas, role: Role, held_out: data.Problems, name: str
 ) -> None:
     title = f"held-out accuracy of {name.replace('_', ' ')}"
     judge = replicas.pools["judge"] if config.evaluation.marked_by == "judge" else None

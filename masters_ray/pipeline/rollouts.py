@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from masters_ray import store
 from masters_ray.actors.pool import Pool, Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.groups import Batch, GroupMaker, Made, Recipe
+from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.tally import Tally
 from masters_ray.pipeline.threads import threads
 from masters_ray.progress import say, track
@@ -34,73 +37,138 @@ def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
     return reports[0]
 
 
-def roll_out(recipe: Recipe, problems: Batch, pools: Replicas, folder: Path) -> list[Rejected]:
-    """Make one stage's groups and its store in ``folder``, or go on with it.
+def roll_out(
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    positions: range,
+    pools: Replicas,
+    folder: store.Where,
+    earlier: store.Lookup | None = None,
+) -> list[Rejected]:
+    """Make the rows of the problems at ``positions`` and their store in ``folder``, or go on with it.
 
-    Batches are worked on several at a time; each is stored as a shard as soon as it is finished, and not made again.
-    A batch whose replica died is taken once more, and then, when nothing else is under way, question by question; a
-    question on which replicas die three times is set aside. Returns all questions set aside: those, those that an
-    engine refused, and those of which the judge could read fewer than two answers.
+    Batches are read and worked on several at a time; each is stored as a shard as soon as it is finished, and not made
+    again. A batch whose replica died is taken once more, and then, when nothing else is under way, question by
+    question; a question on which replicas die three times is set aside. Rows of ``rollout.reuse`` that were made by
+    the same recipe are taken over, and student answers from ``earlier`` ones. Returns all questions set aside: those,
+    those that an engine refused, and those of which the judge could read fewer than two answers. Raises DataError when
+    there are more of them than conf allows.
     """
     report = mask_teachers(pools.pools["teacher"], recipe.stage.ratio)
-    work = _Work(recipe, store.Writer(folder, recipe.key(report)), GroupMaker(recipe, pools, report.digest))
-    missing = unasked(problems, work.writer.asked, recipe.rollout.batch_rows)
+    key = recipe.key(report)
+    writer = store.Writer(folder, key)
+    before = list(store.read_accounts(folder).values())
+    asked = _asked_before(problems, before)
+    work = _Work(recipe, writer, GroupMaker(recipe, pools, report.digest, earlier), _same(recipe.rollout.reuse, key))
+    work.go_on(before)
+    limits = Limits(recipe.rollout, len(positions), str(folder))
+    limits.reject(work.rejected)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
-    in_flight = _BATCHES_IN_FLIGHT * sum(pool.calls_at_once for pool in pools.pools.values())
-    with track(title, len(problems), len(work.writer.asked)) as advance:
+    in_flight = _BATCHES_IN_FLIGHT * sum(pool.most_calls_at_once for pool in pools.pools.values())
+    del before
+    with track(title, len(positions), sum(position in asked for position in positions)) as advance:
+        limits.check(work.tally)
         with threads(in_flight) as each:
-            for batch in each(work.together, missing):
+            for batch in each(work.together, unasked(problems, positions, asked, recipe.rollout.batch_rows)):
                 if batch not in work.suspects:
                     advance(len(batch), work.tally.note())
+                limits.reject(work.newly_rejected())
+                limits.check(work.tally)
         for row in (row for batch in work.suspects for row in batch):
             work.alone(row)
             advance(1, work.tally.note())
-    work.writer.finish(dataclasses.asdict(work.tally.outcome(recipe.stage, report, work.seconds())))
-    return work.writer.rejected
+        limits.reject(work.newly_rejected())
+        limits.check(work.tally, finished=True)
+    outcome = work.tally.outcome(recipe.stage, report, work.seconds(), limits.set_aside)
+    writer.finish(dataclasses.asdict(outcome))
+    return [work.rejected_at[position] for position in sorted(work.rejected_at)]
 
 
-def unasked(problems: Batch, asked: dict[int, str], size: int) -> list[Batch]:
-    """Batches of at most ``size`` neighbours that are not among ``asked`` (position → digest).
+def unasked(problems: Sequence[Problem], positions: range, asked: set[int], size: int) -> Iterator[Batch]:
+    """Batches of at most ``size`` neighbours that are not among ``asked``.
 
     A batch never reaches over a question that was asked, so that shards, sorted by their first position, hold rows in
-    order. Raises StoreError when another question was asked at a position.
+    order.
     """
-    batches: list[list[tuple[int, Problem]]] = []
-    neighbours = False
-    for position, problem in problems:
-        if position in asked:
-            if asked[position] != problem.digest:
+    batch: list[int] = []
+    for position in positions:
+        if position not in asked:
+            batch.append(position)
+        if batch and (position in asked or len(batch) == size or position == positions[-1]):
+            yield list(zip(batch, problems[batch[0] : batch[-1] + 1], strict=True))
+            batch = []
+
+
+def _asked_before(problems: Any, accounts: Sequence[store.Account]) -> set[int]:
+    """The positions that need not be asked again. Raises StoreError when another question was asked at one of them."""
+    for account in accounts:
+        for position, digest in account.asked.items():
+            if position >= len(problems) or problems.digest(position) != digest:
+                name = problems[position].id if position < len(problems) else "none"
                 raise StoreError(
-                    f"question {problem.id}: another one was asked at its place (position {position}) when the store "
-                    "was begun. Did the data change? Set it back, or choose another run.dir."
+                    f"question {name}: another one was asked at its place (position {position}) when the store was "
+                    "begun. Did the data change? Set it back, or choose another run.dir."
                 )
-            neighbours = False
-            continue
-        if not neighbours or len(batches[-1]) == size:
-            batches.append([])
-        batches[-1].append((position, problem))
-        neighbours = True
-    return list(batches)
+    return {position for account in accounts for position in account.asked}
+
+
+def _same(folders: Sequence[str], key: dict[str, Any]) -> store.Lookup | None:
+    """The rows of other stores that were made by the same recipe."""
+    wanted = store.as_key(key)
+    fitting = []
+    for folder in map(store.Folder, folders):
+        stores = [folder / name for name in folder.folders() if (folder / name).has(store.KEY)]
+        if not stores:
+            raise StoreError(f"rollout.reuse: {folder} holds no store. A run's stores are in its rollouts directory.")
+        fitting += [one for one in stores if store.read_key(one) == wanted]
+    if not fitting:
+        return None
+    found = store.Lookup(fitting)
+    say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, fitting))}")
+    return found
 
 
 class _Work:
     """Batches that are made and stored by several threads, and what they add up to."""
 
-    def __init__(self, recipe: Recipe, writer: store.Writer, maker: GroupMaker) -> None:
-        self.writer = writer
+    def __init__(self, recipe: Recipe, writer: store.Writer, maker: GroupMaker, reusable: store.Lookup | None) -> None:
         self.suspects: list[Batch] = []
         """Batches on which replicas died."""
-        self.tally = Tally.total(account.noted["tally"] for account in writer.accounts.values())
-        self._maker = maker
+        self.tally = Tally()
+        self.rejected_at: dict[int, Rejected] = {}
+        """By position, those of earlier calls too."""
+        self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
         self._lock = threading.Lock()
+        self._news: list[Rejected] = []
+        self._seconds_before = 0.0
         self._call = time.time()
         self._began = time.monotonic()
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        return list(self.rejected_at.values())
+
+    def go_on(self, accounts: Sequence[store.Account]) -> None:
+        """Count what earlier calls did."""
+        self.tally = Tally.total(account.noted["tally"] for account in accounts)
+        calls: dict[float, float] = {}
+        for account in accounts:
+            call, seconds = account.noted["call"], account.noted["seconds"]
+            calls[call] = max(calls.get(call, 0.0), seconds)
+            self.rejected_at |= account.rejected
+        self._seconds_before = sum(calls.values())
+
+    def newly_rejected(self) -> list[Rejected]:
+        """Since it was last asked."""
+        with self._lock:
+            news, self._news = self._news, []
+        return news
 
     def together(self, batch: Batch) -> None:
         """Make and store a batch, or put it among the suspects."""
         for _ in range(_TRIES_TOGETHER):
             try:
-                self._store(batch, self._maker.make(batch))
+                self._store(batch, self._made(batch))
             except ReplicaLostError as error:
                 say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
             else:
@@ -119,21 +187,39 @@ class _Work:
             else:
                 return
         reason = f"a replica died {_TRIES_ALONE} times in a row on this question: {told}"
-        rejected = {position: Rejected(row=problem.id, reason=reason)}
-        self._store([row], Made(groups=[], rejected=rejected, tally=Tally()))
+        rejected = {position: Rejected(row=problem.id, reason=reason, kind="replica")}
+        self._store([row], Made(rows=store.SCHEMA.empty_table(), rejected=rejected, tally=Tally()))
 
     def seconds(self) -> float:
         """How long the stage was worked on, by this call and earlier ones."""
-        calls: dict[float, float] = {}
-        for account in self.writer.accounts.values():
-            call, seconds = account.noted["call"], account.noted["seconds"]
-            calls[call] = max(calls.get(call, 0.0), seconds)
-        return sum(calls.values())
+        return self._seconds_before + time.monotonic() - self._began
+
+    def _made(self, batch: Batch) -> Made:
+        """The batch's rows, those that can be taken over not made again."""
+        if self._reusable is None:
+            return self._maker.make(batch)
+        found = self._reusable.rows([problem.digest for _, problem in batch])
+        taken = {
+            position: store.moved(found[problem.digest], position, self._recipe.stage.index)
+            for position, problem in batch
+            if problem.digest in found
+        }
+        made = self._maker.make([row for row in batch if row[0] not in taken])
+        if not taken:
+            return made
+        reused = pa.concat_tables(taken.values())
+        return Made(
+            rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
+            rejected=made.rejected,
+            tally=made.tally + Tally.of_stored(store.groups(reused)),
+        )
 
     def _store(self, batch: Batch, made: Made) -> None:
         noted: dict[str, Any] = {"tally": dataclasses.asdict(made.tally)}
         noted |= {"call": self._call, "seconds": time.monotonic() - self._began}
         asked = {position: problem.digest for position, problem in batch}
-        self.writer.write(made.groups, store.Account(asked=asked, rejected=made.rejected, noted=noted))
+        self._writer.write(made.rows, store.Account(asked=asked, rejected=made.rejected, noted=noted))
         with self._lock:
             self.tally = self.tally + made.tally
+            self.rejected_at |= made.rejected
+            self._news += made.rejected.values()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from masters_ray import data, weights
 from masters_ray.actors.host import HostSpec
-from masters_ray.actors.judge import Case, Verdict
+from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Deployment, Pool
 from masters_ray.config import Config
 from masters_ray.engines.vllm_engine import Mask
@@ -100,7 +100,7 @@ def evaluate(pool: Pool, judge: Pool | None, problems: Sequence[Problem], max_to
 
     An answer whose verdict cannot be read counts as wrong here.
     """
-    shares = batches(problems, _EVALUATED_AT_A_TIME)
+    shares = list(batches(problems, _EVALUATED_AT_A_TIME))
     marked: dict[int, list[Marked]] = {}
 
     def answer(number: int) -> None:
@@ -109,9 +109,8 @@ def evaluate(pool: Pool, judge: Pool | None, problems: Sequence[Problem], max_to
         if judge is None:
             correct = by_rule(share, answers)
         else:
-            cases = [Case.of(problem, text) for problem, text in zip(share, answers, strict=True)]
-            verdicts: list[Verdict] = judge.call("judge", cases)
-            correct = [verdict.accuracy == 1 for verdict in verdicts]
+            verdicts: list[list[Verdict]] = judge.call("judge", share, [[text] for text in answers])
+            correct = [verdict.accuracy == 1 for (verdict,) in verdicts]
         marked[number] = mark(share, answers, correct)
 
     with track(title, len(problems)) as advance, threads(pool.calls_at_once) as each:

@@ -19,6 +19,8 @@ class Tally:
     rows: int = 0
     answers: int = 0
     unjudged: int = 0
+    empty: int = 0
+    """Answers without a word."""
     agreements: int = 0
     """Judged answers on which judge and exact rule say the same."""
     teacher_judged: int = 0
@@ -31,8 +33,10 @@ class Tally:
     """Their teacher mass outside the top k, summed."""
 
     @classmethod
-    def of(cls, judged: Iterable[tuple[Problem, Sequence[JudgedAnswer]]], groups: Sequence[RolloutGroup]) -> Tally:
-        """The counts of one batch: its judged answers, and what of them is stored."""
+    def of(
+        cls, judged: Iterable[tuple[Problem, Sequence[JudgedAnswer]]], *, rows: int, tokens: int, left_out: float
+    ) -> Tally:
+        """The counts of one batch: its judged answers, and the rows, tokens and left-out mass of what is stored."""
         everything = [(problem, one) for problem, answers in judged for one in answers]
         readable = [(problem, one) for problem, one in everything if one.accuracy is not None]
         by_source = {
@@ -40,15 +44,26 @@ class Tally:
             for source in get_args(Source)
             for name, value in (("judged", lambda _: 1), ("right", lambda one: one.accuracy))
         }
-        scores = [answer.teacher for group in groups for answer in group.answers]
         return cls(
-            rows=len(groups),
+            rows=rows,
             answers=len(everything),
             unjudged=len(everything) - len(readable),
+            empty=sum(not one.answer.text for _, one in everything),
             agreements=sum(one.accuracy == matches(one.answer.text, problem.label) for problem, one in readable),
             **by_source,
-            tokens=sum(len(one.left_out) for one in scores),
-            left_out=float(sum(one.left_out.sum() for one in scores)),
+            tokens=tokens,
+            left_out=left_out,
+        )
+
+    @classmethod
+    def of_stored(cls, groups: Sequence[RolloutGroup]) -> Tally:
+        """The counts of rows that were made elsewhere."""
+        scored = [answer for group in groups for answer in group.answers]
+        return cls.of(
+            [(group.problem, [answer.judged for answer in group.answers]) for group in groups],
+            rows=len(groups),
+            tokens=sum(len(one.teacher.left_out) for one in scored),
+            left_out=float(sum(one.teacher.left_out.sum() for one in scored)),
         )
 
     @classmethod
@@ -67,7 +82,7 @@ class Tally:
         """For the progress line."""
         return "  ".join(f"{source} right {rate:.0%}" for source, rate in self._rates().items())
 
-    def outcome(self, stage: Stage, report: MaskReport, seconds: float) -> StageOutcome:
+    def outcome(self, stage: Stage, report: MaskReport, seconds: float, set_aside: Mapping[str, int]) -> StageOutcome:
         """What the stage says of itself when it is finished."""
         return StageOutcome(
             stage=stage.index,
@@ -78,6 +93,8 @@ class Tally:
             seconds=seconds,
             answers=self.answers,
             unjudged=self.unjudged,
+            empty=self.empty,
+            set_aside=dict(set_aside),
             judge_rule_agreements=self.agreements,
             accuracy_by_source=self._rates(),
             left_out=self.left_out / self.tokens if self.tokens else 0.0,

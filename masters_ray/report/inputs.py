@@ -199,6 +199,8 @@ def _stage(node: Value) -> StageOutcome:
         seconds=node["seconds"].number(),
         answers=node["answers"].whole(),
         unjudged=node["unjudged"].whole(),
+        empty=node["empty"].whole(),
+        set_aside={kind: count.whole() for kind, count in node["set_aside"].items()},
         judge_rule_agreements=node["judge_rule_agreements"].whole(),
         accuracy_by_source={source: rate.number() for source, rate in node["accuracy_by_source"].items()},
         left_out=node["left_out"].number(),

@@ -141,9 +141,11 @@ def stages(summary: Summary) -> str:
         "mask ratio",
         "achieved sparsity",
         "questions",
+        "set aside",
         "seconds",
         "answers",
         "unjudged",
+        "empty",
         "teacher’s answers right",
         "student’s answers right",
         "left-out mass",
@@ -156,9 +158,11 @@ def stages(summary: Summary) -> str:
             percent(stage.ratio, 1),
             percent(stage.sparsity, 3),
             whole(stage.rows),
+            _set_aside(stage),
             f"{stage.seconds:,.1f}",
             whole(stage.answers),
             whole(stage.unjudged),
+            whole(stage.empty),
             _meter(stage, "teacher"),
             _meter(stage, "student"),
             small_percent(stage.left_out),
@@ -171,9 +175,11 @@ def stages(summary: Summary) -> str:
         "",
         "",
         whole(sum(stage.rows for stage in outcomes)),
+        whole(sum(sum(stage.set_aside.values()) for stage in outcomes)),
         f"{sum(stage.seconds for stage in outcomes):,.1f}",
         whole(sum(stage.answers for stage in outcomes)),
         whole(sum(stage.unjudged for stage in outcomes)),
+        whole(sum(stage.empty for stage in outcomes)),
         *[""] * 4,
     ]
     most = max((stage.left_out for stage in outcomes), default=0.0)
@@ -188,9 +194,11 @@ def stages(summary: Summary) -> str:
         "set to zero, smallest weights first; at 0 the teacher is whole. A masked teacher is usually weaker, and "
         "easier for the student to imitate.</p>"
         "<p><b>Achieved sparsity</b> is the share that really is zero. <b>Unjudged</b> answers, whose verdict could "
-        "not be read, are left out. The <b>left-out mass</b> is the probability that the stored teacher distributions "
+        "not be read, are left out; <b>empty</b> ones have no word. Questions are <b>set aside</b> when a picture cannot "
+        "be opened, an engine does not take them, fewer than two of their answers could be judged, or replicas died on "
+        "them. The <b>left-out mass</b> is the probability that the stored teacher distributions "
         "(only the likeliest tokens are kept) leave out on average: the smaller, the more exact is the JSD.</p>"
-        f"{table(head, rows, numbers=range(10), foot=total) if rows else '<p>No stage was recorded.</p>'}{warning}"
+        f"{table(head, rows, numbers=range(12), foot=total) if rows else '<p>No stage was recorded.</p>'}{warning}"
     )
 
 
@@ -273,6 +281,11 @@ def _apart(one: Accuracy, other: Accuracy) -> bool:
 
 def _digest(digest: str) -> str:
     return f'<code class="together" title="{escape(digest)}">{escape(digest[:_DIGEST])}</code>'
+
+
+def _set_aside(stage: StageOutcome) -> str:
+    kinds = ", ".join(f"{escape(kind)} {whole(count)}" for kind, count in stage.set_aside.items())
+    return whole(sum(stage.set_aside.values())) + (f" ({kinds})" if kinds else "")
 
 
 def _meter(stage: StageOutcome, source: str) -> str:

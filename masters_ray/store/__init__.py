@@ -1,30 +1,59 @@
 """The rollout store: groups as parquet shards with a manifest."""
 
-from masters_ray.store.rows import SCHEMA, groups, sequence_tokens, table
+from masters_ray.store.account import Account, read_accounts
+from masters_ray.store.folder import Folder, Where, is_address
+from masters_ray.store.lookup import Lookup, moved
+from masters_ray.store.ragged import Ragged
+from masters_ray.store.rows import (
+    SCHEMA,
+    Row,
+    groups,
+    left_out,
+    reference_logprobs,
+    sequence_tokens,
+    table,
+    table_of,
+    top_scores,
+)
 from masters_ray.store.shards import (
+    KEY,
     MANIFEST,
-    Account,
     Manifest,
     Writer,
+    as_key,
     open_dataset,
     read,
-    read_accounts,
+    read_key,
     read_manifest,
-    shard_files,
+    shard_names,
 )
 
 __all__ = [
+    "KEY",
     "MANIFEST",
     "SCHEMA",
     "Account",
+    "Folder",
+    "Lookup",
     "Manifest",
+    "Ragged",
+    "Row",
+    "Where",
     "Writer",
+    "as_key",
     "groups",
+    "is_address",
+    "left_out",
+    "moved",
     "open_dataset",
     "read",
     "read_accounts",
+    "read_key",
     "read_manifest",
+    "reference_logprobs",
     "sequence_tokens",
-    "shard_files",
+    "shard_names",
     "table",
+    "table_of",
+    "top_scores",
 ]

@@ -53,6 +53,13 @@ def decode(gaps: np.ndarray, roots: np.ndarray, left_out_roots: np.ndarray) -> T
     return TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
 
 
+def left_out(roots: np.ndarray, left_out_roots: np.ndarray) -> np.ndarray:
+    """The left-out mass of each token, float32 [tokens], as ``decode`` gives it."""
+    rest = np.square(left_out_roots, dtype=np.float32)
+    wide = roots.astype(np.float32)
+    return rest / (np.einsum("tk,tk->t", wide, wide) + rest)
+
+
 def _roots(probabilities: np.ndarray) -> np.ndarray:
     if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and (probabilities <= 1.001).all()):
         raise StoreError("scores to store: expected probabilities between 0 and 1")

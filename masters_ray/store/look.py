@@ -6,20 +6,21 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters_ray.errors import StoreError
+from masters_ray.store.account import read_accounts
+from masters_ray.store.folder import Folder, Where
 from masters_ray.store.rows import groups, scores
-from masters_ray.store.shards import read_accounts, read_key, read_manifest
+from masters_ray.store.shards import read_key, read_manifest
 
 _SCORES = ("top_gaps", "top_roots", "left_out_roots")
 
 
-def inspect(folder: Path) -> Iterator[str]:
+def inspect(folder: Where) -> Iterator[str]:
     """How far the store is and what its rows are made of. Raises StoreError when the directory holds none."""
     key, accounts, manifest = read_key(folder), read_accounts(folder), read_manifest(folder)
     asked = sum(len(account.asked) for account in accounts.values())
@@ -30,7 +31,7 @@ def inspect(folder: Path) -> Iterator[str]:
         yield f"  {name}: {json.dumps(value, ensure_ascii=False)}"
 
 
-def verify(folder: Path) -> Iterator[str]:
+def verify(folder: Where) -> Iterator[str]:
     """Read everything: digests, accounts, every row. Raises StoreError at the first thing that is wrong, and when the
     directory holds no store."""
     read_key(folder)
@@ -40,8 +41,8 @@ def verify(folder: Path) -> Iterator[str]:
         raise StoreError(f"{folder}: {', '.join(stray)} in the directory or the manifest, but not in both")
     rows = 0
     for name, account in accounts.items():
-        file = folder / name
-        content = file.read_bytes()
+        file = f"{folder}/{name}"
+        content = Folder(folder).read(name)
         if manifest and hashlib.sha256(content).hexdigest() != listed[name]["sha256"]:
             raise StoreError(f"{file}: other bytes than the manifest says. Delete {folder} to make its rows again.")
         found = _positions(file, content)
@@ -51,7 +52,7 @@ def verify(folder: Path) -> Iterator[str]:
     yield f"{folder}: {len(accounts)} shards, {rows} rows, all read{'' if manifest else '; not finished'}"
 
 
-def stats(folder: Path) -> Iterator[str]:
+def stats(folder: Where) -> Iterator[str]:
     """Counts over the rows, bytes by column, reasons of the questions that were set aside. Raises StoreError when the
     directory holds no store, or a damaged one."""
     read_key(folder)
@@ -61,7 +62,7 @@ def stats(folder: Path) -> Iterator[str]:
     answers, rows, tokens, left_out = Counter[str](), 0, 0, 0.0
     right: Counter[str] = Counter()
     for name in accounts:
-        content = pq.ParquetFile(folder / name)
+        content = pq.ParquetFile(pa.BufferReader(Folder(folder).read(name)))
         rows += content.metadata.num_rows
         sizes.update(_sizes(content.metadata))
         flat = content.read(columns=["answers"])["answers"].combine_chunks().flatten()
@@ -83,7 +84,7 @@ def stats(folder: Path) -> Iterator[str]:
         yield f"set aside, {count}: {reason}"
 
 
-def _positions(file: Path, content: bytes) -> list[int]:
+def _positions(file: str, content: bytes) -> list[int]:
     try:
         return sorted(one.position for one in groups(pq.read_table(pa.BufferReader(content))))
     except (pa.ArrowException, StoreError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from masters_ray.data import with_embedded_pictures
 from masters_ray.errors import StoreError
 from masters_ray.records import (
     Answer,
@@ -21,6 +21,7 @@ from masters_ray.records import (
     TokenScores,
 )
 from masters_ray.store import codec
+from masters_ray.store.ragged import Ragged
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:
@@ -45,6 +46,8 @@ _ANSWER = pa.struct(
         _field("reference_logprobs", _list(pa.float32())),
     ]
 )
+# One of the two: by reference, or the encoded bytes.
+_PICTURE = pa.struct([pa.field("path", pa.string()), pa.field("data", pa.binary())])
 SCHEMA = pa.schema(
     [
         _field("position", pa.int64()),
@@ -55,7 +58,7 @@ SCHEMA = pa.schema(
         _field("label", pa.string()),
         _field("kind", pa.string()),
         _field("choices", _list(pa.string())),
-        _field("pictures", _list(pa.binary())),
+        _field("pictures", _list(_PICTURE)),
         _field("prompt_tokens", pa.int32()),
         _field("answers", _list(_ANSWER)),
         _field("teacher_digest", pa.string()),
@@ -74,16 +77,79 @@ PARQUET: dict[str, Any] = {
 """How a table of SCHEMA is written: options of ``pyarrow.parquet.write_table``."""
 
 
-def table(groups: Iterable[RolloutGroup]) -> pa.Table:
-    """Groups as rows of SCHEMA; pictures are read and embedded. Raises StoreError when scores cannot be stored."""
-    rows = list(groups)
-    columns = pa.Table.from_pylist([_plain(group) for group in rows], schema=SCHEMA.remove(_ANSWERS))
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A question with its judged answers; what the models said of their tokens stands beside, in columns."""
+
+    position: int
+    stage: int
+    mask_ratio: float
+    problem: Problem
+    prompt_tokens: int
+    answers: Sequence[JudgedAnswer]
+    teacher_digest: str
+    student_digest: str
+
+
+def top_scores(scores: Sequence[TokenScores]) -> Ragged:
+    """The teacher's top k at the tokens of some answers, as it is stored. Raises StoreError when it cannot be."""
+    widths = {one.top_ids.shape[-1] for one in scores}
+    if len(widths) > 1:
+        raise StoreError(f"scores to store: expected one k, found {sorted(widths)}")
+    k = widths.pop() if widths else 0
+    gaps, roots, left_out_roots = codec.encode(
+        TokenScores(
+            top_ids=_joined([one.top_ids for one in scores], (0, k), np.int32),
+            top_logprobs=_joined([one.top_logprobs for one in scores], (0, k), np.float32),
+            left_out=_joined([one.left_out for one in scores], (0,), np.float32),
+        )
+    )
+    columns = {"top_gaps": gaps, "top_roots": roots, "left_out_roots": left_out_roots}
+    return Ragged(lengths=np.array([len(one.left_out) for one in scores], np.int64), columns=columns)
+
+
+def left_out(top: Ragged) -> float:
+    """The teacher's mass outside the top k, summed over the tokens of ``top_scores``."""
+    return float(codec.left_out(top.columns["top_roots"], top.columns["left_out_roots"]).sum())
+
+
+def reference_logprobs(logprobs: Sequence[np.ndarray]) -> Ragged:
+    """The untrained student's log-probabilities of some answers' tokens, float32 [tokens] each, as they are stored."""
+    lengths = np.array([len(one) for one in logprobs], np.int64)
+    return Ragged(lengths=lengths, columns={"reference_logprobs": _joined(logprobs, (0,), np.float32)})
+
+
+def table(rows: Sequence[Row], top: Ragged, reference: Ragged) -> pa.Table:
+    """Rows of SCHEMA. top, reference: ``top_scores`` and ``reference_logprobs`` of all answers, row after row.
+
+    Raises StoreError when they are of other answers.
+    """
+    judged = [answer for row in rows for answer in row.answers]
+    lengths = np.array([len(one.answer.token_ids) for one in judged], np.int64)
+    if not (np.array_equal(lengths, top.lengths) and np.array_equal(lengths, reference.lengths)):
+        raise StoreError(f"scores to store: expected those of {len(lengths)} answers, token by token")
+    columns = pa.Table.from_pylist([_plain(row) for row in rows], schema=SCHEMA.remove(_ANSWERS))
     answers = pa.ListArray.from_arrays(
-        _offsets(len(group.answers) for group in rows),
-        _answers([answer for group in rows for answer in group.answers]),
+        _offsets([len(row.answers) for row in rows]),
+        _answers(judged, lengths, {**top.columns, **reference.columns}),
         type=SCHEMA.field("answers").type,
     )
     return columns.add_column(_ANSWERS, SCHEMA.field("answers"), answers)
+
+
+def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
+    """Groups as rows of SCHEMA. Raises StoreError when scores cannot be stored."""
+    given = list(groups)
+    scored = [answer for group in given for answer in group.answers]
+    rows = [
+        Row(**{**vars(group), "answers": [answer.judged for answer in group.answers]})  # the other fields are the same
+        for group in given
+    ]
+    return table(
+        rows,
+        top_scores([one.teacher for one in scored]),
+        reference_logprobs([one.reference_logprobs for one in scored]),
+    )
 
 
 _ANSWERS = SCHEMA.get_field_index("answers")
@@ -158,7 +224,7 @@ def _group(row: Mapping[str, Any], answers: tuple[ScoredAnswer, ...]) -> Rollout
             label=row["label"],
             kind=row["kind"],
             choices=tuple(row["choices"]),
-            pictures=tuple(Picture(data=data) for data in row["pictures"]),
+            pictures=tuple(Picture(**picture) for picture in row["pictures"]),
         ),
         prompt_tokens=row["prompt_tokens"],
         answers=answers,
@@ -167,66 +233,48 @@ def _group(row: Mapping[str, Any], answers: tuple[ScoredAnswer, ...]) -> Rollout
     )
 
 
-def _plain(group: RolloutGroup) -> dict[str, Any]:
-    problem = with_embedded_pictures(group.problem)
+def _plain(row: Row) -> dict[str, Any]:
+    problem = row.problem
     return {
-        "position": group.position,
-        "stage": group.stage,
-        "mask_ratio": group.mask_ratio,
+        "position": row.position,
+        "stage": row.stage,
+        "mask_ratio": row.mask_ratio,
         "id": problem.id,
         "question": problem.question,
         "label": problem.label,
         "kind": problem.kind,
-        "choices": list(problem.choices),
-        "pictures": [picture.data for picture in problem.pictures],
-        "prompt_tokens": group.prompt_tokens,
-        "teacher_digest": group.teacher_digest,
-        "student_digest": group.student_digest,
+        "choices": problem.choices,
+        "pictures": [{"path": picture.path, "data": picture.data} for picture in problem.pictures],
+        "prompt_tokens": row.prompt_tokens,
+        "teacher_digest": row.teacher_digest,
+        "student_digest": row.student_digest,
     }
 
 
-def _answers(scored: Sequence[ScoredAnswer]) -> pa.StructArray:
-    judged = [one.judged for one in scored]
-    lengths = [len(one.answer.token_ids) for one in judged]
-    widths = {one.teacher.top_ids.shape[-1] for one in scored}
-    if len(widths) > 1:
-        raise StoreError(f"scores to store: expected one k, found {sorted(widths)}")
-    k = widths.pop() if widths else 0
-    gaps, roots, left_out_roots = codec.encode(
-        TokenScores(
-            top_ids=_joined([one.teacher.top_ids for one in scored], (0, k), np.int32),
-            top_logprobs=_joined([one.teacher.top_logprobs for one in scored], (0, k), np.float32),
-            left_out=_joined([one.teacher.left_out for one in scored], (0,), np.float32),
-        )
-    )
-    reference = _joined([one.reference_logprobs for one in scored], (0,), np.float32)
-    token_ids = np.array([token for one in judged for token in one.answer.token_ids], np.int32)
-    columns = {
+def _answers(judged: Sequence[JudgedAnswer], lengths: np.ndarray, numbers: Mapping[str, np.ndarray]) -> pa.StructArray:
+    ids = np.fromiter((token for one in judged for token in one.answer.token_ids), np.int32, int(lengths.sum()))
+    plain = {
         "source": [one.answer.source for one in judged],
         "text": [one.answer.text for one in judged],
-        "token_ids": _lists(token_ids, lengths),
         "accuracy": [one.accuracy for one in judged],
         "verdict": [one.verdict for one in judged],
-        "top_gaps": _lists(gaps.ravel(), [k * length for length in lengths]),
-        "top_roots": _lists(roots.ravel(), [k * length for length in lengths]),
-        "left_out_roots": _lists(left_out_roots, lengths),
-        "reference_logprobs": _lists(reference, lengths),
     }
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, _ANSWER.field(name).type)
-        for name, column in columns.items()
-    ]
-    return pa.StructArray.from_arrays(arrays, fields=list(_ANSWER))
+
+    def array(field: pa.Field) -> pa.Array:
+        if field.name in plain:
+            return pa.array(plain[field.name], field.type)
+        if not len(judged):
+            return pa.array([], field.type)
+        values = ids if field.name == "token_ids" else numbers[field.name]
+        per_token = values.shape[1] if values.ndim > 1 else 1
+        return pa.ListArray.from_arrays(_offsets(lengths * per_token), pa.array(values.ravel()), type=field.type)
+
+    return pa.StructArray.from_arrays([array(field) for field in _ANSWER], fields=list(_ANSWER))
 
 
 def _joined(arrays: Sequence[np.ndarray], empty: tuple[int, ...], kind: type) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.empty(empty, kind)
 
 
-def _lists(values: np.ndarray, lengths: Iterable[int]) -> pa.ListArray:
-    content = pa.array(values)
-    return pa.ListArray.from_arrays(_offsets(lengths), content, type=_list(content.type))
-
-
-def _offsets(lengths: Iterable[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(list(lengths))]), pa.int32())
+def _offsets(lengths: Sequence[int] | np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))

@@ -80,7 +80,7 @@ def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:
         own = [row for row in rows if row.stage == stage]
         writer = store.Writer(folders[-1], {"stage": stage})
         asked = {row.position: row.problem.digest for row in own}
-        writer.write(own, store.Account(asked=asked, rejected={}, noted={}))
+        writer.write(store.table_of(own), store.Account(asked=asked, rejected={}, noted={}))
         writer.finish({})
     return folders
 

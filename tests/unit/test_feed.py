@@ -24,7 +24,7 @@ def rows(count: int = 5) -> list[RolloutGroup]:
 
 
 def tables(groups: list[RolloutGroup], size: int) -> Iterator[pa.Table]:
-    whole = store.table(groups)
+    whole = store.table_of(groups)
     return (whole.slice(start, size) for start in range(0, len(groups), size))
 
 

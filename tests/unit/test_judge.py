@@ -1,4 +1,5 @@
-from masters_ray.actors.judge import Case, Judge
+from masters_ray.actors.judge import Judge, Verdict
+from tests.builders import problem
 
 
 class Parrot:
@@ -21,13 +22,14 @@ class Parrot:
         return reply
 
 
-def case(answer: str) -> Case:
-    return Case(question="what color?", label="red", answer=answer)
+def judge(model: Parrot, *answers: str) -> list[Verdict]:
+    """Verdicts of answers to one question."""
+    return Judge(model, 10).judge([problem()], [answers])[0]  # type: ignore[arg-type]
 
 
 def test_a_readable_first_call_is_enough() -> None:
     model = Parrot({"\nred\n</generated": "Same. <answer>1</answer>", "\nblue\n": "Other. <answer>0</answer>"})
-    verdicts = Judge(model, 10).judge([case("red"), case("blue")])  # type: ignore[arg-type]
+    verdicts = judge(model, "red", "blue")
     assert [verdict.accuracy for verdict in verdicts] == [1, 0]
     assert len(model.asked) == 2
 
@@ -41,11 +43,11 @@ def test_an_unreadable_first_call_is_parsed_by_the_second_and_else_unjudged() ->
             "\nblue\n": "Hm",
         }
     )
-    verdicts = Judge(model, 10).judge([case("red"), case("blue")])  # type: ignore[arg-type]
+    verdicts = judge(model, "red", "blue")
     assert [(verdict.accuracy, verdict.text) for verdict in verdicts] == [(1, "It is right, surely"), (None, "Hm")]
 
 
 def test_equal_cases_are_judged_once() -> None:
     model = Parrot({"red": "<answer>1</answer>"})
-    assert len(Judge(model, 10).judge([case("red")] * 5)) == 5  # type: ignore[arg-type]
+    assert len(judge(model, *["red"] * 5)) == 5
     assert len(model.asked) == 1

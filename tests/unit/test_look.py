@@ -19,8 +19,8 @@ def folder(tmp_path: Path) -> Path:
     asked = {one.position: one.problem.digest for one in rows}
     writer = store.Writer(tmp_path, {"mask_ratio": 0.2})
     first = store.Account(asked={0: asked[0], 1: asked[1]}, rejected={1: Rejected(row="p1", reason="dark")}, noted={})
-    writer.write(rows[:1], first)
-    writer.write(rows[2:], store.Account(asked={2: asked[2]}, rejected={}, noted={}))
+    writer.write(store.table_of(rows[:1]), first)
+    writer.write(store.table_of(rows[2:]), store.Account(asked={2: asked[2]}, rejected={}, noted={}))
     writer.finish({})
     return tmp_path
 

@@ -99,6 +99,8 @@ def summary() -> dict[str, Any]:
             "teacher_digest": f"{stage}a7c" * 16,
             "answers": 2560,
             "unjudged": stage,
+            "empty": 2,
+            "set_aside": {"picture": 1, "engine": 2} if stage else {},
             "judge_rule_agreements": 2550 - stage,
             "accuracy_by_source": {"teacher": 0.88 + 0.02 * stage, "student": 0.62},
             "left_out": 0.00031,

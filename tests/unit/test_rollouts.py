@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,46 @@ import pytest
 from masters_ray import store
 from masters_ray.actors.judge import Verdict
 from masters_ray.config import Rollout
-from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError, StoreError
+from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Recipe, sampling_seed
+from masters_ray.records import Picture, Problem
 from masters_ray.schedule import Stage
-from tests.builders import group, problem
+from tests.builders import group, png, problem
 from tests.fakes import FakePool, FakeReplicas
 
-PROBLEMS = [(position, problem(id=str(position))) for position in range(5)]
+
+class Problems(list[Problem]):
+    """Problems in memory."""
+
+    def digest(self, position: int) -> str:
+        return self[position].digest
 
 
-def recipe(**rollout: int) -> Recipe:
-    settings = Rollout(**({"teacher_answers": 2, "student_answers": 2, "batch_rows": 2} | rollout))  # type: ignore[arg-type]
-    return Recipe(stage=Stage(index=0, ratio=0.2), rollout=settings, seed=0, student_digest="s", made_with={"top_k": 2})
+PROBLEMS = Problems(problem(id=str(position)) for position in range(5))
 
 
-def roll_out(folder: Path, replicas: FakeReplicas, **rollout: int) -> list[Any]:
-    return rollouts.roll_out(recipe(**rollout), PROBLEMS, replicas, folder)  # type: ignore[arg-type]
+SMALL = {
+    "teacher_answers": 2,
+    "student_answers": 2,
+    "batch_rows": 2,
+    "max_set_aside_share": 1.0,
+    "max_unjudged_share": 1.0,
+    "max_empty_share": 1.0,
+}
+
+
+def recipe(stage: int = 0, ratio: float = 0.2, **rollout: Any) -> Recipe:
+    settings = Rollout(**(SMALL | rollout))
+    made_with = {"top_k": 2}
+    return Recipe(
+        stage=Stage(index=stage, ratio=ratio), rollout=settings, seed=0, student_digest="s", made_with=made_with
+    )
+
+
+def roll_out(folder: Path, replicas: FakeReplicas, problems: Problems = PROBLEMS, **rollout: Any) -> list[Any]:
+    positions = range(len(problems))
+    return rollouts.roll_out(recipe(**rollout), problems, positions, replicas, folder)  # type: ignore[arg-type]
 
 
 def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_answers(tmp_path: Path) -> None:
@@ -101,7 +125,7 @@ def test_a_question_with_fewer_than_two_readable_answers_is_set_aside(tmp_path: 
 
 def test_an_error_of_a_replica_ends_the_stage_without_a_manifest(tmp_path: Path) -> None:
     class Broken(FakePool):
-        def judge(self, cases: list[Any]) -> list[Verdict]:
+        def judge(self, problems: list[Any], answers: list[list[str]]) -> list[list[Verdict]]:
             raise ReplicaError("judge.judge: its process died")
 
     with pytest.raises(ReplicaError, match="its process died"):
@@ -175,24 +199,23 @@ def test_a_stage_goes_on_where_it_was_stopped_and_asks_nothing_twice(tmp_path: P
 def test_a_stage_is_not_gone_on_with_by_another_recipe_or_other_questions(tmp_path: Path) -> None:
     writer = store.Writer(tmp_path, recipe().key(FakePool("teacher").mask(0.2)[0]))
     account = store.Account(
-        asked={0: PROBLEMS[0][1].digest}, rejected={}, noted={"tally": {}, "call": 0.0, "seconds": 1.0}
+        asked={0: PROBLEMS[0].digest}, rejected={}, noted={"tally": {}, "call": 0.0, "seconds": 1.0}
     )
-    writer.write([group(position=0)], account)
-    with pytest.raises(
-        StoreError, match=r"made by something else.*rollout: .*teacher_answers': 2.*teacher_answers': 1"
-    ):
+    writer.write(store.table_of([group(position=0)]), account)
+    with pytest.raises(StoreError, match="made by something else.*teacher_answers: 2 there, 1 now"):
         roll_out(tmp_path, FakeReplicas(), teacher_answers=1)
     with pytest.raises(StoreError, match="teacher_digest: 'digest 0' there, 'other 0' now"):
         roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest="other")))
-    changed = [(0, problem(id="x")), *PROBLEMS[1:]]
+    changed = Problems([problem(id="x"), *PROBLEMS[1:]])
     with pytest.raises(StoreError, match="question x: another one was asked at its place"):
-        rollouts.roll_out(recipe(), changed, FakeReplicas(), tmp_path)  # type: ignore[arg-type]
+        roll_out(tmp_path, FakeReplicas(), changed)
 
 
 def test_batches_never_reach_over_questions_that_were_asked() -> None:
-    asked = {position: PROBLEMS[position][1].digest for position in (1, 4)}
-    positions = [[position for position, _ in batch] for batch in rollouts.unasked(PROBLEMS, asked, 2)]
-    assert positions == [[0], [2, 3]]
+    batches = rollouts.unasked(PROBLEMS, range(5), {1, 4}, 2)
+    assert [[(position, one.id) for position, one in batch] for batch in batches] == [[(0, "0")], [(2, "2"), (3, "3")]]
+    batches = rollouts.unasked(PROBLEMS, range(1, 5), set(), 3)
+    assert [[position for position, _ in batch] for batch in batches] == [[1, 2, 3], [4]]
 
 
 def test_teachers_with_different_weights_are_refused(tmp_path: Path) -> None:
@@ -200,14 +223,96 @@ def test_teachers_with_different_weights_are_refused(tmp_path: Path) -> None:
         roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", reports=2)))
 
 
-def test_sampling_seeds_differ_by_question_source_and_stage_and_fit_an_engine() -> None:
+def test_sampling_seeds_differ_by_question_source_and_ratio_and_fit_an_engine() -> None:
     seeds = {
-        sampling_seed(seed, stage, source, name)
+        sampling_seed(dataclasses.replace(recipe(ratio=ratio), seed=seed), source, name)
         for seed in (0, 1)
-        for stage in (0, 1)
+        for ratio in (0.0, 0.2)
         for source in ("teacher", "student")
         for name in ("a", "b")
     }
-    assert len(seeds) == 16
+    assert len(seeds) == 8 + 4, "the student is the same in all stages"
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert sampling_seed(0, 0, "teacher", "a") == sampling_seed(0, 0, "teacher", "a")
+    assert sampling_seed(recipe(stage=0), "teacher", "a") == sampling_seed(recipe(stage=1), "teacher", "a")
+
+
+def test_rows_made_by_the_same_recipe_are_taken_over_by_question(tmp_path: Path) -> None:
+    roll_out(tmp_path / "old" / "stage-0", FakeReplicas())
+    other = Problems([problem(id="new"), PROBLEMS[3], PROBLEMS[0], problem(id="newer")])
+    teacher = FakePool("teacher")
+    reuse = {"reuse": [str(tmp_path / "old")]}
+    positions = range(4)
+    rollouts.roll_out(recipe(stage=1, **reuse), other, positions, FakeReplicas(teacher=teacher), tmp_path / "a")  # type: ignore[arg-type]
+    assert sorted(teacher.wrote) == ["new", "newer"]
+    rows = list(store.read(tmp_path / "a"))
+    assert [(row.position, row.stage, row.problem.id) for row in rows] == [
+        (0, 1, "new"),
+        (1, 1, "3"),
+        (2, 1, "0"),
+        (3, 1, "newer"),
+    ]
+    manifest = store.read_manifest(tmp_path / "a")
+    assert manifest is not None
+    assert (manifest.made_by["rows"], manifest.made_by["answers"]) == (4, 16)
+    [again] = [row for row in store.read(tmp_path / "old" / "stage-0") if row.problem.id == "3"]
+    assert np.array_equal(again.answers[3].teacher.top_logprobs, rows[1].answers[3].teacher.top_logprobs)
+    differs = FakePool("teacher")
+    rollouts.roll_out(recipe(ratio=0.1, **reuse), other, positions, FakeReplicas(teacher=differs), tmp_path / "b")  # type: ignore[arg-type]
+    assert len(differs.wrote) == 4
+
+
+def test_a_place_to_take_rows_from_that_holds_no_store_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="rollout.reuse.*holds no store"):
+        roll_out(tmp_path / "a", FakeReplicas(), reuse=[str(tmp_path / "nowhere")])
+
+
+def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher(tmp_path: Path) -> None:
+    roll_out(tmp_path / "stage-0", FakeReplicas())
+    replicas = FakeReplicas()
+    earlier = store.Lookup([tmp_path / "stage-0"])
+    rollouts.roll_out(recipe(stage=1, ratio=0.1), PROBLEMS, range(5), replicas, tmp_path / "stage-1", earlier)  # type: ignore[arg-type]
+    assert replicas.pools["student"].wrote == []
+    assert len(replicas.pools["teacher"].wrote) == 5
+    assert replicas.pools["student"].scored == [(5, 1)] * 5
+    for before, after in zip(store.read(tmp_path / "stage-0"), store.read(tmp_path / "stage-1"), strict=True):
+        assert [one.judged for one in after.answers] == [one.judged for one in before.answers]
+        assert after.mask_ratio == 0.1
+        for one, other in zip(before.answers, after.answers, strict=True):
+            assert np.array_equal(one.reference_logprobs, other.reference_logprobs)
+
+
+def test_a_picture_that_is_gone_sets_its_question_aside(tmp_path: Path) -> None:
+    gone = dataclasses.replace(PROBLEMS[1], pictures=(Picture(path=str(tmp_path / "gone.png")),))
+    [rejected] = roll_out(tmp_path / "a", FakeReplicas(), Problems([PROBLEMS[0], gone]))
+    assert (rejected.row, rejected.kind) == ("1", "picture")
+    assert "gone.png does not exist" in rejected.reason
+
+
+def test_pictures_are_stored_by_reference_if_so_asked(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(png())
+    there = dataclasses.replace(PROBLEMS[0], pictures=(Picture(path=str(tmp_path / "one.png")),))
+    roll_out(tmp_path / "a", FakeReplicas(), Problems([there]), pictures="reference")
+    roll_out(tmp_path / "b", FakeReplicas(), Problems([there]))
+    [by_reference], [embedded] = store.read(tmp_path / "a"), store.read(tmp_path / "b")
+    assert by_reference.problem == there
+    assert embedded.problem.pictures == (Picture(data=png()),)
+
+
+def test_a_stage_stops_when_too_many_questions_are_set_aside_and_goes_on_when_more_are_allowed(tmp_path: Path) -> None:
+    replicas = FakeReplicas()
+    replicas.pools["teacher"].refuses = {"1", "2"}
+    with pytest.raises(DataError, match=r"2 of 5 questions were set aside(.|\n)*engine, 2 times. 1: (.|\n)*too long"):
+        roll_out(tmp_path, replicas, max_set_aside_share=0.3)
+    with pytest.raises(DataError, match="2 of 5 questions were set aside"):
+        roll_out(tmp_path, replicas, max_set_aside_share=0.3)
+    roll_out(tmp_path, replicas, max_set_aside_share=0.4)
+    manifest = store.read_manifest(tmp_path)
+    assert manifest is not None
+    assert manifest.made_by["set_aside"] == {"engine": 2}
+
+
+def test_a_stage_stops_when_too_many_answers_cannot_be_judged(tmp_path: Path) -> None:
+    replicas = FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": None}))
+    with pytest.raises(DataError, match="10 of 20 answers could not be judged; rollout.max_unjudged_share allows 0.4"):
+        roll_out(tmp_path, replicas, max_unjudged_share=0.4)
+    assert roll_out(tmp_path, replicas, max_unjudged_share=0.5) == []

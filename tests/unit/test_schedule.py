@@ -14,10 +14,10 @@ def test_the_ratio_of_every_iteration_is_that_of_the_papers_formula() -> None:
 
     iterations, max_ratio, step = 100, 0.4, 0.1
     count = round(max_ratio / step) + 1
-    shares = split(range(1, iterations + 1), count, "share")
+    shares = split(iterations, count, "share")
     for stage, share in zip(stages(max_ratio, step), shares, strict=True):
         for i in share:
-            expected = max(0.0, max_ratio - step * math.floor((i - 1) * count / iterations))
+            expected = max(0.0, max_ratio - step * math.floor(i * count / iterations))
             assert abs(stage.ratio - expected) < 1e-9
 
 
@@ -26,5 +26,5 @@ def test_no_masking_is_one_stage() -> None:
 
 
 def test_shares_are_one_pass_and_all_is_every_row_in_every_stage() -> None:
-    assert split([1, 2, 3, 4, 5], 3, "share") == [[1], [2, 3], [4, 5]]
-    assert split([1, 2], 2, "all") == [[1, 2], [1, 2]]
+    assert split(5, 3, "share") == [range(1), range(1, 3), range(3, 5)]
+    assert split(2, 2, "all") == [range(2), range(2)]

@@ -1,0 +1,129 @@
+"""Where a store lies: a directory of a disk, or of an object store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+from pyarrow import fs
+
+from masters_ray.errors import StoreError
+
+_LEFTOVER = ".tmp"
+
+
+class Folder:
+    """A directory whose files are written whole or not at all.
+
+    ``where`` is a path, or an address that pyarrow's file systems know: ``s3://bucket/…``, ``gs://bucket/…``,
+    ``file:///…``; keys and regions come from the environment, as for all programs that use these. An object store
+    shows an object only when all of it has arrived; on a disk a file is written under another name, flushed to the
+    device and renamed.
+    """
+
+    def __init__(self, where: Where, filesystem: Any = None) -> None:
+        """filesystem: a pyarrow file system in which ``where`` is a path; default: what ``where`` names. Raises
+        StoreError when it names none."""
+        if isinstance(where, Folder):
+            where, filesystem = where._path, where.filesystem
+        self._name = str(where)
+        if filesystem is not None:
+            self.filesystem, self._path = filesystem, str(where)
+        elif is_address(str(where)):
+            try:
+                self.filesystem, self._path = fs.FileSystem.from_uri(str(where))
+            except (pa.ArrowException, OSError) as error:
+                raise StoreError(
+                    f"{where}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
+                ) from error
+        else:
+            self.filesystem, self._path = fs.LocalFileSystem(), str(Path(where).absolute())
+        self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def __str__(self) -> str:
+        return self._name
+
+    def __truediv__(self, name: str) -> Folder:
+        child = Folder(f"{self._path.rstrip('/')}/{name}", self.filesystem)
+        child._name = f"{self._name.rstrip('/')}/{name}"
+        return child
+
+    def path(self, name: str) -> str:
+        """Of a file in it, as ``filesystem`` knows it."""
+        return f"{self._path.rstrip('/')}/{name}"
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return bool(self._ask("read", name, self.filesystem.get_file_info, self.path(name)).is_file)
+
+    def names(self, beginning: str = "") -> list[str]:
+        """Files whose name begins so, sorted; none when the directory is not there."""
+        selector = fs.FileSelector(self._path, allow_not_found=True)
+        found = [
+            one.base_name for one in self._ask("listed", "", self.filesystem.get_file_info, selector) if one.is_file
+        ]
+        return sorted(name for name in found if name.startswith(beginning) and not name.endswith(_LEFTOVER))
+
+    def folders(self) -> list[str]:
+        """Directories in it, sorted."""
+        selector = fs.FileSelector(self._path, allow_not_found=True)
+        found = self._ask("listed", "", self.filesystem.get_file_info, selector)
+        return sorted(one.base_name for one in found if one.type == fs.FileType.Directory)
+
+    def read(self, name: str) -> bytes:
+        """A file's content. Raises StoreError when it cannot be read."""
+
+        def content() -> bytes:
+            with self.filesystem.open_input_file(self.path(name)) as file:
+                return bytes(file.read())
+
+        found: bytes = self._ask("read", name, content)
+        return found
+
+    def open(self, name: str) -> Any:
+        """A file for reading at any place. Raises StoreError when it cannot be read."""
+        return self._ask("read", name, self.filesystem.open_input_file, self.path(name))
+
+    def write(self, name: str, content: bytes | pa.Buffer) -> None:
+        """A whole file, in place of one of the same name. Raises StoreError when it cannot be written."""
+        path = self.path(name)
+
+        def put() -> None:
+            if not self.on_disk:
+                with self.filesystem.open_output_stream(path) as file:
+                    file.write(content)
+                return
+            Path(self._path).mkdir(parents=True, exist_ok=True)
+            with Path(path + _LEFTOVER).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(path + _LEFTOVER).replace(path)
+
+        self._ask("written", name, put)
+
+    def clear(self) -> None:
+        """Remove what a killed writer left half-written."""
+        if self.on_disk:
+            for leftover in Path(self._path).glob(f"*{_LEFTOVER}"):
+                leftover.unlink()
+
+    def _ask(self, done: str, name: str, ask: Any, *arguments: Any) -> Any:
+        try:
+            return ask(*arguments)
+        except OSError as error:
+            raise StoreError(
+                f"{self / name if name else self}: cannot be {done} ({error}). Make room or mend the directory, and "
+                "call again: what is stored stays."
+            ) from error
+
+
+Where: TypeAlias = str | Path | Folder
+"""What names a store."""
+
+
+def is_address(where: str) -> bool:
+    """Whether it is an address, and not a path."""
+    return "://" in where
