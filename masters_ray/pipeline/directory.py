@@ -16,6 +16,7 @@ from masters_ray.errors import Complaint, ConfigError, StoreError
 
 _FREE = (
     "replicas",
+    "max_replicas",
     "cpus",
     "gpus",
     "tensor_parallel",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from masters_ray.actors.judge import Case, Verdict
-from masters_ray.actors.pool import Pool, Replicas
+from masters_ray.actors.pool import Pool
+from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.tally import Tally

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
-from masters_ray.actors.pool import Pool, Replicas
+from masters_ray.actors.pool import Pool
+from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.groups import Batch, GroupMaker, Made, Recipe
@@ -46,7 +47,7 @@ def roll_out(recipe: Recipe, problems: Batch, pools: Replicas, folder: Path) -> 
     work = _Work(recipe, store.Writer(folder, recipe.key(report)), GroupMaker(recipe, pools, report.digest))
     missing = unasked(problems, work.writer.asked, recipe.rollout.batch_rows)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
-    in_flight = _BATCHES_IN_FLIGHT * sum(pool.calls_at_once for pool in pools.pools.values())
+    in_flight = _BATCHES_IN_FLIGHT * sum(pool.most_calls_at_once for pool in pools.pools.values())
     with track(title, len(problems), len(work.writer.asked)) as advance:
         with threads(in_flight) as each:
             for batch in each(work.together, missing):
