@@ -19,12 +19,12 @@ from masters_ray import cluster, data, store
 from masters_ray.actors.host import Host, HostSpec
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
-from masters_ray.actors.pool import Deployment, Replicas
+from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Cluster, DataSource, Engine, Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Recipe
-from masters_ray.records import Answer, Problem, TokenScores
+from masters_ray.records import Answer, Problem
 from masters_ray.schedule import Stage
 from tests.builders import png, scores
 
@@ -54,7 +54,7 @@ class InstantHost(Host):
             for role, first in (("teacher", 10), ("student", 20))
         }
 
-    def call(self, role: str, method: str, *arguments: Any, mask_ratio: float | None = None) -> Any:
+    def call(self, role: str, method: str, *arguments: Any, expected: MaskReport | None = None) -> Any:
         """What ``method`` of a real player would return, of the same size."""
         if method == "mask":
             return MaskReport(ratio=arguments[0], sparsity=arguments[0], matrices=1, digest="d" * 64)

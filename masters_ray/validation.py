@@ -6,7 +6,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from masters_ray import weights
+from masters_ray import placement, weights
 from masters_ray.config import Config, read
 from masters_ray.errors import CheckpointError, Complaint, ConfigError, StoreError
 from masters_ray.progress import say
@@ -27,38 +27,12 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def check_cluster(config: Config) -> None:
-    """Raises ConfigError when the connected cluster is too small for what the run asks for at one time."""
+    """Raises ConfigError when the connected cluster, or each of its nodes, is too small for what the run asks for at
+    one time."""
     import ray
 
-    resources = ray.cluster_resources()
-    teacher, student, judge, learner = config.teacher, config.student, config.judge, config.learner
-    processes = max(student.replicas, judge.replicas) if judge.share_process else student.replicas + judge.replicas
-    judging = judge.replicas if config.evaluation.marked_by == "judge" else 0
-    asked = {
-        "making rollouts": (
-            teacher.replicas * teacher.cpus + processes * student.cpus,
-            teacher.replicas * teacher.gpus * teacher.tensor_parallel
-            + processes * student.gpus * student.tensor_parallel,
-        ),
-        "measuring the trained student": (
-            (student.replicas + judging) * student.cpus,
-            (student.replicas + judging) * student.gpus * student.tensor_parallel,
-        ),
-        # One CPU more: the dataset is read by tasks beside the workers.
-        "the learner": (learner.workers * learner.cpus + 1, learner.workers * learner.gpus),
-    }
-    complaints = [
-        Complaint(
-            where=f"{name} for {doing}",
-            expected=f"at most the cluster's {resources.get(name, 0):g}",
-            found=f"{amount:g}",
-            remedy="Lower replicas or workers or what each reserves, or use a larger cluster.",
-        )
-        for doing, (cpus, gpus) in asked.items()
-        for name, amount in (("CPU", cpus), ("GPU", gpus))
-        if amount > resources.get(name, 0) + 1e-9
-    ]
-    if complaints:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if complaints := placement.complaints(config, nodes):
         raise ConfigError(complaints)
 
 

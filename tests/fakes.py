@@ -34,9 +34,7 @@ class FakePool:
     def calls_at_once(self) -> int:
         return 2
 
-    @property
-    def most_calls_at_once(self) -> int:
-        return 2
+    most_calls_at_once = calls_at_once
 
     def share(self, thing: Any) -> Any:
         return thing
@@ -51,6 +49,12 @@ class FakePool:
         self.calls.append(method)
         self.before_call(method, arguments)
         return getattr(self, method)(*arguments)
+
+    def call_again(self, method: str, *arguments: Any) -> Any:
+        return self.call(method, *arguments)
+
+    def share(self, thing: Any) -> Any:
+        return thing
 
     def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
         """For a test to let a replica die."""

@@ -14,7 +14,8 @@ from masters_ray.actors.rollout import Student
 from masters_ray.actors.teacher import Teacher
 from masters_ray.config import Engine
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.errors import ReplicaLostError
+from masters_ray.errors import CheckpointError, ReplicaLostError
+from masters_ray.masks import MaskReport
 
 _SECONDS_TO_TELL = 1.0
 
@@ -59,17 +60,26 @@ class Host:
         """True once the model is loaded, until the engine breaks."""
         return not self._ending.is_set()
 
-    def call(self, role: Role, method: str, *arguments: Any, mask_ratio: float | None = None) -> Any:
-        """``method`` of the role's player, with the weights masked at ``mask_ratio`` if there is one: a process that
-        took the place of another one has the ratio that it was started with.
+    def call(self, role: Role, method: str, *arguments: Any, expected: MaskReport | None = None) -> Any:
+        """``method`` of the role's player, with the weights masked as ``expected``, if there is anything to expect: a
+        process that came later than others, or took the place of another one, has the ratio that it was started with.
 
-        When the engine broke, the process ends after it has told so.
+        Raises CheckpointError when the masked weights are others. When the engine broke, the process ends after it has
+        told so.
         """
         try:
-            if mask_ratio is not None:
-                self._model.engine.mask(mask_ratio)
+            if expected is not None:
+                self._mask_as(expected)
             return getattr(self._players[role], method)(*arguments)
         except ReplicaLostError:
             self._ending.set()
             threading.Timer(_SECONDS_TO_TELL, os._exit, (1,)).start()
             raise
+
+    def _mask_as(self, expected: MaskReport) -> None:
+        report = self._model.engine.mask(expected.ratio)
+        if report != expected:
+            raise CheckpointError(
+                f"a replica that came later holds other weights than the first ones: {report} instead of {expected}. "
+                "Make the checkpoint the same on every node, and let nobody change it during a run."
+            )

@@ -1,10 +1,8 @@
-"""Where replicas are spawned, handed work, and stopped: the only place that makes Ray actors of hosts."""
+"""The replicas of one role: handed a few calls at a time, waited for when their process died, masked alike."""
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,124 +16,233 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from masters_ray.actors.host import Host, HostSpec, Role
+from masters_ray.actors.host import Role
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.progress import say
 
-_SECONDS_TO_END = 20
+CALLS_AT_ONCE = 3
+"""Calls under way on one replica: their requests share the engine's running batch, so that it is full while one call
+begins and another one ends."""
+SECONDS_TO_END = 20
 _SECONDS_BETWEEN_LOOKS = 0.5
 _REFUSALS_OF_THE_DEAD = 3
 """A look that is under way when a process dies is refused as if there were no other one to come."""
-_NO_PLACE = object()
-_CALLS_AT_ONCE = 3
-"""Calls under way on one replica: their requests share the engine's running batch, so that it is full while one call
-begins and another one ends."""
+_REPEATS = 3
+"""How often a call that may be made again is, when the replica's process dies each time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """How many processes of one kind, and what Ray reserves for each."""
+@dataclass(eq=False)
+class _Replica:
+    """An actor, and what it is doing."""
 
-    spec: HostSpec
-    replicas: int
-    cpus: float
-    gpus: float
-    """GPUs of each tensor-parallel rank."""
-    max_restarts: int = 0
-    """How often a process that died is started again."""
-
-    @property
-    def gpus_per_replica(self) -> float:
-        return self.gpus * self.spec.tensor_parallel
+    actor: Any
+    calls: int = 0
+    """Under way on it."""
+    away: bool = False
+    """Its process died and is started again."""
 
 
 class Pool:
-    """The replicas of one role. Calls from several threads run at once, a few on each replica.
+    """The replicas of one role. Calls from several threads run at once, a few on each replica; more replicas may join.
 
     A replica whose process dies is started again by Ray, up to ``max_restarts`` times, and gets no call before it is
-    ready; what it was doing is told as ReplicaLostError, and whoever called decides whether to call again.
+    ready; what it was doing is told as ReplicaLostError, and whoever called decides whether to call again. Once the
+    pool is masked, a process that joins or is started again gets the same mask before its first call, and
+    CheckpointError tells of one whose weights are then not those of the others.
     """
 
-    def __init__(self, role: Role, actors: list[Any]) -> None:
+    def __init__(self, role: Role, actors: list[Any], *, may_join: int = 0, masked: bool = False) -> None:
+        """may_join: replicas that may be added later. masked: they wait until the pool is masked."""
         self.role = role
-        self._actors = actors
-        self._mask_ratio: float | None = None
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._replicas = [_Replica(actor) for actor in actors]
+        self._may_join = may_join
+        self._report: MaskReport | None = None
+        self._under_way = 0
+        self._changed = threading.Condition()
+        """Held for every look at the fields above."""
+        self._masking = threading.Lock()
+        """Nobody joins while a mask is put on."""
+        self._open_to_join = threading.Event()
+        if not masked:
+            self._open_to_join.set()
         self._closed = threading.Event()
-        self._places = len(actors) * _CALLS_AT_ONCE
-        self._lock = threading.Lock()
-        for actor in actors * _CALLS_AT_ONCE:
-            self._idle.put(actor)
 
     @property
     def calls_at_once(self) -> int:
-        """Calls that find a place before the next one waits."""
-        return self._places
+        """Calls that find a place before the next one waits, with the replicas that are there now."""
+        return CALLS_AT_ONCE * len(self._replicas)
+
+    @property
+    def most_calls_at_once(self) -> int:
+        """The same with all replicas that may still join."""
+        with self._changed:
+            return CALLS_AT_ONCE * (len(self._replicas) + self._may_join)
 
     def mask(self, ratio: float) -> list[MaskReport]:
-        """Every replica's weights masked at ``ratio``, from now on and whoever takes its place; nothing else may be
-        running on the pool."""
-        self._mask_ratio = ratio
-        futures = [self._begin(actor, "mask", ratio) for actor in self._actors]
-        return [self._result(future, "mask") for future in futures]
+        """Every replica's weights masked at ``ratio``, from now on and whoever joins or takes its place; nothing else
+        may be running on the pool.
+
+        A replica whose process dies is masked again when it is back. Raises ReplicaLostError when that happens four
+        times in a row, ReplicaError when no replica is left.
+        """
+        with self._masking:
+            with self._changed:
+                self._report = None
+                replicas = list(self._replicas)
+            futures = [self._begin(replica.actor, "mask", ratio) for replica in replicas]
+            reports = [self._masked(*pair, ratio) for pair in zip(replicas, futures, strict=True)]
+            found = [report for report in reports if report is not None]
+            if not found:
+                raise self._refusal("mask")
+            self._report = found[0]
+        self._open_to_join.set()
+        return found
 
     def call(self, method: str, *arguments: Any) -> Any:
         """``method`` on a replica that has a place free; waits for one. Raises ReplicaLostError when its process dies
-        on the way, ReplicaError, or the MastersError raised there."""
-        actor = self._idle.get()
+        on the way, ReplicaError, or the MastersError raised there.
+
+        An argument may be what ``share`` returned.
+        """
+        replica = self._take(method)
         try:
-            if actor is None:
-                raise ReplicaError(f"{self.role}.{method}: all replicas died, more often than rollout.max_restarts")
+            return self._result(self._begin(replica.actor, method, *arguments), method)
+        except ReplicaLostError as error:
             if self._closed.is_set():
-                raise ReplicaError(f"{self.role}.{method}: the replicas were stopped")
-            return self._result(self._begin(actor, method, *arguments), method)
-        except ReplicaLostError:
-            if not self._ready_again(actor):
-                actor = self._lost_place()
+                raise self._refusal(method) from error
+            self._send_away(replica)
             raise
         finally:
-            if actor is not _NO_PLACE:
-                self._idle.put(actor)
+            with self._changed:
+                replica.calls -= 1
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def call_again(self, method: str, *arguments: Any) -> Any:
+        """``call``, made again up to three times when the replica's process dies on the way."""
+        for _ in range(_REPEATS):
+            try:
+                return self.call(method, *arguments)
+            except ReplicaLostError as error:
+                say(f"{self.role}.{method} is asked again: {error}")
+        return self.call(method, *arguments)
+
+    def share(self, thing: Any) -> Any:
+        """A reference to stand for ``thing`` as an argument of several calls, so that it is serialised once."""
+        return ray.put(thing)
+
+    def join(self, actor: Any) -> None:
+        """Add a replica that is ready, masked as the others are; waits for their first mask if they get one. Raises
+        CheckpointError when its weights are others then, ReplicaError when it cannot be masked or came too late."""
+        self._open_to_join.wait()
+        replica = _Replica(actor)
+        with self._masking:
+            if self._report is not None and not self._closed.is_set():
+                ratio = self._report.ratio
+                if self._masked(replica, self._begin(actor, "mask", ratio), ratio) is None:
+                    raise ReplicaLostError(f"{self.role}: its process died while it was masked")
+            with self._changed:
+                if self._closed.is_set():
+                    raise self._refusal("join")
+                self._replicas.append(replica)
+                self._may_join -= 1
+                self._changed.notify_all()
+
+    def expect_one_less(self) -> None:
+        """A replica that might have joined will not."""
+        with self._changed:
+            self._may_join -= 1
+            self._changed.notify_all()
 
     def close(self) -> None:
         """From now on calls are refused, also those that wait for a replica."""
-        self._closed.set()
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
+        self._open_to_join.set()
 
     def wait_until_idle(self) -> None:
         """Return when no call is under way any more: what runs on after Ray is shut down would start another Ray."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._under_way, timeout=SECONDS_TO_END):
+                raise ReplicaError(
+                    f"{self.role}: a call did not end in {SECONDS_TO_END} s after its replica was stopped"
+                )
+
+    def _take(self, method: str) -> _Replica:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed.is_set() or self._least_busy() or not (self._replicas or self._may_join)
+            )
+            replica = self._least_busy()
+            if replica is None or self._closed.is_set():
+                raise self._refusal(method)
+            replica.calls += 1
+            self._under_way += 1
+            return replica
+
+    def _least_busy(self) -> _Replica | None:
+        free = [one for one in self._replicas if not one.away and one.calls < CALLS_AT_ONCE]
+        return min(free, key=lambda one: one.calls, default=None)
+
+    def _refusal(self, method: str) -> ReplicaError:
+        if self._closed.is_set():
+            return ReplicaError(f"{self.role}.{method}: the replicas were stopped")
+        return ReplicaError(f"{self.role}.{method}: all replicas died, more often than rollout.max_restarts")
+
+    def _send_away(self, replica: _Replica) -> None:
+        """No call for this replica until Ray has started its process again."""
+        with self._changed:
+            if replica.away or self._closed.is_set():
+                return
+            replica.away = True
+            self._under_way += 1
+        threading.Thread(target=self._fetch_back, args=(replica,), name=f"{self.role} back", daemon=True).start()
+
+    def _fetch_back(self, replica: _Replica) -> None:
+        ready = False
         try:
-            actors = [self._idle.get(timeout=_SECONDS_TO_END) for _ in range(self.calls_at_once)]
-        except queue.Empty:
-            raise ReplicaError(
-                f"{self.role}: a call did not end in {_SECONDS_TO_END} s after its replica was stopped"
-            ) from None
-        for actor in actors:
-            self._idle.put(actor)
+            ready = ready_again(replica.actor, self._closed)
+        finally:
+            if not ready:
+                self._remove(replica)
+            with self._changed:
+                replica.away = False
+                self._under_way -= 1
+                self._changed.notify_all()
 
-    def _ready_again(self, actor: Any) -> bool:
-        """Wait until Ray has started the process again; False when it will not."""
-        refusals = 0
-        while not self._closed.is_set() and refusals < _REFUSALS_OF_THE_DEAD:
+    def _remove(self, replica: _Replica) -> None:
+        """This replica will not be back."""
+        with self._changed:
+            if self._closed.is_set() or replica not in self._replicas:
+                return
+            self._replicas.remove(replica)
+            self._changed.notify_all()
+            say(
+                f"{self.role}: a replica died more often than rollout.max_restarts and is left out; "
+                f"{len(self._replicas)} are left"
+            )
+
+    def _masked(self, replica: _Replica, future: Any, ratio: float) -> MaskReport | None:
+        """What a replica that was asked to mask itself reports; None when it died for good."""
+        repeats = 0
+        while True:
             try:
-                if ray.get(actor.ready.remote()):
-                    return True
-            except ActorUnavailableError:
-                pass
-            except RayError:
-                refusals += 1
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        return self._closed.is_set()
-
-    def _lost_place(self) -> Any:
-        """One place less; the last one is left to those who wait, as None."""
-        with self._lock:
-            if self._places == 1:
+                report: MaskReport = self._result(future, "mask")
+            except ReplicaLostError:
+                if repeats == _REPEATS:
+                    raise
+            else:
+                return report
+            if not ready_again(replica.actor, self._closed):
+                self._remove(replica)
                 return None
-            self._places -= 1
-            return _NO_PLACE
+            repeats += 1
+            future = self._begin(replica.actor, "mask", ratio)
 
     def _begin(self, actor: Any, method: str, *arguments: Any) -> Any:
-        return actor.call.remote(self.role, method, *arguments, mask_ratio=self._mask_ratio)
+        return actor.call.remote(self.role, method, *arguments, expected=self._report)
 
     def _result(self, future: Any, method: str) -> Any:
         try:
@@ -144,45 +251,19 @@ class Pool:
             raise replica_error(error, f"{self.role}.{method}") from error
 
 
-class Replicas:
-    """All pools of a run; stops its actors when the block is left."""
-
-    def __init__(self, deployments: list[Deployment]) -> None:
-        """Spawn every process and wait until each has loaded its model. Raises ReplicaError when one cannot."""
-        self._actors: list[Any] = []
-        self.pools: dict[Role, Pool] = {}
-        by_role: dict[Role, list[Any]] = {}
+def ready_again(actor: Any, stopped: threading.Event) -> bool:
+    """Wait until Ray has started an actor's process again; False when it will not, or when all are stopped."""
+    refusals = 0
+    while not stopped.is_set() and refusals < _REFUSALS_OF_THE_DEAD:
         try:
-            for deployment in deployments:
-                for _ in range(deployment.replicas):
-                    actor = _spawn(deployment)
-                    self._actors.append(actor)
-                    for role in deployment.spec.roles:
-                        by_role.setdefault(role, []).append(actor)
-            try:
-                ray.get([actor.ready.remote() for actor in self._actors])
-            except RayError as error:
-                raise replica_error(error, "a replica could not start") from error
-        except BaseException:
-            self.close()
-            raise
-        self.pools = {role: Pool(role, actors) for role, actors in by_role.items()}
-
-    def __enter__(self) -> Replicas:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop every process; what it was doing is dropped."""
-        for pool in self.pools.values():
-            pool.close()
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-        for pool in self.pools.values():
-            pool.wait_until_idle()
+            if ray.get(actor.ready.remote()):
+                return True
+        except ActorUnavailableError:
+            pass
+        except RayError:
+            refusals += 1
+        stopped.wait(_SECONDS_BETWEEN_LOOKS)
+    return False
 
 
 def replica_error(error: RayError, doing: str) -> MastersError:
@@ -196,29 +277,3 @@ def replica_error(error: RayError, doing: str) -> MastersError:
         cause = str(error).strip().splitlines()[-1].strip()
         return ReplicaLostError(f"{doing}: its process died: {cause}")
     return ReplicaError(f"{doing}: {type(error).__name__}: {error}")
-
-
-def _spawn(deployment: Deployment) -> Any:
-    options: dict[str, Any] = {
-        "num_cpus": deployment.cpus,
-        "num_gpus": deployment.gpus_per_replica,
-        "max_restarts": deployment.max_restarts,
-        "max_concurrency": _CALLS_AT_ONCE * len(deployment.spec.roles) + 1,
-        "runtime_env": {"env_vars": _environment(deployment)},
-    }
-    return ray.remote(Host).options(**options).remote(deployment.spec)
-
-
-def _environment(deployment: Deployment) -> dict[str, str]:
-    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
-    if deployment.gpus == 0:
-        environment |= {
-            # One busy thread per reserved CPU: replicas that share cores are many times slower with more.
-            "OMP_NUM_THREADS": str(max(1, int(deployment.cpus))),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # The engine in the actor's own process: one process less to start and to feed.
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if deployment.spec.tensor_parallel == 1 else "1",
-        }
-        if deployment.spec.engine.enforce_eager:
-            environment["TORCH_COMPILE_DISABLE"] = "1"
-    return environment

@@ -101,6 +101,14 @@ def violations(config: Config) -> list[Complaint]:
         "learner.checkpoints_kept": learner.checkpoints_kept,
     }.items():
         at_least(key, found, 1)
+    for name, role in (("teacher", teacher), ("student", config.student)):
+        rule(
+            role.max_replicas is None or role.max_replicas >= role.replicas,
+            f"{name}.max_replicas",
+            f"at least {name}.replicas = {role.replicas}, or null for no more than those",
+            role.max_replicas,
+            "Raise it; more than replicas are added as the cluster finds room.",
+        )
     amounts: dict[str, float] = {
         "teacher.cpus": teacher.cpus,
         "teacher.gpus": teacher.gpus,

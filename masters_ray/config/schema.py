@@ -85,6 +85,9 @@ class MaskScope:
 class Teacher:
     checkpoint: str = "???"
     replicas: int = 1
+    max_replicas: int | None = None
+    """Replicas up to this many are added while rollouts run, as the cluster finds room for them (and an autoscaling
+    cluster grows for them); default: replicas."""
     cpus: float = 1.0
     """CPUs that Ray reserves for a replica."""
     gpus: float = 0.0
@@ -100,6 +103,9 @@ class Teacher:
 class Student:
     checkpoint: str = "???"
     replicas: int = 1
+    max_replicas: int | None = None
+    """Replicas up to this many are added while rollouts run, as the cluster finds room for them (and an autoscaling
+    cluster grows for them); default: replicas."""
     cpus: float = 1.0
     gpus: float = 0.0
     tensor_parallel: int = 1

@@ -17,6 +17,7 @@ from masters_ray.store import Folder
 
 _FREE = (
     "replicas",
+    "max_replicas",
     "cpus",
     "gpus",
     "tensor_parallel",

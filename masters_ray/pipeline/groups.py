@@ -13,7 +13,7 @@ import pyarrow as pa
 from masters_ray import data, store
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
-from masters_ray.actors.pool import Pool, Replicas
+from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.known import Known

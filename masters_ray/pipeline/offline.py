@@ -18,7 +18,7 @@ from pathlib import Path
 
 from masters_ray import data, report, schedule, store, weights
 from masters_ray.actors.host import Role
-from masters_ray.actors.pool import Replicas
+from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
 from masters_ray.evaluate import accuracy
 from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from masters_ray import store
-from masters_ray.actors.pool import Pool, Replicas
+from masters_ray.actors.pool import Pool
+from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.groups import Batch, GroupMaker, Made, Recipe

@@ -9,7 +9,8 @@ from pathlib import Path
 from masters_ray import data, weights
 from masters_ray.actors.host import HostSpec
 from masters_ray.actors.judge import Verdict
-from masters_ray.actors.pool import Deployment, Pool
+from masters_ray.actors.pool import Pool
+from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, by_rule, mark
@@ -24,10 +25,14 @@ _EVALUATED_AT_A_TIME = 128
 
 
 def deployments(config: Config, first_ratio: float) -> list[Deployment]:
-    """The processes that rollouts need: teachers; students and judges, together as far as conf shares them."""
+    """The processes that rollouts need: teachers; students and judges, together as far as conf shares them.
+
+    Students that join later play the judge as well if the processes are shared at all.
+    """
     teacher, student, judge = config.teacher, config.student, config.judge
     restarts = config.rollout.max_restarts
     together = min(student.replicas, judge.replicas) if judge.share_process else 0
+    joining = 0 if student.max_replicas is None else student.max_replicas - student.replicas
     own = HostSpec(
         checkpoint=absolute(student.checkpoint),
         roles=("student",),
@@ -36,9 +41,9 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
         judge_max_tokens=judge.max_tokens,
     )
     wanted = [
-        (dataclasses.replace(own, roles=("student", "judge")), together),
-        (own, student.replicas - together),
-        (dataclasses.replace(own, roles=("judge",)), judge.replicas - together),
+        (dataclasses.replace(own, roles=("student", "judge")), together, joining if together else 0),
+        (own, student.replicas - together, 0 if together else joining),
+        (dataclasses.replace(own, roles=("judge",)), judge.replicas - together, 0),
     ]
     masked = HostSpec(
         checkpoint=absolute(teacher.checkpoint),
@@ -49,10 +54,24 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
         mask=Mask(scope=teacher.mask, ratio=first_ratio),
     )
     return [
-        Deployment(spec=masked, replicas=teacher.replicas, cpus=teacher.cpus, gpus=teacher.gpus, max_restarts=restarts),
+        Deployment(
+            spec=masked,
+            replicas=teacher.replicas,
+            max_replicas=teacher.max_replicas,
+            cpus=teacher.cpus,
+            gpus=teacher.gpus,
+            max_restarts=restarts,
+        ),
         *(
-            Deployment(spec=spec, replicas=replicas, cpus=student.cpus, gpus=student.gpus, max_restarts=restarts)
-            for spec, replicas in wanted
+            Deployment(
+                spec=spec,
+                replicas=replicas,
+                max_replicas=replicas + more,
+                cpus=student.cpus,
+                gpus=student.gpus,
+                max_restarts=restarts,
+            )
+            for spec, replicas, more in wanted
             if replicas
         ),
     ]
@@ -92,28 +111,33 @@ def final_deployments(config: Config, trained: Path) -> list[Deployment]:
     wanted = [(measured, student.replicas)]
     if config.evaluation.marked_by == "judge":
         wanted.append((judge, config.judge.replicas))
-    return [Deployment(spec=spec, replicas=replicas, cpus=student.cpus, gpus=student.gpus) for spec, replicas in wanted]
+    restarts = config.rollout.max_restarts
+    return [
+        Deployment(spec=spec, replicas=replicas, cpus=student.cpus, gpus=student.gpus, max_restarts=restarts)
+        for spec, replicas in wanted
+    ]
 
 
 def evaluate(pool: Pool, judge: Pool | None, problems: Sequence[Problem], max_tokens: int, title: str) -> list[Marked]:
     """Greedy answers of a pool's model to the held-out questions, marked by the judge, or by the rule without one.
 
-    An answer whose verdict cannot be read counts as wrong here.
+    An answer whose verdict cannot be read counts as wrong here. What a replica was doing when its process died is
+    asked again.
     """
     shares = list(batches(problems, _EVALUATED_AT_A_TIME))
     marked: dict[int, list[Marked]] = {}
 
     def answer(number: int) -> None:
         share = shares[number]
-        answers: list[str] = pool.call("answer_greedily", share, max_tokens)
+        answers: list[str] = pool.call_again("answer_greedily", share, max_tokens)
         if judge is None:
             correct = by_rule(share, answers)
         else:
-            verdicts: list[list[Verdict]] = judge.call("judge", share, [[text] for text in answers])
+            verdicts: list[list[Verdict]] = judge.call_again("judge", share, [[text] for text in answers])
             correct = [verdict.accuracy == 1 for (verdict,) in verdicts]
         marked[number] = mark(share, answers, correct)
 
-    with track(title, len(problems)) as advance, threads(pool.calls_at_once) as each:
+    with track(title, len(problems)) as advance, threads(pool.most_calls_at_once) as each:
         for number in each(answer, range(len(shares))):
             advance(len(shares[number]))
     return [one for number in range(len(shares)) for one in marked[number]]

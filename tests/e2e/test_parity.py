@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from masters_ray import masks, weights
 from masters_ray.actors.host import HostSpec, Role
-from masters_ray.actors.pool import Deployment, Replicas
+from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
 from masters_ray.engines import hf

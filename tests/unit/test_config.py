@@ -51,6 +51,17 @@ def test_a_wrong_type_says_what_was_expected_and_found(tmp_path: Path) -> None:
     assert "expected a whole number, found 'two'" in found["teacher.replicas (command line)"]
 
 
+def test_fewer_replicas_at_most_than_at_first_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL)
+    found = complaints(file, "teacher.replicas=3", "teacher.max_replicas=2", "student.max_replicas=0")
+    assert (
+        "expected at least teacher.replicas = 3, or null for no more than those, found 2"
+        in (found["teacher.max_replicas"])
+    )
+    assert "student.max_replicas" in found
+    assert load(file, ["teacher.replicas=3", "teacher.max_replicas=3"]).student.max_replicas is None
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     found = complaints(write(tmp_path, MINIMAL.replace("student: {checkpoint: s}", "")))
     assert "Set student.checkpoint" in found["student.checkpoint"]

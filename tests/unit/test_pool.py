@@ -5,44 +5,24 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from masters_ray.actors import pool as pool_module
-from masters_ray.actors.pool import Pool
+from masters_ray.actors.pool import CALLS_AT_ONCE, Pool
 from masters_ray.errors import ReplicaError, ReplicaLostError
-
-
-def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:
-    busy: Pool = Pool("student", [object()])
-    places = [busy._idle.get() for _ in range(busy.calls_at_once)]  # its only replica has as many calls as it takes
-    told: list[str] = []
-
-    def wait() -> None:
-        try:
-            busy.call("answer")
-        except ReplicaError as error:
-            told.append(str(error))
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    busy.close()
-    for place in places:
-        busy._idle.put(place)
-    waiting.join(timeout=10)
-    assert told == ["student.answer: the replicas were stopped"]
-    busy.wait_until_idle()
-    with pytest.raises(ReplicaError, match="were stopped"):
-        busy.call("answer")
+from masters_ray.masks import MaskReport
 
 
 class Actor:
-    """An actor handle whose calls are answered, or lost, by a test's script."""
+    """An actor handle whose calls are answered, or lost, by a test's script; a callable is asked for its answer."""
 
-    def __init__(self, script: list[Any], ready: list[Any]) -> None:
+    def __init__(self, script: list[Any], ready: list[Any] | None = None) -> None:
         self.call = self.ready = self
-        self._script = {"call": script, "ready": ready}
+        self._script = {"call": script, "ready": ready or []}
         self.calls = 0
+        self.expected: list[Any] = []
 
     def remote(self, *arguments: Any, **options: Any) -> Any:
         which = "call" if arguments else "ready"
         self.calls += which == "call"
+        self.expected += [options["expected"]] if arguments else []
         return self._script[which].pop(0)
 
 
@@ -51,30 +31,128 @@ def _ray_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
     def get(outcome: Any) -> Any:
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome
+        return outcome() if callable(outcome) else outcome
 
     monkeypatch.setattr(pool_module.ray, "get", get)
     monkeypatch.setattr(pool_module, "_SECONDS_BETWEEN_LOOKS", 0.0)
 
 
-@pytest.mark.usefixtures("_ray_of_the_script")
+pytestmark = pytest.mark.usefixtures("_ray_of_the_script")
+RESTARTING = ActorUnavailableError("restarting", None)
+
+
+def report(digest: str = "same") -> MaskReport:
+    return MaskReport(ratio=0.2, sparsity=0.2, matrices=1, digest=digest)
+
+
+def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:
+    go, told = threading.Event(), list[str]()
+    pool = Pool("student", [Actor([go.wait] * CALLS_AT_ONCE)])
+
+    def call() -> None:
+        try:
+            pool.call("answer", 1)
+        except ReplicaError as error:
+            told.append(str(error))
+
+    callers = [threading.Thread(target=call) for _ in range(CALLS_AT_ONCE + 1)]
+    for caller in callers:
+        caller.start()
+    pool.close()
+    go.set()
+    for caller in callers:
+        caller.join(timeout=10)
+    assert set(told) == {"student.answer: the replicas were stopped"}
+    pool.wait_until_idle()
+    with pytest.raises(ReplicaError, match="were stopped"):
+        pool.call("answer")
+
+
 def test_a_replica_that_died_gets_no_call_before_it_is_ready_again() -> None:
-    unavailable = ActorUnavailableError("restarting", None)
-    actor = Actor([ActorDiedError(), "an answer"], [unavailable, ActorDiedError(), False, True])
+    actor = Actor([ActorDiedError(), "an answer"], [RESTARTING, ActorDiedError(), False, True])
     pool = Pool("student", [actor])
     with pytest.raises(ReplicaLostError, match="student.answer: its process died"):
         pool.call("answer", 1)
     assert pool.call("answer", 1) == "an answer"
+    assert actor._script["ready"] == []
     assert pool.calls_at_once == 3
 
 
-@pytest.mark.usefixtures("_ray_of_the_script")
+def test_what_a_dead_replica_was_doing_is_not_kept_waiting_for_its_return() -> None:
+    back = threading.Event()
+    pool = Pool("student", [Actor([ActorDiedError()], [lambda: back.wait(10)]), Actor(["an answer"])])
+    assert pool.call_again("answer", 1) == "an answer"
+    back.set()
+    pool.wait_until_idle()
+
+
+def test_a_call_that_may_be_made_again_is_made_four_times() -> None:
+    actor = Actor([ActorDiedError()] * 4, [True] * 4)
+    with pytest.raises(ReplicaLostError):
+        Pool("student", [actor]).call_again("answer", 1)
+    assert actor.calls == 4
+    assert Pool("student", [Actor([ActorDiedError()] * 3 + [7], [True] * 3)]).call_again("answer", 1) == 7
+
+
 def test_a_pool_whose_replicas_are_gone_for_good_says_so_to_everybody() -> None:
-    pool = Pool("student", [Actor([ActorDiedError()] * 3, [ActorDiedError()] * 9)])
-    for _ in range(3):
-        with pytest.raises(ReplicaLostError):
-            pool.call("answer", 1)
+    pool = Pool("student", [Actor([ActorDiedError()], [ActorDiedError()] * 3)])
+    with pytest.raises(ReplicaLostError):
+        pool.call("answer", 1)
     for _ in range(2):
         with pytest.raises(ReplicaError, match="all replicas died"):
             pool.call("answer", 1)
     pool.wait_until_idle()
+
+
+def test_a_replica_that_dies_while_it_is_masked_is_masked_when_it_is_back() -> None:
+    often = Actor([ActorDiedError()] * 3 + [report(), "an answer"], [RESTARTING, True] * 3)
+    pool = Pool("teacher", [often, Actor([report()])], masked=True)
+    assert pool.mask(0.2) == [report()] * 2
+    assert pool.call("answer", 1) == "an answer"
+    assert often.expected == [None] * 4 + [report()]
+
+
+def test_a_replica_that_dies_whenever_it_is_masked_stops_the_mask() -> None:
+    pool = Pool("teacher", [Actor([ActorDiedError()] * 4, [True] * 4)], masked=True)
+    with pytest.raises(ReplicaLostError, match="teacher.mask"):
+        pool.mask(0.2)
+
+
+def test_a_replica_that_is_gone_is_not_masked_and_the_others_are() -> None:
+    pool = Pool("teacher", [Actor([ActorDiedError()], [ActorDiedError()] * 3), Actor([report()])], masked=True)
+    assert pool.mask(0.2) == [report()]
+    assert pool.calls_at_once == 3
+    pool = Pool("teacher", [Actor([ActorDiedError()], [ActorDiedError()] * 3)], masked=True)
+    with pytest.raises(ReplicaError, match="all replicas died"):
+        pool.mask(0.2)
+
+
+def test_a_replica_joins_once_the_pool_is_masked_and_is_masked_itself() -> None:
+    late = Actor([report(), "an answer"])
+    pool = Pool("teacher", [Actor([report()])], may_join=2, masked=True)
+    joining = threading.Thread(target=pool.join, args=(late,))
+    joining.start()
+    assert (pool.calls_at_once, pool.most_calls_at_once) == (3, 9)
+    pool.mask(0.2)
+    joining.join(timeout=10)
+    assert (pool.calls_at_once, pool.most_calls_at_once) == (6, 9)
+    assert late.expected == [report()]
+    pool.expect_one_less()
+    assert pool.most_calls_at_once == 6
+
+
+def test_a_call_waits_for_a_replica_that_may_join() -> None:
+    pool = Pool("student", [], may_join=1)
+    found: list[str] = []
+    caller = threading.Thread(target=lambda: found.append(pool.call("answer", 1)))
+    caller.start()
+    pool.join(Actor(["an answer"]))
+    caller.join(timeout=10)
+    assert found == ["an answer"]
+
+
+def test_nobody_joins_a_closed_pool() -> None:
+    pool = Pool("teacher", [], may_join=1, masked=True)
+    pool.close()
+    with pytest.raises(ReplicaError, match="were stopped"):
+        pool.join(Actor([]))

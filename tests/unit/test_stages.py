@@ -31,6 +31,24 @@ def test_student_and_judge_share_a_process_as_far_as_there_are_both() -> None:
     assert roles("judge.share_process=false") == [(("teacher",), 1), (("student",), 1), (("judge",), 1)]
 
 
+def test_students_that_join_later_judge_if_the_first_ones_do() -> None:
+    def joining(*overrides: str) -> list[tuple[tuple[str, ...], int]]:
+        config = configuration.load(DEMO, list(overrides))
+        return [(one.spec.roles, one.may_join) for one in stages.deployments(config, 0.2)]
+
+    assert joining() == [(("teacher",), 0), (("student", "judge"), 0)]
+    assert joining("teacher.max_replicas=3", "student.replicas=2", "student.max_replicas=6") == [
+        (("teacher",), 2),
+        (("student", "judge"), 4),
+        (("student",), 0),
+    ]
+    assert joining("student.max_replicas=6", "judge.share_process=false") == [
+        (("teacher",), 0),
+        (("student",), 5),
+        (("judge",), 0),
+    ]
+
+
 def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(tmp_path: Path) -> None:
     by_rule, by_judge = (
         [

@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 import json
 import shutil
 from pathlib import Path

@@ -1,0 +1,173 @@
+"""Where replicas are spawned and stopped: the only place that makes Ray actors of hosts."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from masters_ray.actors.host import Host, HostSpec, Role
+from masters_ray.actors.pool import CALLS_AT_ONCE, SECONDS_TO_END, Pool, ready_again, replica_error
+from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
+from masters_ray.progress import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """How many processes of one kind, and what Ray reserves for each."""
+
+    spec: HostSpec
+    replicas: int
+    """Started before anything is done."""
+    cpus: float
+    gpus: float
+    """GPUs of each tensor-parallel rank."""
+    max_replicas: int | None = None
+    """Replicas up to this many are added when there is room for them; default: none."""
+    max_restarts: int = 0
+    """How often a process that died is started again."""
+
+    @property
+    def gpus_per_replica(self) -> float:
+        return self.gpus * self.spec.tensor_parallel
+
+    @property
+    def may_join(self) -> int:
+        """Replicas that are added while others work."""
+        return 0 if self.max_replicas is None else max(0, self.max_replicas - self.replicas)
+
+
+class Replicas:
+    """All pools of a run; stops its actors when the block is left.
+
+    Each deployment's ``replicas`` are there from the start. Those up to its ``max_replicas`` are asked of the cluster
+    then, and each joins its pools whenever it is ready, or is told of and left out when it cannot be.
+    """
+
+    def __init__(self, deployments: list[Deployment], host: type = Host) -> None:
+        """Spawn every process and wait until each of the first ones has loaded its model. host: the class that runs in
+        them. Raises ReplicaError when one of those cannot."""
+        self._host = host
+        self._actors: list[Any] = []
+        self._joining: list[threading.Thread] = []
+        self._closed = threading.Event()
+        self.pools: dict[Role, Pool] = {}
+        try:
+            self.pools = self._start(deployments)
+            # Not sooner: they could take the room that another deployment's first replicas need. In turn, so that what
+            # room there is goes to all deployments.
+            turns = range(max((one.may_join for one in deployments), default=0))
+            for deployment in (one for turn in turns for one in deployments if turn < one.may_join):
+                self._add(deployment)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Replicas:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop every process; what it was doing is dropped. Raises ReplicaError when something does not end."""
+        self._closed.set()
+        for pool in self.pools.values():
+            pool.close()
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        for thread in self._joining:
+            thread.join(SECONDS_TO_END)
+            if thread.is_alive():
+                raise ReplicaError(f"the {thread.name} did not end in {SECONDS_TO_END} s after it was stopped")
+        self._joining = []
+        for pool in self.pools.values():
+            pool.wait_until_idle()
+
+    def _start(self, deployments: list[Deployment]) -> dict[Role, Pool]:
+        """The pools of the first replicas."""
+        by_role: dict[Role, list[Any]] = {}
+        for deployment in deployments:
+            for _ in range(deployment.replicas):
+                actor = self._spawned(deployment)
+                for role in deployment.spec.roles:
+                    by_role.setdefault(role, []).append(actor)
+        try:
+            ray.get([actor.ready.remote() for actor in self._actors])
+        except RayError as error:
+            raise replica_error(error, "a replica could not start") from error
+        return {
+            role: Pool(
+                role,
+                actors,
+                may_join=sum(one.may_join for one in deployments if role in one.spec.roles),
+                masked=any(one.spec.mask is not None for one in deployments if role in one.spec.roles),
+            )
+            for role, actors in by_role.items()
+        }
+
+    def _add(self, deployment: Deployment) -> None:
+        actor, name = self._spawned(deployment), f"added replica of {' and '.join(deployment.spec.roles)}"
+        thread = threading.Thread(target=self._join, args=(deployment, actor, name), name=name, daemon=True)
+        self._joining.append(thread)
+        thread.start()
+
+    def _join(self, deployment: Deployment, actor: Any, name: str) -> None:
+        """Bring an actor into its pools when it is ready; on a thread of its own."""
+        outside = [self.pools[role] for role in deployment.spec.roles]
+        try:
+            self._wait_for(actor)
+            while outside:
+                outside[0].join(actor)
+                outside.pop(0)
+            say(f"an {name} has joined")
+        except MastersError as error:
+            ray.kill(actor)
+            if not self._closed.is_set():
+                say(f"an {name} is left out, and the others go on: {error}")
+        finally:
+            for pool in outside:
+                pool.expect_one_less()
+
+    def _wait_for(self, actor: Any) -> None:
+        try:
+            ray.get(actor.ready.remote())
+        except RayError as error:
+            lost = replica_error(error, "it could not start")
+            if not isinstance(lost, ReplicaLostError) or not ready_again(actor, self._closed):
+                raise lost from error
+
+    def _spawned(self, deployment: Deployment) -> Any:
+        actor = _spawn(self._host, deployment)
+        self._actors.append(actor)
+        return actor
+
+
+def _spawn(host: type, deployment: Deployment) -> Any:
+    options: dict[str, Any] = {
+        "num_cpus": deployment.cpus,
+        "num_gpus": deployment.gpus_per_replica,
+        "max_restarts": deployment.max_restarts,
+        "max_concurrency": CALLS_AT_ONCE * len(deployment.spec.roles) + 1,
+        "runtime_env": {"env_vars": _environment(deployment)},
+    }
+    return ray.remote(host).options(**options).remote(deployment.spec)
+
+
+def _environment(deployment: Deployment) -> dict[str, str]:
+    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+    if deployment.gpus == 0:
+        environment |= {
+            # One busy thread per reserved CPU: replicas that share cores are many times slower with more.
+            "OMP_NUM_THREADS": str(max(1, int(deployment.cpus))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The engine in the actor's own process: one process less to start and to feed.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if deployment.spec.tensor_parallel == 1 else "1",
+        }
+        if deployment.spec.engine.enforce_eager:
+            environment["TORCH_COMPILE_DISABLE"] = "1"
+    return environment

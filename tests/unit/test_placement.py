@@ -1,0 +1,69 @@
+import pytest
+
+from masters_ray import config as configuration
+from masters_ray.placement import Kind, complaints, crowded
+from tests.conftest import ROOT
+
+
+def told(nodes: list[dict[str, float]], *overrides: str) -> dict[str, str]:
+    config = configuration.load(ROOT / "conf" / "demo.yaml", list(overrides))
+    return {one.where: str(one) for one in complaints(config, nodes)}
+
+
+def kind(count: int, gpus: float, cpus: float = 1.0, name: str = "teacher") -> Kind:
+    keys = {"counted_by": f"{name}.replicas", "cpus_by": f"{name}.cpus", "gpus_by": f"{name}.gpus"}
+    return Kind(count=count, cpus=cpus, gpus=gpus, on_one_node="its ranks share a node", **keys)
+
+
+def test_a_cluster_with_room_has_nothing_to_complain_about() -> None:
+    assert told([{"CPU": 2.0}]) == {}
+    assert told([{"CPU": 8.0, "GPU": 4.0}] * 2, "teacher.gpus=1", "teacher.tensor_parallel=4") == {}
+
+
+def test_the_sum_of_all_nodes_must_hold_everything_at_once() -> None:
+    found = told([{"CPU": 1.0}] * 2, "teacher.replicas=4", "teacher.max_replicas=40")
+    assert "at most the cluster's 2, found 2.5" in found["CPU for making rollouts"]
+    assert set(found) == {"CPU for making rollouts"}
+
+
+def test_a_tensor_parallel_replica_does_not_span_two_nodes() -> None:
+    found = told([{"CPU": 8.0, "GPU": 4.0}] * 2, "teacher.gpus=1", "teacher.tensor_parallel=8")
+    assert set(found) == {"teacher.gpus x teacher.tensor_parallel"}
+    assert (
+        "at most 4, the most GPUs of one node: a replica's ranks share a node, found 8"
+        in (found["teacher.gpus x teacher.tensor_parallel"])
+    )
+
+
+def test_what_one_process_reserves_must_be_on_one_node() -> None:
+    nodes = [{"CPU": 32.0}, {"CPU": 4.0, "GPU": 4.0}]
+    assert (
+        "no node has"
+        in told(nodes, "student.gpus=1", "student.cpus=8")["student.cpus with student.gpus x student.tensor_parallel"]
+    )
+    assert "at most 32, the most CPUs of one node" in told(nodes, "learner.cpus=33")["learner.cpus"]
+
+
+def test_replicas_are_counted_node_by_node() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 4.0}] * 2
+    three = ["teacher.gpus=1", "teacher.tensor_parallel=3"]
+    assert told(nodes, *three, "teacher.replicas=2") == {}
+    assert "GPU for making rollouts" in told(nodes, *three, "teacher.replicas=3")
+    assert [one.expected.split(",")[0] for one in crowded("x", [kind(3, 3.0)], nodes)] == ["at most 2"]
+    assert crowded("x", [kind(2, 3.0)], nodes) == []
+
+
+def test_two_kinds_of_replicas_share_the_nodes() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 4.0}] * 2
+    overrides = ["teacher.gpus=1", "teacher.tensor_parallel=3", "student.gpus=1"]
+    assert told(nodes, *overrides, "teacher.replicas=2", "student.replicas=2", "judge.replicas=2") == {}
+    found = told(nodes, *overrides, "teacher.replicas=2", "student.tensor_parallel=2")
+    [where] = found
+    assert where == "teacher.replicas beside student.replicas with judge.replicas for making rollouts"
+    assert "for instance 1 with 1" in found[where]
+    assert "found 2 with 1" in found[where]
+
+
+@pytest.mark.parametrize(("held", "of"), [(10, 1.0), (3, 3.0), (1, 8.0)])
+def test_fractions_are_counted_to_the_last_one(held: int, of: float) -> None:
+    assert kind(100, 0.0, cpus=of / 10).fit(cpus=held * of / 10, gpus=0.0) == held
