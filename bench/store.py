@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     result = measure(options.repeats)
-    for key, entry in result["tables"].items():
-        print(line(key, entry))
+    for key, one in result["tables"].items():
+        print(line(key, one))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(f"written to {options.out}")

@@ -59,8 +59,8 @@ class Problem:
 
 
 RejectedBy = Literal["row", "picture", "engine", "judge", "replica"]
-"""What a row was set aside for: it is not one, a picture cannot be opened, an engine does not take it, too few answers can
-be judged, replicas die on it."""
+"""What a row was set aside for: it is not one, a picture cannot be opened, an engine does not take it, too few of its
+answers can be judged, replicas die on it."""
 
 
 @dataclass(frozen=True, kw_only=True)

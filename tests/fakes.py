@@ -36,9 +36,6 @@ class FakePool:
 
     most_calls_at_once = calls_at_once
 
-    def share(self, thing: Any) -> Any:
-        return thing
-
     def mask(self, ratio: float) -> list[MaskReport]:
         return [
             MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=f"{self._digest} {number}")

@@ -60,6 +60,10 @@ class Host:
         """True once the model is loaded, until the engine breaks."""
         return not self._ending.is_set()
 
+    def busy_seconds(self) -> float:
+        """How long the engine has worked since it was started."""
+        return self._model.engine.loop.busy_seconds
+
     def call(self, role: Role, method: str, *arguments: Any, expected: MaskReport | None = None) -> Any:
         """``method`` of the role's player, with the weights masked as ``expected``, if there is anything to expect: a
         process that came later than others, or took the place of another one, has the ratio that it was started with.

@@ -128,6 +128,13 @@ class Pool:
                 say(f"{self.role}.{method} is asked again: {error}")
         return self.call(method, *arguments)
 
+    def busy_seconds(self) -> list[float]:
+        """How long each replica's engine has worked since it was started. Raises ReplicaLostError when a process died
+        on the way."""
+        with self._changed:
+            futures = [replica.actor.busy_seconds.remote() for replica in self._replicas]
+        return [self._result(future, "busy_seconds") for future in futures]
+
     def share(self, thing: Any) -> Any:
         """A reference to stand for ``thing`` as an argument of several calls, so that it is serialised once."""
         return ray.put(thing)

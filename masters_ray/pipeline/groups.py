@@ -13,6 +13,7 @@ import pyarrow as pa
 from masters_ray import data, store
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Rollout
 from masters_ray.masks import MaskReport
@@ -69,7 +70,8 @@ class GroupMaker:
     ) -> None:
         """earlier: rows whose student answers are the ones that this recipe's student would write."""
         self._recipe = recipe
-        self._teacher, self._student, self._judge = (pools.pools[role] for role in ("teacher", "student", "judge"))
+        self._judge = pools.pools["judge"]
+        self._writers: dict[Source, Pool] = {"teacher": pools.pools["teacher"], "student": pools.pools["student"]}
         self._teacher_digest = teacher_digest
         self._earlier = earlier
 
@@ -80,11 +82,11 @@ class GroupMaker:
         if not asked:
             return Made(rows=store.SCHEMA.empty_table(), rejected=rejected, tally=Tally())
         work = _Questions(asked, self._recipe)
-        shared = self._teacher.share(work.problems)
+        shared = self._judge.share(work.problems)
         self._write(work, shared)
         self._judge_all(work, shared)
         kept = work.readable()
-        for source, pool in (("teacher", self._teacher), ("student", self._student)):
+        for source, pool in self._writers.items():
             known = work.known[source]
             wanted = {index: [one.answer.token_ids for one in kept[index]] for index in kept}
             missing = known.missing(wanted)
@@ -112,7 +114,7 @@ class GroupMaker:
         sampling, counts = self._recipe.rollout.sampling, work.counts
         if self._earlier is not None:
             work.take_over(self._earlier)
-        for source, pool in (("teacher", self._teacher), ("student", self._student)):
+        for source, pool in self._writers.items():
             seeds = work.seeds(source)
             if counts[source] and any(seed is not None for seed in seeds):
                 written: WrittenBatch = pool.call("answer", shared, sampling, counts[source], seeds)
@@ -126,7 +128,7 @@ class GroupMaker:
 
     def _made(self, work: _Questions, kept: dict[int, list[JudgedAnswer]], rejected: dict[int, Rejected]) -> Made:
         wanted = {index: [one.answer.token_ids for one in answers] for index, answers in kept.items()}
-        top, reference = (work.known[source].take(wanted) for source in ("teacher", "student"))
+        top, reference = (known.take(wanted) for known in work.known.values())
         rows = [
             store.Row(
                 position=work.position(index),

@@ -194,9 +194,9 @@ def stages(summary: Summary) -> str:
         "set to zero, smallest weights first; at 0 the teacher is whole. A masked teacher is usually weaker, and "
         "easier for the student to imitate.</p>"
         "<p><b>Achieved sparsity</b> is the share that really is zero. <b>Unjudged</b> answers, whose verdict could "
-        "not be read, are left out; <b>empty</b> ones have no word. Questions are <b>set aside</b> when a picture cannot "
-        "be opened, an engine does not take them, fewer than two of their answers could be judged, or replicas died on "
-        "them. The <b>left-out mass</b> is the probability that the stored teacher distributions "
+        "not be read, are left out; <b>empty</b> ones have no word. Questions are <b>set aside</b> when a picture "
+        "cannot be opened, an engine does not take them, fewer than two of their answers could be judged, or replicas "
+        "died on them. The <b>left-out mass</b> is the probability that the stored teacher distributions "
         "(only the likeliest tokens are kept) leave out on average: the smaller, the more exact is the JSD.</p>"
         f"{table(head, rows, numbers=range(12), foot=total) if rows else '<p>No stage was recorded.</p>'}{warning}"
     )

@@ -26,17 +26,20 @@ class Folder:
     def __init__(self, where: Where, filesystem: Any = None) -> None:
         """filesystem: a pyarrow file system in which ``where`` is a path; default: what ``where`` names. Raises
         StoreError when it names none."""
-        if isinstance(where, Folder):
-            where, filesystem = where._path, where.filesystem
         self._name = str(where)
-        if filesystem is not None:
+        self.filesystem: Any
+        self._path: str
+        if isinstance(where, Folder):
+            self.filesystem, self._path = where.filesystem, where._path
+        elif filesystem is not None:
             self.filesystem, self._path = filesystem, str(where)
         elif is_address(str(where)):
             try:
                 self.filesystem, self._path = fs.FileSystem.from_uri(str(where))
             except (pa.ArrowException, OSError) as error:
                 raise StoreError(
-                    f"{where}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
+                    f"{where}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder "
+                    f"({error})"
                 ) from error
         else:
             self.filesystem, self._path = fs.LocalFileSystem(), str(Path(where).absolute())

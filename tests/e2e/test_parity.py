@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from masters_ray import masks, weights
-from masters_ray.actors.host import HostSpec, Role
+from masters_ray.actors.host import Host, HostSpec, Role
+from masters_ray.actors.model import Model, ScoredBatch, WrittenBatch
+from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
@@ -29,18 +31,64 @@ from masters_ray.records import (
     JudgedAnswer,
     Picture,
     Problem,
-    Refused,
     RolloutGroup,
     Scored,
     ScoredAnswer,
-    Written,
 )
+from masters_ray.store import Ragged
 from tests.builders import group, scores
 from tests.conftest import PAIR
 
 pytestmark = pytest.mark.e2e
 TOP_K = 16
 SAMPLING = Sampling(max_tokens=6)
+
+
+class ExactPlayer:
+    """Answers and scores as teachers and students do, but tells its scores as the engine gives them, not as they are
+    stored: columns top_ids, top_logprobs and own."""
+
+    def __init__(self, model: Model, role: Role) -> None:
+        self._model, self._role = model, role
+        self._top_k = TOP_K if role == "teacher" else 0
+        self.mask = model.engine.mask
+        self.answer_greedily = model.answer_greedily
+
+    def answer(self, problems: list[Problem], sampling: Sampling, answers: int, seeds: list[int]) -> WrittenBatch:
+        given = {"answers": answers, "seeds": seeds, "top_k": self._top_k, "pack": exactly}
+        return self._model.answer(self._role, problems, sampling, **given)  # type: ignore[arg-type]
+
+    def score(self, problems: list[Problem], answers: list[list[tuple[int, ...]]]) -> ScoredBatch:
+        return self._model.score(problems, answers, top_k=self._top_k, pack=exactly)
+
+
+def exactly(scored: Sequence[Scored]) -> Ragged:
+    columns = {
+        "top_ids": np.concatenate([one.top.top_ids for one in scored]),
+        "top_logprobs": np.concatenate([one.top.top_logprobs for one in scored]),
+        "own": np.concatenate([one.own for one in scored]),
+    }
+    return Ragged(lengths=np.array([len(one.own) for one in scored]), columns=columns)
+
+
+class ExactHost(Host):
+    def __init__(self, spec: HostSpec) -> None:
+        super().__init__(spec)
+        self._players = {role: ExactPlayer(self._model, role) for role in spec.roles}
+
+
+Drawn = list[tuple[Answer, ...]]
+
+
+def score(pool: Pool, problems: list[Problem], answers: Drawn) -> ScoredBatch:
+    scored: ScoredBatch = pool.call("score", problems, [[one.token_ids for one in group] for group in answers])
+    return scored
+
+
+def by_answer(scored: ScoredBatch, answers: Drawn, column: str) -> list[list[np.ndarray]]:
+    """[question][answer] → [tokens, …]"""
+    pieces = iter(np.split(scored.tokens.columns[column], np.cumsum(scored.tokens.lengths)[:-1]))
+    return [[next(pieces) for _ in group] for group in answers]
 
 
 def deployment(checkpoint: Path, engine: Engine, role: Role, scope: MaskScope | None = None) -> Deployment:
@@ -62,29 +110,24 @@ def problems(questions: list[Problem]) -> list[Problem]:
 
 @pytest.fixture(scope="module")
 def pools(local_ray: None, toy_engine: Engine) -> Iterator[Replicas]:
-    with Replicas(
-        [deployment(PAIR / "teacher", toy_engine, "teacher"), deployment(PAIR / "student", toy_engine, "student")]
-    ) as replicas:
+    both = [deployment(PAIR / "teacher", toy_engine, "teacher"), deployment(PAIR / "student", toy_engine, "student")]
+    with Replicas(both, ExactHost) as replicas:
         yield replicas
 
 
 @pytest.fixture(scope="module")
-def answers(pools: Replicas, problems: list[Problem]) -> list[tuple[Answer, ...]]:
+def answers(pools: Replicas, problems: list[Problem]) -> Drawn:
     """Sampled answers of several lengths."""
     seeds = list(range(len(problems)))
     student = pools.pools["student"]
     sampling = Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1)
-    drawn = unscored(student.call("answer", problems, sampling, 3, seeds))
+    drawn: Drawn = student.call("answer", problems, sampling, 3, seeds).answers
     assert len({len(answer.token_ids) for one in drawn for answer in one}) > 1
     return drawn
 
 
-def unscored(written: list[tuple[Written, ...]]) -> list[tuple[Answer, ...]]:
-    return [tuple(answer for answer, _ in one) for one in written]
-
-
-def own_logprobs(scored: list[list[Scored]]) -> list[list[np.ndarray]]:
-    return [[one.own for one in group] for group in scored]
+def tops(scored: ScoredBatch, answers: Drawn) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
+    return by_answer(scored, answers, "top_ids"), by_answer(scored, answers, "top_logprobs")
 
 
 def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None) -> Path:
@@ -101,9 +144,7 @@ def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None
     return folder
 
 
-def learner_logprobs(
-    checkpoint: Path, problems: list[Problem], answers: list[tuple[Answer, ...]]
-) -> list[list[np.ndarray]]:
+def learner_logprobs(checkpoint: Path, problems: list[Problem], answers: Drawn) -> list[list[np.ndarray]]:
     """What the learner's model, packed as in training, gives to each answer's tokens."""
     model, chat = hf.load_model(checkpoint, "float32"), Chat(checkpoint)
     rows: list[RolloutGroup] = []
@@ -138,40 +179,37 @@ def largest_difference(ones: list[list[np.ndarray]], others: list[list[np.ndarra
     return max(float(np.abs(one - other).max()) for one, other in pairs)
 
 
-def test_the_students_engine_and_the_learner_agree(
-    pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]]
-) -> None:
-    engine = own_logprobs(pools.pools["student"].call("score", problems, answers))
+def test_the_students_engine_and_the_learner_agree(pools: Replicas, problems: list[Problem], answers: Drawn) -> None:
+    engine = by_answer(score(pools.pools["student"], problems, answers), answers, "own")
     assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, answers)) < 1e-3
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.2])
 def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
-    ratio: float, pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]], tmp_path: Path
+    ratio: float, pools: Replicas, problems: list[Problem], answers: Drawn, tmp_path: Path
 ) -> None:
     teacher = pools.pools["teacher"]
     report = teacher.call("mask", ratio)
     assert report.sparsity == pytest.approx(ratio, abs=1e-4)
-    top = [[one.top for one in group] for group in teacher.call("score", problems, answers)]
+    ids, logprobs = tops(score(teacher, problems, answers), answers)
     model = learner_logprobs(masked_checkpoint(ratio, tmp_path / "masked"), problems, answers)
     compared = 0
-    for scored, drawn, own in zip(top, answers, model, strict=True):
-        for one, answer, expected in zip(scored, drawn, own, strict=True):
+    for question, drawn in enumerate(answers):
+        for number, answer in enumerate(drawn):
             for row, token in enumerate(answer.token_ids):
-                found = one.top_logprobs[row][one.top_ids[row] == token]
+                found = logprobs[question][number][row][ids[question][number][row] == token]
                 if len(found):
-                    assert abs(found[0] - expected[row]) < 1e-3
+                    assert abs(found[0] - model[question][number][row]) < 1e-3
                     compared += 1
     assert compared > 20
 
 
 def test_engine_and_learner_count_the_same_tokens_in_a_prompt(
-    pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]]
+    pools: Replicas, problems: list[Problem], answers: Drawn
 ) -> None:
     model, chat = hf.load_model(PAIR / "teacher", "float32"), Chat(PAIR / "teacher")
     own = [len(hf.prompt_tensors(model, chat, question_messages(one), _pictures(one)).input_ids) for one in problems]
-    scored = pools.pools["teacher"].call("score", problems, answers)
-    assert [{one.prompt_tokens for one in group} for group in scored] == [{tokens} for tokens in own]
+    assert score(pools.pools["teacher"], problems, answers).prompt_tokens == own
     assert len(set(own)) > 1
 
 
@@ -184,46 +222,45 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
 ) -> None:
     seeds = list(range(len(problems)))
     plain = masked_checkpoint(0.2, tmp_path / "masked", scope)
-    with Replicas(
-        [deployment(PAIR / "teacher", toy_engine, "teacher", scope), deployment(plain, toy_engine, "student")]
-    ) as both:
+    deployments = [deployment(PAIR / "teacher", toy_engine, "teacher", scope), deployment(plain, toy_engine, "student")]
+    with Replicas(deployments, ExactHost) as both:
         teacher, student = both.pools["teacher"], both.pools["student"]
         teacher.call("mask", 0.0)
         teacher.call("mask", 0.2)
-        written = unscored(teacher.call("answer", problems, SAMPLING, 2, seeds))
+        written = teacher.call("answer", problems, SAMPLING, 2, seeds).answers
         greedy = teacher.call("answer_greedily", problems, 6)
-        tops = [[one.top for one in group] for group in teacher.call("score", problems, written)]
-        loaded = own_logprobs(student.call("score", problems, written))
-        again = unscored(student.call("answer", problems, SAMPLING, 2, seeds))
+        ids, logprobs = tops(score(teacher, problems, written), written)
+        loaded = by_answer(score(student, problems, written), written, "own")
+        again = student.call("answer", problems, SAMPLING, 2, seeds).answers
         assert greedy == student.call("answer_greedily", problems, 6)
     assert [[one.token_ids for one in drawn] for drawn in written] == [
         [one.token_ids for one in drawn] for drawn in again
     ]
-    for scored, drawn, plainly in zip(tops, written, loaded, strict=True):
-        for one, answer, expected in zip(scored, drawn, plainly, strict=True):
+    for question, drawn in enumerate(written):
+        for number, answer in enumerate(drawn):
             for row, token in enumerate(answer.token_ids):
-                assert one.top_logprobs[row][one.top_ids[row] == token] == pytest.approx(expected[row], abs=1e-5)
+                found = logprobs[question][number][row][ids[question][number][row] == token]
+                assert found == pytest.approx(loaded[question][number][row], abs=1e-5)
 
 
 def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
-    pools: Replicas, problems: list[Problem], answers: list[tuple[Answer, ...]]
+    pools: Replicas, problems: list[Problem], answers: Drawn
 ) -> None:
     teacher = pools.pools["teacher"]
-    reports, tops = [], []
+    reports, found = [], []
     for ratio in (0.0, 0.2, 0.0):
         reports.append(teacher.call("mask", ratio))
-        scored = teacher.call("score", problems, answers)
-        tops.append([one.top.top_logprobs for group in scored for one in group])
-    assert all(np.array_equal(first, last) for first, last in zip(tops[0], tops[2], strict=True))
-    assert not all(np.array_equal(first, masked) for first, masked in zip(tops[0], tops[1], strict=True))
+        found.append(score(teacher, problems, answers).tokens.columns["top_logprobs"])
+    assert np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], found[1])
     assert reports[0].digest == reports[2].digest != reports[1].digest
 
 
 def test_answers_depend_on_their_seed_and_not_on_their_company(pools: Replicas, problems: list[Problem]) -> None:
     student = pools.pools["student"]
     hot = Sampling(max_tokens=6, temperature=2.0)
-    together = unscored(student.call("answer", problems, hot, 2, list(range(len(problems)))))
-    alone = unscored(student.call("answer", problems[3:4], hot, 2, [3]))
+    together = student.call("answer", problems, hot, 2, list(range(len(problems)))).answers
+    alone = student.call("answer", problems[3:4], hot, 2, [3]).answers
     assert [one.token_ids for one in alone[0]] == [one.token_ids for one in together[3]]
 
 
@@ -233,10 +270,10 @@ def test_calls_from_several_threads_share_an_engine_and_get_their_own_answers(
     student = pools.pools["student"]
     hot = Sampling(max_tokens=6, temperature=2.0)
     seeds = list(range(len(problems)))
-    together = unscored(student.call("answer", problems, hot, 2, seeds))
+    together = student.call("answer", problems, hot, 2, seeds).answers
     with ThreadPoolExecutor(len(problems)) as threads:
         apart = threads.map(lambda seed: student.call("answer", [problems[seed]], hot, 2, [seed]), seeds)
-        assert [unscored(one)[0] for one in apart] == together
+        assert [one.answers[0] for one in apart] == together
 
 
 def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
@@ -244,14 +281,14 @@ def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
 ) -> None:
     teacher = pools.pools["teacher"]
     teacher.call("mask", 0.1)
-    written = teacher.call("answer", problems, Sampling(max_tokens=6, temperature=2.0), 3, list(range(len(problems))))
-    afterwards = teacher.call("score", problems, unscored(written))
-    for one, again in zip(written, afterwards, strict=True):
-        for (_, on_the_way), scored in zip(one, again, strict=True):
-            assert on_the_way.prompt_tokens == scored.prompt_tokens
-            assert np.array_equal(on_the_way.top.top_ids[:, :4], scored.top.top_ids[:, :4])
-            np.testing.assert_allclose(on_the_way.top.top_logprobs, scored.top.top_logprobs, atol=1e-4)
-            np.testing.assert_allclose(on_the_way.own, scored.own, atol=1e-4)
+    seeds = list(range(len(problems)))
+    written = teacher.call("answer", problems, Sampling(max_tokens=6, temperature=2.0), 3, seeds)
+    on_the_way, afterwards = written.scored, score(teacher, problems, written.answers)
+    assert on_the_way.prompt_tokens == afterwards.prompt_tokens
+    one, other = on_the_way.tokens.columns, afterwards.tokens.columns
+    assert np.array_equal(one["top_ids"][:, :4], other["top_ids"][:, :4])
+    for name in ("top_logprobs", "own"):
+        np.testing.assert_allclose(one[name], other[name], atol=1e-4)
 
 
 def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Replicas, problems: list[Problem]) -> None:
@@ -262,7 +299,7 @@ def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Rep
     )
     student = pools.pools["student"]
     for _ in range(2):
-        scored = own_logprobs(student.call("score", problems, drawn))
+        scored = by_answer(score(student, problems, drawn), drawn, "own")
         assert largest_difference(scored, learner_logprobs(PAIR / "student", problems, drawn)) < 1e-3
 
 
@@ -271,18 +308,38 @@ def test_a_question_over_the_context_length_is_refused_and_the_others_are_answer
 ) -> None:
     student = pools.pools["student"]
     long = Problem(id="long", question="what " * 3000, label="x", pictures=problems[0].pictures)
-    first, refused, second = student.call("answer", [problems[0], long, problems[1]], SAMPLING, 2, [0, 1, 2])
-    assert isinstance(refused, Refused)
-    assert "maximum context length is 1024 tokens" in refused.reason
-    assert unscored([first, second]) == unscored(student.call("answer", problems[:2], SAMPLING, 2, [0, 2]))
-    with pytest.raises(DataError, match="question long: the engine refuses it"):
+    written = student.call("answer", [problems[0], long, problems[1]], SAMPLING, 2, [0, 1, 2])
+    assert written.scored.refused.keys() == {1}
+    assert written.scored.refused[1].kind == "engine"
+    assert "maximum context length is 1024 tokens" in written.scored.refused[1].reason
+    first, nothing, second = written.answers
+    assert nothing == ()
+    assert [first, second] == student.call("answer", problems[:2], SAMPLING, 2, [0, 2]).answers
+    with pytest.raises(DataError, match="question long: .*maximum context length"):
         student.call("answer_greedily", [problems[0], long], 4)
 
 
-def test_an_error_inside_a_replica_is_told_with_its_cause(pools: Replicas, problems: list[Problem]) -> None:
+def test_a_picture_that_cannot_be_opened_is_told_for_its_question_and_the_others_are_answered(
+    pools: Replicas, problems: list[Problem]
+) -> None:
+    student = pools.pools["student"]
+    torn = Problem(id="torn", question="?", label="x", pictures=(Picture(data=problems[0].pictures[0].read()[:200]),))
     lost = Problem(id="lost", question="?", label="x", pictures=(Picture(path="/nowhere/picture.png"),))
-    with pytest.raises(ReplicaError, match=r"student.answer_greedily: FileNotFoundError: .*/nowhere/picture.png"):
-        pools.pools["student"].call("answer_greedily", [lost], 4)
+    written = student.call("answer", [torn, problems[0], lost], SAMPLING, 2, [0, 1, 2])
+    assert [len(group) for group in written.answers] == [0, 2, 0]
+    refused = written.scored.refused
+    assert {index: one.kind for index, one in refused.items()} == {0: "picture", 2: "picture"}
+    assert "cannot be decoded" in refused[0].reason
+    assert "/nowhere/picture.png does not exist" in refused[2].reason
+    scored = student.call("score", [torn, problems[0]], [[(5, 6)], [(5, 6), (7,)]])
+    assert (scored.refused.keys(), scored.tokens.lengths.tolist()) == ({0}, [2, 1])
+    with pytest.raises(DataError, match="question lost: picture /nowhere/picture.png does not exist"):
+        student.call("answer_greedily", [lost], 4)
+
+
+def test_an_error_inside_a_replica_is_told_with_its_cause(pools: Replicas) -> None:
+    with pytest.raises(ReplicaError, match="student.answer_greedily: TypeError: .*NoneType"):
+        pools.pools["student"].call("answer_greedily", None, 4)
 
 
 def test_a_checkpoint_that_cannot_be_loaded_stops_the_start_with_its_name(
