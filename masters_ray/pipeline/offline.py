@@ -56,7 +56,7 @@ def _generate(
     config: Config, directory: RunDirectory, journal: Journal
 ) -> tuple[list[schedule.Stage], data.Loaded, data.Loaded]:
     with journal.phase("data"):
-        train, held_out = stages.load(config)
+        train, held_out = stages.load(config, directory.data)
         _say_data(train, held_out)
         quarantine = directory.file("quarantine.jsonl")
         data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected])
@@ -71,7 +71,7 @@ def _make_rollouts(
     config: Config,
     directory: RunDirectory,
     journal: Journal,
-    held_out: list[Problem],
+    held_out: Sequence[Problem],
     work: list[tuple[schedule.Stage, list[tuple[int, Problem]]]],
 ) -> list[Rejected]:
     """Every stage's store, and the accuracies of the untrained student and the unmasked teacher."""
@@ -137,7 +137,7 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
 
 
 def _evaluate(
-    config: Config, directory: RunDirectory, replicas: Replicas, role: Role, held_out: list[Problem], name: str
+    config: Config, directory: RunDirectory, replicas: Replicas, role: Role, held_out: Sequence[Problem], name: str
 ) -> None:
     title = f"held-out accuracy of {name.replace('_', ' ')}"
     judge = replicas.pools["judge"] if config.evaluation.marked_by == "judge" else None
