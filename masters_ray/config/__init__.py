@@ -9,6 +9,7 @@ from masters_ray.config.rules import violations
 from masters_ray.config.schema import (
     Cluster,
     Config,
+    Data,
     DataSource,
     Engine,
     Judge,
@@ -26,6 +27,7 @@ from masters_ray.config.schema import (
 __all__ = [
     "Cluster",
     "Config",
+    "Data",
     "DataSource",
     "Engine",
     "Judge",

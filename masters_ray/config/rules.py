@@ -7,6 +7,8 @@ from typing import Any, get_args
 from masters_ray.config.schema import Config, Part
 from masters_ray.errors import Complaint
 
+_PILLOW_MAX_PIXELS = 178_956_970
+
 
 def violations(config: Config) -> list[Complaint]:
     """Every broken rule of a whole configuration; touches no file."""
@@ -189,6 +191,13 @@ def violations(config: Config) -> list[Complaint]:
         "a fraction from 0 to 1",
         config.data.max_quarantined_share,
         "0.01 allows one row in a hundred.",
+    )
+    rule(
+        1 <= config.data.max_picture_pixels <= _PILLOW_MAX_PIXELS,
+        "data.max_picture_pixels",
+        f"from 1 to {_PILLOW_MAX_PIXELS}, above which Pillow opens no picture",
+        config.data.max_picture_pixels,
+        "50000000 is a picture of 7000 x 7000 pixels.",
     )
     for name, source in (("train", config.data.train), ("held_out", config.data.held_out)):
         rule(

@@ -48,6 +48,8 @@ class Data:
     """What accuracy is measured on."""
     max_quarantined_share: float = 0.01
     """Fraction of the rows asked for that may be set aside before the run stops."""
+    max_picture_pixels: int = 50_000_000
+    """Pixels of the largest picture that is decoded; a larger one is set aside."""
 
 
 @dataclass

@@ -115,6 +115,11 @@ class RunDirectory:
     def _claim(self) -> Path:
         return self.root / "settings.json"
 
+    @property
+    def data(self) -> Path:
+        """The questions in their seeded order."""
+        return self.root / "data"
+
     def stage(self, index: int) -> Folder:
         """The store of one stage's rollouts."""
         return self._rollouts / f"stage-{index}"

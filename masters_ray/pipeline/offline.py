@@ -56,7 +56,7 @@ def _generate(
     config: Config, directory: RunDirectory, journal: Journal
 ) -> tuple[list[schedule.Stage], data.Loaded, data.Loaded]:
     with journal.phase("data"):
-        train, held_out = stages.load(config)
+        train, held_out = stages.load(config, directory.data)
         _say_data(train, held_out)
         quarantine = directory.file("quarantine.jsonl")
         data.write_quarantine(quarantine, [*train.rejected, *held_out.rejected])

@@ -11,7 +11,7 @@ from masters_ray.actors.host import HostSpec
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
-from masters_ray.config import Config
+from masters_ray.config import Config, DataSource
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, by_rule, mark
 from masters_ray.pipeline.groups import Recipe
@@ -143,12 +143,21 @@ def evaluate(pool: Pool, judge: Pool | None, problems: Sequence[Problem], max_to
     return [one for number in range(len(shares)) for one in marked[number]]
 
 
-def load(config: Config) -> tuple[data.Loaded, data.Loaded]:
-    """The training and the held-out questions in their seeded order."""
-    share = config.data.max_quarantined_share
+def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
+    """The training and the held-out questions in their seeded order; they lie in ``folder``."""
     pictures = min(config.teacher.engine.max_pictures, config.student.engine.max_pictures)
-    train = data.load(config.data.train, config.run.seed, share, pictures)
-    return train, data.load(config.data.held_out, config.run.seed, share, pictures)
+
+    def loaded(source: DataSource, name: str) -> data.Loaded:
+        return data.load(
+            source,
+            config.run.seed,
+            config.data.max_quarantined_share,
+            pictures,
+            max_pixels=config.data.max_picture_pixels,
+            spool=folder / name,
+        )
+
+    return loaded(config.data.train, "train.arrow"), loaded(config.data.held_out, "held_out.arrow")
 
 
 def absolute(checkpoint: str) -> str:

@@ -93,6 +93,14 @@ def test_schedules_that_do_not_end_at_zero_are_refused_with_a_step_that_does(tmp
     assert "0.2 gives 2 stages" in found["schedule.step"]
 
 
+@pytest.mark.parametrize("pixels", [0, 178_956_971])
+def test_pictures_may_have_as_many_pixels_as_pillow_opens(tmp_path: Path, pixels: int) -> None:
+    file = write(tmp_path, MINIMAL)
+    found = complaints(file, f"data.max_picture_pixels={pixels}")["data.max_picture_pixels"]
+    assert f"expected from 1 to 178956970, above which Pillow opens no picture, found {pixels}" in found
+    load(file, ["data.max_picture_pixels=178956970"])
+
+
 def test_every_key_has_a_type_in_words() -> None:
     assert known_keys()["run.seed"] == "a whole number"
     assert known_keys()["data.train.rows"] == "a whole number or null"

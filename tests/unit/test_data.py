@@ -1,45 +1,51 @@
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from masters_ray import data
 from masters_ray.config import DataSource
-from masters_ray.data import Loaded, decode, load, write_quarantine
+from masters_ray.data import Loaded, decode, write_quarantine
 from masters_ray.errors import DataError
 from tests.builders import png
+from tests.sources import good, jsonl
+
+Load = Callable[..., Loaded]
 
 
-def jsonl(folder: Path, rows: list) -> DataSource:
-    (folder / "a.png").write_bytes(png())
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    return DataSource(format="jsonl", path=str(folder / "rows.jsonl"))
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """``data.load`` with a spool of its own for each call."""
+    numbers = itertools.count()
 
+    def loaded(source: DataSource, seed: int, share: float, **more: int) -> Loaded:
+        return data.load(source, seed, share, **more, spool=tmp_path / "spools" / f"{next(numbers)}.arrow")
 
-def good(number: int, **more: object) -> dict:
-    return {"id": f"q{number}", "question": f"what is {number}?", "answer": "red", "image": "a.png", **more}
+    return loaded
 
 
 def ids(loaded: Loaded) -> list[str]:
     return [problem.id for problem in loaded.problems]
 
 
-def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path) -> None:
+def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path, load: Load) -> None:
     source = jsonl(tmp_path, [good(1, choices=["red", "blue"], kind="k", image=["a.png", "a.png"])])
     problem = load(source, 0, 0.0, max_pictures=2).problems[0]
     assert (problem.id, problem.label, problem.kind, problem.choices) == ("q1", "red", "k", ("red", "blue"))
     assert [decode(picture).size for picture in problem.pictures] == [(64, 64), (64, 64)]
 
 
-def test_a_row_without_id_is_named_by_its_line(tmp_path: Path) -> None:
+def test_a_row_without_id_is_named_by_its_line(tmp_path: Path, load: Load) -> None:
     row = good(1)
     del row["id"]
     assert ids(load(jsonl(tmp_path, [row]), 0, 0.0)) == [f"{tmp_path}/rows.jsonl:1"]
 
 
-def test_parquet_rows_hold_bytes_or_the_struct_of_bytes_and_path(tmp_path: Path) -> None:
+def test_parquet_rows_hold_bytes_or_the_struct_of_bytes_and_path(tmp_path: Path, load: Load) -> None:
     rows = [
         {"question": "q?", "answer": "a", "image": {"bytes": png(), "path": None}},
         {"question": "r?", "answer": "a", "image": {"bytes": png((8, 8)), "path": None}},
@@ -49,7 +55,7 @@ def test_parquet_rows_hold_bytes_or_the_struct_of_bytes_and_path(tmp_path: Path)
     assert sorted(decode(problem.pictures[0]).size for problem in loaded.problems) == [(8, 8), (64, 64)]
 
 
-def test_the_order_is_a_shuffle_that_the_seed_decides(tmp_path: Path) -> None:
+def test_the_order_is_a_shuffle_that_the_seed_decides(tmp_path: Path, load: Load) -> None:
     source = jsonl(tmp_path, [good(number) for number in range(20)])
     first, again, other = (ids(load(source, seed, 0.0)) for seed in (1, 1, 2))
     assert first == again
@@ -57,7 +63,7 @@ def test_the_order_is_a_shuffle_that_the_seed_decides(tmp_path: Path) -> None:
     assert sorted(first) == sorted(other)
 
 
-def test_kinds_are_taken_in_turn_when_rows_are_limited(tmp_path: Path) -> None:
+def test_kinds_are_taken_in_turn_when_rows_are_limited(tmp_path: Path, load: Load) -> None:
     rows = [good(number, kind="rare" if number < 3 else "common") for number in range(20)]
     source = jsonl(tmp_path, rows)
     source.rows = 8
@@ -65,8 +71,8 @@ def test_kinds_are_taken_in_turn_when_rows_are_limited(tmp_path: Path) -> None:
     assert (kinds.count("rare"), kinds.count("common")) == (3, 5)
 
 
-def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(png()[:60])
+def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path, load: Load) -> None:
+    (tmp_path / "broken.png").write_bytes(png()[:20])
     (tmp_path / "text.png").write_text("no picture")
     rows = [
         good(1),
@@ -84,6 +90,7 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
         good(9, image=["a.png", "a.png"]),
         good(10, choices="yes,no"),
         good(11, answer=["a"]),
+        good(12, kind="\ud83d"),
     ]
     loaded = load(jsonl(tmp_path, rows), 0, 1.0)
     assert ids(loaded) == ["q1"]
@@ -100,10 +107,11 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     assert "found list" in reasons["12"]
     assert reasons["14"] == "choices: expected a list, found str"
     assert reasons["15"] == "answer: expected a text, found list"
+    assert reasons["16"] == "kind: expected Unicode, found half of a surrogate pair"
     assert reasons["13"] == "2 pictures; the engines take 1 (engine.max_pictures)"
 
 
-def test_a_byte_that_is_not_utf_8_and_a_byte_order_mark_cost_at_most_their_row(tmp_path: Path) -> None:
+def test_a_byte_that_is_not_utf_8_and_a_byte_order_mark_cost_at_most_their_row(tmp_path: Path, load: Load) -> None:
     source = jsonl(tmp_path, [good(1), good(2)])
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + b'{"question": "\xff"}\n')
@@ -112,7 +120,7 @@ def test_a_byte_that_is_not_utf_8_and_a_byte_order_mark_cost_at_most_their_row(t
     assert "rows.jsonl:3" in loaded.rejected[0].row
 
 
-def test_more_bad_rows_than_allowed_stop_with_the_first_examples(tmp_path: Path) -> None:
+def test_more_bad_rows_than_allowed_stop_with_the_first_examples(tmp_path: Path, load: Load) -> None:
     source = jsonl(tmp_path, [good(1), good(2, image="none.png")])
     with pytest.raises(
         DataError, match=r"1 of 2 rows cannot be used(.|\n)*rows.jsonl:2: picture .*none.png does not exist"
@@ -120,7 +128,7 @@ def test_more_bad_rows_than_allowed_stop_with_the_first_examples(tmp_path: Path)
         load(source, 0, 0.1)
 
 
-def test_a_missing_file_and_a_file_of_another_kind_are_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_of_another_kind_are_named(tmp_path: Path, load: Load) -> None:
     with pytest.raises(DataError, match="none.jsonl: expected a jsonl file"):
         load(DataSource(path=str(tmp_path / "none.jsonl")), 0, 0.0)
     (tmp_path / "rows.parquet").write_text("no")
@@ -131,7 +139,7 @@ def test_a_missing_file_and_a_file_of_another_kind_are_named(tmp_path: Path) -> 
         load(DataSource(path=str(tmp_path / "empty.jsonl")), 0, 1.0)
 
 
-def test_the_quarantine_file_has_a_row_for_each(tmp_path: Path) -> None:
+def test_the_quarantine_file_has_a_row_for_each(tmp_path: Path, load: Load) -> None:
     loaded = load(jsonl(tmp_path, [good(1), good(2, answer=" ")]), 0, 1.0)
     write_quarantine(tmp_path / "quarantine.jsonl", loaded.rejected)
     assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == {

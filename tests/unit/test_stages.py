@@ -71,3 +71,10 @@ def test_held_out_answers_are_marked_by_rule_or_judge_in_their_order() -> None:
     assert [one.id for one in by_rule] == [str(number) for number in range(300)]
     assert [one.correct for one in by_rule] == [bool(number % 2) for number in range(300)]
     assert not any(one.correct for one in by_judge)
+
+
+def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
+    config = configuration.load(DEMO, ["data.train.rows=5", "data.held_out.rows=3"])
+    train, held_out = stages.load(config, tmp_path / "data")
+    assert (len(train.problems), len(held_out.problems)) == (5, 3)
+    assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["held_out.arrow", "train.arrow"]

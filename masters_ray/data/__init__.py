@@ -1,0 +1,25 @@
+"""Sources of problems: jsonl, parquet or easy-vqa, in a deterministic order, bad rows set aside with their reason."""
+
+from masters_ray.data.loading import Loaded, load, write_quarantine
+from masters_ray.data.pictures import (
+    DEFAULT_MAX_PIXELS,
+    PILLOW_MAX_PIXELS,
+    BadPictureError,
+    check,
+    decode,
+    with_embedded_pictures,
+)
+from masters_ray.data.spool import Problems
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "PILLOW_MAX_PIXELS",
+    "BadPictureError",
+    "Loaded",
+    "Problems",
+    "check",
+    "decode",
+    "load",
+    "with_embedded_pictures",
+    "write_quarantine",
+]

@@ -1,0 +1,117 @@
+"""A source in its seeded order: from its spool, or read anew into one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masters_ray.config import DataSource
+from masters_ray.data import build, sources
+from masters_ray.data.pictures import DEFAULT_MAX_PIXELS
+from masters_ray.data.spool import FORMAT, Note, Problems, opened
+from masters_ray.errors import DataError
+from masters_ray.records import Rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A source in its seeded order."""
+
+    problems: Problems
+    rejected: list[Rejected]
+
+
+def load(
+    source: DataSource,
+    seed: int,
+    max_quarantined_share: float,
+    max_pictures: int = 1,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    spool: Path,
+) -> Loaded:
+    """Read a source, shuffle it by ``seed``, take ``source.rows`` with kinds balanced; problems lie in ``spool``.
+
+    A spool that was made of the same file in the same way is opened, and the source is not read; another one, or a
+    damaged one, is made again. A row with a missing picture or one without a readable header, with a picture of more
+    than ``max_pixels`` pixels, with more than ``max_pictures``, with an empty question or an empty label is set aside.
+    Raises DataError when the file cannot be read, when the spool cannot be written, when no row is left, or when more
+    than ``max_quarantined_share`` of the rows are set aside.
+    """
+    key = _key(source, seed, max_pictures, max_pixels)
+    unsorted, unfinished = spool.with_name(spool.name + ".rows.tmp"), spool.with_name(spool.name + ".tmp")
+    with build.writing(spool):
+        spool.parent.mkdir(parents=True, exist_ok=True)
+        _remove(unsorted, unfinished)
+    problems = opened(spool, key)
+    if problems is None:
+        try:
+            collected = build.collect(source, unsorted, max_pictures, max_pixels)
+            _refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share)
+            order = build.seeded_order(collected, seed, source.rows)
+            note = Note(
+                key=key,
+                rows=len(order),
+                rows_per_batch=build.rows_per_batch(collected),
+                accepted=len(collected),
+                rejected=collected.rejected,
+            )
+            build.copy(collected, order, unfinished, note)
+            with build.writing(spool):
+                unfinished.replace(spool)
+        finally:
+            _remove(unsorted, unfinished)
+        problems = Problems(spool)
+    note = problems.note
+    _refuse_too_many(source, note.rejected, note.accepted, max_quarantined_share)
+    return Loaded(problems=problems, rejected=note.rejected)
+
+
+def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
+    """One JSON object per row that was set aside: row and reason. An empty file says that there was none."""
+    lines = [json.dumps({"row": one.row, "reason": one.reason}, ensure_ascii=False) + "\n" for one in rejected]
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(file)
+
+
+def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int) -> dict[str, Any]:
+    """All that decides what a spool holds."""
+    file = sources.origin(source)
+    found = file.stat()
+    return {
+        "format": FORMAT,
+        "source": {
+            "format": source.format,
+            "path": source.path,
+            "split": source.split,
+            "kinds": list(source.kinds),
+            "rows": source.rows,
+        },
+        "file": {"path": str(file.absolute()), "size": found.st_size, "mtime_ns": found.st_mtime_ns},
+        "seed": seed,
+        "max_pictures": max_pictures,
+        "max_pixels": max_pixels,
+    }
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _refuse_too_many(source: DataSource, rejected: Sequence[Rejected], accepted: int, allowed: float) -> None:
+    total = len(rejected) + accepted
+    if accepted and len(rejected) / total <= allowed:
+        return
+    name = source.path or "easy-vqa"
+    if not total:
+        raise DataError(f"{name}: expected rows with question, answer and image, found none.")
+    examples = "\n".join(f"  {one.row}: {one.reason}" for one in rejected[:5])
+    raise DataError(
+        f"{name}: {len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g}. "
+        f"The first of them:\n{examples}\nMend the rows, or raise data.max_quarantined_share."
+    )

@@ -1,0 +1,83 @@
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from masters_ray.data import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS, BadPictureError, check, decode
+from masters_ray.records import Picture
+from tests.builders import png
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG whose header tells of that many pixels and which holds none of them."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("look", [check, decode])
+def test_a_picture_with_more_pixels_than_allowed_is_refused_by_its_header(look: type, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(huge_png(8000, 9000))
+    with pytest.raises(
+        BadPictureError, match=r"x.png has 8000 x 9000 pixels; data.max_picture_pixels allows 50000000$"
+    ):
+        look(Picture(path=str(tmp_path / "x.png")), DEFAULT_MAX_PIXELS)
+    assert look(Picture(data=png()), 64 * 64) is None or look is decode
+    with pytest.raises(BadPictureError, match="embedded picture has 64 x 64 pixels"):
+        look(Picture(data=png()), 64 * 64 - 1)
+
+
+@pytest.mark.parametrize("look", [check, decode])
+def test_what_pillow_itself_refuses_is_a_bad_picture_too(look: type) -> None:
+    with pytest.raises(
+        BadPictureError, match=r"more than 178956970 pixels; data.max_picture_pixels allows (50000000|178956970)$"
+    ):
+        look(Picture(data=huge_png(30000, 30000)))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest takes away the package's filter
+def test_pillows_limits_are_those_that_are_named() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert PILLOW_MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    check(Picture(data=huge_png(PILLOW_MAX_PIXELS // 10, 10)), PILLOW_MAX_PIXELS)
+
+
+def test_pillow_does_not_warn_of_a_large_picture_that_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(huge_png(10000, 10000))
+    program = (
+        "from masters_ray.data import check; from masters_ray.records import Picture; "
+        f"check(Picture(path={str(tmp_path / 'x.png')!r}), 10**8)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_a_missing_picture_and_one_that_is_no_picture_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no picture")
+    for look in (check, decode):
+        with pytest.raises(BadPictureError, match=r"y.png does not exist$"):
+            look(Picture(path=str(tmp_path / "y.png")))
+        with pytest.raises(BadPictureError, match=r"x.png cannot be decoded: cannot identify"):
+            look(Picture(path=str(tmp_path / "x.png")))
+        with pytest.raises(BadPictureError, match=r"cannot be decoded: .*[Dd]irectory"):
+            look(Picture(path=str(tmp_path)))
+
+
+def test_a_picture_that_breaks_off_passes_by_its_header_and_is_refused_when_it_is_decoded() -> None:
+    picture = Picture(data=png()[:100])
+    check(picture)
+    with pytest.raises(BadPictureError, match=r"^embedded picture cannot be decoded: .*truncated"):
+        decode(picture)
+
+
+def test_a_bad_picture_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(BadPictureError("picture x.png does not exist")))
+    assert (type(error), str(error)) == (BadPictureError, "picture x.png does not exist")
