@@ -91,7 +91,7 @@ def main() -> None:
     recipe = Recipe(
         stage=Stage(index=0, ratio=0.2), rollout=Rollout(), seed=0, student_digest="s" * 64, made_with={"top_k": TOP_K}
     )
-    with cluster.connected(Cluster(local_cpus=4)), Replicas(deployments, InstantHost) as replicas:  # type: ignore[arg-type]
+    with cluster.connected(Cluster(local_cpus=4)), Replicas(deployments, InstantHost) as replicas:
         began = time.time()
         loaded = data.load(source, 0, 0.01, spool=folder / "train.arrow")
         read = time.time() - began

@@ -141,7 +141,7 @@ class Rollout:
     teacher_answers: int = 4
     student_answers: int = 4
     sampling: Sampling = field(default_factory=Sampling)
-    batch_rows: int = 32
+    batch_rows: int = 64
     """Questions that go through the engines together and are stored as one shard; what is repeated after a kill."""
     store: str | None = None
     """Where the stages' stores lie, a path or an address such as s3://bucket/folder; default: rollouts in run.dir."""

@@ -63,8 +63,13 @@ def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image
 
 
 def with_embedded_pictures(problem: Problem) -> Problem:
-    """The same problem with its pictures' encoded bytes in memory. Raises OSError when a file cannot be read."""
-    pictures = tuple(Picture(data=picture.read()) for picture in problem.pictures)
+    """The same problem with its pictures' encoded bytes in memory. Raises BadPictureError when a file cannot be read."""
+    try:
+        pictures = tuple(Picture(data=picture.read()) for picture in problem.pictures)
+    except FileNotFoundError as error:
+        raise BadPictureError(f"picture {error.filename} does not exist") from None
+    except OSError as error:
+        raise BadPictureError(f"picture {error.filename} cannot be read: {error.strerror}") from error
     return replace(problem, pictures=pictures)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from masters_ray import store
+from masters_ray import data, store
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
@@ -22,8 +22,6 @@ from masters_ray.pipeline.threads import threads
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Rejected
 
-_BATCHES_IN_FLIGHT = 2
-"""For each call that finds a place on a replica: one is worked on while another waits for its turn elsewhere."""
 _TRIES_TOGETHER = 2
 _TRIES_ALONE = 3
 
@@ -40,7 +38,7 @@ def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
 
 def roll_out(
     recipe: Recipe,
-    problems: Sequence[Problem],
+    problems: data.Problems,
     positions: range,
     pools: Replicas,
     folder: store.Where,
@@ -65,7 +63,8 @@ def roll_out(
     limits = Limits(recipe.rollout, len(positions), str(folder))
     limits.reject(work.rejected)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
-    in_flight = _BATCHES_IN_FLIGHT * sum(pool.most_calls_at_once for pool in pools.pools.values())
+    # As many as find a place on all pools together: most of them wait before the pool that has the most to do.
+    in_flight = sum(pool.most_calls_at_once for pool in pools.pools.values())
     del before
     with track(title, len(positions), sum(position in asked for position in positions)) as advance:
         limits.check(work.tally)
@@ -100,7 +99,7 @@ def unasked(problems: Sequence[Problem], positions: range, asked: set[int], size
             batch = []
 
 
-def _asked_before(problems: Any, accounts: Sequence[store.Account]) -> set[int]:
+def _asked_before(problems: data.Problems, accounts: Sequence[store.Account]) -> set[int]:
     """The positions that need not be asked again. Raises StoreError when another question was asked at one of them."""
     for account in accounts:
         for position, digest in account.asked.items():
