@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: setup demo check test test-unit test-faults bench bench-learner bench-store format lock clean
+.PHONY: setup demo check test test-unit test-faults bench bench-learner bench-store bench-pregen format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -45,7 +45,7 @@ test-unit: setup
 	$(BIN)/python -m pytest tests/unit
 
 # All benchmarks, for a machine with nothing else to do.
-bench: bench-learner bench-store
+bench: bench-learner bench-store bench-pregen
 
 # The learner against TRL and against itself; docs/BENCHMARKS.md says what is measured.
 bench-learner: .venv/.done-bench
@@ -54,6 +54,10 @@ bench-learner: .venv/.done-bench
 # What stored teacher scores weigh, how exact they are and how fast they are read.
 bench-store: .venv/.done-bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.store
+
+# What making rollouts costs beside the engines' own work.
+bench-pregen: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
 # Processes killed at random while rollouts are made: twenty rounds, about an hour on two cores.
 test-faults: setup

@@ -131,6 +131,8 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
         adapters_to=directory.adapters,
         storage=directory.learner,
     )
+    for folder in stores:
+        store.check_digests(folder)
     say("the learner starts")
     with journal.phase("learner"), track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance:
 

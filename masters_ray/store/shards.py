@@ -152,6 +152,16 @@ def read_manifest(folder: Where) -> Manifest | None:
     return manifest
 
 
+def check_digests(folder: Where) -> None:
+    """Read every shard of a finished store. Raises StoreError when one has other bytes than the manifest says."""
+    opened, manifest = Folder(folder), read_manifest(folder)
+    for shard in manifest.shards if manifest else []:
+        if hashlib.sha256(opened.read(shard["name"])).hexdigest() != shard["sha256"]:
+            raise StoreError(
+                f"{opened / shard['name']}: other bytes than the manifest says. Delete {folder} to make its rows again."
+            )
+
+
 def read_key(folder: Where) -> dict[str, Any]:
     """What the rows of a store are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)

