@@ -59,9 +59,9 @@ bench-store: .venv/.done-bench
 bench-pregen: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
-# Processes killed at random while rollouts are made: twenty rounds, about an hour on two cores.
+# Faults of every kind while rollouts are made: twenty rounds, about two hours on two cores; and replicas that join late.
 test-faults: setup
-	MASTERS_FAULT_ROUNDS=20 $(BIN)/python -m pytest -s tests/faults
+	MASTERS_FAULT_ROUNDS=20 $(BIN)/python -m pytest -s tests/faults tests/e2e/test_replicas.py
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench

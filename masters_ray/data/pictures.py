@@ -63,7 +63,7 @@ def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image
 
 
 def with_embedded_pictures(problem: Problem) -> Problem:
-    """The same problem with its pictures' encoded bytes in memory. Raises BadPictureError when a file cannot be read."""
+    """The same problem with its pictures' encoded bytes in memory. Raises BadPictureError when one cannot be read."""
     try:
         pictures = tuple(Picture(data=picture.read()) for picture in problem.pictures)
     except FileNotFoundError as error:

@@ -22,6 +22,8 @@ from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
 
 pytestmark = pytest.mark.e2e
+long_form = pytest.mark.skipif("MASTERS_FAULT_ROUNDS" not in os.environ, reason="part of make test-faults")
+"""A process takes seconds to start, and these tests start many."""
 
 
 class Scripted:
@@ -75,11 +77,6 @@ def _three_cpus() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _tiny_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas_module, "Host", TinyHost)
-
-
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
@@ -112,7 +109,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_replica_that_dies_while_it_is_masked_or_asked_comes_back_masked(folder: Path) -> None:
-    with Replicas([deployment(folder, "teacher")]) as replicas:
+    with Replicas([deployment(folder, "teacher")], TinyHost) as replicas:
         pool = replicas.pools["teacher"]
         deaths(folder, "mask", 2)
         [report] = pool.mask(0.2)
@@ -127,8 +124,9 @@ def test_a_replica_that_dies_while_it_is_masked_or_asked_comes_back_masked(folde
             pool.call("answer")
 
 
+@long_form
 def test_a_process_that_comes_back_with_other_weights_is_refused(folder: Path) -> None:
-    with Replicas([deployment(folder, "teacher")]) as replicas:
+    with Replicas([deployment(folder, "teacher")], TinyHost) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
         (folder / "weights").write_text("changed")
@@ -137,9 +135,10 @@ def test_a_process_that_comes_back_with_other_weights_is_refused(folder: Path) -
             pool.call_again("answer")
 
 
+@long_form
 def test_replicas_join_when_there_is_room_and_one_that_waits_for_room_is_stopped(folder: Path, said: list[str]) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "student", "judge", most=5)]) as replicas:
+    with Replicas([deployment(folder, "student", "judge", most=5)], TinyHost) as replicas:
         student, judge = replicas.pools["student"], replicas.pools["judge"]
         assert (student.calls_at_once, student.most_calls_at_once) == (3, 15)
         student.call("answer")
@@ -153,9 +152,10 @@ def test_replicas_join_when_there_is_room_and_one_that_waits_for_room_is_stopped
     assert not any(thread.name.startswith("added replica") for thread in threading.enumerate())
 
 
+@long_form
 def test_a_replica_that_joins_a_masked_pool_is_masked_also_if_it_dies_on_the_way(folder: Path, said: list[str]) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "teacher", most=2)]) as replicas:
+    with Replicas([deployment(folder, "teacher", most=2)], TinyHost) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
         deaths(folder, "mask", 1)
@@ -165,6 +165,7 @@ def test_a_replica_that_joins_a_masked_pool_is_masked_also_if_it_dies_on_the_way
         assert len(pool.mask(0.1)) == 2
 
 
+@long_form
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [("weights", "changed", "holds other weights than the first ones"), ("broken", "", "no room in memory")],
@@ -173,7 +174,7 @@ def test_an_added_replica_that_cannot_work_is_left_out_and_the_others_go_on(
     file: str, content: str, reason: str, folder: Path, said: list[str]
 ) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "teacher", most=2)]) as replicas:
+    with Replicas([deployment(folder, "teacher", most=2)], TinyHost) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
         (folder / file).write_text(content)

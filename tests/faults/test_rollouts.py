@@ -25,7 +25,7 @@ ROUNDS = int(os.environ.get("MASTERS_FAULT_ROUNDS", "1"))
 SHORT = ("second run", "replica", "driver")
 LONG = ("second run", "replica", "full disk", "driver", "torn shard", "replica", "raylet")
 FAULTS = LONG if ROUNDS > 1 else SHORT
-ROWS = 432
+ROWS = 432 if ROUNDS > 1 else 240
 BATCH = 8
 SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", f"rollout.batch_rows={BATCH}", "cluster.local_cpus=4"]
 
