@@ -25,7 +25,7 @@ from masters_ray.data.pictures import BadPictureError, check
 from masters_ray.data.sources import BadRowError
 from masters_ray.data.spool import SCHEMA, Note, batch
 from masters_ray.errors import DataError
-from masters_ray.records import Problem, Rejected
+from masters_ray.records import Problem, Rejected, RejectedBy
 
 _ROWS = 256
 """Most rows of a spool's batch."""
@@ -76,7 +76,8 @@ def collect(source: DataSource, file: Path, max_pictures: int, max_pixels: int) 
                     raise BadRowError(f"id {problem.id!r} stands in an earlier row; ids must be unique")
                 _check_pictures(problem, max_pictures, max_pixels)
             except (BadRowError, BadPictureError) as reason:
-                found.rejected.append(Rejected(row=where, reason=str(reason)))
+                kind: RejectedBy = "picture" if isinstance(reason, BadPictureError) else "row"
+                found.rejected.append(Rejected(row=where, reason=str(reason), kind=kind))
                 continue
             seen.add(name)
             waiting.append(problem)

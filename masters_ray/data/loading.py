@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def load(
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
-    """One JSON object per row that was set aside: row and reason. An empty file says that there was none."""
-    lines = [json.dumps({"row": one.row, "reason": one.reason}, ensure_ascii=False) + "\n" for one in rejected]
+    """One JSON object per row that was set aside: row, reason and kind. An empty file says that there was none."""
+    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected]
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_text("".join(lines), encoding="utf-8")
     temporary.replace(file)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from masters_ray import attention, weights
 from masters_ray.config import Learner
-from masters_ray.data import decode
+from masters_ray.data import BadPictureError, decode
 from masters_ray.engines import adapters, hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import LearnerError
@@ -186,7 +186,13 @@ class _Worker:
     def _pack(self, groups: Sequence[RolloutGroup]) -> PackedBatch:
         prompts = []
         for group in groups:
-            pictures = [decode(picture) for picture in group.problem.pictures]
+            try:
+                pictures = [decode(picture) for picture in group.problem.pictures]
+            except BadPictureError as error:
+                raise LearnerError(
+                    f"{group.problem.id}: {error}. Its row was stored with it: put it back, or make stores that hold the "
+                    "pictures themselves (rollout.pictures=embed)."
+                ) from error
             prompt = hf.prompt_tensors(self._engine.model, self._chat, question_messages(group.problem), pictures)
             if len(prompt.input_ids) != group.prompt_tokens:
                 raise LearnerError(

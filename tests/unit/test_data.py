@@ -145,4 +145,5 @@ def test_the_quarantine_file_has_a_row_for_each(tmp_path: Path, load: Load) -> N
     assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == {
         "row": f"{tmp_path}/rows.jsonl:2",
         "reason": "empty answer",
+        "kind": "row",
     }
