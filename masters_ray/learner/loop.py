@@ -190,8 +190,8 @@ class _Worker:
                 pictures = [decode(picture) for picture in group.problem.pictures]
             except BadPictureError as error:
                 raise LearnerError(
-                    f"{group.problem.id}: {error}. Its row was stored with it: put it back, or make stores that hold the "
-                    "pictures themselves (rollout.pictures=embed)."
+                    f"{group.problem.id}: {error}. Its row was stored with it: put it back, or make stores that hold "
+                    "the pictures themselves (rollout.pictures=embed)."
                 ) from error
             prompt = hf.prompt_tensors(self._engine.model, self._chat, question_messages(group.problem), pictures)
             if len(prompt.input_ids) != group.prompt_tokens:
