@@ -8,6 +8,7 @@ around it. Both print a line of JSON.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from masters_ray import cluster, store, weights
 from masters_ray.actors.model import Model
 from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Replicas
+from masters_ray.actors.replicas import Replicas, environment
 from masters_ray.config import Config, load
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.pipeline import rollouts, stages
@@ -54,6 +55,7 @@ def flow(folder: Path) -> dict[str, Any]:
 def direct(folder: Path) -> dict[str, Any]:
     """The stored rows' questions, answered and scored again by the teacher alone."""
     config = _config(folder)
+    os.environ |= environment(stages.deployments(config, first_ratio=_STAGE.ratio)[0])  # as in a replica's process
     model = _teacher(config)
     rows = list(store.read(folder / "store"))
     recipe = stages.recipe(config, _STAGE, "")
@@ -153,7 +155,8 @@ def _deepen(source: Path, target: Path) -> None:
 
 def main() -> None:
     part, folder = sys.argv[1], Path(sys.argv[2])
-    print(json.dumps({"flow": flow, "direct": direct}[part](folder)))
+    print(json.dumps({"flow": flow, "direct": direct}[part](folder)), flush=True)
+    os._exit(0)  # what was printed is all: an engine that is taken down at exit may abort
 
 
 if __name__ == "__main__":

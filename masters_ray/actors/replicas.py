@@ -153,15 +153,16 @@ def _spawn(host: type, deployment: Deployment) -> Any:
         "num_gpus": deployment.gpus_per_replica,
         "max_restarts": deployment.max_restarts,
         "max_concurrency": CALLS_AT_ONCE * len(deployment.spec.roles) + 1,
-        "runtime_env": {"env_vars": _environment(deployment)},
+        "runtime_env": {"env_vars": environment(deployment)},
     }
     return ray.remote(host).options(**options).remote(deployment.spec)
 
 
-def _environment(deployment: Deployment) -> dict[str, str]:
-    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+def environment(deployment: Deployment) -> dict[str, str]:
+    """The variables of a replica's process."""
+    variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
     if deployment.gpus == 0:
-        environment |= {
+        variables |= {
             # One busy thread per reserved CPU: replicas that share cores are many times slower with more.
             "OMP_NUM_THREADS": str(max(1, int(deployment.cpus))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -169,5 +170,5 @@ def _environment(deployment: Deployment) -> dict[str, str]:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if deployment.spec.tensor_parallel == 1 else "1",
         }
         if deployment.spec.engine.enforce_eager:
-            environment["TORCH_COMPILE_DISABLE"] = "1"
-    return environment
+            variables["TORCH_COMPILE_DISABLE"] = "1"
+    return variables
