@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench import pregen
 from bench.aims import Aim, Outcome
 from bench.figures import figures
 from bench.memory import allocated
@@ -70,3 +71,30 @@ def test_a_result_reads_as_markdown() -> None:
     assert "at least 2: NOT MET" in line("k", entry)
     text = markdown({"machine": on, "repeats": 5, "tables": {"k": entry}})
     assert "| `k` | a | 1.25 | at least 2: NOT MET |" in text and "* b c: 0.5" in text
+
+
+def test_what_rollouts_cost_is_taken_from_runs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(part: str, *arguments: Any) -> dict[str, Any]:
+        if part == "engines":
+            flow = {"utilisation": 0.95, "rows_per_s": 9.0, "tokens_per_row": 2.0}
+            return flow if arguments[0] == "flow" else {"rows_per_s": 10.0}
+        folder, _, asked = arguments
+        (folder / "store").mkdir(parents=True, exist_ok=True)
+        (folder / "store" / "manifest.json").touch()
+        memory = [100.0, 105.0]
+        return {
+            "rows": asked,
+            "seconds": asked / 2500,
+            "memory": memory,
+            "reading": 1.0,
+            "until_first_call": asked % 1000 / 100,
+        }
+
+    monkeypatch.setattr(pregen, "_run", run)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = pregen.measure(2)
+    assert (found["engine_utilisation"], found["flow_over_engine"]) == (0.95, 0.9)
+    assert (found["instant_rows_per_s"], found["memory_last_over_first"]) == (2500, 1.05)
+    assert found["cost_ratio_100k_10k"] == pytest.approx(1)
+    assert found["resume_seconds"] == 0.64, "that of the run that goes on"
+    assert all(len(one["rows"]) == 2 and one["met"] for one in found["tables"].values())
