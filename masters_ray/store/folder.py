@@ -59,35 +59,29 @@ class Folder:
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
+        if self.on_disk:
+            return Path(self.path(name)).is_file()
         return bool(self._ask("read", name, self.filesystem.get_file_info, self.path(name)).is_file)
 
     def names(self, beginning: str = "") -> list[str]:
         """Files whose name begins so, sorted; none when the directory is not there."""
-        selector = fs.FileSelector(self._path, allow_not_found=True)
-        found = [
-            one.base_name for one in self._ask("listed", "", self.filesystem.get_file_info, selector) if one.is_file
-        ]
+        found = [name for name, is_file in self._entries() if is_file]
         return sorted(name for name in found if name.startswith(beginning) and not name.endswith(_LEFTOVER))
 
     def folders(self) -> list[str]:
         """Directories in it, sorted."""
-        selector = fs.FileSelector(self._path, allow_not_found=True)
-        found = self._ask("listed", "", self.filesystem.get_file_info, selector)
-        return sorted(one.base_name for one in found if one.type == fs.FileType.Directory)
+        return sorted(name for name, is_file in self._entries() if not is_file)
 
     def read(self, name: str) -> bytes:
         """A file's content. Raises StoreError when it cannot be read."""
-
-        def content() -> bytes:
-            with self.filesystem.open_input_file(self.path(name)) as file:
-                return bytes(file.read())
-
-        found: bytes = self._ask("read", name, content)
+        with self.open(name) as file:
+            found: bytes = self._ask("read", name, file.read)
         return found
 
     def open(self, name: str) -> Any:
         """A file for reading at any place. Raises StoreError when it cannot be read."""
-        return self._ask("read", name, self.filesystem.open_input_file, self.path(name))
+        opener = pa.OSFile if self.on_disk else self.filesystem.open_input_file
+        return self._ask("read", name, opener, self.path(name))
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """A whole file, in place of one of the same name. Raises StoreError when it cannot be written."""
@@ -112,6 +106,16 @@ class Folder:
         if self.on_disk:
             for leftover in Path(self._path).glob(f"*{_LEFTOVER}"):
                 leftover.unlink()
+
+    def _entries(self) -> list[tuple[str, bool]]:
+        """(name, whether it is a file) of all that is in it."""
+        if self.on_disk:
+            # Not by pyarrow, whose threads for this now and then abort a process that ends right afterwards.
+            place = Path(self._path)
+            return [(one.name, one.is_file()) for one in place.iterdir()] if place.is_dir() else []
+        selector = fs.FileSelector(self._path, allow_not_found=True)
+        found = self._ask("listed", "", self.filesystem.get_file_info, selector)
+        return [(one.base_name, one.is_file) for one in found]
 
     def _ask(self, done: str, name: str, ask: Any, *arguments: Any) -> Any:
         try:
