@@ -110,7 +110,6 @@ class Folder:
     def _entries(self) -> list[tuple[str, bool]]:
         """(name, whether it is a file) of all that is in it."""
         if self.on_disk:
-            # Not by pyarrow, whose threads for this now and then abort a process that ends right afterwards.
             place = Path(self._path)
             return [(one.name, one.is_file()) for one in place.iterdir()] if place.is_dir() else []
         selector = fs.FileSelector(self._path, allow_not_found=True)
