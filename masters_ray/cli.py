@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import masters_ray
 from masters_ray.errors import MastersError
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         ("stats", "counts, accuracies, bytes, reasons of the questions set aside"),
     ):
         look = looks.add_parser(name, help=told)
-        look.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0")
+        look.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
         look.set_defaults(command=_store, look=name)
 
     validate = commands.add_parser("validate", help="check everything that can be checked without starting anything")
@@ -113,7 +112,7 @@ def _store(arguments: argparse.Namespace) -> int:
     from masters_ray.store import look
 
     for folder in arguments.folder:
-        for line in getattr(look, arguments.look)(Path(folder)):
+        for line in getattr(look, arguments.look)(folder):
             say(line)
     return 0
 

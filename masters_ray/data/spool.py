@@ -199,7 +199,7 @@ def _row(problem: Problem) -> dict[str, Any]:
         "label": problem.label,
         "kind": problem.kind,
         "choices": problem.choices,
-        "pictures": [{"path": picture.path, "data": picture.data} for picture in problem.pictures],
+        "pictures": [vars(picture) for picture in problem.pictures],
         "digest": problem.digest.encode(),
     }
 
@@ -211,5 +211,5 @@ def _problem(row: Mapping[str, Any]) -> Problem:
         label=row["label"],
         kind=row["kind"],
         choices=tuple(row["choices"]),
-        pictures=tuple(Picture(path=one["path"], data=one["data"]) for one in row["pictures"]),
+        pictures=tuple(Picture(**one) for one in row["pictures"]),
     )

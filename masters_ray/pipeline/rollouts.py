@@ -181,7 +181,7 @@ class _Work:
         position, problem = row
         for _ in range(_TRIES_ALONE):
             try:
-                self._store([row], self._maker.make([row]))
+                self._store([row], self._made([row]))
             except ReplicaLostError as error:
                 told = str(error)
             else:

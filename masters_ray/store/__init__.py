@@ -1,7 +1,7 @@
 """The rollout store: groups as parquet shards with a manifest."""
 
 from masters_ray.store.account import Account, read_accounts
-from masters_ray.store.folder import Folder, Where, is_address
+from masters_ray.store.folder import Folder, Where
 from masters_ray.store.lookup import Lookup, moved
 from masters_ray.store.ragged import Ragged
 from masters_ray.store.rows import (
@@ -44,7 +44,6 @@ __all__ = [
     "as_key",
     "check_digests",
     "groups",
-    "is_address",
     "left_out",
     "moved",
     "open_dataset",

@@ -33,7 +33,7 @@ class Folder:
             self.filesystem, self._path = where.filesystem, where._path
         elif filesystem is not None:
             self.filesystem, self._path = filesystem, str(where)
-        elif is_address(str(where)):
+        elif "://" in str(where):
             try:
                 self.filesystem, self._path = fs.FileSystem.from_uri(str(where))
             except (pa.ArrowException, OSError) as error:
@@ -111,7 +111,8 @@ class Folder:
         """(name, whether it is a file) of all that is in it."""
         if self.on_disk:
             place = Path(self._path)
-            return [(one.name, one.is_file()) for one in place.iterdir()] if place.is_dir() else []
+            entries = self._ask("listed", "", lambda: list(place.iterdir())) if place.is_dir() else []
+            return [(one.name, one.is_file()) for one in entries]
         selector = fs.FileSelector(self._path, allow_not_found=True)
         found = self._ask("listed", "", self.filesystem.get_file_info, selector)
         return [(one.base_name, one.is_file) for one in found]
@@ -128,8 +129,3 @@ class Folder:
 
 Where: TypeAlias = str | Path | Folder
 """What names a store."""
-
-
-def is_address(where: str) -> bool:
-    """Whether it is an address, and not a path."""
-    return "://" in where

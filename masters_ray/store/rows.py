@@ -244,7 +244,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "label": problem.label,
         "kind": problem.kind,
         "choices": problem.choices,
-        "pictures": [{"path": picture.path, "data": picture.data} for picture in problem.pictures],
+        "pictures": [vars(picture) for picture in problem.pictures],
         "prompt_tokens": row.prompt_tokens,
         "teacher_digest": row.teacher_digest,
         "student_digest": row.student_digest,

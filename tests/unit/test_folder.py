@@ -9,7 +9,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from masters_ray import store
+from masters_ray import cli, store
 from masters_ray.errors import StoreError
 from masters_ray.store import Folder, look
 from tests.builders import group
@@ -95,6 +95,7 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     assert [row.position for row in store.read(folder)] == [0, 1]
     assert Folder(f"{bucket}/run").folders() == ["stage-0"]
     assert list(look.verify(folder)) == [f"{folder}: 2 shards, 2 rows, all read"]
+    assert cli.main(["store", "verify", folder]) == 0
     digest = group(position=1).problem.digest
     assert store.Lookup([folder]).rows([digest])[digest]["position"].to_pylist() == [1]
 
