@@ -59,7 +59,7 @@ bench-store: .venv/.done-bench
 bench-pregen: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
-# Faults of every kind while rollouts are made: twenty rounds, about two hours on two cores; and replicas that join late.
+# Faults of every kind while rollouts are made: twenty rounds, hours on two cores; and replicas that join late.
 test-faults: setup
 	MASTERS_FAULT_ROUNDS=20 $(BIN)/python -m pytest -s tests/faults tests/e2e/test_replicas.py
 

@@ -5,39 +5,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.aims import Aim, entry
-from bench.report import line, machine, markdown
+from bench.command import command
+from bench.report import machine
 from bench.timing import ratios
 
 FEW, MANY = 10_000, 100_000
 _MORE = 64
 """Questions that are left when a run goes on."""
 _SHOWN_OF_A_FAILURE = 3000
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
-    if options.markdown:
-        print(markdown(json.loads(options.markdown.read_text(encoding="utf-8"))), end="")
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    result = measure(options.repeats)
-    for key, one in result["tables"].items():
-        print(line(key, one))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(f"written to {options.out}")
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -153,13 +137,5 @@ def _run(part: str, *arguments: Any) -> dict[str, Any]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.pregen", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="of everything; the median counts")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/pregen.json"))
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print a result as Markdown instead")
-    return parser
-
-
 if __name__ == "__main__":
-    main()
+    command("pregen", __doc__.splitlines()[0], 3, measure)

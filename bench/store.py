@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bench.aims import Aim, entry
-from bench.report import line, machine, markdown
+from bench.command import command
+from bench.report import machine
 from bench.smollm import Distributions, distributions
 from masters_ray.records import Answer, JudgedAnswer, RolloutGroup, ScoredAnswer, TokenScores
 from masters_ray.store import rows
@@ -31,20 +29,6 @@ _TOKENS = 300
 _ANSWERS = 8
 _READ_ROWS = 64
 _COLUMNS = ("top_gaps", "top_roots", "left_out_roots")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
-    if options.markdown:
-        print(markdown(json.loads(options.markdown.read_text(encoding="utf-8"))), end="")
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    result = measure(options.repeats)
-    for key, one in result["tables"].items():
-        print(line(key, one))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(f"written to {options.out}")
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -173,13 +157,5 @@ def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return sum(0.5 * (one * np.log(np.maximum(one, 1e-300) / np.maximum(middle, 1e-300))).sum(-1) for one in (p, q))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.store", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5, help="of the reading speed; the median counts")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/store.json"))
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print a result as Markdown instead")
-    return parser
-
-
 if __name__ == "__main__":
-    main()
+    command("store", __doc__.splitlines()[0], 5, measure)
