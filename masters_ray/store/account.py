@@ -71,5 +71,5 @@ def _read(folder: Folder, name: str) -> Account:
             rejected={int(position): Rejected(**one) for position, one in content["rejected"].items()},
             noted=content["noted"],
         )
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder / name}: a damaged shard ({error!r}). Delete it to make its rows again.") from error

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from masters_ray.errors import StoreError
 from masters_ray.store.account import read_accounts
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.rows import groups, scores
+from masters_ray.store.rows import groups, scores, table_in
 from masters_ray.store.shards import check_digests, read_key, read_manifest
 
 _SCORES = ("top_gaps", "top_roots", "left_out_roots")
@@ -42,7 +42,7 @@ def verify(folder: Where) -> Iterator[str]:
     for name, account in accounts.items():
         file = f"{folder}/{name}"
         content = Folder(folder).read(name)
-        found = _positions(file, content)
+        found = sorted(one.position for one in groups(table_in(content, file)))
         if found != sorted(account.asked.keys() - account.rejected.keys()):
             raise StoreError(f"{file}: its rows are not those of its account. Delete it to make its rows again.")
         rows += len(found)
@@ -79,13 +79,6 @@ def stats(folder: Where) -> Iterator[str]:
         yield f"  {name}: {size} bytes"
     for reason, count in reasons.most_common():
         yield f"set aside, {count}: {reason}"
-
-
-def _positions(file: str, content: bytes) -> list[int]:
-    try:
-        return sorted(one.position for one in groups(pq.read_table(pa.BufferReader(content))))
-    except (pa.ArrowException, StoreError) as error:
-        raise StoreError(f"{file}: rows that cannot be read ({error}). Delete it to make its rows again.") from error
 
 
 def _sizes(metadata: Any) -> dict[str, int]:

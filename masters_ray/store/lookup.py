@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from masters_ray.errors import StoreError
 from masters_ray.store.account import read_accounts
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.rows import SCHEMA
+from masters_ray.store.rows import SCHEMA, table_in
 
 _SHARDS_HELD = 8
 
@@ -64,8 +63,8 @@ class Lookup:
         key = str(place.folder), place.shard
         with self._lock:
             if key not in self._held:
-                content = pa.BufferReader(place.folder.read(place.shard))
-                self._held[key] = pq.read_table(content).select(SCHEMA.names)
+                content = place.folder.read(place.shard)
+                self._held[key] = table_in(content, place.folder / place.shard).select(SCHEMA.names)
                 if len(self._held) > _SHARDS_HELD:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from masters_ray.errors import StoreError
 from masters_ray.records import (
@@ -73,8 +74,19 @@ PARQUET: dict[str, Any] = {
     "column_encoding": {f"answers.list.element.{name}.list.element": "BYTE_STREAM_SPLIT" for name in _BY_BYTES},
     "use_dictionary": ["teacher_digest", "student_digest", "kind", "answers.list.element.source"],
     "write_statistics": ["position"],
+    "write_page_checksum": True,
 }
 """How a table of SCHEMA is written: options of ``pyarrow.parquet.write_table``."""
+
+
+def table_in(content: bytes | pa.Buffer, file: object) -> pa.Table:
+    """The table that a file written with PARQUET holds. Raises StoreError, which names the file, when a byte of the
+    table is not as it was written."""
+    try:
+        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        told = " ".join(str(error).split())
+        raise StoreError(f"{file}: a damaged shard ({told}). Delete it to make its rows again.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from masters_ray.errors import StoreError
 from masters_ray.records import RolloutGroup
 from masters_ray.store.account import SHARD, Account, read_accounts, with_account
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.rows import PARQUET, SCHEMA, groups
+from masters_ray.store.rows import PARQUET, SCHEMA, groups, table_in
 
 if TYPE_CHECKING:
     import ray.data
@@ -79,9 +79,10 @@ class Writer:
         self._add(account.name, account, hashlib.sha256(written).hexdigest())
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
-        """Write the manifest: from now on the directory is a store."""
+        """Write the manifest: from now on the directory is a store. Raises StoreError when a shard of an earlier writer
+        is damaged."""
         shards = [
-            {"name": name, "rows": rows, "sha256": self._digests.get(name) or self._digest(name)}
+            {"name": name, "rows": rows, "sha256": self._digests.get(name) or self._checked(name)}
             for name, rows in sorted(self._rows.items())
         ]
         manifest = Manifest(rows=sum(self._rows.values()), shards=shards, made_by=dict(made_by))
@@ -120,8 +121,10 @@ class Writer:
             if digest:
                 self._digests[name] = digest
 
-    def _digest(self, name: str) -> str:
-        return hashlib.sha256(self._folder.read(name)).hexdigest()
+    def _checked(self, name: str) -> str:
+        content = self._folder.read(name)
+        table_in(content, self._folder / name)
+        return hashlib.sha256(content).hexdigest()
 
 
 def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def read(folder: Where) -> Iterable[RolloutGroup]:
     """The groups of a finished store, without Ray."""
     opened = Folder(folder)
     for name in shard_names(opened):
-        yield from groups(pq.read_table(pa.BufferReader(opened.read(name))))
+        yield from groups(table_in(opened.read(name), opened / name))
 
 
 def _read_json(folder: Folder, name: str) -> Any:

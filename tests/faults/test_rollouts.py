@@ -6,6 +6,7 @@ and MASTERS_FAULT_SEED plays it again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -23,10 +24,12 @@ from tests.e2e.runs import PROGRAM, environment, masters_ray
 pytestmark = pytest.mark.e2e
 ROUNDS = int(os.environ.get("MASTERS_FAULT_ROUNDS", "1"))
 SHORT = ("second run", "replica", "driver")
-LONG = ("second run", "replica", "full disk", "driver", "torn shard", "replica", "raylet")
+LONG = ("second run", "replica", "full disk", "driver", "torn shard", "replica", "raylet", "overwritten bytes")
 FAULTS = LONG if ROUNDS > 1 else SHORT
 ROWS = 432 if ROUNDS > 1 else 336
 BATCH = 8
+SPREAD = 14
+"""Shards between two faults, at most: all of them come before the run's end, and some between two stages."""
 SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", f"rollout.batch_rows={BATCH}", "cluster.local_cpus=4"]
 
 
@@ -46,15 +49,12 @@ def shards(folder: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in folder.glob("rollouts/*/shard-*.parquet")}
 
 
-def progressed(process: subprocess.Popen[bytes], folder: Path, seen: int) -> bool:
-    """Wait until a shard more than ``seen`` is there; False when the process ended before."""
+def wait_for_shards(process: subprocess.Popen[bytes], folder: Path, number: int) -> None:
     deadline = time.monotonic() + 240
-    while len(shards(folder)) <= seen:
-        if process.poll() is not None:
-            return False
+    while len(shards(folder)) < number:
+        assert process.poll() is None, (folder / "stderr.txt").read_text()
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.05)
-    return True
 
 
 def kill(process: subprocess.Popen[bytes], victim: str, dice: random.Random) -> None:
@@ -93,13 +93,17 @@ def refused(folder: Path) -> str:
 
 
 def fill_the_disk(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """No room for any further shard of the stages that were begun; the run ends and says so."""
-    for stage in (folder / "rollouts").iterdir():
-        for position in range(0, ROWS, BATCH):
-            name = f"shard-{position:08d}.parquet"
-            if not (stage / name).exists() and not (stage / f"{name}.tmp").exists():
-                (stage / f"{name}.tmp").symlink_to("/dev/full")
-    process.wait(timeout=120)
+    """No room for any further shard; the run ends and says so."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None:
+        assert time.monotonic() < deadline, "it goes on without room"
+        for stage in (folder / "rollouts").iterdir():
+            for position in range(0, ROWS, BATCH):
+                name = f"shard-{position:08d}.parquet"
+                if not (stage / name).exists():
+                    with contextlib.suppress(FileExistsError):  # one that is being written has found its room
+                        (stage / f"{name}.tmp").symlink_to("/dev/full")
+        time.sleep(0.1)
     assert process.returncode == 1
     assert "No space left on device" in (folder / "stderr.txt").read_text()
 
@@ -113,6 +117,18 @@ def tear(folder: Path, shard: Path) -> None:
     shard.unlink()
 
 
+def overwrite_bytes(folder: Path, shard: Path, dice: random.Random) -> None:
+    """Rows that are not as they were written are named before their stage is finished, and made again."""
+    content = bytearray(shard.read_bytes())
+    start = dice.randrange(4, len(content) // 2)
+    content[start : start + 64] = bytes(64)
+    shard.write_bytes(content)
+    told = refused(folder)
+    assert f"{shard.name}: a damaged shard" in told
+    assert not (shard.parent / store.MANIFEST).exists()
+    shard.unlink()
+
+
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_faults_lose_nothing_and_double_nothing(number: int, tmp_path: Path) -> None:
@@ -121,9 +137,8 @@ def test_faults_lose_nothing_and_double_nothing(number: int, tmp_path: Path) -> 
     dice = random.Random(seed)
     process, kept = start(tmp_path), dict[Path, int]()
     for fault in FAULTS:
-        if not progressed(process, tmp_path, len(kept)):
-            break
-        time.sleep(dice.uniform(0, 2))
+        wait_for_shards(process, tmp_path, len(kept) + dice.randint(1, SPREAD))
+        time.sleep(dice.uniform(0, 1))
         kept |= shards(tmp_path)
         print(f"{len(kept)} shards are there: {fault}")
         if fault == "second run":
@@ -135,14 +150,15 @@ def test_faults_lose_nothing_and_double_nothing(number: int, tmp_path: Path) -> 
         if fault == "full disk":
             fill_the_disk(process, tmp_path)
         else:
-            kill(process, "driver" if fault == "torn shard" else fault, dice)
+            kill(process, fault if fault in ("replica", "raylet") else "driver", dice)
         if fault != "replica":
             end(process)
-        if fault == "torn shard":
+        if fault in ("torn shard", "overwritten bytes"):
             unfinished = [one for one in sorted(kept) if not (one.parent / store.MANIFEST).exists()]
-            for torn in dice.sample(unfinished, min(1, len(unfinished))):
-                tear(tmp_path, torn)
-                del kept[torn]
+            for damaged in dice.sample(unfinished, min(1, len(unfinished))):
+                print(f"damaged: {damaged.relative_to(tmp_path)}")
+                tear(tmp_path, damaged) if fault == "torn shard" else overwrite_bytes(tmp_path, damaged, dice)
+                del kept[damaged]
         if fault != "replica":
             process = start(tmp_path)
     end(process)

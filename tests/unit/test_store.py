@@ -179,6 +179,23 @@ def test_damaged_and_doubled_shards_are_named(tmp_path: Path) -> None:
         store.Writer(tmp_path, KEY)
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_shard_with_a_changed_byte_is_not_made_part_of_a_store(part: float, tmp_path: Path) -> None:
+    store.Writer(tmp_path, KEY).write(store.table_of([group(position=0)]), account(group(position=0)))
+    shard = tmp_path / "shard-00000000.parquet"
+    content = bytearray(shard.read_bytes())
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    content[int(part * (len(content) - footer))] ^= 1
+    shard.write_bytes(content)
+    resumed = store.Writer(tmp_path, KEY)
+    resumed.write(store.table_of([group(position=1)]), account(group(position=1)))
+    with pytest.raises(StoreError, match="shard-00000000.parquet: a damaged shard .*Delete it to make its rows again"):
+        resumed.finish({})
+    assert store.read_manifest(tmp_path) is None
+    with pytest.raises(StoreError, match="shard-00000000.parquet: a damaged shard"):
+        store.Lookup([tmp_path]).rows(list(account(group(position=0)).asked.values()))
+
+
 def test_a_damaged_manifest_and_a_missing_shard_are_named(tmp_path: Path) -> None:
     filled(tmp_path, [group(position=i) for i in range(3)])
     (tmp_path / "shard-00000002.parquet").unlink()
