@@ -120,6 +120,11 @@ class RunDirectory:
         """The questions in their seeded order."""
         return self.root / "data"
 
+    @property
+    def rollouts(self) -> Folder:
+        """Where the stores of all stages lie."""
+        return self._rollouts
+
     def stage(self, index: int) -> Folder:
         """The store of one stage's rollouts."""
         return self._rollouts / f"stage-{index}"

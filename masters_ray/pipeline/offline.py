@@ -81,6 +81,9 @@ def _make_rollouts(
     todo = [(stage, share) for stage, share in work if store.read_manifest(directory.stage(stage.index)) is None]
     unmeasured = [name for name in ("student_before", "teacher") if not directory.evaluation(name).exists()]
     if todo or unmeasured:
+        directory.rollouts.try_out()
+        for folder in config.rollout.reuse:
+            rollouts.stores_in(folder)
         student_digest = weights.digest(weights.locate(config.student.checkpoint))
         with journal.phase("start of the engines"):
             replicas = Replicas(stages.deployments(config, first_ratio=todo[0][0].ratio if todo else 0.0))
@@ -92,9 +95,8 @@ def _make_rollouts(
             for stage, share in todo:
                 with journal.phase("rollouts"):
                     recipe = stages.recipe(config, stage, student_digest)
-                    folder = directory.stage(stage.index)
-                    earlier = _earlier(config, directory, stage)
-                    rejected = rollouts.roll_out(recipe, train, share, replicas, folder, earlier)
+                    place, earlier = directory.stage(stage.index), _earlier(config, directory, stage)
+                    rejected = rollouts.roll_out(recipe, train, share, replicas, place, earlier)
                     journal.reject(stage.index, rejected)
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):

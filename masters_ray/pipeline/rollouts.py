@@ -115,17 +115,21 @@ def _asked_before(problems: data.Problems, accounts: Sequence[store.Account]) ->
 def _same(folders: Sequence[str], key: dict[str, Any]) -> store.Lookup | None:
     """The rows of other stores that were made by the same recipe."""
     wanted = store.as_key(key)
-    fitting = []
-    for folder in map(store.Folder, folders):
-        stores = [folder / name for name in folder.folders() if (folder / name).has(store.KEY)]
-        if not stores:
-            raise StoreError(f"rollout.reuse: {folder} holds no store. A run's stores are in its rollouts directory.")
-        fitting += [one for one in stores if store.read_key(one) == wanted]
+    fitting = [one for folder in folders for one in stores_in(folder) if store.read_key(one) == wanted]
     if not fitting:
         return None
     found = store.Lookup(fitting)
     say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, fitting))}")
     return found
+
+
+def stores_in(folder: str) -> list[store.Folder]:
+    """The stores of a directory of rollout.reuse. Raises StoreError when there are none."""
+    opened = store.Folder(folder)
+    stores = [opened / name for name in opened.folders() if (opened / name).has(store.KEY)]
+    if not stores:
+        raise StoreError(f"rollout.reuse: {folder} holds no store. A run's stores are in its rollouts directory.")
+    return stores
 
 
 class _Work:

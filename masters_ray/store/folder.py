@@ -101,6 +101,11 @@ class Folder:
 
         self._ask("written", name, put)
 
+    def try_out(self) -> None:
+        """Raises StoreError when no file can be written and removed here."""
+        self.write("tried", b"")
+        self._ask("written", "tried", self.filesystem.delete_file, self.path("tried"))
+
     def clear(self) -> None:
         """Remove what a killed writer left half-written."""
         if self.on_disk:

@@ -101,5 +101,9 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: str) -> None:
+    with pytest.raises(StoreError, match="s3://other/tried: cannot be written"):
+        Folder("s3://other").try_out()
+    Folder(f"{bucket}/run").try_out()
+    assert Folder(f"{bucket}/run").names() == []
     with pytest.raises(StoreError, match="s3://other/stage-0/key.json: cannot be written"):
         store.Writer("s3://other/stage-0", {"a": 1})
