@@ -26,10 +26,10 @@ ROUNDS = int(os.environ.get("MASTERS_FAULT_ROUNDS", "1"))
 SHORT = ("second run", "replica", "driver")
 LONG = ("second run", "replica", "full disk", "driver", "torn shard", "replica", "raylet", "overwritten bytes")
 FAULTS = LONG if ROUNDS > 1 else SHORT
-ROWS = 432 if ROUNDS > 1 else 336
+ROWS = 864 if ROUNDS > 1 else 336
 BATCH = 8
-SPREAD = 14
-"""Shards between two faults, at most: all of them come before the run's end, and some between two stages."""
+SPREAD = 8 if ROUNDS > 1 else 4
+"""Shards between two faults, at most: all faults come before the run's end, and some fall between two stages."""
 SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", f"rollout.batch_rows={BATCH}", "cluster.local_cpus=4"]
 
 
