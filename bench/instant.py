@@ -20,7 +20,7 @@ from masters_ray.actors.host import Host, HostSpec
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.actors.replicas import Deployment, Replicas
-from masters_ray.config import Cluster, DataSource, Engine, Rollout
+from masters_ray.config import Cluster, DataSource, Engine, Judge, Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Recipe
@@ -70,7 +70,9 @@ class InstantHost(Host):
     def _score(self, role: str, problems: list[Problem], answers: list[list[TokenIds]]) -> ScoredBatch:
         return self._batch(role, problems, sum(map(len, answers)))
 
-    def _judge(self, role: str, problems: list[Problem], answers: list[list[str]]) -> list[list[Verdict]]:
+    def _judge(
+        self, role: str, problems: list[Problem], answers: list[list[str]], reasoning: bool
+    ) -> list[list[Verdict]]:
         return [[self._verdicts[index % 2] for index, _ in enumerate(one)] for one in answers]
 
     def _batch(self, role: str, problems: list[Problem], count: int) -> ScoredBatch:
@@ -89,7 +91,12 @@ def main() -> None:
         for roles in (("teacher",), ("student", "judge"))
     ]
     recipe = Recipe(
-        stage=Stage(index=0, ratio=0.2), rollout=Rollout(), seed=0, student_digest="s" * 64, made_with={"top_k": TOP_K}
+        stage=Stage(index=0, ratio=0.2),
+        rollout=Rollout(),
+        judge=Judge(),
+        seed=0,
+        student_digest="s" * 64,
+        made_with={"top_k": TOP_K},
     )
     with cluster.connected(Cluster(local_cpus=4)), Replicas(deployments, InstantHost) as replicas:
         began = time.time()

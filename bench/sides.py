@@ -16,11 +16,10 @@ from bench.models import LOGITS_BYTES
 from masters_ray.batching import micro_batches
 from masters_ray.config import Learner
 from masters_ray.engines.hf import PackedStudent
-from masters_ray.grpo import GroupTerms, group_terms
+from masters_ray.grpo import GroupTerms, Objective, group_terms
 from masters_ray.packing import PackedBatch, sequence_tokens
 
 KL_BETA = 0.1
-ALPHA = 1.0
 CLIP = 0.2
 
 
@@ -31,15 +30,14 @@ def one_question(
     tokens = answers[batch.answer_of]
     answer_of = batch.answer_of[tokens]
     return group_terms(
+        Objective(kl_beta=KL_BETA, clip_epsilon=CLIP, jsd_weight=jsd_weight),
         new_logprobs=logprobs[tokens],
         reference_logprobs=batch.reference_logprobs[tokens],
         token_jsd=divergences[tokens],
         answer_of=answer_of - answer_of.min(),
         accuracy=batch.accuracy[answers],
-        alpha=ALPHA,
-        kl_beta=KL_BETA,
-        clip_epsilon=CLIP,
-        jsd_weight=jsd_weight,
+        reasoning=batch.reasoning[answers],
+        tokens_per_group=len(answer_of),
     )
 
 

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masters_ray.prompts import matches
 from masters_ray.records import Problem
 
 _Z = 1.959964
@@ -44,11 +43,6 @@ class Marked:
     label: str
     answer: str
     correct: bool
-
-
-def by_rule(problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
-    """Whether each answer says the same as the label (``prompts.matches``)."""
-    return [matches(answer, problem.label) for problem, answer in zip(problems, answers, strict=True)]
 
 
 def mark(problems: Sequence[Problem], answers: Sequence[str], correct: Sequence[bool]) -> list[Marked]:

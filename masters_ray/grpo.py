@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from masters_ray.config import Aggregation, KlEstimator
 from masters_ray.rewards import distillation_rewards
 
 EPSILON = 1e-6
@@ -27,19 +28,53 @@ def advantages(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean()) / (rewards.std(correction=0) + EPSILON)
 
 
-def k3(new_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(new ‖ reference) per sampled token: exp(d) − d − 1 with d = reference − new."""
+def kl_estimates(estimator: KlEstimator, new_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Schulman's estimates of KL(new ‖ reference) per sampled token, with d = reference − new: k1 = −d, k2 = d²/2,
+    k3 = exp(d) − d − 1. k1 is unbiased but pulls nowhere: the mean of its gradient over samples is zero."""
     difference = reference_logprobs - new_logprobs
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference**2 / 2
     return difference.exp() - difference - 1
 
 
-def policy_objective(new_logprobs: Tensor, old_logprobs: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
-    """min(ratio·A, clip(ratio, 1 ± ε)·A) per token, ratio = exp(new − old). All arguments [tokens].
-
-    With one update per batch old is ``new.detach()``: the ratio is 1, and only its gradient counts (eq. 11).
-    """
-    ratio = (new_logprobs - old_logprobs).exp()
+def clipped_objective(ratio: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
+    """min(ratio·A, clip(ratio, 1 ± ε)·A) per token (appendix eq. 9), ratio = exp(new − old). All arguments [tokens]."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
+
+
+def is_clipped(ratio: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
+    """bool [tokens]: the ratio has gone as far as it may in the direction in which the advantage pushes it."""
+    return ((advantage > 0) & (ratio > 1 + clip_epsilon)) | ((advantage < 0) & (ratio < 1 - clip_epsilon))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How rewards and losses are weighed (METHOD 4 and 6; the paper's values)."""
+
+    alpha: float = 1.0
+    """Of the distillation reward, beside the accuracy reward."""
+    rho: float = 0.0
+    """Of the reasoning reward."""
+    policy_weight: float = 1.0
+    """Of L_GRPO; 0 leaves the divergence alone."""
+    jsd_weight: float = 1.0
+    kl_beta: float = 0.1
+    kl_estimator: KlEstimator = "k3"
+    clip_epsilon: float = 0.2
+    aggregation: Aggregation = "answer"
+    """answer: every answer of a group weighs the same; token: every answer token of a step does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldPolicy:
+    """What the first update on a group found: later ones are compared with it."""
+
+    logprobs: Tensor
+    """[tokens]"""
+    advantages: Tensor
+    """[G]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +82,15 @@ class GroupTerms:
     """Loss and its parts for one group; every field is a scalar tensor unless said otherwise."""
 
     loss: Tensor
-    """L_GRPO + jsd_weight · mean_j D_j; the only field with a gradient."""
+    """policy_weight · L_GRPO + jsd_weight · JSD; the only field with a gradient."""
     policy_loss: Tensor
-    """−mean_j mean_t of the clipped objective."""
+    """The clipped objective, negative."""
     kl: Tensor
-    """mean_j mean_t of k3 against the reference policy, in nats."""
+    """The estimate against the reference policy, in nats."""
     jsd: Tensor
-    """mean_j D_j, in nats."""
+    """In nats."""
+    clipped: Tensor
+    """Fraction of the tokens whose ratio is cut off, so that the policy gradient does not move them."""
     advantages: Tensor
     """[G]"""
     distillation: Tensor
@@ -69,36 +106,49 @@ def answer_means(per_token: Tensor, answer_of: Tensor, answers: int) -> Tensor:
 
 
 def group_terms(
+    objective: Objective,
     *,
     new_logprobs: Tensor,
     reference_logprobs: Tensor,
     token_jsd: Tensor,
     answer_of: Tensor,
     accuracy: Tensor,
-    alpha: float,
-    kl_beta: float,
-    clip_epsilon: float,
-    jsd_weight: float,
+    reasoning: Tensor,
+    tokens_per_group: float,
+    old: OldPolicy | None = None,
 ) -> GroupTerms:
     """The Masters loss of one group (METHOD 6): −mean_j mean_t [ratio·A_j − β·KL_t] + mean_j D_j.
 
     new_logprobs, reference_logprobs, token_jsd: [tokens] over all answers, each belonging to answer ``answer_of``
-    (0 … G−1); accuracy: [G]. The advantages come from R_acc + alpha · R_distill, detached.
+    (0 … G−1); accuracy, reasoning: [G]. The advantages come from R_acc + alpha · R_distill + rho · R_rea, detached.
+    tokens_per_group: answer tokens of the step over its groups, by which token sums are divided when every token weighs
+    the same. old: of the first update on this group; default: this is the first, and the ratio is 1 (eq. 11).
     """
     answers = accuracy.shape[0]
-    divergences = answer_means(token_jsd, answer_of, answers)
+
+    def aggregated(per_token: Tensor) -> Tensor:
+        if objective.aggregation == "token":
+            return per_token.sum() / tokens_per_group
+        return answer_means(per_token, answer_of, answers).mean()
+
+    divergences = answer_means(token_jsd, answer_of, answers).detach()
     distillation = distillation_rewards(divergences)
-    advantage = advantages(accuracy + alpha * distillation)
-    objective = policy_objective(new_logprobs, new_logprobs.detach(), advantage[answer_of], clip_epsilon)
-    policy_loss = -answer_means(objective, answer_of, answers).mean()
-    kl = answer_means(k3(new_logprobs, reference_logprobs), answer_of, answers).mean()
-    jsd = divergences.mean()
+    if old is None:
+        rewards = accuracy + objective.alpha * distillation + objective.rho * reasoning
+        old = OldPolicy(logprobs=new_logprobs.detach(), advantages=advantages(rewards))
+    advantage = old.advantages[answer_of]
+    ratio = (new_logprobs - old.logprobs).exp()
+    policy_loss = -aggregated(clipped_objective(ratio, advantage, objective.clip_epsilon))
+    kl = aggregated(kl_estimates(objective.kl_estimator, new_logprobs, reference_logprobs))
+    jsd = aggregated(token_jsd)
+    grpo = policy_loss + objective.kl_beta * kl
     return GroupTerms(
-        loss=policy_loss + kl_beta * kl + jsd_weight * jsd,
+        loss=objective.policy_weight * grpo + objective.jsd_weight * jsd,
         policy_loss=policy_loss.detach(),
         kl=kl.detach(),
         jsd=jsd.detach(),
-        advantages=advantage,
+        clipped=is_clipped(ratio.detach(), advantage, objective.clip_epsilon).float().mean(),
+        advantages=old.advantages,
         distillation=distillation,
-        divergences=divergences.detach(),
+        divergences=divergences,
     )

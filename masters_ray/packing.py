@@ -55,6 +55,8 @@ class PackedBatch:
     """[A]: 0 … B−1, the group of each answer"""
     accuracy: Tensor
     """float32 [A], R_acc"""
+    reasoning: Tensor
+    """float32 [A], R_rea; 0 where nobody was asked"""
     reference_logprobs: Tensor
     """float32 [N]"""
     top_ids: Tensor
@@ -127,6 +129,7 @@ def pack(
         answer_of=torch.repeat_interleave(tokens),
         group_of=torch.repeat_interleave(torch.tensor([len(group.answers) for group in groups])),
         accuracy=torch.tensor([float(_accuracy(answer.judged.accuracy)) for answer in everything]),
+        reasoning=torch.tensor([float(answer.judged.reasoning or 0) for answer in everything]),
         reference_logprobs=_join([answer.reference_logprobs for answer in everything]),
         top_ids=_join([answer.teacher.top_ids for answer in everything]).long(),
         top_logprobs=_join([answer.teacher.top_logprobs for answer in everything]),

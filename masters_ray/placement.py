@@ -45,7 +45,11 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
     Replicas that may join later (max_replicas) do not count: nothing waits for them.
     """
     student, judge, learner = config.student, config.judge, config.learner
-    together = max(student.replicas, judge.replicas) if judge.share_process else student.replicas + judge.replicas
+    judges = judge.replicas if "student" in config.judges else 0
+    together = max(student.replicas, judges) if judge.share_process else student.replicas + judges
+    teachers, counted_by = config.teacher.replicas, "teacher.replicas"
+    if "teacher" in config.judges:
+        teachers, counted_by = teachers + judge.replicas, "teacher.replicas with judge.replicas"
     measuring = student.replicas + (judge.replicas if config.evaluation.marked_by == "judge" else 0)
     students = "student.replicas with judge.replicas"
     workers = Kind(
@@ -59,7 +63,7 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
     )
     phases = {
         "making rollouts": [
-            _replicas("teacher", config.teacher, config.teacher.replicas, "teacher.replicas"),
+            _replicas("teacher", config.teacher, teachers, counted_by),
             _replicas("student", student, together, students),
         ],
         "measuring the trained student": [_replicas("student", student, measuring, students)],

@@ -1,11 +1,11 @@
 """Every text that is put before a model: the questions, and the two judge prompts of appendix section D, verbatim.
+The question after the reasoning is this project's own: the paper names that reward and gives no prompt (appendix F.3).
 
-Pure text: importing this module costs nothing. ``matches`` is the exact rule a judge is measured against.
+Pure text: importing this module costs nothing.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import Any
 
@@ -57,9 +57,30 @@ Please output your integer accuracy score (0 or 1)
 based on the summary above without any text."""
 """User turn of the Accuracy Reward Parsing Prompt, appendix section D."""
 
+REASONING_SYSTEM = """\
+You are an evaluation assistant that decides whether a piece of reasoning supports a final answer.
+Question is in <question> </question> tag.
+Generated Text in <generated text> </generated text> tag: its last statement is the final answer, all before it is the \
+reasoning.
+- If the reasoning leads to the final answer step by step and contradicts neither it nor itself → 1
+- If it contradicts the final answer, is beside the question, or there is no reasoning at all → 0
+Do not decide whether the final answer is right.
+Output the numerical evaluation score (0 or 1) after giving a brief explanation.
+- The evaluation score should be wrapped in <answer> </answer> tag."""
+"""System turn of the question after the reasoning [ours; appendix F.3 says what it measures]."""
+
+REASONING_USER = """\
+<question>
+{question}
+</question>
+<generated text>
+{answer}
+</generated text>
+Provide the numerical evaluation score after giving a brief explanation.
+The evaluation score should be wrapped in <answer> </answer> tag."""
+"""User turn of the question after the reasoning [ours]."""
+
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
-_EDGES = " \t\r\n.,;:!?\"'`()[]{}*_"
-_ARTICLES = frozenset({"a", "an", "the"})
 
 
 def question_messages(problem: Problem) -> list[Message]:
@@ -79,6 +100,12 @@ def evaluation_messages(question: str, label: str, answer: str) -> list[Message]
     return [{"role": "system", "content": EVALUATION_SYSTEM}, {"role": "user", "content": user}]
 
 
+def reasoning_messages(question: str, answer: str) -> list[Message]:
+    """Whether the reasoning in an answer supports what it ends with (appendix F.3): a system turn and a user turn."""
+    user = REASONING_USER.format(question=question, answer=answer)
+    return [{"role": "system", "content": REASONING_SYSTEM}, {"role": "user", "content": user}]
+
+
 def parsing_messages(summary: str) -> list[Message]:
     """The Accuracy Reward Parsing Prompt (appendix section D) for what the first call said."""
     user = PARSING_USER.format(summary=summary)
@@ -95,22 +122,3 @@ def parse_score(text: str) -> int | None:
     """The bare integer 0 or 1 that the parsing call returns (appendix section D); None for anything else."""
     bare = text.strip()
     return int(bare) if bare in ("0", "1") else None
-
-
-@functools.lru_cache(maxsize=4096)  # labels and short answers come again and again
-def normalise(text: str) -> str:
-    """Lower case, single blanks, no punctuation at the edges of a word, no articles (unless nothing else is said)."""
-    words = [word.strip(_EDGES) for word in text.lower().split()]
-    words = [word for word in words if word]
-    kept = [word for word in words if word not in _ARTICLES]
-    return " ".join(kept or words)
-
-
-def matches(answer: str, label: str) -> bool:
-    """The exact rule for short labels: both say the same after ``normalise``. An empty answer matches nothing.
-
-    A judge that follows appendix section D agrees with it wherever the label is the whole core point; an answer that
-    repeats itself ("red red") is wrong under both.
-    """
-    said = normalise(answer)
-    return bool(said) and said == normalise(label)

@@ -91,6 +91,8 @@ class JudgedAnswer:
     """R_acc, 0 or 1; None: neither judge call was readable (unjudged)."""
     verdict: str
     """What the judge wrote in its first call."""
+    reasoning: int | None = None
+    """R_rea, 0 or 1; None: nobody was asked, or the judge's call was not readable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +171,10 @@ class StepMetrics:
     """Population standard deviation of the advantages."""
     flat_groups: float
     """Fraction of groups whose rewards do not differ."""
+    clipped: float
+    """Fraction of tokens whose ratio of new to old probability was cut off in the step's last update; 0 with one."""
     gradient_norm: float
-    """Before clipping."""
+    """Before clipping, of the step's first update."""
     learning_rate: float
     groups: int
     answer_tokens: int
@@ -224,5 +228,7 @@ class StageOutcome:
     """Judged answers on which the judge and the exact rule say the same."""
     accuracy_by_source: dict[str, float]
     """Mean R_acc of the teacher's and of the student's answers."""
+    reasoning: float | None
+    """Mean R_rea; None when nobody was asked."""
     left_out: float
     """Mean teacher mass outside the stored top k."""

@@ -23,6 +23,7 @@ class FakePool:
         self.role = role
         self.calls: list[str] = []
         self.scored: list[TokenIds] = []
+        self.judged: list[str] = []
         self.wrote: list[str] = []
         self.refuses: set[str] = set()
         self.refuses_to_score: set[str] = set()
@@ -82,8 +83,17 @@ class FakePool:
             return top_scores([scores(len(ids), seed=ids[0]) for ids in answers])
         return reference_logprobs([np.full(len(ids), -1.0, np.float32) for ids in answers])
 
-    def judge(self, problems: list[Problem], answers: list[list[str]]) -> list[list[Verdict]]:
-        return [[Verdict(accuracy=self._verdicts[text], text="said") for text in group] for group in answers]
+    def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
+        self.judged += [text for group in answers for text in group]
+        return [
+            [
+                Verdict(
+                    accuracy=self._verdicts[text], text="said", reasoning=self._verdicts[text] if reasoning else None
+                )
+                for text in group
+            ]
+            for group in answers
+        ]
 
     def answer_greedily(self, problems: list[Problem], max_tokens: int) -> list[str]:
         return ["red" if int(problem.id) % 2 else "blue" for problem in problems]

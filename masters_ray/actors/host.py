@@ -19,7 +19,8 @@ from masters_ray.masks import MaskReport
 
 _SECONDS_TO_TELL = 1.0
 
-Role = Literal["teacher", "student", "judge"]
+Role = Literal["teacher", "student", "judge", "teacher_judge"]
+"""A judge is the student as it was at the start, a teacher_judge the teacher without a mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Host:
             "teacher": Teacher(model, spec.top_k),
             "student": Student(model),
             "judge": Judge(model, spec.judge_max_tokens),
+            "teacher_judge": Judge(model, spec.judge_max_tokens),
         }
         self._players = {role: players[role] for role in spec.roles}
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from masters_ray.actors.model import Model
-from masters_ray.prompts import evaluation_messages, parse_evaluation, parse_score, parsing_messages
+from masters_ray.prompts import (
+    Message,
+    evaluation_messages,
+    parse_evaluation,
+    parse_score,
+    parsing_messages,
+    reasoning_messages,
+)
 from masters_ray.records import Problem, Refused
 
 
@@ -16,6 +24,8 @@ class Verdict:
     """0 or 1; None when neither call was readable."""
     text: str
     """What the first call said."""
+    reasoning: int | None = None
+    """Whether the reasoning supports the answer, 0 or 1; None when nobody asked, or neither call was readable."""
 
 
 class Judge:
@@ -24,18 +34,30 @@ class Judge:
     def __init__(self, model: Model, max_tokens: int) -> None:
         self._model, self._max_tokens = model, max_tokens
 
-    def judge(self, problems: Sequence[Problem], answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
-        """A verdict for each answer's text to each problem; equal cases are judged once. Call 2 is made only where
-        call 1 is not readable.
+    def judge(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[str]], reasoning: bool
+    ) -> list[list[Verdict]]:
+        """A verdict for each answer's text to each problem, on its reasoning too if wanted; equal cases once.
 
         A case that is too long for the engine has no accuracy, and what the engine said for its text.
         """
         cases = [
-            [(problem.question, problem.label, text) for text in texts]
+            [_Case(problem.question, problem.label, text) for text in texts]
             for problem, texts in zip(problems, answers, strict=True)
         ]
         distinct = list(dict.fromkeys(case for group in cases for case in group))
-        replies = self._ask([evaluation_messages(*case) for case in distinct])
+        accuracies = self._scores([evaluation_messages(*case) for case in distinct])
+        wanted = [reasoning_messages(case.question, case.text) for case in distinct] if reasoning else []
+        reasonings = self._scores(wanted) if wanted else [_Score(None, "")] * len(distinct)
+        verdicts = {
+            case: Verdict(accuracy=accuracy.value, text=accuracy.said, reasoning=support.value)
+            for case, accuracy, support in zip(distinct, accuracies, reasonings, strict=True)
+        }
+        return [[verdicts[case] for case in group] for group in cases]
+
+    def _scores(self, conversations: list[list[Message]]) -> list[_Score]:
+        """The 0 or 1 of each conversation. The second call is made only where the first is not readable."""
+        replies = self._ask(conversations)
         scores = [None if isinstance(reply, Refused) else parse_evaluation(reply) for reply in replies]
         unread = {
             index: reply
@@ -45,14 +67,25 @@ class Judge:
         second = self._ask([parsing_messages(reply) for reply in unread.values()])
         for index, reply in zip(unread, second, strict=True):
             scores[index] = None if isinstance(reply, Refused) else parse_score(reply)
-        verdicts = {
-            case: Verdict(accuracy=score, text=reply.reason if isinstance(reply, Refused) else reply)
-            for case, score, reply in zip(distinct, scores, replies, strict=True)
-        }
-        return [[verdicts[case] for case in group] for group in cases]
+        return [
+            _Score(score, reply.reason if isinstance(reply, Refused) else reply)
+            for score, reply in zip(scores, replies, strict=True)
+        ]
 
-    def _ask(self, conversations: list) -> list[str | Refused]:
+    def _ask(self, conversations: list[list[Message]]) -> list[str | Refused]:
         if not conversations:
             return []
         drawn = self._model.engine.generate_greedy(self._model.text_prompts(conversations), self._max_tokens)
         return [one if isinstance(one, Refused) else self._model.chat.decode(one) for one in drawn]
+
+
+class _Case(NamedTuple):
+    question: str
+    label: str
+    text: str
+
+
+class _Score(NamedTuple):
+    value: int | None
+    said: str
+    """In the first call."""

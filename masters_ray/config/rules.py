@@ -99,6 +99,7 @@ def violations(config: Config) -> list[Complaint]:
         "learner.groups_per_step": learner.groups_per_step,
         "learner.tokens_per_micro_batch": learner.tokens_per_micro_batch,
         "learner.logits_mib": learner.logits_mib,
+        "learner.updates_per_step": learner.updates_per_step,
         "learner.checkpoint_every": learner.checkpoint_every,
         "learner.checkpoints_kept": learner.checkpoints_kept,
     }.items():
@@ -124,11 +125,41 @@ def violations(config: Config) -> list[Complaint]:
         "learner.lora.rank": learner.lora.rank,
         "learner.max_failures": learner.max_failures,
         "learner.max_skipped_in_a_row": learner.max_skipped_in_a_row,
+        "learner.policy_weight": learner.policy_weight,
         "reward.alpha": config.reward.alpha,
+        "reward.rho": config.reward.rho,
         "evaluation.examples": config.evaluation.examples,
     }
     for key, amount in amounts.items():
         at_least(key, amount, 0)
+    rule(
+        learner.policy_weight + learner.jsd_weight > 0,
+        "learner.policy_weight",
+        "above 0 when learner.jsd_weight is 0",
+        learner.policy_weight,
+        "Otherwise nothing is learned.",
+    )
+    rule(
+        config.reward.rho == 0 or config.judge.reasoning,
+        "judge.reasoning",
+        "true for reward.rho above 0",
+        config.judge.reasoning,
+        "Set it, or set reward.rho=0.",
+    )
+    rule(
+        not config.judge.reasoning or "rule" not in (config.judge.of_teacher, config.judge.of_student),
+        "judge.reasoning",
+        "false when a rule marks the answers of a source",
+        config.judge.reasoning,
+        "A rule cannot say whether reasoning supports an answer.",
+    )
+    rule(
+        0 < learner.clip_epsilon < 1,
+        "learner.clip_epsilon",
+        "above 0 and below 1",
+        learner.clip_epsilon,
+        "The default is 0.2.",
+    )
     rule(
         learner.zero_stage in (0, 1, 2, 3),
         "learner.zero_stage",

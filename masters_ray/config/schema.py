@@ -7,6 +7,10 @@ from typing import Literal
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
 """What a vision-language model is made of."""
+KlEstimator = Literal["k1", "k2", "k3"]
+Aggregation = Literal["answer", "token"]
+JudgedBy = Literal["student", "teacher", "rule"]
+Rule = Literal["exact", "relaxed", "choice"]
 
 
 @dataclass
@@ -116,8 +120,17 @@ class Student:
 
 @dataclass
 class Judge:
-    """The student as it was at the start judges; CPUs, GPUs and engine of a judge replica are those of ``student``."""
+    """Who says which answers are right, by their source (appendix F.7), and with how many replicas of each judge. CPUs,
+    GPUs and engine of a judge replica are those of the model that judges."""
 
+    of_teacher: JudgedBy = "student"
+    """student: as it was at the start; teacher: without a mask, in processes of its own; rule: no model."""
+    of_student: JudgedBy = "student"
+    rule: Rule = "exact"
+    """exact: the same words as the label; relaxed: numbers may be off by 5 %; choice: the letter or text of a choice.
+    Judges are compared with it too."""
+    reasoning: bool = False
+    """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
     replicas: int = 1
     share_process: bool = True
     """Judge in the processes that host the student replicas (same weights); further replicas get their own."""
@@ -174,6 +187,8 @@ class Schedule:
 class Reward:
     alpha: float = 1.0
     """Weight of the distillation reward beside the accuracy reward."""
+    rho: float = 0.0
+    """Weight of the reasoning reward (appendix F.3); above 0 it needs judge.reasoning."""
 
 
 @dataclass
@@ -216,9 +231,19 @@ class Learner:
     """Optimizer steps over which the learning rate rises linearly; constant afterwards."""
     weight_decay: float = 0.0
     gradient_clipping: float = 1.0
-    kl_beta: float = 0.1
-    clip_epsilon: float = 0.2
+    policy_weight: float = 1.0
+    """Weight of the GRPO loss; 0 leaves plain distillation by the divergence."""
     jsd_weight: float = 1.0
+    """Weight of the divergence to the teacher."""
+    kl_beta: float = 0.1
+    """Weight of the KL estimate against the student before training, inside the GRPO loss."""
+    kl_estimator: KlEstimator = "k3"
+    clip_epsilon: float = 0.2
+    """How far a ratio of new to old probability counts; without effect while updates_per_step is 1."""
+    aggregation: Aggregation = "answer"
+    """answer: every answer of a group weighs the same; token: every answer token of a step does."""
+    updates_per_step: int = 1
+    """Optimizer updates on the groups of one step; the later ones clip the ratio to the first."""
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints."""
     checkpoints_kept: int = 2
@@ -232,7 +257,7 @@ class Learner:
 @dataclass
 class Evaluation:
     marked_by: Literal["judge", "rule"] = "judge"
-    """judge: the student as it was at the start; rule: the same words as the label, for short labels."""
+    """judge: the student as it was at the start; rule: judge.rule, for short labels."""
     max_tokens: int = 64
     """Longest greedy answer."""
     examples: int = 6
@@ -252,6 +277,12 @@ class Config:
     reward: Reward = field(default_factory=Reward)
     learner: Learner = field(default_factory=Learner)
     evaluation: Evaluation = field(default_factory=Evaluation)
+
+    @property
+    def judges(self) -> set[JudgedBy]:
+        """Who judges rollouts or, with the student, held-out answers."""
+        marking: set[JudgedBy] = {"student"} if self.evaluation.marked_by == "judge" else set()
+        return {self.judge.of_teacher, self.judge.of_student} | marking
 
     @property
     def group_size(self) -> int:

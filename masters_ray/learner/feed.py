@@ -32,6 +32,8 @@ class Step:
     """Its rows, in the dataset's order."""
     tokens: list[int]
     """Sequence tokens of each row."""
+    answer_tokens: int
+    """Of all its rows."""
     rounds: list[list[list[int]]]
     """[round][worker] → indices of rows."""
 
@@ -78,7 +80,8 @@ def steps(
         if number > skip:
             tokens = store.sequence_tokens(table)
             rounds = micro_batches(tokens, workers, budget)
-            yield Step(number=number, plan=plan, table=table, tokens=tokens, rounds=rounds)
+            answer_tokens = store.answer_tokens(table)
+            yield Step(number=number, plan=plan, table=table, tokens=tokens, answer_tokens=answer_tokens, rounds=rounds)
 
 
 def own_batches(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[MicroBatch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masters_ray.config import Learner
+from masters_ray.config import Learner, Reward
 from masters_ray.records import SkippedStep, StepMetrics
 
 
@@ -24,8 +24,7 @@ class LearnerJob:
 
     checkpoint: str
     settings: Learner
-    alpha: float
-    """Weight of the distillation reward."""
+    reward: Reward
     seed: int
     stages: tuple[StagePlan, ...]
     export_to: Path

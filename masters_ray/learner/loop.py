@@ -7,7 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
 
@@ -25,12 +26,13 @@ from masters_ray.data import BadPictureError, decode
 from masters_ray.engines import adapters, hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import LearnerError
-from masters_ray.grpo import GroupTerms, group_terms
+from masters_ray.grpo import OldPolicy
 from masters_ray.learner import metrics, work
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
 from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned
+from masters_ray.learner.terms import as_old, batch_terms, objective
 from masters_ray.packing import PackedBatch, pack
 from masters_ray.prompts import question_messages
 from masters_ray.records import RolloutGroup, SkippedStep, StepMetrics
@@ -84,6 +86,7 @@ class _Worker:
             hf.checkpoint_activations(model)
         self._work = work.Work(model, model.config.get_text_config())
         self._engine = StudentEngine(student, settings, self._device)
+        self._objective = objective(settings, job.reward)
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
         self._multiple = 128 if attention.kernel_for(self._device, dtype) == "flex" else 1
@@ -128,19 +131,42 @@ class _Worker:
         return 0
 
     def step(self, micro_batches: Iterator[MicroBatch]) -> None:
-        """One optimizer step, taken or skipped, and told to the board."""
+        """The updates of one step, taken or skipped, and told to the board."""
         started = time.monotonic()
+        again: Iterable[MicroBatch] = micro_batches
+        if self._job.settings.updates_per_step > 1:
+            again = list(micro_batches)
+        old: list[list[OldPolicy]] = []
+        first = last = None
+        for _ in range(self._job.settings.updates_per_step):
+            last = self._update(iter(again), old)
+            if last is None:
+                return
+            first = first or last
+        if first and last:
+            self._losses.append(first.totals.means["loss"])
+            self._tell(first, last.totals.means["clipped"], time.monotonic() - started)
+
+    def _update(self, micro_batches: Iterator[MicroBatch], old: list[list[OldPolicy]]) -> _Update | None:
+        """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
+        micro-batch; filled if this is the first."""
         gradients = self._engine.gradients
         first = next(micro_batches)
         step = first.step
+        again = bool(old)
         tally = metrics.Tally(len(step.table))
         gap = torch.zeros(2, dtype=torch.float64)
         rate = learning_rate(self._job.settings, step.number)
         self._engine.set_learning_rate(rate)
-        for micro in chain([first], micro_batches):
+        for index, micro in enumerate(chain([first], micro_batches)):
             batch = micro.batch.to(self._device)
             new_logprobs, divergences = self._forward(batch)
-            terms = self._group_terms(batch, new_logprobs, divergences)
+            earlier = old[index] if again else None
+            terms = batch_terms(
+                self._objective, batch, new_logprobs, divergences, step.answer_tokens / len(step.table), earlier
+            )
+            if not again:
+                old.append(as_old(batch, new_logprobs, terms))
             weight = 0.0 if micro.filler else self._workers / len(step.table)
             gradients.add(torch.stack([term.loss for term in terms]).sum() * weight)
             if not micro.filler:
@@ -152,15 +178,14 @@ class _Worker:
         if not (math.isfinite(norm) and norm >= 0 and math.isfinite(totals.means["loss"])):
             gradients.drop()
             self._skip(step, norm, self._engine.over_workers(tally.losses))
-            return
+            return None
         if self._fresh:
             self._fresh = False
             distance, tokens = self._engine.over_workers(gap).tolist()
             self._say(compared_with_engine(distance / tokens, self._job.settings.dtype))
         gradients.apply()
         self._skipped_in_a_row = 0
-        self._losses.append(totals.means["loss"])
-        self._tell(step, rate, norm, totals, time.monotonic() - started, tally.rewards[:_SHOWN_GROUPS])
+        return _Update(step=step, rate=rate, norm=norm, totals=totals, rewards=tally.rewards[:_SHOWN_GROUPS])
 
     def save(self, number: int) -> None:
         """This rank's part of a checkpoint after ``number`` steps."""
@@ -207,27 +232,6 @@ class _Worker:
         with self._work.forward(batch.layout):
             return self._engine.terms(batch)
 
-    def _group_terms(self, batch: PackedBatch, new_logprobs: Tensor, divergences: Tensor) -> list[GroupTerms]:
-        settings = self._job.settings
-        terms = []
-        for group in range(len(batch.layout.spans)):
-            answers = batch.group_of == group
-            tokens = answers[batch.answer_of]
-            terms.append(
-                group_terms(
-                    new_logprobs=new_logprobs[tokens],
-                    reference_logprobs=batch.reference_logprobs[tokens],
-                    token_jsd=divergences[tokens],
-                    answer_of=batch.answer_of[tokens] - batch.answer_of[tokens].min(),
-                    accuracy=batch.accuracy[answers],
-                    alpha=self._job.alpha,
-                    kl_beta=settings.kl_beta,
-                    clip_epsilon=settings.clip_epsilon,
-                    jsd_weight=settings.jsd_weight,
-                )
-            )
-        return terms
-
     def _skip(self, step: Step, norm: float, losses: Tensor) -> None:
         """Save the rows of a step that cannot be taken; stop when there are too many in a row."""
         self._skipped_in_a_row += 1
@@ -249,37 +253,30 @@ class _Worker:
                 f"{self._job.settings.max_skipped_in_a_row}."
             )
 
-    def _tell(
-        self,
-        step: Step,
-        rate: float,
-        norm: float,
-        totals: metrics.Totals,
-        seconds: float,
-        rewards: list[GroupRewards],
-    ) -> None:
+    def _tell(self, update: _Update, clipped: float, seconds: float) -> None:
         memory = torch.tensor(float(work.peak_memory(self._device)))
         memory = self._engine.over_workers(memory, torch.distributed.ReduceOp.MAX)
         if self._rank != 0:
             return
-        tokens = sum(step.tokens)
+        step, totals = update.step, update.totals
+        tokens, updates = sum(step.tokens), self._job.settings.updates_per_step
         told = StepMetrics(
             step=step.number,
             stage=step.plan.stage,
             mask_ratio=step.plan.ratio,
-            gradient_norm=norm,
-            learning_rate=rate,
+            gradient_norm=update.norm,
+            learning_rate=update.rate,
             groups=len(step.table),
             answer_tokens=totals.answer_tokens,
             tokens=tokens,
-            tokens_per_second=tokens / seconds,
+            tokens_per_second=updates * tokens / seconds,
             waste=1.0 - tokens / (step.capacity + totals.padding),
             seconds=seconds,
-            flop_utilisation=totals.operations / seconds / (self._workers * self._rate),
+            flop_utilisation=updates * totals.operations / seconds / (self._workers * self._rate),
             memory_gib=float(memory) / 2**30,
-            **totals.means,
+            **totals.means | {"clipped": clipped},
         )
-        self._pin(Pinned(steps=[told], rewards=rewards))
+        self._pin(Pinned(steps=[told], rewards=update.rewards))
 
     def _say(self, note: str) -> None:
         self._pin(Pinned(notes=[note]))
@@ -289,6 +286,17 @@ class _Worker:
             self._told.steps += news.steps
             self._told.skipped += news.skipped
             ray.get(self._board.pin.remote(news))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    """An update that was taken."""
+
+    step: Step
+    rate: float
+    norm: float
+    totals: metrics.Totals
+    rewards: list[GroupRewards]
 
 
 def _by_step(micro_batches: Iterator[MicroBatch]) -> Iterator[tuple[int, Iterator[MicroBatch]]]:

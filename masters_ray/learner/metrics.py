@@ -22,6 +22,7 @@ MEANS = (
     "distillation_reward",
     "advantage_spread",
     "flat_groups",
+    "clipped",
 )
 """Fields of StepMetrics that are means over groups."""
 
@@ -83,6 +84,7 @@ def _group_sums(terms: Sequence[GroupTerms], batch: PackedBatch) -> Tensor:
             term.distillation.mean(),
             term.advantages.std(correction=0),
             float(not term.advantages.any()),
+            term.clipped,
         )
         for index, term in enumerate(terms)
     ]

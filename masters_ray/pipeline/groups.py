@@ -15,10 +15,11 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
-from masters_ray.config import Rollout
+from masters_ray.config import Judge, Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.known import Known
 from masters_ray.pipeline.tally import Tally
+from masters_ray.pipeline.verdicts import Verdicts
 from masters_ray.records import Answer, JudgedAnswer, Problem, Refused, Rejected, Source
 from masters_ray.schedule import Stage
 
@@ -32,6 +33,7 @@ class Recipe:
 
     stage: Stage
     rollout: Rollout
+    judge: Judge
     seed: int
     student_digest: str
     made_with: Mapping[str, Any]
@@ -47,6 +49,13 @@ class Recipe:
             "teacher_answers": self.rollout.teacher_answers,
             "student_answers": self.rollout.student_answers,
             "sampling": dataclasses.asdict(self.rollout.sampling),
+            "judge": {
+                "of_teacher": self.judge.of_teacher,
+                "of_student": self.judge.of_student,
+                "rule": self.judge.rule if "rule" in (self.judge.of_teacher, self.judge.of_student) else None,
+                "reasoning": self.judge.reasoning,
+                "max_tokens": self.judge.max_tokens,
+            },
             **self.made_with,
         }
 
@@ -70,7 +79,7 @@ class GroupMaker:
     ) -> None:
         """earlier: rows whose student answers are the ones that this recipe's student would write."""
         self._recipe = recipe
-        self._judge = pools.pools["judge"]
+        self._verdicts = Verdicts(recipe.judge, pools.pools)
         self._writers: dict[Source, Pool] = {"teacher": pools.pools["teacher"], "student": pools.pools["student"]}
         self._teacher_digest = teacher_digest
         self._earlier = earlier
@@ -82,9 +91,9 @@ class GroupMaker:
         if not asked:
             return Made(rows=store.SCHEMA.empty_table(), rejected=rejected, tally=Tally())
         work = _Questions(asked, self._recipe)
-        shared = self._judge.share(work.problems)
+        shared = self._writers["teacher"].share(work.problems)
         self._write(work, shared)
-        self._judge_all(work, shared)
+        work.add_verdicts(self._verdicts.of(work.problems, shared, work.unjudged()))
         kept = work.readable()
         for source, pool in self._writers.items():
             known = work.known[source]
@@ -120,12 +129,6 @@ class GroupMaker:
                 written: WrittenBatch = pool.call("answer", shared, sampling, counts[source], seeds)
                 work.add(source, written)
 
-    def _judge_all(self, work: _Questions, shared: Any) -> None:
-        texts = work.unjudged_texts()
-        if any(texts):
-            verdicts: list[list[Verdict]] = self._judge.call("judge", shared, texts)
-            work.add_verdicts(verdicts)
-
     def _made(self, work: _Questions, kept: dict[int, list[JudgedAnswer]], rejected: dict[int, Rejected]) -> Made:
         wanted = {index: [one.answer.token_ids for one in answers] for index, answers in kept.items()}
         top, reference = (known.take(wanted) for known in work.known.values())
@@ -143,7 +146,13 @@ class GroupMaker:
             for index, answers in kept.items()
         ]
         left_out = store.left_out(top) if rows else 0.0
-        tally = Tally.of(work.judged(), rows=len(rows), tokens=int(top.lengths.sum()), left_out=left_out)
+        tally = Tally.of(
+            work.judged(),
+            self._recipe.judge.rule,
+            rows=len(rows),
+            tokens=int(top.lengths.sum()),
+            left_out=left_out,
+        )
         return Made(rows=store.table(rows, top, reference), rejected=rejected, tally=tally)
 
 
@@ -204,14 +213,16 @@ class _Questions:
         tokens = store.reference_logprobs(logprobs)
         self.known["student"].add(answers, ScoredBatch(prompt_tokens=nothing, refused={}, tokens=tokens))
 
-    def unjudged_texts(self) -> list[list[str]]:
-        """Of each question the answers that the judge has to look at."""
-        return [[one.text for one in self._to_judge(index)] for index in range(len(self.problems))]
+    def unjudged(self) -> list[list[Answer]]:
+        """Of each question the answers that a judge has to look at."""
+        return [self._to_judge(index) for index in range(len(self.problems))]
 
     def add_verdicts(self, verdicts: Sequence[Sequence[Verdict]]) -> None:
         for index, group in enumerate(verdicts):
             self._judged[index] = [
-                JudgedAnswer(answer=answer, accuracy=verdict.accuracy, verdict=verdict.text)
+                JudgedAnswer(
+                    answer=answer, accuracy=verdict.accuracy, verdict=verdict.text, reasoning=verdict.reasoning
+                )
                 for answer, verdict in zip(self._to_judge(index), group, strict=True)
             ]
 
@@ -228,7 +239,7 @@ class _Questions:
         found = {}
         for index in range(len(self.problems)):
             answers = [*self._judged[index], *self._before.get(index, [])]
-            readable = [one for one in answers if one.accuracy is not None]
+            readable = [one for one in answers if self._can_be_read(one)]
             if len(readable) >= 2 and not self._refused(index):
                 found[index] = readable
         return found
@@ -242,7 +253,7 @@ class _Questions:
                 found[self.position(index)] = Rejected(row=problem.id, reason=refusal.reason, kind=refusal.kind)
             elif index not in readable:
                 answers = [*self._judged[index], *self._before.get(index, [])]
-                count = sum(one.accuracy is not None for one in answers)
+                count = sum(self._can_be_read(one) for one in answers)
                 reason = f"the judge could read {count} of {len(answers)} answers"
                 found[self.position(index)] = Rejected(row=problem.id, reason=reason, kind="judge")
         return found
@@ -251,6 +262,9 @@ class _Questions:
         if self._refused(index):
             return []
         return [*self._written["teacher"][index], *self._written["student"][index]]
+
+    def _can_be_read(self, judged: JudgedAnswer) -> bool:
+        return judged.accuracy is not None and (judged.reasoning is not None or not self._recipe.judge.reasoning)
 
     def _refused(self, index: int) -> Refused | None:
         for source, known in self.known.items():

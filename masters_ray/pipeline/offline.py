@@ -126,7 +126,7 @@ def _learn(config: Config, directory: RunDirectory, journal: Journal, indices: S
     job = LearnerJob(
         checkpoint=stages.absolute(config.student.checkpoint),
         settings=config.learner,
-        alpha=config.reward.alpha,
+        reward=config.reward,
         seed=config.run.seed,
         stages=plans,
         export_to=directory.student,
@@ -157,7 +157,9 @@ def _evaluate(
 ) -> None:
     title = f"held-out accuracy of {name.replace('_', ' ')}"
     judge = replicas.pools["judge"] if config.evaluation.marked_by == "judge" else None
-    marked = stages.evaluate(replicas.pools[role], judge, held_out, config.evaluation.max_tokens, title)
+    marked = stages.evaluate(
+        replicas.pools[role], judge, config.judge.rule, held_out, config.evaluation.max_tokens, title
+    )
     write_json(directory.evaluation(name), [dataclasses.asdict(one) for one in marked])
     measured = accuracy(marked)
     say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")

@@ -38,6 +38,9 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
         "accuracy": measured,
         "evaluation": {"marked_by": config.evaluation.marked_by},
         "judge": {
+            "of_teacher": config.judge.of_teacher,
+            "of_student": config.judge.of_student,
+            "rule": config.judge.rule,
             "agreement_with_rule": sum(stage["judge_rule_agreements"] for stage in made) / judged if judged else None,
             "judged": judged,
             "unjudged": sum(stage["unjudged"] for stage in made),

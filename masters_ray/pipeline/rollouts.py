@@ -215,7 +215,7 @@ class _Work:
         return Made(
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
-            tally=made.tally + Tally.of_stored(store.groups(reused)),
+            tally=made.tally + Tally.of_stored(store.groups(reused), self._recipe.judge.rule),
         )
 
     def _store(self, batch: Batch, made: Made) -> None:

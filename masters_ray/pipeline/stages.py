@@ -11,9 +11,10 @@ from masters_ray.actors.host import HostSpec
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
-from masters_ray.config import Config, DataSource
+from masters_ray.config import Config, DataSource, Rule
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.evaluate import Marked, by_rule, mark
+from masters_ray.evaluate import Marked, mark
+from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.progress import track
@@ -31,7 +32,8 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
     """
     teacher, student, judge = config.teacher, config.student, config.judge
     restarts = config.rollout.max_restarts
-    together = min(student.replicas, judge.replicas) if judge.share_process else 0
+    judges = judge.replicas if "student" in config.judges else 0
+    together = min(student.replicas, judges) if judge.share_process else 0
     joining = 0 if student.max_replicas is None else student.max_replicas - student.replicas
     own = HostSpec(
         checkpoint=absolute(student.checkpoint),
@@ -43,7 +45,7 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
     wanted = [
         (dataclasses.replace(own, roles=("student", "judge")), together, joining if together else 0),
         (own, student.replicas - together, 0 if together else joining),
-        (dataclasses.replace(own, roles=("judge",)), judge.replicas - together, 0),
+        (dataclasses.replace(own, roles=("judge",)), judges - together, 0),
     ]
     masked = HostSpec(
         checkpoint=absolute(teacher.checkpoint),
@@ -53,14 +55,23 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
         top_k=teacher.top_k,
         mask=Mask(scope=teacher.mask, ratio=first_ratio),
     )
+    judging = dataclasses.replace(
+        masked, roles=("teacher_judge",), mask=None, top_k=1, judge_max_tokens=judge.max_tokens
+    )
+    teachers = [(masked, teacher.replicas, teacher.max_replicas)]
+    if "teacher" in config.judges:
+        teachers.append((judging, judge.replicas, None))
     return [
-        Deployment(
-            spec=masked,
-            replicas=teacher.replicas,
-            max_replicas=teacher.max_replicas,
-            cpus=teacher.cpus,
-            gpus=teacher.gpus,
-            max_restarts=restarts,
+        *(
+            Deployment(
+                spec=spec,
+                replicas=replicas,
+                max_replicas=most,
+                cpus=teacher.cpus,
+                gpus=teacher.gpus,
+                max_restarts=restarts,
+            )
+            for spec, replicas, most in teachers
         ),
         *(
             Deployment(
@@ -83,12 +94,12 @@ def recipe(config: Config, stage: Stage, student_digest: str) -> Recipe:
     return Recipe(
         stage=stage,
         rollout=config.rollout,
+        judge=config.judge,
         seed=config.run.seed,
         student_digest=student_digest,
         made_with={
             "mask": dataclasses.asdict(config.teacher.mask),
             "top_k": config.teacher.top_k,
-            "judge_max_tokens": config.judge.max_tokens,
             "teacher_dtype": config.teacher.engine.dtype,
             "student_dtype": config.student.engine.dtype,
             "teacher_prompts": weights.prompt_digest(teacher),
@@ -118,7 +129,9 @@ def final_deployments(config: Config, trained: Path) -> list[Deployment]:
     ]
 
 
-def evaluate(pool: Pool, judge: Pool | None, problems: Sequence[Problem], max_tokens: int, title: str) -> list[Marked]:
+def evaluate(
+    pool: Pool, judge: Pool | None, rule: Rule, problems: Sequence[Problem], max_tokens: int, title: str
+) -> list[Marked]:
     """Greedy answers of a pool's model to the held-out questions, marked by the judge, or by the rule without one.
 
     An answer whose verdict cannot be read counts as wrong here. What a replica was doing when its process died is
@@ -131,9 +144,9 @@ def evaluate(pool: Pool, judge: Pool | None, problems: Sequence[Problem], max_to
         share = shares[number]
         answers: list[str] = pool.call_again("answer_greedily", share, max_tokens)
         if judge is None:
-            correct = by_rule(share, answers)
+            correct = [RULES[rule](text, problem) for problem, text in zip(share, answers, strict=True)]
         else:
-            verdicts: list[list[Verdict]] = judge.call_again("judge", share, [[text] for text in answers])
+            verdicts: list[list[Verdict]] = judge.call_again("judge", share, [[text] for text in answers], False)
             correct = [verdict.accuracy == 1 for (verdict,) in verdicts]
         marked[number] = mark(share, answers, correct)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from masters_ray.config import Rule
+from masters_ray.marking import RULES
 from masters_ray.masks import MaskReport
-from masters_ray.prompts import matches
 from masters_ray.records import JudgedAnswer, Problem, RolloutGroup, Source, StageOutcome
 from masters_ray.schedule import Stage
 
@@ -27,6 +28,8 @@ class Tally:
     teacher_right: int = 0
     student_judged: int = 0
     student_right: int = 0
+    reasoning_judged: int = 0
+    reasoning_right: int = 0
     tokens: int = 0
     """Scored tokens of stored answers."""
     left_out: float = 0.0
@@ -34,7 +37,13 @@ class Tally:
 
     @classmethod
     def of(
-        cls, judged: Iterable[tuple[Problem, Sequence[JudgedAnswer]]], *, rows: int, tokens: int, left_out: float
+        cls,
+        judged: Iterable[tuple[Problem, Sequence[JudgedAnswer]]],
+        rule: Rule,
+        *,
+        rows: int,
+        tokens: int,
+        left_out: float,
     ) -> Tally:
         """The counts of one batch: its judged answers, and the rows, tokens and left-out mass of what is stored."""
         everything = [(problem, one) for problem, answers in judged for one in answers]
@@ -49,18 +58,21 @@ class Tally:
             answers=len(everything),
             unjudged=len(everything) - len(readable),
             empty=sum(not one.answer.text for _, one in everything),
-            agreements=sum(one.accuracy == matches(one.answer.text, problem.label) for problem, one in readable),
+            agreements=sum(one.accuracy == RULES[rule](one.answer.text, problem) for problem, one in readable),
+            reasoning_judged=sum(one.reasoning is not None for _, one in everything),
+            reasoning_right=sum(one.reasoning or 0 for _, one in everything),
             **by_source,
             tokens=tokens,
             left_out=left_out,
         )
 
     @classmethod
-    def of_stored(cls, groups: Sequence[RolloutGroup]) -> Tally:
+    def of_stored(cls, groups: Sequence[RolloutGroup], rule: Rule) -> Tally:
         """The counts of rows that were made elsewhere."""
         scored = [answer for group in groups for answer in group.answers]
         return cls.of(
             [(group.problem, [answer.judged for answer in group.answers]) for group in groups],
+            rule,
             rows=len(groups),
             tokens=sum(len(one.teacher.left_out) for one in scored),
             left_out=float(sum(one.teacher.left_out.sum() for one in scored)),
@@ -97,6 +109,7 @@ class Tally:
             set_aside=dict(set_aside),
             judge_rule_agreements=self.agreements,
             accuracy_by_source=self._rates(),
+            reasoning=self.reasoning_right / self.reasoning_judged if self.reasoning_judged else None,
             left_out=self.left_out / self.tokens if self.tokens else 0.0,
         )
 

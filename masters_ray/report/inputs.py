@@ -61,8 +61,12 @@ class Summary:
     after: Accuracy
     marked_by: str
     """Who said which held-out answers are right: judge or rule."""
+    judges: dict[str, str]
+    """Source of answers → who judged them: student, teacher or rule."""
+    rule: str
+    """exact, relaxed or choice."""
     agreement_with_rule: float
-    """Fraction of the judged answers on which judge and exact rule say the same."""
+    """Fraction of the judged answers on which judge and rule say the same."""
     judged: int
     unjudged: int
     stages: tuple[StageOutcome, ...]
@@ -134,6 +138,8 @@ def read_summary(file: Path) -> Summary:
         before=_accuracy(accuracy["student_before"]),
         after=_accuracy(accuracy["student_after"]),
         marked_by=top["evaluation"]["marked_by"].text(),
+        judges={source: judge[f"of_{source}"].text() for source in ("teacher", "student")},
+        rule=judge["rule"].text(),
         agreement_with_rule=judge["agreement_with_rule"].number(),
         judged=judge["judged"].whole(),
         unjudged=judge["unjudged"].whole(),
@@ -203,6 +209,7 @@ def _stage(node: Value) -> StageOutcome:
         set_aside={kind: count.whole() for kind, count in node["set_aside"].items()},
         judge_rule_agreements=node["judge_rule_agreements"].whole(),
         accuracy_by_source={source: rate.number() for source, rate in node["accuracy_by_source"].items()},
+        reasoning=node["reasoning"].number(),
         left_out=node["left_out"].number(),
     )
 

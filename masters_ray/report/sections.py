@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from masters_ray.evaluate import Accuracy
 from masters_ray.records import StageOutcome
@@ -30,7 +30,18 @@ _MUCH_LEFT_OUT = 0.05
 """From this mean left-out mass on the reader is warned that the JSD is a loose bound."""
 
 
-_RIGHT = {"rule": "it says the same as the label", "judge": "the judge says so"}
+_RIGHT = {"rule": "the rule says so (see below)", "judge": "the judge says so"}
+_JUDGES = {
+    "student": "a judge, the student model as it was at the start, which reads question, label and answer but sees no "
+    "picture",
+    "teacher": "a judge, the teacher model without a mask, which reads question, label and answer but sees no picture",
+    "rule": "the rule",
+}
+_RULES = {
+    "exact": "The rule compares the answer’s words with the label.",
+    "relaxed": "The rule compares the answer’s words with the label; numbers may be off by 5 %.",
+    "choice": "The rule looks for the letter or the text of the right choice.",
+}
 
 
 def headline(summary: Summary) -> str:
@@ -206,11 +217,10 @@ def judge(summary: Summary) -> str:
     """How far the judge can be trusted."""
     judged = f"{whole(summary.judged)} answers judged, {whole(summary.unjudged)} unjudged."
     if not math.isfinite(summary.agreement_with_rule):
-        agreement = "How often the judge agrees with the exact rule was not measured."
+        agreement = "How often the judge agrees with the rule was not measured."
     else:
         agreement = (
-            f"The judge and the exact rule say the same on <b>{percent(summary.agreement_with_rule, 2)}</b> of the "
-            "judged answers."
+            f"Judge and rule say the same on <b>{percent(summary.agreement_with_rule, 2)}</b> of the judged answers."
         )
     rows = []
     for stage in summary.stages:
@@ -220,11 +230,26 @@ def judge(summary: Summary) -> str:
     head = ("stage", "answers judged", "same as the rule", "share")
     by_stage = f'<div class="slim">{table(head, rows, numbers=range(4))}</div>' if rows else ""
     return (
-        "<p>R_acc comes from a judge, the student model as it was at the start, which reads question, label and "
-        "answer but sees no picture. The exact rule compares the answer’s words with the label: a good check where "
-        "labels are single words, too strict where a right answer can be put in many ways.</p>"
-        f"<p>{agreement} {judged}</p>{by_stage}"
+        f"<p>{_who_judges(summary.judges)} {_RULES.get(summary.rule, '')} Such a rule is a good check where labels are "
+        "single words, and too strict where a right answer can be put in many ways.</p>"
+        f"<p>{agreement} {judged}</p>{_reasoning(summary)}{by_stage}"
     )
+
+
+def _who_judges(judges: Mapping[str, str]) -> str:
+    of_teacher, of_student = (_JUDGES.get(judges[source], escape(judges[source])) for source in ("teacher", "student"))
+    if of_teacher == of_student:
+        return f"R_acc comes from {of_teacher}."
+    return f"R_acc of the teacher’s answers comes from {of_teacher}, that of the student’s from {of_student}."
+
+
+def _reasoning(summary: Summary) -> str:
+    """Mean R_rea of each stage, if anybody was asked."""
+    asked = [stage for stage in summary.stages if stage.reasoning is not None and math.isfinite(stage.reasoning)]
+    if not asked:
+        return ""
+    told = ", ".join(f"{percent(stage.reasoning or 0.0, 1)} in stage {stage.stage}" for stage in asked)
+    return f"<p>Answers whose reasoning supports them, by the same judges: {told}.</p>"
 
 
 def run_facts(summary: Summary) -> str:

@@ -7,6 +7,7 @@ from masters_ray.store.ragged import Ragged
 from masters_ray.store.rows import (
     SCHEMA,
     Row,
+    answer_tokens,
     groups,
     left_out,
     reference_logprobs,
@@ -41,6 +42,7 @@ __all__ = [
     "Row",
     "Where",
     "Writer",
+    "answer_tokens",
     "as_key",
     "check_digests",
     "groups",

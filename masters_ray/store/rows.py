@@ -40,6 +40,7 @@ _ANSWER = pa.struct(
         _field("token_ids", _list(pa.int32())),
         _field("accuracy", pa.int8()),
         _field("verdict", pa.string()),
+        _field("reasoning", pa.int8()),  # −1: nobody was asked
         # The teacher's top k at each token, as codec.encode makes them; tokens × k, token by token.
         _field("top_gaps", _list(pa.uint32())),
         _field("top_roots", _list(pa.uint16())),
@@ -47,6 +48,8 @@ _ANSWER = pa.struct(
         _field("reference_logprobs", _list(pa.float32())),
     ]
 )
+_PLAIN = ("source", "text", "accuracy", "verdict", "reasoning")
+_NOT_ASKED = -1
 # One of the two: by reference, or the encoded bytes.
 _PICTURE = pa.struct([pa.field("path", pa.string()), pa.field("data", pa.binary())])
 SCHEMA = pa.schema(
@@ -192,11 +195,17 @@ def sequence_tokens(table: pa.Table) -> list[int]:
     return (per_row + table["prompt_tokens"].to_numpy()).tolist()
 
 
+def answer_tokens(table: pa.Table) -> int:
+    """Tokens of all answers of all rows."""
+    token_ids = table["answers"].combine_chunks().flatten().field("token_ids")
+    return pc.sum(pc.list_value_length(token_ids)).as_py() or 0
+
+
 def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
     everything, reference = scores(answers), _numbers(answers, "reference_logprobs")
     texts = answers.flatten()
     names = [field.name for field in answers.type]
-    plain = {name: texts[names.index(name)].to_pylist() for name in ("source", "text", "accuracy", "verdict")}
+    plain = {name: texts[names.index(name)].to_pylist() for name in _PLAIN}
     token_ids = texts[names.index("token_ids")].to_pylist()
     found, start = [], 0
     for index, ids in enumerate(token_ids):
@@ -207,6 +216,7 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
                     answer=Answer(source=plain["source"][index], text=plain["text"][index], token_ids=tuple(ids)),
                     accuracy=plain["accuracy"][index],
                     verdict=plain["verdict"][index],
+                    reasoning=None if plain["reasoning"][index] == _NOT_ASKED else plain["reasoning"][index],
                 ),
                 teacher=TokenScores(
                     top_ids=everything.top_ids[part],
@@ -270,6 +280,7 @@ def _answers(judged: Sequence[JudgedAnswer], lengths: np.ndarray, numbers: Mappi
         "text": [one.answer.text for one in judged],
         "accuracy": [one.accuracy for one in judged],
         "verdict": [one.verdict for one in judged],
+        "reasoning": [_NOT_ASKED if one.reasoning is None else one.reasoning for one in judged],
     }
 
     def array(field: pa.Field) -> pa.Array:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
-from masters_ray import prompts
+from masters_ray import marking, prompts
 from masters_ray.records import Problem
 from masters_ray.toy.examples import QuestionPrompts, Triple, evaluation_pair, make_batch, parsing_pair
 from masters_ray.toy.forward import Features, picture_hidden
@@ -59,7 +59,7 @@ def question_accuracy(
             model, questions.tokenizer, texts, ANSWER_TOKENS, to_patches(pixels[at : at + chunk]), grid(len(part))
         )
         for problem, answer in zip(part, answers, strict=True):
-            counts[problem.kind].append(prompts.matches(answer, problem.label))
+            counts[problem.kind].append(marking.matches(answer, problem.label))
     return {kind: (sum(right), len(right)) for kind, right in counts.items()}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from masters_ray import easy_vqa, prompts
+from masters_ray import easy_vqa, marking, prompts
 from masters_ray.prompts import Message
 from masters_ray.records import Picture, Problem
 
@@ -95,12 +95,12 @@ class Triple:
     @property
     def verdict(self) -> int:
         """1 when the exact rule calls the answer right, else 0."""
-        return int(prompts.matches(self.answer, self.label))
+        return int(marking.matches(self.answer, self.label))
 
     @property
     def evaluation(self) -> str:
         """The explanation and verdict a judge of the pair learns to give: copying first is what makes it learnable."""
-        copied = " ".join(prompts.normalise(self.answer).split()[:COPIED_WORDS]) or "nothing"
+        copied = " ".join(marking.normalise(self.answer).split()[:COPIED_WORDS]) or "nothing"
         return f"Ground truth: {self.label}. Generated: {copied}. <answer>{self.verdict}</answer>"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from masters_ray import store, weights
-from masters_ray.config import Learner
+from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
@@ -90,7 +90,7 @@ def job(root: Path, **settings: Any) -> LearnerJob:
     return LearnerJob(
         checkpoint=str(PAIR / "student"),
         settings=Learner(**usual | {"learning_rate": RATE} | settings),
-        alpha=1.0,
+        reward=Reward(),
         seed=0,
         stages=(StagePlan(stage=0, ratio=0.2, rows=STAGES[0]), StagePlan(stage=1, ratio=0.0, rows=STAGES[1])),
         export_to=root / "student",

@@ -1,6 +1,8 @@
 import pytest
 
-from masters_ray.evaluate import accuracy, by_rule, mark, wilson
+from masters_ray.evaluate import Marked, accuracy, mark, wilson
+from masters_ray.marking import exact
+from masters_ray.records import Problem
 from tests.builders import problem
 
 
@@ -15,10 +17,14 @@ def test_a_rate_of_nothing_is_refused() -> None:
         wilson(0, 0)
 
 
+def marked(problems: list[Problem], answers: list[str]) -> list[Marked]:
+    return mark(problems, answers, [exact(text, problem) for text, problem in zip(answers, problems, strict=True)])
+
+
 def test_the_balanced_mean_is_not_swayed_by_how_often_a_kind_is_asked() -> None:
     problems = [problem(id=str(i), kind="a") for i in range(90)] + [problem(id=f"b{i}", kind="b") for i in range(10)]
     answers = ["red"] * 90 + ["blue"] * 10
-    measured = accuracy(mark(problems, answers, by_rule(problems, answers)))
+    measured = accuracy(marked(problems, answers))
     assert measured.value == 0.5
     assert measured.n == 100
     assert (measured.by_kind["a"].value, measured.by_kind["b"].value) == (1.0, 0.0)
@@ -29,7 +35,7 @@ def test_more_questions_narrow_the_interval() -> None:
     def width(n: int) -> float:
         problems = [problem(id=str(i)) for i in range(n)]
         answers = ["red" if i % 2 else "no" for i in range(n)]
-        measured = accuracy(mark(problems, answers, by_rule(problems, answers)))
+        measured = accuracy(marked(problems, answers))
         return measured.high - measured.low
 
     assert width(400) == pytest.approx(2 * 1.96 * (0.25 / 404) ** 0.5, rel=1e-3)

@@ -4,7 +4,16 @@ from typing import Any
 import pytest
 import torch
 
-from masters_ray.grpo import advantages, answer_means, group_terms, k3, policy_objective
+from masters_ray.grpo import (
+    Objective,
+    OldPolicy,
+    advantages,
+    answer_means,
+    clipped_objective,
+    group_terms,
+    is_clipped,
+    kl_estimates,
+)
 from masters_ray.rewards import distillation_rewards
 
 
@@ -40,15 +49,27 @@ def test_adding_a_constant_to_all_rewards_changes_no_advantage() -> None:
 
 def test_k3_is_zero_at_the_reference_and_positive_elsewhere() -> None:
     new, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.5])
-    assert k3(new, reference).tolist() == pytest.approx([0.0, math.exp(0.5) - 0.5 - 1])
+    assert kl_estimates("k3", new, reference).tolist() == pytest.approx([0.0, math.exp(0.5) - 0.5 - 1])
+    assert kl_estimates("k1", new, reference).tolist() == pytest.approx([0.0, -0.5])
+    assert kl_estimates("k2", new, reference).tolist() == pytest.approx([0.0, 0.125])
+
+
+def test_the_estimates_agree_on_average_as_far_as_they_are_unbiased() -> None:
+    """Over all tokens of a vocabulary, weighed by the new policy: k1 and k3 give KL(new ‖ reference) itself."""
+    new = torch.log_softmax(torch.tensor([0.3, -1.0, 2.0, 0.1]), -1)
+    reference = torch.log_softmax(torch.tensor([0.1, -0.7, 1.5, 0.6]), -1)
+    exact = float((new.exp() * (new - reference)).sum())
+    for estimator in ("k1", "k3"):
+        mean = float((new.exp() * kl_estimates(estimator, new, reference)).sum())
+        assert mean == pytest.approx(exact, rel=1e-4)
 
 
 def test_the_objective_is_clipped_on_the_side_that_would_gain() -> None:
-    old = torch.zeros(4)
-    new = torch.tensor([1.5, 1.5, 0.5, 0.5]).log()
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
     # gain is capped at 1.2 and 0.8; a loss is never softened
-    assert policy_objective(new, old, advantage, 0.2).tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
+    assert clipped_objective(ratio, advantage, 0.2).tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
+    assert is_clipped(ratio, advantage, 0.2).tolist() == [True, False, False, True]
 
 
 def test_answer_means_weigh_answers_and_not_tokens() -> None:
@@ -70,22 +91,53 @@ def test_the_loss_of_a_group_by_hand() -> None:
         "token_jsd": torch.tensor([0.2, 0.4, 0.1]),
         "answer_of": torch.tensor([0, 0, 1]),
         "accuracy": torch.tensor([1.0, 0.0]),
-        "kl_beta": 0.1,
-        "clip_epsilon": 0.2,
-        "jsd_weight": 1.0,
+        "reasoning": torch.tensor([0.0, 1.0]),
+        "tokens_per_group": 1.5,
     }
-    flat = group_terms(alpha=1.0, **arguments)
+    flat = group_terms(Objective(), **arguments)
     kl = (math.exp(0.5) - 1.5) / 2
     assert flat.distillation.tolist() == pytest.approx([0.0, 1.0])
     assert flat.advantages.tolist() == [0.0, 0.0]
     assert flat.loss.item() == pytest.approx(0.1 * kl + 0.2)
 
-    sharp = group_terms(alpha=0.0, **arguments)
+    sharp = group_terms(Objective(alpha=0.0), **arguments)
     assert sharp.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
     sharp.loss.backward()
     # d/dnew of -mean_j mean_t ratio·A: -1/4, -1/4, +1/2; of beta·KL on the last token: 0.1/2·(1 - e^0.5)
     assert new.grad is not None
     assert new.grad.tolist() == pytest.approx([-0.25, -0.25, 0.5 + 0.05 * (1 - math.exp(0.5))], abs=1e-5)
+
+    # the reasoning reward evens the accuracy out; without the policy's loss only the divergence is left
+    assert group_terms(Objective(alpha=0.0, rho=1.0), **arguments).advantages.tolist() == [0.0, 0.0]
+    assert group_terms(Objective(policy_weight=0.0), **arguments).loss.item() == pytest.approx(0.2)
+    assert group_terms(Objective(policy_weight=0.0, jsd_weight=0.5), **arguments).loss.item() == pytest.approx(0.1)
+    # every token alike: sums over the group's tokens, over 1.5 tokens per group of the step
+    by_token = group_terms(Objective(aggregation="token"), **arguments)
+    assert by_token.jsd.item() == pytest.approx(0.7 / 1.5)
+    assert by_token.kl.item() == pytest.approx((math.exp(0.5) - 1.5) / 1.5)
+    assert by_token.divergences.tolist() == pytest.approx([0.3, 0.1])
+
+
+def test_a_later_update_is_clipped_against_the_first_with_its_advantages() -> None:
+    """One token per answer; the first update found log-probabilities 0 and advantages ±1. Now the ratios are 1.5 and
+    0.9: the first is cut at 1.2 and has no gradient, the second counts as it is."""
+    new = torch.tensor([1.5, 0.9]).log().requires_grad_()
+    terms = group_terms(
+        Objective(kl_beta=0.0, jsd_weight=0.0),
+        new_logprobs=new,
+        reference_logprobs=torch.zeros(2),
+        token_jsd=torch.tensor([0.1, 0.2]),
+        answer_of=torch.tensor([0, 1]),
+        accuracy=torch.tensor([0.0, 0.0]),
+        reasoning=torch.zeros(2),
+        tokens_per_group=2.0,
+        old=OldPolicy(logprobs=torch.zeros(2), advantages=torch.tensor([1.0, -1.0])),
+    )
+    assert terms.policy_loss.item() == pytest.approx(-(1.2 - 0.9) / 2)
+    assert terms.clipped.item() == 0.5
+    terms.loss.backward()
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([0.0, 0.45])  # d/dnew of 0.9 / 2
 
 
 def test_permuting_a_group_permutes_its_advantages() -> None:

@@ -24,7 +24,7 @@ class Parrot:
 
 def judge(model: Parrot, *answers: str) -> list[Verdict]:
     """Verdicts of answers to one question."""
-    return Judge(model, 10).judge([problem()], [answers])[0]  # type: ignore[arg-type]
+    return Judge(model, 10).judge([problem()], [answers], False)[0]  # type: ignore[arg-type]
 
 
 def test_a_readable_first_call_is_enough() -> None:
@@ -51,3 +51,15 @@ def test_equal_cases_are_judged_once() -> None:
     model = Parrot({"red": "<answer>1</answer>"})
     assert len(judge(model, *["red"] * 5)) == 5
     assert len(model.asked) == 1
+
+
+def test_the_reasoning_is_asked_after_apart_and_without_the_label() -> None:
+    model = Parrot(
+        {
+            "<ground truth>\nred\n</ground truth>\n<generated text>\nIt glows, so red": "<answer>1</answer>",
+            "<question>\nwhat color is the shape?\n</question>\n<generated text>\nIt glows": "Yes. <answer>0</answer>",
+        }
+    )
+    [[verdict]] = Judge(model, 10).judge([problem()], [["It glows, so red"]], True)  # type: ignore[arg-type]
+    assert (verdict.accuracy, verdict.reasoning, verdict.text) == (1, 0, "<answer>1</answer>")
+    assert len(model.asked) == 2

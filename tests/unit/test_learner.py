@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from masters_ray.config import Learner
+from masters_ray.config import Learner, Reward
 from masters_ray.errors import LearnerError
 from masters_ray.learner.job import Board, LearnerJob, Pinned, StagePlan
 from masters_ray.learner.loop import compared_with_engine, learning_rate
@@ -12,7 +12,7 @@ def test_steps_never_cross_a_stage() -> None:
     job = LearnerJob(
         checkpoint="c",
         settings=Learner(groups_per_step=64),
-        alpha=1.0,
+        reward=Reward(),
         seed=0,
         stages=(StagePlan(stage=0, ratio=0.2, rows=100), StagePlan(stage=1, ratio=0.0, rows=64)),
         export_to=Path("x"),

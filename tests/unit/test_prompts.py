@@ -87,31 +87,6 @@ def test_parse_score(text: str, score: int | None) -> None:
     assert prompts.parse_score(text) == score
 
 
-@pytest.mark.parametrize(
-    ("answer", "label", "same"),
-    [
-        ("red", "red", True),
-        (" Red.\n", "red", True),
-        ("the red", "red", True),
-        ("A circle!", "circle", True),
-        ("top   left", "Top left", True),
-        ('"top left"', "top left", True),
-        ("a", "A", True),
-        ("blue", "red", False),
-        ("red red", "red", False),
-        ("red circle", "red", False),
-        ("topleft", "top left", False),
-        ("left", "top left", False),
-        ("", "red", False),
-        (" . ", "red", False),
-        ("", "", False),
-        ("1.5", "15", False),
-    ],
-)
-def test_matches(answer: str, label: str, same: bool) -> None:
-    assert prompts.matches(answer, label) is same
-
-
 def test_question_messages_hold_every_picture_and_the_choices() -> None:
     picture = Picture(data=b"")
     plain = Problem(id="1", question="which?", label="a", pictures=(picture,))

@@ -102,6 +102,7 @@ def summary() -> dict[str, Any]:
             "empty": 2,
             "set_aside": {"picture": 1, "engine": 2} if stage else {},
             "judge_rule_agreements": 2550 - stage,
+            "reasoning": None,
             "accuracy_by_source": {"teacher": 0.88 + 0.02 * stage, "student": 0.62},
             "left_out": 0.00031,
         }
@@ -120,7 +121,14 @@ def summary() -> dict[str, Any]:
             "student_after": after,
         },
         "evaluation": {"marked_by": "rule"},
-        "judge": {"agreement_with_rule": 0.99609, "judged": 12790, "unjudged": 10},
+        "judge": {
+            "of_teacher": "student",
+            "of_student": "student",
+            "rule": "exact",
+            "agreement_with_rule": 0.99609,
+            "judged": 12790,
+            "unjudged": 10,
+        },
         "stages": stages,
         "learner": {
             "steps": 50,
@@ -174,6 +182,7 @@ def metrics(steps: int = 50) -> list[dict[str, Any]]:
                 "distillation_reward": 0.55 + chance.gauss(0, 0.03),
                 "advantage_spread": 0.9,
                 "flat_groups": 0.05,
+                "clipped": 0.0,
                 "gradient_norm": abs(chance.gauss(1.2, 0.4)) + 0.1,
                 "learning_rate": 1e-6,
                 "groups": 32,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from masters_ray import store
 from masters_ray.actors.judge import Verdict
-from masters_ray.config import Rollout
+from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Recipe, sampling_seed
@@ -44,8 +45,20 @@ def recipe(stage: int = 0, ratio: float = 0.2, **rollout: Any) -> Recipe:
     settings = Rollout(**(SMALL | rollout))
     made_with = {"top_k": 2}
     return Recipe(
-        stage=Stage(index=stage, ratio=ratio), rollout=settings, seed=0, student_digest="s", made_with=made_with
+        stage=Stage(index=stage, ratio=ratio),
+        rollout=settings,
+        judge=Judge(),
+        seed=0,
+        student_digest="s",
+        made_with=made_with,
     )
+
+
+def wait_for_what_runs_on() -> None:
+    """A stage that stops early does not wait for its other batches; in the program the process ends."""
+    for thread in threading.enumerate():
+        if "ThreadPoolExecutor" in thread.name:
+            thread.join()
 
 
 def roll_out(folder: Path, replicas: FakeReplicas, problems: Problems = PROBLEMS, **rollout: Any) -> list[Any]:
@@ -125,7 +138,7 @@ def test_a_question_with_fewer_than_two_readable_answers_is_set_aside(tmp_path: 
 
 def test_an_error_of_a_replica_ends_the_stage_without_a_manifest(tmp_path: Path) -> None:
     class Broken(FakePool):
-        def judge(self, problems: list[Any], answers: list[list[str]]) -> list[list[Verdict]]:
+        def judge(self, problems: list[Any], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
             raise ReplicaError("judge.judge: its process died")
 
     with pytest.raises(ReplicaError, match="its process died"):
@@ -303,8 +316,10 @@ def test_a_stage_stops_when_too_many_questions_are_set_aside_and_goes_on_when_mo
     replicas.pools["teacher"].refuses = {"1", "2"}
     with pytest.raises(DataError, match=r"2 of 5 questions were set aside(.|\n)*engine, 2 times. 1: (.|\n)*too long"):
         roll_out(tmp_path, replicas, max_set_aside_share=0.3)
+    wait_for_what_runs_on()
     with pytest.raises(DataError, match="2 of 5 questions were set aside"):
         roll_out(tmp_path, replicas, max_set_aside_share=0.3)
+    wait_for_what_runs_on()
     roll_out(tmp_path, replicas, max_set_aside_share=0.4)
     manifest = store.read_manifest(tmp_path)
     assert manifest is not None
@@ -315,4 +330,46 @@ def test_a_stage_stops_when_too_many_answers_cannot_be_judged(tmp_path: Path) ->
     replicas = FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": None}))
     with pytest.raises(DataError, match="10 of 20 answers could not be judged; rollout.max_unjudged_share allows 0.4"):
         roll_out(tmp_path, replicas, max_unjudged_share=0.4)
+    wait_for_what_runs_on()
     assert roll_out(tmp_path, replicas, max_unjudged_share=0.5) == []
+
+
+def test_each_source_has_its_own_judge_and_the_same_case_is_judged_once(tmp_path: Path) -> None:
+    judge, teacher = FakePool("judge", {"red": 1, "blue": 0}), FakePool("teacher_judge", {"red": 0, "blue": 1})
+    replicas = FakeReplicas(judge=judge, teacher_judge=teacher)
+    by = Judge(of_teacher="teacher", of_student="student")
+    rollouts.roll_out(dataclasses.replace(recipe(), judge=by), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
+    rows = list(store.read(tmp_path))
+    assert [one.judged.accuracy for one in rows[0].answers] == [0, 1, 1, 0]
+    for pool in (judge, teacher):
+        assert len(pool.judged) < 5 * 2, "all five questions and their labels are the same"
+
+
+def test_a_rule_judges_without_replicas(tmp_path: Path) -> None:
+    replicas = FakeReplicas()
+    del replicas.pools["judge"]
+    by_rule = Judge(of_teacher="rule", of_student="rule")
+    rollouts.roll_out(dataclasses.replace(recipe(), judge=by_rule), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
+    rows = list(store.read(tmp_path))
+    assert [one.judged.accuracy for one in rows[0].answers] == [1, 0, 1, 0]
+    assert rows[0].answers[0].judged.verdict == "by rule (exact)"
+
+
+def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp_path: Path) -> None:
+    with_reasoning = dataclasses.replace(recipe(), judge=Judge(reasoning=True))
+    rollouts.roll_out(with_reasoning, PROBLEMS, range(5), FakeReplicas(), tmp_path / "a")  # type: ignore[arg-type]
+    rows = list(store.read(tmp_path / "a"))
+    assert [one.judged.reasoning for one in rows[0].answers] == [1, 0, 1, 0]
+    manifest = store.read_manifest(tmp_path / "a")
+    assert manifest is not None
+    assert manifest.made_by["reasoning"] == 0.5
+    roll_out(tmp_path / "b", FakeReplicas())
+    assert [one.judged.reasoning for one in next(iter(store.read(tmp_path / "b"))).answers] == [None] * 4
+
+    class Vague(FakePool):
+        def judge(self, problems: list[Any], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
+            told = super().judge(problems, answers, reasoning)
+            return [[dataclasses.replace(one, reasoning=one.reasoning or None) for one in group] for group in told]
+
+    rollouts.roll_out(with_reasoning, PROBLEMS, range(5), FakeReplicas(judge=Vague("judge")), tmp_path / "c")  # type: ignore[arg-type]
+    assert [[one.judged.answer.text for one in row.answers] for row in store.read(tmp_path / "c")] == [["red"] * 2] * 5

@@ -65,9 +65,9 @@ def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(
 def test_held_out_answers_are_marked_by_rule_or_judge_in_their_order() -> None:
     problems = [problem(id=str(number)) for number in range(300)]
     student = FakePool("student")
-    by_rule = stages.evaluate(student, None, problems, 8, "t")  # type: ignore[arg-type]
+    by_rule = stages.evaluate(student, None, "exact", problems, 8, "t")  # type: ignore[arg-type]
     harsh = FakePool("judge", {"red": 0, "blue": None})
-    by_judge = stages.evaluate(student, harsh, problems, 8, "t")  # type: ignore[arg-type]
+    by_judge = stages.evaluate(student, harsh, "exact", problems, 8, "t")  # type: ignore[arg-type]
     assert [one.id for one in by_rule] == [str(number) for number in range(300)]
     assert [one.correct for one in by_rule] == [bool(number % 2) for number in range(300)]
     assert not any(one.correct for one in by_judge)

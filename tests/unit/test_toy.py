@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from masters_ray import easy_vqa, prompts
+from masters_ray import easy_vqa, marking, prompts
 from masters_ray.errors import CheckpointError
 from masters_ray.toy import PAIR, build, examples, manifest, models, pictures
 from masters_ray.toy.evaluate import complete
@@ -110,7 +110,7 @@ def test_shipped_models_answer(name: str, few: pictures.Pictures) -> None:
         pictures.to_patches(few.pixels[rows]),
         pictures.grid(len(rows)),
     )
-    right = [prompts.matches(answer, problem.label) for answer, problem in zip(answers, problems, strict=True)]
+    right = [marking.matches(answer, problem.label) for answer, problem in zip(answers, problems, strict=True)]
     assert np.mean(right) >= (0.9 if name == "teacher" else 0.4)
 
 

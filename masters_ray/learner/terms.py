@@ -1,0 +1,64 @@
+"""The loss of every group of a micro-batch, as the configuration weighs its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from masters_ray.config import Learner, Reward
+from masters_ray.grpo import GroupTerms, Objective, OldPolicy, group_terms
+from masters_ray.packing import PackedBatch
+
+
+def objective(settings: Learner, reward: Reward) -> Objective:
+    """The same weights as ``grpo`` takes them."""
+    return Objective(
+        alpha=reward.alpha,
+        rho=reward.rho,
+        policy_weight=settings.policy_weight,
+        jsd_weight=settings.jsd_weight,
+        kl_beta=settings.kl_beta,
+        kl_estimator=settings.kl_estimator,
+        clip_epsilon=settings.clip_epsilon,
+        aggregation=settings.aggregation,
+    )
+
+
+def batch_terms(
+    weights: Objective,
+    batch: PackedBatch,
+    new_logprobs: Tensor,
+    divergences: Tensor,
+    tokens_per_group: float,
+    old: Sequence[OldPolicy] | None,
+) -> list[GroupTerms]:
+    """``grpo.group_terms`` of each group. new_logprobs, divergences: [answer tokens of the batch]; old: of each group,
+    from the first update on this batch."""
+    found = []
+    for group in range(len(batch.layout.spans)):
+        answers = batch.group_of == group
+        tokens = answers[batch.answer_of]
+        found.append(
+            group_terms(
+                weights,
+                new_logprobs=new_logprobs[tokens],
+                reference_logprobs=batch.reference_logprobs[tokens],
+                token_jsd=divergences[tokens],
+                answer_of=batch.answer_of[tokens] - batch.answer_of[tokens].min(),
+                accuracy=batch.accuracy[answers],
+                reasoning=batch.reasoning[answers],
+                tokens_per_group=tokens_per_group,
+                old=old[group] if old else None,
+            )
+        )
+    return found
+
+
+def as_old(batch: PackedBatch, new_logprobs: Tensor, terms: Sequence[GroupTerms]) -> list[OldPolicy]:
+    """What later updates on the batch are compared with: the policy and the advantages of this one."""
+    group_of_token = batch.group_of[batch.answer_of]
+    return [
+        OldPolicy(logprobs=new_logprobs.detach()[group_of_token == group], advantages=one.advantages)
+        for group, one in enumerate(terms)
+    ]
