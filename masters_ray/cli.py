@@ -77,7 +77,7 @@ def _configured(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from masters_ray import cluster, report, validation
-    from masters_ray.pipeline import offline
+    from masters_ray.pipeline import driver
     from masters_ray.pipeline.directory import RunDirectory
 
     config = validation.load(arguments.config, arguments.overrides)
@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     with directory.locked(), cluster.connected(config.cluster):
         validation.check_cluster(config)
-        written = offline.run(config, directory, arguments.config)
+        written = driver.run(config, directory, arguments.config)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
     return 0
@@ -96,14 +96,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from masters_ray import cluster, validation
-    from masters_ray.pipeline import offline
+    from masters_ray.pipeline import driver
     from masters_ray.pipeline.directory import RunDirectory
 
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     with directory.locked(), cluster.connected(config.cluster):
         validation.check_cluster(config)
-        for folder in offline.generate(config, directory, arguments.config):
+        for folder in driver.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")
     return 0
 

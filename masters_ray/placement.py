@@ -46,10 +46,10 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
     """
     student, judge, learner = config.student, config.judge, config.learner
     judges = judge.replicas if "student" in config.judges else 0
-    together = max(student.replicas, judges) if judge.share_process else student.replicas + judges
-    teachers, counted_by = config.teacher.replicas, "teacher.replicas"
-    if "teacher" in config.judges:
-        teachers, counted_by = teachers + judge.replicas, "teacher.replicas with judge.replicas"
+    if config.rollout.student_refresh == "stage":
+        together = student.replicas + judge.replicas
+    else:
+        together = max(student.replicas, judges) if judge.share_process else student.replicas + judges
     measuring = student.replicas + (judge.replicas if config.evaluation.marked_by == "judge" else 0)
     students = "student.replicas with judge.replicas"
     workers = Kind(
@@ -61,11 +61,13 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
         gpus_by="learner.gpus",
         on_one_node="a worker lies on one node",
     )
-    phases = {
-        "making rollouts": [
-            _replicas("teacher", config.teacher, teachers, counted_by),
-            _replicas("student", student, together, students),
-        ],
+    making = {
+        f"making rollouts{with_teacher}": [_teachers(config, number), _replicas("student", student, together, students)]
+        for number, with_teacher in enumerate(
+            ["", *(f" with growth[{number}].teacher" for number in range(len(config.growth)))]
+        )
+    }
+    phases = making | {
         "measuring the trained student": [_replicas("student", student, measuring, students)],
         "the learner": [workers],
     }
@@ -78,6 +80,15 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
         for complaint in told or crowded(doing, kinds, nodes):
             found.setdefault(complaint.where, complaint)
     return list(found.values())
+
+
+def _teachers(config: Config, number: int) -> Kind:
+    """The replicas of one of the run's teachers, with those that judge."""
+    name = "teacher" if number == 0 else f"growth[{number - 1}].teacher"
+    teacher, counted_by = config.of_teacher(number).teacher, f"{name}.replicas"
+    if "teacher" in config.judges:
+        return _replicas(name, teacher, teacher.replicas + config.judge.replicas, f"{counted_by} with judge.replicas")
+    return _replicas(name, teacher, teacher.replicas, counted_by)
 
 
 def too_large(kind: Kind, nodes: Nodes) -> list[Complaint]:

@@ -76,7 +76,12 @@ def _stores(config: Config) -> list[Complaint]:
 def _checkpoints(config: Config) -> list[Complaint]:
     complaints: list[Complaint] = []
     folders: dict[str, Path] = {}
-    for name, checkpoint in (("teacher", config.teacher.checkpoint), ("student", config.student.checkpoint)):
+    teachers = {"teacher": config.teacher}
+    teachers |= {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}
+    for name, checkpoint in {
+        **{name: teacher.checkpoint for name, teacher in teachers.items()},
+        "student": config.student.checkpoint,
+    }.items():
         key = f"{name}.checkpoint"
         try:
             folder = weights.locate_locally(checkpoint)
@@ -105,11 +110,13 @@ def _checkpoints(config: Config) -> list[Complaint]:
             )
         else:
             folders[name] = folder
-    if "student" in folders:
-        complaints += _one_matrix(config, folders["student"])
-    if len(folders) == 2:
-        complaints += _tokenizers(folders["teacher"], folders["student"])
-        complaints += _top_k(config, folders["teacher"])
+    if "student" not in folders:
+        return complaints
+    complaints += _one_matrix(config, folders["student"])
+    for name, teacher in teachers.items():
+        if name in folders:
+            complaints += _tokenizers(folders[name], folders["student"])
+            complaints += _top_k(f"{name}.top_k", teacher.top_k, folders[name])
     return complaints
 
 
@@ -144,16 +151,16 @@ def _one_matrix(config: Config, student: Path) -> list[Complaint]:
     ]
 
 
-def _top_k(config: Config, teacher: Path) -> list[Complaint]:
+def _top_k(key: str, top_k: int, teacher: Path) -> list[Complaint]:
     content = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
     vocabulary = content.get("vocab_size") or content.get("text_config", {}).get("vocab_size")
-    if vocabulary is None or config.teacher.top_k <= vocabulary:
+    if vocabulary is None or top_k <= vocabulary:
         return []
     return [
         Complaint(
-            where="teacher.top_k",
+            where=key,
             expected=f"at most the vocabulary's {vocabulary}",
-            found=str(config.teacher.top_k),
+            found=str(top_k),
             remedy="50 keeps nearly all of the mass.",
         )
     ]

@@ -19,8 +19,9 @@ from masters_ray.masks import MaskReport
 
 _SECONDS_TO_TELL = 1.0
 
-Role = Literal["teacher", "student", "judge", "teacher_judge"]
-"""A judge is the student as it was at the start, a teacher_judge the teacher without a mask."""
+Role = Literal["teacher", "student", "reference", "judge", "teacher_judge"]
+"""A judge is the student as it was at the start, and so is the reference policy, which scores answers when another
+student writes them; a teacher_judge is the teacher without a mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Host:
         players: dict[Role, Any] = {
             "teacher": Teacher(model, spec.top_k),
             "student": Student(model),
+            "reference": Student(model),
             "judge": Judge(model, spec.judge_max_tokens),
             "teacher_judge": Judge(model, spec.judge_max_tokens),
         }

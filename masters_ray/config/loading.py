@@ -167,6 +167,8 @@ def _type_in_words(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     if kind in names:
         return names[kind]
+    if dataclasses.is_dataclass(kind):
+        return "a mapping of " + ", ".join(entry.name for entry in dataclasses.fields(kind))
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is list:
         return f"a list, each {_type_in_words(arguments[0])}"

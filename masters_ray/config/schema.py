@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
@@ -153,6 +153,9 @@ class Sampling:
 class Rollout:
     teacher_answers: int = 4
     student_answers: int = 4
+    student_refresh: Literal["run", "stage"] = "run"
+    """Which student writes: the one before training (run), or the one at the start of each stage (stage), which learns
+    between the stages."""
     sampling: Sampling = field(default_factory=Sampling)
     batch_rows: int = 64
     """Questions that go through the engines together and are stored as one shard; what is repeated after a kill."""
@@ -174,13 +177,31 @@ class Rollout:
 
 
 @dataclass
+class ScheduledStage:
+    ratio: float = -1.0
+    """Fraction of every masked matrix that is zero; must be given."""
+    share: float | None = None
+    """Fraction of the iterations; default: every stage the same."""
+
+
+@dataclass
 class Schedule:
     """Mask ratio r falls from max_ratio by step to 0 in equal stages (METHOD 2)."""
 
     max_ratio: float = 0.2
     step: float = 0.05
+    stages: list[ScheduledStage] = field(default_factory=list)
+    """Ratios and shares one by one, in place of max_ratio and step."""
     stage_data: Literal["share", "all"] = "share"
     """share: the stages split the data, one pass in all; all: each stage sees the whole set."""
+
+
+@dataclass
+class Growth:
+    """A further teacher, which goes on where the one before it ended (teacher growth)."""
+
+    teacher: Teacher = field(default_factory=Teacher)
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 @dataclass
@@ -274,9 +295,23 @@ class Config:
     judge: Judge = field(default_factory=Judge)
     rollout: Rollout = field(default_factory=Rollout)
     schedule: Schedule = field(default_factory=Schedule)
+    growth: list[Growth] = field(default_factory=list)
+    """Larger teachers of the same family, each with its own schedule; the student is carried on."""
     reward: Reward = field(default_factory=Reward)
     learner: Learner = field(default_factory=Learner)
     evaluation: Evaluation = field(default_factory=Evaluation)
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Of each teacher."""
+        return [self.schedule, *(one.schedule for one in self.growth)]
+
+    def of_teacher(self, number: int) -> Config:
+        """The same configuration with teacher ``number`` (from 0) as its only one."""
+        if number == 0:
+            return replace(self, growth=[])
+        chosen = self.growth[number - 1]
+        return replace(self, teacher=chosen.teacher, schedule=chosen.schedule, growth=[])
 
     @property
     def judges(self) -> set[JudgedBy]:

@@ -142,6 +142,10 @@ class RunDirectory:
         """The trained student, a Hugging Face directory."""
         return self.root / "student"
 
+    def student_after(self, stage: int) -> Path:
+        """The student that has learned from all stages up to this one, where stages are learned one by one."""
+        return self.root / "students" / f"stage-{stage}"
+
     @property
     def adapters(self) -> Path:
         """The trained adapters alone (learner.lora), a peft directory."""
@@ -205,6 +209,10 @@ def _settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _settings(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
+            flat[f"{prefix}{key}"] = len(value)
+            for number, one in enumerate(value):
+                flat |= _settings(one, f"{prefix}{key}[{number}].")
         elif key not in _FREE:
             flat[f"{prefix}{key}"] = value
     flat.pop("run.dir", None)

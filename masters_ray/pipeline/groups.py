@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from masters_ray import data, store
+from masters_ray.actors.host import Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.actors.pool import Pool
@@ -81,6 +82,8 @@ class GroupMaker:
         self._recipe = recipe
         self._verdicts = Verdicts(recipe.judge, pools.pools)
         self._writers: dict[Source, Pool] = {"teacher": pools.pools["teacher"], "student": pools.pools["student"]}
+        self._reference: Role = "reference" if "reference" in pools.pools else "student"
+        self._scorers: dict[Role, Pool] = {role: pools.pools[role] for role in ("teacher", self._reference)}
         self._teacher_digest = teacher_digest
         self._earlier = earlier
 
@@ -95,8 +98,8 @@ class GroupMaker:
         self._write(work, shared)
         work.add_verdicts(self._verdicts.of(work.problems, shared, work.unjudged()))
         kept = work.readable()
-        for source, pool in self._writers.items():
-            known = work.known[source]
+        for role, pool in self._scorers.items():
+            known = work.known[role]
             wanted = {index: [one.answer.token_ids for one in kept[index]] for index in kept}
             missing = known.missing(wanted)
             if any(missing):
@@ -131,7 +134,7 @@ class GroupMaker:
 
     def _made(self, work: _Questions, kept: dict[int, list[JudgedAnswer]], rejected: dict[int, Rejected]) -> Made:
         wanted = {index: [one.answer.token_ids for one in answers] for index, answers in kept.items()}
-        top, reference = (known.take(wanted) for known in work.known.values())
+        top, reference = (work.known[role].take(wanted) for role in self._scorers)
         rows = [
             store.Row(
                 position=work.position(index),
@@ -172,7 +175,9 @@ class _Questions:
             "teacher": recipe.rollout.teacher_answers,
             "student": recipe.rollout.student_answers,
         }
-        self.known: dict[Source, Known] = {source: Known(len(asked)) for source in self.counts}
+        roles: tuple[Role, ...] = ("teacher", "student", "reference")
+        self.known = {role: Known(len(asked)) for role in roles}
+        """What each model said. The reference is the student itself unless other processes play it."""
         self._asked = asked
         self._recipe = recipe
         self._written: dict[Source, list[tuple[Answer, ...]]] = {source: [()] * len(asked) for source in self.counts}
@@ -267,9 +272,9 @@ class _Questions:
         return judged.accuracy is not None and (judged.reasoning is not None or not self._recipe.judge.reasoning)
 
     def _refused(self, index: int) -> Refused | None:
-        for source, known in self.known.items():
+        for role, known in self.known.items():
             if (one := known.refused.get(index)) is not None:
-                told = one.reason if one.kind == "picture" else f"the {source}'s engine refuses it: {one.reason}"
+                told = one.reason if one.kind == "picture" else f"the {role}'s engine refuses it: {one.reason}"
                 return Refused(reason=told, kind=one.kind)
         return None
 

@@ -64,9 +64,9 @@ class Journal:
         self.content["rejected"][str(stage)] = [dataclasses.asdict(one) for one in rejected]
         self._save()
 
-    def rejected(self, stages: Sequence[int]) -> list[Rejected]:
-        """Every row set aside in these stages, by this call or an earlier one."""
-        return [Rejected(**one) for stage in stages for one in self.content["rejected"].get(str(stage), [])]
+    def all_rejected(self) -> list[Rejected]:
+        """Every row set aside in a stage, by this call or an earlier one."""
+        return [Rejected(**one) for _, rows in sorted(self.content["rejected"].items()) for one in rows]
 
     def steps_done(self) -> int:
         """Optimizer steps recorded so far, skipped ones included."""

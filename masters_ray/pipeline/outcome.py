@@ -63,7 +63,9 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
             for name, loaded in (("train", train), ("held_out", held_out))
         },
         "models": {
-            "teacher": _model(config.teacher.checkpoint),
+            "teachers": [
+                _model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))
+            ],
             "student": _model(config.student.checkpoint),
         },
         "run": {

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masters_ray import data, weights
-from masters_ray.actors.host import HostSpec
+from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
-from masters_ray.config import Config, DataSource, Rule
+from masters_ray.config import Config, DataSource, Rule, Student, Teacher
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
 from masters_ray.marking import RULES
@@ -25,28 +25,36 @@ _EVALUATED_AT_A_TIME = 128
 """Held-out questions that a replica is handed at a time."""
 
 
-def deployments(config: Config, first_ratio: float) -> list[Deployment]:
-    """The processes that rollouts need: teachers; students and judges, together as far as conf shares them.
+def deployments(config: Config, first_ratio: float, writer: Path | None = None) -> list[Deployment]:
+    """The processes that rollouts need: teachers; students, judges and the reference policy, together as far as their
+    weights are the same and conf shares them.
 
-    Students that join later play the judge as well if the processes are shared at all.
+    writer: the student that writes, when it is not the one before training any more. Students that join later play the
+    judge as well if the processes are shared at all.
     """
-    teacher, student, judge = config.teacher, config.student, config.judge
-    restarts = config.rollout.max_restarts
+    student, judge = config.student, config.judge
     judges = judge.replicas if "student" in config.judges else 0
-    together = min(student.replicas, judges) if judge.share_process else 0
     joining = 0 if student.max_replicas is None else student.max_replicas - student.replicas
-    own = HostSpec(
-        checkpoint=absolute(student.checkpoint),
-        roles=("student",),
-        engine=student.engine,
-        tensor_parallel=student.tensor_parallel,
-        judge_max_tokens=judge.max_tokens,
-    )
-    wanted = [
-        (dataclasses.replace(own, roles=("student", "judge")), together, joining if together else 0),
-        (own, student.replicas - together, 0 if together else joining),
-        (dataclasses.replace(own, roles=("judge",)), judges - together, 0),
-    ]
+    first = _student(config, ("student",))
+    if writer is None:
+        together = min(student.replicas, judges) if judge.share_process else 0
+        wanted = [
+            (dataclasses.replace(first, roles=("student", "judge")), together, joining if together else 0),
+            (first, student.replicas - together, 0 if together else joining),
+            (dataclasses.replace(first, roles=("judge",)), judges - together, 0),
+        ]
+    else:
+        roles: tuple[Role, ...] = ("reference", "judge") if judges else ("reference",)
+        wanted = [
+            (dataclasses.replace(first, checkpoint=str(writer)), student.replicas, joining),
+            (dataclasses.replace(first, roles=roles), judge.replicas, 0),
+        ]
+    students = [_deployment(config, student, *one) for one in wanted if one[1]]
+    return [*_teachers(config, first_ratio), *students]
+
+
+def _teachers(config: Config, first_ratio: float) -> list[Deployment]:
+    teacher = config.teacher
     masked = HostSpec(
         checkpoint=absolute(teacher.checkpoint),
         roles=("teacher",),
@@ -55,41 +63,42 @@ def deployments(config: Config, first_ratio: float) -> list[Deployment]:
         top_k=teacher.top_k,
         mask=Mask(scope=teacher.mask, ratio=first_ratio),
     )
-    judging = dataclasses.replace(
-        masked, roles=("teacher_judge",), mask=None, top_k=1, judge_max_tokens=judge.max_tokens
-    )
-    teachers = [(masked, teacher.replicas, teacher.max_replicas)]
+    joining = 0 if teacher.max_replicas is None else teacher.max_replicas - teacher.replicas
+    found = [_deployment(config, teacher, masked, teacher.replicas, joining)]
     if "teacher" in config.judges:
-        teachers.append((judging, judge.replicas, None))
-    return [
-        *(
-            Deployment(
-                spec=spec,
-                replicas=replicas,
-                max_replicas=most,
-                cpus=teacher.cpus,
-                gpus=teacher.gpus,
-                max_restarts=restarts,
-            )
-            for spec, replicas, most in teachers
-        ),
-        *(
-            Deployment(
-                spec=spec,
-                replicas=replicas,
-                max_replicas=replicas + more,
-                cpus=student.cpus,
-                gpus=student.gpus,
-                max_restarts=restarts,
-            )
-            for spec, replicas, more in wanted
-            if replicas
-        ),
-    ]
+        judging = dataclasses.replace(
+            masked, roles=("teacher_judge",), mask=None, top_k=1, judge_max_tokens=config.judge.max_tokens
+        )
+        found.append(_deployment(config, teacher, judging, config.judge.replicas))
+    return found
 
 
-def recipe(config: Config, stage: Stage, student_digest: str) -> Recipe:
-    """What a stage's rows depend on."""
+def _student(config: Config, roles: tuple[Role, ...]) -> HostSpec:
+    """The student before training."""
+    return HostSpec(
+        checkpoint=absolute(config.student.checkpoint),
+        roles=roles,
+        engine=config.student.engine,
+        tensor_parallel=config.student.tensor_parallel,
+        judge_max_tokens=config.judge.max_tokens,
+    )
+
+
+def _deployment(
+    config: Config, model: Teacher | Student, spec: HostSpec, replicas: int, may_join: int = 0
+) -> Deployment:
+    return Deployment(
+        spec=spec,
+        replicas=replicas,
+        max_replicas=replicas + may_join,
+        cpus=model.cpus,
+        gpus=model.gpus,
+        max_restarts=config.rollout.max_restarts,
+    )
+
+
+def recipe(config: Config, stage: Stage, student_digest: str, reference_digest: str) -> Recipe:
+    """What a stage's rows depend on. student: who writes; reference: the student before training."""
     teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
     return Recipe(
         stage=stage,
@@ -98,6 +107,7 @@ def recipe(config: Config, stage: Stage, student_digest: str) -> Recipe:
         seed=config.run.seed,
         student_digest=student_digest,
         made_with={
+            "reference_digest": reference_digest,
             "mask": dataclasses.asdict(config.teacher.mask),
             "top_k": config.teacher.top_k,
             "teacher_dtype": config.teacher.engine.dtype,
@@ -110,23 +120,11 @@ def recipe(config: Config, stage: Stage, student_digest: str) -> Recipe:
 
 def final_deployments(config: Config, trained: Path) -> list[Deployment]:
     """The processes that measuring the trained student needs: itself, and the judge unless the rule marks."""
-    student = config.student
-    judge = HostSpec(
-        checkpoint=absolute(student.checkpoint),
-        roles=("judge",),
-        engine=student.engine,
-        tensor_parallel=student.tensor_parallel,
-        judge_max_tokens=config.judge.max_tokens,
-    )
-    measured = dataclasses.replace(judge, checkpoint=str(trained), roles=("student",))
-    wanted = [(measured, student.replicas)]
+    measured = dataclasses.replace(_student(config, ("student",)), checkpoint=str(trained))
+    found = [_deployment(config, config.student, measured, config.student.replicas)]
     if config.evaluation.marked_by == "judge":
-        wanted.append((judge, config.judge.replicas))
-    restarts = config.rollout.max_restarts
-    return [
-        Deployment(spec=spec, replicas=replicas, cpus=student.cpus, gpus=student.gpus, max_restarts=restarts)
-        for spec, replicas in wanted
-    ]
+        found.append(_deployment(config, config.student, _student(config, ("judge",)), config.judge.replicas))
+    return found
 
 
 def evaluate(
@@ -158,7 +156,8 @@ def evaluate(
 
 def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
     """The training and the held-out questions in their seeded order; they lie in ``folder``."""
-    pictures = min(config.teacher.engine.max_pictures, config.student.engine.max_pictures)
+    teachers = [config.teacher, *(one.teacher for one in config.growth)]
+    pictures = min(engine.max_pictures for engine in [*(one.engine for one in teachers), config.student.engine])
 
     def loaded(source: DataSource, name: str) -> data.Loaded:
         return data.load(

@@ -73,7 +73,8 @@ class Summary:
     learner: LearnerFacts
     train: Split
     held_out: Split
-    teacher_model: Model
+    teachers: tuple[Model, ...]
+    """In the order in which they teach."""
     student_model: Model
     versions: dict[str, str]
     phases: dict[str, float]
@@ -147,7 +148,7 @@ def read_summary(file: Path) -> Summary:
         learner=_learner(top["learner"]),
         train=_split(top["data"]["train"]),
         held_out=_split(top["data"]["held_out"]),
-        teacher_model=_model(top["models"]["teacher"]),
+        teachers=tuple(_model(model) for model in top["models"]["teachers"].rows()),
         student_model=_model(top["models"]["student"]),
         versions={name: str(version.value) for name, version in top["versions"].items()},
         phases={name: seconds.number() for name, seconds in top["phases"].items()},

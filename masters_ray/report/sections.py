@@ -254,7 +254,8 @@ def _reasoning(summary: Summary) -> str:
 
 def run_facts(summary: Summary) -> str:
     """Models, data, learner, versions, the time by phase and the configuration."""
-    learner, teacher, student = summary.learner, summary.teacher_model, summary.student_model
+    learner = summary.learner
+    named = [("teacher" if not number else f"teacher {number + 1}", one) for number, one in enumerate(summary.teachers)]
     models = table(
         ("model", "checkpoint", "parameters", "digest"),
         [
@@ -264,7 +265,7 @@ def run_facts(summary: Summary) -> str:
                 f'<span title="{whole(model.parameters)}">{parameters(model.parameters)}</span>',
                 _digest(model.digest),
             ]
-            for name, model in (("teacher", teacher), ("student", student))
+            for name, model in (*named, ("student", summary.student_model))
         ],
         numbers=(2,),
     )

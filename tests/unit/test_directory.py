@@ -74,7 +74,7 @@ def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path:
         assert journal.steps_done() == 2
         assert journal.record(metrics(2, loss=5.0)) == 0
         assert journal.record(metrics(3)) == 1
-        assert journal.rejected([0, 1]) == [Rejected(row="a", reason="b")]
+        assert journal.all_rejected() == [Rejected(row="a", reason="b")]
         journal.record_rewards(
             [GroupRewards(stage=0, position=3, divergences=[0.1], distillation=[1.0], advantages=[0.0])]
         )

@@ -145,7 +145,9 @@ def summary() -> dict[str, Any]:
             "held_out": {"problems": 720, "quarantined": 0},
         },
         "models": {
-            "teacher": {"checkpoint": "models/teacher", "digest": "0123456789abcdef" * 4, "parameters": 31_240_960},
+            "teachers": [
+                {"checkpoint": "models/teacher", "digest": "0123456789abcdef" * 4, "parameters": 31_240_960},
+            ],
             "student": {"checkpoint": "models/student", "digest": "fedcba9876543210" * 4, "parameters": 3_754_622},
         },
         "versions": {"python": "3.11.9", "torch": "2.13.0", "vllm": "0.32.0", "ray": "2.60.0"},

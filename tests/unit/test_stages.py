@@ -78,3 +78,25 @@ def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
     train, held_out = stages.load(config, tmp_path / "data")
     assert (len(train.problems), len(held_out.problems)) == (5, 3)
     assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["held_out.arrow", "train.arrow"]
+
+
+def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(tmp_path: Path) -> None:
+    config = configuration.load(DEMO, ["student.replicas=2", "rollout.student_refresh=stage"])
+    found = stages.deployments(config, 0.1, tmp_path)
+    assert [(one.spec.roles, one.replicas) for one in found] == [
+        (("teacher",), 1),
+        (("student",), 2),
+        (("reference", "judge"), 1),
+    ]
+    assert found[1].spec.checkpoint == str(tmp_path)
+    assert found[2].spec.checkpoint.endswith("toy/pair/student")
+
+
+def test_a_teacher_that_judges_has_processes_of_its_own_without_a_mask() -> None:
+    both = ["judge.of_teacher=teacher", "judge.of_student=teacher", "judge.replicas=2"]
+    assert roles(*both) == [(("teacher",), 1), (("teacher_judge",), 2), (("student",), 1)]
+    spec = stages.deployments(configuration.load(DEMO, both), 0.2)[1].spec
+    assert spec.mask is None
+    assert spec.checkpoint.endswith("toy/pair/teacher")
+    by_rule = ["judge.of_teacher=rule", "judge.of_student=rule"]
+    assert roles(*by_rule) == [(("teacher",), 1), (("student",), 1)]

@@ -1,0 +1,226 @@
+"""The driver of a run: rollouts and rewards, then learning, then what came of it.
+
+    held-out accuracy of the untrained student
+    for each stage, most masked first:  teacher masked at r ─► answers, verdicts, scores ─► store
+    held-out accuracy of the unmasked teacher
+    learner: stores in stage order ─► trained student
+    held-out accuracy of the trained student ─► summary, report
+
+With rollout.student_refresh=stage the learner comes after every stage, and its student writes in the next one.
+
+What is finished stays finished: the same call goes on after the batches that are stored, or from the learner's last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from masters_ray import data, report, schedule, store, weights
+from masters_ray.actors.host import Role
+from masters_ray.actors.replicas import Replicas
+from masters_ray.config import Config
+from masters_ray.errors import Complaint, ConfigError, DataError
+from masters_ray.evaluate import accuracy
+from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit
+from masters_ray.pipeline import outcome, rollouts, stages
+from masters_ray.pipeline.directory import RunDirectory, write_json
+from masters_ray.pipeline.journal import Journal
+from masters_ray.progress import say, track
+
+Block = list[tuple[schedule.Stage, range]]
+"""Stages that one set of replicas makes, with the positions of their questions."""
+
+
+def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
+    """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails."""
+    with Journal(directory, config_file) as journal:
+        _Run(config, directory, journal).to_the_end()
+    return report.write(directory.root)
+
+
+def generate(config: Config, directory: RunDirectory, config_file: str) -> list[store.Folder]:
+    """The part of a run that needs a teacher; Ray must be started. Returns the stores. ``run`` goes on with them, here
+    or where the directory is moved to. Raises ConfigError when the student learns between the stages."""
+    if config.rollout.student_refresh == "stage":
+        complaint = Complaint(
+            where="rollout.student_refresh",
+            expected="run, to make all rollouts before anything is learned",
+            found="stage",
+            remedy="Set it, or call masters-ray run.",
+        )
+        raise ConfigError([complaint])
+    with Journal(directory, config_file) as journal:
+        whole = _Run(config, directory, journal)
+        whole.generate()
+    return [directory.stage(stage.index) for stage, _ in whole.plan]
+
+
+class _Run:
+    """A run's questions and stages, and what is done with them."""
+
+    def __init__(self, config: Config, directory: RunDirectory, journal: Journal) -> None:
+        self._config, self._directory, self._journal = config, directory, journal
+        self._quarantine = directory.file("quarantine.jsonl")
+        with journal.phase("data"):
+            self._train, self._held_out = stages.load(config, directory.data)
+            _say_data(self._train, self._held_out)
+            self._note_rejected()
+        self.plan = schedule.plan(config.schedules, len(self._train.problems))
+        for stage, positions in self.plan:
+            if not positions:
+                raise DataError(
+                    f"stage {stage.index} of {len(self.plan)} has none of the {len(self._train.problems)} training "
+                    "questions. Use more questions, or fewer stages."
+                )
+
+    def to_the_end(self) -> None:
+        """Rollouts, learning, accuracies, summary."""
+        self.generate()
+        self._learn(self._stages, self._directory.student)
+        self._measure_trained()
+        outcome.write(self._config, self._directory, self._journal, self._train, self._held_out)
+
+    def generate(self) -> None:
+        """Every stage's store, and the accuracies of the untrained student and the unmasked last teacher."""
+        blocks = self._blocks()
+        for block in blocks:
+            measured = ["student_before"] if block is blocks[0] else []
+            measured += ["teacher"] if block is blocks[-1] else []
+            self._make(block, measured)
+            if self._refreshes and block is not blocks[-1]:
+                last = block[-1][0].index
+                self._learn(self._stages[: last + 1], self._directory.student_after(last))
+        self._note_rejected()
+
+    @property
+    def _stages(self) -> list[int]:
+        return [stage.index for stage, _ in self.plan]
+
+    @property
+    def _refreshes(self) -> bool:
+        return self._config.rollout.student_refresh == "stage"
+
+    def _blocks(self) -> list[Block]:
+        if self._refreshes:
+            return [[one] for one in self.plan]
+        return [list(block) for _, block in itertools.groupby(self.plan, key=lambda one: one[0].teacher)]
+
+    def _make(self, block: Block, measured: Sequence[str]) -> None:
+        """The stores of a block, and the accuracies in ``measured``, as far as they are not there."""
+        directory, journal = self._directory, self._journal
+        todo = [(stage, part) for stage, part in block if store.read_manifest(directory.stage(stage.index)) is None]
+        unmeasured = [name for name in measured if not directory.evaluation(name).exists()]
+        if not todo and not unmeasured:
+            return
+        config = self._config.of_teacher(block[0][0].teacher)
+        directory.rollouts.try_out()
+        for folder in config.rollout.reuse:
+            rollouts.stores_in(folder)
+        reference = weights.digest(weights.locate(config.student.checkpoint))
+        writer = self._writer(block[0][0])
+        student = reference if writer is None else weights.digest(writer)
+        with journal.phase("start of the engines"):
+            ratio = todo[0][0].ratio if todo else 0.0
+            replicas = Replicas(stages.deployments(config, ratio, writer))
+        directory.claim()
+        with replicas:
+            if "student_before" in unmeasured:
+                with journal.phase("evaluation before"):
+                    self._evaluate(replicas, "student", "student_before")
+            for stage, part in todo:
+                with journal.phase("rollouts"):
+                    recipe = stages.recipe(config, stage, student, reference)
+                    place, earlier = directory.stage(stage.index), self._earlier(config, stage)
+                    rejected = rollouts.roll_out(recipe, self._train.problems, part, replicas, place, earlier)
+                    journal.reject(stage.index, rejected)
+            if "teacher" in unmeasured:
+                with journal.phase("evaluation before"):
+                    rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
+                    self._evaluate(replicas, "teacher", "teacher")
+
+    def _writer(self, stage: schedule.Stage) -> Path | None:
+        """The student that writes in a stage; None: the one before training."""
+        return self._directory.student_after(stage.index - 1) if self._refreshes and stage.index else None
+
+    def _earlier(self, config: Config, stage: schedule.Stage) -> store.Lookup | None:
+        """Rows with the answers of the student, who writes them once: of the first stage, if every stage has all
+        data."""
+        if stage.index == 0 or config.schedule.stage_data == "share" or self._refreshes:
+            return None
+        return store.Lookup([self._directory.stage(0)])
+
+    def _learn(self, indices: Sequence[int], export_to: Path) -> None:
+        """The student trained on these stages, unless it is there already."""
+        if export_to.exists():
+            return
+        config, directory, journal = self._config, self._directory, self._journal
+        stores = [directory.stage(index) for index in indices]
+        manifests = [store.read_manifest(folder) for folder in stores]
+        plans = tuple(
+            StagePlan(stage=manifest.made_by["stage"], ratio=manifest.made_by["ratio"], rows=manifest.rows)
+            for manifest in manifests
+            if manifest is not None
+        )
+        job = LearnerJob(
+            checkpoint=stages.absolute(config.student.checkpoint),
+            settings=config.learner,
+            reward=config.reward,
+            seed=config.run.seed,
+            stages=plans,
+            export_to=export_to,
+            adapters_to=directory.adapters,
+            storage=directory.learner,
+        )
+        for folder in stores:
+            store.check_digests(folder)
+        say("the learner starts")
+        with (
+            journal.phase("learner"),
+            track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance,
+        ):
+
+            def on_news(news: Pinned) -> None:
+                for note in news.notes:
+                    say(note)
+                for new in news.steps:
+                    if journal.record(new):
+                        advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
+                journal.record_rewards(news.rewards)
+                for skipped in news.skipped:
+                    advance(journal.record_skipped(skipped))
+                    say(f"step {skipped.step} is skipped: {skipped.reason}. Its rows are in {skipped.saved}")
+
+            fit(job, stores, on_news)
+
+    def _measure_trained(self) -> None:
+        if not self._directory.evaluation("student_after").exists():
+            with (
+                self._journal.phase("evaluation after"),
+                Replicas(stages.final_deployments(self._config, self._directory.student)) as replicas,
+            ):
+                self._evaluate(replicas, "student", "student_after")
+
+    def _evaluate(self, replicas: Replicas, role: Role, name: str) -> None:
+        title = f"held-out accuracy of {name.replace('_', ' ')}"
+        settings = self._config.evaluation
+        judge = replicas.pools["judge"] if settings.marked_by == "judge" else None
+        rule, problems = self._config.judge.rule, self._held_out.problems
+        marked = stages.evaluate(replicas.pools[role], judge, rule, problems, settings.max_tokens, title)
+        write_json(self._directory.evaluation(name), [dataclasses.asdict(one) for one in marked])
+        measured = accuracy(marked)
+        say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")
+
+    def _note_rejected(self) -> None:
+        """quarantine.jsonl, as far as it is known."""
+        rows = [*self._train.rejected, *self._held_out.rejected, *self._journal.all_rejected()]
+        data.write_quarantine(self._quarantine, rows)
+
+
+def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:
+    for name, loaded in (("training", train), ("held-out", held_out)):
+        aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
+        say(f"{len(loaded.problems)} {name} questions{aside}")
