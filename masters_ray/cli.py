@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import masters_ray
 from masters_ray.errors import MastersError
 from masters_ray.progress import say
+
+if TYPE_CHECKING:
+    from masters_ray.config import Config
+    from masters_ray.pipeline.directory import RunDirectory
 
 INTERRUPTED = 130
 
@@ -59,6 +66,26 @@ def _parser() -> argparse.ArgumentParser:
     _configured(submit)
     submit.set_defaults(command=_submit)
 
+    scan = commands.add_parser("mask-scan", help="which mask ratio a run should start with, from a sample of its data")
+    scan.add_argument("--ratios", default="0.5,0.4,0.3,0.2,0.1,0", help="with commas between; default: %(default)s")
+    scan.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
+    _configured(scan)
+    scan.set_defaults(command=_mask_scan)
+
+    audit = commands.add_parser("judge-audit", help="how far student, teacher and rule agree as judges")
+    audit.add_argument(
+        "--ratio", type=float, default=0.0, help="mask of the teacher that answers; default: %(default)s"
+    )
+    audit.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
+    _configured(audit)
+    audit.set_defaults(command=_judge_audit)
+
+    study = commands.add_parser(
+        "study", help="run the variants of a configuration with several seeds, and compare them"
+    )
+    study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
+    study.set_defaults(command=_study)
+
     toy = commands.add_parser("toy", help="the toy pair that the demo distils").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -105,6 +132,50 @@ def _generate(arguments: argparse.Namespace) -> int:
         validation.check_cluster(config)
         for folder in driver.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")
+    return 0
+
+
+def _mask_scan(arguments: argparse.Namespace) -> int:
+    from masters_ray.studies import mask_scan
+
+    config = mask_scan.scan_config(_loaded(arguments), mask_scan.parse_ratios(arguments.ratios), arguments.questions)
+    return _examined(config, arguments.config, mask_scan.scan)
+
+
+def _judge_audit(arguments: argparse.Namespace) -> int:
+    from masters_ray.studies import judge_audit
+
+    config = judge_audit.audit_config(_loaded(arguments), arguments.questions, arguments.ratio)
+    return _examined(config, arguments.config, judge_audit.audit)
+
+
+def _loaded(arguments: argparse.Namespace) -> Config:
+    """The command's configuration. Raises ConfigError for a sample without questions, too."""
+    from masters_ray import validation
+
+    words = [*arguments.overrides, f"data.train.rows={arguments.questions}"]
+    return validation.load(arguments.config, words)
+
+
+def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDirectory, str], Path]) -> int:
+    from masters_ray import cluster, validation
+    from masters_ray.config import violations
+    from masters_ray.errors import ConfigError
+    from masters_ray.pipeline.directory import RunDirectory
+
+    if broken := violations(config):
+        raise ConfigError(broken)
+    directory = RunDirectory(config)
+    with directory.locked(), cluster.connected(config.cluster):
+        validation.check_cluster(config)
+        say(f"page {examine(config, directory, config_file)}")
+    return 0
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from masters_ray.studies import study
+
+    say(f"page {study.run(study.read(arguments.file))}")
     return 0
 
 

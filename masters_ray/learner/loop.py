@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
@@ -20,11 +20,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from masters_ray import attention, weights
+from masters_ray import weights
 from masters_ray.config import Learner
-from masters_ray.data import BadPictureError, decode
 from masters_ray.engines import adapters, hf
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import LearnerError
 from masters_ray.grpo import OldPolicy
 from masters_ray.learner import metrics, work
@@ -32,10 +30,10 @@ from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
 from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned
+from masters_ray.learner.packer import Packer
 from masters_ray.learner.terms import as_old, batch_terms, objective
-from masters_ray.packing import PackedBatch, pack
-from masters_ray.prompts import question_messages
-from masters_ray.records import RolloutGroup, SkippedStep, StepMetrics
+from masters_ray.packing import PackedBatch
+from masters_ray.records import SkippedStep, StepMetrics
 
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
@@ -74,7 +72,6 @@ class _Worker:
         self._job, self._board = job, board
         self._device = ray.train.torch.get_device()
         self._folder = weights.locate(job.checkpoint)
-        self._chat = Chat(self._folder)
         settings = job.settings
         model = hf.load_model(self._folder, settings.dtype)
         if settings.lora.rank:
@@ -89,8 +86,7 @@ class _Worker:
         self._objective = objective(settings, job.reward)
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
-        self._multiple = 128 if attention.kernel_for(self._device, dtype) == "flex" else 1
-        self._pad_id = self._chat.tokenizer.pad_token_id or 0
+        self._packer = Packer(self._folder, model, self._device, dtype)
         self._skipped_in_a_row = 0
         self._losses: list[float] = []
         self._told = Pinned()
@@ -107,7 +103,7 @@ class _Worker:
         )
         budget = self._job.settings.tokens_per_micro_batch
         coming = steps(tables, self._job.steps, self._workers, budget, skip=done)
-        return ahead(own_batches(coming, self._rank, self._pack))
+        return ahead(own_batches(coming, self._rank, self._packer.pack))
 
     def resume(self) -> int:
         """Load the last checkpoint that is intact on every rank. Returns the steps that it has seen; 0 without one."""
@@ -207,25 +203,6 @@ class _Worker:
             if settings.lora.rank:
                 state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
             hf.export(state, self._folder, self._job.export_to, settings.dtype)
-
-    def _pack(self, groups: Sequence[RolloutGroup]) -> PackedBatch:
-        prompts = []
-        for group in groups:
-            try:
-                pictures = [decode(picture) for picture in group.problem.pictures]
-            except BadPictureError as error:
-                raise LearnerError(
-                    f"{group.problem.id}: {error}. Its row was stored with it: put it back, or make stores that hold "
-                    "the pictures themselves (rollout.pictures=embed)."
-                ) from error
-            prompt = hf.prompt_tensors(self._engine.model, self._chat, question_messages(group.problem), pictures)
-            if len(prompt.input_ids) != group.prompt_tokens:
-                raise LearnerError(
-                    f"{group.problem.id}: expected a prompt of {group.prompt_tokens} tokens, as the engine read it, "
-                    f"found {len(prompt.input_ids)}. Do engine and learner use the same processor files?"
-                )
-            prompts.append(prompt)
-        return pack(groups, prompts, self._pad_id, self._multiple)
 
     def _forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         self._work.head(len(batch.targets), self._engine.model.lm_head.weight)

@@ -12,6 +12,7 @@ from ray.data import DataContext, ExecutionOptions
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from masters_ray import store
+from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.job import Board, LearnerJob, Pinned
 from masters_ray.learner.loop import DATASET, train
@@ -29,13 +30,6 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews) -> None
     """
     settings = job.settings
     board = ray.remote(Board).options(num_cpus=0).remote()
-    environment = {"TOKENIZERS_PARALLELISM": "false"}
-    if settings.gpus == 0:
-        environment |= {
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": str(max(1, int(settings.cpus))),
-            "GLIBC_TUNABLES": ALLOCATOR,
-        }
     DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(
         train,
@@ -50,7 +44,7 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews) -> None
             name="train",
             storage_path=str(job.storage),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env={"env_vars": environment(settings)},
         ),
         datasets={DATASET: store.open_dataset(stores)},
         # Every worker sees all rows in their order and takes its own: a split's order is not reproducible.
@@ -77,6 +71,18 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews) -> None
         raise LearnerError(_cause(outcome["error"])) from outcome["error"]
     if outcome["result"].error:
         raise LearnerError(_cause(outcome["result"].error)) from outcome["result"].error
+
+
+def environment(settings: Learner) -> dict[str, str]:
+    """The variables of a process that holds the student for learning."""
+    variables = {"TOKENIZERS_PARALLELISM": "false"}
+    if settings.gpus == 0:
+        variables |= {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(max(1, int(settings.cpus))),
+            "GLIBC_TUNABLES": ALLOCATOR,
+        }
+    return variables
 
 
 def _tell(board: Any, on_news: OnNews) -> None:

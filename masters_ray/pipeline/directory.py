@@ -54,7 +54,7 @@ class RunDirectory:
         self.root = Path(config.run.dir).absolute()
         self._config = to_yaml(config)
         self._rollouts = Folder(config.rollout.store or self.root / "rollouts")
-        self._settings = settings = _settings(as_dict(config))
+        self._settings = settings = settings_of(config)
         if self._claim.exists():
             earlier = read_json(self._claim)
             different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
@@ -203,17 +203,33 @@ def write_text(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
-def _settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value of everything that decides the outcome."""
+def settings_of(config: Config) -> dict[str, Any]:
+    """Dotted key → value of everything that decides a run's outcome."""
+    settings = _flat(as_dict(config))
+    settings.pop("run.dir")
+    return settings
+
+
+def rollout_settings(config: Config) -> dict[str, Any]:
+    """The part of ``settings_of`` that decides rollouts and the accuracies of the untrained models; all of it when the
+    student learns between the stages."""
+    settings = settings_of(config)
+    if config.rollout.student_refresh == "stage":
+        return settings
+    return {
+        key: value for key, value in settings.items() if not key.startswith(_LEARNING) and key != "evaluation.examples"
+    }
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _settings(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
             flat[f"{prefix}{key}"] = len(value)
             for number, one in enumerate(value):
-                flat |= _settings(one, f"{prefix}{key}[{number}].")
+                flat |= _flat(one, f"{prefix}{key}[{number}].")
         elif key not in _FREE:
             flat[f"{prefix}{key}"] = value
-    flat.pop("run.dir", None)
     return flat

@@ -42,9 +42,10 @@ def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
     return report.write(directory.root)
 
 
-def generate(config: Config, directory: RunDirectory, config_file: str) -> list[store.Folder]:
+def generate(config: Config, directory: RunDirectory, config_file: str, *, measure: bool = True) -> list[store.Folder]:
     """The part of a run that needs a teacher; Ray must be started. Returns the stores. ``run`` goes on with them, here
-    or where the directory is moved to. Raises ConfigError when the student learns between the stages."""
+    or where the directory is moved to. measure: teacher and student on the held-out questions, too. Raises ConfigError
+    when the student learns between the stages."""
     if config.rollout.student_refresh == "stage":
         complaint = Complaint(
             where="rollout.student_refresh",
@@ -55,7 +56,7 @@ def generate(config: Config, directory: RunDirectory, config_file: str) -> list[
         raise ConfigError([complaint])
     with Journal(directory, config_file) as journal:
         whole = _Run(config, directory, journal)
-        whole.generate()
+        whole.generate(measure)
     return [directory.stage(stage.index) for stage, _ in whole.plan]
 
 
@@ -68,7 +69,6 @@ class _Run:
         with journal.phase("data"):
             self._train, self._held_out = stages.load(config, directory.data)
             _say_data(self._train, self._held_out)
-            self._note_rejected()
         self.plan = schedule.plan(config.schedules, len(self._train.problems))
         for stage, positions in self.plan:
             if not positions:
@@ -76,6 +76,7 @@ class _Run:
                     f"stage {stage.index} of {len(self.plan)} has none of the {len(self._train.problems)} training "
                     "questions. Use more questions, or fewer stages."
                 )
+        self._note_rejected()
 
     def to_the_end(self) -> None:
         """Rollouts, learning, accuracies, summary."""
@@ -84,13 +85,13 @@ class _Run:
         self._measure_trained()
         outcome.write(self._config, self._directory, self._journal, self._train, self._held_out)
 
-    def generate(self) -> None:
-        """Every stage's store, and the accuracies of the untrained student and the unmasked last teacher."""
+    def generate(self, measure: bool = True) -> None:
+        """Every stage's store and, if wanted, the accuracies of the untrained student and the unmasked last teacher."""
         blocks = self._blocks()
         for block in blocks:
             measured = ["student_before"] if block is blocks[0] else []
             measured += ["teacher"] if block is blocks[-1] else []
-            self._make(block, measured)
+            self._make(block, measured if measure else [])
             if self._refreshes and block is not blocks[-1]:
                 last = block[-1][0].index
                 self._learn(self._stages[: last + 1], self._directory.student_after(last))
@@ -135,8 +136,7 @@ class _Run:
                 with journal.phase("rollouts"):
                     recipe = stages.recipe(config, stage, student, reference)
                     place, earlier = directory.stage(stage.index), self._earlier(config, stage)
-                    rejected = rollouts.roll_out(recipe, self._train.problems, part, replicas, place, earlier)
-                    journal.reject(stage.index, rejected)
+                    rollouts.roll_out(recipe, self._train.problems, part, replicas, place, earlier)
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
@@ -216,8 +216,9 @@ class _Run:
 
     def _note_rejected(self) -> None:
         """quarantine.jsonl, as far as it is known."""
-        rows = [*self._train.rejected, *self._held_out.rejected, *self._journal.all_rejected()]
-        data.write_quarantine(self._quarantine, rows)
+        stores = [store.read_accounts(self._directory.stage(index)) for index in self._stages]
+        in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
+        data.write_quarantine(self._quarantine, [*self._train.rejected, *self._held_out.rejected, *in_stages])
 
 
 def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:

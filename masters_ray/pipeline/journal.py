@@ -1,4 +1,4 @@
-"""What happened so far, kept beside the run: seconds by phase, optimizer steps, rewards, rows set aside."""
+"""What happened so far, kept beside the run: seconds by phase, optimizer steps, rewards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory, append_lines, read_json, read_lines, write_json, write_text
-from masters_ray.records import Rejected, SkippedStep, StepMetrics
+from masters_ray.records import SkippedStep, StepMetrics
 
 
 class Journal:
@@ -30,7 +30,6 @@ class Journal:
                 "started": started,
                 "config_file": config_file,
                 "phases": {},
-                "rejected": {},
                 "wall_seconds": 0.0,
             }
         self._metrics = {row["step"]: row for row in read_lines(directory.file("metrics.jsonl"))}
@@ -58,15 +57,6 @@ class Journal:
             phases = self.content["phases"]
             phases[name] = phases.get(name, 0.0) + time.monotonic() - began
             self._save()
-
-    def reject(self, stage: int, rejected: Sequence[Rejected]) -> None:
-        """Rows of a stage that were set aside."""
-        self.content["rejected"][str(stage)] = [dataclasses.asdict(one) for one in rejected]
-        self._save()
-
-    def all_rejected(self) -> list[Rejected]:
-        """Every row set aside in a stage, by this call or an earlier one."""
-        return [Rejected(**one) for _, rows in sorted(self.content["rejected"].items()) for one in rows]
 
     def steps_done(self) -> int:
         """Optimizer steps recorded so far, skipped ones included."""

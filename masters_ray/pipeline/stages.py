@@ -11,7 +11,7 @@ from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
-from masters_ray.config import Config, DataSource, Rule, Student, Teacher
+from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
 from masters_ray.marking import RULES
@@ -65,12 +65,26 @@ def _teachers(config: Config, first_ratio: float) -> list[Deployment]:
     )
     joining = 0 if teacher.max_replicas is None else teacher.max_replicas - teacher.replicas
     found = [_deployment(config, teacher, masked, teacher.replicas, joining)]
-    if "teacher" in config.judges:
-        judging = dataclasses.replace(
-            masked, roles=("teacher_judge",), mask=None, top_k=1, judge_max_tokens=config.judge.max_tokens
-        )
-        found.append(_deployment(config, teacher, judging, config.judge.replicas))
-    return found
+    return [*found, _teacher_judge(config)] if "teacher" in config.judges else found
+
+
+def _teacher_judge(config: Config) -> Deployment:
+    teacher = config.teacher
+    spec = HostSpec(
+        checkpoint=absolute(teacher.checkpoint),
+        roles=("teacher_judge",),
+        engine=teacher.engine,
+        tensor_parallel=teacher.tensor_parallel,
+        judge_max_tokens=config.judge.max_tokens,
+    )
+    return _deployment(config, teacher, spec, config.judge.replicas)
+
+
+def judge_deployment(config: Config, judge: JudgedBy) -> Deployment:
+    """The replicas of one judge and nothing else."""
+    if judge == "teacher":
+        return _teacher_judge(config)
+    return _deployment(config, config.student, _student(config, ("judge",)), config.judge.replicas)
 
 
 def _student(config: Config, roles: tuple[Role, ...]) -> HostSpec:
@@ -123,7 +137,7 @@ def final_deployments(config: Config, trained: Path) -> list[Deployment]:
     measured = dataclasses.replace(_student(config, ("student",)), checkpoint=str(trained))
     found = [_deployment(config, config.student, measured, config.student.replicas)]
     if config.evaluation.marked_by == "judge":
-        found.append(_deployment(config, config.student, _student(config, ("judge",)), config.judge.replicas))
+        found.append(judge_deployment(config, "student"))
     return found
 
 

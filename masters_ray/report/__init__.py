@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, read_examples, read_metrics, read_summary
-from masters_ray.report.page import page
+from masters_ray.report.page import page, write_whole
 
 REPORT = "report.html"
 
@@ -29,8 +29,4 @@ def write(run_dir: Path) -> Path:
     summary = read_summary(run_dir / SUMMARY)
     metrics = read_metrics(run_dir / METRICS)
     examples = read_examples(run_dir / EXAMPLES)
-    report = run_dir / REPORT
-    temporary = report.with_name(REPORT + ".tmp")
-    temporary.write_text(page(summary, metrics, examples), encoding="utf-8")
-    temporary.replace(report)
-    return report
+    return write_whole(run_dir / REPORT, page(summary, metrics, examples))

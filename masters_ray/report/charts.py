@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
@@ -146,6 +146,75 @@ def curve_chart(metrics: Sequence[StepMetrics], field: str, label: str, limits: 
             margin = 0.03 * (limits[1] - limits[0])
             axes.set_ylim(min(low, limits[0] - margin), max(high, limits[1] + margin))
         return _svg(figure, field, f"{label} over the optimizer steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Means over some x, with intervals where they are finite."""
+
+    label: str
+    colour: str
+    """A name in COLOURS."""
+    means: Sequence[Interval]
+
+
+class Interval(Protocol):
+    """A value between its bounds."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def line_chart(name: str, xs: Sequence[float], lines: Sequence[Line], x_label: str, y_label: str) -> str:
+    """Several lines over the same x, each point with its 95 % interval. name: tells the chart from others of a page."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(4.7, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        for line, marker in zip(lines, "oDs^", strict=False):
+            values = [one.value for one in line.means]
+            colour = COLOURS[line.colour]
+            axes.plot(xs, values, color=colour, linewidth=1.4, marker=marker, markersize=4.5, label=line.label)
+            axes.vlines(
+                xs, [one.low for one in line.means], [one.high for one in line.means], color=colour, linewidth=1.2
+            )
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside upper center", ncols=min(3, len(lines)), frameon=False, handletextpad=0.4)
+        return _svg(figure, name, f"{y_label} over {x_label}")
+
+
+def dots_chart(
+    name: str, rows: Sequence[tuple[str, Interval, Sequence[float]]], x_label: str, reference: float | None = None
+) -> str:
+    """A row for each (label, mean, single values): the mean with its 95 % interval, the values as small dots.
+
+    reference: where a line is drawn across all rows.
+    """
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(6.4, 0.8 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        if reference is not None:
+            axes.axvline(reference, color=COLOURS["muted"], linewidth=0.9, linestyle="--")
+        for height, (_, mean, values) in enumerate(rows):
+            axes.plot(
+                [mean.low, mean.high], [height, height], color=COLOURS["after"], linewidth=2, solid_capstyle="butt"
+            )
+            axes.plot(values, [height] * len(values), "o", color=COLOURS["before"], markersize=3.5)
+            axes.plot([mean.value], [height], "D", color=COLOURS["after"], markersize=6, zorder=3)
+        axes.set_yticks(range(len(rows)), [_short(label) for label, _, _ in rows], color=COLOURS["ink"])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(x_label)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        return _svg(figure, name, x_label)
 
 
 def smoothing_note(steps: int) -> str:

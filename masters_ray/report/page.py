@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from masters_ray.records import StepMetrics
 from masters_ray.report import sections
@@ -106,15 +106,29 @@ def page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Ex
         ("examples", "Examples", examples_section(examples)),
         ("run", "The run", sections.run_facts(summary)),
     )
-    links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in parts[1:])
+    name = PurePath(summary.directory).name or summary.directory
+    return document("Distillation report", name, parts)
+
+
+def write_whole(file: Path, text: str) -> Path:
+    """Write a page; an existing one is replaced in one step. Returns its path."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+    return file
+
+
+def document(title: str, name: str, parts: Sequence[tuple[str, str, str]]) -> str:
+    """An HTML document that needs nothing beside itself. parts: (anchor, heading in plain text, HTML) of each section;
+    the first is what the page is about, and the others are linked at the top."""
+    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in parts[1:])
     body = "".join(
-        f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>' for anchor, title, content in parts
+        f'<section id="{anchor}"><h2>{escape(heading)}</h2>{content}</section>' for anchor, heading, content in parts
     )
-    name = escape(PurePath(summary.directory).name or summary.directory)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}: distillation report</title><style>{_STYLE}</style></head>"
-        f"<body><header><h1>Distillation report · {name}</h1><nav>{links}</nav></header>"
+        f"<title>{escape(name)}: {escape(title.lower())}</title><style>{_STYLE}</style></head>"
+        f"<body><header><h1>{escape(title)} · {escape(name)}</h1><nav>{links}</nav></header>"
         f"<main>{body}</main></body></html>\n"
     )

@@ -9,7 +9,7 @@ from masters_ray.errors import ConfigError, StoreError
 from masters_ray.learner import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines
 from masters_ray.pipeline.journal import Journal
-from masters_ray.records import Rejected, SkippedStep, StepMetrics
+from masters_ray.records import SkippedStep, StepMetrics
 from tests.conftest import ROOT
 
 
@@ -67,14 +67,12 @@ def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path:
     with Journal(directory, "c.yaml") as journal:
         with journal.phase("rollouts"):
             pass
-        journal.reject(0, [Rejected(row="a", reason="b")])
         assert [journal.record(metrics(step)) for step in (1, 2)] == [1, 1]
     first = journal.content["wall_seconds"]
     with Journal(directory, "c.yaml") as journal:
         assert journal.steps_done() == 2
         assert journal.record(metrics(2, loss=5.0)) == 0
         assert journal.record(metrics(3)) == 1
-        assert journal.all_rejected() == [Rejected(row="a", reason="b")]
         journal.record_rewards(
             [GroupRewards(stage=0, position=3, divergences=[0.1], distillation=[1.0], advantages=[0.0])]
         )

@@ -1,0 +1,254 @@
+"""How far the judges can be trusted (appendix F.7): student, teacher and rule on the same answers.
+
+teacher and student answer a sample of the data, the rule marks ─► store
+each model judges every answer twice, in another order ─► verdicts
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masters_ray import store
+from masters_ray.actors.judge import Verdict
+from masters_ray.actors.pool import Pool
+from masters_ray.actors.replicas import Replicas
+from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage
+from masters_ray.errors import DataError
+from masters_ray.marking import RULES
+from masters_ray.pipeline import driver, stages
+from masters_ray.pipeline.directory import RunDirectory, read_json, write_json, write_text
+from masters_ray.pipeline.threads import batches, threads
+from masters_ray.pipeline.verdicts import JUDGES
+from masters_ray.progress import say, track
+from masters_ray.records import Problem
+from masters_ray.studies import judge_audit_page
+from masters_ray.studies.statistics import Agreement, agreement
+
+RESULT = "judge_audit.json"
+PAGE = "judge_audit.html"
+DISAGREEMENTS = "disagreements.jsonl"
+_PASSES = ("first", "again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An answer that every judge looks at."""
+
+    position: int
+    problem: Problem
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One judge."""
+
+    name: str
+    """student, teacher or rule."""
+    answers: int
+    unjudged: int
+    """Answers on which neither of its calls could be read."""
+    right: dict[str, float]
+    """Source of the answers → share of the readable verdicts that say right."""
+    consistency: float
+    """Share of answers with the same verdict when they are asked again in another order; unreadable counts as one."""
+    seconds_per_answer: float
+    """Wall time of the first pass over all its replicas, per answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two judges on the answers that both could judge."""
+
+    first: str
+    second: str
+    of: str
+    """all, teacher or student: whose answers."""
+    agreement: Agreement
+
+
+def audit_config(config: Config, questions: int, ratio: float) -> Config:
+    """The configuration whose rollouts an audit looks at: one stage, marked by the rule, so that no answer is left
+    out."""
+    return dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, dir=str(Path(config.run.dir) / f"judge-audit-{questions}")),
+        data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
+        schedule=Schedule(stages=[ScheduledStage(ratio=ratio)]),
+        rollout=dataclasses.replace(config.rollout, student_refresh="run"),
+        judge=dataclasses.replace(config.judge, of_teacher="rule", of_student="rule", reasoning=False),
+        evaluation=dataclasses.replace(config.evaluation, marked_by="rule"),
+        reward=dataclasses.replace(config.reward, rho=0.0),
+        growth=[],
+    )
+
+
+def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
+    """Make what is missing of an audit; Ray must be started. config: of ``audit_config``. Returns the page's path."""
+    [folder] = driver.generate(config, directory, config_file, measure=False)
+    cases = _cases(folder)
+    verdicts: dict[str, list[int | None]] = {}
+    said: dict[str, list[str]] = {}
+    judged = []
+    for judge in JUDGES:
+        first, again = (_asked(config, directory, judge, cases, name) for name in _PASSES)
+        verdicts[judge], said[judge] = first["accuracy"], first["said"]
+        judged.append(_judged(judge, cases, first["accuracy"], again["accuracy"], first["seconds"]))
+    rule = RULES[config.judge.rule]
+    verdicts["rule"] = [int(rule(case.text, case.problem)) for case in cases]
+    judged.append(_judged("rule", cases, verdicts["rule"], verdicts["rule"], 0.0))
+    compared = pairs(cases, verdicts)
+    differing = disagreements(cases, verdicts, said)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in differing)
+    write_text(directory.file(DISAGREEMENTS), lines)
+    result = {
+        "answers": len(cases),
+        "rule": config.judge.rule,
+        "judges": [dataclasses.asdict(one) for one in judged],
+        "pairs": [_finite(dataclasses.asdict(one)) for one in compared],
+        "disagreements": len(differing),
+        "config_file": config_file,
+    }
+    write_json(directory.file(RESULT), result)
+    for line in table(judged, compared):
+        say(line)
+    return judge_audit_page.write(directory.file(PAGE), config, judged, compared, differing)
+
+
+def pairs(cases: Sequence[Case], verdicts: Mapping[str, Sequence[int | None]]) -> list[Pair]:
+    """Every two judges, over all answers and by their source, as far as both judged any."""
+    found = []
+    for first, second in itertools.combinations(verdicts, 2):
+        for of in ("all", "teacher", "student"):
+            both = [
+                (one, other, case.position)
+                for case, one, other in zip(cases, verdicts[first], verdicts[second], strict=True)
+                if one is not None and other is not None and of in ("all", case.source)
+            ]
+            if both:
+                found.append(Pair(first=first, second=second, of=of, agreement=agreement(*zip(*both, strict=True))))
+    return found
+
+
+def disagreements(
+    cases: Sequence[Case], verdicts: Mapping[str, Sequence[int | None]], said: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """The answers on which the judges do not all say the same, with what the models wrote; each case once."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for index, case in enumerate(cases):
+        words = {name: one[index] for name, one in verdicts.items()}
+        if len(set(words.values())) > 1:
+            row = {
+                "id": case.problem.id,
+                "question": case.problem.question,
+                "label": case.problem.label,
+                "source": case.source,
+                "answer": case.text,
+                "verdicts": words,
+                "said": {name: one[index] for name, one in said.items()},
+            }
+            found.setdefault((case.problem.id, case.text), row)
+    return list(found.values())
+
+
+def table(judged: Sequence[Judged], compared: Sequence[Pair]) -> list[str]:
+    """For a terminal."""
+    lines = [f"{'judge':<10}{'answers':>9}{'unjudged':>10}{'consistent':>12}{'s / answer':>12}"]
+    for one in judged:
+        unjudged = one.unjudged / one.answers
+        lines.append(
+            f"{one.name:<10}{one.answers:>9}{unjudged:>10.1%}{one.consistency:>12.1%}{one.seconds_per_answer:>12.3f}"
+        )
+    lines.append(f"{'judges':<20}{'answers of':<12}{'same':>8}{'κ, 95 %':>24}")
+    for pair in compared:
+        kappa = pair.agreement.kappa
+        told = f"{kappa.value:.3f} ({kappa.low:.3f} to {kappa.high:.3f})" if math.isfinite(kappa.value) else "–"
+        lines.append(f"{f'{pair.first}, {pair.second}':<20}{pair.of:<12}{pair.agreement.share:>8.1%}{told:>24}")
+    return lines
+
+
+def _cases(folder: store.Folder) -> list[Case]:
+    found = [
+        Case(
+            position=row.position,
+            problem=dataclasses.replace(row.problem, pictures=()),  # a judge sees none
+            source=answer.judged.answer.source,
+            text=answer.judged.answer.text,
+        )
+        for row in store.read(folder)
+        for answer in row.answers
+    ]
+    if not found:
+        raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store.")
+    return found
+
+
+def _asked(
+    config: Config, directory: RunDirectory, judge: JudgedBy, cases: Sequence[Case], name: str
+) -> dict[str, Any]:
+    """One judge's verdicts on all cases, in their order, kept once they are there."""
+    file = directory.root / "verdicts" / f"{judge}-{name}.json"
+    if not file.exists():
+        with Replicas([stages.judge_deployment(config, judge)]) as replicas:
+            order = list(range(len(cases)))
+            if name != _PASSES[0]:
+                order = order[::2][::-1] + order[1::2]
+            write_json(file, _pass(replicas.pools[JUDGES[judge]], cases, order, config.rollout.batch_rows, judge))
+    found: dict[str, Any] = read_json(file)
+    return found
+
+
+def _pass(pool: Pool, cases: Sequence[Case], order: Sequence[int], size: int, judge: str) -> dict[str, Any]:
+    """Verdicts of all cases, asked in this order."""
+    verdicts: dict[int, Verdict] = {}
+
+    def ask(indices: Sequence[int]) -> None:
+        told = pool.call_again(
+            "judge", [cases[index].problem for index in indices], [[cases[index].text] for index in indices], False
+        )
+        verdicts.update({index: verdict for index, (verdict,) in zip(indices, told, strict=True)})
+
+    began = time.monotonic()
+    shares: Iterable[Sequence[int]] = batches(order, size)
+    with track(f"{judge} judges", len(cases)) as advance, threads(pool.most_calls_at_once) as each:
+        for indices in each(ask, shares):
+            advance(len(indices))
+    return {
+        "seconds": time.monotonic() - began,
+        "accuracy": [verdicts[index].accuracy for index in range(len(cases))],
+        "said": [verdicts[index].text for index in range(len(cases))],
+    }
+
+
+def _judged(
+    name: str, cases: Sequence[Case], first: Sequence[int | None], again: Sequence[int | None], seconds: float
+) -> Judged:
+    right = {}
+    for source in ("teacher", "student"):
+        words = [word for case, word in zip(cases, first, strict=True) if case.source == source and word is not None]
+        if words:
+            right[source] = sum(words) / len(words)
+    return Judged(
+        name=name,
+        answers=len(cases),
+        unjudged=sum(word is None for word in first),
+        right=right,
+        consistency=sum(a == b for a, b in zip(first, again, strict=True)) / len(cases),
+        seconds_per_answer=seconds / len(cases),
+    )
+
+
+def _finite(tree: Any) -> Any:
+    """NaN has no place in JSON."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -1,0 +1,221 @@
+"""How far masked teachers are from the student, ratio by ratio (appendix F.4), and how well they answer (F.3).
+
+    each ratio: masked teacher writes, everybody is judged and scored ─► store ─► JSD to the student
+    the student's answers are written once
+
+The ratio with the lowest divergence is where a run should start: a weaker mask leaves the teacher harder to imitate, a
+stronger one distorts it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masters_ray import store
+from masters_ray.config import Config, Schedule, ScheduledStage
+from masters_ray.errors import Complaint, ConfigError, StoreError
+from masters_ray.learner import Divergence, divergences
+from masters_ray.pipeline import driver, stages
+from masters_ray.pipeline.directory import RunDirectory, read_json, write_json
+from masters_ray.progress import say
+from masters_ray.studies import mask_scan_page
+from masters_ray.studies.statistics import Mean, resampled_mean
+
+RESULT = "mask_scan.json"
+PAGE = "mask_scan.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scanned:
+    """One ratio."""
+
+    ratio: float
+    sparsity: float
+    jsd: Mean
+    """Over questions, each the mean of its answers; nats."""
+    jsd_by_source: dict[str, Mean]
+    jsd_by_kind: dict[str, Mean]
+    against_best: Mean
+    """JSD minus that of the best ratio, question by question."""
+    teacher_right: float | None
+    """Mean R_acc of the masked teacher's answers; None where it wrote none."""
+    reasoning: float | None
+    """Mean R_rea, if anybody was asked."""
+    left_out: float
+    """Mean teacher mass outside the stored top k, which the JSD does not see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    max_ratio: float
+    """Where the divergence is lowest."""
+    equal: list[float]
+    """Other ratios that these questions cannot tell from it."""
+    overmasked: list[float]
+    """Larger ratios with a larger divergence."""
+    text: str
+
+
+def scan_config(config: Config, ratios: Sequence[float], questions: int) -> Config:
+    """The configuration whose rollouts a scan makes: every ratio is a stage that sees the same questions."""
+    return dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, dir=str(Path(config.run.dir) / f"mask-scan-{questions}")),
+        data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
+        schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
+        rollout=dataclasses.replace(config.rollout, student_refresh="run"),
+        growth=[],
+    )
+
+
+def cost(config: Config) -> str:
+    """What a scan will ask of the engines, in a sentence."""
+    rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train.rows or 0
+    return (
+        f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
+        f"masked teachers and {questions * rollout.student_answers:,} of the student are written and judged, "
+        f"{questions * config.group_size * ratios:,} are scored by teacher and student"
+    )
+
+
+def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
+    """Make what is missing of a scan; Ray must be started. config: of ``scan_config``. Returns the page's path."""
+    say(cost(config))
+    driver.generate(config, directory, config_file, measure=False)
+    ratios = [stage.ratio for stage in config.schedule.stages]
+    folders = [directory.stage(index) for index in range(len(ratios))]
+    measured = _measured(config, directory, folders)
+    found = scanned([_made(folder) for folder in folders], measured)
+    advice = advise(found)
+    result = {
+        "questions": config.data.train.rows,
+        "ratios": [dataclasses.asdict(one) for one in found],
+        "advice": dataclasses.asdict(advice),
+        "config_file": config_file,
+        "teacher": config.teacher.checkpoint,
+        "student": config.student.checkpoint,
+    }
+    write_json(directory.file(RESULT), result)
+    for line in table(found):
+        say(line)
+    say(advice.text)
+    return mask_scan_page.write(directory.file(PAGE), config, found, advice)
+
+
+def scanned(made: Sequence[dict[str, Any]], measured: Sequence[Sequence[Divergence]]) -> list[Scanned]:
+    """What the stores of the ratios say of themselves, with the divergences of their answers."""
+    by_question = [_by_question(rows) for rows in measured]
+    means = [sum(one.values()) / len(one) for one in by_question]
+    best = by_question[means.index(min(means))]
+    found = []
+    for outcome, rows, own in zip(made, measured, by_question, strict=True):
+        shared = sorted(own.keys() & best.keys())
+        found.append(
+            Scanned(
+                ratio=outcome["ratio"],
+                sparsity=outcome["sparsity"],
+                jsd=resampled_mean(list(own.values())),
+                jsd_by_source=_by(rows, "source"),
+                jsd_by_kind=_by(rows, "kind"),
+                against_best=resampled_mean([own[position] - best[position] for position in shared]),
+                teacher_right=outcome["accuracy_by_source"].get("teacher"),
+                reasoning=outcome["reasoning"],
+                left_out=outcome["left_out"],
+            )
+        )
+    return found
+
+
+def advise(found: Sequence[Scanned]) -> Advice:
+    """Which ratio to start from, and which are too large."""
+    best = min(found, key=lambda one: one.jsd.value)
+    equal = [one.ratio for one in found if one is not best and not one.against_best.settled]
+    overmasked = sorted(one.ratio for one in found if one.ratio > best.ratio and one.against_best.settled)
+    if best.ratio == 0:
+        text = "No mask brings the teacher nearer to the student: schedule.max_ratio=0."
+    else:
+        keys = f"schedule.max_ratio={best.ratio:g} schedule.step={best.ratio / 4:g}"
+        text = f"The divergence is lowest at {best.ratio:g}: {keys}."
+    if best.ratio == max(one.ratio for one in found) and len(found) > 1:
+        text += " It is the largest ratio that was scanned: scan larger ones."
+    if equal:
+        text += f" These questions cannot tell it from {', '.join(f'{one:g}' for one in equal)}; more questions may."
+    if overmasked:
+        text += f" Over-masked: {', '.join(f'{one:g}' for one in overmasked)}; the divergence rises again there."
+    return Advice(max_ratio=best.ratio, equal=equal, overmasked=overmasked, text=text)
+
+
+def table(found: Sequence[Scanned]) -> list[str]:
+    """For a terminal."""
+    lines = [f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'R_acc':>6}"]
+    for one in found:
+        sources = [one.jsd_by_source.get(source) for source in ("teacher", "student")]
+        teacher, student = ("–" if mean is None else f"{mean.value:.4f}" for mean in sources)
+        right = "–" if one.teacher_right is None else f"{one.teacher_right:.1%}"
+        jsd = f"{one.jsd.value:.4f} ({one.jsd.low:.4f}–{one.jsd.high:.4f})"
+        lines.append(f"{one.ratio:>10g}  {jsd:>24}  {teacher:>10}  {student:>10}  {right:>6}")
+    return lines
+
+
+def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.Folder]) -> list[list[Divergence]]:
+    """The divergences of each store, kept beside it once they are measured."""
+    files = [directory.root / "divergences" / f"stage-{index}.json" for index in range(len(folders))]
+    missing = [index for index, file in enumerate(files) if not file.exists()]
+    student = stages.absolute(config.student.checkpoint)
+    if missing:
+        say(f"divergences of {len(missing)} ratios are measured")
+    news = divergences(student, config.learner, [folders[index] for index in missing])
+    for index, rows in zip(missing, news, strict=True):
+        if not rows:
+            raise StoreError(
+                f"{folders[index]}: no rows, so no divergence. Look at its account with masters-ray store."
+            )
+        write_json(files[index], [dataclasses.asdict(row) for row in rows])
+    return [[Divergence(**row) for row in read_json(file)] for file in files]
+
+
+def _made(folder: store.Folder) -> dict[str, Any]:
+    manifest = store.read_manifest(folder)
+    if manifest is None:
+        raise StoreError(f"{folder}: not finished. Call again.")
+    return manifest.made_by
+
+
+def _by_question(rows: Sequence[Divergence]) -> dict[int, float]:
+    """Position → mean over the question's answers."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        found[row.position].append(row.nats)
+    return {position: sum(values) / len(values) for position, values in found.items()}
+
+
+def _by(rows: Sequence[Divergence], field: str) -> dict[str, Mean]:
+    parts: dict[str, list[Divergence]] = defaultdict(list)
+    for row in rows:
+        parts[getattr(row, field)].append(row)
+    return {name: resampled_mean(list(_by_question(part).values())) for name, part in sorted(parts.items())}
+
+
+def parse_ratios(text: str) -> list[float]:
+    """Of the command line: numbers with commas between, from the largest. Raises ConfigError."""
+    try:
+        ratios = sorted({float(word) for word in text.split(",")}, reverse=True)
+    except ValueError:
+        ratios = [-1.0]
+    if not all(0 <= ratio < 1 for ratio in ratios):
+        raise ConfigError(
+            [
+                Complaint(
+                    where="--ratios",
+                    expected="ratios from 0 to below 1 with commas between",
+                    found=text,
+                    remedy="Write for instance 0.4,0.2,0.",
+                )
+            ]
+        )
+    return ratios

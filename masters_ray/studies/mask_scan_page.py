@@ -1,0 +1,113 @@
+"""mask_scan.html: what a scan of mask ratios found, for a reader who has seen neither code nor run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from masters_ray.config import Config
+from masters_ray.report.charts import Line, line_chart
+from masters_ray.report.markup import escape, facts, nats, percent, small_percent, table
+from masters_ray.report.page import document, write_whole
+from masters_ray.studies.statistics import Mean
+
+if TYPE_CHECKING:
+    from masters_ray.studies.mask_scan import Advice, Scanned
+
+
+def write(file: Path, config: Config, found: Sequence[Scanned], advice: Advice) -> Path:
+    """Write the page; an existing one is replaced in one step."""
+    parts = (
+        ("result", "Where should the mask start?", _result(found, advice)),
+        ("ratios", "Ratio by ratio", _ratios(found)),
+        ("scan", "The scan", _facts(config)),
+    )
+    return write_whole(file, document("Scan of mask ratios", Path(config.run.dir).parent.name, parts))
+
+
+def _result(found: Sequence[Scanned], advice: Advice) -> str:
+    ratios = [100 * one.ratio for one in found]
+    lines = [Line(label="all answers", colour="after", means=[one.jsd for one in found])]
+    for source, colour in (("teacher", "teacher"), ("student", "before")):
+        if all(source in one.jsd_by_source for one in found):
+            means = [one.jsd_by_source[source] for one in found]
+            lines.append(Line(label=f"the {source}’s answers", colour=colour, means=means))
+    chart = line_chart("jsd", ratios, lines, "mask ratio (%)", "JSD to the student (nats)")
+    rewards = []
+    if all(one.teacher_right is not None for one in found):
+        right = [_exact(one.teacher_right or 0.0) for one in found]
+        rewards.append(Line(label="right answers (R_acc)", colour="teacher", means=right))
+    if all(one.reasoning is not None for one in found):
+        reasoning = [_exact(one.reasoning or 0.0) for one in found]
+        rewards.append(Line(label="supporting reasoning (R_rea)", colour="band", means=reasoning))
+    quality = ""
+    if rewards:
+        svg = line_chart("quality", ratios, rewards, "mask ratio (%)", "share of the teacher’s answers")
+        quality = f"<figure>{svg}<figcaption>What the mask costs the teacher itself.</figcaption></figure>"
+    return (
+        f'<p class="headline">{escape(advice.text)}</p>'
+        "<p>The smallest weights of the teacher are set to zero, a share of every matrix: the <b>mask ratio</b>. The "
+        "<b>JSD</b> (Jensen–Shannon divergence, 0 to 0.69 nats) says how far its next-token distributions are from the "
+        "student’s on the same answers. A run starts with the mask that makes teacher and student most alike and takes "
+        "it off step by step; a mask beyond that point only damages the teacher.</p>"
+        f'<div class="curves"><figure>{chart}<figcaption>Mean over the questions with 95 % intervals.</figcaption>'
+        f"</figure>{quality}</div>"
+    )
+
+
+def _ratios(found: Sequence[Scanned]) -> str:
+    kinds = sorted({kind for one in found for kind in one.jsd_by_kind})
+    head = (
+        "mask ratio",
+        "sparsity",
+        "JSD",
+        "95 %",
+        "more than the best",
+        "95 %",
+        "teacher right",
+        "left-out mass",
+        *kinds,
+    )
+    rows = [
+        [
+            percent(one.ratio),
+            percent(one.sparsity, 3),
+            nats(one.jsd.value),
+            _interval(one.jsd),
+            nats(one.against_best.value),
+            _interval(one.against_best),
+            percent(math.nan if one.teacher_right is None else one.teacher_right),
+            small_percent(one.left_out),
+            *(nats(one.jsd_by_kind[kind].value) if kind in one.jsd_by_kind else "–" for kind in kinds),
+        ]
+        for one in found
+    ]
+    return (
+        "<p><b>More than the best</b> compares question by question with the ratio of the lowest JSD; where its "
+        "interval holds 0 the two cannot be told apart. The last columns are the JSD by kind of question. "
+        "<b>Left-out mass</b> is what the stored top-k scores do not hold: the JSD does not see it.</p>"
+        f"{table(head, rows, numbers=range(len(head)))}"
+    )
+
+
+def _facts(config: Config) -> str:
+    return facts(
+        [
+            ("teacher", f"<code>{escape(config.teacher.checkpoint)}</code>"),
+            ("student", f"<code>{escape(config.student.checkpoint)}</code>"),
+            ("questions", str(config.data.train.rows)),
+            ("answers per question", f"{config.rollout.teacher_answers} + {config.rollout.student_answers}"),
+            ("top k", str(config.teacher.top_k)),
+            ("seed", str(config.run.seed)),
+        ]
+    )
+
+
+def _exact(value: float) -> Mean:
+    return Mean(value=value, low=math.nan, high=math.nan, n=1)
+
+
+def _interval(mean: Mean) -> str:
+    return f"{nats(mean.low)} to {nats(mean.high)}"

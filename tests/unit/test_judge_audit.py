@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from masters_ray import config as configuration
+from masters_ray.studies import judge_audit, judge_audit_page
+from masters_ray.studies.judge_audit import Case, Judged, disagreements, pairs
+from tests.builders import problem
+from tests.conftest import ROOT
+
+CASES = [
+    Case(position=index // 2, problem=problem(id=str(index // 2)), source=("teacher", "student")[index % 2], text=text)
+    for index, text in enumerate(["red", "blue", "red", "<b>", "red", "green"])
+]
+VERDICTS: dict[str, list[int | None]] = {
+    "student": [1, 0, 1, 1, None, 0],
+    "teacher": [1, 0, 1, 0, 1, 0],
+    "rule": [1, 0, 1, 0, 1, 0],
+}
+SAID = {"student": ["yes"] * 6, "teacher": ["no"] * 6}
+
+
+def test_judges_are_compared_on_what_both_could_judge() -> None:
+    found = {(one.first, one.second, one.of): one.agreement for one in pairs(CASES, VERDICTS)}
+    both = found["student", "teacher", "all"]
+    assert (both.both_right, both.right_wrong, both.wrong_right, both.both_wrong) == (2, 1, 0, 2)
+    assert both.share == pytest.approx(0.8)
+    assert found["student", "rule", "teacher"].share == 1.0
+    assert found["teacher", "rule", "all"].kappa.value == 1.0
+    assert set(found) == {
+        (first, second, of)
+        for first, second in (("student", "teacher"), ("student", "rule"), ("teacher", "rule"))
+        for of in ("all", "teacher", "student")
+    }
+
+
+def test_every_answer_on_which_not_all_say_the_same_is_listed_once() -> None:
+    found = disagreements(CASES, VERDICTS, SAID)
+    assert [(row["id"], row["answer"]) for row in found] == [("1", "<b>"), ("2", "red")]
+    assert found[1]["verdicts"] == {"student": None, "teacher": 1, "rule": 1}
+    assert found[1]["said"] == {"student": "yes", "teacher": "no"}
+
+
+def test_a_judges_own_figures() -> None:
+    found = judge_audit._judged("student", CASES, VERDICTS["student"], [1, 0, 0, 1, None, 0], 12.0)
+    assert (found.answers, found.unjudged, found.seconds_per_answer) == (6, 1, 2.0)
+    assert found.right == {"teacher": 1.0, "student": pytest.approx(1 / 3)}
+    assert found.consistency == pytest.approx(5 / 6)
+
+
+def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:
+    config = configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={tmp_path}", "judge.reasoning=true"])
+    audit = judge_audit.audit_config(config, 30, 0.2)
+    assert (audit.judge.of_teacher, audit.judge.of_student, audit.data.train.rows) == ("rule", "rule", 30)
+    assert audit.judges == {"rule"}
+    assert configuration.violations(audit) == []
+
+
+def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
+    judged = [
+        Judged(name=name, answers=6, unjudged=1, right={"teacher": 0.5}, consistency=0.9, seconds_per_answer=0.1)
+        for name in VERDICTS
+    ]
+    compared = pairs(CASES, VERDICTS)
+    lines = judge_audit.table(judged, compared)
+    assert len(lines) == 1 + 3 + 1 + 9
+    config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
+    differing = disagreements(CASES, VERDICTS, SAID)
+    page = judge_audit_page.write(tmp_path / "page.html", config, judged, compared, differing).read_text()
+    assert "unreadable" in page and "&lt;b&gt;" in page
+    assert (
+        "All judges said the same"
+        in judge_audit_page.write(tmp_path / "page.html", config, judged, compared, []).read_text()
+    )
