@@ -60,11 +60,14 @@ def part_of(name: str) -> Part | None:
     """Which part of a vision-language model a checkpoint's weight matrix belongs to; None: never masked.
 
     Norms, biases and position tables are in no part. Covers the checkpoints of Qwen2.5-VL, Qwen3-VL, InternVL3 and
-    InternVL3.5, in their own and in transformers' naming.
+    InternVL3.5, in their own and in transformers' naming, with the experts of mixture models, which some of them hold
+    in one tensor for all.
     """
-    if not name.endswith(".weight") or "norm" in name or "pos_embed" in name or "position_embedding" in name:
-        return None
     pieces = name.split(".")
+    if not (name.endswith(".weight") or pieces[-2:-1] == ["experts"]):
+        return None
+    if "norm" in name or "pos_embed" in name or "position_embedding" in name or "bias" in pieces[-1]:
+        return None
     if any("merger" in piece or "projector" in piece or piece == "mlp1" for piece in pieces):
         return "projector"
     if any(piece in ("visual", "vision_tower", "vision_model") for piece in pieces):
@@ -79,22 +82,33 @@ def part_of(name: str) -> Part | None:
 def masked(
     tensors: Iterable[tuple[str, Tensor]], ratio: float, parts: frozenset[Part], result: list[MaskReport]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors one by one, 2-D weights of ``parts`` masked at ``ratio``; a stream, never a whole copy.
+    """The checkpoint's tensors one by one, matrices of ``parts`` masked at ``ratio``; a stream, never a whole copy.
+
+    A 3-D tensor [experts, …] is a matrix for each expert of a mixture model.
 
     When the stream is exhausted, one MaskReport is appended to ``result``.
     """
     digest = hashlib.sha256()
     entries = zeroed = matrices = 0
     for name, tensor in tensors:
-        if tensor.ndim == 2 and part_of(name) in parts:
-            tensor = mask_smallest(tensor, ratio)
-            matrices += 1
+        if part_of(name) in parts and (tensor.ndim == 2 or _holds_experts(name, tensor)):
+            count = 1 if tensor.ndim == 2 else len(tensor)
+            tensor = mask_smallest(tensor, ratio) if count == 1 else _each_masked(tensor, ratio)
+            matrices += count
             entries += tensor.numel()
-            zeroed += zeroed_count(tensor.numel(), ratio)
+            zeroed += count * zeroed_count(tensor.numel() // count, ratio)
         update_digest(digest, name, tensor)
         yield name, tensor
     sparsity = zeroed / entries if entries else 0.0
     result.append(MaskReport(ratio=ratio, sparsity=sparsity, matrices=matrices, digest=digest.hexdigest()))
+
+
+def _each_masked(experts: Tensor, ratio: float) -> Tensor:
+    return torch.stack([mask_smallest(expert, ratio) for expert in experts])
+
+
+def _holds_experts(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 3 and "experts" in name.split(".")
 
 
 def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:

@@ -80,6 +80,14 @@ Provide the numerical evaluation score after giving a brief explanation.
 The evaluation score should be wrapped in <answer> </answer> tag."""
 """User turn of the question after the reasoning [ours]."""
 
+DIFFICULTY = """\
+Above is a question about the picture, and here is its right answer: {label}
+How hard is it to answer the question from the picture alone? Give a whole number from 1 (anybody sees it at once) \
+to 10 (it takes several steps of expert reasoning).
+Output the number alone, wrapped in <difficulty> </difficulty> tag."""
+"""What follows a question whose difficulty is asked for [ours; appendix F.1 has the scale]."""
+
+_DIFFICULTY_TAG = re.compile(r"<difficulty>\s*(10|[1-9])\s*</difficulty>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -92,6 +100,20 @@ def question_messages(problem: Problem) -> list[Message]:
     content: list[Message] = [{"type": "image"} for _ in problem.pictures]
     content.append({"type": "text", "text": "\n".join(lines)})
     return [{"role": "user", "content": content}]
+
+
+def difficulty_messages(problem: Problem) -> list[Message]:
+    """The question with its pictures and its label, and how hard it is (appendix F.1): one user turn."""
+    [turn] = question_messages(problem)
+    asked = {"type": "text", "text": DIFFICULTY.format(label=problem.label)}
+    return [turn | {"content": [*turn["content"], asked]}]
+
+
+def parse_difficulty(text: str) -> int | None:
+    """The number from 1 to 10 in the last tags, or standing alone; None when there is none."""
+    found = _DIFFICULTY_TAG.findall(text)
+    bare = found[-1] if found else text.strip()
+    return int(bare) if bare.isdecimal() and 1 <= int(bare) <= 10 else None
 
 
 def evaluation_messages(question: str, label: str, answer: str) -> list[Message]:

@@ -14,10 +14,11 @@ from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
 from masters_ray.errors import DataError
 from masters_ray.prompts import Message, question_messages
 from masters_ray.records import Answer, Problem, Refused, Scored, Source
-from masters_ray.store import Ragged
+from masters_ray.store import Ragged, reference_logprobs
 
 T = TypeVar("T")
 TokenIds = tuple[int, ...]
+Messages = Callable[[Problem], Sequence[Message]]
 Pack = Callable[[Sequence[Scored]], Ragged]
 """What a role keeps of its scores."""
 
@@ -127,23 +128,37 @@ class Model:
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem. Raises DataError when the engine refuses a problem."""
-        prompts, refused = _sorted_out(dict(enumerate(self.prompts(problems))))
-        drawn, refused_later = _sorted_out(
-            dict(enumerate(self.engine.generate_greedy(list(prompts.values()), max_tokens)))
-        )
-        for index, one in (refused | refused_later).items():
-            raise DataError(
-                f"question {problems[index].id}: {one.reason}. Mend or take out its row, shorten the question, use "
-                "smaller pictures, or raise engine.max_model_len."
-            )
-        return [self.chat.decode(ids) for ids in drawn.values()]
+        found = []
+        for problem, said in zip(problems, self.greedy(problems, question_messages, max_tokens), strict=True):
+            if isinstance(said, Refused):
+                raise DataError(
+                    f"question {problem.id}: {said.reason}. Mend or take out its row, shorten the question, use "
+                    "smaller pictures, or raise engine.max_model_len."
+                )
+            found.append(said)
+        return found
 
-    def _prompt(self, problem: Problem) -> Prompt | Refused:
+    def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[str | Refused]:
+        """The text of the greedy answer to what ``messages`` makes of each problem."""
+        prompts, refused = _sorted_out({index: self._prompt(one, messages) for index, one in enumerate(problems)})
+        drawn = self.engine.generate_greedy(list(prompts.values()), max_tokens)
+        said = {
+            index: one if isinstance(one, Refused) else self.chat.decode(one)
+            for index, one in zip(prompts, drawn, strict=True)
+        }
+        return [refused[index] if index in refused else said[index] for index in range(len(problems))]
+
+    def _prompt(self, problem: Problem, messages: Messages = question_messages) -> Prompt | Refused:
         try:
             pictures = tuple(decode(picture) for picture in problem.pictures)
         except BadPictureError as error:
             return Refused(reason=str(error), kind="picture")
-        return Prompt(token_ids=self.chat.token_ids(question_messages(problem)), pictures=pictures)
+        return Prompt(token_ids=self.chat.token_ids(messages(problem)), pictures=pictures)
+
+
+def own_logprobs(scored: Sequence[Scored]) -> Ragged:
+    """A Pack that keeps the log-probabilities of the answers' own tokens."""
+    return reference_logprobs([one.own for one in scored])
 
 
 def _sorted_out(outcomes: dict[int, T | Refused]) -> tuple[dict[int, T], dict[int, Refused]]:

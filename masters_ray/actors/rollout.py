@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch, own_logprobs
 from masters_ray.config import Sampling
-from masters_ray.records import Problem, Scored
-from masters_ray.store import Ragged, reference_logprobs
+from masters_ray.records import Problem
 
 
 class Student:
@@ -22,17 +21,13 @@ class Student:
         """``answers`` sampled answers to each problem that has a seed, with the student's log-probabilities of their
         tokens."""
         return self._model.answer(
-            "student", problems, sampling, answers=answers, seeds=seeds, top_k=0, pack=_reference_logprobs
+            "student", problems, sampling, answers=answers, seeds=seeds, top_k=0, pack=own_logprobs
         )
 
     def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]]) -> ScoredBatch:
         """This student's log-probability of each token of every answer, temperature 1."""
-        return self._model.score(problems, answers, top_k=0, pack=_reference_logprobs)
+        return self._model.score(problems, answers, top_k=0, pack=own_logprobs)
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem."""
         return self._model.answer_greedily(problems, max_tokens)
-
-
-def _reference_logprobs(scored: Sequence[Scored]) -> Ragged:
-    return reference_logprobs([one.own for one in scored])

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch
+import numpy as np
+
+from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch, own_logprobs
 from masters_ray.config import Sampling
 from masters_ray.masks import MaskReport
-from masters_ray.records import Problem, Scored
+from masters_ray.prompts import difficulty_messages, parse_difficulty
+from masters_ray.records import Problem, Refused, Scored
 from masters_ray.store import Ragged, top_scores
+
+_RATING_TOKENS = 64
 
 
 class Teacher:
@@ -36,6 +41,22 @@ class Teacher:
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
         """The text of the greedy answer to each problem."""
         return self._model.answer_greedily(problems, max_tokens)
+
+    def rate(self, problems: Sequence[Problem]) -> list[int | None]:
+        """How hard each question is, from 1 to 10 (appendix F.1); None where nothing can be read, or the engine refuses
+        it."""
+        said = self._model.greedy(problems, difficulty_messages, _RATING_TOKENS)
+        return [None if isinstance(one, Refused) else parse_difficulty(one) for one in said]
+
+    def label_likelihoods(self, problems: Sequence[Problem]) -> list[float | None]:
+        """Mean log-probability of the label's tokens as the answer to each question, in nats; None where the engine
+        refuses it."""
+        labels = [[self._model.chat.answer_ids(problem.label)] for problem in problems]
+        scored = self._model.score(problems, labels, top_k=0, pack=own_logprobs)
+        ends = np.cumsum(scored.tokens.lengths)
+        values = scored.tokens.columns.get("reference_logprobs", np.empty(0))
+        means = iter([float(part.mean()) for part in np.split(values, ends[:-1]) if len(part)])
+        return [None if index in scored.refused else next(means) for index in range(len(problems))]
 
 
 def _top_scores(scored: Sequence[Scored]) -> Ragged:

@@ -304,6 +304,13 @@ def _data(rules: _Rules, config: Config) -> None:
         "0.01 allows one row in a hundred.",
     )
     rules.rule(
+        0 <= config.data.max_unrated_share <= 1,
+        "data.max_unrated_share",
+        "a fraction from 0 to 1",
+        config.data.max_unrated_share,
+        "0.25 allows one question in four.",
+    )
+    rules.rule(
         1 <= config.data.max_picture_pixels <= _PILLOW_MAX_PIXELS,
         "data.max_picture_pixels",
         f"from 1 to {_PILLOW_MAX_PIXELS}, above which Pillow opens no picture",

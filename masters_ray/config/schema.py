@@ -11,6 +11,7 @@ KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
 Rule = Literal["exact", "relaxed", "choice"]
+Difficulty = Literal["rating", "likelihood"]
 
 
 @dataclass
@@ -52,6 +53,13 @@ class Data:
     """What accuracy is measured on."""
     max_quarantined_share: float = 0.01
     """Fraction of the rows asked for that may be set aside before the run stops."""
+    order: Literal["seeded", "easy_to_hard"] = "seeded"
+    """easy_to_hard: by how hard the unmasked first teacher finds a question (curriculum, appendix F.1)."""
+    difficulty: Difficulty = "rating"
+    """rating: the teacher is asked for a number from 1 to 10; likelihood: the tenth in which its mean log-probability
+    of the label lies, for teachers that cannot be asked."""
+    max_unrated_share: float = 0.25
+    """Fraction of the questions that the teacher may fail to rate; they stand in the middle."""
     max_picture_pixels: int = 50_000_000
     """Pixels of the largest picture that is decoded; a larger one is set aside."""
 

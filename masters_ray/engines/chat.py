@@ -49,6 +49,11 @@ class Chat:
         """The prompt as the model's forward wants it: placeholders expanded, pixels beside; batch of one, torch."""
         return dict(self.processor(text=[self.text(messages)], images=list(pictures) or None, return_tensors="pt"))
 
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """An answer's text as token ids, without the end of the turn."""
+        with self._one_at_a_time:
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def placeholder_ids(self) -> list[int]:
         """Tokens that stand for pictures or videos: an answer must not contain them."""
         names = [getattr(self.processor, name, None) for name in ("image_token", "video_token")]

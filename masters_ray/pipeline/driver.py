@@ -26,7 +26,7 @@ from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError, DataError
 from masters_ray.evaluate import accuracy
 from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit
-from masters_ray.pipeline import outcome, rollouts, stages
+from masters_ray.pipeline import curriculum, outcome, rollouts, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say, track
@@ -65,6 +65,7 @@ class _Run:
 
     def __init__(self, config: Config, directory: RunDirectory, journal: Journal) -> None:
         self._config, self._directory, self._journal = config, directory, journal
+        self._difficulties: curriculum.Difficulties | None = None
         self._quarantine = directory.file("quarantine.jsonl")
         with journal.phase("data"):
             self._train, self._held_out = stages.load(config, directory.data)
@@ -132,15 +133,33 @@ class _Run:
             if "student_before" in unmeasured:
                 with journal.phase("evaluation before"):
                     self._evaluate(replicas, "student", "student_before")
+            questions = self._questions(replicas)
             for stage, part in todo:
                 with journal.phase("rollouts"):
                     recipe = stages.recipe(config, stage, student, reference)
                     place, earlier = directory.stage(stage.index), self._earlier(config, stage)
-                    rollouts.roll_out(recipe, self._train.problems, part, replicas, place, earlier)
+                    rollouts.roll_out(recipe, questions, part, replicas, place, earlier)
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
                     self._evaluate(replicas, "teacher", "teacher")
+
+    def _questions(self, replicas: Replicas) -> data.Problems | curriculum.Ordered:
+        """The training questions in the order in which they are asked. Asks the first teacher how hard they are, if
+        conf wants that and it was not asked before."""
+        settings, problems = self._config.data, self._train.problems
+        if settings.order == "seeded":
+            return problems
+        if self._difficulties is None:
+            teacher = weights.digest(weights.locate(self._config.teacher.checkpoint))
+            folder = self._directory.file("difficulty")
+            self._difficulties = curriculum.Difficulties(folder, settings.difficulty, teacher)
+        if self._difficulties.missing(problems):
+            with self._journal.phase("difficulty"):
+                teachers = replicas.pools["teacher"]
+                rollouts.mask_teachers(teachers, 0.0)
+                self._difficulties.ask(teachers, problems, self._config.rollout.batch_rows)
+        return curriculum.Ordered(problems, self._difficulties.order(problems, settings.max_unrated_share))
 
     def _writer(self, stage: schedule.Stage) -> Path | None:
         """The student that writes in a stage; None: the one before training."""

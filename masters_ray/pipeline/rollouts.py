@@ -15,6 +15,7 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
+from masters_ray.pipeline.curriculum import Ordered
 from masters_ray.pipeline.groups import Batch, GroupMaker, Made, Recipe
 from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.tally import Tally
@@ -38,7 +39,7 @@ def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
 
 def roll_out(
     recipe: Recipe,
-    problems: data.Problems,
+    problems: data.Problems | Ordered,
     positions: range,
     pools: Replicas,
     folder: store.Where,
@@ -99,7 +100,7 @@ def unasked(problems: Sequence[Problem], positions: range, asked: set[int], size
             batch = []
 
 
-def _asked_before(problems: data.Problems, accounts: Sequence[store.Account]) -> set[int]:
+def _asked_before(problems: data.Problems | Ordered, accounts: Sequence[store.Account]) -> set[int]:
     """The positions that need not be asked again. Raises StoreError when another question was asked at one of them."""
     for account in accounts:
         for position, digest in account.asked.items():

@@ -82,7 +82,7 @@ class Outcome:
 def read(file: str) -> Study:
     """The study in a YAML file. Raises ConfigError with everything that is wrong with it."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file))
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         told = " ".join(str(error).split())
         raise ConfigError([_complaint(file, "a study in YAML", told, "See conf/study for examples.")]) from error

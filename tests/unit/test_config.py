@@ -26,9 +26,13 @@ def complaints(file: Path, *overrides: str) -> dict[str, str]:
     return {complaint.where: str(complaint) for complaint in caught.value.complaints}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda file: file.name)
-def test_every_file_in_conf_is_a_valid_configuration_and_says_its_hardware_time_and_purpose(file: Path) -> None:
+@pytest.mark.parametrize("file", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_file_in_conf_is_a_valid_configuration(file: Path) -> None:
     load(file)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda file: file.name)
+def test_every_file_in_conf_says_its_hardware_time_and_purpose(file: Path) -> None:
     head = "\n".join(file.read_text().splitlines()[:4])
     assert all(word in head for word in ("Hardware:", "Time:", "Purpose:"))
 

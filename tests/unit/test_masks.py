@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -57,6 +59,9 @@ def test_the_same_entries_as_torch_prune_on_distinct_magnitudes() -> None:
         ("mlp1.1.weight", "projector"),
         ("model.language_model.embed_tokens.weight", "embeddings"),
         ("lm_head.weight", "lm_head"),
+        ("model.language_model.layers.0.mlp.experts.gate_up_proj", "language"),
+        ("model.layers.0.mlp.experts.7.down_proj.weight", "language"),
+        ("model.language_model.layers.0.mlp.experts.gate_up_proj_bias", None),
         ("model.visual.pos_embed.weight", None),
         ("model.language_model.layers.0.input_layernorm.weight", None),
         ("model.language_model.layers.0.self_attn.q_proj.bias", None),
@@ -83,3 +88,24 @@ def test_a_stream_is_masked_in_scope_only_and_reports_sparsity_and_digest() -> N
     assert (report.sparsity, report.matrices) == (0.2, 1)
     assert report.digest == run(0.25)[1].digest
     assert report.digest != run(0.0)[1].digest
+
+
+def test_each_expert_of_a_mixture_model_is_a_matrix_of_its_own() -> None:
+    """One tensor for all experts gives what a tensor for each gives: a threshold per expert, and exact counts."""
+    generator = torch.Generator().manual_seed(3)
+    experts = torch.randn(4, 6, 5, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 1.0]).reshape(4, 1, 1)
+    scope, together, apart = frozenset[Any]({"language"}), list[MaskReport](), list[MaskReport]()
+    name = "model.layers.0.mlp.experts"
+    whole = dict(masked({f"{name}.down_proj": experts}.items(), 0.25, scope, together))
+    single = dict(
+        masked({f"{name}.{i}.down_proj.weight": one for i, one in enumerate(experts)}.items(), 0.25, scope, apart)
+    )
+    assert torch.equal(whole[f"{name}.down_proj"], torch.stack(list(single.values())))
+    assert (whole[f"{name}.down_proj"] == 0).sum((1, 2)).tolist() == [7] * 4
+    assert (together[0].sparsity, together[0].matrices) == (apart[0].sparsity, apart[0].matrices) == (28 / 120, 4)
+
+
+def test_a_tensor_with_three_axes_that_holds_no_experts_is_left_alone() -> None:
+    tensor = torch.ones(2, 3, 4)
+    [(_, found)] = masked([("model.layers.0.conv.weight", tensor)], 0.5, frozenset({"language"}), [])
+    assert torch.equal(found, tensor)

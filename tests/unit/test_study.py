@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
 from masters_ray.studies import study as studies
 from masters_ray.studies import study_page
@@ -37,6 +38,17 @@ def test_every_variant_is_a_run_of_its_own_for_each_seed(tmp_path: Path, monkeyp
     assert (masked.schedule.max_ratio, plain.schedule.max_ratio) == (0.2, 0.0)
     assert (plain.run.seed, plain.data.train.rows, plain.learner.groups_per_step) == (1, 48, 8)
     assert plain.run.dir == str(tmp_path / "runs" / "no-mask" / "seed-1")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "study").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_study_in_conf_has_valid_variants_and_changes_no_unknown_key(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study = studies.read(str(file))
+    for changes in study.variants.values():
+        words = [f"{key}={json.dumps(value)}" for key, value in (study.changes | changes).items()]
+        configuration.load(study.base, words)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Questions in the order of their difficulty (appendix F.1), which the unmasked teacher gives from 1 to 10."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from masters_ray import data
+from masters_ray.actors.pool import Pool
+from masters_ray.config import Difficulty
+from masters_ray.errors import DataError
+from masters_ray.pipeline.directory import append_lines, read_lines
+from masters_ray.pipeline.threads import batches, threads
+from masters_ray.progress import say, track
+from masters_ray.records import Problem
+
+HARDEST = 10
+_MIDDLE = 5.5
+_CALLS: Mapping[Difficulty, str] = {"rating": "rate", "likelihood": "label_likelihoods"}
+
+
+class Ordered(Sequence[Problem]):
+    """The same problems in another order."""
+
+    def __init__(self, problems: data.Problems, order: Sequence[int]) -> None:
+        """order: new position → old one."""
+        self._problems, self._order = problems, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, where: int) -> Problem: ...
+
+    @overload
+    def __getitem__(self, where: slice) -> list[Problem]: ...
+
+    def __getitem__(self, where: int | slice) -> Problem | list[Problem]:
+        if isinstance(where, slice):
+            return [self._problems[old] for old in self._order[where]]
+        return self._problems[self._order[where]]
+
+    def digest(self, position: int) -> str:
+        """``self[position].digest``, without reading the problem."""
+        return self._problems.digest(self._order[position])
+
+
+class Difficulties:
+    """What the teacher said of each question, kept in a file as it comes, so that a killed call goes on."""
+
+    def __init__(self, folder: Path, difficulty: Difficulty, teacher: str) -> None:
+        """teacher: digest of its weights; another one starts a file of its own."""
+        self._difficulty = difficulty
+        self._file = folder / f"{difficulty}-{teacher[:16]}.jsonl"
+        self._found: dict[str, float | None] = {row["question"]: row["said"] for row in read_lines(self._file)}
+
+    def missing(self, problems: data.Problems) -> list[int]:
+        """Positions of the questions that were not asked."""
+        return [position for position in range(len(problems)) if problems.digest(position) not in self._found]
+
+    def ask(self, teachers: Pool, problems: data.Problems, size: int) -> None:
+        """Ask for what is missing, ``size`` questions at a time."""
+        missing = self.missing(problems)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        told: dict[int, list[Any]] = {}
+        shares = list(batches(missing, size))
+
+        def ask(number: int) -> None:
+            share = shares[number]
+            told[number] = teachers.call_again(_CALLS[self._difficulty], [problems[index] for index in share])
+
+        with track("difficulty", len(missing)) as advance, threads(teachers.most_calls_at_once) as each:
+            for number in each(ask, range(len(shares))):
+                share, said = shares[number], told.pop(number)
+                rows = [
+                    {"question": problems.digest(position), "said": one}
+                    for position, one in zip(share, said, strict=True)
+                ]
+                append_lines(self._file, rows)
+                self._found |= {row["question"]: row["said"] for row in rows}
+                advance(len(share))
+
+    def order(self, problems: data.Problems, max_unrated_share: float) -> list[int]:
+        """Positions, the easiest first; equal ones stay in their order. Raises DataError when too many have no
+        difficulty."""
+        said = [self._found[problems.digest(position)] for position in range(len(problems))]
+        unrated = sum(one is None for one in said)
+        if unrated > max_unrated_share * len(said):
+            raise DataError(
+                f"{self._file}: {unrated} of {len(said)} questions have no difficulty; data.max_unrated_share allows "
+                f"{max_unrated_share:g}. A teacher that cannot rate can be measured: data.difficulty=likelihood. Or "
+                "set data.order=seeded."
+            )
+        levels = _ratings(said) if self._difficulty == "rating" else _tenths(said)
+        counts = np.bincount(np.rint(levels).astype(int), minlength=HARDEST + 1)[1:]
+        say(f"questions by difficulty 1 to {HARDEST}: {' '.join(map(str, counts))}; {unrated} in the middle unrated")
+        return np.argsort(levels, kind="stable").tolist()
+
+
+def _ratings(said: Sequence[float | None]) -> np.ndarray:
+    return np.array([_MIDDLE if one is None else one for one in said], float)
+
+
+def _tenths(said: Sequence[float | None]) -> np.ndarray:
+    """1 for the tenth of the questions whose label is likeliest, 10 for the last tenth."""
+    known = np.array(sorted((one for one in said if one is not None), reverse=True))
+    ranks = {value: rank for rank, value in reversed(list(enumerate(known)))}
+    return np.array([_MIDDLE if one is None else 1 + ranks[one] * HARDEST // len(known) for one in said], float)
