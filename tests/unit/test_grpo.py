@@ -3,8 +3,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from masters_ray.grpo import (
+    GroupTerms,
     Objective,
     OldPolicy,
     advantages,
@@ -42,9 +45,10 @@ def test_a_flat_group_has_no_advantage() -> None:
     assert advantages(torch.tensor([1.0, 1.0 + 5e-5])).tolist() == [0.0, 0.0]
 
 
-def test_adding_a_constant_to_all_rewards_changes_no_advantage() -> None:
-    rewards = torch.tensor([0.2, 1.7, 0.9])
-    assert torch.allclose(advantages(rewards), advantages(rewards + 3), atol=1e-5)
+@given(st.lists(st.integers(0, 64), min_size=2, max_size=9), st.integers(-1000, 1000))
+def test_adding_a_constant_to_all_rewards_changes_no_advantage(steps: list[int], constant: int) -> None:
+    rewards = torch.tensor(steps, dtype=torch.float64) / 32  # sums of such numbers are exact
+    assert torch.allclose(advantages(rewards + constant), advantages(rewards), atol=1e-9)
 
 
 def test_k3_is_zero_at_the_reference_and_positive_elsewhere() -> None:
@@ -140,7 +144,63 @@ def test_a_later_update_is_clipped_against_the_first_with_its_advantages() -> No
     assert new.grad.tolist() == pytest.approx([0.0, 0.45])  # d/dnew of 0.9 / 2
 
 
-def test_permuting_a_group_permutes_its_advantages() -> None:
-    rewards = torch.tensor([0.0, 1.0, 0.3, 2.0])
-    order = torch.tensor([2, 0, 3, 1])
-    assert torch.allclose(advantages(rewards)[order], advantages(rewards[order]))
+def test_the_advantages_of_a_group_by_hand_weigh_right_and_close_answers() -> None:
+    """Three answers of one token each; JSD 0.3, 0.1, 0.2 makes R_distill 0, 1, 1/2.
+
+    R_acc = 1, 1, 0 and alpha 1/2 give R = 1, 3/2, 1/4. Their mean is 11/12, the deviations are 1/12, 7/12, −8/12, and
+    the variance is (1 + 49 + 64)/(144·3) = 19/72.
+    """
+    new = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    terms = group_terms(
+        Objective(alpha=0.5, kl_beta=0.3, jsd_weight=2.0),
+        new_logprobs=new,
+        reference_logprobs=new.detach() + math.log(2),
+        token_jsd=torch.tensor([0.3, 0.1, 0.2]),
+        answer_of=torch.arange(3),
+        accuracy=torch.tensor([1.0, 1.0, 0.0]),
+        reasoning=torch.zeros(3),
+        tokens_per_group=3.0,
+    )
+    expected = [one / 12 / math.sqrt(19 / 72) for one in (1, 7, -8)]
+    assert terms.distillation.tolist() == pytest.approx([0, 1, 0.5])
+    assert terms.advantages.tolist() == pytest.approx(expected, rel=1e-5)
+    # the objective is the mean of the advantages, 0; k3 is 2 − ln 2 − 1 at each token; the mean JSD is 0.2
+    assert terms.loss.item() == pytest.approx(0.3 * (1 - math.log(2)) + 2 * 0.2, rel=1e-6)
+    # a third of −A_j, and of beta times d(k3)/dnew = 1 − e^(ln 2) = −1
+    terms.loss.backward()
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([-(one + 0.3) / 3 for one in expected], rel=1e-5)
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Tokens, accuracy and divergence (in steps) of each answer, and an order of them."""
+    size = draw(st.integers(2, 9))
+    lists = [draw(st.lists(st.integers(*span), min_size=size, max_size=size)) for span in ((1, 4), (0, 1), (0, 20))]
+    return lists[0], lists[1], lists[2], draw(st.permutations(range(size)))
+
+
+@given(groups())
+def test_permuting_a_group_permutes_its_rewards_and_advantages_and_leaves_its_loss(
+    group: tuple[list[int], list[int], list[int], list[int]],
+) -> None:
+    lengths, accuracy, divergences, order = group
+
+    def terms(answers: list[int]) -> GroupTerms:
+        counts = [lengths[one] for one in answers]
+        whose = torch.repeat_interleave(torch.tensor(answers), torch.tensor(counts)).double()
+        return group_terms(
+            Objective(),
+            new_logprobs=-1 - whose / 9,
+            reference_logprobs=-1.5 + whose.sin() / 2,
+            token_jsd=torch.tensor([divergences[int(one)] / 40 for one in whose], dtype=torch.float64),
+            answer_of=torch.repeat_interleave(torch.tensor(counts)),
+            accuracy=torch.tensor([accuracy[one] for one in answers], dtype=torch.float64),
+            reasoning=torch.zeros(len(answers)),
+            tokens_per_group=1.0,
+        )
+
+    before, after = terms(list(range(len(order)))), terms(order)
+    assert torch.equal(after.distillation, before.distillation[order])
+    assert torch.allclose(after.advantages, before.advantages[order], atol=1e-9)
+    assert after.loss.item() == pytest.approx(before.loss.item(), abs=1e-9)

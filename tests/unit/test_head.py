@@ -24,9 +24,12 @@ def inputs(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
 
 
 def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    targets, *scores = rest
-    logprobs = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)
-    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), top_k_jsd(logprobs, *scores)
+    """All logits in float64, and autograd; the head itself works in float32, too coarse for finite differences."""
+    targets, top_ids, *scores = rest
+    whole = None if bias is None else bias.double()
+    logprobs = torch.nn.functional.linear(hidden.double(), weight.double(), whole).log_softmax(-1)
+    divergences = top_k_jsd(logprobs, top_ids, *(one.double() for one in scores))
+    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), divergences.float()
 
 
 def gradients(terms: tuple[Tensor, Tensor], of: list[Tensor]) -> list[Tensor]:

@@ -1,9 +1,15 @@
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
+from masters_ray import weights
+from masters_ray.config import Part
 from masters_ray.masks import MaskReport, mask_smallest, masked, part_of, zeroed_count
+from tests.conftest import PAIR
 
 
 def test_the_smallest_entries_are_zeroed_and_the_others_kept() -> None:
@@ -37,13 +43,68 @@ def test_a_smaller_ratio_keeps_a_superset() -> None:
     assert (kept[1] <= kept[2]).all()
 
 
-def test_the_same_entries_as_torch_prune_on_distinct_magnitudes() -> None:
-    from torch.nn.utils import prune
+@pytest.fixture(scope="module")
+def teacher() -> Any:
+    """The shipped teacher in its checkpoint's bfloat16, which has ties at nearly every threshold."""
+    from transformers import AutoModelForImageTextToText
 
-    layer = torch.nn.Linear(40, 30)
-    expected = mask_smallest(layer.weight.detach(), 0.25)
-    prune.l1_unstructured(layer, "weight", amount=zeroed_count(1200, 0.25))
-    assert torch.equal(layer.weight, expected)
+    return AutoModelForImageTextToText.from_pretrained(PAIR / "teacher", dtype=torch.bfloat16)
+
+
+def linear_layers(teacher: Any, part: Part) -> dict[str, nn.Linear]:
+    """Told apart by what transformers builds, not by names: our own reading of names is what is tested."""
+    within = {
+        "language": [teacher.model.language_model],
+        "vision": list(teacher.model.visual.blocks),
+        "projector": [one for one in teacher.model.visual.modules() if type(one).__name__.endswith("PatchMerger")],
+    }[part]
+    wanted = {id(layer) for module in within for layer in module.modules() if isinstance(layer, nn.Linear)}
+    return {name: layer for name, layer in teacher.named_modules() if id(layer) in wanted}
+
+
+def by_position(weight: Tensor) -> Tensor:
+    """Magnitudes in which equal ones grow a little from entry to entry: less than up to the next bfloat16 number."""
+    assert weight.dtype == torch.bfloat16 and weight.numel() <= 2**18
+    return weight.abs().double() * (1 + torch.arange(weight.numel()).reshape(weight.shape) * 2.0**-27)
+
+
+def prune_by_torch(layer: nn.Linear, percent: int, order: Tensor | None = None) -> int:
+    """Entries that torch.nn.utils.prune has zeroed in ``layer``."""
+    count = layer.weight.numel() * percent // 100
+    prune.l1_unstructured(layer, "weight", amount=count, importance_scores=order)
+    prune.remove(layer, "weight")
+    return count
+
+
+@pytest.mark.parametrize("percent", [5, 20, 40])
+def test_the_entries_that_torch_prune_zeroes_in_every_matrix_of_the_shipped_teacher(teacher: Any, percent: int) -> None:
+    layers = linear_layers(teacher, "language")
+    assert len(layers) == 7 * teacher.config.text_config.num_hidden_layers
+    for name, layer in layers.items():
+        weight = layer.weight.detach()
+        found = mask_smallest(weight, percent / 100)
+        freely, ordered = copy.deepcopy(layer), copy.deepcopy(layer)
+        count = prune_by_torch(freely, percent)
+        assert int((found == 0).sum()) == count, name
+        threshold = weight[freely.weight != weight].abs().max()
+        clear = weight.abs() != threshold  # among equal magnitudes torch takes any
+        assert torch.equal(found[clear], freely.weight[clear]), name
+        prune_by_torch(ordered, percent, by_position(weight))
+        assert torch.equal(found, ordered.weight), name
+
+
+@pytest.mark.parametrize("part", ["language", "vision", "projector"])
+def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(teacher: Any, part: Part) -> None:
+    model = copy.deepcopy(teacher)
+    layers = linear_layers(model, part)
+    zeroed = sum(prune_by_torch(layer, 20, by_position(layer.weight.detach())) for layer in layers.values())
+    expected = model.state_dict()
+    result: list[MaskReport] = []
+    stream = dict(masked(weights.tensors(PAIR / "teacher"), 0.2, frozenset({part}), result))
+    assert stream.keys() == expected.keys() - {"lm_head.weight"}  # that one is the embeddings
+    assert [name for name, tensor in stream.items() if not torch.equal(tensor, expected[name])] == []
+    assert result[0].matrices == len(layers) > 0
+    assert result[0].sparsity == zeroed / sum(layer.weight.numel() for layer in layers.values())
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     InternVLConfig,
@@ -18,11 +22,16 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from bench.sides import one_question
+from masters_ray import store
 from masters_ray.divergence import top_k_jsd
 from masters_ray.engines import hf, norm
 from masters_ray.errors import CheckpointError
+from masters_ray.learner.feed import own_batches, steps
+from masters_ray.learner.job import StagePlan
 from masters_ray.packing import PackedBatch, PromptTensors, pack
-from tests.builders import group, scored
+from masters_ray.records import RolloutGroup
+from tests.builders import group, problem, scored
 
 IMAGE, VIDEO, START, END = 2, 3, 4, 5
 TEXT = {
@@ -199,6 +208,74 @@ def test_packed_groups_equal_separate_sequences(
     assert wanted.keys() == got.keys()
     for name, gradient in wanted.items():
         assert torch.allclose(got[name], gradient, atol=2e-5 * max(1.0, float(gradient.abs().max()))), name
+
+
+@pytest.fixture(scope="module")
+def student() -> tuple[hf.PackedStudent, list[PromptTensors]]:
+    """A model and two prompts with pictures."""
+    torch.manual_seed(0)
+    model = qwen3().float().eval()
+    inputs = [qwen_prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
+    prompts: list[PromptTensors] = [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
+    return hf.PackedStudent(model, logits_bytes=2**20), prompts
+
+
+ASKED = problem()
+
+
+@st.composite
+def stored_rows(draw: st.DrawFn) -> list[RolloutGroup]:
+    """Groups of a step, with answers of drawn lengths; their prompts take turns."""
+    sizes = draw(st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=5))
+    return [
+        group(
+            [
+                scored([10 + 9 * place + token for token in range(length)], accuracy=place % 2, seed=length + place)
+                for place, length in enumerate(lengths)
+            ],
+            position=position,
+            of=ASKED,
+        )
+        for position, lengths in enumerate(sizes)
+    ]
+
+
+@settings(max_examples=25)
+@given(stored_rows(), st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]))
+def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
+    student: tuple[hf.PackedStudent, list[PromptTensors]],
+    rows: list[RolloutGroup],
+    workers: int,
+    budget: int,
+    multiple_of: int,
+) -> None:
+    model, prompts = student
+    rows = [replace(row, prompt_tokens=len(prompts[row.position % 2].input_ids)) for row in rows]
+    table = store.table_of(rows)
+
+    def packed(groups: Sequence[RolloutGroup], multiple_of: int = 1) -> PackedBatch:
+        return pack(groups, [prompts[row.position % 2] for row in groups], pad_id=0, multiple_of=multiple_of)
+
+    @torch.no_grad()
+    def losses(batch: PackedBatch) -> list[list[float]]:
+        """Of each group its loss, and the advantages, which cancel in its value."""
+        logprobs, divergences = model(batch)
+        whose = [batch.group_of == group for group in range(len(batch.layout.spans))]
+        terms = [one_question(batch, logprobs, divergences, answers) for answers in whose]
+        return [[one.loss.item(), *one.advantages.tolist()] for one in terms]
+
+    alone = [losses(packed([row]))[0] for row in store.groups(table)]
+    plan = StagePlan(stage=0, ratio=0.2, rows=len(rows))
+    [step] = steps(iter([table]), [(plan, len(rows))], workers, budget, skip=0)
+    found: list[list[list[float]]] = [[] for _ in rows]
+    for rank in range(workers):
+        for micro in own_batches([step], rank, partial(packed, multiple_of=multiple_of)):
+            assert micro.batch.layout.length % multiple_of == 0
+            for index, loss in zip([] if micro.filler else micro.indices, losses(micro.batch), strict=False):
+                found[index].append(loss)
+    assert [len(one) for one in found] == [1] * len(rows), "each row once"
+    for [one], other in zip(found, alone, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
 def test_all_norms_are_made_faster_and_stay_the_same(case: tuple[Any, list[dict[str, Tensor]], PackedBatch]) -> None:

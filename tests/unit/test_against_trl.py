@@ -1,0 +1,227 @@
+"""The loss is TRL's: its own code runs on the same tensors, its conventions turned into ours where they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import models
+from bench.groups import Question, Task, packed, question
+from bench.sides import CLIP, KL_BETA, Masters
+from masters_ray.divergence import top_k_jsd
+from masters_ray.grpo import Objective, advantages, answer_means, clipped_objective, group_terms, kl_estimates
+from masters_ray.head import answer_terms
+from masters_ray.records import ScoredAnswer
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
+LENGTHS = (5, 1, 3, 5, 2)
+"""Tokens of each answer of a group."""
+ANSWER_OF = torch.repeat_interleave(torch.tensor(LENGTHS))
+MASK = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(-1)
+"""Which of [answers, longest] are tokens."""
+
+
+class Trl:
+    """TRL's code: a real GRPOTrainer round a tiny Qwen3-VL, and GKD's divergence."""
+
+    def __init__(self) -> None:
+        from trl import import_utils
+
+        with pytest.MonkeyPatch.context() as patch:
+            # TRL 1.16 does not know this vLLM, and would load it for what is not tested here.
+            patch.setattr(import_utils, "is_vllm_available", lambda *_, **__: False)
+            from trl.experimental.gkd import GKDTrainer
+            from trl.trainer.utils import selective_log_softmax
+
+            from bench.trl_step import TrlStep
+        self.divergence: Any = GKDTrainer.generalized_jsd_loss
+        self.logprobs: Any = selective_log_softmax
+        self.step = TrlStep(models.build(models.TINY))
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """Of groups of equal size [groups, G], from the method that TRL samples and scores with.
+
+        TRL divides by the sample's deviation + 1e-4, we by the population's σ + 1e-6. A sample's variance is G/(G−1) of
+        the population's, so what TRL gives is multiplied by (√(G/(G−1))·σ + 1e-4) / (σ + 1e-6).
+        """
+        trainer, count = self.step.trainer, rewards.numel()
+        given = {"prompt_ids": [[1]] * count, "completion_ids": [[1]] * count, "logprobs": None}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "rollout_func", lambda *_: given)
+            patch.setattr(trainer, "reward_funcs", [lambda **_: rewards.flatten().tolist()])
+            patch.setattr(trainer, "num_generations", rewards.shape[1])
+            patch.setattr(trainer, "beta", 0.0)  # no reference model is asked
+            found = trainer._generate_and_score_completions([{"prompt": "-"}] * count)["advantages"]
+        sigma = rewards.std(1, correction=0, keepdim=True)
+        size = rewards.shape[1]
+        return found.view_as(rewards) * (math.sqrt(size / (size - 1)) * sigma + 1e-4) / (sigma + 1e-6)
+
+    def loss(self, new: Tensor, advantages: Tensor, reference: Tensor, old: Tensor | None = None) -> Tensor:
+        """``_compute_loss`` on log-probabilities of all answers' tokens.
+
+        TrlStep sets three conventions: loss_type "grpo" is the mean over an answer's tokens, then over answers;
+        use_bias_correction_kl is off, or k3 would be multiplied by the ratio; beta is 0.1.
+        """
+        trainer = self.step.trainer
+        assert (trainer.beta, trainer.epsilon_low, trainer.epsilon_high) == (KL_BETA, CLIP, CLIP)
+        ids = MASK.long()
+        inputs = {"prompt_ids": ids[:, :1], "prompt_mask": ids[:, :1], "completion_ids": ids, "completion_mask": ids}
+        inputs |= {"advantages": advantages, "ref_per_token_logps": padded(reference)}
+        if old is not None:
+            inputs["old_per_token_logps"] = padded(old)
+        answer = padded(new), torch.zeros(MASK.shape), None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "_get_per_token_logps_and_entropies", lambda *_, **__: answer)
+            loss: Tensor = trainer._compute_loss(self.step.model, inputs)
+        return loss
+
+
+def padded(tokens: Tensor) -> Tensor:
+    """[tokens] → [answers, longest]"""
+    return torch.zeros(MASK.shape).masked_scatter(MASK, tokens)
+
+
+@pytest.fixture(scope="module")
+def trl() -> Trl:
+    return Trl()
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_gradients(ours: Tensor, theirs: Tensor, by: Sequence[Tensor]) -> None:
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-6)
+    found, expected = (torch.autograd.grad(loss, by, retain_graph=True) for loss in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        assert other.abs().max() > 0
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("k", [1, 8, 40], ids="k={}".format)
+def test_the_divergence_is_gkds_with_beta_one_half(trl: Trl, k: int) -> None:
+    """GKD takes logits: on k + 1 outcomes their log-probabilities are some."""
+    student = (3 * random(30, 40)).requires_grad_()
+    teacher = (3 * random(30, 40, seed=1)).log_softmax(-1)
+    top, ids = teacher.topk(k)
+    left_out = (1 - top.exp().sum(-1)).clamp(min=0)
+    logprobs = student.log_softmax(-1)
+    ours = top_k_jsd(logprobs, ids, top, left_out)
+    if k == 40:
+        theirs = trl.divergence(student, teacher, beta=0.5, reduction="none").sum(-1)
+    else:
+        rest = torch.ones(student.shape).scatter(-1, ids, 0.0).log()
+        student_rest, teacher_rest = ((one + rest).logsumexp(-1, keepdim=True) for one in (logprobs, teacher))
+        outcomes = torch.cat([logprobs.gather(-1, ids), student_rest], -1), torch.cat([top, teacher_rest], -1)
+        theirs = trl.divergence(*outcomes, beta=0.5, reduction="none").sum(-1)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert_same_gradients(ours.sum(), theirs.sum(), [student])
+
+
+def test_advantages_are_trls_but_for_the_standard_deviation(trl: Trl) -> None:
+    accuracy = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1.0]])
+    rewards = accuracy + random(3, 4).sigmoid()
+    ours = torch.stack([advantages(one) for one in rewards])
+    assert torch.allclose(ours, trl.advantages(rewards), rtol=1e-5, atol=1e-6)
+    equal = torch.full((1, 4), 1.5)
+    assert advantages(equal[0]).tolist() == trl.advantages(equal)[0].tolist() == [0.0] * 4
+
+
+def test_the_clipped_objective_and_k3_are_trls(trl: Trl) -> None:
+    """On a policy that has moved: most ratios are outside 1 ± 0.2, of good answers and of bad ones."""
+    new, reference = (random(sum(LENGTHS), seed=seed).sub(3).requires_grad_() for seed in (0, 1))
+    old = new.detach() - torch.arange(len(new)).mul(2.0).sin()  # ratios from 0.37 to 2.72, up and down
+    weights = torch.tensor([1.2, -0.7, -1.1, 0.4, 0.2])
+    objective = clipped_objective((new - old).exp(), weights[ANSWER_OF], CLIP)
+    objective = objective - KL_BETA * kl_estimates("k3", new, reference)
+    ours = -answer_means(objective, ANSWER_OF, len(LENGTHS)).mean()
+    assert_same_gradients(ours, trl.loss(new, weights, reference, old), [new])
+    told = trl.step.trainer._metrics["train"]
+    assert told["clip_ratio/low_mean"][-1] >= 2 / len(new) and told["clip_ratio/high_mean"][-1] >= 2 / len(new)
+
+
+def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -> None:
+    """From hidden states and rewards to one number, with the teacher's whole distributions."""
+    tokens, width, vocabulary = sum(LENGTHS), 6, 40
+    hidden, weight = random(tokens, width).requires_grad_(), random(vocabulary, width, seed=1).requires_grad_()
+    teacher = (2 * random(tokens, vocabulary, seed=2)).log_softmax(-1)
+    targets = torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(3))
+    logits = hidden @ weight.T
+    new = trl.logprobs(logits, targets)
+    reference = new.detach() + 0.3 * random(tokens, seed=4)
+    accuracy = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])
+
+    pairs = zip(logits.split(LENGTHS), teacher.split(LENGTHS), LENGTHS, strict=True)
+    divergences = torch.stack([trl.divergence(*two, beta=0.5, num_items_in_batch=length) for *two, length in pairs])
+    low, high = divergences.detach().aminmax()
+    rewards = accuracy + (high - divergences.detach()) / (high - low)
+    advantage = trl.advantages(rewards.unsqueeze(0))[0]
+    theirs = trl.loss(new, advantage, reference) + divergences.mean()
+
+    order = teacher.argsort(-1)
+    found, token_jsd = answer_terms(
+        hidden, weight, None, targets, order, teacher.gather(-1, order), torch.zeros(tokens), logits_bytes=2**20
+    )
+    terms = group_terms(
+        Objective(kl_beta=KL_BETA, clip_epsilon=CLIP),
+        new_logprobs=found,
+        reference_logprobs=reference,
+        token_jsd=token_jsd,
+        answer_of=ANSWER_OF,
+        accuracy=accuracy,
+        reasoning=torch.zeros(len(LENGTHS)),
+        tokens_per_group=tokens,
+    )
+    assert torch.allclose(terms.advantages, advantage, atol=2e-5)
+    assert_same_gradients(terms.loss, theirs, [hidden, weight])
+
+
+def cut(answer: ScoredAnswer, length: int) -> ScoredAnswer:
+    """Its first tokens."""
+    written, scores = answer.judged.answer, answer.teacher
+    return ScoredAnswer(
+        judged=replace(answer.judged, answer=replace(written, token_ids=written.token_ids[:length])),
+        teacher=replace(
+            scores,
+            top_ids=scores.top_ids[:length],
+            top_logprobs=scores.top_logprobs[:length],
+            left_out=scores.left_out[:length],
+        ),
+        reference_logprobs=answer.reference_logprobs[:length],
+    )
+
+
+def test_a_packed_group_gives_every_weight_the_gradient_that_trl_gives_it(trl: Trl) -> None:
+    """A picture, a prompt and five answers: one sequence here, five padded ones with the picture five times there."""
+    from bench.trl_step import prepared
+
+    ours = Masters(models.build(models.TINY))
+    asked = question(ours.model, Task(text=7, side=3, answers=len(LENGTHS), tokens=max(LENGTHS)))
+    answers = tuple(cut(*one) for one in zip(asked.group.answers, LENGTHS, strict=True))
+    asked = Question(group=replace(asked.group, answers=answers), inputs=asked.inputs, prompt=asked.prompt)
+    terms = ours.backward(packed([asked]), jsd_weight=0.0)
+    given = asked.inputs
+    inputs = prepared(
+        given["input_ids"][0],
+        asked.answers,
+        given["pixel_values"],
+        given["image_grid_thw"],
+        given["mm_token_type_ids"][0],
+        terms.advantages,
+        padded(torch.cat([torch.from_numpy(one.reference_logprobs) for one in answers])),
+    )
+    trl.step.model.zero_grad(set_to_none=True)
+    theirs = trl.step.loss(inputs)
+    theirs.backward()
+    assert terms.loss.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-7)  # advantages cancel, k3 remains
+    expected = {name: one.grad for name, one in trl.step.model.named_parameters() if one.grad is not None}
+    found = {name: one.grad for name, one in ours.model.named_parameters() if one.grad is not None}
+    assert expected.keys() == found.keys() and len(expected) > 20
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name

@@ -1,0 +1,234 @@
+"""A step of the learner on stored rows is METHOD 4 to 6, written out in plain PyTorch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from masters_ray import store
+from masters_ray.config import Learner, Reward
+from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.records import Problem, RolloutGroup, TokenScores
+from tests.builders import group, problem, scored
+from tests.conftest import PAIR
+
+ALPHA, BETA = 0.7, 0.2
+"""Neither is the default, so that a step that does not read its settings is seen."""
+
+
+class Plain:
+    """The student in float64, and the loss of a step, one answer at a time."""
+
+    def __init__(self) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.model = AutoModelForImageTextToText.from_pretrained(PAIR / "student", dtype=torch.float64)
+        self._processor = AutoProcessor.from_pretrained(PAIR / "student")
+
+    def prompt(self, asked: Problem) -> dict[str, Tensor]:
+        content = [{"type": "image"}] * len(asked.pictures) + [{"type": "text", "text": asked.question}]
+        messages = [{"role": "user", "content": content}]
+        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        pictures = [Image.open(io.BytesIO(one.read())).convert("RGB") for one in asked.pictures]
+        return dict(self._processor(text=[text], images=pictures, return_tensors="pt"))
+
+    def logprobs(self, prompt: dict[str, Tensor], ids: Tensor) -> Tensor:
+        """[tokens, vocabulary]: the distributions from which the answer's tokens ``ids`` [tokens] are drawn."""
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.zeros_like(ids)}
+        whole = {name: torch.cat([prompt[name], one.unsqueeze(0)], 1) for name, one in more.items()}
+        return self.model(**prompt | whole).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+
+    def loss(self, row: RolloutGroup) -> Tensor:
+        """L of one group. The teacher's probabilities are those that a store keeps: roots in 511 steps (METHOD 5)."""
+        prompt = self.prompt(row.problem)
+        new, reference, per_answer = [], [], []
+        for answer in row.answers:
+            ids = torch.tensor(answer.judged.answer.token_ids)
+            logprobs = self.logprobs(prompt, ids)
+            new.append(logprobs.gather(1, ids.unsqueeze(1)).squeeze(1))
+            reference.append(torch.from_numpy(answer.reference_logprobs).double())
+            # METHOD 5: teacher and student on k + 1 outcomes
+            top = torch.from_numpy(answer.teacher.top_logprobs).double().exp()
+            p = torch.cat([top, torch.from_numpy(answer.teacher.left_out).double().unsqueeze(1)], 1)
+            p = (511 * p.sqrt()).round() ** 2
+            p = p / p.sum(1, keepdim=True)
+            q = logprobs.gather(1, torch.from_numpy(answer.teacher.top_ids).long()).exp()
+            q = torch.cat([q, 1 - q.sum(1, keepdim=True)], 1)
+            m = (p + q) / 2
+            per_answer.append((torch.xlogy(p, p / m) + torch.xlogy(q, q / m)).sum(1).mean() / 2)
+        # METHOD 4
+        divergence = torch.stack(per_answer)
+        d = divergence.detach()
+        spread = d.max() - d.min()
+        distillation = (d.max() - d) / spread if spread > 1e-6 else torch.zeros_like(d)
+        reward = torch.tensor([float(answer.judged.accuracy or 0) for answer in row.answers]) + ALPHA * distillation
+        # METHOD 6
+        flat = reward.max() - reward.min() < 1e-4
+        advantage = (reward - reward.mean()) / (reward.std(correction=0) + 1e-6) * (not flat)
+        answers = []
+        for a, one, before in zip(advantage, new, reference, strict=True):
+            ratio = (one - one.detach()).exp()
+            kl = (before - one).exp() - (before - one) - 1
+            answers.append(-(ratio * a - BETA * kl).mean())
+        return torch.stack(answers).mean() + divergence.mean()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain()
+
+
+LENGTHS = ((3, 2, 5, 1), (4, 1, 2), (7, 3), (2, 2, 6), (3, 3))
+ACCURACIES = ((1, 0, 0, 1), (1, 1, 1), (0, 1), (0, 1, 0), (1, 1))
+"""Of each group's answers; the two of the last group are alike in everything."""
+
+
+@pytest.fixture(scope="module")
+def rows(plain: Plain, questions: list[Problem]) -> list[RolloutGroup]:
+    """Teacher and reference are near the student, whose distributions they vary; one question has two pictures."""
+    asked = [*questions[:3], problem(id="two", pictures=2), questions[3]]
+    found = []
+    for position, of in enumerate(asked):
+        prompt = plain.prompt(of)
+        answers = []
+        for place, (length, accuracy) in enumerate(zip(LENGTHS[position], ACCURACIES[position], strict=True)):
+            seed = 10 * position + (place if position < 4 else 0)
+            answer = scored([40 + seed + token for token in range(length - 1)] + [2], accuracy=accuracy)
+            with torch.no_grad():
+                logprobs = plain.logprobs(prompt, torch.tensor(answer.judged.answer.token_ids))
+            noise = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(seed))
+            top, ids = (logprobs + noise).log_softmax(-1).topk(6)
+            left_out = 1 - top.exp().sum(-1)
+            own = logprobs.gather(1, torch.tensor(answer.judged.answer.token_ids).unsqueeze(1)).squeeze(1)
+            reference = own + 0.12 * torch.arange(seed, seed + length).sin()
+            answers.append(
+                replace(
+                    answer,
+                    teacher=TokenScores(
+                        top_ids=ids.int().numpy(), top_logprobs=top.float().numpy(), left_out=left_out.float().numpy()
+                    ),
+                    reference_logprobs=reference.float().numpy(),
+                )
+            )
+        row = group(answers, position=position, of=of)
+        found.append(replace(row, prompt_tokens=prompt["input_ids"].shape[1]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(plain: Plain, rows: list[RolloutGroup]) -> tuple[float, dict[str, Tensor]]:
+    """The mean loss over groups and its gradient by every weight."""
+    loss = torch.stack([plain.loss(row) for row in rows]).mean()
+    loss.backward()
+    return loss.item(), {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
+
+
+class Worker:
+    """The learner's own worker on stored rows: its model, packing, head, loss and DeepSpeed; Ray is stood in for."""
+
+    def __init__(self, folder: Path, rows: Sequence[RolloutGroup], patch: pytest.MonkeyPatch) -> None:
+        import ray.train.torch
+        from deepspeed.accelerator import set_accelerator
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        from masters_ray.learner import loop
+
+        writer = store.Writer(folder / "store", {"stage": 0})
+        asked = {row.position: row.problem.digest for row in rows}
+        writer.write(store.table_of(rows), store.Account(asked=asked, rejected={}, noted={}))
+        writer.finish({})
+        self.told: list[Pinned] = []
+        self._kept: dict[str, Tensor] = {}
+        shard = SimpleNamespace(iter_batches=lambda **_: self._tables(folder / "store"))
+        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        patch.setattr(ray.train, "get_context", lambda: context)
+        patch.setattr(ray.train, "get_dataset_shard", lambda _: shard)
+        patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+        patch.setattr(ray, "get", lambda answer: answer)
+        alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        for name, value in alone.items():
+            patch.setenv(name, value)
+        set_accelerator(CPU_Accelerator())
+        job = LearnerJob(
+            checkpoint=str(PAIR / "student"),
+            settings=Learner(dtype="float32", zero_stage=0, groups_per_step=len(rows), kl_beta=BETA),
+            reward=Reward(alpha=ALPHA),
+            seed=0,
+            stages=(StagePlan(stage=0, ratio=0.2, rows=len(rows)),),
+            export_to=folder / "student",
+            adapters_to=folder / "adapters",
+            storage=folder / "learner",
+        )
+        board: Any = SimpleNamespace(pin=SimpleNamespace(remote=self.told.append))
+        self._worker: Any = loop._Worker(job, board)
+        self._gradients = self._worker._engine.gradients
+        patch.setattr(self._gradients, "apply", self._keep)
+
+    def gradient(self, workers: int, budget: int, multiple_of: int) -> dict[str, Tensor]:
+        """The mean over ``workers``, as DeepSpeed takes it, of what each adds up; the weights stay as they are."""
+        worker = self._worker
+        worker._workers, worker._packer._multiple = workers, multiple_of
+        worker._job = replace(worker._job, settings=replace(worker._job.settings, tokens_per_micro_batch=budget))
+        kept = []
+        for rank in range(workers):
+            worker._rank = rank
+            worker.step(worker.micro_batches(0))
+            kept.append(self._kept)
+        return {name: torch.stack([one[name] for one in kept]).mean(0) for name in kept[0]}
+
+    def close(self) -> None:
+        self._worker.checkpoints.close()
+        torch.distributed.destroy_process_group()
+
+    def _keep(self) -> None:
+        parameters = self._worker._engine.model.named_parameters()
+        self._kept = {name: one.grad.clone() for name, one in parameters if one.grad is not None}
+        self._gradients.drop()
+
+    @staticmethod
+    def _tables(folder: Path) -> Iterator[pa.Table]:
+        return (pq.read_table(folder / name) for name in store.shard_names(folder))
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory, rows: list[RolloutGroup]) -> Iterator[Worker]:
+    with pytest.MonkeyPatch.context() as patch:
+        made = Worker(tmp_path_factory.mktemp("step"), rows, patch)
+        yield made
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("workers", "budget", "multiple_of"),
+    [(1, 10_000, 1), (1, 1, 128), (2, 150, 1), (8, 10_000, 7)],
+    ids=["at once", "one by one, padded", "two workers", "more workers than groups, padded"],
+)
+def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
+    worker: Worker,
+    expected: tuple[float, dict[str, Tensor]],
+    workers: int,
+    budget: int,
+    multiple_of: int,
+) -> None:
+    found = worker.gradient(workers, budget, multiple_of)
+    trained = {name: one for name, one in expected[1].items() if "visual" not in name or "merger" in name}
+    assert found.keys() == trained.keys()
+    for name, gradient in trained.items():
+        # the learner reads divergences to 1e-6 nats where it compares them, the plain loss does not
+        assert (found[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name
+    if workers == 1:
+        [told] = worker.told[-1].steps
+        norm = torch.stack([one.norm() for one in trained.values()]).norm()
+        assert told.loss == pytest.approx(expected[0], rel=1e-6)
+        assert told.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
