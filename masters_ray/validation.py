@@ -116,6 +116,7 @@ def _checkpoints(config: Config) -> list[Complaint]:
     for name, teacher in teachers.items():
         if name in folders:
             complaints += _tokenizers(folders[name], folders["student"])
+            complaints += _live(config, name, folders[name], folders["student"])
             complaints += _top_k(f"{name}.top_k", teacher.top_k, folders[name])
     return complaints
 
@@ -131,6 +132,19 @@ def _tokenizers(teacher: Path, student: Path) -> list[Complaint]:
             expected=f"the tokenizer of the teacher ({teacher})",
             found=f"{student}, which differs in {', '.join(different)}",
             remedy="Distributions can only be compared token by token: choose a pair of one family.",
+        )
+    ]
+
+
+def _live(config: Config, name: str, teacher: Path, student: Path) -> list[Complaint]:
+    if config.learner.teacher == "stored" or weights.prompt_digest(teacher) == weights.prompt_digest(student):
+        return []
+    return [
+        Complaint(
+            where="learner.teacher",
+            expected=f"stored, since {name} makes other prompts than the student",
+            found="live",
+            remedy="A live teacher reads the student's own prompts: processor files and chat templates must be equal.",
         )
     ]
 

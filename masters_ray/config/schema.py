@@ -271,6 +271,9 @@ class Learner:
     """How far a ratio of new to old probability counts; without effect while updates_per_step is 1."""
     aggregation: Aggregation = "answer"
     """answer: every answer of a group weighs the same; token: every answer token of a step does."""
+    teacher: Literal["stored", "live"] = "stored"
+    """stored: the scores that the rollouts hold, the teacher.top_k likeliest tokens and the rest; live: every worker
+    holds the masked teacher, and distributions are compared over the whole vocabulary."""
     updates_per_step: int = 1
     """Optimizer updates on the groups of one step; the later ones clip the ratio to the first."""
     checkpoint_every: int = 50

@@ -1,4 +1,4 @@
-"""The student as a transformers model: prompts to tensors, packed groups to the loss's terms, export."""
+"""Student and live teacher as transformers models: prompts to tensors, packed groups to the loss's terms, export."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from masters_ray.attention import Layout, attend
+from masters_ray.config import Part
 from masters_ray.engines import norm
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError
 from masters_ray.head import answer_terms
-from masters_ray.masks import part_of
+from masters_ray.live import LiveScores, live_terms
+from masters_ray.masks import MaskReport, masked, part_of
 from masters_ray.packing import PackedBatch, PromptTensors
 from masters_ray.prompts import Message
+from masters_ray.weights import tensors
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "mm_token_type_ids")
 
@@ -35,6 +38,39 @@ def load_model(folder: Path, dtype: str) -> Any:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
 
 
+def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
+    """The model with the matrices of ``parts`` masked at ``ratio`` in the checkpoint's own coordinates, for reading
+    only. Raises CheckpointError when it cannot be loaded."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    report: list[MaskReport] = []
+    state = dict(masked(tensors(folder), ratio, parts, report))
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        model = kind.from_pretrained(
+            None, config=config, state_dict=state, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+    return model.eval().requires_grad_(False), report[0]
+
+
+class PackedTeacher(nn.Module):
+    """A vision-language model whose forward gives a live teacher's scores of a packed batch."""
+
+    def __init__(self, model: Any) -> None:
+        """Changes ``model``: its language model reads packed groups. Raises CheckpointError when its head does more to
+        logits than a product."""
+        super().__init__()
+        _read_packed(model, "teacher")
+        self.model = model
+
+    def forward(self, batch: PackedBatch) -> LiveScores:
+        head = self.model.lm_head
+        return LiveScores(hidden=_predicting(self.model, batch), weight=head.weight, bias=head.bias)
+
+
 class PackedStudent(nn.Module):
     """A vision-language model whose forward gives the loss's terms of a packed batch."""
 
@@ -44,27 +80,38 @@ class PackedStudent(nn.Module):
         Raises CheckpointError when its head does more to logits than a product.
         """
         super().__init__()
-        text = model.config.get_text_config()
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(text, name, None) not in (None, 1, 1.0):
-                raise CheckpointError(f"the student's configuration has {name}={getattr(text, name)}: not supported")
-        _register()
-        text._attn_implementation = _PACKED
+        _read_packed(model, "student")
         norm.speed_up(model)
         model.lm_head = TermsHead(model.lm_head, logits_bytes)
         self.model = model
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """(log-probability of each answer token, JSD to the teacher in nats), float32 [answer tokens] both."""
-        positions = batch.positions.unsqueeze(1)
-        hidden = self.model.model(
-            input_ids=batch.input_ids.unsqueeze(0),
-            position_ids=positions if len(positions) > 1 else positions[0],
-            use_cache=False,
-            layout=batch.layout,
-            **batch.vision,
-        ).last_hidden_state[0]
-        return self.model.lm_head(hidden[batch.predict_at], batch)
+    def forward(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor]:
+        """(log-probability of each answer token, JSD to the teacher in nats), float32 [answer tokens] both. teacher:
+        in place of the batch's stored scores."""
+        return self.model.lm_head(_predicting(self.model, batch), batch, teacher)
+
+
+def _read_packed(model: Any, whose: str) -> None:
+    """Have the language model read packed groups."""
+    text = model.config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(text, name, None) not in (None, 1, 1.0):
+            raise CheckpointError(f"the {whose}'s configuration has {name}={getattr(text, name)}: not supported")
+    _register()
+    text._attn_implementation = _PACKED
+
+
+def _predicting(model: Any, batch: PackedBatch) -> Tensor:
+    """[answer tokens, width]: the states that predict the batch's answer tokens."""
+    positions = batch.positions.unsqueeze(1)
+    hidden: Tensor = model.model(
+        input_ids=batch.input_ids.unsqueeze(0),
+        position_ids=positions if len(positions) > 1 else positions[0],
+        use_cache=False,
+        layout=batch.layout,
+        **batch.vision,
+    ).last_hidden_state[0]
+    return hidden[batch.predict_at]
 
 
 class TermsHead(nn.Module):
@@ -75,8 +122,10 @@ class TermsHead(nn.Module):
         self.weight, self.bias = head.weight, head.bias
         self._logits_bytes = logits_bytes
 
-    def forward(self, hidden: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor]:
         """hidden: [answer tokens, width]. Returns log-probabilities and divergences, float32 [answer tokens]."""
+        if teacher is not None:
+            return live_terms(hidden, self.weight, self.bias, batch.targets, teacher, logits_bytes=self._logits_bytes)
         return answer_terms(
             hidden,
             self.weight,

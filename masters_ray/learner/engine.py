@@ -12,6 +12,7 @@ from torch import Tensor
 from masters_ray.config import Learner
 from masters_ray.engines.hf import PackedStudent
 from masters_ray.learner import gradients
+from masters_ray.live import LiveScores
 from masters_ray.packing import PackedBatch
 
 _TAG = "student"
@@ -44,9 +45,10 @@ class StudentEngine:
         self.gradients = gradients.of(self._engine, settings.gradient_clipping)
         self.model: Any = module.model
 
-    def terms(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """(log-probability of each answer token, JSD to the teacher), float32 [answer tokens] both."""
-        return self._engine(batch)
+    def terms(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor]:
+        """(log-probability of each answer token, JSD to the teacher), float32 [answer tokens] both. teacher: in place
+        of the batch's stored scores."""
+        return self._engine(batch, teacher)
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:

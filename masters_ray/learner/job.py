@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masters_ray.config import Learner, Reward
+from masters_ray.config import Learner, Part, Reward
 from masters_ray.records import SkippedStep, StepMetrics
 
 
@@ -16,6 +16,19 @@ class StagePlan:
     stage: int
     ratio: float
     rows: int
+    teacher: int = 0
+    """Which of the run's teachers."""
+    teacher_digest: str = ""
+    """Of its masked weights, as the rows were made with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSource:
+    """A teacher that is asked while the student learns."""
+
+    checkpoint: str
+    parts: tuple[Part, ...]
+    """Those that are masked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +44,8 @@ class LearnerJob:
     """The trained student as a Hugging Face directory; every worker's node must see this path."""
     adapters_to: Path
     """The same for the adapters alone, if there are any."""
+    live: tuple[LiveSource, ...] = ()
+    """The run's teachers, when the learner asks them itself; otherwise what they said is stored."""
     storage: Path
     """The worker group's own directory: checkpoints, skipped steps, Ray Train's state; likewise."""
 

@@ -29,7 +29,8 @@ from masters_ray.learner import metrics, work
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
-from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned
+from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
+from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.terms import as_old, batch_terms, objective
 from masters_ray.packing import PackedBatch
@@ -83,6 +84,7 @@ class _Worker:
             hf.checkpoint_activations(model)
         self._work = work.Work(model, model.config.get_text_config())
         self._engine = StudentEngine(student, settings, self._device)
+        self._live = LiveTeacher(job.live, self._device, settings.dtype) if job.live else None
         self._objective = objective(settings, job.reward)
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
@@ -156,7 +158,7 @@ class _Worker:
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(chain([first], micro_batches)):
             batch = micro.batch.to(self._device)
-            new_logprobs, divergences = self._forward(batch)
+            new_logprobs, divergences = self._forward(step.plan, batch)
             earlier = old[index] if again else None
             terms = batch_terms(
                 self._objective, batch, new_logprobs, divergences, step.answer_tokens / len(step.table), earlier
@@ -204,10 +206,11 @@ class _Worker:
                 state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
             hf.export(state, self._folder, self._job.export_to, settings.dtype)
 
-    def _forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def _forward(self, plan: StagePlan, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
+        scores = self._live.scores(plan, batch) if self._live else None
         with self._work.forward(batch.layout):
-            return self._engine.terms(batch)
+            return self._engine.terms(batch, scores)
 
     def _skip(self, step: Step, norm: float, losses: Tensor) -> None:
         """Save the rows of a step that cannot be taken; stop when there are too many in a row."""

@@ -180,8 +180,14 @@ class _Run:
         stores = [directory.stage(index) for index in indices]
         manifests = [store.read_manifest(folder) for folder in stores]
         plans = tuple(
-            StagePlan(stage=manifest.made_by["stage"], ratio=manifest.made_by["ratio"], rows=manifest.rows)
-            for manifest in manifests
+            StagePlan(
+                stage=stage.index,
+                ratio=stage.ratio,
+                rows=manifest.rows,
+                teacher=stage.teacher,
+                teacher_digest=manifest.made_by["teacher_digest"],
+            )
+            for (stage, _), manifest in zip(self.plan, manifests, strict=False)
             if manifest is not None
         )
         job = LearnerJob(
@@ -192,6 +198,7 @@ class _Run:
             stages=plans,
             export_to=export_to,
             adapters_to=directory.adapters,
+            live=stages.live_sources(config) if config.learner.teacher == "live" else (),
             storage=directory.learner,
         )
         for folder in stores:

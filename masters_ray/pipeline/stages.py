@@ -14,6 +14,7 @@ from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
+from masters_ray.learner import LiveSource
 from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
@@ -78,6 +79,15 @@ def _teacher_judge(config: Config) -> Deployment:
         judge_max_tokens=config.judge.max_tokens,
     )
     return _deployment(config, teacher, spec, config.judge.replicas)
+
+
+def live_sources(config: Config) -> tuple[LiveSource, ...]:
+    """The run's teachers as the learner loads them."""
+    teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
+    return tuple(
+        LiveSource(checkpoint=absolute(teacher.checkpoint), parts=tuple(Mask(scope=teacher.mask, ratio=0.0).parts))
+        for teacher in teachers
+    )
 
 
 def judge_deployment(config: Config, judge: JudgedBy) -> Deployment:

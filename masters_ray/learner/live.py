@@ -1,0 +1,45 @@
+"""The masked teacher inside a worker, for learning without stored scores (learner.teacher=live)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from masters_ray import weights
+from masters_ray.engines import hf
+from masters_ray.errors import LearnerError
+from masters_ray.learner.job import LiveSource, StagePlan
+from masters_ray.live import LiveScores
+from masters_ray.packing import PackedBatch
+
+
+class LiveTeacher:
+    """Holds one masked teacher at a time: that of the stage that is trained on."""
+
+    def __init__(self, sources: Sequence[LiveSource], device: torch.device, dtype: str) -> None:
+        self._sources, self._device, self._dtype = sources, device, dtype
+        self._loaded: tuple[int, float] | None = None
+        self._teacher: hf.PackedTeacher | None = None
+
+    def scores(self, plan: StagePlan, batch: PackedBatch) -> LiveScores:
+        """What the stage's teacher makes of the batch's answers. Raises LearnerError when its masked weights are not
+        those that the stage's rows were made with."""
+        if self._teacher is None or self._loaded != (plan.teacher, plan.ratio):
+            self._teacher = None  # before the next one is loaded
+            self._teacher = self._load(plan)
+            self._loaded = plan.teacher, plan.ratio
+        with torch.no_grad():
+            return self._teacher(batch)
+
+    def _load(self, plan: StagePlan) -> hf.PackedTeacher:
+        source = self._sources[plan.teacher]
+        folder: Path = weights.locate(source.checkpoint)
+        model, report = hf.load_masked(folder, self._dtype, plan.ratio, frozenset(source.parts))
+        if report.digest != plan.teacher_digest:
+            raise LearnerError(
+                f"{folder}: masked at {plan.ratio:g} it has the digest {report.digest[:16]}, but stage {plan.stage} "
+                f"was made with {plan.teacher_digest[:16]}. Is the checkpoint the same on every node?"
+            )
+        return hf.PackedTeacher(model.to(self._device))

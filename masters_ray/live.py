@@ -1,0 +1,78 @@
+"""The loss's two numbers per answer token against a teacher that is asked while the student learns (METHOD 5).
+
+Distributions are compared over the whole vocabulary. What is held at a time is a slice of tokens × vocabulary, computed
+again on the way back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from masters_ray.divergence import jsd, with_rest
+
+_BUFFERS = 8
+"""float32 numbers per token and vocabulary entry while a slice is worked on, both models and gradients together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveScores:
+    """The teacher's side of some answer tokens."""
+
+    hidden: Tensor
+    """[tokens, width], the states that predict the tokens"""
+    weight: Tensor
+    """[vocabulary, width], its output head"""
+    bias: Tensor | None
+    """[vocabulary]"""
+
+
+def live_terms(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher: LiveScores, *, logits_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """(log-probability of each target, JSD to the teacher in nats), float32 [tokens] both.
+
+    hidden: [tokens, width]; weight: [vocabulary, width] and bias: [vocabulary] or None; targets: [tokens]. Where the
+    two vocabularies are padded to different widths, the common part is compared, and the rest of each as one outcome.
+    logits_bytes: about how much is held at a time. Differentiable in hidden, weight and bias.
+    """
+    widest = max(len(weight), len(teacher.weight))
+    rows = max(1, logits_bytes // (4 * _BUFFERS * widest))
+    found = [
+        checkpoint(
+            _terms,
+            hidden[start : start + rows],
+            weight,
+            bias,
+            targets[start : start + rows],
+            teacher.hidden[start : start + rows],
+            teacher.weight,
+            teacher.bias,
+            use_reentrant=False,
+        )
+        for start in range(0, len(targets), rows)
+    ]
+    logprobs, divergences = zip(*found, strict=True)
+    return torch.cat(logprobs), torch.cat(divergences)
+
+
+def _terms(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    student = linear(hidden, weight, bias).float().log_softmax(-1)
+    teacher = linear(teacher_hidden, teacher_weight, teacher_bias).float().log_softmax(-1)
+    p, q = teacher.exp(), student.exp()
+    if p.shape != q.shape:
+        common = min(p.shape[-1], q.shape[-1])
+        p, q = with_rest(p[:, :common]), with_rest(q[:, :common])
+    return student.gather(-1, targets.unsqueeze(-1)).squeeze(-1), jsd(p, q)
