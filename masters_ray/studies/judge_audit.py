@@ -35,7 +35,6 @@ from masters_ray.studies.statistics import Agreement, agreement
 RESULT = "judge_audit.json"
 PAGE = "judge_audit.html"
 DISAGREEMENTS = "disagreements.jsonl"
-_PASSES = ("first", "again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     said: dict[str, list[str]] = {}
     judged = []
     for judge in JUDGES:
-        first, again = (_asked(config, directory, judge, cases, name) for name in _PASSES)
+        first, again = _asked(config, directory, judge, cases)
         verdicts[judge], said[judge] = first["accuracy"], first["said"]
         judged.append(_judged(judge, cases, first["accuracy"], again["accuracy"], first["seconds"]))
     rule = RULES[config.judge.rule]
@@ -193,18 +192,19 @@ def _cases(folder: store.Folder) -> list[Case]:
 
 
 def _asked(
-    config: Config, directory: RunDirectory, judge: JudgedBy, cases: Sequence[Case], name: str
-) -> dict[str, Any]:
-    """One judge's verdicts on all cases, in their order, kept once they are there."""
-    file = directory.root / "verdicts" / f"{judge}-{name}.json"
-    if not file.exists():
+    config: Config, directory: RunDirectory, judge: JudgedBy, cases: Sequence[Case]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One judge's verdicts on all cases, in their order, of both passes; kept once they are there."""
+    order = list(range(len(cases)))
+    orders = {"first": order, "again": order[::2][::-1] + order[1::2]}
+    files = {name: directory.root / "verdicts" / f"{judge}-{name}.json" for name in orders}
+    if not all(file.exists() for file in files.values()):
         with Replicas([stages.judge_deployment(config, judge)]) as replicas:
-            order = list(range(len(cases)))
-            if name != _PASSES[0]:
-                order = order[::2][::-1] + order[1::2]
-            write_json(file, _pass(replicas.pools[JUDGES[judge]], cases, order, config.rollout.batch_rows, judge))
-    found: dict[str, Any] = read_json(file)
-    return found
+            for name, file in files.items():
+                if not file.exists():
+                    pool = replicas.pools[JUDGES[judge]]
+                    write_json(file, _pass(pool, cases, orders[name], config.rollout.batch_rows, judge))
+    return read_json(files["first"]), read_json(files["again"])
 
 
 def _pass(pool: Pool, cases: Sequence[Case], order: Sequence[int], size: int, judge: str) -> dict[str, Any]:

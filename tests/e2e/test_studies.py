@@ -1,0 +1,100 @@
+"""What is measured around runs, with real engines: mask ratios, judges, variants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masters_ray import cluster, store, validation
+from masters_ray.config import Config
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.studies import judge_audit, mask_scan, study
+from tests.conftest import ROOT
+from tests.e2e.runs import SMALL
+
+pytestmark = pytest.mark.e2e
+DEMO = "conf/demo.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_the_root() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+def config(folder: Path) -> Config:
+    return validation.load(DEMO, [*SMALL, f"run.dir={folder}"])
+
+
+def read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
+
+
+def test_masks_are_scanned_and_judges_audited(tmp_path: Path) -> None:
+    """Both on the same Ray; once finished, the same call makes nothing anew and needs no engine."""
+    scan = mask_scan.scan_config(config(tmp_path), [0.4, 0.0], 8)
+    audit = judge_audit.audit_config(config(tmp_path), 6, 0.0)
+    with cluster.connected(scan.cluster):
+        page = mask_scan.scan(scan, RunDirectory(scan), DEMO)
+        assert page.read_text().count("<svg") == 2
+        judge_audit.audit(audit, RunDirectory(audit), DEMO)
+        before = read(tmp_path / "mask-scan-8" / mask_scan.RESULT)
+        mask_scan.scan(scan, RunDirectory(scan), DEMO)
+        assert read(tmp_path / "mask-scan-8" / mask_scan.RESULT) == before
+    strong, none = before["ratios"]
+    assert (strong["ratio"], round(strong["sparsity"], 3), none["sparsity"]) == (0.4, 0.4, 0.0)
+    assert strong["teacher_right"] < none["teacher_right"], "four tenths of the weights are missed"
+    assert 0 < none["jsd"]["low"] <= none["jsd"]["value"] <= none["jsd"]["high"] < 0.7
+    assert set(none["jsd_by_source"]) == {"teacher", "student"}
+    first, last = (
+        [answer.judged.answer.token_ids for answer in row.answers if answer.judged.answer.source == "student"]
+        for row in (next(iter(store.read(tmp_path / "mask-scan-8" / "rollouts" / f"stage-{n}"))) for n in (0, 1))
+    )
+    assert first == last, "the student writes once"
+
+    found = read(tmp_path / "judge-audit-6" / judge_audit.RESULT)
+    judges = {one["name"]: one for one in found["judges"]}
+    assert found["answers"] == 6 * 8
+    assert judges["student"]["unjudged"] <= 2 and judges["student"]["consistency"] > 0.9
+    assert judges["student"]["seconds_per_answer"] > 0
+    [agreement] = [
+        pair["agreement"]
+        for pair in found["pairs"]
+        if (pair["first"], pair["second"], pair["of"]) == ("student", "rule", "all")
+    ]
+    assert agreement["share"] > 0.85, "the shipped student was taught to judge"
+
+
+def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    changes = dict(word.split("=") for word in SMALL)
+    content = {
+        "base": DEMO,
+        "dir": str(tmp_path / "study"),
+        "seeds": [3],
+        "changes": {key: int(value) for key, value in changes.items()} | {"data.train.rows": 24},
+        "reference": "whole",
+        "variants": {"whole": {}, "distillation": {"learner.policy_weight": 0, "learner.updates_per_step": 2}},
+    }
+    file.write_text(json.dumps(content))
+    page = study.run(study.read(str(file)))
+    whole, other = (tmp_path / "study" / name / "seed-3" for name in ("whole", "distillation"))
+    assert (whole / "rollouts").is_dir() and not (other / "rollouts").exists()
+    assert (other / "evaluation" / "teacher.json").read_bytes() == (whole / "evaluation" / "teacher.json").read_bytes()
+    first = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (whole, other)]
+    assert first[0]["jsd"] == pytest.approx(first[1]["jsd"], rel=1e-5), "the same rows, before the first update"
+    assert first[0]["loss"] != first[1]["loss"]
+    outcomes = read(tmp_path / "study" / study.RESULT)["outcomes"]
+    assert [one["name"] for one in outcomes] == ["whole", "distillation"]
+    assert outcomes[0]["difference"]["value"] == 0.0
+    assert "distillation" in page.read_text()
+    finished = (other / "summary.json").stat().st_mtime_ns
+    study.run(study.read(str(file)))
+    assert (other / "summary.json").stat().st_mtime_ns == finished, "what is finished is not run again"
