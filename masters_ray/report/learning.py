@@ -102,8 +102,8 @@ _CLIPPED = _Curve(
     field="clipped",
     title="Clipped tokens",
     axis="fraction of tokens",
-    meaning="Share of the answer tokens whose probability had already moved so far from the step’s first update that its "
-    "last one left them alone (learner.updates_per_step, learner.clip_epsilon).",
+    meaning="Share of the answer tokens whose probability had already moved so far from the step’s first update that "
+    "its last one left them alone (learner.updates_per_step, learner.clip_epsilon).",
     limits=(0.0, 0.0),
 )
 """Drawn only where a step has several updates."""
@@ -119,8 +119,8 @@ def learning(metrics: Sequence[StepMetrics]) -> str:
         for curve in (*_CURVES, *([_CLIPPED] if any(row.clipped > 0 for row in metrics) else []))
     ]
     return (
-        "<p>All answers to one question form a group, and each is rewarded with R = R_acc + α · R_distill (and ρ · R_rea if "
-        "conf asks after the reasoning). "
+        "<p>All answers to one question form a group, and each is rewarded with R = R_acc + α · R_distill (and "
+        "ρ · R_rea if conf asks after the reasoning). "
         "<b>R_acc</b> is 1 if the judge calls the answer right, else 0. <b>R_distill</b> is 1 for the answer of the "
         "group on which teacher and student agree best and 0 for the worst. The <b>advantage</b> is R minus the "
         "group’s mean, divided by the group’s standard deviation: answers above 0 become more likely, those below 0 "
