@@ -166,16 +166,16 @@ def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.F
     """The divergences of each store, kept beside it once they are measured."""
     files = [directory.root / "divergences" / f"stage-{index}.json" for index in range(len(folders))]
     missing = [index for index, file in enumerate(files) if not file.exists()]
-    student = stages.absolute(config.student.checkpoint)
     if missing:
         say(f"divergences of {len(missing)} ratios are measured")
-    news = divergences(student, config.learner, [folders[index] for index in missing])
-    for index, rows in zip(missing, news, strict=True):
-        if not rows:
-            raise StoreError(
-                f"{folders[index]}: no rows, so no divergence. Look at its account with masters-ray store."
-            )
-        write_json(files[index], [dataclasses.asdict(row) for row in rows])
+        student = stages.absolute(config.student.checkpoint)
+        news = divergences(student, config.learner, [folders[index] for index in missing])
+        for index, rows in zip(missing, news, strict=True):
+            if not rows:
+                raise StoreError(
+                    f"{folders[index]}: no rows, so no divergence. Look at its account with masters-ray store."
+                )
+            write_json(files[index], [dataclasses.asdict(row) for row in rows])
     return [[Divergence(**row) for row in read_json(file)] for file in files]
 
 
