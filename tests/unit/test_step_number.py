@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +34,10 @@ class Plain:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model = AutoModelForImageTextToText.from_pretrained(PAIR / "student", dtype=torch.float64)
+        self.first: dict[int, tuple[list[Tensor], Tensor]] = {}
+        """Position → log-probabilities and advantages when the loss of the row was first asked for."""
+        self.clipped: list[bool] = []
+        """Of every answer token since the list was last emptied."""
         self._processor = AutoProcessor.from_pretrained(PAIR / "student")
 
     def prompt(self, asked: Problem) -> dict[str, Tensor]:
@@ -76,11 +80,13 @@ class Plain:
         # METHOD 6
         flat = reward.max() - reward.min() < 1e-4
         advantage = (reward - reward.mean()) / (reward.std(correction=0) + 1e-6) * (not flat)
+        old, advantage = self.first.setdefault(row.position, ([one.detach() for one in new], advantage))
         answers = []
-        for a, one, before in zip(advantage, new, reference, strict=True):
-            ratio = (one - one.detach()).exp()
+        for a, one, was, before in zip(advantage, new, old, reference, strict=True):
+            ratio = (one - was).exp()
+            self.clipped += (((a > 0) & (ratio > 1.2)) | ((a < 0) & (ratio < 0.8))).tolist()
             kl = (before - one).exp() - (before - one) - 1
-            answers.append(-(ratio * a - BETA * kl).mean())
+            answers.append(-(torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) - BETA * kl).mean())
         return torch.stack(answers).mean() + divergence.mean()
 
 
@@ -187,6 +193,28 @@ class Worker:
             kept.append(self._kept)
         return {name: torch.stack([one[name] for one in kept]).mean(0) for name in kept[0]}
 
+    def second_gradient(self, move: Callable[[Any], None]) -> dict[str, Tensor]:
+        """Of a step's second update, when the first one moves the weights by ``move``; they are back afterwards."""
+        worker, model = self._worker, self._worker._engine.model
+        before = {name: one.detach().clone() for name, one in model.named_parameters()}
+        worker._workers, worker._rank = 1, 0
+        settings = replace(worker._job.settings, tokens_per_micro_batch=200, updates_per_step=2)
+        job, worker._job = worker._job, replace(worker._job, settings=settings)
+        moves = iter([move, lambda _: None])
+
+        def apply() -> None:
+            self._keep()
+            next(moves)(model)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._gradients, "apply", apply)
+            worker.step(worker.micro_batches(0))
+        worker._job = job
+        with torch.no_grad():
+            for name, one in model.named_parameters():
+                one.copy_(before[name])
+        return self._kept
+
     def close(self) -> None:
         self._worker.checkpoints.close()
         torch.distributed.destroy_process_group()
@@ -232,3 +260,32 @@ def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
         norm = torch.stack([one.norm() for one in trained.values()]).norm()
         assert told.loss == pytest.approx(expected[0], rel=1e-6)
         assert told.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
+    worker: Worker, plain: Plain, rows: list[RolloutGroup], expected: tuple[float, dict[str, Tensor]]
+) -> None:
+    def move(model: Any) -> None:
+        """Far enough that a good part of the ratios leaves 1 ± 0.2."""
+        with torch.no_grad():
+            for name, one in model.named_parameters():
+                if "language_model.layers" in name:
+                    one += 0.004 * torch.arange(one.numel()).reshape(one.shape).sin()
+
+    found = worker.second_gradient(move)
+    before = {name: one.detach().clone() for name, one in plain.model.named_parameters()}
+    move(plain.model)
+    plain.model.zero_grad()
+    plain.clipped.clear()
+    torch.stack([plain.loss(row) for row in rows]).mean().backward()
+    gradients = {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
+    for name, gradient in found.items():
+        assert (gradient - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
+    [told] = worker.told[-1].steps
+    per_group = torch.tensor(plain.clipped).split([sum(lengths) for lengths in LENGTHS])
+    assert told.clipped == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
+    assert 0.1 < told.clipped < 0.9
+    assert told.loss == pytest.approx(expected[0], rel=1e-6), "what is told is the first update's"
+    with torch.no_grad():
+        for name, one in plain.model.named_parameters():
+            one.copy_(before[name])
