@@ -1,0 +1,63 @@
+"""Everything that is not the default in one run: two teachers, listed stages, a refreshed student, a judge for each
+source, easy questions first, a live teacher and two updates per step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from masters_ray import store, weights
+from tests.conftest import ROOT
+from tests.e2e.runs import SMALL, masters_ray, summary
+
+pytestmark = pytest.mark.e2e
+
+
+def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_path: Path) -> None:
+    demo = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "demo.yaml"))
+    assert isinstance(demo, dict)
+    demo["schedule"] = {"stages": [{"ratio": 0.2, "share": 1.0}]}
+    demo["growth"] = [
+        {"teacher": demo["teacher"] | {"mask": {"vision": True}}, "schedule": {"stages": [{"ratio": 0.1}]}}
+    ]
+    file = tmp_path / "whole.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create(demo)))
+    run = tmp_path / "run"
+    done = masters_ray(
+        "run",
+        str(file),
+        f"run.dir={run}",
+        *SMALL,
+        "data.train.rows=16",
+        "data.order=easy_to_hard",
+        "data.difficulty=likelihood",
+        "rollout.student_refresh=stage",
+        "judge.of_teacher=teacher",
+        "judge.of_student=student",
+        "learner.teacher=live",
+        "learner.updates_per_step=2",
+        "learner.aggregation=token",
+        "learner.kl_estimator=k2",
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = summary(run)["stages"]
+    assert [(stage["ratio"], stage["rows"]) for stage in (first, second)] == [(0.2, 8), (0.1, 8)]
+    rows = [next(iter(store.read(run / "rollouts" / f"stage-{stage}"))) for stage in (0, 1)]
+    before = weights.digest(ROOT / "masters_ray" / "toy" / "pair" / "student")
+    refreshed = weights.digest(run / "students" / "stage-0")
+    assert [row.student_digest for row in rows] == [before, refreshed]
+    assert before != refreshed
+    keys = [store.read_key(run / "rollouts" / f"stage-{stage}") for stage in (0, 1)]
+    assert {key["reference_digest"] for key in keys} == {before}
+    assert [key["mask"]["vision"] for key in keys] == [False, True]
+    [told] = (run / "difficulty").iterdir()
+    said = {row["question"]: row["said"] for row in map(json.loads, told.read_text().splitlines())}
+    order = [said[row.problem.digest] for stage in (0, 1) for row in store.read(run / "rollouts" / f"stage-{stage}")]
+    assert len(said) == 16 and order[0] == max(order) and order[-1] == min(order), "likeliest labels come first"
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [step["stage"] for step in steps] == [0, 1]
+    assert "the learner goes on after step 1" in done.stdout
+    assert {model["checkpoint"] for model in summary(run)["models"]["teachers"]} == {"masters_ray/toy/pair/teacher"}
