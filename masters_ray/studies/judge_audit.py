@@ -93,6 +93,8 @@ def audit_config(config: Config, questions: int, ratio: float) -> Config:
 
 def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Make what is missing of an audit; Ray must be started. config: of ``audit_config``. Returns the page's path."""
+    questions, answers = config.data.train.rows or 0, config.group_size
+    say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
     [folder] = driver.generate(config, directory, config_file, measure=False)
     cases = _cases(folder)
     verdicts: dict[str, list[int | None]] = {}
