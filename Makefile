@@ -60,9 +60,10 @@ bench-store: .venv/.done-bench
 bench-pregen: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
-# Faults of every kind while rollouts are made: twenty rounds, hours on two cores; and replicas that join late.
+# Faults of every kind while rollouts are made, ROUNDS times, six minutes each on two cores; and replicas that join late.
+ROUNDS ?= 20
 test-faults: setup
-	MASTERS_FAULT_ROUNDS=20 $(BIN)/python -m pytest -s tests/faults tests/e2e/test_replicas.py
+	MASTERS_FAULT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/faults tests/e2e/test_replicas.py
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench
