@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from masters_ray.progress import say
 _UPLOADED = ("masters_ray", "conf", "jobs")
 """What of the current directory travels with the job."""
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_STARTING = "No available agent"
+"""What Ray's dashboard says until the head node's own agent is up."""
+_SECONDS_TO_START = 60
 
 
 def submit(config_file: str, overrides: list[str], address: str | None, *, follow: bool = True) -> int:
@@ -35,7 +39,8 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
     words = [os.path.relpath(root / config_file, root), *overrides, *_absolute_paths(config, root)]
     entrypoint = shlex.join(["python", "jobs/distil.py", *words])
     client = _client(address)
-    job = client.submit_job(
+    job = _handed_over(
+        client,
         entrypoint=entrypoint,
         runtime_env={"working_dir": str(root), "excludes": _excludes(root), "env_vars": {"PYTHONUNBUFFERED": "1"}},
         metadata={"name": Path(config_file).stem},
@@ -67,6 +72,18 @@ def _client(address: str | None) -> Any:
             f"{chosen}: no cluster answers there ({error}). Give the dashboard's address with --address, such as "
             f"{_DEFAULT_ADDRESS}; ray start --head prints it."
         ) from error
+
+
+def _handed_over(client: Any, **job: Any) -> str:
+    """The id of a job that the cluster has taken; waits for a cluster that is still starting."""
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if _STARTING not in str(error) or time.monotonic() > deadline:
+                raise SubmitError(f"the cluster did not take the job: {error}") from error
+            time.sleep(1)
 
 
 def _follow(client: Any, job: str) -> int:

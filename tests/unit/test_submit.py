@@ -65,3 +65,26 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(address: str, monkeypat
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Cluster()):
         raise AssertionError("connected to nothing")
+
+
+class Starting:
+    """A cluster whose agent comes up after some refusals."""
+
+    def __init__(self, refusals: int, told: str = "No available agent to submit job") -> None:
+        self.refusals, self._told = refusals, told
+
+    def submit_job(self, **_: object) -> str:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise RuntimeError(f"Request failed with status code 500: {self._told}")
+        return "job-1"
+
+
+def test_a_cluster_that_is_still_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit.time, "sleep", lambda _: None)
+    assert submit._handed_over(Starting(3), entrypoint="x") == "job-1"
+    with pytest.raises(SubmitError, match="did not take the job.*disk full"):
+        submit._handed_over(Starting(1, "disk full"), entrypoint="x")
+    monkeypatch.setattr(submit, "_SECONDS_TO_START", 0)
+    with pytest.raises(SubmitError, match="No available agent"):
+        submit._handed_over(Starting(99), entrypoint="x")
