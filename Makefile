@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo check test test-unit test-faults bench bench-learner bench-store bench-pregen format lock clean
+.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -60,10 +60,14 @@ bench-store: .venv/.done-bench
 bench-pregen: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
-# Faults of every kind while rollouts are made, ROUNDS times, six minutes each on two cores; and replicas that join late.
+# Faults of every kind while rollouts are made, ROUNDS times, six minutes each on two cores.
 ROUNDS ?= 20
 test-faults: setup
-	MASTERS_FAULT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/faults tests/e2e/test_replicas.py
+	MASTERS_FAULT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/faults
+
+# End-to-end tests that take minutes: replicas that join late, a study, all that is not the default in one run.
+test-long: setup
+	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e/test_replicas.py tests/e2e/test_studies.py tests/e2e/test_whole_method.py
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench

@@ -38,7 +38,9 @@ Block = list[tuple[schedule.Stage, range]]
 def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails."""
     with Journal(directory, config_file) as journal:
-        _Run(config, directory, journal).to_the_end()
+        whole = _Run(config, directory, journal)
+        whole.to_the_end()
+    whole.write_outcome()  # the journal knows the wall time now
     return report.write(directory.root)
 
 
@@ -80,10 +82,13 @@ class _Run:
         self._note_rejected()
 
     def to_the_end(self) -> None:
-        """Rollouts, learning, accuracies, summary."""
+        """Rollouts, learning, accuracies."""
         self.generate()
         self._learn(self._stages, self._directory.student)
         self._measure_trained()
+
+    def write_outcome(self) -> None:
+        """Summary and examples."""
         outcome.write(self._config, self._directory, self._journal, self._train, self._held_out)
 
     def generate(self, measure: bool = True) -> None:

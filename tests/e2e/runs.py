@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import ROOT
 
+long_form = pytest.mark.skipif("MASTERS_LONG" not in os.environ, reason="part of make test-long")
+"""What takes minutes and is covered in parts by shorter tests."""
 PROGRAM = [str(Path(sys.executable).with_name("masters-ray"))]
 SMALL = [
     "data.train.rows=48",

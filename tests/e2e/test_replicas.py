@@ -20,10 +20,9 @@ from masters_ray.config import Cluster, Engine, MaskScope
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from tests.e2e.runs import long_form
 
 pytestmark = pytest.mark.e2e
-long_form = pytest.mark.skipif("MASTERS_FAULT_ROUNDS" not in os.environ, reason="part of make test-faults")
-"""A process takes seconds to start, and these tests start many."""
 
 
 class Scripted:

@@ -14,7 +14,7 @@ from masters_ray.config import Config
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.studies import judge_audit, mask_scan, study
 from tests.conftest import ROOT
-from tests.e2e.runs import SMALL
+from tests.e2e.runs import SMALL, long_form
 
 pytestmark = pytest.mark.e2e
 DEMO = "conf/demo.yaml"
@@ -72,6 +72,7 @@ def test_masks_are_scanned_and_judges_audited(tmp_path: Path) -> None:
     assert agreement["share"] > 0.85, "the shipped student was taught to judge"
 
 
+@long_form
 def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     changes = dict(word.split("=") for word in SMALL)

@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 
 from masters_ray import store, weights
 from tests.conftest import ROOT
-from tests.e2e.runs import SMALL, masters_ray, summary
+from tests.e2e.runs import SMALL, long_form, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
 
 
+@long_form
 def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_path: Path) -> None:
     demo = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "demo.yaml"))
     assert isinstance(demo, dict)
