@@ -39,7 +39,7 @@ def read(file: Path) -> dict[str, Any]:
 
 def test_masks_are_scanned_and_judges_audited(tmp_path: Path) -> None:
     """Both on the same Ray; once finished, the same call makes nothing anew and needs no engine."""
-    scan = mask_scan.scan_config(config(tmp_path), [0.4, 0.0], 8)
+    scan = mask_scan.scan_config(config(tmp_path), [0.9, 0.0], 8)
     audit = judge_audit.audit_config(config(tmp_path), 6, 0.0)
     with cluster.connected(scan.cluster):
         page = mask_scan.scan(scan, RunDirectory(scan), DEMO)
@@ -49,8 +49,8 @@ def test_masks_are_scanned_and_judges_audited(tmp_path: Path) -> None:
         mask_scan.scan(scan, RunDirectory(scan), DEMO)
         assert read(tmp_path / "mask-scan-8" / mask_scan.RESULT) == before
     strong, none = before["ratios"]
-    assert (strong["ratio"], round(strong["sparsity"], 3), none["sparsity"]) == (0.4, 0.4, 0.0)
-    assert strong["teacher_right"] < none["teacher_right"], "four tenths of the weights are missed"
+    assert (strong["ratio"], round(strong["sparsity"], 3), none["sparsity"]) == (0.9, 0.9, 0.0)
+    assert strong["teacher_right"] < none["teacher_right"], "nine tenths of the weights are missed"
     assert 0 < none["jsd"]["low"] <= none["jsd"]["value"] <= none["jsd"]["high"] < 0.7
     assert set(none["jsd_by_source"]) == {"teacher", "student"}
     first, last = (
