@@ -56,7 +56,11 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     assert [key["mask"]["vision"] for key in keys] == [False, True]
     [told] = (run / "difficulty").iterdir()
     said = {row["question"]: row["said"] for row in map(json.loads, told.read_text().splitlines())}
-    order = [said[row.problem.digest] for stage in (0, 1) for row in store.read(run / "rollouts" / f"stage-{stage}")]
+    accounts = [store.read_accounts(run / "rollouts" / f"stage-{stage}") for stage in (0, 1)]
+    asked = {
+        position: digest for one in accounts for account in one.values() for position, digest in account.asked.items()
+    }
+    order = [said[asked[position]] for position in range(16)]
     assert len(said) == 16
     assert order[0] in sorted(order)[-2:] and order[-1] in sorted(order)[:2], "likeliest labels come first, by tenths"
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
