@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import time
@@ -114,9 +115,30 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
         "teacher.checkpoint": config.teacher.checkpoint,
         "student.checkpoint": config.student.checkpoint,
     }.items():
-        if path and Path(path).exists() and Path(path).parts[0] not in _UPLOADED:
+        if path and _stays_behind(path):
             words.append(f"{key}={root / path}")
+    rollout = config.rollout
+    if rollout.store:
+        words.append(f"rollout.store={_place(rollout.store, root)}")
+    if rollout.reuse:
+        words.append(f"rollout.reuse={json.dumps([_place(one, root) for one in rollout.reuse])}")
+    if any(_stays_behind(one.teacher.checkpoint) for one in config.growth):
+        growth = [configuration.as_dict(one) for one in config.growth]
+        for one in growth:
+            checkpoint = one["teacher"]["checkpoint"]
+            one["teacher"]["checkpoint"] = str(root / checkpoint) if _stays_behind(checkpoint) else checkpoint
+        words.append(f"growth={json.dumps(growth)}")
     return words
+
+
+def _stays_behind(path: str) -> bool:
+    """It is here, and does not travel with the job."""
+    return Path(path).exists() and Path(path).parts[0] not in _UPLOADED
+
+
+def _place(where: str, root: Path) -> str:
+    """A directory of stores: an address, or a whole path."""
+    return where if "://" in where else str(root / where)
 
 
 def _excludes(root: Path) -> list[str]:

@@ -27,7 +27,6 @@ class Divergence:
     position: int
     kind: str
     source: Source
-    accuracy: int
     nats: float
     """D_j: mean JSD of the stored teacher and the student over its tokens (METHOD 5)."""
 
@@ -72,7 +71,6 @@ class Measure:
                 position=group.position,
                 kind=group.problem.kind,
                 source=judged.answer.source,
-                accuracy=int(judged.accuracy or 0),
                 nats=value,
             )
             for (group, judged), value in zip(answers, nats, strict=True)

@@ -79,7 +79,7 @@ class _Run:
                     f"stage {stage.index} of {len(self.plan)} has none of the {len(self._train.problems)} training "
                     "questions. Use more questions, or fewer stages."
                 )
-        self._note_rejected()
+        self._note_rejected([])
 
     def to_the_end(self) -> None:
         """Rollouts, learning, accuracies."""
@@ -101,7 +101,7 @@ class _Run:
             if self._refreshes and block is not blocks[-1]:
                 last = block[-1][0].index
                 self._learn(self._stages[: last + 1], self._directory.student_after(last))
-        self._note_rejected()
+        self._note_rejected(self._stages)
 
     @property
     def _stages(self) -> list[int]:
@@ -245,9 +245,9 @@ class _Run:
         measured = accuracy(marked)
         say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")
 
-    def _note_rejected(self) -> None:
-        """quarantine.jsonl, as far as it is known."""
-        stores = [store.read_accounts(self._directory.stage(index)) for index in self._stages]
+    def _note_rejected(self, finished: Sequence[int]) -> None:
+        """quarantine.jsonl: the rows of the data, and of the stages that are finished."""
+        stores = [store.read_accounts(self._directory.stage(index)) for index in finished]
         in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
         data.write_quarantine(self._quarantine, [*self._train.rejected, *self._held_out.rejected, *in_stages])
 

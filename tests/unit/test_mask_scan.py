@@ -21,7 +21,6 @@ def rows(level: float, questions: int = 40) -> list[Divergence]:
             position=question,
             kind=("colour", "shape")[question % 2],
             source=source,  # type: ignore[arg-type]
-            accuracy=1,
             nats=level + 0.01 * (question % 7) + apart,
         )
         for question in range(questions)

@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from masters_ray import submit
 from masters_ray.cli import main
-from masters_ray.config import Config
+from masters_ray.config import Config, Growth, Teacher
 from masters_ray.errors import SubmitError
 from tests.conftest import ROOT
 
@@ -32,6 +33,22 @@ def test_paths_mean_on_the_cluster_what_they_mean_here(
         f"run.dir={tmp_path}/runs/x",
         f"data.train.path={tmp_path}/data/rows.jsonl",
     ]
+
+
+def test_stores_and_further_teachers_mean_the_same_there_too(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "large").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    config.rollout.store, config.rollout.reuse = "runs/stores", ["runs/old", "s3://bucket/old"]
+    config.growth = [Growth(teacher=Teacher(checkpoint="models/large")), Growth(teacher=Teacher(checkpoint="org/name"))]
+    words = dict(word.split("=", 1) for word in submit._absolute_paths(config, tmp_path))
+    assert words["rollout.store"] == f"{tmp_path}/runs/stores"
+    assert json.loads(words["rollout.reuse"]) == [f"{tmp_path}/runs/old", "s3://bucket/old"]
+    growth = json.loads(words["growth"])
+    assert [one["teacher"]["checkpoint"] for one in growth] == [f"{tmp_path}/models/large", "org/name"]
+    config.rollout.store, config.rollout.reuse = "s3://bucket/run", []
+    assert "rollout.store=s3://bucket/run" in submit._absolute_paths(config, tmp_path)
 
 
 def test_only_what_the_job_needs_travels(tmp_path: Path) -> None:
