@@ -63,12 +63,13 @@ def address() -> list[str]:
 
 
 def test_submit_runs_the_demo_on_the_cluster_and_follows_its_log(cluster: dict[str, str], tmp_path: Path) -> None:
-    done = masters_ray("submit", *address(), "conf/demo.yaml", f"run.dir={tmp_path / 'run'}", *SMALL, **cluster)
+    words = [*SMALL, "schedule.max_ratio=0", "data.train.rows=16", "data.held_out.rows=16"]
+    done = masters_ray("submit", *address(), "conf/demo.yaml", f"run.dir={tmp_path / 'run'}", *words, **cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Ray on cluster" in done.stdout
     assert "held-out accuracy of student after" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("succeeded")
-    assert summary(tmp_path / "run")["accuracy"]["student_after"]["n"] == 48
+    assert summary(tmp_path / "run")["accuracy"]["student_after"]["n"] == 16
 
 
 def test_a_job_that_fails_returns_non_zero_and_ends_with_the_cause(cluster: dict[str, str], tmp_path: Path) -> None:
