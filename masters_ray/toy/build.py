@@ -1,5 +1,7 @@
 """Build the toy pair: ``masters-ray toy build``. The same command goes on where a killed one stopped.
 
+Other pairs over the same pictures are built by the same steps (``build_pair``).
+
 easy-vqa ─► tower ─► judge ─► language ─► bfloat16 files ─► figures on the test pictures ─► manifest.json
 """
 
@@ -8,12 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from masters_ray import easy_vqa
 from masters_ray.errors import MastersError
@@ -21,13 +25,46 @@ from masters_ray.toy import manifest, models
 from masters_ray.toy.checkpoint import Checkpoints
 from masters_ray.toy.options import add_arguments
 from masters_ray.toy.pictures import read_pictures
-from masters_ray.toy.recipe import RECIPES, Name, Recipe
+from masters_ray.toy.recipe import RECIPES, Name, Recipe, Shape
 from masters_ray.toy.tokenizer import make_tokenizer
 from masters_ray.toy.train import Data, Trainer
 
 Which = Literal["teacher", "student", "all"]
 
-__all__ = ["add_arguments", "build", "main"]
+__all__ = ["Pair", "Which", "add_arguments", "build", "build_pair", "main", "run"]
+
+
+def _nothing(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """All that makes one pair differ from another."""
+
+    about: str
+    """What the manifest says of it."""
+    recipes: dict[Name, Recipe]
+    tokenizer: Callable[[], PreTrainedTokenizerFast]
+    processor: Callable[[Shape, PreTrainedTokenizerFast], ProcessorMixin]
+    trainer: type[Trainer]
+    packages: tuple[str, ...] = manifest.PACKAGES
+    """What the result depends on; the manifest names their versions."""
+    asked: int | None = None
+    """Test questions of each kind that a finished model is asked; None: all."""
+    judged: int = manifest.JUDGED
+    """Answers that a finished model judges."""
+    told: Callable[[Recipe, Path], dict[str, Any]] = _nothing
+    """What else the manifest says of a finished model."""
+
+
+TOY = Pair(
+    about="tiny Qwen3-VL pair over easy-vqa; accuracy is greedy, on the test pictures, by kind",
+    recipes=RECIPES,
+    tokenizer=make_tokenizer,
+    processor=models.make_processor,
+    trainer=Trainer,
+)
 
 
 def build(
@@ -41,41 +78,64 @@ def build(
     stop_after: int | None = None,
     test_limit: int | None = None,
 ) -> bool:
+    """The toy pair by ``build_pair``; other ``recipes`` and a ``test_limit`` of the figures are for tests."""
+    pair = TOY
+    if recipes is not None:
+        pair = replace(pair, recipes=recipes)
+    if test_limit is not None:
+        pair = replace(pair, asked=test_limit, judged=test_limit)
+    return build_pair(pair, out, only, work=work, seed=seed, console=console, stop_after=stop_after)
+
+
+def build_pair(
+    pair: Pair,
+    out: Path,
+    only: Which = "all",
+    *,
+    work: Path,
+    seed: int | None = None,
+    console: Console | None = None,
+    stop_after: int | None = None,
+) -> bool:
     """Train ``only`` (or both), write their folders below ``out`` and bring ``manifest.json`` up to date.
 
-    ``work`` keeps the checkpoints. ``stop_after`` leaves after so many steps of a stage and ``test_limit`` bounds the
-    test pictures, for tests. Returns False when ``stop_after`` cut the build short. One thread is used: two models
-    are built side by side by two processes. Raises DataError when easy-vqa is missing and CheckpointError when
-    ``work`` holds states of another recipe.
+    ``work`` keeps the checkpoints. ``stop_after`` leaves after so many steps of a stage, for tests. Returns False when
+    it cut the build short. One thread is used: two models are built side by side by two processes. Raises DataError
+    when easy-vqa is missing and CheckpointError when ``work`` holds states of another recipe.
     """
     torch.set_num_threads(1)
     console = console or Console()
-    recipes = recipes or RECIPES
-    names = list(recipes) if only == "all" else [only]
-    tokenizer = make_tokenizer()
+    names = list(pair.recipes) if only == "all" else [only]
+    tokenizer = pair.tokenizer()
     pictures = read_pictures("train")
     for name in names:
-        recipe = recipes[name] if seed is None else recipes[name].with_seed(seed)
+        recipe = pair.recipes[name] if seed is None else pair.recipes[name].with_seed(seed)
         data = Data.split(pictures, recipe.held_out)
         checkpoints = Checkpoints(work / name, recipe)
         began = time.monotonic()
-        model = Trainer(recipe, data, tokenizer, checkpoints, console, stop_after).run()
+        model = pair.trainer(recipe, data, tokenizer, checkpoints, console, stop_after).run()
         if model is None:
             return False
-        models.save(model, models.make_processor(recipe.shape, tokenizer), out / name)
+        models.save(model, pair.processor(recipe.shape, tokenizer), out / name)
         seconds = time.monotonic() - began
-        entry = manifest.describe(out / name, test_limit=test_limit)
+        entry = manifest.describe(out / name, pair.asked, pair.judged) | pair.told(recipe, out / name)
         entry |= {"recipe": asdict(recipe), "seconds_of_the_last_run": round(seconds, 1)}
-        manifest.update(out, name, entry)
+        manifest.update(out, name, entry, pair.about, pair.packages)
         console.print(f"{name}: {entry['accuracy']}, as a judge {entry['judge']}", highlight=False)
     return True
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``build``; 0 when the pair is complete, 2 for an error that says how to mend it."""
+    return run(TOY, args)
+
+
+def run(pair: Pair, args: argparse.Namespace) -> int:
+    """Run ``build_pair`` as a command's options say; 0 when the pair is complete, 2 for an error that says how to
+    mend it."""
     try:
         easy_vqa.data_folder()
-        build(args.out, cast(Which, args.only), work=args.work, seed=args.seed)
+        build_pair(pair, args.out, cast(Which, args.only), work=args.work, seed=args.seed)
     except MastersError as error:
         print(error, file=sys.stderr)
         return 2

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
 
 from masters_ray import marking, prompts
 from masters_ray.records import Problem
 from masters_ray.toy.examples import QuestionPrompts, Triple, evaluation_pair, make_batch, parsing_pair
-from masters_ray.toy.forward import Features, picture_hidden
+from masters_ray.toy.forward import Features, Model, picture_hidden
 from masters_ray.toy.pictures import grid, to_patches
 
 ANSWER_TOKENS = 8
@@ -20,7 +20,7 @@ JUDGE_TOKENS = 64
 
 @torch.no_grad()
 def complete(
-    model: Qwen3VLForConditionalGeneration,
+    model: Model,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
     limit: int,
@@ -44,7 +44,7 @@ def complete(
 
 
 def question_accuracy(
-    model: Qwen3VLForConditionalGeneration,
+    model: Model,
     questions: QuestionPrompts,
     problems: Sequence[Problem],
     pixels: torch.Tensor,
@@ -65,7 +65,7 @@ def question_accuracy(
 
 @torch.no_grad()
 def quick_accuracy(
-    model: Qwen3VLForConditionalGeneration,
+    model: Model,
     questions: QuestionPrompts,
     rows: Sequence[tuple[str, str, str]],
     features: Features,
@@ -75,16 +75,17 @@ def quick_accuracy(
     An answer is right when every one of its tokens, the end included, is the likeliest after those before it.
     """
     batch = make_batch(questions.tokenizer, [(questions.prompt(question), label) for _, question, label in rows])
-    best = model.lm_head(picture_hidden(model, batch.ids, features)).argmax(-1)
-    right = ((best == batch.targets) | (batch.targets < 0)).all(dim=1).tolist()
+    asked = batch.targets >= 0
+    right = torch.ones_like(asked)
+    right[asked] = model.lm_head(picture_hidden(model, batch.ids, features)[asked]).argmax(-1) == batch.targets[asked]
     counts: dict[str, list[bool]] = defaultdict(list)
-    for (kind, _, _), good in zip(rows, right, strict=True):
+    for (kind, _, _), good in zip(rows, right.all(dim=1).tolist(), strict=True):
         counts[kind].append(good)
     return {kind: sum(good) / len(good) for kind, good in counts.items()}
 
 
 def judge_agreement(
-    model: Qwen3VLForConditionalGeneration,
+    model: Model,
     tokenizer: PreTrainedTokenizerFast,
     triples: Sequence[Triple],
     chunk: int = 100,

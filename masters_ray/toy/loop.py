@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Loop:
     draw: Callable[[np.random.Generator, Figures], torch.Tensor]
     look: Callable[[], Figures]
     enough: Callable[[Figures], bool]
+    factors: dict[str, float] = field(default_factory=dict)
+    """Of modules that learn at another rate: by what the stage's is multiplied."""
     stop_after: int | None = None
     """Leave, as if killed after a checkpoint, once so many steps are done in all; for tests."""
 
@@ -44,7 +46,7 @@ class Loop:
         order = list(self.recipe_seed())
         random = np.random.default_rng(order)
         learned = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(self._groups(learned), lr=self.stage.rate, betas=(0.9, 0.98))
+        optimiser = torch.optim.AdamW(self._groups(), lr=self.stage.rate, betas=(0.9, 0.98))
         step, figures, done = 0, Figures(), False
         state = self.checkpoints.read(self.name)
         if state is not None:
@@ -59,7 +61,7 @@ class Loop:
             task = progress.add_task(f"{self.recipe.name}/{self.name}", total=self.stage.steps, completed=step)
             while step < self.stage.steps and not done:
                 for group in optimiser.param_groups:
-                    group["lr"] = rate_at(self.stage, step)
+                    group["lr"] = rate_at(self.stage, step) * group.get("factor", 1.0)
                 loss = self.draw(random, figures)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(learned, self.recipe.clip)
@@ -89,7 +91,16 @@ class Loop:
         """What the order of examples depends on."""
         return [self.recipe.seed, *self.name.encode()]
 
-    def _groups(self, learned: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    def _groups(self) -> list[dict[str, Any]]:
+        """Matrices, which decay, and vectors, which do not; then the same of each module with a rate of its own."""
+        plain = [module for name, module in self.modules.items() if name not in self.factors]
+        groups = self._halves(plain)
+        for name, factor in self.factors.items():
+            groups += [half | {"factor": factor} for half in self._halves([self.modules[name]])]
+        return groups
+
+    def _halves(self, modules: list[torch.nn.Module]) -> list[dict[str, Any]]:
+        learned = [p for module in modules for p in module.parameters() if p.requires_grad]
         decayed = [p for p in learned if p.ndim > 1]
         others = [p for p in learned if p.ndim <= 1]
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def describe(folder: Path, test_limit: int | None = None) -> dict[str, Any]:
+def describe(folder: Path, asked: int | None = None, judged: int = JUDGED) -> dict[str, Any]:
     """What the model saved in ``folder`` is and can do, measured on the saved (bfloat16) weights in float32.
 
-    ``test_limit`` bounds the problems of each kind and the judged triples.
+    ``asked`` bounds the problems of each kind, ``judged`` is the number of judged triples.
     """
     model = models.load(folder)
     questions = QuestionPrompts(AutoTokenizer.from_pretrained(folder))
@@ -43,13 +44,13 @@ def describe(folder: Path, test_limit: int | None = None) -> dict[str, Any]:
     row_of = {int(number): row for row, number in enumerate(pictures.numbers)}
     accuracy: dict[str, Any] = {}
     for kind in easy_vqa.KINDS:
-        problems = easy_vqa.problems("test", [kind])[:test_limit]
+        problems = easy_vqa.problems("test", [kind])[:asked]
         rows = torch.tensor([row_of[int(problem.id.split("/")[1])] for problem in problems])
-        right, asked = question_accuracy(model, questions, problems, pictures.pixels[rows])[kind]
-        accuracy[kind] = {"right": right, "n": asked, "accuracy": round(right / asked, 4)}
+        right, count = question_accuracy(model, questions, problems, pictures.pixels[rows])[kind]
+        accuracy[kind] = {"right": right, "n": count, "accuracy": round(right / count, 4)}
     accuracy["balanced_mean"] = round(sum(accuracy[kind]["accuracy"] for kind in easy_vqa.KINDS) / 3, 4)
     random = np.random.default_rng(JUDGE_SEED)
-    triples = [draw_triple(questions, random) for _ in range(JUDGED if test_limit is None else test_limit)]
+    triples = [draw_triple(questions, random) for _ in range(judged)]
     agreement = judge_agreement(model, questions.tokenizer, triples)
     return {
         "parameters": models.parameters(model),
@@ -60,12 +61,12 @@ def describe(folder: Path, test_limit: int | None = None) -> dict[str, Any]:
     }
 
 
-def update(pair: Path, name: str, entry: dict[str, Any]) -> None:
+def update(pair: Path, name: str, entry: dict[str, Any], about: str, packages: Sequence[str]) -> None:
     """Replace what the manifest of ``pair`` says of one model, whole or not at all."""
     path = pair / FILE
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known["about"] = "tiny Qwen3-VL pair over easy-vqa; accuracy is greedy, on the test pictures, by kind"
-    known["packages"] = {package: version(package) for package in PACKAGES}
+    known["about"] = about
+    known["packages"] = {package: version(package) for package in packages}
     known.setdefault("models", {})[name] = entry
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoModelForImageTextToText,
     GenerationConfig,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -17,6 +19,7 @@ from transformers import (
 )
 
 from masters_ray.toy import tokenizer as words
+from masters_ray.toy.forward import Model
 from masters_ray.toy.recipe import Shape
 
 MEAN = STD = [0.5, 0.5, 0.5]
@@ -106,7 +109,7 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path) -> None:
+def save(model: Model, processor: ProcessorMixin, folder: Path) -> None:
     """Write bfloat16 weights, configuration, tokenizer and processor to ``folder``, replacing it as a whole.
 
     The model itself stays float32. What was there before is gone only after the new files are complete.
@@ -116,7 +119,7 @@ def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, fo
     stale = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(stale, ignore_errors=True)
-    small = Qwen3VLForConditionalGeneration(model.config)
+    small = type(model)(model.config)
     small.to(dtype=torch.bfloat16)
     small.load_state_dict(model.state_dict())
     small.generation_config = model.generation_config
@@ -128,10 +131,8 @@ def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, fo
     shutil.rmtree(stale, ignore_errors=True)
 
 
-def load(folder: Path) -> Qwen3VLForConditionalGeneration:
+def load(folder: Path) -> Model:
     """A saved model in float32, ready to answer. Raises OSError when the folder does not hold one."""
-    model: Qwen3VLForConditionalGeneration = Qwen3VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32
-    )
+    model: Model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     model.eval()
     return model

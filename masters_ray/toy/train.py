@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
 
 from masters_ray import easy_vqa
 from masters_ray.toy import models
 from masters_ray.toy.checkpoint import Checkpoints
 from masters_ray.toy.evaluate import judge_agreement, quick_accuracy
 from masters_ray.toy.examples import QuestionPrompts, draw_triple, evaluation_pair, make_batch, parsing_pair
-from masters_ray.toy.forward import Features, picture_loss, see, see_all, text_loss
+from masters_ray.toy.forward import Features, Model, picture_loss, see, see_all, text_loss
 from masters_ray.toy.loop import Figures, Loop
 from masters_ray.toy.pictures import UNKNOWN, Pictures, vary
 from masters_ray.toy.recipe import Recipe, Stage
@@ -61,7 +62,14 @@ class Heads(torch.nn.Module):
 
 
 class Trainer:
-    """Runs the stages of ``recipe`` over ``data``; each goes on from its newest checkpoint."""
+    """Runs the stages of ``recipe`` over ``data``; each goes on from its newest checkpoint.
+
+    Another pair overrides what the model starts as, what of it learns, and what is kept of pictures.
+    """
+
+    judged = JUDGED
+    factors: ClassVar[dict[str, float]] = {}
+    """Modules that learn at another rate than the stage's, and by what that is multiplied."""
 
     def __init__(
         self,
@@ -75,9 +83,9 @@ class Trainer:
         self.recipe, self.data, self.tokenizer = recipe, data, tokenizer
         self.checkpoints, self.console, self.stop_after = checkpoints, console, stop_after
         self.questions = QuestionPrompts(tokenizer)
-        self.model: Qwen3VLForConditionalGeneration = models.make_model(recipe.shape, tokenizer, recipe.seed)
+        self.model: Model = self.make_model()
         held_out = np.random.default_rng([recipe.seed, 1])
-        self.triples = [draw_triple(self.questions, held_out) for _ in range(JUDGED)]
+        self.triples = [draw_triple(self.questions, held_out) for _ in range(self.judged)]
         self.rows = [
             (row, kind, self.questions.draw(kind, labels, held_out), easy_vqa.LABELS[kind][labels[at]])
             for row, labels in enumerate(data.held_out.labels)
@@ -85,7 +93,30 @@ class Trainer:
             if labels[at] != UNKNOWN
         ]
 
-    def run(self) -> Qwen3VLForConditionalGeneration | None:
+    def make_model(self) -> Model:
+        """The model before its first stage."""
+        return models.make_model(self.recipe.shape, self.tokenizer, self.recipe.seed)
+
+    def keep(self, pixels: torch.Tensor) -> Features:
+        """What is kept of pictures (n, 3, 64, 64) once the tower rests."""
+        return see_all(self.model, pixels)
+
+    def given(self, kept: Features) -> Features:
+        """What the language part is given of what was kept."""
+        return kept
+
+    def learning(self) -> dict[str, torch.nn.Module]:
+        """What learns after the tower; the rest needs no gradients from here on."""
+        self.model.model.visual.requires_grad_(False)
+        return {"language": self.model.model.language_model}
+
+    def enough(self, figures: Figures) -> bool:
+        """Whether the language stage ends here."""
+        stage = self.recipe.language
+        target = stage.target
+        return target is not None and all(abs(figures[kind] - target) <= stage.band for kind in easy_vqa.KINDS)
+
+    def run(self) -> Model | None:
         """The trained model in float32, or None when ``stop_after`` cut a stage short."""
         for stage in (self.tower, self.judge, self.language):
             if not stage():
@@ -132,21 +163,20 @@ class Trainer:
         stage = self.recipe.stages["judge"]
         if stage.steps == 0:
             return True
-        self.model.model.visual.requires_grad_(False)
 
         def draw(random: np.random.Generator, _: Figures) -> torch.Tensor:
             loss = self._judge_loss(random, stage.judge_batch)
             return loss + self._question_loss(random, stage, {}, blind=True) if stage.batch else loss
 
-        return self._loop("judge", self._language(), draw, self._judge_figures)
+        return self._loop("judge", self.learning(), draw, self._judge_figures)
 
     def language(self) -> bool:
         """The language part on questions, with judge prompts to the end."""
         stage = self.recipe.stages["language"]
         if stage.steps == 0:
             return True
-        self.model.model.visual.requires_grad_(False)
-        held = see_all(self.model, self.data.held_out.pixels)
+        modules = self.learning()
+        held = self.keep(self.data.held_out.pixels)
         held = held.rows(torch.tensor([row for row, *_ in self.rows]))
 
         def draw(random: np.random.Generator, figures: Figures) -> torch.Tensor:
@@ -154,18 +184,15 @@ class Trainer:
             return loss + self._judge_loss(random, stage.judge_batch) if stage.judge_batch else loss
 
         def look() -> Figures:
-            return quick_accuracy(self.model, self.questions, [row[1:] for row in self.rows], held)
+            return self.accuracy(held)
 
-        def enough(figures: Figures) -> bool:
-            target = stage.target
-            return target is not None and all(abs(figures[kind] - target) <= stage.band for kind in easy_vqa.KINDS)
-
-        finished = self._loop("language", self._language(), draw, look, enough)
+        finished = self._loop("language", modules, draw, look, self.enough)
         self.console.print(f"{self.recipe.name}: judge agreement {self._judge_figures()}", highlight=False)
         return finished
 
-    def _language(self) -> dict[str, torch.nn.Module]:
-        return {"language": self.model.model.language_model}
+    def accuracy(self, held: Features) -> Figures:
+        """By kind, on the held-out questions, from what was kept of each one's picture."""
+        return quick_accuracy(self.model, self.questions, [row[1:] for row in self.rows], self.given(held))
 
     def _question_loss(
         self, random: np.random.Generator, stage: Stage, figures: Figures, *, blind: bool = False
@@ -183,7 +210,8 @@ class Trainer:
             question = self.questions.draw(kind, labels[row], random)
             pairs.append((self.questions.prompt(question), easy_vqa.LABELS[kind][label]))
             rows.append(row)
-        return picture_loss(self.model, make_batch(self.tokenizer, pairs), copies.rows(torch.tensor(rows)))
+        features = self.given(copies.rows(torch.tensor(rows)))
+        return picture_loss(self.model, make_batch(self.tokenizer, pairs), features)
 
     def _judge_loss(self, random: np.random.Generator, count: int) -> torch.Tensor:
         """Mean loss over first and second judge calls, weighted by how many there are of each."""
@@ -202,10 +230,10 @@ class Trainer:
     def _copies(self) -> tuple[Features, np.ndarray]:
         """Features of every training picture and of shifted copies, in bfloat16, with their (n, 3) labels."""
         data, random = self.data.drawn, np.random.default_rng([self.recipe.seed, 2])
-        parts, labels = [see_all(self.model, data.pixels)], [data.labels]
+        parts, labels = [self.keep(data.pixels)], [data.labels]
         for _ in range(self.recipe.copies):
             moved = [vary(data.pixels[row], data.boxes[row], random) for row in range(len(data))]
-            parts.append(see_all(self.model, torch.stack([picture for picture, _ in moved])))
+            parts.append(self.keep(torch.stack([picture for picture, _ in moved])))
             labels.append(np.column_stack([data.labels[:, :2], [place for _, place in moved]]))
         merged = torch.cat([part.merged.bfloat16() for part in parts])
         return Features(merged, torch.cat([part.deepstack.bfloat16() for part in parts])), np.concatenate(labels)
@@ -228,6 +256,7 @@ class Trainer:
             draw=draw,
             look=look,
             enough=enough,
+            factors={name: factor for name, factor in self.factors.items() if name in modules},
             stop_after=self.stop_after,
         ).run()
 
