@@ -1,0 +1,68 @@
+"""Build the pair: ``masters-ray real-weights build``. The same command goes on where a killed one stopped.
+
+SmolLM2-135M + easy-vqa ─► tower ─► judge ─► language and projector ─► bfloat16 files ─► figures ─► manifest.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masters_ray.masks import mask_smallest, part_of
+from masters_ray.real_weights import models, pretrained
+from masters_ray.real_weights.recipe import RECIPES
+from masters_ray.real_weights.tokenizer import make_tokenizer
+from masters_ray.real_weights.train import RealTrainer
+from masters_ray.toy import build, manifest
+from masters_ray.toy.models import load
+from masters_ray.toy.recipe import Recipe
+
+COMPARED = 0.2
+"""The mask ratio at which the trained weights' mask is compared with that of pretraining's."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``build.run``; 0 when the pair is complete, 2 for an error that says how to mend it."""
+    return build.run(PAIR, args)
+
+
+def compared(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """How far the saved language matrices are from the pretrained ones, for the manifest."""
+    llama = pretrained.load_model()
+    layers = models.kept_layers(recipe.shape.layers, llama.config.num_hidden_layers)
+    origin = models.mapped(llama.state_dict(), layers)
+    pairs = ((tensor.float(), origin[name]) for name, tensor in _language(load(folder).state_dict().items()))
+    return {"from_pretraining": {"layers": layers, **difference(pairs)}}
+
+
+def difference(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    """Of (trained, pretrained) matrices: the relative change, and the share of masked entries that both masks drop."""
+    moved = size = both = dropped = 0.0
+    for trained, origin in pairs:
+        moved += (trained - origin).square().sum().item()
+        size += origin.square().sum().item()
+        now, then = mask_smallest(trained, COMPARED) == 0, mask_smallest(origin, COMPARED) == 0
+        both += (now & then).sum().item()
+        dropped += then.sum().item()
+    return {"relative_change": round((moved / size) ** 0.5, 4), f"same_mask_at_{COMPARED}": round(both / dropped, 4)}
+
+
+def _language(named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, tensor) for name, tensor in named if part_of(name) == "language" and tensor.ndim == 2)
+
+
+PAIR = build.Pair(
+    about="SmolLM2-135M's layers inside Qwen2.5-VL over easy-vqa; accuracy is greedy, on test pictures, by kind",
+    recipes=RECIPES,
+    tokenizer=make_tokenizer,
+    processor=models.make_processor,
+    trainer=RealTrainer,
+    packages=(*manifest.PACKAGES, pretrained.PACKAGE, pretrained.READER),
+    asked=240,
+    judged=200,
+    told=compared,
+)

