@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch.nn import functional
@@ -16,7 +17,7 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen3
 from masters_ray.toy.examples import IMAGE_TOKENS, Batch
 from masters_ray.toy.pictures import grid, to_patches
 
-Model = Qwen3VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
+Model: TypeAlias = Qwen3VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
 
 
 @dataclass(frozen=True)

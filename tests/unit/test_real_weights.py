@@ -184,14 +184,14 @@ def test_accuracy_in_chunks_is_that_of_all(trainer: RealTrainer, monkeypatch: py
 
 
 def test_a_module_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
-    modules: dict[str, torch.nn.Module] = {name: torch.nn.Linear(3, 2) for name in ("slow", "fast")}
+    modules = {name: torch.nn.Linear(3, 2) for name in ("slow", "fast")}
     before = {name: module.weight.clone() for name, module in modules.items()}
     stage = Stage(steps=1, rate=1e-2, warmup=1, report_every=1)
     Loop(
         name="language",
         recipe=TINY,
         stage=stage,
-        modules=modules,
+        modules=dict(modules),
         checkpoints=Checkpoints(tmp_path, TINY),
         console=Console(quiet=True),
         draw=lambda random, figures: torch.stack([module(torch.ones(3)).sum() for module in modules.values()]).sum(),
