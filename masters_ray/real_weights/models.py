@@ -15,21 +15,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from masters_ray.real_weights.recipe import RealShape
 from masters_ray.toy import tokenizer as words
 from masters_ray.toy.models import MAX_PIXELS, MEAN, MIN_PIXELS, STD
 from masters_ray.toy.recipe import Shape
 from masters_ray.toy.tokenizer import token_id
-
-SECTIONS = [1, 3, 28]
-"""Rotary frequencies, from fast to slow, that turn with a token's time, row and column. In text all three are the same,
-so that the shares are free; with Qwen2.5-VL's own the columns of a small picture would be too close to tell apart."""
-WINDOW = 256
-"""Side in pixels of what the tower's attention sees at once: more than any picture that the processor lets through."""
-
-BIAS = 1.5
-"""Standard deviation of the biases of queries and keys that a tower starts with. It knows positions by their
-differences only: with the usual biases of zero all places of the ground look alike, and it does not learn where the
-shape is."""
 
 
 def kept_layers(layers: int, of: int) -> list[int]:
@@ -58,7 +48,7 @@ def mapped(state: dict[str, torch.Tensor], layers: list[int]) -> dict[str, torch
     return found
 
 
-def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast, llama: Any) -> Qwen2_5_VLConfig:
+def make_config(shape: RealShape, tokenizer: PreTrainedTokenizerFast, llama: Any) -> Qwen2_5_VLConfig:
     """The configuration of a model of this shape; ``llama``: the configuration of the model whose weights it takes."""
 
     def number(token: str) -> int:
@@ -76,7 +66,7 @@ def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast, llama: Any) ->
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": llama.rope_parameters["rope_theta"],
-            "mrope_section": SECTIONS,
+            "mrope_section": list(shape.sections),
         },
         "bos_token_id": number("<|im_start|>"),
         "eos_token_id": number(words.END),
@@ -92,7 +82,7 @@ def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast, llama: Any) ->
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "out_hidden_size": shape.hidden,
-        "window_size": WINDOW,
+        "window_size": shape.window,
         "fullatt_block_indexes": list(range(shape.vision_depth)),
     }
     return Qwen2_5_VLConfig(
@@ -107,7 +97,7 @@ def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast, llama: Any) ->
 
 
 def make_model(
-    shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int, llama: Any
+    shape: RealShape, tokenizer: PreTrainedTokenizerFast, seed: int, llama: Any
 ) -> Qwen2_5_VLForConditionalGeneration:
     """A float32 model with a fresh tower, which depends on ``seed`` alone, and the language weights of ``llama``."""
     config = make_config(shape, tokenizer, llama.config)
@@ -117,7 +107,7 @@ def make_model(
     missing, unexpected = model.load_state_dict(state, strict=False)
     with torch.no_grad():
         for block in model.model.visual.blocks:
-            block.attn.qkv.bias[: 2 * shape.vision_hidden].normal_(std=BIAS)
+            block.attn.qkv.bias[: 2 * shape.vision_hidden].normal_(std=shape.bias)
     left = [name for name in missing if not name.startswith("model.visual.")]
     if left or unexpected:
         raise ValueError(f"weights that do not fit: missing {left}, unexpected {unexpected}")

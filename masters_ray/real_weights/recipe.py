@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from masters_ray.toy.recipe import Name, Recipe, Shape, Stage
 
-SHAPE = Shape(
+
+@dataclass(frozen=True, kw_only=True)
+class RealShape(Shape):
+    """The sizes of one Qwen2.5-VL, whose tower knows positions by their differences only."""
+
+    sections: tuple[int, int, int] = (1, 3, 28)
+    """Rotary frequencies, from fast to slow, that turn with a token's time, row and column. In text all three are the
+    same, so that the shares are free; with Qwen2.5-VL's own the columns of a small picture would be too close to tell
+    apart."""
+    window: int = 256
+    """Side in pixels of what the tower's attention sees at once: more than any picture that the processor lets
+    through."""
+    bias: float = 1.5
+    """Standard deviation of the biases of queries and keys that the tower starts with: with the usual zeros all places
+    of the ground look alike, and it does not learn where the shape is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealRecipe(Recipe):
+    """The toy's recipe, with a projector that learns faster than what pretraining made."""
+
+    shape: RealShape
+    projector_factor: float = 10.0
+    """The projector is new and learns at so many times the rate of the language weights."""
+
+
+SHAPE = RealShape(
     vision_hidden=128,
     vision_depth=4,
     vision_heads=4,
@@ -21,10 +47,8 @@ SHAPE = Shape(
 )
 """SmolLM2-135M's language part, and a tower of a million parameters with heads of 32."""
 TOWER = Stage(steps=1200, rate=1e-3, report_every=100)
-PROJECTOR_FACTOR = 10.0
-"""The projector is new and learns at so many times the rate of the language weights."""
 
-TEACHER = Recipe(
+TEACHER = RealRecipe(
     name="teacher",
     shape=SHAPE,
     tower=TOWER,
@@ -35,7 +59,7 @@ TEACHER = Recipe(
     checkpoint_every=50,
 )
 
-STUDENT = Recipe(
+STUDENT = RealRecipe(
     name="student",
     shape=replace(SHAPE, layers=10),
     tower=TOWER,
@@ -56,4 +80,4 @@ STUDENT = Recipe(
     checkpoint_every=50,
 )
 
-RECIPES: dict[Name, Recipe] = {"teacher": TEACHER, "student": STUDENT}
+RECIPES: dict[Name, RealRecipe] = {"teacher": TEACHER, "student": STUDENT}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
 from masters_ray import easy_vqa
 from masters_ray.real_weights import models, pretrained
-from masters_ray.real_weights.recipe import PROJECTOR_FACTOR
+from masters_ray.real_weights.recipe import RealRecipe
 from masters_ray.toy.evaluate import quick_accuracy
 from masters_ray.toy.examples import IMAGE_TOKENS
 from masters_ray.toy.forward import Features, Model, features_of
@@ -23,8 +21,13 @@ CHUNK = 50
 class RealTrainer(Trainer):
     """Keeps what the tower's last layer makes of a picture, so that the projector, which follows it, can learn."""
 
+    recipe: RealRecipe
     judged = 40
-    factors: ClassVar[dict[str, float]] = {"projector": PROJECTOR_FACTOR}
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The projector learns faster."""
+        return {"projector": self.recipe.projector_factor}
 
     def make_model(self) -> Model:
         """Pretrained language weights and a fresh tower. Raises DataError when the packages are missing."""

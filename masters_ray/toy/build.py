@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -44,7 +44,7 @@ class Pair:
 
     about: str
     """What the manifest says of it."""
-    recipes: dict[Name, Recipe]
+    recipes: Mapping[Name, Recipe]
     tokenizer: Callable[[], PreTrainedTokenizerFast]
     processor: Callable[[Shape, PreTrainedTokenizerFast], ProcessorMixin]
     trainer: type[Trainer]

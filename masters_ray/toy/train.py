@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -68,8 +67,6 @@ class Trainer:
     """
 
     judged = JUDGED
-    factors: ClassVar[dict[str, float]] = {}
-    """Modules that learn at another rate than the stage's, and by what that is multiplied."""
 
     def __init__(
         self,
@@ -109,6 +106,11 @@ class Trainer:
         """What learns after the tower; the rest needs no gradients from here on."""
         self.model.model.visual.requires_grad_(False)
         return {"language": self.model.model.language_model}
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Modules that learn at another rate than the stage's, and by what that is multiplied."""
+        return {}
 
     def enough(self, figures: Figures) -> bool:
         """Whether the language stage ends here."""

@@ -20,7 +20,7 @@ from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 from masters_ray.errors import DataError
 from masters_ray.masks import part_of
 from masters_ray.real_weights import build, models, pretrained
-from masters_ray.real_weights.recipe import RECIPES
+from masters_ray.real_weights.recipe import RECIPES, RealRecipe, RealShape
 from masters_ray.real_weights.tokenizer import RENAMED, make_tokenizer, renamed
 from masters_ray.real_weights.train import RealTrainer
 from masters_ray.toy import build as toy_build
@@ -29,13 +29,13 @@ from masters_ray.toy import tokenizer as words
 from masters_ray.toy.checkpoint import Checkpoints
 from masters_ray.toy.forward import picture_hidden, see
 from masters_ray.toy.loop import Loop
-from masters_ray.toy.recipe import Recipe, Shape, Stage
+from masters_ray.toy.recipe import Stage
 from masters_ray.toy.train import Data, Trainer
 
 LAYERS = 6
-TINY = Recipe(
+TINY = RealRecipe(
     name="student",
-    shape=Shape(
+    shape=RealShape(
         vision_hidden=32,
         vision_depth=2,
         vision_heads=1,
