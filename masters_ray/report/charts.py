@@ -7,6 +7,7 @@ Colours are drawn with placeholders of ``COLOURS`` and replaced by the style she
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -183,10 +184,11 @@ def line_chart(name: str, xs: Sequence[float], lines: Sequence[Line], x_label: s
             )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.set_ylim(bottom=0)
+        tops = [top for line in lines for one in line.means for top in (one.value, one.high) if math.isfinite(top)]
+        axes.set_ylim(0, 1.06 * max(tops, default=0.0) or 1.0)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        figure.legend(loc="outside upper center", ncols=min(3, len(lines)), frameon=False, handletextpad=0.4)
+        figure.legend(loc="outside upper center", ncols=min(2, len(lines)), frameon=False, handletextpad=0.4)
         return _svg(figure, name, f"{y_label} over {x_label}")
 
 

@@ -62,6 +62,7 @@ tfoot td { font-weight: 600; }
 td.number { white-space: nowrap; }
 .together { white-space: nowrap; }
 code { font-size: .88em; overflow-wrap: anywhere; }
+td code { overflow-wrap: break-word; }
 .bar { display: block; min-width: 60px; height: 5px; margin-top: 3px; border-radius: 3px; background: var(--grid); }
 .bar > span { display: block; height: 100%; border-radius: 3px; background: var(--after); }
 .bar > .teacher { background: var(--teacher); }

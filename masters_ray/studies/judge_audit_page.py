@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def _agreement(compared: Sequence[Pair]) -> str:
                 *(whole(count) for count in counts),
                 percent(found.share),
                 decimal(kappa.value, 3),
-                f"{decimal(kappa.low, 3)} to {decimal(kappa.high, 3)}",
+                "–" if math.isnan(kappa.low) else f"{decimal(kappa.low, 3)} to {decimal(kappa.high, 3)}",
             ]
         )
     return (
