@@ -1,7 +1,4 @@
-"""The learner: a Ray Train worker group on DeepSpeed that pulls stored groups from a Ray Dataset."""
+"""The learner: a Ray Train worker group on DeepSpeed that pulls stored groups from a Ray Dataset.
 
-from masters_ray.learner.job import GroupRewards, LearnerJob, LiveSource, Pinned, StagePlan
-from masters_ray.learner.measure import Divergence, divergences
-from masters_ray.learner.trainer import fit
-
-__all__ = ["Divergence", "GroupRewards", "LearnerJob", "LiveSource", "Pinned", "StagePlan", "divergences", "fit"]
+Nothing is imported here: the board's process, which only needs ``job``, starts without PyTorch and Ray Train.
+"""

@@ -25,7 +25,8 @@ from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError, DataError
 from masters_ray.evaluate import accuracy
-from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit
+from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.learner.trainer import fit
 from masters_ray.pipeline import curriculum, outcome, rollouts, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.journal import Journal

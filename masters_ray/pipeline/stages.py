@@ -14,7 +14,7 @@ from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
-from masters_ray.learner import LiveSource
+from masters_ray.learner.job import LiveSource
 from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads

@@ -19,7 +19,7 @@ from typing import Any
 from masters_ray import store
 from masters_ray.config import Config, Schedule, ScheduledStage
 from masters_ray.errors import Complaint, ConfigError, StoreError
-from masters_ray.learner import Divergence, divergences
+from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import driver, stages
 from masters_ray.pipeline.directory import RunDirectory, read_json, write_json
 from masters_ray.progress import say

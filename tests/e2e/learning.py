@@ -15,7 +15,8 @@ from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
-from masters_ray.learner import LearnerJob, Pinned, StagePlan, fit
+from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.learner.trainer import fit
 from masters_ray.packing import pack
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from masters_ray.engines import hf
-from masters_ray.learner import Pinned
+from masters_ray.learner.job import Pinned
 from masters_ray.records import Problem, RolloutGroup
 from tests.conftest import PAIR
 from tests.e2e.learning import RATE, rollouts, state, stored, train

@@ -23,8 +23,9 @@ from masters_ray import store
 from masters_ray.config import Lora
 from masters_ray.engines import hf
 from masters_ray.errors import LearnerError
-from masters_ray.learner import Pinned, fit
 from masters_ray.learner.checkpoints import find
+from masters_ray.learner.job import Pinned
+from masters_ray.learner.trainer import fit
 from masters_ray.records import Problem, RolloutGroup, StepMetrics
 from tests.conftest import PAIR, ROOT
 from tests.e2e.learn_alone import SETTINGS

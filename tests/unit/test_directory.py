@@ -6,7 +6,7 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
-from masters_ray.learner import GroupRewards
+from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines
 from masters_ray.pipeline.journal import Journal
 from masters_ray.records import SkippedStep, StepMetrics

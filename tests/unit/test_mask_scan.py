@@ -7,7 +7,7 @@ import pytest
 
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
-from masters_ray.learner import Divergence
+from masters_ray.learner.measure import Divergence
 from masters_ray.studies import mask_scan, mask_scan_page
 from tests.conftest import ROOT
 
