@@ -16,7 +16,8 @@ setup: .venv/.done-$(STACK)
 
 .venv/.done-$(STACK): requirements/$(STACK).txt pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	VIRTUAL_ENV=.venv $(UV) pip sync --quiet requirements/$(STACK).txt
+	@# Compiled once here, half a minute: every actor is a process that imports torch or vLLM anew.
+	VIRTUAL_ENV=.venv $(UV) pip sync --quiet --compile-bytecode requirements/$(STACK).txt
 	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --editable .
 	@rm -f .venv/.done-*
 	@touch $@
