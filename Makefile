@@ -30,7 +30,7 @@ $(UV):
 	$(PYTHON) -m venv .build/uv
 	.build/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 
-# The whole method on the toy pair: about four minutes on two cores.
+# The whole method on the toy pair: two to three minutes on two cores.
 demo: setup
 	$(BIN)/masters-ray run conf/demo.yaml
 
