@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -17,7 +16,16 @@ from transformers import (
 
 from masters_ray.real_weights.recipe import RealShape
 from masters_ray.toy import tokenizer as words
-from masters_ray.toy.models import MAX_PIXELS, MEAN, MIN_PIXELS, STD
+from masters_ray.toy.models import (
+    MAX_PIXELS,
+    MEAN,
+    MIN_PIXELS,
+    STD,
+    greedy,
+    picture_tokens,
+    tower_settings,
+    turn_tokens,
+)
 from masters_ray.toy.recipe import Shape
 from masters_ray.toy.tokenizer import token_id
 
@@ -50,10 +58,6 @@ def mapped(state: dict[str, torch.Tensor], layers: list[int]) -> dict[str, torch
 
 def make_config(shape: RealShape, tokenizer: PreTrainedTokenizerFast, llama: Any) -> Qwen2_5_VLConfig:
     """The configuration of a model of this shape; ``llama``: the configuration of the model whose weights it takes."""
-
-    def number(token: str) -> int:
-        return token_id(tokenizer, token)
-
     text = {
         "vocab_size": llama.vocab_size,
         "hidden_size": shape.hidden,
@@ -68,30 +72,18 @@ def make_config(shape: RealShape, tokenizer: PreTrainedTokenizerFast, llama: Any
             "rope_theta": llama.rope_parameters["rope_theta"],
             "mrope_section": list(shape.sections),
         },
-        "bos_token_id": number("<|im_start|>"),
-        "eos_token_id": number(words.END),
-        "pad_token_id": number(words.PAD),
+        "bos_token_id": token_id(tokenizer, "<|im_start|>"),
+        **turn_tokens(tokenizer),
         "tie_word_embeddings": True,
     }
-    vision = {
-        "depth": shape.vision_depth,
-        "hidden_size": shape.vision_hidden,
-        "intermediate_size": shape.vision_intermediate,
-        "num_heads": shape.vision_heads,
-        "patch_size": shape.patch,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": shape.hidden,
+    vision = tower_settings(shape) | {
         "window_size": shape.window,
         "fullatt_block_indexes": list(range(shape.vision_depth)),
     }
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=number(words.IMAGE),
-        video_token_id=number(words.VIDEO),
-        vision_start_token_id=number(words.VISION_START),
-        vision_end_token_id=number(words.VISION_END),
+        **picture_tokens(tokenizer),
         tie_word_embeddings=True,
     )
 
@@ -111,12 +103,7 @@ def make_model(
     left = [name for name in missing if not name.startswith("model.visual.")]
     if left or unexpected:
         raise ValueError(f"weights that do not fit: missing {left}, unexpected {unexpected}")
-    model.generation_config = GenerationConfig(
-        eos_token_id=token_id(tokenizer, words.END),
-        pad_token_id=token_id(tokenizer, words.PAD),
-        do_sample=False,
-        max_new_tokens=64,
-    )
+    model.generation_config = greedy(tokenizer)
     return model
 
 

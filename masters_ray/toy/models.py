@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -29,12 +30,45 @@ MAX_PIXELS = 128 * 128
 ROPE_THETA = 10_000.0
 
 
+def turn_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The numbers of the tokens that end a turn and fill a batch, by their keys in a configuration."""
+    return {
+        "eos_token_id": words.token_id(tokenizer, words.END),
+        "pad_token_id": words.token_id(tokenizer, words.PAD),
+    }
+
+
+def picture_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The numbers of the tokens that stand for pictures, by their keys in a Qwen-VL's configuration."""
+    return {
+        "image_token_id": words.token_id(tokenizer, words.IMAGE),
+        "video_token_id": words.token_id(tokenizer, words.VIDEO),
+        "vision_start_token_id": words.token_id(tokenizer, words.VISION_START),
+        "vision_end_token_id": words.token_id(tokenizer, words.VISION_END),
+    }
+
+
+def tower_settings(shape: Shape) -> dict[str, Any]:
+    """What the configurations of all Qwen-VLs' vision towers have in common."""
+    return {
+        "depth": shape.vision_depth,
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": shape.vision_intermediate,
+        "num_heads": shape.vision_heads,
+        "patch_size": shape.patch,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": shape.hidden,
+    }
+
+
+def greedy(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """How a model of a pair answers by itself."""
+    return GenerationConfig(**turn_tokens(tokenizer), do_sample=False, max_new_tokens=64)
+
+
 def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """The configuration of a model of this shape over this tokenizer."""
-
-    def number(token: str) -> int:
-        return words.token_id(tokenizer, token)
-
     half = shape.head_dim // 2
     sections = [half - 2 * (half * 5 // 16), half * 5 // 16, half * 5 // 16]
     text = {
@@ -52,29 +86,17 @@ def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConf
             "mrope_section": sections,
             "mrope_interleaved": True,
         },
-        "eos_token_id": number(words.END),
-        "pad_token_id": number(words.PAD),
+        **turn_tokens(tokenizer),
         "tie_word_embeddings": True,
     }
-    vision = {
-        "depth": shape.vision_depth,
-        "hidden_size": shape.vision_hidden,
-        "intermediate_size": shape.vision_intermediate,
-        "num_heads": shape.vision_heads,
-        "patch_size": shape.patch,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": shape.hidden,
+    vision = tower_settings(shape) | {
         "num_position_embeddings": shape.grid**2,
         "deepstack_visual_indexes": list(shape.deepstack),
     }
     return Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=number(words.IMAGE),
-        video_token_id=number(words.VIDEO),
-        vision_start_token_id=number(words.VISION_START),
-        vision_end_token_id=number(words.VISION_END),
+        **picture_tokens(tokenizer),
         tie_word_embeddings=True,
     )
 
@@ -83,12 +105,7 @@ def make_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> Q
     """A fresh float32 model whose weights depend on ``seed`` alone."""
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(make_config(shape, tokenizer))
-    model.generation_config = GenerationConfig(
-        eos_token_id=words.token_id(tokenizer, words.END),
-        pad_token_id=words.token_id(tokenizer, words.PAD),
-        do_sample=False,
-        max_new_tokens=64,
-    )
+    model.generation_config = greedy(tokenizer)
     return model
 
 
