@@ -57,6 +57,8 @@ class Objective:
     """Of the distillation reward, beside the accuracy reward."""
     rho: float = 0.0
     """Of the reasoning reward."""
+    least_spread: float = 0.0
+    """Nats; divergences of a group that lie closer together make no distillation reward."""
     policy_weight: float = 1.0
     """Of L_GRPO; 0 leaves the divergence alone."""
     jsd_weight: float = 1.0
@@ -132,7 +134,7 @@ def group_terms(
         return answer_means(per_token, answer_of, answers).mean()
 
     divergences = answer_means(token_jsd, answer_of, answers).detach()
-    distillation = distillation_rewards(divergences)
+    distillation = distillation_rewards(divergences, objective.least_spread)
     if old is None:
         rewards = accuracy + objective.alpha * distillation + objective.rho * reasoning
         old = OldPolicy(logprobs=new_logprobs.detach(), advantages=advantages(rewards))

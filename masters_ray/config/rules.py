@@ -181,6 +181,7 @@ def _rewards(rules: _Rules, config: Config) -> None:
     judge, reward = config.judge, config.reward
     rules.at_least("reward.alpha", reward.alpha, 0)
     rules.at_least("reward.rho", reward.rho, 0)
+    rules.at_least("reward.least_spread", reward.least_spread, 0)
     rules.rule(
         reward.rho == 0 or judge.reasoning,
         "judge.reasoning",

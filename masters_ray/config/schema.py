@@ -218,6 +218,9 @@ class Reward:
     """Weight of the distillation reward beside the accuracy reward."""
     rho: float = 0.0
     """Weight of the reasoning reward (appendix F.3); above 0 it needs judge.reasoning."""
+    least_spread: float = 0.0
+    """Nats. A group whose answers' divergences lie closer together gets no distillation reward, which would stretch
+    what rounding and storing leave of them from 0 to 1."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ def objective(settings: Learner, reward: Reward) -> Objective:
     return Objective(
         alpha=reward.alpha,
         rho=reward.rho,
+        least_spread=reward.least_spread,
         policy_weight=settings.policy_weight,
         jsd_weight=settings.jsd_weight,
         kl_beta=settings.kl_beta,

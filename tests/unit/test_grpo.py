@@ -35,6 +35,13 @@ def test_rounding_of_equal_answers_is_no_difference() -> None:
     assert distillation_rewards(torch.tensor([0.08458233, 0.08458231])).tolist() == [0.0, 0.0]
 
 
+def test_divergences_closer_than_the_least_spread_make_no_distillation_reward() -> None:
+    close = torch.tensor([0.1000, 0.1010, 0.1005])
+    assert distillation_rewards(close).tolist() == pytest.approx([1.0, 0.0, 0.5])
+    assert distillation_rewards(close, 0.001).tolist() == [0.0, 0.0, 0.0]
+    assert distillation_rewards(close, 0.0009).tolist() == pytest.approx([1.0, 0.0, 0.5])
+
+
 def test_advantages_use_the_population_deviation() -> None:
     # mean 1, squared deviations 1 0 1 0, std = sqrt(1/2)
     result = advantages(torch.tensor([2.0, 1.0, 0.0, 1.0]))
@@ -113,6 +120,10 @@ def test_the_loss_of_a_group_by_hand() -> None:
 
     # the reasoning reward evens the accuracy out; without the policy's loss only the divergence is left
     assert group_terms(Objective(alpha=0.0, rho=1.0), **arguments).advantages.tolist() == [0.0, 0.0]
+    # the divergences, 0.3 and 0.1, lie too close together to count
+    apart = group_terms(Objective(least_spread=0.25), **arguments)
+    assert apart.distillation.tolist() == [0.0, 0.0]
+    assert apart.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
     assert group_terms(Objective(policy_weight=0.0), **arguments).loss.item() == pytest.approx(0.2)
     assert group_terms(Objective(policy_weight=0.0, jsd_weight=0.5), **arguments).loss.item() == pytest.approx(0.1)
     # every token alike: sums over the group's tokens, over 1.5 tokens per group of the step
