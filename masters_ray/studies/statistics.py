@@ -49,14 +49,20 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(value=value, low=value - half, high=value + half, n=n)
 
 
-def resampled_mean(values: Sequence[float]) -> Mean:
-    """Of many values of any distribution, by resampling them."""
+def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = None) -> Mean:
+    """Of many values of any distribution, by resampling them; those of one question are drawn together.
+
+    question_of: of each value; without it each is a question of its own. ``n`` is the number of questions. Raises
+    ValueError without values.
+    """
     if not values:
         raise ValueError("a mean needs at least one value")
     array = np.asarray(values, float)
-    draws = np.random.default_rng(_SEED).integers(len(array), size=(_RESAMPLES, len(array)))
-    low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])
-    return Mean(value=float(array.mean()), low=float(low), high=float(high), n=len(array))
+    _, index = np.unique(np.arange(len(array)) if question_of is None else np.asarray(question_of), return_inverse=True)
+    sums, counts = np.bincount(index, weights=array), np.bincount(index)
+    draws = np.random.default_rng(_SEED).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
+    return Mean(value=float(array.mean()), low=float(low), high=float(high), n=len(sums))
 
 
 @dataclass(frozen=True, kw_only=True)

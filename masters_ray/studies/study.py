@@ -71,8 +71,8 @@ class Outcome:
     difference: Mean
     """To the reference, seed by seed."""
     difference_by_question: Mean
-    """To the reference, question by question, each the mean over the seeds: what these questions say, for these
-    seeds."""
+    """To the reference, question by question: what these questions say, for these seeds. A question that several
+    seeds asked counts as often, and is resampled as one."""
     jsd: Mean
     """In the last tenth of the steps, nats."""
     seconds: Mean
@@ -151,8 +151,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
     for name, changes in study.variants.items():
         own = [runs[name, seed] for seed in study.seeds]
         pairs = list(zip(own, reference, strict=True))
-        by_question = [one.differences(other) for one, other in pairs]
-        questions = set.intersection(*(set(one) for one in by_question))
+        by_question = [item for one, other in pairs for item in one.differences(other).items()]
         found.append(
             Outcome(
                 name=name,
@@ -161,7 +160,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
                 accuracy=mean([one.accuracy for one in own]),
                 difference=mean([one.accuracy - other.accuracy for one, other in pairs]),
                 difference_by_question=resampled_mean(
-                    [sum(one[question] for one in by_question) / len(by_question) for question in sorted(questions)]
+                    [difference for _, difference in by_question], [question for question, _ in by_question]
                 ),
                 jsd=mean([one.jsd for one in own]),
                 seconds=mean([one.seconds for one in own]),

@@ -29,6 +29,13 @@ def test_resampling_gives_the_interval_of_the_normal_distribution_for_many_value
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
 
 
+def test_values_of_one_question_are_resampled_together() -> None:
+    values = [float(i % 2) for i in range(400)]
+    apart, twice = resampled_mean(values), resampled_mean(values * 2, [str(i) for i in range(400)] * 2)
+    assert (twice.value, twice.n) == (apart.value, 400)
+    assert twice.high - twice.low == pytest.approx(apart.high - apart.low, rel=0.1), "two copies tell no more than one"
+
+
 def test_kappa_by_hand() -> None:
     """20 both right, 5 first only, 10 second only, 15 both wrong: observed 0.7, chance 0.5·0.6 + 0.5·0.4 = 0.5."""
     first = [1] * 25 + [0] * 25

@@ -73,14 +73,14 @@ def test_a_wrong_study_is_refused_before_anything_runs(
         dict(studies._configs(studies.read(written(tmp_path, TEXT.replace(old, new)))))
 
 
-def finished(folder: Path, correct: list[int], jsd: float) -> None:
+def finished(folder: Path, correct: list[int], jsd: float, first: int) -> None:
     (folder / "evaluation").mkdir(parents=True)
     value = sum(correct) / len(correct)
     summary = {"accuracy": {"student_after": {"value": value}}, "learner": {"seconds": 10.0}}
     (folder / "summary.json").write_text(json.dumps(summary))
     steps = [{"step": step, "jsd": 1.0 if step < 18 else jsd} for step in range(20)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    marks = [{"id": str(index), "correct": bool(one)} for index, one in enumerate(correct)]
+    marks = [{"id": str(index), "correct": bool(one)} for index, one in enumerate(correct, first)]
     (folder / "evaluation" / "student_after.json").write_text(json.dumps(marks))
 
 
@@ -90,13 +90,15 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypa
     configs = dict(studies._configs(study))
     right = {("whole", 0): 8, ("whole", 1): 6, ("No mask!", 0): 7, ("No mask!", 1): 5}
     for place, config in configs.items():
-        finished(Path(config.run.dir), [1] * right[place] + [0] * (10 - right[place]), 0.25)
+        first_question = 7 * place[1]  # every seed asks other held-out questions; three are asked by both
+        finished(Path(config.run.dir), [1] * right[place] + [0] * (10 - right[place]), 0.25, first_question)
     whole, plain = studies.outcomes(study, configs)
     assert whole.accuracy.value == pytest.approx(0.7)
     assert whole.difference.value == 0.0
     assert plain.difference.value == pytest.approx(-0.1)
     assert plain.difference.high - plain.difference.low < 1e-9, "the seeds' own spread is gone"
     assert plain.difference_by_question.value == pytest.approx(-0.1)
+    assert plain.difference_by_question.n == 17
     assert plain.difference_by_question.low < -0.1 < plain.difference_by_question.high
     assert plain.jsd.value == 0.25
     lines = studies.markdown(study, [whole, plain])
