@@ -22,7 +22,7 @@ class RealTrainer(Trainer):
     """Keeps what the tower's last layer makes of a picture, so that the projector, which follows it, can learn."""
 
     recipe: RealRecipe
-    judged = 40
+    judged = 0
 
     @property
     def factors(self) -> dict[str, float]:

@@ -53,7 +53,7 @@ class Pair:
     asked: int | None = None
     """Test questions of each kind that a finished model is asked; None: all."""
     judged: int = manifest.JUDGED
-    """Answers that a finished model judges."""
+    """Answers that a finished model judges; 0 where the pair does not learn to."""
     told: Callable[[Recipe, Path], dict[str, Any]] = _nothing
     """What else the manifest says of a finished model."""
 
@@ -121,7 +121,8 @@ def build_pair(
         entry = manifest.describe(out / name, pair.asked, pair.judged) | pair.told(recipe, out / name)
         entry |= {"recipe": asdict(recipe), "seconds_of_the_last_run": round(seconds, 1)}
         manifest.update(out, name, entry, pair.about, pair.packages)
-        console.print(f"{name}: {entry['accuracy']}, as a judge {entry['judge']}", highlight=False)
+        as_judge = f", as a judge {entry['judge']}" if "judge" in entry else ""
+        console.print(f"{name}: {entry['accuracy']}{as_judge}", highlight=False)
     return True
 
 

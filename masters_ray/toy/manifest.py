@@ -36,7 +36,8 @@ def file_hashes(folder: Path) -> dict[str, str]:
 def describe(folder: Path, asked: int | None = None, judged: int = JUDGED) -> dict[str, Any]:
     """What the model saved in ``folder`` is and can do, measured on the saved (bfloat16) weights in float32.
 
-    ``asked`` bounds the problems of each kind, ``judged`` is the number of judged triples.
+    ``asked`` bounds the problems of each kind, ``judged`` is the number of judged triples; with 0 nothing is said of it
+    as a judge.
     """
     model = models.load(folder)
     questions = QuestionPrompts(AutoTokenizer.from_pretrained(folder))
@@ -49,16 +50,18 @@ def describe(folder: Path, asked: int | None = None, judged: int = JUDGED) -> di
         right, count = question_accuracy(model, questions, problems, pictures.pixels[rows])[kind]
         accuracy[kind] = {"right": right, "n": count, "accuracy": round(right / count, 4)}
     accuracy["balanced_mean"] = round(sum(accuracy[kind]["accuracy"] for kind in easy_vqa.KINDS) / 3, 4)
-    random = np.random.default_rng(JUDGE_SEED)
-    triples = [draw_triple(questions, random) for _ in range(judged)]
-    agreement = judge_agreement(model, questions.tokenizer, triples)
-    return {
+    described: dict[str, Any] = {
         "parameters": models.parameters(model),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "accuracy": accuracy,
-        "judge": {"n": len(triples), **{call: round(share, 4) for call, share in agreement.items()}},
         "sha256": file_hashes(folder),
     }
+    if judged:
+        random = np.random.default_rng(JUDGE_SEED)
+        triples = [draw_triple(questions, random) for _ in range(judged)]
+        agreement = judge_agreement(model, questions.tokenizer, triples)
+        described["judge"] = {"n": judged, **{call: round(share, 4) for call, share in agreement.items()}}
+    return described
 
 
 def update(pair: Path, name: str, entry: dict[str, Any], about: str, packages: Sequence[str]) -> None:

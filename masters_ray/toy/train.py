@@ -23,7 +23,7 @@ from masters_ray.toy.pictures import UNKNOWN, Pictures, vary
 from masters_ray.toy.recipe import Recipe, Stage
 
 JUDGED = 100
-"""Held-out triples that the judge is looked at with along the way."""
+"""Held-out triples that the judge is looked at with along the way; 0: it is not."""
 PARSING = 0.1
 """Share of judge examples that are second calls."""
 RARELY, OFTEN = 0.25, 2.0
@@ -189,7 +189,8 @@ class Trainer:
             return self.accuracy(held)
 
         finished = self._loop("language", modules, draw, look, self.enough)
-        self.console.print(f"{self.recipe.name}: judge agreement {self._judge_figures()}", highlight=False)
+        if self.triples:
+            self.console.print(f"{self.recipe.name}: judge agreement {self._judge_figures()}", highlight=False)
         return finished
 
     def accuracy(self, held: Features) -> Figures:
