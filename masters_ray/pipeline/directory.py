@@ -56,7 +56,8 @@ class RunDirectory:
         self._rollouts = Folder(config.rollout.store or self.root / "rollouts")
         self._settings = settings = settings_of(config)
         if self._claim.exists():
-            earlier = read_json(self._claim)
+            # A key that came after the run was begun counts as its default.
+            earlier = settings_of(Config()) | read_json(self._claim)
             different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
             if not self._has_learned:
                 different = [key for key in different if not key.startswith(_LEARNING)]

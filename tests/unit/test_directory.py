@@ -7,7 +7,7 @@ from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.learner.job import GroupRewards
-from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines
+from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.records import SkippedStep, StepMetrics
 from tests.conftest import ROOT
@@ -27,6 +27,17 @@ def test_a_claimed_directory_refuses_other_settings_and_names_every_key(tmp_path
     with pytest.raises(ConfigError) as caught:
         RunDirectory(config(tmp_path, "run.seed=7", "teacher.top_k=9"))
     assert [complaint.where for complaint in caught.value.complaints] == ["run.seed", "teacher.top_k"]
+
+
+def test_a_key_that_came_after_the_run_was_begun_counts_as_its_default(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    directory.claim()
+    claimed = read_json(tmp_path / "settings.json")
+    del claimed["judge.reasoning"]
+    write_json(tmp_path / "settings.json", claimed)
+    RunDirectory(config(tmp_path))
+    with pytest.raises(ConfigError, match="judge.reasoning: expected False"):
+        RunDirectory(config(tmp_path, "judge.reasoning=true"))
 
 
 def test_how_to_learn_may_change_until_a_step_was_taken(tmp_path: Path) -> None:
