@@ -30,6 +30,10 @@ def cluster() -> Iterator[dict[str, str]]:
     # What the cluster runs as "python" is this environment's.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path}
+    if (Path.home() / ".ray" / "auth_token").is_file():
+        reach["RAY_AUTH_MODE"] = (
+            "token"  # a head node asks for one if there is one, which Ray's own client must be told
+        )
     head = f"--head --node-ip-address=127.0.0.1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
     start = [RAY, "start", *head.split(), "--num-cpus=4", f"--temp-dir={temporary}", "--disable-usage-stats", "--block"]
     with subprocess.Popen(start, env=environment(**reach), stdout=subprocess.DEVNULL) as ray_head:
