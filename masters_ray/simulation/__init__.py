@@ -1,0 +1,33 @@
+"""What a run with online iterations would take with other shares, replicas and limits (appendix F.2 and F.9).
+
+    online.jsonl, metrics.jsonl, journal.json ─► rates ─► setup ─► model (+ engines) ─► sweep ─► text
+                                   the paper's own rates ─► paper ────────────────────────────┘
+
+Knows no cluster and no model: plain arithmetic, event by event.
+"""
+
+from masters_ray.simulation.model import simulate
+from masters_ray.simulation.paper import Assumed, Row, table
+from masters_ray.simulation.rates import Rates, measured
+from masters_ray.simulation.setup import STUDENT, Call, Outcome, Pool, Setup
+from masters_ray.simulation.sweep import Case, spread, sweep
+from masters_ray.simulation.text import lines, paper_lines
+
+__all__ = [
+    "STUDENT",
+    "Assumed",
+    "Call",
+    "Case",
+    "Outcome",
+    "Pool",
+    "Rates",
+    "Row",
+    "Setup",
+    "lines",
+    "measured",
+    "paper_lines",
+    "simulate",
+    "spread",
+    "sweep",
+    "table",
+]

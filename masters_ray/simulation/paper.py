@@ -1,0 +1,250 @@
+"""What online iterations cost the paper (appendix F.2), and what they would cost this pipeline at the paper's rates.
+
+The paper's figures are constants below, each with its place. ``Assumed`` holds everything that the paper does not say;
+no number in it was measured. What ``table`` says is therefore a calculation from published rates and not a measurement:
+above all it takes for granted that online rollouts, a few hundred questions at a time, are made as fast for each GPU as
+the paper's pre-generation of 1.5 million questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+
+from masters_ray.config import Rollout
+from masters_ray.simulation.model import simulate
+from masters_ray.simulation.setup import STUDENT, Call, Outcome, Pool, Setup
+from masters_ray.simulation.sweep import spread
+
+HOURS = {0.0: 49.0, 0.05: 73.0, 0.1: 97.0, 0.15: 119.0, 0.2: 148.0}
+"""Online share → hours of training, Qwen3-VL-32B to Qwen3-VL-8B (table of appendix F.2)."""
+ACCURACY = {0.0: 76.6, 0.05: 76.7, 0.1: 76.7, 0.15: 76.8, 0.2: 76.9}
+"""Online share → mean accuracy in percent on MathVista, MM-Vet, MMMU and BLINK (the same table)."""
+GPUS = 256
+"""A100 80GB (appendix F.9)."""
+SAMPLES = 1_500_000
+"""Questions (appendix F.9)."""
+PREGENERATED_ANSWERS = 8
+"""To each question (appendix F.9)."""
+TEACHER_HOURS = 24.0
+"""Of pre-generation with a model of 32B or 38B on all GPUs: "about 1 day" (appendix F.9)."""
+STUDENT_HOURS = 14.0
+"""The same with one of 7B to 14B: the middle of "12–16 hours" (appendix F.9)."""
+ONLINE_HOURS_PER_SAMPLE = 0.5 / 1000
+"""Of training with eight online answers: "around 0.5 hours" for 1k samples on all GPUs (appendix F.9)."""
+TEACHER_PARAMETERS, STUDENT_PARAMETERS = 32e9, 8e9
+"""By the models' names."""
+SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.5, 1.0)
+"""Online shares of the table; those above 0.2 are not in the paper."""
+SLOWER_AT_MOST = 1.1
+"""Times the hours of 0 %: with so many dedicated replicas are sized to the learner."""
+_TEACHER = "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumed:
+    """What the paper leaves open, as we assume it.
+
+    Judging and scoring are taken to be in F.9's hours and cost nothing more: F.9 speaks of generated responses and does
+    not say whether a question's 8 verdicts and the teacher's scores are counted. The 49 hours of 0 % are taken to be
+    the learner's alone, without pre-generation; the paper does not say so either.
+    """
+
+    groups_per_step: int = 256
+    """Questions of an iteration, as in conf/qwen3_vl_cluster.yaml."""
+    teacher_answers: int = Rollout().teacher_answers
+    """Of the teacher to each question of an online iteration; the paper's S#4 + T#4."""
+    student_answers: int = Rollout().student_answers
+    """The same of the student."""
+    teacher_gpus: int = 2
+    """GPUs of a teacher replica, as in conf/qwen3_vl_cluster.yaml; the student's replicas have one each."""
+    batch_rows: int = 2
+    """Questions of a batch: few, so that an iteration's batches divide well among many replicas."""
+    calls_at_once: int = 3
+    """Calls that a replica works on at once, as ``actors.pool`` has it."""
+    max_staleness: int = Rollout().max_staleness
+    """Optimizer steps, with dedicated replicas; those that take turns with the learner are on-policy."""
+    bytes_per_parameter: float = 2.0
+    """bf16."""
+    link_bytes_per_second: float = 25e9
+    """Between GPUs: one link of 200 Gbit/s. The student's weights cross it once from the learner and once to each
+    replica, all replicas at the same time."""
+    host_bytes_per_second: float = 32e9
+    """Between a GPU and the memory of its host: PCIe 4.0 with 16 lanes. A teacher that takes turns with the learner
+    crosses it twice a turn."""
+
+    @property
+    def iterations(self) -> int:
+        """Optimizer steps: every sample once."""
+        return math.ceil(SAMPLES / self.groups_per_step)
+
+    @property
+    def learner_seconds(self) -> float:
+        """Of an optimizer step: the hours of 0 %, evenly divided."""
+        return HOURS[0.0] * 3600 / self.iterations
+
+    @property
+    def teacher_gpu_seconds(self) -> float:
+        """For a question's answers of the teacher."""
+        return TEACHER_HOURS * 3600 * GPUS / SAMPLES * self.teacher_answers / PREGENERATED_ANSWERS
+
+    @property
+    def student_gpu_seconds(self) -> float:
+        """For a question's answers of the student."""
+        return STUDENT_HOURS * 3600 * GPUS / SAMPLES * self.student_answers / PREGENERATED_ANSWERS
+
+    @property
+    def handover_seconds(self) -> float:
+        """To publish the student's weights, and again to load them."""
+        return STUDENT_PARAMETERS * self.bytes_per_parameter / self.link_bytes_per_second
+
+    @property
+    def wake_seconds(self) -> float:
+        """To bring a teacher's weights to its GPUs for a turn and back to the host's memory."""
+        return 2 * TEACHER_PARAMETERS * self.bytes_per_parameter / self.teacher_gpus / self.host_bytes_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One online share."""
+
+    share: float
+    paper_hours: float | None
+    """Measured by the paper; None: not given."""
+    literal_hours: float
+    """By the paper's rate of online training: online samples × 0.5 h / 1,000 + 49 h × (1 − share)."""
+    dedicated_gpus: int | None
+    """The fewest for rollouts, beside the learner's 256, with which the run takes at most 1.1 × the hours of 0 %; None:
+    no number is enough, with a replica for every batch neither."""
+    dedicated_hours: float
+    """With these; where no number is enough, with a replica for every batch."""
+    colocated_hours: float
+    """Learner and replicas on the same 256 GPUs, taking turns."""
+
+
+def table(assumed: Assumed | None = None) -> list[Row]:
+    """The paper's hours for each online share, and this pipeline's at the paper's rates.
+
+    Dedicated GPUs are divided between teacher and student in proportion to what their answers cost, in whole replicas.
+    On engines that share nothing with the learner all iterations take equally long to make, so ``making`` simulates one
+    of them call by call, and the whole run has one call of that length for each: the same hours, in less time.
+    """
+    assumed = assumed or Assumed()
+    limit = SLOWER_AT_MOST * _hours(_run(assumed, 0.0, 0.0, 0.0, colocated=False))
+    making_with = cache(lambda gpus: making(assumed, *divided(assumed, gpus)))
+    rows = []
+    for share in SHARES:
+        gpus, hours = _sized(assumed, share, limit, making_with)
+        turns = _run(assumed, share, *making_with(GPUS), colocated=True)
+        rows.append(
+            Row(
+                share=share,
+                paper_hours=HOURS.get(share),
+                literal_hours=share * SAMPLES * ONLINE_HOURS_PER_SAMPLE + HOURS[0.0] * (1 - share),
+                dedicated_gpus=gpus,
+                dedicated_hours=hours,
+                colocated_hours=_hours(turns),
+            )
+        )
+    return rows
+
+
+def divided(assumed: Assumed, gpus: int) -> tuple[int, int]:
+    """(teacher's replicas, student's replicas) on so many GPUs: in proportion to what their answers cost.
+
+    Example: of 90 GPUs the teacher has 28 replicas of 2, the student 34.
+    """
+    share = assumed.teacher_gpu_seconds / (assumed.teacher_gpu_seconds + assumed.student_gpu_seconds)
+    teachers = max(1, min(round(gpus * share / assumed.teacher_gpus), (gpus - 1) // assumed.teacher_gpus))
+    return teachers, gpus - teachers * assumed.teacher_gpus
+
+
+def making(assumed: Assumed, teachers: int, students: int) -> tuple[float, float]:
+    """(seconds to make an iteration's groups with so many replicas, seconds more with weights that are new)."""
+    pools = {
+        _TEACHER: Pool(replicas=teachers, calls_at_once=assumed.calls_at_once),
+        STUDENT: Pool(replicas=students, calls_at_once=assumed.calls_at_once),
+    }
+    calls = (
+        _call(_TEACHER, assumed.teacher_gpu_seconds / assumed.teacher_gpus),
+        _call(STUDENT, assumed.student_gpu_seconds),
+    )
+    known, new = (
+        simulate(
+            Setup(
+                iterations=iterations,
+                online=(iterations,),
+                groups_per_step=assumed.groups_per_step,
+                batch_rows=assumed.batch_rows,
+                max_staleness=0,
+                max_wait_seconds=math.inf,
+                calls=calls,
+                pools=pools,
+                learner_seconds=assumed.learner_seconds,
+                publish_seconds=0.0,
+                load_seconds=assumed.handover_seconds,
+                start_seconds=0.0,
+            )
+        ).waited_seconds
+        for iterations in (1, 2)
+    )
+    return known, max(0.0, new - known)
+
+
+def _call(pool: str, seconds_per_question: float) -> Call:
+    return Call(pool=pool, method="answer", seconds_per_call=0.0, seconds_per_question=seconds_per_question)
+
+
+def _run(assumed: Assumed, share: float, seconds: float, more_when_new: float, *, colocated: bool) -> Outcome:
+    """The whole run, an iteration's groups made by one call."""
+    whole = Call(pool=STUDENT, method="make", seconds_per_call=seconds, seconds_per_question=0.0)
+    return simulate(
+        Setup(
+            iterations=assumed.iterations,
+            online=spread(assumed.iterations, share),
+            groups_per_step=assumed.groups_per_step,
+            batch_rows=assumed.groups_per_step,
+            max_staleness=0 if colocated else assumed.max_staleness,
+            max_wait_seconds=math.inf,
+            calls=(whole,),
+            pools={STUDENT: Pool(replicas=1, calls_at_once=1)},
+            learner_seconds=assumed.learner_seconds,
+            publish_seconds=assumed.handover_seconds,
+            load_seconds=more_when_new,
+            start_seconds=0.0,
+            colocated=colocated,
+            wake_seconds=assumed.wake_seconds,
+        )
+    )
+
+
+def _hours(outcome: Outcome) -> float:
+    return outcome.wall_seconds / 3600
+
+
+def _sized(
+    assumed: Assumed, share: float, limit: float, making_with: Callable[[int], tuple[float, float]]
+) -> tuple[int | None, float]:
+    """(fewest dedicated GPUs with which the run takes at most ``limit`` hours, its hours)."""
+    if not share:
+        return 0, HOURS[0.0]
+    cost = assumed.teacher_gpu_seconds + assumed.student_gpu_seconds
+    fewest = max(assumed.teacher_gpus + 1, math.floor(share * SAMPLES * cost / 3600 / limit))
+    batches = math.ceil(assumed.groups_per_step / assumed.batch_rows)
+    most = next(gpus for gpus in count(fewest) if min(divided(assumed, gpus)) >= batches)
+    hours = _hours(_run(assumed, share, *making_with(most), colocated=False))
+    if hours > limit:
+        return None, hours
+    too_slow = math.inf
+    for gpus in range(fewest, most):
+        seconds, more_when_new = making_with(gpus)
+        if seconds + more_when_new >= too_slow:
+            continue
+        found = _hours(_run(assumed, share, seconds, more_when_new, colocated=False))
+        if found <= limit:
+            return gpus, found
+        too_slow = seconds + more_when_new
+    return most, hours
