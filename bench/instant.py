@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from masters_ray import cluster, data, store
-from masters_ray.actors.host import Host, HostSpec
+from masters_ray.actors.host import Expected, Host, HostSpec
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.actors.replicas import Deployment, Replicas
@@ -44,7 +44,7 @@ class InstantHost(Host):
         self._first: float | None = None
         answers = [scores(TOKENS, k=TOP_K, seed=seed, vocabulary=1000) for seed in range(_MOST)]
         logprobs = [np.full(TOKENS, -1.0, np.float32)] * _MOST
-        self._said = {"teacher": store.top_scores(answers), "student": store.reference_logprobs(logprobs)}
+        self._said = {"teacher": store.top_scores(answers), "student": store.own_logprobs(logprobs)}
         self._verdicts = [Verdict(accuracy=index % 2, text="<answer>1</answer>") for index in range(2)]
         self._answers = {
             role: tuple(
@@ -54,7 +54,7 @@ class InstantHost(Host):
             for role, first in (("teacher", 10), ("student", 20))
         }
 
-    def call(self, role: str, method: str, *arguments: Any, expected: MaskReport | None = None) -> Any:
+    def call(self, role: str, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
         """What ``method`` of a real player would return, of the same size."""
         if method == "mask":
             return MaskReport(ratio=arguments[0], sparsity=arguments[0], matrices=1, digest="d" * 64)

@@ -156,7 +156,7 @@ class Optimizer:
                 one_question(batch, logprobs, divergences, batch.group_of == group) for group in range(len(indices))
             ]
             self._engine.gradients.add(torch.stack([term.loss for term in terms]).sum() / groups)
-            tally.add([one.group for one in questions], indices, terms, batch)
+            tally.add([one.group for one in questions], indices, terms, batch, logprobs)
         norm = self._engine.gradients.complete()
         tally.joined(self._engine.over_workers)
         if not 0 <= norm < float("inf"):

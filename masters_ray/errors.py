@@ -6,7 +6,8 @@
     ├── CheckpointError    model weights, tokenizer or processor that cannot be used
     ├── StoreError         a rollout store that is missing, incomplete or made by other settings
     ├── ReplicaError       an actor that died or answered wrongly
-    │   └── ReplicaLostError   its process is gone; another one takes its place
+    │   ├── ReplicaLostError   its process is gone; another one takes its place
+    │   └── WeightSyncError    it holds other weights than the learner sent
     ├── LearnerError       training that stopped before its end
     └── SubmitError        a Ray job that could not be handed over
 
@@ -67,6 +68,10 @@ class ReplicaError(MastersError):
 
 class ReplicaLostError(ReplicaError):
     """A process that is gone, or whose engine broke; another one takes its place."""
+
+
+class WeightSyncError(ReplicaError):
+    """A replica's weights are not those that the learner sent."""
 
 
 class LearnerError(MastersError):

@@ -71,10 +71,10 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class OldPolicy:
-    """What the first update on a group found: later ones are compared with it."""
+    """What the first update on a group is compared with, and what the later ones are."""
 
     logprobs: Tensor
-    """[tokens]"""
+    """[tokens], of the student that wrote in an online iteration, otherwise of the one before the first update."""
     advantages: Tensor
     """[G]"""
 
@@ -93,12 +93,17 @@ class GroupTerms:
     """In nats."""
     clipped: Tensor
     """Fraction of the tokens whose ratio is cut off, so that the policy gradient does not move them."""
-    advantages: Tensor
-    """[G]"""
+    old: OldPolicy
+    """For later updates on the group."""
     distillation: Tensor
     """[G], R_distill"""
     divergences: Tensor
     """[G], D_j in nats"""
+
+    @property
+    def advantages(self) -> Tensor:
+        """[G]"""
+        return self.old.advantages
 
 
 def answer_means(per_token: Tensor, answer_of: Tensor, answers: int) -> Tensor:
@@ -117,6 +122,7 @@ def group_terms(
     accuracy: Tensor,
     reasoning: Tensor,
     tokens_per_group: float,
+    behaviour_logprobs: Tensor | None = None,
     old: OldPolicy | None = None,
 ) -> GroupTerms:
     """The Masters loss of one group (METHOD 6): −mean_j mean_t [ratio·A_j − β·KL_t] + mean_j D_j.
@@ -124,7 +130,9 @@ def group_terms(
     new_logprobs, reference_logprobs, token_jsd: [tokens] over all answers, each belonging to answer ``answer_of``
     (0 … G−1); accuracy, reasoning: [G]. The advantages come from R_acc + alpha · R_distill + rho · R_rea, detached.
     tokens_per_group: answer tokens of the step over its groups, by which token sums are divided when every token weighs
-    the same. old: of the first update on this group; default: this is the first, and the ratio is 1 (eq. 11).
+    the same. behaviour_logprobs: [tokens], of an older student that wrote the answers in an online iteration, to which
+    the ratio is taken and clipped (eq. 9); default: the ratio of the first update is 1 (eq. 11). old: of the first
+    update on this group; default: this is the first.
     """
     answers = accuracy.shape[0]
 
@@ -137,7 +145,8 @@ def group_terms(
     distillation = distillation_rewards(divergences, objective.least_spread)
     if old is None:
         rewards = accuracy + objective.alpha * distillation + objective.rho * reasoning
-        old = OldPolicy(logprobs=new_logprobs.detach(), advantages=advantages(rewards))
+        before = new_logprobs.detach() if behaviour_logprobs is None else behaviour_logprobs
+        old = OldPolicy(logprobs=before, advantages=advantages(rewards))
     advantage = old.advantages[answer_of]
     ratio = (new_logprobs - old.logprobs).exp()
     policy_loss = -aggregated(clipped_objective(ratio, advantage, objective.clip_epsilon))
@@ -150,7 +159,7 @@ def group_terms(
         kl=kl.detach(),
         jsd=jsd.detach(),
         clipped=is_clipped(ratio.detach(), advantage, objective.clip_epsilon).float().mean(),
-        advantages=old.advantages,
+        old=old,
         distillation=distillation,
         divergences=divergences,
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from masters_ray.attention import Layout, Span
-from masters_ray.records import RolloutGroup
+from masters_ray.records import RolloutGroup, ScoredAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,10 @@ class PackedBatch:
     """float32 [A], R_rea; 0 where nobody was asked"""
     reference_logprobs: Tensor
     """float32 [N]"""
+    behaviour_logprobs: Tensor
+    """float32 [N], of the student that wrote in an online iteration; 0 where ``fresh`` is false"""
+    fresh: Tensor
+    """bool [A]: written while the student learned"""
     top_ids: Tensor
     """[N, k], the teacher's most likely tokens"""
     top_logprobs: Tensor
@@ -131,6 +135,8 @@ def pack(
         accuracy=torch.tensor([float(_accuracy(answer.judged.accuracy)) for answer in everything]),
         reasoning=torch.tensor([float(answer.judged.reasoning or 0) for answer in everything]),
         reference_logprobs=_join([answer.reference_logprobs for answer in everything]),
+        behaviour_logprobs=_join([_of_writer(answer) for answer in everything]),
+        fresh=torch.tensor([answer.behaviour_logprobs is not None for answer in everything]),
         top_ids=_join([answer.teacher.top_ids for answer in everything]).long(),
         top_logprobs=_join([answer.teacher.top_logprobs for answer in everything]),
         left_out=_join([answer.teacher.left_out for answer in everything]),
@@ -139,6 +145,11 @@ def pack(
 
 def _join(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
+
+
+def _of_writer(answer: ScoredAnswer) -> np.ndarray:
+    known = answer.behaviour_logprobs
+    return np.zeros_like(answer.reference_logprobs) if known is None else known
 
 
 def _accuracy(accuracy: int | None) -> int:

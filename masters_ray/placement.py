@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from masters_ray.config import Config, Student, Teacher
@@ -46,7 +46,8 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
     """
     student, judge, learner = config.student, config.judge, config.learner
     judges = judge.replicas if "student" in config.judges else 0
-    if config.rollout.student_refresh == "stage":
+    online = config.rollout.online_fraction > 0
+    if config.rollout.student_refresh == "stage" or online:
         together = student.replicas + judge.replicas
     else:
         together = max(student.replicas, judges) if judge.share_process else student.replicas + judges
@@ -71,8 +72,12 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
         "measuring the trained student": [_replicas("student", student, measuring, students)],
         "the learner": [workers],
     }
+    if online:
+        phases = {
+            f"learning {doing.replace('making', 'while making')}": [workers, *kinds] for doing, kinds in making.items()
+        } | phases
     # One CPU more: the dataset is read by tasks beside the workers.
-    beside = {"the learner": 1.0}
+    beside = {doing: 1.0 for doing, kinds in phases.items() if workers in kinds}
     found: dict[str, Complaint] = {}
     for doing, kinds in phases.items():
         told = [one for kind in kinds for one in too_large(kind, nodes)]
@@ -121,45 +126,49 @@ def too_large(kind: Kind, nodes: Nodes) -> list[Complaint]:
 
 
 def crowded(doing: str, kinds: Sequence[Kind], nodes: Nodes) -> list[Complaint]:
-    """Empty when the nodes hold one or two kinds of processes beside each other, each process on one node."""
-    first, *others = kinds
-    second = others[0] if others else None
-    held = _held(first, second, nodes)
-    if held.get(first.count, -1) >= (second.count if second else 0):
+    """Empty when the nodes hold these kinds of processes beside each other, each process on one node."""
+    *others, last = kinds
+    held = _held(others, last, nodes)
+    if held.get(tuple(kind.count for kind in others), -1) >= last.count:
         return []
-    if second is None:
-        room, keys, wanted = f"at most {max(held)}", first.counted_by, f"{first.count}"
-    else:
-        # As many of the first kind as there may be with at least one of the second.
-        alone = max((count for count, more in held.items() if more), default=0)
-        room = f"for instance {alone} with {held[alone]}"
-        keys, wanted = f"{first.counted_by} beside {second.counted_by}", f"{first.count} with {second.count}"
+    # As many of the first kinds as there may be with at least one of the last.
+    best = max((counts for counts, most in held.items() if most), default=tuple(0 for _ in others))
+    room = ("for instance " if others else "at most ") + " with ".join(map(str, (*best, held[best])))
     return [
         Complaint(
-            where=f"{keys} for {doing}",
+            where=f"{' beside '.join(kind.counted_by for kind in kinds)} for {doing}",
             expected=f"{room}, counted node by node: a process lies on one node",
-            found=wanted,
+            found=" with ".join(str(kind.count) for kind in kinds),
             remedy="Choose replicas or workers that fill a node without a rest, lower them, or use more nodes.",
         )
     ]
 
 
-def _held(first: Kind, second: Kind | None, nodes: Nodes) -> dict[int, int]:
-    """Number of the first kind's processes → the most of the second kind that the nodes hold beside them."""
-    held = {0: 0}
+def _held(others: Sequence[Kind], last: Kind, nodes: Nodes) -> dict[tuple[int, ...], int]:
+    """Numbers of the other kinds' processes → the most of the last kind that the nodes hold beside them."""
+    held = {tuple(0 for _ in others): 0}
     for node in nodes:
-        cpus, gpus = node.get("CPU", 0.0), node.get("GPU", 0.0)
-        here = [
-            (count, second.fit(cpus - count * first.cpus, gpus - count * first.gpus) if second else 0)
-            for count in range(first.fit(cpus, gpus) + 1)
-        ]
-        grown: dict[int, int] = {}
-        for count, beside in held.items():
+        here = list(_on_one_node(others, last, node.get("CPU", 0.0), node.get("GPU", 0.0)))
+        grown: dict[tuple[int, ...], int] = {}
+        for counts, beside in held.items():
             for more, more_beside in here:
-                whole = min(first.count, count + more)
+                whole = tuple(
+                    min(kind.count, count + one) for kind, count, one in zip(others, counts, more, strict=True)
+                )
                 grown[whole] = max(grown.get(whole, 0), beside + more_beside)
         held = grown
     return held
+
+
+def _on_one_node(others: Sequence[Kind], last: Kind, cpus: float, gpus: float) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Every number of the other kinds' processes that so many CPUs and GPUs hold, and how many of the last beside."""
+    if not others:
+        yield (), last.fit(cpus, gpus)
+        return
+    first, *rest = others
+    for count in range(first.fit(cpus, gpus) + 1):
+        for counts, beside in _on_one_node(rest, last, cpus - count * first.cpus, gpus - count * first.gpus):
+            yield (count, *counts), beside
 
 
 def _sums(doing: str, kinds: Sequence[Kind], nodes: Nodes, more_cpus: float) -> list[Complaint]:

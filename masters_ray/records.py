@@ -132,6 +132,8 @@ class ScoredAnswer:
     teacher: TokenScores
     reference_logprobs: np.ndarray
     """float32 [tokens], log-probability of each token under the student before training."""
+    behaviour_logprobs: np.ndarray | None = None
+    """The same under the student that wrote the group's answers while it learned; None: written before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,8 @@ class RolloutGroup:
     """At least 2; unjudged answers are left out and counted."""
     teacher_digest: str
     student_digest: str
+    version: int | None = None
+    """Optimizer steps that the student who wrote had seen, in an online iteration; None: written before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +189,16 @@ class StepMetrics:
     waste: float
     """Fraction of what the workers could have computed that was padding, or waiting for a longer micro-batch."""
     seconds: float
-    """Wall time of the step."""
+    """Wall time of the step, without waiting for fresh answers."""
+    waited: float
+    """Seconds that the learner waited for the step's fresh answers."""
+    fresh: int
+    """Groups that were answered afresh, in an online iteration; 0 in an offline one."""
+    age: float
+    """Mean over those of the optimizer steps by which the student who wrote is behind; 0 without."""
+    behaviour_gap: float
+    """Mean distance of the learner's log-probabilities to the writing student's, nats per token of those groups; 0
+    without."""
     flop_utilisation: float
     """Necessary operations (``learner.work``) per second and worker, as a fraction of the device's rate at one large
     matrix product."""
@@ -194,14 +207,36 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnlineStep:
+    """What came of one online iteration's answers: a line of online.jsonl."""
+
+    step: int
+    stage: int
+    version: int
+    """Of the student that was to write: the optimizer steps it had seen."""
+    ages: list[int]
+    """Of each group that was made: optimizer steps by which its writer was behind the learner."""
+    rejected: int
+    """Questions without a group."""
+    seconds: float
+    """From when the weights were there to when the groups were."""
+    publish_seconds: float
+    """What the learner spent on handing out the weights, before."""
+    load_seconds: float
+    """Of ``seconds``, until all of the student's replicas held the weights."""
+    calls: dict[str, dict[str, float]]
+    """Pool and method ("teacher.answer") → calls, questions, seconds, summed over its calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SkippedStep:
-    """An optimizer step that was not taken because its loss or its gradient was not finite."""
+    """An optimizer step that was not taken: its loss or its gradient was not finite, or it has no rows."""
 
     step: int
     stage: int
     reason: str
     saved: str
-    """Directory with the step's rows (a parquet file like the store's) for inspection."""
+    """Directory with the step's rows (a parquet file like the store's) for inspection; "" without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,11 @@
-"""When which mask ratio holds (METHOD 2): the stages of a run and the share of the data that each one sees."""
+"""What a run does when (METHOD 2 and 8): stages with their mask ratios, iterations, and which of them are online."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 
 from masters_ray.config import Schedule
 
@@ -53,3 +54,49 @@ def plan(schedules: Sequence[Schedule], rows: int) -> list[tuple[Stage, range]]:
             part = range(int(rows * begin), int(rows * reached))
             found.append((stage, range(rows) if schedule.stage_data == "all" else part))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """One optimizer step as it is planned, before anything is made."""
+
+    number: int
+    """Counts from 1, over all stages."""
+    stage: int
+    positions: range
+    """Of its questions in the seeded order of the data."""
+    online: bool = False
+    """Its questions are answered afresh while the student learns."""
+
+
+def iterations(plan: Sequence[tuple[Stage, range]], groups_per_step: int, online_fraction: float) -> list[Iteration]:
+    """Every iteration of a run: consecutive questions of one stage, ``groups_per_step`` or, at a stage's end, fewer.
+
+    Example: stages of 100 and 64 questions at 64 a step are iterations of 64, 36 and 64 questions.
+    """
+    parts = [
+        (stage.index, positions[start : start + groups_per_step])
+        for stage, positions in plan
+        for start in range(0, len(positions), groups_per_step)
+    ]
+    return [
+        Iteration(number=number, stage=stage, positions=part, online=is_online(number, online_fraction))
+        for number, (stage, part) in enumerate(parts, 1)
+    ]
+
+
+def is_online(number: int, fraction: float) -> bool:
+    """Whether iteration ``number`` (from 1) is online (appendix F.2). After n iterations n · fraction of them were,
+    rounded to the nearest whole number, so that they are spread evenly and the share is as exact as can be.
+
+    Example: with 0.2 iterations 3, 8, 13, … are online, with 1 all, with 0 none.
+    """
+    exact = Fraction(repr(fraction))
+    return floor(number * exact + Fraction(1, 2)) > floor((number - 1) * exact + Fraction(1, 2))
+
+
+def version_for(number: int, max_staleness: int, learned: int = 0) -> int:
+    """The version of the student that writes for iteration ``number``, as the iterations that it has seen: the oldest
+    one that may, ``max_staleness`` behind the weights that the iteration starts with, so that its answers are made
+    while the learner does those between. learned: the oldest version that there is, of a learner that goes on."""
+    return max(learned, number - 1 - max_staleness)

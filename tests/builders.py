@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from masters_ray import schedule
 from masters_ray.records import (
     Answer,
     JudgedAnswer,
@@ -18,6 +19,7 @@ from masters_ray.records import (
     Source,
     TokenScores,
 )
+from masters_ray.schedule import Iteration, Stage
 
 
 def png(size: tuple[int, int] = (64, 64), colour: tuple[int, int, int] = (250, 240, 240)) -> bytes:
@@ -86,3 +88,13 @@ def group(
         teacher_digest="t" * 64,
         student_digest="s" * 64,
     )
+
+
+def iterations(stages: Sequence[int], groups_per_step: int, online_fraction: float = 0.0) -> tuple[Iteration, ...]:
+    """Of stages with so many questions, which follow one another in the data."""
+    ends = [sum(stages[: index + 1]) for index in range(len(stages))]
+    plan = [
+        (Stage(index=index, ratio=0.2), range(end - count, end))
+        for index, (count, end) in enumerate(zip(stages, ends, strict=True))
+    ]
+    return tuple(schedule.iterations(plan, groups_per_step, online_fraction))

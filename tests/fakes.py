@@ -10,7 +10,7 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused
-from masters_ray.store import Ragged, reference_logprobs, top_scores
+from masters_ray.store import Ragged, own_logprobs, top_scores
 from tests.builders import scores
 
 
@@ -81,7 +81,7 @@ class FakePool:
     def _tokens(self, answers: list[TokenIds]) -> Ragged:
         if self.role == "teacher":
             return top_scores([scores(len(ids), seed=ids[0]) for ids in answers])
-        return reference_logprobs([np.full(len(ids), -1.0, np.float32) for ids in answers])
+        return own_logprobs([np.full(len(ids), -1.0, np.float32) for ids in answers])
 
     def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
         self.judged += [text for group in answers for text in group]

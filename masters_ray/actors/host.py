@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from masters_ray import weights
+from masters_ray.actors.handover import Held
 from masters_ray.actors.judge import Judge
 from masters_ray.actors.model import Model
 from masters_ray.actors.rollout import Student
@@ -20,8 +22,11 @@ from masters_ray.masks import MaskReport
 _SECONDS_TO_TELL = 1.0
 
 Role = Literal["teacher", "student", "reference", "judge", "teacher_judge"]
-"""A judge is the student as it was at the start, and so is the reference policy, which scores answers when another
-student writes them; a teacher_judge is the teacher without a mask."""
+"""A judge is the student as it was at the start (or the one that writes, if conf says so), and so is the reference
+policy, which scores answers when another student writes them; a teacher_judge is the teacher without a mask."""
+
+Expected = MaskReport | weights.StudentWeights
+"""What a process must hold: a teacher masked like this, or this version of the student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ class Host:
             top_k=spec.top_k,
             mask=spec.mask,
         )
+        self._held = Held(model.engine)
         players: dict[Role, Any] = {
             "teacher": Teacher(model, spec.top_k),
             "student": Student(model),
@@ -68,17 +74,26 @@ class Host:
         """How long the engine has worked since it was started."""
         return self._model.engine.loop.busy_seconds
 
-    def call(self, role: Role, method: str, *arguments: Any, expected: MaskReport | None = None) -> Any:
-        """``method`` of the role's player, with the weights masked as ``expected``, if there is anything to expect: a
-        process that came later than others, or took the place of another one, has the ratio that it was started with.
+    def call(self, role: Role, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
+        """``method`` of the role's player, with the weights that are ``expected``, if there is anything to expect: a
+        process that came later than others, or took the place of another one, has those that it was started with.
 
-        Raises CheckpointError when the masked weights are others. When the engine broke, the process ends after it has
-        told so.
+        Raises CheckpointError or WeightSyncError when the weights are others. When the engine broke, the process ends
+        after it has told so.
         """
+        return self._guarded(expected, lambda: getattr(self._players[role], method)(*arguments))
+
+    def hold(self, expected: weights.StudentWeights) -> None:
+        """Take in this version of the student; errors as in ``call``."""
+        self._guarded(expected, lambda: None)
+
+    def _guarded(self, expected: Expected | None, action: Callable[[], Any]) -> Any:
         try:
-            if expected is not None:
+            if isinstance(expected, MaskReport):
                 self._mask_as(expected)
-            return getattr(self._players[role], method)(*arguments)
+            elif expected is not None:
+                self._held.take(expected)
+            return action()
         except ReplicaLostError:
             self._ending.set()
             threading.Timer(_SECONDS_TO_TELL, os._exit, (1,)).start()

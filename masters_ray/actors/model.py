@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from masters_ray import store
 from masters_ray.config import Engine, Sampling
 from masters_ray.data import BadPictureError, decode
 from masters_ray.engines.chat import Chat
@@ -14,7 +15,7 @@ from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
 from masters_ray.errors import DataError
 from masters_ray.prompts import Message, question_messages
 from masters_ray.records import Answer, Problem, Refused, Scored, Source
-from masters_ray.store import Ragged, reference_logprobs
+from masters_ray.store import Ragged
 
 T = TypeVar("T")
 TokenIds = tuple[int, ...]
@@ -158,7 +159,7 @@ class Model:
 
 def own_logprobs(scored: Sequence[Scored]) -> Ragged:
     """A Pack that keeps the log-probabilities of the answers' own tokens."""
-    return reference_logprobs([one.own for one in scored])
+    return store.own_logprobs([one.own for one in scored])
 
 
 def _sorted_out(outcomes: dict[int, T | Refused]) -> tuple[dict[int, T], dict[int, Refused]]:

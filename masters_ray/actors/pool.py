@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import (
@@ -16,10 +17,11 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from masters_ray.actors.host import Role
+from masters_ray.actors.host import Expected, Role
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.progress import say
+from masters_ray.weights import StudentWeights
 
 CALLS_AT_ONCE = 3
 """Calls under way on one replica: their requests share the engine's running batch, so that it is full while one call
@@ -43,13 +45,17 @@ class _Replica:
     """Its process died and is started again."""
 
 
+class _Told(NamedTuple):
+    result: Any
+
+
 class Pool:
     """The replicas of one role. Calls from several threads run at once, a few on each replica; more replicas may join.
 
     A replica whose process dies is started again by Ray, up to ``max_restarts`` times, and gets no call before it is
     ready; what it was doing is told as ReplicaLostError, and whoever called decides whether to call again. Once the
-    pool is masked, a process that joins or is started again gets the same mask before its first call, and
-    CheckpointError tells of one whose weights are then not those of the others.
+    pool is masked, or holds a version of the student, a process that joins or is started again gets the same weights
+    before its first call, and CheckpointError or WeightSyncError tells of one whose weights are then others.
     """
 
     def __init__(self, role: Role, actors: list[Any], *, may_join: int = 0, masked: bool = False) -> None:
@@ -57,7 +63,7 @@ class Pool:
         self.role = role
         self._replicas = [_Replica(actor) for actor in actors]
         self._may_join = may_join
-        self._report: MaskReport | None = None
+        self._expected: Expected | None = None
         self._under_way = 0
         self._changed = threading.Condition()
         """Held for every look at the fields above."""
@@ -87,16 +93,28 @@ class Pool:
         times in a row, ReplicaError when no replica is left.
         """
         with self._masking:
-            with self._changed:
-                self._report = None
-                replicas = list(self._replicas)
-            futures = [self._begin(replica.actor, "mask", ratio) for replica in replicas]
-            reports = [self._masked(*pair, ratio) for pair in zip(replicas, futures, strict=True)]
-            found = [report for report in reports if report is not None]
-            if not found:
-                raise self._refusal("mask")
-            self._report = found[0]
+            found: list[MaskReport] = self._everywhere("mask", lambda actor: self._begin(actor, "mask", ratio))
+            self._expected = found[0]
         self._open_to_join.set()
+        return found
+
+    def hold(self, weights: StudentWeights) -> None:
+        """Every replica holds this version of the student, from now on and whoever joins or takes its place; nothing
+        else may be running on the pool. Raises as ``mask``, and WeightSyncError when a replica's weights are others."""
+        with self._masking:
+            self._everywhere("hold", lambda actor: actor.hold.remote(weights))
+            self._expected = weights
+
+    def _everywhere(self, method: str, begin: Callable[[Any], Any]) -> list[Any]:
+        """What ``begin`` gives on every replica that is left."""
+        with self._changed:
+            self._expected = None
+            replicas = list(self._replicas)
+        futures = [begin(replica.actor) for replica in replicas]
+        told = [self._told(*pair, method, begin) for pair in zip(replicas, futures, strict=True)]
+        found = [one.result for one in told if one is not None]
+        if not found:
+            raise self._refusal(method)
         return found
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -145,10 +163,10 @@ class Pool:
         self._open_to_join.wait()
         replica = _Replica(actor)
         with self._masking:
-            if self._report is not None and not self._closed.is_set():
-                ratio = self._report.ratio
-                if self._masked(replica, self._begin(actor, "mask", ratio), ratio) is None:
-                    raise ReplicaLostError(f"{self.role}: its process died while it was masked")
+            if self._expected is not None and not self._closed.is_set():
+                begin = self._as_expected(self._expected)
+                if self._told(replica, begin(actor), "join", begin) is None:
+                    raise ReplicaLostError(f"{self.role}: its process died while it took in its weights")
             with self._changed:
                 if self._closed.is_set():
                     raise self._refusal("join")
@@ -231,25 +249,29 @@ class Pool:
                 f"{len(self._replicas)} are left"
             )
 
-    def _masked(self, replica: _Replica, future: Any, ratio: float) -> MaskReport | None:
-        """What a replica that was asked to mask itself reports; None when it died for good."""
+    def _as_expected(self, expected: Expected) -> Callable[[Any], Any]:
+        """What gives a replica the weights that the others have."""
+        if isinstance(expected, MaskReport):
+            return lambda actor: self._begin(actor, "mask", expected.ratio)
+        return lambda actor: actor.hold.remote(expected)
+
+    def _told(self, replica: _Replica, future: Any, method: str, begin: Callable[[Any], Any]) -> _Told | None:
+        """What a replica answers, asked again when its process is back after it died; None when it died for good."""
         repeats = 0
         while True:
             try:
-                report: MaskReport = self._result(future, "mask")
+                return _Told(self._result(future, method))
             except ReplicaLostError:
                 if repeats == _REPEATS:
                     raise
-            else:
-                return report
             if not ready_again(replica.actor, self._closed):
                 self._remove(replica)
                 return None
             repeats += 1
-            future = self._begin(replica.actor, "mask", ratio)
+            future = begin(replica.actor)
 
     def _begin(self, actor: Any, method: str, *arguments: Any) -> Any:
-        return actor.call.remote(self.role, method, *arguments, expected=self._report)
+        return actor.call.remote(self.role, method, *arguments, expected=self._expected)
 
     def _result(self, future: Any, method: str) -> Any:
         try:

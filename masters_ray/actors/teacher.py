@@ -11,7 +11,7 @@ from masters_ray.config import Sampling
 from masters_ray.masks import MaskReport
 from masters_ray.prompts import difficulty_messages, parse_difficulty
 from masters_ray.records import Problem, Refused, Scored
-from masters_ray.store import Ragged, top_scores
+from masters_ray.store import OWN, Ragged, top_scores
 
 _RATING_TOKENS = 64
 
@@ -54,7 +54,7 @@ class Teacher:
         labels = [[self._model.chat.answer_ids(problem.label)] for problem in problems]
         scored = self._model.score(problems, labels, top_k=0, pack=own_logprobs)
         ends = np.cumsum(scored.tokens.lengths)
-        values = scored.tokens.columns.get("reference_logprobs", np.empty(0))
+        values = scored.tokens.columns.get(OWN, np.empty(0))
         means = iter([float(part.mean()) for part in np.split(values, ends[:-1]) if len(part)])
         return [None if index in scored.refused else next(means) for index in range(len(problems))]
 

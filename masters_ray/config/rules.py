@@ -89,6 +89,38 @@ def _rollout(rules: _Rules, config: Config) -> None:
     rules.at_least("rollout.sampling.max_tokens", sampling.max_tokens, 1)
     rules.at_least("rollout.batch_rows", rollout.batch_rows, 1)
     _shares(rules, rollout)
+    _online(rules, config)
+
+
+def _online(rules: _Rules, config: Config) -> None:
+    rollout = config.rollout
+    rules.rule(
+        0 <= rollout.online_fraction <= 1,
+        "rollout.online_fraction",
+        "a fraction from 0 to 1",
+        rollout.online_fraction,
+        "0.2 is a fifth of the iterations.",
+    )
+    rules.at_least("rollout.max_staleness", rollout.max_staleness, 0)
+    rules.rule(
+        rollout.max_wait_seconds > 0, "rollout.max_wait_seconds", "above 0", rollout.max_wait_seconds, "Raise it."
+    )
+    if rollout.online_fraction == 0:
+        return
+    rules.rule(
+        rollout.student_refresh == "run",
+        "rollout.student_refresh",
+        "run with rollout.online_fraction above 0",
+        rollout.student_refresh,
+        "The student of every online iteration writes anew already.",
+    )
+    rules.rule(
+        config.student.engine.dtype == config.learner.dtype,
+        "student.engine.dtype",
+        f"learner.dtype = {config.learner.dtype} with rollout.online_fraction above 0",
+        config.student.engine.dtype,
+        "The weights are handed from the learner to the engine, and the ratio of both sides' probabilities counts.",
+    )
 
 
 def _shares(rules: _Rules, rollout: Rollout) -> None:
@@ -243,9 +275,7 @@ def _learner(rules: _Rules, learner: Learner) -> None:
         "See DeepSpeed's ZeRO stages.",
     )
     rules.rule(learner.gpus in (0, 1), "learner.gpus", "0 or 1", learner.gpus, "Raise learner.workers for more GPUs.")
-    rules.rule(
-        learner.learning_rate > 0, "learner.learning_rate", "above 0", learner.learning_rate, "The paper uses 1e-6."
-    )
+    rules.at_least("learner.learning_rate", learner.learning_rate, 0)
     rules.rule(
         learner.gradient_clipping > 0,
         "learner.gradient_clipping",

@@ -139,6 +139,8 @@ class Judge:
     Judges are compared with it too."""
     reasoning: bool = False
     """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
+    follows_student: bool = False
+    """In online iterations the student judge has the weights of the student that writes, not those before training."""
     replicas: int = 1
     share_process: bool = True
     """Judge in the processes that host the student replicas (same weights); further replicas get their own."""
@@ -171,6 +173,16 @@ class Rollout:
     """Where the stages' stores lie, a path or an address such as s3://bucket/folder; default: rollouts in run.dir."""
     reuse: list[str] = field(default_factory=list)
     """Directories of other runs' stores; their rows that were made by the same recipe are taken over."""
+    online_fraction: float = 0.0
+    """Fraction of the iterations whose questions the current student and the stage's teacher answer afresh while the
+    student learns (appendix F.2), evenly spread. 0: fully offline, no engine runs then; 1: online RL."""
+    max_staleness: int = 8
+    """Optimizer steps that a fresh answer's writer may be behind the student that learns from it. Rollouts of coming
+    iterations are made while the learner works on the ones before; 0: strictly on-policy, it waits for them."""
+    max_wait_seconds: float = 1800.0
+    """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
+    spare_rows: bool = False
+    """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
     pictures: Literal["embed", "reference"] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
     max_restarts: int = 10
@@ -259,6 +271,7 @@ class Learner:
     logits_mib: int = 64
     """Most MiB of float32 logits held at a time; the head works through larger ones tile by tile."""
     learning_rate: float = 1e-6
+    """0 leaves the student as it is: a run that only tries everything out."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly; constant afterwards."""
     weight_decay: float = 0.0

@@ -28,10 +28,26 @@ def add(model: Any, lora: Lora) -> Any:
 
 
 def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, lora: Lora) -> dict[str, Tensor]:
-    """Write the adapters as peft's own directory. Returns the whole student with the adapters merged in.
+    """Write the adapters as peft's own directory. Returns ``merged``. The directory appears whole or not at all."""
+    wrapped = _wrapped(state, checkpoint, lora)
+    building = target.with_name(target.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    wrapped.peft_config["default"].base_model_name_or_path = str(checkpoint)
+    wrapped.save_pretrained(building)
+    shutil.rmtree(target, ignore_errors=True)
+    building.rename(target)
+    return _merged(wrapped)
 
-    state: parameter names of the adapted model → tensors on the CPU. The directory appears whole or not at all.
+
+def merged(state: Mapping[str, Tensor], checkpoint: Path, lora: Lora) -> dict[str, Tensor]:
+    """The whole student with the adapters merged in: parameter names of the transformers model → float32 tensors.
+
+    state: parameter names of the adapted model → tensors on the CPU.
     """
+    return _merged(_wrapped(state, checkpoint, lora))
+
+
+def _wrapped(state: Mapping[str, Tensor], checkpoint: Path, lora: Lora) -> Any:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
@@ -39,14 +55,12 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, lora: Lo
     missing, unexpected = model.load_state_dict(dict(state), strict=False)
     if unexpected or any(_ADAPTER in name for name in missing):
         raise ValueError(f"the trained state does not fit the adapted model: {unexpected}, {missing}")
-    building = target.with_name(target.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    wrapped.peft_config["default"].base_model_name_or_path = str(checkpoint)
-    wrapped.save_pretrained(building)
-    shutil.rmtree(target, ignore_errors=True)
-    building.rename(target)
-    merged: nn.Module = wrapped.merge_and_unload()
-    return dict(merged.named_parameters())
+    return wrapped
+
+
+def _merged(wrapped: Any) -> dict[str, Tensor]:
+    whole: nn.Module = wrapped.merge_and_unload()
+    return dict(whole.named_parameters())
 
 
 def _is_target(name: str, module: nn.Module) -> bool:

@@ -203,18 +203,34 @@ def part_of_parameter(name: str) -> str | None:
     return part_of(f"{stem}.weight")
 
 
+def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint with these weights, named and split as ``export`` would write them.
+
+    state: parameter names of the transformers model → tensors on the CPU.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    wanted = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}
+    return dict(revert_weight_conversion(_empty(checkpoint), wanted))
+
+
+def _empty(checkpoint: Path) -> Any:
+    """The model without memory for its weights."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
+
+
 def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: str) -> None:
     """Write trained weights as an ordinary Hugging Face directory: weights, configuration, processor.
 
     state: parameter names of the transformers model → tensors on the CPU. Everything but the weights is the
     checkpoint's. The directory appears whole or not at all.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     building = target.with_name(target.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
+    model = _empty(checkpoint)
     wanted = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}
     model.save_pretrained(building, state_dict=wanted)
     for file in checkpoint.iterdir():

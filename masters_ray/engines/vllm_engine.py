@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,17 @@ from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
 
 from masters_ray.config import Engine, MaskScope, Part, Sampling
 from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import ReplicaError
 from masters_ray.masks import MaskReport
 from masters_ray.records import Refused, Scored, TokenScores
+
+_SHARED_MEMORY = Path("/dev/shm")
+"""Where an engine's own processes read weights that arrived, if there is such a place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +98,7 @@ class VllmEngine:
                 enforce_eager=engine.enforce_eager,
                 limit_mm_per_prompt={"image": engine.max_pictures, "video": 0},
                 max_logprobs=max(20, top_k),
-                worker_extension_cls="masters_ray.engines.vllm_worker.MaskedLoading",
+                worker_extension_cls="masters_ray.engines.vllm_worker.InPlaceLoading",
                 generation_config="vllm",
                 disable_log_stats=True,
                 **options,
@@ -117,6 +123,19 @@ class VllmEngine:
                     raise ReplicaError(f"workers of one engine masked {self._folder} differently: {reports}")
                 self._report = MaskReport(**reports[0])
             return self._report
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+        """The weights of a student that learns, named as in its checkpoint, in place of those before; every cache of
+        the old ones is dropped. Returns the ``weights.tensor_digest`` of each tensor, as it went into the model.
+
+        Raises ReplicaError when the workers of a tensor-parallel group disagree.
+        """
+        with tempfile.TemporaryDirectory(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None) as folder:
+            save_file(dict(tensors), Path(folder) / "model.safetensors")
+            found = self.loop.alone(partial(_load, folder=folder))
+        if any(one != found[0] for one in found):
+            raise ReplicaError(f"workers of one engine took in different weights for {self._folder}")
+        return found[0]
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
@@ -224,11 +243,23 @@ def _mask(llm: Any, *, folder: str, mask: Mask, again: bool) -> list[dict[str, A
     """What each worker of the engine says of its masked weights; they are masked ``again`` if so asked."""
     if again:
         llm.collective_rpc("load_masked", args=(folder, mask.ratio, mask.parts))
-        llm.reset_prefix_cache()
-        llm.llm_engine.reset_mm_cache()
-        llm.llm_engine.reset_encoder_cache()
+        _forget(llm)
     reports: list[dict[str, Any]] = llm.collective_rpc("mask_report")
     return reports
+
+
+def _load(llm: Any, *, folder: str) -> list[dict[str, str]]:
+    """What each worker of the engine says of the tensors of a directory that it has loaded."""
+    digests: list[dict[str, str]] = llm.collective_rpc("load_tensors", args=(folder,))
+    _forget(llm)
+    return digests
+
+
+def _forget(llm: Any) -> None:
+    """Drop what was computed with weights that are no longer there."""
+    llm.reset_prefix_cache()
+    llm.llm_engine.reset_mm_cache()
+    llm.llm_engine.reset_encoder_cache()
 
 
 def _written(output: Any, answer: Any, top_k: int) -> tuple[tuple[int, ...], Scored]:

@@ -1,6 +1,7 @@
-"""What runs inside each vLLM worker: masking the checkpoint's tensors on their way into the model.
+"""What runs inside each vLLM worker: masking a checkpoint's tensors on their way into the model, and taking in those of
+a student that learns.
 
-Masks must go in through the loader: the engine fuses q, k and v, shards over tensor-parallel ranks and may repack
+Both must go in through the loader: the engine fuses q, k and v, shards over tensor-parallel ranks and may repack
 matrices after loading, so that only the checkpoint's own tensors are the method's matrices.
 """
 
@@ -20,7 +21,7 @@ from vllm.platforms import current_platform
 
 from masters_ray.config import Part
 from masters_ray.masks import MaskReport, masked
-from masters_ray.weights import tensors
+from masters_ray.weights import tensor_digest, tensors
 
 MASKED = "masked"
 """vLLM load format of MaskedLoader; its extra configuration has the keys ratio and parts."""
@@ -46,7 +47,7 @@ class MaskedLoader(DefaultModelLoader):
         model.mask_report = self._reports[0]
 
 
-class MaskedLoading:
+class InPlaceLoading:
     """vLLM worker extension: its methods are called by name on every worker."""
 
     model_runner: Any
@@ -58,10 +59,25 @@ class MaskedLoading:
     def load_masked(self, checkpoint: str, ratio: float, parts: list[Part]) -> None:
         """Load ``checkpoint`` again, in place, the matrices of ``parts`` masked at ``ratio``."""
         reports: list[MaskReport] = []
-        stream = masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports)
+        self._reload(masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports))
+        self.model_runner.get_model().mask_report = reports[0]
+
+    def load_tensors(self, folder: str) -> dict[str, str]:
+        """Load the tensors of a directory, all of a checkpoint's, in place. Returns the ``tensor_digest`` of each, as
+        it went into the model."""
+        digests: dict[str, str] = {}
+
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in tensors(Path(folder)):
+                digests[name] = tensor_digest(name, tensor)
+                yield name, tensor
+
+        self._reload(stream())
+        return digests
+
+    def _reload(self, stream: Iterator[tuple[str, Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=stream)
         model = self.model_runner.get_model()
-        model.mask_report = reports[0]
         if current_platform.is_cpu():
             # On CPU the head multiplies by a packed copy of its weights. A head that is tied to the embeddings is in no
             # checkpoint, so that a reload renews the embeddings and leaves the copy as it was.

@@ -72,15 +72,16 @@ class StudentEngine:
         _, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         return dict(state)
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """Parameter names of the transformers model → whole tensors on the CPU, for every parameter. Every rank must
-        call it together."""
+    def trained_state(self, keep: bool) -> dict[str, Tensor]:
+        """Parameter names of the transformers model → whole tensors on the CPU, for every parameter, gathered one after
+        the other; nothing on ranks that do not ``keep`` them. Every rank must call it together."""
         import deepspeed
 
         state: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._zero_stage == 3):
-                state[name.removeprefix(_PREFIX)] = parameter.detach().cpu().clone()
+                if keep:
+                    state[name.removeprefix(_PREFIX)] = parameter.detach().cpu().clone()
         return state
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from masters_ray import store
@@ -15,27 +16,43 @@ from masters_ray.errors import LearnerError
 from masters_ray.learner.job import StagePlan
 from masters_ray.packing import PackedBatch
 from masters_ray.records import RolloutGroup
+from masters_ray.schedule import Iteration
 
 T = TypeVar("T")
 
 Pack = Callable[[Sequence[RolloutGroup]], PackedBatch]
+Fresh = Callable[[int], pa.Table | None]
+"""An online iteration's number → its fresh rows, waited for; None when they do not come."""
+_STAGE = 2**40
+"""Stages' rows follow one another: a row stands at stage · _STAGE + position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """An optimizer step as all workers see it."""
 
-    number: int
-    """Counts from 1."""
     plan: StagePlan
+    iteration: Iteration
     table: pa.Table
-    """Its rows, in the dataset's order."""
+    """Its rows, in the order of their positions."""
     tokens: list[int]
     """Sequence tokens of each row."""
     answer_tokens: int
     """Of all its rows."""
     rounds: list[list[list[int]]]
-    """[round][worker] → indices of rows."""
+    """[round][worker] → indices of rows; empty when there is nothing to learn from."""
+    note: str = ""
+    """What a person should know about where its rows come from."""
+
+    @property
+    def number(self) -> int:
+        """Counts from 1."""
+        return self.iteration.number
+
+    @property
+    def ages(self) -> list[int]:
+        """Of its fresh rows: optimizer steps by which the writing student is behind."""
+        return ages(self.table, self.number)
 
     @property
     def capacity(self) -> int:
@@ -55,42 +72,132 @@ class MicroBatch:
     batch: PackedBatch
     filler: bool
     """A row of another worker with weight 0: a rank with nothing left still takes part in the collectives."""
+    last: bool
+    """This worker's last one of the step."""
+
+
+def ages(table: pa.Table, number: int) -> list[int]:
+    """Of the rows that were written while the student learned: optimizer steps by which their writer is behind
+    iteration ``number``."""
+    return [number - 1 - version for version in table["version"].to_pylist() if version >= 0]
 
 
 def steps(
-    batches: Iterator[pa.Table], plans: Sequence[tuple[StagePlan, int]], workers: int, budget: int, skip: int
+    batches: Iterator[pa.Table],
+    plans: Sequence[tuple[StagePlan, Iteration]],
+    workers: int,
+    budget: int,
+    skip: int,
+    fresh: Fresh | None = None,
+    max_staleness: int = 0,
 ) -> Iterator[Step]:
-    """The rows of ``batches``, cut into steps of the planned sizes; the first ``skip`` are passed over.
+    """The stored rows of ``batches``, cut into the planned iterations; online ones have their fresh rows instead. The
+    first ``skip`` are passed over.
 
-    Raises LearnerError when rows are missing, or do not come in the order of their stages and positions.
+    Fresh rows whose writer is more than ``max_staleness`` steps behind are left out; an iteration without fresh rows
+    keeps its stored ones, if there are any. Raises LearnerError when rows are missing, or do not come in the order of
+    their stages and positions.
     """
-    pending = store.SCHEMA.empty_table()
-    expected = -1
-    for number, (plan, size) in enumerate(plans, 1):
-        while len(pending) < size:
-            try:
-                pending = pa.concat_tables([pending, next(batches).select(store.SCHEMA.names)])
-            except StopIteration:
-                raise LearnerError(f"the dataset ended at step {number} of {len(plans)}; the stores changed") from None
-        table, pending = pending.slice(0, size), pending.slice(size)
-        for stage, position in zip(table["stage"].to_pylist(), table["position"].to_pylist(), strict=True):
-            if (key := stage * 2**40 + position) <= expected:
-                raise LearnerError(f"rows came out of order at stage {stage}, position {position}")
-            expected = key
-        if number > skip:
-            tokens = store.sequence_tokens(table)
-            rounds = micro_batches(tokens, workers, budget)
-            answer_tokens = store.answer_tokens(table)
-            yield Step(number=number, plan=plan, table=table, tokens=tokens, answer_tokens=answer_tokens, rounds=rounds)
+    stored = _Stored(batches)
+    for index, (plan, iteration) in enumerate(plans):
+        table = stored.up_to(plan.stage, iteration.positions.stop)
+        if index + 1 == len(plans) or plans[index + 1][0].stage != plan.stage:
+            stored.check(plan)
+        if iteration.number <= skip:
+            continue
+        note = ""
+        if iteration.online:
+            table, note = _or_fresh(table, iteration, fresh(iteration.number) if fresh else None, max_staleness)
+        tokens = store.sequence_tokens(table)
+        yield Step(
+            plan=plan,
+            iteration=iteration,
+            table=table,
+            tokens=tokens,
+            answer_tokens=store.answer_tokens(table),
+            rounds=micro_batches(tokens, workers, budget) if tokens else [],
+            note=note,
+        )
 
 
-def own_batches(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[MicroBatch]:
-    """Worker ``rank``'s micro-batches of all steps."""
+def _or_fresh(
+    stored: pa.Table, iteration: Iteration, came: pa.Table | None, max_staleness: int
+) -> tuple[pa.Table, str]:
+    """The rows to learn from, and what to say of them."""
+    if came is None:
+        return stored, f"iteration {iteration.number}: its fresh answers did not come in time; {_goes_on(stored)}"
+    came = came.select(store.SCHEMA.names)
+    young = [age <= max_staleness for age in ages(came, iteration.number)]
+    kept = came.filter(pa.array(young, pa.bool_()))
+    if len(kept):
+        late = len(came) - len(kept)
+        return kept, f"iteration {iteration.number}: {late} fresh groups are too old and left out" if late else ""
+    return stored, f"iteration {iteration.number}: none of its questions has a fresh group; {_goes_on(stored)}"
+
+
+def _goes_on(stored: pa.Table) -> str:
+    return f"it learns from {len(stored)} stored ones" if len(stored) else "none is stored, it is left out"
+
+
+class _Stored:
+    """The dataset's rows in their order, taken stretch by stretch."""
+
+    def __init__(self, batches: Iterator[pa.Table]) -> None:
+        self._batches = batches
+        self._pending = store.SCHEMA.empty_table()
+        self._places = np.empty(0, np.int64)
+        self._last = -1
+        self._taken: dict[int, int] = {}
+
+    def up_to(self, stage: int, stop: int) -> pa.Table:
+        """The rows that follow, of this stage, before position ``stop``."""
+        parts = [self._pending.slice(0, 0)]
+        while True:
+            count = int(np.searchsorted(self._places, stage * _STAGE + stop))
+            parts.append(self._pending.slice(0, count))
+            self._pending, self._places = self._pending.slice(count), self._places[count:]
+            if len(self._pending) or not self._read():
+                found = pa.concat_tables(parts)
+                self._taken[stage] = self._taken.get(stage, 0) + len(found)
+                return found
+
+    def check(self, plan: StagePlan) -> None:
+        """Raises LearnerError when the stage had not as many rows as its store says."""
+        if (found := self._taken.get(plan.stage, 0)) != plan.rows:
+            raise LearnerError(
+                f"stage {plan.stage}: expected {plan.rows} rows in the dataset, found {found}; the stores changed"
+            )
+
+    def _read(self) -> bool:
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        self._pending = batch.select(store.SCHEMA.names)
+        stages = self._pending["stage"].to_numpy().astype(np.int64)
+        self._places = stages * _STAGE + self._pending["position"].to_numpy()
+        for place in self._places.tolist():
+            if place <= self._last:
+                raise LearnerError(f"rows came out of order at stage {place // _STAGE}, position {place % _STAGE}")
+            self._last = place
+        return True
+
+
+def own_batches(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[MicroBatch | Step]:
+    """Worker ``rank``'s micro-batches of all steps; a step without rows itself."""
     for step in steps:
-        for workers in step.rounds:
+        if not step.rounds:
+            yield step
+        for number, workers in enumerate(step.rounds, 1):
             indices = workers[rank] or workers[0][:1]
             groups = store.groups(step.table.take(indices))
-            yield MicroBatch(step=step, indices=indices, groups=groups, batch=pack(groups), filler=not workers[rank])
+            yield MicroBatch(
+                step=step,
+                indices=indices,
+                groups=groups,
+                batch=pack(groups),
+                filler=not workers[rank],
+                last=number == len(step.rounds),
+            )
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

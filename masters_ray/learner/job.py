@@ -7,6 +7,7 @@ from pathlib import Path
 
 from masters_ray.config import Learner, Part, Reward
 from masters_ray.records import SkippedStep, StepMetrics
+from masters_ray.schedule import Iteration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class StagePlan:
     stage: int
     ratio: float
     rows: int
+    """Stored before training."""
     teacher: int = 0
     """Which of the run's teachers."""
     teacher_digest: str = ""
@@ -40,6 +42,10 @@ class LearnerJob:
     reward: Reward
     seed: int
     stages: tuple[StagePlan, ...]
+    iterations: tuple[Iteration, ...]
+    """Of all stages."""
+    max_staleness: int = 0
+    """Optimizer steps by which the writer of a fresh group may be behind."""
     export_to: Path
     """The trained student as a Hugging Face directory; every worker's node must see this path."""
     adapters_to: Path
@@ -50,13 +56,15 @@ class LearnerJob:
     """The worker group's own directory: checkpoints, skipped steps, Ray Train's state; likewise."""
 
     @property
-    def steps(self) -> list[tuple[StagePlan, int]]:
-        """(stage, groups) of every optimizer step: a step never crosses a stage, so a stage's last may be smaller.
+    def steps(self) -> list[tuple[StagePlan, Iteration]]:
+        """Every optimizer step with its stage."""
+        by_stage = {plan.stage: plan for plan in self.stages}
+        return [(by_stage[one.stage], one) for one in self.iterations]
 
-        Example: stages of 100 and 64 rows at 64 groups a step are steps of 64, 36 and 64 groups.
-        """
-        size = self.settings.groups_per_step
-        return [(plan, min(size, plan.rows - start)) for plan in self.stages for start in range(0, plan.rows, size)]
+    @property
+    def online(self) -> list[int]:
+        """The iterations that want fresh groups."""
+        return [one.number for one in self.iterations if one.online]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from masters_ray import weights
@@ -32,9 +33,11 @@ from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
 from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.packer import Packer
-from masters_ray.learner.terms import as_old, batch_terms, objective
+from masters_ray.learner.publish import publish
+from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
 from masters_ray.records import SkippedStep, StepMetrics
+from masters_ray.schedule import version_for
 
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
@@ -51,11 +54,14 @@ def train(config: dict[str, Any]) -> None:
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = _Worker(job, config["board"])
+    worker = _Worker(job, config["board"], config["exchange"])
     try:
         done = worker.resume()
-        for number, micro_batches in _by_step(worker.micro_batches(done)):
-            worker.step(micro_batches)
+        worker.begin(done)
+        coming = worker.micro_batches(done)
+        for number in range(done + 1, len(job.steps) + 1):
+            worker.step(coming)
+            worker.publish(number)
             if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
                 worker.save(number)
         worker.checkpoints.wait()
@@ -67,10 +73,10 @@ def train(config: dict[str, Any]) -> None:
 class _Worker:
     """One rank: its share of every step."""
 
-    def __init__(self, job: LearnerJob, board: Any) -> None:
+    def __init__(self, job: LearnerJob, board: Any, exchange: Any) -> None:
         context = ray.train.get_context()
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
-        self._job, self._board = job, board
+        self._job, self._board, self._exchange = job, board, exchange
         self._device = ray.train.torch.get_device()
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
@@ -92,20 +98,57 @@ class _Worker:
         self._skipped_in_a_row = 0
         self._losses: list[float] = []
         self._told = Pinned()
-        self._fresh = True
+        self._untrained = True
+        self._to_publish: set[int] = set()
         self.checkpoints = Checkpoints(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
 
-    def micro_batches(self, done: int) -> Iterator[MicroBatch]:
+    def begin(self, done: int) -> None:
+        """Tell the rollouts how far the student is, and hand them the weights that they write with first."""
+        if self._exchange is not None:
+            job = self._job
+            self._to_publish = {version_for(number, job.max_staleness, done) for number in job.online if number > done}
+            if self._rank == 0:
+                ray.get(self._exchange.begin.remote(done))
+            self.publish(done)
+
+    def publish(self, number: int) -> None:
+        """The student after ``number`` iterations, if it writes for one that comes; the others gather with rank 0."""
+        if number not in self._to_publish:
+            return
+        began = time.monotonic()
+        state = self._engine.trained_state(keep=self._rank == 0)
+        if self._rank == 0:
+            if self._job.settings.lora.rank:
+                state = adapters.merged(state, self._folder, self._job.settings.lora)
+            tensors = hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
+            publish(tensors, self._exchange, number, began)
+
+    def micro_batches(self, done: int) -> Iterator[MicroBatch | Step]:
         """This rank's part of everything after the first ``done`` steps."""
         shard = ray.train.get_dataset_shard(DATASET)
         tables: Iterator[pa.Table] = iter(
             shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)
         )
         budget = self._job.settings.tokens_per_micro_batch
-        coming = steps(tables, self._job.steps, self._workers, budget, skip=done)
+        coming = steps(
+            tables,
+            self._job.steps,
+            self._workers,
+            budget,
+            skip=done,
+            fresh=self._take,
+            max_staleness=self._job.max_staleness,
+        )
         return ahead(own_batches(coming, self._rank, self._packer.pack))
+
+    def _take(self, number: int) -> pa.Table | None:
+        try:
+            found: pa.Table | None = ray.get(self._exchange.take.remote(number))
+        except RayTaskError as error:
+            raise LearnerError(str(error.cause)) from error
+        return found
 
     def resume(self) -> int:
         """Load the last checkpoint that is intact on every rank. Returns the steps that it has seen; 0 without one."""
@@ -123,14 +166,24 @@ class _Worker:
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self._pin(state["told"])  # the driver may have died before it read them
-            self._fresh = False
+            self._untrained = False
             self._say(f"the learner goes on after step {found.step}")
             return found.step
         return 0
 
-    def step(self, micro_batches: Iterator[MicroBatch]) -> None:
-        """The updates of one step, taken or skipped, and told to the board."""
+    def step(self, coming: Iterator[MicroBatch | Step]) -> None:
+        """The updates of the step that comes, taken or skipped, and told to the board."""
+        asked = time.monotonic()
+        begin = next(coming)
         started = time.monotonic()
+        step = begin if isinstance(begin, Step) else begin.step
+        if step.note:
+            self._say(step.note)
+        if isinstance(begin, Step):
+            reason = "no question of it has a row"
+            self._pin(Pinned(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")]))
+            return
+        micro_batches = _of_step(begin, coming)
         again: Iterable[MicroBatch] = micro_batches
         if self._job.settings.updates_per_step > 1:
             again = list(micro_batches)
@@ -143,7 +196,10 @@ class _Worker:
             first = first or last
         if first and last:
             self._losses.append(first.totals.means["loss"])
-            self._tell(first, last.totals.means["clipped"], time.monotonic() - started)
+            waited = started - asked if step.iteration.online else 0.0
+            self._tell(first, last.totals.means["clipped"], time.monotonic() - started, waited)
+        if step.iteration.online and self._rank == 0 and self._exchange is not None:
+            ray.get(self._exchange.forget.remote(step.number))
 
     def _update(self, micro_batches: Iterator[MicroBatch], old: list[list[OldPolicy]]) -> _Update | None:
         """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
@@ -164,11 +220,11 @@ class _Worker:
                 self._objective, batch, new_logprobs, divergences, step.answer_tokens / len(step.table), earlier
             )
             if not again:
-                old.append(as_old(batch, new_logprobs, terms))
+                old.append([term.old for term in terms])
             weight = 0.0 if micro.filler else self._workers / len(step.table)
             gradients.add(torch.stack([term.loss for term in terms]).sum() * weight)
             if not micro.filler:
-                tally.add(micro.groups, micro.indices, terms, batch)
+                tally.add(micro.groups, micro.indices, terms, batch, new_logprobs)
                 gap += _gap(new_logprobs, batch)
         tally.count_operations(self._work.take())
         norm = gradients.complete()
@@ -177,8 +233,9 @@ class _Worker:
             gradients.drop()
             self._skip(step, norm, self._engine.over_workers(tally.losses))
             return None
-        if self._fresh:
-            self._fresh = False
+        check_on_policy(step.ages, totals.behaviour_gap, self._job.settings.dtype, step.number)
+        if self._untrained:
+            self._untrained = False
             distance, tokens = self._engine.over_workers(gap).tolist()
             self._say(compared_with_engine(distance / tokens, self._job.settings.dtype))
         gradients.apply()
@@ -199,7 +256,7 @@ class _Worker:
 
     def export(self) -> None:
         """Rank 0 writes the trained student; the others gather with it."""
-        state = self._engine.trained_state()
+        state = self._engine.trained_state(keep=self._rank == 0)
         if self._rank == 0:
             settings = self._job.settings
             if settings.lora.rank:
@@ -233,12 +290,12 @@ class _Worker:
                 f"{self._job.settings.max_skipped_in_a_row}."
             )
 
-    def _tell(self, update: _Update, clipped: float, seconds: float) -> None:
+    def _tell(self, update: _Update, clipped: float, seconds: float, waited: float) -> None:
         memory = torch.tensor(float(work.peak_memory(self._device)))
         memory = self._engine.over_workers(memory, torch.distributed.ReduceOp.MAX)
         if self._rank != 0:
             return
-        step, totals = update.step, update.totals
+        step, totals, ages = update.step, update.totals, update.step.ages
         tokens, updates = sum(step.tokens), self._job.settings.updates_per_step
         told = StepMetrics(
             step=step.number,
@@ -252,6 +309,10 @@ class _Worker:
             tokens_per_second=updates * tokens / seconds,
             waste=1.0 - tokens / (step.capacity + totals.padding),
             seconds=seconds,
+            waited=waited,
+            fresh=len(ages),
+            age=sum(ages) / len(ages) if ages else 0.0,
+            behaviour_gap=totals.behaviour_gap,
             flop_utilisation=updates * totals.operations / seconds / (self._workers * self._rate),
             memory_gib=float(memory) / 2**30,
             **totals.means | {"clipped": clipped},
@@ -279,8 +340,15 @@ class _Update:
     rewards: list[GroupRewards]
 
 
-def _by_step(micro_batches: Iterator[MicroBatch]) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
-    return groupby(micro_batches, key=lambda micro: micro.step.number)
+def _of_step(first: MicroBatch, coming: Iterator[MicroBatch | Step]) -> Iterator[MicroBatch]:
+    """The micro-batches of ``first``'s step. What follows is not asked for: it may wait for this step's weights."""
+    yield first
+    while not first.last:
+        following = next(coming)
+        if isinstance(following, Step):
+            raise LearnerError(f"step {first.step.number} lost a micro-batch")
+        first = following
+        yield first
 
 
 def _gap(new_logprobs: Tensor, batch: PackedBatch) -> Tensor:
@@ -299,6 +367,17 @@ def compared_with_engine(mean: float, dtype: str) -> str:
             "changed since the rollouts were made, or the learner does not run this model as the engine does."
         )
     return f"before the first step learner and engine agree to {mean:.1e} nats per answer token"
+
+
+def check_on_policy(ages: Sequence[int], gap: float, dtype: str, number: int) -> None:
+    """Fresh answers of the very weights that learn from them must have the same log-probabilities in learner and
+    engine. gap: nats per token. Raises LearnerError when they differ by much."""
+    if ages and max(ages) == 0 and gap > _LARGEST_GAP[dtype]:
+        raise LearnerError(
+            f"step {number}: the learner's log-probabilities of fresh answers differ from the engine's by {gap:.3g} "
+            f"nats per token, though both hold the same weights; expected at most {_LARGEST_GAP[dtype]}. The engine "
+            "does not run what it was sent."
+        )
 
 
 def learning_rate(settings: Learner, step: int) -> float:

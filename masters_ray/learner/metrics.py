@@ -32,18 +32,26 @@ class Tally:
 
     def __init__(self, groups: int) -> None:
         self._sums = torch.zeros(len(MEANS), dtype=torch.float64)
-        self._counts = torch.zeros(3, dtype=torch.float64)
+        self._counts = torch.zeros(5, dtype=torch.float64)
         self.losses = torch.zeros(groups, dtype=torch.float64)
         """[groups of the step], each where it stands in the step; 0 for other workers' groups."""
         self.rewards: list[GroupRewards] = []
         """Of this worker's groups."""
 
     def add(
-        self, groups: Sequence[RolloutGroup], indices: list[int], terms: Sequence[GroupTerms], batch: PackedBatch
+        self,
+        groups: Sequence[RolloutGroup],
+        indices: list[int],
+        terms: Sequence[GroupTerms],
+        batch: PackedBatch,
+        new_logprobs: Tensor,
     ) -> None:
-        """A micro-batch of this worker's own groups, ``indices`` of the step."""
+        """A micro-batch of this worker's own groups, ``indices`` of the step. new_logprobs: [answer tokens]"""
         self._sums += _group_sums(terms, batch)
-        self._counts += torch.tensor([len(batch.targets), batch.layout.padding, 0.0], dtype=torch.float64)
+        fresh = batch.fresh[batch.answer_of]
+        gap = ((new_logprobs.detach() - batch.behaviour_logprobs).abs() * fresh).sum()
+        counts = [len(batch.targets), batch.layout.padding, 0.0, float(gap), float(fresh.sum())]
+        self._counts += torch.tensor(counts, dtype=torch.float64)
         self.losses[indices] = torch.stack([term.loss.detach().double().cpu() for term in terms])
         self.rewards += [_rewards(group, one) for group, one in zip(groups, terms, strict=True)]
 
@@ -55,8 +63,14 @@ class Tally:
         """All workers' tallies."""
         values = over_workers(torch.cat([self._sums, self._counts])).tolist()
         means = {name: value / len(self.losses) for name, value in zip(MEANS, values, strict=False)}
-        answer_tokens, padding, operations = values[len(MEANS) :]
-        return Totals(means=means, answer_tokens=round(answer_tokens), padding=round(padding), operations=operations)
+        answer_tokens, padding, operations, gap, fresh = values[len(MEANS) :]
+        return Totals(
+            means=means,
+            answer_tokens=round(answer_tokens),
+            padding=round(padding),
+            operations=operations,
+            behaviour_gap=gap / fresh if fresh else 0.0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +84,8 @@ class Totals:
     """Tokens of padding."""
     operations: float
     """Floating-point operations."""
+    behaviour_gap: float
+    """Mean distance of the learner's log-probabilities to the writing student's, nats per token of fresh groups."""
 
 
 def _group_sums(terms: Sequence[GroupTerms], batch: PackedBatch) -> Tensor:

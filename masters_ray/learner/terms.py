@@ -40,6 +40,7 @@ def batch_terms(
     for group in range(len(batch.layout.spans)):
         answers = batch.group_of == group
         tokens = answers[batch.answer_of]
+        fresh = bool(batch.fresh[answers].all())
         found.append(
             group_terms(
                 weights,
@@ -50,16 +51,8 @@ def batch_terms(
                 accuracy=batch.accuracy[answers],
                 reasoning=batch.reasoning[answers],
                 tokens_per_group=tokens_per_group,
+                behaviour_logprobs=batch.behaviour_logprobs[tokens] if fresh else None,
                 old=old[group] if old else None,
             )
         )
     return found
-
-
-def as_old(batch: PackedBatch, new_logprobs: Tensor, terms: Sequence[GroupTerms]) -> list[OldPolicy]:
-    """What later updates on the batch are compared with: the policy and the advantages of this one."""
-    group_of_token = batch.group_of[batch.answer_of]
-    return [
-        OldPolicy(logprobs=new_logprobs.detach()[group_of_token == group], advantages=one.advantages)
-        for group, one in enumerate(terms)
-    ]

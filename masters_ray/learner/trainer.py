@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
+from masters_ray.learner.exchange import Exchange
 from masters_ray.learner.job import Board, LearnerJob, Pinned
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
@@ -23,17 +25,18 @@ _POLL_SECONDS = 0.5
 OnNews = Callable[[Pinned], None]
 
 
-def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews) -> None:
+def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchange: Any = None) -> None:
     """Train on the stores, in their order, and export the student; goes on from the last checkpoint in ``job.storage``.
 
-    ``on_news`` is called in this thread with what is new. Raises LearnerError with the worker's own words.
+    ``on_news`` is called in this thread with what is new. exchange: an Exchange actor, for jobs with online iterations.
+    Raises LearnerError with the worker's own words.
     """
     settings = job.settings
     board = ray.remote(Board).options(num_cpus=0).remote()
     DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": job, "board": board},
+        train_loop_config={"job": job, "board": board, "exchange": exchange},
         torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
@@ -71,6 +74,19 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews) -> None
         raise LearnerError(_cause(outcome["error"])) from outcome["error"]
     if outcome["result"].error:
         raise LearnerError(_cause(outcome["result"].error)) from outcome["result"].error
+
+
+@contextmanager
+def exchange_of(job: LearnerJob, max_wait_seconds: float) -> Iterator[Any]:
+    """The Exchange actor of a job with online iterations, for ``fit`` and for what makes their rollouts."""
+    # Every worker may wait in it, and so may the rollouts, while the others are answered.
+    places = job.settings.workers + 8
+    actor = ray.remote(Exchange).options(num_cpus=0, max_concurrency=places)
+    exchange = actor.remote(job.online, job.max_staleness, max_wait_seconds)
+    try:
+        yield exchange
+    finally:
+        ray.kill(exchange)
 
 
 def environment(settings: Learner) -> dict[str, str]:

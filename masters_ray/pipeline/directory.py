@@ -26,6 +26,7 @@ _FREE = (
     "max_failures",
     "max_restarts",
     "batch_rows",
+    "max_wait_seconds",
     "store",
     "reuse",
     "pictures",
@@ -129,6 +130,10 @@ class RunDirectory:
     def stage(self, index: int) -> Folder:
         """The store of one stage's rollouts."""
         return self._rollouts / f"stage-{index}"
+
+    def online(self, index: int) -> Folder:
+        """The store of one stage's online iterations; it is this run's alone, whatever ``rollout.store`` says."""
+        return Folder(self.root / "online" / f"stage-{index}")
 
     def evaluation(self, name: str) -> Path:
         return self.root / "evaluation" / f"{name}.json"

@@ -3,7 +3,7 @@
     held-out accuracy of the untrained student
     for each stage, most masked first:  teacher masked at r ─► answers, verdicts, scores ─► store
     held-out accuracy of the unmasked teacher
-    learner: stores in stage order ─► trained student
+    learner: stores in stage order, online iterations answered meanwhile ─► trained student
     held-out accuracy of the trained student ─► summary, report
 
 With rollout.student_refresh=stage the learner comes after every stage, and its student writes in the next one.
@@ -16,20 +16,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from masters_ray import data, report, schedule, store, weights
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
-from masters_ray.errors import Complaint, ConfigError, DataError
+from masters_ray.errors import Complaint, ConfigError, DataError, LearnerError, StoreError
 from masters_ray.evaluate import accuracy
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
-from masters_ray.learner.trainer import fit
-from masters_ray.pipeline import curriculum, outcome, rollouts, stages
+from masters_ray.learner.trainer import exchange_of, fit
+from masters_ray.pipeline import curriculum, outcome, rollouts, semi_online, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.semi_online import Asked, OnlineRollouts
 from masters_ray.progress import say, track
 
 Block = list[tuple[schedule.Stage, range]]
@@ -69,11 +71,14 @@ class _Run:
     def __init__(self, config: Config, directory: RunDirectory, journal: Journal) -> None:
         self._config, self._directory, self._journal = config, directory, journal
         self._difficulties: curriculum.Difficulties | None = None
+        self._running: tuple[int, Replicas] | None = None
+        """Replicas that wait for online iterations, and their teacher."""
         self._quarantine = directory.file("quarantine.jsonl")
         with journal.phase("data"):
             self._train, self._held_out = stages.load(config, directory.data)
             _say_data(self._train, self._held_out)
         self.plan = schedule.plan(config.schedules, len(self._train.problems))
+        self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
         for stage, positions in self.plan:
             if not positions:
                 raise DataError(
@@ -84,21 +89,26 @@ class _Run:
 
     def to_the_end(self) -> None:
         """Rollouts, learning, accuracies."""
-        self.generate()
-        self._learn(self._stages, self._directory.student)
+        with ExitStack() as kept:
+            self.generate(kept=kept if self._config.rollout.online_fraction else None)
+            self._learn(self._stages, self._directory.student)
+        self._note_rejected(self._stages)
         self._measure_trained()
 
     def write_outcome(self) -> None:
         """Summary and examples."""
         outcome.write(self._config, self._directory, self._journal, self._train, self._held_out)
 
-    def generate(self, measure: bool = True) -> None:
-        """Every stage's store and, if wanted, the accuracies of the untrained student and the unmasked last teacher."""
+    def generate(self, measure: bool = True, kept: ExitStack | None = None) -> None:
+        """Every stage's store and, if wanted, the accuracies of the untrained student and the unmasked last teacher.
+
+        kept: closes the last replicas, which run on as those of online iterations, in place of this method.
+        """
         blocks = self._blocks()
         for block in blocks:
             measured = ["student_before"] if block is blocks[0] else []
             measured += ["teacher"] if block is blocks[-1] else []
-            self._make(block, measured if measure else [])
+            self._make(block, measured if measure else [], kept if block is blocks[-1] else None)
             if self._refreshes and block is not blocks[-1]:
                 last = block[-1][0].index
                 self._learn(self._stages[: last + 1], self._directory.student_after(last))
@@ -117,10 +127,11 @@ class _Run:
             return [[one] for one in self.plan]
         return [list(block) for _, block in itertools.groupby(self.plan, key=lambda one: one[0].teacher)]
 
-    def _make(self, block: Block, measured: Sequence[str]) -> None:
-        """The stores of a block, and the accuracies in ``measured``, as far as they are not there."""
+    def _make(self, block: Block, measured: Sequence[str], kept: ExitStack | None) -> None:
+        """The stores of a block, and the accuracies in ``measured``, as far as they are not there. kept: as in
+        ``generate``."""
         directory, journal = self._directory, self._journal
-        todo = [(stage, part) for stage, part in block if store.read_manifest(directory.stage(stage.index)) is None]
+        todo = [(stage, part) for stage, part in block if not self._is_made(stage, part)]
         unmeasured = [name for name in measured if not directory.evaluation(name).exists()]
         if not todo and not unmeasured:
             return
@@ -133,9 +144,13 @@ class _Run:
         student = reference if writer is None else weights.digest(writer)
         with journal.phase("start of the engines"):
             ratio = todo[0][0].ratio if todo else 0.0
-            replicas = Replicas(stages.deployments(config, ratio, writer))
+            wanted = stages.deployments(config, ratio, writer)
+            replicas = Replicas(wanted if kept is None else stages.online_deployments(config, ratio))
         directory.claim()
-        with replicas:
+        with ExitStack() as block_end:
+            (block_end if kept is None else kept).enter_context(replicas)
+            if kept is not None:
+                self._running = block[0][0].teacher, replicas
             if "student_before" in unmeasured:
                 with journal.phase("evaluation before"):
                     self._evaluate(replicas, "student", "student_before")
@@ -144,28 +159,57 @@ class _Run:
                 with journal.phase("rollouts"):
                     recipe = stages.recipe(config, stage, student, reference)
                     place, earlier = directory.stage(stage.index), self._earlier(config, stage)
-                    rollouts.roll_out(recipe, questions, part, replicas, place, earlier)
+                    rollouts.roll_out(recipe, questions, part, replicas, place, earlier, self._left_out(stage))
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
                     self._evaluate(replicas, "teacher", "teacher")
 
+    def _is_made(self, stage: schedule.Stage, part: range) -> bool:
+        """Whether a stage's store is finished. Raises StoreError when it was made for fewer questions."""
+        folder = self._directory.stage(stage.index)
+        if store.read_manifest(folder) is None:
+            return False
+        asked = {position for account in store.read_accounts(folder).values() for position in account.asked}
+        if missing := set(part) - self._left_out(stage) - asked:
+            raise StoreError(
+                f"{folder}: a finished store without {len(missing)} of the {len(part)} questions of its stage. Did a "
+                "run with a larger rollout.online_fraction make it? Name its directory in rollout.reuse and choose "
+                "another rollout.store: its rows are taken over, and those that are missing are made."
+            )
+        return True
+
+    def _left_out(self, stage: schedule.Stage) -> set[int]:
+        """Questions of a stage that get no row before training: those of online iterations."""
+        if self._config.rollout.spare_rows:
+            return set()
+        online = [one for one in self.iterations if one.online and one.stage == stage.index]
+        return {position for one in online for position in one.positions}
+
     def _questions(self, replicas: Replicas) -> data.Problems | curriculum.Ordered:
         """The training questions in the order in which they are asked. Asks the first teacher how hard they are, if
         conf wants that and it was not asked before."""
-        settings, problems = self._config.data, self._train.problems
-        if settings.order == "seeded":
-            return problems
-        if self._difficulties is None:
-            teacher = weights.digest(weights.locate(self._config.teacher.checkpoint))
-            folder = self._directory.file("difficulty")
-            self._difficulties = curriculum.Difficulties(folder, settings.difficulty, teacher)
-        if self._difficulties.missing(problems):
+        problems = self._train.problems
+        if self._config.data.order == "easy_to_hard" and self._difficulty().missing(problems):
             with self._journal.phase("difficulty"):
                 teachers = replicas.pools["teacher"]
                 rollouts.mask_teachers(teachers, 0.0)
-                self._difficulties.ask(teachers, problems, self._config.rollout.batch_rows)
-        return curriculum.Ordered(problems, self._difficulties.order(problems, settings.max_unrated_share))
+                self._difficulty().ask(teachers, problems, self._config.rollout.batch_rows)
+        return self._ordered()
+
+    def _ordered(self) -> data.Problems | curriculum.Ordered:
+        """The training questions in the order in which they are asked, once it is known how hard they are."""
+        settings, problems = self._config.data, self._train.problems
+        if settings.order == "seeded":
+            return problems
+        return curriculum.Ordered(problems, self._difficulty().order(problems, settings.max_unrated_share))
+
+    def _difficulty(self) -> curriculum.Difficulties:
+        if self._difficulties is None:
+            teacher = weights.digest(weights.locate(self._config.teacher.checkpoint))
+            folder = self._directory.file("difficulty")
+            self._difficulties = curriculum.Difficulties(folder, self._config.data.difficulty, teacher)
+        return self._difficulties
 
     def _writer(self, stage: schedule.Stage) -> Path | None:
         """The student that writes in a stage; None: the one before training."""
@@ -196,12 +240,15 @@ class _Run:
             for (stage, _), manifest in zip(self.plan, manifests, strict=False)
             if manifest is not None
         )
+        iterations = tuple(one for one in self.iterations if one.stage in indices)
         job = LearnerJob(
             checkpoint=stages.absolute(config.student.checkpoint),
             settings=config.learner,
             reward=config.reward,
             seed=config.run.seed,
             stages=plans,
+            iterations=iterations,
+            max_staleness=config.rollout.max_staleness,
             export_to=export_to,
             adapters_to=directory.adapters,
             live=stages.live_sources(config) if config.learner.teacher == "live" else (),
@@ -209,10 +256,11 @@ class _Run:
         )
         for folder in stores:
             store.check_digests(folder)
-        say("the learner starts")
+        say(f"the learner starts{_told_online(job)}")
         with (
             journal.phase("learner"),
             track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance,
+            self._online(job) as online,
         ):
 
             def on_news(news: Pinned) -> None:
@@ -226,7 +274,41 @@ class _Run:
                     advance(journal.record_skipped(skipped))
                     say(f"step {skipped.step} is skipped: {skipped.reason}. Its rows are in {skipped.saved}")
 
-            fit(job, stores, on_news)
+            try:
+                fit(job, stores, on_news, online.exchange if online else None)
+            except LearnerError as error:
+                if online and online.error:
+                    raise online.error from error
+                raise
+        for index in indices:
+            semi_online.finish(directory.online(index))
+
+    @contextmanager
+    def _online(self, job: LearnerJob) -> Iterator[OnlineRollouts | None]:
+        """What answers the job's online iterations; None when there are none."""
+        if not job.online:
+            yield None
+            return
+
+        def start(teacher: int, ratio: float) -> Replicas:
+            running, self._running = self._running, None
+            if running is not None and running[0] == teacher:
+                return running[1]
+            if running is not None:
+                running[1].close()
+            return Replicas(stages.online_deployments(self._config.of_teacher(teacher), ratio))
+
+        asked = Asked(
+            config=self._config,
+            stages={stage.index: stage for stage, _ in self.plan},
+            iterations={one.number: one for one in job.iterations if one.online},
+            questions=self._ordered(),
+        )
+        with (
+            exchange_of(job, self._config.rollout.max_wait_seconds) as exchange,
+            OnlineRollouts(asked, self._directory, exchange, start) as online,
+        ):
+            yield online
 
     def _measure_trained(self) -> None:
         if not self._directory.evaluation("student_after").exists():
@@ -250,7 +332,14 @@ class _Run:
         """quarantine.jsonl: the rows of the data, and of the stages that are finished."""
         stores = [store.read_accounts(self._directory.stage(index)) for index in finished]
         in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
-        data.write_quarantine(self._quarantine, [*self._train.rejected, *self._held_out.rejected, *in_stages])
+        online = semi_online.rejected_in([self._directory.online(index) for index in finished])
+        data.write_quarantine(self._quarantine, [*self._train.rejected, *self._held_out.rejected, *in_stages, *online])
+
+
+def _told_online(job: LearnerJob) -> str:
+    if not job.online:
+        return ""
+    return f"; {len(job.online)} of its {len(job.steps)} iterations are online"
 
 
 def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +32,15 @@ Batch = Sequence[tuple[int, Problem]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Online:
+    """An iteration whose questions are answered while the student learns."""
+
+    iteration: int
+    version: int
+    """Of the student that writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a stage's rows depend on beside its questions; a store goes on only with the same."""
 
@@ -37,15 +49,19 @@ class Recipe:
     judge: Judge
     seed: int
     student_digest: str
+    """Of the student that writes."""
     made_with: Mapping[str, Any]
     """Whatever else of the configuration and the checkpoints decides the rows."""
+    online: Online | None = None
+    """The online iteration that the answers are for; None: they are written before training."""
 
     def key(self, report: MaskReport) -> dict[str, Any]:
         """The same as plain values, for a store. report: the teacher as it is masked."""
         return {
             "teacher_digest": report.digest,
             "mask_ratio": self.stage.ratio,
-            "student_digest": self.student_digest,
+            "student_digest": None if self.online else self.student_digest,
+            "online": self.online is not None,
             "seed": self.seed,
             "teacher_answers": self.rollout.teacher_answers,
             "student_answers": self.rollout.student_answers,
@@ -72,18 +88,56 @@ class Made:
     tally: Tally
 
 
+class Clock:
+    """What calls took, by pool and method; used by several threads at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def timed(self, call: str, questions: int) -> Iterator[None]:
+        """A call that the block makes, such as "teacher.answer"."""
+        began = time.monotonic()
+        yield
+        news = {"calls": 1.0, "questions": float(questions), "seconds": time.monotonic() - began}
+        with self._lock:
+            sums = self._sums.setdefault(call, dict.fromkeys(news, 0.0))
+            for name, value in news.items():
+                sums[name] += value
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Pool and method → calls, questions, seconds; what failed does not count."""
+        with self._lock:
+            return {name: dict(sums) for name, sums in self._sums.items()}
+
+
 class GroupMaker:
-    """Questions → groups, by calls to the pools; used by several threads at once."""
+    """Questions → groups, by calls to the pools; used by several threads at once.
+
+    In an online iteration the student that writes scores the teacher's answers as well: it is the behaviour policy.
+    """
 
     def __init__(
-        self, recipe: Recipe, pools: Replicas, teacher_digest: str, earlier: store.Lookup | None = None
+        self,
+        recipe: Recipe,
+        pools: Replicas,
+        teacher_digest: str,
+        earlier: store.Lookup | None = None,
+        verdicts: Verdicts | None = None,
     ) -> None:
-        """earlier: rows whose student answers are the ones that this recipe's student would write."""
+        """earlier: rows whose student answers are the ones that this recipe's student would write. verdicts: of the
+        same judges, which remember; default: new ones."""
         self._recipe = recipe
-        self._verdicts = Verdicts(recipe.judge, pools.pools)
+        self._verdicts = verdicts or Verdicts(recipe.judge, pools.pools)
         self._writers: dict[Source, Pool] = {"teacher": pools.pools["teacher"], "student": pools.pools["student"]}
-        self._reference: Role = "reference" if "reference" in pools.pools else "student"
-        self._scorers: dict[Role, Pool] = {role: pools.pools[role] for role in ("teacher", self._reference)}
+        # The student that writes is the reference policy until it has learned something.
+        learned = recipe.student_digest != recipe.made_with.get("reference_digest")
+        self._reference: Role = "reference" if learned and "reference" in pools.pools else "student"
+        self._behaviour: tuple[Role, ...] = ("student",) if recipe.online else ()
+        scorers = dict.fromkeys(("teacher", self._reference, *self._behaviour))
+        self._scorers: dict[Role, Pool] = {role: pools.pools[role] for role in scorers}
+        self.clock = Clock()
         self._teacher_digest = teacher_digest
         self._earlier = earlier
 
@@ -96,14 +150,18 @@ class GroupMaker:
         work = _Questions(asked, self._recipe)
         shared = self._writers["teacher"].share(work.problems)
         self._write(work, shared)
-        work.add_verdicts(self._verdicts.of(work.problems, shared, work.unjudged()))
+        with self.clock.timed("judge.judge", len(work.problems)):
+            verdicts = self._verdicts.of(work.problems, shared, work.unjudged())
+        work.add_verdicts(verdicts)
         kept = work.readable()
         for role, pool in self._scorers.items():
             known = work.known[role]
             wanted = {index: [one.answer.token_ids for one in kept[index]] for index in kept}
             missing = known.missing(wanted)
             if any(missing):
-                known.add(missing, pool.call("score", shared, missing))
+                with self.clock.timed(f"{role}.score", sum(map(bool, missing))):
+                    scored = pool.call("score", shared, missing)
+                known.add(missing, scored)
         rejected |= work.rejected()
         return self._made(
             work, {index: kept[index] for index in kept if work.position(index) not in rejected}, rejected
@@ -129,12 +187,14 @@ class GroupMaker:
         for source, pool in self._writers.items():
             seeds = work.seeds(source)
             if counts[source] and any(seed is not None for seed in seeds):
-                written: WrittenBatch = pool.call("answer", shared, sampling, counts[source], seeds)
+                with self.clock.timed(f"{source}.answer", len(seeds)):
+                    written: WrittenBatch = pool.call("answer", shared, sampling, counts[source], seeds)
                 work.add(source, written)
 
     def _made(self, work: _Questions, kept: dict[int, list[JudgedAnswer]], rejected: dict[int, Rejected]) -> Made:
         wanted = {index: [one.answer.token_ids for one in answers] for index, answers in kept.items()}
-        top, reference = (work.known[role].take(wanted) for role in self._scorers)
+        roles: tuple[Role, ...] = ("teacher", self._reference, *self._behaviour)
+        top, reference, *behaviour = (work.known[role].take(wanted) for role in roles)
         rows = [
             store.Row(
                 position=work.position(index),
@@ -145,6 +205,7 @@ class GroupMaker:
                 answers=answers,
                 teacher_digest=self._teacher_digest,
                 student_digest=self._recipe.student_digest,
+                version=self._recipe.online.version if self._recipe.online else None,
             )
             for index, answers in kept.items()
         ]
@@ -156,7 +217,7 @@ class GroupMaker:
             tokens=int(top.lengths.sum()),
             left_out=left_out,
         )
-        return Made(rows=store.table(rows, top, reference), rejected=rejected, tally=tally)
+        return Made(rows=store.table(rows, top, reference, *behaviour), rejected=rejected, tally=tally)
 
 
 class _Asked(NamedTuple):
@@ -215,7 +276,7 @@ class _Questions:
             answers.append([one.judged.answer.token_ids for one in of_student])
             logprobs += [one.reference_logprobs for one in of_student]
         nothing = [0] * len(answers)
-        tokens = store.reference_logprobs(logprobs)
+        tokens = store.own_logprobs(logprobs)
         self.known["student"].add(answers, ScoredBatch(prompt_tokens=nothing, refused={}, tokens=tokens))
 
     def unjudged(self) -> list[list[Answer]]:
@@ -280,7 +341,9 @@ class _Questions:
 
 
 def sampling_seed(recipe: Recipe, source: Source, problem_id: str) -> int:
-    """The seed of one question's answers: the same wherever and beside whatever they are sampled. The student is the
-    same in all stages, so its answers are."""
+    """The seed of one question's answers: the same wherever and beside whatever they are sampled. Before training the
+    student is the same in all stages, so its answers are; in an online iteration all answers are new ones."""
     name = f"{recipe.seed}/teacher/{recipe.stage.ratio:g}" if source == "teacher" else f"{recipe.seed}/student"
+    if recipe.online:
+        name += f"/iteration {recipe.online.iteration}"
     return int.from_bytes(hashlib.sha256(f"{name}/{problem_id}".encode()).digest()[:4], "big") >> 1

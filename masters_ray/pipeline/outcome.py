@@ -58,6 +58,7 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
             "workers": config.learner.workers,
             "zero_stage": config.learner.zero_stage,
         },
+        "online": _online(config, steps),
         "data": {
             name: {"problems": len(loaded.problems), "quarantined": len(loaded.rejected)}
             for name, loaded in (("train", train), ("held_out", held_out))
@@ -84,6 +85,21 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
     for name, value in measured.items():
         journal.events.add_scalar(f"accuracy/{name}", value["value"], len(steps))
     journal.events.close()
+
+
+def _online(config: Config, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was asked for and what came of it; ages in optimizer steps."""
+    fresh = [step for step in steps if step["fresh"]]
+    groups = sum(step["fresh"] for step in fresh)
+    return {
+        "fraction": config.rollout.online_fraction,
+        "steps": len(fresh),
+        "share": len(fresh) / len(steps) if steps else 0.0,
+        "groups": groups,
+        "mean_age": sum(step["age"] * step["fresh"] for step in fresh) / groups if groups else None,
+        "largest_age": max((step["age"] for step in fresh), default=None),
+        "waited_seconds": sum(step["waited"] for step in steps),
+    }
 
 
 def _manifests(directory: RunDirectory) -> list[store.Manifest]:

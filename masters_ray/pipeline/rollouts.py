@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -44,8 +44,10 @@ def roll_out(
     pools: Replicas,
     folder: store.Where,
     earlier: store.Lookup | None = None,
+    left_out: Set[int] = frozenset(),
 ) -> list[Rejected]:
-    """Make the rows of the problems at ``positions`` and their store in ``folder``, or go on with it.
+    """Make the rows of the problems at ``positions`` that are not ``left_out`` and their store in ``folder``, or go on
+    with it.
 
     Batches are read and worked on several at a time; each is stored as a shard as soon as it is finished, and not made
     again. A batch whose replica died is taken once more, and then, when nothing else is under way, question by
@@ -59,18 +61,20 @@ def roll_out(
     writer = store.Writer(folder, key)
     before = list(store.read_accounts(folder).values())
     asked = _asked_before(problems, before)
-    work = _Work(recipe, writer, GroupMaker(recipe, pools, report.digest, earlier), _same(recipe.rollout.reuse, key))
+    work = Work(recipe, writer, GroupMaker(recipe, pools, report.digest, earlier), _same(recipe.rollout.reuse, key))
     work.go_on(before)
-    limits = Limits(recipe.rollout, len(positions), str(folder))
+    wanted = sum(position not in left_out for position in positions)
+    limits = Limits(recipe.rollout, wanted, str(folder))
     limits.reject(work.rejected)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
     # As many as find a place on all pools together: most of them wait before the pool that has the most to do.
     in_flight = sum(pool.most_calls_at_once for pool in pools.pools.values())
     del before
-    with track(title, len(positions), sum(position in asked for position in positions)) as advance:
+    done = sum(position in asked and position not in left_out for position in positions)
+    with track(title, wanted, done) as advance:
         limits.check(work.tally)
         with threads(in_flight) as each:
-            for batch in each(work.together, unasked(problems, positions, asked, recipe.rollout.batch_rows)):
+            for batch in each(work.together, unasked(problems, positions, asked | left_out, recipe.rollout.batch_rows)):
                 if batch not in work.suspects:
                     advance(len(batch), work.tally.note())
                 limits.reject(work.newly_rejected())
@@ -85,7 +89,7 @@ def roll_out(
     return [work.rejected_at[position] for position in sorted(work.rejected_at)]
 
 
-def unasked(problems: Sequence[Problem], positions: range, asked: set[int], size: int) -> Iterator[Batch]:
+def unasked(problems: Sequence[Problem], positions: range, asked: Set[int], size: int) -> Iterator[Batch]:
     """Batches of at most ``size`` neighbours that are not among ``asked``.
 
     A batch never reaches over a question that was asked, so that shards, sorted by their first position, hold rows in
@@ -133,16 +137,25 @@ def stores_in(folder: str) -> list[store.Folder]:
     return stores
 
 
-class _Work:
+class Work:
     """Batches that are made and stored by several threads, and what they add up to."""
 
-    def __init__(self, recipe: Recipe, writer: store.Writer, maker: GroupMaker, reusable: store.Lookup | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        writer: store.Writer,
+        maker: GroupMaker,
+        reusable: store.Lookup | None = None,
+        on_stored: Callable[[pa.Table], None] = lambda _: None,
+    ) -> None:
+        """reusable: rows that need not be made. on_stored: called with the rows of every batch."""
         self.suspects: list[Batch] = []
         """Batches on which replicas died."""
         self.tally = Tally()
         self.rejected_at: dict[int, Rejected] = {}
         """By position, those of earlier calls too."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
+        self._on_stored = on_stored
         self._lock = threading.Lock()
         self._news: list[Rejected] = []
         self._seconds_before = 0.0
@@ -225,6 +238,7 @@ class _Work:
         asked = {position: problem.digest for position, problem in batch}
         self._writer.write(made.rows, store.Account(asked=asked, rejected=made.rejected, noted=noted))
         with self._lock:
+            self._on_stored(made.rows)
             self.tally = self.tally + made.tally
             self.rejected_at |= made.rejected
             self._news += made.rejected.values()

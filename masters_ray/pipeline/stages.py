@@ -27,8 +27,8 @@ _EVALUATED_AT_A_TIME = 128
 
 
 def deployments(config: Config, first_ratio: float, writer: Path | None = None) -> list[Deployment]:
-    """The processes that rollouts need: teachers; students, judges and the reference policy, together as far as their
-    weights are the same and conf shares them.
+    """The processes that rollouts before training need: teachers; students, judges and the reference policy, together
+    as far as their weights are the same and conf shares them.
 
     writer: the student that writes, when it is not the one before training any more. Students that join later play the
     judge as well if the processes are shared at all.
@@ -52,6 +52,20 @@ def deployments(config: Config, first_ratio: float, writer: Path | None = None) 
         ]
     students = [_deployment(config, student, *one) for one in wanted if one[1]]
     return [*_teachers(config, first_ratio), *students]
+
+
+def online_deployments(config: Config, first_ratio: float) -> list[Deployment]:
+    """The processes that online iterations need: teachers; students, whose weights follow the learner's; judges and the
+    reference policy, whose weights do not, unless conf has the judge follow."""
+    student, judge = config.student, config.judge
+    writing: tuple[Role, ...] = ("student", "judge") if judge.follows_student else ("student",)
+    staying: tuple[Role, ...] = ("reference",) if judge.follows_student else ("reference", "judge")
+    joining = 0 if student.max_replicas is None else student.max_replicas - student.replicas
+    return [
+        *_teachers(config, first_ratio),
+        _deployment(config, student, _student(config, writing), student.replicas, joining),
+        _deployment(config, student, _student(config, staying), judge.replicas),
+    ]
 
 
 def _teachers(config: Config, first_ratio: float) -> list[Deployment]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from masters_ray.records import StepMetrics
 from masters_ray.report.charts import curve_chart, mask_chart, smoothing_note
-from masters_ray.report.markup import escape
+from masters_ray.report.markup import duration, escape, percent, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +102,39 @@ _CLIPPED = _Curve(
     field="clipped",
     title="Clipped tokens",
     axis="fraction of tokens",
-    meaning="Share of the answer tokens whose probability had already moved so far from the step’s first update that "
-    "its last one left them alone (learner.updates_per_step, learner.clip_epsilon).",
+    meaning="Share of the answer tokens whose probability had already moved so far from the step’s first update, or "
+    "from the student that wrote a fresh answer, that the last update left them alone (learner.updates_per_step, "
+    "learner.clip_epsilon).",
     limits=(0.0, 0.0),
 )
-"""Drawn only where a step has several updates."""
+"""Drawn only where a step has several updates, or older students' answers."""
+
+_ONLINE = (
+    _Curve(
+        field="age",
+        title="Age of fresh answers",
+        axis="optimizer steps",
+        meaning="By how many optimizer steps the student that wrote an iteration’s fresh answers was behind the one "
+        "that learned from them, at most rollout.max_staleness; 0 where no answer was fresh.",
+        limits=(0.0, 0.0),
+    ),
+    _Curve(
+        field="behaviour_gap",
+        title="Distance to the writing student",
+        axis="nats per token",
+        meaning="Mean difference of the log-probabilities that learner and writing student give to fresh answers. With "
+        "an age of 0 it is rounding; otherwise it is how far the student has moved since.",
+        limits=(0.0, 0.0),
+    ),
+    _Curve(
+        field="waited",
+        title="Waiting for fresh answers",
+        axis="seconds",
+        meaning="How long the learner stood still because an iteration’s fresh answers were not there yet.",
+        limits=(0.0, 0.0),
+    ),
+)
+"""Drawn only where iterations were online."""
 
 
 def learning(metrics: Sequence[StepMetrics]) -> str:
@@ -116,7 +144,11 @@ def learning(metrics: Sequence[StepMetrics]) -> str:
     figures = [_figure("Mask ratio", mask_chart(metrics), "Share of the teacher’s weights that are zero at each step.")]
     figures += [
         _figure(curve.title, curve_chart(metrics, curve.field, curve.axis, curve.limits), curve.meaning)
-        for curve in (*_CURVES, *([_CLIPPED] if any(row.clipped > 0 for row in metrics) else []))
+        for curve in (
+            *_CURVES,
+            *([_CLIPPED] if any(row.clipped > 0 for row in metrics) else []),
+            *(_ONLINE if any(row.fresh for row in metrics) else []),
+        )
     ]
     return (
         "<p>All answers to one question form a group, and each is rewarded with R = R_acc + α · R_distill (and "
@@ -128,7 +160,25 @@ def learning(metrics: Sequence[StepMetrics]) -> str:
         "<p><b>JSD</b> (Jensen–Shannon divergence) tells how far two next-token distributions are apart: 0 if they "
         "are the same, ln 2 ≈ 0.693 nats at most. Violet bands mark the stages: the darker, the more of the teacher is "
         f"masked; the figures above the bands are the mask ratios. {escape(smoothing_note(len(metrics)))}</p>"
+        f"{_told_online(metrics)}"
         f'<div class="curves">{"".join(figures)}</div>'
+    )
+
+
+def _told_online(metrics: Sequence[StepMetrics]) -> str:
+    """What came of online iterations, if there were any."""
+    online = [row for row in metrics if row.fresh]
+    if not online:
+        return ""
+    groups = sum(row.fresh for row in online)
+    age = sum(row.age * row.fresh for row in online) / groups
+    waited = sum(row.waited for row in metrics)
+    return (
+        f"<p><b>Online:</b> in {whole(len(online))} of {whole(len(metrics))} optimizer steps "
+        f"({percent(len(online) / len(metrics))}) the student of the time and its teacher answered anew, "
+        f"{whole(groups)} groups in all. The student that wrote them was {age:.1f} steps behind the one that learned "
+        f"from them on average, {max(row.age for row in online):g} at most. The learner waited {duration(waited)} for "
+        "them.</p>"
     )
 
 

@@ -5,12 +5,13 @@ from masters_ray.store.folder import Folder, Where
 from masters_ray.store.lookup import Lookup, moved
 from masters_ray.store.ragged import Ragged
 from masters_ray.store.rows import (
+    OWN,
     SCHEMA,
     Row,
     answer_tokens,
     groups,
     left_out,
-    reference_logprobs,
+    own_logprobs,
     sequence_tokens,
     table,
     table_of,
@@ -27,12 +28,14 @@ from masters_ray.store.shards import (
     read,
     read_key,
     read_manifest,
+    read_shard,
     shard_names,
 )
 
 __all__ = [
     "KEY",
     "MANIFEST",
+    "OWN",
     "SCHEMA",
     "Account",
     "Folder",
@@ -49,11 +52,12 @@ __all__ = [
     "left_out",
     "moved",
     "open_dataset",
+    "own_logprobs",
     "read",
     "read_accounts",
     "read_key",
     "read_manifest",
-    "reference_logprobs",
+    "read_shard",
     "sequence_tokens",
     "shard_names",
     "table",

@@ -101,10 +101,14 @@ class Folder:
 
         self._ask("written", name, put)
 
+    def remove(self, name: str) -> None:
+        """Delete a file. Raises StoreError when it cannot be."""
+        self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
+
     def try_out(self) -> None:
         """Raises StoreError when no file can be written and removed here."""
         self.write("tried", b"")
-        self._ask("written", "tried", self.filesystem.delete_file, self.path("tried"))
+        self.remove("tried")
 
     def clear(self) -> None:
         """Remove what a killed writer left half-written."""

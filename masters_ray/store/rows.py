@@ -46,10 +46,15 @@ _ANSWER = pa.struct(
         _field("top_roots", _list(pa.uint16())),
         _field("left_out_roots", _list(pa.uint16())),
         _field("reference_logprobs", _list(pa.float32())),
+        # Of the student that wrote in an online iteration; empty for answers that were written before training.
+        _field("behaviour_logprobs", _list(pa.float32())),
     ]
 )
 _PLAIN = ("source", "text", "accuracy", "verdict", "reasoning")
+OWN = "own_logprobs"
+"""Column of a Ragged with a student's log-probabilities."""
 _NOT_ASKED = -1
+_BEFORE_TRAINING = -1
 # One of the two: by reference, or the encoded bytes.
 _PICTURE = pa.struct([pa.field("path", pa.string()), pa.field("data", pa.binary())])
 SCHEMA = pa.schema(
@@ -67,9 +72,10 @@ SCHEMA = pa.schema(
         _field("answers", _list(_ANSWER)),
         _field("teacher_digest", pa.string()),
         _field("student_digest", pa.string()),
+        _field("version", pa.int32()),  # −1: written before training
     ]
 )
-_BY_BYTES = ("top_gaps", "top_roots", "left_out_roots", "reference_logprobs")
+_BY_BYTES = ("top_gaps", "top_roots", "left_out_roots", "reference_logprobs", "behaviour_logprobs")
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
@@ -105,6 +111,8 @@ class Row:
     answers: Sequence[JudgedAnswer]
     teacher_digest: str
     student_digest: str
+    version: int | None = None
+    """As ``RolloutGroup.version``."""
 
 
 def top_scores(scores: Sequence[TokenScores]) -> Ragged:
@@ -129,42 +137,47 @@ def left_out(top: Ragged) -> float:
     return float(codec.left_out(top.columns["top_roots"], top.columns["left_out_roots"]).sum())
 
 
-def reference_logprobs(logprobs: Sequence[np.ndarray]) -> Ragged:
-    """The untrained student's log-probabilities of some answers' tokens, float32 [tokens] each, as they are stored."""
+def own_logprobs(logprobs: Sequence[np.ndarray]) -> Ragged:
+    """A student's log-probabilities of some answers' tokens, float32 [tokens] each, as they are stored."""
     lengths = np.array([len(one) for one in logprobs], np.int64)
-    return Ragged(lengths=lengths, columns={"reference_logprobs": _joined(logprobs, (0,), np.float32)})
+    return Ragged(lengths=lengths, columns={OWN: _joined(logprobs, (0,), np.float32)})
 
 
-def table(rows: Sequence[Row], top: Ragged, reference: Ragged) -> pa.Table:
-    """Rows of SCHEMA. top, reference: ``top_scores`` and ``reference_logprobs`` of all answers, row after row.
+def table(rows: Sequence[Row], top: Ragged, reference: Ragged, behaviour: Ragged | None = None) -> pa.Table:
+    """Rows of SCHEMA. top, reference, behaviour: ``top_scores``, and ``own_logprobs`` of the student before training
+    and of the one that wrote in an online iteration, of all answers, row after row.
 
     Raises StoreError when they are of other answers.
     """
     judged = [answer for row in rows for answer in row.answers]
     lengths = np.array([len(one.answer.token_ids) for one in judged], np.int64)
-    if not (np.array_equal(lengths, top.lengths) and np.array_equal(lengths, reference.lengths)):
+    if not all(np.array_equal(lengths, one.lengths) for one in (top, reference, behaviour) if one is not None):
         raise StoreError(f"scores to store: expected those of {len(lengths)} answers, token by token")
+    numbers = {**top.columns, "reference_logprobs": reference.columns.get(OWN)}
+    numbers["behaviour_logprobs"] = behaviour.columns.get(OWN) if behaviour is not None else None
     columns = pa.Table.from_pylist([_plain(row) for row in rows], schema=SCHEMA.remove(_ANSWERS))
     answers = pa.ListArray.from_arrays(
         _offsets([len(row.answers) for row in rows]),
-        _answers(judged, lengths, {**top.columns, **reference.columns}),
+        _answers(judged, lengths, numbers),
         type=SCHEMA.field("answers").type,
     )
     return columns.add_column(_ANSWERS, SCHEMA.field("answers"), answers)
 
 
 def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
-    """Groups as rows of SCHEMA. Raises StoreError when scores cannot be stored."""
+    """Groups as rows of SCHEMA, all of online iterations or none. Raises StoreError when scores cannot be stored."""
     given = list(groups)
     scored = [answer for group in given for answer in group.answers]
     rows = [
         Row(**{**vars(group), "answers": [answer.judged for answer in group.answers]})  # the other fields are the same
         for group in given
     ]
+    behaviour = [one.behaviour_logprobs for one in scored if one.behaviour_logprobs is not None]
     return table(
         rows,
         top_scores([one.teacher for one in scored]),
-        reference_logprobs([one.reference_logprobs for one in scored]),
+        own_logprobs([one.reference_logprobs for one in scored]),
+        own_logprobs(behaviour) if behaviour else None,
     )
 
 
@@ -204,6 +217,8 @@ def answer_tokens(table: pa.Table) -> int:
 
 def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
     everything, reference = scores(answers), _numbers(answers, "reference_logprobs")
+    behaviour, written = _numbers(answers, "behaviour_logprobs"), 0
+    has_behaviour = pc.list_value_length(answers.field("behaviour_logprobs")).to_numpy() > 0
     texts = answers.flatten()
     names = [field.name for field in answers.type]
     plain = {name: texts[names.index(name)].to_pylist() for name in _PLAIN}
@@ -211,6 +226,7 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
     found, start = [], 0
     for index, ids in enumerate(token_ids):
         part = slice(start, start := start + len(ids))
+        of_writer = slice(written, written := written + len(ids) * bool(has_behaviour[index]))
         found.append(
             ScoredAnswer(
                 judged=JudgedAnswer(
@@ -225,6 +241,7 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
                     left_out=everything.left_out[part],
                 ),
                 reference_logprobs=reference[part],
+                behaviour_logprobs=behaviour[of_writer] if has_behaviour[index] else None,
             )
         )
     if start != len(everything.left_out) or start != len(reference):
@@ -253,6 +270,7 @@ def _group(row: Mapping[str, Any], answers: tuple[ScoredAnswer, ...]) -> Rollout
         answers=answers,
         teacher_digest=row["teacher_digest"],
         student_digest=row["student_digest"],
+        version=None if row["version"] == _BEFORE_TRAINING else row["version"],
     )
 
 
@@ -271,10 +289,13 @@ def _plain(row: Row) -> dict[str, Any]:
         "prompt_tokens": row.prompt_tokens,
         "teacher_digest": row.teacher_digest,
         "student_digest": row.student_digest,
+        "version": _BEFORE_TRAINING if row.version is None else row.version,
     }
 
 
-def _answers(judged: Sequence[JudgedAnswer], lengths: np.ndarray, numbers: Mapping[str, np.ndarray]) -> pa.StructArray:
+def _answers(
+    judged: Sequence[JudgedAnswer], lengths: np.ndarray, numbers: Mapping[str, np.ndarray | None]
+) -> pa.StructArray:
     ids = np.fromiter((token for one in judged for token in one.answer.token_ids), np.int32, int(lengths.sum()))
     plain = {
         "source": [one.answer.source for one in judged],
@@ -290,6 +311,8 @@ def _answers(judged: Sequence[JudgedAnswer], lengths: np.ndarray, numbers: Mappi
         if not len(judged):
             return pa.array([], field.type)
         values = ids if field.name == "token_ids" else numbers[field.name]
+        if values is None:
+            return pa.ListArray.from_arrays(_offsets(0 * lengths), pa.array([], pa.float32()), type=field.type)
         per_token = values.shape[1] if values.ndim > 1 else 1
         return pa.ListArray.from_arrays(_offsets(lengths * per_token), pa.array(values.ravel()), type=field.type)
 

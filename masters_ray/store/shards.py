@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
-_FORMAT = 5
+_FORMAT = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,21 @@ class Writer:
         written = content.getvalue()
         self._folder.write(account.name, written)
         self._add(account.name, account, hashlib.sha256(written).hexdigest())
+
+    def discard(self, positions: range) -> None:
+        """Take out the shards that hold questions at these positions, and nothing else. Raises StoreError when such a
+        shard holds others too."""
+        for name, account in read_accounts(self._folder).items():
+            inside = [position in positions for position in account.asked]
+            if any(inside) and not all(inside):
+                raise StoreError(f"{self._folder / name}: holds more questions than those to be made again")
+            if any(inside):
+                self._folder.remove(name)
+                with self._lock:
+                    for position in account.asked:
+                        self._taken[position] = 0
+                    del self._rows[name]
+                    self._digests.pop(name, None)
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
         """Write the manifest: from now on the directory is a store. Raises StoreError when a shard of an earlier writer
@@ -193,6 +208,8 @@ def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
     ray.data.DataContext.get_current().use_datasource_v2 = False
     opened = [Folder(folder) for folder in folders]
     files = [folder.path(name) for folder in opened for name in shard_names(folder)]
+    if not files:
+        return ray.data.from_arrow(SCHEMA.empty_table())
     filesystem = None if opened[0].on_disk else opened[0].filesystem
     return ray.data.read_parquet(files, schema=SCHEMA, filesystem=filesystem)
 
@@ -202,6 +219,12 @@ def read(folder: Where) -> Iterable[RolloutGroup]:
     opened = Folder(folder)
     for name in shard_names(opened):
         yield from groups(table_in(opened.read(name), opened / name))
+
+
+def read_shard(folder: Where, name: str) -> pa.Table:
+    """The rows of one shard. Raises StoreError when it is damaged."""
+    opened = Folder(folder)
+    return table_in(opened.read(name), opened / name).select(SCHEMA.names).replace_schema_metadata(None)
 
 
 def _read_json(folder: Folder, name: str) -> Any:

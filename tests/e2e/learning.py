@@ -20,7 +20,7 @@ from masters_ray.learner.trainer import fit
 from masters_ray.packing import pack
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
-from tests.builders import group, scored
+from tests.builders import group, iterations, scored
 from tests.conftest import PAIR
 
 RATE = 1e-4
@@ -94,6 +94,7 @@ def job(root: Path, **settings: Any) -> LearnerJob:
         reward=Reward(),
         seed=0,
         stages=(StagePlan(stage=0, ratio=0.2, rows=STAGES[0]), StagePlan(stage=1, ratio=0.0, rows=STAGES[1])),
+        iterations=iterations(STAGES, (usual | settings)["groups_per_step"]),
         export_to=root / "student",
         adapters_to=root / "student_adapters",
         storage=root / "learner",

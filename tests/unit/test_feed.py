@@ -3,20 +3,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from masters_ray import store
 from masters_ray.errors import LearnerError
-from masters_ray.learner.feed import Step, ahead, own_batches, steps
+from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.packing import PackedBatch, pack, sequence_tokens
-from masters_ray.records import RolloutGroup
-from tests.builders import group, scored
+from masters_ray.records import RolloutGroup, ScoredAnswer
+from tests.builders import group, iterations, scored
 from tests.unit.test_packing import prompt
 
-PLANS = [(StagePlan(stage=0, ratio=0.2, rows=5), 4), (StagePlan(stage=0, ratio=0.2, rows=5), 1)]
+PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
+PLANS = [(PLAN, one) for one in iterations((5,), 4)]
 
 
 def rows(count: int = 5) -> list[RolloutGroup]:
@@ -45,10 +47,66 @@ def test_steps_that_were_taken_are_passed_over() -> None:
 
 
 def test_missing_and_disordered_rows_stop_the_learner() -> None:
-    with pytest.raises(LearnerError, match="ended at step 2 of 2"):
+    with pytest.raises(LearnerError, match="stage 0: expected 5 rows in the dataset, found 4"):
         list(steps(tables(rows(4), 2), PLANS, 1, 50, 0))
     with pytest.raises(LearnerError, match="out of order at stage 0, position 1"):
-        list(steps(tables(list(reversed(rows(3))), 3), [(PLANS[0][0], 3)], 1, 50, 0))
+        list(steps(tables(list(reversed(rows(3))), 3), PLANS, 1, 50, 0))
+
+
+def test_which_questions_a_step_has_does_not_depend_on_those_that_were_set_aside() -> None:
+    plan = replace(PLAN, rows=3)
+    there = [row for row in rows() if row.position not in (1, 4)]
+    found = list(steps(tables(there, 2), [(plan, one) for _, one in PLANS], 1, 50, 0))
+    assert [step.table["position"].to_pylist() for step in found] == [[0, 2, 3], []]
+    assert found[1].rounds == [], "a step without rows is told, not taken"
+    assert list(own_batches(found[1:], 0, packed)) == found[1:]
+
+
+def behaved(answer: ScoredAnswer) -> ScoredAnswer:
+    return replace(answer, behaviour_logprobs=answer.reference_logprobs - 1)
+
+
+def fresh(number: int, versions: Sequence[int]) -> pa.Table:
+    """Rows of iteration ``number`` of PLANS, one for each version of its writer."""
+    made = [
+        replace(row, version=version, answers=tuple(map(behaved, row.answers)))
+        for row, version in zip(rows()[4 * (number - 1) :], versions, strict=False)
+    ]
+    return store.table_of(made)
+
+
+ONLINE = [(PLAN, one) for one in iterations((5,), 4, online_fraction=1)]
+
+
+def test_an_online_iteration_has_its_fresh_rows_and_knows_their_ages() -> None:
+    came = {1: fresh(1, [0, 0]), 2: fresh(2, [1])}
+    first, second = steps(tables(rows(), 3), ONLINE, 1, 50, 0, fresh=came.get, max_staleness=1)
+    assert first.table["position"].to_pylist() == [0, 1] and first.ages == [0, 0]
+    assert second.table["position"].to_pylist() == [4] and second.ages == [0]
+    assert [one.version for one in store.groups(second.table)] == [1]
+    assert first.note == second.note == ""
+
+
+def test_rows_whose_writer_is_too_old_are_not_learned_from() -> None:
+    [_, second] = steps(
+        tables(rows(), 3), ONLINE, 1, 50, 0, fresh={1: fresh(1, [0]), 2: fresh(2, [0])}.get, max_staleness=0
+    )
+    assert second.table["position"].to_pylist() == [4] and second.ages == [], "the stored row is there instead"
+    assert "none of its questions has a fresh group; it learns from 1 stored ones" in second.note
+    mixed = {1: fresh(1, [0]), 2: pa.concat_tables([fresh(1, [0]), fresh(2, [1])])}
+    [_, second] = steps(tables(rows(), 3), ONLINE, 1, 50, 0, fresh=mixed.get, max_staleness=0)
+    assert second.table["position"].to_pylist() == [4]
+    assert second.note == "iteration 2: 1 fresh groups are too old and left out"
+
+
+def test_an_iteration_whose_answers_do_not_come_goes_on_with_what_is_stored_and_says_so() -> None:
+    [first, second] = steps(tables(rows(), 3), ONLINE, 1, 50, 0, fresh=lambda _: None, max_staleness=0)
+    assert first.table["position"].to_pylist() == [0, 1, 2, 3] and second.table["position"].to_pylist() == [4]
+    assert first.note == "iteration 1: its fresh answers did not come in time; it learns from 4 stored ones"
+    nothing = [(replace(PLAN, rows=0), one) for _, one in ONLINE]
+    [first, _] = steps(iter([]), nothing, 1, 50, 0, fresh=lambda _: None, max_staleness=0)
+    assert first.rounds == []
+    assert first.note == "iteration 1: its fresh answers did not come in time; none is stored, it is left out"
 
 
 def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
@@ -56,7 +114,11 @@ def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
 
 
 def test_each_row_is_trained_on_by_one_worker_and_a_worker_without_rows_gets_a_filler() -> None:
-    per_worker = [list(own_batches(planned(workers=3, budget=25), rank, packed)) for rank in range(3)]
+    per_worker = [
+        [one for one in own_batches(planned(workers=3, budget=25), rank, packed) if isinstance(one, MicroBatch)]
+        for rank in range(3)
+    ]
+    assert all([one.last for one in batches].count(True) == 2 and batches[-1].last for batches in per_worker)
     assert len({len(one) for one in per_worker}) == 1, "every worker takes part in every round"
     for number, size in ((1, 4), (2, 1)):
         mine = [one for batches in per_worker for one in batches if one.step.number == number]

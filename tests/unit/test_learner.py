@@ -6,6 +6,7 @@ from masters_ray.config import Learner, Reward
 from masters_ray.errors import LearnerError
 from masters_ray.learner.job import Board, LearnerJob, Pinned, StagePlan
 from masters_ray.learner.loop import compared_with_engine, learning_rate
+from tests.builders import iterations
 
 
 def test_steps_never_cross_a_stage() -> None:
@@ -15,11 +16,12 @@ def test_steps_never_cross_a_stage() -> None:
         reward=Reward(),
         seed=0,
         stages=(StagePlan(stage=0, ratio=0.2, rows=100), StagePlan(stage=1, ratio=0.0, rows=64)),
+        iterations=iterations((100, 64), 64),
         export_to=Path("x"),
         adapters_to=Path("a"),
         storage=Path("y"),
     )
-    assert [(plan.stage, groups) for plan, groups in job.steps] == [(0, 64), (0, 36), (1, 64)]
+    assert [(plan.stage, len(one.positions)) for plan, one in job.steps] == [(0, 64), (0, 36), (1, 64)]
 
 
 def test_what_is_pinned_is_read_once() -> None:

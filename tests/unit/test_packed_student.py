@@ -27,11 +27,11 @@ from masters_ray import store
 from masters_ray.divergence import top_k_jsd
 from masters_ray.engines import hf, norm
 from masters_ray.errors import CheckpointError
-from masters_ray.learner.feed import own_batches, steps
+from masters_ray.learner.feed import MicroBatch, own_batches, steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.packing import PackedBatch, PromptTensors, pack
 from masters_ray.records import RolloutGroup
-from tests.builders import group, problem, scored
+from tests.builders import group, iterations, problem, scored
 
 IMAGE, VIDEO, START, END = 2, 3, 4, 5
 TEXT = {
@@ -266,10 +266,12 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
 
     alone = [losses(packed([row]))[0] for row in store.groups(table)]
     plan = StagePlan(stage=0, ratio=0.2, rows=len(rows))
-    [step] = steps(iter([table]), [(plan, len(rows))], workers, budget, skip=0)
+    [iteration] = iterations((len(rows),), len(rows))
+    [step] = steps(iter([table]), [(plan, iteration)], workers, budget, skip=0)
     found: list[list[list[float]]] = [[] for _ in rows]
     for rank in range(workers):
         for micro in own_batches([step], rank, partial(packed, multiple_of=multiple_of)):
+            assert isinstance(micro, MicroBatch)
             assert micro.batch.layout.length % multiple_of == 0
             for index, loss in zip([] if micro.filler else micro.indices, losses(micro.batch), strict=False):
                 found[index].append(loss)

@@ -193,6 +193,10 @@ def metrics(steps: int = 50) -> list[dict[str, Any]]:
                 "tokens_per_second": 1920 / 6.2,
                 "waste": 0.01,
                 "seconds": 6.2,
+                "waited": 0.0,
+                "fresh": 0,
+                "age": 0.0,
+                "behaviour_gap": 0.0,
                 "flop_utilisation": 0.4 + chance.gauss(0, 0.01),
                 "memory_gib": 1.5,
             }

@@ -1,7 +1,10 @@
 import math
 
+import pytest
+
+from masters_ray import schedule
 from masters_ray.config import Schedule, ScheduledStage
-from masters_ray.schedule import plan, ratios
+from masters_ray.schedule import Stage, plan, ratios
 
 
 def test_the_papers_default_has_five_stages() -> None:
@@ -53,3 +56,37 @@ def test_teachers_run_their_schedules_one_after_the_other_on_equal_parts() -> No
         (4, 1, 0.0),
     ]
     assert [part for _, part in found] == [range(3), range(3, 6), range(6, 8), range(8, 10), range(10, 12)]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0])
+def test_online_iterations_are_spread_evenly_and_their_share_is_as_exact_as_can_be(fraction: float) -> None:
+    online = 0
+    for iterations in range(1, 301):
+        online += schedule.is_online(iterations, fraction)
+        assert abs(online - iterations * fraction) <= 0.5 + 1e-9
+
+
+def test_every_fifth_iteration_is_online_with_a_fifth() -> None:
+    assert [number for number in range(1, 20) if schedule.is_online(number, 0.2)] == [3, 8, 13, 18]
+    assert [number for number in range(1, 5) if schedule.is_online(number, 1.0)] == [1, 2, 3, 4]
+    assert not any(schedule.is_online(number, 0.0) for number in range(1, 100))
+
+
+def test_an_iteration_never_crosses_a_stage() -> None:
+    """Stages of 5 and 3 questions, 2 a step: 2, 2, 1 and 2, 1; with a half the iterations 1, 3 and 5 are online."""
+    stages = [(Stage(index=0, ratio=0.2), range(5)), (Stage(index=1, ratio=0.0), range(5, 8))]
+    found = schedule.iterations(stages, 2, 0.5)
+    assert [(one.number, one.stage, list(one.positions)) for one in found] == [
+        (1, 0, [0, 1]),
+        (2, 0, [2, 3]),
+        (3, 0, [4]),
+        (4, 1, [5, 6]),
+        (5, 1, [7]),
+    ]
+    assert [one.number for one in found if one.online] == [1, 3, 5]
+
+
+def test_the_oldest_student_that_may_writes() -> None:
+    assert [schedule.version_for(number, 0) for number in (1, 2, 9)] == [0, 1, 8]
+    assert [schedule.version_for(number, 4) for number in (1, 5, 6, 9)] == [0, 0, 1, 4]
+    assert schedule.version_for(9, 4, learned=6) == 6, "a learner that goes on has no older one"

@@ -20,7 +20,7 @@ from masters_ray import store
 from masters_ray.config import Learner, Reward
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.records import Problem, RolloutGroup, TokenScores
-from tests.builders import group, problem, scored
+from tests.builders import group, iterations, problem, scored
 from tests.conftest import PAIR
 
 ALPHA, BETA = 0.7, 0.2
@@ -172,12 +172,13 @@ class Worker:
             reward=Reward(alpha=ALPHA),
             seed=0,
             stages=(StagePlan(stage=0, ratio=0.2, rows=len(rows)),),
+            iterations=iterations((len(rows),), len(rows)),
             export_to=folder / "student",
             adapters_to=folder / "adapters",
             storage=folder / "learner",
         )
         board: Any = SimpleNamespace(pin=SimpleNamespace(remote=self.told.append))
-        self._worker: Any = loop._Worker(job, board)
+        self._worker: Any = loop._Worker(job, board, None)
         self._gradients = self._worker._engine.gradients
         patch.setattr(self._gradients, "apply", self._keep)
 

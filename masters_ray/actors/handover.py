@@ -1,0 +1,63 @@
+"""Weights of a student that learns, taken in by a replica and compared with what was sent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import ray
+from torch import Tensor
+
+from masters_ray.engines.vllm_engine import VllmEngine
+from masters_ray.errors import WeightSyncError
+from masters_ray.weights import StudentWeights, WireTensor, joint_digest
+
+_NAMED = 3
+"""Tensors that an error names."""
+
+
+class Held:
+    """Which version of the student an engine holds."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self._engine = engine
+        self._version: tuple[int, str] | None = None
+        self._taking = threading.Lock()
+
+    def take(self, weights: StudentWeights) -> None:
+        """Have the engine hold these weights, unless it does. Raises WeightSyncError when what went into the model is
+        something else."""
+        with self._taking:
+            wanted = weights.version, weights.digest
+            if self._version == wanted:
+                return
+            self._version = None
+            compare(weights, self._engine.load(_tensors(weights)))
+            self._version = wanted
+
+
+def compare(sent: StudentWeights, received: dict[str, str]) -> None:
+    """Raises WeightSyncError with both sides' digests when a tensor is missing, added or changed."""
+    if received == sent.digests:
+        return
+    names = sorted(sent.digests.keys() | received.keys())
+    different = [name for name in names if sent.digests.get(name) != received.get(name)]
+    told = "; ".join(
+        f"{name}: {_short(sent.digests.get(name))} sent, {_short(received.get(name))} received"
+        for name in different[:_NAMED]
+    )
+    raise WeightSyncError(
+        f"version {sent.version} of the student arrived with other weights: {joint_digest(received)} instead of "
+        f"{sent.digest}, in {len(different)} of {len(names)} tensors ({told}). Nothing was learned from them; the same "
+        "command goes on from the last checkpoint. If it happens again, look for failing memory or network."
+    )
+
+
+def _short(digest: str | None) -> str:
+    return digest[:16] if digest else "nothing"
+
+
+def _tensors(weights: StudentWeights) -> Iterator[tuple[str, Tensor]]:
+    for reference in weights.pieces:
+        piece: list[WireTensor] = ray.get(reference)
+        yield from ((one.name, one.tensor()) for one in piece)

@@ -1,0 +1,43 @@
+"""The student's weights on their way to the rollouts, through Ray's object store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from torch import Tensor
+
+from masters_ray.errors import LearnerError
+from masters_ray.weights import StudentWeights, WireTensor, tensor_digest
+
+_PIECE = 256 * 2**20
+"""Bytes of tensors that travel together."""
+
+
+def publish(tensors: Mapping[str, Tensor], exchange: Any, version: int, began: float) -> None:
+    """Hand a version of the student to the exchange. tensors: a checkpoint's, on the CPU. began: when the learner
+    turned to it, of ``time.monotonic``. Raises LearnerError when the rollouts have failed."""
+    digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
+    try:
+        pieces = [ray.get(exchange.keep.remote(piece))[0] for piece in _pieces(tensors)]
+        seconds = time.monotonic() - began
+        weights = StudentWeights(version=version, digests=digests, pieces=tuple(pieces), seconds=seconds)
+        ray.get(exchange.publish.remote(weights))
+    except RayTaskError as error:
+        raise LearnerError(str(error.cause)) from error
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[list[WireTensor]]:
+    piece: list[WireTensor] = []
+    size = 0
+    for name, tensor in tensors.items():
+        piece.append(WireTensor.of(name, tensor))
+        size += tensor.nbytes
+        if size >= _PIECE:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece

@@ -1,0 +1,233 @@
+"""Rollouts of online iterations, made while the student learns (METHOD 8, appendix F.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+
+from masters_ray import data, schedule, store, weights
+from masters_ray.actors.host import Role
+from masters_ray.actors.replicas import Replicas
+from masters_ray.config import Config
+from masters_ray.errors import MastersError
+from masters_ray.learner.exchange import Order
+from masters_ray.masks import MaskReport
+from masters_ray.pipeline import rollouts, stages
+from masters_ray.pipeline.curriculum import Ordered
+from masters_ray.pipeline.directory import RunDirectory, append_lines
+from masters_ray.pipeline.groups import GroupMaker, Online, Recipe
+from masters_ray.pipeline.limits import Limits
+from masters_ray.pipeline.tally import Tally
+from masters_ray.pipeline.threads import threads
+from masters_ray.pipeline.verdicts import Verdicts
+from masters_ray.progress import say
+from masters_ray.records import OnlineStep, Rejected
+
+_PATIENCE = 1.0
+"""Seconds between two looks at whether to stop."""
+_SECONDS_TO_STOP = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the online iterations of a run ask for."""
+
+    config: Config
+    stages: Mapping[int, schedule.Stage]
+    iterations: Mapping[int, schedule.Iteration]
+    """By number, the online ones."""
+    questions: data.Problems | Ordered
+
+
+class OnlineRollouts:
+    """Answers online iterations one after the other, on a thread of its own, as an exchange wants them.
+
+    Their rows are stored in the run's ``online`` directory, and not made again when the learner comes back to an
+    iteration, as long as the student that wrote them is one that this learner was. Replicas that die are replaced and
+    get the current weights before their first call.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        directory: RunDirectory,
+        exchange: Any,
+        start: Callable[[int, float], Replicas],
+    ) -> None:
+        """exchange: an Exchange actor. start: the replicas with one of the run's teachers, masked at a ratio."""
+        self._asked, self._directory, self._start = asked, directory, start
+        self.exchange = exchange
+        self._reference = weights.digest(weights.locate(asked.config.student.checkpoint))
+        self._limits = {index: self._limits_of(index) for index in asked.stages}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="online rollouts", daemon=True)
+        self._teacher: int | None = None
+        self._replicas: Replicas | None = None
+        self._verdicts: Verdicts | None = None
+        self.error: BaseException | None = None
+        """Why there are no more of them, if something went wrong."""
+
+    def __enter__(self) -> OnlineRollouts:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the replicas; what they were doing is dropped."""
+        self._stopping.set()
+        if (replicas := self._replicas) is not None:
+            replicas.close()
+        self._thread.join(_SECONDS_TO_STOP)
+
+    def _run(self) -> None:
+        try:
+            first = min(self._asked.iterations)
+            self._replicas_of(self._stage(first))
+            while not self._stopping.is_set():
+                order: Order | None = ray.get(self.exchange.next_order.remote(_PATIENCE))
+                if order is not None:
+                    self._answer(order)
+        except BaseException as error:  # noqa: BLE001 - raised by the driver, which waits for the learner
+            if self._stopping.is_set():
+                return
+            self.error = error
+            told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
+            try:
+                ray.get(self.exchange.fail.remote(f"rollouts of online iterations stopped: {told}"))
+            except RayError as gone:
+                say(f"the learner could not be told that rollouts stopped: {gone}")
+        finally:
+            if self._replicas is not None:
+                self._replicas.close()
+
+    def _stage(self, number: int) -> schedule.Stage:
+        return self._asked.stages[self._asked.iterations[number].stage]
+
+    def _answer(self, order: Order) -> None:
+        """The rows of an iteration, made or found, handed to the learner."""
+        iteration, stage = self._asked.iterations[order.iteration], self._stage(order.iteration)
+        replicas = self._replicas_of(stage)
+        began = time.monotonic()
+        report = rollouts.mask_teachers(replicas.pools["teacher"], stage.ratio)
+        config = self._asked.config.of_teacher(stage.teacher)
+        made = stages.recipe(config, stage, order.weights.digest, self._reference)
+        online = Online(iteration=order.iteration, version=order.weights.version)
+        recipe = dataclasses.replace(made, online=online)
+        folder = self._directory.online(stage.index)
+        if (found := _written_before(folder, iteration, order)) is not None:
+            ray.get(self.exchange.deliver.remote(order, found))
+            return
+        writer = store.Writer(folder, recipe.key(report))
+        writer.discard(iteration.positions)
+        following: tuple[Role, ...] = ("student", "judge") if config.judge.follows_student else ("student",)
+        for role in following:
+            replicas.pools[role].hold(order.weights)
+        loaded = time.monotonic() - began
+        self._make(order, iteration, recipe, report, writer, replicas, began, loaded)
+
+    def _make(
+        self,
+        order: Order,
+        iteration: schedule.Iteration,
+        recipe: Recipe,
+        report: MaskReport,
+        writer: store.Writer,
+        replicas: Replicas,
+        began: float,
+        loaded: float,
+    ) -> None:
+        tables: list[pa.Table] = []
+        maker = GroupMaker(recipe, replicas, report.digest, verdicts=self._verdicts_of(recipe, replicas))
+        work = rollouts.Work(recipe, writer, maker, on_stored=tables.append)
+        todo = rollouts.unasked(self._asked.questions, iteration.positions, set(), recipe.rollout.batch_rows)
+        with threads(sum(pool.most_calls_at_once for pool in replicas.pools.values())) as each:
+            for _ in each(work.together, todo):
+                pass
+        for row in (row for batch in work.suspects for row in batch):
+            work.alone(row)
+        rows = pa.concat_tables(tables).sort_by("position")
+        ray.get(self.exchange.deliver.remote(order, rows))
+        self._note(
+            OnlineStep(
+                step=order.iteration,
+                stage=recipe.stage.index,
+                version=order.weights.version,
+                ages=[order.iteration - 1 - version for version in rows["version"].to_pylist()],
+                rejected=len(work.rejected),
+                seconds=time.monotonic() - began,
+                publish_seconds=order.weights.seconds,
+                load_seconds=loaded,
+                calls=maker.clock.read(),
+            )
+        )
+        limits = self._limits[recipe.stage.index]
+        limits.reject(work.rejected)
+        limits.check(work.tally)
+
+    def _note(self, step: OnlineStep) -> None:
+        append_lines(self._directory.file("online.jsonl"), [dataclasses.asdict(step)])
+
+    def _replicas_of(self, stage: schedule.Stage) -> Replicas:
+        """Those of the stage's teacher, started when the first of its iterations comes."""
+        if self._replicas is None or self._teacher != stage.teacher:
+            if self._replicas is not None:
+                self._replicas.close()
+            self._replicas = self._start(stage.teacher, stage.ratio)
+            self._teacher, self._verdicts = stage.teacher, None
+            if self._stopping.is_set():
+                self._replicas.close()
+        return self._replicas
+
+    def _verdicts_of(self, recipe: Recipe, replicas: Replicas) -> Verdicts:
+        """Those of the judges that are there, who remember what they said as long as they stay the same."""
+        if self._verdicts is None or recipe.judge.follows_student:
+            self._verdicts = Verdicts(recipe.judge, replicas.pools)
+        return self._verdicts
+
+    def _limits_of(self, stage: int) -> Limits:
+        questions = sum(len(one.positions) for one in self._asked.iterations.values() if one.stage == stage)
+        return Limits(self._asked.config.rollout, questions, str(self._directory.online(stage)))
+
+
+def _written_before(folder: store.Folder, iteration: schedule.Iteration, order: Order) -> pa.Table | None:
+    """The iteration's rows from an earlier call, if all of its questions were asked and every writer is a student that
+    this learner was: the very one that is to write now, or one from before the learner went on."""
+    accounts = store.read_accounts(folder)
+    inside = {
+        name: account for name, account in accounts.items() if all(one in iteration.positions for one in account.asked)
+    }
+    asked = {position for account in inside.values() for position in account.asked}
+    if asked != set(iteration.positions):
+        return None
+    rows = pa.concat_tables([store.read_shard(folder, name) for name in sorted(inside)])
+    known = [
+        digest == order.weights.digest or version <= order.learned
+        for digest, version in zip(rows["student_digest"].to_pylist(), rows["version"].to_pylist(), strict=True)
+    ]
+    return rows if all(known) else None
+
+
+def finish(folder: store.Folder) -> None:
+    """Close the store of a stage's online iterations, if there is one: nothing is learned from it any more."""
+    accounts = store.read_accounts(folder)
+    if not accounts:
+        return
+    total = Tally.total(account.noted["tally"] for account in accounts.values())
+    store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
+
+
+def rejected_in(folders: Sequence[store.Folder]) -> list[Rejected]:
+    """Questions of online iterations that have no group."""
+    return [
+        row
+        for folder in folders
+        for account in store.read_accounts(folder).values()
+        for row in account.rejected.values()
+    ]

@@ -1,0 +1,181 @@
+"""Online iterations with real engines: the learner's weights reach the rollouts, whose answers it learns from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from masters_ray import config, store, validation, weights
+from masters_ray.actors.host import Host, HostSpec
+from masters_ray.actors.replicas import Deployment, Replicas
+from masters_ray.config import Engine
+from masters_ray.data import decode
+from masters_ray.engines import hf
+from masters_ray.engines.chat import Chat
+from masters_ray.errors import WeightSyncError
+from masters_ray.learner.exchange import Exchange
+from masters_ray.learner.publish import publish
+from masters_ray.packing import pack
+from masters_ray.pipeline import driver
+from masters_ray.pipeline.directory import RunDirectory, read_lines
+from masters_ray.prompts import question_messages
+from masters_ray.records import Problem, RolloutGroup
+from masters_ray.weights import WireTensor
+from tests.conftest import PAIR, ROOT
+from tests.e2e.runs import SMALL, masters_ray, summary
+
+pytestmark = pytest.mark.e2e
+CLOSE = 1e-3
+"""Nats; float32 on both sides."""
+ONLINE = [*SMALL, "data.train.rows=96", "learner.tokens_per_micro_batch=4096", "rollout.online_fraction=1"]
+"""Twelve iterations of eight questions in three stages."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Strictly on-policy, with a learner that changes nothing."""
+    folder = tmp_path_factory.mktemp("online") / "run"
+    words = ["learner.learning_rate=0", "rollout.max_staleness=0"]
+    done = masters_ray("run", "conf/demo.yaml", f"run.dir={folder}", *ONLINE, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 of its 12 iterations are online" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def groups(run: Path) -> list[RolloutGroup]:
+    """All fresh ones, in the order in which they were learned from."""
+    return [one for stage in range(3) for one in store.read(run / "online" / f"stage-{stage}")]
+
+
+def learners(rows: Sequence[RolloutGroup]) -> list[np.ndarray]:
+    """What the learner's own model, as it was at the start, gives to the tokens of each row's answers."""
+    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
+    student, found = hf.PackedStudent(model, logits_bytes=2**26), []
+    for row in rows:
+        pictures = [decode(picture) for picture in row.problem.pictures]
+        prompt = hf.prompt_tensors(model, chat, question_messages(row.problem), pictures)
+        with torch.no_grad():
+            found.append(student(pack([row], [prompt], pad_id=0))[0].numpy())
+    return found
+
+
+def test_a_learner_that_changes_nothing_agrees_with_the_engine_before_and_after_ten_syncs(
+    run: Path, groups: list[RolloutGroup]
+) -> None:
+    assert [group.version for group in groups] == [version for version in range(12) for _ in range(8)]
+    first, last = groups[:8], groups[80:]
+    assert {group.version for group in last} == {10, 11}
+    for rows in (first, last):
+        for row, expected in zip(rows, learners(rows), strict=True):
+            written = np.concatenate([answer.behaviour_logprobs for answer in row.answers])
+            assert np.abs(written - expected).max() <= CLOSE
+    gaps = [step["behaviour_gap"] for step in read_lines(run / "metrics.jsonl")]
+    assert len(gaps) == 12 and max(gaps) <= CLOSE
+
+
+def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_from_at_its_age(
+    run: Path, groups: list[RolloutGroup]
+) -> None:
+    assert [store.read_manifest(run / "rollouts" / f"stage-{stage}").rows for stage in range(3)] == [0, 0, 0]  # type: ignore[union-attr]
+    assert [group.position for group in groups] == list(range(96))
+    assert len({group.student_digest for group in groups}) == 1, "the weights are the same ones all along"
+    steps = read_lines(run / "metrics.jsonl")
+    assert [(step["fresh"], step["age"]) for step in steps] == [(8, 0.0)] * 12
+    online = read_lines(run / "online.jsonl")
+    assert [(one["step"], one["version"], one["ages"]) for one in online] == [(n, n - 1, [0] * 8) for n in range(1, 13)]
+    assert summary(run)["online"] | {"waited_seconds": 0} == {
+        "fraction": 1.0,
+        "steps": 12,
+        "share": 1.0,
+        "groups": 96,
+        "mean_age": 0.0,
+        "largest_age": 0.0,
+        "waited_seconds": 0,
+    }
+    assert "<b>Online:</b> in 12 of 12 optimizer steps (100.0 %)" in (run / "report.html").read_text()
+
+
+class KillableHost(Host):
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.fixture(scope="module")
+def moved() -> dict[str, torch.Tensor]:
+    """The toy student's tensors after a large step, by their names in the checkpoint."""
+    torch.manual_seed(0)
+    tensors = dict(weights.tensors(PAIR / "student"))
+    return {
+        name: (one.float() * (1 + 0.02 * torch.randn_like(one.float()))).contiguous() for name, one in tensors.items()
+    }
+
+
+def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others(
+    local_ray: None, toy_engine: Engine, questions: list[Problem], moved: dict[str, torch.Tensor]
+) -> None:
+    spec = HostSpec(checkpoint=str(PAIR / "student"), roles=("student",), engine=toy_engine)
+    deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)
+    answers = [[(40, 41, 2)] for _ in questions]
+    exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=4).remote([1], 0, 10.0)
+    ray.get(exchange.begin.remote(0))
+    publish(moved, exchange, 0, 0.0)
+    order = ray.get(exchange.next_order.remote(1.0))
+    with Replicas([deployment], KillableHost) as replicas:
+        pool = replicas.pools["student"]
+
+        def scored() -> np.ndarray:
+            found: np.ndarray = pool.call_again("score", questions, answers).tokens.columns[store.OWN]
+            return found
+
+        before = scored()
+        pool.hold(order.weights)
+        after = scored()
+        assert np.abs(after - before).max() > 0.1
+        os.kill(ray.get(pool._replicas[0].actor.pid.remote()), signal.SIGKILL)
+        assert np.array_equal(scored(), after)
+
+
+class Damaging(Exchange):
+    """Changes one bit of what the learner hands out after its second iteration."""
+
+    def keep(self, piece: list[WireTensor]) -> list[Any]:
+        self._kept = getattr(self, "_kept", 0) + 1
+        if self._kept == 3:
+            bytes_of_it = piece[-1].data.copy()
+            bytes_of_it[7] ^= 1
+            piece = [*piece[:-1], dataclasses.replace(piece[-1], data=bytes_of_it)]
+        return super().keep(piece)
+
+
+@contextmanager
+def damaging_exchange(job: Any, max_wait_seconds: float) -> Iterator[Any]:
+    actor = ray.remote(Damaging).options(num_cpus=0, max_concurrency=9)
+    yield actor.remote(job.online, job.max_staleness, max_wait_seconds)
+
+
+def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_from_them(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(driver, "exchange_of", damaging_exchange)
+    words = [*ONLINE, "data.train.rows=32", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={tmp_path}"]
+    settings: config.Config = validation.load("conf/demo.yaml", words)
+    with pytest.raises(WeightSyncError) as caught:
+        driver.run(settings, RunDirectory(settings), "conf/demo.yaml")
+    told = str(caught.value)
+    assert told.startswith("version 2 of the student arrived with other weights: ")
+    assert "in 1 of " in told and " sent, " in told and " received" in told
+    assert [step["step"] for step in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert not any(json.loads(line)["version"] == 2 for line in (tmp_path / "online.jsonl").read_text().splitlines())
