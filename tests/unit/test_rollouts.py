@@ -14,7 +14,7 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.groups import Recipe, sampling_seed
+from masters_ray.pipeline.groups import Earlier, Recipe, sampling_seed
 from masters_ray.records import Picture, Problem
 from masters_ray.schedule import Stage
 from tests.builders import group, png, problem
@@ -41,13 +41,14 @@ SMALL = {
 }
 
 
-def recipe(stage: int = 0, ratio: float = 0.2, **rollout: Any) -> Recipe:
+def recipe(stage: int = 0, ratio: float = 0.2, judge: Judge | None = None, **rollout: Any) -> Recipe:
     settings = Rollout(**(SMALL | rollout))
     made_with = {"top_k": 2}
     return Recipe(
         stage=Stage(index=stage, ratio=ratio),
         rollout=settings,
-        judge=Judge(),
+        judge=judge or Judge(),
+        judges={"student": "the student", "teacher": "the teacher"},
         seed=0,
         student_digest="s",
         made_with=made_with,
@@ -282,7 +283,7 @@ def test_a_place_to_take_rows_from_that_holds_no_store_is_an_error(tmp_path: Pat
 def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher(tmp_path: Path) -> None:
     roll_out(tmp_path / "stage-0", FakeReplicas())
     replicas = FakeReplicas()
-    earlier = store.Lookup([tmp_path / "stage-0"])
+    earlier = Earlier(rows=store.Lookup([tmp_path / "stage-0"]), judging=recipe().judging)
     rollouts.roll_out(recipe(stage=1, ratio=0.1), PROBLEMS, range(5), replicas, tmp_path / "stage-1", earlier)  # type: ignore[arg-type]
     assert replicas.pools["student"].wrote == []
     assert len(replicas.pools["teacher"].wrote) == 5
