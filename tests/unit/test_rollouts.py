@@ -11,7 +11,7 @@ import pytest
 
 from masters_ray import store
 from masters_ray.actors.judge import Verdict
-from masters_ray.config import Judge, Rollout
+from masters_ray.config import Judge, JudgedBy, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Earlier, Recipe, sampling_seed
@@ -82,11 +82,16 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
     assert made["accuracy_by_source"] == {"teacher": 0.5, "student": 0.5}
 
 
-def test_any_split_of_a_group_is_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("of_teacher", "of_student"), [(0, 3), (3, 0), (1, 2)])
+def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_path: Path) -> None:
     replicas = FakeReplicas()
-    roll_out(tmp_path, replicas, teacher_answers=0, student_answers=3)
-    assert "answer" not in replicas.pools["teacher"].calls
-    assert [len(row.answers) for row in store.read(tmp_path)] == [3] * 5
+    roll_out(tmp_path, replicas, teacher_answers=of_teacher, student_answers=of_student)
+    for source, count in (("teacher", of_teacher), ("student", of_student)):
+        assert sorted(replicas.pools[source].wrote) == (["0", "1", "2", "3", "4"] if count else [])
+    sources = ["teacher"] * of_teacher + ["student"] * of_student
+    assert [[one.judged.answer.source for one in row.answers] for row in store.read(tmp_path)] == [sources] * 5
+    assert all(len(one.teacher.left_out) == 2 for row in store.read(tmp_path) for one in row.answers)
+    assert all(one.reference_logprobs.tolist() == [-1, -1] for row in store.read(tmp_path) for one in row.answers)
 
 
 def test_each_model_scores_only_what_it_has_not_written(tmp_path: Path) -> None:
@@ -335,15 +340,35 @@ def test_a_stage_stops_when_too_many_answers_cannot_be_judged(tmp_path: Path) ->
     assert roll_out(tmp_path, replicas, max_unjudged_share=0.5) == []
 
 
-def test_each_source_has_its_own_judge_and_the_same_case_is_judged_once(tmp_path: Path) -> None:
-    judge, teacher = FakePool("judge", {"red": 1, "blue": 0}), FakePool("teacher_judge", {"red": 0, "blue": 1})
-    replicas = FakeReplicas(judge=judge, teacher_judge=teacher)
-    by = Judge(of_teacher="teacher", of_student="student")
-    rollouts.roll_out(dataclasses.replace(recipe(), judge=by), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
-    rows = list(store.read(tmp_path))
-    assert [one.judged.accuracy for one in rows[0].answers] == [0, 1, 1, 0]
-    for pool in (judge, teacher):
-        assert len(pool.judged) < 5 * 2, "all five questions and their labels are the same"
+STUDENT_SAYS: dict[str, int | None] = {"red": 1, "blue": 1}
+TEACHER_SAYS: dict[str, int | None] = {"red": 0, "blue": 1}
+"""And the rule, whose label is red, calls red right and blue wrong."""
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student", "verdicts", "student_asked", "teacher_asked"),
+    [
+        ("student", "student", [1, 1, 1, 1], ["red", "blue"], []),
+        ("teacher", "teacher", [0, 1, 0, 1], [], ["red", "blue"]),
+        ("teacher", "student", [0, 1, 1, 1], ["red", "blue"], ["red", "blue"]),
+        ("student", "teacher", [1, 1, 0, 1], ["red", "blue"], ["red", "blue"]),
+        ("rule", "student", [1, 0, 1, 1], ["red", "blue"], []),
+    ],
+)
+def test_the_answers_of_each_source_go_to_their_own_judge_and_the_same_case_once(
+    of_teacher: JudgedBy,
+    of_student: JudgedBy,
+    verdicts: list[int],
+    student_asked: list[str],
+    teacher_asked: list[str],
+    tmp_path: Path,
+) -> None:
+    judge, teacher = FakePool("judge", STUDENT_SAYS), FakePool("teacher_judge", TEACHER_SAYS)
+    replicas: Any = FakeReplicas(judge=judge, teacher_judge=teacher)
+    by = Judge(of_teacher=of_teacher, of_student=of_student)
+    rollouts.roll_out(recipe(judge=by), PROBLEMS, range(5), replicas, tmp_path)
+    assert [[one.judged.accuracy for one in row.answers] for row in store.read(tmp_path)] == [verdicts] * 5
+    assert (judge.judged, teacher.judged) == (student_asked, teacher_asked), "all five questions are the same case"
 
 
 def test_a_rule_judges_without_replicas(tmp_path: Path) -> None:
