@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +65,19 @@ def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = 
     draws = np.random.default_rng(_SEED).integers(len(sums), size=(_RESAMPLES, len(sums)))
     low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
     return Mean(value=float(array.mean()), low=float(low), high=float(high), n=len(sums))
+
+
+def as_json(record: Any) -> Any:
+    """A dataclass as values of JSON, which has no NaN: null stands for a number that is none."""
+    return _finite(dataclasses.asdict(record))
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 @dataclass(frozen=True, kw_only=True)
