@@ -364,9 +364,9 @@ def test_the_answers_of_each_source_go_to_their_own_judge_and_the_same_case_once
     tmp_path: Path,
 ) -> None:
     judge, teacher = FakePool("judge", STUDENT_SAYS), FakePool("teacher_judge", TEACHER_SAYS)
-    replicas: Any = FakeReplicas(judge=judge, teacher_judge=teacher)
+    replicas = FakeReplicas(judge=judge, teacher_judge=teacher)
     by = Judge(of_teacher=of_teacher, of_student=of_student)
-    rollouts.roll_out(recipe(judge=by), PROBLEMS, range(5), replicas, tmp_path)
+    rollouts.roll_out(recipe(judge=by), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
     assert [[one.judged.accuracy for one in row.answers] for row in store.read(tmp_path)] == [verdicts] * 5
     assert (judge.judged, teacher.judged) == (student_asked, teacher_asked), "all five questions are the same case"
 

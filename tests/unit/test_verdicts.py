@@ -15,6 +15,7 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.errors import ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
+from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.verdicts import Judging, Verdicts
 from masters_ray.records import Answer, Problem
 from tests.builders import problem
@@ -39,6 +40,17 @@ def of(verdicts: Verdicts, pool: FakePool, *texts: str, how: Judging | None = No
     pools: Any = {"judge": pool}
     [found] = verdicts.of(how or judging(), pools, [QUESTION], [QUESTION], [answers(*texts)])
     return [one.accuracy for one in found]
+
+
+def roll_out(
+    made: Recipe,
+    rows: int,
+    replicas: FakeReplicas,
+    folder: Path,
+    verdicts: Verdicts | None = None,
+    problems: Problems = PROBLEMS,
+) -> None:
+    rollouts.roll_out(made, problems, range(rows), replicas, folder, verdicts=verdicts)  # type: ignore[arg-type]
 
 
 class Slow(FakePool):
@@ -126,8 +138,8 @@ def test_the_last_cases_are_remembered_and_no_more() -> None:
 
 def test_batches_under_way_at_the_same_time_ask_the_judge_each_case_once(tmp_path: Path) -> None:
     judge = Slow("judge")
-    replicas: Any = FakeReplicas(judge=judge)
-    rollouts.roll_out(recipe(batch_rows=1), PROBLEMS, range(5), replicas, tmp_path)
+    replicas = FakeReplicas(judge=judge)
+    roll_out(recipe(batch_rows=1), 5, replicas, tmp_path)
     assert judge.judged == ["red", "blue"], "all five questions and their labels are the same"
 
 
@@ -135,31 +147,29 @@ def test_a_second_stage_adds_nothing(tmp_path: Path) -> None:
     verdicts = Verdicts()
     for stage, ratio in enumerate((0.2, 0.0)):
         judge = FakePool("judge")  # replicas may be others in every stage
-        replicas: Any = FakeReplicas(judge=judge)
-        made = recipe(stage, ratio)
-        rollouts.roll_out(made, PROBLEMS, range(5), replicas, tmp_path / str(stage), verdicts=verdicts)
+        replicas = FakeReplicas(judge=judge)
+        roll_out(recipe(stage, ratio), 5, replicas, tmp_path / str(stage), verdicts)
         assert judge.judged == [["red", "blue"], []][stage]
 
 
 def test_a_stage_that_goes_on_asks_only_what_it_has_not_stored(tmp_path: Path) -> None:
-    asked = Problems([*PROBLEMS[:2], problem(id="new", label="blue")])
+    questions = Problems([*PROBLEMS[:2], problem(id="new", label="blue")])
 
-    def roll_out(rows: int) -> list[str]:
+    def asked(rows: int) -> list[str]:
         judge = FakePool("judge")
-        replicas: Any = FakeReplicas(judge=judge)
-        rollouts.roll_out(recipe(), asked, range(rows), replicas, tmp_path)
+        roll_out(recipe(), rows, FakeReplicas(judge=judge), tmp_path, problems=questions)
         (tmp_path / store.MANIFEST).unlink()
         return judge.judged
 
-    assert roll_out(1) == ["red", "blue"]
-    assert roll_out(2) == [], "the second question, its label and answers are those of the first"
-    assert roll_out(3) == ["red", "blue"], "another label"
+    assert asked(1) == ["red", "blue"]
+    assert asked(2) == [], "the second question, its label and answers are those of the first"
+    assert asked(3) == ["red", "blue"], "another label"
 
 
 def test_what_a_rule_said_is_no_models_verdict(tmp_path: Path) -> None:
     made = recipe(judge=Judge(of_teacher="rule"), teacher_answers=2, student_answers=1)
-    replicas: Any = FakeReplicas()
-    rollouts.roll_out(made, PROBLEMS, range(1), replicas, tmp_path)
+    replicas = FakeReplicas()
+    roll_out(made, 1, replicas, tmp_path)
     verdicts, pool = Verdicts(), FakePool("judge")
     verdicts.fill(made.judging, tmp_path)
     of(verdicts, pool, "red", "blue", how=made.judging)
@@ -167,8 +177,8 @@ def test_what_a_rule_said_is_no_models_verdict(tmp_path: Path) -> None:
 
 
 def test_stored_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
-    replicas: Any = FakeReplicas()
-    rollouts.roll_out(recipe(judge=Judge(reasoning=True)), PROBLEMS, range(1), replicas, tmp_path)
+    replicas = FakeReplicas()
+    roll_out(recipe(judge=Judge(reasoning=True)), 1, replicas, tmp_path)
     found = [(one.source, one.text, one.accuracy, one.verdict, one.reasoning) for one in store.read_judged(tmp_path)]
     assert found == [
         (source, text, right, "said", right)
@@ -185,8 +195,8 @@ def test_stored_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_damaged_shard_is_named_when_verdicts_are_read(tmp_path: Path) -> None:
-    replicas: Any = FakeReplicas()
-    rollouts.roll_out(recipe(), PROBLEMS, range(5), replicas, tmp_path)
+    replicas = FakeReplicas()
+    roll_out(recipe(), 5, replicas, tmp_path)
     shard = tmp_path / "shard-00000002.parquet"
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(StoreError, match="shard-00000002.parquet: a damaged shard"):
