@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -125,11 +126,11 @@ class Verdicts:
         ]
 
     def fill(self, judging: Judging, folder: store.Where) -> None:
-        """Remember what a store of the run holds, finished or not, the latest first, as long as there is room. judging:
-        how it was judged. Raises StoreError when a shard is damaged."""
+        """Remember what a store of the run holds, finished or not, as long as there is room: of its latest answers, no
+        more than can be remembered. judging: how it was judged. Raises StoreError when a shard is damaged."""
         if not judging.roles:
             return
-        for one in store.read_judged(folder):
+        for one in itertools.islice(store.read_judged(folder), self._remembered):
             case = judging.case(one.source, one.question, one.label, one.text)
             with self._lock:
                 if len(self._held) >= self._remembered:

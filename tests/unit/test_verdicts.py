@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from masters_ray.errors import ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.verdicts import Judging, Verdicts
-from masters_ray.records import Answer, Problem
+from masters_ray.records import Answer, JudgedText, Problem
 from tests.builders import problem
 from tests.fakes import FakePool, FakeReplicas
 from tests.unit.test_rollouts import PROBLEMS, Problems, recipe
@@ -164,6 +165,24 @@ def test_a_stage_that_goes_on_asks_only_what_it_has_not_stored(tmp_path: Path) -
     assert asked(1) == ["red", "blue"]
     assert asked(2) == [], "the second question, its label and answers are those of the first"
     assert asked(3) == ["red", "blue"], "another label"
+
+
+def test_no_more_is_read_of_a_store_than_can_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roll_out(recipe(batch_rows=1), 5, FakeReplicas(), tmp_path)
+    read: list[int] = []
+    whole = store.read_judged
+
+    def watched(folder: store.Where) -> Iterator[JudgedText]:
+        for one in whole(folder):
+            read.append(one.position)
+            yield one
+
+    monkeypatch.setattr(store, "read_judged", watched)
+    Verdicts(remembered=6).fill(recipe().judging, tmp_path)
+    assert read == [4] * 4 + [3] * 2, "the latest questions, though all are the same two cases"
+    read.clear()
+    Verdicts(remembered=1).fill(recipe(judge=Judge(of_teacher="rule", of_student="rule")).judging, tmp_path)
+    assert read == [], "no model judges"
 
 
 def test_what_a_rule_said_is_no_models_verdict(tmp_path: Path) -> None:
