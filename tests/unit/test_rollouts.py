@@ -11,7 +11,7 @@ import pytest
 
 from masters_ray import store
 from masters_ray.actors.judge import Verdict
-from masters_ray.config import Judge, JudgedBy, Rollout
+from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Earlier, Recipe, sampling_seed
@@ -338,37 +338,6 @@ def test_a_stage_stops_when_too_many_answers_cannot_be_judged(tmp_path: Path) ->
         roll_out(tmp_path, replicas, max_unjudged_share=0.4)
     wait_for_what_runs_on()
     assert roll_out(tmp_path, replicas, max_unjudged_share=0.5) == []
-
-
-STUDENT_SAYS: dict[str, int | None] = {"red": 1, "blue": 1}
-TEACHER_SAYS: dict[str, int | None] = {"red": 0, "blue": 1}
-"""And the rule, whose label is red, calls red right and blue wrong."""
-
-
-@pytest.mark.parametrize(
-    ("of_teacher", "of_student", "verdicts", "student_asked", "teacher_asked"),
-    [
-        ("student", "student", [1, 1, 1, 1], ["red", "blue"], []),
-        ("teacher", "teacher", [0, 1, 0, 1], [], ["red", "blue"]),
-        ("teacher", "student", [0, 1, 1, 1], ["red", "blue"], ["red", "blue"]),
-        ("student", "teacher", [1, 1, 0, 1], ["red", "blue"], ["red", "blue"]),
-        ("rule", "student", [1, 0, 1, 1], ["red", "blue"], []),
-    ],
-)
-def test_the_answers_of_each_source_go_to_their_own_judge_and_the_same_case_once(
-    of_teacher: JudgedBy,
-    of_student: JudgedBy,
-    verdicts: list[int],
-    student_asked: list[str],
-    teacher_asked: list[str],
-    tmp_path: Path,
-) -> None:
-    judge, teacher = FakePool("judge", STUDENT_SAYS), FakePool("teacher_judge", TEACHER_SAYS)
-    replicas = FakeReplicas(judge=judge, teacher_judge=teacher)
-    by = Judge(of_teacher=of_teacher, of_student=of_student)
-    rollouts.roll_out(recipe(judge=by), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
-    assert [[one.judged.accuracy for one in row.answers] for row in store.read(tmp_path)] == [verdicts] * 5
-    assert (judge.judged, teacher.judged) == (student_asked, teacher_asked), "all five questions are the same case"
 
 
 def test_a_rule_judges_without_replicas(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the run remembers of its judges."""
+"""Who judges what, and what a run remembers of it."""
 
 from __future__ import annotations
 
@@ -135,6 +135,37 @@ def test_the_last_cases_are_remembered_and_no_more() -> None:
     for text in ("red", "blue", "red", "green", "red", "blue"):
         of(verdicts, pool, text)
     assert pool.judged == ["red", "blue", "green", "blue"]
+
+
+STUDENT_SAYS: dict[str, int | None] = {"red": 1, "blue": 1}
+TEACHER_SAYS: dict[str, int | None] = {"red": 0, "blue": 1}
+"""And the rule, whose label is red, calls red right and blue wrong."""
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student", "verdicts", "student_asked", "teacher_asked"),
+    [
+        ("student", "student", [1, 1, 1, 1], ["red", "blue"], []),
+        ("teacher", "teacher", [0, 1, 0, 1], [], ["red", "blue"]),
+        ("teacher", "student", [0, 1, 1, 1], ["red", "blue"], ["red", "blue"]),
+        ("student", "teacher", [1, 1, 0, 1], ["red", "blue"], ["red", "blue"]),
+        ("rule", "student", [1, 0, 1, 1], ["red", "blue"], []),
+    ],
+)
+def test_the_answers_of_each_source_go_to_their_own_judge_and_the_same_case_once(
+    of_teacher: JudgedBy,
+    of_student: JudgedBy,
+    verdicts: list[int],
+    student_asked: list[str],
+    teacher_asked: list[str],
+    tmp_path: Path,
+) -> None:
+    judge, teacher = FakePool("judge", STUDENT_SAYS), FakePool("teacher_judge", TEACHER_SAYS)
+    replicas = FakeReplicas(judge=judge, teacher_judge=teacher)
+    by = Judge(of_teacher=of_teacher, of_student=of_student)
+    roll_out(recipe(judge=by), 5, replicas, tmp_path)
+    assert [[one.judged.accuracy for one in row.answers] for row in store.read(tmp_path)] == [verdicts] * 5
+    assert (judge.judged, teacher.judged) == (student_asked, teacher_asked), "all five questions are the same case"
 
 
 def test_batches_under_way_at_the_same_time_ask_the_judge_each_case_once(tmp_path: Path) -> None:
