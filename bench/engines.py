@@ -46,7 +46,7 @@ def flow(folder: Path) -> dict[str, Any]:
         Replicas(stages.deployments(config, first_ratio=_STAGE.ratio)) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
-        recipe = stages.recipe(config, _STAGE, student, student)
+        recipe = stages.recipe(config, _STAGE, student, student, stages.judging(config, student))
         rollouts.roll_out(recipe, train.problems, range(_WARM), replicas, folder / "warm")
         looks = _Looks(replicas.pools["teacher"], folder / "store")
         rollouts.roll_out(recipe, train.problems, range(_WARM, _WARM + _ROWS), replicas, folder / "store")
@@ -59,7 +59,7 @@ def direct(folder: Path) -> dict[str, Any]:
     os.environ |= environment(stages.deployments(config, first_ratio=_STAGE.ratio)[0])  # as in a replica's process
     model = _teacher(config)
     rows = list(store.read(folder / "store"))
-    recipe = stages.recipe(config, _STAGE, "", "")
+    recipe = stages.recipe(config, _STAGE, "", "", stages.judging(config, ""))
     _again(model, config, recipe, rows[: _WARM // 4])
     began = time.monotonic()
     tokens = _again(model, config, recipe, rows)

@@ -94,6 +94,7 @@ def main() -> None:
         stage=Stage(index=0, ratio=0.2),
         rollout=Rollout(),
         judge=Judge(),
+        judges={"student": "s" * 64},
         seed=0,
         student_digest="s" * 64,
         made_with={"top_k": TOP_K},

@@ -64,7 +64,9 @@ def wilson(correct: int, n: int) -> Rate:
     spread = 1 + _Z**2 / n
     centre = (value + _Z**2 / (2 * n)) / spread
     half = _Z * math.sqrt(value * (1 - value) / n + _Z**2 / (4 * n**2)) / spread
-    return Rate(value=value, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+    low = centre - half if correct else 0.0  # where rounding would leave the value out of its interval
+    high = centre + half if correct < n else 1.0
+    return Rate(value=value, low=low, high=high, n=n)
 
 
 def accuracy(marked: Sequence[Marked]) -> Accuracy:

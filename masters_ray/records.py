@@ -96,6 +96,24 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgedText:
+    """A stored answer as its judge saw it, without tokens and scores."""
+
+    position: int
+    """Of its question."""
+    kind: str
+    question: str
+    label: str
+    source: Source
+    text: str
+    accuracy: int
+    """R_acc, 0 or 1: answers that nobody could judge are not stored."""
+    verdict: str
+    reasoning: int | None
+    """R_rea, 0 or 1; None: nobody was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenScores:
     """A teacher's next-token distributions at the tokens of one answer. numpy arrays, so that they travel cheaply."""
 

@@ -18,6 +18,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from masters_ray import data, report, schedule, store, weights
@@ -30,8 +31,10 @@ from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.learner.trainer import exchange_of, fit
 from masters_ray.pipeline import curriculum, outcome, rollouts, semi_online, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
+from masters_ray.pipeline.groups import Earlier
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.semi_online import Asked, OnlineRollouts
+from masters_ray.pipeline.verdicts import Judging, Verdicts
 from masters_ray.progress import say, track
 
 Block = list[tuple[schedule.Stage, range]]
@@ -73,6 +76,7 @@ class _Run:
         self._difficulties: curriculum.Difficulties | None = None
         self._running: tuple[int, Replicas] | None = None
         """Replicas that wait for online iterations, and their teacher."""
+        self._judgings: dict[int, Judging] = {}
         self._quarantine = directory.file("quarantine.jsonl")
         with journal.phase("data"):
             self._train, self._held_out = stages.load(config, directory.data)
@@ -139,9 +143,8 @@ class _Run:
         directory.rollouts.try_out()
         for folder in config.rollout.reuse:
             rollouts.stores_in(folder)
-        reference = weights.digest(weights.locate(config.student.checkpoint))
         writer = self._writer(block[0][0])
-        student = reference if writer is None else weights.digest(writer)
+        student = self._reference if writer is None else weights.digest(writer)
         with journal.phase("start of the engines"):
             ratio = todo[0][0].ratio if todo else 0.0
             wanted = stages.deployments(config, ratio, writer)
@@ -157,9 +160,11 @@ class _Run:
             questions = self._questions(replicas)
             for stage, part in todo:
                 with journal.phase("rollouts"):
-                    recipe = stages.recipe(config, stage, student, reference)
+                    recipe = stages.recipe(config, stage, student, self._reference, self._judging(stage.teacher))
                     place, earlier = directory.stage(stage.index), self._earlier(config, stage)
-                    rollouts.roll_out(recipe, questions, part, replicas, place, earlier, self._left_out(stage))
+                    rollouts.roll_out(
+                        recipe, questions, part, replicas, place, earlier, self._verdicts, self._left_out(stage)
+                    )
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
@@ -215,12 +220,38 @@ class _Run:
         """The student that writes in a stage; None: the one before training."""
         return self._directory.student_after(stage.index - 1) if self._refreshes and stage.index else None
 
-    def _earlier(self, config: Config, stage: schedule.Stage) -> store.Lookup | None:
-        """Rows with the answers of the student, who writes them once: of the first stage, if every stage has all
-        data."""
+    @cached_property
+    def _reference(self) -> str:
+        """Digest of the student before training."""
+        return weights.digest(weights.locate(self._config.student.checkpoint))
+
+    def _judging(self, teacher: int) -> Judging:
+        """Who judges the rollouts of one of the run's teachers."""
+        if teacher not in self._judgings:
+            self._judgings[teacher] = stages.judging(self._config.of_teacher(teacher), self._reference)
+        return self._judgings[teacher]
+
+    @cached_property
+    def _verdicts(self) -> Verdicts:
+        """What the judges said, beginning with what earlier calls stored."""
+        found = Verdicts()
+        for stage, _ in reversed(self.plan):
+            folder = self._directory.stage(stage.index)
+            if store.read_manifest(folder) is not None:
+                found.fill(self._judging(stage.teacher), folder)
+        return found
+
+    def _earlier(self, config: Config, stage: schedule.Stage) -> Earlier | None:
+        """Rows with the answers of the student, who writes them once, if every stage has all data: of the first stage
+        that has the same judge of them, or of the first one."""
         if stage.index == 0 or config.schedule.stage_data == "share" or self._refreshes:
             return None
-        return store.Lookup([self._directory.stage(0)])
+        first = self.plan[0][0]
+        for one, _ in self.plan[: stage.index]:
+            if self._judging(one.teacher).identity("student") == self._judging(stage.teacher).identity("student"):
+                first = one
+                break
+        return Earlier(rows=store.Lookup([self._directory.stage(first.index)]), judging=self._judging(first.teacher))
 
     def _learn(self, indices: Sequence[int], export_to: Path) -> None:
         """The student trained on these stages, unless it is there already."""
@@ -303,6 +334,7 @@ class _Run:
             stages={stage.index: stage for stage, _ in self.plan},
             iterations={one.number: one for one in job.iterations if one.online},
             questions=self._ordered(),
+            verdicts=self._verdicts,
         )
         with (
             exchange_of(job, self._config.rollout.max_wait_seconds) as exchange,

@@ -19,11 +19,11 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
-from masters_ray.config import Judge, Rollout
+from masters_ray.config import Judge, JudgedBy, Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.known import Known
 from masters_ray.pipeline.tally import Tally
-from masters_ray.pipeline.verdicts import Verdicts
+from masters_ray.pipeline.verdicts import Case, Judging, Verdicts
 from masters_ray.records import Answer, JudgedAnswer, Problem, Refused, Rejected, Source
 from masters_ray.schedule import Stage
 
@@ -47,6 +47,8 @@ class Recipe:
     stage: Stage
     rollout: Rollout
     judge: Judge
+    judges: Mapping[JudgedBy, str]
+    """Models that judge → what tells each from any other model."""
     seed: int
     student_digest: str
     """Of the student that writes."""
@@ -54,6 +56,10 @@ class Recipe:
     """Whatever else of the configuration and the checkpoints decides the rows."""
     online: Online | None = None
     """The online iteration that the answers are for; None: they are written before training."""
+
+    @property
+    def judging(self) -> Judging:
+        return Judging(settings=self.judge, models=self.judges)
 
     def key(self, report: MaskReport) -> dict[str, Any]:
         """The same as plain values, for a store. report: the teacher as it is masked."""
@@ -75,6 +81,15 @@ class Recipe:
             },
             **self.made_with,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """Rows whose student answers are the ones that the student would write again."""
+
+    rows: store.Lookup
+    judging: Judging
+    """How they were judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +138,14 @@ class GroupMaker:
         recipe: Recipe,
         pools: Replicas,
         teacher_digest: str,
-        earlier: store.Lookup | None = None,
+        earlier: Earlier | None = None,
         verdicts: Verdicts | None = None,
     ) -> None:
-        """earlier: rows whose student answers are the ones that this recipe's student would write. verdicts: of the
-        same judges, which remember; default: new ones."""
+        """verdicts: the run's; default: none yet."""
         self._recipe = recipe
-        self._verdicts = verdicts or Verdicts(recipe.judge, pools.pools)
+        self._judging = recipe.judging
+        self._verdicts = Verdicts() if verdicts is None else verdicts
+        self._pools = pools.pools
         self._writers: dict[Source, Pool] = {"teacher": pools.pools["teacher"], "student": pools.pools["student"]}
         # The student that writes is the reference policy until it has learned something.
         learned = recipe.student_digest != recipe.made_with.get("reference_digest")
@@ -151,7 +167,7 @@ class GroupMaker:
         shared = self._writers["teacher"].share(work.problems)
         self._write(work, shared)
         with self.clock.timed("judge.judge", len(work.problems)):
-            verdicts = self._verdicts.of(work.problems, shared, work.unjudged())
+            verdicts = self._verdicts.of(self._judging, self._pools, work.problems, shared, work.written(), work.told)
         work.add_verdicts(verdicts)
         kept = work.readable()
         for role, pool in self._scorers.items():
@@ -241,8 +257,11 @@ class _Questions:
         """What each model said. The reference is the student itself unless other processes play it."""
         self._asked = asked
         self._recipe = recipe
+        self.told: dict[Case, Verdict] = {}
+        """Verdicts that came with the answers."""
         self._written: dict[Source, list[tuple[Answer, ...]]] = {source: [()] * len(asked) for source in self.counts}
-        self._before: dict[int, list[JudgedAnswer]] = {}
+        self._taken_over: set[int] = set()
+        """Questions whose student answers are there already."""
         self._judged: list[list[JudgedAnswer]] = [[] for _ in asked]
 
     def position(self, index: int) -> int:
@@ -252,36 +271,48 @@ class _Questions:
         """Of each question, None where the source has nothing to write."""
         return [
             None
-            if self._refused(index) or (source == "student" and index in self._before)
+            if self._refused(index) or (source == "student" and index in self._taken_over)
             else sampling_seed(self._recipe, source, problem.id)
             for index, problem in enumerate(self.problems)
         ]
 
     def add(self, source: Source, written: WrittenBatch) -> None:
-        self._written[source] = written.answers
+        self._written[source] = [own or new for own, new in zip(self._written[source], written.answers, strict=True)]
         self.known[source].add([[one.token_ids for one in group] for group in written.answers], written.scored)
 
-    def take_over(self, earlier: store.Lookup) -> None:
-        """The student's judged answers from earlier rows of the same questions."""
-        digests = [one.digest for one in self._asked]
-        found = earlier.rows(digests)
-        groups = {digest: store.groups(row)[0] for digest, row in found.items()}
-        answers: list[list[TokenIds]] = []
+    def take_over(self, earlier: Earlier) -> None:
+        """The student's answers from earlier rows of the same questions, and their verdicts if this recipe's judge gave
+        them. An answer that another judge could not read is not among them: such a question is answered again."""
+        same = self._recipe.judging.identity("student") == earlier.judging.identity("student")
+        found = earlier.rows.rows([one.digest for one in self._asked])
+        answers: list[list[TokenIds]] = [[] for _ in self._asked]
         logprobs = []
-        for index, digest in enumerate(digests):
-            scored = groups[digest].answers if digest in groups else ()
-            of_student = [one for one in scored if one.judged.answer.source == "student"]
-            if digest in groups:
-                self._before[index] = [one.judged for one in of_student]
-            answers.append([one.judged.answer.token_ids for one in of_student])
+        for index, (asked, problem) in enumerate(zip(self._asked, self.problems, strict=True)):
+            if asked.digest not in found:
+                continue
+            [group] = store.groups(found[asked.digest])
+            of_student = [one for one in group.answers if one.judged.answer.source == "student"]
+            if not same and len(of_student) < self.counts["student"]:
+                continue
+            self._taken_over.add(index)
+            self._written["student"][index] = tuple(one.judged.answer for one in of_student)
+            answers[index] = [one.judged.answer.token_ids for one in of_student]
             logprobs += [one.reference_logprobs for one in of_student]
+            if same:
+                self._tell(problem, [one.judged for one in of_student])
         nothing = [0] * len(answers)
         tokens = store.own_logprobs(logprobs)
         self.known["student"].add(answers, ScoredBatch(prompt_tokens=nothing, refused={}, tokens=tokens))
 
-    def unjudged(self) -> list[list[Answer]]:
-        """Of each question the answers that a judge has to look at."""
-        return [self._to_judge(index) for index in range(len(self.problems))]
+    def _tell(self, problem: Problem, judged: Sequence[JudgedAnswer]) -> None:
+        for one in judged:
+            case = self._recipe.judging.case(one.answer.source, problem.question, problem.label, one.answer.text)
+            if case is not None:
+                self.told[case] = Verdict(accuracy=one.accuracy, text=one.verdict, reasoning=one.reasoning)
+
+    def written(self) -> list[list[Answer]]:
+        """Of each question the answers that there are, the teacher's first."""
+        return [self._answers(index) for index in range(len(self.problems))]
 
     def add_verdicts(self, verdicts: Sequence[Sequence[Verdict]]) -> None:
         for index, group in enumerate(verdicts):
@@ -289,23 +320,20 @@ class _Questions:
                 JudgedAnswer(
                     answer=answer, accuracy=verdict.accuracy, verdict=verdict.text, reasoning=verdict.reasoning
                 )
-                for answer, verdict in zip(self._to_judge(index), group, strict=True)
+                for answer, verdict in zip(self._answers(index), group, strict=True)
             ]
 
     def judged(self) -> list[tuple[Problem, list[JudgedAnswer]]]:
-        """Every answer that was judged, earlier ones too."""
+        """Every answer that was judged."""
         return [
-            (problem, [*self._judged[index], *self._before.get(index, [])])
-            for index, problem in enumerate(self.problems)
-            if not self._refused(index)
+            (problem, self._judged[index]) for index, problem in enumerate(self.problems) if not self._refused(index)
         ]
 
     def readable(self) -> dict[int, list[JudgedAnswer]]:
         """The answers of each question that can be stored, the teacher's first; a question needs two."""
         found = {}
         for index in range(len(self.problems)):
-            answers = [*self._judged[index], *self._before.get(index, [])]
-            readable = [one for one in answers if self._can_be_read(one)]
+            readable = [one for one in self._judged[index] if self._can_be_read(one)]
             if len(readable) >= 2 and not self._refused(index):
                 found[index] = readable
         return found
@@ -318,13 +346,13 @@ class _Questions:
             if (refusal := self._refused(index)) is not None:
                 found[self.position(index)] = Rejected(row=problem.id, reason=refusal.reason, kind=refusal.kind)
             elif index not in readable:
-                answers = [*self._judged[index], *self._before.get(index, [])]
+                answers = self._judged[index]
                 count = sum(self._can_be_read(one) for one in answers)
                 reason = f"the judge could read {count} of {len(answers)} answers"
                 found[self.position(index)] = Rejected(row=problem.id, reason=reason, kind="judge")
         return found
 
-    def _to_judge(self, index: int) -> list[Answer]:
+    def _answers(self, index: int) -> list[Answer]:
         if self._refused(index):
             return []
         return [*self._written["teacher"][index], *self._written["student"][index]]

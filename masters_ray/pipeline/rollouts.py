@@ -16,10 +16,11 @@ from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.curriculum import Ordered
-from masters_ray.pipeline.groups import Batch, GroupMaker, Made, Recipe
+from masters_ray.pipeline.groups import Batch, Earlier, GroupMaker, Made, Recipe
 from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.tally import Tally
 from masters_ray.pipeline.threads import threads
+from masters_ray.pipeline.verdicts import Verdicts
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Rejected
 
@@ -43,7 +44,8 @@ def roll_out(
     positions: range,
     pools: Replicas,
     folder: store.Where,
-    earlier: store.Lookup | None = None,
+    earlier: Earlier | None = None,
+    verdicts: Verdicts | None = None,
     left_out: Set[int] = frozenset(),
 ) -> list[Rejected]:
     """Make the rows of the problems at ``positions`` that are not ``left_out`` and their store in ``folder``, or go on
@@ -52,16 +54,20 @@ def roll_out(
     Batches are read and worked on several at a time; each is stored as a shard as soon as it is finished, and not made
     again. A batch whose replica died is taken once more, and then, when nothing else is under way, question by
     question; a question on which replicas die three times is set aside. Rows of ``rollout.reuse`` that were made by
-    the same recipe are taken over, and student answers from ``earlier`` ones. Returns all questions set aside: those,
-    those that an engine refused, and those of which the judge could read fewer than two answers. Raises DataError when
-    there are more of them than conf allows.
+    the same recipe are taken over, and student answers from ``earlier`` ones. ``verdicts`` is the run's memory of what
+    the judges said; what the store holds is added to it. Returns all questions set aside: those, those that an engine
+    refused, and those of which the judge could read fewer than two answers. Raises DataError when there are more of
+    them than conf allows.
     """
     report = mask_teachers(pools.pools["teacher"], recipe.stage.ratio)
     key = recipe.key(report)
     writer = store.Writer(folder, key)
     before = list(store.read_accounts(folder).values())
     asked = _asked_before(problems, before)
-    work = Work(recipe, writer, GroupMaker(recipe, pools, report.digest, earlier), _same(recipe.rollout.reuse, key))
+    verdicts = Verdicts() if verdicts is None else verdicts
+    verdicts.fill(recipe.judging, folder)
+    maker = GroupMaker(recipe, pools, report.digest, earlier, verdicts)
+    work = Work(recipe, writer, maker, _same(recipe.rollout.reuse, key))
     work.go_on(before)
     wanted = sum(position not in left_out for position in positions)
     limits = Limits(recipe.rollout, wanted, str(folder))

@@ -45,6 +45,8 @@ class Asked:
     iterations: Mapping[int, schedule.Iteration]
     """By number, the online ones."""
     questions: data.Problems | Ordered
+    verdicts: Verdicts
+    """The run's."""
 
 
 class OnlineRollouts:
@@ -71,7 +73,6 @@ class OnlineRollouts:
         self._thread = threading.Thread(target=self._run, name="online rollouts", daemon=True)
         self._teacher: int | None = None
         self._replicas: Replicas | None = None
-        self._verdicts: Verdicts | None = None
         self.error: BaseException | None = None
         """Why there are no more of them, if something went wrong."""
 
@@ -117,7 +118,9 @@ class OnlineRollouts:
         began = time.monotonic()
         report = rollouts.mask_teachers(replicas.pools["teacher"], stage.ratio)
         config = self._asked.config.of_teacher(stage.teacher)
-        made = stages.recipe(config, stage, order.weights.digest, self._reference)
+        judge = order.weights.digest if config.judge.follows_student else self._reference
+        judging = stages.judging(config, judge)
+        made = stages.recipe(config, stage, order.weights.digest, self._reference, judging)
         online = Online(iteration=order.iteration, version=order.weights.version)
         recipe = dataclasses.replace(made, online=online)
         folder = self._directory.online(stage.index)
@@ -144,7 +147,7 @@ class OnlineRollouts:
         loaded: float,
     ) -> None:
         tables: list[pa.Table] = []
-        maker = GroupMaker(recipe, replicas, report.digest, verdicts=self._verdicts_of(recipe, replicas))
+        maker = GroupMaker(recipe, replicas, report.digest, verdicts=self._asked.verdicts)
         work = rollouts.Work(recipe, writer, maker, on_stored=tables.append)
         todo = rollouts.unasked(self._asked.questions, iteration.positions, set(), recipe.rollout.batch_rows)
         with threads(sum(pool.most_calls_at_once for pool in replicas.pools.values())) as each:
@@ -180,16 +183,10 @@ class OnlineRollouts:
             if self._replicas is not None:
                 self._replicas.close()
             self._replicas = self._start(stage.teacher, stage.ratio)
-            self._teacher, self._verdicts = stage.teacher, None
+            self._teacher = stage.teacher
             if self._stopping.is_set():
                 self._replicas.close()
         return self._replicas
-
-    def _verdicts_of(self, recipe: Recipe, replicas: Replicas) -> Verdicts:
-        """Those of the judges that are there, who remember what they said as long as they stay the same."""
-        if self._verdicts is None or recipe.judge.follows_student:
-            self._verdicts = Verdicts(recipe.judge, replicas.pools)
-        return self._verdicts
 
     def _limits_of(self, stage: int) -> Limits:
         questions = sum(len(one.positions) for one in self._asked.iterations.values() if one.stage == stage)

@@ -18,6 +18,7 @@ from masters_ray.learner.job import LiveSource
 from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
+from masters_ray.pipeline.verdicts import Judging
 from masters_ray.progress import track
 from masters_ray.records import Problem
 from masters_ray.schedule import Stage
@@ -135,13 +136,31 @@ def _deployment(
     )
 
 
-def recipe(config: Config, stage: Stage, student_digest: str, reference_digest: str) -> Recipe:
+def judging(config: Config, reference_digest: str) -> Judging:
+    """Who judges a teacher's rollouts. config: with this teacher only; reference: the student before training. Reads
+    the teacher's weights if it judges."""
+    judges = {config.judge.of_teacher, config.judge.of_student}
+    models: dict[JudgedBy, str] = {}
+    if "student" in judges:
+        models["student"] = _identity(config.student, reference_digest)
+    if "teacher" in judges:
+        models["teacher"] = _identity(config.teacher, weights.digest(weights.locate(config.teacher.checkpoint)))
+    return Judging(settings=config.judge, models=models)
+
+
+def _identity(model: Teacher | Student, digest: str) -> str:
+    """What decides what a model says: its weights, the files that make its prompts, its number format."""
+    return f"{digest} {weights.prompt_digest(weights.locate(model.checkpoint))} {model.engine.dtype}"
+
+
+def recipe(config: Config, stage: Stage, student_digest: str, reference_digest: str, judging: Judging) -> Recipe:
     """What a stage's rows depend on. student: who writes; reference: the student before training."""
     teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
     return Recipe(
         stage=stage,
         rollout=config.rollout,
-        judge=config.judge,
+        judge=judging.settings,
+        judges=judging.models,
         seed=config.run.seed,
         student_digest=student_digest,
         made_with={

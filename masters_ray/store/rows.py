@@ -15,6 +15,7 @@ from masters_ray.errors import StoreError
 from masters_ray.records import (
     Answer,
     JudgedAnswer,
+    JudgedText,
     Picture,
     Problem,
     RolloutGroup,
@@ -88,12 +89,15 @@ PARQUET: dict[str, Any] = {
 """How a table of SCHEMA is written: options of ``pyarrow.parquet.write_table``."""
 
 
-def table_in(content: bytes | pa.Buffer, file: object) -> pa.Table:
-    """The table that a file written with PARQUET holds. Raises StoreError, which names the file, when a byte of the
-    table is not as it was written."""
+def table_in(
+    content: bytes | pa.Buffer | pa.NativeFile, file: object, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The table that a file written with PARQUET holds, or these columns of it. Raises StoreError, which names the
+    file, when a byte of the table is not as it was written."""
+    source = content if isinstance(content, pa.NativeFile) else pa.BufferReader(content)
     try:
         # Without Arrow's threads: a process that ends while they do is aborted now and then, and a shard is small.
-        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read(use_threads=False)
+        return pq.ParquetFile(source, page_checksum_verification=True).read(columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         told = " ".join(str(error).split())
         raise StoreError(f"{file}: a damaged shard ({told}). Delete it to make its rows again.") from error
@@ -198,6 +202,29 @@ def scores(answers: pa.StructArray) -> TokenScores:
     return codec.decode(
         _numbers(answers, "top_gaps"), _numbers(answers, "top_roots"), _numbers(answers, "left_out_roots")
     )
+
+
+JUDGED = ("position", "kind", "question", "label", *(f"answers.list.element.{name}" for name in _PLAIN))
+"""The columns of a file that ``judged_texts`` needs."""
+
+
+def judged_texts(table: pa.Table) -> list[JudgedText]:
+    """The answers in a table with the columns JUDGED, row after row."""
+    return [
+        JudgedText(
+            position=row["position"],
+            kind=row["kind"],
+            question=row["question"],
+            label=row["label"],
+            source=answer["source"],
+            text=answer["text"],
+            accuracy=answer["accuracy"],
+            verdict=answer["verdict"],
+            reasoning=None if answer["reasoning"] == _NOT_ASKED else answer["reasoning"],
+        )
+        for row in table.to_pylist()
+        for answer in row["answers"]
+    ]
 
 
 def sequence_tokens(table: pa.Table) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters_ray.errors import StoreError
-from masters_ray.records import RolloutGroup
+from masters_ray.records import JudgedText, RolloutGroup
 from masters_ray.store.account import SHARD, Account, read_accounts, with_account
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.rows import PARQUET, SCHEMA, groups, table_in
+from masters_ray.store.rows import JUDGED, PARQUET, SCHEMA, groups, judged_texts, table_in
 
 if TYPE_CHECKING:
     import ray.data
@@ -225,6 +225,15 @@ def read_shard(folder: Where, name: str) -> pa.Table:
     """The rows of one shard. Raises StoreError when it is damaged."""
     opened = Folder(folder)
     return table_in(opened.read(name), opened / name).select(SCHEMA.names).replace_schema_metadata(None)
+
+
+def read_judged(folder: Where) -> Iterator[JudgedText]:
+    """The answers of a store, finished or not, the latest shard first; scores are not read. Raises StoreError when a
+    shard is damaged."""
+    opened = Folder(folder)
+    for name in reversed(opened.names(SHARD)):
+        with opened.open(name) as file:
+            yield from judged_texts(table_in(file, opened / name, JUDGED))
 
 
 def _read_json(folder: Folder, name: str) -> Any:

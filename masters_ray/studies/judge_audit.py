@@ -30,7 +30,7 @@ from masters_ray.pipeline.verdicts import JUDGES
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
 from masters_ray.studies import judge_audit_page
-from masters_ray.studies.statistics import Agreement, agreement
+from masters_ray.studies.statistics import Agreement, agreement, as_json
 
 RESULT = "judge_audit.json"
 PAGE = "judge_audit.html"
@@ -58,10 +58,11 @@ class Judged:
     """Answers on which neither of its calls could be read."""
     right: dict[str, float]
     """Source of the answers → share of the readable verdicts that say right."""
-    consistency: float
-    """Share of answers with the same verdict when they are asked again in another order; unreadable counts as one."""
-    seconds_per_answer: float
-    """Wall time of the first pass over all its replicas, per answer."""
+    consistency: float | None
+    """Share of answers with the same verdict when they are asked again in another order; unreadable counts as one.
+    None: a rule is not asked again."""
+    seconds_per_answer: float | None
+    """Wall time of the first pass over all its replicas, per answer; None: a rule needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +104,11 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     for judge in JUDGES:
         first, again = _asked(config, directory, judge, cases)
         verdicts[judge], said[judge] = first["accuracy"], first["said"]
-        judged.append(_judged(judge, cases, first["accuracy"], again["accuracy"], first["seconds"]))
+        consistency = _consistency(first["accuracy"], again["accuracy"])
+        judged.append(_judged(judge, cases, first["accuracy"], consistency, first["seconds"] / len(cases)))
     rule = RULES[config.judge.rule]
     verdicts["rule"] = [int(rule(case.text, case.problem)) for case in cases]
-    judged.append(_judged("rule", cases, verdicts["rule"], verdicts["rule"], 0.0))
+    judged.append(_judged("rule", cases, verdicts["rule"]))
     compared = pairs(cases, verdicts)
     differing = disagreements(cases, verdicts, said)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in differing)
@@ -114,8 +116,8 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     result = {
         "answers": len(cases),
         "rule": config.judge.rule,
-        "judges": [dataclasses.asdict(one) for one in judged],
-        "pairs": [_finite(dataclasses.asdict(one)) for one in compared],
+        "judges": [as_json(one) for one in judged],
+        "pairs": [as_json(one) for one in compared],
         "disagreements": len(differing),
         "config_file": config_file,
     }
@@ -166,9 +168,9 @@ def table(judged: Sequence[Judged], compared: Sequence[Pair]) -> list[str]:
     lines = [f"{'judge':<10}{'answers':>9}{'unjudged':>10}{'consistent':>12}{'s / answer':>12}"]
     for one in judged:
         unjudged = one.unjudged / one.answers
-        lines.append(
-            f"{one.name:<10}{one.answers:>9}{unjudged:>10.1%}{one.consistency:>12.1%}{one.seconds_per_answer:>12.3f}"
-        )
+        consistency = "–" if one.consistency is None else f"{one.consistency:.1%}"
+        seconds = "–" if one.seconds_per_answer is None else f"{one.seconds_per_answer:.3f}"
+        lines.append(f"{one.name:<10}{one.answers:>9}{unjudged:>10.1%}{consistency:>12}{seconds:>12}")
     lines.append(f"{'judges':<20}{'answers of':<12}{'same':>8}{'κ, 95 %':>24}")
     for pair in compared:
         kappa = pair.agreement.kappa
@@ -231,26 +233,27 @@ def _pass(pool: Pool, cases: Sequence[Case], order: Sequence[int], size: int, ju
     }
 
 
+def _consistency(first: Sequence[int | None], again: Sequence[int | None]) -> float:
+    return sum(a == b for a, b in zip(first, again, strict=True)) / len(first)
+
+
 def _judged(
-    name: str, cases: Sequence[Case], first: Sequence[int | None], again: Sequence[int | None], seconds: float
+    name: str,
+    cases: Sequence[Case],
+    verdicts: Sequence[int | None],
+    consistency: float | None = None,
+    seconds_per_answer: float | None = None,
 ) -> Judged:
     right = {}
     for source in ("teacher", "student"):
-        words = [word for case, word in zip(cases, first, strict=True) if case.source == source and word is not None]
+        words = [word for case, word in zip(cases, verdicts, strict=True) if case.source == source and word is not None]
         if words:
             right[source] = sum(words) / len(words)
     return Judged(
         name=name,
         answers=len(cases),
-        unjudged=sum(word is None for word in first),
+        unjudged=sum(word is None for word in verdicts),
         right=right,
-        consistency=sum(a == b for a, b in zip(first, again, strict=True)) / len(cases),
-        seconds_per_answer=seconds / len(cases),
+        consistency=consistency,
+        seconds_per_answer=seconds_per_answer,
     )
-
-
-def _finite(tree: Any) -> Any:
-    """NaN has no place in JSON."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

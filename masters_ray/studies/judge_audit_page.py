@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masters_ray.config import Config
-from masters_ray.report.markup import decimal, escape, facts, percent, table, text_or_details, whole
+from masters_ray.report.markup import NOTHING, decimal, escape, facts, percent, table, text_or_details, whole
 from masters_ray.report.page import document, write_whole
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def _judges(judged: Sequence[Judged]) -> str:
             escape(one.name),
             whole(one.answers),
             percent(one.unjudged / one.answers),
-            percent(one.consistency),
-            decimal(one.seconds_per_answer, 4),
+            NOTHING if one.consistency is None else percent(one.consistency),
+            NOTHING if one.seconds_per_answer is None else decimal(one.seconds_per_answer, 4),
             *(percent(one.right[source]) if source in one.right else "–" for source in ("teacher", "student")),
         ]
         for one in judged
@@ -50,7 +50,8 @@ def _judges(judged: Sequence[Judged]) -> str:
         "right: the <b>student</b> and the <b>teacher</b> as language models, which read question, label and answer "
         "but see no picture, and a <b>rule</b>, which compares words. <b>Consistent</b> is the share of answers on "
         "which a model says the same when it is asked again in another order; <b>unreadable</b> verdicts leave an "
-        "answer out of training. The last columns are the shares that each judge calls right.</p>"
+        "answer out of training. A rule needs neither a second question nor time worth measuring. The last columns are "
+        "the shares that each judge calls right.</p>"
         f"{table(head, rows, numbers=range(1, 7))}"
     )
 

@@ -23,8 +23,9 @@ from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import driver, stages
 from masters_ray.pipeline.directory import RunDirectory, read_json, write_json
 from masters_ray.progress import say
+from masters_ray.records import JudgedText
 from masters_ray.studies import mask_scan_page
-from masters_ray.studies.statistics import Mean, resampled_mean
+from masters_ray.studies.statistics import Mean, as_json, resampled_mean, resampled_share
 
 RESULT = "mask_scan.json"
 PAGE = "mask_scan.html"
@@ -42,10 +43,11 @@ class Scanned:
     jsd_by_kind: dict[str, Mean]
     against_best: Mean
     """JSD minus that of the best ratio, question by question."""
-    teacher_right: float | None
-    """Mean R_acc of the masked teacher's answers; None where it wrote none."""
-    reasoning: float | None
-    """Mean R_rea, if anybody was asked."""
+    teacher_right: Mean | None
+    """R_acc of the masked teacher's answers; None where it wrote none."""
+    teacher_right_by_kind: dict[str, Mean]
+    teacher_reasoning: Mean | None
+    """R_rea of the masked teacher's answers, if anybody was asked."""
     left_out: float
     """Mean teacher mass outside the stored top k, which the JSD does not see."""
 
@@ -90,12 +92,12 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     ratios = [stage.ratio for stage in config.schedule.stages]
     folders = [directory.stage(index) for index in range(len(ratios))]
     measured = _measured(config, directory, folders)
-    found = scanned([_made(folder) for folder in folders], measured)
+    found = scanned([_made(folder) for folder in folders], measured, [list(store.read_judged(one)) for one in folders])
     advice = advise(found)
     result = {
         "questions": config.data.train.rows,
-        "ratios": [dataclasses.asdict(one) for one in found],
-        "advice": dataclasses.asdict(advice),
+        "ratios": [as_json(one) for one in found],
+        "advice": as_json(advice),
         "config_file": config_file,
         "teacher": config.teacher.checkpoint,
         "student": config.student.checkpoint,
@@ -107,14 +109,19 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     return mask_scan_page.write(directory.file(PAGE), config, found, advice)
 
 
-def scanned(made: Sequence[dict[str, Any]], measured: Sequence[Sequence[Divergence]]) -> list[Scanned]:
-    """What the stores of the ratios say of themselves, with the divergences of their answers."""
+def scanned(
+    made: Sequence[dict[str, Any]],
+    measured: Sequence[Sequence[Divergence]],
+    judged: Sequence[Sequence[JudgedText]],
+) -> list[Scanned]:
+    """What the stores of the ratios say of themselves, with the divergences and the verdicts of their answers."""
     by_question = [_by_question(rows) for rows in measured]
     means = [sum(one.values()) / len(one) for one in by_question]
     best = by_question[means.index(min(means))]
     found = []
-    for outcome, rows, own in zip(made, measured, by_question, strict=True):
+    for outcome, rows, own, answers in zip(made, measured, by_question, judged, strict=True):
         shared = sorted(own.keys() & best.keys())
+        of_teacher = [one for one in answers if one.source == "teacher"]
         found.append(
             Scanned(
                 ratio=outcome["ratio"],
@@ -123,8 +130,9 @@ def scanned(made: Sequence[dict[str, Any]], measured: Sequence[Sequence[Divergen
                 jsd_by_source=_by(rows, "source"),
                 jsd_by_kind=_by(rows, "kind"),
                 against_best=resampled_mean([own[position] - best[position] for position in shared]),
-                teacher_right=outcome["accuracy_by_source"].get("teacher"),
-                reasoning=outcome["reasoning"],
+                teacher_right=_share(of_teacher, "accuracy"),
+                teacher_right_by_kind=_right_by_kind(of_teacher),
+                teacher_reasoning=_share(of_teacher, "reasoning"),
                 left_out=outcome["left_out"],
             )
         )
@@ -151,14 +159,19 @@ def advise(found: Sequence[Scanned]) -> Advice:
 
 
 def table(found: Sequence[Scanned]) -> list[str]:
-    """For a terminal."""
-    lines = [f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'R_acc':>6}"]
+    """For a terminal; R_acc and R_rea are those of the masked teacher, R_rea only where anybody was asked."""
+    asked = any(one.teacher_reasoning is not None for one in found)
+    head = f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'R_acc':>6}"
+    lines = [head + (f"  {'R_rea':>6}" if asked else "")]
     for one in found:
         sources = [one.jsd_by_source.get(source) for source in ("teacher", "student")]
         teacher, student = ("–" if mean is None else f"{mean.value:.4f}" for mean in sources)
-        right = "–" if one.teacher_right is None else f"{one.teacher_right:.1%}"
+        right, reasoning = (
+            "–" if mean is None else f"{mean.value:.1%}" for mean in (one.teacher_right, one.teacher_reasoning)
+        )
         jsd = f"{one.jsd.value:.4f} ({one.jsd.low:.4f}–{one.jsd.high:.4f})"
-        lines.append(f"{one.ratio:>10g}  {jsd:>24}  {teacher:>10}  {student:>10}  {right:>6}")
+        line = f"{one.ratio:>10g}  {jsd:>24}  {teacher:>10}  {student:>10}  {right:>6}"
+        lines.append(line + (f"  {reasoning:>6}" if asked else ""))
     return lines
 
 
@@ -192,6 +205,20 @@ def _by_question(rows: Sequence[Divergence]) -> dict[int, float]:
     for row in rows:
         found[row.position].append(row.nats)
     return {position: sum(values) / len(values) for position, values in found.items()}
+
+
+def _share(answers: Sequence[JudgedText], reward: str) -> Mean | None:
+    """Mean of a reward, 0 or 1, over the answers that have it; those to one question are resampled together."""
+    asked = [one for one in answers if getattr(one, reward) is not None]
+    if not asked:
+        return None
+    return resampled_share([getattr(one, reward) for one in asked], [str(one.position) for one in asked])
+
+
+def _right_by_kind(answers: Sequence[JudgedText]) -> dict[str, Mean]:
+    kinds = sorted({one.kind for one in answers})
+    shares = {kind: _share([one for one in answers if one.kind == kind], "accuracy") for kind in kinds}
+    return {kind: share for kind, share in shares.items() if share is not None}
 
 
 def _by(rows: Sequence[Divergence], field: str) -> dict[str, Mean]:

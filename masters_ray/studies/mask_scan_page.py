@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masters_ray.config import Config
 from masters_ray.report.charts import Line, line_chart
-from masters_ray.report.markup import escape, facts, nats, percent, small_percent, table
+from masters_ray.report.markup import NOTHING, escape, facts, nats, percent, small_percent, table
 from masters_ray.report.page import document, write_whole
 from masters_ray.studies.statistics import Mean
 
@@ -22,6 +21,7 @@ def write(file: Path, config: Config, found: Sequence[Scanned], advice: Advice) 
     parts = (
         ("result", "Where should the mask start?", _result(found, advice)),
         ("ratios", "Ratio by ratio", _ratios(found)),
+        ("rewards", "What the masked teacher answers", _rewards(found)),
         ("scan", "The scan", _facts(config)),
     )
     return write_whole(file, document("Scan of mask ratios", Path(config.run.dir).parent.name, parts))
@@ -35,17 +35,21 @@ def _result(found: Sequence[Scanned], advice: Advice) -> str:
             means = [one.jsd_by_source[source] for one in found]
             lines.append(Line(label=f"the {source}’s answers", colour=colour, means=means))
     chart = line_chart("jsd", ratios, lines, "mask ratio (%)", "JSD to the student (nats)")
-    rewards = []
-    if all(one.teacher_right is not None for one in found):
-        right = [_exact(one.teacher_right or 0.0) for one in found]
-        rewards.append(Line(label="right answers (R_acc)", colour="teacher", means=right))
-    if all(one.reasoning is not None for one in found):
-        reasoning = [_exact(one.reasoning or 0.0) for one in found]
-        rewards.append(Line(label="supporting reasoning (R_rea)", colour="band", means=reasoning))
+    right = [one.teacher_right for one in found if one.teacher_right is not None]
+    reasoning = [one.teacher_reasoning for one in found if one.teacher_reasoning is not None]
+    rewards = [
+        Line(label=label, colour=colour, means=means)
+        for label, colour, means in (
+            ("right answers (R_acc)", "teacher", right),
+            ("supporting reasoning (R_rea)", "band", reasoning),
+        )
+        if len(means) == len(found)
+    ]
     quality = ""
     if rewards:
         svg = line_chart("quality", ratios, rewards, "mask ratio (%)", "share of the teacher’s answers")
-        quality = f"<figure>{svg}<figcaption>What the mask costs the teacher itself.</figcaption></figure>"
+        told = "What the mask costs the teacher itself, with 95 % intervals."
+        quality = f"<figure>{svg}<figcaption>{told}</figcaption></figure>"
     return (
         f'<p class="headline">{escape(advice.text)}</p>'
         "<p>The smallest weights of the teacher are set to zero, a share of every matrix: the <b>mask ratio</b>. The "
@@ -66,7 +70,6 @@ def _ratios(found: Sequence[Scanned]) -> str:
         "95 %",
         "more than the best",
         "95 %",
-        "teacher right",
         "left-out mass",
         *kinds,
     )
@@ -78,7 +81,6 @@ def _ratios(found: Sequence[Scanned]) -> str:
             _interval(one.jsd),
             nats(one.against_best.value),
             _interval(one.against_best),
-            percent(math.nan if one.teacher_right is None else one.teacher_right),
             small_percent(one.left_out),
             *(nats(one.jsd_by_kind[kind].value) if kind in one.jsd_by_kind else "–" for kind in kinds),
         ]
@@ -88,6 +90,29 @@ def _ratios(found: Sequence[Scanned]) -> str:
         "<p><b>More than the best</b> compares question by question with the ratio of the lowest JSD; where its "
         "interval holds 0 the two cannot be told apart. The last columns are the JSD by kind of question. "
         "<b>Left-out mass</b> is what the stored top-k scores do not hold: the JSD does not see it.</p>"
+        f"{table(head, rows, numbers=range(len(head)))}"
+    )
+
+
+def _rewards(found: Sequence[Scanned]) -> str:
+    if all(one.teacher_right is None for one in found):
+        return "<p>The teacher wrote no answers (<code>rollout.teacher_answers</code>).</p>"
+    kinds = sorted({kind for one in found for kind in one.teacher_right_by_kind})
+    asked = any(one.teacher_reasoning is not None for one in found)
+    head = ("mask ratio", "right (R_acc)", *(["reasoning (R_rea)"] if asked else []), *kinds)
+    rows = [
+        [
+            percent(one.ratio),
+            _shares(one.teacher_right),
+            *([_shares(one.teacher_reasoning)] if asked else []),
+            *(_shares(one.teacher_right_by_kind.get(kind)) for kind in kinds),
+        ]
+        for one in found
+    ]
+    reasoning = " <b>R_rea</b> is the share whose reasoning supports the answer." if asked else ""
+    return (
+        f"<p><b>R_acc</b> is the share of the masked teacher’s answers that are right.{reasoning} The last columns are "
+        "R_acc by kind of question. In parentheses: 95 % intervals, which resample whole questions.</p>"
         f"{table(head, rows, numbers=range(len(head)))}"
     )
 
@@ -105,8 +130,10 @@ def _facts(config: Config) -> str:
     )
 
 
-def _exact(value: float) -> Mean:
-    return Mean(value=value, low=math.nan, high=math.nan, n=1)
+def _shares(mean: Mean | None) -> str:
+    if mean is None:
+        return NOTHING
+    return f"{percent(mean.value)} ({100 * mean.low:.1f}–{100 * mean.high:.1f})"
 
 
 def _interval(mean: Mean) -> str:

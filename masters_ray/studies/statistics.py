@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from masters_ray.evaluate import wilson
 
 _RESAMPLES = 2000
 _SEED = 0
@@ -63,6 +67,32 @@ def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = 
     draws = np.random.default_rng(_SEED).integers(len(sums), size=(_RESAMPLES, len(sums)))
     low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
     return Mean(value=float(array.mean()), low=float(low), high=float(high), n=len(sums))
+
+
+def resampled_share(values: Sequence[int], question_of: Sequence[str]) -> Mean:
+    """``resampled_mean`` of values that are 0 or 1. Where all are the same, resampling would be certain of it: then the
+    interval is Wilson's for as many questions. Raises ValueError without values.
+
+    Example: 20 ones on 10 questions give 1.0 with 0.722 … 1.0.
+    """
+    found = resampled_mean(values, question_of)
+    if 0 < found.value < 1:
+        return found
+    rate = wilson(round(found.value) * found.n, found.n)
+    return Mean(value=rate.value, low=rate.low, high=rate.high, n=rate.n)
+
+
+def as_json(record: Any) -> Any:
+    """A dataclass as values of JSON, which has no NaN: null stands for a number that is none."""
+    return _finite(dataclasses.asdict(record))
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from masters_ray.pipeline import driver
 from masters_ray.pipeline.directory import RunDirectory, read_json, rollout_settings, write_json, write_text
 from masters_ray.progress import say
 from masters_ray.studies import study_page
-from masters_ray.studies.statistics import Mean, mean, resampled_mean
+from masters_ray.studies.statistics import Mean, as_json, mean, resampled_mean
 
 RESULT, PAGE, MARKDOWN = "study.json", "study.html", "study.md"
 _KEYS = {"base": str, "dir": str, "seeds": list, "changes": dict, "reference": str, "variants": dict}
@@ -135,7 +135,7 @@ def run(study: Study) -> Path:
                 say(f"run {number} of {len(todo)}: {place[0]}, seed {place[1]}")
                 _make(configs[place], [one for other, one in configs.items() if other != place], study.base)
     found = outcomes(study, configs)
-    write_json(study.dir / RESULT, {"study": _plain(study), "outcomes": [dataclasses.asdict(one) for one in found]})
+    write_json(study.dir / RESULT, {"study": _plain(study), "outcomes": [as_json(one) for one in found]})
     lines = markdown(study, found)
     write_text(study.dir / MARKDOWN, "\n".join(lines) + "\n")
     for line in lines:

@@ -33,6 +33,29 @@ def _result(study: Study, found: Sequence[Outcome]) -> str:
     return (
         "<p>Every variant was run with the same seeds. Small dots are single runs, the diamond is their mean, and the "
         f"line its 95 % interval over the seeds; the dashed line is “{escape(study.reference)}”.</p>"
+        f'<div class="wide">{chart}</div>{_differences(reference, [one for one in found if one is not reference])}'
+    )
+
+
+def _differences(reference: Outcome, others: Sequence[Outcome]) -> str:
+    """What the intervals of the accuracies hide: the seeds' own spread, which a pair shares, is gone."""
+    if not others:
+        return ""
+    several = len(reference.accuracies) > 1
+    rows = [
+        (
+            one.name,
+            _points(one.difference if several else one.difference_by_question),
+            [100 * (own - other) for own, other in zip(one.accuracies, reference.accuracies, strict=True)],
+        )
+        for one in others
+    ]
+    chart = dots_chart("difference", rows, f"accuracy minus that of “{reference.name}” (points)", 0.0)
+    over = "the seeds" if several else "the held-out questions, since there is one seed"
+    return (
+        "<p>The same by pairs: each run minus the one of “"
+        f"{escape(reference.name)}” with the same seed, and their mean with its 95 % interval over {over}. An interval "
+        "that reaches over the dashed line shows no difference.</p>"
         f'<div class="wide">{chart}</div>'
     )
 

@@ -50,7 +50,9 @@ def test_masks_are_scanned_and_judges_audited(tmp_path: Path) -> None:
         assert read(tmp_path / "mask-scan-8" / mask_scan.RESULT) == before
     strong, none = before["ratios"]
     assert (strong["ratio"], round(strong["sparsity"], 3), none["sparsity"]) == (0.9, 0.9, 0.0)
-    assert strong["teacher_right"] < none["teacher_right"], "nine tenths of the weights are missed"
+    assert strong["teacher_right"]["value"] < none["teacher_right"]["value"], "nine tenths of the weights are missed"
+    assert set(none["teacher_right_by_kind"]) == {"colour", "shape", "place"}
+    assert all(kind["low"] <= kind["value"] <= kind["high"] for kind in none["teacher_right_by_kind"].values())
     assert 0 < none["jsd"]["low"] <= none["jsd"]["value"] <= none["jsd"]["high"] < 0.7
     assert set(none["jsd_by_source"]) == {"teacher", "student"}
     first, last = (

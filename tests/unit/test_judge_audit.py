@@ -44,10 +44,22 @@ def test_every_answer_on_which_not_all_say_the_same_is_listed_once() -> None:
 
 
 def test_a_judges_own_figures() -> None:
-    found = judge_audit._judged("student", CASES, VERDICTS["student"], [1, 0, 0, 1, None, 0], 12.0)
+    consistency = judge_audit._consistency(VERDICTS["student"], [1, 0, 0, 1, None, 0])
+    found = judge_audit._judged("student", CASES, VERDICTS["student"], consistency, 2.0)
     assert (found.answers, found.unjudged, found.seconds_per_answer) == (6, 1, 2.0)
     assert found.right == {"teacher": 1.0, "student": pytest.approx(1 / 3)}
     assert found.consistency == pytest.approx(5 / 6)
+
+
+def test_of_a_rule_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
+    rule = judge_audit._judged("rule", CASES, VERDICTS["rule"])
+    assert judge_audit.table([rule], [])[1].split() == ["rule", "6", "0.0%", "–", "–"]
+    config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
+    page = judge_audit_page.write(tmp_path / "page.html", config, [rule], [], []).read_text()
+    assert (
+        '<td>rule</td><td class="number">6</td><td class="number">0.0 %</td>'
+        '<td class="number">–</td><td class="number">–</td>' in page
+    )
 
 
 def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
 from masters_ray.learner.measure import Divergence
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.records import JudgedText
 from masters_ray.studies import mask_scan, mask_scan_page
 from tests.conftest import ROOT
 
@@ -28,19 +30,37 @@ def rows(level: float, questions: int = 40) -> list[Divergence]:
     ]
 
 
+def judged(right: float, reasoning: int | None = None, questions: int = 40) -> list[JudgedText]:
+    """Two answers of each source; of the teacher's, that share of the questions about colour is answered right, and all
+    about shape are; the student's are wrong."""
+    return [
+        JudgedText(
+            position=question,
+            kind=kind,
+            question="?",
+            label="red",
+            source=source,
+            text="red",
+            accuracy=int(source == "teacher" and (kind == "shape" or question < right * questions)),
+            verdict="said",
+            reasoning=None if reasoning is None else int(source == "teacher") * reasoning,
+        )
+        for question, kind in ((question, ("colour", "shape")[question % 2]) for question in range(questions))
+        for source in ("teacher", "teacher", "student", "student")
+    ]
+
+
 def made(ratio: float) -> dict[str, Any]:
-    return {
-        "ratio": ratio,
-        "sparsity": ratio,
-        "accuracy_by_source": {"teacher": 1 - ratio},
-        "reasoning": None,
-        "left_out": 0.001,
-    }
+    return {"ratio": ratio, "sparsity": ratio, "left_out": 0.001}
 
 
-def scanned(**levels: float) -> list[mask_scan.Scanned]:
+def scanned(reasoning: int | None = None, **levels: float) -> list[mask_scan.Scanned]:
     ratios = [float(name.removeprefix("r")) / 100 for name in levels]
-    return mask_scan.scanned([made(ratio) for ratio in ratios], [rows(level) for level in levels.values()])
+    return mask_scan.scanned(
+        [made(ratio) for ratio in ratios],
+        [rows(level) for level in levels.values()],
+        [judged(1 - ratio, reasoning) for ratio in ratios],
+    )
 
 
 def test_means_are_over_questions_and_comparisons_are_paired() -> None:
@@ -64,7 +84,7 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     noisy = rows(0.1)
     noisy = [*noisy[:40], *(Divergence(**vars(one) | {"nats": one.nats + 0.0001}) for one in noisy[40:])]
     other = [Divergence(**vars(one) | {"nats": one.nats + (0.05 if one.position % 2 else -0.045)}) for one in noisy]
-    found = mask_scan.scanned([made(0.2), made(0.0)], [noisy, other])
+    found = mask_scan.scanned([made(0.2), made(0.0)], [noisy, other], [[], []])
     advice = mask_scan.advise(found)
     assert (advice.max_ratio, advice.equal, advice.overmasked) == (0.2, [0.0], [])
     assert "cannot tell it from 0" in advice.text
@@ -94,6 +114,58 @@ def test_ratios_that_are_none_are_refused(text: str) -> None:
     assert mask_scan.parse_ratios("0,0.2,0.2,.4") == [0.4, 0.2, 0.0]
 
 
+def test_what_a_scan_costs_is_said_before_anything_is_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    def generate(*arguments: Any, **settings: Any) -> None:
+        happened.append("generated")
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(mask_scan, "say", happened.append)
+    monkeypatch.setattr(mask_scan.driver, "generate", generate)
+    scan = mask_scan.scan_config(configuration.load(DEMO, [f"run.dir={tmp_path}"]), [0.2, 0.0], 50)
+    with pytest.raises(RuntimeError, match="stopped"):
+        mask_scan.scan(scan, RunDirectory(scan), str(DEMO))
+    assert happened == [
+        "50 questions at 2 mask ratios: 400 answers of masked teachers and 200 of the student are written and judged, "
+        "800 are scored by teacher and student",
+        "generated",
+    ]
+
+
+def test_the_masked_teachers_rewards_are_over_its_own_answers_with_intervals_over_questions() -> None:
+    strong, none = scanned(r40=0.2, r0=0.1, reasoning=1)
+    assert strong.teacher_right is not None and none.teacher_right is not None
+    assert strong.teacher_right.value == pytest.approx(0.8), "12 of 20 about colour, 20 of 20 about shape"
+    assert strong.teacher_right.n == 40, "two answers to one question are no two observations"
+    assert strong.teacher_right.low < 0.8 < strong.teacher_right.high
+    assert strong.teacher_right_by_kind["colour"].value == pytest.approx(0.6)
+    assert (none.teacher_right.value, none.teacher_right.high) == (1.0, 1.0)
+    assert none.teacher_right.low == pytest.approx(0.912, abs=1e-3), "40 of 40 is not certain"
+    assert strong.teacher_reasoning is not None and strong.teacher_reasoning.value == 1.0, "the student's do not count"
+
+
+def test_a_reward_that_nobody_asked_for_is_in_no_table(tmp_path: Path) -> None:
+    config = mask_scan.scan_config(configuration.load(DEMO), [0.4, 0.0], 40)
+    for reasoning, told in ((None, False), (1, True)):
+        found = scanned(r40=0.2, r0=0.1, reasoning=reasoning)
+        lines = mask_scan.table(found)
+        page = mask_scan_page.write(tmp_path / "page.html", config, found, mask_scan.advise(found)).read_text()
+        assert ("R_rea" in lines[0], "R_rea" in page) == (told, told)
+        assert lines[1].split()[-1] == ("100.0%" if told else "80.0%")
+
+
+def test_a_teacher_that_wrote_nothing_has_no_rewards(tmp_path: Path) -> None:
+    found = mask_scan.scanned([made(0.0)], [rows(0.1)], [[]])
+    assert (found[0].teacher_right, found[0].teacher_right_by_kind, found[0].teacher_reasoning) == (None, {}, None)
+    assert mask_scan.table(found)[1].split()[-1] == "–"
+    config = mask_scan.scan_config(configuration.load(DEMO), [0.0], 40)
+    page = mask_scan_page.write(tmp_path / "page.html", config, found, mask_scan.advise(found)).read_text()
+    assert "The teacher wrote no answers" in page
+
+
 def test_table_and_page_show_every_ratio(tmp_path: Path) -> None:
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
     lines = mask_scan.table(found)
@@ -102,3 +174,5 @@ def test_table_and_page_show_every_ratio(tmp_path: Path) -> None:
     page = mask_scan_page.write(tmp_path / "page.html", config, found, mask_scan.advise(found)).read_text()
     assert page.count("<svg") == 2
     assert "40.0 %" in page and "Over-masked: 0.4" in page
+    [colour] = [one.teacher_right_by_kind["colour"] for one in found if one.ratio == 0.4]
+    assert f'<td class="number">60.0 % ({100 * colour.low:.1f}–{100 * colour.high:.1f})</td>' in page

@@ -14,7 +14,7 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.groups import Recipe, sampling_seed
+from masters_ray.pipeline.groups import Earlier, Recipe, sampling_seed
 from masters_ray.records import Picture, Problem
 from masters_ray.schedule import Stage
 from tests.builders import group, png, problem
@@ -41,13 +41,14 @@ SMALL = {
 }
 
 
-def recipe(stage: int = 0, ratio: float = 0.2, **rollout: Any) -> Recipe:
+def recipe(stage: int = 0, ratio: float = 0.2, judge: Judge | None = None, **rollout: Any) -> Recipe:
     settings = Rollout(**(SMALL | rollout))
     made_with = {"top_k": 2}
     return Recipe(
         stage=Stage(index=stage, ratio=ratio),
         rollout=settings,
-        judge=Judge(),
+        judge=judge or Judge(),
+        judges={"student": "the student", "teacher": "the teacher"},
         seed=0,
         student_digest="s",
         made_with=made_with,
@@ -81,11 +82,16 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
     assert made["accuracy_by_source"] == {"teacher": 0.5, "student": 0.5}
 
 
-def test_any_split_of_a_group_is_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("of_teacher", "of_student"), [(0, 3), (3, 0), (1, 2)])
+def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_path: Path) -> None:
     replicas = FakeReplicas()
-    roll_out(tmp_path, replicas, teacher_answers=0, student_answers=3)
-    assert "answer" not in replicas.pools["teacher"].calls
-    assert [len(row.answers) for row in store.read(tmp_path)] == [3] * 5
+    roll_out(tmp_path, replicas, teacher_answers=of_teacher, student_answers=of_student)
+    for source, count in (("teacher", of_teacher), ("student", of_student)):
+        assert sorted(replicas.pools[source].wrote) == (["0", "1", "2", "3", "4"] if count else [])
+    sources = ["teacher"] * of_teacher + ["student"] * of_student
+    assert [[one.judged.answer.source for one in row.answers] for row in store.read(tmp_path)] == [sources] * 5
+    assert all(len(one.teacher.left_out) == 2 for row in store.read(tmp_path) for one in row.answers)
+    assert all(one.reference_logprobs.tolist() == [-1, -1] for row in store.read(tmp_path) for one in row.answers)
 
 
 def test_each_model_scores_only_what_it_has_not_written(tmp_path: Path) -> None:
@@ -282,7 +288,7 @@ def test_a_place_to_take_rows_from_that_holds_no_store_is_an_error(tmp_path: Pat
 def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher(tmp_path: Path) -> None:
     roll_out(tmp_path / "stage-0", FakeReplicas())
     replicas = FakeReplicas()
-    earlier = store.Lookup([tmp_path / "stage-0"])
+    earlier = Earlier(rows=store.Lookup([tmp_path / "stage-0"]), judging=recipe().judging)
     rollouts.roll_out(recipe(stage=1, ratio=0.1), PROBLEMS, range(5), replicas, tmp_path / "stage-1", earlier)  # type: ignore[arg-type]
     assert replicas.pools["student"].wrote == []
     assert len(replicas.pools["teacher"].wrote) == 5
@@ -332,17 +338,6 @@ def test_a_stage_stops_when_too_many_answers_cannot_be_judged(tmp_path: Path) ->
         roll_out(tmp_path, replicas, max_unjudged_share=0.4)
     wait_for_what_runs_on()
     assert roll_out(tmp_path, replicas, max_unjudged_share=0.5) == []
-
-
-def test_each_source_has_its_own_judge_and_the_same_case_is_judged_once(tmp_path: Path) -> None:
-    judge, teacher = FakePool("judge", {"red": 1, "blue": 0}), FakePool("teacher_judge", {"red": 0, "blue": 1})
-    replicas = FakeReplicas(judge=judge, teacher_judge=teacher)
-    by = Judge(of_teacher="teacher", of_student="student")
-    rollouts.roll_out(dataclasses.replace(recipe(), judge=by), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
-    rows = list(store.read(tmp_path))
-    assert [one.judged.accuracy for one in rows[0].answers] == [0, 1, 1, 0]
-    for pool in (judge, teacher):
-        assert len(pool.judged) < 5 * 2, "all five questions and their labels are the same"
 
 
 def test_a_rule_judges_without_replicas(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from masters_ray.studies.statistics import agreement, mean, resampled_mean
+from masters_ray.studies.statistics import agreement, as_json, mean, resampled_mean, resampled_share
 
 
 def test_the_interval_of_three_values_is_students() -> None:
@@ -34,6 +34,21 @@ def test_values_of_one_question_are_resampled_together() -> None:
     apart, twice = resampled_mean(values), resampled_mean(values * 2, [str(i) for i in range(400)] * 2)
     assert (twice.value, twice.n) == (apart.value, 400)
     assert twice.high - twice.low == pytest.approx(apart.high - apart.low, rel=0.1), "two copies tell no more than one"
+
+
+def test_a_share_of_all_or_none_is_not_certain() -> None:
+    questions = [str(index // 2) for index in range(20)]
+    all_right, none_right = resampled_share([1] * 20, questions), resampled_share([0] * 20, questions)
+    assert (all_right.value, all_right.high, all_right.n) == (1.0, 1.0, 10)
+    assert all_right.low == pytest.approx(0.722, abs=1e-3), "Wilson's, for 10 of 10"
+    assert (none_right.value, none_right.low) == (0.0, 0.0)
+    assert none_right.high == pytest.approx(0.278, abs=1e-3)
+    some = [1, 0] * 10
+    assert resampled_share(some, questions) == resampled_mean(some, questions)
+
+
+def test_json_has_null_where_a_number_is_none() -> None:
+    assert as_json(mean([1.5])) == {"value": 1.5, "low": None, "high": None, "n": 1}
 
 
 def test_kappa_by_hand() -> None:

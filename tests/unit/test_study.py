@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from masters_ray import config as configuration
+from masters_ray.config import Cluster, Config
 from masters_ray.errors import ConfigError
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.studies import study as studies
 from masters_ray.studies import study_page
 from tests.conftest import ROOT
@@ -74,7 +78,7 @@ def test_a_wrong_study_is_refused_before_anything_runs(
 
 
 def finished(folder: Path, correct: list[int], jsd: float, first: int) -> None:
-    (folder / "evaluation").mkdir(parents=True)
+    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
     value = sum(correct) / len(correct)
     summary = {"accuracy": {"student_after": {"value": value}}, "learner": {"seconds": 10.0}}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -105,4 +109,94 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypa
     assert lines[-2].startswith("| whole | 70.0 | ")
     assert lines[-1].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[-1]
     page = study_page.write(tmp_path / "study.html", study, [whole, plain]).read_text()
-    assert "schedule.max_ratio=0" in page and page.count("<svg") == 1
+    assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
+    assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
+    alone = study_page.write(tmp_path / "study.html", study, [whole]).read_text()
+    assert alone.count("<svg") == 1, "nothing to compare it with"
+
+
+FOUR = """
+base: conf/demo.yaml
+dir: {dir}
+seeds: [3]
+reference: whole
+variants:
+  whole: {{}}
+  distilled: {{learner.policy_weight: 0}}
+  no mask: {{schedule.max_ratio: 0}}
+  no mask, distilled: {{schedule.max_ratio: 0, learner.policy_weight: 0}}
+"""
+
+
+class Runs:
+    """In place of Ray and of the driver: leaves behind what a finished run does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[str, str | None, list[str]]] = []
+        """Variant, rollout.store and rollout.reuse of every run, in turn."""
+        self.measured_before: dict[str, list[str]] = {}
+        """Variant → accuracies that were there when its run began."""
+        self.clusters = 0
+        monkeypatch.setattr(studies.driver, "run", self._run)
+        monkeypatch.setattr(studies.cluster, "connected", self._connected)
+        monkeypatch.setattr(studies.validation, "check_cluster", lambda config: None)
+
+    @contextmanager
+    def _connected(self, cluster: Cluster) -> Iterator[None]:
+        self.clusters += 1
+        yield
+
+    def _run(self, config: Config, directory: RunDirectory, base: str) -> None:
+        assert base == "conf/demo.yaml"
+        variant = directory.root.parent.name
+        self.made.append((variant, config.rollout.store, config.rollout.reuse))
+        files = sorted((directory.root / "evaluation").glob("*.json"))
+        self.measured_before[variant] = [json.loads(file.read_text()) for file in files]
+        leave(directory.root, alone=config.rollout.store is None)
+
+
+def leave(folder: Path, alone: bool = True) -> None:
+    """A finished run. alone: it made its own rollouts and measured the untrained models."""
+    finished(folder, [1, 0], 0.25, 0)
+    if alone:
+        (folder / "rollouts").mkdir()
+        for name in ("student_before", "teacher"):
+            (folder / "evaluation" / f"{name}.json").write_text(json.dumps(f"{name} of {folder.parent.name}"))
+
+
+def test_a_study_runs_what_is_not_finished_and_shares_the_rollouts_that_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study, runs = studies.read(written(tmp_path, FOUR)), Runs(monkeypatch)
+    leave(tmp_path / "runs" / "whole" / "seed-3")
+    of_whole, of_no_mask = (str(tmp_path / "runs" / name / "seed-3" / "rollouts") for name in ("whole", "no-mask"))
+    page = studies.run(study)
+    assert runs.made == [
+        ("distilled", of_whole, []),
+        ("no-mask", None, [of_whole]),
+        ("no-mask-distilled", of_no_mask, []),
+    ]
+    assert runs.measured_before == {
+        "distilled": ["student_before of whole", "teacher of whole"],
+        "no-mask": [],
+        "no-mask-distilled": ["student_before of no-mask", "teacher of no-mask"],
+    }
+    assert page.is_file() and (tmp_path / "runs" / studies.MARKDOWN).is_file()
+    studies.run(study)
+    assert (len(runs.made), runs.clusters) == (3, 1), "all is finished: no Ray is started"
+
+
+def test_what_one_seed_cannot_tell_is_null_and_not_a_number_that_json_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    Runs(monkeypatch)
+    page = studies.run(studies.read(written(tmp_path, FOUR)))
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    content = json.loads((tmp_path / "runs" / studies.RESULT).read_text(), parse_constant=refuse)
+    assert content["outcomes"][1]["difference"] == {"value": 0.0, "low": None, "high": None, "n": 1}
+    assert "over the held-out questions, since there is one seed" in page.read_text()

@@ -1,0 +1,178 @@
+"""A run's rollouts with stand-ins for the replicas."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from masters_ray import config as configuration
+from masters_ray import store
+from masters_ray.actors.judge import Verdict
+from masters_ray.config import Config
+from masters_ray.errors import ReplicaError
+from masters_ray.pipeline import driver
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.records import Problem, RolloutGroup
+from tests.builders import png
+from tests.conftest import PAIR, ROOT
+from tests.fakes import FakePool, FakeReplicas
+
+QUESTIONS = ("what color is it?", "what colour is it?", "which colour?", "what color is it?")
+ROWS = len(QUESTIONS)
+EVERY_CASE = sorted((question, "red", text) for question in set(QUESTIONS) for text in ("red", "blue"))
+"""The stand-ins write two texts to each question."""
+
+
+TEACHERS_ALONE = ("rollout.teacher_answers=2", "rollout.student_answers=0")
+"""No answers that later stages take over, and their verdicts with them."""
+
+
+class JudgePool(FakePool):
+    """Remembers what it was asked, case by case."""
+
+    def __init__(self, role: str, verdicts: dict[str, int | None]) -> None:
+        super().__init__(role, verdicts)
+        self.cases: list[tuple[str, str, str]] = []
+
+    def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
+        self.cases += [
+            (one.question, one.label, text) for one, texts in zip(problems, answers, strict=True) for text in texts
+        ]
+        return super().judge(problems, answers, reasoning)
+
+
+class Block(FakeReplicas):
+    """The replicas of some stages."""
+
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def block(of_student: dict[str, int | None] | None = None, of_teacher: dict[str, int | None] | None = None) -> Block:
+    """What the two judges say."""
+    default: dict[str, int | None] = {"red": 1, "blue": 0}
+    return Block(
+        judge=JudgePool("judge", of_student or default),
+        teacher_judge=JudgePool("teacher_judge", of_teacher or default),
+    )
+
+
+def cases(replicas: Block, role: str) -> list[tuple[str, str, str]]:
+    pool: Any = replicas.pools[role]
+    return sorted(pool.cases)
+
+
+def two_teachers(folder: Path, *changes: str) -> Config:
+    """Of two stages each, which all see the same questions."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "demo.yaml"))
+    stages = {"stages": [{"ratio": 0.2}, {"ratio": 0.0}], "stage_data": "all"}
+    content["schedule"] = stages
+    (folder / "one.png").write_bytes(png())
+    rows = [{"id": str(id), "question": one, "answer": "red", "image": "one.png"} for id, one in enumerate(QUESTIONS)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"format": "jsonl", "path": str(folder / "questions.jsonl")}
+    content["data"] = {"train": source, "held_out": source}
+    content["growth"] = [{"teacher": content["teacher"] | {"checkpoint": str(PAIR / "student")}, "schedule": stages}]
+    content["teacher"]["checkpoint"] = str(PAIR / "teacher")
+    content["student"]["checkpoint"] = str(PAIR / "student")
+    file = folder / "two.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+    words = ["rollout.teacher_answers=2", "rollout.student_answers=2", "rollout.batch_rows=2"]
+    words += [f"rollout.max_{what}_share=1" for what in ("set_aside", "unjudged", "empty")]
+    return configuration.load(file, [f"run.dir={folder / 'run'}", *words, *changes])
+
+
+Generate = Callable[..., list[list[RolloutGroup]]]
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> Generate:
+    def with_blocks(config: Config, *blocks: Block) -> list[list[RolloutGroup]]:
+        """The rows of every stage. blocks: the replicas of each teacher that still has something to do."""
+        left = list(blocks)
+        monkeypatch.setattr(driver, "Replicas", lambda _: left.pop(0))
+        folders = driver.generate(config, RunDirectory(config), "two.yaml", measure=False)
+        assert not left
+        return [list(store.read(folder)) for folder in folders]
+
+    return with_blocks
+
+
+def of_student(row: RolloutGroup) -> list[int | None]:
+    return [one.judged.accuracy for one in row.answers if one.judged.answer.source == "student"]
+
+
+def test_a_run_asks_its_judge_every_case_once_whatever_stage_or_teacher_it_comes_from(
+    tmp_path: Path, generate: Generate
+) -> None:
+    config = two_teachers(tmp_path, *TEACHERS_ALONE)
+    first, second = block(), block()
+    stages = generate(config, first, second)
+    assert [len(rows) for rows in stages] == [ROWS] * 4
+    assert cases(first, "judge") == EVERY_CASE
+    assert cases(second, "judge") == [], "the student judges the second teacher's answers too"
+
+
+def test_a_run_that_goes_on_knows_the_verdicts_of_the_stages_that_are_there(tmp_path: Path, generate: Generate) -> None:
+    config = two_teachers(tmp_path, *TEACHERS_ALONE)
+
+    class Stopped(FakePool):
+        def mask(self, ratio: float) -> list[Any]:
+            raise ReplicaError("stopped")
+
+    first, stopped, second = block(), block(), block()
+    stopped.pools["teacher"] = Stopped("teacher")
+    with pytest.raises(ReplicaError, match="stopped"):
+        generate(config, first, stopped)
+    generate(config, second)
+    assert cases(first, "judge") == EVERY_CASE
+    assert cases(second, "judge") == []
+
+
+def test_a_second_teacher_that_judges_is_another_judge_and_takes_over_answers_only(
+    tmp_path: Path, generate: Generate
+) -> None:
+    config = two_teachers(tmp_path, "judge.of_student=teacher", "judge.of_teacher=teacher")
+    first, second = block(of_teacher={"red": 1, "blue": 0}), block(of_teacher={"red": 0, "blue": 1})
+    stages = generate(config, first, second)
+    assert [[of_student(row) for row in rows] for rows in stages] == [[[1, 0]] * ROWS] * 2 + [[[0, 1]] * ROWS] * 2
+    for replicas in (first, second):
+        assert cases(replicas, "teacher_judge") == EVERY_CASE, "each teacher every case, once"
+    assert second.pools["student"].wrote == []
+    assert Counter(first.pools["student"].wrote) == Counter(row.problem.id for row in stages[0])
+    for before, after in zip(stages[0], stages[3], strict=True):
+        for one, other in zip(before.answers, after.answers, strict=True):
+            assert one.judged.answer == other.judged.answer
+            assert np.array_equal(one.reference_logprobs, other.reference_logprobs)
+
+
+def test_answers_that_the_first_teacher_could_not_read_are_not_lost_to_the_second(
+    tmp_path: Path, generate: Generate
+) -> None:
+    config = two_teachers(tmp_path, "judge.of_student=teacher", "judge.of_teacher=teacher")
+    first, second = block(of_teacher={"red": 1, "blue": None}), block(of_teacher={"red": 0, "blue": 1})
+    stages = generate(config, first, second)
+    assert [[of_student(row) for row in rows] for rows in stages] == [[[1]] * ROWS] * 2 + [[[0, 1]] * ROWS] * 2
+    assert sorted(second.pools["student"].wrote) == sorted(row.problem.id for row in stages[0]), (
+        "in one stage, not both"
+    )
+
+
+def test_a_second_teacher_with_the_weights_of_the_first_is_the_same_judge(tmp_path: Path, generate: Generate) -> None:
+    teachers = ["teacher.checkpoint=" + str(PAIR / "student")]
+    config = two_teachers(tmp_path, "judge.of_student=teacher", *teachers)
+    first, second = block(), block()
+    stages = generate(config, first, second)
+    assert [[of_student(row) for row in rows] for rows in stages] == [[[1, 0]] * ROWS] * 4
+    assert cases(first, "teacher_judge") == EVERY_CASE
+    assert cases(second, "teacher_judge") == []
