@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen real-weights format lock clean
+.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online real-weights format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -53,7 +53,7 @@ test-unit: setup
 	$(BIN)/python -m pytest tests/unit
 
 # All benchmarks, for a machine with nothing else to do.
-bench: bench-learner bench-store bench-pregen
+bench: bench-learner bench-store bench-pregen bench-semi-online
 
 # The learner against TRL and against itself; docs/BENCHMARKS.md says what is measured.
 bench-learner: setup
@@ -66,6 +66,10 @@ bench-store: .venv/.done-bench
 # What making rollouts costs beside the engines' own work.
 bench-pregen: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
+
+# What online iterations cost, measured and simulated.
+bench-semi-online: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.semi_online
 
 # Faults of every kind while rollouts are made, ROUNDS times, six minutes each on two cores.
 ROUNDS ?= 20

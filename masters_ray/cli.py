@@ -80,6 +80,26 @@ def _parser() -> argparse.ArgumentParser:
     _configured(audit)
     audit.set_defaults(command=_judge_audit)
 
+    simulation = commands.add_parser(
+        "simulate", help="what online iterations would cost with other shares and replicas, from measured rates"
+    )
+    simulation.add_argument(
+        "--rates", type=Path, help="a run with online iterations, or a rates.json; default: run.dir"
+    )
+    simulation.add_argument("--questions", type=int, help="of the run; default: data.train.rows")
+    simulation.add_argument("--shares", default=None, help="online fractions with commas between; default: 0 to 1")
+    simulation.add_argument(
+        "--replicas",
+        action="append",
+        default=[],
+        metavar="teacher=2,student=4",
+        help="compare these, too; pools: teacher, student, reference (with the judge)",
+    )
+    simulation.add_argument("--dedicated", action="store_true", help="learner and replicas share no cores")
+    simulation.add_argument("--paper", action="store_true", help="show the paper's 256 GPUs as well")
+    _configured(simulation)
+    simulation.set_defaults(command=_simulate)
+
     study = commands.add_parser(
         "study", help="run the variants of a configuration with several seeds, and compare them"
     )
@@ -181,6 +201,35 @@ def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDi
     return 0
 
 
+def _simulate(arguments: argparse.Namespace) -> int:
+    from masters_ray import config, simulation
+    from masters_ray.errors import Complaint, ConfigError
+
+    settings = config.load(arguments.config, arguments.overrides)
+    try:
+        shares = [float(one) for one in arguments.shares.split(",")] if arguments.shares else simulation.SHARES
+        choices = [
+            {name: int(count) for name, count in (pair.split("=") for pair in one.split(","))}
+            for one in arguments.replicas
+        ]
+    except ValueError as error:
+        complaint = Complaint(
+            where="--shares, --replicas",
+            expected="numbers such as 0,0.2,1 and teacher=2,student=4",
+            found=str(error),
+            remedy="Correct them.",
+        )
+        raise ConfigError([complaint]) from error
+    told = simulation.report(
+        settings, arguments.rates, arguments.questions, shares, [{}, *choices], dedicated=arguments.dedicated
+    )
+    for line in told:
+        say(line)
+    for line in ["", *simulation.paper_report()] if arguments.paper else []:
+        say(line)
+    return 0
+
+
 def _study(arguments: argparse.Namespace) -> int:
     from masters_ray.studies import study
 
@@ -200,8 +249,10 @@ def _store(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     from masters_ray import validation
 
-    validation.load(arguments.config, arguments.overrides)
+    config = validation.load(arguments.config, arguments.overrides)
     say(f"{arguments.config}: no complaint")
+    if (told := validation.online_schedule(config)) is not None:
+        say(told)
     return 0
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from masters_ray import placement, weights
+from masters_ray import placement, schedule, weights
 from masters_ray.config import Config, read
 from masters_ray.errors import CheckpointError, Complaint, ConfigError, StoreError
 from masters_ray.progress import say
 from masters_ray.store import Folder
+
+_SHOWN = 12
+"""Numbers in a list that a person reads."""
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
@@ -24,6 +29,27 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
     if complaints:
         raise ConfigError(complaints)
     return config
+
+
+def online_schedule(config: Config) -> str | None:
+    """Which iterations are online, in a sentence; None when there are none."""
+    fraction = config.rollout.online_fraction
+    if fraction == 0:
+        return None
+    rows = config.data.train.rows
+    if rows is None:
+        first = [str(number) for number in itertools.islice(filter(_online_at(fraction), itertools.count(1)), _SHOWN)]
+        return f"online iterations: {', '.join(first)}, … ({fraction:.1%} of all; data.train.rows is not set)"
+    plan = schedule.plan(config.schedules, rows)
+    iterations = schedule.iterations(plan, config.learner.groups_per_step, fraction)
+    online = [str(one.number) for one in iterations if one.online]
+    shown = online if len(online) <= _SHOWN else [*online[: _SHOWN - 1], "…", online[-1]]
+    share = f"{len(online)} of {len(iterations)}, {len(online) / len(iterations):.1%}"
+    return f"online iterations: {', '.join(shown)} ({share}, with {rows} questions)"
+
+
+def _online_at(fraction: float) -> Callable[[int], bool]:
+    return lambda number: schedule.is_online(number, fraction)
 
 
 def check_cluster(config: Config) -> None:

@@ -46,6 +46,14 @@ _FREE = (
 _LEARNING = ("learner.", "reward.")
 """Keys that may change as well until the learner has taken a step: no rollout depends on them."""
 
+_ONLINE = (
+    "rollout.online_fraction",
+    "rollout.max_staleness",
+    "rollout.spare_rows",
+    "judge.follows_student",
+)
+"""Keys that say what happens while the student learns: rows that were made before do not depend on them."""
+
 
 class RunDirectory:
     """Paths of one run. Opening it a second time goes on from what is there."""
@@ -217,14 +225,22 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def rollout_settings(config: Config) -> dict[str, Any]:
-    """The part of ``settings_of`` that decides rollouts and the accuracies of the untrained models; all of it when the
-    student learns between the stages."""
+    """The part of ``settings_of`` that decides rollouts before training and the accuracies of the untrained models; all
+    of it when the student learns between the stages. Which questions have rollouts, ``holds_rows_of`` says."""
     settings = settings_of(config)
     if config.rollout.student_refresh == "stage":
         return settings
-    return {
-        key: value for key, value in settings.items() if not key.startswith(_LEARNING) and key != "evaluation.examples"
-    }
+    aside = (*_LEARNING, *_ONLINE, "evaluation.examples")
+    return {key: value for key, value in settings.items() if not key.startswith(aside)}
+
+
+def holds_rows_of(one: Config, other: Config) -> bool:
+    """Whether the rollouts that one run makes before training hold those of another one with the same
+    ``rollout_settings``: all questions do, or the questions of the same iterations."""
+    if one.rollout.online_fraction == 0 or one.rollout.spare_rows:
+        return True
+    iterations = [(each.rollout.online_fraction, each.learner.groups_per_step) for each in (one, other)]
+    return iterations[0] == iterations[1] and not other.rollout.spare_rows
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@
 Knows no cluster and no model: plain arithmetic, event by event.
 """
 
+from masters_ray.simulation.command import SHARES, paper_report, report, setup_of
 from masters_ray.simulation.model import simulate
 from masters_ray.simulation.paper import Assumed, Row, table
 from masters_ray.simulation.rates import Rates, measured
@@ -14,6 +15,7 @@ from masters_ray.simulation.sweep import Case, spread, sweep
 from masters_ray.simulation.text import lines, paper_lines
 
 __all__ = [
+    "SHARES",
     "STUDENT",
     "Assumed",
     "Call",
@@ -26,6 +28,9 @@ __all__ = [
     "lines",
     "measured",
     "paper_lines",
+    "paper_report",
+    "report",
+    "setup_of",
     "simulate",
     "spread",
     "sweep",

@@ -2,7 +2,7 @@
 
     learner    start ─► [wait for n's groups] ─► step n ─► [publish version n] ─► …
     producer   weights of version v(n) are there, groups of the online iteration before n are made ─► batches of n
-    batch      call ─► call ─► … each on a replica of its pool
+    batch      answers ─► verdicts ─► scores, each round's calls at the same time, on a replica of their pools
 
 Between two events everything gets on at a constant speed, so the simulation is exact up to rounding, and the same every
 time.
@@ -51,8 +51,11 @@ class _Producer:
         self._places = sum(pool.places for pool in setup.pools.values())
         self._rows: list[int] = []
         """Of each batch of the iteration that is made."""
-        self._calls_done: list[int] = []
+        self._rounds = setup.rounds
+        self._rounds_done: list[int] = []
         """Of each batch that was begun."""
+        self._calls_open: list[int] = []
+        """Of each batch's present round."""
         self._open = 0
         """Batches that are not done."""
         self.making: int | None = None
@@ -77,12 +80,15 @@ class _Producer:
 
     def call_ended(self, batch: int) -> bool:
         """The batch goes on. Returns whether this was the last call of the iteration."""
-        self._calls_done[batch] += 1
-        if self._calls_done[batch] < len(self._setup.calls):
+        self._calls_open[batch] -= 1
+        if self._calls_open[batch]:
+            return False
+        self._rounds_done[batch] += 1
+        if self._rounds_done[batch] < len(self._rounds):
             self._ask(batch)
             return False
         self._open -= 1
-        if len(self._calls_done) < len(self._rows):
+        if len(self._rounds_done) < len(self._rows):
             self._begin_batch()
         if not self._open and self.making is not None:
             self.delivered, self.making = self.making, None
@@ -92,19 +98,22 @@ class _Producer:
     def _start(self, iteration: int) -> None:
         full, rest = divmod(self._setup.groups_per_step, self._setup.batch_rows)
         self._rows = [self._setup.batch_rows] * full + [rest] * (rest > 0)
-        self._calls_done = []
+        self._rounds_done, self._calls_open = [], []
         self._open = len(self._rows)
         self.making = iteration
         for _ in range(min(self._places, self._open)):
             self._begin_batch()
 
     def _begin_batch(self) -> None:
-        self._calls_done.append(0)
-        self._ask(len(self._calls_done) - 1)
+        self._rounds_done.append(0)
+        self._calls_open.append(0)
+        self._ask(len(self._rounds_done) - 1)
 
     def _ask(self, batch: int) -> None:
-        call = self._setup.calls[self._calls_done[batch]]
-        self._engines.ask(call.pool, call.seconds(self._rows[batch]), batch)
+        calls = self._rounds[self._rounds_done[batch]]
+        self._calls_open[batch] = len(calls)
+        for call in calls:
+            self._engines.ask(call.pool, call.seconds(self._rows[batch]), batch)
 
 
 class _Run:
@@ -114,7 +123,7 @@ class _Run:
         self._producer = _Producer(setup, self._engines)
         self._online = frozenset(setup.online)
         self._to_publish = {version_for(number, setup.max_staleness) for number in setup.online} - {0}
-        self._now = setup.start_seconds if setup.online else 0.0
+        self._now = setup.start_seconds
         self._iteration = 1
         """The learner's."""
         self._passed = 0

