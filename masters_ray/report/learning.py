@@ -19,6 +19,10 @@ class _Curve:
     axis: str
     meaning: str
     limits: tuple[float, float] | None = None
+    error: str | None = None
+    """The field that says how far above it the true value may be."""
+    error_meaning: str = ""
+    """What follows the meaning where that is more than nothing."""
 
 
 _CURVES = (
@@ -35,6 +39,9 @@ _CURVES = (
         meaning="JSD between the masked teacher’s and the student’s next-token distributions on the group’s answers; "
         "falling means imitation works. It may step where the mask ratio, and so the teacher, changes.",
         limits=(0.0, 0.0),
+        error="jsd_error_bound",
+        error_meaning="Of the teacher’s distributions only the likeliest tokens are stored: over the whole vocabulary "
+        "the distance is between the line and the dashed one.",
     ),
     _Curve(
         field="kl",
@@ -115,8 +122,7 @@ def learning(metrics: Sequence[StepMetrics]) -> str:
         return "<p>No optimizer step was recorded.</p>"
     figures = [_figure("Mask ratio", mask_chart(metrics), "Share of the teacher’s weights that are zero at each step.")]
     figures += [
-        _figure(curve.title, curve_chart(metrics, curve.field, curve.axis, curve.limits), curve.meaning)
-        for curve in (*_CURVES, *([_CLIPPED] if any(row.clipped > 0 for row in metrics) else []))
+        _curve(metrics, curve) for curve in (*_CURVES, *([_CLIPPED] if any(row.clipped > 0 for row in metrics) else []))
     ]
     return (
         "<p>All answers to one question form a group, and each is rewarded with R = R_acc + α · R_distill (and "
@@ -130,6 +136,14 @@ def learning(metrics: Sequence[StepMetrics]) -> str:
         f"masked; the figures above the bands are the mask ratios. {escape(smoothing_note(len(metrics)))}</p>"
         f'<div class="curves">{"".join(figures)}</div>'
     )
+
+
+def _curve(metrics: Sequence[StepMetrics], curve: _Curve) -> str:
+    error = curve.error
+    if error is None or not any(getattr(row, error) > 0 for row in metrics):
+        return _figure(curve.title, curve_chart(metrics, curve.field, curve.axis, curve.limits), curve.meaning)
+    chart = curve_chart(metrics, curve.field, curve.axis, curve.limits, error)
+    return _figure(curve.title, chart, f"{curve.meaning} {curve.error_meaning}")
 
 
 def _figure(title: str, chart: str, meaning: str) -> str:

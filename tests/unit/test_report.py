@@ -195,6 +195,7 @@ def metrics(steps: int = 50) -> list[dict[str, Any]]:
                 "seconds": 6.2,
                 "flop_utilisation": 0.4 + chance.gauss(0, 0.01),
                 "memory_gib": 1.5,
+                "jsd_error_bound": 0.004,
             }
         )
     return rows
@@ -368,6 +369,29 @@ def test_every_curve_is_drawn(page: Page) -> None:
     assert page.tags.count("svg") == 12
     for label in ("JSD (nats)", "KL (nats)", "mean R_acc", "mean R_distill", "norm before clipping", "mask ratio (%)"):
         assert label in page.text
+
+
+BELOW = "over the whole vocabulary the distance is between the line and the dashed one"
+
+
+@pytest.mark.parametrize("steps", [5, 61, 700])
+def test_how_much_the_divergence_may_lack_is_drawn_above_it_where_that_is_known(tmp_path: Path, steps: int) -> None:
+    def drawn(name: str, **changes: Any) -> tuple[str, str]:
+        """The text of the page, and its chart of the divergence."""
+        folder = build(tmp_path / name, steps=0)
+        rows = [{**row, **changes} for row in metrics(steps)]
+        told = [{key: value for key, value in row.items() if value is not ...} for row in rows]
+        (folder / report.METRICS).write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+        html = report.write(folder).read_text(encoding="utf-8")
+        return Page(html).text, html.split("JSD (nats) over the optimizer steps")[1].split("</svg>")[0]
+
+    text, chart = drawn("bounded")
+    assert BELOW in text
+    assert chart.count("stroke-dasharray") == 1
+    for name, value in (("whole vocabulary", 0.0), ("earlier version", ...)):
+        text, chart = drawn(name, jsd_error_bound=value)
+        assert BELOW not in text
+        assert "stroke-dasharray" not in chart
 
 
 def test_same_inputs_give_the_same_bytes(tmp_path: Path, html: str) -> None:
