@@ -447,6 +447,17 @@ def test_values_that_were_not_measured(tmp_path: Path) -> None:
     assert "nan" not in page.text.lower().split()
 
 
+def test_how_often_the_reasoning_supports_the_answer_is_told_of_the_stages_that_were_asked(
+    tmp_path: Path, page: Page
+) -> None:
+    assert "whose reasoning supports them" not in page.text
+    content = summary()
+    content["stages"][0]["reasoning"], content["stages"][3]["reasoning"] = 0.8249, 0.0
+    told = Page(report.write(build(tmp_path, summary=content, steps=1)).read_text(encoding="utf-8"))
+    expected = "Answers whose reasoning supports them, by the same judges: 82.5 % in stage 0, 0.0 % in stage 3."
+    assert expected in told.text
+
+
 def test_warnings_for_the_reader(tmp_path: Path, page: Page) -> None:
     assert "left out. JSD" not in page.text
     assert "no better than the student" not in page.text
