@@ -125,6 +125,15 @@ def test_the_stages_masked_teacher_is_loaded_and_gives_what_its_stored_scores_gi
     assert (found[0] - found[1]).abs().max() > 1e-3, "the mask matters"
 
 
+def with_scores(batch: PackedBatch, scores: TokenScores) -> PackedBatch:
+    return dataclasses.replace(
+        batch,
+        top_ids=torch.from_numpy(scores.top_ids).long(),
+        top_logprobs=torch.from_numpy(scores.top_logprobs),
+        left_out=torch.from_numpy(scores.left_out),
+    )
+
+
 STORING = 1.6e-4
 """Nats. What storing scores in 511 steps moves a mean divergence by at most, beside leaving tokens out: as much as it
 moves a token's on average (docs/BENCHMARKS.md)."""
@@ -135,20 +144,20 @@ def test_a_real_teachers_stored_scores_lack_no_more_than_a_step_reports(k: int, 
     source = LiveSource(checkpoint=str(PAIR / "teacher"), parts=("language",))
     scores = LiveTeacher([source], torch.device("cpu"), "float32").scores(plan(0.2), batch)
     top, ids = (scores.hidden @ scores.weight.T).log_softmax(-1).topk(k)
-    cut = {"top_ids": ids, "top_logprobs": top, "left_out": (1 - top.exp().sum(-1)).clamp(min=0)}
-    exact = TokenScores(**{name: one.numpy() for name, one in cut.items()})
-    read = {name: torch.from_numpy(one) for name, one in vars(codec.decode(*codec.encode(exact))).items()}
-    read["top_ids"] = read["top_ids"].long()
+    exact = TokenScores(
+        top_ids=ids.numpy(),
+        top_logprobs=top.numpy(),
+        left_out=(1 - top.exp().sum(-1)).clamp(min=0).numpy(),
+    )
     student = hf.PackedStudent(hf.load_model(PAIR / "student", "float32"), logits_bytes=2**26)
     with torch.no_grad():
-        live, kept, from_store = (
-            student(batch, scores),
-            student(dataclasses.replace(batch, **cut)),
-            student(dataclasses.replace(batch, **read)),
-        )
+        live = student(batch, scores)
+        kept = student(with_scores(batch, exact))
+        from_store = student(with_scores(batch, codec.decode(*codec.encode(exact))))
     assert (live[1] - kept[1] <= kept[2] + 1e-6).all(), "token by token, before anything is rounded"
     reported, whole = (
-        batch_terms(Objective(), batch, *given, tokens_per_group=5.0, old=None) for given in (from_store, live)
+        batch_terms(Objective(), batch, own, divergences, errors, 5.0, None)
+        for own, divergences, errors in (from_store, live)
     )
     lacking = sum(float(one.jsd - other.jsd) for one, other in zip(whole, reported, strict=True))
     assert STORING < lacking / 2 <= sum(float(one.jsd_error) for one in reported) / 2 + STORING

@@ -273,7 +273,8 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     @torch.no_grad()
     def losses(batch: PackedBatch, tokens_per_group: float) -> list[list[float]]:
         """Of each group its loss, and the advantages, which cancel in its value where answers weigh the same."""
-        terms = batch_terms(weights, batch, *model(batch), tokens_per_group=tokens_per_group, old=None)
+        logprobs, divergences, errors = model(batch)
+        terms = batch_terms(weights, batch, logprobs, divergences, errors, tokens_per_group, None)
         return [[one.loss.item(), *one.advantages.tolist()] for one in terms]
 
     tokens = sum(len(answer.judged.answer.token_ids) for row in rows for answer in row.answers)
