@@ -24,9 +24,11 @@ CLIP = 0.2
 
 
 def one_question(
-    batch: PackedBatch, logprobs: Tensor, divergences: Tensor, answers: Tensor, jsd_weight: float = 1.0
+    batch: PackedBatch, given: tuple[Tensor, Tensor, Tensor], answers: Tensor, jsd_weight: float = 1.0
 ) -> GroupTerms:
-    """The loss's terms of those ``answers`` (bool [A]) of a batch, taken as one group."""
+    """The loss's terms of those ``answers`` (bool [A]) of a batch, taken as one group. given: of the batch, by a
+    PackedStudent."""
+    logprobs, divergences, errors = given
     tokens = answers[batch.answer_of]
     answer_of = batch.answer_of[tokens]
     return group_terms(
@@ -34,6 +36,7 @@ def one_question(
         new_logprobs=logprobs[tokens],
         reference_logprobs=batch.reference_logprobs[tokens],
         token_jsd=divergences[tokens],
+        token_jsd_error=errors[tokens],
         answer_of=answer_of - answer_of.min(),
         accuracy=batch.accuracy[answers],
         reasoning=batch.reasoning[answers],
@@ -52,8 +55,7 @@ class Masters:
         """All answers of the batch are one group's, however they are packed."""
         self.model.zero_grad(set_to_none=True)
         everything = torch.ones_like(batch.accuracy, dtype=torch.bool)
-        logprobs, divergences = self.student(batch)
-        terms = one_question(batch, logprobs, divergences, everything, jsd_weight)
+        terms = one_question(batch, self.student(batch), everything, jsd_weight)
         terms.loss.backward()
         return terms
 
@@ -151,12 +153,10 @@ class Optimizer:
         for indices, questions, batch in batches:
             self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
             with self._work.forward(batch.layout):
-                logprobs, divergences = self._engine.terms(batch)
-            terms = [
-                one_question(batch, logprobs, divergences, batch.group_of == group) for group in range(len(indices))
-            ]
+                given = self._engine.terms(batch)
+            terms = [one_question(batch, given, batch.group_of == group) for group in range(len(indices))]
             self._engine.gradients.add(torch.stack([term.loss for term in terms]).sum() / groups)
-            tally.add([one.group for one in questions], indices, terms, batch, logprobs)
+            tally.add([one.group for one in questions], indices, terms, batch, given[0])
         norm = self._engine.gradients.complete()
         tally.joined(self._engine.over_workers)
         if not 0 <= norm < float("inf"):

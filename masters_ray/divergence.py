@@ -34,6 +34,19 @@ def with_rest(top: Tensor, rest: Tensor | None = None) -> Tensor:
     return torch.cat([top, others.unsqueeze(-1)], -1)
 
 
+def left_out_error(teacher: Tensor, student: Tensor) -> Tensor:
+    """Most that the divergence over the whole vocabulary lies above that on k + 1 outcomes, in nats (METHOD 5).
+
+    teacher, student: the masses a and b that they have outside the k; the result has their shape. It is
+    ½ (a ln((a + b)/a) + b ln((a + b)/b)) ≤ (a + b)/2 · ln 2, and reached where the two share no token outside the k.
+
+    Example: a = ½ and b = ¾ give ½ (½ ln 2.5 + ¾ ln(5/3)) = 0.4206.
+    """
+    both = teacher + student
+    parts = torch.xlogy(teacher, teacher) + torch.xlogy(student, student)
+    return ((torch.xlogy(both, both) - parts) / 2).clamp(min=0.0)
+
+
 def jsd(p: Tensor, q: Tensor) -> Tensor:
     """JSD of two probability tensors [..., outcomes] over the last axis, in nats."""
     log_middle = _log((p + q) / 2)

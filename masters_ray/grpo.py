@@ -91,6 +91,8 @@ class GroupTerms:
     """The estimate against the reference policy, in nats."""
     jsd: Tensor
     """In nats."""
+    jsd_error: Tensor
+    """Most that ``jsd`` can be below the divergence over the whole vocabulary, in nats."""
     clipped: Tensor
     """Fraction of the tokens whose ratio is cut off, so that the policy gradient does not move them."""
     old: OldPolicy
@@ -118,6 +120,7 @@ def group_terms(
     new_logprobs: Tensor,
     reference_logprobs: Tensor,
     token_jsd: Tensor,
+    token_jsd_error: Tensor,
     answer_of: Tensor,
     accuracy: Tensor,
     reasoning: Tensor,
@@ -127,12 +130,12 @@ def group_terms(
 ) -> GroupTerms:
     """The Masters loss of one group (METHOD 6): −mean_j mean_t [ratio·A_j − β·KL_t] + mean_j D_j.
 
-    new_logprobs, reference_logprobs, token_jsd: [tokens] over all answers, each belonging to answer ``answer_of``
-    (0 … G−1); accuracy, reasoning: [G]. The advantages come from R_acc + alpha · R_distill + rho · R_rea, detached.
-    tokens_per_group: answer tokens of the step over its groups, by which token sums are divided when every token weighs
-    the same. behaviour_logprobs: [tokens], of an older student that wrote the answers in an online iteration, to which
-    the ratio is taken and clipped (eq. 9); default: the ratio of the first update is 1 (eq. 11). old: of the first
-    update on this group; default: this is the first.
+    new_logprobs, reference_logprobs, token_jsd, and what that leaves out at most, token_jsd_error: [tokens] over all
+    answers, each belonging to answer ``answer_of`` (0 … G−1); accuracy, reasoning: [G]. The advantages come from R_acc
+    + alpha · R_distill + rho · R_rea, detached. tokens_per_group: answer tokens of the step over its groups, by which
+    token sums are divided when every token weighs the same. behaviour_logprobs: [tokens], of an older student that
+    wrote the answers in an online iteration, to which the ratio is taken and clipped (eq. 9); default: the ratio of the
+    first update is 1 (eq. 11). old: of the first update on this group; default: this is the first.
     """
     answers = accuracy.shape[0]
 
@@ -158,6 +161,7 @@ def group_terms(
         policy_loss=policy_loss.detach(),
         kl=kl.detach(),
         jsd=jsd.detach(),
+        jsd_error=aggregated(token_jsd_error).detach(),
         clipped=is_clipped(ratio.detach(), advantage, objective.clip_epsilon).float().mean(),
         old=old,
         distillation=distillation,

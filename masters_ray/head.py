@@ -1,4 +1,4 @@
-"""From hidden states to the two numbers that the loss needs of each answer token, without the logits in memory.
+"""From hidden states to the few numbers that a step needs of each answer token, without the logits in memory.
 
 The output head and everything behind it run over tiles of tokens × vocabulary. A tile of logits lives in one buffer
 that is turned in place into probabilities on the way there and into gradients on the way back, so the most that is ever
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from masters_ray.divergence import jsd_and_slope, with_rest
+from masters_ray.divergence import jsd_and_slope, left_out_error, with_rest
 
 _CPU_TILE_BYTES = 4 * 2**20
 """What stays in a core's cache while a tile is worked on."""
@@ -33,19 +33,20 @@ def answer_terms(
     left_out: Tensor,
     *,
     logits_bytes: int,
-) -> tuple[Tensor, Tensor]:
-    """(log-probability of each target, JSD to the stored teacher scores in nats), float32 [tokens] both.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probability of each target, JSD to the stored teacher scores, most that what they leave out can add to it;
+    both in nats), float32 [tokens] each.
 
     hidden: [tokens, width], the states that predict the targets; weight: [vocabulary, width] and bias: [vocabulary]
     or None, the output head; targets: [tokens]; top_ids and top_logprobs: [tokens, k] and left_out: [tokens], as in
     ``divergence.top_k_jsd``, which this equals. logits_bytes: most bytes of float32 logits held at a time.
-    Differentiable in hidden, weight and bias, once.
+    The first two are differentiable in hidden, weight and bias, once.
     """
     return _AnswerTerms.apply(hidden, weight, bias, targets, top_ids, top_logprobs, left_out, logits_bytes)
 
 
 class _AnswerTerms(torch.autograd.Function):
-    """Both outputs have a derivative by the logits z that needs few numbers per token:
+    """The first two outputs have a derivative by the logits z that needs few numbers per token:
 
     ∂ log p_y / ∂z_v = [v = y] − p_v
     ∂ JSD / ∂z_v = p_v · (c_v − c̄), c_v = ½ ln(q_v / m_v) for v among the top k, c_rest for all others, c̄ = Σ p_v c_v
@@ -62,7 +63,7 @@ class _AnswerTerms(torch.autograd.Function):
         top_logprobs: Tensor,
         left_out: Tensor,
         logits_bytes: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, vocabulary = hidden.shape[0], weight.shape[0]
         tiles = _Tiles(tokens, vocabulary, logits_bytes, hidden.device)
         wanted = torch.cat([top_ids, targets.unsqueeze(-1)], -1)
@@ -85,12 +86,14 @@ class _AnswerTerms(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, wanted, log_total, student, slope)
         ctx.tiles = tiles
         ctx.kept = logits.div_(total) if tiles.single else None
-        return chosen[:, -1].contiguous(), divergence
+        error = left_out_error(left_out, student[:, -1])
+        ctx.mark_non_differentiable(error)
+        return chosen[:, -1].contiguous(), divergence, error
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         hidden, weight, bias, wanted, log_total, student, slope = ctx.saved_tensors
-        for_logprobs, for_divergence = (gradient.unsqueeze(-1) for gradient in gradients)
+        for_logprobs, for_divergence = (gradient.unsqueeze(-1) for gradient in gradients[:2])
         mean_slope = (student * slope).sum(-1, keepdim=True)
         everywhere = for_divergence * (slope[:, -1:] - mean_slope) - for_logprobs
         at_top = (for_divergence * (slope[:, :-1] - mean_slope) - for_logprobs) * student[:, :-1]

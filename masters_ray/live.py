@@ -1,4 +1,4 @@
-"""The loss's two numbers per answer token against a teacher that is asked while the student learns (METHOD 5).
+"""What ``head`` gives of each answer token, against a teacher that is asked while the student learns (METHOD 5).
 
 Distributions are compared over the whole vocabulary. What is held at a time is a slice of tokens × vocabulary, computed
 again on the way back.
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from masters_ray.divergence import jsd, with_rest
+from masters_ray.divergence import jsd, left_out_error, with_rest
 
 _BUFFERS = 8
 """float32 numbers per token and vocabulary entry while a slice is worked on, both models and gradients together."""
@@ -33,12 +33,13 @@ class LiveScores:
 
 def live_terms(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher: LiveScores, *, logits_bytes: int
-) -> tuple[Tensor, Tensor]:
-    """(log-probability of each target, JSD to the teacher in nats), float32 [tokens] both.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probability of each target, JSD to the teacher, most that what was not compared can add to it; both in
+    nats), float32 [tokens] each.
 
     hidden: [tokens, width]; weight: [vocabulary, width] and bias: [vocabulary] or None; targets: [tokens]. Where the
     two vocabularies are padded to different widths, the common part is compared, and the rest of each as one outcome.
-    logits_bytes: about how much is held at a time. Differentiable in hidden, weight and bias.
+    logits_bytes: about how much is held at a time. The first two are differentiable in hidden, weight and bias.
     """
     widest = max(len(weight), len(teacher.weight))
     rows = max(1, logits_bytes // (4 * _BUFFERS * widest))
@@ -56,8 +57,8 @@ def live_terms(
         )
         for start in range(0, len(targets), rows)
     ]
-    logprobs, divergences = zip(*found, strict=True)
-    return torch.cat(logprobs), torch.cat(divergences)
+    logprobs, divergences, errors = zip(*found, strict=True)
+    return torch.cat(logprobs), torch.cat(divergences), torch.cat(errors)
 
 
 def _terms(
@@ -68,11 +69,13 @@ def _terms(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     teacher_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     student = linear(hidden, weight, bias).float().log_softmax(-1)
     teacher = linear(teacher_hidden, teacher_weight, teacher_bias).float().log_softmax(-1)
+    own = student.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     p, q = teacher.exp(), student.exp()
-    if p.shape != q.shape:
-        common = min(p.shape[-1], q.shape[-1])
-        p, q = with_rest(p[:, :common]), with_rest(q[:, :common])
-    return student.gather(-1, targets.unsqueeze(-1)).squeeze(-1), jsd(p, q)
+    if p.shape == q.shape:
+        return own, jsd(p, q), torch.zeros_like(own)
+    common = min(p.shape[-1], q.shape[-1])
+    p, q = with_rest(p[:, :common]), with_rest(q[:, :common])
+    return own, jsd(p, q), left_out_error(p[:, -1], q[:, -1]).detach()

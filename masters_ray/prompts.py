@@ -1,5 +1,5 @@
 """Every text that is put before a model: the questions, and the two judge prompts of appendix section D, verbatim.
-The question after the reasoning is this project's own: the paper names that reward and gives no prompt (appendix F.3).
+The two prompts about the reasoning are this project's own: the paper names that reward and gives none (appendix F.3).
 
 Pure text: importing this module costs nothing.
 """
@@ -66,8 +66,9 @@ reasoning.
 - If it contradicts the final answer, is beside the question, or there is no reasoning at all → 0
 Do not decide whether the final answer is right.
 Output the numerical evaluation score (0 or 1) after giving a brief explanation.
-- The evaluation score should be wrapped in <answer> </answer> tag."""
-"""System turn of the question after the reasoning [ours; appendix F.3 says what it measures]."""
+- The evaluation score should be wrapped in <support> </support> tag."""
+"""System turn of the question after the reasoning [ours; appendix F.3 says what it measures]. Its tag is its own: what
+an explanation quotes of the generated text may hold answer tags."""
 
 REASONING_USER = """\
 <question>
@@ -77,8 +78,26 @@ REASONING_USER = """\
 {answer}
 </generated text>
 Provide the numerical evaluation score after giving a brief explanation.
-The evaluation score should be wrapped in <answer> </answer> tag."""
+The evaluation score should be wrapped in <support> </support> tag."""
 """User turn of the question after the reasoning [ours]."""
+
+REASONING_PARSING_SYSTEM = """\
+You are an evaluation assistant that gives binary reasoning scores (0 or 1) based on the provided explanation.
+The explanation will be wrapped inside <explanation> and </explanation> tag. It says whether a piece of reasoning \
+supports a final answer.
+- If it says that the reasoning supports the final answer → 1
+- If it says that the reasoning does not, or that there is none → 0
+After reading the explanation, briefly output the integer score (0 or 1) without any text.
+Your final output must include only the integer value."""
+"""System turn of the prompt that reads what was said of the reasoning [ours, as the Accuracy Reward Parsing Prompt]."""
+
+REASONING_PARSING_USER = """\
+<explanation>
+{explanation}
+</explanation>
+Please output your integer reasoning score (0 or 1)
+based on the explanation above without any text."""
+"""User turn of the prompt that reads what was said of the reasoning [ours]."""
 
 DIFFICULTY = """\
 Above is a question about the picture, and here is its right answer: {label}
@@ -89,6 +108,7 @@ Output the number alone, wrapped in <difficulty> </difficulty> tag."""
 
 _DIFFICULTY_TAG = re.compile(r"<difficulty>\s*(10|[1-9])\s*</difficulty>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+_SUPPORT_TAG = re.compile(r"<support>((?:(?!<support>).)*?)</support>", re.DOTALL | re.IGNORECASE)
 
 
 def question_messages(problem: Problem) -> list[Message]:
@@ -134,13 +154,25 @@ def parsing_messages(summary: str) -> list[Message]:
     return [{"role": "system", "content": PARSING_SYSTEM}, {"role": "user", "content": user}]
 
 
+def reasoning_parsing_messages(explanation: str) -> list[Message]:
+    """What reads the first call's text on the reasoning: a system turn and a user turn."""
+    user = REASONING_PARSING_USER.format(explanation=explanation)
+    return [{"role": "system", "content": REASONING_PARSING_SYSTEM}, {"role": "user", "content": user}]
+
+
 def parse_evaluation(text: str) -> int | None:
     """The 0 or 1 inside the last ``<answer>`` tags of an evaluation (appendix section D); None when unreadable."""
     found = _ANSWER_TAG.findall(text)
     return parse_score(found[-1]) if found else None
 
 
+def parse_reasoning(text: str) -> int | None:
+    """The 0 or 1 inside the last ``<support>`` tags of what was said of the reasoning; None when unreadable."""
+    found = _SUPPORT_TAG.findall(text)
+    return parse_score(found[-1]) if found else None
+
+
 def parse_score(text: str) -> int | None:
-    """The bare integer 0 or 1 that the parsing call returns (appendix section D); None for anything else."""
+    """The bare integer 0 or 1 that a parsing call returns (appendix section D); None for anything else."""
     bare = text.strip()
     return int(bare) if bare in ("0", "1") else None

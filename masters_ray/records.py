@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -222,6 +223,9 @@ class StepMetrics:
     matrix product."""
     memory_gib: float
     """Most memory held so far on any worker: PyTorch's on a GPU, the process's on a CPU."""
+    jsd_error_bound: float = math.nan
+    """Most that ``jsd`` can be below the divergence over the whole vocabulary, because stored scores leave tokens out;
+    nats. NaN: a step of a version that did not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +11,11 @@ from masters_ray.prompts import (
     Message,
     evaluation_messages,
     parse_evaluation,
+    parse_reasoning,
     parse_score,
     parsing_messages,
     reasoning_messages,
+    reasoning_parsing_messages,
 )
 from masters_ray.records import Problem, Refused
 
@@ -46,25 +48,33 @@ class Judge:
             for problem, texts in zip(problems, answers, strict=True)
         ]
         distinct = list(dict.fromkeys(case for group in cases for case in group))
-        accuracies = self._scores([evaluation_messages(*case) for case in distinct])
-        wanted = [reasoning_messages(case.question, case.text) for case in distinct] if reasoning else []
-        reasonings = self._scores(wanted) if wanted else [_Score(None, "")] * len(distinct)
+        accuracies = self._scores([evaluation_messages(*case) for case in distinct], parse_evaluation, parsing_messages)
+        reasonings = [_Score(None, "")] * len(distinct)
+        if reasoning:
+            asked = [reasoning_messages(case.question, case.text) for case in distinct]
+            reasonings = self._scores(asked, parse_reasoning, reasoning_parsing_messages)
         verdicts = {
             case: Verdict(accuracy=accuracy.value, text=accuracy.said, reasoning=support.value)
             for case, accuracy, support in zip(distinct, accuracies, reasonings, strict=True)
         }
         return [[verdicts[case] for case in group] for group in cases]
 
-    def _scores(self, conversations: list[list[Message]]) -> list[_Score]:
-        """The 0 or 1 of each conversation. The second call is made only where the first is not readable."""
+    def _scores(
+        self,
+        conversations: list[list[Message]],
+        parse: Callable[[str], int | None],
+        again: Callable[[str], list[Message]],
+    ) -> list[_Score]:
+        """The 0 or 1 of each conversation, as ``parse`` reads it. Only where it cannot, a second call is made: what
+        ``again`` makes of the first one's text."""
         replies = self._ask(conversations)
-        scores = [None if isinstance(reply, Refused) else parse_evaluation(reply) for reply in replies]
+        scores = [None if isinstance(reply, Refused) else parse(reply) for reply in replies]
         unread = {
             index: reply
             for index, (reply, score) in enumerate(zip(replies, scores, strict=True))
             if isinstance(reply, str) and score is None
         }
-        second = self._ask([parsing_messages(reply) for reply in unread.values()])
+        second = self._ask([again(reply) for reply in unread.values()])
         for index, reply in zip(unread, second, strict=True):
             scores[index] = None if isinstance(reply, Refused) else parse_score(reply)
         return [

@@ -85,9 +85,9 @@ class PackedStudent(nn.Module):
         model.lm_head = TermsHead(model.lm_head, logits_bytes)
         self.model = model
 
-    def forward(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor]:
-        """(log-probability of each answer token, JSD to the teacher in nats), float32 [answer tokens] both. teacher:
-        in place of the batch's stored scores."""
+    def forward(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(log-probability of each answer token, JSD to the teacher, most that what is left out can add to it; both in
+        nats), float32 [answer tokens] each. teacher: in place of the batch's stored scores."""
         return self.model.lm_head(_predicting(self.model, batch), batch, teacher)
 
 
@@ -122,8 +122,10 @@ class TermsHead(nn.Module):
         self.weight, self.bias = head.weight, head.bias
         self._logits_bytes = logits_bytes
 
-    def forward(self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor]:
-        """hidden: [answer tokens, width]. Returns log-probabilities and divergences, float32 [answer tokens]."""
+    def forward(
+        self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden: [answer tokens, width]. Returns what PackedStudent returns."""
         if teacher is not None:
             return live_terms(hidden, self.weight, self.bias, batch.targets, teacher, logits_bytes=self._logits_bytes)
         return answer_terms(

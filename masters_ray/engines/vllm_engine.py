@@ -46,7 +46,8 @@ class Mask:
 
 
 class VllmEngine:
-    """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node.
+    """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node, or in several processes on its
+    CPU.
 
     Its methods may be called from several threads: all requests run in one batch (vllm_loop).
     """

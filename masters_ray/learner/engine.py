@@ -45,9 +45,8 @@ class StudentEngine:
         self.gradients = gradients.of(self._engine, settings.gradient_clipping)
         self.model: Any = module.model
 
-    def terms(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor]:
-        """(log-probability of each answer token, JSD to the teacher), float32 [answer tokens] both. teacher: in place
-        of the batch's stored scores."""
+    def terms(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``PackedStudent`` gives: log-probability, divergence and the divergence's error of each answer token."""
         return self._engine(batch, teacher)
 
     def set_learning_rate(self, rate: float) -> None:

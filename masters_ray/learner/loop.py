@@ -214,11 +214,10 @@ class _Worker:
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(chain([first], micro_batches)):
             batch = micro.batch.to(self._device)
-            new_logprobs, divergences = self._forward(step.plan, batch)
+            new_logprobs, divergences, errors = self._forward(step.plan, batch)
             earlier = old[index] if again else None
-            terms = batch_terms(
-                self._objective, batch, new_logprobs, divergences, step.answer_tokens / len(step.table), earlier
-            )
+            tokens_per_group = step.answer_tokens / len(step.table)
+            terms = batch_terms(self._objective, batch, new_logprobs, divergences, errors, tokens_per_group, earlier)
             if not again:
                 old.append([term.old for term in terms])
             weight = 0.0 if micro.filler else self._workers / len(step.table)
@@ -263,7 +262,7 @@ class _Worker:
                 state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
             hf.export(state, self._folder, self._job.export_to, settings.dtype)
 
-    def _forward(self, plan: StagePlan, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def _forward(self, plan: StagePlan, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
         scores = self._live.scores(plan, batch) if self._live else None
         with self._work.forward(batch.layout):

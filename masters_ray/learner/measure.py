@@ -63,7 +63,7 @@ class Measure:
     def _measured(self, groups: Sequence[RolloutGroup]) -> list[Divergence]:
         batch = self._packer.pack(groups).to(self._device)
         with torch.no_grad():
-            _, per_token = self._student(batch)
+            _, per_token, _ = self._student(batch)
         nats = answer_means(per_token.float(), batch.answer_of, len(batch.accuracy)).tolist()
         answers = [(group, answer.judged) for group in groups for answer in group.answers]
         return [

@@ -31,11 +31,12 @@ def batch_terms(
     batch: PackedBatch,
     new_logprobs: Tensor,
     divergences: Tensor,
+    errors: Tensor,
     tokens_per_group: float,
     old: Sequence[OldPolicy] | None,
 ) -> list[GroupTerms]:
-    """``grpo.group_terms`` of each group. new_logprobs, divergences: [answer tokens of the batch]; old: of each group,
-    from the first update on this batch."""
+    """``grpo.group_terms`` of each group. new_logprobs, divergences, errors: [answer tokens of the batch], as
+    ``hf.PackedStudent`` gives them; old: of each group, from the first update on this batch."""
     found = []
     for group in range(len(batch.layout.spans)):
         answers = batch.group_of == group
@@ -47,6 +48,7 @@ def batch_terms(
                 new_logprobs=new_logprobs[tokens],
                 reference_logprobs=batch.reference_logprobs[tokens],
                 token_jsd=divergences[tokens],
+                token_jsd_error=errors[tokens],
                 answer_of=batch.answer_of[tokens] - batch.answer_of[tokens].min(),
                 accuracy=batch.accuracy[answers],
                 reasoning=batch.reasoning[answers],

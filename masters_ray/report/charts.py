@@ -124,8 +124,11 @@ def mask_chart(metrics: Sequence[StepMetrics]) -> str:
         return _svg(figure, "mask", "Mask ratio over the optimizer steps")
 
 
-def curve_chart(metrics: Sequence[StepMetrics], field: str, label: str, limits: tuple[float, float] | None) -> str:
-    """One field of the metrics over the optimizer steps; limits: the least that the axis spans."""
+def curve_chart(
+    metrics: Sequence[StepMetrics], field: str, label: str, limits: tuple[float, float] | None, error: str | None = None
+) -> str:
+    """One field of the metrics over the optimizer steps; limits: the least that the axis spans; error: the field that
+    says how far above it the true value may be, up to a dashed line."""
     steps = np.array([row.step for row in metrics], float)
     values = np.array([getattr(row, field) for row in metrics], float)
     values[~np.isfinite(values)] = np.nan
@@ -139,6 +142,9 @@ def curve_chart(metrics: Sequence[StepMetrics], field: str, label: str, limits: 
             axes.yaxis.set_minor_formatter(NullFormatter())
         if seen.size:
             _draw(axes, steps, values)
+            if error is not None:
+                most = values + np.array([getattr(row, error) for row in metrics], float)
+                axes.plot(*_strong(steps, most), color=COLOURS["muted"], linewidth=1.1, linestyle="--")
         else:
             axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=COLOURS["muted"])
             axes.set_yticks([])
@@ -237,19 +243,32 @@ def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     if len(steps) <= FEW:
         axes.plot(steps, values, color=colour, linewidth=1.4, marker="o", markersize=3.4)
         return
+    centres, means = _strong(steps, values)
     if len(steps) <= MANY:
         axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-        axes.plot(steps, _moving_mean(values, _window(len(steps))), color=colour, linewidth=1.8)
+        axes.plot(centres, means, color=colour, linewidth=1.8)
         return
-    bins = [part[np.isfinite(part)] for part in np.array_split(values, BINS)]
-    centres = np.array([part.mean() for part in np.array_split(steps, BINS)])
+    bins = _bins(values)
+    lows, highs = (np.array([np.quantile(part, share) for part in bins if part.size]) for share in (0.1, 0.9))
+    axes.fill_between(centres, lows, highs, color=colour, alpha=0.22, linewidth=0)
+    axes.plot(centres, means, color=colour, linewidth=1.6)
+
+
+def _strong(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points of the strong line: every step, means of neighbours, or a mean for each of BINS."""
+    if len(steps) <= FEW:
+        return steps, values
+    if len(steps) <= MANY:
+        return steps, _moving_mean(values, _window(len(steps)))
+    bins = _bins(values)
     full = np.array([part.size > 0 for part in bins])
-    lows, means, highs = (
-        np.array([measure(part) for part in bins if part.size])
-        for measure in (lambda part: np.quantile(part, 0.1), np.mean, lambda part: np.quantile(part, 0.9))
-    )
-    axes.fill_between(centres[full], lows, highs, color=colour, alpha=0.22, linewidth=0)
-    axes.plot(centres[full], means, color=colour, linewidth=1.6)
+    centres = np.array([part.mean() for part in np.array_split(steps, BINS)])
+    return centres[full], np.array([part.mean() for part in bins if part.size])
+
+
+def _bins(values: np.ndarray) -> list[np.ndarray]:
+    """The finite values of each of BINS runs of steps."""
+    return [part[np.isfinite(part)] for part in np.array_split(values, BINS)]
 
 
 def _window(steps: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from masters_ray.evaluate import Accuracy, Rate
@@ -160,7 +160,8 @@ def read_summary(file: Path) -> Summary:
 def read_metrics(file: Path) -> list[StepMetrics]:
     """The learner's steps in the order of their numbers; the later of two lines counts when a step was repeated.
 
-    Raises StoreError when the file is missing, or a line is unreadable or lacks a field.
+    A field with a default may be missing, in lines of an earlier version. Raises StoreError when the file is missing,
+    or a line is unreadable or lacks another field.
     """
     steps: dict[int, StepMetrics] = {}
     for place, line in enumerate(read_text(file).splitlines(), 1):
@@ -170,6 +171,7 @@ def read_metrics(file: Path) -> list[StepMetrics]:
         values = {
             field.name: row[field.name].whole() if field.type == "int" else row[field.name].number()
             for field in fields(StepMetrics)
+            if field.default is MISSING or row.has(field.name)
         }
         metrics = StepMetrics(**values)  # type: ignore[arg-type]
         steps[metrics.step] = metrics

@@ -19,6 +19,10 @@ class _Curve:
     axis: str
     meaning: str
     limits: tuple[float, float] | None = None
+    error: str | None = None
+    """The field that says how far above it the true value may be."""
+    error_meaning: str = ""
+    """What follows the meaning where that is more than nothing."""
 
 
 _CURVES = (
@@ -35,6 +39,9 @@ _CURVES = (
         meaning="JSD between the masked teacher’s and the student’s next-token distributions on the group’s answers; "
         "falling means imitation works. It may step where the mask ratio, and so the teacher, changes.",
         limits=(0.0, 0.0),
+        error="jsd_error_bound",
+        error_meaning="Of the teacher’s distributions only the likeliest tokens are stored: over the whole vocabulary "
+        "the distance is between the line and the dashed one.",
     ),
     _Curve(
         field="kl",
@@ -143,7 +150,7 @@ def learning(metrics: Sequence[StepMetrics]) -> str:
         return "<p>No optimizer step was recorded.</p>"
     figures = [_figure("Mask ratio", mask_chart(metrics), "Share of the teacher’s weights that are zero at each step.")]
     figures += [
-        _figure(curve.title, curve_chart(metrics, curve.field, curve.axis, curve.limits), curve.meaning)
+        _curve(metrics, curve)
         for curve in (
             *_CURVES,
             *([_CLIPPED] if any(row.clipped > 0 for row in metrics) else []),
@@ -180,6 +187,14 @@ def _told_online(metrics: Sequence[StepMetrics]) -> str:
         f"from them on average, {max(row.age for row in online):g} at most. The learner waited {duration(waited)} for "
         "them.</p>"
     )
+
+
+def _curve(metrics: Sequence[StepMetrics], curve: _Curve) -> str:
+    error = curve.error
+    if error is None or not any(getattr(row, error) > 0 for row in metrics):
+        return _figure(curve.title, curve_chart(metrics, curve.field, curve.axis, curve.limits), curve.meaning)
+    chart = curve_chart(metrics, curve.field, curve.axis, curve.limits, error)
+    return _figure(curve.title, chart, f"{curve.meaning} {curve.error_meaning}")
 
 
 def _figure(title: str, chart: str, meaning: str) -> str:

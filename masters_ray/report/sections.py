@@ -196,7 +196,8 @@ def stages(summary: Summary) -> str:
     most = max((stage.left_out for stage in outcomes), default=0.0)
     warning = (
         f'<p class="warning">Up to {small_percent(most)} of the teacher’s probability was left out. JSD and R_distill '
-        "only see the rest: the true JSD may be much larger. A larger teacher.top_k keeps more.</p>"
+        "only see the rest: the true JSD may be much larger, up to the dashed line in its curve below. A larger "
+        "teacher.top_k keeps more.</p>"
         if most > _MUCH_LEFT_OUT
         else ""
     )

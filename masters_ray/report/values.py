@@ -36,6 +36,11 @@ class Value:
             raise StoreError(f"{self.file}: {self._below(key)} is missing. {_REMEDY}")
         return Value(self.file, self._below(key), self.value[key])
 
+    def has(self, key: str) -> bool:
+        if not isinstance(self.value, dict):
+            self.fail("an object")
+        return key in self.value
+
     def items(self) -> Iterator[tuple[str, Value]]:
         if not isinstance(self.value, dict):
             self.fail("an object")

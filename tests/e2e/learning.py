@@ -55,7 +55,7 @@ def with_references(rows: Sequence[RolloutGroup]) -> list[RolloutGroup]:
         pictures = [decode(picture) for picture in row.problem.pictures]
         prompt = hf.prompt_tensors(model, chat, question_messages(row.problem), pictures)
         with torch.no_grad():
-            logprobs, _ = student(pack([row], [prompt], pad_id=0))
+            logprobs, *_ = student(pack([row], [prompt], pad_id=0))
         lengths = [len(answer.judged.answer.token_ids) for answer in row.answers]
         pieces = [piece.numpy() for piece in logprobs.split(lengths)]
         answers = tuple(

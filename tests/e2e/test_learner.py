@@ -56,7 +56,16 @@ def test_every_row_is_trained_on_once_in_stage_order(plain: Plain) -> None:
 
 def assert_same(told: Pinned, exported: Path, plain: Plain) -> None:
     for one, other in zip(told.steps, plain.told.steps, strict=True):
-        for name in ("loss", "policy_loss", "kl", "jsd", "distillation_reward", "gradient_norm", "accuracy_reward"):
+        for name in (
+            "loss",
+            "policy_loss",
+            "kl",
+            "jsd",
+            "jsd_error_bound",
+            "distillation_reward",
+            "gradient_norm",
+            "accuracy_reward",
+        ):
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-3, abs=1e-5), name
     # Adam divides by the root of the squared gradient, so that rounding shows where a gradient is nearly zero: all
     # but a few of the entries agree far below the size of a step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,15 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from masters_ray import masks, weights
-from masters_ray.actors.host import Host, HostSpec, Role
-from masters_ray.actors.model import Model, ScoredBatch, WrittenBatch
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Deployment, Replicas
+from masters_ray.actors.model import ScoredBatch
+from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
-from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import DataError, ReplicaError
 from masters_ray.packing import pack
 from masters_ray.prompts import question_messages
@@ -32,69 +29,14 @@ from masters_ray.records import (
     Picture,
     Problem,
     RolloutGroup,
-    Scored,
     ScoredAnswer,
 )
-from masters_ray.store import Ragged
 from tests.builders import group, scores
 from tests.conftest import PAIR
+from tests.e2e.exact import Drawn, ExactHost, by_answer, deployment, score
 
 pytestmark = pytest.mark.e2e
-TOP_K = 16
 SAMPLING = Sampling(max_tokens=6)
-
-
-class ExactPlayer:
-    """Answers and scores as teachers and students do, but tells its scores as the engine gives them, not as they are
-    stored: columns top_ids, top_logprobs and own."""
-
-    def __init__(self, model: Model, role: Role) -> None:
-        self._model, self._role = model, role
-        self._top_k = TOP_K if role == "teacher" else 0
-        self.mask = model.engine.mask
-        self.answer_greedily = model.answer_greedily
-
-    def answer(self, problems: list[Problem], sampling: Sampling, answers: int, seeds: list[int]) -> WrittenBatch:
-        given = {"answers": answers, "seeds": seeds, "top_k": self._top_k, "pack": exactly}
-        return self._model.answer(self._role, problems, sampling, **given)  # type: ignore[arg-type]
-
-    def score(self, problems: list[Problem], answers: list[list[tuple[int, ...]]]) -> ScoredBatch:
-        return self._model.score(problems, answers, top_k=self._top_k, pack=exactly)
-
-
-def exactly(scored: Sequence[Scored]) -> Ragged:
-    columns = {
-        "top_ids": np.concatenate([one.top.top_ids for one in scored]),
-        "top_logprobs": np.concatenate([one.top.top_logprobs for one in scored]),
-        "own": np.concatenate([one.own for one in scored]),
-    }
-    return Ragged(lengths=np.array([len(one.own) for one in scored]), columns=columns)
-
-
-class ExactHost(Host):
-    def __init__(self, spec: HostSpec) -> None:
-        super().__init__(spec)
-        self._players = {role: ExactPlayer(self._model, role) for role in spec.roles}
-
-
-Drawn = list[tuple[Answer, ...]]
-
-
-def score(pool: Pool, problems: list[Problem], answers: Drawn) -> ScoredBatch:
-    scored: ScoredBatch = pool.call("score", problems, [[one.token_ids for one in group] for group in answers])
-    return scored
-
-
-def by_answer(scored: ScoredBatch, answers: Drawn, column: str) -> list[list[np.ndarray]]:
-    """[question][answer] → [tokens, …]"""
-    pieces = iter(np.split(scored.tokens.columns[column], np.cumsum(scored.tokens.lengths)[:-1]))
-    return [[next(pieces) for _ in group] for group in answers]
-
-
-def deployment(checkpoint: Path, engine: Engine, role: Role, scope: MaskScope | None = None) -> Deployment:
-    mask = Mask(scope=scope or MaskScope(), ratio=0.1) if role == "teacher" else None
-    spec = HostSpec(checkpoint=str(checkpoint), roles=(role,), engine=engine, top_k=TOP_K, mask=mask)
-    return Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +103,7 @@ def learner_logprobs(checkpoint: Path, problems: list[Problem], answers: Drawn) 
     prompts = [hf.prompt_tensors(model, chat, question_messages(one), _pictures(one)) for one in problems]
     batch = pack(rows, prompts, pad_id=0)
     with torch.no_grad():
-        own, _ = hf.PackedStudent(model, logits_bytes=2**26)(batch)
+        own, *_ = hf.PackedStudent(model, logits_bytes=2**26)(batch)
     lengths = [len(answer.token_ids) for drawn in answers for answer in drawn]
     pieces = iter(torch.split(own, lengths))
     return [[next(pieces).numpy() for _ in drawn] for drawn in answers]
@@ -216,31 +158,42 @@ def test_engine_and_learner_count_the_same_tokens_in_a_prompt(
 EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=True, lm_head=True)
 
 
-@pytest.mark.parametrize("scope", [MaskScope(), EVERYTHING], ids=["language", "everything"])
+@pytest.mark.parametrize(
+    ("scope", "tensor_parallel"),
+    [(MaskScope(), 1), (EVERYTHING, 1), (EVERYTHING, 2)],
+    ids=["language", "everything", "everything in two shards"],
+)
 def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
-    scope: MaskScope, local_ray: None, toy_engine: Engine, problems: list[Problem], tmp_path: Path
+    scope: MaskScope,
+    tensor_parallel: int,
+    local_ray: None,
+    toy_engine: Engine,
+    problems: list[Problem],
+    tmp_path: Path,
 ) -> None:
+    """An engine fuses the checkpoint's matrices, and each of several workers holds a shard of them: the mask must be
+    that of the checkpoint's own, as the engine starts and as it is masked again."""
     seeds = list(range(len(problems)))
     plain = masked_checkpoint(0.2, tmp_path / "masked", scope)
-    deployments = [deployment(PAIR / "teacher", toy_engine, "teacher", scope), deployment(plain, toy_engine, "student")]
+    deployments = [
+        deployment(PAIR / "teacher", toy_engine, "teacher", scope, tensor_parallel),
+        deployment(plain, toy_engine, "student"),
+    ]
     with Replicas(deployments, ExactHost) as both:
         teacher, student = both.pools["teacher"], both.pools["student"]
-        teacher.call("mask", 0.0)
-        teacher.call("mask", 0.2)
-        written = teacher.call("answer", problems, SAMPLING, 2, seeds).answers
-        greedy = teacher.call("answer_greedily", problems, 6)
-        ids, logprobs = tops(score(teacher, problems, written), written)
+        written = student.call("answer", problems, SAMPLING, 2, seeds).answers
+        greedy = student.call("answer_greedily", problems, 6)
         loaded = by_answer(score(student, problems, written), written, "own")
-        again = student.call("answer", problems, SAMPLING, 2, seeds).answers
-        assert greedy == student.call("answer_greedily", problems, 6)
-    assert [[one.token_ids for one in drawn] for drawn in written] == [
-        [one.token_ids for one in drawn] for drawn in again
-    ]
-    for question, drawn in enumerate(written):
-        for number, answer in enumerate(drawn):
-            for row, token in enumerate(answer.token_ids):
-                found = logprobs[question][number][row][ids[question][number][row] == token]
-                assert found == pytest.approx(loaded[question][number][row], abs=1e-5)
+        for ratios in ([0.2], [0.0, 0.2]):  # as it was started, and masked again after another ratio
+            for ratio in ratios:
+                assert teacher.call("mask", ratio).sparsity == pytest.approx(ratio, abs=1e-4)
+                difference = largest_difference(by_answer(score(teacher, problems, written), written, "own"), loaded)
+                assert difference < 1e-5 if ratio else difference > 1e-2
+            again = teacher.call("answer", problems, SAMPLING, 2, seeds).answers
+            assert [[one.token_ids for one in drawn] for drawn in written] == [
+                [one.token_ids for one in drawn] for drawn in again
+            ]
+            assert greedy == teacher.call("answer_greedily", problems, 6)
 
 
 def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
@@ -303,11 +256,38 @@ def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Rep
         assert largest_difference(scored, learner_logprobs(PAIR / "student", problems, drawn)) < 1e-3
 
 
+def too_long(of: Problem) -> Problem:
+    return Problem(id="long", question="what " * 3000, label="x", pictures=of.pictures)
+
+
+def test_how_hard_a_question_is_comes_from_the_unmasked_teacher_and_is_told_for_each(
+    pools: Replicas, problems: list[Problem]
+) -> None:
+    """By the likelihood of its label, as the learner would give it, and by a number if the teacher says one; a question
+    that the engine refuses has neither, and the others keep their places."""
+    teacher, chat = pools.pools["teacher"], Chat(PAIR / "teacher")
+    teacher.call("mask", 0.0)
+    asked = [problems[0], too_long(problems[0]), *problems[1:]]
+    likelihoods = teacher.call("label_likelihoods", asked)
+    assert likelihoods.pop(1) is None
+    labels: Drawn = [
+        (Answer(source="teacher", text=one.label, token_ids=chat.answer_ids(one.label)),) for one in problems
+    ]
+    assert max(len(one.token_ids) for [one] in labels) > 1, "a mean over several tokens"
+    expected = [float(one.mean()) for [one] in learner_logprobs(PAIR / "teacher", problems, labels)]
+    assert likelihoods == pytest.approx(expected, abs=1e-3)
+    assert max(expected) - min(expected) > 1e-2
+    ratings = teacher.call("rate", asked)
+    assert len(ratings) == len(asked)
+    assert ratings[1] is None
+    assert all(one is None or 1 <= one <= 10 for one in ratings)
+
+
 def test_a_question_over_the_context_length_is_refused_and_the_others_are_answered(
     pools: Replicas, problems: list[Problem]
 ) -> None:
     student = pools.pools["student"]
-    long = Problem(id="long", question="what " * 3000, label="x", pictures=problems[0].pictures)
+    long = too_long(problems[0])
     written = student.call("answer", [problems[0], long, problems[1]], SAMPLING, 2, [0, 1, 2])
     assert written.scored.refused.keys() == {1}
     assert written.scored.refused[1].kind == "engine"

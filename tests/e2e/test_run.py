@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -85,7 +86,9 @@ def test_the_run_leaves_a_student_a_report_a_quarantine_and_events(run: Path) ->
     assert "<html" in (run / "report.html").read_text()
     assert (run / "quarantine.jsonl").read_text() == ""
     assert list((run / "tensorboard").glob("events.*"))
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 6
+    assert all(0 < step["jsd_error_bound"] < step["jsd"] for step in steps)
 
 
 def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(run: Path) -> None:

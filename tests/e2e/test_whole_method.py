@@ -65,5 +65,6 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     assert order[0] in sorted(order)[-2:] and order[-1] in sorted(order)[:2], "likeliest labels come first, by tenths"
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [step["stage"] for step in steps] == [0, 1]
+    assert [step["jsd_error_bound"] for step in steps] == [0.0, 0.0], "a live teacher leaves nothing out"
     assert "the learner goes on after step 1" in done.stdout
     assert {model["checkpoint"] for model in summary(run)["models"]["teachers"]} == {"masters_ray/toy/pair/teacher"}

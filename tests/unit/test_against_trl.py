@@ -165,7 +165,7 @@ def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -
     theirs = trl.loss(new, advantage, reference) + divergences.mean()
 
     order = teacher.argsort(-1)
-    found, token_jsd = answer_terms(
+    found, token_jsd, errors = answer_terms(
         hidden, weight, None, targets, order, teacher.gather(-1, order), torch.zeros(tokens), logits_bytes=2**20
     )
     terms = group_terms(
@@ -173,6 +173,7 @@ def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -
         new_logprobs=found,
         reference_logprobs=reference,
         token_jsd=token_jsd,
+        token_jsd_error=errors,
         answer_of=ANSWER_OF,
         accuracy=accuracy,
         reasoning=torch.zeros(len(LENGTHS)),

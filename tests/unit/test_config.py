@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from masters_ray.config import known_keys, load
+from masters_ray.config import MaskScope, known_keys, load
 from masters_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,30 @@ def test_defaults_file_and_words_are_merged_in_that_order(tmp_path: Path) -> Non
     assert (config.learner.workers, config.learner.groups_per_step) == (2, 16)
     assert config.rollout.sampling.top_p == 1.0
     assert config.rollout.sampling.top_k == 50
+
+
+def test_the_defaults_are_the_papers_values_and_what_is_decided_where_it_gives_none(tmp_path: Path) -> None:
+    """The paper's, and [ours] of docs/METHOD.md."""
+    config = load(write(tmp_path, MINIMAL))
+    sampling = config.rollout.sampling
+    drawn = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty)
+    assert drawn == (1.0, 0.9, 50, 1.05)
+    assert (config.rollout.teacher_answers, config.rollout.student_answers) == (4, 4)
+    assert (config.schedule.max_ratio, config.schedule.step, config.schedule.stages) == (0.2, 0.05, [])
+    assert (config.reward.alpha, config.reward.rho) == (1.0, 0.0)
+    learner = config.learner
+    assert (learner.policy_weight, learner.jsd_weight) == (1.0, 1.0)
+    assert (learner.kl_beta, learner.kl_estimator) == (0.1, "k3")  # the estimator [ours]
+    assert (learner.clip_epsilon, learner.updates_per_step) == (0.2, 1)
+    assert (learner.learning_rate, learner.warmup_steps, learner.weight_decay) == (1e-6, 0, 0.0)
+    assert learner.gradient_clipping == 1.0  # [ours]
+    assert learner.aggregation == "answer"
+    assert learner.frozen == ["vision"]  # [ours]
+    assert (config.judge.of_teacher, config.judge.of_student) == ("student", "student")
+    assert config.teacher.mask == MaskScope(
+        language=True, vision=False, projector=False, embeddings=False, lm_head=False
+    )
+    assert (config.rollout.student_refresh, config.schedule.stage_data, config.data.order) == ("run", "share", "seeded")
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from masters_ray.divergence import jsd, top_k_jsd
+from masters_ray.divergence import jsd, left_out_error, top_k_jsd
 
 
 def test_equal_distributions_diverge_by_nothing() -> None:
@@ -88,11 +88,15 @@ def test_what_is_lost_is_bounded_by_the_mass_that_was_left_out(logits: tuple[lis
     exact = jsd(teacher.exp(), student.exp()).item()
     for k in range(1, len(logits[0])):
         ids, *rest = stored(teacher, k)
-        masses = [(1 - one.exp().gather(-1, ids).sum()).clamp(min=0).item() for one in (teacher, student)]
-        both = sum(masses)
-        entropy = sum(one * math.log(both / one) for one in masses if one) / 2
+        masses = [(1 - one.exp().gather(-1, ids).sum()).clamp(min=0) for one in (teacher, student)]
+        both = float(sum(masses))
+        entropy = sum(float(one) * math.log(both / float(one)) for one in masses if one) / 2
+        bound = left_out_error(*masses).item()
+        assert bound == pytest.approx(entropy, abs=1e-14)
         lost = exact - top_k_jsd(student, ids, *rest).item()
-        assert lost <= entropy + 1e-12 <= both / 2 * math.log(2) + 2e-12
+        assert lost <= bound + 1e-12 <= both / 2 * math.log(2) + 2e-12
+        single = left_out_error(*(one.float() for one in masses))
+        assert single.item() == pytest.approx(bound, abs=5e-7)
 
 
 def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_tokens() -> None:
@@ -103,7 +107,15 @@ def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_toke
     teacher, student = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.0, 0.75]]], dtype=torch.float64).log()
     ids, values = torch.tensor([[0]]), teacher[:, :1]
     lost = jsd(teacher.exp(), student.exp()) - top_k_jsd(student, ids, values, torch.tensor([0.5]).double())
-    assert lost.item() == pytest.approx((0.5 * math.log(2.5) + 0.75 * math.log(5 / 3)) / 2, rel=1e-12)
+    expected = (0.5 * math.log(2.5) + 0.75 * math.log(5 / 3)) / 2
+    assert lost.item() == pytest.approx(expected, rel=1e-12)
+    assert left_out_error(torch.tensor(0.5), torch.tensor(0.75)).item() == pytest.approx(expected, rel=1e-6)
+    assert expected == pytest.approx(0.4206, abs=1e-4)
+
+
+def test_nothing_is_lost_where_one_side_leaves_nothing_out_and_ln_2_at_most_where_both_leave_out_all() -> None:
+    teacher, student = torch.tensor([0.0, 0.3, 1.0]), torch.tensor([0.0, 0.0, 1.0])
+    assert left_out_error(teacher, student).tolist() == pytest.approx([0.0, 0.0, math.log(2)])
 
 
 @pytest.mark.parametrize("k", [1, 3, 7], ids="k={}".format)

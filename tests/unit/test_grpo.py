@@ -100,6 +100,7 @@ def test_the_loss_of_a_group_by_hand() -> None:
         "new_logprobs": new,
         "reference_logprobs": reference,
         "token_jsd": torch.tensor([0.2, 0.4, 0.1]),
+        "token_jsd_error": torch.tensor([0.01, 0.03, 0.04]),
         "answer_of": torch.tensor([0, 0, 1]),
         "accuracy": torch.tensor([1.0, 0.0]),
         "reasoning": torch.tensor([0.0, 1.0]),
@@ -110,6 +111,7 @@ def test_the_loss_of_a_group_by_hand() -> None:
     assert flat.distillation.tolist() == pytest.approx([0.0, 1.0])
     assert flat.advantages.tolist() == [0.0, 0.0]
     assert flat.loss.item() == pytest.approx(0.1 * kl + 0.2)
+    assert flat.jsd_error.item() == pytest.approx((0.02 + 0.04) / 2)
 
     sharp = group_terms(Objective(alpha=0.0), **arguments)
     assert sharp.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
@@ -129,6 +131,7 @@ def test_the_loss_of_a_group_by_hand() -> None:
     # every token alike: sums over the group's tokens, over 1.5 tokens per group of the step
     by_token = group_terms(Objective(aggregation="token"), **arguments)
     assert by_token.jsd.item() == pytest.approx(0.7 / 1.5)
+    assert by_token.jsd_error.item() == pytest.approx(0.08 / 1.5)
     assert by_token.kl.item() == pytest.approx((math.exp(0.5) - 1.5) / 1.5)
     assert by_token.divergences.tolist() == pytest.approx([0.3, 0.1])
 
@@ -142,6 +145,7 @@ def test_a_later_update_is_clipped_against_the_first_with_its_advantages() -> No
         new_logprobs=new,
         reference_logprobs=torch.zeros(2),
         token_jsd=torch.tensor([0.1, 0.2]),
+        token_jsd_error=torch.zeros(2),
         answer_of=torch.tensor([0, 1]),
         accuracy=torch.tensor([0.0, 0.0]),
         reasoning=torch.zeros(2),
@@ -167,6 +171,7 @@ def test_the_advantages_of_a_group_by_hand_weigh_right_and_close_answers() -> No
         new_logprobs=new,
         reference_logprobs=new.detach() + math.log(2),
         token_jsd=torch.tensor([0.3, 0.1, 0.2]),
+        token_jsd_error=torch.zeros(3),
         answer_of=torch.arange(3),
         accuracy=torch.tensor([1.0, 1.0, 0.0]),
         reasoning=torch.zeros(3),
@@ -205,6 +210,7 @@ def test_permuting_a_group_permutes_its_rewards_and_advantages_and_leaves_its_lo
             new_logprobs=-1 - whose / 9,
             reference_logprobs=-1.5 + whose.sin() / 2,
             token_jsd=torch.tensor([divergences[int(one)] / 40 for one in whose], dtype=torch.float64),
+            token_jsd_error=torch.zeros(len(whose)),
             answer_of=torch.repeat_interleave(torch.tensor(counts)),
             accuracy=torch.tensor([accuracy[one] for one in answers], dtype=torch.float64),
             reasoning=torch.zeros(len(answers)),

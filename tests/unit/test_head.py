@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masters_ray.divergence import top_k_jsd
+from masters_ray.divergence import left_out_error, top_k_jsd
 from masters_ray.head import answer_terms
 
 TOKENS, WIDTH, VOCABULARY = 12, 8, 5000
@@ -23,17 +23,23 @@ def inputs(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
     return hidden, weight, bias, targets, top_ids, top_logprobs, left_out
 
 
-def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> tuple[Tensor, Tensor]:
+Terms = tuple[Tensor, Tensor, Tensor]
+
+
+def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> Terms:
     """All logits in float64, and autograd; the head itself works in float32, too coarse for finite differences."""
     targets, top_ids, *scores = rest
     whole = None if bias is None else bias.double()
     logprobs = torch.nn.functional.linear(hidden.double(), weight.double(), whole).log_softmax(-1)
     divergences = top_k_jsd(logprobs, top_ids, *(one.double() for one in scores))
-    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), divergences.float()
+    outside = 1 - logprobs.detach().gather(-1, top_ids).exp().sum(-1)
+    errors = left_out_error(scores[1].double(), outside.clamp(min=0))
+    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), divergences.float(), errors.float()
 
 
-def gradients(terms: tuple[Tensor, Tensor], of: list[Tensor]) -> list[Tensor]:
-    logprobs, divergences = terms
+def gradients(terms: Terms, of: list[Tensor]) -> list[Tensor]:
+    logprobs, divergences, errors = terms
+    assert not errors.requires_grad
     weights = torch.linspace(-1, 2, TOKENS)
     return list(torch.autograd.grad((weights * logprobs).sum() + (weights.flip(0) * divergences).sum(), of))
 
@@ -87,6 +93,6 @@ def test_a_certain_student_has_finite_gradients() -> None:
         torch.zeros(1),
         logits_bytes=2**20,
     )
-    assert [one.item() for one in terms] == [0.0, 0.0]
+    assert [one.item() for one in terms] == [0.0, 0.0, 0.0]
     (terms[0] + terms[1]).sum().backward()
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all()

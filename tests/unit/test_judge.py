@@ -27,6 +27,10 @@ def judge(model: Parrot, *answers: str) -> list[Verdict]:
     return Judge(model, 10).judge([problem()], [answers], False)[0]  # type: ignore[arg-type]
 
 
+def judge_with_reasoning(model: Parrot, *answers: str) -> list[list[Verdict]]:
+    return Judge(model, 10).judge([problem()], [answers], True)  # type: ignore[arg-type]
+
+
 def test_a_readable_first_call_is_enough() -> None:
     model = Parrot({"\nred\n</generated": "Same. <answer>1</answer>", "\nblue\n": "Other. <answer>0</answer>"})
     verdicts = judge(model, "red", "blue")
@@ -57,9 +61,27 @@ def test_the_reasoning_is_asked_after_apart_and_without_the_label() -> None:
     model = Parrot(
         {
             "<ground truth>\nred\n</ground truth>\n<generated text>\nIt glows, so red": "<answer>1</answer>",
-            "<question>\nwhat color is the shape?\n</question>\n<generated text>\nIt glows": "Yes. <answer>0</answer>",
+            "<question>\nwhat color is the shape?\n</question>\n<generated text>\nIt glows": "Hm. <support>0</support>",
         }
     )
-    [[verdict]] = Judge(model, 10).judge([problem()], [["It glows, so red"]], True)  # type: ignore[arg-type]
+    [[verdict]] = judge_with_reasoning(model, "It glows, so red")
     assert (verdict.accuracy, verdict.reasoning, verdict.text) == (1, 0, "<answer>1</answer>")
     assert len(model.asked) == 2
+
+
+def test_an_unreadable_call_on_the_reasoning_is_parsed_by_a_prompt_of_its_own() -> None:
+    """What it quotes of an answer is no score: answers may hold answer tags. Unread twice, nothing is said."""
+    about = "<question>\nwhat color is the shape?\n</question>\n<generated text>\n"
+    model = Parrot(
+        {
+            "<explanation>\nIt says <answer>0</answer> and": "1",
+            "<explanation>\nWho knows": "maybe 1",
+            f"{about}It glows": "It says <answer>0</answer> and the reasoning leads there",
+            f"{about}It is dark": "Who knows",
+            "<generated text>\n": "<answer>1</answer>",
+        }
+    )
+    [verdicts] = judge_with_reasoning(model, "It glows, so red", "It is dark, so red")
+    assert [(one.accuracy, one.reasoning) for one in verdicts] == [(1, 1), (1, None)]
+    assert [prompt for prompt in model.asked if "overall_summary" in prompt] == []
+    assert len(model.asked) == 6

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,13 +22,15 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from bench.sides import one_question
 from masters_ray import store
-from masters_ray.divergence import top_k_jsd
+from masters_ray.config import Aggregation
+from masters_ray.divergence import left_out_error, top_k_jsd
 from masters_ray.engines import hf, norm
 from masters_ray.errors import CheckpointError
+from masters_ray.grpo import Objective
 from masters_ray.learner.feed import MicroBatch, own_batches, steps
 from masters_ray.learner.job import StagePlan
+from masters_ray.learner.terms import batch_terms
 from masters_ray.packing import PackedBatch, PromptTensors, pack
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, problem, scored
@@ -153,8 +155,9 @@ PICTURES = [[(2, 3), (3, 2)], [(2, 2)]]
 TEXTS = [[30, 31, 32], [33]]
 
 
-def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, JSD) of one answer's tokens, from a sequence that holds the prompt and it alone."""
+def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probabilities, JSD, what that may lack) of one answer's tokens, from a sequence that holds the prompt and it
+    alone."""
     tokens = torch.tensor([answer.judged.answer.token_ids])
     given = dict(inputs)
     given["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
@@ -166,10 +169,13 @@ def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tens
     scores = [
         torch.from_numpy(one) for one in (answer.teacher.top_ids, answer.teacher.top_logprobs, answer.teacher.left_out)
     ]
-    return logprobs.gather(-1, tokens.T).squeeze(-1), top_k_jsd(logprobs, scores[0].long(), *scores[1:])
+    ids, top_logprobs, left_out = scores[0].long(), *scores[1:]
+    outside = 1 - logprobs.detach().gather(-1, ids).exp().sum(-1)
+    divergences = top_k_jsd(logprobs, ids, top_logprobs, left_out)
+    return logprobs.gather(-1, tokens.T).squeeze(-1), divergences, left_out_error(left_out, outside)
 
 
-def loss(logprobs: Tensor, divergences: Tensor) -> Tensor:
+def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
     """Something in which every token counts differently."""
     weights = torch.linspace(-1, 1, len(logprobs))
     return (weights * logprobs).sum() + (weights.flip(0) * divergences).sum()
@@ -241,15 +247,23 @@ def stored_rows(draw: st.DrawFn) -> list[RolloutGroup]:
 
 
 @settings(max_examples=25)
-@given(stored_rows(), st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]))
+@given(
+    stored_rows(),
+    st.integers(1, 3),
+    st.integers(1, 120),
+    st.sampled_from([1, 7, 128]),
+    st.sampled_from(get_args(Aggregation)),
+)
 def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     student: tuple[hf.PackedStudent, list[PromptTensors]],
     rows: list[RolloutGroup],
     workers: int,
     budget: int,
     multiple_of: int,
+    aggregation: Aggregation,
 ) -> None:
     model, prompts = student
+    weights = Objective(aggregation=aggregation)
     rows = [replace(row, prompt_tokens=len(prompts[row.position % 2].input_ids)) for row in rows]
     table = store.table_of(rows)
 
@@ -257,14 +271,14 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         return pack(groups, [prompts[row.position % 2] for row in groups], pad_id=0, multiple_of=multiple_of)
 
     @torch.no_grad()
-    def losses(batch: PackedBatch) -> list[list[float]]:
-        """Of each group its loss, and the advantages, which cancel in its value."""
-        logprobs, divergences = model(batch)
-        whose = [batch.group_of == group for group in range(len(batch.layout.spans))]
-        terms = [one_question(batch, logprobs, divergences, answers) for answers in whose]
+    def losses(batch: PackedBatch, tokens_per_group: float) -> list[list[float]]:
+        """Of each group its loss, and the advantages, which cancel in its value where answers weigh the same."""
+        logprobs, divergences, errors = model(batch)
+        terms = batch_terms(weights, batch, logprobs, divergences, errors, tokens_per_group, None)
         return [[one.loss.item(), *one.advantages.tolist()] for one in terms]
 
-    alone = [losses(packed([row]))[0] for row in store.groups(table)]
+    tokens = sum(len(answer.judged.answer.token_ids) for row in rows for answer in row.answers)
+    alone = [losses(packed([row]), tokens / len(rows))[0] for row in store.groups(table)]
     plan = StagePlan(stage=0, ratio=0.2, rows=len(rows))
     [iteration] = iterations((len(rows),), len(rows))
     [step] = steps(iter([table]), [(plan, iteration)], workers, budget, skip=0)
@@ -273,7 +287,8 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         for micro in own_batches([step], rank, partial(packed, multiple_of=multiple_of)):
             assert isinstance(micro, MicroBatch)
             assert micro.batch.layout.length % multiple_of == 0
-            for index, loss in zip([] if micro.filler else micro.indices, losses(micro.batch), strict=False):
+            terms = losses(micro.batch, step.answer_tokens / len(step.table))
+            for index, loss in zip([] if micro.filler else micro.indices, terms, strict=False):
                 found[index].append(loss)
     assert [len(one) for one in found] == [1] * len(rows), "each row once"
     for [one], other in zip(found, alone, strict=True):

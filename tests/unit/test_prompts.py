@@ -53,9 +53,27 @@ def test_parsing_prompt_is_the_appendix_text() -> None:
     }
 
 
+def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own() -> None:
+    """They stand beside the appendix's two and borrow their manner, not their words for the score."""
+    system, user = prompts.reasoning_messages("what color is the shape?", "it glows, so red")
+    assert "wrapped in <support> </support> tag" in system["content"] and "<answer>" not in system["content"]
+    assert user["content"].startswith(
+        "<question>\nwhat color is the shape?\n</question>\n<generated text>\nit glows, so red\n</generated text>\n"
+    )
+    system, user = prompts.reasoning_parsing_messages("It follows.")
+    assert "binary reasoning scores (0 or 1)" in system["content"] and "accuracy" not in system["content"]
+    assert user == {
+        "role": "user",
+        "content": "<explanation>\nIt follows.\n</explanation>\n"
+        "Please output your integer reasoning score (0 or 1)\nbased on the explanation above without any text.",
+    }
+
+
 def test_braces_in_an_answer_are_kept() -> None:
     assert "{label} {0}" in prompts.evaluation_messages("q", "l", "{label} {0}")[1]["content"]
     assert "{summary}" in prompts.parsing_messages("{summary}")[1]["content"]
+    assert "{question}" in prompts.reasoning_messages("q", "{question}")[1]["content"]
+    assert "{explanation}" in prompts.reasoning_parsing_messages("{explanation}")[1]["content"]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +95,21 @@ def test_braces_in_an_answer_are_kept() -> None:
 )
 def test_parse_evaluation(text: str, score: int | None) -> None:
     assert prompts.parse_evaluation(text) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("It follows. <support>1</support>", 1),
+        ("<support>1</support>, no: <Support>\n0 </Support>", 0),
+        ("It ends with <answer>1</answer>.", None),
+        ("<support>1</support> <support>partly</support>", None),
+        ("<support>2</support>", None),
+        ("1", None),
+    ],
+)
+def test_parse_reasoning(text: str, score: int | None) -> None:
+    assert prompts.parse_reasoning(text) == score
 
 
 @pytest.mark.parametrize(

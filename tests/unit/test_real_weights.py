@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, distribution
@@ -15,10 +16,12 @@ from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import prune
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from masters_ray.errors import DataError
-from masters_ray.masks import part_of
+from masters_ray.masks import MaskReport, masked, part_of
 from masters_ray.real_weights import build, models, pretrained
 from masters_ray.real_weights.recipe import RECIPES, RealRecipe, RealShape
 from masters_ray.real_weights.tokenizer import RENAMED, make_tokenizer, renamed
@@ -294,9 +297,44 @@ def test_a_build_cut_short_goes_on_to_the_same_weights(
     assert int((large["input_ids"] == image).sum()) == int(large["image_grid_thw"].prod()) // 4
 
 
+@pytest.fixture(scope="module")
+def smollm2() -> LlamaForCausalLM:
+    return pretrained.load_model()
+
+
 @needs_package
-def test_smollm2_gives_its_own_logits_and_its_own_tokens() -> None:
-    own, tokenizer, shipped = pretrained.load_model(), make_tokenizer(), pretrained.load_tokenizer()
+@pytest.mark.parametrize("percent", [5, 20, 40])
+def test_pretrained_matrices_lose_the_entries_that_torch_prune_zeroes(smollm2: LlamaForCausalLM, percent: int) -> None:
+    """The first and the last layer's; four bits a weight make many magnitudes equal, and of those torch takes any."""
+    layers = {
+        f"{name}.weight": copy.deepcopy(layer)
+        for name, layer in smollm2.named_modules()
+        if isinstance(layer, nn.Linear) and name.startswith(("model.layers.0.", "model.layers.29."))
+    }
+    report: list[MaskReport] = []
+    given = [(name, layer.weight.detach().clone()) for name, layer in layers.items()]
+    found = dict(masked(given, percent / 100, frozenset({"language"}), report))
+    assert report[0].matrices == len(layers) == 2 * 7
+    ties = 0
+    for name, weight in given:
+        magnitudes, count = weight.abs(), weight.numel() * percent // 100
+        freely, by_position = layers[name], copy.deepcopy(layers[name])
+        prune.l1_unstructured(freely, "weight", amount=count)
+        assert int((found[name] == 0).sum()) == int((freely.weight == 0).sum()) == count, name
+        threshold = magnitudes[freely.weight == 0].max()
+        clear = magnitudes != threshold
+        assert torch.equal(found[name][clear], freely.weight[clear]), name
+        ties += int((~clear).sum()) - 1
+        rank = torch.empty(weight.numel(), dtype=torch.float64)
+        rank[magnitudes.flatten().argsort(stable=True)] = torch.arange(1.0, weight.numel() + 1, dtype=torch.float64)
+        prune.l1_unstructured(by_position, "weight", amount=count, importance_scores=rank.reshape(weight.shape))
+        assert torch.equal(found[name], by_position.weight), name
+    assert ties > 0
+
+
+@needs_package
+def test_smollm2_gives_its_own_logits_and_its_own_tokens(smollm2: LlamaForCausalLM) -> None:
+    own, tokenizer, shipped = smollm2, make_tokenizer(), pretrained.load_tokenizer()
     text = "Ground truth: top left. Generated: red.\n <answer>0</answer> The capital of France is Paris, 1234."
     ids = tokenizer([text], return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == shipped(text)["input_ids"]

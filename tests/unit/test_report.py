@@ -199,6 +199,7 @@ def metrics(steps: int = 50) -> list[dict[str, Any]]:
                 "behaviour_gap": 0.0,
                 "flop_utilisation": 0.4 + chance.gauss(0, 0.01),
                 "memory_gib": 1.5,
+                "jsd_error_bound": 0.004,
             }
         )
     return rows
@@ -374,6 +375,25 @@ def test_every_curve_is_drawn(page: Page) -> None:
         assert label in page.text
 
 
+@pytest.mark.parametrize("steps", [5, 61, 700])
+def test_how_much_the_divergence_may_lack_is_a_dashed_line_above_it(tmp_path: Path, steps: int) -> None:
+    rows = read_metrics(build(tmp_path, steps=steps) / report.METRICS)
+    assert "stroke-dasharray" not in charts.curve_chart(rows, "jsd", "JSD", None)
+    assert charts.curve_chart(rows, "jsd", "JSD", None, "jsd_error_bound").count("stroke-dasharray") == 1
+
+
+def test_that_line_is_explained_where_the_steps_know_of_it(tmp_path: Path, page: Page) -> None:
+    explained = "over the whole vocabulary the distance is between the line and the dashed one"
+    assert explained in page.text
+    build(tmp_path, steps=0)
+    for name, value in (("a live teacher", 0.0), ("an earlier version", None)):
+        row = {**metrics(1)[0], "jsd_error_bound": value}
+        told = {key: one for key, one in row.items() if one is not None}
+        (tmp_path / report.METRICS).write_text(json.dumps(told) + "\n", encoding="utf-8")
+        html = report.write(tmp_path).read_text(encoding="utf-8")
+        assert explained not in html and "stroke-dasharray" not in html, name
+
+
 def test_same_inputs_give_the_same_bytes(tmp_path: Path, html: str) -> None:
     assert report.write(build(tmp_path)).read_text(encoding="utf-8") == html
 
@@ -425,6 +445,17 @@ def test_values_that_were_not_measured(tmp_path: Path) -> None:
     page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
     assert "was not measured" in page.text
     assert "nan" not in page.text.lower().split()
+
+
+def test_how_often_the_reasoning_supports_the_answer_is_told_of_the_stages_that_were_asked(
+    tmp_path: Path, page: Page
+) -> None:
+    assert "whose reasoning supports them" not in page.text
+    content = summary()
+    content["stages"][0]["reasoning"], content["stages"][3]["reasoning"] = 0.8249, 0.0
+    told = Page(report.write(build(tmp_path, summary=content, steps=1)).read_text(encoding="utf-8"))
+    expected = "Answers whose reasoning supports them, by the same judges: 82.5 % in stage 0, 0.0 % in stage 3."
+    assert expected in told.text
 
 
 def test_warnings_for_the_reader(tmp_path: Path, page: Page) -> None:

@@ -82,6 +82,16 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
     assert made["accuracy_by_source"] == {"teacher": 0.5, "student": 0.5}
 
 
+def test_the_left_out_mass_that_a_stage_tells_is_the_mean_over_the_tokens_of_its_rows(tmp_path: Path) -> None:
+    roll_out(tmp_path, FakeReplicas())
+    rows = [answer.teacher.left_out for row in store.read(tmp_path) for answer in row.answers]
+    everything = np.concatenate(rows)
+    manifest = store.read_manifest(tmp_path)
+    assert manifest is not None
+    assert manifest.made_by["left_out"] == pytest.approx(everything.mean(), rel=1e-6)
+    assert everything.std() > 1e-3
+
+
 @pytest.mark.parametrize(("of_teacher", "of_student"), [(0, 3), (3, 0), (1, 2)])
 def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_path: Path) -> None:
     replicas = FakeReplicas()

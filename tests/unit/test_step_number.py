@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from masters_ray import store
-from masters_ray.config import Learner, Reward
+from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.learner.terms import objective
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored
 from tests.conftest import PAIR
 
-ALPHA, BETA = 0.7, 0.2
-"""Neither is the default, so that a step that does not read its settings is seen."""
+ALPHA, RHO, BETA = 0.7, 0.4, 0.2
+"""None is the default, so that a step that does not read its settings is seen."""
 
 
 class Plain:
@@ -38,6 +39,8 @@ class Plain:
         """Position → log-probabilities and advantages when the loss of the row was first asked for."""
         self.clipped: list[bool] = []
         """Of every answer token since the list was last emptied."""
+        self.lacking: dict[int, list[Tensor]] = {}
+        """Position → for each answer's tokens the most that leaving tokens out takes off their divergence."""
         self._processor = AutoProcessor.from_pretrained(PAIR / "student")
 
     def prompt(self, asked: Problem) -> dict[str, Tensor]:
@@ -53,10 +56,19 @@ class Plain:
         whole = {name: torch.cat([prompt[name], one.unsqueeze(0)], 1) for name, one in more.items()}
         return self.model(**prompt | whole).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
 
-    def loss(self, row: RolloutGroup) -> Tensor:
-        """L of one group. The teacher's probabilities are those that a store keeps: roots in 511 steps (METHOD 5)."""
+    def loss(self, rows: Sequence[RolloutGroup], aggregation: Aggregation = "answer") -> Tensor:
+        """L of a step: every answer of a group weighs the same, or every answer token of the step does."""
+        found = [self.losses(row) for row in rows]
+        if aggregation == "token":
+            return torch.cat([one for answers in found for one in answers]).mean()
+        return torch.stack([torch.stack([one.mean() for one in answers]).mean() for answers in found]).mean()
+
+    def losses(self, row: RolloutGroup) -> list[Tensor]:
+        """What each token of each answer of a group adds to L. The teacher's probabilities are those that a store
+        keeps: roots in 511 steps (METHOD 5)."""
         prompt = self.prompt(row.problem)
-        new, reference, per_answer = [], [], []
+        new, reference, divergences = [], [], []
+        self.lacking[row.position] = []
         for answer in row.answers:
             ids = torch.tensor(answer.judged.answer.token_ids)
             logprobs = self.logprobs(prompt, ids)
@@ -70,24 +82,27 @@ class Plain:
             q = logprobs.gather(1, torch.from_numpy(answer.teacher.top_ids).long()).exp()
             q = torch.cat([q, 1 - q.sum(1, keepdim=True)], 1)
             m = (p + q) / 2
-            per_answer.append((torch.xlogy(p, p / m) + torch.xlogy(q, q / m)).sum(1).mean() / 2)
+            divergences.append((torch.xlogy(p, p / m) + torch.xlogy(q, q / m)).sum(1) / 2)
+            a, b = p[:, -1], q[:, -1].detach()
+            self.lacking[row.position].append((a * ((a + b) / a).log() + b * ((a + b) / b).log()) / 2)
         # METHOD 4
-        divergence = torch.stack(per_answer)
-        d = divergence.detach()
+        d = torch.stack([one.detach().mean() for one in divergences])
         spread = d.max() - d.min()
         distillation = (d.max() - d) / spread if spread > 1e-6 else torch.zeros_like(d)
-        reward = torch.tensor([float(answer.judged.accuracy or 0) for answer in row.answers]) + ALPHA * distillation
+        judged = [answer.judged for answer in row.answers]
+        accuracy, reasoning = ([getattr(one, name) for one in judged] for name in ("accuracy", "reasoning"))
+        reward = torch.tensor(accuracy) + ALPHA * distillation + RHO * torch.tensor(reasoning)
         # METHOD 6
         flat = reward.max() - reward.min() < 1e-4
         advantage = (reward - reward.mean()) / (reward.std(correction=0) + 1e-6) * (not flat)
         old, advantage = self.first.setdefault(row.position, ([one.detach() for one in new], advantage))
         answers = []
-        for a, one, was, before in zip(advantage, new, old, reference, strict=True):
+        for a, one, was, before, divergence in zip(advantage, new, old, reference, divergences, strict=True):
             ratio = (one - was).exp()
             self.clipped += (((a > 0) & (ratio > 1.2)) | ((a < 0) & (ratio < 0.8))).tolist()
             kl = (before - one).exp() - (before - one) - 1
-            answers.append(-(torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) - BETA * kl).mean())
-        return torch.stack(answers).mean() + divergence.mean()
+            answers.append(-(torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) - BETA * kl) + divergence)
+        return answers
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +112,7 @@ def plain() -> Plain:
 
 LENGTHS = ((3, 2, 5, 1), (4, 1, 2), (7, 3), (2, 2, 6), (3, 3))
 ACCURACIES = ((1, 0, 0, 1), (1, 1, 1), (0, 1), (0, 1, 0), (1, 1))
+REASONING = ((0, 1, 0, 1), (0, 0, 1), (0, 0), (1, 1, 0), (1, 1))
 """Of each group's answers; the two of the last group are alike in everything."""
 
 
@@ -108,7 +124,9 @@ def rows(plain: Plain, questions: list[Problem]) -> list[RolloutGroup]:
     for position, of in enumerate(asked):
         prompt = plain.prompt(of)
         answers = []
-        for place, (length, accuracy) in enumerate(zip(LENGTHS[position], ACCURACIES[position], strict=True)):
+        for place, (length, accuracy, reasoning) in enumerate(
+            zip(LENGTHS[position], ACCURACIES[position], REASONING[position], strict=True)
+        ):
             seed = 10 * position + (place if position < 4 else 0)
             answer = scored([40 + seed + token for token in range(length - 1)] + [2], accuracy=accuracy)
             with torch.no_grad():
@@ -121,6 +139,7 @@ def rows(plain: Plain, questions: list[Problem]) -> list[RolloutGroup]:
             answers.append(
                 replace(
                     answer,
+                    judged=replace(answer.judged, reasoning=reasoning),
                     teacher=TokenScores(
                         top_ids=ids.int().numpy(), top_logprobs=top.float().numpy(), left_out=left_out.float().numpy()
                     ),
@@ -132,12 +151,33 @@ def rows(plain: Plain, questions: list[Problem]) -> list[RolloutGroup]:
     return found
 
 
+AGGREGATIONS: tuple[Aggregation, ...] = ("answer", "token")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Of a step."""
+
+    loss: float
+    lacking: float
+    """Mean of the most that leaving tokens out takes off the divergence."""
+    gradients: dict[str, Tensor]
+    """By every weight."""
+
+
 @pytest.fixture(scope="module")
-def expected(plain: Plain, rows: list[RolloutGroup]) -> tuple[float, dict[str, Tensor]]:
-    """The mean loss over groups and its gradient by every weight."""
-    loss = torch.stack([plain.loss(row) for row in rows]).mean()
-    loss.backward()
-    return loss.item(), {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
+def expected(plain: Plain, rows: list[RolloutGroup]) -> dict[Aggregation, Expected]:
+    found = {}
+    for aggregation in AGGREGATIONS:
+        plain.model.zero_grad()
+        loss = plain.loss(rows, aggregation)
+        loss.backward()
+        gradients = {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
+        answers = [torch.stack([one.mean() for one in group]).mean() for group in plain.lacking.values()]
+        tokens = [one for group in plain.lacking.values() for answer in group for one in answer]
+        lacking = torch.stack(answers if aggregation == "answer" else tokens).mean()
+        found[aggregation] = Expected(loss.item(), lacking.item(), gradients)
+    return found
 
 
 class Worker:
@@ -169,7 +209,7 @@ class Worker:
         job = LearnerJob(
             checkpoint=str(PAIR / "student"),
             settings=Learner(dtype="float32", zero_stage=0, groups_per_step=len(rows), kl_beta=BETA),
-            reward=Reward(alpha=ALPHA),
+            reward=Reward(alpha=ALPHA, rho=RHO),
             seed=0,
             stages=(StagePlan(stage=0, ratio=0.2, rows=len(rows)),),
             iterations=iterations((len(rows),), len(rows)),
@@ -182,9 +222,10 @@ class Worker:
         self._gradients = self._worker._engine.gradients
         patch.setattr(self._gradients, "apply", self._keep)
 
-    def gradient(self, workers: int, budget: int, multiple_of: int) -> dict[str, Tensor]:
+    def gradient(self, workers: int, budget: int, multiple_of: int, aggregation: Aggregation) -> dict[str, Tensor]:
         """The mean over ``workers``, as DeepSpeed takes it, of what each adds up; the weights stay as they are."""
         worker = self._worker
+        self._aggregate(aggregation)
         worker._workers, worker._packer._multiple = workers, multiple_of
         worker._job = replace(worker._job, settings=replace(worker._job.settings, tokens_per_micro_batch=budget))
         kept = []
@@ -197,6 +238,7 @@ class Worker:
     def second_gradient(self, move: Callable[[Any], None]) -> dict[str, Tensor]:
         """Of a step's second update, when the first one moves the weights by ``move``; they are back afterwards."""
         worker, model = self._worker, self._worker._engine.model
+        self._aggregate("answer")
         before = {name: one.detach().clone() for name, one in model.named_parameters()}
         worker._workers, worker._rank = 1, 0
         settings = replace(worker._job.settings, tokens_per_micro_batch=200, updates_per_step=2)
@@ -220,6 +262,10 @@ class Worker:
         self._worker.checkpoints.close()
         torch.distributed.destroy_process_group()
 
+    def _aggregate(self, aggregation: Aggregation) -> None:
+        settings = replace(self._worker._job.settings, aggregation=aggregation)
+        self._worker._objective = objective(settings, self._worker._job.reward)
+
     def _keep(self) -> None:
         parameters = self._worker._engine.model.named_parameters()
         self._kept = {name: one.grad.clone() for name, one in parameters if one.grad is not None}
@@ -238,6 +284,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory, rows: list[RolloutGroup]) -
         made.close()
 
 
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize(
     ("workers", "budget", "multiple_of"),
     [(1, 10_000, 1), (1, 1, 128), (2, 150, 1), (8, 10_000, 7)],
@@ -245,13 +292,15 @@ def worker(tmp_path_factory: pytest.TempPathFactory, rows: list[RolloutGroup]) -
 )
 def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
     worker: Worker,
-    expected: tuple[float, dict[str, Tensor]],
+    expected: dict[Aggregation, Expected],
     workers: int,
     budget: int,
     multiple_of: int,
+    aggregation: Aggregation,
 ) -> None:
-    found = worker.gradient(workers, budget, multiple_of)
-    trained = {name: one for name, one in expected[1].items() if "visual" not in name or "merger" in name}
+    wanted = expected[aggregation]
+    found = worker.gradient(workers, budget, multiple_of, aggregation)
+    trained = {name: one for name, one in wanted.gradients.items() if "visual" not in name or "merger" in name}
     assert found.keys() == trained.keys()
     for name, gradient in trained.items():
         # the learner reads divergences to 1e-6 nats where it compares them, the plain loss does not
@@ -259,12 +308,14 @@ def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
     if workers == 1:
         [told] = worker.told[-1].steps
         norm = torch.stack([one.norm() for one in trained.values()]).norm()
-        assert told.loss == pytest.approx(expected[0], rel=1e-6)
+        # where longer answers weigh more, advantages do not cancel and carry those 1e-6 nats into the loss
+        assert told.loss == pytest.approx(wanted.loss, rel=1e-6 if aggregation == "answer" else 1e-5)
+        assert told.jsd_error_bound == pytest.approx(wanted.lacking, rel=1e-4)
         assert told.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
 
 
 def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
-    worker: Worker, plain: Plain, rows: list[RolloutGroup], expected: tuple[float, dict[str, Tensor]]
+    worker: Worker, plain: Plain, rows: list[RolloutGroup], expected: dict[Aggregation, Expected]
 ) -> None:
     def move(model: Any) -> None:
         """Far enough that a good part of the ratios leaves 1 ± 0.2."""
@@ -278,7 +329,7 @@ def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
     move(plain.model)
     plain.model.zero_grad()
     plain.clipped.clear()
-    torch.stack([plain.loss(row) for row in rows]).mean().backward()
+    plain.loss(rows).backward()
     gradients = {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
     for name, gradient in found.items():
         assert (gradient - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
@@ -286,7 +337,7 @@ def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
     per_group = torch.tensor(plain.clipped).split([sum(lengths) for lengths in LENGTHS])
     assert told.clipped == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
     assert 0.1 < told.clipped < 0.9
-    assert told.loss == pytest.approx(expected[0], rel=1e-6), "what is told is the first update's"
+    assert told.loss == pytest.approx(expected["answer"].loss, rel=1e-6), "what is told is the first update's"
     with torch.no_grad():
         for name, one in plain.model.named_parameters():
             one.copy_(before[name])

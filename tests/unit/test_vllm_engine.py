@@ -1,0 +1,34 @@
+"""What the engine makes of its workers' words; vLLM is stood in for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from masters_ray.config import Engine, MaskScope
+from masters_ray.engines import vllm_engine
+from masters_ray.engines.vllm_engine import Mask, VllmEngine
+from masters_ray.errors import ReplicaError
+
+REPORT = {"ratio": 0.1, "sparsity": 0.1, "matrices": 7, "digest": "a"}
+
+
+@pytest.mark.parametrize(("of_second", "agree"), [(REPORT, True), (REPORT | {"digest": "b"}, False)])
+def test_workers_that_are_masked_differently_make_no_engine(
+    of_second: dict[str, Any], agree: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = SimpleNamespace(is_cpu=lambda: True)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
+    llm = SimpleNamespace(collective_rpc=lambda name: [REPORT, of_second])
+    monkeypatch.setattr(vllm_engine, "_start", lambda **options: llm)
+    engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, mask=Mask(scope=MaskScope(), ratio=0.1))
+    if agree:
+        assert vars(engine.mask(0.1)) == REPORT
+    else:
+        with pytest.raises(ReplicaError, match=f"workers of one engine masked {tmp_path} differently: .*'b'"):
+            engine.mask(0.1)
