@@ -11,6 +11,7 @@ from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused
 from masters_ray.store import Ragged, own_logprobs, top_scores
+from masters_ray.weights import StudentWeights
 from tests.builders import scores
 
 
@@ -25,6 +26,8 @@ class FakePool:
         self.scored: list[TokenIds] = []
         self.judged: list[str] = []
         self.wrote: list[str] = []
+        self.held: list[int] = []
+        """Versions of the student that it was told to hold."""
         self.refuses: set[str] = set()
         self.refuses_to_score: set[str] = set()
         self._verdicts = verdicts or {"red": 1, "blue": 0}
@@ -42,6 +45,9 @@ class FakePool:
             MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=f"{self._digest} {number}")
             for number in range(self._reports)
         ]
+
+    def hold(self, weights: StudentWeights) -> None:
+        self.held.append(weights.version)
 
     def call(self, method: str, *arguments: Any) -> Any:
         self.calls.append(method)
@@ -106,3 +112,6 @@ class FakeReplicas:
             "student": FakePool("student"),
             "judge": FakePool("judge"),
         } | pools
+
+    def close(self) -> None:
+        pass
