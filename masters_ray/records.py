@@ -195,7 +195,8 @@ class StepMetrics:
     flat_groups: float
     """Fraction of groups whose rewards do not differ."""
     clipped: float
-    """Fraction of tokens whose ratio of new to old probability was cut off in the step's last update; 0 with one."""
+    """Fraction of tokens whose ratio of new to old probability was cut off in the step's last update; 0 with one update
+    on groups without an age."""
     gradient_norm: float
     """Before clipping, of the step's first update."""
     learning_rate: float

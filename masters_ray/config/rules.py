@@ -114,6 +114,16 @@ def _online(rules: _Rules, config: Config) -> None:
         rollout.student_refresh,
         "The student of every online iteration writes anew already.",
     )
+    roles: dict[str, Teacher | Student] = {"teacher": config.teacher, "student": config.student}
+    roles |= {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}
+    for name, role in roles.items():
+        rules.rule(
+            role.max_replicas is None or role.max_replicas <= role.replicas,
+            f"{name}.max_replicas",
+            f"null or {name}.replicas = {role.replicas} with rollout.online_fraction above 0",
+            role.max_replicas,
+            "Replicas that join would take the room of the learner, which runs beside them.",
+        )
     rules.rule(
         config.student.engine.dtype == config.learner.dtype,
         "student.engine.dtype",

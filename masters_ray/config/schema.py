@@ -284,7 +284,7 @@ class Learner:
     """Weight of the KL estimate against the student before training, inside the GRPO loss."""
     kl_estimator: KlEstimator = "k3"
     clip_epsilon: float = 0.2
-    """How far a ratio of new to old probability counts; without effect while updates_per_step is 1."""
+    """How far a ratio of new to old probability counts; offline groups feel it when updates_per_step is above 1."""
     aggregation: Aggregation = "answer"
     """answer: every answer of a group weighs the same; token: every answer token of a step does."""
     teacher: Literal["stored", "live"] = "stored"

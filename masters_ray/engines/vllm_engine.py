@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,14 @@ from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from masters_ray.config import Engine, MaskScope, Part, Sampling
+from masters_ray.engines.handover_file import handed_over
 from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import ReplicaError
 from masters_ray.masks import MaskReport
 from masters_ray.records import Refused, Scored, TokenScores
-
-_SHARED_MEMORY = Path("/dev/shm")
-"""Where an engine's own processes read weights that arrived, if there is such a place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +125,11 @@ class VllmEngine:
         """The weights of a student that learns, named as in its checkpoint, in place of those before; every cache of
         the old ones is dropped. Returns the ``weights.tensor_digest`` of each tensor, as it went into the model.
 
-        Raises ReplicaError when the workers of a tensor-parallel group disagree.
+        Raises ReplicaError when the workers of a tensor-parallel group disagree, or when there is no room for the
+        tensors on their way to them.
         """
-        with tempfile.TemporaryDirectory(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None) as folder:
-            save_file(dict(tensors), Path(folder) / "model.safetensors")
-            found = self.loop.alone(partial(_load, folder=folder))
+        with handed_over(tensors) as folder:
+            found = self.loop.alone(partial(_load, folder=str(folder)))
         if any(one != found[0] for one in found):
             raise ReplicaError(f"workers of one engine took in different weights for {self._folder}")
         return found[0]

@@ -24,6 +24,8 @@ class Order:
     weights: StudentWeights
     learned: int
     """Iterations that the learner had behind it when it was started or went on: what older weights wrote is good."""
+    start: int
+    """Which of the learner's starts it is for."""
 
 
 class Exchange:
@@ -41,6 +43,8 @@ class Exchange:
         self._changed = threading.Condition()
         """Held for every look at the fields below."""
         self._learned: int | None = None
+        self._start = 0
+        """Counts the learner's starts: a worker of an earlier one is gone, though it may still seem to wait."""
         self._weights: dict[int, StudentWeights] = {}
         self._groups: dict[int, pa.Table] = {}
         self._given_up: set[int] = set()
@@ -52,6 +56,7 @@ class Exchange:
         with self._changed:
             self._check()
             self._learned = learned
+            self._start += 1
             self._weights, self._groups, self._deadlines = {}, {}, {}
             self._given_up = set()
             self._changed.notify_all()
@@ -66,6 +71,7 @@ class Exchange:
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
+            self._drop_weights()
             self._changed.notify_all()
 
     def next_order(self, patience: float) -> Order | None:
@@ -75,31 +81,35 @@ class Exchange:
             self._changed.wait_for(lambda: self._first_order() is not None, timeout=patience)
             return self._first_order()
 
-    def wanted(self, order: Order) -> bool:
-        """Whether the learner still waits for what was ordered."""
-        with self._changed:
-            return order.iteration not in self._given_up and order.learned == self._learned
-
     def deliver(self, order: Order, groups: pa.Table) -> None:
         """The rows of an iteration; dropped when nobody waits for them any more."""
         with self._changed:
-            if order.iteration not in self._given_up and order.learned == self._learned:
+            if order.iteration not in self._given_up and order.start == self._start:
                 self._groups[order.iteration] = groups
-                self._weights = {version: one for version, one in self._weights.items() if version in self._needed()}
+                self._drop_weights()
                 self._changed.notify_all()
 
     def take(self, iteration: int) -> pa.Table | None:
         """The iteration's rows, waited for; None when they were not there after max_wait_seconds. Every worker of the
         learner gets the same. Raises LearnerError when the rollouts have failed."""
         with self._changed:
+            start = self._start
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)
             self._changed.wait_for(
-                lambda: self._failure is not None or iteration in self._groups or iteration in self._given_up,
+                lambda: (
+                    self._failure is not None
+                    or start != self._start
+                    or iteration in self._groups
+                    or iteration in self._given_up
+                ),
                 timeout=max(0.0, deadline - time.monotonic()),
             )
             self._check()
+            if start != self._start:
+                raise LearnerError(f"iteration {iteration} was waited for by a worker that is gone")
             if iteration not in self._groups:
                 self._given_up.add(iteration)
+                self._drop_weights()
                 self._changed.notify_all()
             return self._groups.get(iteration)
 
@@ -128,12 +138,14 @@ class Exchange:
         done = self._groups.keys() | self._given_up
         return [number for number in self._online if number > self._learned and number not in done]
 
-    def _needed(self) -> set[int]:
-        return {self._version(number) for number in self._pending()}
+    def _drop_weights(self) -> None:
+        """Versions that write for no iteration any more."""
+        needed = {self._version(number) for number in self._pending()}
+        self._weights = {version: one for version, one in self._weights.items() if version in needed}
 
     def _first_order(self) -> Order | None:
         pending = self._pending()
         weights = self._weights.get(self._version(pending[0])) if pending else None
         if weights is None:
             return None
-        return Order(iteration=pending[0], weights=weights, learned=self._learned or 0)
+        return Order(iteration=pending[0], weights=weights, learned=self._learned or 0, start=self._start)

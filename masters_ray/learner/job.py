@@ -77,6 +77,8 @@ class GroupRewards:
     """Mean JSD of teacher and current student, nats."""
     distillation: list[float]
     advantages: list[float]
+    version: int | None = None
+    """As ``RolloutGroup.version``: a fresh group and a stored one may have the same position."""
 
 
 @dataclass(kw_only=True)

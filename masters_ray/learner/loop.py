@@ -110,7 +110,9 @@ class _Worker:
             job = self._job
             self._to_publish = {version_for(number, job.max_staleness, done) for number in job.online if number > done}
             if self._rank == 0:
-                ray.get(self._exchange.begin.remote(done))
+                self._tell_exchange("begin", done)
+            # Nobody may ask for rows before: they could be those of workers that were lost.
+            self._engine.over_workers(torch.zeros(1))
             self.publish(done)
 
     def publish(self, number: int) -> None:
@@ -144,11 +146,14 @@ class _Worker:
         return ahead(own_batches(coming, self._rank, self._packer.pack))
 
     def _take(self, number: int) -> pa.Table | None:
+        found: pa.Table | None = self._tell_exchange("take", number)
+        return found
+
+    def _tell_exchange(self, method: str, *arguments: Any) -> Any:
         try:
-            found: pa.Table | None = ray.get(self._exchange.take.remote(number))
+            return ray.get(getattr(self._exchange, method).remote(*arguments))
         except RayTaskError as error:
             raise LearnerError(str(error.cause)) from error
-        return found
 
     def resume(self) -> int:
         """Load the last checkpoint that is intact on every rank. Returns the steps that it has seen; 0 without one."""
@@ -180,8 +185,7 @@ class _Worker:
         if step.note:
             self._say(step.note)
         if isinstance(begin, Step):
-            reason = "no question of it has a row"
-            self._pin(Pinned(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")]))
+            self._leave_out(step)
             return
         micro_batches = _of_step(begin, coming)
         again: Iterable[MicroBatch] = micro_batches
@@ -191,15 +195,15 @@ class _Worker:
         first = last = None
         for _ in range(self._job.settings.updates_per_step):
             last = self._update(iter(again), old)
-            if last is None:
-                return
             first = first or last
+            if last is None:
+                break
+        if step.iteration.online and self._rank == 0 and self._exchange is not None:
+            self._tell_exchange("forget", step.number)
         if first and last:
             self._losses.append(first.totals.means["loss"])
             waited = started - asked if step.iteration.online else 0.0
             self._tell(first, last.totals.means["clipped"], time.monotonic() - started, waited)
-        if step.iteration.online and self._rank == 0 and self._exchange is not None:
-            ray.get(self._exchange.forget.remote(step.number))
 
     def _update(self, micro_batches: Iterator[MicroBatch], old: list[list[OldPolicy]]) -> _Update | None:
         """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
@@ -232,7 +236,8 @@ class _Worker:
             gradients.drop()
             self._skip(step, norm, self._engine.over_workers(tally.losses))
             return None
-        check_on_policy(step.ages, totals.behaviour_gap, self._job.settings.dtype, step.number)
+        if not again:
+            check_on_policy(step.ages, totals.behaviour_gap, self._job.settings.dtype, step.number)
         if self._untrained:
             self._untrained = False
             distance, tokens = self._engine.over_workers(gap).tolist()
@@ -282,11 +287,20 @@ class _Worker:
             (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
             skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=str(folder))
             self._pin(Pinned(skipped=[skipped]))
-        if self._skipped_in_a_row > self._job.settings.max_skipped_in_a_row:
+        self._stop_after_too_many(step, reason, f" Its rows are in {folder}.")
+
+    def _leave_out(self, step: Step) -> None:
+        """A step that has nothing to learn from."""
+        self._skipped_in_a_row += 1
+        reason = "no question of it has a row"
+        self._pin(Pinned(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")]))
+        self._stop_after_too_many(step, reason, "")
+
+    def _stop_after_too_many(self, step: Step, reason: str, where: str) -> None:
+        if self._skipped_in_a_row > (most := self._job.settings.max_skipped_in_a_row):
             raise LearnerError(
-                f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}. "
-                f"Its rows are in {folder}; learner.max_skipped_in_a_row is "
-                f"{self._job.settings.max_skipped_in_a_row}."
+                f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
+                f"{where} learner.max_skipped_in_a_row is {most}."
             )
 
     def _tell(self, update: _Update, clipped: float, seconds: float, waited: float) -> None:
@@ -375,7 +389,8 @@ def check_on_policy(ages: Sequence[int], gap: float, dtype: str, number: int) ->
         raise LearnerError(
             f"step {number}: the learner's log-probabilities of fresh answers differ from the engine's by {gap:.3g} "
             f"nats per token, though both hold the same weights; expected at most {_LARGEST_GAP[dtype]}. The engine "
-            "does not run what it was sent."
+            "does not compute what it was sent: try student.engine.enforce_eager=true or another dtype, or learn "
+            "offline with rollout.online_fraction=0."
         )
 
 

@@ -116,4 +116,5 @@ def _rewards(group: RolloutGroup, terms: GroupTerms) -> GroupRewards:
         divergences=terms.divergences.tolist(),
         distillation=terms.distillation.tolist(),
         advantages=terms.advantages.tolist(),
+        version=group.version,
     )

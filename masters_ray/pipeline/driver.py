@@ -94,7 +94,9 @@ class _Run:
     def to_the_end(self) -> None:
         """Rollouts, learning, accuracies."""
         with ExitStack() as kept:
-            self.generate(kept=kept if self._config.rollout.online_fraction else None)
+            online = any(one.online for one in self.iterations)
+            # With several teachers the last one's engines are not those that are wanted first.
+            self.generate(kept=kept if online and not self._config.growth else None)
             self._learn(self._stages, self._directory.student)
         self._note_rejected(self._stages)
         self._measure_trained()
@@ -137,7 +139,7 @@ class _Run:
         directory, journal = self._directory, self._journal
         todo = [(stage, part) for stage, part in block if not self._is_made(stage, part)]
         unmeasured = [name for name in measured if not directory.evaluation(name).exists()]
-        if not todo and not unmeasured:
+        if not todo and not unmeasured and not self._lacks_difficulties():
             return
         config = self._config.of_teacher(block[0][0].teacher)
         directory.rollouts.try_out()
@@ -180,7 +182,8 @@ class _Run:
             raise StoreError(
                 f"{folder}: a finished store without {len(missing)} of the {len(part)} questions of its stage. Did a "
                 "run with a larger rollout.online_fraction make it? Name its directory in rollout.reuse and choose "
-                "another rollout.store: its rows are taken over, and those that are missing are made."
+                "another rollout.store: its rows are taken over, and those that are missing are made. "
+                "learner.groups_per_step decides as well which questions are online."
             )
         return True
 
@@ -208,6 +211,13 @@ class _Run:
         if settings.order == "seeded":
             return problems
         return curriculum.Ordered(problems, self._difficulty().order(problems, settings.max_unrated_share))
+
+    def _lacks_difficulties(self) -> bool:
+        """Whether online iterations will ask questions in an order that is not known yet: stores of another run have
+        theirs in their rows."""
+        online = any(one.online for one in self.iterations)
+        ordered = self._config.data.order == "easy_to_hard"
+        return online and ordered and bool(self._difficulty().missing(self._train.problems))
 
     def _difficulty(self) -> curriculum.Difficulties:
         if self._difficulties is None:
@@ -303,7 +313,8 @@ class _Run:
                 journal.record_rewards(news.rewards)
                 for skipped in news.skipped:
                     advance(journal.record_skipped(skipped))
-                    say(f"step {skipped.step} is skipped: {skipped.reason}. Its rows are in {skipped.saved}")
+                    where = f". Its rows are in {skipped.saved}" if skipped.saved else ""
+                    say(f"step {skipped.step} is skipped: {skipped.reason}{where}")
 
             try:
                 fit(job, stores, on_news, online.exchange if online else None)
@@ -311,6 +322,8 @@ class _Run:
                 if online and online.error:
                     raise online.error from error
                 raise
+            if online and online.error:
+                raise online.error
         for index in indices:
             semi_online.finish(directory.online(index))
 
@@ -335,6 +348,8 @@ class _Run:
             iterations={one.number: one for one in job.iterations if one.online},
             questions=self._ordered(),
             verdicts=self._verdicts,
+            judging=self._judging,
+            reference=self._reference,
         )
         with (
             exchange_of(job, self._config.rollout.max_wait_seconds) as exchange,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -21,8 +22,9 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Judge, JudgedBy, Rollout
 from masters_ray.masks import MaskReport
-from masters_ray.pipeline.known import Known
+from masters_ray.pipeline.known import Known, Wanted
 from masters_ray.pipeline.tally import Tally
+from masters_ray.pipeline.threads import at_once
 from masters_ray.pipeline.verdicts import Case, Judging, Verdicts
 from masters_ray.records import Answer, JudgedAnswer, Problem, Refused, Rejected, Source
 from masters_ray.schedule import Stage
@@ -170,14 +172,8 @@ class GroupMaker:
             verdicts = self._verdicts.of(self._judging, self._pools, work.problems, shared, work.written(), work.told)
         work.add_verdicts(verdicts)
         kept = work.readable()
-        for role, pool in self._scorers.items():
-            known = work.known[role]
-            wanted = {index: [one.answer.token_ids for one in kept[index]] for index in kept}
-            missing = known.missing(wanted)
-            if any(missing):
-                with self.clock.timed(f"{role}.score", sum(map(bool, missing))):
-                    scored = pool.call("score", shared, missing)
-                known.add(missing, scored)
+        wanted = {index: [one.answer.token_ids for one in kept[index]] for index in kept}
+        at_once([partial(self._score, role, work.known[role], wanted, shared) for role in self._scorers])
         rejected |= work.rejected()
         return self._made(
             work, {index: kept[index] for index in kept if work.position(index) not in rejected}, rejected
@@ -200,12 +196,25 @@ class GroupMaker:
         sampling, counts = self._recipe.rollout.sampling, work.counts
         if self._earlier is not None:
             work.take_over(self._earlier)
-        for source, pool in self._writers.items():
-            seeds = work.seeds(source)
-            if counts[source] and any(seed is not None for seed in seeds):
-                with self.clock.timed(f"{source}.answer", len(seeds)):
-                    written: WrittenBatch = pool.call("answer", shared, sampling, counts[source], seeds)
-                work.add(source, written)
+        seeds = {source: work.seeds(source) for source in self._writers if counts[source]}
+        written: dict[Source, WrittenBatch] = {}
+
+        def write(source: Source) -> None:
+            with self.clock.timed(f"{source}.answer", len(seeds[source])):
+                written[source] = self._writers[source].call("answer", shared, sampling, counts[source], seeds[source])
+
+        at_once([partial(write, source) for source in seeds if any(seed is not None for seed in seeds[source])])
+        for source in self._writers:
+            if source in written:
+                work.add(source, written[source])
+
+    def _score(self, role: Role, known: Known, wanted: Wanted, shared: Any) -> None:
+        """Of what the model has not said anything of yet."""
+        missing = known.missing(wanted)
+        if any(missing):
+            with self.clock.timed(f"{role}.score", sum(map(bool, missing))):
+                scored: ScoredBatch = self._scorers[role].call("score", shared, missing)
+            known.add(missing, scored)
 
     def _made(self, work: _Questions, kept: dict[int, list[JudgedAnswer]], rejected: dict[int, Rejected]) -> Made:
         wanted = {index: [one.answer.token_ids for one in answers] for index, answers in kept.items()}

@@ -6,10 +6,12 @@ import base64
 import dataclasses
 import io
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from masters_ray import data, store, weights
@@ -19,6 +21,7 @@ from masters_ray.evaluate import Marked, accuracy
 from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.records import Picture, Problem, RolloutGroup
+from masters_ray.store.account import SHARD
 
 T = TypeVar("T")
 
@@ -58,7 +61,7 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
             "workers": config.learner.workers,
             "zero_stage": config.learner.zero_stage,
         },
-        "online": _online(config, steps),
+        "online": _online(config, steps, read_lines(directory.file("online.jsonl"))),
         "data": {
             name: {"problems": len(loaded.problems), "quarantined": len(loaded.rejected)}
             for name, loaded in (("train", train), ("held_out", held_out))
@@ -87,17 +90,19 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
     journal.events.close()
 
 
-def _online(config: Config, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was asked for and what came of it; ages in optimizer steps."""
+def _online(config: Config, steps: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was asked for and what came of it; ages in optimizer steps. answered: lines of online.jsonl, which has the
+    age of each group; of a step that has no line, only its mean age is known."""
     fresh = [step for step in steps if step["fresh"]]
     groups = sum(step["fresh"] for step in fresh)
+    oldest = {one["step"]: max(one["ages"]) for one in answered if one["ages"]}
     return {
         "fraction": config.rollout.online_fraction,
         "steps": len(fresh),
         "share": len(fresh) / len(steps) if steps else 0.0,
         "groups": groups,
         "mean_age": sum(step["age"] * step["fresh"] for step in fresh) / groups if groups else None,
-        "largest_age": max((step["age"] for step in fresh), default=None),
+        "largest_age": max((oldest.get(step["step"], step["age"]) for step in fresh), default=None),
         "waited_seconds": sum(step["waited"] for step in steps),
     }
 
@@ -138,16 +143,47 @@ def _examples(
     """``count`` groups, spread over the run, with how the learner rewarded their answers; and ``count`` held-out
     questions with what the student answered before and after."""
     rewards = {(row["stage"], row["position"]): row for row in read_lines(directory.file("rewards.jsonl"))}
-    wanted = set(_spread(sorted(rewards), count))
+    wanted = [rewards[place] for place in _spread(sorted(rewards), count)]
+    found = {(group.stage, group.position, group.version): group for group in _groups(directory, wanted)}
     trained = [
-        _trained_example(group, rewards[group.stage, group.position])
-        for index in range(len(_manifests(directory)))
-        for group in store.read(directory.stage(index))
-        if (group.stage, group.position) in wanted
+        _trained_example(found[place], row)
+        for row in wanted
+        if (place := _place(row)) in found and _is_of(row, found[place])
     ]
     pairs = zip(held_out, marks["student_before"], marks["student_after"], strict=True)
     changed = [trio for trio in pairs if trio[1].correct != trio[2].correct]
     return trained + [_held_out_example(*trio) for trio in _spread(changed, count)]
+
+
+def _place(rewards: dict[str, Any]) -> tuple[int, int, int | None]:
+    """Stage, position and writer's version; lines of older runs do not say which version, and count as of none."""
+    return rewards["stage"], rewards["position"], rewards.get("version")
+
+
+def _is_of(rewards: dict[str, Any], group: RolloutGroup) -> bool:
+    """Whether there is a reward for each answer: a line of an older run may be about a fresh group at the place of the
+    stored one."""
+    return all(len(rewards[name]) == len(group.answers) for name in ("divergences", "distillation", "advantages"))
+
+
+def _groups(directory: RunDirectory, wanted: Sequence[dict[str, Any]]) -> Iterator[RolloutGroup]:
+    """The groups at the places of these rewards: stored ones, and those of online iterations, whose store a run that
+    was killed may not have closed."""
+    for stage in sorted({row["stage"] for row in wanted}):
+        places = [_place(row) for row in wanted if row["stage"] == stage]
+        fresh = [position for _, position, version in places if version is not None]
+        stored = [position for _, position, version in places if version is None]
+        if stored:
+            yield from _at(directory.stage(stage), store.shard_names(directory.stage(stage)), stored)
+        if fresh:
+            yield from _at(directory.online(stage), directory.online(stage).names(SHARD), fresh)
+
+
+def _at(folder: store.Folder, names: Sequence[str], positions: Sequence[int]) -> Iterator[RolloutGroup]:
+    """The groups at these positions; the scores of others are not decoded."""
+    for name in names:
+        rows = store.read_shard(folder, name)
+        yield from store.groups(rows.filter(pc.is_in(rows["position"], pa.array(positions, pa.int64()))))
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:

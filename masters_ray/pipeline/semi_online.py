@@ -13,11 +13,11 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from masters_ray import data, schedule, store, weights
+from masters_ray import data, schedule, store
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
-from masters_ray.errors import MastersError
+from masters_ray.errors import MastersError, ReplicaError
 from masters_ray.learner.exchange import Order
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts, stages
@@ -27,7 +27,7 @@ from masters_ray.pipeline.groups import GroupMaker, Online, Recipe
 from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.tally import Tally
 from masters_ray.pipeline.threads import threads
-from masters_ray.pipeline.verdicts import Verdicts
+from masters_ray.pipeline.verdicts import Judging, Verdicts
 from masters_ray.progress import say
 from masters_ray.records import OnlineStep, Rejected
 
@@ -47,6 +47,10 @@ class Asked:
     questions: data.Problems | Ordered
     verdicts: Verdicts
     """The run's."""
+    judging: Callable[[int], Judging]
+    """A teacher's number → who judges its rollouts, the student before training as a judge."""
+    reference: str
+    """Digest of the student before training."""
 
 
 class OnlineRollouts:
@@ -67,10 +71,12 @@ class OnlineRollouts:
         """exchange: an Exchange actor. start: the replicas with one of the run's teachers, masked at a ratio."""
         self._asked, self._directory, self._start = asked, directory, start
         self.exchange = exchange
-        self._reference = weights.digest(weights.locate(asked.config.student.checkpoint))
+        self._tallies: dict[int, Tally] = dict.fromkeys(asked.stages, Tally())
         self._limits = {index: self._limits_of(index) for index in asked.stages}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="online rollouts", daemon=True)
+        self._stores: dict[int, _Stored] = {}
+        """By stage."""
         self._teacher: int | None = None
         self._replicas: Replicas | None = None
         self.error: BaseException | None = None
@@ -86,11 +92,11 @@ class OnlineRollouts:
         if (replicas := self._replicas) is not None:
             replicas.close()
         self._thread.join(_SECONDS_TO_STOP)
+        if self._thread.is_alive():
+            raise ReplicaError(f"rollouts of online iterations did not end in {_SECONDS_TO_STOP:g} s")
 
     def _run(self) -> None:
         try:
-            first = min(self._asked.iterations)
-            self._replicas_of(self._stage(first))
             while not self._stopping.is_set():
                 order: Order | None = ray.get(self.exchange.next_order.remote(_PATIENCE))
                 if order is not None:
@@ -118,17 +124,19 @@ class OnlineRollouts:
         began = time.monotonic()
         report = rollouts.mask_teachers(replicas.pools["teacher"], stage.ratio)
         config = self._asked.config.of_teacher(stage.teacher)
-        judge = order.weights.digest if config.judge.follows_student else self._reference
-        judging = stages.judging(config, judge)
-        made = stages.recipe(config, stage, order.weights.digest, self._reference, judging)
+        judging = self._asked.judging(stage.teacher)
+        if config.judge.follows_student:
+            judging = stages.followed(judging, config, order.weights.digest)
+        made = stages.recipe(config, stage, order.weights.digest, self._asked.reference, judging)
         online = Online(iteration=order.iteration, version=order.weights.version)
         recipe = dataclasses.replace(made, online=online)
-        folder = self._directory.online(stage.index)
-        if (found := _written_before(folder, iteration, order)) is not None:
+        if stage.index not in self._stores:
+            self._stores[stage.index] = _Stored(self._directory.online(stage.index), recipe.key(report))
+        stored = self._stores[stage.index]
+        if (found := stored.good_for(iteration, order)) is not None:
             ray.get(self.exchange.deliver.remote(order, found))
             return
-        writer = store.Writer(folder, recipe.key(report))
-        writer.discard(iteration.positions)
+        writer = stored.cleared(iteration)
         following: tuple[Role, ...] = ("student", "judge") if config.judge.follows_student else ("student",)
         for role in following:
             replicas.pools[role].hold(order.weights)
@@ -156,11 +164,14 @@ class OnlineRollouts:
         for row in (row for batch in work.suspects for row in batch):
             work.alone(row)
         rows = pa.concat_tables(tables).sort_by("position")
-        ray.get(self.exchange.deliver.remote(order, rows))
+        index = recipe.stage.index
+        self._tallies[index] = self._tallies[index] + work.tally
+        self._limits[index].reject(work.rejected)
+        self._limits[index].check(self._tallies[index])
         self._note(
             OnlineStep(
                 step=order.iteration,
-                stage=recipe.stage.index,
+                stage=index,
                 version=order.weights.version,
                 ages=[order.iteration - 1 - version for version in rows["version"].to_pylist()],
                 rejected=len(work.rejected),
@@ -170,9 +181,7 @@ class OnlineRollouts:
                 calls=maker.clock.read(),
             )
         )
-        limits = self._limits[recipe.stage.index]
-        limits.reject(work.rejected)
-        limits.check(work.tally)
+        ray.get(self.exchange.deliver.remote(order, rows))
 
     def _note(self, step: OnlineStep) -> None:
         append_lines(self._directory.file("online.jsonl"), [dataclasses.asdict(step)])
@@ -193,22 +202,29 @@ class OnlineRollouts:
         return Limits(self._asked.config.rollout, questions, str(self._directory.online(stage)))
 
 
-def _written_before(folder: store.Folder, iteration: schedule.Iteration, order: Order) -> pa.Table | None:
-    """The iteration's rows from an earlier call, if all of its questions were asked and every writer is a student that
-    this learner was: the very one that is to write now, or one from before the learner went on."""
-    accounts = store.read_accounts(folder)
-    inside = {
-        name: account for name, account in accounts.items() if all(one in iteration.positions for one in account.asked)
-    }
-    asked = {position for account in inside.values() for position in account.asked}
-    if asked != set(iteration.positions):
-        return None
-    rows = pa.concat_tables([store.read_shard(folder, name) for name in sorted(inside)])
-    known = [
-        digest == order.weights.digest or version <= order.learned
-        for digest, version in zip(rows["student_digest"].to_pylist(), rows["version"].to_pylist(), strict=True)
-    ]
-    return rows if all(known) else None
+class _Stored:
+    """The store of a stage's online iterations."""
+
+    def __init__(self, folder: store.Folder, key: dict[str, Any]) -> None:
+        self._folder = folder
+        self._writer = store.Writer(folder, key)
+
+    def good_for(self, iteration: schedule.Iteration, order: Order) -> pa.Table | None:
+        """The iteration's rows from an earlier call or before workers were lost, if all of its questions were asked and
+        every writer is a student that this learner was: the very one that is to write now, or one from before the
+        learner went on."""
+        shards = store.read_accounts(self._folder, iteration.positions)
+        if {position for account in shards.values() for position in account.asked} != set(iteration.positions):
+            return None
+        rows = pa.concat_tables([store.read_shard(self._folder, name) for name in shards])
+        written = zip(rows["student_digest"].to_pylist(), rows["version"].to_pylist(), strict=True)
+        known = all(digest == order.weights.digest or version <= order.learned for digest, version in written)
+        return rows if known else None
+
+    def cleared(self, iteration: schedule.Iteration) -> store.Writer:
+        """For writing the iteration's rows, in place of those that are there."""
+        self._writer.discard(store.read_accounts(self._folder, iteration.positions))
+        return self._writer
 
 
 def finish(folder: store.Folder) -> None:

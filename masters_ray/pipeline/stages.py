@@ -57,14 +57,14 @@ def deployments(config: Config, first_ratio: float, writer: Path | None = None) 
 
 def online_deployments(config: Config, first_ratio: float) -> list[Deployment]:
     """The processes that online iterations need: teachers; students, whose weights follow the learner's; judges and the
-    reference policy, whose weights do not, unless conf has the judge follow."""
+    reference policy, whose weights do not, unless conf has the judge follow. None may join later: it would take the
+    room of the learner's workers."""
     student, judge = config.student, config.judge
     writing: tuple[Role, ...] = ("student", "judge") if judge.follows_student else ("student",)
     staying: tuple[Role, ...] = ("reference",) if judge.follows_student else ("reference", "judge")
-    joining = 0 if student.max_replicas is None else student.max_replicas - student.replicas
     return [
-        *_teachers(config, first_ratio),
-        _deployment(config, student, _student(config, writing), student.replicas, joining),
+        *(dataclasses.replace(one, max_replicas=one.replicas) for one in _teachers(config, first_ratio)),
+        _deployment(config, student, _student(config, writing), student.replicas),
         _deployment(config, student, _student(config, staying), judge.replicas),
     ]
 
@@ -146,6 +146,14 @@ def judging(config: Config, reference_digest: str) -> Judging:
     if "teacher" in judges:
         models["teacher"] = _identity(config.teacher, weights.digest(weights.locate(config.teacher.checkpoint)))
     return Judging(settings=config.judge, models=models)
+
+
+def followed(judging: Judging, config: Config, student_digest: str) -> Judging:
+    """The same judges with the student that writes in place of the one before training."""
+    if "student" not in judging.models:
+        return judging
+    models = {**judging.models, "student": _identity(config.student, student_digest)}
+    return dataclasses.replace(judging, models=models)
 
 
 def _identity(model: Teacher | Student, digest: str) -> str:

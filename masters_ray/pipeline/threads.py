@@ -62,3 +62,14 @@ def threads(count: int) -> Iterator[Each]:
     finally:
         stopping.set()
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def at_once(actions: Sequence[Callable[[], None]]) -> None:
+    """Each action on a thread of its own; raises the first one's error once all have ended."""
+    if len(actions) == 1:
+        actions[0]()
+    elif actions:
+        with ThreadPoolExecutor(len(actions)) as executor:
+            running = [executor.submit(action) for action in actions]
+        for one in running:
+            one.result()

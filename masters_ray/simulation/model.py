@@ -7,9 +7,9 @@
 Between two events everything gets on at a constant speed, so the simulation is exact up to rounding, and the same every
 time.
 
-What the method leaves open is decided as follows. Version 0 is what the engines start with: nobody publishes or loads
-it. An iteration that the learner went on without is finished all the same, since its calls are under way, and its
-groups are left unused; one that the learner has passed before its groups were begun is left out.
+What the method leaves open is decided as follows. Version 0 is what the engines start with: handing it over is part
+of the start. An iteration that the learner went on without is finished all the same, since its calls are under way,
+and its groups are left unused; one that the learner has passed before its groups were begun is left out.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from masters_ray.store.folder import Folder, Where
 
 SHARD = "shard-"
 """How the names of shards begin."""
+_ENDING = ".parquet"
 _KEY = b"account"
 _READ_AT_ONCE = 32
 """Of an object store, where a look takes as long as a message."""
@@ -39,7 +40,7 @@ class Account:
     @property
     def name(self) -> str:
         """Of its shard: shards in the order of their names hold rows in the order of their positions."""
-        return f"{SHARD}{min(self.asked):08d}.parquet"
+        return f"{SHARD}{min(self.asked):08d}{_ENDING}"
 
 
 def with_account(rows: pa.Table, account: Account) -> pa.Table:
@@ -52,14 +53,20 @@ def with_account(rows: pa.Table, account: Account) -> pa.Table:
     return rows.replace_schema_metadata({_KEY: json.dumps(content)})
 
 
-def read_accounts(folder: Where) -> dict[str, Account]:
-    """Shard → account, in the order of their first positions. Raises StoreError when a shard is damaged."""
+def read_accounts(folder: Where, within: range | None = None) -> dict[str, Account]:
+    """Shard → account, in the order of their first positions. within: of the shards that begin at one of these
+    positions. Raises StoreError when a shard is damaged."""
     opened = Folder(folder)
-    names = opened.names(SHARD)
+    names = [name for name in opened.names(SHARD) if within is None or _first(name) in within]
     if opened.on_disk:
         return {name: _read(opened, name) for name in names}
     with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
         return dict(zip(names, threads.map(lambda name: _read(opened, name), names), strict=True))
+
+
+def _first(name: str) -> int:
+    """The first position of a shard, by its name."""
+    return int(name.removeprefix(SHARD).removesuffix(_ENDING))
 
 
 def _read(folder: Folder, name: str) -> Account:

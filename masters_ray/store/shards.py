@@ -78,20 +78,15 @@ class Writer:
         self._folder.write(account.name, written)
         self._add(account.name, account, hashlib.sha256(written).hexdigest())
 
-    def discard(self, positions: range) -> None:
-        """Take out the shards that hold questions at these positions, and nothing else. Raises StoreError when such a
-        shard holds others too."""
-        for name, account in read_accounts(self._folder).items():
-            inside = [position in positions for position in account.asked]
-            if any(inside) and not all(inside):
-                raise StoreError(f"{self._folder / name}: holds more questions than those to be made again")
-            if any(inside):
-                self._folder.remove(name)
-                with self._lock:
-                    for position in account.asked:
-                        self._taken[position] = 0
-                    del self._rows[name]
-                    self._digests.pop(name, None)
+    def discard(self, shards: Mapping[str, Account]) -> None:
+        """Take out these shards: their questions may be stored anew. Raises StoreError when one cannot be deleted."""
+        for name, account in shards.items():
+            self._folder.remove(name)
+            with self._lock:
+                for position in account.asked:
+                    self._taken[position] = 0
+                del self._rows[name]
+                self._digests.pop(name, None)
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
         """Write the manifest: from now on the directory is a store. Raises StoreError when a shard of an earlier writer

@@ -133,3 +133,19 @@ def test_every_key_has_a_type_in_words() -> None:
     assert known_keys()["run.seed"] == "a whole number"
     assert known_keys()["data.train.rows"] == "a whole number or null"
     assert all(known_keys().values())
+
+
+def test_online_iterations_want_their_share_a_bound_and_engines_of_the_learners_number_format() -> None:
+    words = ["rollout.online_fraction=1.5", "rollout.max_staleness=-1", "rollout.max_wait_seconds=0"]
+    words += ["learner.dtype=bfloat16", "teacher.max_replicas=3", "rollout.student_refresh=stage"]
+    with pytest.raises(ConfigError) as caught:
+        load(ROOT / "conf" / "demo.yaml", words)
+    assert [one.where for one in caught.value.complaints] == [
+        "rollout.online_fraction",
+        "rollout.max_staleness",
+        "rollout.max_wait_seconds",
+        "rollout.student_refresh",
+        "teacher.max_replicas",
+        "student.engine.dtype",
+    ]
+    load(ROOT / "conf" / "demo.yaml", ["teacher.max_replicas=3", "rollout.student_refresh=stage"])

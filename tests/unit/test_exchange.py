@@ -76,7 +76,6 @@ def test_the_learner_goes_on_without_rows_after_the_longest_wait_and_all_workers
     assert exchange.take(1) is None
     exchange.deliver(ordered, ROWS)
     assert exchange.take(1) is None, "the other worker must not learn from what came late"
-    assert not exchange.wanted(ordered)
     exchange.publish(weights(1))
     assert order(exchange).iteration == 2
 
@@ -99,6 +98,35 @@ def test_what_a_learner_that_went_back_has_not_reached_is_wanted_again() -> None
     assert order(exchange).iteration == 2
     exchange.deliver(before, ROWS)
     assert order(exchange).iteration == 2, "what was ordered by the lost workers is not delivered"
+
+
+def test_a_worker_that_is_gone_takes_no_iteration_from_the_one_in_its_place() -> None:
+    exchange = started([1], wait=0.2)
+    exchange.publish(weights(0))
+    told: list[str] = []
+
+    def wait() -> None:
+        with pytest.raises(LearnerError) as caught:
+            exchange.take(1)
+        told.append(str(caught.value))
+
+    gone = threading.Thread(target=wait)
+    gone.start()
+    time.sleep(0.1)
+    exchange.begin(0)
+    gone.join()
+    assert told == ["iteration 1 was waited for by a worker that is gone"]
+    exchange.publish(weights(0))
+    exchange.deliver(order(exchange), ROWS)
+    assert exchange.take(1) is ROWS
+
+
+def test_weights_that_write_for_nothing_any_more_are_not_kept() -> None:
+    exchange = started([1, 2, 3], wait=0.01)
+    for version in range(3):
+        exchange.publish(weights(version))
+    assert exchange.take(1) is None and exchange.take(2) is None, "nobody answers"
+    assert list(exchange._weights) == [2]
 
 
 def test_rows_behind_the_learner_are_dropped_and_never_ordered_again() -> None:

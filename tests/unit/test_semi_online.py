@@ -19,7 +19,7 @@ from masters_ray.learner.exchange import Exchange
 from masters_ray.pipeline import semi_online
 from masters_ray.pipeline.directory import RunDirectory, read_lines
 from masters_ray.pipeline.semi_online import Asked, OnlineRollouts
-from masters_ray.pipeline.verdicts import Verdicts
+from masters_ray.pipeline.verdicts import Judging, Verdicts
 from masters_ray.weights import StudentWeights
 from tests.builders import problem
 from tests.conftest import PAIR, ROOT
@@ -77,6 +77,8 @@ class Course:
             iterations={one.number: one for one in iterations},
             questions=QUESTIONS,  # type: ignore[arg-type]
             verdicts=Verdicts(),
+            judging=lambda _: Judging(settings=config.judge, models={"student": "the student before training"}),
+            reference="the student before training",
         )
 
         def start(teacher: int, ratio: float) -> FakeReplicas:

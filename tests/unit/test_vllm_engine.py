@@ -8,9 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from masters_ray.config import Engine, MaskScope
 from masters_ray.engines import vllm_engine
+from masters_ray.engines.handover_file import PREFIX
 from masters_ray.engines.vllm_engine import Mask, VllmEngine
 from masters_ray.errors import ReplicaError
 
@@ -32,3 +35,24 @@ def test_workers_that_are_masked_differently_make_no_engine(
     else:
         with pytest.raises(ReplicaError, match=f"workers of one engine masked {tmp_path} differently: .*'b'"):
             engine.mask(0.1)
+
+
+def test_weights_that_arrive_are_read_from_a_directory_that_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = SimpleNamespace(is_cpu=lambda: True)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
+    folders = []
+
+    def read(_: str, args: tuple[str]) -> list[dict[str, str]]:
+        folders.append(Path(args[0]))
+        with safe_open(folders[0] / "model.safetensors", "pt") as file:
+            return [dict.fromkeys(file.keys(), "digest")]
+
+    nothing = SimpleNamespace(reset_mm_cache=lambda: None, reset_encoder_cache=lambda: None)
+    llm = SimpleNamespace(collective_rpc=read, reset_prefix_cache=lambda: None, llm_engine=nothing)
+    monkeypatch.setattr(vllm_engine, "_start", lambda **options: llm)
+    found = VllmEngine(tmp_path, Engine()).load((name, torch.ones(3)) for name in "ab")
+    assert found == {"a": "digest", "b": "digest"}
+    assert folders[0].name.startswith(PREFIX) and not folders[0].exists()

@@ -1,0 +1,146 @@
+"""Which groups a run shows beside their rewards, and what it says of its online iterations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from masters_ray import config as configuration
+from masters_ray import store
+from masters_ray.config import Config
+from masters_ray.learner.job import GroupRewards
+from masters_ray.learner.metrics import _rewards
+from masters_ray.pipeline.directory import RunDirectory, append_lines
+from masters_ray.pipeline.outcome import _examples, _online
+from masters_ray.records import RolloutGroup
+from tests.builders import group, scored
+from tests.conftest import ROOT
+
+NOBODY: dict[str, Any] = {"student_before": [], "student_after": []}
+
+
+def settings(folder: Path) -> Config:
+    return configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={folder}"])
+
+
+def written(text: str, position: int, answers: int = 2, version: int | None = None) -> RolloutGroup:
+    """A group whose answers say ``text``."""
+    one = scored([5, 1], text=text)
+    if version is not None:
+        one = dataclasses.replace(one, behaviour_logprobs=np.full(2, -1.0, np.float32))
+    return dataclasses.replace(group([one] * answers, position=position), version=version)
+
+
+def put(folder: store.Folder, groups: Sequence[RolloutGroup], finished: bool) -> None:
+    writer = store.Writer(folder, {})
+    for one in groups:
+        account = store.Account(asked={one.position: one.problem.digest}, rejected={}, noted={})
+        writer.write(store.table_of([one]), account)
+    if finished:
+        writer.finish({})
+
+
+def rewards(position: int, divergence: float, answers: int = 2, version: int | None = None) -> dict[str, Any]:
+    numbers = [divergence] * answers
+    return dataclasses.asdict(
+        GroupRewards(
+            stage=0,
+            position=position,
+            divergences=numbers,
+            distillation=numbers,
+            advantages=numbers,
+            version=version,
+        )
+    )
+
+
+def shown(directory: RunDirectory, count: int = 9) -> list[tuple[str, int, float]]:
+    """What the first answer of each example says, how many there are, and the divergence beside it."""
+    examples = _examples(directory, count, [], NOBODY)
+    found = [(one["answers"][0], len(one["answers"])) for one in examples]
+    return [(answer["text"], answers, answer["divergence"]) for answer, answers in found]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(settings(tmp_path))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_fresh_group_is_shown_with_its_own_answers_also_if_its_store_was_not_closed(
+    closed: bool, directory: RunDirectory
+) -> None:
+    put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
+    put(directory.online(0), [written("fresh", position, 3, version=4) for position in (1, 2)], closed)
+    fresh = [rewards(position, 0.2, 3, version=4) for position in (1, 2)]
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1), *fresh])
+    assert shown(directory) == [("stored", 2, 0.1), ("fresh", 3, 0.2), ("fresh", 3, 0.2)]
+
+
+def test_a_stored_group_that_was_learned_in_place_of_a_fresh_one_is_shown_with_its_own_answers(
+    directory: RunDirectory,
+) -> None:
+    put(directory.stage(0), [written("stored", 0)], True)
+    put(directory.online(0), [written("came too late", 0, version=0)], True)
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1)])
+    assert shown(directory) == [("stored", 2, 0.1)]
+
+
+def test_the_last_reward_of_a_question_counts(directory: RunDirectory) -> None:
+    put(directory.stage(0), [written("stored", 0)], True)
+    put(directory.online(0), [written("fresh", 0, version=0)], False)
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1), rewards(0, 0.2, version=0)])
+    assert shown(directory) == [("fresh", 2, 0.2)]
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.3)])
+    assert shown(directory) == [("stored", 2, 0.3)]
+
+
+def test_rewards_whose_group_is_gone_or_has_other_answers_are_left_out(directory: RunDirectory) -> None:
+    """Version 2 was written over by version 3; of position 1 an older run says too little; 2 was never stored."""
+    put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
+    put(directory.online(0), [written("fresh", 0, version=3)], False)
+    lacking = rewards(1, 0.2, answers=1)
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), lacking, rewards(2, 0.1)])
+    assert shown(directory) == []
+
+
+def test_rewards_of_an_older_run_have_no_version_and_count_as_those_of_stored_groups(directory: RunDirectory) -> None:
+    put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
+    rows = [rewards(position, 0.1) for position in (0, 1)]
+    for row in rows:
+        del row["version"]
+    rows[1]["advantages"] = [0.1] * 3  # of a fresh group with three answers
+    append_lines(directory.file("rewards.jsonl"), rows)
+    assert shown(directory) == [("stored", 2, 0.1)]
+
+
+@pytest.mark.parametrize("version", [None, 7])
+def test_rewards_say_which_student_wrote(version: int | None) -> None:
+    terms: Any = SimpleNamespace(**dict.fromkeys(("divergences", "distillation", "advantages"), torch.zeros(2)))
+    told = _rewards(written("x", 3, version=version), terms)
+    assert (told.position, told.version) == (3, version)
+
+
+def test_the_largest_age_is_that_of_a_group_where_it_is_known(tmp_path: Path) -> None:
+    """Step 1 was answered twice; step 2 offline; of step 3 only the mean is known; step 4 came too late."""
+    steps = [
+        {"step": number, "fresh": fresh, "age": age, "waited": 0.5}
+        for number, fresh, age in [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 1.5), (4, 0, 0.0)]
+    ]
+    answered = [
+        {"step": 1, "ages": [8]},
+        {"step": 1, "ages": [0, 0, 3]},
+        {"step": 4, "ages": [9]},
+        {"step": 5, "ages": []},
+    ]
+    found = _online(settings(tmp_path), steps, answered)
+    assert (found["largest_age"], found["mean_age"], found["steps"]) == (3, 1.125, 2)
+    assert _online(settings(tmp_path), steps, [])["largest_age"] == 1.5
+    assert _online(settings(tmp_path), steps[1:2], [])["largest_age"] is None
