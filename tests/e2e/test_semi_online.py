@@ -24,7 +24,7 @@ from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import WeightSyncError
-from masters_ray.learner.exchange import Exchange
+from masters_ray.learner.exchange import Exchange, Order
 from masters_ray.learner.publish import publish
 from masters_ray.packing import pack
 from masters_ray.pipeline import driver
@@ -33,13 +33,17 @@ from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
 from masters_ray.weights import WireTensor
 from tests.conftest import PAIR, ROOT
-from tests.e2e.runs import SMALL, masters_ray, summary
+from tests.e2e.runs import SMALL, long_form, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
 CLOSE = 1e-3
 """Nats; float32 on both sides."""
-ONLINE = [*SMALL, "data.train.rows=96", "learner.tokens_per_micro_batch=4096", "rollout.online_fraction=1"]
-"""Twelve iterations of eight questions in three stages."""
+ONLINE = [
+    *SMALL,
+    *("data.train.rows=48", "data.held_out.rows=12", "learner.groups_per_step=4", "rollout.online_fraction=1"),
+    "learner.tokens_per_micro_batch=4096",
+]
+"""Twelve iterations of four questions in three stages."""
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +78,8 @@ def learners(rows: Sequence[RolloutGroup]) -> list[np.ndarray]:
 def test_a_learner_that_changes_nothing_agrees_with_the_engine_before_and_after_ten_syncs(
     run: Path, groups: list[RolloutGroup]
 ) -> None:
-    assert [group.version for group in groups] == [version for version in range(12) for _ in range(8)]
-    first, last = groups[:8], groups[80:]
+    assert [group.version for group in groups] == [version for version in range(12) for _ in range(4)]
+    first, last = groups[:8], groups[40:]
     assert {group.version for group in last} == {10, 11}
     for rows in (first, last):
         for row, expected in zip(rows, learners(rows), strict=True):
@@ -89,22 +93,34 @@ def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_fro
     run: Path, groups: list[RolloutGroup]
 ) -> None:
     assert [store.read_manifest(run / "rollouts" / f"stage-{stage}").rows for stage in range(3)] == [0, 0, 0]  # type: ignore[union-attr]
-    assert [group.position for group in groups] == list(range(96))
+    assert [group.position for group in groups] == list(range(48))
     assert len({group.student_digest for group in groups}) == 1, "the weights are the same ones all along"
     steps = read_lines(run / "metrics.jsonl")
-    assert [(step["fresh"], step["age"]) for step in steps] == [(8, 0.0)] * 12
+    assert [(step["fresh"], step["age"]) for step in steps] == [(4, 0.0)] * 12
     online = read_lines(run / "online.jsonl")
-    assert [(one["step"], one["version"], one["ages"]) for one in online] == [(n, n - 1, [0] * 8) for n in range(1, 13)]
+    assert [(one["step"], one["version"], one["ages"]) for one in online] == [(n, n - 1, [0] * 4) for n in range(1, 13)]
     assert summary(run)["online"] | {"waited_seconds": 0} == {
         "fraction": 1.0,
         "steps": 12,
         "share": 1.0,
-        "groups": 96,
+        "groups": 48,
         "mean_age": 0.0,
         "largest_age": 0.0,
         "waited_seconds": 0,
     }
     assert "<b>Online:</b> in 12 of 12 optimizer steps (100.0 %)" in (run / "report.html").read_text()
+
+
+class Damaging(Exchange):
+    """Changes one bit of what the learner hands out after its second iteration."""
+
+    def keep(self, piece: list[WireTensor]) -> list[Any]:
+        self._kept = getattr(self, "_kept", 0) + 1
+        if self._kept == 3:
+            bytes_of_it = piece[-1].data.copy()
+            bytes_of_it[7] ^= 1
+            piece = [*piece[:-1], dataclasses.replace(piece[-1], data=bytes_of_it)]
+        return super().keep(piece)
 
 
 class KillableHost(Host):
@@ -122,16 +138,21 @@ def moved() -> dict[str, torch.Tensor]:
     }
 
 
-def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others(
+def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes_no_damaged_ones(
     local_ray: None, toy_engine: Engine, questions: list[Problem], moved: dict[str, torch.Tensor]
 ) -> None:
     spec = HostSpec(checkpoint=str(PAIR / "student"), roles=("student",), engine=toy_engine)
     deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)
     answers = [[(40, 41, 2)] for _ in questions]
-    exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=4).remote([1], 0, 10.0)
+    exchange = ray.remote(Damaging).options(num_cpus=0, max_concurrency=4).remote([1, 2, 3], 0, 10.0)
     ray.get(exchange.begin.remote(0))
-    publish(moved, exchange, 0, 0.0)
-    order = ray.get(exchange.next_order.remote(1.0))
+
+    def published(version: int) -> Order:
+        publish(moved, exchange, version, 0.0)
+        order: Order = ray.get(exchange.next_order.remote(1.0))
+        ray.get(exchange.deliver.remote(order, store.SCHEMA.empty_table()))
+        return order
+
     with Replicas([deployment], KillableHost) as replicas:
         pool = replicas.pools["student"]
 
@@ -140,23 +161,14 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others(
             return found
 
         before = scored()
-        pool.hold(order.weights)
+        pool.hold(published(0).weights)
         after = scored()
         assert np.abs(after - before).max() > 0.1
         os.kill(ray.get(pool._replicas[0].actor.pid.remote()), signal.SIGKILL)
         assert np.array_equal(scored(), after)
-
-
-class Damaging(Exchange):
-    """Changes one bit of what the learner hands out after its second iteration."""
-
-    def keep(self, piece: list[WireTensor]) -> list[Any]:
-        self._kept = getattr(self, "_kept", 0) + 1
-        if self._kept == 3:
-            bytes_of_it = piece[-1].data.copy()
-            bytes_of_it[7] ^= 1
-            piece = [*piece[:-1], dataclasses.replace(piece[-1], data=bytes_of_it)]
-        return super().keep(piece)
+        pool.hold(published(1).weights)
+        with pytest.raises(WeightSyncError, match=f"version 2 .* in 1 of {len(moved)} tensors .* sent, .* received"):
+            pool.hold(published(2).weights)
 
 
 @contextmanager
@@ -165,12 +177,13 @@ def damaging_exchange(job: Any, max_wait_seconds: float) -> Iterator[Any]:
     yield actor.remote(job.online, job.max_staleness, max_wait_seconds)
 
 
+@long_form
 def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_from_them(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(driver, "exchange_of", damaging_exchange)
-    words = [*ONLINE, "data.train.rows=32", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={tmp_path}"]
+    words = [*ONLINE, "data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={tmp_path}"]
     settings: config.Config = validation.load("conf/demo.yaml", words)
     with pytest.raises(WeightSyncError) as caught:
         driver.run(settings, RunDirectory(settings), "conf/demo.yaml")
