@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
-
-from masters_ray.config.schema import Config, Learner, Part, Rollout, Schedule, Student, Teacher
+from masters_ray.config import learner_rules
+from masters_ray.config.complaints import Rules
+from masters_ray.config.schema import Config, Rollout, Schedule, Student, Teacher
 from masters_ray.errors import Complaint
 
 _PILLOW_MAX_PIXELS = 178_956_970
@@ -13,7 +13,7 @@ _INEXACT = 1e-6
 
 def violations(config: Config) -> list[Complaint]:
     """Every broken rule of a whole configuration; touches no file."""
-    rules = _Rules()
+    rules = Rules()
     _rollout(rules, config)
     _teacher(rules, "", config.teacher, config.schedule)
     for number, further in enumerate(config.growth):
@@ -27,27 +27,13 @@ def violations(config: Config) -> list[Complaint]:
         rules.at_least(key, found, 1)
     rules.at_least("evaluation.examples", config.evaluation.examples, 0)
     _rewards(rules, config)
-    _learner(rules, config.learner)
+    learner_rules.check(rules, config.learner)
     _data(rules, config)
     _engines(rules, config)
     return rules.broken
 
 
-class _Rules:
-    """Collects those that are broken."""
-
-    def __init__(self) -> None:
-        self.broken: list[Complaint] = []
-
-    def rule(self, holds: bool, key: str, expected: str, found: Any, remedy: str) -> None:
-        if not holds:
-            self.broken.append(Complaint(where=key, expected=expected, found=repr(found), remedy=remedy))
-
-    def at_least(self, key: str, found: float, least: float) -> None:
-        self.rule(found >= least, key, f"at least {least}", found, "Raise it.")
-
-
-def _rollout(rules: _Rules, config: Config) -> None:
+def _rollout(rules: Rules, config: Config) -> None:
     rollout, sampling = config.rollout, config.rollout.sampling
     rules.at_least("rollout.teacher_answers", rollout.teacher_answers, 0)
     rules.at_least("rollout.student_answers", rollout.student_answers, 0)
@@ -92,7 +78,7 @@ def _rollout(rules: _Rules, config: Config) -> None:
     _online(rules, config)
 
 
-def _online(rules: _Rules, config: Config) -> None:
+def _online(rules: Rules, config: Config) -> None:
     rollout = config.rollout
     rules.rule(
         0 <= rollout.online_fraction <= 1,
@@ -133,13 +119,13 @@ def _online(rules: _Rules, config: Config) -> None:
     )
 
 
-def _shares(rules: _Rules, rollout: Rollout) -> None:
+def _shares(rules: Rules, rollout: Rollout) -> None:
     for key in ("max_set_aside_share", "max_unjudged_share", "max_empty_share"):
         share = getattr(rollout, key)
         rules.rule(0 <= share <= 1, f"rollout.{key}", "a fraction from 0 to 1", share, "0.05 is five of a hundred.")
 
 
-def _teacher(rules: _Rules, prefix: str, teacher: Teacher, schedule: Schedule) -> None:
+def _teacher(rules: Rules, prefix: str, teacher: Teacher, schedule: Schedule) -> None:
     """One teacher and its schedule. prefix: of their keys."""
     _replicas(rules, f"{prefix}teacher", teacher)
     rules.at_least(f"{prefix}teacher.top_k", teacher.top_k, 1)
@@ -158,7 +144,7 @@ def _teacher(rules: _Rules, prefix: str, teacher: Teacher, schedule: Schedule) -
     )
 
 
-def _falling_ratio(rules: _Rules, key: str, schedule: Schedule) -> None:
+def _falling_ratio(rules: Rules, key: str, schedule: Schedule) -> None:
     rules.rule(
         0 <= schedule.max_ratio < 1,
         f"{key}.max_ratio",
@@ -178,7 +164,7 @@ def _falling_ratio(rules: _Rules, key: str, schedule: Schedule) -> None:
         )
 
 
-def _listed_stages(rules: _Rules, key: str, schedule: Schedule) -> None:
+def _listed_stages(rules: Rules, key: str, schedule: Schedule) -> None:
     ratios = [stage.ratio for stage in schedule.stages]
     rules.rule(
         all(0 <= ratio < 1 for ratio in ratios),
@@ -205,7 +191,7 @@ def _listed_stages(rules: _Rules, key: str, schedule: Schedule) -> None:
     )
 
 
-def _replicas(rules: _Rules, name: str, role: Teacher | Student) -> None:
+def _replicas(rules: Rules, name: str, role: Teacher | Student) -> None:
     rules.at_least(f"{name}.replicas", role.replicas, 1)
     rules.at_least(f"{name}.tensor_parallel", role.tensor_parallel, 1)
     rules.at_least(f"{name}.cpus", role.cpus, 0)
@@ -219,7 +205,7 @@ def _replicas(rules: _Rules, name: str, role: Teacher | Student) -> None:
     )
 
 
-def _rewards(rules: _Rules, config: Config) -> None:
+def _rewards(rules: Rules, config: Config) -> None:
     judge, reward = config.judge, config.reward
     rules.at_least("reward.alpha", reward.alpha, 0)
     rules.at_least("reward.rho", reward.rho, 0)
@@ -240,103 +226,7 @@ def _rewards(rules: _Rules, config: Config) -> None:
     )
 
 
-def _learner(rules: _Rules, learner: Learner) -> None:
-    for key in (
-        "workers",
-        "groups_per_step",
-        "tokens_per_micro_batch",
-        "logits_mib",
-        "updates_per_step",
-        "checkpoint_every",
-        "checkpoints_kept",
-    ):
-        rules.at_least(f"learner.{key}", getattr(learner, key), 1)
-    for key in (
-        "cpus",
-        "warmup_steps",
-        "weight_decay",
-        "kl_beta",
-        "policy_weight",
-        "jsd_weight",
-        "max_failures",
-        "max_skipped_in_a_row",
-    ):
-        rules.at_least(f"learner.{key}", getattr(learner, key), 0)
-    rules.at_least("learner.lora.rank", learner.lora.rank, 0)
-    rules.rule(
-        learner.policy_weight + learner.jsd_weight > 0,
-        "learner.policy_weight",
-        "above 0 when learner.jsd_weight is 0",
-        learner.policy_weight,
-        "Otherwise nothing is learned.",
-    )
-    rules.rule(
-        0 < learner.clip_epsilon < 1,
-        "learner.clip_epsilon",
-        "above 0 and below 1",
-        learner.clip_epsilon,
-        "The default is 0.2.",
-    )
-    rules.rule(
-        learner.zero_stage in (0, 1, 2, 3),
-        "learner.zero_stage",
-        "0, 1, 2 or 3",
-        learner.zero_stage,
-        "See DeepSpeed's ZeRO stages.",
-    )
-    rules.rule(learner.gpus in (0, 1), "learner.gpus", "0 or 1", learner.gpus, "Raise learner.workers for more GPUs.")
-    rules.at_least("learner.learning_rate", learner.learning_rate, 0)
-    rules.rule(
-        learner.gradient_clipping > 0,
-        "learner.gradient_clipping",
-        "above 0",
-        learner.gradient_clipping,
-        "The default is 1.0.",
-    )
-    _trained_parts(rules, learner)
-    rules.rule(
-        learner.dtype == "float32" or learner.zero_stage >= 1,
-        "learner.zero_stage",
-        "at least 1 for learner.dtype=bfloat16",
-        learner.zero_stage,
-        "DeepSpeed sums bfloat16 gradients in float32 from stage 1 on; it works with one worker too.",
-    )
-    least = {"nothing": 0, "optimizer": 1, "everything": 3}[learner.offload]
-    rules.rule(
-        learner.zero_stage >= least,
-        "learner.zero_stage",
-        f"at least {least} for learner.offload={learner.offload}",
-        learner.zero_stage,
-        "ZeRO offloads what it partitions.",
-    )
-
-
-def _trained_parts(rules: _Rules, learner: Learner) -> None:
-    parts = get_args(Part)
-    rules.rule(
-        set(learner.frozen) < set(parts),
-        "learner.frozen",
-        f"some of {', '.join(parts)}, but not all",
-        list(learner.frozen),
-        "The paper freezes vision.",
-    )
-    rules.rule(
-        learner.lora.rank == 0 or "language" not in learner.frozen,
-        "learner.frozen",
-        "no language with learner.lora.rank above 0, since adapters train the language model",
-        list(learner.frozen),
-        "Take language out, or set learner.lora.rank=0.",
-    )
-    rules.rule(
-        learner.lora.rank == 0 or learner.lora.alpha > 0,
-        "learner.lora.alpha",
-        "above 0",
-        learner.lora.alpha,
-        "Twice the rank is a common choice.",
-    )
-
-
-def _data(rules: _Rules, config: Config) -> None:
+def _data(rules: Rules, config: Config) -> None:
     rules.rule(
         0 <= config.data.max_quarantined_share <= 1,
         "data.max_quarantined_share",
@@ -375,7 +265,7 @@ def _data(rules: _Rules, config: Config) -> None:
         )
 
 
-def _engines(rules: _Rules, config: Config) -> None:
+def _engines(rules: Rules, config: Config) -> None:
     longest = config.rollout.sampling.max_tokens
     roles: dict[str, Teacher | Student] = {"teacher": config.teacher, "student": config.student}
     roles |= {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,6 +27,7 @@ from masters_ray.engines import adapters, hf
 from masters_ray.errors import LearnerError
 from masters_ray.grpo import OldPolicy
 from masters_ray.learner import metrics, work
+from masters_ray.learner.agreement import check_on_policy, compared_with_engine
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
@@ -43,9 +44,6 @@ DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
 _SHOWN_GROUPS = 2
 """Groups of a step whose rewards go to the board."""
-_LARGEST_GAP = {"float32": 0.1, "bfloat16": 0.3}
-"""Nats: mean difference between the learner's and the engine's log-probabilities of the untrained student's tokens
-above which one of them must be wrong."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -368,30 +366,6 @@ def _gap(new_logprobs: Tensor, batch: PackedBatch) -> Tensor:
     """float64 [2]: summed distance to the reference policy, and the number of answer tokens."""
     distance = (new_logprobs.detach() - batch.reference_logprobs).abs().sum()
     return torch.tensor([float(distance), len(batch.targets)], dtype=torch.float64)
-
-
-def compared_with_engine(mean: float, dtype: str) -> str:
-    """Before the first update the student is the reference policy, so learner and engine must give its tokens the same
-    log-probabilities. mean: of their distance per token, nats. Returns a note; raises LearnerError when it is large."""
-    if mean > _LARGEST_GAP[dtype]:
-        raise LearnerError(
-            f"the learner's log-probabilities of the untrained student differ from the stored ones by {mean:.3g} "
-            f"nats per token; expected at most {_LARGEST_GAP[dtype]}. The student's checkpoint or its processor "
-            "changed since the rollouts were made, or the learner does not run this model as the engine does."
-        )
-    return f"before the first step learner and engine agree to {mean:.1e} nats per answer token"
-
-
-def check_on_policy(ages: Sequence[int], gap: float, dtype: str, number: int) -> None:
-    """Fresh answers of the very weights that learn from them must have the same log-probabilities in learner and
-    engine. gap: nats per token. Raises LearnerError when they differ by much."""
-    if ages and max(ages) == 0 and gap > _LARGEST_GAP[dtype]:
-        raise LearnerError(
-            f"step {number}: the learner's log-probabilities of fresh answers differ from the engine's by {gap:.3g} "
-            f"nats per token, though both hold the same weights; expected at most {_LARGEST_GAP[dtype]}. The engine "
-            "does not compute what it was sent: try student.engine.enforce_eager=true or another dtype, or learn "
-            "offline with rollout.online_fraction=0."
-        )
 
 
 def learning_rate(settings: Learner, step: int) -> float:
