@@ -93,7 +93,10 @@ class OnlineRollouts:
             replicas.close()
         self._thread.join(_SECONDS_TO_STOP)
         if self._thread.is_alive():
-            raise ReplicaError(f"rollouts of online iterations did not end in {_SECONDS_TO_STOP:g} s")
+            raise ReplicaError(
+                f"rollouts of online iterations did not end in {_SECONDS_TO_STOP:g} s after they were stopped. What is "
+                "stored stays: look for processes that are left, end them, and call again."
+            )
 
     def _run(self) -> None:
         try:

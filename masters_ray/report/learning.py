@@ -55,7 +55,7 @@ _CURVES = (
         title="Policy loss",
         axis="policy loss",
         meaning="The reinforcement term. The advantages of a group sum to zero, so with one update per batch its value "
-        "stays at 0; what teaches is its gradient.",
+        "stays at 0 (but for fresh answers of an older student); what teaches is its gradient.",
         limits=(-0.1, 0.1),
     ),
     _Curve(
