@@ -7,7 +7,8 @@
     ├── StoreError         a rollout store that is missing, incomplete or made by other settings
     ├── ReplicaError       an actor that died or answered wrongly
     │   ├── ReplicaLostError   its process is gone; another one takes its place
-    │   └── WeightSyncError    it holds other weights than the learner sent
+    │   ├── WeightSyncError    it holds other weights than the learner sent
+    │   └── WeightsGoneError   the learner that had the weights is no longer there
     ├── LearnerError       training that stopped before its end
     └── SubmitError        a Ray job that could not be handed over
 
@@ -72,6 +73,10 @@ class ReplicaLostError(ReplicaError):
 
 class WeightSyncError(ReplicaError):
     """A replica's weights are not those that the learner sent."""
+
+
+class WeightsGoneError(ReplicaError):
+    """The learner that had a version of the student is gone; one that goes on will hand out others."""
 
 
 class LearnerError(MastersError):

@@ -185,9 +185,11 @@ class StudentWeights:
     digests: Mapping[str, str]
     """Tensor's name in the checkpoint → ``tensor_digest``, as the learner computed it."""
     pieces: tuple[Any, ...]
-    """References to lists of WireTensors, which together are all tensors."""
+    """References to lists of WireTensors, which together are all tensors; none when the learner is asked for them."""
     seconds: float
     """What the learner spent on publishing them."""
+    exchange: Any = None
+    """The Exchange actor through which the learner is asked."""
 
     @property
     def digest(self) -> str:

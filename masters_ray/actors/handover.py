@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator
 
 import ray
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from masters_ray.engines.vllm_engine import VllmEngine
-from masters_ray.errors import WeightSyncError
+from masters_ray.errors import MastersError, WeightSyncError
 from masters_ray.weights import StudentWeights, WireTensor, joint_digest
 
 _NAMED = 3
@@ -19,21 +21,34 @@ _NAMED = 3
 class Held:
     """Which version of the student an engine holds."""
 
-    def __init__(self, engine: VllmEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: VllmEngine, ranks: int) -> None:
+        """ranks: tensor-parallel ones of the engine."""
+        self._engine, self._ranks = engine, ranks
+        self._process = uuid.uuid4().hex
         self._version: tuple[int, str] | None = None
         self._taking = threading.Lock()
 
     def take(self, weights: StudentWeights) -> None:
         """Have the engine hold these weights, unless it does. Raises WeightSyncError when what went into the model is
-        something else."""
+        something else, WeightsGoneError when the learner that has them is gone."""
         with self._taking:
             wanted = weights.version, weights.digest
             if self._version == wanted:
                 return
             self._version = None
-            compare(weights, self._engine.load(_tensors(weights)))
+            compare(weights, self._engine.load(_tensors(weights)) if weights.pieces else self._fetched(weights))
             self._version = wanted
+
+    def _fetched(self, weights: StudentWeights) -> dict[str, str]:
+        """Digests of what the learner has sent this engine, through ``Host.take_in``."""
+        me = ray.get_runtime_context().current_actor
+        try:
+            ray.get(weights.exchange.fetch.remote(weights.version, me, self._process, self._ranks))
+        except RayTaskError as error:
+            if isinstance(error.cause, MastersError):
+                raise error.cause from error
+            raise
+        return self._engine.received()
 
 
 def compare(sent: StudentWeights, received: dict[str, str]) -> None:

@@ -14,8 +14,8 @@ from masters_ray.actors.judge import Judge
 from masters_ray.actors.model import Model
 from masters_ray.actors.rollout import Student
 from masters_ray.actors.teacher import Teacher
-from masters_ray.config import Engine
-from masters_ray.engines.vllm_engine import Mask
+from masters_ray.config import Engine, Transfer
+from masters_ray.engines.vllm_engine import Mask, TransferStep
 from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
 
@@ -42,6 +42,8 @@ class HostSpec:
     mask: Mask | None = None
     """Teacher: what is masked, and the ratio to start with."""
     judge_max_tokens: int = 256
+    transfer: Transfer = "object_store"
+    """Student: how the weights of one that learns come."""
 
 
 class Host:
@@ -55,8 +57,9 @@ class Host:
             tensor_parallel=spec.tensor_parallel,
             top_k=spec.top_k,
             mask=spec.mask,
+            transfer=spec.transfer,
         )
-        self._held = Held(model.engine)
+        self._held = Held(model.engine, spec.tensor_parallel)
         players: dict[Role, Any] = {
             "teacher": Teacher(model, spec.top_k),
             "student": Student(model),
@@ -86,6 +89,10 @@ class Host:
     def hold(self, expected: weights.StudentWeights) -> None:
         """Take in this version of the student; errors as in ``call``."""
         self._guarded(expected, lambda: None)
+
+    def take_in(self, step: TransferStep, *arguments: Any) -> None:
+        """A step of vLLM's weight transfer, called by the learner while ``hold`` or ``call`` waits for the weights."""
+        self._guarded(None, lambda: self._model.engine.take_in(step, *arguments))
 
     def _guarded(self, expected: Expected | None, action: Callable[[], Any]) -> Any:
         try:

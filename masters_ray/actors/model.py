@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from masters_ray import store
-from masters_ray.config import Engine, Sampling
+from masters_ray.config import Engine, Sampling, Transfer
 from masters_ray.data import BadPictureError, decode
 from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
@@ -49,8 +49,16 @@ class Model:
     """One engine with its chat template."""
 
     def __init__(
-        self, folder: Path, engine: Engine, *, tensor_parallel: int = 1, top_k: int = 1, mask: Mask | None = None
+        self,
+        folder: Path,
+        engine: Engine,
+        *,
+        tensor_parallel: int = 1,
+        top_k: int = 1,
+        mask: Mask | None = None,
+        transfer: Transfer = "object_store",
     ) -> None:
+        """As of VllmEngine."""
         self.chat = Chat(folder)
         self.engine = VllmEngine(
             folder,
@@ -58,6 +66,7 @@ class Model:
             tensor_parallel=tensor_parallel,
             top_k=top_k,
             mask=mask,
+            transfer=transfer,
             banned=self.chat.placeholder_ids(),
         )
 

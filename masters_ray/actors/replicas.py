@@ -152,7 +152,8 @@ def _spawn(host: type, deployment: Deployment) -> Any:
         "num_cpus": deployment.cpus,
         "num_gpus": deployment.gpus_per_replica,
         "max_restarts": deployment.max_restarts,
-        "max_concurrency": CALLS_AT_ONCE * len(deployment.spec.roles) + 1,
+        # Beside calls: a look whether it is ready, and the learner that sends what a call waits for.
+        "max_concurrency": CALLS_AT_ONCE * len(deployment.spec.roles) + 2,
         "runtime_env": {"env_vars": environment(deployment)},
     }
     return ray.remote(host).options(**options).remote(deployment.spec)

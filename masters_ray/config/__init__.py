@@ -30,6 +30,7 @@ from masters_ray.config.schema import (
     ScheduledStage,
     Student,
     Teacher,
+    Transfer,
 )
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "ScheduledStage",
     "Student",
     "Teacher",
+    "Transfer",
     "as_dict",
     "known_keys",
     "load",

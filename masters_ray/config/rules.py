@@ -117,6 +117,23 @@ def _online(rules: Rules, config: Config) -> None:
         config.student.engine.dtype,
         "The weights are handed from the learner to the engine, and the ratio of both sides' probabilities counts.",
     )
+    transfer = rollout.weight_transfer
+    own_gpus = config.learner.gpus == 1 and config.student.gpus == 1
+    rules.rule(
+        transfer != "nccl" or own_gpus,
+        "rollout.weight_transfer",
+        "nccl only with learner.gpus = 1 and student.gpus = 1",
+        f"nccl with {config.learner.gpus:g} and {config.student.gpus:g}",
+        "auto takes what fits.",
+    )
+    alone = config.learner.workers == config.student.replicas == config.student.tensor_parallel == 1
+    rules.rule(
+        transfer != "ipc" or (alone and own_gpus),
+        "rollout.weight_transfer",
+        "ipc only with one learner worker and one student replica of one rank, on one GPU that they take turns on",
+        "ipc",
+        "auto takes what fits.",
+    )
 
 
 def _shares(rules: Rules, rollout: Rollout) -> None:

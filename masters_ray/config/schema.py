@@ -12,6 +12,8 @@ Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
 Rule = Literal["exact", "relaxed", "choice"]
 Difficulty = Literal["rating", "likelihood"]
+Transfer = Literal["object_store", "gloo", "nccl", "ipc"]
+"""How the learner's weights reach the engines of online iterations."""
 
 
 @dataclass
@@ -181,6 +183,10 @@ class Rollout:
     iterations are made while the learner works on the ones before; 0: strictly on-policy, it waits for them."""
     max_wait_seconds: float = 1800.0
     """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
+    weight_transfer: Literal["auto"] | Transfer = "auto"
+    """How the learner's weights reach the student's engines. object_store: Ray's; nccl: from GPU to GPU; ipc: on one
+    GPU that both use; gloo: from CPU to CPU. auto: nccl where learner and student have GPUs of their own, the object
+    store otherwise."""
     spare_rows: bool = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
     pictures: Literal["embed", "reference"] = "embed"

@@ -8,18 +8,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from masters_ray.config import Engine, MaskScope, Part, Sampling
+from masters_ray.config import Engine, MaskScope, Part, Sampling, Transfer
 from masters_ray.engines.handover_file import handed_over
 from masters_ray.engines.vllm_loop import EngineLoop
-from masters_ray.errors import ReplicaError
+from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.records import Refused, Scored, TokenScores
+
+TransferStep = Literal["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +59,16 @@ class VllmEngine:
         top_k: int = 1,
         mask: Mask | None = None,
         banned: Sequence[int] = (),
+        transfer: Transfer = "object_store",
     ) -> None:
         """Load the checkpoint, masked on its way in if ``mask`` says so.
 
         top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled.
+        transfer: how weights of a student that learns will come: object_store by ``load``, others by ``take_in``.
         """
         from vllm.platforms import current_platform
 
+        from masters_ray.engines.vllm_transfer import backend
         from masters_ray.engines.vllm_worker import MASKED
 
         self._folder = folder
@@ -75,6 +80,8 @@ class VllmEngine:
         if mask is not None:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
+        if transfer != "object_store":
+            options["weight_transfer_config"] = {"backend": backend(transfer)}
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
             options["enable_chunked_prefill"] = False
@@ -129,10 +136,24 @@ class VllmEngine:
         tensors on their way to them.
         """
         with handed_over(tensors) as folder:
-            found = self.loop.alone(partial(_load, folder=str(folder)))
-        if any(one != found[0] for one in found):
+            return self._agreed(self.loop.alone(partial(_load, folder=str(folder))))
+
+    def take_in(self, step: TransferStep, *arguments: Any) -> None:
+        """A step of vLLM's weight transfer, called by the sending side. Raises ReplicaLostError when it fails: the
+        model may be half of the old and half of the new weights then."""
+        try:
+            self.loop.alone(partial(_take_in, step=step, arguments=arguments))
+        except Exception as error:
+            raise ReplicaLostError(f"{self._folder}: {step} failed ({type(error).__name__}: {error})") from error
+
+    def received(self) -> dict[str, str]:
+        """What ``load`` returns, of the weights that ``take_in`` brought last; errors likewise."""
+        return self._agreed(self.loop.alone(lambda llm: llm.collective_rpc("received")))
+
+    def _agreed(self, digests: list[dict[str, str]]) -> dict[str, str]:
+        if any(one != digests[0] for one in digests):
             raise ReplicaError(f"workers of one engine took in different weights for {self._folder}")
-        return found[0]
+        return digests[0]
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
@@ -250,6 +271,12 @@ def _load(llm: Any, *, folder: str) -> list[dict[str, str]]:
     digests: list[dict[str, str]] = llm.collective_rpc("load_tensors", args=(folder,))
     _forget(llm)
     return digests
+
+
+def _take_in(llm: Any, *, step: TransferStep, arguments: tuple[Any, ...]) -> None:
+    llm.collective_rpc(step, args=arguments)
+    if step == "finish_weight_update":
+        _forget(llm)
 
 
 def _forget(llm: Any) -> None:

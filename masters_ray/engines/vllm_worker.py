@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 from vllm.config import LoadConfig
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.platforms import current_platform
 
 from masters_ray.config import Part
+from masters_ray.engines.vllm_head import renew_head
+from masters_ray.engines.vllm_transfer import Digesting
 from masters_ray.masks import MaskReport, masked
 from masters_ray.weights import tensor_digest, tensors
 
@@ -51,6 +51,7 @@ class InPlaceLoading:
     """vLLM worker extension: its methods are called by name on every worker."""
 
     model_runner: Any
+    weight_transfer_engine: Digesting
 
     def mask_report(self) -> dict[str, Any]:
         """The fields of the MaskReport of the weights in place."""
@@ -75,12 +76,10 @@ class InPlaceLoading:
         self._reload(stream())
         return digests
 
+    def received(self) -> dict[str, str]:
+        """The ``tensor_digest`` of each tensor that vLLM's weight transfer brought last, as it went into the model."""
+        return self.weight_transfer_engine.digests
+
     def _reload(self, stream: Iterator[tuple[str, Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=stream)
-        model = self.model_runner.get_model()
-        if current_platform.is_cpu():
-            # On CPU the head multiplies by a packed copy of its weights. A head that is tied to the embeddings is in no
-            # checkpoint, so that a reload renews the embeddings and leaves the copy as it was.
-            for module in model.modules():
-                if isinstance(module, ParallelLMHead):
-                    module.quant_method.process_weights_after_loading(module)
+        renew_head(self.model_runner.get_model())

@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 
 from masters_ray.errors import LearnerError
+from masters_ray.learner.requests import Request, Requests
 from masters_ray.schedule import version_for
 from masters_ray.weights import StudentWeights, WireTensor
 
@@ -50,6 +51,7 @@ class Exchange:
         self._given_up: set[int] = set()
         self._deadlines: dict[int, float] = {}
         self._failure: str | None = None
+        self._requests = Requests()
 
     def begin(self, learned: int) -> None:
         """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``."""
@@ -59,6 +61,7 @@ class Exchange:
             self._start += 1
             self._weights, self._groups, self._deadlines = {}, {}, {}
             self._given_up = set()
+            self._requests.restart()
             self._changed.notify_all()
 
     def keep(self, piece: list[WireTensor]) -> list[Any]:
@@ -66,13 +69,27 @@ class Exchange:
         them."""
         return [ray.put(piece)]
 
-    def publish(self, weights: StudentWeights) -> None:
-        """A version of the student; its pieces are from ``keep``. Raises LearnerError when the rollouts have failed."""
+    def publish(self, weights: StudentWeights) -> list[int]:
+        """A version of the student; its pieces are from ``keep``, if it has any. Returns the versions that still write
+        for an iteration. Raises LearnerError when the rollouts have failed."""
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
             self._drop_weights()
             self._changed.notify_all()
+            return sorted(self._weights)
+
+    def fetch(self, version: int, replica: Any, process: str, ranks: int) -> None:
+        """Have the learner send a version to a replica, as ``Requests.ask``; returns when it has arrived."""
+        self._requests.ask(version, replica, process, ranks)
+
+    def next_request(self, patience: float) -> Request | None:
+        """What the learner shall send next, as ``Requests.next``."""
+        return self._requests.next(patience)
+
+    def answered(self, number: int, refused: str | None) -> None:
+        """What came of a request, as ``Requests.answer``."""
+        self._requests.answer(number, refused)
 
     def next_order(self, patience: float) -> Order | None:
         """The first iteration that is not answered yet, once its writer's weights are there; None when that takes

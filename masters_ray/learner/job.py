@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masters_ray.config import Learner, Part, Reward
+from masters_ray.config import Learner, Part, Reward, Transfer
 from masters_ray.records import SkippedStep, StepMetrics
 from masters_ray.schedule import Iteration
 
@@ -46,6 +46,8 @@ class LearnerJob:
     """Of all stages."""
     max_staleness: int = 0
     """Optimizer steps by which the writer of a fresh group may be behind."""
+    transfer: Transfer = "object_store"
+    """How the student's weights reach the rollouts."""
     export_to: Path
     """The trained student as a Hugging Face directory; every worker's node must see this path."""
     adapters_to: Path

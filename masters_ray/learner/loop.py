@@ -35,6 +35,7 @@ from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.publish import publish
+from masters_ray.learner.sender import Sender
 from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
 from masters_ray.records import SkippedStep, StepMetrics
@@ -65,7 +66,7 @@ def train(config: dict[str, Any]) -> None:
         worker.checkpoints.wait()
         worker.export()
     finally:
-        worker.checkpoints.close()
+        worker.close()
 
 
 class _Worker:
@@ -98,9 +99,18 @@ class _Worker:
         self._told = Pinned()
         self._untrained = True
         self._to_publish: set[int] = set()
+        self._sender: Sender | None = None
+        if exchange is not None and self._rank == 0 and job.transfer != "object_store":
+            self._sender = Sender(job.transfer, exchange, self._device)
         self.checkpoints = Checkpoints(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
+
+    def close(self) -> None:
+        """Stop what runs beside."""
+        self.checkpoints.close()
+        if self._sender is not None:
+            self._sender.close()
 
     def begin(self, done: int) -> None:
         """Tell the rollouts how far the student is, and hand them the weights that they write with first."""
@@ -123,7 +133,7 @@ class _Worker:
             if self._job.settings.lora.rank:
                 state = adapters.merged(state, self._folder, self._job.settings.lora)
             tensors = hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
-            publish(tensors, self._exchange, number, began)
+            publish(tensors, self._exchange, number, began, self._sender)
 
     def micro_batches(self, done: int) -> Iterator[MicroBatch | Step]:
         """This rank's part of everything after the first ``done`` steps."""

@@ -77,10 +77,11 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
 
 
 @contextmanager
-def exchange_of(job: LearnerJob, max_wait_seconds: float) -> Iterator[Any]:
-    """The Exchange actor of a job with online iterations, for ``fit`` and for what makes their rollouts."""
-    # Every worker may wait in it, and so may the rollouts, while the others are answered.
-    places = job.settings.workers + 8
+def exchange_of(job: LearnerJob, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
+    """The Exchange actor of a job with online iterations, for ``fit`` and for what makes their rollouts. replicas: of
+    the student."""
+    # Every worker and every replica may wait in it, and so may the rollouts, while the others are answered.
+    places = job.settings.workers + replicas + 8
     actor = ray.remote(Exchange).options(num_cpus=0, max_concurrency=places)
     exchange = actor.remote(job.online, job.max_staleness, max_wait_seconds)
     try:

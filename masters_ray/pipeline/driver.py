@@ -290,6 +290,7 @@ class _Run:
             stages=plans,
             iterations=iterations,
             max_staleness=config.rollout.max_staleness,
+            transfer=stages.transfer(config),
             export_to=export_to,
             adapters_to=directory.adapters,
             live=stages.live_sources(config) if config.learner.teacher == "live" else (),
@@ -352,7 +353,7 @@ class _Run:
             reference=self._reference,
         )
         with (
-            exchange_of(job, self._config.rollout.max_wait_seconds) as exchange,
+            exchange_of(job, self._config.rollout.max_wait_seconds, self._config.student.replicas) as exchange,
             OnlineRollouts(asked, self._directory, exchange, start) as online,
         ):
             yield online

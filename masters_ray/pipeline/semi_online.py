@@ -17,7 +17,7 @@ from masters_ray import data, schedule, store
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
-from masters_ray.errors import MastersError, ReplicaError
+from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.learner.exchange import Order
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts, stages
@@ -103,7 +103,7 @@ class OnlineRollouts:
             while not self._stopping.is_set():
                 order: Order | None = ray.get(self.exchange.next_order.remote(_PATIENCE))
                 if order is not None:
-                    self._answer(order)
+                    self._try(order)
         except BaseException as error:  # noqa: BLE001 - raised by the driver, which waits for the learner
             if self._stopping.is_set():
                 return
@@ -116,6 +116,12 @@ class OnlineRollouts:
         finally:
             if self._replicas is not None:
                 self._replicas.close()
+
+    def _try(self, order: Order) -> None:
+        try:
+            self._answer(order)
+        except WeightsGoneError as gone:
+            say(f"iteration {order.iteration} is answered again when the learner goes on: {gone}")
 
     def _stage(self, number: int) -> schedule.Stage:
         return self._asked.stages[self._asked.iterations[number].stage]

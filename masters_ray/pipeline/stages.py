@@ -11,7 +11,7 @@ from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
-from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher
+from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher, Transfer
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
 from masters_ray.learner.job import LiveSource
@@ -64,9 +64,21 @@ def online_deployments(config: Config, first_ratio: float) -> list[Deployment]:
     staying: tuple[Role, ...] = ("reference",) if judge.follows_student else ("reference", "judge")
     return [
         *(dataclasses.replace(one, max_replicas=one.replicas) for one in _teachers(config, first_ratio)),
-        _deployment(config, student, _student(config, writing), student.replicas),
+        _deployment(
+            config,
+            student,
+            dataclasses.replace(_student(config, writing), transfer=transfer(config)),
+            student.replicas,
+        ),
         _deployment(config, student, _student(config, staying), judge.replicas),
     ]
+
+
+def transfer(config: Config) -> Transfer:
+    """How the learner's weights reach the student's engines."""
+    if config.rollout.weight_transfer != "auto":
+        return config.rollout.weight_transfer
+    return "nccl" if config.learner.gpus == 1 and config.student.gpus == 1 else "object_store"
 
 
 def _teachers(config: Config, first_ratio: float) -> list[Deployment]:

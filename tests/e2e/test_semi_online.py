@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import torch
 from masters_ray import config, store, validation, weights
 from masters_ray.actors.host import Host, HostSpec
 from masters_ray.actors.replicas import Deployment, Replicas
-from masters_ray.config import Engine
+from masters_ray.config import Engine, Transfer
 from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import WeightSyncError
 from masters_ray.learner.exchange import Exchange, Order
 from masters_ray.learner.publish import publish
+from masters_ray.learner.sender import Sender
 from masters_ray.packing import pack
 from masters_ray.pipeline import driver
 from masters_ray.pipeline.directory import RunDirectory, read_lines
@@ -123,6 +124,18 @@ class Damaging(Exchange):
         return super().keep(piece)
 
 
+class DamagingSender(Sender):
+    """Changes one bit of version 2 when its digests are known."""
+
+    def keep(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        if version == 2:
+            *_, last = tensors
+            bits = tensors[last].clone()
+            bits.view(torch.uint8).view(-1)[7] ^= 1
+            tensors = {**tensors, last: bits}
+        super().keep(version, tensors)
+
+
 class KillableHost(Host):
     def pid(self) -> int:
         return os.getpid()
@@ -138,17 +151,19 @@ def moved() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize("transfer", ["object_store", "gloo"])
 def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes_no_damaged_ones(
-    local_ray: None, toy_engine: Engine, questions: list[Problem], moved: dict[str, torch.Tensor]
+    local_ray: None, toy_engine: Engine, questions: list[Problem], moved: dict[str, torch.Tensor], transfer: Transfer
 ) -> None:
-    spec = HostSpec(checkpoint=str(PAIR / "student"), roles=("student",), engine=toy_engine)
+    spec = HostSpec(checkpoint=str(PAIR / "student"), roles=("student",), engine=toy_engine, transfer=transfer)
     deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)
     answers = [[(40, 41, 2)] for _ in questions]
-    exchange = ray.remote(Damaging).options(num_cpus=0, max_concurrency=4).remote([1, 2, 3], 0, 10.0)
+    exchange = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)
     ray.get(exchange.begin.remote(0))
+    sender = None if transfer == "object_store" else DamagingSender(transfer, exchange, torch.device("cpu"))
 
     def published(version: int) -> Order:
-        publish(moved, exchange, version, 0.0)
+        publish(moved, exchange, version, 0.0, sender)
         order: Order = ray.get(exchange.next_order.remote(1.0))
         ray.get(exchange.deliver.remote(order, store.SCHEMA.empty_table()))
         return order
@@ -172,8 +187,8 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
 
 
 @contextmanager
-def damaging_exchange(job: Any, max_wait_seconds: float) -> Iterator[Any]:
-    actor = ray.remote(Damaging).options(num_cpus=0, max_concurrency=9)
+def damaging_exchange(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
+    actor = ray.remote(Damaging).options(num_cpus=0, max_concurrency=9 + replicas)
     yield actor.remote(job.online, job.max_staleness, max_wait_seconds)
 
 
