@@ -68,7 +68,6 @@ class VllmEngine:
         """
         from vllm.platforms import current_platform
 
-        from masters_ray.engines.vllm_transfer import backend
         from masters_ray.engines.vllm_worker import MASKED
 
         self._folder = folder
@@ -81,6 +80,8 @@ class VllmEngine:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
         if transfer != "object_store":
+            from masters_ray.engines.vllm_transfer import backend
+
             options["weight_transfer_config"] = {"backend": backend(transfer)}
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.

@@ -387,7 +387,7 @@ class _Run:
 def _told_online(job: LearnerJob) -> str:
     if not job.online:
         return ""
-    return f"; {len(job.online)} of its {len(job.steps)} iterations are online"
+    return f"; {len(job.online)} of its {len(job.steps)} iterations are online, weights by {job.transfer}"
 
 
 def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:

@@ -112,6 +112,16 @@ def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_fro
     assert "<b>Online:</b> in 12 of 12 optimizer steps (100.0 %)" in (run / "report.html").read_text()
 
 
+@long_form
+def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has_them(tmp_path: Path) -> None:
+    words = ["learner.learning_rate=0", "rollout.max_staleness=0", "rollout.weight_transfer=gloo"]
+    done = masters_ray("run", "conf/demo.yaml", f"run.dir={tmp_path}", *ONLINE, *words, "data.train.rows=24")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of its 6 iterations are online, weights by gloo" in done.stdout
+    assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(6))
+    assert max(step["behaviour_gap"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
+
+
 class Damaging(Exchange):
     """Changes one bit of what the learner hands out after its second iteration."""
 
@@ -151,9 +161,16 @@ def moved() -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("transfer", ["object_store", "gloo"])
+@pytest.mark.parametrize(
+    ("transfer", "ranks"), [("object_store", 1), ("gloo", 1), pytest.param("gloo", 2, marks=long_form)]
+)
 def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes_no_damaged_ones(
-    local_ray: None, toy_engine: Engine, questions: list[Problem], moved: dict[str, torch.Tensor], transfer: Transfer
+    local_ray: None,
+    toy_engine: Engine,
+    questions: list[Problem],
+    moved: dict[str, torch.Tensor],
+    transfer: Transfer,
+    ranks: int,
 ) -> None:
     spec = HostSpec(checkpoint=str(PAIR / "student"), roles=("student",), engine=toy_engine, transfer=transfer)
     deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)

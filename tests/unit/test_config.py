@@ -149,3 +149,17 @@ def test_online_iterations_want_their_share_a_bound_and_engines_of_the_learners_
         "student.engine.dtype",
     ]
     load(ROOT / "conf" / "demo.yaml", ["teacher.max_replicas=3", "rollout.student_refresh=stage"])
+
+
+def test_weights_go_between_gpus_only_where_there_are_gpus() -> None:
+    def wrong(*words: str) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            load(ROOT / "conf" / "demo.yaml", ["rollout.online_fraction=1", *words])
+        return [one.where for one in caught.value.complaints]
+
+    for transfer in ("nccl", "ipc"):
+        assert wrong(f"rollout.weight_transfer={transfer}") == ["rollout.weight_transfer"]
+    gpus = ["learner.gpus=1", "student.gpus=1"]
+    assert wrong("rollout.weight_transfer=ipc", "learner.workers=2", *gpus) == ["rollout.weight_transfer"]
+    for transfer in ("nccl", "ipc"):
+        load(ROOT / "conf" / "demo.yaml", ["rollout.online_fraction=1", f"rollout.weight_transfer={transfer}", *gpus])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from masters_ray import store
-from masters_ray.errors import LearnerError
+from masters_ray.errors import LearnerError, WeightsGoneError
 from masters_ray.learner.exchange import Exchange, Order
 from masters_ray.weights import StudentWeights
 from tests.builders import group
@@ -155,3 +155,36 @@ def test_whoever_waits_is_told_why_the_rollouts_stopped() -> None:
     assert told == ["version 3 arrived with other weights"]
     with pytest.raises(LearnerError, match="version 3"):
         exchange.publish(weights(0))
+
+
+def test_a_replica_is_served_by_the_learner_that_is_there_now() -> None:
+    exchange = started([1])
+    told: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            exchange.fetch(0, "replica", "process", 1)
+            told.append(None)
+        except WeightsGoneError as error:
+            told.append(error)
+
+    for outcome in ("served", "gone"):
+        asking = threading.Thread(target=ask)
+        asking.start()
+        request = exchange.next_request(10.0)
+        assert request is not None and (request.version, request.replica) == (0, "replica")
+        if outcome == "served":
+            exchange.answered(request.number, None)
+        else:
+            exchange.begin(0)
+        asking.join(10)
+    assert told[0] is None and isinstance(told[1], WeightsGoneError)
+
+
+def test_the_learner_is_told_which_versions_still_write() -> None:
+    exchange = started([1, 2])
+    assert exchange.publish(weights(0)) == [0]
+    ordered = order(exchange)
+    assert exchange.publish(weights(1)) == [0, 1]
+    exchange.deliver(ordered, ROWS)
+    assert exchange.publish(weights(1)) == [1]

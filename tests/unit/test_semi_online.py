@@ -14,7 +14,7 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray import schedule, store
 from masters_ray.config import Config
-from masters_ray.errors import LearnerError, ReplicaLostError, WeightSyncError
+from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
 from masters_ray.learner.exchange import Exchange
 from masters_ray.pipeline import semi_online
 from masters_ray.pipeline.directory import RunDirectory, read_lines
@@ -231,6 +231,30 @@ def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_rep
     with pytest.raises(LearnerError, match="rollouts of online iterations stopped: version 0 arrived with other"):
         course.exchange.take(1)
     assert isinstance(course.rollouts.error, WeightSyncError)
+
+
+def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_one_that_goes_on(
+    run: Callable[..., Course],
+) -> None:
+    class Gone(FakePool):
+        def hold(self, weights: StudentWeights) -> None:
+            super().hold(weights)
+            if len(self.held) == 2:
+                again.wait(10)
+                raise WeightsGoneError("version 1 is gone with the learner that had it")
+
+    again = threading.Event()
+    student = Gone("student")
+    course = run(course_replicas(student=student))
+    for version in (0, 1):
+        course.exchange.publish(weights(version))
+    course.take(1)
+    course.exchange.begin(1)
+    course.exchange.publish(weights(1, "another"))
+    again.set()
+    assert set(course.take(2)["version"].to_pylist()) == {1}
+    assert student.held == [0, 0, 1]
+    assert course.rollouts.error is None
 
 
 def test_stores_of_online_iterations_are_closed_when_nothing_is_learned_from_them_any_more(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from masters_ray import config as configuration
 from masters_ray.pipeline import stages
 from tests.builders import problem
@@ -100,3 +102,21 @@ def test_a_teacher_that_judges_has_processes_of_its_own_without_a_mask() -> None
     assert spec.checkpoint.endswith("toy/pair/teacher")
     by_rule = ["judge.of_teacher=rule", "judge.of_student=rule"]
     assert roles(*by_rule) == [(("teacher",), 1), (("student",), 1)]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "object_store"),
+        (["learner.gpus=1", "student.gpus=1"], "nccl"),
+        (["learner.gpus=1", "student.gpus=0.5"], "object_store"),
+        (["learner.gpus=1"], "object_store"),
+        (["rollout.weight_transfer=gloo"], "gloo"),
+        (["learner.gpus=1", "student.gpus=1", "rollout.weight_transfer=object_store"], "object_store"),
+    ],
+)
+def test_weights_go_from_gpu_to_gpu_where_both_sides_have_one_of_their_own(words: list[str], expected: str) -> None:
+    config = configuration.load(DEMO, words)
+    assert stages.transfer(config) == expected
+    of_roles = {one.spec.roles: one.spec.transfer for one in stages.online_deployments(config, 0.2)}
+    assert of_roles == {("teacher",): "object_store", ("student",): expected, ("reference", "judge"): "object_store"}
