@@ -86,7 +86,7 @@ def test_a_gpus_learner_starts_vllms_own_sending_side(monkeypatch: pytest.Monkey
     started: list[Any] = []
     monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", lambda start, **_: started.append(start))
     large = {"head": torch.empty(300 * 2**20, dtype=torch.uint8)}
-    connect(transfer, object(), Source(large, torch.device("cpu")), address="10.0.0.7", ranks=4)  # type: ignore[arg-type]
+    connect(transfer, object(), Source(large, torch.device("cpu")), address="10.0.0.7", ranks=4)
     [start] = started
     assert (start.backend, start.rank, start.is_sender, start.packed) == (transfer, 0, True, True)
     if transfer == "nccl":
