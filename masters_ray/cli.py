@@ -96,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         help="compare these, too; pools: teacher, student, reference (with the judge)",
     )
     simulation.add_argument("--dedicated", action="store_true", help="learner and replicas share no cores")
+    simulation.add_argument(
+        "--cores-worth",
+        type=float,
+        metavar="1.6",
+        help="times the work of one busy process that the shared cores do while all are busy; "
+        "default: as rates.json says, or measured here",
+    )
     simulation.add_argument("--paper", action="store_true", help="show the paper's 256 GPUs as well")
     _configured(simulation)
     simulation.set_defaults(command=_simulate)
@@ -221,7 +228,13 @@ def _simulate(arguments: argparse.Namespace) -> int:
         )
         raise ConfigError([complaint]) from error
     told = simulation.report(
-        settings, arguments.rates, arguments.questions, shares, [{}, *choices], dedicated=arguments.dedicated
+        settings,
+        arguments.rates,
+        arguments.questions,
+        shares,
+        [{}, *choices],
+        dedicated=arguments.dedicated,
+        cores_worth=arguments.cores_worth,
     )
     for line in told:
         say(line)
