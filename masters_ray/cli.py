@@ -210,29 +210,13 @@ def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDi
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from masters_ray import config, simulation
-    from masters_ray.errors import Complaint, ConfigError
 
-    settings = config.load(arguments.config, arguments.overrides)
-    try:
-        shares = [float(one) for one in arguments.shares.split(",")] if arguments.shares else simulation.SHARES
-        choices = [
-            {name: int(count) for name, count in (pair.split("=") for pair in one.split(","))}
-            for one in arguments.replicas
-        ]
-    except ValueError as error:
-        complaint = Complaint(
-            where="--shares, --replicas",
-            expected="numbers such as 0,0.2,1 and teacher=2,student=4",
-            found=str(error),
-            remedy="Correct them.",
-        )
-        raise ConfigError([complaint]) from error
     told = simulation.report(
-        settings,
+        config.load(arguments.config, arguments.overrides),
         arguments.rates,
         arguments.questions,
-        shares,
-        [{}, *choices],
+        simulation.SHARES if arguments.shares is None else simulation.parse_shares(arguments.shares),
+        [{}, *map(simulation.parse_replicas, arguments.replicas)],
         dedicated=arguments.dedicated,
         cores_worth=arguments.cores_worth,
     )

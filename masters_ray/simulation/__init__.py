@@ -7,7 +7,14 @@
 Knows no cluster and no model: plain arithmetic, event by event. Only ``cores`` measures.
 """
 
-from masters_ray.simulation.command import SHARES, paper_report, report, setup_of
+from masters_ray.simulation.command import (
+    SHARES,
+    paper_report,
+    parse_replicas,
+    parse_shares,
+    report,
+    setup_of,
+)
 from masters_ray.simulation.cores import Cores, measured_cores
 from masters_ray.simulation.model import simulate
 from masters_ray.simulation.paper import Assumed, Row, table
@@ -33,6 +40,8 @@ __all__ = [
     "measured_cores",
     "paper_lines",
     "paper_report",
+    "parse_replicas",
+    "parse_shares",
     "report",
     "setup_of",
     "simulate",

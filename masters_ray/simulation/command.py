@@ -40,15 +40,11 @@ def report(
     """
     source = rates_from or Path(config.run.dir)
     if rates_from is None and not (source / ONLINE).is_file():
-        raise ConfigError(
-            [
-                Complaint(
-                    where="--rates",
-                    expected="a run with online iterations, or a rates.json",
-                    found=f"nothing, and {source} has no {ONLINE}",
-                    remedy="Name one: a short run with rollout.online_fraction=0.2 and rollout.max_staleness=0.",
-                )
-            ]
+        raise _refused(
+            "--rates",
+            "a run with online iterations, or a rates.json",
+            f"nothing, and {source} has no {ONLINE}",
+            "Name one: a short run with rollout.online_fraction=0.2 and rollout.max_staleness=0.",
         )
     rates = measured(source) if source.is_dir() else Rates.load(source)
     base = setup_of(config, rates, questions, cores=None)
@@ -59,6 +55,31 @@ def report(
     yield told
     yield ""
     yield from lines(cases)
+
+
+def parse_shares(text: str) -> list[float]:
+    """Of the command line: fractions with commas between. Raises ConfigError."""
+    try:
+        shares = [float(word) for word in text.split(",")]
+    except ValueError:
+        shares = [-1.0]
+    if not all(0 <= share <= 1 for share in shares):
+        expected = "fractions from 0 to 1 with commas between"
+        raise _refused("--shares", expected, text or "nothing", "Write for instance 0,0.2,1.")
+    return shares
+
+
+def parse_replicas(text: str) -> dict[str, int]:
+    """Of the command line: numbers of replicas by pool. Raises ConfigError.
+
+    Example: ``teacher=2,student=4``.
+    """
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    replicas = {name.strip(): int(count) for name, _, count in pairs if count.strip().isdecimal()}
+    if len(replicas) < len(pairs) or not all(replicas.values()):
+        expected = "pools, each once and with 1 replica or more, with commas between"
+        raise _refused("--replicas", expected, text or "nothing", "Write for instance teacher=2,student=4.")
+    return replicas
 
 
 def paper_report() -> Iterator[str]:
@@ -73,19 +94,12 @@ def shares_cores(config: Config) -> bool:
 
 def setup_of(config: Config, rates: Rates, questions: int | None = None, *, cores: float | None) -> Setup:
     """A configuration's run with these rates. cores: what those that learner and replicas share are worth; None: they
-    share none. Raises ConfigError when the number of its questions is not known."""
-    rows = questions or config.data.train.rows
+    share none. Raises ConfigError when the number of its questions is not known, or below 1."""
+    rows = config.data.train.rows if questions is None else questions
     if rows is None:
-        raise ConfigError(
-            [
-                Complaint(
-                    where="data.train.rows",
-                    expected="a number of questions",
-                    found="none",
-                    remedy="Set it, or give --questions.",
-                )
-            ]
-        )
+        raise _refused("data.train.rows", "a number of questions", "none", "Set it, or give --questions.")
+    if rows < 1:
+        raise _refused("--questions", "1 or more", str(rows), "Leave it out to take data.train.rows.")
     size = config.learner.groups_per_step
     iterations = len(schedule.iterations(schedule.plan(config.schedules, rows), size, 0.0))
     return Setup(
@@ -113,16 +127,7 @@ def _nothing_shared(why: str, given: float | None) -> tuple[None, str]:
     """Raises ConfigError when a figure is given all the same."""
     if given is None:
         return None, "learner and replicas share no cores"
-    raise ConfigError(
-        [
-            Complaint(
-                where="--cores-worth",
-                expected="a learner and replicas that share cores",
-                found=why,
-                remedy="Leave it out.",
-            )
-        ]
-    )
+    raise _refused("--cores-worth", "a learner and replicas that share cores", why, "Leave it out.")
 
 
 def _shared(source: Path, rates: Rates, given: float | None) -> tuple[float, str]:
@@ -130,9 +135,7 @@ def _shared(source: Path, rates: Rates, given: float | None) -> tuple[float, str
     if given is not None:
         if not (math.isfinite(given) and given >= 1):
             remedy = "Give for instance 1.6, or nothing, to have it measured."
-            raise ConfigError(
-                [Complaint(where="--cores-worth", expected="a number of 1 or more", found=f"{given:g}", remedy=remedy)]
-            )
+            raise _refused("--cores-worth", "a number of 1 or more", f"{given:g}", remedy)
         return given, f"shared cores, worth {given:g} while all are busy (--cores-worth)"
     if rates.cores_worth is not None:
         return rates.cores_worth, f"shared cores, worth {rates.cores_worth:g} while all are busy ({source})"
@@ -151,3 +154,7 @@ def _of_process(config: Config, call: Call) -> Call:
         seconds_per_call=call.seconds_per_call,
         seconds_per_question=call.seconds_per_question,
     )
+
+
+def _refused(where: str, expected: str, found: str, remedy: str) -> ConfigError:
+    return ConfigError([Complaint(where=where, expected=expected, found=found, remedy=remedy)])
