@@ -19,7 +19,7 @@ from bench.command import command
 from bench.report import machine
 from masters_ray import config, simulation
 from masters_ray.config import Config
-from masters_ray.simulation import Outcome, Rates, Setup
+from masters_ray.simulation import Cores, Outcome, Rates, Setup
 
 BASE = "conf/demo.yaml"
 SHARES = (0.0, 0.2, 0.5, 1.0)
@@ -32,15 +32,19 @@ _SHOWN_OF_A_FAILURE = 3000
 
 def measure(repeats: int) -> dict[str, Any]:
     """All figures, each the median of the repeats."""
+    cores: list[Cores] = []
     whole, phases, errors, simulated = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repeats):
             place = Path(folder) / str(number)
+            # Before any run, while the machine has nothing else to do.
+            cores.append(here := simulation.measured_cores())
             whole.append(_whole_runs(place))
             rates = simulation.measured(_run(place / "probe", _PROBE, place / "share-0"))
             real = {share: _learner_seconds(place / f"share-{share:g}", share, place) for share in SHARES}
             phases.append(real)
-            errors.append({share: _predicted(rates, share).wall_seconds / real[share] - 1 for share in SHARES[1:]})
+            predicted = {share: _predicted(rates, share, here).wall_seconds for share in SHARES[1:]}
+            errors.append({share: seconds / real[share] - 1 for share, seconds in predicted.items()})
             simulated.append(_dedicated(rates))
     tables = {
         "wall_ratio_20": entry(
@@ -75,8 +79,10 @@ def measure(repeats: int) -> dict[str, Any]:
                     "online": f"{100 * share:g} %",
                     "real, s": phase[share],
                     "simulated over real": 1 + error,
+                    "the cores' worth": here.worth,
+                    "CPU s per s while it was measured": here.had,
                 }
-                for number, (phase, one) in enumerate(zip(phases, errors, strict=True), 1)
+                for number, (phase, one, here) in enumerate(zip(phases, errors, cores, strict=True), 1)
                 for share, error in one.items()
             ],
         ),
@@ -122,8 +128,8 @@ def _demo(share: float) -> Config:
     return config.load(BASE, [f"rollout.online_fraction={share}"])
 
 
-def _predicted(rates: Rates, share: float) -> Outcome:
-    return simulation.simulate(simulation.setup_of(_demo(share), rates))
+def _predicted(rates: Rates, share: float, here: Cores) -> Outcome:
+    return simulation.simulate(simulation.setup_of(_demo(share), rates, cores=here.worth))
 
 
 def _dedicated(rates: Rates) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def _dedicated(rates: Rates) -> dict[str, Any]:
     what they do; the most that are tried, if none do. The start is left out: it is the same."""
 
     def setup(share: float) -> Setup:
-        return dataclasses.replace(simulation.setup_of(_demo(share), rates, dedicated=True), start_seconds=0.0)
+        return dataclasses.replace(simulation.setup_of(_demo(share), rates, cores=None), start_seconds=0.0)
 
     without = simulation.simulate(setup(0.0)).wall_seconds
     for replicas in range(1, _MOST_REPLICAS + 1):

@@ -96,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         help="compare these, too; pools: teacher, student, reference (with the judge)",
     )
     simulation.add_argument("--dedicated", action="store_true", help="learner and replicas share no cores")
+    simulation.add_argument(
+        "--cores-worth",
+        type=float,
+        metavar="1.6",
+        help="times the work of one busy process that the shared cores do while all are busy; "
+        "default: as rates.json says, or measured here",
+    )
     simulation.add_argument("--paper", action="store_true", help="show the paper's 256 GPUs as well")
     _configured(simulation)
     simulation.set_defaults(command=_simulate)
@@ -203,25 +210,15 @@ def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDi
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from masters_ray import config, simulation
-    from masters_ray.errors import Complaint, ConfigError
 
-    settings = config.load(arguments.config, arguments.overrides)
-    try:
-        shares = [float(one) for one in arguments.shares.split(",")] if arguments.shares else simulation.SHARES
-        choices = [
-            {name: int(count) for name, count in (pair.split("=") for pair in one.split(","))}
-            for one in arguments.replicas
-        ]
-    except ValueError as error:
-        complaint = Complaint(
-            where="--shares, --replicas",
-            expected="numbers such as 0,0.2,1 and teacher=2,student=4",
-            found=str(error),
-            remedy="Correct them.",
-        )
-        raise ConfigError([complaint]) from error
     told = simulation.report(
-        settings, arguments.rates, arguments.questions, shares, [{}, *choices], dedicated=arguments.dedicated
+        config.load(arguments.config, arguments.overrides),
+        arguments.rates,
+        arguments.questions,
+        simulation.SHARES if arguments.shares is None else simulation.parse_shares(arguments.shares),
+        [{}, *map(simulation.parse_replicas, arguments.replicas)],
+        dedicated=arguments.dedicated,
+        cores_worth=arguments.cores_worth,
     )
     for line in told:
         say(line)

@@ -1,12 +1,21 @@
 """What a run with online iterations would take with other shares, replicas and limits (appendix F.2 and F.9).
 
-    online.jsonl, metrics.jsonl, journal.json ─► rates ─► setup ─► model (+ engines) ─► sweep ─► text
-                                   the paper's own rates ─► paper ────────────────────────────┘
+    online.jsonl, metrics.jsonl, journal.json ─► rates ─┬► setup ─► model (+ engines) ─► sweep ─► text
+                                 this machine ─► cores ─┘                                 │
+                                   the paper's own rates ─► paper ────────────────────────┘
 
-Knows no cluster and no model: plain arithmetic, event by event.
+Knows no cluster and no model: plain arithmetic, event by event. Only ``cores`` measures.
 """
 
-from masters_ray.simulation.command import SHARES, paper_report, report, setup_of
+from masters_ray.simulation.command import (
+    SHARES,
+    paper_report,
+    parse_replicas,
+    parse_shares,
+    report,
+    setup_of,
+)
+from masters_ray.simulation.cores import Cores, measured_cores
 from masters_ray.simulation.model import simulate
 from masters_ray.simulation.paper import Assumed, Row, table
 from masters_ray.simulation.rates import Rates, measured
@@ -20,6 +29,7 @@ __all__ = [
     "Assumed",
     "Call",
     "Case",
+    "Cores",
     "Outcome",
     "Pool",
     "Rates",
@@ -27,8 +37,11 @@ __all__ = [
     "Setup",
     "lines",
     "measured",
+    "measured_cores",
     "paper_lines",
     "paper_report",
+    "parse_replicas",
+    "parse_shares",
     "report",
     "setup_of",
     "simulate",

@@ -22,16 +22,17 @@ class Fields:
     content: dict[str, Any]
     remedy: str
 
-    def number(self, key: str) -> float:
-        """A finite number of 0 or more. Raises StoreError when it is missing or something else."""
+    def number(self, key: str, least: int = 0) -> float:
+        """A finite number of ``least`` or more. Raises StoreError when it is missing or something else."""
         value = self._value(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-            raise self._error(key, "a number of 0 or more", repr(value))
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < least:
+            raise self._error(key, f"a number of {least} or more", repr(value))
         return float(value)
 
-    def number_or_none(self, key: str) -> float | None:
+    def number_or_none(self, key: str, least: int = 0) -> float | None:
         """The same; null is None."""
-        return None if self._value(key) is None else self.number(key)
+        return None if self._value(key) is None else self.number(key, least)
 
     def below(self, key: str) -> Fields:
         """The object there. Raises StoreError when it is missing or something else."""

@@ -40,6 +40,9 @@ class Rates:
     """What the phase of the learner took beside steps, waiting and publishing; None: it still lasts."""
     calls: tuple[Call, ...]
     """In the order in which a batch makes them."""
+    cores_worth: float | None
+    """The work that the cores shared by learner and replicas do while all are busy, by that of one alone; None: not
+    known. A file may leave it out."""
 
     @classmethod
     def load(cls, path: Path) -> Rates:
@@ -59,6 +62,7 @@ class Rates:
             load_seconds=found.number("load_seconds"),
             start_seconds=found.number_or_none("start_seconds"),
             calls=tuple(calls),
+            cores_worth=found.number_or_none("cores_worth", least=1) if "cores_worth" in found.content else None,
         )
 
     def save(self, path: Path) -> None:
@@ -141,6 +145,7 @@ def measured(run_dir: Path) -> Rates:
         load_seconds=median(row.number("load_seconds") for row in handed_over),
         start_seconds=max(0.0, phases.number("learner") - spent) if "learner" in phases.content else None,
         calls=_calls(list(online.values())),
+        cores_worth=None,
     )
 
 

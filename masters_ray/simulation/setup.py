@@ -78,7 +78,9 @@ class Setup:
     start_seconds: float
     """Until engines and learner stand, once; nothing else happens then."""
     cores: float | None = None
-    """Cores that the learner and all replicas share, each of which can use one; None: everything has its own."""
+    """What the cores that the learner and all replicas share are worth while all are busy, as times the work of one
+    busy process; each can use one. With 1.6 one busy process is not slowed down, and two get on at 0.8. None:
+    everything has its own."""
     colocated: bool = False
     """Engines sleep on the learner's own devices: replicas work only while the learner waits for groups."""
     wake_seconds: float = 0.0

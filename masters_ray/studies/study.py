@@ -83,7 +83,10 @@ class Outcome:
     jsd: Mean
     """In the last tenth of the steps, nats."""
     seconds: Mean
-    """Wall time of the learner."""
+    """Wall time of the phase in which the student learned, over all calls of a run: the learner's start, steps, handing
+    over of weights and waiting. Rows made before are not in it."""
+    waited: Mean
+    """Seconds of these in which the learner stood still because fresh answers were not there yet."""
 
 
 def read(file: str) -> Study:
@@ -171,19 +174,23 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
                 ),
                 jsd=mean([one.jsd for one in own]),
                 seconds=mean([one.seconds for one in own]),
+                waited=mean([one.waited for one in own]),
             )
         )
     return found
 
 
 def markdown(study: Study, found: Sequence[Outcome]) -> list[str]:
-    """The table, with the command that made it."""
+    """The table, between the command that made it and what its times are."""
     seeds = ", ".join(map(str, study.seeds))
+    waited = study_page.any_waited(found)
+    head = ["variant", "accuracy", "over seeds", f"to {study.reference}", "over seeds", "over questions"]
+    head += ["JSD at the end", study_page.LEARNING, *([study_page.WAITING] if waited else [])]
     lines = [
         f"`masters-ray study {study.file}` (seeds {seeds}; accuracy in percent, differences in points, 95 % intervals)",
         "",
-        f"| variant | accuracy | over seeds | to {study.reference} | over seeds | over questions | JSD at the end |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(head)} |",
+        f"| --- |{' ---: |' * (len(head) - 1)}",
     ]
     for one in found:
         same = one.name == study.reference
@@ -195,9 +202,11 @@ def markdown(study: Study, found: Sequence[Outcome]) -> list[str]:
             "" if same else _interval(one.difference),
             "" if same else _interval(one.difference_by_question),
             f"{one.jsd.value:.4f}",
+            f"{one.seconds.value:.1f}",
+            *([f"{one.waited.value:.1f}"] if waited else []),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", study_page.told_of_times(found)]
 
 
 class _Finished:
@@ -206,7 +215,9 @@ class _Finished:
     def __init__(self, folder: Path) -> None:
         summary = read_json(folder / "summary.json")
         self.accuracy = float(summary["accuracy"]["student_after"]["value"])
-        self.seconds = float(summary["learner"]["seconds"])
+        self.seconds = float(summary["phases"]["learner"])
+        # Runs from before there were online iterations do not tell of any.
+        self.waited = float(summary["online"]["waited_seconds"]) if "online" in summary else 0.0
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         last = steps[-max(1, len(steps) // 10) :]
         self.jsd = sum(step["jsd"] for step in last) / len(last)

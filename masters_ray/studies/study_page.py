@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masters_ray.report.charts import dots_chart
-from masters_ray.report.markup import decimal, duration, escape, facts, nats, table
+from masters_ray.report.markup import decimal, escape, facts, nats, table
 from masters_ray.report.page import document, write_whole
 from masters_ray.studies.statistics import Mean
 
 if TYPE_CHECKING:
     from masters_ray.studies.study import Outcome, Study
+
+LEARNING, WAITING = "learning, s", "waiting, s"
 
 
 def write(file: Path, study: Study, found: Sequence[Outcome]) -> Path:
@@ -24,6 +26,26 @@ def write(file: Path, study: Study, found: Sequence[Outcome]) -> Path:
         ("study", "The study", _facts(study)),
     )
     return write_whole(file, document("Study", study.dir.name, parts))
+
+
+def any_waited(found: Sequence[Outcome]) -> bool:
+    """Whether a learner had to wait for fresh answers."""
+    return any(one.waited.value > 0 for one in found)
+
+
+def told_of_times(found: Sequence[Outcome]) -> str:
+    """What the columns of seconds are, as plain text."""
+    text = (
+        f"“{LEARNING}” is the wall time in which the student learned, on average over the seeds: the learner’s start, "
+        "its steps, handing over weights, and waiting for fresh answers. Making rows before is not in it, since "
+        "variants share them. Other work on the machine lengthens it."
+    )
+    if not any_waited(found):
+        return text
+    return (
+        f"{text} “{WAITING}” is the part of it in which the learner stood still because fresh answers were not there "
+        "yet; the start of the engines is in it where a run took over all its rows, since no engine ran before."
+    )
 
 
 def _result(study: Study, found: Sequence[Outcome]) -> str:
@@ -61,6 +83,7 @@ def _differences(reference: Outcome, others: Sequence[Outcome]) -> str:
 
 
 def _variants(study: Study, found: Sequence[Outcome]) -> str:
+    waited = any_waited(found)
     head = (
         "variant",
         "accuracy",
@@ -69,7 +92,8 @@ def _variants(study: Study, found: Sequence[Outcome]) -> str:
         "95 % over seeds",
         "95 % over questions",
         "JSD at the end",
-        "learning",
+        LEARNING,
+        *([WAITING] if waited else []),
         "changes",
     )
     rows = []
@@ -87,7 +111,8 @@ def _variants(study: Study, found: Sequence[Outcome]) -> str:
                 "" if same else _interval(one.difference),
                 "" if same else _interval(one.difference_by_question),
                 nats(one.jsd.value),
-                duration(one.seconds.value),
+                decimal(one.seconds.value, 1),
+                *([decimal(one.waited.value, 1)] if waited else []),
                 changes or '<span class="muted">nothing</span>',
             ]
         )
@@ -95,7 +120,8 @@ def _variants(study: Study, found: Sequence[Outcome]) -> str:
         "<p>Differences are paired. <b>Over seeds</b> treats each seed as one observation, which is what a repetition "
         "of the whole experiment would vary; <b>over questions</b> resamples the held-out questions with these seeds, "
         "and says what these questions can tell apart. An interval that holds 0 shows no difference.</p>"
-        f"{table(head, rows, numbers=range(1, 8))}"
+        f"<p>{escape(told_of_times(found))}</p>"
+        f"{table(head, rows, numbers=range(1, len(head) - 1))}"
     )
 
 

@@ -98,6 +98,8 @@ def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: P
     assert [one["name"] for one in outcomes] == ["whole", "distillation"]
     assert outcomes[0]["difference"]["value"] == 0.0
     assert "distillation" in page.read_text()
+    assert outcomes[1]["seconds"]["value"] == read(other / "summary.json")["phases"]["learner"]
+    assert " | learning, s |\n" in (tmp_path / "study" / study.MARKDOWN).read_text()
     finished = (other / "summary.json").stat().st_mtime_ns
     study.run(study.read(str(file)))
     assert (other / "summary.json").stat().st_mtime_ns == finished, "what is finished is not run again"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import pregen
+from bench import pregen, semi_online
 from bench.aims import Aim, Outcome
 from bench.figures import figures
 from bench.memory import allocated
 from bench.report import line, markdown
+from masters_ray.simulation import Call, Cores, Rates
+from tests.conftest import ROOT
 
 
 def _run(part: str, *arguments: Any) -> dict[str, Any]:
@@ -98,3 +103,41 @@ def test_what_rollouts_cost_is_taken_from_runs_in_turn(monkeypatch: pytest.Monke
     assert found["cost_ratio_100k_10k"] == pytest.approx(1)
     assert found["resume_seconds"] == 0.64, "that of the run that goes on"
     assert all(len(one["rows"]) == 2 and one["met"] for one in found["tables"].values())
+
+
+def test_cores_are_measured_before_the_runs_that_are_predicted_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 10 s, 135 steps of 1 s. At 20 % a call of 0.5 s for each of 27 iterations is made beside them: both get
+    on at 0.75 for 2/3 s, in which the learner loses 1/6 s."""
+    monkeypatch.chdir(ROOT)
+    order: list[str] = []
+    rates = Rates(
+        learner_seconds=1.0,
+        offline_step_seconds=None,
+        online_step_seconds=None,
+        publish_seconds=0.0,
+        load_seconds=0.0,
+        start_seconds=10.0,
+        calls=(Call(pool="teacher", method="answer", seconds_per_call=0.5, seconds_per_question=0.0),),
+        cores_worth=None,
+    )
+
+    def measured_cores() -> Cores:
+        order.append("cores")
+        return Cores(count=2, worth=1.5, had=0.98)
+
+    def run(folder: Path, words: Sequence[str], rollouts: Path | None = None) -> Path:
+        order.append(folder.name)
+        folder.mkdir(parents=True)
+        (folder / "journal.json").write_text(json.dumps({"wall_seconds": 300.0, "phases": {"learner": 150.0}}))
+        return folder
+
+    monkeypatch.setattr(semi_online.simulation, "measured_cores", measured_cores)
+    monkeypatch.setattr(semi_online.simulation, "measured", lambda folder: rates)
+    monkeypatch.setattr(semi_online, "_run", run)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = semi_online.measure(1)["tables"]["prediction_error_max"]["rows"]
+    assert order == ["cores", "share-0", "share-0.2", "probe", "share-0.5", "share-1"]
+    assert rows[0]["simulated over real"] == pytest.approx((10 + 135 + 27 / 6) / 150)
+    assert {(row["the cores' worth"], row["CPU s per s while it was measured"]) for row in rows} == {(1.5, 0.98)}

@@ -144,6 +144,9 @@ def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
     unknown = dataclasses.replace(rates, start_seconds=None, online_step_seconds=None)
     unknown.save(tmp_path / "rates.json")
     assert Rates.load(tmp_path / "rates.json") == unknown
+    told = dataclasses.replace(rates, cores_worth=1.6)
+    told.save(tmp_path / "rates.json")
+    assert Rates.load(tmp_path / "rates.json") == told
     assert sorted(path.name for path in tmp_path.glob("rates.json*")) == ["rates.json"]
 
 
@@ -165,6 +168,7 @@ BY_HAND: dict[str, Any] = {
         ({"publish_seconds": -1}, "rates.json: publish_seconds: expected a number of 0 or more, found -1"),
         ({"load_seconds": True}, "rates.json: load_seconds: expected a number of 0 or more, found True"),
         ({"start_seconds": math.nan}, "rates.json: start_seconds: expected a number of 0 or more, found nan"),
+        ({"cores_worth": 0.9}, "rates.json: cores_worth: expected a number of 1 or more, found 0.9. Mend"),
         ({"calls": {}}, "rates.json: calls: expected at least one call, found none"),
         ({"calls": {"a.b": {}}}, "rates.json: calls.a.b.seconds_per_call: expected this field"),
         ({"calls": {"a.b": 1}}, "rates.json: calls.a.b: expected an object, found 1"),
@@ -186,6 +190,13 @@ def test_a_missing_key_of_the_rates_is_named(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(StoreError, match=r"rates.json: expected a JSON object, found Expecting"):
         Rates.load(file)
+
+
+def test_rates_by_hand_need_not_say_what_cores_are_worth(tmp_path: Path) -> None:
+    file = tmp_path / "rates.json"
+    for worth in ({}, {"cores_worth": None}):
+        file.write_text(json.dumps(BY_HAND | worth))
+        assert Rates.load(file).cores_worth is None
 
 
 def test_rates_by_hand_make_a_run(tmp_path: Path) -> None:

@@ -77,10 +77,18 @@ def test_a_wrong_study_is_refused_before_anything_runs(
         dict(studies._configs(studies.read(written(tmp_path, TEXT.replace(old, new)))))
 
 
-def finished(folder: Path, correct: list[int], jsd: float, first: int) -> None:
+def finished(
+    folder: Path, correct: list[int], jsd: float, first: int, learning: float = 10.0, waited: float = 0.0
+) -> None:
+    """learning: wall seconds of the learner's phase, of which it waited so many."""
     (folder / "evaluation").mkdir(parents=True, exist_ok=True)
     value = sum(correct) / len(correct)
-    summary = {"accuracy": {"student_after": {"value": value}}, "learner": {"seconds": 10.0}}
+    summary = {
+        "accuracy": {"student_after": {"value": value}},
+        "phases": {"rollouts": 99.0, "learner": learning},
+        "learner": {"seconds": 3.0},
+        "online": {"waited_seconds": waited},
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     steps = [{"step": step, "jsd": 1.0 if step < 18 else jsd} for step in range(20)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
@@ -106,13 +114,38 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypa
     assert plain.difference_by_question.low < -0.1 < plain.difference_by_question.high
     assert plain.jsd.value == 0.25
     lines = studies.markdown(study, [whole, plain])
-    assert lines[-2].startswith("| whole | 70.0 | ")
-    assert lines[-1].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[-1]
+    assert lines[4].startswith("| whole | 70.0 | ")
+    assert lines[5].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[5]
     page = study_page.write(tmp_path / "study.html", study, [whole, plain]).read_text()
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
     assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
     alone = study_page.write(tmp_path / "study.html", study, [whole]).read_text()
     assert alone.count("<svg") == 1, "nothing to compare it with"
+
+
+@pytest.mark.parametrize("waits", [0.0, 0.5])
+def test_variants_are_compared_by_the_wall_time_in_which_they_learned(
+    waits: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the learner's steps alone, between which it may wait, and without the rows, which variants share."""
+    monkeypatch.chdir(ROOT)
+    study = studies.read(written(tmp_path))
+    configs = dict(studies._configs(study))
+    learning = {("whole", 0): 10.0, ("whole", 1): 11.0, ("No mask!", 0): 20.0, ("No mask!", 1): 31.0}
+    for place, config in configs.items():
+        waited = waits * learning[place] if place[0] == "No mask!" else 0.0
+        finished(Path(config.run.dir), [1, 0], 0.25, 0, learning[place], waited)
+    found = studies.outcomes(study, configs)
+    page = study_page.write(tmp_path / "study.html", study, found).read_text()
+    head, rule, *rows, nothing, told = studies.markdown(study, found)[2:]
+    assert nothing == "" and told.startswith("“learning, s” is the wall time in which the student learned")
+    assert {line.count("|") for line in (rule, *rows)} == {head.count("|")}
+    assert [row.split(" | 0.2500 | ")[1] for row in rows] == (
+        ["10.5 | 0.0 |", "25.5 | 12.8 |"] if waits else ["10.5 |", "25.5 |"]
+    )
+    assert head.endswith("| learning, s | waiting, s |" if waits else "| JSD at the end | learning, s |")
+    cells = '<td class="number">25.5</td><td class="number">12.8</td><td>' if waits else ">25.5</td><td>"
+    assert cells in page and ("waiting, s" in page, "“waiting, s” is" in told) == (waits > 0, waits > 0)
 
 
 FOUR = """
