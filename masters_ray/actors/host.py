@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from masters_ray import weights
+from masters_ray.actors.devices import show_own_devices
 from masters_ray.actors.handover import Held
 from masters_ray.actors.judge import Judge
 from masters_ray.actors.model import Model
@@ -42,12 +43,15 @@ class HostSpec:
     mask: Mask | None = None
     """Teacher: what is masked, and the ratio to start with."""
     judge_max_tokens: int = 256
+    sleeps: bool = False
+    """Holds GPU memory only from when something is asked of it to when it is sent to sleep."""
 
 
 class Host:
     """Loads the model once; answers calls of its roles, several at a time."""
 
     def __init__(self, spec: HostSpec) -> None:
+        show_own_devices()
         self._ending = threading.Event()
         self._model = model = Model(
             weights.locate(spec.checkpoint),
@@ -55,6 +59,7 @@ class Host:
             tensor_parallel=spec.tensor_parallel,
             top_k=spec.top_k,
             mask=spec.mask,
+            sleeps=spec.sleeps,
         )
         self._held = Held(model.engine)
         players: dict[Role, Any] = {
@@ -86,6 +91,11 @@ class Host:
     def hold(self, expected: weights.StudentWeights) -> None:
         """Take in this version of the student; errors as in ``call``."""
         self._guarded(expected, lambda: None)
+
+    def sleep(self) -> None:
+        """Give up the GPUs' memory until something is asked of the model; nothing happens unless the spec says so.
+        Raises ReplicaLostError when the engine broke."""
+        self._guarded(None, self._model.engine.sleep)
 
     def _guarded(self, expected: Expected | None, action: Callable[[], Any]) -> Any:
         try:

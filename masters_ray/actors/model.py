@@ -49,7 +49,14 @@ class Model:
     """One engine with its chat template."""
 
     def __init__(
-        self, folder: Path, engine: Engine, *, tensor_parallel: int = 1, top_k: int = 1, mask: Mask | None = None
+        self,
+        folder: Path,
+        engine: Engine,
+        *,
+        tensor_parallel: int = 1,
+        top_k: int = 1,
+        mask: Mask | None = None,
+        sleeps: bool = False,
     ) -> None:
         self.chat = Chat(folder)
         self.engine = VllmEngine(
@@ -59,6 +66,7 @@ class Model:
             top_k=top_k,
             mask=mask,
             banned=self.chat.placeholder_ids(),
+            sleeps=sleeps,
         )
 
     def prompts(self, problems: Sequence[Problem]) -> list[Prompt | Refused]:

@@ -12,6 +12,7 @@ Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
 Rule = Literal["exact", "relaxed", "choice"]
 Difficulty = Literal["rating", "likelihood"]
+Placement = Literal["auto", "beside", "turns"]
 
 
 @dataclass
@@ -183,6 +184,9 @@ class Rollout:
     """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
     spare_rows: bool = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
+    placement: Placement = "auto"
+    """Where the replicas of online iterations run. beside: on CPUs and GPUs of their own; turns: on those of the learner,
+    asleep while the student learns (one node); auto: beside if the cluster has room, otherwise in turns."""
     pictures: Literal["embed", "reference"] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
     max_restarts: int = 10

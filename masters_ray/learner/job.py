@@ -46,6 +46,8 @@ class LearnerJob:
     """Of all stages."""
     max_staleness: int = 0
     """Optimizer steps by which the writer of a fresh group may be behind."""
+    turns: bool = False
+    """The learner and the rollouts of online iterations take turns."""
     export_to: Path
     """The trained student as a Hugging Face directory; every worker's node must see this path."""
     adapters_to: Path

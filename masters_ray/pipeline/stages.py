@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masters_ray import data, weights
+from masters_ray.actors.devices import in_turns
 from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
@@ -19,6 +20,7 @@ from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
+from masters_ray.placement import Turns
 from masters_ray.progress import track
 from masters_ray.records import Problem
 from masters_ray.schedule import Stage
@@ -55,18 +57,22 @@ def deployments(config: Config, first_ratio: float, writer: Path | None = None) 
     return [*_teachers(config, first_ratio), *students]
 
 
-def online_deployments(config: Config, first_ratio: float) -> list[Deployment]:
+def online_deployments(config: Config, first_ratio: float, turns: Turns | None = None) -> list[Deployment]:
     """The processes that online iterations need: teachers; students, whose weights follow the learner's; judges and the
     reference policy, whose weights do not, unless conf has the judge follow. None may join later: it would take the
-    room of the learner's workers."""
+    room of the learner's workers.
+
+    turns: where learner and rollouts take turns; the processes then reserve nothing and may be there before, beside and
+    after the learner's workers."""
     student, judge = config.student, config.judge
     writing: tuple[Role, ...] = ("student", "judge") if judge.follows_student else ("student",)
     staying: tuple[Role, ...] = ("reference",) if judge.follows_student else ("reference", "judge")
-    return [
+    found = [
         *(dataclasses.replace(one, max_replicas=one.replicas) for one in _teachers(config, first_ratio)),
         _deployment(config, student, _student(config, writing), student.replicas),
         _deployment(config, student, _student(config, staying), judge.replicas),
     ]
+    return found if turns is None else in_turns(found, turns.gpus)
 
 
 def _teachers(config: Config, first_ratio: float) -> list[Deployment]:

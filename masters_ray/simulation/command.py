@@ -92,6 +92,7 @@ def setup_of(config: Config, rates: Rates, questions: int | None = None, *, dedi
         load_seconds=rates.load_seconds,
         start_seconds=rates.start_seconds or 0.0,
         cores=None if alone else float(os.cpu_count() or 1),
+        colocated=config.rollout.placement == "turns",
     )
 
 
