@@ -185,7 +185,7 @@ class Rollout:
     spare_rows: bool = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
     placement: Placement = "auto"
-    """Where the replicas of online iterations run. beside: on CPUs and GPUs of their own; turns: on those of the learner,
+    """Where the replicas of online iterations run. beside: on CPUs and GPUs of their own; turns: on the learner's,
     asleep while the student learns (one node); auto: beside if the cluster has room, otherwise in turns."""
     pictures: Literal["embed", "reference"] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from masters_ray.actors import replicas
 from masters_ray.actors.devices import DEVICES, assigned, in_turns, show_own_devices
 from masters_ray.actors.host import HostSpec, Role
-from masters_ray.actors.replicas import Deployment, environment
+from masters_ray.actors.replicas import Deployment, Replicas, environment
 from masters_ray.config import Engine
 
 
@@ -43,6 +46,32 @@ def test_engines_on_gpus_sleep_and_threads_are_as_many_as_ever() -> None:
     assert (on_gpu.devices, on_gpu.spec.sleeps) == (("0",), True)
     assert (on_cpu.devices, on_cpu.spec.sleeps) == (("",), False)
     assert environment(on_cpu)["OMP_NUM_THREADS"] == "3"
+
+
+class Spawned:
+    """In place of Ray: what was asked of it for each actor."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.ready = SimpleNamespace(remote=lambda: None)
+
+    def options(self, **options: Any) -> Any:
+        self.asked.append(options)
+        return SimpleNamespace(remote=lambda spec: self)
+
+
+@pytest.mark.parametrize(("turns", "reserved"), [(False, [(3.0, 2.0)] * 2), (True, [(0, 0)] * 2)])
+def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
+    turns: bool, reserved: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = Spawned()
+    stand_in = SimpleNamespace(remote=lambda host: ray, get=lambda _: None, kill=lambda _: None)
+    monkeypatch.setattr(replicas, "ray", stand_in)
+    wanted = [kind(2, 1, 2)]
+    Replicas(in_turns(wanted, 4) if turns else wanted).close()
+    assert [(one["num_cpus"], one["num_gpus"]) for one in ray.asked] == reserved
+    told = [one["runtime_env"]["env_vars"].get(DEVICES) for one in ray.asked]
+    assert told == (["0,1", "2,3"] if turns else [None, None])
 
 
 @pytest.mark.parametrize(
