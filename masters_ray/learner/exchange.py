@@ -146,7 +146,7 @@ class Exchange:
             self._waiting[iteration] += 1
             self._changed.notify_all()
             self._changed.wait_for(over, timeout=max(0.0, deadline - time.monotonic()))
-            # What is at work then has what the learner needs to go on.
+            # Engines at work hold what the learner needs to go on: it waits until they sleep.
             self._changed.wait_for(lambda: over() or not self._at_work, timeout=self._max_wait)
             self._check()
             if start != self._start:
