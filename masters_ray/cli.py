@@ -150,8 +150,8 @@ def _run(arguments: argparse.Namespace) -> int:
         say(f"report {report.write(directory.root)}")
         return 0
     with directory.locked(), cluster.connected(config.cluster):
-        validation.check_cluster(config)
-        written = driver.run(config, directory, arguments.config)
+        turns = validation.check_cluster(config)
+        written = driver.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
     return 0

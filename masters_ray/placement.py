@@ -39,11 +39,61 @@ class Kind:
         return int(most)
 
 
-def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
-    """Everything that a run asks for at one time and these nodes do not hold.
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """The node on which the learner and the rollouts of online iterations take turns."""
+
+    cpus: float
+    gpus: int
+
+    def __str__(self) -> str:
+        """Example: ``one node of 8 CPUs and 1 GPU``."""
+        gpus = f" and {self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else ""
+        return f"one node of {self.cpus:g} CPU{'' if self.cpus == 1 else 's'}{gpus}"
+
+
+def decide(config: Config, nodes: Nodes) -> tuple[Turns | None, list[Complaint]]:
+    """How a run is placed, None unless learner and rollouts take turns; and everything that it asks for at one time and
+    these nodes do not hold, which is empty when it can be placed.
 
     Replicas that may join later (max_replicas) do not count: nothing waits for them.
     """
+    making, alone = _phases(config)
+    if config.rollout.online_fraction == 0:
+        return None, _not_held(alone, nodes)
+    learner = alone[_LEARNER]
+    beside = {
+        f"learning {doing.replace('making', 'while making')}": [*learner, *kinds] for doing, kinds in making.items()
+    }
+    wanted = config.rollout.placement
+    if wanted != "turns":
+        found = _not_held(beside | alone, nodes)
+        if not found or wanted == "beside" or len(nodes) != 1:
+            return None, found
+    elif len(nodes) != 1:
+        return None, [_several_nodes(nodes)]
+    [node] = nodes
+    turns = Turns(cpus=node.get("CPU", 0.0), gpus=int(node.get("GPU", 0.0)))
+    return turns, _not_held(alone, nodes)
+
+
+def _several_nodes(nodes: Nodes) -> Complaint:
+    return Complaint(
+        where="rollout.placement",
+        expected="auto or beside on a cluster of several nodes: turns are taken on one node",
+        found=f"turns, and {len(nodes)} nodes",
+        remedy="Set it, or use a cluster of one node.",
+    )
+
+
+_LEARNER = "the learner"
+
+_Phases = dict[str, list[Kind]]
+"""What is done → the processes that run at the same time, the last kind placed last."""
+
+
+def _phases(config: Config) -> tuple[_Phases, _Phases]:
+    """(making rollouts, with each teacher; everything that is done by itself, those too)."""
     student, judge, learner = config.student, config.judge, config.learner
     judges = judge.replicas if "student" in config.judges else 0
     online = config.rollout.online_fraction > 0
@@ -68,20 +118,20 @@ def complaints(config: Config, nodes: Nodes) -> list[Complaint]:
             ["", *(f" with growth[{number}].teacher" for number in range(len(config.growth)))]
         )
     }
-    phases = making | {
+    return making, making | {
         "measuring the trained student": [_replicas("student", student, measuring, students)],
-        "the learner": [workers],
+        _LEARNER: [workers],
     }
-    if online:
-        phases = {
-            f"learning {doing.replace('making', 'while making')}": [workers, *kinds] for doing, kinds in making.items()
-        } | phases
-    # One CPU more: the dataset is read by tasks beside the workers.
-    beside = {doing: 1.0 for doing, kinds in phases.items() if workers in kinds}
+
+
+def _not_held(phases: _Phases, nodes: Nodes) -> list[Complaint]:
+    """What these nodes do not hold of phases that follow one another."""
     found: dict[str, Complaint] = {}
     for doing, kinds in phases.items():
+        learns = any(kind.counted_by == "learner.workers" for kind in kinds)
         told = [one for kind in kinds for one in too_large(kind, nodes)]
-        told += _sums(doing, kinds, nodes, beside.get(doing, 0.0))
+        # One CPU more: the dataset is read by tasks beside the workers.
+        told += _sums(doing, kinds, nodes, 1.0 if learns else 0.0)
         for complaint in told or crowded(doing, kinds, nodes):
             found.setdefault(complaint.where, complaint)
     return list(found.values())

@@ -52,14 +52,16 @@ def _online_at(fraction: float) -> Callable[[int], bool]:
     return lambda number: schedule.is_online(number, fraction)
 
 
-def check_cluster(config: Config) -> None:
-    """Raises ConfigError when the connected cluster, or each of its nodes, is too small for what the run asks for at
-    one time."""
+def check_cluster(config: Config) -> placement.Turns | None:
+    """Where learner and rollouts of online iterations take turns; None when they need not. Raises ConfigError when the
+    connected cluster, or each of its nodes, is too small for what the run asks for at one time."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if complaints := placement.complaints(config, nodes):
+    turns, complaints = placement.decide(config, nodes)
+    if complaints:
         raise ConfigError(complaints)
+    return turns
 
 
 def _data(config: Config) -> list[Complaint]:

@@ -28,6 +28,8 @@ class FakePool:
         self.wrote: list[str] = []
         self.held: list[int] = []
         """Versions of the student that it was told to hold."""
+        self.asleep = 0
+        """How often it was sent to sleep."""
         self.refuses: set[str] = set()
         self.refuses_to_score: set[str] = set()
         self._verdicts = verdicts or {"red": 1, "blue": 0}
@@ -48,6 +50,9 @@ class FakePool:
 
     def hold(self, weights: StudentWeights) -> None:
         self.held.append(weights.version)
+
+    def sleep(self) -> None:
+        self.asleep += 1
 
     def call(self, method: str, *arguments: Any) -> Any:
         self.calls.append(method)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from masters_ray import weights
+from masters_ray.actors.devices import show_own_devices
 from masters_ray.actors.handover import Held
 from masters_ray.actors.judge import Judge
 from masters_ray.actors.model import Model
@@ -44,12 +45,15 @@ class HostSpec:
     judge_max_tokens: int = 256
     transfer: Transfer = "object_store"
     """Student: how the weights of one that learns come."""
+    sleeps: bool = False
+    """Holds GPU memory only from when something is asked of it to when it is sent to sleep."""
 
 
 class Host:
     """Loads the model once; answers calls of its roles, several at a time."""
 
     def __init__(self, spec: HostSpec) -> None:
+        show_own_devices()
         self._ending = threading.Event()
         self._model = model = Model(
             weights.locate(spec.checkpoint),
@@ -58,6 +62,7 @@ class Host:
             top_k=spec.top_k,
             mask=spec.mask,
             transfer=spec.transfer,
+            sleeps=spec.sleeps,
         )
         self._held = Held(model.engine, spec.tensor_parallel)
         players: dict[Role, Any] = {
@@ -93,6 +98,11 @@ class Host:
     def take_in(self, step: TransferStep, *arguments: Any) -> None:
         """A step of vLLM's weight transfer, called by the learner while ``hold`` or ``call`` waits for the weights."""
         self._guarded(None, lambda: self._model.engine.take_in(step, *arguments))
+
+    def sleep(self) -> None:
+        """Give up the GPUs' memory until something is asked of the model; nothing happens unless the spec says so.
+        Raises ReplicaLostError when the engine broke."""
+        self._guarded(None, self._model.engine.sleep)
 
     def _guarded(self, expected: Expected | None, action: Callable[[], Any]) -> Any:
         try:

@@ -57,6 +57,7 @@ class Model:
         top_k: int = 1,
         mask: Mask | None = None,
         transfer: Transfer = "object_store",
+        sleeps: bool = False,
     ) -> None:
         """As of VllmEngine."""
         self.chat = Chat(folder)
@@ -68,6 +69,7 @@ class Model:
             mask=mask,
             transfer=transfer,
             banned=self.chat.placeholder_ids(),
+            sleeps=sleeps,
         )
 
     def prompts(self, problems: Sequence[Problem]) -> list[Prompt | Refused]:

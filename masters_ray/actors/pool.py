@@ -93,6 +93,7 @@ class Pool:
         times in a row, ReplicaError when no replica is left.
         """
         with self._masking:
+            self._expected = None
             found: list[MaskReport] = self._everywhere("mask", lambda actor: self._begin(actor, "mask", ratio))
             self._expected = found[0]
         self._open_to_join.set()
@@ -102,13 +103,20 @@ class Pool:
         """Every replica holds this version of the student, from now on and whoever joins or takes its place; nothing
         else may be running on the pool. Raises as ``mask``, and WeightSyncError when a replica's weights are others."""
         with self._masking:
+            self._expected = None
             self._everywhere("hold", lambda actor: actor.hold.remote(weights))
             self._expected = weights
+
+    def sleep(self) -> None:
+        """Every replica gives up its GPUs' memory, if it was told that it sleeps, until something is asked of it;
+        nothing else may be running on the pool. A replica that is started again counts once it has loaded its model.
+        Raises as ``mask``."""
+        with self._masking:
+            self._everywhere("sleep", lambda actor: actor.sleep.remote())
 
     def _everywhere(self, method: str, begin: Callable[[Any], Any]) -> list[Any]:
         """What ``begin`` gives on every replica that is left."""
         with self._changed:
-            self._expected = None
             replicas = list(self._replicas)
         futures = [begin(replica.actor) for replica in replicas]
         told = [self._told(*pair, method, begin) for pair in zip(replicas, futures, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from masters_ray.actors.devices import DEVICES
 from masters_ray.actors.host import Host, HostSpec, Role
 from masters_ray.actors.pool import CALLS_AT_ONCE, SECONDS_TO_END, Pool, ready_again, replica_error
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
@@ -29,6 +30,9 @@ class Deployment:
     """Replicas up to this many are added when there is room for them; default: none."""
     max_restarts: int = 0
     """How often a process that died is started again."""
+    devices: tuple[str, ...] | None = None
+    """When the learner has the CPUs and GPUs and the replicas use them in turn: for each replica its GPUs as
+    ``devices.assigned`` gives them; Ray reserves nothing then."""
 
     @property
     def gpus_per_replica(self) -> float:
@@ -92,8 +96,8 @@ class Replicas:
         """The pools of the first replicas."""
         by_role: dict[Role, list[Any]] = {}
         for deployment in deployments:
-            for _ in range(deployment.replicas):
-                actor = self._spawned(deployment)
+            for number in range(deployment.replicas):
+                actor = self._spawned(deployment, number)
                 for role in deployment.spec.roles:
                     by_role.setdefault(role, []).append(actor)
         try:
@@ -111,7 +115,10 @@ class Replicas:
         }
 
     def _add(self, deployment: Deployment) -> None:
-        actor, name = self._spawned(deployment), f"added replica of {' and '.join(deployment.spec.roles)}"
+        actor, name = (
+            self._spawned(deployment, deployment.replicas),
+            f"added replica of {' and '.join(deployment.spec.roles)}",
+        )
         thread = threading.Thread(target=self._join, args=(deployment, actor, name), name=name, daemon=True)
         self._joining.append(thread)
         thread.start()
@@ -141,20 +148,24 @@ class Replicas:
             if not isinstance(lost, ReplicaLostError) or not ready_again(actor, self._closed):
                 raise lost from error
 
-    def _spawned(self, deployment: Deployment) -> Any:
-        actor = _spawn(self._host, deployment)
+    def _spawned(self, deployment: Deployment, number: int) -> Any:
+        actor = _spawn(self._host, deployment, number)
         self._actors.append(actor)
         return actor
 
 
-def _spawn(host: type, deployment: Deployment) -> Any:
+def _spawn(host: type, deployment: Deployment, number: int) -> Any:
+    variables = environment(deployment)
+    if deployment.devices is not None:
+        # Whatever the cluster was started with, Ray must not hide all GPUs from a process that reserves none.
+        variables |= {DEVICES: deployment.devices[number], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     options: dict[str, Any] = {
-        "num_cpus": deployment.cpus,
-        "num_gpus": deployment.gpus_per_replica,
+        "num_cpus": deployment.cpus if deployment.devices is None else 0,
+        "num_gpus": deployment.gpus_per_replica if deployment.devices is None else 0,
         "max_restarts": deployment.max_restarts,
         # Beside calls: a look whether it is ready, and the learner that sends what a call waits for.
         "max_concurrency": CALLS_AT_ONCE * len(deployment.spec.roles) + 2,
-        "runtime_env": {"env_vars": environment(deployment)},
+        "runtime_env": {"env_vars": variables},
     }
     return ray.remote(host).options(**options).remote(deployment.spec)
 

@@ -14,6 +14,7 @@ Rule = Literal["exact", "relaxed", "choice"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "gloo", "nccl", "ipc"]
 """How the learner's weights reach the engines of online iterations."""
+Placement = Literal["auto", "beside", "turns"]
 
 
 @dataclass
@@ -185,10 +186,13 @@ class Rollout:
     """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
     weight_transfer: Literal["auto"] | Transfer = "auto"
     """How the learner's weights reach the student's engines. object_store: Ray's; nccl: from GPU to GPU; ipc: on one
-    GPU that both use; gloo: from CPU to CPU. auto: nccl where learner and student have GPUs of their own, the object
-    store otherwise."""
+    GPU that both use; gloo: from CPU to CPU. auto: nccl where learner and student have GPUs of their own, ipc where
+    they take turns on one, the object store otherwise."""
     spare_rows: bool = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
+    placement: Placement = "auto"
+    """Where the replicas of online iterations run. beside: on CPUs and GPUs of their own; turns: on the learner's,
+    asleep while the student learns (one node); auto: beside if the cluster has room, otherwise in turns."""
     pictures: Literal["embed", "reference"] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
     max_restarts: int = 10

@@ -60,11 +60,13 @@ class VllmEngine:
         mask: Mask | None = None,
         banned: Sequence[int] = (),
         transfer: Transfer = "object_store",
+        sleeps: bool = False,
     ) -> None:
         """Load the checkpoint, masked on its way in if ``mask`` says so.
 
         top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled.
         transfer: how weights of a student that learns will come: object_store by ``load``, others by ``take_in``.
+        sleeps: give up the GPUs' memory once it is loaded, until something is asked of it; means nothing on a CPU.
         """
         from vllm.platforms import current_platform
 
@@ -75,7 +77,8 @@ class VllmEngine:
         self._report: MaskReport | None = None
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned, -100.0)
-        options: dict[str, Any] = {}
+        self._sleeps = sleeps and not current_platform.is_cpu()
+        options: dict[str, Any] = {"enable_sleep_mode": True} if self._sleeps else {}
         if mask is not None:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
@@ -109,6 +112,14 @@ class VllmEngine:
                 **options,
             )
         )
+        # A process that takes the place of one that died may do so while the student learns.
+        self.sleep()
+
+    def sleep(self) -> None:
+        """Give up the GPUs' memory, if the engine was told that it sleeps: weights move to the CPU's, the KV cache is
+        dropped. Whatever is asked next wakes it. Raises ReplicaLostError when the engine broke."""
+        if self._sleeps:
+            self.loop.sleep()
 
     def mask(self, ratio: float) -> MaskReport:
         """The weights masked at ``ratio``, in place of those before; every cache of the old weights is dropped.

@@ -32,6 +32,8 @@ class _Alone:
     """An action on the engine itself, while it has no request."""
 
     action: Callable[[Any], Any]
+    wakes: bool = True
+    """Whether the engine must be awake for it."""
     result: Any = None
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
@@ -50,6 +52,7 @@ class EngineLoop:
         self._under_way: dict[str, tuple[_Asked, int]] = {}
         self._numbers = itertools.count()
         self._broken: BaseException | None = None
+        self._asleep = False
         self.busy_seconds = 0.0
         """Time in which the engine had requests and worked on them."""
         built: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -71,6 +74,16 @@ class EngineLoop:
         self._wait(waiting)
         result: T = waiting.result
         return result
+
+    def sleep(self) -> None:
+        """Have the engine give up the GPUs' memory once all requests before are answered; the next request or action
+        wakes it. Needs an engine with vLLM's sleep mode. Raises ReplicaLostError when the engine broke."""
+        self._wait(_Alone(self._fall_asleep, wakes=False))
+
+    def _fall_asleep(self, llm: Any) -> None:
+        if not self._asleep:
+            llm.sleep(level=1)
+            self._asleep = True
 
     def _wait(self, one: _Asked | _Alone) -> None:
         self._inbox.put(one)
@@ -109,6 +122,9 @@ class EngineLoop:
             self._step(llm)
 
     def _begin(self, llm: Any, one: _Asked | _Alone) -> None:
+        if self._asleep and (isinstance(one, _Asked) or one.wakes):
+            llm.wake_up()
+            self._asleep = False
         if isinstance(one, _Asked):
             self._take(llm, one)
             return

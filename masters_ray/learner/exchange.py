@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +37,16 @@ class Exchange:
     Which version writes for which iteration follows from the plan alone, not from who is faster: iteration n is written
     by version n − 1 − max_staleness, or the first one that this learner has if that is later. What a learner that goes
     on after a kill has not reached is wanted again.
+
+    Learner and rollouts may take turns: then an order is given when every worker of the learner waits for its
+    iteration, and none of them goes on before that order is brought back.
     """
 
-    def __init__(self, online: Sequence[int], max_staleness: int, max_wait_seconds: float) -> None:
-        """online: the iterations that want fresh groups."""
+    def __init__(
+        self, online: Sequence[int], max_staleness: int, max_wait_seconds: float, turns_of: int | None = None
+    ) -> None:
+        """online: the iterations that want fresh groups. turns_of: the learner's workers, if they and the rollouts take
+        turns."""
         self._online = sorted(online)
         self._max_staleness, self._max_wait = max_staleness, max_wait_seconds
         self._changed = threading.Condition()
@@ -52,6 +60,26 @@ class Exchange:
         self._deadlines: dict[int, float] = {}
         self._failure: str | None = None
         self._requests = Requests()
+        self._turns_of = turns_of
+        self._waiting: Counter[int] = Counter()
+        """Iteration → workers that wait for it."""
+        self._at_work = False
+        """An order was given in turns and is not brought back."""
+
+    def clear(self) -> None:
+        """In turns, before workers of the learner start: nothing is wanted before ``begin``. Returns when an order that
+        was given to those before is brought back. Raises LearnerError when that takes longer than max_wait_seconds, or
+        when the rollouts have failed."""
+        with self._changed:
+            self._learned = None
+            self._start += 1
+            self._waiting.clear()
+            self._requests.restart()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._at_work or self._failure is not None, timeout=self._max_wait)
+            self._check()
+            if self._at_work:
+                raise LearnerError(self._never_back("the start before"))
 
     def begin(self, learned: int) -> None:
         """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``."""
@@ -62,6 +90,7 @@ class Exchange:
             self._weights, self._groups, self._deadlines = {}, {}, {}
             self._given_up = set()
             self._requests.restart()
+            self._waiting.clear()
             self._changed.notify_all()
 
     def keep(self, piece: list[WireTensor]) -> list[Any]:
@@ -96,34 +125,53 @@ class Exchange:
         longer than ``patience`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._first_order() is not None, timeout=patience)
-            return self._first_order()
+            found = self._first_order()
+            if found is not None:
+                self._at_work = self._turns_of is not None
+            return found
 
-    def deliver(self, order: Order, groups: pa.Table) -> None:
-        """The rows of an iteration; dropped when nobody waits for them any more."""
+    def wanted(self, order: Order) -> bool:
+        """In turns: whether somebody waits for the order and max_wait_seconds are not over."""
         with self._changed:
+            late = time.monotonic() >= self._deadlines.get(order.iteration, math.inf)
+            return self._failure is None and order.start == self._start and not late
+
+    def deliver(self, order: Order, groups: pa.Table | None) -> None:
+        """The rows of an iteration; dropped when nobody waits for them any more. In turns this brings the order back;
+        None: they are not made in time."""
+        with self._changed:
+            self._at_work = False
             if order.iteration not in self._given_up and order.start == self._start:
-                self._groups[order.iteration] = groups
+                if groups is None:
+                    self._given_up.add(order.iteration)
+                else:
+                    self._groups[order.iteration] = groups
                 self._drop_weights()
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def take(self, iteration: int) -> pa.Table | None:
-        """The iteration's rows, waited for; None when they were not there after max_wait_seconds. Every worker of the
-        learner gets the same. Raises LearnerError when the rollouts have failed."""
+        """The iteration's rows, waited for; None when they were not there after max_wait_seconds, or in turns when the
+        rollouts stopped after them. Every worker of the learner gets the same. Raises LearnerError when the rollouts
+        have failed, or do not stop within another max_wait_seconds."""
         with self._changed:
             start = self._start
+
+            def over() -> bool:
+                decided = iteration in self._groups or iteration in self._given_up
+                return decided or self._failure is not None or start != self._start
+
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)
-            self._changed.wait_for(
-                lambda: (
-                    self._failure is not None
-                    or start != self._start
-                    or iteration in self._groups
-                    or iteration in self._given_up
-                ),
-                timeout=max(0.0, deadline - time.monotonic()),
-            )
+            self._waiting[iteration] += 1
+            self._changed.notify_all()
+            self._changed.wait_for(over, timeout=max(0.0, deadline - time.monotonic()))
+            # Engines at work hold what the learner needs to go on: it waits until they sleep.
+            self._changed.wait_for(lambda: over() or not self._at_work, timeout=self._max_wait)
             self._check()
             if start != self._start:
                 raise LearnerError(f"iteration {iteration} was waited for by a worker that is gone")
+            self._waiting[iteration] -= 1
+            if self._at_work and not over():
+                raise LearnerError(self._never_back(f"iteration {iteration}"))
             if iteration not in self._groups:
                 self._given_up.add(iteration)
                 self._drop_weights()
@@ -146,6 +194,17 @@ class Exchange:
         if self._failure is not None:
             raise LearnerError(self._failure)
 
+    def _never_back(self, of: str) -> str:
+        return (
+            f"learner and rollouts take turns, and the rollouts of {of} did not stop within {self._max_wait:g} s after "
+            "they were to. Raise rollout.max_wait_seconds, make rollout.batch_rows smaller, or look for an engine that "
+            "hangs; the same command goes on from the last checkpoint."
+        )
+
+    def _may_work(self, iteration: int) -> bool:
+        """Whether the rollouts of an iteration may be made now."""
+        return self._turns_of is None or (not self._at_work and self._waiting[iteration] >= self._turns_of)
+
     def _version(self, number: int) -> int:
         return version_for(number, self._max_staleness, self._learned or 0)
 
@@ -163,6 +222,6 @@ class Exchange:
     def _first_order(self) -> Order | None:
         pending = self._pending()
         weights = self._weights.get(self._version(pending[0])) if pending else None
-        if weights is None:
+        if weights is None or not self._may_work(pending[0]):
             return None
         return Order(iteration=pending[0], weights=weights, learned=self._learned or 0, start=self._start)

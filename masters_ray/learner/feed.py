@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -200,11 +200,26 @@ def own_batches(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[MicroB
             )
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made on a thread while the one before it is worked on."""
+def ahead(items: Iterator[T], halts: Callable[[T], bool] = lambda _: False) -> Iterator[T]:
+    """The same items, each made on a thread while the one before it is worked on; after one that ``halts`` the next is
+    made when it is asked for."""
     nothing: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         coming: Future[T] = thread.submit(next, items, nothing)
         while (item := coming.result()) is not nothing:
+            if halt := halts(item):
+                yield item
             coming = thread.submit(next, items, nothing)
-            yield item
+            if not halt:
+                yield item
+
+
+def before(numbers: Collection[int]) -> Callable[[MicroBatch | Step], bool]:
+    """Whether what ``own_batches`` gives is the last before one of these iterations."""
+
+    def is_last(item: MicroBatch | Step) -> bool:
+        if isinstance(item, Step):
+            return item.number + 1 in numbers
+        return item.last and item.step.number + 1 in numbers
+
+    return is_last

@@ -48,6 +48,8 @@ class LearnerJob:
     """Optimizer steps by which the writer of a fresh group may be behind."""
     transfer: Transfer = "object_store"
     """How the student's weights reach the rollouts."""
+    turns: bool = False
+    """The learner and the rollouts of online iterations take turns."""
     export_to: Path
     """The trained student as a Hugging Face directory; every worker's node must see this path."""
     adapters_to: Path

@@ -30,7 +30,7 @@ from masters_ray.learner import metrics, work
 from masters_ray.learner.agreement import check_on_policy, compared_with_engine
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
+from masters_ray.learner.feed import MicroBatch, Step, ahead, before, own_batches, steps
 from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.packer import Packer
@@ -79,6 +79,8 @@ class _Worker:
         self._device = ray.train.torch.get_device()
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
+        if job.turns and job.online:
+            self._wait_for_the_turn()
         model = hf.load_model(self._folder, settings.dtype)
         if settings.lora.rank:
             adapters.add(model, settings.lora)
@@ -111,6 +113,13 @@ class _Worker:
         self.checkpoints.close()
         if self._sender is not None:
             self._sender.close()
+
+    def _wait_for_the_turn(self) -> None:
+        """Until engines that still work for a group of workers that was lost sleep."""
+        if self._rank == 0:
+            self._tell_exchange("clear")
+        if self._workers > 1:
+            torch.distributed.all_reduce(torch.zeros(1, device=self._device))
 
     def begin(self, done: int) -> None:
         """Tell the rollouts how far the student is, and hand them the weights that they write with first."""
@@ -151,9 +160,12 @@ class _Worker:
             fresh=self._take,
             max_staleness=self._job.max_staleness,
         )
-        return ahead(own_batches(coming, self._rank, self._packer.pack))
+        halts = before(self._job.online if self._job.turns else ())
+        return ahead(own_batches(coming, self._rank, self._packer.pack), halts)
 
     def _take(self, number: int) -> pa.Table | None:
+        if self._job.turns and self._device.type == "cuda":
+            torch.cuda.empty_cache()  # for the engines
         found: pa.Table | None = self._tell_exchange("take", number)
         return found
 

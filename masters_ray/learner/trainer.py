@@ -83,7 +83,8 @@ def exchange_of(job: LearnerJob, max_wait_seconds: float, replicas: int) -> Iter
     # Every worker and every replica may wait in it, and so may the rollouts, while the others are answered.
     places = job.settings.workers + replicas + 8
     actor = ray.remote(Exchange).options(num_cpus=0, max_concurrency=places)
-    exchange = actor.remote(job.online, job.max_staleness, max_wait_seconds)
+    turns_of = job.settings.workers if job.turns else None
+    exchange = actor.remote(job.online, job.max_staleness, max_wait_seconds, turns_of)
     try:
         yield exchange
     finally:

@@ -27,6 +27,7 @@ _FREE = (
     "max_restarts",
     "batch_rows",
     "max_wait_seconds",
+    "placement",
     "store",
     "reuse",
     "pictures",

@@ -33,18 +33,24 @@ from masters_ray.pipeline import curriculum, outcome, rollouts, semi_online, sta
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.groups import Earlier
 from masters_ray.pipeline.journal import Journal
-from masters_ray.pipeline.semi_online import Asked, OnlineRollouts
+from masters_ray.pipeline.semi_online import Asked, Engines, OnlineRollouts
 from masters_ray.pipeline.verdicts import Judging, Verdicts
+from masters_ray.placement import Turns
 from masters_ray.progress import say, track
 
 Block = list[tuple[schedule.Stage, range]]
 """Stages that one set of replicas makes, with the positions of their questions."""
 
 
-def run(config: Config, directory: RunDirectory, config_file: str) -> Path:
-    """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails."""
+def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns | None = None) -> Path:
+    """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails.
+
+    turns: where learner and rollouts of online iterations take turns; default: they run beside each other.
+    """
+    if turns is not None:
+        say(f"the learner and the rollouts take turns on {turns}: replicas sleep while the student learns")
     with Journal(directory, config_file) as journal:
-        whole = _Run(config, directory, journal)
+        whole = _Run(config, directory, journal, turns)
         whole.to_the_end()
     whole.write_outcome()  # the journal knows the wall time now
     return report.write(directory.root)
@@ -71,11 +77,10 @@ def generate(config: Config, directory: RunDirectory, config_file: str, *, measu
 class _Run:
     """A run's questions and stages, and what is done with them."""
 
-    def __init__(self, config: Config, directory: RunDirectory, journal: Journal) -> None:
+    def __init__(self, config: Config, directory: RunDirectory, journal: Journal, turns: Turns | None = None) -> None:
         self._config, self._directory, self._journal = config, directory, journal
         self._difficulties: curriculum.Difficulties | None = None
-        self._running: tuple[int, Replicas] | None = None
-        """Replicas that wait for online iterations, and their teacher."""
+        self._engines = Engines(config, turns)
         self._judgings: dict[int, Judging] = {}
         self._quarantine = directory.file("quarantine.jsonl")
         with journal.phase("data"):
@@ -150,12 +155,12 @@ class _Run:
         with journal.phase("start of the engines"):
             ratio = todo[0][0].ratio if todo else 0.0
             wanted = stages.deployments(config, ratio, writer)
-            replicas = Replicas(wanted if kept is None else stages.online_deployments(config, ratio))
+            replicas = Replicas(wanted if kept is None else self._engines.deployments(block[0][0].teacher, ratio))
         directory.claim()
         with ExitStack() as block_end:
             (block_end if kept is None else kept).enter_context(replicas)
             if kept is not None:
-                self._running = block[0][0].teacher, replicas
+                self._engines.keep(block[0][0].teacher, replicas)
             if "student_before" in unmeasured:
                 with journal.phase("evaluation before"):
                     self._evaluate(replicas, "student", "student_before")
@@ -290,7 +295,8 @@ class _Run:
             stages=plans,
             iterations=iterations,
             max_staleness=config.rollout.max_staleness,
-            transfer=stages.transfer(config),
+            transfer=stages.transfer(config, self._engines.turns is not None),
+            turns=self._engines.turns is not None,
             export_to=export_to,
             adapters_to=directory.adapters,
             live=stages.live_sources(config) if config.learner.teacher == "live" else (),
@@ -335,14 +341,8 @@ class _Run:
             yield None
             return
 
-        def start(teacher: int, ratio: float) -> Replicas:
-            running, self._running = self._running, None
-            if running is not None and running[0] == teacher:
-                return running[1]
-            if running is not None:
-                running[1].close()
-            return Replicas(stages.online_deployments(self._config.of_teacher(teacher), ratio))
-
+        self._engines.give_way()
+        self._journal.note("placement", "turns" if job.turns else "beside")
         asked = Asked(
             config=self._config,
             stages={stage.index: stage for stage, _ in self.plan},
@@ -354,7 +354,7 @@ class _Run:
         )
         with (
             exchange_of(job, self._config.rollout.max_wait_seconds, self._config.student.replicas) as exchange,
-            OnlineRollouts(asked, self._directory, exchange, start) as online,
+            OnlineRollouts(asked, self._directory, exchange, self._engines.of, turns=job.turns) as online,
         ):
             yield online
 

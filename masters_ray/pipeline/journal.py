@@ -58,6 +58,11 @@ class Journal:
             phases[name] = phases.get(name, 0.0) + time.monotonic() - began
             self._save()
 
+    def note(self, name: str, value: str) -> None:
+        """A fact about the run; of several calls of a run the last one's stays."""
+        self.content[name] = value
+        self._save()
+
     def steps_done(self) -> int:
         """Optimizer steps recorded so far, skipped ones included."""
         return len(self._metrics.keys() | self._skipped.keys())

@@ -61,7 +61,8 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
             "workers": config.learner.workers,
             "zero_stage": config.learner.zero_stage,
         },
-        "online": _online(config, steps, read_lines(directory.file("online.jsonl"))),
+        "online": _online(config, steps, read_lines(directory.file("online.jsonl")))
+        | {"placement": journal.content.get("placement")},
         "data": {
             name: {"problems": len(loaded.problems), "quarantined": len(loaded.rejected)}
             for name, loaded in (("train", train), ("held_out", held_out))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from masters_ray import data, schedule, store
 from masters_ray.actors.host import Role
-from masters_ray.actors.replicas import Replicas
+from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Config
 from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.learner.exchange import Order
@@ -26,10 +26,13 @@ from masters_ray.pipeline.directory import RunDirectory, append_lines
 from masters_ray.pipeline.groups import GroupMaker, Online, Recipe
 from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.tally import Tally
-from masters_ray.pipeline.threads import threads
+from masters_ray.pipeline.threads import at_once, threads
 from masters_ray.pipeline.verdicts import Judging, Verdicts
+from masters_ray.placement import Turns
 from masters_ray.progress import say
 from masters_ray.records import OnlineStep, Rejected
+
+T = TypeVar("T")
 
 _PATIENCE = 1.0
 """Seconds between two looks at whether to stop."""
@@ -53,12 +56,55 @@ class Asked:
     """Digest of the student before training."""
 
 
+class Engines:
+    """The replicas of online iterations: those that made the rows before training go on, others are started."""
+
+    def __init__(self, config: Config, turns: Turns | None) -> None:
+        """turns: where learner and rollouts take turns."""
+        self.turns = turns
+        self._config = config
+        self._kept: tuple[int, Replicas] | None = None
+        """A teacher's number, and replicas with it that wait."""
+
+    def deployments(self, teacher: int, ratio: float) -> list[Deployment]:
+        """The processes with one of the run's teachers, masked at a ratio."""
+        return stages.online_deployments(self._config.of_teacher(teacher), ratio, self.turns)
+
+    def keep(self, teacher: int, replicas: Replicas) -> None:
+        """Replicas of ``deployments`` to go on with; whoever keeps them closes them."""
+        self._kept = teacher, replicas
+
+    def give_way(self) -> None:
+        """In turns, before the learner starts: what is kept sleeps. Raises ReplicaError when it cannot."""
+        if self.turns is not None and self._kept is not None:
+            send_to_sleep(self._kept[1])
+
+    def of(self, teacher: int, ratio: float) -> Replicas:
+        """Replicas with one of the run's teachers, those that are kept or new ones masked at a ratio. Raises
+        ReplicaError when they cannot start."""
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] == teacher:
+            return kept[1]
+        if kept is not None:
+            kept[1].close()
+        return Replicas(self.deployments(teacher, ratio))
+
+
+def send_to_sleep(replicas: Replicas) -> None:
+    """Return once all replicas have given up their GPUs' memory; nothing may be under way on them. Raises as
+    ``Pool.sleep``."""
+    at_once([pool.sleep for pool in replicas.pools.values()])
+
+
 class OnlineRollouts:
     """Answers online iterations one after the other, on a thread of its own, as an exchange wants them.
 
     Their rows are stored in the run's ``online`` directory, and not made again when the learner comes back to an
     iteration, as long as the student that wrote them is one that this learner was. Replicas that die are replaced and
     get the current weights before their first call.
+
+    In turns an order is given when the learner waits, and brought back when the replicas sleep again. One that is not
+    wanted any more is left between two batches.
     """
 
     def __init__(
@@ -67,9 +113,12 @@ class OnlineRollouts:
         directory: RunDirectory,
         exchange: Any,
         start: Callable[[int, float], Replicas],
+        *,
+        turns: bool = False,
     ) -> None:
-        """exchange: an Exchange actor. start: the replicas with one of the run's teachers, masked at a ratio."""
-        self._asked, self._directory, self._start = asked, directory, start
+        """exchange: an Exchange actor. start: the replicas with one of the run's teachers, masked at a ratio. turns:
+        learner and rollouts take turns."""
+        self._asked, self._directory, self._start, self._turns = asked, directory, start, turns
         self.exchange = exchange
         self._tallies: dict[int, Tally] = dict.fromkeys(asked.stages, Tally())
         self._limits = {index: self._limits_of(index) for index in asked.stages}
@@ -103,7 +152,10 @@ class OnlineRollouts:
             while not self._stopping.is_set():
                 order: Order | None = ray.get(self.exchange.next_order.remote(_PATIENCE))
                 if order is not None:
-                    self._try(order)
+                    rows = self._try(order)
+                    if self._turns and self._replicas is not None:
+                        send_to_sleep(self._replicas)
+                    ray.get(self.exchange.deliver.remote(order, rows))
         except BaseException as error:  # noqa: BLE001 - raised by the driver, which waits for the learner
             if self._stopping.is_set():
                 return
@@ -117,17 +169,19 @@ class OnlineRollouts:
             if self._replicas is not None:
                 self._replicas.close()
 
-    def _try(self, order: Order) -> None:
+    def _try(self, order: Order) -> pa.Table | None:
+        """``_answer``; None as well when the weights that were to write are gone with their learner."""
         try:
-            self._answer(order)
+            return self._answer(order)
         except WeightsGoneError as gone:
             say(f"iteration {order.iteration} is answered again when the learner goes on: {gone}")
+            return None
 
     def _stage(self, number: int) -> schedule.Stage:
         return self._asked.stages[self._asked.iterations[number].stage]
 
-    def _answer(self, order: Order) -> None:
-        """The rows of an iteration, made or found, handed to the learner."""
+    def _answer(self, order: Order) -> pa.Table | None:
+        """The rows of an iteration, made or found; None: nobody waits for them any more."""
         iteration, stage = self._asked.iterations[order.iteration], self._stage(order.iteration)
         replicas = self._replicas_of(stage)
         began = time.monotonic()
@@ -143,14 +197,13 @@ class OnlineRollouts:
             self._stores[stage.index] = _Stored(self._directory.online(stage.index), recipe.key(report))
         stored = self._stores[stage.index]
         if (found := stored.good_for(iteration, order)) is not None:
-            ray.get(self.exchange.deliver.remote(order, found))
-            return
+            return found
         writer = stored.cleared(iteration)
         following: tuple[Role, ...] = ("student", "judge") if config.judge.follows_student else ("student",)
         for role in following:
             replicas.pools[role].hold(order.weights)
         loaded = time.monotonic() - began
-        self._make(order, iteration, recipe, report, writer, replicas, began, loaded)
+        return self._make(order, iteration, recipe, report, writer, replicas, began, loaded)
 
     def _make(
         self,
@@ -162,16 +215,27 @@ class OnlineRollouts:
         replicas: Replicas,
         began: float,
         loaded: float,
-    ) -> None:
+    ) -> pa.Table | None:
+        left = threading.Event()
+
+        def wanted(items: Iterator[T]) -> Iterator[T]:
+            for item in items:
+                if self._turns and not ray.get(self.exchange.wanted.remote(order)):
+                    left.set()
+                    return
+                yield item
+
         tables: list[pa.Table] = []
         maker = GroupMaker(recipe, replicas, report.digest, verdicts=self._asked.verdicts)
         work = rollouts.Work(recipe, writer, maker, on_stored=tables.append)
         todo = rollouts.unasked(self._asked.questions, iteration.positions, set(), recipe.rollout.batch_rows)
         with threads(sum(pool.most_calls_at_once for pool in replicas.pools.values())) as each:
-            for _ in each(work.together, todo):
+            for _ in each(work.together, wanted(todo)):
                 pass
-        for row in (row for batch in work.suspects for row in batch):
+        for row in wanted(row for batch in work.suspects for row in batch):
             work.alone(row)
+        if left.is_set():
+            return None
         rows = pa.concat_tables(tables).sort_by("position")
         index = recipe.stage.index
         self._tallies[index] = self._tallies[index] + work.tally
@@ -190,7 +254,7 @@ class OnlineRollouts:
                 calls=maker.clock.read(),
             )
         )
-        ray.get(self.exchange.deliver.remote(order, rows))
+        return rows
 
     def _note(self, step: OnlineStep) -> None:
         append_lines(self._directory.file("online.jsonl"), [dataclasses.asdict(step)])

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masters_ray import data, weights
+from masters_ray.actors.devices import in_turns
 from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher, Transfer
 from masters_ray.engines.vllm_engine import Mask
+from masters_ray.errors import Complaint, ConfigError
 from masters_ray.evaluate import Marked, mark
 from masters_ray.learner.job import LiveSource
 from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
+from masters_ray.placement import Turns
 from masters_ray.progress import track
 from masters_ray.records import Problem
 from masters_ray.schedule import Stage
@@ -55,30 +58,49 @@ def deployments(config: Config, first_ratio: float, writer: Path | None = None) 
     return [*_teachers(config, first_ratio), *students]
 
 
-def online_deployments(config: Config, first_ratio: float) -> list[Deployment]:
+def online_deployments(config: Config, first_ratio: float, turns: Turns | None = None) -> list[Deployment]:
     """The processes that online iterations need: teachers; students, whose weights follow the learner's; judges and the
     reference policy, whose weights do not, unless conf has the judge follow. None may join later: it would take the
-    room of the learner's workers."""
+    room of the learner's workers.
+
+    turns: where learner and rollouts take turns; the processes then reserve nothing and may be there before, beside and
+    after the learner's workers."""
     student, judge = config.student, config.judge
     writing: tuple[Role, ...] = ("student", "judge") if judge.follows_student else ("student",)
     staying: tuple[Role, ...] = ("reference",) if judge.follows_student else ("reference", "judge")
-    return [
+    found = [
         *(dataclasses.replace(one, max_replicas=one.replicas) for one in _teachers(config, first_ratio)),
         _deployment(
             config,
             student,
-            dataclasses.replace(_student(config, writing), transfer=transfer(config)),
+            dataclasses.replace(_student(config, writing), transfer=transfer(config, turns is not None)),
             student.replicas,
         ),
         _deployment(config, student, _student(config, staying), judge.replicas),
     ]
+    return found if turns is None else in_turns(found, turns.gpus)
 
 
-def transfer(config: Config) -> Transfer:
-    """How the learner's weights reach the student's engines."""
-    if config.rollout.weight_transfer != "auto":
-        return config.rollout.weight_transfer
-    return "nccl" if config.learner.gpus == 1 and config.student.gpus == 1 else "object_store"
+def transfer(config: Config, turns: bool) -> Transfer:
+    """How the learner's weights reach the student's engines. turns: both use the same GPUs. Raises ConfigError when
+    conf has a way that does not fit."""
+    wanted, student = config.rollout.weight_transfer, config.student
+    wrong = {"nccl": turns, "ipc": not turns}
+    if wrong.get(wanted):
+        complaint = Complaint(
+            where="rollout.weight_transfer",
+            expected="nccl where learner and student have GPUs of their own, ipc where they take turns on one GPU",
+            found=f"{wanted}, and they {'take turns' if turns else 'run beside each other'}",
+            remedy="auto takes what fits.",
+        )
+        raise ConfigError([complaint])
+    if wanted != "auto":
+        return wanted
+    if not (config.learner.gpus == 1 and student.gpus == 1):
+        return "object_store"
+    if not turns:
+        return "nccl"
+    return "ipc" if config.learner.workers == student.replicas == student.tensor_parallel == 1 else "object_store"
 
 
 def _teachers(config: Config, first_ratio: float) -> list[Deployment]:

@@ -120,6 +120,7 @@ def setup_of(config: Config, rates: Rates, questions: int | None = None, *, core
         load_seconds=rates.load_seconds,
         start_seconds=rates.start_seconds or 0.0,
         cores=cores,
+        colocated=config.rollout.placement == "turns",
     )
 
 

@@ -271,8 +271,8 @@ def _make(config: Config, others: Sequence[Config], base: str) -> None:
             say(f"rollouts are those of {same[0].run.dir}")
             for name in _SHARED:
                 write_json(directory.evaluation(name), read_json(RunDirectory(same[0]).evaluation(name)))
-        validation.check_cluster(config)
-        driver.run(config, directory, base)
+        turns = validation.check_cluster(config)
+        driver.run(config, directory, base, turns)
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

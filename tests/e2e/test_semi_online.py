@@ -108,6 +108,7 @@ def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_fro
         "mean_age": 0.0,
         "largest_age": 0.0,
         "waited_seconds": 0,
+        "placement": "beside",
     }
     assert "<b>Online:</b> in 12 of 12 optimizer steps (100.0 %)" in (run / "report.html").read_text()
 

@@ -53,6 +53,7 @@ def test_how_to_learn_may_change_until_a_step_was_taken(tmp_path: Path) -> None:
 def test_where_work_is_done_may_change(tmp_path: Path) -> None:
     RunDirectory(config(tmp_path)).claim()
     RunDirectory(config(tmp_path, "teacher.replicas=3", "judge.replicas=2", "teacher.cpus=1", "cluster.local_cpus=8"))
+    RunDirectory(config(tmp_path, "rollout.placement=turns"))
     RunDirectory(config(tmp_path, "teacher.max_replicas=3", "student.max_replicas=3"))
 
 

@@ -188,3 +188,122 @@ def test_the_learner_is_told_which_versions_still_write() -> None:
     assert exchange.publish(weights(1)) == [0, 1]
     exchange.deliver(ordered, ROWS)
     assert exchange.publish(weights(1)) == [1]
+
+
+def in_turns(online: list[int], workers: int, wait: float = 30.0, max_staleness: int = 0) -> Exchange:
+    exchange = Exchange(online, max_staleness, wait, workers)
+    exchange.clear()
+    exchange.begin(0)
+    return exchange
+
+
+class Worker:
+    """One of the learner's, who waits for an iteration on a thread."""
+
+    def __init__(self, exchange: Exchange, iteration: int) -> None:
+        self.found: Any = "nothing yet"
+        self._thread = threading.Thread(target=self._wait, args=(exchange, iteration), daemon=True)
+        self._thread.start()
+        time.sleep(0.05)
+
+    def _wait(self, exchange: Exchange, iteration: int) -> None:
+        try:
+            self.found = exchange.take(iteration)
+        except LearnerError as error:
+            self.found = str(error)
+
+    def end(self) -> Any:
+        self._thread.join(timeout=10)
+        return self.found
+
+
+def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_time() -> None:
+    exchange = in_turns([1, 2], workers=2, max_staleness=1)
+    exchange.publish(weights(0))
+    assert exchange.next_order(0.0) is None
+    workers = [Worker(exchange, 1)]
+    assert exchange.next_order(0.0) is None, "the other one still works"
+    workers.append(Worker(exchange, 1))
+    ordered = order(exchange)
+    assert (ordered.iteration, exchange.wanted(ordered)) == (1, True)
+    assert exchange.next_order(0.0) is None, "the replicas have one"
+    exchange.deliver(ordered, ROWS)
+    assert [worker.end() for worker in workers] == [ROWS, ROWS]
+    assert exchange.next_order(0.0) is None, "the student learns, though the weights for iteration 2 are there"
+    workers = [Worker(exchange, 2), Worker(exchange, 2)]
+    exchange.deliver(order(exchange), ROWS)
+    assert [worker.end() for worker in workers] == [ROWS, ROWS]
+
+
+def test_in_turns_the_learner_goes_on_without_rows_only_when_the_replicas_have_stopped() -> None:
+    exchange = in_turns([1, 2], workers=2, wait=0.3)
+    exchange.publish(weights(0))
+    workers = [Worker(exchange, 1), Worker(exchange, 1)]
+    ordered = order(exchange)
+    time.sleep(0.3)
+    assert not exchange.wanted(ordered), "they stop after the batches that they are at"
+    assert [worker.found for worker in workers] == ["nothing yet"] * 2
+    exchange.deliver(ordered, None)
+    assert [worker.end() for worker in workers] == [None, None]
+    exchange.publish(weights(1))
+    workers = [Worker(exchange, 2), Worker(exchange, 2)]
+    assert order(exchange).iteration == 2
+
+
+def test_in_turns_rows_that_come_with_the_replicas_rest_are_learned_from_though_late() -> None:
+    exchange = in_turns([1], workers=1, wait=0.2)
+    exchange.publish(weights(0))
+    worker = Worker(exchange, 1)
+    ordered = order(exchange)
+    time.sleep(0.2)
+    assert worker.found == "nothing yet"
+    exchange.deliver(ordered, ROWS)
+    assert worker.end() is ROWS
+
+
+def test_in_turns_replicas_that_do_not_stop_stop_the_learner() -> None:
+    exchange = in_turns([1], workers=1, wait=0.1)
+    exchange.publish(weights(0))
+    worker = Worker(exchange, 1)
+    order(exchange)
+    told = "rollouts of iteration 1 did not stop within 0.1 s after they were to. Raise rollout.max_wait_seconds"
+    assert told in worker.end()
+    with pytest.raises(LearnerError, match="rollouts of the start before did not stop"):
+        exchange.clear()
+
+
+def test_in_turns_an_iteration_that_nobody_took_up_is_left_out_when_its_time_is_over() -> None:
+    exchange = in_turns([1], workers=1, wait=0.1)
+    assert Worker(exchange, 1).end() is None, "its weights never came"
+
+
+def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_back() -> None:
+    exchange = in_turns([1], workers=2)
+    exchange.publish(weights(0))
+    gone = [Worker(exchange, 1), Worker(exchange, 1)]
+    ordered = order(exchange)
+    starting = threading.Thread(target=exchange.clear)
+    starting.start()
+    assert {worker.end() for worker in gone} == {"iteration 1 was waited for by a worker that is gone"}
+    assert starting.is_alive() and not exchange.wanted(ordered)
+    exchange.deliver(ordered, ROWS)
+    starting.join(timeout=10)
+    exchange.begin(0)
+    exchange.publish(weights(0))
+    first = Worker(exchange, 1)
+    assert exchange.next_order(0.0) is None, "those that are gone do not count"
+    second = Worker(exchange, 1)
+    exchange.deliver(order(exchange), ROWS)
+    assert first.end() is second.end() is ROWS
+
+
+def test_in_turns_whoever_waits_is_told_why_the_rollouts_stopped() -> None:
+    exchange = in_turns([1], workers=1, wait=0.2)
+    exchange.publish(weights(0))
+    worker = Worker(exchange, 1)
+    order(exchange)
+    time.sleep(0.2)
+    exchange.fail("all replicas died")
+    assert worker.end() == "all replicas died"
+    with pytest.raises(LearnerError, match="all replicas died"):
+        exchange.clear()

@@ -10,7 +10,7 @@ import pytest
 
 from masters_ray import store
 from masters_ray.errors import LearnerError
-from masters_ray.learner.feed import MicroBatch, Step, ahead, own_batches, steps
+from masters_ray.learner.feed import MicroBatch, Step, ahead, before, own_batches, steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.packing import PackedBatch, pack, sequence_tokens
 from masters_ray.records import RolloutGroup, ScoredAnswer
@@ -150,6 +150,53 @@ def test_items_are_made_one_ahead_on_another_thread() -> None:
     assert [index for index, _ in made] == [0, 1]
     assert threading.get_ident() not in {thread for _, thread in made}
     assert list(coming) == [1, 2]
+
+
+def test_what_may_not_be_made_ahead_is_made_when_it_is_asked_for() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for index in range(4):
+            made.append(index)
+            yield index
+
+    coming = ahead(items(), halts=lambda index: index == 1)
+    assert [next(coming), next(coming)] == [0, 1]
+    time.sleep(0.05)
+    assert made == [0, 1]
+    assert next(coming) == 2
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert made == [0, 1, 2, 3]
+    assert list(coming) == [3]
+
+
+def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_then() -> None:
+    """Two workers, eight rows in steps of two: the last two are online."""
+    plan = replace(PLAN, rows=8)
+    plans = [(plan, replace(one, online=one.number > 2)) for one in iterations((8,), 2)]
+    asked: list[int] = []
+
+    def take(number: int) -> None:
+        asked.append(number)
+
+    coming = steps(tables(rows(8), 3), plans, 2, 25, 0, fresh=take, max_staleness=0)
+    course = ahead(own_batches(coming, 0, packed), before({3, 4}))
+    seen: list[tuple[int, bool, list[int]]] = []
+    for item in course:
+        assert isinstance(item, MicroBatch)
+        time.sleep(0.02)
+        seen.append((item.step.number, item.last, list(asked)))
+    lasts = {number: known for number, last, known in seen if last}
+    assert lasts == {1: [], 2: [], 3: [3], 4: [3, 4]}
+
+
+def test_a_step_without_rows_is_followed_by_an_online_iteration_as_well() -> None:
+    [first, second] = planned()
+    empty = replace(first, rounds=[])
+    assert before({2})(empty) and not before({3})(empty)
+    assert not before({2})(second)
 
 
 def test_an_error_while_making_an_item_reaches_the_one_who_waits_for_it() -> None:

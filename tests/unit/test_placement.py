@@ -1,13 +1,21 @@
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.placement import Kind, complaints, crowded
+from masters_ray.placement import Kind, Turns, crowded, decide
 from tests.conftest import ROOT
 
 
 def told(nodes: list[dict[str, float]], *overrides: str) -> dict[str, str]:
     config = configuration.load(ROOT / "conf" / "demo.yaml", list(overrides))
-    return {one.where: str(one) for one in complaints(config, nodes)}
+    return {one.where: str(one) for one in decide(config, nodes)[1]}
+
+
+def turns(nodes: list[dict[str, float]], *overrides: str) -> Turns | None:
+    """Of a configuration with online iterations that can be placed."""
+    config = configuration.load(ROOT / "conf" / "demo.yaml", ["rollout.online_fraction=0.5", *overrides])
+    found, complaints = decide(config, nodes)
+    assert complaints == []
+    return found
 
 
 def kind(count: int, gpus: float, cpus: float = 1.0, name: str = "teacher") -> Kind:
@@ -67,3 +75,48 @@ def test_two_kinds_of_replicas_share_the_nodes() -> None:
 @pytest.mark.parametrize(("held", "of"), [(10, 1.0), (3, 3.0), (1, 8.0)])
 def test_fractions_are_counted_to_the_last_one(held: int, of: float) -> None:
     assert kind(100, 0.0, cpus=of / 10).fit(cpus=held * of / 10, gpus=0.0) == held
+
+
+ON_GPUS = ["teacher.gpus=1", "student.gpus=0.5", "learner.gpus=1", "learner.workers=2"]
+"""Two GPUs for rollouts, two for the learner."""
+
+
+def test_replicas_run_beside_the_learner_where_there_is_room() -> None:
+    """Two CPUs for processes, one for reading the dataset."""
+    assert turns([{"CPU": 3.0}]) is None
+    assert turns([{"CPU": 8.0, "GPU": 4.0}], *ON_GPUS) is None
+    assert turns([{"CPU": 8.0, "GPU": 2.0}] * 2, *ON_GPUS, "rollout.placement=beside") is None
+
+
+def test_learner_and_rollouts_take_turns_on_one_node_that_does_not_hold_both() -> None:
+    assert turns([{"CPU": 2.0}]) == Turns(cpus=2.0, gpus=0)
+    assert turns([{"CPU": 8.0, "GPU": 2.0}], *ON_GPUS) == Turns(cpus=8.0, gpus=2)
+    assert turns([{"CPU": 8.0, "GPU": 2.0}], *ON_GPUS, "rollout.placement=turns") == Turns(cpus=8.0, gpus=2)
+    assert turns([{"CPU": 64.0}], "rollout.placement=turns") == Turns(cpus=64.0, gpus=0), "whatever would fit"
+    assert str(Turns(cpus=8.0, gpus=2)) == "one node of 8 CPUs and 2 GPUs"
+    assert str(Turns(cpus=1.0, gpus=0)) == "one node of 1 CPU"
+
+
+def test_a_run_without_online_iterations_takes_no_turns() -> None:
+    config = configuration.load(ROOT / "conf" / "demo.yaml", ["rollout.placement=turns"])
+    assert decide(config, [{"CPU": 2.0}]) == (None, [])
+
+
+def test_what_does_not_fit_even_in_turns_is_refused_with_what_is_asked_and_what_there_is() -> None:
+    online = "rollout.online_fraction=0.5"
+    found = told([{"CPU": 1.0}], online)
+    assert set(found) == {"CPU for making rollouts", "CPU for the learner"}
+    assert "at most the cluster's 1, found 1.5" in found["CPU for making rollouts"]
+    found = told([{"CPU": 8.0, "GPU": 1.0}], online, *ON_GPUS)
+    assert "at most the cluster's 1, found 2" in found["GPU for the learner"]
+    assert "GPU for making rollouts" in found
+
+
+def test_beside_each_other_is_refused_where_it_does_not_fit_if_it_must_be_or_on_several_nodes() -> None:
+    online = "rollout.online_fraction=0.5"
+    found = told([{"CPU": 2.0}], online, "rollout.placement=beside")
+    assert "at most the cluster's 2, found 3" in found["CPU for learning while making rollouts"]
+    found = told([{"CPU": 8.0, "GPU": 1.0}] * 2, online, *ON_GPUS)
+    assert set(found) == {"GPU for learning while making rollouts"}, "turns are taken on one node"
+    found = told([{"CPU": 8.0, "GPU": 1.0}] * 2, online, *ON_GPUS, "rollout.placement=turns")
+    assert "turns are taken on one node, found turns, and 2 nodes" in found["rollout.placement"]

@@ -156,3 +156,29 @@ def test_nobody_joins_a_closed_pool() -> None:
     pool.close()
     with pytest.raises(ReplicaError, match="were stopped"):
         pool.join(Actor([]))
+
+
+class Sleeper(Actor):
+    """Its sleep is answered by the script of its calls."""
+
+    def __init__(self, script: list[Any], ready: list[Any] | None = None) -> None:
+        super().__init__(script, ready)
+        self.sleep = type("Method", (), {"remote": staticmethod(lambda: self.remote("sleep", expected="asleep"))})
+
+
+def test_all_replicas_sleep_and_keep_the_weights_that_they_were_told_to_hold() -> None:
+    actors = [Sleeper([report(), None, "an answer"]), Sleeper([report(), None])]
+    pool = Pool("teacher", list(actors), masked=True)
+    pool.mask(0.2)
+    pool.sleep()
+    assert [actor.expected[-1] for actor in actors] == ["asleep"] * 2
+    assert pool.call("answer", 1) == "an answer"
+    assert actors[0].expected[-1] == report(), "whoever takes its place is masked before it answers"
+
+
+def test_a_replica_that_is_started_again_sleeps_before_the_student_learns() -> None:
+    back = Sleeper([ActorDiedError(), None], [RESTARTING, True])
+    Pool("student", [back, Sleeper([None])]).sleep()
+    assert back._script == {"call": [], "ready": []}, "waited for, and told once more"
+    with pytest.raises(ReplicaError, match="student.sleep: all replicas died"):
+        Pool("student", [Sleeper([ActorDiedError()], [ActorDiedError()] * 3)]).sleep()

@@ -18,8 +18,9 @@ from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError,
 from masters_ray.learner.exchange import Exchange
 from masters_ray.pipeline import semi_online
 from masters_ray.pipeline.directory import RunDirectory, read_lines
-from masters_ray.pipeline.semi_online import Asked, OnlineRollouts
+from masters_ray.pipeline.semi_online import Asked, Engines, OnlineRollouts
 from masters_ray.pipeline.verdicts import Judging, Verdicts
+from masters_ray.placement import Turns
 from masters_ray.weights import StudentWeights
 from tests.builders import problem
 from tests.conftest import PAIR, ROOT
@@ -52,6 +53,7 @@ def settings(folder: Path, *words: str) -> Config:
         f"student.checkpoint={PAIR / 'student'}",
         *("schedule.max_ratio=0.2", "schedule.step=0.2", "learner.groups_per_step=2"),
         *("rollout.online_fraction=1", "rollout.max_staleness=1", "rollout.batch_rows=1"),
+        "rollout.max_wait_seconds=20",
         *("rollout.teacher_answers=2", "rollout.student_answers=2"),
         *(f"rollout.max_{what}_share=1" for what in ("set_aside", "unjudged", "empty")),
     ]
@@ -65,12 +67,16 @@ def weights(version: int, digest: str = "") -> StudentWeights:
 class Course:
     """A run's online rollouts, and what the learner sees of them."""
 
-    def __init__(self, folder: Path, replicas: FakeReplicas, *words: str, learned: int = 0) -> None:
+    def __init__(
+        self, folder: Path, replicas: FakeReplicas, *words: str, learned: int = 0, turns: bool = False
+    ) -> None:
+        """In turns the learner has one worker, and the student writes one step late."""
         config = settings(folder, *words)
         plan = schedule.plan(config.schedules, len(QUESTIONS))
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
         self.started: list[tuple[int, float]] = []
-        self.exchange = Exchange([one.number for one in iterations], config.rollout.max_staleness, 20.0)
+        numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
+        self.exchange = Exchange(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
         asked = Asked(
             config=config,
             stages={stage.index: stage for stage, _ in plan},
@@ -85,7 +91,7 @@ class Course:
             self.started.append((teacher, ratio))
             return replicas
 
-        self.rollouts = OnlineRollouts(asked, RunDirectory(config), Near(self.exchange), start)  # type: ignore[arg-type]
+        self.rollouts = OnlineRollouts(asked, RunDirectory(config), Near(self.exchange), start, turns=turns)  # type: ignore[arg-type]
         self.exchange.begin(learned)
 
     def __enter__(self) -> Course:
@@ -109,8 +115,8 @@ def course_replicas(**pools: FakePool) -> FakeReplicas:
 def run(tmp_path: Path) -> Iterator[Callable[..., Course]]:
     open_ones: list[Course] = []
 
-    def begun(replicas: FakeReplicas, *words: str, learned: int = 0) -> Course:
-        open_ones.append(Course(tmp_path, replicas, *words, learned=learned))
+    def begun(replicas: FakeReplicas, *words: str, learned: int = 0, turns: bool = False) -> Course:
+        open_ones.append(Course(tmp_path, replicas, *words, learned=learned, turns=turns))
         return open_ones[-1].__enter__()
 
     yield begun
@@ -270,6 +276,56 @@ def test_stores_of_online_iterations_are_closed_when_nothing_is_learned_from_the
         semi_online.finish(folder)
     assert [row.position for row in store.read(folders[0])] == [0, 1, 2, 3]
     assert store.read_manifest(folders[1]) is None, "it was never begun"
+
+
+def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes_on(run: Callable[..., Course]) -> None:
+    replicas = course_replicas()
+    course = run(replicas, turns=True)
+    for version in (0, 1, 2):
+        course.exchange.publish(weights(version))
+    time.sleep(0.1)
+    assert replicas.pools["student"].wrote == [], "nobody waits, though the weights are there"
+    for iteration in (1, 2, 3, 4):
+        assert course.take(iteration)["version"].to_pylist() == [max(0, iteration - 2)] * 2, "as without turns"
+        assert [pool.asleep for pool in replicas.pools.values()] == [iteration] * 4
+        assert len(replicas.pools["student"].wrote) == 2 * iteration
+
+
+def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: Callable[..., Course]) -> None:
+    class Slow(FakePool):
+        """Its first answers take longer than the learner waits; nothing else is under way meanwhile."""
+
+        most_calls_at_once = 0
+
+        def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
+            if method == "answer" and not self.wrote:
+                time.sleep(1.3)
+
+    class Single(Slow):
+        most_calls_at_once = 1
+
+    replicas = course_replicas(
+        teacher=Single("teacher"), **{role: Slow(role) for role in ("student", "reference", "judge")}
+    )
+    course = run(replicas, "rollout.max_wait_seconds=1", turns=True)
+    course.exchange.publish(weights(0))
+    assert course.exchange.take(1) is None
+    student = replicas.pools["student"]
+    assert (student.wrote, student.asleep) == (["0"], 1), "the second batch is not begun"
+    assert course.take(2)["position"].to_pylist() == [2, 3]
+
+
+@pytest.mark.parametrize("turns", [None, Turns(cpus=1.0, gpus=0)])
+def test_engines_that_made_rows_before_training_go_on_and_sleep_before_the_learner_starts(
+    tmp_path: Path, turns: Turns | None
+) -> None:
+    replicas, engines = course_replicas(), Engines(settings(tmp_path), turns)
+    engines.give_way()
+    engines.keep(0, replicas)  # type: ignore[arg-type]
+    engines.give_way()
+    assert [pool.asleep for pool in replicas.pools.values()] == [0 if turns is None else 1] * 4
+    assert engines.of(0, 0.2) is replicas
+    assert [one.devices for one in engines.deployments(0, 0.2)] == [None if turns is None else ("",)] * 3
 
 
 def test_threads_end_with_the_run(run: Callable[..., Course]) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from masters_ray import config as configuration
+from masters_ray.errors import ConfigError
 from masters_ray.pipeline import stages
+from masters_ray.placement import Turns
 from tests.builders import problem
 from tests.conftest import ROOT
 from tests.fakes import FakePool
@@ -104,19 +106,36 @@ def test_a_teacher_that_judges_has_processes_of_its_own_without_a_mask() -> None
     assert roles(*by_rule) == [(("teacher",), 1), (("student",), 1)]
 
 
+ONE_GPU = ["learner.gpus=1", "student.gpus=1"]
+
+
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "beside", "in_turns"),
     [
-        ([], "object_store"),
-        (["learner.gpus=1", "student.gpus=1"], "nccl"),
-        (["learner.gpus=1", "student.gpus=0.5"], "object_store"),
-        (["learner.gpus=1"], "object_store"),
-        (["rollout.weight_transfer=gloo"], "gloo"),
-        (["learner.gpus=1", "student.gpus=1", "rollout.weight_transfer=object_store"], "object_store"),
+        ([], "object_store", "object_store"),
+        (ONE_GPU, "nccl", "ipc"),
+        ([*ONE_GPU, "student.replicas=2"], "nccl", "object_store"),
+        ([*ONE_GPU, "learner.workers=2"], "nccl", "object_store"),
+        (["learner.gpus=1", "student.gpus=0.5"], "object_store", "object_store"),
+        (["learner.gpus=1"], "object_store", "object_store"),
+        (["rollout.weight_transfer=gloo"], "gloo", "gloo"),
+        ([*ONE_GPU, "rollout.weight_transfer=object_store"], "object_store", "object_store"),
     ],
 )
-def test_weights_go_from_gpu_to_gpu_where_both_sides_have_one_of_their_own(words: list[str], expected: str) -> None:
+def test_weights_go_from_gpu_to_gpu_where_both_sides_have_one_of_their_own(
+    words: list[str], beside: str, in_turns: str
+) -> None:
     config = configuration.load(DEMO, words)
-    assert stages.transfer(config) == expected
-    of_roles = {one.spec.roles: one.spec.transfer for one in stages.online_deployments(config, 0.2)}
-    assert of_roles == {("teacher",): "object_store", ("student",): expected, ("reference", "judge"): "object_store"}
+    for turns, expected in ((None, beside), (Turns(cpus=8.0, gpus=2), in_turns)):
+        assert stages.transfer(config, turns is not None) == expected
+        by_roles = {one.spec.roles: one.spec.transfer for one in stages.online_deployments(config, 0.2, turns)}
+        others = {("teacher",): "object_store", ("reference", "judge"): "object_store"}
+        assert by_roles == others | {("student",): expected}
+
+
+@pytest.mark.parametrize(("transfer", "turns"), [("nccl", True), ("ipc", False)])
+def test_weights_do_not_go_a_way_that_there_is_not(transfer: str, turns: bool) -> None:
+    config = configuration.load(DEMO, [*ONE_GPU, f"rollout.weight_transfer={transfer}"])
+    with pytest.raises(ConfigError, match=f"found {transfer}, and they .*auto takes what fits"):
+        stages.transfer(config, turns)
+    assert stages.transfer(config, not turns) == transfer

@@ -179,7 +179,7 @@ class Runs:
         self.clusters += 1
         yield
 
-    def _run(self, config: Config, directory: RunDirectory, base: str) -> None:
+    def _run(self, config: Config, directory: RunDirectory, base: str, turns: None) -> None:
         assert base == "conf/demo.yaml"
         variant = directory.root.parent.name
         self.made.append((variant, config.rollout.store, config.rollout.reuse))

@@ -56,3 +56,28 @@ def test_weights_that_arrive_are_read_from_a_directory_that_is_gone_afterwards(
     found = VllmEngine(tmp_path, Engine()).load((name, torch.ones(3)) for name in "ab")
     assert found == {"a": "digest", "b": "digest"}
     assert folders[0].name.startswith(PREFIX) and not folders[0].exists()
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_an_engine_that_sleeps_does_so_once_it_is_loaded_and_never_on_a_cpu(
+    on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = SimpleNamespace(is_cpu=lambda: on_cpu)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
+    told: list[Any] = []
+    llm = SimpleNamespace(sleep=lambda level: told.append(level), wake_up=lambda: told.append("awake"))
+
+    def start(**options: Any) -> Any:
+        told.append(options.get("enable_sleep_mode", False))
+        return llm
+
+    monkeypatch.setattr(vllm_engine, "_start", start)
+    engine = VllmEngine(tmp_path, Engine(), sleeps=True)
+    engine.sleep()
+    engine.loop.alone(lambda _: None)
+    engine.sleep()
+    assert told == ([False] if on_cpu else [True, 1, "awake", 1])
+    told.clear()
+    VllmEngine(tmp_path, Engine()).sleep()
+    assert told == [False], "one that was not told to"

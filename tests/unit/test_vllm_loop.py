@@ -13,16 +13,25 @@ from masters_ray.records import Refused
 
 
 class FakeEngine:
-    """Finishes its oldest request at each step; remembers the most that were under way at once."""
+    """Finishes its oldest request at each step; remembers the most that were under way at once, and its sleep."""
 
     def __init__(self) -> None:
+        self.slept: list[str] = []
         self.llm_engine = self
         self.under_way: list[tuple[str, str]] = []
         self.most = 0
         self.go_on = threading.Event()
         self.go_on.set()
 
+    def sleep(self, level: int) -> None:
+        assert not self.under_way
+        self.slept.append(f"asleep at level {level}")
+
+    def wake_up(self) -> None:
+        self.slept.append("awake")
+
     def add_request(self, name: str, prompt: str, parameters: object) -> None:
+        assert self.slept[-1:] in ([], ["awake"])
         if prompt == "long":
             raise ValueError("too long")
         self.under_way.append((name, prompt))
@@ -77,6 +86,31 @@ def test_an_action_on_the_engine_runs_when_nothing_is_under_way_and_may_fail_alo
     with pytest.raises(CheckpointError, match="torn"):
         loop.alone(fail)
     assert ask(loop, "a") == ["A"]
+
+
+def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked() -> None:
+    engine = FakeEngine()
+    loop = EngineLoop(lambda: engine)
+    assert ask(loop, "a", "b") == ["A", "B"]
+    loop.sleep()
+    loop.sleep()
+    assert engine.slept == ["asleep at level 1"]
+    assert ask(loop, "a") == ["A"]
+    loop.sleep()
+    assert loop.alone(lambda llm: list(llm.slept)) == ["asleep at level 1", "awake"] * 2
+
+
+def test_an_engine_that_cannot_wake_is_broken() -> None:
+    engine = FakeEngine()
+    loop = EngineLoop(lambda: engine)
+    loop.sleep()
+
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    engine.wake_up = fail  # type: ignore[method-assign]
+    with pytest.raises(ReplicaError, match="the engine broke: RuntimeError: out of memory"):
+        ask(loop, "a")
 
 
 def test_an_engine_that_cannot_be_made_is_told_to_who_asked_for_it() -> None:
