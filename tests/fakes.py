@@ -117,6 +117,7 @@ class FakeReplicas:
             "student": FakePool("student"),
             "judge": FakePool("judge"),
         } | pools
+        self.closed = False
 
     def close(self) -> None:
-        pass
+        self.closed = True

@@ -70,6 +70,13 @@ class LearnerJob:
         """The iterations that want fresh groups."""
         return [one.number for one in self.iterations if one.online]
 
+    @property
+    def online_in_words(self) -> str:
+        """To be said when the learner starts."""
+        if not self.online:
+            return ""
+        return f"; {len(self.online)} of its {len(self.steps)} iterations are online, weights by {self.transfer}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRewards:

@@ -304,7 +304,10 @@ class _Run:
         )
         for folder in stores:
             store.check_digests(folder)
-        say(f"the learner starts{_told_online(job)}")
+        if job.online:
+            with journal.phase("start of the engines"):
+                self._engines.prepare(self._next_online(job))
+        say(f"the learner starts{job.online_in_words}")
         with (
             journal.phase("learner"),
             track("learner: optimizer steps", len(job.steps), journal.steps_done()) as advance,
@@ -334,6 +337,11 @@ class _Run:
         for index in indices:
             semi_online.finish(directory.online(index))
 
+    def _next_online(self, job: LearnerJob) -> schedule.Stage | None:
+        """The stage of the first online iteration that has no step yet; None: there is none."""
+        done = self._journal.steps_done()
+        return next((self.plan[one.stage][0] for one in job.iterations if one.online and one.number > done), None)
+
     @contextmanager
     def _online(self, job: LearnerJob) -> Iterator[OnlineRollouts | None]:
         """What answers the job's online iterations; None when there are none."""
@@ -354,6 +362,7 @@ class _Run:
         )
         with (
             exchange_of(job, self._config.rollout.max_wait_seconds, self._config.student.replicas) as exchange,
+            self._engines,
             OnlineRollouts(asked, self._directory, exchange, self._engines.of, turns=job.turns) as online,
         ):
             yield online
@@ -382,12 +391,6 @@ class _Run:
         in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
         online = semi_online.rejected_in([self._directory.online(index) for index in finished])
         data.write_quarantine(self._quarantine, [*self._train.rejected, *self._held_out.rejected, *in_stages, *online])
-
-
-def _told_online(job: LearnerJob) -> str:
-    if not job.online:
-        return ""
-    return f"; {len(job.online)} of its {len(job.steps)} iterations are online, weights by {job.transfer}"
 
 
 def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:

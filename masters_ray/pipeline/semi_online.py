@@ -57,7 +57,8 @@ class Asked:
 
 
 class Engines:
-    """The replicas of online iterations: those that made the rows before training go on, others are started."""
+    """The replicas of online iterations: those that made the rows before training go on, others are started. What is
+    kept is closed when the block is left."""
 
     def __init__(self, config: Config, turns: Turns | None) -> None:
         """turns: where learner and rollouts take turns."""
@@ -74,6 +75,24 @@ class Engines:
         """Replicas of ``deployments`` to go on with; whoever keeps them closes them."""
         self._kept = teacher, replicas
 
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def prepare(self, stage: schedule.Stage | None) -> None:
+        """Have replicas ready for the stage, if any, before the learner starts. Raises ReplicaError when they cannot
+        start."""
+        if stage is not None and (self._kept is None or self._kept[0] != stage.teacher):
+            self._close()
+            self.keep(stage.teacher, Replicas(self.deployments(stage.teacher, stage.ratio)))
+
+    def _close(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept[1].close()
+
     def give_way(self) -> None:
         """In turns, before the learner starts: what is kept sleeps. Raises ReplicaError when it cannot."""
         if self.turns is not None and self._kept is not None:
@@ -82,11 +101,10 @@ class Engines:
     def of(self, teacher: int, ratio: float) -> Replicas:
         """Replicas with one of the run's teachers, those that are kept or new ones masked at a ratio. Raises
         ReplicaError when they cannot start."""
-        kept, self._kept = self._kept, None
-        if kept is not None and kept[0] == teacher:
-            return kept[1]
-        if kept is not None:
-            kept[1].close()
+        if self._kept is not None and self._kept[0] == teacher:
+            (_, replicas), self._kept = self._kept, None
+            return replicas
+        self._close()
         return Replicas(self.deployments(teacher, ratio))
 
 

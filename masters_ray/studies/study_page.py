@@ -44,7 +44,7 @@ def told_of_times(found: Sequence[Outcome]) -> str:
         return text
     return (
         f"{text} “{WAITING}” is the part of it in which the learner stood still because fresh answers were not there "
-        "yet; the start of the engines is in it where a run took over all its rows, since no engine ran before."
+        "yet."
     )
 
 

@@ -328,6 +328,30 @@ def test_engines_that_made_rows_before_training_go_on_and_sleep_before_the_learn
     assert [one.devices for one in engines.deployments(0, 0.2)] == [None if turns is None else ("",)] * 3
 
 
+def test_engines_are_ready_before_the_learner_starts_and_closed_when_nothing_was_asked_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[FakeReplicas] = []
+
+    def start(_: object) -> FakeReplicas:
+        started.append(course_replicas())
+        return started[-1]
+
+    monkeypatch.setattr(semi_online, "Replicas", start)
+    first, second = (schedule.Stage(index=teacher, ratio=0.0, teacher=teacher) for teacher in (0, 1))
+    with Engines(settings(tmp_path, "growth=[{teacher: {checkpoint: another}}]"), None) as engines:
+        engines.prepare(None)
+        assert started == []
+        engines.prepare(first)
+        engines.prepare(first)
+        assert len(started) == 1, "they are there"
+        engines.prepare(second)
+        assert [one.closed for one in started] == [True, False]
+        assert engines.of(1, 0.0) is started[1]
+        engines.prepare(second)
+    assert [one.closed for one in started] == [True, False, True], "whoever was handed them closes them"
+
+
 def test_threads_end_with_the_run(run: Callable[..., Course]) -> None:
     course = run(course_replicas())
     course.__exit__()
