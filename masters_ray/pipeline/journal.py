@@ -34,7 +34,7 @@ class Journal:
             }
         self._metrics = {row["step"]: row for row in read_lines(directory.file("metrics.jsonl"))}
         self._skipped = {row["step"]: row for row in read_lines(directory.file("skipped.jsonl"))}
-        self._began = time.monotonic()
+        self._before, self._began = self.content["wall_seconds"], time.monotonic()
         self._events: Any = None
 
     def __enter__(self) -> Journal:
@@ -42,7 +42,6 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         """Adds this call's wall time, also when it was interrupted."""
-        self.content["wall_seconds"] += time.monotonic() - self._began
         self._save()
         if self._events is not None:
             self._events.close()
@@ -110,4 +109,6 @@ class Journal:
         write_text(self._directory.file(name), "".join(lines))
 
     def _save(self) -> None:
+        """With this call's wall time so far: a kill must not lose that of the phases that are saved with it."""
+        self.content["wall_seconds"] = self._before + time.monotonic() - self._began
         write_json(self._file, self.content)

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path:
     ]
     assert read_lines(tmp_path / "rewards.jsonl")[0]["position"] == 3
     assert set(journal.content["phases"]) == {"rollouts"}
+
+
+def test_a_killed_call_leaves_the_wall_time_of_the_phases_that_it_finished(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    with Journal(directory, "c.yaml").phase("rollouts"):  # a journal that is never closed
+        time.sleep(0.02)
+    with Journal(directory, "c.yaml") as journal:
+        assert journal.content["wall_seconds"] >= journal.content["phases"]["rollouts"] > 0.01
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
