@@ -231,9 +231,10 @@ class _Stored:
 
 
 def finish(folder: store.Folder) -> None:
-    """Close the store of a stage's online iterations, if there is one: nothing is learned from it any more."""
+    """Close the store of a stage's online iterations, if there is one that is open: nothing is learned from it any
+    more."""
     accounts = store.read_accounts(folder)
-    if not accounts:
+    if not accounts or store.read_manifest(folder) is not None:
         return
     total = Tally.total(account.noted["tally"] for account in accounts.values())
     store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
