@@ -17,9 +17,9 @@ _PIECE = 256 * 2**20
 """Bytes of tensors that travel together."""
 
 
-def publish(tensors: Mapping[str, Tensor], exchange: Any, version: int, began: float) -> None:
-    """Hand a version of the student to the exchange. tensors: a checkpoint's, on the CPU. began: when the learner
-    turned to it, of ``time.monotonic``. Raises LearnerError when the rollouts have failed."""
+def publish(tensors: Mapping[str, Tensor], exchange: Any, version: int, began: float) -> str:
+    """Hand a version of the student to the exchange. Returns its digest. tensors: a checkpoint's, on the CPU. began:
+    when the learner turned to it, of ``time.monotonic``. Raises LearnerError when the rollouts have failed."""
     digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
     try:
         pieces = [ray.get(exchange.keep.remote(piece))[0] for piece in _pieces(tensors)]
@@ -28,6 +28,7 @@ def publish(tensors: Mapping[str, Tensor], exchange: Any, version: int, began: f
         ray.get(exchange.publish.remote(weights))
     except RayTaskError as error:
         raise LearnerError(str(error.cause)) from error
+    return weights.digest
 
 
 def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[list[WireTensor]]:

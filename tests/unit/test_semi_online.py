@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def weights(version: int, digest: str = "") -> StudentWeights:
 class Course:
     """A run's online rollouts, and what the learner sees of them."""
 
-    def __init__(self, folder: Path, replicas: FakeReplicas, *words: str, learned: int = 0) -> None:
+    def __init__(self, folder: Path, replicas: FakeReplicas, *words: str, learner: Sequence[StudentWeights]) -> None:
+        """learner: the students that it was; it goes on as the last one."""
         config = settings(folder, *words)
         plan = schedule.plan(config.schedules, len(QUESTIONS))
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
@@ -86,7 +87,8 @@ class Course:
             return replicas
 
         self.rollouts = OnlineRollouts(asked, RunDirectory(config), Near(self.exchange), start)  # type: ignore[arg-type]
-        self.exchange.begin(learned)
+        learned = max((one.version for one in learner), default=0)
+        self.exchange.begin(learned, {one.version: one.digest for one in learner})
 
     def __enter__(self) -> Course:
         self.rollouts.__enter__()
@@ -109,8 +111,8 @@ def course_replicas(**pools: FakePool) -> FakeReplicas:
 def run(tmp_path: Path) -> Iterator[Callable[..., Course]]:
     open_ones: list[Course] = []
 
-    def begun(replicas: FakeReplicas, *words: str, learned: int = 0) -> Course:
-        open_ones.append(Course(tmp_path, replicas, *words, learned=learned))
+    def begun(replicas: FakeReplicas, *words: str, learner: Sequence[StudentWeights] = ()) -> Course:
+        open_ones.append(Course(tmp_path, replicas, *words, learner=learner))
         return open_ones[-1].__enter__()
 
     yield begun
@@ -181,7 +183,8 @@ def test_what_this_learner_wrote_before_it_was_killed_is_not_made_again(run: Cal
     before = [first.take(iteration) for iteration in (1, 2, 3)]
     first.__exit__()
     replicas = course_replicas()
-    again = run(replicas, learned=2)  # goes on after a checkpoint of iteration 2, whose weights write for 3 and 4
+    # It goes on after a checkpoint of iteration 2, whose weights write for 3 and 4.
+    again = run(replicas, learner=[weights(0), weights(1), weights(2)])
     again.exchange.publish(weights(2))
     assert again.take(3).equals(before[2]), "version 1 is a student that this learner was"
     assert replicas.pools["student"].wrote == []
@@ -201,6 +204,20 @@ def test_what_a_student_wrote_that_this_learner_never_was_is_made_again(run: Cal
     again.exchange.publish(weights(1, "another"))
     assert set(again.take(3)["student_digest"].to_pylist()) == {weights(1, "another").digest}
     assert sorted(replicas.pools["student"].wrote) == ["4", "5"], "what version 0 wrote is still good"
+
+
+def test_what_a_killed_learner_wrote_is_not_taken_for_what_the_one_after_it_would_have_written(
+    run: Callable[..., Course],
+) -> None:
+    """Its version 1 came out otherwise, and it was killed as well before iteration 3 was made anew."""
+    first = run(course_replicas())
+    for version in (0, 1):
+        first.exchange.publish(weights(version))
+    first.take(3)
+    first.__exit__()
+    again = run(course_replicas(), learner=[weights(0), weights(1, "another"), weights(2)])
+    again.exchange.publish(weights(2))
+    assert set(again.take(3)["student_digest"].to_pylist()) == {weights(2).digest}
 
 
 def test_a_batch_whose_replica_died_is_taken_again_and_the_learner_gets_whole_iterations(
