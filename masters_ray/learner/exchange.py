@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,9 @@ class Order:
 
     iteration: int
     weights: StudentWeights
-    learned: int
-    """Iterations that the learner had behind it when it was started or went on: what older weights wrote is good."""
+    students: Mapping[int, str]
+    """Version → digest of the students that this learner was before it was started or went on: what they wrote is
+    good."""
     start: int
     """Which of the learner's starts it is for."""
 
@@ -52,6 +53,7 @@ class Exchange:
         self._changed = threading.Condition()
         """Held for every look at the fields below."""
         self._learned: int | None = None
+        self._students: Mapping[int, str] = {}
         self._start = 0
         """Counts the learner's starts: a worker of an earlier one is gone, though it may still seem to wait."""
         self._weights: dict[int, StudentWeights] = {}
@@ -81,11 +83,12 @@ class Exchange:
             if self._at_work:
                 raise LearnerError(self._never_back("the start before"))
 
-    def begin(self, learned: int) -> None:
-        """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``."""
+    def begin(self, learned: int, students: Mapping[int, str]) -> None:
+        """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``.
+        students: as ``Order.students``."""
         with self._changed:
             self._check()
-            self._learned = learned
+            self._learned, self._students = learned, students
             self._start += 1
             self._weights, self._groups, self._deadlines = {}, {}, {}
             self._given_up = set()
@@ -224,4 +227,4 @@ class Exchange:
         weights = self._weights.get(self._version(pending[0])) if pending else None
         if weights is None or not self._may_work(pending[0]):
             return None
-        return Order(iteration=pending[0], weights=weights, learned=self._learned or 0, start=self._start)
+        return Order(iteration=pending[0], weights=weights, students=self._students, start=self._start)

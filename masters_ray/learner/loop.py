@@ -104,6 +104,8 @@ class _Worker:
         self._sender: Sender | None = None
         if exchange is not None and self._rank == 0 and job.transfer != "object_store":
             self._sender = Sender(job.transfer, exchange, self._device)
+        self._students: dict[int, str] = {}
+        """Rank 0: version → digest of those that were published, as far as what they wrote may still be wanted."""
         self.checkpoints = Checkpoints(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
@@ -127,7 +129,7 @@ class _Worker:
             job = self._job
             self._to_publish = {version_for(number, job.max_staleness, done) for number in job.online if number > done}
             if self._rank == 0:
-                self._tell_exchange("begin", done)
+                self._tell_exchange("begin", done, self._students)
             # Nobody may ask for rows before: they could be those of workers that were lost.
             self._engine.over_workers(torch.zeros(1))
             self.publish(done)
@@ -142,7 +144,7 @@ class _Worker:
             if self._job.settings.lora.rank:
                 state = adapters.merged(state, self._folder, self._job.settings.lora)
             tensors = hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
-            publish(tensors, self._exchange, number, began, self._sender)
+            self._students[number] = publish(tensors, self._exchange, number, began, self._sender)
 
     def micro_batches(self, done: int) -> Iterator[MicroBatch | Step]:
         """This rank's part of everything after the first ``done`` steps."""
@@ -191,6 +193,7 @@ class _Worker:
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self._pin(state["told"])  # the driver may have died before it read them
+            self._students = state.get("students", {})  # checkpoints of older versions have none
             self._untrained = False
             self._say(f"the learner goes on after step {found.step}")
             return found.step
@@ -268,8 +271,11 @@ class _Worker:
 
     def save(self, number: int) -> None:
         """This rank's part of a checkpoint after ``number`` steps."""
+        oldest = number - self._job.max_staleness
+        self._students = {version: digest for version, digest in self._students.items() if version >= oldest}
         state = {
             "step": number,
+            "students": self._students,
             "random": torch.get_rng_state(),
             "skipped_in_a_row": self._skipped_in_a_row,
             "told": dataclasses.replace(self._told, rewards=[], notes=[]),

@@ -20,10 +20,10 @@ _PIECE = 256 * 2**20
 
 def publish(
     tensors: Mapping[str, Tensor], exchange: Any, version: int, began: float, sender: Sender | None = None
-) -> None:
-    """Hand a version of the student to the exchange. tensors: a checkpoint's, on the CPU. began: when the learner
-    turned to it, of ``time.monotonic``. sender: what keeps and sends them; without one they go into the object store.
-    Raises LearnerError when the rollouts have failed, or when nothing can be sent any more."""
+) -> str:
+    """Hand a version of the student to the exchange. Returns its digest. tensors: a checkpoint's, on the CPU. began:
+    when the learner turned to it, of ``time.monotonic``. sender: what keeps and sends them; without one they go into
+    the object store. Raises LearnerError when the rollouts have failed, or when nothing can be sent any more."""
     if sender is not None:
         sender.check()
     digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
@@ -45,6 +45,7 @@ def publish(
             sender.drop_all_but(needed)
     except RayTaskError as error:
         raise LearnerError(str(error.cause)) from error
+    return weights.digest
 
 
 def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[list[WireTensor]]:

@@ -103,6 +103,8 @@ class _Run:
             # With several teachers the last one's engines are not those that are wanted first.
             self.generate(kept=kept if online and not self._config.growth else None)
             self._learn(self._stages, self._directory.student)
+        for index in self._stages:
+            semi_online.finish(self._directory.online(index))
         self._note_rejected(self._stages)
         self._measure_trained()
 
@@ -334,8 +336,6 @@ class _Run:
                 raise
             if online and online.error:
                 raise online.error
-        for index in indices:
-            semi_online.finish(directory.online(index))
 
     def _next_online(self, job: LearnerJob) -> schedule.Stage | None:
         """The stage of the first online iteration that has no step yet; None: there is none."""

@@ -34,7 +34,7 @@ class Journal:
             }
         self._metrics = {row["step"]: row for row in read_lines(directory.file("metrics.jsonl"))}
         self._skipped = {row["step"]: row for row in read_lines(directory.file("skipped.jsonl"))}
-        self._began = time.monotonic()
+        self._before, self._began = self.content["wall_seconds"], time.monotonic()
         self._events: Any = None
 
     def __enter__(self) -> Journal:
@@ -42,7 +42,6 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         """Adds this call's wall time, also when it was interrupted."""
-        self.content["wall_seconds"] += time.monotonic() - self._began
         self._save()
         if self._events is not None:
             self._events.close()
@@ -68,29 +67,32 @@ class Journal:
         return len(self._metrics.keys() | self._skipped.keys())
 
     def record(self, metrics: StepMetrics) -> int:
-        """One optimizer step; a step taken again after a restart replaces its first record. Returns 1 if it is new."""
+        """One optimizer step; a step taken again after a restart replaces its first record, also as one that was
+        skipped: fresh answers that did not come in time may be there now. Returns 1 if it is new."""
         new = metrics.step not in self._metrics.keys() | self._skipped.keys()
         row = dataclasses.asdict(metrics)
         if self._metrics.get(metrics.step) == row:
             return 0
+        if self._skipped.pop(metrics.step, None):
+            self._write("skipped.jsonl", self._skipped)
         self._metrics[metrics.step] = row
-        file = self._directory.file("metrics.jsonl")
         if new and metrics.step == max(self._metrics):
-            append_lines(file, [row])
+            append_lines(self._directory.file("metrics.jsonl"), [row])
         else:
-            rows = [self._metrics[step] for step in sorted(self._metrics)]
-            write_text(file, "".join(json.dumps(one) + "\n" for one in rows))
+            self._write("metrics.jsonl", self._metrics)
         for name, value in row.items():
             if name != "step":
                 self.events.add_scalar(f"learner/{name}", value, metrics.step)
         return int(new)
 
     def record_skipped(self, skipped: SkippedStep) -> int:
-        """A step that was not taken. Returns 1 if it is new."""
+        """A step that was not taken; replaces its record of before a restart, also as one that was. Returns 1 if it is
+        new."""
         new = skipped.step not in self._metrics.keys() | self._skipped.keys()
+        if self._metrics.pop(skipped.step, None):
+            self._write("metrics.jsonl", self._metrics)
         self._skipped[skipped.step] = dataclasses.asdict(skipped)
-        rows = [self._skipped[step] for step in sorted(self._skipped)]
-        write_text(self._directory.file("skipped.jsonl"), "".join(json.dumps(one) + "\n" for one in rows))
+        self._write("skipped.jsonl", self._skipped)
         return int(new)
 
     def record_rewards(self, rewards: Sequence[GroupRewards]) -> None:
@@ -106,5 +108,12 @@ class Journal:
             self._events = SummaryWriter(str(self._directory.tensorboard))
         return self._events
 
+    def _write(self, name: str, rows: dict[int, dict[str, Any]]) -> None:
+        """Steps in their order, in place of what the file holds."""
+        lines = (json.dumps(rows[step]) + "\n" for step in sorted(rows))
+        write_text(self._directory.file(name), "".join(lines))
+
     def _save(self) -> None:
+        """With this call's wall time so far: a kill must not lose that of the phases that are saved with it."""
+        self.content["wall_seconds"] = self._before + time.monotonic() - self._began
         write_json(self._file, self.content)

@@ -309,7 +309,7 @@ class _Stored:
             return None
         rows = pa.concat_tables([store.read_shard(self._folder, name) for name in shards])
         written = zip(rows["student_digest"].to_pylist(), rows["version"].to_pylist(), strict=True)
-        known = all(digest == order.weights.digest or version <= order.learned for digest, version in written)
+        known = all(digest in (order.weights.digest, order.students.get(version)) for digest, version in written)
         return rows if known else None
 
     def cleared(self, iteration: schedule.Iteration) -> store.Writer:
@@ -319,9 +319,10 @@ class _Stored:
 
 
 def finish(folder: store.Folder) -> None:
-    """Close the store of a stage's online iterations, if there is one: nothing is learned from it any more."""
+    """Close the store of a stage's online iterations, if there is one that is open: nothing is learned from it any
+    more."""
     accounts = store.read_accounts(folder)
-    if not accounts:
+    if not accounts or store.read_manifest(folder) is not None:
         return
     total = Tally.total(account.noted["tally"] for account in accounts.values())
     store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))

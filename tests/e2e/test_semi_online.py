@@ -183,7 +183,7 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
     deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)
     answers = [[(40, 41, 2)] for _ in questions]
     exchange = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)
-    ray.get(exchange.begin.remote(0))
+    ray.get(exchange.begin.remote(0, {}))
     sender = None if transfer == "object_store" else DamagingSender(transfer, exchange, torch.device("cpu"))
 
     def published(version: int) -> Order:

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,14 @@ def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path:
     assert set(journal.content["phases"]) == {"rollouts"}
 
 
+def test_a_killed_call_leaves_the_wall_time_of_the_phases_that_it_finished(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    with Journal(directory, "c.yaml").phase("rollouts"):  # a journal that is never closed
+        time.sleep(0.02)
+    with Journal(directory, "c.yaml") as journal:
+        assert journal.content["wall_seconds"] >= journal.content["phases"]["rollouts"] > 0.01
+
+
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     (tmp_path / "x.jsonl").write_text("{}\n{\n{}\n")
@@ -133,3 +142,16 @@ def test_a_skipped_step_counts_as_done_and_is_kept_once(tmp_path: Path) -> None:
     with Journal(directory, "demo.yaml") as journal:
         assert journal.steps_done() == 2
     assert [row["step"] for row in read_lines(directory.file("skipped.jsonl"))] == [2]
+
+
+def test_a_step_is_taken_or_skipped_whichever_came_last(tmp_path: Path) -> None:
+    """After a kill fresh answers that did not come in time may be there, and others may not."""
+    directory = RunDirectory(config(tmp_path))
+    late = [SkippedStep(step=step, stage=0, reason="no question of it has a row", saved="") for step in (2, 3)]
+    with Journal(directory, "demo.yaml") as journal:
+        assert [journal.record(metrics(1)), journal.record_skipped(late[0]), journal.record(metrics(3))] == [1, 1, 1]
+    with Journal(directory, "demo.yaml") as journal:
+        assert [journal.record(metrics(2)), journal.record_skipped(late[1])] == [0, 0]
+        assert journal.steps_done() == 3
+    assert [row["step"] for row in read_lines(directory.file("metrics.jsonl"))] == [1, 2]
+    assert [row["step"] for row in read_lines(directory.file("skipped.jsonl"))] == [3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from masters_ray.config import Config
 from masters_ray.errors import ReplicaError
 from masters_ray.pipeline import driver
 from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.tally import Tally
 from masters_ray.records import Problem, RolloutGroup
-from tests.builders import png
+from tests.builders import group, png
 from tests.conftest import PAIR, ROOT
 from tests.fakes import FakePool, FakeReplicas
 
@@ -176,3 +178,24 @@ def test_a_second_teacher_with_the_weights_of_the_first_is_the_same_judge(tmp_pa
     assert [[of_student(row) for row in rows] for rows in stages] == [[[1, 0]] * ROWS] * 4
     assert cases(first, "teacher_judge") == EVERY_CASE
     assert cases(second, "teacher_judge") == []
+
+
+def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_was_killed_before_it_came_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = two_teachers(tmp_path, "rollout.online_fraction=1")
+    directory = RunDirectory(config)
+    directory.student.mkdir(parents=True)  # the learner had ended
+    directory.evaluation("student_after").parent.mkdir()
+    directory.evaluation("student_after").write_text("[]")
+    row = group(stage=1)
+    noted = {"tally": dataclasses.asdict(Tally())}
+    writer = store.Writer(directory.online(1), {})
+    writer.write(store.table_of([row]), store.Account(asked={row.position: "a"}, rejected={}, noted=noted))
+    for method in ("generate", "write_outcome"):
+        monkeypatch.setattr(driver._Run, method, lambda *_, **__: None)
+    monkeypatch.setattr(driver.report, "write", lambda root: root)
+    for _ in range(2):
+        driver.run(config, directory, "two.yaml")
+        assert [one.position for one in store.read(directory.online(1))] == [row.position]
+    assert store.read_manifest(directory.online(0)) is None, "it was never begun"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,15 @@ class Course:
     """A run's online rollouts, and what the learner sees of them."""
 
     def __init__(
-        self, folder: Path, replicas: FakeReplicas, *words: str, learned: int = 0, turns: bool = False
+        self,
+        folder: Path,
+        replicas: FakeReplicas,
+        *words: str,
+        learner: Sequence[StudentWeights] = (),
+        turns: bool = False,
     ) -> None:
-        """In turns the learner has one worker, and the student writes one step late."""
+        """learner: the students that it was; it goes on as the last one. In turns it has one worker, and the student
+        writes one step late."""
         config = settings(folder, *words)
         plan = schedule.plan(config.schedules, len(QUESTIONS))
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
@@ -92,7 +98,8 @@ class Course:
             return replicas
 
         self.rollouts = OnlineRollouts(asked, RunDirectory(config), Near(self.exchange), start, turns=turns)  # type: ignore[arg-type]
-        self.exchange.begin(learned)
+        learned = max((one.version for one in learner), default=0)
+        self.exchange.begin(learned, {one.version: one.digest for one in learner})
 
     def __enter__(self) -> Course:
         self.rollouts.__enter__()
@@ -115,8 +122,10 @@ def course_replicas(**pools: FakePool) -> FakeReplicas:
 def run(tmp_path: Path) -> Iterator[Callable[..., Course]]:
     open_ones: list[Course] = []
 
-    def begun(replicas: FakeReplicas, *words: str, learned: int = 0, turns: bool = False) -> Course:
-        open_ones.append(Course(tmp_path, replicas, *words, learned=learned, turns=turns))
+    def begun(
+        replicas: FakeReplicas, *words: str, learner: Sequence[StudentWeights] = (), turns: bool = False
+    ) -> Course:
+        open_ones.append(Course(tmp_path, replicas, *words, learner=learner, turns=turns))
         return open_ones[-1].__enter__()
 
     yield begun
@@ -187,7 +196,8 @@ def test_what_this_learner_wrote_before_it_was_killed_is_not_made_again(run: Cal
     before = [first.take(iteration) for iteration in (1, 2, 3)]
     first.__exit__()
     replicas = course_replicas()
-    again = run(replicas, learned=2)  # goes on after a checkpoint of iteration 2, whose weights write for 3 and 4
+    # It goes on after a checkpoint of iteration 2, whose weights write for 3 and 4.
+    again = run(replicas, learner=[weights(0), weights(1), weights(2)])
     again.exchange.publish(weights(2))
     assert again.take(3).equals(before[2]), "version 1 is a student that this learner was"
     assert replicas.pools["student"].wrote == []
@@ -207,6 +217,20 @@ def test_what_a_student_wrote_that_this_learner_never_was_is_made_again(run: Cal
     again.exchange.publish(weights(1, "another"))
     assert set(again.take(3)["student_digest"].to_pylist()) == {weights(1, "another").digest}
     assert sorted(replicas.pools["student"].wrote) == ["4", "5"], "what version 0 wrote is still good"
+
+
+def test_what_a_killed_learner_wrote_is_not_taken_for_what_the_one_after_it_would_have_written(
+    run: Callable[..., Course],
+) -> None:
+    """Its version 1 came out otherwise, and it was killed as well before iteration 3 was made anew."""
+    first = run(course_replicas())
+    for version in (0, 1):
+        first.exchange.publish(weights(version))
+    first.take(3)
+    first.__exit__()
+    again = run(course_replicas(), learner=[weights(0), weights(1, "another"), weights(2)])
+    again.exchange.publish(weights(2))
+    assert set(again.take(3)["student_digest"].to_pylist()) == {weights(2).digest}
 
 
 def test_a_batch_whose_replica_died_is_taken_again_and_the_learner_gets_whole_iterations(
@@ -255,7 +279,7 @@ def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_
     for version in (0, 1):
         course.exchange.publish(weights(version))
     course.take(1)
-    course.exchange.begin(1)
+    course.exchange.begin(1, {})
     course.exchange.publish(weights(1, "another"))
     again.set()
     assert set(course.take(2)["version"].to_pylist()) == {1}
