@@ -18,7 +18,6 @@ import ray
 import ray.train
 import torch
 import torch.distributed
-from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from masters_ray import weights
@@ -31,15 +30,13 @@ from masters_ray.learner.agreement import check_on_policy, compared_with_engine
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import MicroBatch, Step, ahead, before, own_batches, steps
+from masters_ray.learner.handout import Handout, ask
 from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.packer import Packer
-from masters_ray.learner.publish import publish
-from masters_ray.learner.sender import Sender
 from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
 from masters_ray.records import SkippedStep, StepMetrics
-from masters_ray.schedule import version_for
 
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
@@ -56,11 +53,11 @@ def train(config: dict[str, Any]) -> None:
     worker = _Worker(job, config["board"], config["exchange"])
     try:
         done = worker.resume()
-        worker.begin(done)
+        worker.handout.begin(done)
         coming = worker.micro_batches(done)
         for number in range(done + 1, len(job.steps) + 1):
             worker.step(coming)
-            worker.publish(number)
+            worker.handout.publish(number)
             if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
                 worker.save(number)
         worker.checkpoints.wait()
@@ -100,12 +97,7 @@ class _Worker:
         self._losses: list[float] = []
         self._told = Pinned()
         self._untrained = True
-        self._to_publish: set[int] = set()
-        self._sender: Sender | None = None
-        if exchange is not None and self._rank == 0 and job.transfer != "object_store":
-            self._sender = Sender(job.transfer, exchange, self._device)
-        self._students: dict[int, str] = {}
-        """Rank 0: version → digest of those that were published, as far as what they wrote may still be wanted."""
+        self.handout = Handout(job, exchange, self._engine, self._folder, self._rank, self._device)
         self.checkpoints = Checkpoints(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
@@ -113,38 +105,14 @@ class _Worker:
     def close(self) -> None:
         """Stop what runs beside."""
         self.checkpoints.close()
-        if self._sender is not None:
-            self._sender.close()
+        self.handout.close()
 
     def _wait_for_the_turn(self) -> None:
         """Until engines that still work for a group of workers that was lost sleep."""
         if self._rank == 0:
-            self._tell_exchange("clear")
+            ask(self._exchange, "clear")
         if self._workers > 1:
             torch.distributed.all_reduce(torch.zeros(1, device=self._device))
-
-    def begin(self, done: int) -> None:
-        """Tell the rollouts how far the student is, and hand them the weights that they write with first."""
-        if self._exchange is not None:
-            job = self._job
-            self._to_publish = {version_for(number, job.max_staleness, done) for number in job.online if number > done}
-            if self._rank == 0:
-                self._tell_exchange("begin", done, self._students)
-            # Nobody may ask for rows before: they could be those of workers that were lost.
-            self._engine.over_workers(torch.zeros(1))
-            self.publish(done)
-
-    def publish(self, number: int) -> None:
-        """The student after ``number`` iterations, if it writes for one that comes; the others gather with rank 0."""
-        if number not in self._to_publish:
-            return
-        began = time.monotonic()
-        state = self._engine.trained_state(keep=self._rank == 0)
-        if self._rank == 0:
-            if self._job.settings.lora.rank:
-                state = adapters.merged(state, self._folder, self._job.settings.lora)
-            tensors = hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
-            self._students[number] = publish(tensors, self._exchange, number, began, self._sender)
 
     def micro_batches(self, done: int) -> Iterator[MicroBatch | Step]:
         """This rank's part of everything after the first ``done`` steps."""
@@ -168,14 +136,8 @@ class _Worker:
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
             torch.cuda.empty_cache()  # for the engines
-        found: pa.Table | None = self._tell_exchange("take", number)
+        found: pa.Table | None = ask(self._exchange, "take", number)
         return found
-
-    def _tell_exchange(self, method: str, *arguments: Any) -> Any:
-        try:
-            return ray.get(getattr(self._exchange, method).remote(*arguments))
-        except RayTaskError as error:
-            raise LearnerError(str(error.cause)) from error
 
     def resume(self) -> int:
         """Load the last checkpoint that is intact on every rank. Returns the steps that it has seen; 0 without one."""
@@ -193,7 +155,7 @@ class _Worker:
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self._pin(state["told"])  # the driver may have died before it read them
-            self._students = state.get("students", {})  # checkpoints of older versions have none
+            self.handout.students = state.get("students", {})  # checkpoints of older versions have none
             self._untrained = False
             self._say(f"the learner goes on after step {found.step}")
             return found.step
@@ -222,7 +184,7 @@ class _Worker:
             if last is None:
                 break
         if step.iteration.online and self._rank == 0 and self._exchange is not None:
-            self._tell_exchange("forget", step.number)
+            ask(self._exchange, "forget", step.number)
         if first and last:
             self._losses.append(first.totals.means["loss"])
             waited = started - asked if step.iteration.online else 0.0
@@ -271,11 +233,10 @@ class _Worker:
 
     def save(self, number: int) -> None:
         """This rank's part of a checkpoint after ``number`` steps."""
-        oldest = number - self._job.max_staleness
-        self._students = {version: digest for version, digest in self._students.items() if version >= oldest}
+        self.handout.forget_before(number)
         state = {
             "step": number,
-            "students": self._students,
+            "students": self.handout.students,
             "random": torch.get_rng_state(),
             "skipped_in_a_row": self._skipped_in_a_row,
             "told": dataclasses.replace(self._told, rewards=[], notes=[]),
