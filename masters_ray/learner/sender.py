@@ -19,6 +19,7 @@ from masters_ray.learner.requests import Request
 
 _PATIENCE = 1.0
 """Seconds between two looks at whether to stop."""
+_SECONDS_TO_CLOSE = 5.0
 _SECONDS_AFTER_A_LOSS = 60.0
 """How long a transfer may go on after its replica's process died."""
 
@@ -95,7 +96,8 @@ class Sender:
         """By actor id."""
         self._broken: str | None = None
         self._closing = threading.Event()
-        threading.Thread(target=self._run, name="weight transfer", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="weight transfer", daemon=True)
+        self._thread.start()
 
     def keep(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """From now on ``version`` can be asked for."""
@@ -117,8 +119,9 @@ class Sender:
             raise LearnerError(self._broken)
 
     def close(self) -> None:
-        """Serve nobody any more."""
+        """Serve nobody any more; a transfer that is under way may end."""
         self._closing.set()
+        self._thread.join(_SECONDS_TO_CLOSE)
 
     def _run(self) -> None:
         try:

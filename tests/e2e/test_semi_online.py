@@ -208,6 +208,8 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
         pool.hold(published(1).weights)
         with pytest.raises(WeightSyncError, match=f"version 2 .* in 1 of {len(moved)} tensors .* sent, .* received"):
             pool.hold(published(2).weights)
+    if sender is not None:
+        sender.close()
 
 
 @contextmanager
