@@ -128,7 +128,7 @@ def _online(rules: Rules, config: Config) -> None:
     )
     alone = config.learner.workers == config.student.replicas == config.student.tensor_parallel == 1
     rules.rule(
-        transfer != "ipc" or (alone and own_gpus),
+        transfer != "ipc" or (alone and config.learner.gpus == 1 and config.student.gpus > 0),
         "rollout.weight_transfer",
         "ipc only with one learner worker and one student replica of one rank, on one GPU that they take turns on",
         "ipc",

@@ -297,7 +297,7 @@ class _Run:
             stages=plans,
             iterations=iterations,
             max_staleness=config.rollout.max_staleness,
-            transfer=stages.transfer(config, self._engines.turns is not None),
+            transfer=stages.transfer(config, self._engines.turns),
             turns=self._engines.turns is not None,
             export_to=export_to,
             adapters_to=directory.adapters,

@@ -73,7 +73,7 @@ def online_deployments(config: Config, first_ratio: float, turns: Turns | None =
         _deployment(
             config,
             student,
-            dataclasses.replace(_student(config, writing), transfer=transfer(config, turns is not None)),
+            dataclasses.replace(_student(config, writing), transfer=transfer(config, turns)),
             student.replicas,
         ),
         _deployment(config, student, _student(config, staying), judge.replicas),
@@ -81,26 +81,27 @@ def online_deployments(config: Config, first_ratio: float, turns: Turns | None =
     return found if turns is None else in_turns(found, turns.gpus)
 
 
-def transfer(config: Config, turns: bool) -> Transfer:
-    """How the learner's weights reach the student's engines. turns: both use the same GPUs. Raises ConfigError when
+def transfer(config: Config, turns: Turns | None) -> Transfer:
+    """How the learner's weights reach the student's engines. turns: where both take turns. Raises ConfigError when
     conf has a way that does not fit."""
-    wanted, student = config.rollout.weight_transfer, config.student
-    wrong = {"nccl": turns, "ipc": not turns}
-    if wrong.get(wanted):
+    wanted, learner, student = config.rollout.weight_transfer, config.learner, config.student
+    fitting: dict[str, bool] = {
+        "nccl": turns is None and learner.gpus == student.gpus == 1,
+        "ipc": turns is not None and turns.gpus == 1 and learner.gpus == 1 and student.gpus > 0,
+    }
+    if wanted == "auto":
+        if student.replicas > 1 or student.tensor_parallel > 1:
+            fitting.pop("ipc")
+        return next((way for way in ("nccl", "ipc") if fitting.get(way)), "object_store")
+    if not fitting.get(wanted, True):
         complaint = Complaint(
             where="rollout.weight_transfer",
             expected="nccl where learner and student have GPUs of their own, ipc where they take turns on one GPU",
-            found=f"{wanted}, and they {'take turns' if turns else 'run beside each other'}",
+            found=f"{wanted}, and they {'run beside each other' if turns is None else f'take turns on {turns}'}",
             remedy="auto takes what fits.",
         )
         raise ConfigError([complaint])
-    if wanted != "auto":
-        return wanted
-    if not (config.learner.gpus == 1 and student.gpus == 1):
-        return "object_store"
-    if not turns:
-        return "nccl"
-    return "ipc" if config.learner.workers == student.replicas == student.tensor_parallel == 1 else "object_store"
+    return wanted
 
 
 def _teachers(config: Config, first_ratio: float) -> list[Deployment]:

@@ -110,32 +110,34 @@ ONE_GPU = ["learner.gpus=1", "student.gpus=1"]
 
 
 @pytest.mark.parametrize(
-    ("words", "beside", "in_turns"),
+    ("words", "beside", "on_one_gpu", "on_two_gpus"),
     [
-        ([], "object_store", "object_store"),
-        (ONE_GPU, "nccl", "ipc"),
-        ([*ONE_GPU, "student.replicas=2"], "nccl", "object_store"),
-        ([*ONE_GPU, "learner.workers=2"], "nccl", "object_store"),
-        (["learner.gpus=1", "student.gpus=0.5"], "object_store", "object_store"),
-        (["learner.gpus=1"], "object_store", "object_store"),
-        (["rollout.weight_transfer=gloo"], "gloo", "gloo"),
-        ([*ONE_GPU, "rollout.weight_transfer=object_store"], "object_store", "object_store"),
+        ([], "object_store", "object_store", "object_store"),
+        (ONE_GPU, "nccl", "ipc", "object_store"),
+        (["learner.gpus=1", "student.gpus=0.25"], "object_store", "ipc", "object_store"),
+        ([*ONE_GPU, "student.replicas=2"], "nccl", "object_store", "object_store"),
+        (["learner.gpus=1"], "object_store", "object_store", "object_store"),
+        (["rollout.weight_transfer=gloo"], "gloo", "gloo", "gloo"),
+        ([*ONE_GPU, "rollout.weight_transfer=object_store"], "object_store", "object_store", "object_store"),
     ],
 )
 def test_weights_go_from_gpu_to_gpu_where_both_sides_have_one_of_their_own(
-    words: list[str], beside: str, in_turns: str
+    words: list[str], beside: str, on_one_gpu: str, on_two_gpus: str
 ) -> None:
     config = configuration.load(DEMO, words)
-    for turns, expected in ((None, beside), (Turns(cpus=8.0, gpus=2), in_turns)):
-        assert stages.transfer(config, turns is not None) == expected
-        by_roles = {one.spec.roles: one.spec.transfer for one in stages.online_deployments(config, 0.2, turns)}
-        others = {("teacher",): "object_store", ("reference", "judge"): "object_store"}
-        assert by_roles == others | {("student",): expected}
+    one, two = (Turns(cpus=8.0, gpus=gpus) for gpus in (1, 2))
+    for turns, expected in ((None, beside), (one, on_one_gpu), (two, on_two_gpus)):
+        assert stages.transfer(config, turns) == expected
+    by_roles = {each.spec.roles: each.spec.transfer for each in stages.online_deployments(config, 0.2)}
+    others = {("teacher",): "object_store", ("reference", "judge"): "object_store"}
+    assert by_roles == others | {("student",): beside}
 
 
-@pytest.mark.parametrize(("transfer", "turns"), [("nccl", True), ("ipc", False)])
-def test_weights_do_not_go_a_way_that_there_is_not(transfer: str, turns: bool) -> None:
-    config = configuration.load(DEMO, [*ONE_GPU, f"rollout.weight_transfer={transfer}"])
-    with pytest.raises(ConfigError, match=f"found {transfer}, and they .*auto takes what fits"):
-        stages.transfer(config, turns)
-    assert stages.transfer(config, not turns) == transfer
+def test_weights_do_not_go_a_way_that_there_is_not() -> None:
+    one, two = (Turns(cpus=8.0, gpus=gpus) for gpus in (1, 2))
+    for transfer, good, bad in (("nccl", [None], [one, two]), ("ipc", [one], [None, two])):
+        config = configuration.load(DEMO, [*ONE_GPU, f"rollout.weight_transfer={transfer}"])
+        assert [stages.transfer(config, turns) for turns in good] == [transfer]
+        for turns in bad:
+            with pytest.raises(ConfigError, match=f"found {transfer}, and they .*auto takes what fits"):
+                stages.transfer(config, turns)
