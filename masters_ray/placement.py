@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from masters_ray.config import Config, Student, Teacher
-from masters_ray.errors import Complaint
+from masters_ray.config import Config, Student, Teacher, Transfer
+from masters_ray.errors import Complaint, ConfigError
 
 _INEXACT = 1e-9
 """Amounts are sums of fractions such as 0.1."""
@@ -75,6 +75,31 @@ def decide(config: Config, nodes: Nodes) -> tuple[Turns | None, list[Complaint]]
     [node] = nodes
     turns = Turns(cpus=node.get("CPU", 0.0), gpus=int(node.get("GPU", 0.0)))
     return turns, _not_held(alone, nodes)
+
+
+def transfer(config: Config, turns: Turns | None) -> Transfer:
+    """How the learner's weights reach the student's engines, if there are online iterations. turns: where both take
+    turns. Raises ConfigError when conf has a way that does not fit."""
+    if config.rollout.online_fraction == 0:
+        return "object_store"
+    wanted, learner, student = config.rollout.weight_transfer, config.learner, config.student
+    fitting: dict[str, bool] = {
+        "nccl": turns is None and learner.gpus == student.gpus == 1,
+        "ipc": turns is not None and turns.gpus == 1 and learner.gpus == 1 and student.gpus > 0,
+    }
+    if wanted == "auto":
+        if student.replicas > 1 or student.tensor_parallel > 1:
+            fitting.pop("ipc")
+        return next((way for way in ("nccl", "ipc") if fitting.get(way)), "object_store")
+    if not fitting.get(wanted, True):
+        complaint = Complaint(
+            where="rollout.weight_transfer",
+            expected="nccl where learner and student have GPUs of their own, ipc where they take turns on one GPU",
+            found=f"{wanted}, and they {'run beside each other' if turns is None else f'take turns on {turns}'}",
+            remedy="auto takes what fits.",
+        )
+        raise ConfigError([complaint])
+    return wanted
 
 
 def _several_nodes(nodes: Nodes) -> Complaint:

@@ -54,13 +54,15 @@ def _online_at(fraction: float) -> Callable[[int], bool]:
 
 def check_cluster(config: Config) -> placement.Turns | None:
     """Where learner and rollouts of online iterations take turns; None when they need not. Raises ConfigError when the
-    connected cluster, or each of its nodes, is too small for what the run asks for at one time."""
+    connected cluster, or each of its nodes, is too small for what the run asks for at one time, or when weights cannot
+    go the way that conf says."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     turns, complaints = placement.decide(config, nodes)
     if complaints:
         raise ConfigError(complaints)
+    placement.transfer(config, turns)
     return turns
 
 

@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from masters_ray.engines.vllm_engine import VllmEngine
-from masters_ray.errors import MastersError, WeightSyncError
+from masters_ray.errors import MastersError, ReplicaLostError, WeightsGoneError, WeightSyncError
 from masters_ray.weights import StudentWeights, WireTensor, joint_digest
 
 _NAMED = 3
@@ -29,8 +29,11 @@ class Held:
         self._taking = threading.Lock()
 
     def take(self, weights: StudentWeights) -> None:
-        """Have the engine hold these weights, unless it does. Raises WeightSyncError when what went into the model is
-        something else, WeightsGoneError when the learner that has them is gone."""
+        """Have the engine hold these weights, unless it does.
+
+        Raises WeightSyncError when what went into the model is something else, WeightsGoneError when the learner that
+        has them is gone, ReplicaLostError when the model is left half old, half new.
+        """
         with self._taking:
             wanted = weights.version, weights.digest
             if self._version == wanted:
@@ -45,6 +48,8 @@ class Held:
         try:
             ray.get(weights.exchange.fetch.remote(weights.version, me, self._process, self._ranks))
         except RayTaskError as error:
+            if isinstance(error.cause, WeightsGoneError) and self._engine.receiving:
+                raise ReplicaLostError(f"{error.cause}, in the middle of a transfer") from error
             if isinstance(error.cause, MastersError):
                 raise error.cause from error
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable
@@ -113,7 +114,7 @@ class Host:
             return action()
         except ReplicaLostError:
             self._ending.set()
-            threading.Timer(_SECONDS_TO_TELL, os._exit, (1,)).start()
+            threading.Timer(_SECONDS_TO_TELL, _end).start()
             raise
 
     def _mask_as(self, expected: MaskReport) -> None:
@@ -123,3 +124,10 @@ class Host:
                 f"a replica that came later holds other weights than the first ones: {report} instead of {expected}. "
                 "Make the checkpoint the same on every node, and let nobody change it during a run."
             )
+
+
+def _end() -> None:
+    """End this process and the engine's own ones, which would keep their GPUs' memory."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)

@@ -100,10 +100,10 @@ class Replicas:
                 actor = self._spawned(deployment, number)
                 for role in deployment.spec.roles:
                     by_role.setdefault(role, []).append(actor)
-        try:
-            ray.get([actor.ready.remote() for actor in self._actors])
-        except RayError as error:
-            raise replica_error(error, "a replica could not start") from error
+                if deployment.spec.sleeps:
+                    # While an engine measures how much of a GPU is free, no other one may load or fall asleep.
+                    self._wait_for_all()
+        self._wait_for_all()
         return {
             role: Pool(
                 role,
@@ -113,6 +113,12 @@ class Replicas:
             )
             for role, actors in by_role.items()
         }
+
+    def _wait_for_all(self) -> None:
+        try:
+            ray.get([actor.ready.remote() for actor in self._actors])
+        except RayError as error:
+            raise replica_error(error, "a replica could not start") from error
 
     def _add(self, deployment: Deployment) -> None:
         actor, name = (
@@ -173,6 +179,9 @@ def _spawn(host: type, deployment: Deployment, number: int) -> Any:
 def environment(deployment: Deployment) -> dict[str, str]:
     """The variables of a replica's process."""
     variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+    if deployment.spec.transfer == "ipc":
+        # CUDA's handles to memory do not get through to an engine in another process.
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if deployment.gpus == 0:
         variables |= {
             # One busy thread per reserved CPU: replicas that share cores are many times slower with more.

@@ -214,6 +214,13 @@ def _replicas(rules: Rules, name: str, role: Teacher | Student) -> None:
     rules.at_least(f"{name}.cpus", role.cpus, 0)
     rules.at_least(f"{name}.gpus", role.gpus, 0)
     rules.rule(
+        role.tensor_parallel == 1 or float(role.gpus).is_integer(),
+        f"{name}.gpus",
+        f"a whole number with {name}.tensor_parallel = {role.tensor_parallel}",
+        role.gpus,
+        "Every rank has a GPU of its own.",
+    )
+    rules.rule(
         role.max_replicas is None or role.max_replicas >= role.replicas,
         f"{name}.max_replicas",
         f"at least {name}.replicas = {role.replicas}, or null for no more than those",

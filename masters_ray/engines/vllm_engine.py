@@ -1,4 +1,4 @@
-"""A vLLM engine that answers and scores in token ids. The only file, with its worker extension, that needs vLLM."""
+"""A vLLM engine that answers and scores in token ids. Only files named vllm_* need vLLM."""
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ class VllmEngine:
         self._report: MaskReport | None = None
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned, -100.0)
+        self.receiving = False
+        """A weight transfer has begun and is not finished."""
         self._sleeps = sleeps and not current_platform.is_cpu()
         options: dict[str, Any] = {"enable_sleep_mode": True} if self._sleeps else {}
         if mask is not None:
@@ -119,7 +121,10 @@ class VllmEngine:
         """Give up the GPUs' memory, if the engine was told that it sleeps: weights move to the CPU's, the KV cache is
         dropped. Whatever is asked next wakes it. Raises ReplicaLostError when the engine broke."""
         if self._sleeps:
-            self.loop.sleep()
+            try:
+                self.loop.sleep()
+            except Exception as error:
+                raise ReplicaLostError(f"{self._folder}: it did not fall asleep ({error})") from error
 
     def mask(self, ratio: float) -> MaskReport:
         """The weights masked at ``ratio``, in place of those before; every cache of the old weights is dropped.
@@ -153,10 +158,12 @@ class VllmEngine:
     def take_in(self, step: TransferStep, *arguments: Any) -> None:
         """A step of vLLM's weight transfer, called by the sending side. Raises ReplicaLostError when it fails: the
         model may be half of the old and half of the new weights then."""
+        self.receiving = True
         try:
             self.loop.alone(partial(_take_in, step=step, arguments=arguments))
         except Exception as error:
             raise ReplicaLostError(f"{self._folder}: {step} failed ({type(error).__name__}: {error})") from error
+        self.receiving = step in ("start_weight_update", "update_weights")
 
     def received(self) -> dict[str, str]:
         """What ``load`` returns, of the weights that ``take_in`` brought last; errors likewise."""

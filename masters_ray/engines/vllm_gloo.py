@@ -148,7 +148,12 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInit]):
         self.client.start_weight_update()
         with ThreadPoolExecutor(1) as thread:
             taken = thread.submit(self.client.update_weights, asdict(update))
-            for _, tensor in self._source:
-                self._group.broadcast(tensor.contiguous())
+            try:
+                for _, tensor in self._source:
+                    self._group.broadcast(tensor.contiguous())
+            except RuntimeError as error:
+                if (cause := taken.exception()) is not None:
+                    raise cause from error
+                raise
             taken.result()
         self.client.finish_weight_update()

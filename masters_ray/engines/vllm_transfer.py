@@ -33,7 +33,7 @@ from masters_ray.engines.vllm_head import renew_head
 from masters_ray.weights import tensor_digest
 
 _BUFFER = 256 * 2**20
-"""Bytes of tensors that travel together; the learner's GPU holds two such buffers meanwhile."""
+"""Bytes of tensors that travel together; the learner's GPU holds a few times as much meanwhile."""
 
 
 def backend(transfer: Transfer) -> str:

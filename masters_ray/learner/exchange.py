@@ -61,6 +61,8 @@ class Exchange:
         self._given_up: set[int] = set()
         self._deadlines: dict[int, float] = {}
         self._failure: str | None = None
+        self._stuck: str | None = None
+        """Why the learner that is there now cannot go on."""
         self._requests = Requests()
         self._turns_of = turns_of
         self._waiting: Counter[int] = Counter()
@@ -73,7 +75,7 @@ class Exchange:
         was given to those before is brought back. Raises LearnerError when that takes longer than max_wait_seconds, or
         when the rollouts have failed."""
         with self._changed:
-            self._learned = None
+            self._learned, self._stuck = None, None
             self._start += 1
             self._waiting.clear()
             self._requests.restart()
@@ -87,6 +89,7 @@ class Exchange:
         """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``.
         students: as ``Order.students``."""
         with self._changed:
+            self._stuck = None
             self._check()
             self._learned, self._students = learned, students
             self._start += 1
@@ -161,7 +164,7 @@ class Exchange:
 
             def over() -> bool:
                 decided = iteration in self._groups or iteration in self._given_up
-                return decided or self._failure is not None or start != self._start
+                return decided or bool(self._failure or self._stuck) or start != self._start
 
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)
             self._waiting[iteration] += 1
@@ -187,6 +190,12 @@ class Exchange:
             self._groups = {number: rows for number, rows in self._groups.items() if number > iteration}
             self._given_up |= {number for number in self._online if number <= iteration}
 
+    def stop_learner(self, reason: str) -> None:
+        """The learner that is there now cannot go on: all of its workers are told why. One that begins anew may."""
+        with self._changed:
+            self._stuck = reason
+            self._changed.notify_all()
+
     def fail(self, reason: str) -> None:
         """There will be no more rollouts; whoever waits is told why."""
         with self._changed:
@@ -194,8 +203,8 @@ class Exchange:
             self._changed.notify_all()
 
     def _check(self) -> None:
-        if self._failure is not None:
-            raise LearnerError(self._failure)
+        if (reason := self._failure or self._stuck) is not None:
+            raise LearnerError(reason)
 
     def _never_back(self, of: str) -> str:
         return (

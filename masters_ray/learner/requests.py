@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from masters_ray.errors import ReplicaError, WeightsGoneError
+from masters_ray.errors import ReplicaLostError, WeightsGoneError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,11 @@ class Requests:
         """Counts the learner's starts."""
 
     def ask(self, version: int, replica: Any, process: str, ranks: int) -> None:
-        """Return when the version was sent. Raises WeightsGoneError when the learner that had it is gone or no longer
-        has it, ReplicaError with the learner's words when sending failed."""
+        """Return when the version was sent.
+
+        Raises WeightsGoneError when the learner that had it is gone or no longer has it, ReplicaLostError with the
+        learner's words when sending failed: the model may be half old, half new then.
+        """
         with self._changed:
             start, number = self._start, next(self._numbers)
             self._waiting[number] = Request(
@@ -53,7 +56,7 @@ class Requests:
         if start != self._start or refused == "":
             raise WeightsGoneError(f"version {version} of the student is gone with the learner that had it")
         if refused is not None:
-            raise ReplicaError(f"version {version} of the student could not be sent: {refused}")
+            raise ReplicaLostError(f"version {version} of the student could not be sent: {refused}")
 
     def next(self, patience: float) -> Request | None:
         """The first one that nobody serves yet; None when there is none for ``patience`` seconds."""

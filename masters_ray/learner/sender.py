@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ray
@@ -55,32 +55,53 @@ class _Client:
 class _Connection:
     """To one process of a replica."""
 
-    def __init__(
-        self, transfer: Transfer, request: Request, tensors: Mapping[str, Tensor], device: torch.device
-    ) -> None:
-        from masters_ray.engines import vllm_transfer
-
-        self.process = request.process
+    def __init__(self, transfer: Transfer, request: Request, device: torch.device) -> None:
+        self._transfer, self._request, self._device = transfer, request, device
         self.client = _Client(request.replica)
-        self._source = vllm_transfer.Source(tensors, device)
-        self._open = lambda: vllm_transfer.connect(
-            transfer, self.client, self._source, address=ray.util.get_node_ip_address(), ranks=request.ranks
-        )
+        self._source: Any = None
         self._engine: Any = None
+
+    @property
+    def process(self) -> str:
+        """Of the replica."""
+        return self._request.process
+
+    @property
+    def is_open(self) -> bool:
+        """Both sides have met."""
+        return self._engine is not None
 
     def send(self, tensors: Mapping[str, Tensor]) -> None:
         """Returns when the replica has taken them in."""
+        from masters_ray.engines import vllm_transfer
+
+        if self._source is None:
+            self._source = vllm_transfer.Source(tensors, self._device)
         self._source.tensors = tensors
-        if self._engine is None:
-            self._engine = self._open()
-        self._engine.send_weights()
+        try:
+            if self._engine is None:
+                self._engine = vllm_transfer.connect(
+                    self._transfer,
+                    self.client,
+                    self._source,
+                    address=ray.util.get_node_ip_address(),
+                    ranks=self._request.ranks,
+                )
+            self._engine.send_weights()
+        finally:
+            self._source.tensors = {}
+
+    def close(self) -> None:
+        """Give up the communicator, on a thread: its other side may be dead."""
+        if self._engine is not None:
+            threading.Thread(target=self._engine.shutdown, name="end of a weight transfer", daemon=True).start()
 
 
 class Sender:
     """Keeps the versions that rollouts may ask for, on the CPU, and sends them on a thread, while the learner steps.
 
     A replica that is started again asks again. One whose process dies in the middle of a transfer over NCCL leaves the
-    learner's GPU waiting for it; ``check`` tells then, and the worker group has to start anew.
+    learner's GPU waiting for it; the exchange tells every worker then, and the group has to start anew.
     """
 
     def __init__(self, transfer: Transfer, exchange: Any, device: torch.device) -> None:
@@ -125,7 +146,7 @@ class Sender:
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set() and self._broken is None:
+            while not self._closing.is_set():
                 request: Request | None = ray.get(self._exchange.next_request.remote(_PATIENCE))
                 if request is not None:
                     ray.get(self._exchange.answered.remote(request.number, self._serve(request)))
@@ -135,32 +156,42 @@ class Sender:
 
     def _serve(self, request: Request) -> str | None:
         """Why a request was not served; "" when its version is not there."""
+        if self._broken is not None:
+            return self._broken
         with self._lock:
             tensors = self._versions.get(request.version)
             if tensors is None:
                 return ""
             self._asked = request.version
-        actor = request.replica._actor_id
-        connection = self._connections.get(actor)
-        if connection is None or connection.process != request.process:
-            connection = _Connection(self._transfer, request, tensors, self._device)
-            self._connections[actor] = connection
+        connection = self._connection(request)
         try:
-            self._watched(connection.client, lambda: connection.send(tensors))
+            self._watched(connection, tensors)
         except Exception as error:  # noqa: BLE001 - told to the replica, which waits
-            del self._connections[actor]
+            del self._connections[request.replica._actor_id]
+            if self._broken is None:
+                connection.close()
             return f"{type(error).__name__}: {error}"
         return None
 
-    def _watched(self, client: _Client, action: Callable[[], None]) -> None:
-        """``action`` on a thread of its own, which is left alone when it does not end after its replica was lost."""
+    def _connection(self, request: Request) -> _Connection:
+        """The one to the replica's process; that to an earlier process is closed."""
+        actor = request.replica._actor_id
+        there = self._connections.get(actor)
+        if there is None or there.process != request.process:
+            if there is not None:
+                there.close()
+            self._connections[actor] = _Connection(self._transfer, request, self._device)
+        return self._connections[actor]
+
+    def _watched(self, connection: _Connection, tensors: Mapping[str, Tensor]) -> None:
+        """Send on a thread of its own, which is left alone when it does not end after its replica was lost."""
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
         def act() -> None:
             try:
                 if self._own.type == "cuda":
                     torch.cuda.set_device(self._own)
-                action()
+                connection.send(tensors)
             except BaseException as error:  # noqa: BLE001 - raised on the thread that waits
                 ended.put(error)
             else:
@@ -171,14 +202,22 @@ class Sender:
             try:
                 error = ended.get(timeout=_PATIENCE)
             except queue.Empty:
-                if client.lost_at is None or time.monotonic() - client.lost_at < _SECONDS_AFTER_A_LOSS:
-                    continue
-                self._broken = (
-                    f"a replica died while it was sent weights over {self._transfer}, and the transfer does not end. "
-                    "The same command goes on from the last checkpoint; with learner.max_failures above 0 the learner "
-                    "does so by itself."
-                )
-                raise LearnerError(self._broken) from None
+                self._look_after(connection)
+                continue
             if error is not None:
                 raise error
             return
+
+    def _look_after(self, connection: _Connection) -> None:
+        """Raises LearnerError when a transfer has gone on for too long after its replica was lost."""
+        lost_at = connection.client.lost_at
+        if lost_at is None or time.monotonic() - lost_at < _SECONDS_AFTER_A_LOSS:
+            return
+        if not connection.is_open:
+            raise LearnerError("the replica was lost before anything was sent")
+        self._broken = (
+            f"a replica died while it was sent weights over {self._transfer}, and the transfer does not end. The same "
+            "command goes on from the last checkpoint; with learner.max_failures above 0 the learner does so by itself."
+        )
+        ray.get(self._exchange.stop_learner.remote(self._broken))
+        raise LearnerError(self._broken)

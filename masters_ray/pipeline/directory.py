@@ -28,6 +28,7 @@ _FREE = (
     "batch_rows",
     "max_wait_seconds",
     "placement",
+    "weight_transfer",
     "store",
     "reuse",
     "pictures",

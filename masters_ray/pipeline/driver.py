@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from masters_ray import data, report, schedule, store, weights
+from masters_ray import data, placement, report, schedule, store, weights
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
@@ -98,7 +98,7 @@ class _Run:
 
     def to_the_end(self) -> None:
         """Rollouts, learning, accuracies."""
-        with ExitStack() as kept:
+        with ExitStack() as kept, self._engines:
             online = any(one.online for one in self.iterations)
             # With several teachers the last one's engines are not those that are wanted first.
             self.generate(kept=kept if online and not self._config.growth else None)
@@ -297,7 +297,7 @@ class _Run:
             stages=plans,
             iterations=iterations,
             max_staleness=config.rollout.max_staleness,
-            transfer=stages.transfer(config, self._engines.turns),
+            transfer=placement.transfer(config, self._engines.turns),
             turns=self._engines.turns is not None,
             export_to=export_to,
             adapters_to=directory.adapters,
@@ -362,7 +362,6 @@ class _Run:
         )
         with (
             exchange_of(job, self._config.rollout.max_wait_seconds, self._config.student.replicas) as exchange,
-            self._engines,
             OnlineRollouts(asked, self._directory, exchange, self._engines.of, turns=job.turns) as online,
         ):
             yield online

@@ -12,16 +12,15 @@ from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
-from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher, Transfer
+from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.errors import Complaint, ConfigError
 from masters_ray.evaluate import Marked, mark
 from masters_ray.learner.job import LiveSource
 from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
-from masters_ray.placement import Turns
+from masters_ray.placement import Turns, transfer
 from masters_ray.progress import track
 from masters_ray.records import Problem
 from masters_ray.schedule import Stage
@@ -79,29 +78,6 @@ def online_deployments(config: Config, first_ratio: float, turns: Turns | None =
         _deployment(config, student, _student(config, staying), judge.replicas),
     ]
     return found if turns is None else in_turns(found, turns.gpus)
-
-
-def transfer(config: Config, turns: Turns | None) -> Transfer:
-    """How the learner's weights reach the student's engines. turns: where both take turns. Raises ConfigError when
-    conf has a way that does not fit."""
-    wanted, learner, student = config.rollout.weight_transfer, config.learner, config.student
-    fitting: dict[str, bool] = {
-        "nccl": turns is None and learner.gpus == student.gpus == 1,
-        "ipc": turns is not None and turns.gpus == 1 and learner.gpus == 1 and student.gpus > 0,
-    }
-    if wanted == "auto":
-        if student.replicas > 1 or student.tensor_parallel > 1:
-            fitting.pop("ipc")
-        return next((way for way in ("nccl", "ipc") if fitting.get(way)), "object_store")
-    if not fitting.get(wanted, True):
-        complaint = Complaint(
-            where="rollout.weight_transfer",
-            expected="nccl where learner and student have GPUs of their own, ipc where they take turns on one GPU",
-            found=f"{wanted}, and they {'run beside each other' if turns is None else f'take turns on {turns}'}",
-            remedy="auto takes what fits.",
-        )
-        raise ConfigError([complaint])
-    return wanted
 
 
 def _teachers(config: Config, first_ratio: float) -> list[Deployment]:

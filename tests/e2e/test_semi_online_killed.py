@@ -259,6 +259,7 @@ def test_it_ends_as_any_run_does_and_leaves_nothing_behind(run: Path, again: Aga
         "mean_age": 32 / 36,
         "largest_age": 1.0,
         "waited_seconds": 0,
+        "placement": "beside",
     }
     assert "<b>Online:</b> in 9 of 12 optimizer steps (75.0 %)" in (run / "report.html").read_text()
     assert (run / "student" / "model.safetensors").exists()

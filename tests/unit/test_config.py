@@ -163,3 +163,8 @@ def test_weights_go_between_gpus_only_where_there_are_gpus() -> None:
     assert wrong("rollout.weight_transfer=ipc", "learner.workers=2", *gpus) == ["rollout.weight_transfer"]
     for transfer in ("nccl", "ipc"):
         load(ROOT / "conf" / "demo.yaml", ["rollout.online_fraction=1", f"rollout.weight_transfer={transfer}", *gpus])
+
+
+def test_ranks_have_whole_gpus() -> None:
+    with pytest.raises(ConfigError, match="teacher.gpus: expected a whole number with teacher.tensor_parallel = 2"):
+        load(ROOT / "conf" / "demo.yaml", ["teacher.gpus=0.5", "teacher.tensor_parallel=2"])

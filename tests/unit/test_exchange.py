@@ -308,3 +308,26 @@ def test_in_turns_whoever_waits_is_told_why_the_rollouts_stopped() -> None:
     assert worker.end() == "all replicas died"
     with pytest.raises(LearnerError, match="all replicas died"):
         exchange.clear()
+
+
+def test_a_learner_that_cannot_go_on_is_told_so_and_one_that_begins_anew_may() -> None:
+    exchange = started([1, 2])
+    exchange.publish(weights(0))
+    told: list[str] = []
+
+    def take() -> None:
+        with pytest.raises(LearnerError) as caught:
+            exchange.take(1)
+        told.append(str(caught.value))
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    exchange.stop_learner("a transfer does not end")
+    waiting.join(10)
+    assert told == ["a transfer does not end"]
+    with pytest.raises(LearnerError, match="does not end"):
+        exchange.publish(weights(1))
+    exchange.begin(0, {})
+    exchange.publish(weights(0))
+    exchange.deliver(order(exchange), ROWS)
+    assert exchange.take(1) is not None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from masters_ray.errors import ReplicaError, WeightsGoneError
+from masters_ray.errors import ReplicaLostError, WeightsGoneError
 from masters_ray.learner.requests import Request, Requests
 
 
@@ -53,7 +53,9 @@ def test_whoever_asks_is_told_what_went_wrong() -> None:
     asking = Asking(requests, 3)
     requests.answer(taken(requests).number, "no route to host")
     error = asking.end()
-    assert type(error) is ReplicaError and str(error) == "version 3 of the student could not be sent: no route to host"
+    assert (
+        type(error) is ReplicaLostError and str(error) == "version 3 of the student could not be sent: no route to host"
+    )
 
 
 def test_a_version_that_is_not_there_is_gone() -> None:

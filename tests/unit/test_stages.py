@@ -7,7 +7,7 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
 from masters_ray.pipeline import stages
-from masters_ray.placement import Turns
+from masters_ray.placement import Turns, transfer
 from tests.builders import problem
 from tests.conftest import ROOT
 from tests.fakes import FakePool
@@ -106,6 +106,7 @@ def test_a_teacher_that_judges_has_processes_of_its_own_without_a_mask() -> None
     assert roles(*by_rule) == [(("teacher",), 1), (("student",), 1)]
 
 
+ONLINE = ["rollout.online_fraction=1"]
 ONE_GPU = ["learner.gpus=1", "student.gpus=1"]
 
 
@@ -124,20 +125,25 @@ ONE_GPU = ["learner.gpus=1", "student.gpus=1"]
 def test_weights_go_from_gpu_to_gpu_where_both_sides_have_one_of_their_own(
     words: list[str], beside: str, on_one_gpu: str, on_two_gpus: str
 ) -> None:
-    config = configuration.load(DEMO, words)
+    config = configuration.load(DEMO, [*ONLINE, *words])
     one, two = (Turns(cpus=8.0, gpus=gpus) for gpus in (1, 2))
     for turns, expected in ((None, beside), (one, on_one_gpu), (two, on_two_gpus)):
-        assert stages.transfer(config, turns) == expected
+        assert transfer(config, turns) == expected
     by_roles = {each.spec.roles: each.spec.transfer for each in stages.online_deployments(config, 0.2)}
     others = {("teacher",): "object_store", ("reference", "judge"): "object_store"}
     assert by_roles == others | {("student",): beside}
 
 
+def test_without_online_iterations_it_means_nothing_how_weights_would_go() -> None:
+    config = configuration.load(DEMO, ["rollout.weight_transfer=ipc"])
+    assert transfer(config, None) == "object_store"
+
+
 def test_weights_do_not_go_a_way_that_there_is_not() -> None:
     one, two = (Turns(cpus=8.0, gpus=gpus) for gpus in (1, 2))
-    for transfer, good, bad in (("nccl", [None], [one, two]), ("ipc", [one], [None, two])):
-        config = configuration.load(DEMO, [*ONE_GPU, f"rollout.weight_transfer={transfer}"])
-        assert [stages.transfer(config, turns) for turns in good] == [transfer]
+    for way, good, bad in (("nccl", [None], [one, two]), ("ipc", [one], [None, two])):
+        config = configuration.load(DEMO, [*ONLINE, *ONE_GPU, f"rollout.weight_transfer={way}"])
+        assert [transfer(config, turns) for turns in good] == [way]
         for turns in bad:
-            with pytest.raises(ConfigError, match=f"found {transfer}, and they .*auto takes what fits"):
-                stages.transfer(config, turns)
+            with pytest.raises(ConfigError, match=f"found {way}, and they .*auto takes what fits"):
+                transfer(config, turns)

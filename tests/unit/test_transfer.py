@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -122,6 +122,8 @@ class Exchange:
         self.answers: dict[int, str | None] = {}
         self.next_request = SimpleNamespace(remote=self._next)
         self.answered = SimpleNamespace(remote=self.answers.__setitem__)
+        self.stopped: list[str] = []
+        self.stop_learner = SimpleNamespace(remote=self.stopped.append)
 
     def _next(self, _: float) -> Request | None:
         time.sleep(0.01)
@@ -196,20 +198,23 @@ def test_a_replica_that_fails_before_anything_is_sent_is_told_so_and_another_one
     sending.check()
 
 
-def test_a_transfer_that_does_not_end_after_its_replica_died_stops_the_learner(
-    exchange: Exchange, sending: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def lost(
+    exchange: Exchange, sending: Sender, monkeypatch: pytest.MonkeyPatch, where: Literal["connect", "send"]
+) -> str | None:
+    """What a replica is told that dies while the learner connects to it or sends to it, which does not end."""
     monkeypatch.setattr(sender, "_PATIENCE", 0.05)
     monkeypatch.setattr(sender, "_SECONDS_AFTER_A_LOSS", 0.1)
     never = threading.Event()
 
     def connected(transfer: str, client: Any, source: Source, **_: Any) -> Any:
-        def send_weights() -> None:
+        def hang() -> None:
             with pytest.raises(RayActorError):
                 client.start_weight_update()
             never.wait(20)
 
-        return SimpleNamespace(send_weights=send_weights)
+        if where == "connect":
+            hang()
+        return SimpleNamespace(send_weights=hang, shutdown=lambda: None)
 
     monkeypatch.setattr(vllm_transfer, "connect", connected)
     sending.keep(0, TENSORS)
@@ -217,6 +222,25 @@ def test_a_transfer_that_does_not_end_after_its_replica_died_stops_the_learner(
     replica.dies = True
     told = exchange.ask(0, 0, replica)
     never.set()
+    return told
+
+
+def test_a_transfer_that_does_not_end_after_its_replica_died_stops_the_learner(
+    exchange: Exchange, sending: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = lost(exchange, sending, monkeypatch, "send")
     assert told is not None and "died while it was sent weights over gloo" in told
+    assert exchange.stopped == [told.removeprefix("LearnerError: ")], "workers that wait are told at once"
     with pytest.raises(LearnerError, match="goes on from the last checkpoint"):
         sending.check()
+    assert exchange.ask(1, 0, gloo_replica()[0]) == exchange.stopped[0], "and whoever asks later"
+
+
+def test_a_replica_that_dies_before_anything_is_sent_stops_nobody(
+    exchange: Exchange, sending: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        told = lost(exchange, sending, broken, "connect")
+    assert told == "LearnerError: the replica was lost before anything was sent"
+    sending.check()
+    assert exchange.ask(1, 0, gloo_replica()[0]) is None and exchange.stopped == []
