@@ -313,18 +313,9 @@ def test_in_turns_whoever_waits_is_told_why_the_rollouts_stopped() -> None:
 def test_a_learner_that_cannot_go_on_is_told_so_and_one_that_begins_anew_may() -> None:
     exchange = started([1, 2])
     exchange.publish(weights(0))
-    told: list[str] = []
-
-    def take() -> None:
-        with pytest.raises(LearnerError) as caught:
-            exchange.take(1)
-        told.append(str(caught.value))
-
-    waiting = threading.Thread(target=take)
-    waiting.start()
+    worker = Worker(exchange, 1)
     exchange.stop_learner("a transfer does not end")
-    waiting.join(10)
-    assert told == ["a transfer does not end"]
+    assert worker.end() == "a transfer does not end"
     with pytest.raises(LearnerError, match="does not end"):
         exchange.publish(weights(1))
     exchange.begin(0, {})
