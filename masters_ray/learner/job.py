@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from masters_ray.config import Learner, Part, Reward, Transfer
 from masters_ray.records import SkippedStep, StepMetrics
@@ -97,11 +99,30 @@ class Pinned:
     """What a worker group has done since it was last asked."""
 
     steps: list[StepMetrics] = field(default_factory=list)
-    rewards: list[GroupRewards] = field(default_factory=list)
-    """Of the first groups of each step."""
+    rewards: dict[int, list[GroupRewards]] = field(default_factory=dict)
+    """Step → of its first groups."""
     skipped: list[SkippedStep] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who waits."""
+
+    def add(self, news: Pinned) -> None:
+        self.steps += news.steps
+        self.rewards |= news.rewards
+        self.skipped += news.skipped
+        self.notes += news.notes
+
+    def as_plain(self) -> dict[str, Any]:
+        """All but the notes as numbers, texts, lists and mappings, for a checkpoint."""
+        return dataclasses.asdict(self) | {"notes": []}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Pinned:
+        """The inverse."""
+        return cls(
+            steps=[StepMetrics(**one) for one in plain["steps"]],
+            rewards={step: [GroupRewards(**one) for one in told] for step, told in plain["rewards"].items()},
+            skipped=[SkippedStep(**one) for one in plain["skipped"]],
+        )
 
 
 class Board:
@@ -112,10 +133,7 @@ class Board:
 
     def pin(self, news: Pinned) -> None:
         """Add ``news`` to what the driver has not read yet."""
-        self._pinned.steps += news.steps
-        self._pinned.rewards += news.rewards
-        self._pinned.skipped += news.skipped
-        self._pinned.notes += news.notes
+        self._pinned.add(news)
 
     def read(self) -> Pinned:
         """Everything since the last reading."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -154,7 +153,7 @@ class _Worker:
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
-            self._pin(state["told"])  # the driver may have died before it read them
+            self._pin(Pinned.of(state["told"]))  # the driver may have died before it read them
             self.handout.students = state.get("students", {})  # checkpoints of older versions have none
             self._untrained = False
             self._say(f"the learner goes on after step {found.step}")
@@ -239,7 +238,7 @@ class _Worker:
             "students": self.handout.students,
             "random": torch.get_rng_state(),
             "skipped_in_a_row": self._skipped_in_a_row,
-            "told": dataclasses.replace(self._told, rewards=[], notes=[]),
+            "told": self._told.as_plain(),
         }
         mean = sum(self._losses) / len(self._losses) if self._losses else math.inf
         self._losses = []
@@ -317,15 +316,14 @@ class _Worker:
             memory_gib=float(memory) / 2**30,
             **totals.means | {"clipped": clipped},
         )
-        self._pin(Pinned(steps=[told], rewards=update.rewards))
+        self._pin(Pinned(steps=[told], rewards={step.number: update.rewards}))
 
     def _say(self, note: str) -> None:
         self._pin(Pinned(notes=[note]))
 
     def _pin(self, news: Pinned) -> None:
         if self._rank == 0:
-            self._told.steps += news.steps
-            self._told.skipped += news.skipped
+            self._told.add(news)
             ray.get(self._board.pin.remote(news))
 
 

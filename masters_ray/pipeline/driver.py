@@ -320,9 +320,8 @@ class _Run:
                 for note in news.notes:
                     say(note)
                 for new in news.steps:
-                    if journal.record(new):
+                    if journal.record(new, news.rewards.get(new.step, ())):
                         advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
-                journal.record_rewards(news.rewards)
                 for skipped in news.skipped:
                     advance(journal.record_skipped(skipped))
                     where = f". Its rows are in {skipped.saved}" if skipped.saved else ""

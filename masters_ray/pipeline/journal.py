@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from masters_ray.learner.job import GroupRewards
@@ -32,8 +33,9 @@ class Journal:
                 "phases": {},
                 "wall_seconds": 0.0,
             }
-        self._metrics = {row["step"]: row for row in read_lines(directory.file("metrics.jsonl"))}
-        self._skipped = {row["step"]: row for row in read_lines(directory.file("skipped.jsonl"))}
+        self._metrics = _Steps(directory.file("metrics.jsonl"))
+        self._skipped = _Steps(directory.file("skipped.jsonl"))
+        self._rewards = _Steps(directory.file("rewards.jsonl"))
         self._before, self._began = self.content["wall_seconds"], time.monotonic()
         self._events: Any = None
 
@@ -64,40 +66,31 @@ class Journal:
 
     def steps_done(self) -> int:
         """Optimizer steps recorded so far, skipped ones included."""
-        return len(self._metrics.keys() | self._skipped.keys())
+        return len(self._metrics.steps | self._skipped.steps)
 
-    def record(self, metrics: StepMetrics) -> int:
-        """One optimizer step; a step taken again after a restart replaces its first record, also as one that was
-        skipped: fresh answers that did not come in time may be there now. Returns 1 if it is new."""
-        new = metrics.step not in self._metrics.keys() | self._skipped.keys()
-        row = dataclasses.asdict(metrics)
-        if self._metrics.get(metrics.step) == row:
-            return 0
-        if self._skipped.pop(metrics.step, None):
-            self._write("skipped.jsonl", self._skipped)
-        self._metrics[metrics.step] = row
-        if new and metrics.step == max(self._metrics):
-            append_lines(self._directory.file("metrics.jsonl"), [row])
-        else:
-            self._write("metrics.jsonl", self._metrics)
-        for name, value in row.items():
-            if name != "step":
-                self.events.add_scalar(f"learner/{name}", value, metrics.step)
+    def record(self, metrics: StepMetrics, rewards: Sequence[GroupRewards] = ()) -> int:
+        """One optimizer step and how some of its groups were rewarded, for the report; a step taken again after a
+        restart replaces its first record, also as one that was skipped: fresh answers that did not come in time may be
+        there now. Returns 1 if it is new."""
+        step, row = metrics.step, dataclasses.asdict(metrics)
+        new = step not in self._metrics.steps | self._skipped.steps
+        self._skipped.put(step, [])
+        if rewards:
+            self._rewards.put(step, [{"step": step} | dataclasses.asdict(one) for one in rewards])
+        if self._metrics.put(step, [row]):
+            for name, value in row.items():
+                if name != "step":
+                    self.events.add_scalar(f"learner/{name}", value, step)
         return int(new)
 
     def record_skipped(self, skipped: SkippedStep) -> int:
         """A step that was not taken; replaces its record of before a restart, also as one that was. Returns 1 if it is
         new."""
-        new = skipped.step not in self._metrics.keys() | self._skipped.keys()
-        if self._metrics.pop(skipped.step, None):
-            self._write("metrics.jsonl", self._metrics)
-        self._skipped[skipped.step] = dataclasses.asdict(skipped)
-        self._write("skipped.jsonl", self._skipped)
+        new = skipped.step not in self._metrics.steps | self._skipped.steps
+        self._rewards.put(skipped.step, [])
+        self._metrics.put(skipped.step, [])
+        self._skipped.put(skipped.step, [dataclasses.asdict(skipped)])
         return int(new)
-
-    def record_rewards(self, rewards: Sequence[GroupRewards]) -> None:
-        """How some groups were rewarded, for the report."""
-        append_lines(self._directory.file("rewards.jsonl"), [dataclasses.asdict(one) for one in rewards])
 
     @property
     def events(self) -> Any:
@@ -108,12 +101,38 @@ class Journal:
             self._events = SummaryWriter(str(self._directory.tensorboard))
         return self._events
 
-    def _write(self, name: str, rows: dict[int, dict[str, Any]]) -> None:
-        """Steps in their order, in place of what the file holds."""
-        lines = (json.dumps(rows[step]) + "\n" for step in sorted(rows))
-        write_text(self._directory.file(name), "".join(lines))
-
     def _save(self) -> None:
         """With this call's wall time so far: a kill must not lose that of the phases that are saved with it."""
         self.content["wall_seconds"] = self._before + time.monotonic() - self._began
         write_json(self._file, self.content)
+
+
+class _Steps:
+    """A JSON-lines file of the run with rows for optimizer steps, each step's once, whatever is told again after a
+    kill."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._rows: dict[int, list[dict[str, Any]]] = {}
+        for row in read_lines(file):
+            self._rows.setdefault(row.get("step", 0), []).append(row)
+
+    @property
+    def steps(self) -> Set[int]:
+        return self._rows.keys()
+
+    def put(self, step: int, rows: list[dict[str, Any]]) -> bool:
+        """The rows of a step, in place of those that are there; none: the step has none. Returns whether that changes
+        anything."""
+        if self._rows.get(step, []) == rows:
+            return False
+        follows = step > max(self._rows, default=-1)
+        self._rows[step] = rows
+        if follows:
+            append_lines(self._file, rows)
+            return True
+        if not rows:
+            del self._rows[step]
+        lines = (json.dumps(row) + "\n" for number in sorted(self._rows) for row in self._rows[number])
+        write_text(self._file, "".join(lines))
+        return True

@@ -105,11 +105,7 @@ def train(root: Path, folders: list[Path], **settings: Any) -> Pinned:
     """Everything that the worker group reported. The student lies in ``root/student`` afterwards."""
     told = Pinned()
 
-    def on_news(news: Pinned) -> None:
-        for name in vars(told):
-            getattr(told, name).extend(getattr(news, name))
-
-    fit(job(root, **settings), folders, on_news)
+    fit(job(root, **settings), folders, told.add)
     return told
 
 

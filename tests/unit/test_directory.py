@@ -7,7 +7,6 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
-from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.records import SkippedStep, StepMetrics
@@ -86,16 +85,12 @@ def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path:
         assert journal.steps_done() == 2
         assert journal.record(metrics(2, loss=5.0)) == 0
         assert journal.record(metrics(3)) == 1
-        journal.record_rewards(
-            [GroupRewards(stage=0, position=3, divergences=[0.1], distillation=[1.0], advantages=[0.0])]
-        )
     assert journal.content["wall_seconds"] > first
     assert [(row["step"], row["loss"]) for row in read_lines(tmp_path / "metrics.jsonl")] == [
         (1, 1.0),
         (2, 5.0),
         (3, 1.0),
     ]
-    assert read_lines(tmp_path / "rewards.jsonl")[0]["position"] == 3
     assert set(journal.content["phases"]) == {"rollouts"}
 
 
