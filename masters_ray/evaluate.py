@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from masters_ray.records import Problem
+from masters_ray.records import Problem, Refused, Rejected
 
 _Z = 1.959964
 """Two-sided 95 % of the normal distribution."""
@@ -42,15 +43,46 @@ class Marked:
     kind: str
     label: str
     answer: str
+    """"" where the model could not be asked."""
     correct: bool
+    refused: Refused | None = None
+    """Why the model could not be asked; the question then counts in no accuracy."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Marked:
+        """The inverse of ``dataclasses.asdict``."""
+        refused = row.get("refused")
+        return cls(**{**row, "refused": refused and Refused(**refused)})
 
 
-def mark(problems: Sequence[Problem], answers: Sequence[str], correct: Sequence[bool]) -> list[Marked]:
-    """Answers with their marks."""
+def mark(problems: Sequence[Problem], answers: Sequence[str | Refused], correct: Sequence[bool]) -> list[Marked]:
+    """Answers with their marks. correct: of each problem; False where it could not be asked."""
     return [
-        Marked(id=problem.id, kind=problem.kind, label=problem.label, answer=answer, correct=right)
+        Marked(
+            id=problem.id,
+            kind=problem.kind,
+            label=problem.label,
+            answer="" if isinstance(answer, Refused) else answer,
+            correct=right,
+            refused=answer if isinstance(answer, Refused) else None,
+        )
         for problem, answer, right in zip(problems, answers, correct, strict=True)
     ]
+
+
+def refusals(marked: Iterable[Marked]) -> list[Rejected]:
+    """The questions that could not be asked, each once."""
+    found = {one.id: one.refused for one in marked if one.refused}
+    return [
+        Rejected(row=f"held-out question {id}", reason=refused.reason, kind=refused.kind)
+        for id, refused in found.items()
+    ]
+
+
+def answered_by_all(marks: Mapping[str, Sequence[Marked]]) -> dict[str, list[Marked]]:
+    """The marks of the questions that every model was asked: accuracies of other questions cannot be compared."""
+    aside = {one.id for marked in marks.values() for one in marked if one.refused}
+    return {name: [one for one in marked if one.id not in aside] for name, marked in marks.items()}
 
 
 def wilson(correct: int, n: int) -> Rate:
@@ -70,11 +102,13 @@ def wilson(correct: int, n: int) -> Rate:
 
 
 def accuracy(marked: Sequence[Marked]) -> Accuracy:
-    """Accuracy by kind, and the mean over kinds, which no kind's frequency sways.
+    """Accuracy by kind, and the mean over kinds, which no kind's frequency sways; NaN without questions.
 
     The mean's 95 % interval adds the kinds' binomial variances, each with two successes and two failures added
     (Agresti and Coull), so that a kind without errors still has one.
     """
+    if not marked:
+        return Accuracy(value=math.nan, low=math.nan, high=math.nan, n=0, by_kind={})
     tally: dict[str, list[bool]] = defaultdict(list)
     for one in marked:
         tally[one.kind].append(one.correct)

@@ -106,8 +106,11 @@ class FakePool:
             for group in answers
         ]
 
-    def answer_greedily(self, problems: list[Problem], max_tokens: int) -> list[str]:
-        return ["red" if int(problem.id) % 2 else "blue" for problem in problems]
+    def answer_greedily(self, problems: list[Problem], max_tokens: int) -> list[str | Refused]:
+        return [
+            Refused(reason="too long") if one.id in self.refuses else "red" if int(one.id) % 2 else "blue"
+            for one in problems
+        ]
 
 
 class FakeReplicas:

@@ -12,7 +12,6 @@ from masters_ray.config import Engine, Sampling, Transfer
 from masters_ray.data import BadPictureError, decode
 from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
-from masters_ray.errors import DataError
 from masters_ray.prompts import Message, question_messages
 from masters_ray.records import Answer, Problem, Refused, Scored, Source
 from masters_ray.store import Ragged
@@ -138,17 +137,9 @@ class Model:
             len(problems), {index: one for index, one in found.items() if index not in refused}, refused, pack
         )
 
-    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
-        """The text of the greedy answer to each problem. Raises DataError when the engine refuses a problem."""
-        found = []
-        for problem, said in zip(problems, self.greedy(problems, question_messages, max_tokens), strict=True):
-            if isinstance(said, Refused):
-                raise DataError(
-                    f"question {problem.id}: {said.reason}. Mend or take out its row, shorten the question, use "
-                    "smaller pictures, or raise engine.max_model_len."
-                )
-            found.append(said)
-        return found
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str | Refused]:
+        """The text of the greedy answer to each problem, or why it could not be asked."""
+        return self.greedy(problems, question_messages, max_tokens)
 
     def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[str | Refused]:
         """The text of the greedy answer to what ``messages`` makes of each problem."""

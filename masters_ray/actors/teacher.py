@@ -38,8 +38,8 @@ class Teacher:
         """The next-token distributions at each token of every answer: top k with left-out mass, as they are stored."""
         return self._model.score(problems, answers, top_k=self._top_k, pack=_top_scores)
 
-    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str]:
-        """The text of the greedy answer to each problem."""
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str | Refused]:
+        """The text of the greedy answer to each problem, or why it could not be asked."""
         return self._model.answer_greedily(problems, max_tokens)
 
     def rate(self, problems: Sequence[Problem]) -> list[int | None]:

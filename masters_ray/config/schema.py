@@ -199,7 +199,8 @@ class Rollout:
     """How often a replica whose process died is started again."""
     max_set_aside_share: float = 0.05
     """Fraction of a stage's questions that may end without a row before the stage stops: pictures that cannot be
-    opened, prompts that an engine does not take, fewer than two readable verdicts, replicas that die."""
+    opened, prompts that an engine does not take, fewer than two readable verdicts, replicas that die. Also the fraction
+    of the held-out questions that a model may not be asked."""
     max_unjudged_share: float = 0.25
     """Fraction of a stage's answers of which neither judge call may be readable."""
     max_empty_share: float = 0.25

@@ -26,10 +26,10 @@ from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError, DataError, LearnerError, StoreError
-from masters_ray.evaluate import accuracy
+from masters_ray.evaluate import accuracy, refusals
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.learner.trainer import exchange_of, fit
-from masters_ray.pipeline import curriculum, outcome, rollouts, semi_online, stages
+from masters_ray.pipeline import curriculum, limits, outcome, rollouts, semi_online, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.groups import Earlier
 from masters_ray.pipeline.journal import Journal
@@ -105,8 +105,8 @@ class _Run:
             self._learn(self._stages, self._directory.student)
         for index in self._stages:
             semi_online.finish(self._directory.online(index))
-        self._note_rejected(self._stages)
         self._measure_trained()
+        self._note_rejected(self._stages)
 
     def write_outcome(self) -> None:
         """Summary and examples."""
@@ -379,16 +379,21 @@ class _Run:
         judge = replicas.pools["judge"] if settings.marked_by == "judge" else None
         rule, problems = self._config.judge.rule, self._held_out.problems
         marked = stages.evaluate(replicas.pools[role], judge, rule, problems, settings.max_tokens, title)
+        limits.check_held_out(refusals(marked), len(problems), self._config.rollout.max_set_aside_share)
         write_json(self._directory.evaluation(name), [dataclasses.asdict(one) for one in marked])
-        measured = accuracy(marked)
+        measured = accuracy([one for one in marked if not one.refused])
         say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")
+        if aside := len(marked) - measured.n:
+            say(f"{aside} held-out questions could not be asked and count in no accuracy of the run (quarantine.jsonl)")
 
     def _note_rejected(self, finished: Sequence[int]) -> None:
-        """quarantine.jsonl: the rows of the data, and of the stages that are finished."""
+        """quarantine.jsonl: the rows of the data, of the stages that are finished, and of the evaluations."""
         stores = [store.read_accounts(self._directory.stage(index)) for index in finished]
         in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
         online = semi_online.rejected_in([self._directory.online(index) for index in finished])
-        data.write_quarantine(self._quarantine, [*self._train.rejected, *self._held_out.rejected, *in_stages, *online])
+        of_data = [*self._train.rejected, *self._held_out.rejected]
+        held_out = refusals(one for marked in outcome.marks(self._directory).values() for one in marked)
+        data.write_quarantine(self._quarantine, [*of_data, *in_stages, *online, *held_out])
 
 
 def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:

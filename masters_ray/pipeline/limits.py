@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from masters_ray.config import Rollout
 from masters_ray.errors import DataError
@@ -64,3 +64,17 @@ class Limits:
                 "rollout.max_set_aside_share and call again: what is stored stays.",
             ]
         )
+
+
+def check_held_out(refused: Sequence[Rejected], questions: int, allowed: float) -> None:
+    """Raises DataError when a model could not be asked more than the share ``allowed`` of the held-out questions, or
+    none of them."""
+    if len(refused) <= allowed * questions and len(refused) < questions:
+        return
+    examples = "\n".join(f"  {one.row}: {one.reason}" for one in refused[:_EXAMPLES])
+    raise DataError(
+        f"{len(refused)} of {questions} held-out questions could not be asked; rollout.max_set_aside_share allows "
+        f"{allowed:g}. The first of them:\n{examples}\nMend or take out their rows, shorten the questions, use smaller "
+        "pictures, or raise engine.max_model_len and choose another run.dir; or raise rollout.max_set_aside_share and "
+        "call again."
+    )

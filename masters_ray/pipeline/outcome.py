@@ -17,7 +17,7 @@ from PIL import Image
 from masters_ray import data, store, weights
 from masters_ray.config import Config, to_yaml
 from masters_ray.errors import StoreError
-from masters_ray.evaluate import Marked, accuracy
+from masters_ray.evaluate import Marked, accuracy, answered_by_all, refusals
 from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.records import Picture, Problem, RolloutGroup
@@ -35,11 +35,16 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
     made = [manifest.made_by for manifest in manifests]
     judged = sum(stage["answers"] - stage["unjudged"] for stage in made)
     steps = read_lines(directory.file("metrics.jsonl"))
-    marks = {name: [Marked(**one) for one in read_json(directory.evaluation(name))] for name in _ACCURACIES}
-    measured = {name: dataclasses.asdict(accuracy(marks[name])) for name in _ACCURACIES}
+    marked = marks(directory)
+    compared = answered_by_all(marked)
+    measured = {name: dataclasses.asdict(accuracy(rows)) for name, rows in compared.items()}
     summary = {
         "accuracy": measured,
-        "evaluation": {"marked_by": config.evaluation.marked_by},
+        "evaluation": {
+            "marked_by": config.evaluation.marked_by,
+            "left_out": len(held_out.problems) - len(compared["teacher"]),
+            "refused": {name: len(refusals(rows)) for name, rows in marked.items()},
+        },
         "judge": {
             "of_teacher": config.judge.of_teacher,
             "of_student": config.judge.of_student,
@@ -83,12 +88,18 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
         "config": to_yaml(config),
     }
     write_json(
-        directory.file("examples.json"), _examples(directory, config.evaluation.examples, held_out.problems, marks)
+        directory.file("examples.json"), _examples(directory, config.evaluation.examples, held_out.problems, compared)
     )
     write_json(directory.file("summary.json"), summary)
     for name, value in measured.items():
         journal.events.add_scalar(f"accuracy/{name}", value["value"], len(steps))
     journal.events.close()
+
+
+def marks(directory: RunDirectory) -> dict[str, list[Marked]]:
+    """The held-out answers of each model that was measured so far."""
+    files = {name: directory.evaluation(name) for name in _ACCURACIES}
+    return {name: [Marked.of(row) for row in read_json(file)] for name, file in files.items() if file.exists()}
 
 
 def _online(config: Config, steps: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -151,9 +162,10 @@ def _examples(
         for row in wanted
         if (place := _place(row)) in found and _is_of(row, found[place])
     ]
-    pairs = zip(held_out, marks["student_before"], marks["student_after"], strict=True)
-    changed = [trio for trio in pairs if trio[1].correct != trio[2].correct]
-    return trained + [_held_out_example(*trio) for trio in _spread(changed, count)]
+    pairs = zip(marks["student_before"], marks["student_after"], strict=True)
+    changed = {before.id: (before, after) for before, after in pairs if before.correct != after.correct}
+    shown = set(_spread(list(changed), count))
+    return trained + [_held_out_example(one, *changed[one.id]) for one in held_out if one.id in shown]
 
 
 def _place(rewards: dict[str, Any]) -> tuple[int, int, int | None]:

@@ -22,7 +22,7 @@ from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
 from masters_ray.placement import Turns, transfer
 from masters_ray.progress import track
-from masters_ray.records import Problem
+from masters_ray.records import Problem, Refused
 from masters_ray.schedule import Stage
 
 _EVALUATED_AT_A_TIME = 128
@@ -209,19 +209,22 @@ def evaluate(
     """Greedy answers of a pool's model to the held-out questions, marked by the judge, or by the rule without one.
 
     An answer whose verdict cannot be read counts as wrong here. What a replica was doing when its process died is
-    asked again.
+    asked again. A question that the model's engine does not take has no mark but the reason.
     """
     shares = list(batches(problems, _EVALUATED_AT_A_TIME))
     marked: dict[int, list[Marked]] = {}
 
     def answer(number: int) -> None:
         share = shares[number]
-        answers: list[str] = pool.call_again("answer_greedily", share, max_tokens)
+        answers: list[str | Refused] = pool.call_again("answer_greedily", share, max_tokens)
         if judge is None:
-            correct = [RULES[rule](text, problem) for problem, text in zip(share, answers, strict=True)]
+            correct = [
+                isinstance(text, str) and RULES[rule](text, one) for one, text in zip(share, answers, strict=True)
+            ]
         else:
-            verdicts: list[list[Verdict]] = judge.call_again("judge", share, [[text] for text in answers], False)
-            correct = [verdict.accuracy == 1 for (verdict,) in verdicts]
+            asked = [[text] if isinstance(text, str) else [] for text in answers]
+            verdicts: list[list[Verdict]] = judge.call_again("judge", share, asked, False)
+            correct = [any(verdict.accuracy == 1 for verdict in group) for group in verdicts]
         marked[number] = mark(share, answers, correct)
 
     with track(title, len(problems)) as advance, threads(pool.most_calls_at_once) as each:

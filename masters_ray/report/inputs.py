@@ -61,6 +61,8 @@ class Summary:
     after: Accuracy
     marked_by: str
     """Who said which held-out answers are right: judge or rule."""
+    left_out: int
+    """Held-out questions that one of the models could not be asked, and that count in no accuracy."""
     judges: dict[str, str]
     """Source of answers → who judged them: student, teacher or rule."""
     rule: str
@@ -139,6 +141,7 @@ def read_summary(file: Path) -> Summary:
         before=_accuracy(accuracy["student_before"]),
         after=_accuracy(accuracy["student_after"]),
         marked_by=top["evaluation"]["marked_by"].text(),
+        left_out=top["evaluation"]["left_out"].whole() if top["evaluation"].has("left_out") else 0,
         judges={source: judge[f"of_{source}"].text() for source in ("teacher", "student")},
         rule=judge["rule"].text(),
         agreement_with_rule=judge["agreement_with_rule"].number(),

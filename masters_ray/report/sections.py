@@ -136,11 +136,17 @@ def accuracy(summary: Summary) -> str:
     total = row("all kinds (mean)", outcomes, None)
     head = ("kind", "student before", "student after", "teacher", "change (points)", "questions")
     right = _RIGHT.get(summary.marked_by, escape(summary.marked_by))
+    left_out = (
+        f'<p class="warning">{whole(summary.left_out)} held-out questions that one of the models could not be asked '
+        "count in none of these accuracies; quarantine.jsonl has the reasons.</p>"
+        if summary.left_out
+        else ""
+    )
     return (
         "<p>Share of the held-out questions that each model answers rightly when it always takes its likeliest next "
         f"token; an answer is right if {right}. Marks are measured values and lines their 95 % intervals; “all kinds” "
         "is the mean over the kinds, so that no kind counts more because it is asked more often.</p>"
-        f'<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
+        f'{left_out}<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
         f"{table(head, rows, numbers=range(1, 6), foot=total)}"
     )
 

@@ -222,7 +222,7 @@ class _Finished:
         last = steps[-max(1, len(steps) // 10) :]
         self.jsd = sum(step["jsd"] for step in last) / len(last)
         marks = read_json(folder / "evaluation" / "student_after.json")
-        self._correct = {mark["id"]: int(mark["correct"]) for mark in marks}
+        self._correct = {mark["id"]: int(mark["correct"]) for mark in marks if not mark.get("refused")}
 
     def differences(self, other: _Finished) -> dict[str, float]:
         """Question → 1 where only this run's student is right, −1 where only the other one's is."""

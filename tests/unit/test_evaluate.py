@@ -1,8 +1,10 @@
+import math
+
 import pytest
 
-from masters_ray.evaluate import Marked, accuracy, mark, wilson
+from masters_ray.evaluate import Marked, accuracy, answered_by_all, mark, wilson
 from masters_ray.marking import exact
-from masters_ray.records import Problem
+from masters_ray.records import Problem, Refused
 from tests.builders import problem
 
 
@@ -33,6 +35,18 @@ def test_the_balanced_mean_is_not_swayed_by_how_often_a_kind_is_asked() -> None:
     assert measured.n == 100
     assert (measured.by_kind["a"].value, measured.by_kind["b"].value) == (1.0, 0.0)
     assert measured.low < 0.5 < measured.high
+
+
+def test_models_are_compared_on_the_questions_that_all_of_them_were_asked() -> None:
+    problems = [problem(id=str(number)) for number in range(4)]
+    refused = Refused(reason="too long")
+    teacher = mark(problems, ["red", refused, "red", "red"], [True, False, True, True])
+    student = mark(problems, ["blue", "red", refused, "red"], [False, True, False, True])
+    compared = answered_by_all({"teacher": teacher, "student": student})
+    assert [[one.id for one in compared[name]] for name in ("teacher", "student")] == [["0", "3"], ["0", "3"]]
+    assert {name: accuracy(rows).value for name, rows in compared.items()} == {"teacher": 1.0, "student": 0.5}
+    nothing = accuracy([])
+    assert (math.isnan(nothing.value), math.isnan(nothing.high), nothing.n) == (True, True, 0)
 
 
 def test_more_questions_narrow_the_interval() -> None:

@@ -464,9 +464,11 @@ def test_warnings_for_the_reader(tmp_path: Path, page: Page) -> None:
     content = summary()
     content["stages"][2]["left_out"] = 0.95
     content["accuracy"]["teacher"]["value"] = 0.3
+    content["evaluation"]["left_out"] = 5
     warned = Page(report.write(build(tmp_path, summary=content, steps=1)).read_text(encoding="utf-8"))
     assert "Up to 95 % of the teacher’s probability was left out." in warned.text
     assert "The teacher is no better than the student was before training" in warned.text
+    assert "5 held-out questions that one of the models could not be asked" in warned.text
 
 
 @pytest.mark.filterwarnings("error")

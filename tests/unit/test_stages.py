@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.errors import ConfigError
-from masters_ray.pipeline import stages
+from masters_ray.errors import ConfigError, DataError
+from masters_ray.evaluate import Marked, refusals
+from masters_ray.pipeline import limits, stages
 from masters_ray.placement import Turns, transfer
+from masters_ray.records import Rejected
 from tests.builders import problem
 from tests.conftest import ROOT
 from tests.fakes import FakePool
@@ -75,6 +78,32 @@ def test_held_out_answers_are_marked_by_rule_or_judge_in_their_order() -> None:
     assert [one.id for one in by_rule] == [str(number) for number in range(300)]
     assert [one.correct for one in by_rule] == [bool(number % 2) for number in range(300)]
     assert not any(one.correct for one in by_judge)
+
+
+def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but_a_reason() -> None:
+    problems = [problem(id=str(number)) for number in range(4)]
+    student = FakePool("student")
+    student.refuses = {"1"}
+    for judge in (None, FakePool("judge")):
+        marked = stages.evaluate(student, judge, "exact", problems, 8, "t")  # type: ignore[arg-type]
+        assert [(one.correct, one.answer) for one in marked] == [
+            (False, "blue"),
+            (False, ""),
+            (False, "blue"),
+            (True, "red"),
+        ]
+        [refused] = refusals(marked)
+        assert (refused.row, refused.reason, refused.kind) == ("held-out question 1", "too long", "engine")
+        assert [Marked.of(dataclasses.asdict(one)) for one in marked] == marked
+
+
+def test_too_many_held_out_questions_that_cannot_be_asked_stop_the_run_with_examples() -> None:
+    aside = [Rejected(row=f"held-out question {number}", reason="too long", kind="engine") for number in range(2)]
+    limits.check_held_out(aside, 4, 0.5)
+    with pytest.raises(DataError, match=r"2 of 4 .*max_set_aside_share allows 0.25.*\n  held-out question 0: too long"):
+        limits.check_held_out(aside, 4, 0.25)
+    with pytest.raises(DataError, match="2 of 2 held-out"):
+        limits.check_held_out(aside, 2, 1.0)
 
 
 def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
