@@ -23,6 +23,8 @@ class Picture:
 
     path: str | None = None
     data: bytes | None = None
+    digest: str | None = None
+    """SHA-256 of the encoded bytes, hexadecimal, as they were when the data were read; None: they were not yet."""
 
     def read(self) -> bytes:
         """The encoded bytes. Raises OSError when the file cannot be read."""
@@ -53,8 +55,12 @@ class Problem:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits of everything above; pictures on disk count by their path."""
-        pictures = [picture.path or hashlib.sha256(picture.data or b"").hexdigest() for picture in self.pictures]
+        """16 hexadecimal digits of everything above; pictures count by their content, wherever they lie. (One on disk
+        that was not read yet counts by its path.)"""
+        pictures = [
+            one.digest or (hashlib.sha256(one.data).hexdigest() if one.data is not None else one.path)
+            for one in self.pictures
+        ]
         content = [self.id, self.question, self.label, pictures, list(self.choices), self.kind]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ def collect(source: DataSource, file: Path, max_pictures: int, max_pixels: int) 
                 name = hashlib.blake2b(problem.id.encode(), digest_size=8).digest()
                 if name in seen:
                     raise BadRowError(f"id {problem.id!r} stands in an earlier row; ids must be unique")
-                _check_pictures(problem, max_pictures, max_pixels)
+                problem = _looked_at(problem, max_pictures, max_pixels)
             except (BadRowError, BadPictureError) as reason:
                 kind: RejectedBy = "picture" if isinstance(reason, BadPictureError) else "row"
                 found.rejected.append(Rejected(row=where, reason=str(reason), kind=kind))
@@ -130,13 +130,12 @@ def copy(collected: Collected, order: Sequence[int], file: Path, note: Note) -> 
         os.fsync(content.fileno())
 
 
-def _check_pictures(problem: Problem, most: int, max_pixels: int) -> None:
+def _looked_at(problem: Problem, most: int, max_pixels: int) -> Problem:
     if not problem.pictures:
         raise BadRowError("no picture")
     if len(problem.pictures) > most:
         raise BadRowError(f"{len(problem.pictures)} pictures; the engines take {most} (engine.max_pictures)")
-    for picture in problem.pictures:
-        check(picture, max_pixels)
+    return replace(problem, pictures=tuple(check(picture, max_pixels) for picture in problem.pictures))
 
 
 def _append(writer: _Writer, problems: Sequence[Problem], found: Collected) -> None:

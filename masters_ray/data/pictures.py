@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import warnings
@@ -44,13 +45,13 @@ class BadPictureError(Exception):
     """A picture that is missing, broken or too large; the message is the reason."""
 
 
-def check(picture: Picture, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-    """Look at a picture's header alone: is it there, of a known format, and of at most ``max_pixels`` pixels?
+def check(picture: Picture, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    """The picture with its digest, if it is there, of a known format, and of at most ``max_pixels`` pixels.
 
     Raises BadPictureError. What passes can still be broken further on.
     """
     with _opened(picture, max_pixels):
-        pass
+        return replace(picture, digest=hashlib.sha256(picture.read()).hexdigest())
 
 
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
@@ -65,7 +66,7 @@ def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image
 def with_embedded_pictures(problem: Problem) -> Problem:
     """The same problem with its pictures' encoded bytes in memory. Raises BadPictureError when one cannot be read."""
     try:
-        pictures = tuple(Picture(data=picture.read()) for picture in problem.pictures)
+        pictures = tuple(Picture(data=picture.read(), digest=picture.digest) for picture in problem.pictures)
     except FileNotFoundError as error:
         raise BadPictureError(f"picture {error.filename} does not exist") from None
     except OSError as error:

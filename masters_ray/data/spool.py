@@ -20,7 +20,7 @@ import pyarrow as pa
 from masters_ray.errors import DataError
 from masters_ray.records import Picture, Problem, Rejected
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the same source would be written in another way."""
 _SPOOL = b"spool"
 _BATCHES_KEPT = 4
@@ -31,7 +31,13 @@ def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable)
 
 
-_PICTURE = pa.struct([_field("path", pa.string(), nullable=True), _field("data", pa.large_binary(), nullable=True)])
+_PICTURE = pa.struct(
+    [
+        _field("path", pa.string(), nullable=True),
+        _field("data", pa.large_binary(), nullable=True),
+        _field("digest", pa.string(), nullable=True),
+    ]
+)
 SCHEMA = pa.schema(
     [
         _field("id", pa.string()),

@@ -56,8 +56,8 @@ OWN = "own_logprobs"
 """Column of a Ragged with a student's log-probabilities."""
 _NOT_ASKED = -1
 _BEFORE_TRAINING = -1
-# One of the two: by reference, or the encoded bytes.
-_PICTURE = pa.struct([pa.field("path", pa.string()), pa.field("data", pa.binary())])
+# One of path and data: by reference, or the encoded bytes.
+_PICTURE = pa.struct([pa.field("path", pa.string()), pa.field("data", pa.binary()), pa.field("digest", pa.string())])
 SCHEMA = pa.schema(
     [
         _field("position", pa.int64()),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
-_FORMAT = 6
+_FORMAT = 7
 
 
 @dataclass(frozen=True, kw_only=True)

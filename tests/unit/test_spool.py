@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from masters_ray.config import DataSource
-from masters_ray.data import BadPictureError, Problems, build, decode, load, sources
+from masters_ray.data import BadPictureError, Problems, build, check, decode, load, sources
 from masters_ray.errors import DataError
 from masters_ray.records import Problem
 from tests.builders import png
@@ -23,7 +23,8 @@ from tests.sources import good, jsonl
 def in_memory(source: DataSource, seed: int) -> list[Problem]:
     """The seeded order as the definition says it: shuffle everything, then take the kinds in turn."""
     folder = Path(source.path or "").parent
-    problems = [sources.problem(row, where, folder) for where, row in sources.rows(source)]
+    found = [sources.problem(row, where, folder) for where, row in sources.rows(source)]
+    problems = [dataclasses.replace(one, pictures=tuple(map(check, one.pictures))) for one in found]
     random.Random(seed).shuffle(problems)
     if source.rows is None or source.rows >= len(problems):
         return problems

@@ -205,5 +205,5 @@ def test_a_damaged_manifest_and_a_missing_shard_are_named(tmp_path: Path) -> Non
     with pytest.raises(StoreError, match="manifest.json: not JSON"):
         store.read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 99, "rows": 0, "shards": [], "made_by": {}}))
-    with pytest.raises(StoreError, match="expected format 6, found 99"):
+    with pytest.raises(StoreError, match="expected format 7, found 99"):
         store.read_manifest(tmp_path)
