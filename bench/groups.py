@@ -109,7 +109,9 @@ def _answer(random: np.random.Generator, tokens: int, vocabulary: int, number: i
     reference = random.normal(-np.log(vocabulary), 0.1, tokens)
     return ScoredAnswer(
         judged=JudgedAnswer(
-            answer=Answer(source="student" if number % 2 else "teacher", text="", token_ids=tuple(ids.tolist())),
+            answer=Answer(
+                source="student" if number % 2 else "teacher", text="", token_ids=tuple(ids.tolist()), finish="stop"
+            ),
             accuracy=int(number % 3 == 0),
             verdict="",
         ),

@@ -48,7 +48,12 @@ class InstantHost(Host):
         self._verdicts = [Verdict(accuracy=index % 2, text="<answer>1</answer>") for index in range(2)]
         self._answers = {
             role: tuple(
-                Answer(source=role, text=f"answer {index}", token_ids=(first + index, *range(TOKENS - 1)))  # type: ignore[arg-type]
+                Answer(
+                    source=role,  # type: ignore[arg-type]
+                    text=f"answer {index}",
+                    token_ids=(first + index, *range(TOKENS - 1)),
+                    finish="stop",
+                )
                 for index in range(8)
             )
             for role, first in (("teacher", 10), ("student", 20))

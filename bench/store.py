@@ -123,7 +123,7 @@ def _write(file: Path, answers: Sequence[TokenScores]) -> Path:
 
 def _answer(scores: TokenScores) -> ScoredAnswer:
     tokens = len(scores.left_out)
-    answer = Answer(source="teacher", text="", token_ids=tuple(range(tokens)))
+    answer = Answer(source="teacher", text="", token_ids=tuple(range(tokens)), finish="stop")
     judged = JudgedAnswer(answer=answer, accuracy=1, verdict="")
     return ScoredAnswer(judged=judged, teacher=scores, reference_logprobs=np.zeros(tokens, np.float32))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from masters_ray.records import Problem, Refused, Rejected
+from masters_ray.records import Finish, Problem, Refused, Rejected, Reply
 
 _Z = 1.959964
 """Two-sided 95 % of the normal distribution."""
@@ -44,6 +44,8 @@ class Marked:
     label: str
     answer: str
     """"" where the model could not be asked."""
+    finish: Finish | None
+    """None where the model could not be asked."""
     correct: bool
     refused: Refused | None = None
     """Why the model could not be asked; the question then counts in no accuracy."""
@@ -55,14 +57,15 @@ class Marked:
         return cls(**{**row, "refused": refused and Refused(**refused)})
 
 
-def mark(problems: Sequence[Problem], answers: Sequence[str | Refused], correct: Sequence[bool]) -> list[Marked]:
+def mark(problems: Sequence[Problem], answers: Sequence[Reply | Refused], correct: Sequence[bool]) -> list[Marked]:
     """Answers with their marks. correct: of each problem; False where it could not be asked."""
     return [
         Marked(
             id=problem.id,
             kind=problem.kind,
             label=problem.label,
-            answer="" if isinstance(answer, Refused) else answer,
+            answer="" if isinstance(answer, Refused) else answer.text,
+            finish=None if isinstance(answer, Refused) else answer.finish,
             correct=right,
             refused=answer if isinstance(answer, Refused) else None,
         )

@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 
 Source = Literal["teacher", "student"]
+Finish = Literal["stop", "length"]
+"""How an answer ended: by an end-of-turn token, or cut at its longest length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,17 @@ class Answer:
     text: str
     """Without special tokens."""
     token_ids: tuple[int, ...]
-    """At least one; the end-of-turn token is the last unless the answer was cut at its longest length."""
+    """At least one; the end-of-turn token is the last unless the answer was cut."""
+    finish: Finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a model wrote in one greedy call."""
+
+    text: str
+    """Without special tokens."""
+    finish: Finish
 
 
 @dataclass(frozen=True, kw_only=True)

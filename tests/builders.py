@@ -11,6 +11,7 @@ from PIL import Image
 from masters_ray import schedule
 from masters_ray.records import (
     Answer,
+    Finish,
     JudgedAnswer,
     Picture,
     Problem,
@@ -62,10 +63,11 @@ def scored(
     accuracy: int = 1,
     k: int = 2,
     seed: int = 0,
+    finish: Finish = "stop",
 ) -> ScoredAnswer:
     return ScoredAnswer(
         judged=JudgedAnswer(
-            answer=Answer(source=source, text=text, token_ids=tuple(token_ids)),
+            answer=Answer(source=source, text=text, token_ids=tuple(token_ids), finish=finish),
             accuracy=accuracy,
             verdict=f"<answer>{accuracy}</answer>",
         ),

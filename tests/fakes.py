@@ -9,7 +9,7 @@ import numpy as np
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.masks import MaskReport
-from masters_ray.records import Answer, Problem, Refused
+from masters_ray.records import Answer, Problem, Refused, Reply
 from masters_ray.store import Ragged, own_logprobs, top_scores
 from masters_ray.weights import StudentWeights
 from tests.builders import scores
@@ -71,7 +71,7 @@ class FakePool:
     def answer(self, problems: list[Problem], sampling: object, count: int, seeds: list[int | None]) -> WrittenBatch:
         first = 5 if self.role == "teacher" else 6  # the student's first answer is the teacher's second
         answers = tuple(
-            Answer(source=self.role, text=("red", "blue")[index % 2], token_ids=(first + index, 1))  # type: ignore[arg-type]
+            Answer(source=self.role, text=("red", "blue")[index % 2], token_ids=(first + index, 1), finish="stop")  # type: ignore[arg-type]
             for index in range(count)
         )
         asked = [problem.id for problem, seed in zip(problems, seeds, strict=True) if seed is not None]
@@ -106,9 +106,11 @@ class FakePool:
             for group in answers
         ]
 
-    def answer_greedily(self, problems: list[Problem], max_tokens: int) -> list[str | Refused]:
+    def answer_greedily(self, problems: list[Problem], max_tokens: int) -> list[Reply | Refused]:
         return [
-            Refused(reason="too long") if one.id in self.refuses else "red" if int(one.id) % 2 else "blue"
+            Refused(reason="too long")
+            if one.id in self.refuses
+            else Reply(text="red" if int(one.id) % 2 else "blue", finish="stop")
             for one in problems
         ]
 

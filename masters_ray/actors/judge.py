@@ -85,8 +85,8 @@ class Judge:
     def _ask(self, conversations: list[list[Message]]) -> list[str | Refused]:
         if not conversations:
             return []
-        drawn = self._model.engine.generate_greedy(self._model.text_prompts(conversations), self._max_tokens)
-        return [one if isinstance(one, Refused) else self._model.chat.decode(one) for one in drawn]
+        said = self._model.reply(self._model.text_prompts(conversations), self._max_tokens)
+        return [one if isinstance(one, Refused) else one.text for one in said]
 
 
 class _Case(NamedTuple):

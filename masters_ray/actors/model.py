@@ -13,7 +13,7 @@ from masters_ray.data import BadPictureError, decode
 from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
 from masters_ray.prompts import Message, question_messages
-from masters_ray.records import Answer, Problem, Refused, Scored, Source
+from masters_ray.records import Answer, Problem, Refused, Reply, Scored, Source
 from masters_ray.store import Ragged
 
 T = TypeVar("T")
@@ -105,8 +105,8 @@ class Model:
         return WrittenBatch(
             answers=[
                 tuple(
-                    Answer(source=source, text=self.chat.decode(ids), token_ids=ids)
-                    for ids, _ in written.get(index, ())
+                    Answer(source=source, text=self.chat.decode(one.token_ids), **vars(one))
+                    for one, _ in written.get(index, ())
                 )
                 for index in range(len(problems))
             ],
@@ -137,19 +137,23 @@ class Model:
             len(problems), {index: one for index, one in found.items() if index not in refused}, refused, pack
         )
 
-    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str | Refused]:
-        """The text of the greedy answer to each problem, or why it could not be asked."""
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to each problem, or why it could not be asked."""
         return self.greedy(problems, question_messages, max_tokens)
 
-    def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[str | Refused]:
-        """The text of the greedy answer to what ``messages`` makes of each problem."""
+    def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to what ``messages`` makes of each problem."""
         prompts, refused = _sorted_out({index: self._prompt(one, messages) for index, one in enumerate(problems)})
-        drawn = self.engine.generate_greedy(list(prompts.values()), max_tokens)
-        said = {
-            index: one if isinstance(one, Refused) else self.chat.decode(one)
-            for index, one in zip(prompts, drawn, strict=True)
-        }
-        return [refused[index] if index in refused else said[index] for index in range(len(problems))]
+        said = self.reply(list(prompts.values()), max_tokens)
+        found = refused | dict(zip(prompts, said, strict=True))
+        return [found[index] for index in range(len(problems))]
+
+    def reply(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to each prompt."""
+        return [
+            one if isinstance(one, Refused) else Reply(text=self.chat.decode(one.token_ids), finish=one.finish)
+            for one in self.engine.generate_greedy(prompts, max_tokens)
+        ]
 
     def _prompt(self, problem: Problem, messages: Messages = question_messages) -> Prompt | Refused:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch, own_logprobs
 from masters_ray.config import Sampling
-from masters_ray.records import Problem, Refused
+from masters_ray.records import Problem, Refused, Reply
 
 
 class Student:
@@ -28,6 +28,6 @@ class Student:
         """This student's log-probability of each token of every answer, temperature 1."""
         return self._model.score(problems, answers, top_k=0, pack=own_logprobs)
 
-    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str | Refused]:
-        """The text of the greedy answer to each problem, or why it could not be asked."""
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to each problem, or why it could not be asked."""
         return self._model.answer_greedily(problems, max_tokens)

@@ -10,7 +10,7 @@ from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch,
 from masters_ray.config import Sampling
 from masters_ray.masks import MaskReport
 from masters_ray.prompts import difficulty_messages, parse_difficulty
-from masters_ray.records import Problem, Refused, Scored
+from masters_ray.records import Problem, Refused, Reply, Scored
 from masters_ray.store import OWN, Ragged, top_scores
 
 _RATING_TOKENS = 64
@@ -38,15 +38,15 @@ class Teacher:
         """The next-token distributions at each token of every answer: top k with left-out mass, as they are stored."""
         return self._model.score(problems, answers, top_k=self._top_k, pack=_top_scores)
 
-    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[str | Refused]:
-        """The text of the greedy answer to each problem, or why it could not be asked."""
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to each problem, or why it could not be asked."""
         return self._model.answer_greedily(problems, max_tokens)
 
     def rate(self, problems: Sequence[Problem]) -> list[int | None]:
         """How hard each question is, from 1 to 10 (appendix F.1); None where nothing can be read, or the engine refuses
         it."""
         said = self._model.greedy(problems, difficulty_messages, _RATING_TOKENS)
-        return [None if isinstance(one, Refused) else parse_difficulty(one) for one in said]
+        return [None if isinstance(one, Refused) else parse_difficulty(one.text) for one in said]
 
     def label_likelihoods(self, problems: Sequence[Problem]) -> list[float | None]:
         """Mean log-probability of the label's tokens as the answer to each question, in nats; None where the engine

@@ -19,7 +19,7 @@ from masters_ray.engines.handover_file import handed_over
 from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
-from masters_ray.records import Refused, Scored, TokenScores
+from masters_ray.records import Finish, Refused, Scored, TokenScores
 
 TransferStep = Literal["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]
 
@@ -29,6 +29,15 @@ class Prompt:
     token_ids: list[int]
     """One placeholder per picture, not expanded."""
     pictures: tuple[Image.Image, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a model wrote to a prompt."""
+
+    token_ids: tuple[int, ...]
+    """With the end-of-turn token if it was reached."""
+    finish: Finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +185,8 @@ class VllmEngine:
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
-    ) -> list[list[tuple[tuple[int, ...], Scored]] | Refused]:
-        """``answers`` sampled answers for each prompt: token ids, with the end-of-turn token if reached, and what
-        ``score`` would say of them.
+    ) -> list[list[tuple[Completion, Scored]] | Refused]:
+        """``answers`` sampled answers for each prompt, and what ``score`` would say of them.
 
         A prompt's answers depend on its seed, not on what else is in the batch.
         """
@@ -201,11 +209,11 @@ class VllmEngine:
             for output in self._generate(prompts, options)
         ]
 
-    def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[tuple[int, ...] | Refused]:
+    def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Completion | Refused]:
         """The greedy answer to each prompt."""
         options = [{"temperature": 0.0, "max_tokens": max_tokens}] * len(prompts)
         return [
-            output if isinstance(output, Refused) else tuple(output.outputs[0].token_ids)
+            output if isinstance(output, Refused) else _completion(output.outputs[0])
             for output in self._generate(prompts, options)
         ]
 
@@ -305,9 +313,16 @@ def _forget(llm: Any) -> None:
     llm.llm_engine.reset_encoder_cache()
 
 
-def _written(output: Any, answer: Any, top_k: int) -> tuple[tuple[int, ...], Scored]:
-    token_ids = tuple(answer.token_ids)
-    return token_ids, _scores(len(output.prompt_token_ids), answer.logprobs, len(token_ids), top_k)
+def _written(output: Any, answer: Any, top_k: int) -> tuple[Completion, Scored]:
+    written = _completion(answer)
+    return written, _scores(len(output.prompt_token_ids), answer.logprobs, len(written.token_ids), top_k)
+
+
+def _completion(answer: Any) -> Completion:
+    """Raises ReplicaError when the engine gave an answer up."""
+    if answer.finish_reason not in get_args(Finish):
+        raise ReplicaError(f"the engine ended an answer with {answer.finish_reason!r}, expected stop or length")
+    return Completion(token_ids=tuple(answer.token_ids), finish=answer.finish_reason)
 
 
 def _scores(prompt_tokens: int, flat: Any, tokens: int, top_k: int) -> Scored:

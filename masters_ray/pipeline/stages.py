@@ -22,7 +22,7 @@ from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
 from masters_ray.placement import Turns, transfer
 from masters_ray.progress import track
-from masters_ray.records import Problem, Refused
+from masters_ray.records import Problem, Refused, Reply
 from masters_ray.schedule import Stage
 
 _EVALUATED_AT_A_TIME = 128
@@ -216,13 +216,14 @@ def evaluate(
 
     def answer(number: int) -> None:
         share = shares[number]
-        answers: list[str | Refused] = pool.call_again("answer_greedily", share, max_tokens)
+        answers: list[Reply | Refused] = pool.call_again("answer_greedily", share, max_tokens)
         if judge is None:
             correct = [
-                isinstance(text, str) and RULES[rule](text, one) for one, text in zip(share, answers, strict=True)
+                isinstance(said, Reply) and RULES[rule](said.text, one)
+                for one, said in zip(share, answers, strict=True)
             ]
         else:
-            asked = [[text] if isinstance(text, str) else [] for text in answers]
+            asked = [[said.text] if isinstance(said, Reply) else [] for said in answers]
             verdicts: list[list[Verdict]] = judge.call_again("judge", share, asked, False)
             correct = [any(verdict.accuracy == 1 for verdict in group) for group in verdicts]
         marked[number] = mark(share, answers, correct)

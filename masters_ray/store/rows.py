@@ -38,6 +38,7 @@ _ANSWER = pa.struct(
     [
         _field("source", pa.string()),
         _field("text", pa.string()),
+        _field("finish", pa.string()),
         _field("token_ids", _list(pa.int32())),
         _field("accuracy", pa.int8()),
         _field("verdict", pa.string()),
@@ -51,7 +52,7 @@ _ANSWER = pa.struct(
         _field("behaviour_logprobs", _list(pa.float32())),
     ]
 )
-_PLAIN = ("source", "text", "accuracy", "verdict", "reasoning")
+_PLAIN = ("source", "text", "finish", "accuracy", "verdict", "reasoning")
 OWN = "own_logprobs"
 """Column of a Ragged with a student's log-probabilities."""
 _NOT_ASKED = -1
@@ -82,7 +83,10 @@ PARQUET: dict[str, Any] = {
     "compression_level": 3,
     # Numbers that differ in their low bytes only: byte by byte the high ones compress to nothing.
     "column_encoding": {f"answers.list.element.{name}.list.element": "BYTE_STREAM_SPLIT" for name in _BY_BYTES},
-    "use_dictionary": ["teacher_digest", "student_digest", "kind", "answers.list.element.source"],
+    "use_dictionary": [
+        *("teacher_digest", "student_digest", "kind"),
+        *("answers.list.element.source", "answers.list.element.finish"),
+    ],
     "write_statistics": ["position"],
     "write_page_checksum": True,
 }
@@ -257,7 +261,12 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
         found.append(
             ScoredAnswer(
                 judged=JudgedAnswer(
-                    answer=Answer(source=plain["source"][index], text=plain["text"][index], token_ids=tuple(ids)),
+                    answer=Answer(
+                        source=plain["source"][index],
+                        text=plain["text"][index],
+                        token_ids=tuple(ids),
+                        finish=plain["finish"][index],
+                    ),
                     accuracy=plain["accuracy"][index],
                     verdict=plain["verdict"][index],
                     reasoning=None if plain["reasoning"][index] == _NOT_ASKED else plain["reasoning"][index],
@@ -327,6 +336,7 @@ def _answers(
     plain = {
         "source": [one.answer.source for one in judged],
         "text": [one.answer.text for one in judged],
+        "finish": [one.answer.finish for one in judged],
         "accuracy": [one.accuracy for one in judged],
         "verdict": [one.verdict for one in judged],
         "reasoning": [_NOT_ASKED if one.reasoning is None else one.reasoning for one in judged],

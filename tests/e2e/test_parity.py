@@ -37,6 +37,8 @@ from tests.e2e.exact import Drawn, ExactHost, by_answer, deployment, score
 
 pytestmark = pytest.mark.e2e
 SAMPLING = Sampling(max_tokens=6)
+END = 2
+"""The end-of-turn token of the toy pair."""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,8 @@ def answers(pools: Replicas, problems: list[Problem]) -> Drawn:
     sampling = Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1)
     drawn: Drawn = student.call("answer", problems, sampling, 3, seeds).answers
     assert len({len(answer.token_ids) for one in drawn for answer in one}) > 1
+    ends = {(answer.finish, answer.token_ids[-1] == END) for one in drawn for answer in one}
+    assert ends == {("stop", True), ("length", False)}, "cut answers have no end-of-turn token"
     return drawn
 
 
@@ -247,9 +251,9 @@ def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
 def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Replicas, problems: list[Problem]) -> None:
     """Their first tokens fill blocks of the prefix cache, whose positions the engine leaves unscored."""
     alike = tuple(20 + number % 40 for number in range(120))
-    drawn = [tuple(Answer(source="student", text="", token_ids=(*alike, last)) for last in (21, 22, 23))] * len(
-        problems
-    )
+    drawn = [
+        tuple(Answer(source="student", text="", token_ids=(*alike, last), finish="length") for last in (21, 22, 23))
+    ] * len(problems)
     student = pools.pools["student"]
     for _ in range(2):
         scored = by_answer(score(student, problems, drawn), drawn, "own")
@@ -271,7 +275,8 @@ def test_how_hard_a_question_is_comes_from_the_unmasked_teacher_and_is_told_for_
     likelihoods = teacher.call("label_likelihoods", asked)
     assert likelihoods.pop(1) is None
     labels: Drawn = [
-        (Answer(source="teacher", text=one.label, token_ids=chat.answer_ids(one.label)),) for one in problems
+        (Answer(source="teacher", text=one.label, token_ids=chat.answer_ids(one.label), finish="length"),)
+        for one in problems
     ]
     assert max(len(one.token_ids) for [one] in labels) > 1, "a mean over several tokens"
     expected = [float(one.mean()) for [one] in learner_logprobs(PAIR / "teacher", problems, labels)]

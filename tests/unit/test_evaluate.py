@@ -4,7 +4,7 @@ import pytest
 
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, mark, wilson
 from masters_ray.marking import exact
-from masters_ray.records import Problem, Refused
+from masters_ray.records import Problem, Refused, Reply
 from tests.builders import problem
 
 
@@ -23,8 +23,14 @@ def test_a_rate_of_nothing_is_refused() -> None:
         wilson(0, 0)
 
 
+def replies(*texts: str) -> list[Reply]:
+    return [Reply(text=text, finish="stop") for text in texts]
+
+
 def marked(problems: list[Problem], answers: list[str]) -> list[Marked]:
-    return mark(problems, answers, [exact(text, problem) for text, problem in zip(answers, problems, strict=True)])
+    return mark(
+        problems, replies(*answers), [exact(text, problem) for text, problem in zip(answers, problems, strict=True)]
+    )
 
 
 def test_the_balanced_mean_is_not_swayed_by_how_often_a_kind_is_asked() -> None:
@@ -40,8 +46,9 @@ def test_the_balanced_mean_is_not_swayed_by_how_often_a_kind_is_asked() -> None:
 def test_models_are_compared_on_the_questions_that_all_of_them_were_asked() -> None:
     problems = [problem(id=str(number)) for number in range(4)]
     refused = Refused(reason="too long")
-    teacher = mark(problems, ["red", refused, "red", "red"], [True, False, True, True])
-    student = mark(problems, ["blue", "red", refused, "red"], [False, True, False, True])
+    red, blue = replies("red", "blue")
+    teacher = mark(problems, [red, refused, red, red], [True, False, True, True])
+    student = mark(problems, [blue, red, refused, red], [False, True, False, True])
     compared = answered_by_all({"teacher": teacher, "student": student})
     assert [[one.id for one in compared[name]] for name in ("teacher", "student")] == [["0", "3"], ["0", "3"]]
     assert {name: accuracy(rows).value for name, rows in compared.items()} == {"teacher": 1.0, "student": 0.5}

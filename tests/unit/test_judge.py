@@ -1,4 +1,5 @@
 from masters_ray.actors.judge import Judge, Verdict
+from masters_ray.records import Reply
 from tests.builders import problem
 
 
@@ -8,18 +9,14 @@ class Parrot:
     def __init__(self, replies: dict[str, str]) -> None:
         self.asked: list[str] = []
         self._replies = replies
-        self.engine = self
-        self.chat = self
 
     def text_prompts(self, conversations: list) -> list[str]:
         return [messages[-1]["content"] for messages in conversations]
 
-    def generate_greedy(self, prompts: list[str], max_tokens: int) -> list[str]:
+    def reply(self, prompts: list[str], max_tokens: int) -> list[Reply]:
         self.asked += prompts
-        return [next(reply for key, reply in self._replies.items() if key in prompt) for prompt in prompts]
-
-    def decode(self, reply: str) -> str:
-        return reply
+        said = [next(text for key, text in self._replies.items() if key in prompt) for prompt in prompts]
+        return [Reply(text=text, finish="stop") for text in said]
 
 
 def judge(model: Parrot, *answers: str) -> list[Verdict]:

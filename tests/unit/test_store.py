@@ -38,7 +38,7 @@ def filled(folder: Path, groups: list[RolloutGroup]) -> store.Manifest:
 
 
 def test_groups_come_back_as_they_were_in_the_order_of_their_shards(tmp_path: Path) -> None:
-    answers = (scored([5, 1], k=3), scored([7], k=3, source="student", accuracy=0))
+    answers = (scored([5, 1], k=3), scored([7], k=3, source="student", accuracy=0, finish="length"))
     groups = [group(answers, position=i, of=problem(id=f"p{i}", pictures=2)) for i in range(3)]
     manifest = filled(tmp_path, groups)
     assert (manifest.rows, manifest.made_by) == (3, {"ratio": 0.2})

@@ -33,7 +33,7 @@ def judging(of_teacher: JudgedBy = "student", of_student: JudgedBy = "student", 
 
 
 def answers(*texts: str) -> list[Answer]:
-    return [Answer(source="student", text=text, token_ids=(5, 1)) for text in texts]
+    return [Answer(source="student", text=text, token_ids=(5, 1), finish="stop") for text in texts]
 
 
 def of(verdicts: Verdicts, pool: FakePool, *texts: str, how: Judging | None = None) -> list[int | None]:

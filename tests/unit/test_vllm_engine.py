@@ -58,6 +58,14 @@ def test_weights_that_arrive_are_read_from_a_directory_that_is_gone_afterwards(
     assert folders[0].name.startswith(PREFIX) and not folders[0].exists()
 
 
+def test_an_answer_is_told_with_how_it_ended_and_one_that_the_engine_gave_up_is_none() -> None:
+    outputs = [SimpleNamespace(token_ids=[5, 6], finish_reason=reason) for reason in ("stop", "length", "abort")]
+    completions = [vllm_engine._completion(output) for output in outputs[:2]]
+    assert [(one.token_ids, one.finish) for one in completions] == [((5, 6), "stop"), ((5, 6), "length")]
+    with pytest.raises(ReplicaError, match="ended an answer with 'abort', expected stop or length"):
+        vllm_engine._completion(outputs[2])
+
+
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_an_engine_that_sleeps_does_so_once_it_is_loaded_and_never_on_a_cpu(
     on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
