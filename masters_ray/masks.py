@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from masters_ray.config import Part
+from masters_ray.errors import CheckpointError
+from masters_ray.parts import counted, matrices_in, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,10 @@ class MaskReport:
     """Entries that the mask zeroed, as a fraction of all entries of the masked matrices."""
     matrices: int
     """Matrices that were masked."""
+    masked: dict[str, int] = field(default_factory=dict, repr=False)
+    """Which ones: names with * in place of numbers → how many (``parts.counted``)."""
+    unmasked: dict[str, int] = field(default_factory=dict, repr=False)
+    """The matrices that were left as they are, in the same way."""
     digest: str
     """SHA-256 over every tensor (masked or not) in the order of loading: name, dtype, shape, bytes."""
 
@@ -56,29 +62,6 @@ def mask_smallest(weight: Tensor, ratio: float) -> Tensor:
     return flat.masked_fill(drop, 0).reshape(weight.shape)
 
 
-def part_of(name: str) -> Part | None:
-    """Which part of a vision-language model a checkpoint's weight matrix belongs to; None: never masked.
-
-    Norms, biases and position tables are in no part. Covers the checkpoints of Qwen2.5-VL, Qwen3-VL, InternVL3 and
-    InternVL3.5, in their own and in transformers' naming, with the experts of mixture models, which some of them hold
-    in one tensor for all.
-    """
-    pieces = name.split(".")
-    if not (name.endswith(".weight") or pieces[-2:-1] == ["experts"]):
-        return None
-    if "norm" in name or "pos_embed" in name or "position_embedding" in name or "bias" in pieces[-1]:
-        return None
-    if any("merger" in piece or "projector" in piece or piece == "mlp1" for piece in pieces):
-        return "projector"
-    if any(piece in ("visual", "vision_tower", "vision_model") for piece in pieces):
-        return "vision"
-    if "lm_head" in pieces:
-        return "lm_head"
-    if "embed_tokens" in pieces:
-        return "embeddings"
-    return "language" if "layers" in pieces else None
-
-
 def masked(
     tensors: Iterable[tuple[str, Tensor]], ratio: float, parts: frozenset[Part], result: list[MaskReport]
 ) -> Iterator[tuple[str, Tensor]]:
@@ -86,29 +69,48 @@ def masked(
 
     A 3-D tensor [experts, …] is a matrix for each expert of a mixture model.
 
-    When the stream is exhausted, one MaskReport is appended to ``result``.
+    When the stream is exhausted, one MaskReport is appended to ``result``. Raises CheckpointError when a matrix is
+    quantised, and when a ratio above 0 found nothing to mask.
     """
     digest = hashlib.sha256()
-    entries = zeroed = matrices = 0
+    entries = zeroed = 0
+    took: list[tuple[str, int]] = []
+    left: list[tuple[str, int]] = []
     for name, tensor in tensors:
-        if part_of(name) in parts and (tensor.ndim == 2 or _holds_experts(name, tensor)):
-            count = 1 if tensor.ndim == 2 else len(tensor)
-            tensor = mask_smallest(tensor, ratio) if count == 1 else _each_masked(tensor, ratio)
-            matrices += count
+        count = matrices_in(name, tensor.shape)
+        if count and part_of(name) in parts:
+            if ratio > 0 and not _holds_numbers(tensor):
+                raise CheckpointError(f"{name} is quantised ({tensor.dtype}): a mask needs the checkpoint before that")
+            tensor = mask_smallest(tensor, ratio) if tensor.ndim == 2 else _each_masked(tensor, ratio)
+            took.append((name, count))
             entries += tensor.numel()
             zeroed += count * zeroed_count(tensor.numel() // count, ratio)
+        elif count:
+            left.append((name, count))
         update_digest(digest, name, tensor)
         yield name, tensor
-    sparsity = zeroed / entries if entries else 0.0
-    result.append(MaskReport(ratio=ratio, sparsity=sparsity, matrices=matrices, digest=digest.hexdigest()))
+    if ratio > 0 and not took:
+        raise CheckpointError(
+            f"none of the checkpoint's weights is a matrix of {', '.join(sorted(parts))} to be masked"
+        )
+    result.append(
+        MaskReport(
+            ratio=ratio,
+            sparsity=zeroed / entries if entries else 0.0,
+            matrices=sum(count for _, count in took),
+            masked=counted(took),
+            unmasked=counted(left),
+            digest=digest.hexdigest(),
+        )
+    )
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
 
 
 def _each_masked(experts: Tensor, ratio: float) -> Tensor:
     return torch.stack([mask_smallest(expert, ratio) for expert in experts])
-
-
-def _holds_experts(name: str, tensor: Tensor) -> bool:
-    return tensor.ndim == 3 and "experts" in name.split(".")
 
 
 def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:

@@ -289,6 +289,10 @@ class StageOutcome:
     """Mask ratio asked for."""
     sparsity: float
     """Mask ratio achieved."""
+    masked: dict[str, int]
+    """Which matrices of the teacher: names with * in place of numbers → how many."""
+    unmasked: dict[str, int]
+    """The teacher's matrices that no mask touched, in the same way."""
     teacher_digest: str
     rows: int
     """Groups stored."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from masters_ray import placement, schedule, weights
+from masters_ray import checkpoints, placement, schedule, weights
 from masters_ray.config import Config, read
 from masters_ray.errors import CheckpointError, Complaint, ConfigError, StoreError
 from masters_ray.progress import say
@@ -143,8 +143,10 @@ def _checkpoints(config: Config) -> list[Complaint]:
     if "student" not in folders:
         return complaints
     complaints += _one_matrix(config, folders["student"])
-    for name, teacher in teachers.items():
+    complaints += checkpoints.student(folders["student"])
+    for number, (name, teacher) in enumerate(teachers.items()):
         if name in folders:
+            complaints += checkpoints.teacher(config, number, folders[name])
             complaints += _tokenizers(folders[name], folders["student"])
             complaints += _live(config, name, folders[name], folders["student"])
             complaints += _top_k(f"{name}.top_k", teacher.top_k, folders[name])

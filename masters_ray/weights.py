@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masters_ray.errors import CheckpointError
+from masters_ray.weight_files import headers, parameter_count, read_json, weight_files
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+__all__ = [
+    "StudentWeights",
+    "WireTensor",
+    "check",
+    "digest",
+    "headers",
+    "joint_digest",
+    "locate",
+    "locate_locally",
+    "parameter_count",
+    "prompt_digest",
+    "tensor_digest",
+    "tensors",
+    "tokenizer_identity",
+    "weight_files",
+]
 
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -60,21 +76,6 @@ def locate_locally(checkpoint: str) -> Path | None:
         return None
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in the index's order. Raises CheckpointError when one is missing."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        found = f"no {', '.join(missing)}" if missing else "no *.safetensors file"
-        raise CheckpointError(f"{folder}: expected weights in safetensors, found {found}. Download or export it again.")
-    return files
-
-
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every (name, tensor) of a checkpoint, one file after the other, names sorted within a file."""
     from safetensors import safe_open
@@ -105,31 +106,22 @@ def prompt_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def parameter_count(folder: Path) -> int:
-    """Entries of all weights, read from the files' headers."""
-    return sum(
-        math.prod(entry["shape"])
-        for file in weight_files(folder)
-        for name, entry in _header(file).items()
-        if name != "__metadata__"
-    )
-
-
 def check(folder: Path) -> list[str]:
     """What is wrong with a checkpoint's files, a phrase each; reads headers, not weights."""
     wrong = [f"no {name}" for name in _NEEDED if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in _PROCESSORS):
         wrong.append(f"no {' or '.join(_PROCESSORS)}")
-    for name in ("config.json", "tokenizer.json"):
+    for name in (*_NEEDED, *_PROCESSORS):
         if (folder / name).is_file():
             try:
-                json.loads((folder / name).read_text(encoding="utf-8"))
-            except ValueError as error:
-                wrong.append(f"{name} is not JSON ({error})")
+                content = read_json(folder / name)
+                if name == "config.json" and not (isinstance(content, dict) and content.get("model_type")):
+                    wrong.append("config.json names no model_type")
+            except CheckpointError as error:
+                wrong.append(str(error))
     try:
-        for file in weight_files(folder):
-            _header(file)
-    except (CheckpointError, ValueError, KeyError) as error:
+        headers(folder)
+    except (CheckpointError, ValueError, KeyError, OSError) as error:
         wrong.append(str(error))
     return wrong
 
@@ -209,21 +201,3 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
 def joint_digest(digests: Mapping[str, str]) -> str:
     """SHA-256 of tensors' digests, in the order of their names."""
     return hashlib.sha256("".join(f"{name}={digests[name]};" for name in sorted(digests)).encode()).hexdigest()
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file. Raises CheckpointError when the file is not whole."""
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        head = content.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > size - 8:
-            raise CheckpointError(f"{file.name} is cut off or no safetensors file")
-        try:
-            header: dict[str, Any] = json.loads(content.read(length))
-        except ValueError as error:
-            raise CheckpointError(f"{file.name} has an unreadable header ({error})") from error
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if size != 8 + length + end:
-        raise CheckpointError(f"{file.name} has {size} bytes where its header says {8 + length + end}")
-    return header

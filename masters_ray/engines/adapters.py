@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from masters_ray.config import Lora
-from masters_ray.masks import part_of
+from masters_ray.parts import part_of
 
 _ADAPTER = "lora_"
 

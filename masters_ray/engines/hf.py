@@ -18,8 +18,9 @@ from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError
 from masters_ray.head import answer_terms
 from masters_ray.live import LiveScores, live_terms
-from masters_ray.masks import MaskReport, masked, part_of
+from masters_ray.masks import MaskReport, masked
 from masters_ray.packing import PackedBatch, PromptTensors
+from masters_ray.parts import part_of
 from masters_ray.prompts import Message
 from masters_ray.weights import tensors
 

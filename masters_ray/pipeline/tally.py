@@ -100,6 +100,8 @@ class Tally:
             stage=stage.index,
             ratio=stage.ratio,
             sparsity=report.sparsity,
+            masked=report.masked,
+            unmasked=report.unmasked,
             teacher_digest=report.digest,
             rows=self.rows,
             seconds=seconds,

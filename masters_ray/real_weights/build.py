@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from masters_ray.masks import mask_smallest, part_of
+from masters_ray.masks import mask_smallest
+from masters_ray.parts import part_of
 from masters_ray.real_weights import models, pretrained
 from masters_ray.real_weights.recipe import RECIPES
 from masters_ray.real_weights.tokenizer import make_tokenizer

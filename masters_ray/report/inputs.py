@@ -206,6 +206,10 @@ def _stage(node: Value) -> StageOutcome:
         stage=node["stage"].whole(),
         ratio=node["ratio"].number(),
         sparsity=node["sparsity"].number(),
+        **{
+            name: {one: count.whole() for one, count in node[name].items()} if node.has(name) else {}
+            for name in ("masked", "unmasked")
+        },
         teacher_digest=node["teacher_digest"].text(),
         rows=node["rows"].whole(),
         seconds=node["seconds"].number(),

@@ -8,7 +8,9 @@ from torch.nn.utils import prune
 
 from masters_ray import weights
 from masters_ray.config import Part
-from masters_ray.masks import MaskReport, mask_smallest, masked, part_of, zeroed_count
+from masters_ray.errors import CheckpointError
+from masters_ray.masks import MaskReport, mask_smallest, masked, zeroed_count
+from masters_ray.parts import part_of
 from tests.conftest import PAIR
 
 
@@ -123,6 +125,9 @@ def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(t
         ("model.language_model.layers.0.mlp.experts.gate_up_proj", "language"),
         ("model.layers.0.mlp.experts.7.down_proj.weight", "language"),
         ("model.language_model.layers.0.mlp.experts.gate_up_proj_bias", None),
+        ("model.connector.modality_projection.proj.weight", "projector"),
+        ("model.audio_tower.layers.0.self_attn.q_proj.weight", None),
+        ("mtp.layers.0.mlp.up_proj.weight", None),
         ("model.visual.pos_embed.weight", None),
         ("model.language_model.layers.0.input_layernorm.weight", None),
         ("model.language_model.layers.0.self_attn.q_proj.bias", None),
@@ -151,6 +156,30 @@ def test_a_stream_is_masked_in_scope_only_and_reports_sparsity_and_digest() -> N
     assert report.digest != run(0.0)[1].digest
 
 
+def test_the_report_lists_what_was_masked_and_what_was_not() -> None:
+    tensors = {f"model.layers.{layer}.mlp.up_proj.weight": torch.ones(2, 2) for layer in range(3)}
+    tensors |= {"model.layers.0.mlp.experts.down_proj": torch.ones(4, 2, 2), "lm_head.weight": torch.ones(2, 2)}
+    tensors |= {"model.norm.weight": torch.ones(2)}
+    result: list[MaskReport] = []
+    dict(masked(tensors.items(), 0.5, frozenset({"language"}), result))
+    assert result[0].masked == {"model.layers.*.mlp.experts.down_proj": 4, "model.layers.*.mlp.up_proj.weight": 3}
+    assert (result[0].unmasked, result[0].matrices) == ({"lm_head.weight": 1}, 7)
+
+
+def test_a_mask_that_would_touch_nothing_is_an_error() -> None:
+    awq = [("model.layers.0.mlp.up_proj.qweight", torch.zeros(8, 8, dtype=torch.int32))]
+    with pytest.raises(CheckpointError, match="none of the checkpoint's weights is a matrix of language"):
+        dict(masked(awq, 0.2, frozenset({"language"}), []))
+    assert dict(masked(awq, 0.0, frozenset({"language"}), [])).keys() == {awq[0][0]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+def test_a_quantised_matrix_is_not_masked_but_named(dtype: torch.dtype) -> None:
+    packed = [("model.layers.0.mlp.up_proj.weight", torch.zeros(8, 8).to(dtype))]
+    with pytest.raises(CheckpointError, match="up_proj.weight is quantised"):
+        dict(masked(packed, 0.2, frozenset({"language"}), []))
+
+
 def test_each_expert_of_a_mixture_model_is_a_matrix_of_its_own() -> None:
     """One tensor for all experts gives what a tensor for each gives: a threshold per expert, and exact counts."""
     generator = torch.Generator().manual_seed(3)
@@ -168,5 +197,7 @@ def test_each_expert_of_a_mixture_model_is_a_matrix_of_its_own() -> None:
 
 def test_a_tensor_with_three_axes_that_holds_no_experts_is_left_alone() -> None:
     tensor = torch.ones(2, 3, 4)
-    [(_, found)] = masked([("model.layers.0.conv.weight", tensor)], 0.5, frozenset({"language"}), [])
-    assert torch.equal(found, tensor)
+    tensors = {"model.layers.0.conv.weight": tensor, "model.layers.0.up.weight": torch.ones(2, 2)}
+    assert torch.equal(
+        dict(masked(tensors.items(), 0.5, frozenset({"language"}), []))["model.layers.0.conv.weight"], tensor
+    )

@@ -21,7 +21,8 @@ from torch.nn.utils import prune
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from masters_ray.errors import DataError
-from masters_ray.masks import MaskReport, masked, part_of
+from masters_ray.masks import MaskReport, masked
+from masters_ray.parts import part_of
 from masters_ray.real_weights import build, models, pretrained
 from masters_ray.real_weights.recipe import RECIPES, RealRecipe, RealShape
 from masters_ray.real_weights.tokenizer import RENAMED, make_tokenizer, renamed

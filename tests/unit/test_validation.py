@@ -1,8 +1,11 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from masters_ray import validation
 from masters_ray.errors import ConfigError
@@ -48,7 +51,7 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(b"no")
     assert "cut off" in complaints(f"student.checkpoint={folder}")["student.checkpoint"]
     weights.unlink()
-    assert "no *.safetensors file" in complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    assert "no model.safetensors" in complaints(f"student.checkpoint={folder}")["student.checkpoint"]
 
 
 def test_a_checkpoint_without_its_files_is_refused(tmp_path: Path) -> None:
@@ -105,3 +108,49 @@ def test_adapters_train_the_language_model_and_so_it_cannot_be_frozen() -> None:
     found = complaints("learner.frozen=[vision,language]", "learner.lora.rank=8")["learner.frozen"]
     assert "adapters train the language model" in found
     validation.load(DEMO, ["learner.frozen=[vision,language]"])
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """A copy of the shipped student, its tensors changed."""
+    shutil.copytree(PAIR / "student", folder)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    return folder
+
+
+def packed(dtype: torch.dtype) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda held: {
+        name: torch.zeros_like(tensor, dtype=dtype) if "mlp.up_proj" in name else tensor
+        for name, tensor in held.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8, torch.int32])
+def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = rewritten(tmp_path / "packed", packed(dtype))
+    found = complaints(f"teacher.checkpoint={folder}", f"student.checkpoint={folder}")
+    assert "packed numbers in model.language_model.layers.0.mlp.up_proj.weight" in found["teacher.checkpoint"]
+    assert "can be trained" in found["student.checkpoint"]
+
+
+def test_what_config_json_says_of_quantisation_is_enough(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "awq")
+    content = json.loads((folder / "config.json").read_text())
+    for section in (content, content["text_config"]):
+        section["quantization_config"] = {"quant_method": "awq"}
+        (folder / "config.json").write_text(json.dumps(content))
+        assert "(awq)" in complaints(f"teacher.checkpoint={folder}")["teacher.checkpoint"]
+        del section["quantization_config"]
+
+
+def test_a_quantised_teacher_may_be_one_that_is_never_masked(tmp_path: Path) -> None:
+    folder = rewritten(tmp_path / "packed", packed(torch.float8_e4m3fn))
+    validation.load(DEMO, [f"teacher.checkpoint={folder}", "schedule.max_ratio=0"])
+
+
+def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path) -> None:
+    def renamed(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name.replace("language_model.layers", "transformer.blocks"): one for name, one in held.items()}
+
+    found = complaints(f"teacher.checkpoint={rewritten(tmp_path / 'other', renamed)}")
+    assert "matrices of language" in found["teacher.mask"]
+    assert "21 of 39 matrices in no known part: model.transformer.blocks.0.mlp" in found["teacher.checkpoint"]
