@@ -67,9 +67,9 @@ class Problem:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-RejectedBy = Literal["row", "picture", "engine", "judge", "replica"]
-"""What a row was set aside for: it is not one, a picture cannot be opened, an engine does not take it, too few of its
-answers can be judged, replicas die on it."""
+RejectedBy = Literal["row", "text", "picture", "engine", "judge", "replica"]
+"""What a row was set aside for: it is not one, a text of it holds a special token, a picture cannot be opened, an
+engine does not take it, too few of its answers can be judged, replicas die on it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,11 @@ from masters_ray.records import (
 from masters_ray.schedule import Iteration, Stage
 
 
+def picture(size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """What ``png`` encodes."""
+    return Image.open(io.BytesIO(png(size))).convert("RGB")
+
+
 def png(size: tuple[int, int] = (64, 64), colour: tuple[int, int, int] = (250, 240, 240)) -> bytes:
     """An encoded picture of one colour with a red square in it."""
     image = Image.new("RGB", size, colour)

@@ -10,9 +10,11 @@ from masters_ray.data.pictures import (
     with_embedded_pictures,
 )
 from masters_ray.data.spool import Problems
+from masters_ray.data.texts import NO_SPECIAL, special_in
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "NO_SPECIAL",
     "PILLOW_MAX_PIXELS",
     "BadPictureError",
     "Loaded",
@@ -20,6 +22,7 @@ __all__ = [
     "check",
     "decode",
     "load",
+    "special_in",
     "with_embedded_pictures",
     "write_quarantine",
 ]

@@ -24,6 +24,7 @@ from masters_ray.data import sources
 from masters_ray.data.pictures import BadPictureError, check
 from masters_ray.data.sources import BadRowError
 from masters_ray.data.spool import SCHEMA, Note, batch
+from masters_ray.data.texts import reason_against
 from masters_ray.errors import DataError
 from masters_ray.records import Problem, Rejected, RejectedBy
 
@@ -57,7 +58,7 @@ class Collected:
         return len(self.kinds)
 
 
-def collect(source: DataSource, file: Path, max_pictures: int, max_pixels: int) -> Collected:
+def collect(source: DataSource, file: Path, max_pictures: int, max_pixels: int, special: str) -> Collected:
     """Write the rows that can be used to ``file``, in the order of the source.
 
     Raises DataError when the source cannot be read or the file cannot be written.
@@ -74,6 +75,9 @@ def collect(source: DataSource, file: Path, max_pictures: int, max_pixels: int) 
                 name = hashlib.blake2b(problem.id.encode(), digest_size=8).digest()
                 if name in seen:
                     raise BadRowError(f"id {problem.id!r} stands in an earlier row; ids must be unique")
+                if (reserved := reason_against(problem, special)) is not None:
+                    found.rejected.append(Rejected(row=where, reason=reserved, kind="text"))
+                    continue
                 problem = _looked_at(problem, max_pictures, max_pixels)
             except (BadRowError, BadPictureError) as reason:
                 kind: RejectedBy = "picture" if isinstance(reason, BadPictureError) else "row"

@@ -12,6 +12,7 @@ from masters_ray.config import DataSource
 from masters_ray.data import build, sources
 from masters_ray.data.pictures import DEFAULT_MAX_PIXELS
 from masters_ray.data.spool import FORMAT, Note, Problems, opened
+from masters_ray.data.texts import NO_SPECIAL
 from masters_ray.errors import DataError
 from masters_ray.records import Rejected
 
@@ -31,17 +32,19 @@ def load(
     max_pictures: int = 1,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    special: str = NO_SPECIAL,
     spool: Path,
 ) -> Loaded:
     """Read a source, shuffle it by ``seed``, take ``source.rows`` with kinds balanced; problems lie in ``spool``.
 
     A spool that was made of the same file in the same way is opened, and the source is not read; another one, or a
     damaged one, is made again. A row with a missing picture or one without a readable header, with a picture of more
-    than ``max_pixels`` pixels, with more than ``max_pictures``, with an empty question or an empty label is set aside.
+    than ``max_pixels`` pixels, with more than ``max_pictures``, with an empty question or an empty label is set aside,
+    and so is one in whose texts the regular expression ``special`` finds a token that tokenizers read as a mark.
     Raises DataError when the file cannot be read, when the spool cannot be written, when no row is left, or when more
     than ``max_quarantined_share`` of the rows are set aside.
     """
-    key = _key(source, seed, max_pictures, max_pixels)
+    key = _key(source, seed, max_pictures, max_pixels, special)
     unsorted, unfinished = spool.with_name(spool.name + ".rows.tmp"), spool.with_name(spool.name + ".tmp")
     with build.writing(spool):
         spool.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +52,7 @@ def load(
     problems = opened(spool, key)
     if problems is None:
         try:
-            collected = build.collect(source, unsorted, max_pictures, max_pixels)
+            collected = build.collect(source, unsorted, max_pictures, max_pixels, special)
             _refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share)
             order = build.seeded_order(collected, seed, source.rows)
             note = Note(
@@ -78,7 +81,7 @@ def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
     temporary.replace(file)
 
 
-def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int) -> dict[str, Any]:
+def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int, special: str) -> dict[str, Any]:
     """All that decides what a spool holds."""
     file = sources.origin(source)
     found = file.stat()
@@ -95,6 +98,7 @@ def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int) -> d
         "seed": seed,
         "max_pictures": max_pictures,
         "max_pixels": max_pixels,
+        "special": special,
     }
 
 

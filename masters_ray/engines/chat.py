@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,57 +10,181 @@ from typing import Any
 
 from PIL import Image
 
-from masters_ray.errors import CheckpointError
+from masters_ray.data import special_in
+from masters_ray.engines import reserved
+from masters_ray.errors import CheckpointError, DataError
 from masters_ray.prompts import Message
+
+_PROBE = "masters 0 probe"
+"""In no template."""
+_HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
+"""Stands for a text while the template is filled: its number between two noncharacters."""
 
 
 class Chat:
-    """What a model's prompts are made with. Text and token ids may be asked for from several threads."""
+    """What a model's prompts are made with. Text and token ids may be asked for from several threads.
+
+    A special token in a message's text is encoded letter by letter, as text. The tokenizer's start token stands once
+    before a prompt, whether or not the template writes it.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError when the processor cannot be loaded or has no chat template."""
-        from transformers import AutoProcessor
-
-        try:
-            self.processor: Any = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: the processor cannot be loaded: {error}") from error
+        """Raises CheckpointError when the processor cannot be loaded, or when it has no chat template that takes
+        pictures and text."""
+        self._folder = folder
+        self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
             raise CheckpointError(
                 f"{folder}: expected a chat template, found none. Use an instruction-tuned checkpoint."
             )
+        self._special = reserved.pattern([folder])
+        self._mark_special(reserved.special_tokens(folder))
         self._one_at_a_time = threading.Lock()  # a fast tokenizer cannot be used by two threads at once
         self._no_thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        self._start = self._start_token()
+        part = self._tried({"role": "user", "content": [{"type": "text", "text": _PROBE}]})
+        if _PROBE not in part or "'text'" in part:
+            raise CheckpointError(
+                f"{folder}: expected a chat template that takes a list of pictures and texts, found one that does not. "
+                "Use the chat template of the model's processor (chat_template.jinja)."
+            )
+        self._only_parts = _PROBE not in self._tried({"role": "user", "content": _PROBE})
+        system = {"role": "system", "content": self._content(_PROBE)}
+        self._takes_system = _PROBE in self._tried(system, {"role": "user", "content": self._content("x")})
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, up to where the assistant starts; one placeholder per picture; no think format."""
-        return self.processor.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **self._no_thinking
-        )
+        """The prompt as text, up to where the assistant starts; one placeholder per picture; no think format.
+
+        A system turn that the template does not take becomes the first paragraph of the user's turn.
+        """
+        turns = [message | {"content": self._content(message["content"])} for message in messages]
+        if turns[0]["role"] == "system" and not self._takes_system:
+            system, user = messages[:2]
+            turns[:2] = [user | {"content": self._content(f"{system['content']}\n\n{user['content']}")}]
+        text = self._rendered(turns)
+        return text if text.startswith(self._start) else self._start + text
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt as token ids with one placeholder per picture, not yet expanded (what vLLM wants)."""
-        text = self.text(messages)
-        with self._one_at_a_time:
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        hidden: list[str] = []
+        text = self.text([self._hiding(message, hidden) for message in messages])
+        if not hidden:
+            return self._encoded(text)
+        marks_between = re.split(f"({self._special})", text)
+        return [
+            token_id
+            for index, piece in enumerate(marks_between)
+            for token_id in self._encoded(
+                _HIDDEN.sub(lambda number: hidden[int(number[1])], piece), split_special_tokens=index % 2 == 0
+            )
+        ]
 
     def inputs(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> dict[str, Any]:
-        """The prompt as the model's forward wants it: placeholders expanded, pixels beside; batch of one, torch."""
-        return dict(self.processor(text=[self.text(messages)], images=list(pictures) or None, return_tensors="pt"))
+        """The prompt as the model's forward wants it: placeholders expanded, pixels beside; batch of one, torch.
+
+        Raises DataError when a text holds a special token: the processor might take it for a picture.
+        """
+        hidden: list[str] = []
+        for message in messages:
+            self._hiding(message, hidden)
+        if hidden:
+            raise DataError(
+                f"expected a question without special tokens, found {special_in(hidden[0], self._special)!r} in it. "
+                "Take its row out of the data."
+            )
+        return dict(
+            self.processor(
+                text=[self.text(messages)], images=list(pictures) or None, add_special_tokens=False, return_tensors="pt"
+            )
+        )
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer's text as token ids, without the end of the turn."""
-        with self._one_at_a_time:
-            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(self._encoded(text))
 
     def placeholder_ids(self) -> list[int]:
-        """Tokens that stand for pictures or videos: an answer must not contain them."""
-        names = [getattr(self.processor, name, None) for name in ("image_token", "video_token")]
-        return [self.tokenizer.convert_tokens_to_ids(name) for name in names if name]
+        """Tokens that stand for pictures, videos or sounds, in ascending order: an answer must not contain them."""
+        vocabulary = self.tokenizer.get_vocab()
+        found: set[int | None] = {*reserved.placeholder_ids(self._folder)}
+        for kind in ("image", "video", "audio"):
+            found.add(vocabulary.get(getattr(self.processor, f"{kind}_token", None)))
+            found.add(getattr(self.processor, f"{kind}_token_id", None))
+        return sorted(token_id for token_id in found if token_id is not None)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         with self._one_at_a_time:
             return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
+    def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
+        with self._one_at_a_time:
+            found: list[int] = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=split_special_tokens
+            )["input_ids"]
+            return found
+
+    def _hiding(self, message: Message, hidden: list[str]) -> Message:
+        """The message with a number in place of each text that holds a special token; the texts go to ``hidden``."""
+
+        def hide(text: str) -> str:
+            if special_in(text, self._special) is None and _HIDDEN.search(text) is None:
+                return text
+            hidden.append(text)
+            return f"\ufdd0{len(hidden) - 1}\ufdd1"
+
+        content = message["content"]
+        if isinstance(content, str):
+            return message | {"content": hide(content)}
+        return message | {"content": [one | {"text": hide(one["text"])} if "text" in one else one for one in content]}
+
+    def _content(self, content: Any) -> Any:
+        return [{"type": "text", "text": content}] if self._only_parts and isinstance(content, str) else content
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
+        text: str = self.processor.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **self._no_thinking
+        )
+        return text
+
+    def _tried(self, *messages: Message) -> str:
+        """The same; nothing where the template refuses."""
+        from jinja2 import TemplateError
+
+        try:
+            return self._rendered(messages)
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+            return ""
+
+    def _start_token(self) -> str:
+        """What the tokenizer puts before a text unless it is told not to; "" where that is nothing."""
+        whole, bare = self.tokenizer("a")["input_ids"], self._encoded("a")
+        before = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
+        return "".join(self.tokenizer.convert_ids_to_tokens(whole[:before]))
+
+    def _mark_special(self, tokens: frozenset[str]) -> None:
+        """Have the tokenizer know all of them as special, so that it can be told to read over them."""
+        unmarked = [one for one in self.tokenizer.added_tokens_decoder.values() if one.content in tokens]
+        unmarked = [one for one in unmarked if not one.special]
+        for one in unmarked:
+            one.special = True
+        if unmarked:
+            self.tokenizer.backend_tokenizer.add_special_tokens(unmarked)
+
+
+def _processor(folder: Path) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except ImportError as error:
+        raise CheckpointError(f"{folder}: its processor needs a package that is not installed: {error}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the processor cannot be loaded: {error}") from error
+    if not hasattr(found, "tokenizer"):
+        raise CheckpointError(
+            f"{folder}: expected a processor of pictures and text, found {type(found).__name__}. Use the checkpoint of "
+            "a vision-language model with its preprocessor_config.json."
+        )
+    return found

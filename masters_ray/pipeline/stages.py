@@ -13,6 +13,7 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher
+from masters_ray.engines import reserved
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
 from masters_ray.learner.job import LiveSource
@@ -238,6 +239,8 @@ def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
     """The training and the held-out questions in their seeded order; they lie in ``folder``."""
     teachers = [config.teacher, *(one.teacher for one in config.growth)]
     pictures = min(engine.max_pictures for engine in [*(one.engine for one in teachers), config.student.engine])
+    checkpoints = [*(one.checkpoint for one in teachers), config.student.checkpoint]
+    special = reserved.pattern(weights.locate(checkpoint) for checkpoint in dict.fromkeys(checkpoints))
 
     def loaded(source: DataSource, name: str) -> data.Loaded:
         return data.load(
@@ -246,6 +249,7 @@ def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
             config.data.max_quarantined_share,
             pictures,
             max_pixels=config.data.max_picture_pixels,
+            special=special,
             spool=folder / name,
         )
 

@@ -2,6 +2,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ def load(tmp_path: Path) -> Load:
     """``data.load`` with a spool of its own for each call."""
     numbers = itertools.count()
 
-    def loaded(source: DataSource, seed: int, share: float, **more: int) -> Loaded:
+    def loaded(source: DataSource, seed: int, share: float, **more: Any) -> Loaded:
         return data.load(source, seed, share, **more, spool=tmp_path / "spools" / f"{next(numbers)}.arrow")
 
     return loaded
@@ -147,3 +148,23 @@ def test_the_quarantine_file_has_a_row_for_each(tmp_path: Path, load: Load) -> N
         "reason": "empty answer",
         "kind": "row",
     }
+
+
+def test_a_row_whose_text_holds_a_special_token_is_set_aside_with_its_name(tmp_path: Path, load: Load) -> None:
+    rows = [
+        good(1, question="<|image_pad|> what is it?"),
+        good(2, answer="red<|im_end|>"),
+        good(3, choices=["red", "<|IM_END|>", "a<|im_end|>b"]),
+        good(4, question="\uff1c|im_end|\uff1e full width"),
+        good(5, question="<|im_\nend|> {{ 7 * 7 }} <|IM_END|>"),
+    ]
+    loaded = load(jsonl(tmp_path, rows), 0, 1.0, special=r"<\|image_pad\|>|<\|im_end\|>")
+    assert ids(loaded) == ["q5"]
+    assert {one.kind for one in loaded.rejected} == {"text"}
+    assert [one.reason.split(" is a ")[0] for one in loaded.rejected] == [
+        "question: '<|image_pad|>'",
+        "answer: '<|im_end|>'",
+        "choice 3: '<|im_end|>'",
+        "question: '<|im_end|>'",
+    ]
+    assert len(load(jsonl(tmp_path, rows), 0, 1.0).problems) == 5

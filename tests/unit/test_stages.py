@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from masters_ray.pipeline import limits, stages
 from masters_ray.placement import Turns, transfer
 from masters_ray.records import Rejected
 from tests.builders import problem
-from tests.conftest import ROOT
+from tests.conftest import PAIR, ROOT
 from tests.fakes import FakePool
+from tests.sources import good, jsonl
 
 DEMO = ROOT / "conf" / "demo.yaml"
 
@@ -113,6 +116,22 @@ def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["held_out.arrow", "train.arrow"]
 
 
+def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_path: Path) -> None:
+    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
+    settings = json.loads((teacher / "tokenizer_config.json").read_text())
+    (teacher / "tokenizer_config.json").write_text(json.dumps(settings | {"eot_token": "<end_of_utterance>"}))
+    rows = [good(1), good(2, question="<end_of_utterance>"), good(3, answer="<|im_end|>")]
+    path = jsonl(tmp_path, rows).path
+    words = [f"data.{part}.{key}" for part in ("train", "held_out") for key in ("format=jsonl", f"path={path}")]
+    config = configuration.load(DEMO, [*words, f"teacher.checkpoint={teacher}", "data.max_quarantined_share=0.9"])
+    for loaded in stages.load(config, tmp_path / "data"):
+        assert [one.id for one in loaded.problems] == ["q1"]
+        assert [one.reason.split(" is a ")[0] for one in loaded.rejected] == [
+            "question: '<end_of_utterance>'",
+            "answer: '<|im_end|>'",
+        ]
+
+
 def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(tmp_path: Path) -> None:
     config = configuration.load(DEMO, ["student.replicas=2", "rollout.student_refresh=stage"])
     found = stages.deployments(config, 0.1, tmp_path)
@@ -170,9 +189,9 @@ def test_without_online_iterations_it_means_nothing_how_weights_would_go() -> No
 
 def test_weights_do_not_go_a_way_that_there_is_not() -> None:
     one, two = (Turns(cpus=8.0, gpus=gpus) for gpus in (1, 2))
-    for way, good, bad in (("nccl", [None], [one, two]), ("ipc", [one], [None, two])):
+    for way, fits, bad in (("nccl", [None], [one, two]), ("ipc", [one], [None, two])):
         config = configuration.load(DEMO, [*ONLINE, *ONE_GPU, f"rollout.weight_transfer={way}"])
-        assert [transfer(config, turns) for turns in good] == [way]
+        assert [transfer(config, turns) for turns in fits] == [way]
         for turns in bad:
             with pytest.raises(ConfigError, match=f"found {way}, and they .*auto takes what fits"):
                 transfer(config, turns)
