@@ -41,8 +41,14 @@ def answer_terms(
     or None, the output head; targets: [tokens]; top_ids and top_logprobs: [tokens, k] and left_out: [tokens], as in
     ``divergence.top_k_jsd``, which this equals. logits_bytes: most bytes of float32 logits held at a time.
     The first two are differentiable in hidden, weight and bias, once.
+
+    A top id that the head has no row for (its vocabulary is padded less widely than the teacher's) counts as left out.
+    A target without a row has no log-probability: NaN.
     """
-    return _AnswerTerms.apply(hidden, weight, bias, targets, top_ids, top_logprobs, left_out, logits_bytes)
+    probabilities = top_logprobs.exp()
+    lacking = probabilities * (top_ids >= weight.shape[0])
+    left_out = left_out + lacking.sum(-1)
+    return _AnswerTerms.apply(hidden, weight, bias, targets, top_ids, probabilities - lacking, left_out, logits_bytes)
 
 
 class _AnswerTerms(torch.autograd.Function):
@@ -60,29 +66,29 @@ class _AnswerTerms(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         top_ids: Tensor,
-        top_logprobs: Tensor,
+        top_probabilities: Tensor,
         left_out: Tensor,
         logits_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, vocabulary = hidden.shape[0], weight.shape[0]
         tiles = _Tiles(tokens, vocabulary, logits_bytes, hidden.device)
         wanted = torch.cat([top_ids, targets.unsqueeze(-1)], -1)
-        chosen = torch.empty(wanted.shape, dtype=torch.float32, device=hidden.device)
+        chosen = torch.full(wanted.shape, torch.nan, device=hidden.device)
         highest = torch.full((tokens, 1), -torch.inf, device=hidden.device)
         total = torch.zeros_like(highest)
         logits = highest
         for columns in tiles.columns():
             for rows in tiles.rows():
                 logits = _logits(hidden[rows], weight, bias, columns)
-                tiles.gather(logits, wanted[rows], columns, into=chosen[rows])
+                _gather(logits, wanted[rows], columns, into=chosen[rows])
                 top = torch.maximum(highest[rows], logits.amax(-1, keepdim=True))
                 total[rows] *= (highest[rows] - top).exp_()
                 total[rows] += logits.sub_(top).exp_().sum(-1, keepdim=True)
                 highest[rows] = top
         log_total = highest + total.log()
         chosen -= log_total
-        student = with_rest(chosen[:, :-1].exp())
-        divergence, slope = jsd_and_slope(with_rest(top_logprobs.exp(), left_out), student)
+        student = with_rest(chosen[:, :-1].exp().masked_fill(top_ids >= vocabulary, 0.0))
+        divergence, slope = jsd_and_slope(with_rest(top_probabilities, left_out), student)
         ctx.save_for_backward(hidden, weight, bias, wanted, log_total, student, slope)
         ctx.tiles = tiles
         ctx.kept = logits.div_(total) if tiles.single else None
@@ -100,7 +106,7 @@ class _AnswerTerms(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.empty_like(bias) if needs_bias else None
+        grad_bias = torch.full_like(bias, torch.nan) if needs_bias else None
         tiles: _Tiles = ctx.tiles
         for columns in tiles.columns():
             here = None if grad_weight is None else grad_weight[columns].float()  # float32: the gradient itself
@@ -111,7 +117,7 @@ class _AnswerTerms(torch.autograd.Function):
                 else:
                     slopes = _logits(hidden[rows], weight, bias, columns).sub_(log_total[rows]).exp_()
                 slopes *= everywhere[rows]
-                tiles.scatter(slopes, wanted[rows], columns, at_top[rows], for_logprobs[rows])
+                _scatter(slopes, wanted[rows], columns, at_top[rows], for_logprobs[rows])
                 if needs_bias:
                     here_bias += slopes.sum(0)
                 slopes = slopes.to(weight.dtype)
@@ -146,26 +152,21 @@ class _Tiles:
     def columns(self) -> Iterator[slice]:
         return _slices(self._vocabulary, self._columns)
 
-    def gather(self, tile: Tensor, wanted: Tensor, columns: slice, into: Tensor) -> None:
-        """The tile's entries at ``wanted`` [rows, n] tokens, for those that it has."""
-        if self.single:
-            torch.gather(tile, -1, wanted, out=into)
-            return
-        places = (wanted - columns.start).clamp_(0, tile.shape[-1] - 1)
-        inside = (wanted >= columns.start) & (wanted < columns.stop)
-        into.copy_(torch.where(inside, tile.gather(-1, places), into))
 
-    def scatter(self, tile: Tensor, wanted: Tensor, columns: slice, at_top: Tensor, at_target: Tensor) -> None:
-        """Set the entries at all but the last of ``wanted`` [rows, k + 1], then add to those at the last."""
-        if self.single:
-            tile.scatter_(-1, wanted[:, :-1], at_top)
-            tile.scatter_add_(-1, wanted[:, -1:], at_target)
-            return
-        inside = (wanted >= columns.start) & (wanted < columns.stop)
-        row, place = inside[:, :-1].nonzero(as_tuple=True)
-        tile[row, wanted[row, place] - columns.start] = at_top[row, place]
-        row = inside[:, -1].nonzero().squeeze(-1)
-        tile[row, wanted[row, -1] - columns.start] += at_target[row, 0]
+def _gather(tile: Tensor, wanted: Tensor, columns: slice, into: Tensor) -> None:
+    """The tile's entries at ``wanted`` [rows, n] tokens, for those that it has."""
+    places = (wanted - columns.start).clamp_(0, tile.shape[-1] - 1)
+    inside = (wanted >= columns.start) & (wanted < columns.stop)
+    into.copy_(torch.where(inside, tile.gather(-1, places), into))
+
+
+def _scatter(tile: Tensor, wanted: Tensor, columns: slice, at_top: Tensor, at_target: Tensor) -> None:
+    """Set the entries at all but the last of ``wanted`` [rows, k + 1], then add to those at the last."""
+    inside = (wanted >= columns.start) & (wanted < columns.stop)
+    row, place = inside[:, :-1].nonzero(as_tuple=True)
+    tile[row, wanted[row, place] - columns.start] = at_top[row, place]
+    row = inside[:, -1].nonzero().squeeze(-1)
+    tile[row, wanted[row, -1] - columns.start] += at_target[row, 0]
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

@@ -77,5 +77,5 @@ def _terms(
     if p.shape == q.shape:
         return own, jsd(p, q), torch.zeros_like(own)
     common = min(p.shape[-1], q.shape[-1])
-    p, q = with_rest(p[:, :common]), with_rest(q[:, :common])
+    p, q = (with_rest(one[:, :common], one[:, common:].sum(-1)) for one in (p, q))
     return own, jsd(p, q), left_out_error(p[:, -1], q[:, -1]).detach()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from masters_ray import checkpoints, placement, schedule, weights
+from masters_ray import checkpoints, placement, schedule, weight_files, weights
 from masters_ray.config import Config, read
 from masters_ray.errors import CheckpointError, Complaint, ConfigError, StoreError
 from masters_ray.progress import say
@@ -198,8 +198,7 @@ def _one_matrix(config: Config, student: Path) -> list[Complaint]:
 
 
 def _top_k(key: str, top_k: int, teacher: Path) -> list[Complaint]:
-    content = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
-    vocabulary = content.get("vocab_size") or content.get("text_config", {}).get("vocab_size")
+    vocabulary = weight_files.vocabulary(teacher)
     if vocabulary is None or top_k <= vocabulary:
         return []
     return [

@@ -78,6 +78,13 @@ def parameter_count(folder: Path) -> int:
     return sum(math.prod(entry.shape) for entry in headers(folder).values())
 
 
+def vocabulary(folder: Path) -> int | None:
+    """Tokens that a checkpoint has rows for, padding included; None: it names neither head nor embeddings as usual.
+    Raises as ``headers``."""
+    usual = ("lm_head.weight", "embed_tokens.weight", "tok_embeddings.weight")
+    return min((entry.shape[0] for name, entry in headers(folder).items() if name.endswith(usual)), default=None)
+
+
 def quantisation(folder: Path) -> str | None:
     """How a checkpoint's weights are packed, in words; None when every entry is a number of its own.
 

@@ -46,6 +46,8 @@ class HostSpec:
     judge_max_tokens: int = 256
     transfer: Transfer = "object_store"
     """Student: how the weights of one that learns come."""
+    common: int | None = None
+    """Tokens that teacher and student both have rows for; default: as many as this model has."""
     sleeps: bool = False
     """Holds GPU memory only from when something is asked of it to when it is sent to sleep."""
 
@@ -64,6 +66,7 @@ class Host:
             mask=spec.mask,
             transfer=spec.transfer,
             sleeps=spec.sleeps,
+            common=spec.common,
         )
         self._held = Held(model.engine, spec.tensor_parallel)
         players: dict[Role, Any] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from masters_ray import store
+from masters_ray import store, weight_files
 from masters_ray.config import Engine, Sampling, Transfer
 from masters_ray.data import BadPictureError, decode
 from masters_ray.engines.chat import Chat
@@ -57,9 +57,13 @@ class Model:
         mask: Mask | None = None,
         transfer: Transfer = "object_store",
         sleeps: bool = False,
+        common: int | None = None,
     ) -> None:
-        """As of VllmEngine."""
+        """As of VllmEngine. common: tokens that the other models of the run have rows for as well; default: all."""
         self.chat = Chat(folder)
+        vocabulary = weight_files.vocabulary(folder)
+        known = [max(self.chat.tokenizer.get_vocab().values()) + 1, *([] if common is None else [common])]
+        padding = range(min(known), vocabulary or 0)  # rows without a token, or without one that all models have
         self.engine = VllmEngine(
             folder,
             engine,
@@ -67,7 +71,8 @@ class Model:
             top_k=top_k,
             mask=mask,
             transfer=transfer,
-            banned=self.chat.placeholder_ids(),
+            banned=[*self.chat.placeholder_ids(), *padding],
+            vocabulary=vocabulary,
             sleeps=sleeps,
         )
 

@@ -21,6 +21,10 @@ from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 
+_MOST_BANNED = 1024
+"""What vLLM takes as biases of one request."""
+_ROUNDING = 5e-4
+"""How far above 0 a log-probability may be."""
 TransferStep = Literal["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]
 
 
@@ -68,12 +72,14 @@ class VllmEngine:
         top_k: int = 1,
         mask: Mask | None = None,
         banned: Sequence[int] = (),
+        vocabulary: int | None = None,
         transfer: Transfer = "object_store",
         sleeps: bool = False,
     ) -> None:
         """Load the checkpoint, masked on its way in if ``mask`` says so.
 
-        top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled.
+        top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled,
+        the first 1,024 of them. vocabulary: tokens that it has rows for; default: unknown.
         transfer: how weights of a student that learns will come: object_store by ``load``, others by ``take_in``.
         sleeps: give up the GPUs' memory once it is loaded, until something is asked of it; means nothing on a CPU.
         """
@@ -85,7 +91,8 @@ class VllmEngine:
         self._mask = mask
         self._report: MaskReport | None = None
         self._masking = threading.Lock()
-        self._never = dict.fromkeys(banned, -100.0)
+        self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0)
+        self._vocabulary = vocabulary
         self.receiving = False
         """A weight transfer has begun and is not finished."""
         self._sleeps = sleeps and not current_platform.is_cpu()
@@ -205,7 +212,7 @@ class VllmEngine:
             for seed in seeds
         ]
         return [
-            output if isinstance(output, Refused) else [_written(output, answer, top_k) for answer in output.outputs]
+            output if isinstance(output, Refused) else _written(output, top_k)
             for output in self._generate(prompts, options)
         ]
 
@@ -221,11 +228,14 @@ class VllmEngine:
         """Next-token distributions at every token of ``answers[i]`` after ``prompts[i]``, temperature 1, no penalties.
 
         With top_k = 0 the distributions are empty, and only the answer's own tokens are scored. What the prefix cache
-        holds of a prompt is not computed again.
+        holds of a prompt is not computed again, unless the reply is not whole then: the engine leaves positions that it
+        took from the cache unscored, and so it may those before a request was preempted. A reply that is not whole
+        without the cache either is refused.
         """
         from vllm import SamplingParams
 
-        def ask(indices: Sequence[int], *, cached: bool) -> list[Any]:
+        found: list[Scored | Refused | str] = [self._unknown(answer) or "" for answer in answers]
+        for cached in (True, False):
             parameters = SamplingParams(
                 max_tokens=1,
                 temperature=0.0,
@@ -234,29 +244,20 @@ class VllmEngine:
                 detokenize=False,
                 skip_reading_prefix_cache=not cached,
             )
-            return self.loop.ask([(_request(whole[index]), parameters) for index in indices])
+            asked = [index for index, one in enumerate(found) if isinstance(one, str)]
+            whole = [
+                Prompt(token_ids=[*prompts[index].token_ids, *answers[index]], pictures=prompts[index].pictures)
+                for index in asked
+            ]
+            for index, output in zip(asked, self.loop.ask([(_request(one), parameters) for one in whole]), strict=True):
+                found[index] = output if isinstance(output, Refused) else _asked(output, answers[index], top_k)
+        return [Refused(reason=one) if isinstance(one, str) else one for one in found]
 
-        whole = [
-            Prompt(token_ids=[*prompt.token_ids, *answer], pictures=prompt.pictures)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        outputs = ask(range(len(whole)), cached=True)
-        # vLLM leaves the positions that it took from the cache unscored; an answer that begins like another one may
-        # have its first tokens there.
-        uncovered = [
-            index
-            for index, (output, answer) in enumerate(zip(outputs, answers, strict=True))
-            if not isinstance(output, Refused)
-            and output.num_cached_tokens >= len(output.prompt_token_ids) - len(answer)
-        ]
-        for index, output in zip(uncovered, ask(uncovered, cached=False), strict=True):
-            outputs[index] = output
-        return [
-            output
-            if isinstance(output, Refused)
-            else _scores(len(output.prompt_token_ids) - len(answer), output.prompt_logprobs, len(answer), top_k)
-            for output, answer in zip(outputs, answers, strict=True)
-        ]
+    def _unknown(self, answer: Sequence[int]) -> Refused | None:
+        """Why an answer with a token that the model has no row for cannot be scored."""
+        if self._vocabulary is None or max(answer) < self._vocabulary:
+            return None
+        return Refused(reason=f"the answer has token {max(answer)}; {self._folder} knows {self._vocabulary} tokens")
 
     def _generate(self, prompts: Sequence[Prompt], options: list[dict[str, Any]]) -> list[Any]:
         from vllm import SamplingParams
@@ -313,9 +314,15 @@ def _forget(llm: Any) -> None:
     llm.llm_engine.reset_encoder_cache()
 
 
-def _written(output: Any, answer: Any, top_k: int) -> tuple[Completion, Scored]:
-    written = _completion(answer)
-    return written, _scores(len(output.prompt_token_ids), answer.logprobs, len(written.token_ids), top_k)
+def _written(output: Any, top_k: int) -> list[tuple[Completion, Scored]] | Refused:
+    found = []
+    for answer in output.outputs:
+        written = _completion(answer)
+        scored = _scores(len(output.prompt_token_ids), answer.logprobs, written.token_ids, top_k)
+        if isinstance(scored, str):
+            return Refused(reason=scored)
+        found.append((written, scored))
+    return found
 
 
 def _completion(answer: Any) -> Completion:
@@ -325,17 +332,35 @@ def _completion(answer: Any) -> Completion:
     return Completion(token_ids=tuple(answer.token_ids), finish=answer.finish_reason)
 
 
-def _scores(prompt_tokens: int, flat: Any, tokens: int, top_k: int) -> Scored:
-    """The last ``tokens`` positions of vLLM's flat log-probs: per position its own token, then the top k."""
-    own = np.empty(tokens, np.float32)
-    top_ids = np.empty((tokens, top_k), np.int32)
-    top_logprobs = np.empty((tokens, top_k), np.float32)
+def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | str:
+    """The scores of an answer that was asked for as the end of a prompt, or what is wrong with the reply."""
+    prompt_tokens = len(output.prompt_token_ids) - len(answer)
+    if output.num_cached_tokens >= prompt_tokens:
+        return "the engine took tokens of the answer from its cache and did not score them"
+    return _scores(prompt_tokens, output.prompt_logprobs, answer, top_k)
+
+
+def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) -> Scored | str:
+    """The answer's positions in vLLM's flat log-probs, per position its own token, then the top k; or what is wrong
+    with the reply. Only its last positions are the answer's, and only if each is there with the token it should have:
+    a reply that lacks the first ones looks the same."""
+    tokens = len(answer)
+    own = np.full(tokens, np.nan, np.float32)
+    top_ids = np.full((tokens, top_k), -1, np.int32)
+    top_logprobs = np.full((tokens, top_k), np.nan, np.float32)
+    there = 0
     for row, (start, end) in enumerate(zip(flat.start_indices[-tokens:], flat.end_indices[-tokens:], strict=True)):
-        own[row] = flat.logprobs[start]
-        top_ids[row] = flat.token_ids[start + 1 : end][:top_k]
-        top_logprobs[row] = flat.logprobs[start + 1 : end][:top_k]
-    if not np.isfinite(own).all():
-        raise ReplicaError("the engine gave a log-probability that is not finite; try engine.dtype=float32")
+        if end - start > top_k and flat.token_ids[start] == answer[row]:
+            there += 1
+            own[row] = flat.logprobs[start]
+            top_ids[row] = flat.token_ids[start + 1 : end][:top_k]
+            top_logprobs[row] = flat.logprobs[start + 1 : end][:top_k]
+    if there < tokens:
+        return f"the engine scored {there} of the answer's {tokens} tokens"
+    if not (np.isfinite(own).all() and (top_logprobs <= _ROUNDING).all() and (own <= _ROUNDING).all()):
+        return "the engine gave a log-probability that is none (not a number, or infinite); try engine.dtype=float32"
+    if (np.diff(np.sort(top_ids), axis=-1) == 0).any():
+        return f"the engine gave a token twice among the {top_k} likeliest"
     left_out = np.clip(1.0 - np.exp(top_logprobs.astype(np.float64)).sum(-1), 0.0, 1.0).astype(np.float32)
     scores = TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
     return Scored(prompt_tokens=prompt_tokens, top=scores, own=own)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import data, weights
+from masters_ray import data, weight_files, weights
 from masters_ray.actors.devices import in_turns
 from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
@@ -90,6 +90,7 @@ def _teachers(config: Config, first_ratio: float) -> list[Deployment]:
         tensor_parallel=teacher.tensor_parallel,
         top_k=teacher.top_k,
         mask=Mask(scope=teacher.mask, ratio=first_ratio),
+        common=_common(config),
     )
     joining = 0 if teacher.max_replicas is None else teacher.max_replicas - teacher.replicas
     found = [_deployment(config, teacher, masked, teacher.replicas, joining)]
@@ -132,7 +133,14 @@ def _student(config: Config, roles: tuple[Role, ...]) -> HostSpec:
         engine=config.student.engine,
         tensor_parallel=config.student.tensor_parallel,
         judge_max_tokens=config.judge.max_tokens,
+        common=_common(config),
     )
+
+
+def _common(config: Config) -> int | None:
+    """Tokens that teacher and student both have rows for: their heads may be padded to different widths."""
+    widths = [weight_files.vocabulary(weights.locate(one.checkpoint)) for one in (config.teacher, config.student)]
+    return min((width for width in widths if width is not None), default=None)
 
 
 def _deployment(

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from masters_ray.divergence import left_out_error, top_k_jsd
+from masters_ray.divergence import jsd, left_out_error, top_k_jsd, with_rest
 from masters_ray.head import answer_terms
+from masters_ray.live import LiveScores, live_terms
 
 TOKENS, WIDTH, VOCABULARY = 12, 8, 5000
 
@@ -96,3 +97,59 @@ def test_a_certain_student_has_finite_gradients() -> None:
     assert [one.item() for one in terms] == [0.0, 0.0, 0.0]
     (terms[0] + terms[1]).sum().backward()
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all()
+
+
+PADDED = 64
+
+
+def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Inputs of two heads of one language, padded to so many rows each (more rows, whose logits are 0): hidden, weight,
+    targets and stored scores of the k likeliest tokens; and the teacher's whole distribution in float64, and those
+    among its k that the student has no row for."""
+    hidden, weight, _, targets, *_ = inputs(7)
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(TOKENS, VOCABULARY, generator=generator).mul(3).double()
+    weight = torch.cat([weight, torch.zeros(PADDED, WIDTH)])[:student]
+    whole = torch.cat([logits, torch.full((TOKENS, PADDED), 7.0)], -1)[:, :teacher].softmax(-1)
+    top, ids = whole.topk(k)
+    rest = (1 - top.sum(-1)).clamp(min=0)
+    return [hidden, weight, targets, ids, top.log().float(), rest.float()], whole, ids >= student
+
+
+@pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
+@pytest.mark.parametrize("every", [False, True], ids=["top 50", "k = vocabulary"])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [(VOCABULARY, VOCABULARY + PADDED), (VOCABULARY + PADDED, VOCABULARY), (40, VOCABULARY)]
+)
+def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
+    student: int, teacher: int, every: bool, logits_bytes: int
+) -> None:
+    (hidden, weight, targets, *scores), whole, lacking = padded(student, teacher, teacher if every else 50)
+    assert lacking.any() == (student < teacher), "the case that is meant"
+    targets = targets % min(student, teacher)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    own, found, errors = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=logits_bytes)
+
+    logprobs = (hidden.double() @ weight.double().T).log_softmax(-1)
+    ids = scores[0].masked_fill(lacking, 0)
+    p, q = (one.gather(-1, ids).masked_fill(lacking, 0) for one in (whole, logprobs.exp()))
+    expected = jsd(with_rest(p), with_rest(q))
+    assert torch.allclose(found.double(), expected, atol=2e-6)
+    outside = ((1 - one.detach().sum(-1)).clamp(min=0) for one in (p, q))
+    assert torch.allclose(errors.double(), left_out_error(*outside), atol=1e-5)
+    plain = (logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), expected.float(), errors)
+    for one, other in zip(gradients((own, found, errors), leaves), gradients(plain, leaves), strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
+    if every:
+        teacher_logits = whole.log().float()
+        live = LiveScores(hidden=teacher_logits, weight=torch.eye(teacher), bias=None)
+        _, lived, _ = live_terms(hidden, weight, None, targets, live, logits_bytes=logits_bytes)
+        assert torch.allclose(lived, found, atol=2e-6), "a live teacher and its stored scores agree"
+
+
+@pytest.mark.parametrize("logits_bytes", [2**30, 1], ids=["whole", "single-tokens"])
+def test_a_token_that_the_head_has_no_row_for_has_no_log_probability(logits_bytes: int) -> None:
+    (hidden, weight, targets, *scores), _, _ = padded(VOCABULARY, VOCABULARY, 50)
+    targets[3] = VOCABULARY
+    own, _, _ = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=logits_bytes)
+    assert own.isnan().nonzero().tolist() == [[3]]
