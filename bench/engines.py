@@ -25,7 +25,7 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas, environment
 from masters_ray.config import Config, load
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.pipeline import rollouts, stages
+from masters_ray.pipeline import inputs, rollouts, stages
 from masters_ray.pipeline.groups import Recipe, sampling_seed
 from masters_ray.records import RolloutGroup
 from masters_ray.schedule import Stage
@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_LOOKS = 0.25
 def flow(folder: Path) -> dict[str, Any]:
     """Rows, tokens and busy seconds between the first and the last tenths, when all engines have work."""
     config = _config(folder)
-    train, _ = stages.load(config, folder / "data")
+    train, _ = inputs.load(config, folder / "data")
     with (
         cluster.connected(config.cluster),
         Replicas(stages.deployments(config, first_ratio=_STAGE.ratio)) as replicas,

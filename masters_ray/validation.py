@@ -58,7 +58,11 @@ def check_cluster(config: Config) -> placement.Turns | None:
     go the way that conf says."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return placed(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def placed(config: Config, nodes: placement.Nodes) -> placement.Turns | None:
+    """``check_cluster`` of a cluster with these nodes."""
     turns, complaints = placement.decide(config, nodes)
     if complaints:
         raise ConfigError(complaints)

@@ -1,6 +1,6 @@
 """Sources of problems: jsonl, parquet or easy-vqa, in a deterministic order, bad rows set aside with their reason."""
 
-from masters_ray.data.loading import Loaded, load, write_quarantine
+from masters_ray.data.loading import Loaded, load, refuse_too_many, write_quarantine
 from masters_ray.data.pictures import (
     DEFAULT_MAX_PIXELS,
     PILLOW_MAX_PIXELS,
@@ -22,6 +22,7 @@ __all__ = [
     "check",
     "decode",
     "load",
+    "refuse_too_many",
     "special_in",
     "with_embedded_pictures",
     "write_quarantine",

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 from array import array
@@ -58,8 +59,10 @@ class Collected:
         return len(self.kinds)
 
 
-def collect(source: DataSource, file: Path, max_pictures: int, max_pixels: int, special: str) -> Collected:
-    """Write the rows that can be used to ``file``, in the order of the source.
+def collect(
+    source: DataSource, file: Path, max_pictures: int, max_pixels: int, special: str, first: int | None = None
+) -> Collected:
+    """Write the rows that can be used to ``file``, in the order of the source; first: of so many rows.
 
     Raises DataError when the source cannot be read or the file cannot be written.
     """
@@ -69,7 +72,7 @@ def collect(source: DataSource, file: Path, max_pictures: int, max_pixels: int, 
     with _new_file(file, SCHEMA) as writer:
         waiting: list[Problem] = []
         weight = 0
-        for where, row in sources.rows(source):
+        for where, row in itertools.islice(sources.rows(source), first):
             try:
                 problem = sources.problem(row, where, folder)
                 name = hashlib.blake2b(problem.id.encode(), digest_size=8).digest()

@@ -34,8 +34,10 @@ def load(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     special: str = NO_SPECIAL,
     spool: Path,
+    first: int | None = None,
 ) -> Loaded:
     """Read a source, shuffle it by ``seed``, take ``source.rows`` with kinds balanced; problems lie in ``spool``.
+    first: look at no more than the source's first rows, so many.
 
     A spool that was made of the same file in the same way is opened, and the source is not read; another one, or a
     damaged one, is made again. A row with a missing picture or one without a readable header, with a picture of more
@@ -44,7 +46,7 @@ def load(
     Raises DataError when the file cannot be read, when the spool cannot be written, when no row is left, or when more
     than ``max_quarantined_share`` of the rows are set aside.
     """
-    key = _key(source, seed, max_pictures, max_pixels, special)
+    key = _key(source, seed, max_pictures, max_pixels, special) | ({} if first is None else {"first": first})
     unsorted, unfinished = spool.with_name(spool.name + ".rows.tmp"), spool.with_name(spool.name + ".tmp")
     with build.writing(spool):
         spool.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +54,8 @@ def load(
     problems = opened(spool, key)
     if problems is None:
         try:
-            collected = build.collect(source, unsorted, max_pictures, max_pixels, special)
-            _refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share)
+            collected = build.collect(source, unsorted, max_pictures, max_pixels, special, first)
+            refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share)
             order = build.seeded_order(collected, seed, source.rows)
             note = Note(
                 key=key,
@@ -69,7 +71,7 @@ def load(
             _remove(unsorted, unfinished)
         problems = Problems(spool)
     note = problems.note
-    _refuse_too_many(source, note.rejected, note.accepted, max_quarantined_share)
+    refuse_too_many(source, note.rejected, note.accepted, max_quarantined_share)
     return Loaded(problems=problems, rejected=note.rejected)
 
 
@@ -107,7 +109,8 @@ def _remove(*files: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _refuse_too_many(source: DataSource, rejected: Sequence[Rejected], accepted: int, allowed: float) -> None:
+def refuse_too_many(source: DataSource, rejected: Sequence[Rejected], accepted: int, allowed: float) -> None:
+    """Raises DataError when more than ``allowed`` of the rows were set aside, or all."""
     total = len(rejected) + accepted
     if accepted and len(rejected) / total <= allowed:
         return

@@ -25,11 +25,11 @@ from masters_ray import data, placement, report, schedule, store, weights
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
-from masters_ray.errors import Complaint, ConfigError, DataError, LearnerError, StoreError
+from masters_ray.errors import Complaint, ConfigError, LearnerError, StoreError
 from masters_ray.evaluate import accuracy, refusals
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.learner.trainer import exchange_of, fit
-from masters_ray.pipeline import curriculum, limits, outcome, rollouts, semi_online, stages
+from masters_ray.pipeline import curriculum, inputs, limits, outcome, rollouts, semi_online, stages
 from masters_ray.pipeline.directory import RunDirectory, write_json
 from masters_ray.pipeline.groups import Earlier
 from masters_ray.pipeline.journal import Journal
@@ -84,16 +84,10 @@ class _Run:
         self._judgings: dict[int, Judging] = {}
         self._quarantine = directory.file("quarantine.jsonl")
         with journal.phase("data"):
-            self._train, self._held_out = stages.load(config, directory.data)
+            self._train, self._held_out = inputs.load(config, directory.data)
             _say_data(self._train, self._held_out)
-        self.plan = schedule.plan(config.schedules, len(self._train.problems))
+        self.plan = inputs.plan(config, len(self._train.problems))
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
-        for stage, positions in self.plan:
-            if not positions:
-                raise DataError(
-                    f"stage {stage.index} of {len(self.plan)} has none of the {len(self._train.problems)} training "
-                    "questions. Use more questions, or fewer stages."
-                )
         self._note_rejected([])
 
     def to_the_end(self) -> None:

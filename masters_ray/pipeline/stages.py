@@ -1,4 +1,4 @@
-"""What a run's parts are made from its configuration: processes, questions, accuracies."""
+"""What a run's parts are made from its configuration: processes, accuracies."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import data, weight_files, weights
+from masters_ray import weight_files, weights
 from masters_ray.actors.devices import in_turns
 from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
-from masters_ray.config import Config, DataSource, JudgedBy, Rule, Student, Teacher
-from masters_ray.engines import reserved
+from masters_ray.config import Config, JudgedBy, Rule, Student, Teacher
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
 from masters_ray.learner.job import LiveSource
@@ -241,27 +240,6 @@ def evaluate(
         for number in each(answer, range(len(shares))):
             advance(len(shares[number]))
     return [one for number in range(len(shares)) for one in marked[number]]
-
-
-def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
-    """The training and the held-out questions in their seeded order; they lie in ``folder``."""
-    teachers = [config.teacher, *(one.teacher for one in config.growth)]
-    pictures = min(engine.max_pictures for engine in [*(one.engine for one in teachers), config.student.engine])
-    checkpoints = [*(one.checkpoint for one in teachers), config.student.checkpoint]
-    special = reserved.pattern(weights.locate(checkpoint) for checkpoint in dict.fromkeys(checkpoints))
-
-    def loaded(source: DataSource, name: str) -> data.Loaded:
-        return data.load(
-            source,
-            config.run.seed,
-            config.data.max_quarantined_share,
-            pictures,
-            max_pixels=config.data.max_picture_pixels,
-            special=special,
-            spool=folder / name,
-        )
-
-    return loaded(config.data.train, "train.arrow"), loaded(config.data.held_out, "held_out.arrow")
 
 
 def absolute(checkpoint: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError, DataError
 from masters_ray.evaluate import Marked, refusals
-from masters_ray.pipeline import limits, stages
+from masters_ray.pipeline import inputs, limits, stages
 from masters_ray.placement import Turns, transfer
 from masters_ray.records import Rejected
 from tests.builders import problem
@@ -111,7 +111,7 @@ def test_too_many_held_out_questions_that_cannot_be_asked_stop_the_run_with_exam
 
 def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
     config = configuration.load(DEMO, ["data.train.rows=5", "data.held_out.rows=3"])
-    train, held_out = stages.load(config, tmp_path / "data")
+    train, held_out = inputs.load(config, tmp_path / "data")
     assert (len(train.problems), len(held_out.problems)) == (5, 3)
     assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["held_out.arrow", "train.arrow"]
 
@@ -124,7 +124,7 @@ def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_p
     path = jsonl(tmp_path, rows).path
     words = [f"data.{part}.{key}" for part in ("train", "held_out") for key in ("format=jsonl", f"path={path}")]
     config = configuration.load(DEMO, [*words, f"teacher.checkpoint={teacher}", "data.max_quarantined_share=0.9"])
-    for loaded in stages.load(config, tmp_path / "data"):
+    for loaded in inputs.load(config, tmp_path / "data"):
         assert [one.id for one in loaded.problems] == ["q1"]
         assert [one.reason.split(" is a ")[0] for one in loaded.rejected] == [
             "question: '<end_of_utterance>'",

@@ -1,0 +1,58 @@
+"""A run's questions and the stages that they are for. Needs no torch, so that a login node can look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from masters_ray import data, schedule, weights
+from masters_ray.config import Config, DataSource
+from masters_ray.engines import reserved
+from masters_ray.errors import DataError
+from masters_ray.schedule import Stage
+
+
+def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
+    """The training and the held-out questions in their seeded order; they lie in ``folder``."""
+    checkpoints = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
+    models = [weights.locate(checkpoint) for checkpoint in dict.fromkeys([*checkpoints, config.student.checkpoint])]
+    allowed = config.data.max_quarantined_share
+    return (
+        load_source(config, config.data.train, models, folder / "train.arrow", allowed),
+        load_source(config, config.data.held_out, models, folder / "held_out.arrow", allowed),
+    )
+
+
+def load_source(
+    config: Config,
+    source: DataSource,
+    models: Sequence[Path],
+    spool: Path,
+    max_quarantined_share: float,
+    first: int | None = None,
+) -> data.Loaded:
+    """One of a run's sources; models: whose special tokens no text may hold; first: of its first rows, so many.
+    Raises DataError as ``data.load``."""
+    teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
+    return data.load(
+        source,
+        config.run.seed,
+        max_quarantined_share,
+        min(engine.max_pictures for engine in [*(one.engine for one in teachers), config.student.engine]),
+        max_pixels=config.data.max_picture_pixels,
+        special=reserved.pattern(models),
+        spool=spool,
+        first=first,
+    )
+
+
+def plan(config: Config, questions: int) -> list[tuple[Stage, range]]:
+    """The run's stages and the positions of their questions. Raises DataError when a stage has none."""
+    found = schedule.plan(config.schedules, questions)
+    for stage, positions in found:
+        if not positions:
+            raise DataError(
+                f"stage {stage.index} of {len(found)} has none of the {questions} training questions. Use more "
+                "questions, or fewer stages."
+            )
+    return found
