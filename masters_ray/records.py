@@ -183,7 +183,7 @@ class RolloutGroup:
     mask_ratio: float
     problem: Problem
     prompt_tokens: int
-    """Tokens of the question with its pictures, as the engine read it."""
+    """Tokens of the question with its pictures, as the student's engine read it."""
     answers: tuple[ScoredAnswer, ...]
     """At least 2; unjudged answers are left out and counted."""
     teacher_digest: str

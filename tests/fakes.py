@@ -30,6 +30,7 @@ class FakePool:
         """Versions of the student that it was told to hold."""
         self.asleep = 0
         """How often it was sent to sleep."""
+        self.prompt_tokens = 17
         self.refuses: set[str] = set()
         self.refuses_to_score: set[str] = set()
         self._verdicts = verdicts or {"red": 1, "blue": 0}
@@ -87,7 +88,9 @@ class FakePool:
     def _batch(self, problems: list[Problem], answers: list[list[TokenIds]], refuses: set[str]) -> ScoredBatch:
         refused = {index: Refused(reason="too long") for index, problem in enumerate(problems) if problem.id in refuses}
         given = [ids for index, group in enumerate(answers) if index not in refused for ids in group]
-        return ScoredBatch(prompt_tokens=[17] * len(problems), refused=refused, tokens=self._tokens(given))
+        return ScoredBatch(
+            prompt_tokens=[self.prompt_tokens] * len(problems), refused=refused, tokens=self._tokens(given)
+        )
 
     def _tokens(self, answers: list[TokenIds]) -> Ragged:
         if self.role == "teacher":

@@ -48,6 +48,8 @@ class HostSpec:
     """Student: how the weights of one that learns come."""
     common: int | None = None
     """Tokens that teacher and student both have rows for; default: as many as this model has."""
+    never: tuple[int, ...] = ()
+    """Tokens that it must not write, beside its own placeholders."""
     sleeps: bool = False
     """Holds GPU memory only from when something is asked of it to when it is sent to sleep."""
 
@@ -67,6 +69,7 @@ class Host:
             transfer=spec.transfer,
             sleeps=spec.sleeps,
             common=spec.common,
+            never=spec.never,
         )
         self._held = Held(model.engine, spec.tensor_parallel)
         players: dict[Role, Any] = {

@@ -58,12 +58,15 @@ class Model:
         transfer: Transfer = "object_store",
         sleeps: bool = False,
         common: int | None = None,
+        never: Sequence[int] = (),
     ) -> None:
-        """As of VllmEngine. common: tokens that the other models of the run have rows for as well; default: all."""
+        """As of VllmEngine. common: tokens that the other models of the run have rows for as well; default: all. never:
+        tokens that it must not write, beside those that stand for pictures and those without a row in all models."""
         self.chat = Chat(folder)
         vocabulary = weight_files.vocabulary(folder)
         known = [max(self.chat.tokenizer.get_vocab().values()) + 1, *([] if common is None else [common])]
         padding = range(min(known), vocabulary or 0)  # rows without a token, or without one that all models have
+        marks = sorted(one for one in {*self.chat.placeholder_ids(), *never} if vocabulary is None or one < vocabulary)
         self.engine = VllmEngine(
             folder,
             engine,
@@ -71,7 +74,7 @@ class Model:
             top_k=top_k,
             mask=mask,
             transfer=transfer,
-            banned=[*self.chat.placeholder_ids(), *padding],
+            banned=[*marks, *padding],
             vocabulary=vocabulary,
             sleeps=sleeps,
         )

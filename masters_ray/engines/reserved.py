@@ -42,11 +42,13 @@ def placeholder_ids(folder: Path) -> set[int]:
 
 
 def end_ids(folder: Path) -> set[int]:
-    """Ids that end an answer beside the tokenizer's own end token, as vLLM and transformers read them."""
+    """Tokens that end an answer, as vLLM reads them: the tokenizer's own end token, and all of generation_config.json,
+    or of config.json where that is missing."""
     file = folder / "generation_config.json"
     content = _read(file if file.is_file() else folder / "config.json")
     found = content.get("eos_token_id", (content.get("text_config") or {}).get("eos_token_id"))
-    return {one for one in (found if isinstance(found, list) else [found]) if one is not None}
+    own = _ids(folder).get(_text(_read(folder / "tokenizer_config.json").get("eos_token")))
+    return {one for one in [own, *(found if isinstance(found, list) else [found])] if one is not None}
 
 
 def pattern(folders: Iterable[Path]) -> str:
@@ -61,6 +63,14 @@ def pattern(folders: Iterable[Path]) -> str:
         for token in special_tokens(folder):
             rules[token] = _rule(token, flags.get(token, {}), folds)
     return "|".join(rules[token] for token in sorted(rules, key=lambda token: (-len(token), token))) or NO_SPECIAL
+
+
+def _ids(folder: Path) -> dict[str | None, int]:
+    content = _read(folder / "tokenizer.json")
+    vocabulary = (content.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, list):  # a Unigram model's, with scores
+        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+    return {**vocabulary, **{one["content"]: one["id"] for one in content.get("added_tokens") or []}}
 
 
 def _rule(token: str, flags: dict[str, Any], folds: bool) -> str:

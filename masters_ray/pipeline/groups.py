@@ -226,7 +226,7 @@ class GroupMaker:
                 stage=self._recipe.stage.index,
                 mask_ratio=self._recipe.stage.ratio,
                 problem=work.problems[index],
-                prompt_tokens=work.known["teacher"].prompt_tokens[index],
+                prompt_tokens=work.known[self._reference].prompt_tokens[index],
                 answers=answers,
                 teacher_digest=self._teacher_digest,
                 student_digest=self._recipe.student_digest,
@@ -295,6 +295,7 @@ class _Questions:
         same = self._recipe.judging.identity("student") == earlier.judging.identity("student")
         found = earlier.rows.rows([one.digest for one in self._asked])
         answers: list[list[TokenIds]] = [[] for _ in self._asked]
+        prompt_tokens = [0] * len(answers)
         logprobs = []
         for index, (asked, problem) in enumerate(zip(self._asked, self.problems, strict=True)):
             if asked.digest not in found:
@@ -306,12 +307,12 @@ class _Questions:
             self._taken_over.add(index)
             self._written["student"][index] = tuple(one.judged.answer for one in of_student)
             answers[index] = [one.judged.answer.token_ids for one in of_student]
+            prompt_tokens[index] = group.prompt_tokens
             logprobs += [one.reference_logprobs for one in of_student]
             if same:
                 self._tell(problem, [one.judged for one in of_student])
-        nothing = [0] * len(answers)
         tokens = store.own_logprobs(logprobs)
-        self.known["student"].add(answers, ScoredBatch(prompt_tokens=nothing, refused={}, tokens=tokens))
+        self.known["student"].add(answers, ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens))
 
     def _tell(self, problem: Problem, judged: Sequence[JudgedAnswer]) -> None:
         for one in judged:

@@ -13,6 +13,7 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config, JudgedBy, Rule, Student, Teacher
+from masters_ray.engines import reserved
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.evaluate import Marked, mark
 from masters_ray.learner.job import LiveSource
@@ -22,7 +23,7 @@ from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
 from masters_ray.placement import Turns, transfer
 from masters_ray.progress import track
-from masters_ray.records import Problem, Refused, Reply
+from masters_ray.records import Problem, Refused, Reply, Source
 from masters_ray.schedule import Stage
 
 _EVALUATED_AT_A_TIME = 128
@@ -90,6 +91,7 @@ def _teachers(config: Config, first_ratio: float) -> list[Deployment]:
         top_k=teacher.top_k,
         mask=Mask(scope=teacher.mask, ratio=first_ratio),
         common=_common(config),
+        never=_never(config, "teacher"),
     )
     joining = 0 if teacher.max_replicas is None else teacher.max_replicas - teacher.replicas
     found = [_deployment(config, teacher, masked, teacher.replicas, joining)]
@@ -133,6 +135,7 @@ def _student(config: Config, roles: tuple[Role, ...]) -> HostSpec:
         tensor_parallel=config.student.tensor_parallel,
         judge_max_tokens=config.judge.max_tokens,
         common=_common(config),
+        never=_never(config, "student"),
     )
 
 
@@ -140,6 +143,16 @@ def _common(config: Config) -> int | None:
     """Tokens that teacher and student both have rows for: their heads may be padded to different widths."""
     widths = [weight_files.vocabulary(weights.locate(one.checkpoint)) for one in (config.teacher, config.student)]
     return min((width for width in widths if width is not None), default=None)
+
+
+def _never(config: Config, writer: Source) -> tuple[int, ...]:
+    """What a model must not write because it means something to the other one: the placeholders of the student's
+    pictures; of the teacher's, and what ends its answers and not the student's, which would learn a foreign end."""
+    teacher, student = (weights.locate(one.checkpoint) for one in (config.teacher, config.student))
+    found = reserved.placeholder_ids(teacher) | reserved.placeholder_ids(student)
+    if writer == "teacher":
+        found |= reserved.end_ids(teacher) - reserved.end_ids(student)
+    return tuple(sorted(found))
 
 
 def _deployment(
@@ -198,6 +211,7 @@ def recipe(config: Config, stage: Stage, student_digest: str, reference_digest: 
             "student_dtype": config.student.engine.dtype,
             "teacher_prompts": weights.prompt_digest(teacher),
             "student_prompts": weights.prompt_digest(student),
+            "ends": [sorted(reserved.end_ids(one)) for one in (teacher, student)],
         },
     )
 

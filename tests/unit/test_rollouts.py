@@ -310,6 +310,21 @@ def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher
             assert np.array_equal(one.reference_logprobs, other.reference_logprobs)
 
 
+def test_a_row_says_how_long_its_prompt_is_for_the_student(tmp_path: Path) -> None:
+    """The learner reads it; the teacher's chat template and processor may make a longer one of the same question."""
+    student = FakePool("student")
+    student.prompt_tokens = 11
+    alone: dict[str, Any] = {"teacher_answers": 0, "student_answers": 3}
+    splits: tuple[dict[str, Any], ...] = ({}, {"teacher_answers": 3, "student_answers": 0}, alone)
+    for number, split in enumerate(splits):
+        roll_out(tmp_path / str(number), FakeReplicas(student=student), **split)
+        assert [row.prompt_tokens for row in store.read(tmp_path / str(number))] == [11] * 5
+    earlier = Earlier(rows=store.Lookup([tmp_path / "2"]), judging=recipe().judging)
+    after = recipe(stage=1, ratio=0.1, **alone)
+    rollouts.roll_out(after, PROBLEMS, range(5), FakeReplicas(), tmp_path / "next", earlier)  # type: ignore[arg-type]
+    assert [row.prompt_tokens for row in store.read(tmp_path / "next")] == [11] * 5
+
+
 def test_a_picture_that_is_gone_sets_its_question_aside(tmp_path: Path) -> None:
     gone = dataclasses.replace(PROBLEMS[1], pictures=(Picture(path=str(tmp_path / "gone.png")),))
     [rejected] = roll_out(tmp_path / "a", FakeReplicas(), Problems([PROBLEMS[0], gone]))

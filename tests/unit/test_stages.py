@@ -132,6 +132,18 @@ def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_p
         ]
 
 
+def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_has_not(tmp_path: Path) -> None:
+    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
+    settings = json.loads((teacher / "generation_config.json").read_text())
+    (teacher / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
+    both = [[5, 6], [5, 6]]
+    assert [list(one.spec.never) for one in stages.deployments(configuration.load(DEMO), 0.2)] == both
+    config = configuration.load(DEMO, [f"teacher.checkpoint={teacher}"])
+    assert [list(one.spec.never) for one in stages.deployments(config, 0.2)] == [[0, 5, 6], [5, 6]]
+    (teacher / "generation_config.json").unlink()
+    assert [list(one.spec.never) for one in stages.deployments(config, 0.2)] == both
+
+
 def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(tmp_path: Path) -> None:
     config = configuration.load(DEMO, ["student.replicas=2", "rollout.student_refresh=stage"])
     found = stages.deployments(config, 0.1, tmp_path)
