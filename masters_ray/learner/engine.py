@@ -11,11 +11,10 @@ from torch import Tensor
 
 from masters_ray.config import Learner
 from masters_ray.engines.hf import PackedStudent
-from masters_ray.learner import gradients
+from masters_ray.learner import gradients, saved
 from masters_ray.live import LiveScores
 from masters_ray.packing import PackedBatch
 
-_TAG = "student"
 _PREFIX = "model."
 """What PackedStudent puts before the transformers model's parameter names."""
 
@@ -61,15 +60,12 @@ class StudentEngine:
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """This rank's part of a checkpoint: optimizer, trained weights, and ``state``, in ``folder``."""
-        self._engine.save_checkpoint(
-            str(folder), tag=_TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
-        )
+        saved.save(self._engine, folder, state)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Everything that ``save`` wrote. Returns its ``state``. Frozen weights stay those of the checkpoint that the
-        student was loaded from."""
-        _, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-        return dict(state)
+        student was loaded from. Raises LearnerError when reading it would run code."""
+        return saved.load(self._engine, folder)
 
     def trained_state(self, keep: bool) -> dict[str, Tensor]:
         """Parameter names of the transformers model → whole tensors on the CPU, for every parameter, gathered one after

@@ -2,7 +2,7 @@
 
 For every ZeRO stage and precision a small model with a tied and a frozen weight takes steps of one to three
 micro-batches, a part of it used by only some of them; once as planned, once with a poisoned step in between that is
-dropped. PyTorch alone takes the same steps.
+dropped. PyTorch alone takes the same steps. A checkpoint is written and gone on from.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 import os
 import socket
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from masters_ray.config import Learner
-from masters_ray.learner import gradients
+from masters_ray.errors import LearnerError
+from masters_ray.learner import gradients, saved
 from masters_ray.learner.engine import deepspeed_config
 
 CASES: dict[str, dict[str, Any]] = {
@@ -101,6 +104,51 @@ def trained(settings: Learner, rank: int, workers: int, poisoned: bool) -> tuple
     return weights_of(engine), norms
 
 
+def gone_on(settings: Learner, rank: int, folder: Path) -> dict[str, Any]:
+    """How far weights and next step of an engine that loads a checkpoint are from those of the one that wrote it, and
+    what it says of the checkpoint once a file of it names a program."""
+    engines = [engine_of(settings) for _ in range(2)]
+
+    def step(engine: Any, number: int) -> None:
+        gradient = gradients.of(engine, settings.gradient_clipping)
+        gradient.add(loss_of(engine, number, 0, rank, whole=True))
+        gradient.complete()
+        gradient.apply()
+
+    step(engines[0], 0)
+    saved.save(engines[0], folder, {"random": torch.get_rng_state(), "told": {"steps": [{"loss": 1.0}]}})
+    torch.distributed.barrier()
+    told = saved.load(engines[1], folder)["told"]
+    for engine in engines:
+        step(engine, 1)
+    torch.distributed.barrier()
+    if rank == 0:
+        for file in folder.rglob("*.pt"):
+            torch.save({"module": Program(folder / "ran")}, file)
+    torch.distributed.barrier()
+    try:
+        saved.load(engines[1], folder)
+        refusal = ""
+    except LearnerError as error:
+        refusal = str(error)
+    return {
+        "loaded_against_written": farthest(*map(weights_of, engines)),
+        "told": told,
+        "refusal": refusal,
+        "ran": (folder / "ran").exists(),
+    }
+
+
+class Program:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = str(file)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self._file}",)
+
+
 def plainly(workers: int, clip: float) -> tuple[list[Tensor], list[float]]:
     """The same steps without DeepSpeed."""
     model = Model()
@@ -147,7 +195,7 @@ def small_updates_add_up(settings: Learner, rank: int) -> list[int]:
     return moved
 
 
-def run(rank: int, workers: int, port: int) -> None:
+def run(rank: int, workers: int, port: int, folder: str) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -159,7 +207,7 @@ def run(rank: int, workers: int, port: int) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo")
     found: dict[str, Any] = {}
-    for name, chosen in CASES.items():
+    for number, (name, chosen) in enumerate(CASES.items()):
         settings = Learner(**{"dtype": "float32", "gradient_clipping": 0.5, **chosen})
         never, norms = trained(settings, rank, workers, poisoned=False)
         dropped, norms_dropped = trained(settings, rank, workers, poisoned=True)
@@ -171,6 +219,7 @@ def run(rank: int, workers: int, port: int) -> None:
             "mean_against_plain": mean_distance(never, plain),
             "norms_against_plain": max(abs(a - b) / b for a, b in zip(norms, plain_norms, strict=True)),
         }
+        found[name] |= gone_on(settings, rank, Path(folder) / str(number))
         if settings.dtype == "bfloat16":
             found[name]["moved"] = small_updates_add_up(settings, rank)
     if rank == 0:
@@ -182,4 +231,5 @@ if __name__ == "__main__":
         free.bind(("127.0.0.1", 0))
         chosen_port = free.getsockname()[1]
     count = int(sys.argv[1])
-    torch.multiprocessing.spawn(run, args=(count, chosen_port), nprocs=count)
+    with tempfile.TemporaryDirectory() as temporary:
+        torch.multiprocessing.spawn(run, args=(count, chosen_port, temporary), nprocs=count)

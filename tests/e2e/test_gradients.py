@@ -45,6 +45,18 @@ def test_a_dropped_step_leaves_no_trace_and_the_others_are_those_of_plain_pytorc
         assert found["mean_against_plain"] < 0.2 * RATE
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_is_gone_on_from_to_the_bit_and_one_that_names_a_program_is_refused(
+    case: str, workers: int
+) -> None:
+    found = measured(workers)[case]
+    assert found["loaded_against_written"] == 0.0
+    assert found["told"] == {"steps": [{"loss": 1.0}]}
+    assert "system. Nothing of it was run: this is no checkpoint of the learner's" in found["refusal"]
+    assert not found["ran"]
+
+
 @pytest.mark.parametrize("case", [name for name in CASES if name.startswith("bfloat16")])
 def test_updates_below_the_resolution_of_bfloat16_add_up(case: str) -> None:
     after_one, after_sixty = measured(1)[case]["moved"]
