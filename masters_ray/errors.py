@@ -5,6 +5,7 @@
     ├── DataError          a source that cannot be read, or too many rows set aside
     ├── CheckpointError    model weights, tokenizer or processor that cannot be used
     ├── StoreError         a rollout store that is missing, incomplete or made by other settings
+    │   └── DamagedError       a file of it that is not as it was written
     ├── ReplicaError       an actor that died or answered wrongly
     │   ├── ReplicaLostError   its process is gone; another one takes its place
     │   ├── WeightSyncError    it holds other weights than the learner sent
@@ -61,6 +62,10 @@ class CheckpointError(MastersError):
 
 class StoreError(MastersError):
     """A rollout store that is missing, incomplete or made by other settings."""
+
+
+class DamagedError(StoreError):
+    """A file of a rollout store that is not as it was written."""
 
 
 class ReplicaError(MastersError):

@@ -137,6 +137,14 @@ class RunDirectory:
         """Where the stores of all stages lie."""
         return self._rollouts
 
+    @property
+    def owner_of_rollouts(self) -> Path | None:
+        """The directory of another run whose rollouts this one uses, if it does."""
+        if not self._rollouts.on_disk:
+            return None
+        owner = Path(self._rollouts.path("")).parent
+        return owner if owner.resolve() != self.root.resolve() and (owner / self._claim.name).exists() else None
+
     def stage(self, index: int) -> Folder:
         """The store of one stage's rollouts."""
         return self._rollouts / f"stage-{index}"

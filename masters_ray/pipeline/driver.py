@@ -14,7 +14,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,12 +24,13 @@ from masters_ray import data, placement, report, schedule, store, weights
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
-from masters_ray.errors import Complaint, ConfigError, LearnerError, StoreError
+from masters_ray.errors import Complaint, ConfigError, LearnerError
 from masters_ray.evaluate import accuracy, refusals
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.learner.trainer import exchange_of, fit
-from masters_ray.pipeline import curriculum, inputs, limits, outcome, rollouts, semi_online, stages
-from masters_ray.pipeline.directory import RunDirectory, write_json
+from masters_ray.pipeline import curriculum, evaluations, inputs, limits, outcome, rollouts, semi_online, stages
+from masters_ray.pipeline.contents import Stored
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.groups import Earlier
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.semi_online import Asked, Engines, OnlineRollouts
@@ -88,6 +88,8 @@ class _Run:
             _say_data(self._train, self._held_out)
         self.plan = inputs.plan(config, len(self._train.problems))
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
+        self._stored = Stored(config, directory, self.plan, self.iterations)
+        self._held_out_digest = evaluations.digest_of(self._held_out.problems)
         self._note_rejected([])
 
     def to_the_end(self) -> None:
@@ -139,7 +141,9 @@ class _Run:
         ``generate``."""
         directory, journal = self._directory, self._journal
         todo = [(stage, part) for stage, part in block if not self._is_made(stage, part)]
-        unmeasured = [name for name in measured if not directory.evaluation(name).exists()]
+        # Of a teacher, who may be large, the weights are not read once more.
+        models = {"student_before": self._reference}
+        unmeasured = [name for name in measured if not self._is_measured(name, models.get(name))]
         if not todo and not unmeasured and not self._lacks_difficulties():
             return
         config = self._config.of_teacher(block[0][0].teacher)
@@ -159,41 +163,26 @@ class _Run:
                 self._engines.keep(block[0][0].teacher, replicas)
             if "student_before" in unmeasured:
                 with journal.phase("evaluation before"):
-                    self._evaluate(replicas, "student", "student_before")
+                    self._evaluate(replicas, "student", "student_before", self._reference)
             questions = self._questions(replicas)
             for stage, part in todo:
                 with journal.phase("rollouts"):
                     recipe = stages.recipe(config, stage, student, self._reference, self._judging(stage.teacher))
                     place, earlier = directory.stage(stage.index), self._earlier(config, stage)
                     rollouts.roll_out(
-                        recipe, questions, part, replicas, place, earlier, self._verdicts, self._left_out(stage)
+                        recipe, questions, part, replicas, place, earlier, self._verdicts, self._stored.left_out(stage)
                     )
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
-                    self._evaluate(replicas, "teacher", "teacher")
+                    weights_of_teacher = weights.digest(weights.locate(config.teacher.checkpoint))
+                    self._evaluate(replicas, "teacher", "teacher", weights_of_teacher)
 
     def _is_made(self, stage: schedule.Stage, part: range) -> bool:
-        """Whether a stage's store is finished. Raises StoreError when it was made for fewer questions."""
-        folder = self._directory.stage(stage.index)
-        if store.read_manifest(folder) is None:
-            return False
-        asked = {position for account in store.read_accounts(folder).values() for position in account.asked}
-        if missing := set(part) - self._left_out(stage) - asked:
-            raise StoreError(
-                f"{folder}: a finished store without {len(missing)} of the {len(part)} questions of its stage. Did a "
-                "run with a larger rollout.online_fraction make it? Name its directory in rollout.reuse and choose "
-                "another rollout.store: its rows are taken over, and those that are missing are made. "
-                "learner.groups_per_step decides as well which questions are online."
-            )
-        return True
-
-    def _left_out(self, stage: schedule.Stage) -> set[int]:
-        """Questions of a stage that get no row before training: those of online iterations."""
-        if self._config.rollout.spare_rows:
-            return set()
-        online = [one for one in self.iterations if one.online and one.stage == stage.index]
-        return {position for one in online for position in one.positions}
+        """``Stored.is_made``, also before it is known in which order the questions are asked."""
+        problems = self._train.problems
+        ordered = self._config.data.order == "seeded" or not self._difficulty().missing(problems)
+        return self._stored.is_made(stage, part, self._ordered() if ordered else problems, ordered, self._reference)
 
     def _questions(self, replicas: Replicas) -> data.Problems | curriculum.Ordered:
         """The training questions in the order in which they are asked. Asks the first teacher how hard they are, if
@@ -298,8 +287,7 @@ class _Run:
             live=stages.live_sources(config) if config.learner.teacher == "live" else (),
             storage=directory.learner,
         )
-        for folder in stores:
-            store.check_digests(folder)
+        self._stored.check(indices)
         if job.online:
             with journal.phase("start of the engines"):
                 self._engines.prepare(self._next_online(job))
@@ -360,21 +348,26 @@ class _Run:
             yield online
 
     def _measure_trained(self) -> None:
-        if not self._directory.evaluation("student_after").exists():
+        trained = weights.digest(self._directory.student)
+        if not self._is_measured("student_after", trained):
             with (
                 self._journal.phase("evaluation after"),
                 Replicas(stages.final_deployments(self._config, self._directory.student)) as replicas,
             ):
-                self._evaluate(replicas, "student", "student_after")
+                self._evaluate(replicas, "student", "student_after", trained)
 
-    def _evaluate(self, replicas: Replicas, role: Role, name: str) -> None:
+    def _is_measured(self, name: str, model: str | None) -> bool:
+        return evaluations.is_of(self._directory.evaluation(name), self._held_out_digest, model)
+
+    def _evaluate(self, replicas: Replicas, role: Role, name: str, model: str) -> None:
+        """model: digest of its weights."""
         title = f"held-out accuracy of {name.replace('_', ' ')}"
         settings = self._config.evaluation
         judge = replicas.pools["judge"] if settings.marked_by == "judge" else None
         rule, problems = self._config.judge.rule, self._held_out.problems
         marked = stages.evaluate(replicas.pools[role], judge, rule, problems, settings.max_tokens, title)
         limits.check_held_out(refusals(marked), len(problems), self._config.rollout.max_set_aside_share)
-        write_json(self._directory.evaluation(name), [dataclasses.asdict(one) for one in marked])
+        evaluations.write(self._directory.evaluation(name), marked, self._held_out_digest, model)
         measured = accuracy([one for one in marked if not one.refused])
         say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")
         if aside := len(marked) - measured.n:
@@ -386,7 +379,8 @@ class _Run:
         in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
         online = semi_online.rejected_in([self._directory.online(index) for index in finished])
         of_data = [*self._train.rejected, *self._held_out.rejected]
-        held_out = refusals(one for marked in outcome.marks(self._directory).values() for one in marked)
+        marks = outcome.marks(self._directory) if finished else {}
+        held_out = refusals(one for marked in marks.values() for one in marked)
         data.write_quarantine(self._quarantine, [*of_data, *in_stages, *online, *held_out])
 
 

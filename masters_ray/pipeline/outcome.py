@@ -18,8 +18,10 @@ from masters_ray import data, store, weights
 from masters_ray.config import Config, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, refusals
-from masters_ray.pipeline.directory import RunDirectory, read_json, read_lines, write_json
+from masters_ray.pipeline import evaluations
+from masters_ray.pipeline.directory import RunDirectory, read_lines, write_json
 from masters_ray.pipeline.journal import Journal
+from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, RolloutGroup
 from masters_ray.store.account import SHARD
 
@@ -99,7 +101,7 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
 def marks(directory: RunDirectory) -> dict[str, list[Marked]]:
     """The held-out answers of each model that was measured so far."""
     files = {name: directory.evaluation(name) for name in _ACCURACIES}
-    return {name: [Marked.of(row) for row in read_json(file)] for name, file in files.items() if file.exists()}
+    return {name: evaluations.read(file) for name, file in files.items() if file.exists()}
 
 
 def _online(config: Config, steps: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -162,8 +164,9 @@ def _examples(
         for row in wanted
         if (place := _place(row)) in found and _is_of(row, found[place])
     ]
-    pairs = zip(marks["student_before"], marks["student_after"], strict=True)
-    changed = {before.id: (before, after) for before, after in pairs if before.correct != after.correct}
+    after = {one.id: one for one in marks["student_after"]}
+    pairs = {before.id: (before, after[before.id]) for before in marks["student_before"]}
+    changed = {id: pair for id, pair in pairs.items() if pair[0].correct != pair[1].correct}
     shown = set(_spread(list(changed), count))
     return trained + [_held_out_example(one, *changed[one.id]) for one in held_out if one.id in shown]
 
@@ -187,7 +190,7 @@ def _groups(directory: RunDirectory, wanted: Sequence[dict[str, Any]]) -> Iterat
         fresh = [position for _, position, version in places if version is not None]
         stored = [position for _, position, version in places if version is None]
         if stored:
-            yield from _at(directory.stage(stage), store.shard_names(directory.stage(stage)), stored)
+            yield from _at(directory.stage(stage), directory.stage(stage).names(SHARD), stored)
         if fresh:
             yield from _at(directory.online(stage), directory.online(stage).names(SHARD), fresh)
 
@@ -195,7 +198,11 @@ def _groups(directory: RunDirectory, wanted: Sequence[dict[str, Any]]) -> Iterat
 def _at(folder: store.Folder, names: Sequence[str], positions: Sequence[int]) -> Iterator[RolloutGroup]:
     """The groups at these positions; the scores of others are not decoded."""
     for name in names:
-        rows = store.read_shard(folder, name)
+        try:
+            rows = store.read_shard(folder, name)
+        except StoreError as error:
+            say(f"{error}: the report shows no example from it")
+            continue
         yield from store.groups(rows.filter(pc.is_in(rows["position"], pa.array(positions, pa.int64()))))
 
 

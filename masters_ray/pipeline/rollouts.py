@@ -15,6 +15,7 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
+from masters_ray.pipeline.contents import misplaced
 from masters_ray.pipeline.curriculum import Ordered
 from masters_ray.pipeline.groups import Batch, Earlier, GroupMaker, Made, Recipe
 from masters_ray.pipeline.limits import Limits
@@ -62,12 +63,16 @@ def roll_out(
     report = mask_teachers(pools.pools["teacher"], recipe.stage.ratio)
     key = recipe.key(report)
     writer = store.Writer(folder, key)
-    before = list(store.read_accounts(folder).values())
-    asked = _asked_before(problems, before)
+    accounts = store.read_accounts(folder)
+    if stale := misplaced(accounts, positions, problems):
+        say(f"{folder}: {len(stale)} shards hold questions that changed or moved; rows of the others are taken over")
+        writer.retire(stale)
+    before = [account for name, account in accounts.items() if name not in stale]
+    asked = {position for account in before for position in account.asked}
     verdicts = Verdicts() if verdicts is None else verdicts
     verdicts.fill(recipe.judging, folder)
     maker = GroupMaker(recipe, pools, report.digest, earlier, verdicts)
-    work = Work(recipe, writer, maker, _same(recipe.rollout.reuse, key))
+    work = Work(recipe, writer, maker, _same(recipe.rollout.reuse, key, folder))
     work.go_on(before)
     wanted = sum(position not in left_out for position in positions)
     limits = Limits(recipe.rollout, wanted, str(folder))
@@ -75,7 +80,7 @@ def roll_out(
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
     # As many as find a place on all pools together: most of them wait before the pool that has the most to do.
     in_flight = sum(pool.most_calls_at_once for pool in pools.pools.values())
-    del before
+    del before, accounts
     done = sum(position in asked and position not in left_out for position in positions)
     with track(title, wanted, done) as advance:
         limits.check(work.tally)
@@ -110,27 +115,15 @@ def unasked(problems: Sequence[Problem], positions: range, asked: Set[int], size
             batch = []
 
 
-def _asked_before(problems: data.Problems | Ordered, accounts: Sequence[store.Account]) -> set[int]:
-    """The positions that need not be asked again. Raises StoreError when another question was asked at one of them."""
-    for account in accounts:
-        for position, digest in account.asked.items():
-            if position >= len(problems) or problems.digest(position) != digest:
-                name = problems[position].id if position < len(problems) else "none"
-                raise StoreError(
-                    f"question {name}: another one was asked at its place (position {position}) when the store was "
-                    "begun. Did the data change? Set it back, or choose another run.dir."
-                )
-    return {position for account in accounts for position in account.asked}
-
-
-def _same(folders: Sequence[str], key: dict[str, Any]) -> store.Lookup | None:
-    """The rows of other stores that were made by the same recipe."""
-    wanted = store.as_key(key)
+def _same(folders: Sequence[str], key: dict[str, Any], own: store.Where) -> store.Lookup | None:
+    """The rows of other stores that were made by the same recipe, and those that were taken out of the own one."""
+    wanted, opened = store.as_key(key), store.Folder(own)
     fitting = [one for folder in folders for one in stores_in(folder) if store.read_key(one) == wanted]
-    if not fitting:
+    retired = [opened / name for name in store.retired(opened)]
+    if not fitting and not retired:
         return None
-    found = store.Lookup(fitting)
-    say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, fitting))}")
+    found = store.Lookup([*fitting, *retired])
+    say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, [*fitting, *retired]))}")
     return found
 
 

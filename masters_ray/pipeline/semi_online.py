@@ -212,7 +212,8 @@ class OnlineRollouts:
         online = Online(iteration=order.iteration, version=order.weights.version)
         recipe = dataclasses.replace(made, online=online)
         if stage.index not in self._stores:
-            self._stores[stage.index] = _Stored(self._directory.online(stage.index), recipe.key(report))
+            folder = self._directory.online(stage.index)
+            self._stores[stage.index] = _Stored(folder, recipe.key(report), self._asked.questions)
         stored = self._stores[stage.index]
         if (found := stored.good_for(iteration, order)) is not None:
             return found
@@ -296,16 +297,17 @@ class OnlineRollouts:
 class _Stored:
     """The store of a stage's online iterations."""
 
-    def __init__(self, folder: store.Folder, key: dict[str, Any]) -> None:
-        self._folder = folder
+    def __init__(self, folder: store.Folder, key: dict[str, Any], questions: data.Problems | Ordered) -> None:
+        self._folder, self._questions = folder, questions
         self._writer = store.Writer(folder, key)
 
     def good_for(self, iteration: schedule.Iteration, order: Order) -> pa.Table | None:
-        """The iteration's rows from an earlier call or before workers were lost, if all of its questions were asked and
-        every writer is a student that this learner was: the very one that is to write now, or one from before the
-        learner went on."""
+        """The iteration's rows from an earlier call or before workers were lost, if all of its questions were asked as
+        they are now and every writer is a student that this learner was: the very one that is to write now, or one from
+        before the learner went on."""
         shards = store.read_accounts(self._folder, iteration.positions)
-        if {position for account in shards.values() for position in account.asked} != set(iteration.positions):
+        asked = {position: digest for account in shards.values() for position, digest in account.asked.items()}
+        if asked != {position: self._questions.digest(position) for position in iteration.positions}:
             return None
         rows = pa.concat_tables([store.read_shard(self._folder, name) for name in shards])
         written = zip(rows["student_digest"].to_pylist(), rows["version"].to_pylist(), strict=True)

@@ -1,8 +1,9 @@
 """The rollout store: groups as parquet shards with a manifest."""
 
-from masters_ray.store.account import Account, read_accounts
+from masters_ray.store.account import Account, first_position, is_shard, read_accounts
 from masters_ray.store.folder import Folder, Where
 from masters_ray.store.lookup import Lookup, moved
+from masters_ray.store.manifest import KEY, MANIFEST, Manifest, as_key, digest_of, read_key, read_manifest
 from masters_ray.store.ragged import Ragged
 from masters_ray.store.rows import (
     OWN,
@@ -18,20 +19,15 @@ from masters_ray.store.rows import (
     top_scores,
 )
 from masters_ray.store.shards import (
-    KEY,
-    MANIFEST,
-    Manifest,
     Writer,
-    as_key,
-    check_digests,
     open_dataset,
     read,
     read_judged,
-    read_key,
-    read_manifest,
     read_shard,
+    retired,
     shard_names,
 )
+from masters_ray.store.survey import Survey, reopen, survey
 
 __all__ = [
     "KEY",
@@ -44,12 +40,15 @@ __all__ = [
     "Manifest",
     "Ragged",
     "Row",
+    "Survey",
     "Where",
     "Writer",
     "answer_tokens",
     "as_key",
-    "check_digests",
+    "digest_of",
+    "first_position",
     "groups",
+    "is_shard",
     "left_out",
     "moved",
     "open_dataset",
@@ -60,8 +59,11 @@ __all__ = [
     "read_key",
     "read_manifest",
     "read_shard",
+    "reopen",
+    "retired",
     "sequence_tokens",
     "shard_names",
+    "survey",
     "table",
     "table_of",
     "top_scores",

@@ -12,6 +12,7 @@ from pyarrow import fs
 from masters_ray.errors import StoreError
 
 _LEFTOVER = ".tmp"
+_ASIDE = ".damaged"
 
 
 class Folder:
@@ -66,7 +67,7 @@ class Folder:
     def names(self, beginning: str = "") -> list[str]:
         """Files whose name begins so, sorted; none when the directory is not there."""
         found = [name for name, is_file in self._entries() if is_file]
-        return sorted(name for name in found if name.startswith(beginning) and not name.endswith(_LEFTOVER))
+        return sorted(name for name in found if name.startswith(beginning) and not name.endswith((_LEFTOVER, _ASIDE)))
 
     def folders(self) -> list[str]:
         """Directories in it, sorted."""
@@ -104,6 +105,21 @@ class Folder:
     def remove(self, name: str) -> None:
         """Delete a file. Raises StoreError when it cannot be."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
+
+    def set_aside(self, name: str) -> str:
+        """Give a file that is damaged another name, which ``names`` does not list; returns it. Raises StoreError."""
+        if self.has(name):
+            self._ask("set aside", name, self.filesystem.move, self.path(name), self.path(name + _ASIDE))
+        return name + _ASIDE
+
+    def move(self, name: str, into: Folder) -> None:
+        """Put a file into a directory of the same file system. Raises StoreError when it cannot be."""
+        into._ask("made", "", self.filesystem.create_dir, into._path)
+        self._ask("moved", name, self.filesystem.move, self.path(name), into.path(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Delete a directory with all that is in it. Raises StoreError when it cannot be."""
+        self._ask("deleted", name, self.filesystem.delete_dir, self.path(name))
 
     def try_out(self) -> None:
         """Raises StoreError when no file can be written and removed here."""

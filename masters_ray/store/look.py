@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from masters_ray.errors import StoreError
+from masters_ray.errors import DamagedError
 from masters_ray.store.account import read_accounts
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.rows import groups, scores, table_in
-from masters_ray.store.shards import check_digests, read_key, read_manifest
+from masters_ray.store.manifest import read_key, read_manifest
+from masters_ray.store.rows import scores
+from masters_ray.store.survey import survey
 
 _SCORES = ("top_gaps", "top_roots", "left_out_roots")
 
@@ -31,22 +32,15 @@ def inspect(folder: Where) -> Iterator[str]:
 
 
 def verify(folder: Where) -> Iterator[str]:
-    """Read everything: digests, accounts, every row. Raises StoreError at the first thing that is wrong, and when the
-    directory holds no store."""
+    """Read everything: key, manifest, digests, accounts, every row. Raises DamagedError with all that is wrong, and
+    StoreError when the directory holds no store."""
     read_key(folder)
-    accounts, manifest = read_accounts(folder), read_manifest(folder)
-    check_digests(folder)
-    if manifest and (stray := sorted(accounts.keys() ^ {shard["name"] for shard in manifest.shards})):
-        raise StoreError(f"{folder}: {', '.join(stray)} in the directory or the manifest, but not in both")
-    rows = 0
-    for name, account in accounts.items():
-        file = f"{folder}/{name}"
-        content = Folder(folder).read(name)
-        found = sorted(one.position for one in groups(table_in(content, file)))
-        if found != sorted(account.asked.keys() - account.rejected.keys()):
-            raise StoreError(f"{file}: its rows are not those of its account. Delete it to make its rows again.")
-        rows += len(found)
-    yield f"{folder}: {len(accounts)} shards, {rows} rows, all read{'' if manifest else '; not finished'}"
+    finished = read_manifest(folder) is not None
+    found = survey(folder, decoded=True)
+    if found.broken:
+        raise DamagedError("\n".join(found.broken.values()))
+    rows = sum(account.rows for account in found.accounts.values())
+    yield f"{folder}: {len(found.accounts)} shards, {rows} rows, all read{'' if finished else '; not finished'}"
 
 
 def stats(folder: Where) -> Iterator[str]:

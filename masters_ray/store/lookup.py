@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from masters_ray.errors import StoreError
+from masters_ray.errors import DamagedError
+from masters_ray.progress import say
 from masters_ray.store.account import read_accounts
 from masters_ray.store.folder import Folder, Where
 from masters_ray.store.rows import SCHEMA, table_in
@@ -29,11 +30,11 @@ class Lookup:
     """Questions' digests → their rows in some stores, finished or not; used by several threads at once."""
 
     def __init__(self, folders: Iterable[Where]) -> None:
-        """Reads the accounts only. Raises StoreError when a shard is damaged."""
+        """Reads the accounts only. What a damaged shard holds is not found; the person who waits is told."""
         self._places = {
             digest: _Place(folder, name, position)
             for folder in map(Folder, folders)
-            for name, account in read_accounts(folder).items()
+            for name, account in read_accounts(folder, on_damage=_told).items()
             for position, digest in account.asked.items()
             if position not in account.rejected
         }
@@ -48,16 +49,22 @@ class Lookup:
         """The rows of those of the questions that have one, a table of one row each."""
         found = {}
         for digest in digests:
-            if (place := self._places.get(digest)) is not None:
-                shard = self._shard(place)
-                index = pc.index(shard["position"], place.position).as_py()
-                if index < 0:
-                    raise StoreError(
-                        f"{place.folder / place.shard}: no row at position {place.position}, which its account names. "
-                        "Delete it to make its rows again."
-                    )
-                found[digest] = shard.slice(index, 1)
+            if (place := self._places.get(digest)) is not None and (row := self._row(place)) is not None:
+                found[digest] = row
         return found
+
+    def _row(self, place: _Place) -> pa.Table | None:
+        try:
+            shard = self._shard(place)
+            index = pc.index(shard["position"], place.position).as_py()
+            if index < 0:
+                raise DamagedError(f"{place.folder / place.shard}: no row at position {place.position}")
+        except DamagedError as error:
+            _told(error)
+            lost = place.folder, place.shard
+            self._places = {key: one for key, one in self._places.items() if (one.folder, one.shard) != lost}
+            return None
+        return shard.slice(index, 1)
 
     def _shard(self, place: _Place) -> pa.Table:
         key = str(place.folder), place.shard
@@ -69,6 +76,10 @@ class Lookup:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
             return self._held[key]
+
+
+def _told(error: DamagedError) -> None:
+    say(f"{error}; its rows are not taken over")
 
 
 def moved(row: pa.Table, position: int, stage: int) -> pa.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from masters_ray.errors import StoreError
+from masters_ray.errors import DamagedError, StoreError
 from masters_ray.records import (
     Answer,
     JudgedAnswer,
@@ -96,7 +96,7 @@ PARQUET: dict[str, Any] = {
 def table_in(
     content: bytes | pa.Buffer | pa.NativeFile, file: object, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """The table that a file written with PARQUET holds, or these columns of it. Raises StoreError, which names the
+    """The table that a file written with PARQUET holds, or these columns of it. Raises DamagedError, which names the
     file, when a byte of the table is not as it was written."""
     source = content if isinstance(content, pa.NativeFile) else pa.BufferReader(content)
     try:
@@ -104,7 +104,7 @@ def table_in(
         return pq.ParquetFile(source, page_checksum_verification=True).read(columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         told = " ".join(str(error).split())
-        raise StoreError(f"{file}: a damaged shard ({told}). Delete it to make its rows again.") from error
+        raise DamagedError(f"{file}: a damaged shard ({told})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

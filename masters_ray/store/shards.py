@@ -3,7 +3,11 @@
 ``key.json``                what the rows are made of; rows of another key are never added
 ``shard-00000032.parquet``  the questions from position 32 on that went through the engines together: rows, and in the
                             file's metadata an account of every question that was asked
-``manifest.json``           the shards in the order of their rows; without it the store is not finished
+``manifest.json``           the shards in the order of their rows, and the digest of the key; without it the store is
+                            not finished
+
+A shard carries the digest of its key too. What is not as it was written costs itself: a writer that goes on sets it
+aside, and its questions are asked again.
 """
 
 from __future__ import annotations
@@ -12,56 +16,50 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from masters_ray.errors import StoreError
+from masters_ray.errors import DamagedError, StoreError
+from masters_ray.progress import say
 from masters_ray.records import JudgedText, RolloutGroup
-from masters_ray.store.account import SHARD, Account, read_accounts, with_account
+from masters_ray.store.account import SHARD, Account, with_account
 from masters_ray.store.folder import Folder, Where
+from masters_ray.store.manifest import FORMAT, KEY, MANIFEST, Manifest, as_key, digest_of, read_json_of, read_manifest
 from masters_ray.store.rows import JUDGED, PARQUET, SCHEMA, groups, judged_texts, table_in
+from masters_ray.store.survey import set_aside, survey
 
 if TYPE_CHECKING:
     import ray.data
 
-MANIFEST = "manifest.json"
-KEY = "key.json"
-_FORMAT = 7
 
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a finished store says of itself."""
-
-    rows: int
-    shards: list[dict[str, Any]]
-    """name, rows and sha256 of each, in the order of their rows"""
-    made_by: dict[str, Any]
-    """Whatever the writer noted: ratio, sparsity, digests, seconds, counts."""
+_RETIRED = "retired-"
+"""How the names of directories begin whose shards' questions have other places now, or are not asked any more."""
 
 
 class Writer:
     """Fills a store's directory shard by shard, in any order; goes on where an earlier one of the same key stopped."""
 
     def __init__(self, folder: Where, key: Mapping[str, Any]) -> None:
-        """Raises StoreError when the store is finished, when it was begun with another key, when a shard is damaged, or
-        when two shards hold the same question."""
+        """Shards that are not as they were written are set aside. Raises StoreError when the store is finished, or when
+        it was begun with another key."""
         self._folder = Folder(folder)
         if self._folder.has(MANIFEST):
             raise StoreError(
                 f"{folder}: holds a finished store already; it is never written over. Choose another run.dir."
             )
         self._folder.clear()
-        self._claim(key)
+        self._key = digest_of(as_key(key))
+        self._claim(as_key(key))
         self._lock = threading.Lock()
         self._rows: dict[str, int] = {}
         self._digests: dict[str, str] = {}
         self._taken = bytearray()
-        for name, account in read_accounts(self._folder).items():
-            self._add(name, account)
+        found = survey(self._folder)
+        set_aside(self._folder, found.broken)
+        for name, account in found.accounts.items():
+            self._add(name, account, found.digests[name])
 
     def write(self, rows: pa.Table, account: Account) -> None:
         """Add a shard; may be called from several threads. Raises StoreError when a row was not asked for, when a
@@ -73,7 +71,7 @@ class Writer:
                 f"{sorted(account.rejected)}: each question needs a row or a reason"
             )
         content = pa.BufferOutputStream()
-        pq.write_table(with_account(rows, account), content, **PARQUET)
+        pq.write_table(with_account(rows, account, self._key), content, **PARQUET)
         written = content.getvalue()
         self._folder.write(account.name, written)
         self._add(account.name, account, hashlib.sha256(written).hexdigest())
@@ -82,40 +80,62 @@ class Writer:
         """Take out these shards: their questions may be stored anew. Raises StoreError when one cannot be deleted."""
         for name, account in shards.items():
             self._folder.remove(name)
-            with self._lock:
-                for position in account.asked:
-                    self._taken[position] = 0
-                del self._rows[name]
-                self._digests.pop(name, None)
+            self._forget(name, account)
+
+    def retire(self, shards: Mapping[str, Account]) -> None:
+        """Take out these shards, but keep their rows where ``retired`` finds them until the store is finished. Raises
+        StoreError when one cannot be moved."""
+        into = self._folder / f"{_RETIRED}{len(retired(self._folder))}"
+        for name, account in shards.items():
+            self._folder.move(name, into)
+            self._forget(name, account)
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
-        """Write the manifest: from now on the directory is a store. Raises StoreError when a shard of an earlier writer
-        is damaged."""
+        """Write the manifest: from now on the directory is a store. Raises StoreError when it cannot be written."""
         shards = [
-            {"name": name, "rows": rows, "sha256": self._digests.get(name) or self._checked(name)}
-            for name, rows in sorted(self._rows.items())
+            {"name": name, "rows": rows, "sha256": self._digests[name]} for name, rows in sorted(self._rows.items())
         ]
-        manifest = Manifest(rows=sum(self._rows.values()), shards=shards, made_by=dict(made_by))
-        content = {"format": _FORMAT, "rows": manifest.rows, "shards": shards, "made_by": manifest.made_by}
-        self._folder.write(MANIFEST, json.dumps(content, indent=1).encode())
-        return manifest
+        rows = sum(self._rows.values())
+        noted: dict[str, Any] = json.loads(json.dumps(dict(made_by)))
+        content = {"format": FORMAT, "rows": rows, "shards": shards, "made_by": noted, "key": self._key}
+        self._folder.write(MANIFEST, json.dumps(content | {"digest": digest_of(content)}, indent=1).encode())
+        for folder in retired(self._folder):
+            self._folder.remove_folder(folder)
+        return Manifest(rows=rows, shards=shards, made_by=noted, key=self._key)
 
-    def _claim(self, key: Mapping[str, Any]) -> None:
-        wanted = as_key(key)
-        if not self._folder.has(KEY):
-            if self._folder.names(SHARD):
-                raise StoreError(f"{self._folder}: shards without {KEY}. Delete the directory to make them again.")
-            self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
+    def _forget(self, name: str, account: Account) -> None:
+        with self._lock:
+            for position in account.asked:
+                self._taken[position] = 0
+            del self._rows[name]
+            del self._digests[name]
+
+    def _claim(self, wanted: dict[str, Any]) -> None:
+        shards = self._folder.names(SHARD)
+        found: dict[str, Any] = {}
+        try:
+            found = read_json_of(self._folder, KEY) if self._folder.has(KEY) else {}
+        except DamagedError as error:
+            say(str(error))
+        if found == wanted:
             return
-        found = _read_json(self._folder, KEY)
-        if different := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        if shards and found.get("format", FORMAT) == FORMAT and _made_by(self._folder, shards, self._key):
+            say(f"{self._folder / KEY}: not what the shards were made by; it is written again")
+        elif found:
+            different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
             told = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in different)
             raise StoreError(
                 f"{self._folder}: its rows were made by something else, and are not mixed with others ({told}). "
                 "Choose another run.dir, set it back, or delete the directory."
             )
+        elif shards:
+            raise StoreError(
+                f"{self._folder}: shards of another recipe, or of another version, without {KEY}. Delete the directory "
+                "to make them again."
+            )
+        self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
 
-    def _add(self, name: str, account: Account, digest: str = "") -> None:
+    def _add(self, name: str, account: Account, digest: str) -> None:
         with self._lock:
             missing = max(account.asked) + 1 - len(self._taken)
             self._taken.extend(bytes(max(0, missing)))
@@ -128,60 +148,19 @@ class Writer:
             for position in account.asked:
                 self._taken[position] = 1
             self._rows[name] = account.rows
-            if digest:
-                self._digests[name] = digest
-
-    def _checked(self, name: str) -> str:
-        content = self._folder.read(name)
-        table_in(content, self._folder / name)
-        return hashlib.sha256(content).hexdigest()
+            self._digests[name] = digest
 
 
-def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
-    """A writer's key as ``read_key`` gives it."""
-    found: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, **key}))
-    return found
-
-
-def read_manifest(folder: Where) -> Manifest | None:
-    """The manifest of a finished store, or None. Raises StoreError when it is damaged or a shard is gone."""
-    opened = Folder(folder)
-    if not opened.has(MANIFEST):
-        return None
-    content = _read_json(opened, MANIFEST)
-    try:
-        version = content["format"]
-        manifest = Manifest(rows=content["rows"], shards=content["shards"], made_by=content["made_by"])
-    except (KeyError, TypeError) as error:
-        raise StoreError(
-            f"{opened / MANIFEST}: expected a manifest, found {error!r}. Delete {folder} to make its rows again."
-        ) from error
-    if version != _FORMAT:
-        raise StoreError(
-            f"{opened / MANIFEST}: expected format {_FORMAT}, found {version}. Delete {folder} to make its rows again."
-        )
-    if gone := sorted({shard["name"] for shard in manifest.shards} - set(opened.names(SHARD))):
-        raise StoreError(f"{folder}: {gone[0]} is in the manifest but gone. Delete {folder} to make it again.")
-    return manifest
-
-
-def check_digests(folder: Where) -> None:
-    """Read every shard of a finished store. Raises StoreError when one has other bytes than the manifest says."""
-    opened, manifest = Folder(folder), read_manifest(folder)
-    for shard in manifest.shards if manifest else []:
-        if hashlib.sha256(opened.read(shard["name"])).hexdigest() != shard["sha256"]:
-            raise StoreError(
-                f"{opened / shard['name']}: other bytes than the manifest says. Delete {folder} to make its rows again."
-            )
-
-
-def read_key(folder: Where) -> dict[str, Any]:
-    """What the rows of a store are made of. Raises StoreError when the directory holds no store."""
-    opened = Folder(folder)
-    if not opened.has(KEY):
-        raise StoreError(f"{folder}: no {KEY}, so no store. A run's stores are in its rollouts/stage-N.")
-    key: dict[str, Any] = _read_json(opened, KEY)
-    return key
+def _made_by(folder: Folder, shards: Iterable[str], key: str) -> bool:
+    """Whether a shard carries the digest of this key, and none that can be read carries another."""
+    told = []
+    for name in shards:
+        try:
+            with folder.open(name) as file:
+                told.append((pq.read_metadata(file).metadata or {}).get(b"key", b"").decode())
+        except (pa.ArrowException, OSError):
+            continue
+    return set(told) == {key}
 
 
 def shard_names(folder: Where) -> list[str]:
@@ -190,6 +169,8 @@ def shard_names(folder: Where) -> list[str]:
     manifest = read_manifest(folder)
     if manifest is None:
         raise StoreError(f"{folder}: no {MANIFEST}, so no finished store. Run the stage that makes it again.")
+    if gone := sorted({shard["name"] for shard in manifest.shards} - set(Folder(folder).names(SHARD))):
+        raise DamagedError(f"{Folder(folder) / gone[0]}: in the manifest, but gone")
     return [shard["name"] for shard in manifest.shards if shard["rows"]]
 
 
@@ -231,8 +212,6 @@ def read_judged(folder: Where) -> Iterator[JudgedText]:
             yield from judged_texts(table_in(file, opened / name, JUDGED))
 
 
-def _read_json(folder: Folder, name: str) -> Any:
-    try:
-        return json.loads(folder.read(name))
-    except ValueError as error:
-        raise StoreError(f"{folder / name}: not JSON ({error}). Delete {folder} to make its rows again.") from error
+def retired(folder: Where) -> list[str]:
+    """Directories of a store with shards that a writer took out of it and whose rows may be needed."""
+    return [name for name in Folder(folder).folders() if name.startswith(_RETIRED)]

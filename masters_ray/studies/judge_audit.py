@@ -98,11 +98,12 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
     [folder] = driver.generate(config, directory, config_file, measure=False)
     cases = _cases(folder)
+    verdicts_of = directory.root / "verdicts" / store.digest_of([dataclasses.asdict(case) for case in cases])[:16]
     verdicts: dict[str, list[int | None]] = {}
     said: dict[str, list[str]] = {}
     judged = []
     for judge in JUDGES:
-        first, again = _asked(config, directory, judge, cases)
+        first, again = _asked(config, verdicts_of, judge, cases)
         verdicts[judge], said[judge] = first["accuracy"], first["said"]
         consistency = _consistency(first["accuracy"], again["accuracy"])
         judged.append(_judged(judge, cases, first["accuracy"], consistency, first["seconds"] / len(cases)))
@@ -196,12 +197,12 @@ def _cases(folder: store.Folder) -> list[Case]:
 
 
 def _asked(
-    config: Config, directory: RunDirectory, judge: JudgedBy, cases: Sequence[Case]
+    config: Config, folder: Path, judge: JudgedBy, cases: Sequence[Case]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One judge's verdicts on all cases, in their order, of both passes; kept once they are there."""
+    """One judge's verdicts on all cases, in their order, of both passes; kept in ``folder`` once they are there."""
     order = list(range(len(cases)))
     orders = {"first": order, "again": order[::2][::-1] + order[1::2]}
-    files = {name: directory.root / "verdicts" / f"{judge}-{name}.json" for name in orders}
+    files = {name: folder / f"{judge}-{name}.json" for name in orders}
     if not all(file.exists() for file in files.values()):
         with Replicas([stages.judge_deployment(config, judge)]) as replicas:
             for name, file in files.items():

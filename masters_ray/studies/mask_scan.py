@@ -92,7 +92,9 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     ratios = [stage.ratio for stage in config.schedule.stages]
     folders = [directory.stage(index) for index in range(len(ratios))]
     measured = _measured(config, directory, folders)
-    found = scanned([_made(folder) for folder in folders], measured, [list(store.read_judged(one)) for one in folders])
+    found = scanned(
+        [_finished(folder).made_by for folder in folders], measured, [list(store.read_judged(one)) for one in folders]
+    )
     advice = advise(found)
     result = {
         "questions": config.data.train.rows,
@@ -176,8 +178,9 @@ def table(found: Sequence[Scanned]) -> list[str]:
 
 
 def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.Folder]) -> list[list[Divergence]]:
-    """The divergences of each store, kept beside it once they are measured."""
-    files = [directory.root / "divergences" / f"stage-{index}.json" for index in range(len(folders))]
+    """The divergences of each store, kept in a file of its content's name once they are measured."""
+    names = [f"stage-{index}-{_finished(folder).digest[:16]}.json" for index, folder in enumerate(folders)]
+    files = [directory.root / "divergences" / name for name in names]
     missing = [index for index, file in enumerate(files) if not file.exists()]
     if missing:
         say(f"divergences of {len(missing)} ratios are measured")
@@ -192,11 +195,11 @@ def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.F
     return [[Divergence(**row) for row in read_json(file)] for file in files]
 
 
-def _made(folder: store.Folder) -> dict[str, Any]:
+def _finished(folder: store.Folder) -> store.Manifest:
     manifest = store.read_manifest(folder)
     if manifest is None:
         raise StoreError(f"{folder}: not finished. Call again.")
-    return manifest.made_by
+    return manifest
 
 
 def _by_question(rows: Sequence[Divergence]) -> dict[int, float]:

@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from masters_ray import cluster, validation
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.pipeline import driver
+from masters_ray.pipeline import driver, evaluations
 from masters_ray.pipeline.directory import (
     RunDirectory,
     holds_rows_of,
@@ -221,7 +221,7 @@ class _Finished:
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         last = steps[-max(1, len(steps) // 10) :]
         self.jsd = sum(step["jsd"] for step in last) / len(last)
-        marks = read_json(folder / "evaluation" / "student_after.json")
+        marks = evaluations.rows(folder / "evaluation" / "student_after.json")
         self._correct = {mark["id"]: int(mark["correct"]) for mark in marks if not mark.get("refused")}
 
     def differences(self, other: _Finished) -> dict[str, float]:

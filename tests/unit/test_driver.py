@@ -186,13 +186,11 @@ def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_w
     config = two_teachers(tmp_path, "rollout.online_fraction=1")
     directory = RunDirectory(config)
     directory.student.mkdir(parents=True)  # the learner had ended
-    directory.evaluation("student_after").parent.mkdir()
-    directory.evaluation("student_after").write_text("[]")
     row = group(stage=1)
     noted = {"tally": dataclasses.asdict(Tally())}
     writer = store.Writer(directory.online(1), {})
     writer.write(store.table_of([row]), store.Account(asked={row.position: "a"}, rejected={}, noted=noted))
-    for method in ("generate", "write_outcome"):
+    for method in ("generate", "_measure_trained", "write_outcome"):
         monkeypatch.setattr(driver._Run, method, lambda *_, **__: None)
     monkeypatch.setattr(driver.report, "write", lambda root: root)
     for _ in range(2):

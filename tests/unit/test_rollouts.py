@@ -17,6 +17,7 @@ from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.groups import Earlier, Recipe, sampling_seed
 from masters_ray.records import Picture, Problem
 from masters_ray.schedule import Stage
+from masters_ray.store import look
 from tests.builders import group, png, problem
 from tests.fakes import FakePool, FakeReplicas
 
@@ -225,7 +226,7 @@ def test_a_stage_goes_on_where_it_was_stopped_and_asks_nothing_twice(tmp_path: P
     assert manifest.made_by["answers"] == 20
 
 
-def test_a_stage_is_not_gone_on_with_by_another_recipe_or_other_questions(tmp_path: Path) -> None:
+def test_a_stage_is_not_gone_on_with_by_another_recipe(tmp_path: Path) -> None:
     writer = store.Writer(tmp_path, recipe().key(FakePool("teacher").mask(0.2)[0]))
     account = store.Account(
         asked={0: PROBLEMS[0].digest}, rejected={}, noted={"tally": {}, "call": 0.0, "seconds": 1.0}
@@ -235,9 +236,47 @@ def test_a_stage_is_not_gone_on_with_by_another_recipe_or_other_questions(tmp_pa
         roll_out(tmp_path, FakeReplicas(), teacher_answers=1)
     with pytest.raises(StoreError, match="teacher_digest: 'digest 0' there, 'other 0' now"):
         roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest="other")))
-    changed = Problems([problem(id="x"), *PROBLEMS[1:]])
-    with pytest.raises(StoreError, match="question x: another one was asked at its place"):
-        roll_out(tmp_path, FakeReplicas(), changed)
+
+
+class Stopped(FakePool):
+    """A teacher that stops the program at its third batch."""
+
+    def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
+        if self.calls.count("answer") > 2:
+            raise ReplicaError("stopped")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("now", "asked"),
+    [
+        ([*PROBLEMS[:2], problem(id="2", label="blue"), *PROBLEMS[3:]], ["2"]),  # a label was mended
+        ([PROBLEMS[3], PROBLEMS[0], PROBLEMS[4], PROBLEMS[2]], []),  # a row was removed: all others have other places
+        ([PROBLEMS[2], problem(id="new"), PROBLEMS[3], *PROBLEMS[:2], PROBLEMS[4]], ["new"]),
+    ],
+    ids=["mended", "removed", "added"],
+)
+def test_of_data_that_changed_only_other_questions_are_asked_anew(
+    finished: bool, now: list[Problem], asked: list[str], tmp_path: Path
+) -> None:
+    if finished:
+        roll_out(tmp_path, FakeReplicas())
+        store.reopen(tmp_path, {})
+    else:
+        with pytest.raises(ReplicaError, match="stopped"):
+            roll_out(tmp_path, FakeReplicas(teacher=Stopped("teacher")))
+        wait_for_what_runs_on()
+    kept = {digest for one in store.read_accounts(tmp_path).values() for digest in one.asked.values()}
+    again = FakeReplicas()
+    assert roll_out(tmp_path, again, Problems(now)) == []
+    rows = list(store.read(tmp_path))
+    assert [(row.position, row.problem.id, row.problem.label) for row in rows] == [
+        (position, one.id, one.label) for position, one in enumerate(now)
+    ]
+    assert sorted(again.pools["teacher"].wrote) == sorted(one.id for one in now if one.digest not in kept)
+    assert sorted(again.pools["teacher"].wrote) == asked or not finished
+    assert store.retired(tmp_path) == []
+    assert list(look.verify(tmp_path))
 
 
 def test_batches_never_reach_over_questions_that_were_asked() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from masters_ray import store
 from masters_ray.errors import StoreError
 from masters_ray.records import Rejected, RolloutGroup, TokenScores
-from masters_ray.store import codec
+from masters_ray.store import codec, look
 from tests.builders import group, problem, scored, scores
 
 
@@ -165,45 +166,129 @@ def test_every_question_of_a_shard_has_a_row_or_a_reason(tmp_path: Path) -> None
     assert list(tmp_path.glob("shard-*")) == []
 
 
-def test_damaged_and_doubled_shards_are_named(tmp_path: Path) -> None:
-    writer = store.Writer(tmp_path, KEY)
-    both = [group(position=0), group(position=1)]
-    writer.write(store.table_of(both), account(*both))
-    shard = tmp_path / "shard-00000000.parquet"
-    shutil.copy(shard, tmp_path / "shard-00000001.parquet")
-    with pytest.raises(StoreError, match="shard-00000001.parquet holds questions that another shard holds too"):
-        store.Writer(tmp_path, KEY)
-    (tmp_path / "shard-00000001.parquet").unlink()
-    shard.write_bytes(shard.read_bytes()[:-50])
-    with pytest.raises(StoreError, match="shard-00000000.parquet: a damaged shard"):
-        store.Writer(tmp_path, KEY)
-
-
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_a_shard_with_a_changed_byte_is_not_made_part_of_a_store(part: float, tmp_path: Path) -> None:
-    store.Writer(tmp_path, KEY).write(store.table_of([group(position=0)]), account(group(position=0)))
-    shard = tmp_path / "shard-00000000.parquet"
-    content = bytearray(shard.read_bytes())
+def changed_byte(file: Path, part: float = 0.5) -> None:
+    content = bytearray(file.read_bytes())
     footer = 8 + int.from_bytes(content[-8:-4], "little")
     content[int(part * (len(content) - footer))] ^= 1
-    shard.write_bytes(content)
-    resumed = store.Writer(tmp_path, KEY)
-    resumed.write(store.table_of([group(position=1)]), account(group(position=1)))
-    with pytest.raises(StoreError, match="shard-00000000.parquet: a damaged shard .*Delete it to make its rows again"):
-        resumed.finish({})
-    assert store.read_manifest(tmp_path) is None
-    with pytest.raises(StoreError, match="shard-00000000.parquet: a damaged shard"):
-        store.Lookup([tmp_path]).rows(list(account(group(position=0)).asked.values()))
+    file.write_bytes(content)
 
 
-def test_a_damaged_manifest_and_a_missing_shard_are_named(tmp_path: Path) -> None:
+def torn(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def of_another_store(file: Path) -> None:
+    one = group(position=0)
+    store.Writer(file.parent / "other", {"ratio": 0.1}).write(store.table_of([one]), account(one))
+    shutil.move(file.parent / "other" / file.name, file)
+    shutil.rmtree(file.parent / "other")
+
+
+def under_another_name(file: Path) -> None:
+    shutil.copy(file.with_name("shard-00000001.parquet"), file)
+
+
+DAMAGES = [changed_byte, torn, Path.unlink, of_another_store, under_another_name]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_shard_that_is_not_as_it_was_written_costs_itself(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    groups = [group(position=position) for position in range(3)]
+    for finished in (False, True):
+        folder = tmp_path / str(finished)
+        writer = store.Writer(folder, KEY)
+        for one in groups:
+            writer.write(store.table_of([one]), account(one))
+        if finished:
+            writer.finish({})
+        shard = folder / "shard-00000000.parquet"
+        whole = {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
+        damage(shard)
+        broken = store.survey(folder).broken
+        if damage is not Path.unlink or finished:
+            assert list(broken) == [shard.name]
+            assert str(shard) in broken[shard.name]
+            with pytest.raises(StoreError, match=shard.name):
+                list(look.verify(folder))
+        assert store.Lookup([folder]).rows([groups[0].problem.digest]) == {} or damage is of_another_store
+        if finished:
+            store.reopen(folder, broken)
+        writer = store.Writer(folder, KEY)
+        assert store.read_accounts(folder).keys() == whole.keys() - {shard.name}
+        writer.write(store.table_of(groups[:1]), account(groups[0]))
+        assert writer.finish({}).rows == 3
+        assert {file.name: file.read_bytes() for file in folder.glob("*.parquet")} == whole
+        assert [line for line in look.verify(folder) if "3 rows, all read" in line]
+
+
+def test_of_two_shards_with_the_same_question_the_second_is_set_aside(tmp_path: Path) -> None:
+    writer = store.Writer(tmp_path, KEY)
+    both = [group(position=0), group(position=1)]
+    writer.write(store.table_of(both[1:]), account(both[1]))
+    shutil.move(tmp_path / "shard-00000001.parquet", tmp_path / "kept")
+    store.Writer(tmp_path, KEY).write(store.table_of(both), account(*both))
+    shutil.move(tmp_path / "kept", tmp_path / "shard-00000001.parquet")
+    writer = store.Writer(tmp_path, KEY)
+    assert (tmp_path / "shard-00000001.parquet.damaged").exists()
+    assert writer.finish({}).rows == 2
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_key_that_was_changed_or_lost_is_told_and_written_again_from_what_the_shards_carry(
+    finished: bool, tmp_path: Path
+) -> None:
+    for content in ('{"format": 7, "ratio": 0.3}', "{", None):
+        folder = tmp_path / str(content)
+        writer = store.Writer(folder, KEY)
+        writer.write(store.table_of([group()]), account(group()))
+        if finished:
+            writer.finish({})
+        written = (folder / "key.json").read_bytes()
+        (folder / "key.json").write_text(content) if content else (folder / "key.json").unlink()
+        with pytest.raises(StoreError, match="key"):
+            list(look.verify(folder))
+        if finished:
+            store.reopen(folder, store.survey(folder).broken)
+        with pytest.raises(StoreError, match="made by something else|another recipe"):
+            store.Writer(folder, {"ratio": 0.4})
+        assert store.Writer(folder, KEY).finish({}).rows == 1
+        assert (folder / "key.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rows", 5), ("made_by", {"ratio": 0.1}), ("key", "0" * 64), ("shards", [])]
+)
+def test_a_manifest_that_was_changed_is_told_and_written_again(field: str, value: object, tmp_path: Path) -> None:
     filled(tmp_path, [group(position=i) for i in range(3)])
-    (tmp_path / "shard-00000002.parquet").unlink()
-    with pytest.raises(StoreError, match="shard-00000002.parquet is in the manifest but gone"):
-        store.read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(StoreError, match="manifest.json: not JSON"):
-        store.read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": 99, "rows": 0, "shards": [], "made_by": {}}))
-    with pytest.raises(StoreError, match="expected format 7, found 99"):
-        store.read_manifest(tmp_path)
+    file = tmp_path / "manifest.json"
+    written = file.read_bytes()
+    file.write_text(json.dumps(json.loads(written) | {field: value}))
+    with pytest.raises(StoreError, match="manifest.json: changed after it was written"):
+        list(look.verify(tmp_path))
+    store.reopen(tmp_path, store.survey(tmp_path).broken)
+    store.Writer(tmp_path, KEY).finish({"ratio": 0.2})
+    assert file.read_bytes() == written
+
+
+def test_a_manifest_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    content = json.dumps({"format": 99, "rows": 0, "shards": [], "made_by": {}})
+    (tmp_path / "manifest.json").write_text(content)
+    for ask in (store.read_manifest, store.survey):
+        with pytest.raises(StoreError, match="expected format 7, found 99: another version"):
+            ask(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == content
+
+
+def test_rows_of_retired_shards_are_found_until_the_store_is_finished(tmp_path: Path) -> None:
+    groups = [group(position=i) for i in range(2)]
+    writer = store.Writer(tmp_path, KEY)
+    for one in groups:
+        writer.write(store.table_of([one]), account(one))
+    for names in (["shard-00000000.parquet"], ["shard-00000001.parquet"]):
+        writer.retire({name: store.read_accounts(tmp_path)[name] for name in names})
+    found = store.Lookup([store.Folder(tmp_path) / name for name in store.retired(tmp_path)])
+    assert len(found.rows([one.problem.digest for one in groups])) == 2
+    for one in groups:
+        writer.write(store.table_of([one]), account(one))
+    writer.finish({})
+    assert store.retired(tmp_path) == []

@@ -1,0 +1,159 @@
+"""Whether a run's stores are as they were written, and of the questions that its data hold now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from masters_ray import data, schedule, store
+from masters_ray.config import Config
+from masters_ray.errors import DamagedError, StoreError
+from masters_ray.learner import checkpoints
+from masters_ray.pipeline.curriculum import Ordered
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.progress import say
+
+_NAMED = 3
+"""Most questions that a message names."""
+
+
+class Stored:
+    """The stores of a run's stages, beside the questions that it would ask now."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        plan: Sequence[tuple[schedule.Stage, range]],
+        iterations: Sequence[schedule.Iteration],
+    ) -> None:
+        self._directory, self._iterations = directory, iterations
+        self._folders = [directory.stage(stage.index) for stage, _ in plan]
+        self._spare_rows = config.rollout.spare_rows
+        self._read: set[int] = set()
+        """Stages of which this call has read every file."""
+
+    def left_out(self, stage: schedule.Stage) -> set[int]:
+        """Questions of a stage that get no row before training: those of online iterations."""
+        if self._spare_rows:
+            return set()
+        online = [one for one in self._iterations if one.online and one.stage == stage.index]
+        return {position for one in online for position in one.positions}
+
+    def is_made(
+        self, stage: schedule.Stage, part: range, questions: data.Problems | Ordered, ordered: bool, reference: str
+    ) -> bool:
+        """Whether a stage's store is finished, whole, and of these questions. Otherwise it is opened again: what is
+        broken is set aside, and rows are made only of what is missing.
+
+        ordered: whether the questions stand in the order in which they are asked. reference: digest of the student
+        before training. Raises StoreError when the student has learned from what would be made again, and when the
+        store is another run's, or was made for fewer questions or for another student.
+        """
+        folder = self._directory.stage(stage.index)
+        if not folder.has(store.MANIFEST):
+            return False
+        if self._directory.student.exists():
+            found = store.read_accounts(folder, on_damage=lambda error: say(str(error)))
+            if misplaced(found, part, questions, ordered):
+                say(f"{folder}: {self._told(questions)}. The run is finished with the questions as they were.")
+            return True
+        survey = store.survey(folder)
+        self._read.add(stage.index)
+        stale = misplaced(survey.accounts, part, questions, ordered)
+        self._refuse_what_was_learned(stage, part, survey, stale, questions)
+        if survey.broken or stale:
+            if (owner := self._directory.owner_of_rollouts) is not None:
+                raise StoreError(
+                    f"{folder}: {self._wrong(survey, questions)}. It is the run's in {owner}: mend it there."
+                )
+            store.reopen(folder, survey.broken)
+            return False
+        if (made_with := store.read_key(folder).get("reference_digest", reference)) != reference:
+            raise StoreError(
+                f"{folder}: made with another student ({made_with[:12]} there, {reference[:12]} now). Set "
+                "student.checkpoint back, or choose another run.dir."
+            )
+        asked = {position for account in survey.accounts.values() for position in account.asked}
+        if missing := set(part) - self.left_out(stage) - asked:
+            raise StoreError(
+                f"{folder}: a finished store without {len(missing)} of the {len(part)} questions of its stage. Did a "
+                "run with a larger rollout.online_fraction make it? Name its directory in rollout.reuse and choose "
+                "another rollout.store: its rows are taken over, and those that are missing are made. "
+                "learner.groups_per_step decides as well which questions are online."
+            )
+        return True
+
+    def check(self, stages: Sequence[int]) -> None:
+        """Read what this call has not read yet, before anything is learned from it. Raises DamagedError."""
+        for index in stages:
+            if index not in self._read and (broken := store.survey(self._directory.stage(index)).broken):
+                raise DamagedError(f"{next(iter(broken.values()))}. The same command makes it again.")
+
+    def _refuse_what_was_learned(
+        self,
+        stage: schedule.Stage,
+        part: range,
+        survey: store.Survey,
+        stale: Mapping[str, store.Account],
+        questions: data.Problems | Ordered,
+    ) -> None:
+        learned = self._learned_until(stage, part)
+        lost = [name for name in survey.broken if store.is_shard(name) and store.first_position(name) < learned]
+        changed = [place for one in stale.values() for place in one.asked if place < learned]
+        if learned > part.start and (lost or changed):
+            raise StoreError(
+                f"{self._directory.stage(stage.index)}: {self._wrong(survey, questions)}. The student has learned from "
+                "these rows already. Put back what was there, or choose another run.dir; to learn anew, delete all in "
+                f"{self._directory.root} but rollouts, evaluation, settings.json and journal.json: only what is not as "
+                "it was is made again."
+            )
+
+    def _learned_until(self, stage: schedule.Stage, part: range) -> int:
+        """The position up to which the learner's last checkpoint has seen a stage; the learner goes on from there."""
+        if self._directory.student_after(stage.index).exists():
+            return part.stop
+        found = checkpoints.find(self._directory.learner / "checkpoints")
+        step = found[-1].step if found else 0
+        seen = [one for one in self._iterations if one.stage == stage.index and one.number <= step]
+        return max((one.positions.stop for one in seen), default=part.start)
+
+    def _wrong(self, survey: store.Survey, questions: data.Problems | Ordered) -> str:
+        return next(iter(survey.broken.values()), None) or self._told(questions)
+
+    def _told(self, questions: data.Problems | Ordered) -> str:
+        """What became of the questions that were asked."""
+        now = {questions.digest(position) for position in range(len(questions))}
+        gone: dict[str, str] = {}
+        for folder in self._folders:
+            for name, account in store.read_accounts(folder, on_damage=lambda _: None).items():
+                if lost := {place: digest for place, digest in account.asked.items() if digest not in now}:
+                    ids = _ids(folder, name, account)
+                    gone |= {digest: ids[place] for place, digest in lost.items()}
+        if not gone:
+            return "the data changed: the same questions have other places in their order"
+        named = ", ".join(list(gone.values())[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
+        return f"the data changed: {len(gone)} of its questions are no longer there as they were asked ({named})"
+
+
+def misplaced(
+    accounts: Mapping[str, store.Account], part: range, questions: data.Problems | Ordered, ordered: bool = True
+) -> dict[str, store.Account]:
+    """Shards that hold a question which is another one now, or has another place. ordered: whether the places are
+    known; otherwise questions need only be somewhere."""
+    known = set() if ordered else {questions.digest(position) for position in range(len(questions))}
+
+    def stands(position: int, digest: str) -> bool:
+        return position in part and (questions.digest(position) == digest if ordered else digest in known)
+
+    return {
+        name: account
+        for name, account in accounts.items()
+        if not all(stands(position, digest) for position, digest in account.asked.items())
+    }
+
+
+def _ids(folder: store.Folder, name: str, account: store.Account) -> dict[int, str]:
+    """Position → id of a shard's questions."""
+    rows = store.read_shard(folder, name)
+    ids = dict(zip(rows["position"].to_pylist(), rows["id"].to_pylist(), strict=True))
+    return ids | {place: one.row for place, one in account.rejected.items()}

@@ -1,0 +1,61 @@
+"""What the models answered to the held-out questions, and to which questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masters_ray import data
+from masters_ray.errors import StoreError
+from masters_ray.evaluate import Marked
+from masters_ray.pipeline.directory import read_json, write_json
+from masters_ray.progress import say
+
+
+def digest_of(problems: data.Problems) -> str:
+    """SHA-256 of the questions, in whatever order they are asked."""
+    return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
+
+
+def write(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
+    """questions: their digest; model: that of its weights."""
+    marks = [dataclasses.asdict(one) for one in marked]
+    write_json(file, {"questions": questions, "model": model, "marks": marks})
+
+
+def read(file: Path) -> list[Marked]:
+    """Raises StoreError when the file is damaged."""
+    return [Marked.of(row) for row in rows(file)]
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    """The same as the file has them: one of an older version has fewer fields, and nothing but these rows. Raises
+    StoreError when it is damaged."""
+    content = read_json(file)
+    found: list[dict[str, Any]] = content["marks"] if isinstance(content, dict) else content
+    return found
+
+
+def is_of(file: Path, questions: str, model: str | None = None) -> bool:
+    """Whether a file is there and of these questions, and of this model if it is known. Otherwise the person who waits
+    is told why it is measured again."""
+    if not file.exists():
+        return False
+    try:
+        content = read_json(file)
+    except StoreError as error:
+        say(f"{error}: it is measured again")
+        return False
+    found = content if isinstance(content, dict) else {}
+    if found.get("questions") != questions:
+        say(f"{file}: measured on other held-out questions than the data hold now; it is measured again")
+        return False
+    if model is not None and found.get("model") != model:
+        say(f"{file}: measured with other weights than there are now; it is measured again")
+        return False
+    return True

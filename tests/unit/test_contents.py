@@ -1,0 +1,138 @@
+"""A run whose data or files changed between two calls, with stand-ins for the replicas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masters_ray import store
+from masters_ray.config import Config
+from masters_ray.errors import StoreError
+from masters_ray.pipeline import driver, evaluations
+from masters_ray.pipeline.directory import RunDirectory
+from tests.unit.test_driver import Generate, block, generate, two_teachers
+
+__all__ = ["generate"]  # a fixture
+
+Rows = list[dict[str, Any]]
+SMALL = ("learner.groups_per_step=2", "rollout.batch_rows=1")
+
+
+def edit(folder: Path, change: Callable[[Rows], Any], name: str = "questions.jsonl") -> None:
+    file = folder / name
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    change(rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def relabel(id: str) -> Callable[[Rows], None]:
+    def change(rows: Rows) -> None:
+        next(row for row in rows if row["id"] == id)["answer"] = "blue"
+
+    return change
+
+
+def learned(config: Config, step: int) -> None:
+    """A checkpoint after so many steps."""
+    folder = RunDirectory(config).learner / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    note = {"step": step, "loss": 1.0, "workers": 1, "sha256": {}}
+    (folder / "rank-00000.json").write_text(json.dumps(note))
+
+
+def test_a_label_that_was_mended_after_the_rollouts_is_learned(tmp_path: Path, generate: Generate) -> None:
+    config = two_teachers(tmp_path, *SMALL)
+    generate(config, block(), block())
+    edit(tmp_path, relabel("2"))
+    first, second = block(), block()
+    stages = generate(config, first, second)
+    assert [{row.problem.id: row.problem.label for row in rows}["2"] for rows in stages] == ["blue"] * 4
+    for replicas in (first, second):
+        assert replicas.pools["teacher"].wrote == ["2", "2"], "in both of its stages, and nothing else"
+    generate(config)
+
+
+def test_a_row_that_was_removed_is_missing_from_every_stage_and_nothing_is_asked(
+    tmp_path: Path, generate: Generate
+) -> None:
+    config = two_teachers(tmp_path, *SMALL)
+    generate(config, block(), block())
+    edit(tmp_path, lambda rows: rows.pop(1))
+    first, second = block(), block()
+    stages = generate(config, first, second)
+    assert [sorted(row.problem.id for row in rows) for rows in stages] == [["0", "2", "3"]] * 4
+    assert first.pools["teacher"].wrote == second.pools["teacher"].wrote == []
+
+
+def test_what_the_student_has_learned_from_is_not_made_again_and_what_it_has_not_is(
+    tmp_path: Path, generate: Generate
+) -> None:
+    config = two_teachers(tmp_path, *SMALL)
+    ids = [row.problem.id for row in generate(config, block(), block())[0]]
+    learned(config, 1)  # questions 0 and 1 of the first stage
+    edit(tmp_path, relabel(ids[3]))
+    first = block()
+    assert generate(config, first, block())[0][3].problem.label == "blue"
+    assert first.pools["teacher"].wrote == [ids[3]] * 2
+    edit(tmp_path, relabel(ids[0]))
+    told = rf"stage-0: the data changed: 1 of its questions .* \({ids[0]}\)\. The student has learned from these rows"
+    with pytest.raises(StoreError, match=told):
+        generate(config)
+    shard = RunDirectory(config).stage(0).path("shard-00000001.parquet")
+    edit(tmp_path, lambda rows: next(row for row in rows if row["id"] == ids[0]).update(answer="red"))
+    Path(shard).unlink()
+    with pytest.raises(
+        StoreError, match=r"shard-00000001.parquet: in the manifest, but gone\. The student has learned"
+    ):
+        generate(config)
+
+
+@pytest.mark.parametrize("name", ["shard-00000001.parquet", "manifest.json", "key.json"])
+def test_a_damaged_file_of_a_finished_stage_costs_that_file(name: str, tmp_path: Path, generate: Generate) -> None:
+    config = two_teachers(tmp_path, *SMALL)
+    before = generate(config, block(), block())
+    file = Path(RunDirectory(config).stage(1).path(name))
+    content = bytearray(file.read_bytes())
+    content[20] ^= 1
+    file.write_bytes(content)
+    replicas = block()
+    stages = generate(config, replicas)
+    assert replicas.pools["teacher"].wrote == ([before[1][1].problem.id] if name.startswith("shard") else [])
+    assert [[row.problem.id for row in rows] for rows in stages] == [
+        [row.problem.id for row in rows] for rows in before
+    ]
+    assert store.survey(RunDirectory(config).stage(1)).broken == {}
+
+
+def measure(config: Config, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[list[str]]:
+    """The labels that each evaluation of a call is of; engines start only when ``names`` are to be measured."""
+    left = [block(), block()] if names else []
+    monkeypatch.setattr(driver, "Replicas", lambda _: left.pop(0))
+    before = {name: RunDirectory(config).evaluation(name) for name in ("student_before", "teacher")}
+    stamps = {name: file.stat().st_mtime_ns if file.exists() else 0 for name, file in before.items()}
+    driver.generate(config, RunDirectory(config), "two.yaml")
+    assert [name for name, file in before.items() if file.stat().st_mtime_ns != stamps[name]] == list(names)
+    return [sorted(one.label for one in evaluations.read(file)) for file in before.values()]
+
+
+def test_accuracies_are_of_the_held_out_questions_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    config = two_teachers(tmp_path, "data.held_out.path=" + str(held_out))
+    held_out.write_bytes((tmp_path / "questions.jsonl").read_bytes())
+    both = ("student_before", "teacher")
+    assert measure(config, monkeypatch, *both) == [["red"] * 4] * 2
+    edit(tmp_path, lambda rows: rows.reverse(), held_out.name)
+    measure(config, monkeypatch)
+    edit(tmp_path, relabel("2"), held_out.name)
+    assert measure(config, monkeypatch, *both) == [["blue", "red", "red", "red"]] * 2
+    edit(tmp_path, lambda rows: rows.pop(), held_out.name)
+    assert [len(labels) for labels in measure(config, monkeypatch, *both)] == [3, 3]
+    cut = RunDirectory(config).evaluation("teacher")
+    cut.write_text(cut.read_text()[:40])
+    measure(config, monkeypatch, "teacher")
