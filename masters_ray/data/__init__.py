@@ -2,17 +2,19 @@
 
 from masters_ray.data.loading import Loaded, load, refuse_too_many, write_quarantine
 from masters_ray.data.pictures import (
+    CHANGES,
     DEFAULT_MAX_PIXELS,
-    PILLOW_MAX_PIXELS,
     BadPictureError,
     check,
     decode,
     with_embedded_pictures,
 )
+from masters_ray.data.pixels import PILLOW_MAX_PIXELS
 from masters_ray.data.spool import Problems
 from masters_ray.data.texts import NO_SPECIAL, special_in
 
 __all__ = [
+    "CHANGES",
     "DEFAULT_MAX_PIXELS",
     "NO_SPECIAL",
     "PILLOW_MAX_PIXELS",

@@ -10,29 +10,31 @@ import hashlib
 import itertools
 import os
 import random
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from masters_ray.config import DataSource
-from masters_ray.data import sources
-from masters_ray.data.pictures import BadPictureError, check
-from masters_ray.data.sources import BadRowError
+from masters_ray.data import files, sources
+from masters_ray.data.examine import Examiner, in_order
+from masters_ray.data.pixels import Change
 from masters_ray.data.spool import SCHEMA, Note, batch
-from masters_ray.data.texts import reason_against
 from masters_ray.errors import DataError
-from masters_ray.records import Problem, Rejected, RejectedBy
+from masters_ray.progress import say
+from masters_ray.records import Problem, Rejected
 
 _ROWS = 256
 """Most rows of a spool's batch."""
 _BATCH_BYTES = 4 << 20
 """About what a batch holds at most: fewer rows where pictures are embedded."""
+_SECONDS_BETWEEN_LINES = 10.0
 _UNSORTED_ROWS = 1024
 """Most rows of the temporary file's batches, each of which is visited once for every stretch that is copied."""
 _COPIED_BYTES = 32 << 20
@@ -51,6 +53,12 @@ class Collected:
     """Kind → number."""
     starts: list[int] = field(default_factory=list)
     """The first row of each of the file's batches."""
+    read: int = 0
+    """Rows of the source."""
+    numbers: array[int] = field(default_factory=lambda: array("Q"))
+    """Of each row: its number in the source, from 0."""
+    changes: Counter[Change] = field(default_factory=Counter)
+    """Pictures of the rows, by what decoding them takes."""
     size: int = 0
     """Bytes of all rows."""
     rejected: list[Rejected] = field(default_factory=list)
@@ -60,55 +68,67 @@ class Collected:
 
 
 def collect(
-    source: DataSource, file: Path, max_pictures: int, max_pixels: int, special: str, first: int | None = None
+    source: DataSource,
+    file: Path,
+    pictures: Path,
+    max_pictures: int,
+    max_pixels: int,
+    special: str,
+    first: int | None = None,
 ) -> Collected:
-    """Write the rows that can be used to ``file``, in the order of the source; first: of so many rows.
+    """Write the rows that can be used to ``file``, in the order of the source, and the files of pictures that were
+    looked at to ``pictures`` (``files``); first: of so many rows.
 
-    Raises DataError when the source cannot be read or the file cannot be written.
+    Raises DataError when the source cannot be read or a file cannot be written.
     """
     found = Collected(file=file)
-    folder = Path(source.path or ".").parent
-    seen: set[bytes] = set()
-    with _new_file(file, SCHEMA) as writer:
+    examine = Examiner(Path(source.path or ".").parent, max_pictures, max_pixels, special)
+    notes, seen = files.Notes(), set[bytes]()
+    said = time.monotonic()
+    with _new_file(file, SCHEMA) as writer, _new_file(pictures, files.SCHEMA) as noted:
         waiting: list[Problem] = []
         weight = 0
-        for where, row in itertools.islice(sources.rows(source), first):
-            try:
-                problem = sources.problem(row, where, folder)
-                name = hashlib.blake2b(problem.id.encode(), digest_size=8).digest()
-                if name in seen:
-                    raise BadRowError(f"id {problem.id!r} stands in an earlier row; ids must be unique")
-                if (reserved := reason_against(problem, special)) is not None:
-                    found.rejected.append(Rejected(row=where, reason=reserved, kind="text"))
-                    continue
-                problem = _looked_at(problem, max_pictures, max_pixels)
-            except (BadRowError, BadPictureError) as reason:
-                kind: RejectedBy = "picture" if isinstance(reason, BadPictureError) else "row"
-                found.rejected.append(Rejected(row=where, reason=str(reason), kind=kind))
+        for row in in_order(examine, itertools.islice(sources.rows(source), first), files.threads()):
+            found.read += 1
+            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                say(f"{source.path or 'easy-vqa'}: {found.read} rows are read, their pictures decoded")
+            if notes.add(row.files) >= _UNSORTED_ROWS:
+                noted.write_batch(notes.batch())
+            outcome = _unless_known(row.outcome, row.where, seen)
+            if isinstance(outcome, Rejected):
+                found.rejected.append(outcome)
                 continue
-            seen.add(name)
-            waiting.append(problem)
-            weight += sum(len(picture.data or b"") for picture in problem.pictures)
+            found.numbers.append(found.read - 1)
+            found.changes.update(row.changes)
+            waiting.append(outcome)
+            weight += sum(len(picture.data or b"") for picture in outcome.pictures)
             if len(waiting) == _UNSORTED_ROWS or weight >= _BATCH_BYTES:
                 _append(writer, waiting, found)
                 waiting, weight = [], 0
         if waiting:
             _append(writer, waiting, found)
+        noted.write_batch(notes.batch())
     return found
 
 
 def seeded_order(collected: Collected, seed: int, rows: int | None) -> Sequence[int]:
     """Rows of the temporary file as a spool has them: shuffled by ``seed``, of which ``rows`` are taken.
 
-    They are taken from the kinds in turn while they last, and stay in their order; all when rows is None.
+    They are taken from the kinds in turn while they last, and stay in their order; all when rows is None. Rows of the
+    source that cannot be used take part in the shuffle: the others keep their order when one is mended.
     """
-    order = array("Q", range(len(collected)))
-    random.Random(seed).shuffle(order)
+    shuffled = array("Q", range(collected.read))
+    random.Random(seed).shuffle(shuffled)
+    places = np.full(collected.read, -1)
+    places[collected.numbers] = np.arange(len(collected))
+    order = places[shuffled]
+    order = order[order >= 0]
     if rows is None or rows >= len(order):
-        return order
+        return array("Q", order.tolist())
     left = _quotas(collected, rows)
     taken = array("Q")
-    for row in order:
+    for row in order.tolist():
         kind = collected.kinds[row]
         if left[kind]:
             left[kind] -= 1
@@ -137,12 +157,15 @@ def copy(collected: Collected, order: Sequence[int], file: Path, note: Note) -> 
         os.fsync(content.fileno())
 
 
-def _looked_at(problem: Problem, most: int, max_pixels: int) -> Problem:
-    if not problem.pictures:
-        raise BadRowError("no picture")
-    if len(problem.pictures) > most:
-        raise BadRowError(f"{len(problem.pictures)} pictures; the engines take {most} (engine.max_pictures)")
-    return replace(problem, pictures=tuple(check(picture, max_pixels) for picture in problem.pictures))
+def _unless_known(outcome: Problem | Rejected, where: str, seen: set[bytes]) -> Problem | Rejected:
+    """The problem, whose id is added to ``seen``; rejected when it is there already."""
+    if isinstance(outcome, Rejected):
+        return outcome
+    name = hashlib.blake2b(outcome.id.encode(), digest_size=8).digest()
+    if name in seen:
+        return Rejected(row=where, reason=f"id {outcome.id!r} stands in an earlier row; ids must be unique")
+    seen.add(name)
+    return outcome
 
 
 def _append(writer: _Writer, problems: Sequence[Problem], found: Collected) -> None:

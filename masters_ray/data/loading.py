@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from masters_ray.config import DataSource
-from masters_ray.data import build, sources
+from masters_ray.data import build, files, sources
 from masters_ray.data.pictures import DEFAULT_MAX_PIXELS
+from masters_ray.data.pixels import Change
 from masters_ray.data.spool import FORMAT, Note, Problems, opened
 from masters_ray.data.texts import NO_SPECIAL
 from masters_ray.errors import DataError
+from masters_ray.progress import say
 from masters_ray.records import Rejected
 
 
@@ -23,6 +27,11 @@ class Loaded:
 
     problems: Problems
     rejected: list[Rejected]
+
+    @property
+    def changes(self) -> dict[Change, int]:
+        """Pictures of the rows that can be used, by what decoding them takes beside."""
+        return self.problems.note.changes
 
 
 def load(
@@ -39,10 +48,10 @@ def load(
     """Read a source, shuffle it by ``seed``, take ``source.rows`` with kinds balanced; problems lie in ``spool``.
     first: look at no more than the source's first rows, so many.
 
-    A spool that was made of the same file in the same way is opened, and the source is not read; another one, or a
-    damaged one, is made again. A row with a missing picture or one without a readable header, with a picture of more
-    than ``max_pixels`` pixels, with more than ``max_pictures``, with an empty question or an empty label is set aside,
-    and so is one in whose texts the regular expression ``special`` finds a token that tokenizers read as a mark.
+    A spool that was made of the same file and the same pictures in the same way is opened, and the source is not read;
+    another one, or a damaged one, is made again. Pictures are decoded: a row with one that is missing, broken or of
+    more than ``max_pixels`` pixels, with more than ``max_pictures``, with an empty question or an empty label is set
+    aside, and so is one in whose texts the regular expression ``special`` finds a token that tokenizers read as a mark.
     Raises DataError when the file cannot be read, when the spool cannot be written, when no row is left, or when more
     than ``max_quarantined_share`` of the rows are set aside.
     """
@@ -51,10 +60,15 @@ def load(
     with build.writing(spool):
         spool.parent.mkdir(parents=True, exist_ok=True)
         _remove(unsorted, unfinished)
+    pictures, noted = spool.with_suffix(".pictures"), spool.with_suffix(".pictures.tmp")
     problems = opened(spool, key)
+    if problems is not None and not files.unchanged(pictures):
+        say(f"{source.path or 'easy-vqa'}: pictures have changed since its rows were read; they are read again")
+        problems = None
     if problems is None:
         try:
-            collected = build.collect(source, unsorted, max_pictures, max_pixels, special, first)
+            _remove(spool)  # it must never stand beside other notes of its pictures
+            collected = build.collect(source, unsorted, noted, max_pictures, max_pixels, special, first)
             refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share)
             order = build.seeded_order(collected, seed, source.rows)
             note = Note(
@@ -63,12 +77,14 @@ def load(
                 rows_per_batch=build.rows_per_batch(collected),
                 accepted=len(collected),
                 rejected=collected.rejected,
+                changes=dict(collected.changes),
             )
             build.copy(collected, order, unfinished, note)
             with build.writing(spool):
+                noted.replace(pictures)
                 unfinished.replace(spool)
         finally:
-            _remove(unsorted, unfinished)
+            _remove(unsorted, unfinished, noted)
         problems = Problems(spool)
     note = problems.note
     refuse_too_many(source, note.rejected, note.accepted, max_quarantined_share)
@@ -89,6 +105,7 @@ def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int, spec
     found = file.stat()
     return {
         "format": FORMAT,
+        "pillow": PIL.__version__,
         "source": {
             "format": source.format,
             "path": source.path,

@@ -1,101 +1,138 @@
-"""Encoded pictures: a look at the header, the pixels, and why a picture cannot be used."""
+"""Pictures by reference or in memory: their encoded bytes, their pixels, and why one cannot be used."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
-import io
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import stat
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from PIL import Image
 
 from masters_ray.config import Data
+from masters_ray.data.pixels import PILLOW_MAX_PIXELS, Change, NoPictureError, rgb
 from masters_ray.records import Picture, Problem
 
 DEFAULT_MAX_PIXELS = Data.max_picture_pixels
 """Pixels of the largest picture that a source may hold, unless the configuration says otherwise."""
-PILLOW_MAX_PIXELS = 178_956_970
-"""Pillow opens no picture with more pixels."""
-
-# From half of that on Pillow warns; a limit that was set says what is too large. For the whole process, because
-# warnings.catch_warnings around each picture is not safe in threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-_BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    LookupError,
-    TypeError,
-    EOFError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow's readers raise for content that is not what its format demands."""
+_MAX_BYTES = 1 << 30
+"""Of a file; no picture with PILLOW_MAX_PIXELS needs more."""
+_LONGEST_NAME = 100
+_BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{60})")
+"""How base64 begins: as an address, or as that of a PNG, JPEG, GIF or WebP does."""
 
 
 class BadPictureError(Exception):
     """A picture that is missing, broken or too large; the message is the reason."""
 
 
-def check(picture: Picture, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
-    """The picture with its digest, if it is there, of a known format, and of at most ``max_pixels`` pixels.
+class Checked(NamedTuple):
+    picture: Picture
+    """With its digest."""
+    changes: frozenset[Change]
+    """What decoding it takes beside."""
 
-    Raises BadPictureError. What passes can still be broken further on.
-    """
-    with _opened(picture, max_pixels):
-        return replace(picture, digest=hashlib.sha256(picture.read()).hexdigest())
+
+def check(picture: Picture, max_pixels: int = DEFAULT_MAX_PIXELS) -> Checked:
+    """Read and decode a picture. Raises BadPictureError when it is missing, broken, or larger than ``max_pixels``."""
+    content = encoded(picture)
+    _, changes = _decoded(picture, content, max_pixels)
+    return Checked(replace(picture, digest=hashlib.sha256(content).hexdigest()), changes)
 
 
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
-    """The picture as RGB pixels; one with more than ``max_pixels`` is refused by its header, before it is decoded.
+    """The picture as upright RGB pixels on white (``pixels``): what engine, learner, evaluation and report see.
 
-    Without a limit of its own a call takes whatever a source was allowed to hold. Raises BadPictureError.
+    Without a limit of its own a call takes whatever a source was allowed to hold. Raises BadPictureError, also when a
+    file is not as it was when the data were read.
     """
-    with _opened(picture, max_pixels) as image:
-        return image.convert("RGB")
+    return _decoded(picture, encoded(picture), max_pixels)[0]
 
 
 def with_embedded_pictures(problem: Problem) -> Problem:
     """The same problem with its pictures' encoded bytes in memory. Raises BadPictureError when one cannot be read."""
-    try:
-        pictures = tuple(Picture(data=picture.read(), digest=picture.digest) for picture in problem.pictures)
-    except FileNotFoundError as error:
-        raise BadPictureError(f"picture {error.filename} does not exist") from None
-    except OSError as error:
-        raise BadPictureError(f"picture {error.filename} cannot be read: {error.strerror}") from error
+    pictures = tuple(Picture(data=encoded(picture), digest=picture.digest) for picture in problem.pictures)
     return replace(problem, pictures=pictures)
 
 
-@contextmanager
-def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture with its header read; what goes wrong inside the block becomes a BadPictureError too."""
-    name = f"picture {picture.path}" if picture.path else "embedded picture"
+def encoded(picture: Picture) -> bytes:
+    """The encoded bytes. Raises BadPictureError when its file is missing, not an ordinary one, unreadable, larger than
+    any picture, or not as it was when the data were read."""
+    if picture.data is not None:
+        return picture.data
+    name = _name(picture)
     try:
-        with _content(picture) as content, Image.open(content) as image:
-            if image.width * image.height > max_pixels:
-                raise BadPictureError(
-                    f"{name} has {image.width} x {image.height} pixels; data.max_picture_pixels allows {max_pixels}"
-                )
-            yield image
-    except FileNotFoundError:
+        found = Path(picture.path or "").stat()
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for somebody who writes
+            raise BadPictureError(f"{name} is not an ordinary file")
+        if found.st_size > _MAX_BYTES:
+            raise BadPictureError(f"{name} has {found.st_size} bytes: too large for a picture")
+        content = Path(picture.path or "").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise BadPictureError(f"{name} does not exist") from None
-    except Image.DecompressionBombError:
-        raise BadPictureError(
-            f"{name} has more than {PILLOW_MAX_PIXELS} pixels; data.max_picture_pixels allows {max_pixels}"
-        ) from None
-    except _BROKEN as error:
-        raise BadPictureError(f"{name} cannot be decoded: {error}") from error
+    except OSError as error:
+        raise BadPictureError(f"{name} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in its name
+        raise BadPictureError(f"{name} cannot be read: {error}") from error
+    if picture.digest not in (None, hashlib.sha256(content).hexdigest()):
+        raise BadPictureError(f"{name} has changed since the data were read")
+    return content
 
 
-def _content(picture: Picture) -> IO[bytes]:
-    if picture.data is None and picture.path is not None:
-        return Path(picture.path).open("rb")
-    return io.BytesIO(picture.read())
+def named(text: str, folder: Path) -> Picture:
+    """What a row means by ``text``: a path, which starts at ``folder``, a ``file:`` address, or base64, with
+    ``data:image/…;base64,`` before it or without.
+
+    Raises ValueError, with the reason, for any other address.
+    """
+    if _BASE64.match(text):
+        try:
+            return Picture(data=base64.b64decode(_BASE64.sub("", text), validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"{shortened(text)!r} is not base64: {error}") from None
+    scheme, colon, rest = text.partition(":")
+    if scheme.lower() == "file" and rest.startswith("/"):
+        return Picture(path=unquote(re.sub("^//(localhost)?/", "/", rest)))
+    if colon and (rest.startswith("//") or scheme.lower() in ("data", "file")):
+        raise ValueError(
+            f"{shortened(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not fetched from "
+            "elsewhere."
+        )
+    path = folder / text
+    if not text.isascii() and not path.exists():  # a name that was typed on one system and written on another
+        forms = (folder / unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+        path = next((one for one in forms if one.exists()), path)
+    return Picture(path=str(path))
+
+
+def shortened(text: str) -> str:
+    """A name that fits into a line of a terminal and cannot govern it."""
+    short = text if len(text) <= _LONGEST_NAME else f"{text[:29]} … {text[-68:]}"
+    return "".join(letter if letter.isprintable() else "?" for letter in short)
+
+
+CHANGES: Mapping[Change, str] = {
+    "turned": "turned upright",
+    "on_white": "transparent and put on white",
+    "scaled": "scaled from 16 or 32 bits of grey to 8",
+    "first_frame": "animated or of several pages, of which the first is taken",
+}
+"""In words, after how many pictures."""
+
+
+def _decoded(picture: Picture, content: bytes, max_pixels: int) -> tuple[Image.Image, frozenset[Change]]:
+    try:
+        return rgb(content, max_pixels)
+    except NoPictureError as error:
+        raise BadPictureError(f"{_name(picture)} {error}") from error
+
+
+def _name(picture: Picture) -> str:
+    return f"picture {shortened(picture.path)}" if picture.path is not None else "embedded picture"

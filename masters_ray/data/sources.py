@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from masters_ray import easy_vqa
 from masters_ray.config import DataSource
+from masters_ray.data.pictures import named
 from masters_ray.errors import DataError
 from masters_ray.records import Picture, Problem
 
@@ -122,5 +123,8 @@ def _picture(image: Any, folder: Path) -> Picture:
     if isinstance(image, bytes):
         return Picture(data=image)
     if isinstance(image, str):
-        return Picture(path=str(folder / image))
+        try:
+            return named(image, folder)
+        except ValueError as error:
+            raise BadRowError(f"image: {error}") from None
     raise BadRowError(f"image: expected a path or bytes, found {type(image).__name__}")

@@ -17,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
+from masters_ray.data.pixels import Change
 from masters_ray.errors import DataError
 from masters_ray.records import Picture, Problem, Rejected
 
@@ -63,6 +64,8 @@ class Note:
     accepted: int
     """Rows of the source that can be used; ``rows`` of them were taken."""
     rejected: list[Rejected]
+    changes: dict[Change, int]
+    """Pictures of the accepted rows, by what decoding them takes beside."""
 
     def as_metadata(self) -> dict[bytes, str]:
         """The same for a schema."""

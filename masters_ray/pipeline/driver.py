@@ -388,3 +388,6 @@ def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:
     for name, loaded in (("training", train), ("held-out", held_out)):
         aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
         say(f"{len(loaded.problems)} {name} questions{aside}")
+        if loaded.changes:
+            told = ", ".join(f"{count} {data.CHANGES[change]}" for change, count in sorted(loaded.changes.items()))
+            say(f"{name} pictures: {told}")

@@ -71,7 +71,11 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
         "online": _online(config, steps, read_lines(directory.file("online.jsonl")))
         | {"placement": journal.content.get("placement")},
         "data": {
-            name: {"problems": len(loaded.problems), "quarantined": len(loaded.rejected)}
+            name: {
+                "problems": len(loaded.problems),
+                "quarantined": len(loaded.rejected),
+                "changed_pictures": loaded.changes,
+            }
             for name, loaded in (("train", train), ("held_out", held_out))
         },
         "models": {

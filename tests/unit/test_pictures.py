@@ -48,17 +48,19 @@ def test_what_pillow_itself_refuses_is_a_bad_picture_too(look: type) -> None:
 def test_pillows_limits_are_those_that_are_named() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None
     assert PILLOW_MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
-    check(Picture(data=huge_png(PILLOW_MAX_PIXELS // 10, 10)), PILLOW_MAX_PIXELS)
+    with pytest.raises(BadPictureError, match=r"cannot be decoded: image file is truncated"):
+        check(Picture(data=huge_png(PILLOW_MAX_PIXELS // 10, 10)), PILLOW_MAX_PIXELS)
 
 
 def test_pillow_does_not_warn_of_a_large_picture_that_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(huge_png(10000, 10000))
     program = (
-        "from masters_ray.data import check; from masters_ray.records import Picture; "
-        f"check(Picture(path={str(tmp_path / 'x.png')!r}), 10**8)"
+        "from masters_ray.data import BadPictureError, check; from masters_ray.records import Picture\n"
+        f"try: check(Picture(path={str(tmp_path / 'x.png')!r}), 10**8)\n"
+        "except BadPictureError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    assert (done.stderr, "image file is truncated" in done.stdout) == ("", True)
 
 
 def test_a_missing_picture_and_one_that_is_no_picture_are_told_apart(tmp_path: Path) -> None:
@@ -66,17 +68,8 @@ def test_a_missing_picture_and_one_that_is_no_picture_are_told_apart(tmp_path: P
     for look in (check, decode):
         with pytest.raises(BadPictureError, match=r"y.png does not exist$"):
             look(Picture(path=str(tmp_path / "y.png")))
-        with pytest.raises(BadPictureError, match=r"x.png cannot be decoded: cannot identify"):
+        with pytest.raises(BadPictureError, match=r"x.png cannot be decoded: its content is none of PNG, JPEG, "):
             look(Picture(path=str(tmp_path / "x.png")))
-        with pytest.raises(BadPictureError, match=r"cannot be decoded: .*[Dd]irectory"):
-            look(Picture(path=str(tmp_path)))
-
-
-def test_a_picture_that_breaks_off_passes_by_its_header_and_is_refused_when_it_is_decoded() -> None:
-    picture = Picture(data=png()[:100])
-    check(picture)
-    with pytest.raises(BadPictureError, match=r"^embedded picture cannot be decoded: .*truncated"):
-        decode(picture)
 
 
 def test_a_question_is_known_by_what_its_pictures_hold_and_not_by_where_they_lie(tmp_path: Path) -> None:
@@ -85,10 +78,10 @@ def test_a_question_is_known_by_what_its_pictures_hold_and_not_by_where_they_lie
 
     (tmp_path / "x.png").write_bytes(png())
     (tmp_path / "y.png").write_bytes(png())
-    on_disk = digest(check(Picture(path=str(tmp_path / "x.png"))))
-    assert on_disk == digest(check(Picture(path=str(tmp_path / "y.png")))) == digest(Picture(data=png()))
+    on_disk = digest(check(Picture(path=str(tmp_path / "x.png"))).picture)
+    assert on_disk == digest(check(Picture(path=str(tmp_path / "y.png"))).picture) == digest(Picture(data=png()))
     (tmp_path / "x.png").write_bytes(png(colour=(0, 0, 0)))
-    assert digest(check(Picture(path=str(tmp_path / "x.png")))) != on_disk
+    assert digest(check(Picture(path=str(tmp_path / "x.png"))).picture) != on_disk
 
 
 def test_a_bad_picture_crosses_processes() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from masters_ray.config import DataSource
-from masters_ray.data import BadPictureError, Problems, build, check, decode, load, sources
+from masters_ray.data import Problems, build, check, load, sources
 from masters_ray.errors import DataError
 from masters_ray.records import Problem
 from tests.builders import png
@@ -24,7 +24,9 @@ def in_memory(source: DataSource, seed: int) -> list[Problem]:
     """The seeded order as the definition says it: shuffle everything, then take the kinds in turn."""
     folder = Path(source.path or "").parent
     found = [sources.problem(row, where, folder) for where, row in sources.rows(source)]
-    problems = [dataclasses.replace(one, pictures=tuple(map(check, one.pictures))) for one in found]
+    problems = [
+        dataclasses.replace(one, pictures=tuple(check(picture).picture for picture in one.pictures)) for one in found
+    ]
     random.Random(seed).shuffle(problems)
     if source.rows is None or source.rows >= len(problems):
         return problems
@@ -168,10 +170,10 @@ def test_a_build_that_fails_or_was_killed_leaves_nothing(tmp_path: Path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             load(source, 0, 0.0, spool=spool(tmp_path))
     assert list(spool(tmp_path).parent.iterdir()) == []
-    for name in ("train.arrow.tmp", "train.arrow.rows.tmp"):
+    for name in ("train.arrow.tmp", "train.arrow.rows.tmp", "train.pictures.tmp"):
         (spool(tmp_path).parent / name).write_text("what a kill left")
     load(source, 0, 0.0, spool=spool(tmp_path))
-    assert [file.name for file in spool(tmp_path).parent.iterdir()] == ["train.arrow"]
+    assert {file.name for file in spool(tmp_path).parent.iterdir()} == {"train.arrow", "train.pictures"}
 
 
 def test_a_spool_that_cannot_be_written_is_a_data_error(tmp_path: Path) -> None:
@@ -192,17 +194,46 @@ def test_five_thousand_problems_are_read_at_random_and_by_many_threads(tmp_path:
     assert [problems.digest(position) for position in starts] == [expected[position].digest for position in starts]
 
 
-def test_pictures_are_looked_at_and_not_decoded(tmp_path: Path) -> None:
+def test_rows_with_broken_pictures_are_set_aside_when_the_data_are_read(tmp_path: Path) -> None:
     (tmp_path / "short.png").write_bytes(png()[:100])
     source = jsonl(tmp_path, [good(1, image="short.png"), good(2, image="none.png"), good(3)])
     loaded = load(source, 0, 1.0, max_pixels=64 * 64, spool=spool(tmp_path))
-    assert sorted(problem.id for problem in loaded.problems) == ["q1", "q3"]
-    assert [one.reason for one in loaded.rejected] == [f"picture {tmp_path}/none.png does not exist"]
-    broken = next(problem for problem in loaded.problems if problem.id == "q1")
-    with pytest.raises(BadPictureError, match="cannot be decoded"):
-        decode(broken.pictures[0])
+    assert [problem.id for problem in loaded.problems] == ["q3"]
+    assert [(one.kind, one.reason) for one in loaded.rejected] == [
+        ("picture", f"picture {tmp_path}/short.png cannot be decoded: Truncated File Read"),
+        ("picture", f"picture {tmp_path}/none.png does not exist"),
+    ]
     with pytest.raises(DataError, match=r"a.png has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
         load(source, 0, 1.0, max_pixels=64 * 64 - 1, spool=spool(tmp_path))
+
+
+def test_what_happened_to_a_picture_between_two_calls_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [*(good(number) for number in range(30)), *(good(30 + n, image=f"{n}.png") for n in range(4))]
+    for name, content in (("0", png()), ("1", png()), ("3", png()[:100])):
+        (tmp_path / f"{name}.png").write_bytes(content)
+    source = jsonl(tmp_path, rows)
+    first = load(source, 0, 1.0, spool=spool(tmp_path)).problems
+    before = {one.id: one.digest for one in first}
+    order = list(before)
+    assert {"q30", "q31"} < set(order) == {row["id"] for row in rows} - {"q32", "q33"}
+
+    (tmp_path / "0.png").write_bytes(png(colour=(0, 0, 0)))  # changed
+    (tmp_path / "1.png").unlink()  # vanished
+    for number in "23":  # mended
+        (tmp_path / f"{number}.png").write_bytes(png())
+    loaded = load(source, 0, 1.0, spool=spool(tmp_path))
+    after = {one.id: one.digest for one in loaded.problems}
+    assert [one.reason for one in loaded.rejected] == [f"picture {tmp_path}/1.png does not exist"]
+    assert set(after) == {row["id"] for row in rows} - {"q31"}
+    assert [name for name in after if after[name] != before.get(name)] == [
+        name for name in after if name in ("q30", "q32", "q33")
+    ]
+    assert [name for name in after if name in order] == [name for name in order if name != "q31"]
+    assert capsys.readouterr().out.count("pictures have changed since its rows were read") == 1
+    no_reading(monkeypatch)
+    assert [one.digest for one in load(source, 0, 1.0, spool=spool(tmp_path)).problems] == list(after.values())
 
 
 def test_what_a_spool_notes_comes_back(tmp_path: Path) -> None:
