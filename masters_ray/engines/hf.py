@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from masters_ray.attention import Layout, attend
 from masters_ray.config import Part
-from masters_ray.engines import norm
+from masters_ray.engines import beside_weights, norm
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError
 from masters_ray.head import answer_terms
@@ -228,7 +228,7 @@ def _empty(checkpoint: Path) -> Any:
 def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: str) -> None:
     """Write trained weights as an ordinary Hugging Face directory: weights, configuration, processor.
 
-    state: parameter names of the transformers model → tensors on the CPU. Everything but the weights is the
+    state: parameter names of the transformers model → tensors on the CPU. Everything but weights and model card is the
     checkpoint's. The directory appears whole or not at all.
     """
     building = target.with_name(target.name + ".building")
@@ -236,14 +236,8 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
     model = _empty(checkpoint)
     wanted = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}
     model.save_pretrained(building, state_dict=wanted)
-    for file in checkpoint.iterdir():
-        if (
-            file.is_file()
-            and file.suffix in (".json", ".jinja", ".txt", ".model")
-            and not (building / file.name).exists()
-        ) and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, building / file.name)
-    for file in building.iterdir():
+    beside_weights.copy(checkpoint, building, dtype)
+    for file in building.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for its owner alone
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from masters_ray import store
-from tests.conftest import ROOT
+from tests.conftest import PAIR, ROOT
 from tests.e2e.runs import PROGRAM, SMALL, environment, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
@@ -83,6 +83,15 @@ def test_the_run_leaves_a_student_a_report_a_quarantine_and_events(run: Path) ->
     from masters_ray.engines import hf
 
     assert sum(parameter.numel() for parameter in hf.load_model(run / "student", "float32").parameters()) > 1e5
+    source = PAIR / "student"
+    beside = {file.name for file in source.iterdir()} - {"model.safetensors", "config.json"}
+    assert all((run / "student" / name).read_bytes() == (source / name).read_bytes() for name in beside)
+    assert {file.name for file in (run / "student").iterdir()} == {
+        *beside,
+        "model.safetensors",
+        "config.json",
+        "README.md",
+    }
     assert "<html" in (run / "report.html").read_text()
     assert (run / "quarantine.jsonl").read_text() == ""
     assert list((run / "tensorboard").glob("events.*"))
