@@ -41,9 +41,10 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def locate(checkpoint: str) -> Path:
-    """The directory of a checkpoint: a path, or a model id of the Hub (downloaded once, then taken from the cache).
+    """The directory of a checkpoint: a path, or a model id of the Hub (downloaded once, then taken from the cache; what
+    the cache lacks of it is downloaded).
 
-    Raises CheckpointError when it is neither.
+    Raises CheckpointError when it is neither, and when the Hub does not deliver all of it.
     """
     local = locate_locally(checkpoint)
     if local is not None:
@@ -51,16 +52,22 @@ def locate(checkpoint: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(checkpoint))
+        folder = Path(snapshot_download(checkpoint))
     except Exception as error:  # the client raises network, permission and name errors of many kinds
         raise CheckpointError(
             f"{checkpoint}: no such directory, and the model hub did not deliver it ({type(error).__name__}: {error}). "
             "Check the name, download it beforehand, or give a directory."
         ) from error
+    if lacking := _lacking(folder):
+        raise CheckpointError(
+            f"{checkpoint}: expected a whole checkpoint in safetensors from the model hub, found {folder} without "
+            f"{', '.join(lacking)}. Download it where the hub can be reached (hf download {checkpoint})."
+        )
+    return folder
 
 
 def locate_locally(checkpoint: str) -> Path | None:
-    """Like ``locate`` without downloading: None for a model id of the Hub that is not in the cache."""
+    """Like ``locate`` without downloading: None for a model id of the Hub that is not in the cache as a whole."""
     path = Path(checkpoint)
     if path.is_dir():
         return path
@@ -71,9 +78,20 @@ def locate_locally(checkpoint: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(checkpoint, local_files_only=True))
+        folder = Path(snapshot_download(checkpoint, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    return None if _lacking(folder) else folder
+
+
+def _lacking(folder: Path) -> list[str]:
+    """The files that a checkpoint needs and that are not there; other programs download a few of a model's alone."""
+    index = folder / "model.safetensors.index.json"
+    weights = (
+        sorted(set((read_json(index).get("weight_map") or {}).values())) if index.is_file() else ["model.safetensors"]
+    )
+    found = [name for name in (*_NEEDED, *weights) if not (folder / name).is_file()]
+    return found if any((folder / name).is_file() for name in _PROCESSORS) else [*found, " or ".join(_PROCESSORS)]
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
