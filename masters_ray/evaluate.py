@@ -73,6 +73,12 @@ def mark(problems: Sequence[Problem], answers: Sequence[Reply | Refused], correc
     ]
 
 
+def cut_share(marked: Sequence[Marked]) -> float:
+    """Share of the answers that were cut; 0 without answers."""
+    answered = [one.finish == "length" for one in marked if not one.refused]
+    return sum(answered) / len(answered) if answered else 0.0
+
+
 def refusals(marked: Iterable[Marked]) -> list[Rejected]:
     """The questions that could not be asked, each once."""
     found = {one.id: one.refused for one in marked if one.refused}

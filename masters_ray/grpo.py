@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masters_ray.config import Aggregation, KlEstimator
+from masters_ray.config import Aggregation, CutAnswers, KlEstimator
 from masters_ray.rewards import distillation_rewards
 
 EPSILON = 1e-6
@@ -59,6 +59,8 @@ class Objective:
     """Of the reasoning reward."""
     least_spread: float = 0.0
     """Nats; divergences of a group that lie closer together make no distillation reward."""
+    cut_answers: CutAnswers = "judge"
+    """What answers get that were cut at their longest length: their rewards, R_acc = R_rea = 0, or advantage 0."""
     policy_weight: float = 1.0
     """Of L_GRPO; 0 leaves the divergence alone."""
     jsd_weight: float = 1.0
@@ -97,6 +99,8 @@ class GroupTerms:
     """Fraction of the tokens whose ratio is cut off, so that the policy gradient does not move them."""
     old: OldPolicy
     """For later updates on the group."""
+    accuracy: Tensor
+    """[G], R_acc as it counts"""
     distillation: Tensor
     """[G], R_distill"""
     divergences: Tensor
@@ -125,6 +129,7 @@ def group_terms(
     accuracy: Tensor,
     reasoning: Tensor,
     tokens_per_group: float,
+    cut: Tensor | None = None,
     behaviour_logprobs: Tensor | None = None,
     old: OldPolicy | None = None,
 ) -> GroupTerms:
@@ -133,7 +138,8 @@ def group_terms(
     new_logprobs, reference_logprobs, token_jsd, and what that leaves out at most, token_jsd_error: [tokens] over all
     answers, each belonging to answer ``answer_of`` (0 … G−1); accuracy, reasoning: [G]. The advantages come from R_acc
     + alpha · R_distill + rho · R_rea, detached. tokens_per_group: answer tokens of the step over its groups, by which
-    token sums are divided when every token weighs the same. behaviour_logprobs: [tokens], of an older student that
+    token sums are divided when every token weighs the same. cut: bool [G], answers that were cut; default: none.
+    behaviour_logprobs: [tokens], of an older student that
     wrote the answers in an online iteration, to which the ratio is taken and clipped (eq. 9); default: the ratio of the
     first update is 1 (eq. 11). old: of the first update on this group; default: this is the first.
     """
@@ -146,10 +152,15 @@ def group_terms(
 
     divergences = answer_means(token_jsd, answer_of, answers).detach()
     distillation = distillation_rewards(divergences, objective.least_spread)
+    if cut is not None and objective.cut_answers == "zero":
+        accuracy, reasoning = accuracy.masked_fill(cut, 0.0), reasoning.masked_fill(cut, 0.0)
     if old is None:
         rewards = accuracy + objective.alpha * distillation + objective.rho * reasoning
         before = new_logprobs.detach() if behaviour_logprobs is None else behaviour_logprobs
-        old = OldPolicy(logprobs=before, advantages=advantages(rewards))
+        relative = advantages(rewards)
+        if cut is not None and objective.cut_answers == "mask":
+            relative = relative.masked_fill(cut, 0.0)
+        old = OldPolicy(logprobs=before, advantages=relative)
     advantage = old.advantages[answer_of]
     ratio = (new_logprobs - old.logprobs).exp()
     policy_loss = -aggregated(clipped_objective(ratio, advantage, objective.clip_epsilon))
@@ -164,6 +175,7 @@ def group_terms(
         jsd_error=aggregated(token_jsd_error).detach(),
         clipped=is_clipped(ratio.detach(), advantage, objective.clip_epsilon).float().mean(),
         old=old,
+        accuracy=accuracy,
         distillation=distillation,
         divergences=divergences,
     )

@@ -57,6 +57,8 @@ class PackedBatch:
     """float32 [A], R_acc"""
     reasoning: Tensor
     """float32 [A], R_rea; 0 where nobody was asked"""
+    cut: Tensor
+    """bool [A]: cut at its longest length"""
     reference_logprobs: Tensor
     """float32 [N]"""
     behaviour_logprobs: Tensor
@@ -134,6 +136,7 @@ def pack(
         group_of=torch.repeat_interleave(torch.tensor([len(group.answers) for group in groups])),
         accuracy=torch.tensor([float(_accuracy(answer.judged.accuracy)) for answer in everything]),
         reasoning=torch.tensor([float(answer.judged.reasoning or 0) for answer in everything]),
+        cut=torch.tensor([answer.judged.answer.finish == "length" for answer in everything]),
         reference_logprobs=_join([answer.reference_logprobs for answer in everything]),
         behaviour_logprobs=_join([_of_writer(answer) for answer in everything]),
         fresh=torch.tensor([answer.behaviour_logprobs is not None for answer in everything]),

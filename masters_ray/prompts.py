@@ -6,8 +6,11 @@ Pure text: importing this module costs nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import Any
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from masters_ray.records import Problem
 
@@ -111,21 +114,88 @@ _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | 
 _SUPPORT_TAG = re.compile(r"<support>((?:(?!<support>).)*?)</support>", re.DOTALL | re.IGNORECASE)
 
 
+_TAGS = r"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|overall[\s_-]*summary|explanation|difficulty"
+_READ_AGAIN = r"overall[\s_-]*summary|explanation"
+"""Tags around what a judge said itself, whose score stays."""
+_BRACKETS = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)(\s*/?\s*(?:{})(?:\s*|\s[^<>&]*)/?\s*)(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
+_MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
+_UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
+"""Categories of characters that nobody sees between two letters: zero-width, controls, combining marks."""
+
+
+class Asked(Protocol):
+    """A question as it stands in the data or in a store."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def choices(self) -> Sequence[str]: ...
+
+
+def with_choices(asked: Asked) -> str:
+    """The question with its choices below it, a line each, lettered. Nothing is added that asks for a letter.
+
+    Example: ``"which?\\nA. red\\nB. blue"``.
+    """
+    return "\n".join([asked.question, *map(_lettered, range(len(asked.choices)), asked.choices)])
+
+
+def ground_truth(asked: Asked) -> str:
+    """The label, with its letter if it is one of the choices: ``"B. blue"``."""
+    label = asked.label
+    return _lettered(asked.choices.index(label), label) if label in asked.choices else label
+
+
+def _lettered(index: int, choice: str) -> str:
+    return f"{chr(ord('A') + index)}. {choice}"
+
+
+def defused(text: str, tags: str = _TAGS) -> str:
+    """The text with ``‹`` and ``›`` for the brackets of every tag that the prompts of a judge use, so that what is
+    inserted can neither end its part of the prompt nor hold a score. All else stays as it is, byte by byte.
+
+    A tag is one in any case, also with blanks, invisible characters or attributes in it, with full-width brackets or
+    letters, or with HTML entities for its brackets. tags: a regular expression of their names.
+
+    Example: ``"a < b <Answer>1</Answer>"`` gives ``"a < b ‹Answer›1‹/Answer›"``.
+    """
+    if _MAY_OPEN.search(text) is None:
+        return text
+    letters, places = [], []
+    for place, character in enumerate(text):
+        for one in unicodedata.normalize("NFKC", character).casefold():
+            if one.isspace() or unicodedata.category(one) not in _UNSEEN:
+                letters.append(one)
+                places.append(place)
+    pieces, start = [], 0
+    for found in re.finditer(_BRACKETS.format(tags), "".join(letters)):
+        for name, bracket in (("open", "‹"), ("close", "›")):
+            pieces += [text[start : places[found.start(name)]], bracket]
+            start = places[found.end(name) - 1] + 1
+    return "".join([*pieces, text[start:]])
+
+
 def question_messages(problem: Problem) -> list[Message]:
-    """One user turn: an ``{"type": "image"}`` entry for each picture, then the question with its choices listed below.
+    """One user turn: an ``{"type": "image"}`` entry for each picture, then the question ``with_choices``.
 
     The pictures themselves are not in the messages; they are handed to the processor beside them, in the same order.
     """
-    lines = [problem.question, *(f"- {choice}" for choice in problem.choices)]
     content: list[Message] = [{"type": "image"} for _ in problem.pictures]
-    content.append({"type": "text", "text": "\n".join(lines)})
+    content.append({"type": "text", "text": with_choices(problem)})
     return [{"role": "user", "content": content}]
 
 
 def difficulty_messages(problem: Problem) -> list[Message]:
     """The question with its pictures and its label, and how hard it is (appendix F.1): one user turn."""
-    [turn] = question_messages(problem)
-    asked = {"type": "text", "text": DIFFICULTY.format(label=problem.label)}
+    harmless = dataclasses.replace(
+        problem, question=defused(problem.question), choices=tuple(map(defused, problem.choices))
+    )
+    [turn] = question_messages(harmless)
+    asked = {"type": "text", "text": DIFFICULTY.format(label=defused(ground_truth(problem)))}
     return [turn | {"content": [*turn["content"], asked]}]
 
 
@@ -137,26 +207,29 @@ def parse_difficulty(text: str) -> int | None:
 
 
 def evaluation_messages(question: str, label: str, answer: str) -> list[Message]:
-    """The Prediction Evaluation Prompt (appendix section D) for one answer: a system turn and a user turn."""
-    user = EVALUATION_USER.format(question=question, label=label, answer=answer)
+    """The Prediction Evaluation Prompt (appendix section D) for one answer: a system turn and a user turn.
+
+    question, label: as of ``with_choices`` and ``ground_truth``. All three are ``defused``.
+    """
+    user = EVALUATION_USER.format(question=defused(question), label=defused(label), answer=defused(answer))
     return [{"role": "system", "content": EVALUATION_SYSTEM}, {"role": "user", "content": user}]
 
 
 def reasoning_messages(question: str, answer: str) -> list[Message]:
     """Whether the reasoning in an answer supports what it ends with (appendix F.3): a system turn and a user turn."""
-    user = REASONING_USER.format(question=question, answer=answer)
+    user = REASONING_USER.format(question=defused(question), answer=defused(answer))
     return [{"role": "system", "content": REASONING_SYSTEM}, {"role": "user", "content": user}]
 
 
 def parsing_messages(summary: str) -> list[Message]:
-    """The Accuracy Reward Parsing Prompt (appendix section D) for what the first call said."""
-    user = PARSING_USER.format(summary=summary)
+    """The Accuracy Reward Parsing Prompt (appendix section D) for what the first call said; its score stays."""
+    user = PARSING_USER.format(summary=defused(summary, _READ_AGAIN))
     return [{"role": "system", "content": PARSING_SYSTEM}, {"role": "user", "content": user}]
 
 
 def reasoning_parsing_messages(explanation: str) -> list[Message]:
     """What reads the first call's text on the reasoning: a system turn and a user turn."""
-    user = REASONING_PARSING_USER.format(explanation=explanation)
+    user = REASONING_PARSING_USER.format(explanation=defused(explanation, _READ_AGAIN))
     return [{"role": "system", "content": REASONING_PARSING_SYSTEM}, {"role": "user", "content": user}]
 
 

@@ -123,6 +123,7 @@ class JudgedText:
     kind: str
     question: str
     label: str
+    choices: tuple[str, ...]
     source: Source
     text: str
     accuracy: int
@@ -304,8 +305,18 @@ class StageOutcome:
     """Answers without a word."""
     set_aside: dict[str, int]
     """Questions without a row, by kind (Rejected)."""
+    cut_by_source: dict[str, float]
+    """Share of the teacher's and of the student's answers that were cut at their longest length."""
+    compared: int
+    """Answers that a model has judged readably, and the rule as well; of these the next three are."""
+    judge_right: int
+    rule_right: int
     judge_rule_agreements: int
-    """Judged answers on which the judge and the exact rule say the same."""
+    """Both say the same."""
+    defused_answers: int
+    """Answers that hold tags of a judge's prompts."""
+    defused_questions: int
+    """Questions that do, or whose label or choices do."""
     accuracy_by_source: dict[str, float]
     """Mean R_acc of the teacher's and of the student's answers."""
     reasoning: float | None

@@ -32,6 +32,9 @@ class FakePool:
         """How often it was sent to sleep."""
         self.prompt_tokens = 17
         self.refuses: set[str] = set()
+        self.says = ("red", "blue")
+        self.cuts: set[str] = set()
+        """Answers that are cut."""
         self.refuses_to_score: set[str] = set()
         self._verdicts = verdicts or {"red": 1, "blue": 0}
         self._reports = reports
@@ -72,8 +75,13 @@ class FakePool:
     def answer(self, problems: list[Problem], sampling: object, count: int, seeds: list[int | None]) -> WrittenBatch:
         first = 5 if self.role == "teacher" else 6  # the student's first answer is the teacher's second
         answers = tuple(
-            Answer(source=self.role, text=("red", "blue")[index % 2], token_ids=(first + index, 1), finish="stop")  # type: ignore[arg-type]
-            for index in range(count)
+            Answer(
+                source=self.role,  # type: ignore[arg-type]
+                text=text,
+                token_ids=(first + index, 1),
+                finish="length" if text in self.cuts else "stop",
+            )
+            for index, text in enumerate((self.says * count)[:count])
         )
         asked = [problem.id for problem, seed in zip(problems, seeds, strict=True) if seed is not None]
         self.wrote += asked
@@ -113,8 +121,8 @@ class FakePool:
         return [
             Refused(reason="too long")
             if one.id in self.refuses
-            else Reply(text="red" if int(one.id) % 2 else "blue", finish="stop")
-            for one in problems
+            else Reply(text=text, finish="length" if text in self.cuts else "stop")
+            for one, text in ((one, "red" if int(one.id) % 2 else "blue") for one in problems)
         ]
 
 

@@ -10,12 +10,14 @@ from masters_ray.actors.model import Model
 from masters_ray.prompts import (
     Message,
     evaluation_messages,
+    ground_truth,
     parse_evaluation,
     parse_reasoning,
     parse_score,
     parsing_messages,
     reasoning_messages,
     reasoning_parsing_messages,
+    with_choices,
 )
 from masters_ray.records import Problem, Refused
 
@@ -44,7 +46,7 @@ class Judge:
         A case that is too long for the engine has no accuracy, and what the engine said for its text.
         """
         cases = [
-            [_Case(problem.question, problem.label, text) for text in texts]
+            [_Case(with_choices(problem), ground_truth(problem), text) for text in texts]
             for problem, texts in zip(problems, answers, strict=True)
         ]
         distinct = list(dict.fromkeys(case for group in cases for case in group))
@@ -91,7 +93,9 @@ class Judge:
 
 class _Case(NamedTuple):
     question: str
+    """With its choices."""
     label: str
+    """With its letter."""
     text: str
 
 

@@ -22,7 +22,7 @@ def violations(config: Config) -> list[Complaint]:
     for key, found in {
         "judge.replicas": config.judge.replicas,
         "judge.max_tokens": config.judge.max_tokens,
-        "evaluation.max_tokens": config.evaluation.max_tokens,
+        "evaluation.max_tokens": config.evaluation_tokens,
     }.items():
         rules.at_least(key, found, 1)
     rules.at_least("evaluation.examples", config.evaluation.examples, 0)
@@ -137,7 +137,7 @@ def _online(rules: Rules, config: Config) -> None:
 
 
 def _shares(rules: Rules, rollout: Rollout) -> None:
-    for key in ("max_set_aside_share", "max_unjudged_share", "max_empty_share"):
+    for key in ("max_set_aside_share", "max_unjudged_share", "max_empty_share", "max_cut_share"):
         share = getattr(rollout, key)
         rules.rule(0 <= share <= 1, f"rollout.{key}", "a fraction from 0 to 1", share, "0.05 is five of a hundred.")
 
@@ -290,7 +290,8 @@ def _data(rules: Rules, config: Config) -> None:
 
 
 def _engines(rules: Rules, config: Config) -> None:
-    longest = config.rollout.sampling.max_tokens
+    longest = max(config.rollout.sampling.max_tokens, config.evaluation_tokens)
+    key = "rollout.sampling" if longest == config.rollout.sampling.max_tokens else "evaluation"
     roles: dict[str, Teacher | Student] = {"teacher": config.teacher, "student": config.student}
     roles |= {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}
     for name, role in roles.items():
@@ -298,7 +299,7 @@ def _engines(rules: Rules, config: Config) -> None:
         rules.rule(
             longest < engine.max_model_len,
             f"{name}.engine.max_model_len",
-            f"more than rollout.sampling.max_tokens = {longest}",
+            f"more than {key}.max_tokens = {longest}",
             engine.max_model_len,
             "It holds the prompt and the answer.",
         )

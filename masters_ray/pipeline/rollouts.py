@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from masters_ray import data, store
+from masters_ray import data, remarks, store
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
@@ -97,6 +97,8 @@ def roll_out(
         limits.check(work.tally, finished=True)
     outcome = work.tally.outcome(recipe.stage, report, work.seconds(), limits.set_aside)
     writer.finish(dataclasses.asdict(outcome))
+    for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judge.rule):
+        say(remark)
     return [work.rejected_at[position] for position in sorted(work.rejected_at)]
 
 
@@ -228,7 +230,7 @@ class Work:
         return Made(
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
-            tally=made.tally + Tally.of_stored(store.groups(reused), self._recipe.judge.rule),
+            tally=made.tally + Tally.of_stored(store.groups(reused), self._recipe.judge),
         )
 
     def _store(self, batch: Batch, made: Made) -> None:

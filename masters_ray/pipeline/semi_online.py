@@ -13,10 +13,10 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from masters_ray import data, schedule, store
+from masters_ray import data, remarks, schedule, store
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Deployment, Replicas
-from masters_ray.config import Config
+from masters_ray.config import Config, Rule
 from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.learner.exchange import Order
 from masters_ray.masks import MaskReport
@@ -320,14 +320,16 @@ class _Stored:
         return self._writer
 
 
-def finish(folder: store.Folder) -> None:
+def finish(folder: store.Folder, rule: Rule) -> None:
     """Close the store of a stage's online iterations, if there is one that is open: nothing is learned from it any
-    more."""
+    more. rule: what its judges are compared with."""
     accounts = store.read_accounts(folder)
     if not accounts or store.read_manifest(folder) is not None:
         return
     total = Tally.total(account.noted["tally"] for account in accounts.values())
     store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
+    for remark in remarks.of(str(folder), total, rule):
+        say(remark)
 
 
 def rejected_in(folders: Sequence[store.Folder]) -> list[Rejected]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import weight_files, weights
+from masters_ray import remarks, weight_files, weights
 from masters_ray.actors.devices import in_turns
 from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
@@ -15,14 +15,14 @@ from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config, JudgedBy, Rule, Student, Teacher
 from masters_ray.engines import reserved
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.evaluate import Marked, mark
+from masters_ray.evaluate import Marked, accuracy, cut_share, mark
 from masters_ray.learner.job import LiveSource
 from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
 from masters_ray.placement import Turns, transfer
-from masters_ray.progress import track
+from masters_ray.progress import say, track
 from masters_ray.records import Problem, Refused, Reply, Source
 from masters_ray.schedule import Stage
 
@@ -254,6 +254,17 @@ def evaluate(
         for number in each(answer, range(len(shares))):
             advance(len(shares[number]))
     return [one for number in range(len(shares)) for one in marked[number]]
+
+
+def say_accuracy(title: str, marked: Sequence[Marked], longest: int) -> None:
+    """What came of the held-out questions. longest: the tokens at which answers were cut."""
+    measured, cut = accuracy([one for one in marked if not one.refused]), cut_share(marked)
+    told = f"; {cut:.1%} of the answers cut" if cut else ""
+    say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n}{told})")
+    if remark := remarks.held_out_cut(cut, longest):
+        say(remark)
+    if aside := len(marked) - measured.n:
+        say(f"{aside} held-out questions could not be asked and count in no accuracy of the run (quarantine.jsonl)")
 
 
 def absolute(checkpoint: str) -> str:

@@ -16,6 +16,7 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.marking import RULES
+from masters_ray.prompts import Asked, ground_truth, with_choices
 from masters_ray.records import Answer, Problem, Source
 
 _REMEMBERED = 2**15
@@ -29,7 +30,9 @@ class Case(NamedTuple):
     judge: str
     """The model, as ``Judging.identity`` names it."""
     question: str
+    """With its choices."""
     label: str
+    """With its letter."""
     text: str
 
 
@@ -59,9 +62,9 @@ class Judging:
             self.identity(source): JUDGES[self.by(source)] for source in get_args(Source) if self.by(source) in JUDGES
         }
 
-    def case(self, source: Source, question: str, label: str, text: str) -> Case | None:
+    def case(self, source: Source, asked: Asked, text: str) -> Case | None:
         """None for an answer that no model judges."""
-        return Case(self.identity(source), question, label, text) if self.by(source) in JUDGES else None
+        return _case(self.identity(source), asked, text) if self.by(source) in JUDGES else None
 
     def by_rule(self, problem: Problem, text: str) -> Verdict:
         right = RULES[self.settings.rule](text, problem)
@@ -95,7 +98,7 @@ class Verdicts:
         """A verdict for each answer to each problem. shared: the problems as ``Pool.share`` gave them; told: verdicts
         that are known beside those that are remembered. Raises ReplicaLostError."""
         cases = [
-            [judging.case(one.source, problem.question, problem.label, one.text) for one in group]
+            [judging.case(one.source, problem, one.text) for one in group]
             for problem, group in zip(problems, answers, strict=True)
         ]
         wanted = {case for group in cases for case in group if case is not None}
@@ -131,7 +134,7 @@ class Verdicts:
         if not judging.roles:
             return
         for one in itertools.islice(store.read_judged(folder), self._remembered):
-            case = judging.case(one.source, one.question, one.label, one.text)
+            case = judging.case(one.source, one, one.text)
             with self._lock:
                 if len(self._held) >= self._remembered:
                     return
@@ -170,6 +173,10 @@ class Verdicts:
             future.set_result(None)
 
 
+def _case(judge: str, asked: Asked, text: str) -> Case:
+    return Case(judge, with_choices(asked), ground_truth(asked), text)
+
+
 def _once(cases: Sequence[Sequence[Case | None]], wanted: set[Case]) -> list[list[str]]:
     """The texts of the wanted cases, each once, by problem."""
     texts = []
@@ -184,7 +191,7 @@ def _named(
     identity: str, problems: Sequence[Problem], texts: Sequence[Sequence[str]], verdicts: Sequence[Sequence[Verdict]]
 ) -> dict[Case, Verdict]:
     return {
-        Case(identity, problem.question, problem.label, text): verdict
+        _case(identity, problem, text): verdict
         for problem, own, said in zip(problems, texts, verdicts, strict=True)
         for text, verdict in zip(own, said, strict=True)
     }

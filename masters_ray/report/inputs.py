@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from masters_ray.evaluate import Accuracy, Rate
 from masters_ray.records import StageOutcome, StepMetrics
@@ -63,6 +64,10 @@ class Summary:
     """Who said which held-out answers are right: judge or rule."""
     left_out: int
     """Held-out questions that one of the models could not be asked, and that count in no accuracy."""
+    cut: dict[str, float]
+    """teacher, student_before, student_after → share of its held-out answers that were cut."""
+    longest: int
+    """Tokens at which they were."""
     judges: dict[str, str]
     """Source of answers → who judged them: student, teacher or rule."""
     rule: str
@@ -141,7 +146,9 @@ def read_summary(file: Path) -> Summary:
         before=_accuracy(accuracy["student_before"]),
         after=_accuracy(accuracy["student_after"]),
         marked_by=top["evaluation"]["marked_by"].text(),
-        left_out=top["evaluation"]["left_out"].whole() if top["evaluation"].has("left_out") else 0,
+        left_out=_later(top["evaluation"], "left_out", 0).whole(),
+        cut={name: share.number() for name, share in _later(top["evaluation"], "cut", {}).items()},
+        longest=_later(top["evaluation"], "max_tokens", 0).whole(),
         judges={source: judge[f"of_{source}"].text() for source in ("teacher", "student")},
         rule=judge["rule"].text(),
         agreement_with_rule=judge["agreement_with_rule"].number(),
@@ -201,15 +208,18 @@ def _accuracy(node: Value) -> Accuracy:
     )
 
 
+def _later(node: Value, key: str, earlier: Any) -> Value:
+    """A value that came after the first summaries; ``earlier`` where it is missing."""
+    return node[key] if node.has(key) else Value(node.file, key, earlier)
+
+
 def _stage(node: Value) -> StageOutcome:
     return StageOutcome(
         stage=node["stage"].whole(),
         ratio=node["ratio"].number(),
         sparsity=node["sparsity"].number(),
-        **{
-            name: {one: count.whole() for one, count in node[name].items()} if node.has(name) else {}
-            for name in ("masked", "unmasked")
-        },
+        masked={one: count.whole() for one, count in _later(node, "masked", {}).items()},
+        unmasked={one: count.whole() for one, count in _later(node, "unmasked", {}).items()},
         teacher_digest=node["teacher_digest"].text(),
         rows=node["rows"].whole(),
         seconds=node["seconds"].number(),
@@ -217,7 +227,13 @@ def _stage(node: Value) -> StageOutcome:
         unjudged=node["unjudged"].whole(),
         empty=node["empty"].whole(),
         set_aside={kind: count.whole() for kind, count in node["set_aside"].items()},
+        cut_by_source={source: share.number() for source, share in _later(node, "cut_by_source", {}).items()},
+        compared=_later(node, "compared", 0).whole(),
+        judge_right=_later(node, "judge_right", 0).whole(),
+        rule_right=_later(node, "rule_right", 0).whole(),
         judge_rule_agreements=node["judge_rule_agreements"].whole(),
+        defused_answers=_later(node, "defused_answers", 0).whole(),
+        defused_questions=_later(node, "defused_questions", 0).whole(),
         accuracy_by_source={source: rate.number() for source, rate in node["accuracy_by_source"].items()},
         reasoning=node["reasoning"].number(),
         left_out=node["left_out"].number(),

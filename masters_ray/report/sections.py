@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from masters_ray import remarks
 from masters_ray.evaluate import Accuracy
 from masters_ray.records import StageOutcome
 from masters_ray.report.charts import accuracy_chart
@@ -13,6 +14,7 @@ from masters_ray.report.inputs import Summary
 from masters_ray.report.markup import (
     NOTHING,
     bar,
+    decimal,
     duration,
     escape,
     facts,
@@ -41,6 +43,7 @@ _RULES = {
     "exact": "The rule compares the answer’s words with the label.",
     "relaxed": "The rule compares the answer’s words with the label; numbers may be off by 5 %.",
     "choice": "The rule looks for the letter or the text of the right choice.",
+    "vqa": "The rule compares the answer with the label as VQA benchmarks do: “two” is “2”.",
 }
 
 
@@ -142,11 +145,14 @@ def accuracy(summary: Summary) -> str:
         if summary.left_out
         else ""
     )
+    cut = ", ".join(f"{name.replace('_', ' ')} {percent(share)}" for name, share in summary.cut.items() if share)
+    told = f"<p>Answers that were cut at {whole(summary.longest)} tokens, and are marked as they stand: {cut}.</p>"
+    warning = _warning(remarks.held_out_cut(max(summary.cut.values(), default=0.0), summary.longest))
     return (
         "<p>Share of the held-out questions that each model answers rightly when it always takes its likeliest next "
         f"token; an answer is right if {right}. Marks are measured values and lines their 95 % intervals; “all kinds” "
         "is the mean over the kinds, so that no kind counts more because it is asked more often.</p>"
-        f'{left_out}<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
+        f'{left_out}{told if cut else ""}{warning}<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
         f"{table(head, rows, numbers=range(1, 6), foot=total)}"
     )
 
@@ -163,6 +169,7 @@ def stages(summary: Summary) -> str:
         "answers",
         "unjudged",
         "empty",
+        "cut: teacher’s, student’s",
         "teacher’s answers right",
         "student’s answers right",
         "left-out mass",
@@ -180,6 +187,7 @@ def stages(summary: Summary) -> str:
             whole(stage.answers),
             whole(stage.unjudged),
             whole(stage.empty),
+            ", ".join(percent(stage.cut_by_source.get(source, math.nan)) for source in ("teacher", "student")),
             _meter(stage, "teacher"),
             _meter(stage, "student"),
             small_percent(stage.left_out),
@@ -197,7 +205,7 @@ def stages(summary: Summary) -> str:
         whole(sum(stage.answers for stage in outcomes)),
         whole(sum(stage.unjudged for stage in outcomes)),
         whole(sum(stage.empty for stage in outcomes)),
-        *[""] * 4,
+        *[""] * 5,
     ]
     most = max((stage.left_out for stage in outcomes), default=0.0)
     warning = (
@@ -207,16 +215,20 @@ def stages(summary: Summary) -> str:
         if most > _MUCH_LEFT_OUT
         else ""
     )
+    warning += "".join(
+        _warning(tell(f"stage {stage.stage}", stage)) for stage in outcomes for tell in (remarks.cut, remarks.defused)
+    )
     return (
         "<p>One row for each stage. The <b>mask ratio</b> is the share of each weight matrix of the teacher that is "
         "set to zero, smallest weights first; at 0 the teacher is whole. A masked teacher is usually weaker, and "
         "easier for the student to imitate.</p>"
         "<p><b>Achieved sparsity</b> is the share that really is zero. <b>Unjudged</b> answers, whose verdict could "
-        "not be read, are left out; <b>empty</b> ones have no word. Questions are <b>set aside</b> when a picture "
+        "not be read, are left out; <b>empty</b> ones have no word, <b>cut</b> ones "
+        "end at the longest length. Questions are <b>set aside</b> when a picture "
         "cannot be opened, an engine does not take them, fewer than two of their answers could be judged, or replicas "
         "died on them. The <b>left-out mass</b> is the probability that the stored teacher distributions "
         "(only the likeliest tokens are kept) leave out on average: the smaller, the more exact is the JSD.</p>"
-        f"{table(head, rows, numbers=range(12), foot=total) if rows else '<p>No stage was recorded.</p>'}{warning}"
+        f"{table(head, rows, numbers=range(13), foot=total) if rows else '<p>No stage was recorded.</p>'}{warning}"
     )
 
 
@@ -231,16 +243,25 @@ def judge(summary: Summary) -> str:
         )
     rows = []
     for stage in summary.stages:
-        count = stage.answers - stage.unjudged
-        share = stage.judge_rule_agreements / count if count else math.nan
-        rows.append([str(stage.stage), whole(count), whole(stage.judge_rule_agreements), percent(share, 2)])
-    head = ("stage", "answers judged", "same as the rule", "share")
-    by_stage = f'<div class="slim">{table(head, rows, numbers=range(4))}</div>' if rows else ""
+        count = stage.compared
+        shares = [
+            right / count if count else math.nan
+            for right in (stage.judge_rule_agreements, stage.judge_right, stage.rule_right)
+        ]
+        kappa = decimal(remarks.kappa(stage))
+        rows.append([str(stage.stage), whole(count), *(percent(share, 2) for share in shares), kappa])
+        agreement += _warning(remarks.disagreement(f"stage {stage.stage}", stage, summary.rule))
+    head = ("stage", "answers that both marked", "the same", "right by the judge", "right by the rule", "Cohen’s κ")
+    by_stage = f'<div class="slim">{table(head, rows, numbers=range(6))}</div>' if rows else ""
     return (
         f"<p>{_who_judges(summary.judges)} {_RULES.get(summary.rule, '')} Such a rule is a good check where labels are "
         "single words, and too strict where a right answer can be put in many ways.</p>"
         f"<p>{agreement} {judged}</p>{_reasoning(summary)}{by_stage}"
     )
+
+
+def _warning(remark: str) -> str:
+    return f'<p class="warning">{escape(remark)}</p>' if remark else ""
 
 
 def _who_judges(judges: Mapping[str, str]) -> str:

@@ -51,7 +51,7 @@ def stats(folder: Where) -> Iterator[str]:
     reasons = Counter(one.reason for account in accounts.values() for one in account.rejected.values())
     sizes: Counter[str] = Counter()
     answers, rows, tokens, left_out = Counter[str](), 0, 0, 0.0
-    right: Counter[str] = Counter()
+    right, cut = Counter[str](), Counter[str]()
     for name in accounts:
         content = pq.ParquetFile(pa.BufferReader(Folder(folder).read(name)))
         rows += content.metadata.num_rows
@@ -63,9 +63,12 @@ def stats(folder: Where) -> Iterator[str]:
         sources = flat.field("source").to_pylist()
         answers.update(sources)
         right.update(source for source, one in zip(sources, flat.field("accuracy").to_pylist(), strict=True) if one)
+        cut.update(
+            source for source, one in zip(sources, flat.field("finish").to_pylist(), strict=True) if one == "length"
+        )
     yield f"{rows} rows, {sum(answers.values())} answers, {tokens} answer tokens"
     for source, count in sorted(answers.items()):
-        yield f"  {source}: {count} answers, {right[source] / count:.1%} right"
+        yield f"  {source}: {count} answers, {right[source] / count:.1%} right, {cut[source] / count:.1%} cut"
     if tokens:
         stored = sum(sizes[name] for name in _SCORES)
         yield f"teacher scores: {stored / tokens:.1f} bytes per token, mass outside the top k {left_out / tokens:.2%}"

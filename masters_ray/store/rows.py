@@ -208,7 +208,7 @@ def scores(answers: pa.StructArray) -> TokenScores:
     )
 
 
-JUDGED = ("position", "kind", "question", "label", *(f"answers.list.element.{name}" for name in _PLAIN))
+JUDGED = ("position", "kind", "question", "label", "choices", *(f"answers.list.element.{name}" for name in _PLAIN))
 """The columns of a file that ``judged_texts`` needs."""
 
 
@@ -220,6 +220,7 @@ def judged_texts(table: pa.Table) -> list[JudgedText]:
             kind=row["kind"],
             question=row["question"],
             label=row["label"],
+            choices=tuple(row["choices"]),
             source=answer["source"],
             text=answer["text"],
             accuracy=answer["accuracy"],

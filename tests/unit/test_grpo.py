@@ -128,6 +128,11 @@ def test_the_loss_of_a_group_by_hand() -> None:
     assert apart.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
     assert group_terms(Objective(policy_weight=0.0), **arguments).loss.item() == pytest.approx(0.2)
     assert group_terms(Objective(policy_weight=0.0, jsd_weight=0.5), **arguments).loss.item() == pytest.approx(0.1)
+    # the right answer was cut: its judge's word counts, or it is wrong, or only the divergence is learned from it
+    for what, relative, counted in (("judge", [1, -1], [1, 0]), ("zero", [0, 0], [0, 0]), ("mask", [0, -1], [1, 0])):
+        cut = group_terms(Objective(alpha=0.0, cut_answers=what), **arguments, cut=torch.tensor([True, False]))  # type: ignore[arg-type]
+        assert cut.advantages.tolist() == pytest.approx(relative, abs=1e-5)
+        assert (cut.accuracy.tolist(), cut.jsd.item()) == (counted, pytest.approx(0.2))
     # every token alike: sums over the group's tokens, over 1.5 tokens per group of the step
     by_token = group_terms(Objective(aggregation="token"), **arguments)
     assert by_token.jsd.item() == pytest.approx(0.7 / 1.5)

@@ -15,7 +15,8 @@ from tests.builders import group, scored
 def folder(tmp_path: Path) -> Path:
     """Two shards: positions 0 and 1, of which 1 is set aside, and 2."""
     answers = (scored([5, 1], k=3), scored([7], k=3, source="student", accuracy=0))
-    rows = [group(answers, position=position) for position in range(3)]
+    cut = (answers[0], scored([7], k=3, source="student", accuracy=0, finish="length"))
+    rows = [group(answers if position else cut, position=position) for position in range(3)]
     asked = {one.position: one.problem.digest for one in rows}
     writer = store.Writer(tmp_path, {"mask_ratio": 0.2})
     first = store.Account(asked={0: asked[0], 1: asked[1]}, rejected={1: Rejected(row="p1", reason="dark")}, noted={})
@@ -37,8 +38,8 @@ def test_inspect_tells_the_account_and_the_key(folder: Path) -> None:
 def test_stats_count_answers_tokens_and_reasons(folder: Path) -> None:
     told = list(look.stats(folder))
     assert told[0] == "2 rows, 4 answers, 6 answer tokens"
-    assert "  teacher: 2 answers, 100.0% right" in told
-    assert "  student: 2 answers, 0.0% right" in told
+    assert "  teacher: 2 answers, 100.0% right, 0.0% cut" in told
+    assert "  student: 2 answers, 0.0% right, 50.0% cut" in told
     assert "set aside, 1: dark" in told
     assert any(line.startswith("  top_gaps: ") for line in told)
 

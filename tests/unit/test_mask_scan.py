@@ -35,6 +35,7 @@ def judged(right: float, reasoning: int | None = None, questions: int = 40) -> l
     about shape are; the student's are wrong."""
     return [
         JudgedText(
+            choices=(),
             position=question,
             kind=kind,
             question="?",

@@ -101,7 +101,13 @@ def summary() -> dict[str, Any]:
             "unjudged": stage,
             "empty": 2,
             "set_aside": {"picture": 1, "engine": 2} if stage else {},
+            "cut_by_source": {"teacher": 0.0, "student": 0.211},
+            "compared": 2560 - stage,
+            "judge_right": 1920 - stage,
+            "rule_right": 1922 - stage,
             "judge_rule_agreements": 2550 - stage,
+            "defused_answers": 0,
+            "defused_questions": 0,
             "reasoning": None,
             "accuracy_by_source": {"teacher": 0.88 + 0.02 * stage, "student": 0.62},
             "left_out": 0.00031,
@@ -120,7 +126,7 @@ def summary() -> dict[str, Any]:
             "student_before": before,
             "student_after": after,
         },
-        "evaluation": {"marked_by": "rule"},
+        "evaluation": {"marked_by": "rule", "cut": {"student_before": 0.183, "teacher": 0.0}, "max_tokens": 64},
         "judge": {
             "of_teacher": "student",
             "of_student": "student",
@@ -320,6 +326,11 @@ def test_headline_tells_the_result(page: Page) -> None:
         "0.031 %",  # left-out mass
         "99.61 %",  # judge and rule
         "12,790 answers judged, 10 unjudged",
+        "0.0 %, 21.1 %",  # answers that were cut
+        "21.1% of the student's answers are cut",
+        "cut at 64 tokens, and are marked as they stand: student before 18.3 %.",
+        "18.3% of the held-out answers are cut",
+        "0.99",  # Cohen's κ
         "31.2 M",
         "0123456789ab",
         "5 min 10 s",  # the learner
@@ -430,6 +441,17 @@ def test_a_repeated_step_counts_once(tmp_path: Path) -> None:
     rows = read_metrics(tmp_path / report.METRICS)
     assert [row.step for row in rows] == [1, 2, 3, 4, 5]
     assert rows[3].loss == 7.0
+
+
+def test_a_judge_that_differs_from_the_rule_and_tags_of_its_prompts_are_told_in_sentences(tmp_path: Path) -> None:
+    content = summary()
+    content["stages"][1] |= {"judge_rule_agreements": 1126, "judge_right": 1433, "rule_right": 0, "defused_answers": 7}
+    build(tmp_path, summary=content, steps=4)
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert page.count("(exact) differ on") == 1
+    assert "stage 1: the judge and the rule (exact) differ on 56.0% of 2559 answers" in page
+    assert "stage 1: 7 answers and 0 questions hold tags" in page
+    assert "such as &lt;answer&gt;" in page
 
 
 def test_values_that_were_not_measured(tmp_path: Path) -> None:

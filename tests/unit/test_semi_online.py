@@ -297,7 +297,7 @@ def test_stores_of_online_iterations_are_closed_when_nothing_is_learned_from_the
     course.__exit__()
     folders = [RunDirectory(settings(tmp_path)).online(index) for index in (0, 1)]
     for folder in folders:
-        semi_online.finish(folder)
+        semi_online.finish(folder, "exact")
     assert [row.position for row in store.read(folders[0])] == [0, 1, 2, 3]
     assert store.read_manifest(folders[1]) is None, "it was never begun"
 

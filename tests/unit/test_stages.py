@@ -100,6 +100,16 @@ def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but
         assert [Marked.of(dataclasses.asdict(one)) for one in marked] == marked
 
 
+def test_held_out_answers_that_are_cut_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    student = FakePool("student")
+    student.cuts, student.refuses = {"red"}, {"0"}
+    problems = [problem(id=str(number)) for number in range(4)]
+    stages.say_accuracy("t", stages.evaluate(student, None, "exact", problems, 8, "t"), 8)  # type: ignore[arg-type]
+    told = capsys.readouterr().out
+    assert "n = 3; 66.7% of the answers cut)" in told
+    assert "66.7% of the held-out answers are cut at 8 tokens" in told
+
+
 def test_too_many_held_out_questions_that_cannot_be_asked_stop_the_run_with_examples() -> None:
     aside = [Rejected(row=f"held-out question {number}", reason="too long", kind="engine") for number in range(2)]
     limits.check_held_out(aside, 4, 0.5)

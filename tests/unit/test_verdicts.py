@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -81,6 +82,21 @@ def test_the_same_case_of_two_questions_is_asked_once() -> None:
     found = Verdicts().of(judging(), pools, two, two, [answers("red", "blue"), answers("blue", "red")])
     assert [[one.accuracy for one in group] for group in found] == [[1, 0], [0, 1]]
     assert pool.judged == ["red", "blue"]
+
+
+def test_choices_decide_a_verdict_and_a_store_has_them(tmp_path: Path) -> None:
+    chosen = [
+        dataclasses.replace(problem(id=str(number)), choices=choices)
+        for number, choices in enumerate(((), ("red", "blue"), ("blue", "red")))
+    ]
+    judge = FakePool("judge")
+    roll_out(recipe(), 3, FakeReplicas(judge=judge), tmp_path, problems=Problems(chosen))
+    assert judge.judged == ["red", "blue"] * 3
+    verdicts, pool = Verdicts(), FakePool("judge")
+    verdicts.fill(recipe().judging, tmp_path)
+    pools: Any = {"judge": pool}
+    verdicts.of(recipe().judging, pools, chosen, chosen, [answers("red")] * 3)
+    assert pool.judged == []
 
 
 def test_question_and_label_decide_a_verdict_and_so_does_who_judges() -> None:

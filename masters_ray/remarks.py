@@ -1,0 +1,105 @@
+"""What a person should know about a stage's answers: sentences for the terminal and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+from masters_ray.evaluate import wilson
+
+_MANY_CUT = 0.05
+"""From this share of cut answers on a person is told."""
+_CHANCE = 0.1
+"""Share of answers on which a judge and a rule that both fit the labels may differ."""
+
+
+class Counts(Protocol):
+    """Of a stage's answers; as of StageOutcome."""
+
+    @property
+    def cut_by_source(self) -> Mapping[str, float]: ...
+
+    @property
+    def compared(self) -> int: ...
+
+    @property
+    def judge_right(self) -> int: ...
+
+    @property
+    def rule_right(self) -> int: ...
+
+    @property
+    def judge_rule_agreements(self) -> int: ...
+
+    @property
+    def defused_answers(self) -> int: ...
+
+    @property
+    def defused_questions(self) -> int: ...
+
+
+def of(where: str, counts: Counts, rule: str) -> list[str]:
+    """All that there is to say. where: what the answers are of, for instance "stage 0"."""
+    found = (cut(where, counts), defused(where, counts), disagreement(where, counts, rule))
+    return [one for one in found if one]
+
+
+def cut(where: str, counts: Counts) -> str:
+    """Which answers were cut, if they are more than a few."""
+    many = [f"{share:.1%} of the {source}'s" for source, share in counts.cut_by_source.items() if share > _MANY_CUT]
+    if not many:
+        return ""
+    return (
+        f"{where}: {' and '.join(many)} answers are cut at rollout.sampling.max_tokens; reward.cut_answers says what "
+        "they get. If they need more room, raise rollout.sampling.max_tokens in another run.dir."
+    )
+
+
+def held_out_cut(share: float, longest: int) -> str:
+    """The same of held-out answers. longest: the tokens at which they are cut."""
+    if not share > _MANY_CUT:
+        return ""
+    return (
+        f"{share:.1%} of the held-out answers are cut at {longest} tokens and are marked as they stand: the accuracy "
+        "may be too low. evaluation.max_tokens gives them more room."
+    )
+
+
+def defused(where: str, counts: Counts) -> str:
+    """Answers and questions that hold tags of a judge's prompts."""
+    if not counts.defused_answers + counts.defused_questions:
+        return ""
+    return (
+        f"{where}: {counts.defused_answers} answers and {counts.defused_questions} questions hold tags of the judge's "
+        "prompts, such as <answer>; the judge was shown them as ‹answer›. A student that is rewarded by a judge may "
+        "learn to write its own verdict: read some of them."
+    )
+
+
+def kappa(counts: Counts) -> float:
+    """Cohen's κ of judge and rule: their agreement beyond what two judges with these rates reach by chance; NaN without
+    answers, or where chance explains everything."""
+    n = counts.compared
+    if not n:
+        return math.nan
+    judge, rule = counts.judge_right / n, counts.rule_right / n
+    chance = judge * rule + (1 - judge) * (1 - rule)
+    return (counts.judge_rule_agreements / n - chance) / (1 - chance) if chance < 1 else math.nan
+
+
+def disagreement(where: str, counts: Counts, rule: str) -> str:
+    """Whether judge and rule differ on more answers than can be: the 95 % interval of the share lies above 10 %."""
+    n = counts.compared
+    if not n:
+        return ""
+    differ = wilson(n - counts.judge_rule_agreements, n)
+    if differ.low <= _CHANCE:
+        return ""
+    return (
+        f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "
+        f"{differ.low:.1%} to {differ.high:.1%}; Cohen's κ {kappa(counts):.2f}): the judge calls "
+        f"{counts.judge_right / n:.1%} right, the rule {counts.rule_right / n:.1%}. One of the two does not fit these "
+        "labels. Read what they differ on with masters-ray judge-audit; judge.rule chooses another rule, "
+        "judge.of_teacher and judge.of_student another judge."
+    )

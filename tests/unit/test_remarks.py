@@ -1,0 +1,57 @@
+"""What is said of a stage's answers, and from where on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from masters_ray import remarks
+from masters_ray.pipeline.tally import Tally
+from masters_ray.studies.statistics import agreement
+
+
+def compared(both: int, judge: int, rule: int, neither: int) -> Tally:
+    """Answers that both call right, only one does, and neither does."""
+    return Tally(
+        compared=both + judge + rule + neither,
+        judge_right=both + judge,
+        rule_right=both + rule,
+        judge_rule_agreements=both + neither,
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        (compared(0, 269, 0, 211), "the judge calls 56.0% right, the rule 0.0%"),
+        (compared(200, 0, 40, 60), "differ on 13.3% of 300 answers (95 % interval 9.9% to 17.6%"),
+        (compared(200, 30, 40, 60), "differ on 21.2% of 330 answers"),
+        (compared(9, 1, 1, 9), ""),
+        (compared(0, 0, 0, 10), ""),
+        (compared(0, 0, 0, 0), ""),
+    ],
+)
+def test_a_disagreement_is_told_when_its_interval_lies_above_a_tenth(counts: Tally, told: str) -> None:
+    found = remarks.disagreement("stage 0", counts, "exact")
+    if not told or "9.9%" in told:
+        assert found == "", "an interval that reaches down to a tenth may be chance"
+    else:
+        assert told in found and found.startswith("stage 0: the judge and the rule (exact) differ")
+        assert "masters-ray judge-audit" in found
+
+
+def test_kappa_is_that_of_the_studies() -> None:
+    first, second = [1] * 20 + [1] * 5 + [0] * 3 + [0] * 12, [1] * 20 + [0] * 5 + [1] * 3 + [0] * 12
+    expected = agreement(first, second, range(40)).kappa.value
+    assert remarks.kappa(compared(20, 5, 3, 12)) == pytest.approx(expected)
+    assert math.isnan(remarks.kappa(compared(4, 0, 0, 0)))
+
+
+def test_few_cut_answers_are_not_spoken_of() -> None:
+    counts = Tally(teacher_written=100, teacher_cut=5, student_written=100, student_cut=6)
+    assert remarks.cut("stage 1", counts).startswith("stage 1: 6.0% of the student's answers are cut")
+    assert remarks.cut("stage 1", dataclasses.replace(counts, student_cut=5)) == ""
+    assert remarks.held_out_cut(0.051, 64).startswith("5.1% of the held-out answers are cut at 64 tokens")
+    assert remarks.held_out_cut(0.05, 64) == ""
