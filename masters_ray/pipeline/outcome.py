@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from masters_ray import data, store, weights
-from masters_ray.config import Config, to_yaml
+from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
 from masters_ray.pipeline import evaluations
@@ -92,7 +92,7 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
             "student": _model(config.student.checkpoint),
         },
         "run": {
-            "dir": config.run.dir,
+            "dir": as_written(config.run.dir),
             "seed": config.run.seed,
             "started": journal.content["started"],
             "config_file": journal.content["config_file"],
@@ -146,7 +146,7 @@ def _manifests(directory: RunDirectory) -> list[store.Manifest]:
 def _model(checkpoint: str) -> dict[str, Any]:
     folder = weights.locate(checkpoint)
     return {
-        "checkpoint": checkpoint,
+        "checkpoint": as_written(checkpoint),
         "digest": weights.digest(folder),
         "parameters": weights.parameter_count(folder),
     }
