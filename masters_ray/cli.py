@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         look.set_defaults(command=_store, look=name)
 
     validate = commands.add_parser("validate", help="check everything that can be checked without starting anything")
+    validate.add_argument("--all", action="store_true", help="look at all rows of the data, not at the first 200 alone")
     _configured(validate)
     validate.set_defaults(command=_validate)
 
@@ -244,12 +245,10 @@ def _store(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from masters_ray import validation
+    from masters_ray import preflight
 
-    config = validation.load(arguments.config, arguments.overrides)
-    say(f"{arguments.config}: no complaint")
-    if (told := validation.online_schedule(config)) is not None:
-        say(told)
+    left = preflight.validate(arguments.config, arguments.overrides, whole=arguments.all)
+    say(f"{arguments.config}: no complaint{'; ' * bool(left)}{left}")
     return 0
 
 

@@ -23,12 +23,18 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises ConfigError with every complaint of both kinds.
     """
-    config, complaints = read(file, overrides)
-    known = {complaint.where.split(" (")[0] for complaint in complaints}
-    complaints += [one for one in (*_data(config), *_checkpoints(config), *_stores(config)) if one.where not in known]
+    config, complaints = examined(file, overrides)
     if complaints:
         raise ConfigError(complaints)
     return config
+
+
+def examined(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, list[Complaint]]:
+    """Like ``load``, with the complaints beside the configuration. Raises ConfigError when the file cannot be read."""
+    config, complaints = read(file, overrides)
+    known = {complaint.where.split(" (")[0] for complaint in complaints}
+    complaints += [one for one in (*_data(config), *_checkpoints(config), *_stores(config)) if one.where not in known]
+    return config, complaints
 
 
 def online_schedule(config: Config) -> str | None:
@@ -108,32 +114,36 @@ def _stores(config: Config) -> list[Complaint]:
 
 
 def _checkpoints(config: Config) -> list[Complaint]:
+    folders, complaints = _located(config)
+    student = folders.get("student")
+    if student is not None:
+        complaints += [*_one_matrix(config, student), *checkpoints.student(student)]
+    for number, name in enumerate(config.models):
+        folder = folders.get(name)
+        if name == "student" or folder is None:
+            continue
+        complaints += checkpoints.teacher(config, number, folder)
+        complaints += _top_k(f"{name}.top_k", config.of_teacher(number).teacher.top_k, folder)
+        if student is not None:
+            complaints += [*_tokenizers(folder, student), *_live(config, name, folder, student)]
+    return complaints
+
+
+def _located(config: Config) -> tuple[dict[str, Path], list[Complaint]]:
+    """The directories of the checkpoints that are here and whole, by the model's key, and what is wrong with others."""
     complaints: list[Complaint] = []
     folders: dict[str, Path] = {}
-    teachers = {"teacher": config.teacher}
-    teachers |= {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}
-    for name, checkpoint in {
-        **{name: teacher.checkpoint for name, teacher in teachers.items()},
-        "student": config.student.checkpoint,
-    }.items():
-        key = f"{name}.checkpoint"
+    for name, model in config.models.items():
+        key, checkpoint = f"{name}.checkpoint", model.checkpoint
         try:
             folder = weights.locate_locally(checkpoint)
         except CheckpointError as error:
-            complaints.append(
-                Complaint(
-                    where=key,
-                    expected="a checkpoint's directory or a model id of the Hub",
-                    found=checkpoint,
-                    remedy=str(error),
-                )
-            )
+            expected = "a checkpoint's directory or a model id of the Hub"
+            complaints.append(Complaint(where=key, expected=expected, found=checkpoint, remedy=str(error)))
             continue
         if folder is None:
             say(f"{key}: {checkpoint} is not downloaded yet and was not checked")
-            continue
-        wrong = weights.check(folder)
-        if wrong:
+        elif wrong := weights.check(folder):
             complaints.append(
                 Complaint(
                     where=key,
@@ -144,17 +154,7 @@ def _checkpoints(config: Config) -> list[Complaint]:
             )
         else:
             folders[name] = folder
-    if "student" not in folders:
-        return complaints
-    complaints += _one_matrix(config, folders["student"])
-    complaints += checkpoints.student(folders["student"])
-    for number, (name, teacher) in enumerate(teachers.items()):
-        if name in folders:
-            complaints += checkpoints.teacher(config, number, folders[name])
-            complaints += _tokenizers(folders[name], folders["student"])
-            complaints += _live(config, name, folders[name], folders["student"])
-            complaints += _top_k(f"{name}.top_k", teacher.top_k, folders[name])
-    return complaints
+    return folders, complaints
 
 
 def _tokenizers(teacher: Path, student: Path) -> list[Complaint]:

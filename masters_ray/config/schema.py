@@ -350,6 +350,12 @@ class Config:
         """Of each teacher."""
         return [self.schedule, *(one.schedule for one in self.growth)]
 
+    @property
+    def models(self) -> dict[str, Teacher | Student]:
+        """Key of the configuration → teacher or student: the teachers in their order, then the student."""
+        further = {f"growth[{number}].teacher": one.teacher for number, one in enumerate(self.growth)}
+        return {"teacher": self.teacher, **further, "student": self.student}
+
     def of_teacher(self, number: int) -> Config:
         """The same configuration with teacher ``number`` (from 0) as its only one."""
         if number == 0:

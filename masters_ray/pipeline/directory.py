@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from masters_ray.config import Config, as_dict, as_written, to_yaml
+from masters_ray.config import Config, as_dict, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.store import Folder
 
@@ -100,18 +100,27 @@ class RunDirectory:
         """Nobody else works in the directory inside the block. Raises StoreError when somebody does already."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise StoreError(
-                    f"{self.root}: another process works here ({lock.read() or 'unknown'}). Wait for it, stop it, or "
-                    "choose another run.dir."
-                ) from None
+            self._take(lock)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
             yield
+
+    def look_at_lock(self) -> None:
+        """Raises StoreError when somebody works in the directory; makes nothing."""
+        if (self.root / "lock").exists():
+            with (self.root / "lock").open() as lock:
+                self._take(lock)
+
+    def _take(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StoreError(
+                f"{self.root}: another process works here ({lock.read() or 'unknown'}). Wait for it, stop it, or "
+                "choose another run.dir."
+            ) from None
 
     def claim(self) -> None:
         """From now on the directory is this configuration's. Before anything is made in it, and not sooner: a run that
@@ -230,7 +239,7 @@ def write_text(file: Path, text: str) -> None:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Dotted key → value of everything that decides a run's outcome."""
-    settings = _flat(as_written(as_dict(config)))
+    settings = _flat(as_dict(config))
     settings.pop("run.dir")
     return settings
 

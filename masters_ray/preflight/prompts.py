@@ -1,0 +1,125 @@
+"""A look at the prompts that the models would get: one of them in full, and their lengths."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from masters_ray import data, weights
+from masters_ray.config import Config
+from masters_ray.errors import Complaint, MastersError
+from masters_ray.preflight.rows import FIRST, Seen
+from masters_ray.progress import say
+from masters_ray.prompts import ground_truth, question_messages
+from masters_ray.records import Problem
+
+if TYPE_CHECKING:
+    from masters_ray.engines.chat import Chat
+
+_RUN = 4
+"""So many equal tokens in a row are shown as one with their number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Length:
+    problem: Problem
+    tokens: int
+
+
+def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> list[Complaint]:
+    """Say what a question looks like and how long the prompts are, pictures expanded. Complains when more prompts than
+    conf allows do not fit an engine."""
+    if not seen or not models:
+        return []
+    missing = [name for name in ("transformers", "torch") if find_spec(name) is None]
+    if missing:
+        say(f"prompts: not looked at, since {' and '.join(missing)} are not installed here")
+        return []
+    from masters_ray.engines.chat import Chat
+
+    complaints: list[Complaint] = []
+    measured: dict[str, dict[str, list[_Length]]] = {}
+    for name, folder in reversed(list(models.items())):  # the student is the last one
+        digest = weights.prompt_digest(folder)
+        try:
+            if digest not in measured:
+                chat = Chat(folder)
+                if not measured:
+                    _show(chat, name, seen[0].problems[0])
+                measured[digest] = {one.name: _lengths(chat, one) for one in seen}
+        except MastersError as error:
+            complaints.append(
+                Complaint(where=f"{name}.checkpoint", expected="prompts", found=str(error).rstrip("."), remedy="")
+            )
+            continue
+        for source, lengths in measured[digest].items():
+            complaints += _fit(config, name, source, lengths)
+    return complaints
+
+
+def _show(chat: Chat, name: str, problem: Problem) -> None:
+    inputs = chat.inputs(question_messages(problem), [data.decode(one) for one in problem.pictures])
+    text = "".join(
+        f"{piece}×{count}" if count >= _RUN else piece * count
+        for piece, count in _runs(chat, inputs["input_ids"][0].tolist())
+    )
+    say(f"the {name} gets question {problem.id} like this ({inputs['input_ids'].shape[1]} tokens):")
+    for line in text.splitlines():
+        say(f"  | {line}")
+    say(f"  right, as a judge is told: {ground_truth(problem)}")
+
+
+def _runs(chat: Chat, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """Text and how often it stands there: tokens that are repeated, and stretches of others."""
+    runs = [(one, len(list(same))) for one, same in itertools.groupby(ids)]
+    found = []
+    for repeated, part in itertools.groupby(runs, key=lambda run: run[1] >= _RUN):
+        if repeated:
+            found += [(chat.tokenizer.decode([one]), count) for one, count in part]
+        else:
+            found.append((chat.tokenizer.decode([one for one, count in part for _ in range(count)]), 1))
+    return found
+
+
+def _lengths(chat: Chat, seen: Seen) -> list[_Length]:
+    found = []
+    for problem in itertools.islice(seen.problems, FIRST):
+        inputs = chat.inputs(question_messages(problem), [data.decode(one) for one in problem.pictures])
+        found.append(_Length(problem=problem, tokens=inputs["input_ids"].shape[1]))
+    return found
+
+
+def _fit(config: Config, name: str, source: str, lengths: Sequence[_Length]) -> list[Complaint]:
+    """A prompt as long as max_model_len is refused by the engine; one that leaves less than the longest answer may end
+    in answers that are cut."""
+    engine = config.models[name].engine
+    key, most = (
+        ("rollout.sampling.max_tokens", config.rollout.sampling.max_tokens)
+        if source == "train"
+        else ("evaluation.max_tokens", config.evaluation_tokens)
+    )
+    longest = max(lengths, key=lambda one: one.tokens)
+    say(
+        f"{name}: prompts of data.{source} have {min(one.tokens for one in lengths)} to {longest.tokens} tokens "
+        f"(the longest: {longest.problem.id}), answers up to {most}, together at most {engine.max_model_len}"
+    )
+    refused = [one for one in lengths if one.tokens >= engine.max_model_len]
+    cut = [one for one in lengths if engine.max_model_len - most < one.tokens < engine.max_model_len]
+    if cut:
+        say(f"  {len(cut)} of {len(lengths)} prompts leave less than {key}: answers to them may be cut")
+    if len(refused) <= config.rollout.max_set_aside_share * len(lengths):
+        if refused:
+            say(f"  {len(refused)} of {len(lengths)} prompts do not fit {name}.engine.max_model_len and are set aside")
+        return []
+    return [
+        Complaint(
+            where=f"{name}.engine.max_model_len",
+            expected=f"more than the prompts of data.{source}, up to {longest.tokens} tokens",
+            found=f"{engine.max_model_len}, and {len(refused)} of {len(lengths)} do not fit",
+            remedy="Raise it, use smaller pictures, or take the rows out.",
+        )
+    ]
