@@ -1,28 +1,38 @@
-"""Rules that mark short answers without a judge (METHOD 4): what a judge is measured against, or stands back for."""
+"""Rules that mark short answers without a judge (METHOD 4): what a judge is measured against, or stands back for.
+
+They read as benchmarks do, after texts are ``wording.plain``.
+"""
 
 from __future__ import annotations
 
-import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 
+from masters_ray.choices import chosen
 from masters_ray.config import Rule
 from masters_ray.records import Problem
+from masters_ray.wording import ARTICLES, normalise, plain
 
-_EDGES = " \t\r\n.,;:!?\"'`()[]{}*_"
-_ARTICLES = frozenset({"a", "an", "the"})
-_NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*|[-+]?\.\d+")
-_AROUND_NUMBERS = "$€£¥% "
+_AROUND_NUMBERS = "$€£¥₹₩ "
+_NUMBERS = (
+    # What groups thousands, and what begins the fraction. 1,234.5 and 12,34,567
+    (re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d*)?"), ",", "."),
+    # 1 234,5 and 1'234.5
+    (re.compile(r"[-+]?\d{1,3}(?:[ '_]\d{3})+(?:\.\d*)?"), " '_", "."),
+    (re.compile(r"[-+]?\d{1,3}(?:[ '_.]\d{3})+,\d*"), " '_.", ","),
+    # 12,5 and 12.5e3
+    (re.compile(r"[-+]?\d+,\d+"), "", ","),
+    (re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"), "", "."),
+)
 _TOLERANCE = 0.05
-
-
-@functools.lru_cache(maxsize=4096)  # labels and short answers come again and again
-def normalise(text: str) -> str:
-    """Lower case, single blanks, no punctuation at the edges of a word, no articles (unless nothing else is said)."""
-    words = [word.strip(_EDGES) for word in text.lower().split()]
-    words = [word for word in words if word]
-    kept = [word for word in words if word not in _ARTICLES]
-    return " ".join(kept or words)
+_VQA_SIGNS = ';/[]"{}()=+\\_-><@`!'
+_VQA_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    )
+} | {"none": "0"}
 
 
 def matches(answer: str, label: str) -> bool:
@@ -41,45 +51,63 @@ def exact(answer: str, problem: Problem) -> bool:
 
 
 def relaxed(answer: str, problem: Problem) -> bool:
-    """A number may be off by 5 % of the label, as benchmarks on charts mark it; anything else must match.
+    """ChartQA's rule: a number may be off by 5 % of the label, anything else must match. A percentage is a hundredth of
+    its number, so that "12%" is "0.12" and not "12".
 
-    Signs of currency, percent signs and commas between digits do not count: "1,020 $" is right for "1000".
+    Looser than benchmarks in what is a number: signs of currency, a full stop after it, digits in groups ("1,000",
+    "1 000") and decimal commas ("12,5") do not count; and in what matches: as ``matches`` says.
     """
     label, said = _number(problem.label), _number(answer)
-    if label is None or said is None:
-        return matches(answer, problem.label)
-    return abs(said - label) <= _TOLERANCE * abs(label)
+    if not label or said is None:
+        return matches(answer, problem.label) or (label == said == 0)
+    return abs(said - label) / abs(label) <= _TOLERANCE
+
+
+def vqa(answer: str, problem: Problem) -> bool:
+    """VQA's rule: the same after number words are digits, articles, punctuation and apostrophes are gone. The label
+    stands for all annotators."""
+    said = _vqa_words(answer)
+    return bool(said) and said == _vqa_words(problem.label)
 
 
 def choice(answer: str, problem: Problem) -> bool:
-    """The letter or the text of the right choice, or both ("B", "(b)", "B. red"); without choices it must match.
+    """The letter of the right choice in the forms that benchmarks read ("B", "(b)", "The answer is B.", "B, because
+    …"), or its text, or both; without choices it must match.
 
-    The label is a letter or a text too.
+    Looser than benchmarks: the text of a choice, and a small letter. Stricter: an answer that names two choices ("A or
+    B", "B. red" where B is blue) or none by its form ("Because it is red") is wrong.
     """
-    right, said = _chosen(problem.label, problem), _chosen(answer, problem)
-    if right is None or said is None:
+    if not problem.choices:
         return matches(answer, problem.label)
-    return right == said
+    texts = [normalise(one) for one in problem.choices]
+    right, said = (chosen(text, texts) for text in (problem.label, answer))
+    return right is not None and said is not None and texts[right] == texts[said]
 
 
-RULES: Mapping[Rule, Callable[[str, Problem], bool]] = {"exact": exact, "relaxed": relaxed, "choice": choice}
+RULES: Mapping[Rule, Callable[[str, Problem], bool]] = {
+    "exact": exact,
+    "relaxed": relaxed,
+    "choice": choice,
+    "vqa": vqa,
+}
 
 
 def _number(text: str) -> float | None:
-    bare = text.strip().rstrip(".").strip(_AROUND_NUMBERS)
-    return float(bare.replace(",", "")) if _NUMBER.fullmatch(bare) else None
+    bare = plain(text).rstrip(".").strip()
+    percent = bare.endswith("%")
+    bare = bare.rstrip("%").strip(_AROUND_NUMBERS)
+    for form, groups, fraction in _NUMBERS:
+        if form.fullmatch(bare):
+            digits = "".join(one for one in bare if one not in groups).replace(fraction, ".")
+            value = float(digits) / (100 if percent else 1)
+            return value if math.isfinite(value) else None
+    return None
 
 
-def _chosen(text: str, problem: Problem) -> int | None:
-    """Index of the choice that a text names."""
-    said = normalise(text)
-    texts = [normalise(one) for one in problem.choices]
-    if said in texts:
-        return texts.index(said)
-    letters = [chr(ord("a") + index) for index in range(len(texts))]
-    first, _, rest = text.strip().lstrip("([").partition(" ")
-    letter = first.strip(_EDGES).lower()
-    if letter not in letters:
-        return None
-    index = letters.index(letter)
-    return index if not rest.strip() or normalise(rest) == texts[index] else None
+def _vqa_words(text: str) -> list[str]:
+    said = re.sub("[,?]", "", plain(text).casefold()).replace("'s", " 's")
+    bare = " ".join(said.split())
+    for sign in _VQA_SIGNS:
+        bare = bare.replace(sign, "" if f"{sign} " in said or f" {sign}" in said else " ")
+    bare = re.sub(r"\.(?!\d)|'", "", bare)
+    return [_VQA_NUMBERS.get(word, word) for word in bare.split() if word not in ARTICLES]

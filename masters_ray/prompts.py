@@ -117,7 +117,10 @@ _SUPPORT_TAG = re.compile(r"<support>((?:(?!<support>).)*?)</support>", re.DOTAL
 _TAGS = r"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|overall[\s_-]*summary|explanation|difficulty"
 _READ_AGAIN = r"overall[\s_-]*summary|explanation"
 """Tags around what a judge said itself, whose score stays."""
-_BRACKETS = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)(\s*/?\s*(?:{})(?:\s*|\s[^<>&]*)/?\s*)(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
+_BRACKETS = (
+    r"(?P<open><|&(?:lt|#0*60|#x0*3c);)(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)"
+    r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
+)
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
 _UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
 """Categories of characters that nobody sees between two letters: zero-width, controls, combining marks."""

@@ -10,7 +10,7 @@ Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
-Rule = Literal["exact", "relaxed", "choice"]
+Rule = Literal["exact", "relaxed", "choice", "vqa"]
 CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "gloo", "nccl", "ipc"]
@@ -139,8 +139,8 @@ class Judge:
     """student: as it was at the start; teacher: without a mask, in processes of its own; rule: no model."""
     of_student: JudgedBy = "student"
     rule: Rule = "exact"
-    """exact: the same words as the label; relaxed: numbers may be off by 5 %; choice: the letter or text of a choice.
-    Judges are compared with it too."""
+    """exact: the same words as the label; relaxed: numbers may be off by 5 % (ChartQA); choice: the letter or text of a
+    choice; vqa: exact with number words as digits, without punctuation (VQA). Judges are compared with it too."""
     reasoning: bool = False
     """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
     follows_student: bool = False

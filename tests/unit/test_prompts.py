@@ -153,7 +153,7 @@ def test_a_judge_is_shown_the_choices_and_the_letter_of_the_right_one() -> None:
     [
         "a < b and c > d",
         "<b>bold</b> <table><tr></table> <questions> <answers>",
-        "if x < answer: y > 3",
+        "if x < answer: y > 3, and x < answer and y > 3",
         "$x<y$, 3<x<5, \\(a>b\\), a<-b, 1<<2, List<Answer>",
         "&lt;b&gt; &amp; R&D ＜ｂ＞ ‹answer›",
         "the answer> is 5 <",

@@ -1,0 +1,91 @@
+"""Which of the choices of a question an answer names, by letter, by text or by both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from masters_ray.wording import normalise, plain
+
+_MARKUP = re.compile(r"[*`$\"{}]|(?<!\w)_|_(?!\w)")
+_DECLARED = re.compile(
+    r"(?:\b(?:answer|option|choice)\s*(?:(?:is|would be)\b|[:=]|(?=\s))|\bi (?:choose|select|pick)\b"
+    r"|答案[是为]|答案:|选|정답은|답은|답:|答えは)\s*:?\s*(?:(?:option|choice)\s*)?",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"\(?([A-Za-z])(?![A-Za-z0-9_'\u00c0-\u024f])")
+_ENDS = re.compile(
+    r"\s*(?:$|[.,:;!?)\]\n]|-(?=\s)|(?:because|since)\b|(?:is|was|seems)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+    r"|입니다|です)",
+    re.IGNORECASE,
+)
+_ANOTHER = re.compile(
+    r"[.):]?\s*(?:(?:,\s*)?(?:or|and)\b|[/&+|]|,(?=\s*\(?(?-i:[A-Z])\b))\s*\(?[A-Za-z](?![A-Za-z0-9_'\u00c0-\u024f])",
+    re.IGNORECASE,
+)
+_BRACKETED = re.compile(r"(?<!\w)\(([A-Za-z])\)(?!\w)")
+_A_LINE = re.compile(r"^[^\w\n]*([A-Z])[^\w\n]*$", re.MULTILINE)
+_LINE_BEGINS = re.compile(r"^[^\w\n]*([A-Za-z])(?:[^\w\n]*$|[.):]\s)", re.MULTILINE)
+
+
+def chosen(said: str, texts: Sequence[str]) -> int | None:
+    """Index of the one choice that is named; None: none, two, or a letter that contradicts the text beside it.
+
+    texts: the choices, normalised.
+    """
+    whole = normalise(said)
+    if whole in texts:
+        return texts.index(whole)
+    bare = _MARKUP.sub("", plain(said)).strip()
+    for names in (_declared, _begun, _alone):
+        for found in names(bare, texts):
+            return found
+    return None
+
+
+def _declared(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+    """What follows "the answer is", the last one first."""
+    for found in reversed(list(_DECLARED.finditer(said))):
+        rest = said[found.end() :].strip()
+        if (text := normalise(rest.split("\n")[0])) in texts:
+            yield texts.index(text)
+        yield from _at(rest, texts)
+
+
+def _begun(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+    """A letter or a text at the very beginning, unless further choices are listed below."""
+    labels = {label.upper() for label in _LINE_BEGINS.findall(said)}
+    if len(labels) < 2:
+        yield from _at(said, texts)
+    first, separator, rest = re.split(r"([,.;:](?=\s)|\n|\s(?=because\b))", said + "\n", maxsplit=1)
+    words = f" {normalise(rest)} "
+    if (text := normalise(first)) in texts and separator:
+        others = [other for other in texts if other != text and f" {other} " in words]
+        yield None if others else texts.index(text)
+
+
+def _alone(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+    """The only letter in brackets or on a line of its own."""
+    for form in (_BRACKETED, _A_LINE):
+        letters = {letter.upper() for letter in form.findall(said)}
+        if letters:
+            yield _index(letters.pop(), texts) if len(letters) == 1 else None
+
+
+def _at(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+    """The letter that a text begins with, if it is meant as one: nothing follows, or punctuation, or its own text."""
+    found = _LETTER.match(said)
+    index = _index(found[1].upper(), texts) if found else None
+    if found is None or index is None:
+        return
+    rest = said[found.end() :]
+    line = normalise(rest.lstrip(".):").split("\n")[0])
+    if _ANOTHER.match(rest) or line in [text for text in texts if text != texts[index]]:
+        yield None
+    elif _ENDS.match(rest) or line == texts[index] or (found[1].isupper() and found[1] not in "AI"):
+        yield index
+
+
+def _index(letter: str, texts: Sequence[str]) -> int | None:
+    index = ord(letter) - ord("A")
+    return index if index < len(texts) else None

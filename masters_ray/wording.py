@@ -1,0 +1,46 @@
+"""Short texts in plain words, so that two that say the same are equal."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+_EDGES = " \t\r\n.,;:!?\"'`()[]{}*_。、「」『』"
+ARTICLES = frozenset({"a", "an", "the"})
+_PLAIN = str.maketrans(
+    dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−﹣", "-") | {"⁄": "/"}
+)
+_LAST_WORDS = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", re.DOTALL | re.IGNORECASE)
+_LATEX = re.compile(
+    r"\\(?:text|mathrm|mathbf|textbf|mathit)\s*\{([^{}]*)\}|\\([%$#&])|\\[()\[\],]|^\$(?=.*\$$)|\$$(?<=.\$)"
+)
+
+
+@functools.lru_cache(maxsize=4096)  # labels and short answers come again and again
+def plain(text: str) -> str:
+    """A text in plain signs: NFKC; quotes, dashes and digits those of ASCII; nothing invisible; no LaTeX around it. Of
+    a text with ``<answer>`` tags or ``\\boxed{}`` what the last of them holds.
+
+    Example: ``"so \\boxed{\\text{－５}}"`` gives ``"-5"``.
+    """
+    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    if not plain.isascii():
+        plain = "".join(
+            str(unicodedata.digit(one)) if one.isdecimal() else one
+            for one in plain
+            if unicodedata.category(one) != "Cf"
+        )
+    *_, last = [None, *_LAST_WORDS.finditer(plain)]
+    said = (last[1] or last[2] or "") if last else plain
+    return _LATEX.sub(lambda found: found[1] or found[2] or "", said.strip()).strip()
+
+
+@functools.lru_cache(maxsize=4096)
+def normalise(text: str) -> str:
+    """``plain``, lower case, single blanks, no punctuation at the edges of a word, no articles (unless nothing else is
+    said)."""
+    words = [word.strip(_EDGES) for word in plain(text).casefold().split()]
+    words = [word for word in words if word]
+    kept = [word for word in words if word not in ARTICLES]
+    return " ".join(kept or words)
