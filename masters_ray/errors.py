@@ -18,7 +18,31 @@ All of them pickle (Ray carries them between processes), keep their cause, and s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s'\"<>]+)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"([?&;](?:sig|[^?&;=]*(?:signature|token|secret|passw|credential|key|auth)[^?&;=]*)=)[^?&;#]+", re.IGNORECASE
+)
+_NAMED_USERS = ("http://", "https://", "s3://", "ftp://")
+"""Where a user's name alone gives access."""
+
+
+def masked(text: str) -> str:
+    """A text with … in place of what gives access in its addresses: user and password, tokens, signatures."""
+    return _ADDRESS.sub(lambda found: found[1] + _masked(found[1].lower(), found[2]), text)
+
+
+def _masked(scheme: str, rest: str) -> str:
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    _, colon, port = authority.partition(":")
+    if at and (":" in user or scheme in _NAMED_USERS):
+        rest = "…@" + rest[len(user) + 1 :]
+    elif not at and colon and not port.isdigit() and "@" in rest:  # a password with a slash
+        rest = "…@" + rest.rpartition("@")[2]
+    return _SECRET.sub(r"\1…", rest)
 
 
 class MastersError(Exception):
@@ -36,7 +60,7 @@ class Complaint:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}"
+        return masked(f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}")
 
 
 class ConfigError(MastersError):

@@ -108,7 +108,7 @@ def _follow(client: Any, job: str) -> int:
 
 def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     """Overrides that make relative paths mean on the cluster what they mean here; what travels stays relative."""
-    words = [f"run.dir={root / config.run.dir}"]
+    words = [f"run.dir={_place(config.run.dir, root)}"]
     for key, path in {
         "data.train.path": config.data.train.path,
         "data.held_out.path": config.data.held_out.path,
@@ -116,7 +116,7 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
         "student.checkpoint": config.student.checkpoint,
     }.items():
         if path and _stays_behind(path):
-            words.append(f"{key}={root / path}")
+            words.append(f"{key}={_place(path, root)}")
     rollout = config.rollout
     if rollout.store:
         words.append(f"rollout.store={_place(rollout.store, root)}")
@@ -126,8 +126,8 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
         growth = [configuration.as_dict(one) for one in config.growth]
         for one in growth:
             checkpoint = one["teacher"]["checkpoint"]
-            one["teacher"]["checkpoint"] = str(root / checkpoint) if _stays_behind(checkpoint) else checkpoint
-        words.append(f"growth={json.dumps(growth)}")
+            one["teacher"]["checkpoint"] = _place(checkpoint, root) if _stays_behind(checkpoint) else checkpoint
+        words.append(f"growth={json.dumps(configuration.as_written(growth))}")
     return words
 
 
@@ -137,8 +137,10 @@ def _stays_behind(path: str) -> bool:
 
 
 def _place(where: str, root: Path) -> str:
-    """A directory of stores: an address, or a whole path."""
-    return where if "://" in where else str(root / where)
+    """A path as a whole one, or an address; what the configuration takes from the environment stays as it is written
+    there: a job's entry point can be read by everybody who reaches the cluster."""
+    written = str(configuration.as_written(where))
+    return written if "://" in where or Path(where).is_absolute() else f"{root}/{written}"
 
 
 def _excludes(root: Path) -> list[str]:

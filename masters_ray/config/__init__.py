@@ -33,6 +33,7 @@ from masters_ray.config.schema import (
     Teacher,
     Transfer,
 )
+from masters_ray.config.written import Written, as_written
 
 __all__ = [
     "Aggregation",
@@ -60,7 +61,9 @@ __all__ = [
     "Student",
     "Teacher",
     "Transfer",
+    "Written",
     "as_dict",
+    "as_written",
     "known_keys",
     "load",
     "read",

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from masters_ray.config.rules import violations
 from masters_ray.config.schema import Config
+from masters_ray.config.written import as_written, remember
 from masters_ray.errors import Complaint, ConfigError
 
 
@@ -43,13 +44,14 @@ def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, 
         )
         OmegaConf.update(tree, key, "")
     config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
+    remember(config, OmegaConf.to_container(tree))  # type: ignore[arg-type]
     complaints += [complaint for complaint in violations(config) if complaint.where not in missing]
     return config, complaints
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration, defaults included."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The whole configuration, defaults included, interpolations as they are written."""
+    return OmegaConf.to_yaml(OmegaConf.create(as_written(as_dict(config))))
 
 
 def as_dict(section: Any) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from masters_ray.config import learner_rules
 from masters_ray.config.complaints import Rules
 from masters_ray.config.schema import Config, Rollout, Schedule, Student, Teacher
-from masters_ray.errors import Complaint
+from masters_ray.errors import Complaint, masked
 
 _PILLOW_MAX_PIXELS = 178_956_970
 _INEXACT = 1e-6
@@ -30,7 +33,24 @@ def violations(config: Config) -> list[Complaint]:
     learner_rules.check(rules, config.learner)
     _data(rules, config)
     _engines(rules, config)
+    _addresses(rules, "", dataclasses.asdict(config))
     return rules.broken
+
+
+def _addresses(rules: Rules, key: str, found: Any) -> None:
+    """No address gives access by itself: it is written to the run's files."""
+    if isinstance(found, dict | list):
+        for name, one in found.items() if isinstance(found, dict) else enumerate(found):
+            _addresses(rules, f"{key}[{name}]" if isinstance(found, list) else f"{key}.{name}".strip("."), one)
+    elif isinstance(found, str):
+        rules.rule(
+            masked(found) == found,
+            key,
+            "an address without credentials",
+            masked(found),
+            "Leave them to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS …) or to the machine's role.",
+        )
 
 
 def _rollout(rules: Rules, config: Config) -> None:

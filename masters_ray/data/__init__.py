@@ -1,6 +1,7 @@
 """Sources of problems: jsonl, parquet or easy-vqa, in a deterministic order, bad rows set aside with their reason."""
 
 from masters_ray.data.loading import Loaded, load, refuse_too_many, write_quarantine
+from masters_ray.data.overlap import Overlap, overlap
 from masters_ray.data.pictures import (
     CHANGES,
     DEFAULT_MAX_PIXELS,
@@ -20,10 +21,12 @@ __all__ = [
     "PILLOW_MAX_PIXELS",
     "BadPictureError",
     "Loaded",
+    "Overlap",
     "Problems",
     "check",
     "decode",
     "load",
+    "overlap",
     "refuse_too_many",
     "special_in",
     "with_embedded_pictures",

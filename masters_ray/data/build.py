@@ -15,7 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,10 @@ class Collected:
     size: int = 0
     """Bytes of all rows."""
     rejected: list[Rejected] = field(default_factory=list)
+    unused: dict[str, int] = field(default_factory=dict)
+    """Column that is not read → rows that have a value in it."""
+    repeated: list[str] = field(default_factory=list)
+    """Ids that stand in an earlier row, as they were made unique."""
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -82,7 +86,8 @@ def collect(
     Raises DataError when the source cannot be read or a file cannot be written.
     """
     found = Collected(file=file)
-    examine = Examiner(Path(source.path or ".").parent, max_pictures, max_pixels, special)
+    reader = sources.Reader(source)
+    examine = Examiner(reader, max_pictures, max_pixels, special)
     notes, seen = files.Notes(), set[bytes]()
     said = time.monotonic()
     with _new_file(file, SCHEMA) as writer, _new_file(pictures, files.SCHEMA) as noted:
@@ -95,10 +100,10 @@ def collect(
                 say(f"{source.path or 'easy-vqa'}: {found.read} rows are read, their pictures decoded")
             if notes.add(row.files) >= _UNSORTED_ROWS:
                 noted.write_batch(notes.batch())
-            outcome = _unless_known(row.outcome, row.where, seen)
-            if isinstance(outcome, Rejected):
-                found.rejected.append(outcome)
+            if isinstance(row.outcome, Rejected):
+                found.rejected.append(row.outcome)
                 continue
+            outcome = _with_an_id_of_its_own(row.outcome, row.where, seen, found.repeated)
             found.numbers.append(found.read - 1)
             found.changes.update(row.changes)
             waiting.append(outcome)
@@ -109,6 +114,7 @@ def collect(
         if waiting:
             _append(writer, waiting, found)
         noted.write_batch(notes.batch())
+    found.unused = dict(reader.unused)
     return found
 
 
@@ -157,15 +163,17 @@ def copy(collected: Collected, order: Sequence[int], file: Path, note: Note) -> 
         os.fsync(content.fileno())
 
 
-def _unless_known(outcome: Problem | Rejected, where: str, seen: set[bytes]) -> Problem | Rejected:
-    """The problem, whose id is added to ``seen``; rejected when it is there already."""
-    if isinstance(outcome, Rejected):
-        return outcome
-    name = hashlib.blake2b(outcome.id.encode(), digest_size=8).digest()
-    if name in seen:
-        return Rejected(row=where, reason=f"id {outcome.id!r} stands in an earlier row; ids must be unique")
+def _with_an_id_of_its_own(problem: Problem, where: str, seen: set[bytes], repeated: list[str]) -> Problem:
+    """The problem; with the number of its row behind its id when an earlier row has the same, as where it names a
+    picture."""
+    id = problem.id
+    while (name := hashlib.blake2b(id.encode(), digest_size=8).digest()) in seen:
+        id = f"{id}#{where.rpartition(':')[2]}"
     seen.add(name)
-    return outcome
+    if id == problem.id:
+        return problem
+    repeated.append(id)
+    return replace(problem, id=id)
 
 
 def _append(writer: _Writer, problems: Sequence[Problem], found: Collected) -> None:

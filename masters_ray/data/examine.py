@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
-from masters_ray.data import files, sources
+from masters_ray.data import files
 from masters_ray.data.pictures import BadPictureError, Checked, check
 from masters_ray.data.pixels import Change
-from masters_ray.data.sources import BadRowError
+from masters_ray.data.scalars import BadRowError
+from masters_ray.data.sources import Reader
 from masters_ray.data.texts import reason_against
 from masters_ray.records import Picture, Problem, Rejected, RejectedBy
 
@@ -40,9 +40,9 @@ class Examined:
 class Examiner:
     """Looks at rows; called by several threads at once."""
 
-    def __init__(self, folder: Path, max_pictures: int, max_pixels: int, special: str) -> None:
-        """folder: where paths of pictures start. special: as of ``load``."""
-        self._folder, self._max_pictures, self._max_pixels = folder, max_pictures, max_pixels
+    def __init__(self, reader: Reader, max_pictures: int, max_pixels: int, special: str) -> None:
+        """special: as of ``load``."""
+        self._reader, self._max_pictures, self._max_pixels = reader, max_pictures, max_pixels
         self._special = special
         self._of_file = lru_cache(_REMEMBERED)(self._look_at)
 
@@ -52,7 +52,7 @@ class Examiner:
         looked: list[tuple[str, files.Stamp]] = []
         checked: list[Checked] = []
         try:
-            problem = sources.problem(content, where, self._folder)
+            problem = self._reader.problem(content, where)
             self._count(problem)
             if (reserved := reason_against(problem, self._special)) is not None:
                 return Examined(where=where, outcome=Rejected(row=where, reason=reserved, kind="text"))
@@ -78,8 +78,6 @@ class Examiner:
         )
 
     def _count(self, problem: Problem) -> None:
-        if not problem.pictures:
-            raise BadRowError("no picture")
         if len(problem.pictures) > self._max_pictures:
             raise BadRowError(
                 f"{len(problem.pictures)} pictures; the engines take {self._max_pictures} (engine.max_pictures)"

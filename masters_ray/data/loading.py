@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,21 @@ import PIL
 
 from masters_ray.config import DataSource
 from masters_ray.data import build, files, sources
+from masters_ray.data.build import Collected
 from masters_ray.data.pictures import DEFAULT_MAX_PIXELS
 from masters_ray.data.pixels import Change
+from masters_ray.data.scalars import cut
 from masters_ray.data.spool import FORMAT, Note, Problems, opened
 from masters_ray.data.texts import NO_SPECIAL
 from masters_ray.errors import DataError
 from masters_ray.progress import say
 from masters_ray.records import Rejected
+
+_MANY_KINDS = 50
+_COLUMNS_TOLD = 12
+_REASONS_TOLD = 5
+_REASON = 500
+"""Characters of a reason in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,16 @@ class Loaded:
 
     problems: Problems
     rejected: list[Rejected]
+
+    @property
+    def unused(self) -> dict[str, int]:
+        """Column that is not read → rows that have a value in it."""
+        return self.problems.note.unused
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of the source."""
+        return self.problems.note.remarks
 
     @property
     def changes(self) -> dict[Change, int]:
@@ -69,7 +88,7 @@ def load(
         try:
             _remove(spool)  # it must never stand beside other notes of its pictures
             collected = build.collect(source, unsorted, noted, max_pictures, max_pixels, special, first)
-            refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share)
+            refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share, collected.unused)
             order = build.seeded_order(collected, seed, source.rows)
             note = Note(
                 key=key,
@@ -78,6 +97,8 @@ def load(
                 accepted=len(collected),
                 rejected=collected.rejected,
                 changes=dict(collected.changes),
+                unused=collected.unused,
+                remarks=_remarks(collected),
             )
             build.copy(collected, order, unfinished, note)
             with build.writing(spool):
@@ -87,7 +108,7 @@ def load(
             _remove(unsorted, unfinished, noted)
         problems = Problems(spool)
     note = problems.note
-    refuse_too_many(source, note.rejected, note.accepted, max_quarantined_share)
+    refuse_too_many(source, note.rejected, note.accepted, max_quarantined_share, note.unused)
     return Loaded(problems=problems, rejected=note.rejected)
 
 
@@ -126,16 +147,54 @@ def _remove(*files: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def refuse_too_many(source: DataSource, rejected: Sequence[Rejected], accepted: int, allowed: float) -> None:
-    """Raises DataError when more than ``allowed`` of the rows were set aside, or all."""
+def _remarks(found: Collected) -> list[str]:
+    remarks = []
+    if found.unused:
+        remarks.append(f"columns that are not used: {_columns(found.unused)}")
+    if found.repeated:
+        remarks.append(
+            f"{len(found.repeated)} rows have the id of an earlier one, which was made unique by their row numbers "
+            f"({found.repeated[0]})"
+        )
+    if len(found.names) > _MANY_KINDS:
+        remarks.append(
+            f"{len(found.names)} kinds of question, too many to compare one by one (accuracy is the mean over them): "
+            "group them in the column kind, or leave it out"
+        )
+    return remarks
+
+
+def _columns(unused: Mapping[str, int]) -> str:
+    named = [
+        f"{cut(key)} ({count} row{'s' if count != 1 else ''})" for key, count in list(unused.items())[:_COLUMNS_TOLD]
+    ]
+    return ", ".join(named) + (f" and {len(unused) - len(named)} more" if len(unused) > len(named) else "")
+
+
+def refuse_too_many(
+    source: DataSource,
+    rejected: Sequence[Rejected],
+    accepted: int,
+    allowed: float,
+    unused: Mapping[str, int] | None = None,
+) -> None:
+    """Raises DataError when more than ``allowed`` of the rows were set aside, or all. unused: columns that are not
+    read."""
     total = len(rejected) + accepted
     if accepted and len(rejected) / total <= allowed:
         return
     name = source.path or "easy-vqa"
     if not total:
         raise DataError(f"{name}: expected rows with question, answer and image, found none.")
-    examples = "\n".join(f"  {one.row}: {one.reason}" for one in rejected[:5])
+    reasons = Counter(one.reason for one in rejected)
+    firsts = list({one.reason: one for one in reversed(rejected)}.values())[::-1][:_REASONS_TOLD]
+    examples = "\n".join(
+        f"  {one.row}: {cut(one.reason, _REASON)}"
+        + (f" (and {reasons[one.reason] - 1} rows more)" if reasons[one.reason] > 1 else "")
+        for one in firsts
+    )
+    columns = f"Columns that are not used: {_columns(unused)}.\n" if unused else ""
     raise DataError(
         f"{name}: {len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g}. "
-        f"The first of them:\n{examples}\nMend the rows, or raise data.max_quarantined_share."
+        f"The first of them:\n{examples}\n{columns}Mend the rows, or raise data.max_quarantined_share."
     )

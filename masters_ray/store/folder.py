@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 from pyarrow import fs
 
-from masters_ray.errors import StoreError
+from masters_ray.errors import StoreError, masked
 
 _LEFTOVER = ".tmp"
 _ASIDE = ".damaged"
@@ -35,6 +35,11 @@ class Folder:
         elif filesystem is not None:
             self.filesystem, self._path = filesystem, str(where)
         elif "://" in str(where):
+            if (shown := masked(str(where))) != str(where):
+                raise StoreError(
+                    f"{shown}: expected an address without credentials. Leave them to the environment, such as "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                )
             try:
                 self.filesystem, self._path = fs.FileSystem.from_uri(str(where))
             except (pa.ArrowException, OSError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masters_ray.config import Config
+from masters_ray.config import Config, as_written
 from masters_ray.report.markup import NOTHING, decimal, escape, facts, percent, table, text_or_details, whole
 from masters_ray.report.page import document, write_whole
 
@@ -108,8 +108,8 @@ def _word(row: Mapping[str, Any], name: str) -> str:
 def _facts(config: Config) -> str:
     return facts(
         [
-            ("teacher", f"<code>{escape(config.teacher.checkpoint)}</code>"),
-            ("student", f"<code>{escape(config.student.checkpoint)}</code>"),
+            ("teacher", f"<code>{escape(as_written(config.teacher.checkpoint))}</code>"),
+            ("student", f"<code>{escape(as_written(config.student.checkpoint))}</code>"),
             ("questions", str(config.data.train.rows)),
             ("answers per question", f"{config.rollout.teacher_answers} + {config.rollout.student_answers}"),
             ("mask ratio of the teacher that answered", percent(config.schedule.stages[0].ratio)),

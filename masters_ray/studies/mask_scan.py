@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
-from masters_ray.config import Config, Schedule, ScheduledStage
+from masters_ray.config import Config, Schedule, ScheduledStage, as_written
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import driver, stages
@@ -101,8 +101,8 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
         "ratios": [as_json(one) for one in found],
         "advice": as_json(advice),
         "config_file": config_file,
-        "teacher": config.teacher.checkpoint,
-        "student": config.student.checkpoint,
+        "teacher": as_written(config.teacher.checkpoint),
+        "student": as_written(config.student.checkpoint),
     }
     write_json(directory.file(RESULT), result)
     for line in table(found):

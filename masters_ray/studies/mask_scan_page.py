@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masters_ray.config import Config
+from masters_ray.config import Config, as_written
 from masters_ray.report.charts import Line, line_chart
 from masters_ray.report.markup import NOTHING, escape, facts, nats, percent, small_percent, table
 from masters_ray.report.page import document, write_whole
@@ -120,8 +120,8 @@ def _rewards(found: Sequence[Scanned]) -> str:
 def _facts(config: Config) -> str:
     return facts(
         [
-            ("teacher", f"<code>{escape(config.teacher.checkpoint)}</code>"),
-            ("student", f"<code>{escape(config.student.checkpoint)}</code>"),
+            ("teacher", f"<code>{escape(as_written(config.teacher.checkpoint))}</code>"),
+            ("student", f"<code>{escape(as_written(config.student.checkpoint))}</code>"),
             ("questions", str(config.data.train.rows)),
             ("answers per question", f"{config.rollout.teacher_answers} + {config.rollout.student_answers}"),
             ("top k", str(config.teacher.top_k)),

@@ -1,6 +1,9 @@
 import itertools
 import json
+import math
 from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from masters_ray import data
 from masters_ray.config import DataSource
 from masters_ray.data import Loaded, decode, write_quarantine
 from masters_ray.errors import DataError
+from masters_ray.pipeline import inputs
 from tests.builders import png
 from tests.sources import good, jsonl
 
@@ -84,13 +88,13 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path, load: Load) 
         good(6, answer=""),
         {"question": "no answer?", "image": "a.png"},
         "{not json",
-        good(1),
+        '{"question": "q?", "question": "r?", "answer": "a", "image": "a.png"}',
         good(7, image=[]),
         good(8, image=3),
         "[1]",
         good(9, image=["a.png", "a.png"]),
         good(10, choices="yes,no"),
-        good(11, answer=["a"]),
+        good(11, answer=["a", "b"]),
         good(12, kind="\ud83d"),
     ]
     loaded = load(jsonl(tmp_path, rows), 0, 1.0)
@@ -101,13 +105,13 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path, load: Load) 
     assert "text.png cannot be decoded" in reasons["4"]
     assert (reasons["5"], reasons["6"]) == ("empty question", "empty answer")
     assert reasons["7"].startswith("no answer")
-    assert reasons["8"].startswith("not JSON in UTF-8")
-    assert "ids must be unique" in reasons["9"]
-    assert reasons["10"] == "no picture"
+    assert reasons["8"].startswith("not JSON: ")
+    assert reasons["9"] == "'question' stands there twice: keep one"
+    assert reasons["10"] == "image: expected a picture, found an empty list; every question needs one"
     assert "found int" in reasons["11"]
     assert "found list" in reasons["12"]
-    assert reasons["14"] == "choices: expected a list, found str"
-    assert reasons["15"] == "answer: expected a text, found list"
+    assert reasons["14"] == "choices: expected a list of texts, found 'yes,no'"
+    assert reasons["15"].startswith("answer: expected a single text, found 2 (['a', 'b'])")
     assert reasons["16"] == "kind: expected Unicode, found half of a surrogate pair"
     assert reasons["13"] == "2 pictures; the engines take 1 (engine.max_pictures)"
 
@@ -133,11 +137,8 @@ def test_a_missing_file_and_a_file_of_another_kind_are_named(tmp_path: Path, loa
     with pytest.raises(DataError, match="none.jsonl: expected a jsonl file"):
         load(DataSource(path=str(tmp_path / "none.jsonl")), 0, 0.0)
     (tmp_path / "rows.parquet").write_text("no")
-    with pytest.raises(DataError, match="expected a parquet file"):
+    with pytest.raises(DataError, match="rows.parquet: cannot be read: is it damaged, or cut short"):
         load(DataSource(format="parquet", path=str(tmp_path / "rows.parquet")), 0, 0.0)
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="found none"):
-        load(DataSource(path=str(tmp_path / "empty.jsonl")), 0, 1.0)
 
 
 def test_the_quarantine_file_has_a_row_for_each(tmp_path: Path, load: Load) -> None:
@@ -168,3 +169,167 @@ def test_a_row_whose_text_holds_a_special_token_is_set_aside_with_its_name(tmp_p
         "question: '<|im_end|>'",
     ]
     assert len(load(jsonl(tmp_path, rows), 0, 1.0).problems) == 5
+
+
+def parquet(file: Path, rows: list[dict[str, Any]], **types: pa.DataType) -> DataSource:
+    """A file of those rows with a picture each; columns have the types that are named."""
+    table = pa.Table.from_pylist([{"question": "q?", "image": png()} | row for row in rows])
+    for name, kind in types.items():
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
+    pq.write_table(table, file, row_group_size=2)
+    return DataSource(format="parquet", path=str(file))
+
+
+def labels(loaded: Loaded) -> list[str]:
+    return sorted(problem.label for problem in loaded.problems)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([0.1, 3.0, -0.0, 1e21, math.nan, math.inf, None], pa.float32(), ["0", "0.1", "1" + 21 * "0", "3"]),
+        ([0.1, 3.0, 12.4], pa.float64(), ["0.1", "12.4", "3"]),
+        ([2**53 + 1, -7], pa.int64(), ["-7", str(2**53 + 1)]),
+        ([Decimal("12.40"), Decimal("-1.00")], pa.decimal128(4, 2), ["-1.00", "12.40"]),
+        ([datetime(2018, 1, 2), datetime(2018, 1, 2, 3, 4)], pa.timestamp("s"), ["2018-01-02", "2018-01-02 03:04:00"]),
+        ([date(2018, 1, 2)], pa.date32(), ["2018-01-02"]),
+        (["a", "b"], pa.dictionary(pa.int32(), pa.string()), ["a", "b"]),
+        (["a", "b"], pa.large_string(), ["a", "b"]),
+        (["a", "b"], pa.string_view(), ["a", "b"]),
+        ([b"a", b"\xff"], pa.binary(), ["a"]),
+        ([True, False], pa.bool_(), []),
+        ([["red"], ["red", "blue"], []], pa.list_(pa.string()), ["red"]),
+    ],
+)
+def test_a_label_is_what_people_meant_whatever_the_type_of_its_column(
+    tmp_path: Path, load: Load, values: list[Any], kind: pa.DataType, expected: list[str]
+) -> None:
+    rows = [{"answer": value} for value in values]
+    source = parquet(tmp_path / "rows.parquet", rows, answer=kind)
+    if not expected:
+        with pytest.raises(DataError, match="answer: True may stand for yes, for true or for 1"):
+            load(source, 0, 1.0)
+        return
+    assert labels(load(source, 0, 1.0)) == expected
+
+
+def test_text_that_is_not_utf_8_costs_its_row_of_a_parquet_file(tmp_path: Path, load: Load) -> None:
+    source = parquet(tmp_path / "rows.parquet", [{"answer": one} for one in (b"red", b"\xff", b"blue")])
+    table = pq.read_table(source.path)
+    torn = pa.Array.from_buffers(pa.string(), 3, table["answer"].combine_chunks().buffers())
+    pq.write_table(table.set_column(table.schema.get_field_index("answer"), "answer", torn), source.path)
+    loaded = load(source, 0, 1.0)
+    assert labels(loaded) == ["blue", "red"]
+    assert loaded.rejected[0].row.endswith("rows.parquet:2")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("3", "3"),
+        ("3.0", "3"),
+        ("12.40", "12.40"),
+        ("1e3", "1000"),
+        ("-0.0", "0"),
+        ("1e-7", "0.0000001"),
+        ("1e999999999", "1E+999999999"),
+        ("NaN", "answer: expected a number, found nan"),
+        ("-Infinity", "answer: expected a number, found -inf"),
+        ("9" * 5000, "not JSON that can be read: a number has too many digits"),
+        ("1e" + "9" * 30, "not JSON that can be read: a number has too many digits"),
+        ("[" * 100_000, "not JSON that can be read: too many brackets inside each other"),
+        ("true", "answer: True may stand for yes, for true or for 1: write the text that is meant"),
+        ("null", "no answer (answer is null); the columns are question, image, answer"),
+        ('{"a": 1}', "answer: expected a text or a number, found {'a': 1}"),
+        ('" \\n red\\u200b\\ufeff "', "red"),
+        ('"\\u2060"', "empty answer"),
+        ('"a\\u0000b"', "answer: holds the character NUL: take it out"),
+        ('"a\u2028b"', "a\u2028b"),
+        ('"👩\u200d🚀"', "👩\u200d🚀"),
+        ('"red"},', "not JSON: something stands after the value, at character"),
+    ],
+)
+def test_an_answer_in_json_is_what_people_meant_or_has_a_reason(
+    tmp_path: Path, load: Load, written: str, expected: str
+) -> None:
+    line = '{"question": "q?", "image": "a.png", "answer": ' + written + "}"
+    loaded = load(jsonl(tmp_path, [good(1), line, good(2)]), 0, 1.0)
+    if len(loaded.problems) == 3:
+        assert expected in labels(loaded)
+    else:
+        [rejected] = loaded.rejected
+        assert rejected.reason.startswith(expected)
+        assert len(rejected.reason) < 300
+
+
+def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_told(
+    tmp_path: Path, load: Load
+) -> None:
+    given = [7, "7", 7.0, "", None, True, "7#2"]
+    rows = [good(number, id=one) for number, one in enumerate(given)]
+    loaded = load(jsonl(tmp_path, rows), 0, 0.0)
+    file = tmp_path / "rows.jsonl"
+    assert sorted(ids(loaded)) == sorted(["7", "7#2", "7#3", f"{file}:4", f"{file}:5", "True", "7#2#7"])
+    assert loaded.remarks == [
+        "3 rows have the id of an earlier one, which was made unique by their row numbers (7#2)",
+    ]
+
+
+def test_columns_that_are_not_used_are_told_also_of_a_source_that_is_opened_again(tmp_path: Path, load: Load) -> None:
+    source = jsonl(tmp_path, [good(1, hint="x", weight=2), good(2, hint=None, weight=3)])
+    for _ in range(2):
+        loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.arrow")
+        assert loaded.unused == {"hint": 1, "weight": 2}
+        assert loaded.remarks == ["columns that are not used: hint (1 row), weight (2 rows)"]
+    with pytest.raises(DataError, match=r"image: expected .*\nColumns that are not used: hint \(1 row\)"):
+        load(jsonl(tmp_path, [good(1, hint="x", image=[["a.png"]])]), 0, 0.0)
+
+
+def test_a_kind_for_every_row_is_told(tmp_path: Path, load: Load) -> None:
+    rows = [good(number, kind=number) for number in range(51)]
+    assert load(jsonl(tmp_path, rows[:50]), 0, 0.0).remarks == []
+    [remark] = load(jsonl(tmp_path, rows), 0, 0.0).remarks
+    assert remark.startswith("51 kinds of question, too many to compare")
+    kinds = [good(number, kind=kind) for number, kind in enumerate([None, 3, 3.0, ["x"], ""])]
+    assert sorted(one.kind for one in load(jsonl(tmp_path, kinds), 0, 0.0).problems) == ["3", "3", "all", "all", "x"]
+
+
+def test_equal_reasons_stand_in_a_message_once_and_no_value_floods_it(tmp_path: Path, load: Load) -> None:
+    rows = [{"question": "q?", "answer": ["x" * 10**6, "y"], "image": "a.png", "z" * 10**5: 1}] * 3
+    with pytest.raises(DataError) as error:
+        load(jsonl(tmp_path, rows), 0, 0.0)
+    told = str(error.value)
+    assert "(and 2 rows more)" in told
+    assert len(told) < 1200
+
+
+def test_held_out_questions_that_are_training_questions_are_counted_by_words_and_pictures(tmp_path: Path) -> None:
+    def spooled(name: str, questions: list[tuple[str, bytes]]) -> data.Problems:
+        rows = [{"id": str(number), "question": one, "image": shown} for number, (one, shown) in enumerate(questions)]
+        source = parquet(tmp_path / f"{name}.parquet", [row | {"answer": "a"} for row in rows])
+        return data.load(source, 0, 0.0, spool=tmp_path / f"{name}.arrow").problems
+
+    first, second, third = png(), png((8, 8)), png((9, 9))
+    train = spooled("train", [("What is it?", first), ("where?", second)])
+    held_out = spooled("held", [(" what is IT", first), ("what is it?", second), ("where?", third), ("who?", first)])
+    assert data.overlap(train, held_out) == data.Overlap(same_question=1, same_picture=2, examples=["0"])
+    assert data.overlap(train, train).same_question == 2
+
+
+def test_what_a_person_should_know_of_the_data_is_said_once(
+    tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = load(jsonl(tmp_path, [good(1, hint="x"), good(2)]), 0, 0.0)
+    train = load(jsonl(tmp_path, [good(1), good(3), good(4, answer="")]), 0, 1.0)
+    overlap = inputs.told(train, held_out)
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if line.strip()]
+    assert [line.partition("] ")[2] or line for line in lines] == [
+        "2 training questions, 1 rows set aside",
+        "2 held-out questions",
+        "held-out questions: columns that are not used: hint (1 row)",
+        "1 held-out questions are training questions too, with the same pictures: accuracy on them says what the "
+        "student remembers (q1)",
+        "1 held-out questions are about pictures that stand in training with other questions",
+    ]
+    assert overlap == data.Overlap(same_question=1, same_picture=1, examples=["q1"])

@@ -487,10 +487,15 @@ def test_warnings_for_the_reader(tmp_path: Path, page: Page) -> None:
     content["stages"][2]["left_out"] = 0.95
     content["accuracy"]["teacher"]["value"] = 0.3
     content["evaluation"]["left_out"] = 5
+    content["data"]["overlap"] = {"same_question": 7, "same_picture": 9, "examples": ["q1"]}
+    content["data"]["train"]["remarks"] = ["columns that are not used: hint (3 rows)"]
     warned = Page(report.write(build(tmp_path, summary=content, steps=1)).read_text(encoding="utf-8"))
     assert "Up to 95 % of the teacher’s probability was left out." in warned.text
     assert "The teacher is no better than the student was before training" in warned.text
     assert "5 held-out questions that one of the models could not be asked" in warned.text
+    assert "7 held-out questions are training questions too" in warned.text
+    assert "7; 9 share only their pictures" in warned.text
+    assert "1,600 (3 set aside; columns that are not used: hint (3 rows))" in warned.text
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,0 +1,116 @@
+"""What gives access, and what the environment holds, reaches nothing that a run or a message shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+
+from masters_ray import cli, submit
+from masters_ray import config as configuration
+from masters_ray.config import Config, rules
+from masters_ray.errors import ConfigError, StoreError, masked
+from masters_ray.pipeline.directory import RunDirectory, read_json
+from masters_ray.store import Folder
+from tests.conftest import ROOT
+
+DEMO = str(ROOT / "conf" / "demo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://HUSHKEY:HUSHED@bucket/x", "s3://…@bucket/x"),
+        ("s3://HUSHKEY:HUS/HE+D@bucket/x", "s3://…@bucket/x"),
+        ("s3://HUSHKEY@bucket", "s3://…@bucket"),
+        ("https://user:HUSH%40ED@host:8080/x?a=b", "https://…@host:8080/x?a=b"),
+        ("https://HUSHTOKEN@host/x.parquet", "https://…@host/x.parquet"),
+        ("https://host/x?X-Amz-Date=1&X-Amz-Signature=HUSHED", "https://host/x?X-Amz-Date=1&X-Amz-Signature=…"),
+        ("https://a.blob.core.windows.net/c?sv=1&sig=HUSHED&se=2", "https://a.blob.core.windows.net/c?sv=1&sig=…&se=2"),
+        ("abfs://c@a.dfs.core.windows.net/x?account_key=HUSHED", "abfs://c@a.dfs.core.windows.net/x?account_key=…"),
+        ("https://host/x?token=HUSHED#top", "https://host/x?token=…#top"),
+    ],
+)
+def test_an_address_with_credentials_is_refused_wherever_it_stands_and_not_repeated(
+    address: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert masked(address) == shown
+    with pytest.raises(StoreError) as caught:
+        Folder(address)
+    assert str(caught.value).startswith(f"{shown}: expected an address without credentials")
+    for key in ("rollout.store", "run.dir", "data.train.path", "teacher.checkpoint", "rollout.stor", "rollout.reuse"):
+        assert cli.main(["validate", DEMO, f"{key}={address}"]) == 1
+    assert cli.main(["validate", DEMO, f'rollout.reuse=["{address}"]']) == 1
+    assert cli.main(["validate", DEMO, address]) == 1
+    assert cli.main(["store", "verify", address]) == 1
+    told = "".join(capsys.readouterr())
+    assert "HUS" not in told
+    assert "rollout.reuse[0]: expected an address without credentials" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/a@b/c",
+        "s3://bucket/x?region=eu&endpoint_override=http%3A%2F%2Fhost:9000",
+        "gs://anonymous@bucket/x",
+        "abfs://container@account.dfs.core.windows.net/x",
+        "https://host:8080/a@b",
+        "data/a:b@c.jsonl",
+    ],
+)
+def test_an_address_that_gives_no_access_by_itself_is_taken(address: str) -> None:
+    config = Config()
+    config.rollout.store = address
+    assert masked(address) == address
+    assert not [one for one in rules.violations(config) if one.where == "rollout.store"]
+
+
+@pytest.fixture
+def from_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("PLACE", "hidden-place")
+    monkeypatch.setenv("HOW", "turns")
+    words = ["data.train.path=${oc.env:PLACE}/a.jsonl", "data.held_out.path=${data.train.path}"]
+    words += ["rollout.store=s3://${oc.env:PLACE}/x", "rollout.reuse=['${oc.env:PLACE}/old',other]"]
+    return configuration.load(DEMO, [f"run.dir={tmp_path}/run", "rollout.placement=${oc.env:HOW}", *words])
+
+
+def test_what_the_environment_holds_is_used_and_shown_as_it_is_written(
+    from_environment: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pickle.loads(pickle.dumps(dataclasses.replace(from_environment)))
+    assert config.data.held_out.path == config.data.train.path == "hidden-place/a.jsonl"
+    assert [config.rollout.store, *config.rollout.reuse] == ["s3://hidden-place/x", "hidden-place/old", "other"]
+    config.rollout.store = None
+    directory = RunDirectory(config)
+    directory.claim()
+    for file in ("config.yaml", "settings.json"):
+        assert "hidden-place" not in directory.file(file).read_text()
+        assert "${oc.env:PLACE}/a.jsonl" in directory.file(file).read_text()
+    monkeypatch.setenv("PLACE", "another-place")
+    again = configuration.load(directory.file("config.yaml"))
+    assert (again.data.held_out.path, again.rollout.placement) == ("another-place/a.jsonl", "turns")
+    RunDirectory(again)
+    assert read_json(directory.file("settings.json"))["data.held_out.path"] == "${data.train.path}"
+
+
+def test_an_entry_point_names_what_the_environment_holds_as_it_is_written(
+    from_environment: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hidden-place").mkdir()
+    (tmp_path / "hidden-place" / "a.jsonl").write_text("")
+    words = submit._absolute_paths(from_environment, tmp_path)
+    assert f"data.train.path={tmp_path}/${{oc.env:PLACE}}/a.jsonl" in words
+    assert "hidden-place" not in " ".join(words)
+    assert "rollout.store=s3://${oc.env:PLACE}/x" in words
+
+
+def test_a_wrong_value_from_the_environment_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHO", "HUSHKEY:HUSHED")
+    with pytest.raises(ConfigError) as caught:
+        configuration.load(DEMO, ["rollout.store=s3://${oc.env:WHO}@bucket/x"])
+    assert "HUS" not in str(caught.value)

@@ -1,0 +1,163 @@
+"""Choices and labels in the forms of data sets; every label becomes the text of a choice."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from masters_ray import data
+from masters_ray.config import DataSource
+from masters_ray.errors import DataError
+from tests.builders import png
+from tests.sources import good, jsonl
+
+Labels = Callable[..., list[tuple[str, tuple[str, ...]]]]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Labels:
+    """(label, choices) of rows, each given as (answer, choices)."""
+
+    def labels(*rows: tuple[Any, Any]) -> list[tuple[str, tuple[str, ...]]]:
+        source = jsonl(tmp_path, [good(n, answer=answer, choices=choices) for n, (answer, choices) in enumerate(rows)])
+        loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.arrow")
+        return [(one.label, one.choices) for one in sorted(loaded.problems, key=lambda one: int(one.id[1:]))]
+
+    return labels
+
+
+TWO = ("red", "blue")
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["blue", "Blue", "B", "b", "(B)", "B.", "B)", "B:", "[B]", "B. blue", "(b) Blue", 1, "1", 1.0, ["B"], " blue\n"],
+)
+def test_a_label_as_text_letter_or_index_becomes_the_text(read: Labels, label: Any) -> None:
+    assert read((label, list(TWO))) == [("blue", TWO)]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["A. red", "B. blue"],
+        ["(A) red", "(B) blue"],
+        ["a) red", "b)blue"],
+        ["A: red", "B: blue"],
+        {"A": "red", "B": "blue"},
+        {"B": "blue", "A": "red", "C": None},
+        [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}],
+        [{"key": "A", "value": "red"}, {"key": "B", "value": "blue"}],
+        {"label": ["A", "B"], "text": ["red", "blue"]},
+        [["A", "red"], ["B", "blue"]],
+        "['red', 'blue']",
+        '["red", "blue"]',
+        '{"A": "red", "B": "blue"}',
+        "A. red\nB. blue",
+    ],
+)
+def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Labels, choices: Any) -> None:
+    assert read(("B", choices), ("blue", choices)) == [("blue", TWO)] * 2
+
+
+@pytest.mark.parametrize(
+    ("label", "choices", "expected"),
+    [
+        ("3", ["4", "3"], "3"),
+        (3, [4, 3], "3"),
+        ("A", ["B", "A"], "A"),
+        ("1", ["1. red", "2. blue"], "red"),
+        ("0.5", ["0.25", 0.50], "0.5"),
+        ("1.5 m", ["1.5 m", "2.5 m"], "1.5 m"),
+        ("ff", ["Ff", "ff", "FF"], "ff"),
+        ("A.M.", ["A.M.", "B.C."], "A.M."),
+        ("B. blue", ["A. red", "B. blue"], "blue"),
+        ("None of the above", ["red", "None of the above"], "None of the above"),
+        ("Z", list(string.ascii_lowercase), "z"),
+    ],
+)
+def test_what_may_be_read_in_two_ways_is_the_text_of_a_choice(
+    read: Labels, label: Any, choices: Any, expected: str
+) -> None:
+    [(found, _)] = read((label, choices))
+    assert found == expected
+
+
+def test_how_the_other_labels_of_a_source_are_written_decides_what_alone_may_be_read_in_two_ways(read: Labels) -> None:
+    counts = ["3", "1", "2"]
+    by_index = read((2, ["red", "blue", "green"]), ("1", ["x", "y"]), ("2", counts), (0, ["1", "0"]))
+    assert [label for label, _ in by_index] == ["green", "y", "2", "1"]
+    by_index = read((1, ["red", "blue"]), ("2", ["2", "3", "4"]), (0, ["x", "y"]))
+    assert [label for label, _ in by_index] == ["blue", "4", "x"]
+    by_text = read(("red", ["red", "blue"]), ("2", ["2", "3", "4"]))
+    assert [label for label, _ in by_text] == ["red", "2"]
+    by_letter = read(("B", ["red", "blue"]), ("A", ["B", "A"]), ("C", ["x", "y", "z"]))
+    assert [label for label, _ in by_letter] == ["blue", "B", "z"]
+
+
+@pytest.mark.parametrize(
+    ("label", "choices", "reason"),
+    [
+        ("green", TWO, r"'green' is none of the choices \['red', 'blue'\]; expected .* \(A to B\) .* \(0 to 1\)"),
+        ("E", TWO, "'E' is none"),
+        (2, TWO, "'2' is none"),
+        (-1, TWO, "'-1' is none"),
+        (True, TWO, "answer: True may stand for"),
+        ("A, B", TWO, "'A, B' is none"),
+        (["A", "B"], TWO, "expected a single text, found 2"),
+        ("B. red", TWO, "'B. red' is none"),
+        ("A", ["red"], "expected 2 to 26, which have letters, found 1"),
+        ("A", [str(n) for n in range(30)], "expected 2 to 26, which have letters, found 30"),
+        ("A", ["red", "", "blue"], "choices: entry 2 is empty"),
+        ("A", ["red", None], "choices: entry 2: expected a text or a number, found None"),
+        ("A", ["red", " red "], "'red' stands there twice"),
+        ("A", ["A. red", "B. red"], "'red' stands there twice"),
+        ("A", "yes,no", "expected a list of texts, found 'yes,no'"),
+        ("A", [["red"], ["blue", "x", "y"]], "choices: entry 2: expected a single text, found 3"),
+        ("A", 7, "expected a list of texts, found 7"),
+    ],
+)
+def test_a_label_that_is_none_of_the_choices_or_choices_that_are_none_drop_the_row(
+    read: Labels, label: Any, choices: Any, reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        read((label, choices))
+
+
+@pytest.mark.parametrize("choices", [None, [], {}, "", " "])
+def test_without_choices_a_letter_is_a_free_answer(read: Labels, choices: Any) -> None:
+    assert read(("B", choices)) == [("B", ())]
+
+
+@pytest.mark.parametrize("kind", [pa.map_(pa.string(), pa.string()), None])
+def test_a_column_of_mappings_holds_choices(tmp_path: Path, kind: pa.DataType | None) -> None:
+    rows = {"question": ["q?"], "answer": ["B"], "image": [png()]}
+    choices = pa.array([[("A", "red"), ("B", "blue")]] if kind else [{"A": "red", "B": "blue", "C": None}], kind)
+    pq.write_table(pa.table(rows | {"choices": choices}), tmp_path / "rows.parquet")
+    source = DataSource(format="parquet", path=str(tmp_path / "rows.parquet"))
+    [problem] = data.load(source, 0, 0.0, spool=tmp_path / "s.arrow").problems
+    assert (problem.label, problem.choices) == ("blue", TWO)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"options": list(TWO)}, "options may be meant as choices: rename it"),
+        ({"Options": "['red', 'blue']"}, "Options may be meant as choices: rename it"),
+        ({"A": "red", "B": "blue"}, "A, B may be meant as choices: put them into one list"),
+        ({"option_a": "red", "option_b": "blue"}, "option_a, option_b may be meant as choices"),
+    ],
+)
+def test_choices_under_another_name_are_not_taken_for_a_free_question(
+    tmp_path: Path, more: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        data.load(jsonl(tmp_path, [good(1, answer="A", **more)]), 0, 0.0, spool=tmp_path / "s.arrow")
+    source = jsonl(tmp_path, [good(1, answer="A", choices=["x", "y"], **more), good(2, options="[]", A=1)])
+    assert len(data.load(source, 0, 0.0, spool=tmp_path / "s.arrow").problems) == 2
