@@ -25,6 +25,7 @@ from masters_ray.config import DataSource
 from masters_ray.data import files, sources
 from masters_ray.data.examine import Examiner, in_order
 from masters_ray.data.pixels import Change
+from masters_ray.data.scalars import cut
 from masters_ray.data.spool import SCHEMA, Note, batch
 from masters_ray.errors import DataError
 from masters_ray.progress import say
@@ -114,7 +115,7 @@ def collect(
         if waiting:
             _append(writer, waiting, found)
         noted.write_batch(notes.batch())
-    found.unused = dict(reader.unused)
+    found.unused = {cut(column): count for column, count in reader.unused.items()}
     return found
 
 

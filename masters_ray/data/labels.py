@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -34,6 +36,8 @@ class Choices:
     """What each is called: its letter, or what the row has in its place."""
     written: tuple[str, ...] = ()
     """As they stand in the row."""
+    places: tuple[int, ...] = ()
+    """Of each: where it stands in the row, from 0; they are in the order of their letters."""
 
 
 def choices_of(value: Any) -> Choices:
@@ -42,24 +46,34 @@ def choices_of(value: Any) -> Choices:
     pairs = _pairs(_parsed(value))
     if not pairs:
         return Choices()
-    written = tuple(as_text(text, f"choices: entry {number}") for number, (_, text) in enumerate(pairs, 1))
-    keys, texts = [key and as_text(key, "choices: label") for key, _ in pairs], list(written)
-    marked = [_MARKED.fullmatch(text) for text in written]
-    marks = [found.group(1).upper() if found else "" for found in marked]
-    if marks in (list(ascii_uppercase[: len(marks)]), [str(number) for number in range(1, len(marks) + 1)]):
-        texts = [found.group(2) for found in marked if found]
-        keys = marks
+    if not 2 <= len(pairs) <= len(ascii_uppercase):
+        raise BadRowError(f"choices: expected 2 to {len(ascii_uppercase)}, which have letters, found {len(pairs)}")
+    written = [as_text(text, f"choices: entry {number}") for number, (_, text) in enumerate(pairs, 1)]
+    keys = ["" if key is None else as_text(key, "choices: label") for key, _ in pairs]
+    marked = [found for text in written if (found := _MARKED.fullmatch(text))]
+    if len(marked) == len(written) and not any(keys):
+        keys = [found.group(1) for found in marked]
+    places = list(range(len(written)))
     if not all(keys):
-        keys = list(ascii_uppercase[: len(texts)])
-    _refuse(texts)
-    order = list(range(len(texts)))
-    if all(re.fullmatch("[A-Za-z]", key) for key in keys):
-        order.sort(key=lambda index: keys[index].upper())
+        keys = list(ascii_uppercase[: len(written)])
+    elif all(re.fullmatch("[A-Za-z]", key) for key in keys):
+        keys = [key.upper() for key in keys]
+        places.sort(key=keys.__getitem__)
+    keys = [keys[place] for place in places]
+    texts = [written[place] for place in places]
+    if len(marked) == len(written) and keys in (list(ascii_uppercase[: len(keys)]), _numbers(len(keys))):
+        texts = [marked[place].group(2) for place in places]
+    _refuse(texts, keys)
     return Choices(
-        texts=tuple(texts[index] for index in order),
-        keys=tuple(keys[index] for index in order),
-        written=tuple(written[index] for index in order),
+        texts=tuple(texts),
+        keys=tuple(keys),
+        written=tuple(written[place] for place in places),
+        places=tuple(places),
     )
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(number) for number in range(1, count + 1)]
 
 
 def readings(label: str, choices: Choices) -> dict[Reading, int]:
@@ -67,7 +81,7 @@ def readings(label: str, choices: Choices) -> dict[Reading, int]:
     found: dict[Reading, int | None] = {
         "text": _by_text(label, choices),
         "key": _index([key.casefold() for key in choices.keys], label.strip("()[].: ").casefold()),
-        "index": int(label) if re.fullmatch(r"[0-9]{1,2}", label) and int(label) < len(choices.texts) else None,
+        "index": _index([str(place) for place in choices.places], label),
     }
     return {name: index for name, index in found.items() if index is not None}
 
@@ -111,7 +125,7 @@ def _parsed(value: Any) -> Any:
         return value
     text = value.strip()
     if text[:1] in ("[", "{") and len(text) <= _LONGEST:
-        for parse in (json.loads, ast.literal_eval):
+        for parse in (functools.partial(json.loads, parse_float=Decimal), ast.literal_eval):
             try:
                 return parse(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -128,8 +142,11 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
         labels, texts = (
             next((value[name] for name in names if name in value), None) for names in (_KEY_NAMES, _TEXT_NAMES)
         )
-        if isinstance(labels, list) and isinstance(texts, list) and len(labels) == len(texts):
-            return list(zip(labels, texts, strict=True))
+        if isinstance(texts, list):
+            if labels is None:
+                return [(None, text) for text in texts]
+            if isinstance(labels, list) and len(labels) == len(texts):
+                return list(zip(labels, texts, strict=True))
         return [(key, text) for key, text in value.items() if text is not None]
     if not isinstance(value, list | tuple):
         raise BadRowError(f"choices: expected a list of texts, found {shown(value)}")
@@ -143,11 +160,10 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
     return [(None, text) for text in value]
 
 
-def _refuse(texts: Sequence[str]) -> None:
-    for number, text in enumerate(texts, 1):
-        if not text:
-            raise BadRowError(f"choices: entry {number} is empty")
-        if text in texts[: number - 1]:
-            raise BadRowError(f"choices: {shown(text)} stands there twice")
-    if not 2 <= len(texts) <= len(ascii_uppercase):
-        raise BadRowError(f"choices: expected 2 to {len(ascii_uppercase)}, which have letters, found {len(texts)}")
+def _refuse(texts: Sequence[str], keys: Sequence[str]) -> None:
+    if not all(texts):
+        raise BadRowError(f"choices: entry {texts.index('') + 1} is empty")
+    for names in (texts, keys):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise BadRowError(f"choices: {shown(twice[0])} stands there twice")

@@ -108,7 +108,9 @@ def _other_text(head: bytes) -> str | None:
         return f"a JSON array{layout}. Write an object a line: jq -c '.[]' FILE > FILE.jsonl. {_ROWS}."
     if first == "{":
         return f"JSON over several lines{layout}. Write an object a line: jq -c . FILE > FILE.jsonl. {_ROWS}."
-    for name, mark in (("tsv", "\t"), ("csv", ",")):
+    if b"\0" in head and first[:1] != "{":
+        return f"no text. {_CONVERT}"
+    for name, mark in (("tsv", "\t"), ("csv", ","), ("csv", ";")):
         columns = [column.strip(' "') for column in first.split(mark)]
         if len(columns) > 1 and "\n{" not in text and all(re.fullmatch(r"[\w .-]{1,40}", column) for column in columns):
             return f"{name} with the columns {_listed(columns)}. {_CONVERT}"

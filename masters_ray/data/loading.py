@@ -190,7 +190,7 @@ def refuse_too_many(
     firsts = list({one.reason: one for one in reversed(rejected)}.values())[::-1][:_REASONS_TOLD]
     examples = "\n".join(
         f"  {one.row}: {cut(one.reason, _REASON)}"
-        + (f" (and {reasons[one.reason] - 1} rows more)" if reasons[one.reason] > 1 else "")
+        + (f" (and {reasons[one.reason] - 1} more)" if reasons[one.reason] > 1 else "")
         for one in firsts
     )
     columns = f"Columns that are not used: {_columns(unused)}.\n" if unused else ""

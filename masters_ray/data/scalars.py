@@ -25,8 +25,9 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str, most: int = _SHOWN) -> str:
-    """The text for a message, of at most so many characters."""
-    return text if len(text) <= most else f"{text[:most]}…"
+    """The text for a message: on one line, of at most so many characters, without any that cannot be written."""
+    line = "".join(one if one.isprintable() else "\ufffd" for one in text[:most])
+    return line if len(text) <= most else f"{line}…"
 
 
 def bare(text: str) -> str:
@@ -59,7 +60,7 @@ def as_text(value: Any, key: str) -> str:
         return value.isoformat(" ").removesuffix(" 00:00:00")
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value:
         raise BadRowError(f"{key}: expected a single text, found {len(value)} ({shown(value)}): keep the best of them")
     raise BadRowError(f"{key}: expected a text or a number, found {shown(value)}")
 

@@ -98,7 +98,7 @@ def _plain(batch: pa.RecordBatch) -> Sequence[dict[str, Any] | BadRowError]:
             return [BadRowError(f"a value cannot be read: {cut(str(error))}")]
         return [row for index in range(len(batch)) for row in _plain(batch.slice(index, 1))]
     for field in batch.schema:
-        element = field.type.value_type if pa.types.is_list(field.type) else field.type
+        element = getattr(field.type, "value_type", field.type)  # of lists
         if pa.types.is_float32(element) or pa.types.is_float16(element):
             for row in found:
                 row[field.name] = _shortest(row[field.name], element.to_pandas_dtype())
@@ -240,4 +240,4 @@ def _picture(image: Any, folder: Path) -> Picture:
             return named(image, folder)
         except ValueError as error:
             raise BadRowError(f"image: {error}") from None
-    raise BadRowError(f"image: expected a path or bytes, found {type(image).__name__}")
+    raise BadRowError(f"image: expected a path or bytes, found {shown(image)}")

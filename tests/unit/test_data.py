@@ -108,7 +108,7 @@ def test_every_bad_row_is_set_aside_with_its_reason(tmp_path: Path, load: Load) 
     assert reasons["8"].startswith("not JSON: ")
     assert reasons["9"] == "'question' stands there twice: keep one"
     assert reasons["10"] == "image: expected a picture, found an empty list; every question needs one"
-    assert "found int" in reasons["11"]
+    assert reasons["11"] == "image: expected a path or bytes, found 3"
     assert "found list" in reasons["12"]
     assert reasons["14"] == "choices: expected a list of texts, found 'yes,no'"
     assert reasons["15"].startswith("answer: expected a single text, found 2 (['a', 'b'])")
@@ -281,6 +281,10 @@ def test_columns_that_are_not_used_are_told_also_of_a_source_that_is_opened_agai
         loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.arrow")
         assert loaded.unused == {"hint": 1, "weight": 2}
         assert loaded.remarks == ["columns that are not used: hint (1 row), weight (2 rows)"]
+    odd = load(jsonl(tmp_path, [good(1, **{"\ud83d\n\x1b[2J" + "x" * 999: 1})]), 0, 0.0)
+    [remark] = odd.remarks
+    assert remark.encode().startswith("columns that are not used: ���[2Jxxx".encode())
+    assert len(remark) < 150
     with pytest.raises(DataError, match=r"image: expected .*\nColumns that are not used: hint \(1 row\)"):
         load(jsonl(tmp_path, [good(1, hint="x", image=[["a.png"]])]), 0, 0.0)
 
@@ -299,7 +303,7 @@ def test_equal_reasons_stand_in_a_message_once_and_no_value_floods_it(tmp_path: 
     with pytest.raises(DataError) as error:
         load(jsonl(tmp_path, rows), 0, 0.0)
     told = str(error.value)
-    assert "(and 2 rows more)" in told
+    assert "(and 2 more)" in told
     assert len(told) < 1200
 
 

@@ -71,6 +71,8 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
         (b"[\n " + ROW.encode() + b"]", "a JSON array. Write"),
         (json.dumps(good(1), indent=2).encode() * 2, "JSON over several lines. Write an object a line: jq -c ."),
         (b"\xef\xbb\xbfid,question,answer,image\n1,q?,a,a.png\n", "csv with the columns id, question, answer, image"),
+        (b"question;answer;image\n", "csv with the columns question, answer, image"),
+        (png(), "no text. masters_ray reads one question a row"),
         (b"index\tquestion\tA\tB\tanswer\timage\n", "tsv with the columns index, question, A, B, answer, image"),
     ],
 )
@@ -138,7 +140,7 @@ PAIR = {"question": "q?", "answer": "a"}
         (PAIR, "no image; the columns are question, answer; masters_ray reads one question a row"),
         (PAIR | {"image": None}, "no image (image is null)"),
         (PAIR | {"image": ""}, "image: expected a picture, found ['']"),
-        (PAIR | {"image": [["a.png"]]}, "image: expected a path or bytes, found list"),
+        (PAIR | {"image": [["a.png"]]}, "image: expected a path or bytes, found ['a.png']"),
     ],
 )
 def test_a_row_of_another_layout_is_named_with_its_remedy(tmp_path: Path, row: dict[str, Any], told: str) -> None:
