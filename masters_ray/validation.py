@@ -10,6 +10,7 @@ from pathlib import Path
 
 from masters_ray import checkpoints, placement, schedule, weight_files, weights
 from masters_ray.config import Config, read
+from masters_ray.engines import prompt_check
 from masters_ray.errors import CheckpointError, Complaint, ConfigError, StoreError
 from masters_ray.progress import say
 from masters_ray.store import Folder
@@ -125,7 +126,8 @@ def _checkpoints(config: Config) -> list[Complaint]:
         complaints += checkpoints.teacher(config, number, folder)
         complaints += _top_k(f"{name}.top_k", config.of_teacher(number).teacher.top_k, folder)
         if student is not None:
-            complaints += [*_tokenizers(folder, student), *_live(config, name, folder, student)]
+            complaints += [*_tokenizers(folder, student), *_ends(name, folder, student)]
+            complaints += _live(config, name, folder, student)
     return complaints
 
 
@@ -170,6 +172,13 @@ def _tokenizers(teacher: Path, student: Path) -> list[Complaint]:
             remedy="Distributions can only be compared token by token: choose a pair of one family.",
         )
     ]
+
+
+def _ends(name: str, teacher: Path, student: Path) -> list[Complaint]:
+    complaints, notes = prompt_check.ends(name, teacher, student)
+    for note in notes:
+        say(note)
+    return complaints
 
 
 def _live(config: Config, name: str, teacher: Path, student: Path) -> list[Complaint]:

@@ -31,7 +31,7 @@ class Chat:
     def __init__(self, folder: Path) -> None:
         """Raises CheckpointError when the processor cannot be loaded, or when it has no chat template that takes
         pictures and text."""
-        self._folder = folder
+        self.folder = folder
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
@@ -43,7 +43,9 @@ class Chat:
         self._mark_special(reserved.special_tokens(folder))
         self._one_at_a_time = threading.Lock()  # a fast tokenizer cannot be used by two threads at once
         self._no_thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-        self._start = self._start_token()
+        self.start = self._start_ids()
+        """What the tokenizer puts before a text unless it is told not to: the start token, or nothing."""
+        self._start = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
         part = self._tried({"role": "user", "content": [{"type": "text", "text": _PROBE}]})
         if _PROBE not in part or "'text'" in part:
             raise CheckpointError(
@@ -107,11 +109,18 @@ class Chat:
     def placeholder_ids(self) -> list[int]:
         """Tokens that stand for pictures, videos or sounds, in ascending order: an answer must not contain them."""
         vocabulary = self.tokenizer.get_vocab()
-        found: set[int | None] = {*reserved.placeholder_ids(self._folder)}
+        found: set[int | None] = {*reserved.placeholder_ids(self.folder)}
         for kind in ("image", "video", "audio"):
             found.add(vocabulary.get(getattr(self.processor, f"{kind}_token", None)))
             found.add(getattr(self.processor, f"{kind}_token_id", None))
         return sorted(token_id for token_id in found if token_id is not None)
+
+    def turn_end(self) -> int | None:
+        """The token that the template writes after what the assistant said; None when it writes none."""
+        turns = [{"role": role, "content": self._content(_PROBE)} for role in ("user", "assistant")]
+        after = self._tried(*turns, asks=False).rpartition(_PROBE)[2]
+        found = re.search(self._special, after)
+        return self.tokenizer.get_vocab().get(found.group()) if found else None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -142,26 +151,25 @@ class Chat:
     def _content(self, content: Any) -> Any:
         return [{"type": "text", "text": content}] if self._only_parts and isinstance(content, str) else content
 
-    def _rendered(self, messages: Sequence[Message]) -> str:
+    def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         text: str = self.processor.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **self._no_thinking
+            list(messages), tokenize=False, add_generation_prompt=asks, **self._no_thinking
         )
         return text
 
-    def _tried(self, *messages: Message) -> str:
+    def _tried(self, *messages: Message, asks: bool = True) -> str:
         """The same; nothing where the template refuses."""
         from jinja2 import TemplateError
 
         try:
-            return self._rendered(messages)
+            return self._rendered(messages, asks=asks)
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
             return ""
 
-    def _start_token(self) -> str:
-        """What the tokenizer puts before a text unless it is told not to; "" where that is nothing."""
+    def _start_ids(self) -> list[int]:
         whole, bare = self.tokenizer("a")["input_ids"], self._encoded("a")
         before = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
-        return "".join(self.tokenizer.convert_ids_to_tokens(whole[:before]))
+        return list(whole[:before])
 
     def _mark_special(self, tokens: frozenset[str]) -> None:
         """Have the tokenizer know all of them as special, so that it can be told to read over them."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from masters_ray import data, weights
 from masters_ray.config import Config
+from masters_ray.engines import prompt_check
 from masters_ray.errors import Complaint, MastersError
 from masters_ray.preflight.rows import FIRST, Seen
 from masters_ray.progress import say
@@ -20,6 +21,8 @@ from masters_ray.records import Problem
 if TYPE_CHECKING:
     from masters_ray.engines.chat import Chat
 
+_COMPARED = 3
+"""Questions whose ids are compared."""
 _RUN = 4
 """So many equal tokens in a row are shown as one with their number."""
 
@@ -58,7 +61,19 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
             continue
         for source, lengths in measured[digest].items():
             complaints += _fit(config, name, source, lengths)
-    return complaints
+    return complaints or _compared(models, seen[0].problems[:_COMPARED])
+
+
+def _compared(models: Mapping[str, Path], problems: Sequence[Problem]) -> list[Complaint]:
+    """Whether engines and learner have the same ids of these questions; says how teachers' prompts differ."""
+    complaints: list[Complaint] = []
+    for name, folder in models.items():
+        if name != "student" and "student" in models:
+            found, notes = prompt_check.compare(name, folder, models["student"], problems)
+            complaints += found
+            for note in notes:
+                say(note)
+    return list(dict.fromkeys(complaints))
 
 
 def _show(chat: Chat, name: str, problem: Problem) -> None:

@@ -1,5 +1,6 @@
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from masters_ray.errors import ConfigError
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.preflight import gpus, machine, rows
 from tests.builders import png, problem
-from tests.conftest import ROOT
+from tests.conftest import PAIR, ROOT
 
 DEMO = ROOT / "conf" / "demo.yaml"
 
@@ -101,6 +102,15 @@ def test_prompts_that_leave_less_than_the_longest_answer_are_told(
     train = [row(number) for number in range(3)]
     preflight.validate(DEMO, words(tmp_path, train, "rollout.sampling.max_tokens=1020"), whole=False)
     assert "3 of 3 prompts leave less than rollout.sampling.max_tokens" in capsys.readouterr().out
+
+
+def test_a_teacher_that_reads_another_prompt_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
+    template = teacher / "chat_template.jinja"
+    template.write_text("<|im_start|>system\nLook closely.<|im_end|>" + template.read_text())
+    train = [row(number) for number in range(3)]
+    assert preflight.validate(DEMO, words(tmp_path, train, f"teacher.checkpoint={teacher}"), whole=False) == ""
+    assert "teacher reads another prompt than the student, by its chat template" in capsys.readouterr().out
 
 
 def test_another_run_in_the_directory_is_a_complaint_and_so_is_one_under_way(tmp_path: Path) -> None:
