@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from masters_ray import remarks
 from masters_ray.evaluate import Accuracy
@@ -28,6 +30,8 @@ from masters_ray.report.markup import (
 
 _DIGEST = 12
 """Characters of a digest that are shown."""
+_MOST_KINDS = 50
+"""Kinds whose accuracies are shown, those with the most questions first."""
 _MUCH_LEFT_OUT = 0.05
 """From this mean left-out mass on the reader is warned that the JSD is a loose bound."""
 
@@ -116,7 +120,11 @@ def result(summary: Summary) -> str:
 
 def accuracy(summary: Summary) -> str:
     """The accuracy chart and its table."""
-    before, after, teacher = summary.before, summary.after, summary.teacher
+    kinds = Counter({kind: rate.n for kind, rate in summary.after.by_kind.items()}).most_common(_MOST_KINDS)
+    before, after, teacher = (
+        replace(one, by_kind={kind: one.by_kind[kind] for kind, _ in kinds if kind in one.by_kind})
+        for one in (summary.before, summary.after, summary.teacher)
+    )
 
     def row(name: str, outcomes: Sequence[Accuracy], kind: str | None) -> list[str]:
         cells, values = [name], []
@@ -134,9 +142,9 @@ def accuracy(summary: Summary) -> str:
         ]
 
     outcomes = (before, after, teacher)
-    kinds = sorted({kind for outcome in outcomes for kind in outcome.by_kind})
-    rows = [row(escape(kind), outcomes, kind) for kind in kinds]
+    rows = [row(escape(kind), outcomes, kind) for kind in sorted(after.by_kind)]
     total = row("all kinds (mean)", outcomes, None)
+    hidden = len(summary.after.by_kind) - len(kinds)
     head = ("kind", "student before", "student after", "teacher", "change (points)", "questions")
     right = _RIGHT.get(summary.marked_by, escape(summary.marked_by))
     left_out = (
@@ -156,7 +164,8 @@ def accuracy(summary: Summary) -> str:
     return (
         "<p>Share of the held-out questions that each model answers rightly when it always takes its likeliest next "
         f"token; an answer is right if {right}. Marks are measured values and lines their 95 % intervals; “all kinds” "
-        "is the mean over the kinds, so that no kind counts more because it is asked more often.</p>"
+        "is the mean over the kinds, so that no kind counts more because it is asked more often."
+        f"{f' Of {whole(hidden)} more kinds only the mean tells.' if hidden else ''}</p>"
         f'{left_out}{told if cut else ""}{warning}<div class="wide">{accuracy_chart(before, after, teacher)}</div>'
         f"{table(head, rows, numbers=range(1, 6), foot=total)}"
     )

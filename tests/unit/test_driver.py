@@ -17,7 +17,7 @@ from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.actors.judge import Verdict
 from masters_ray.config import Config
-from masters_ray.errors import ReplicaError
+from masters_ray.errors import DataError, ReplicaError
 from masters_ray.pipeline import driver
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.tally import Tally
@@ -99,11 +99,11 @@ Generate = Callable[..., list[list[RolloutGroup]]]
 
 @pytest.fixture
 def generate(monkeypatch: pytest.MonkeyPatch) -> Generate:
-    def with_blocks(config: Config, *blocks: Block) -> list[list[RolloutGroup]]:
+    def with_blocks(config: Config, *blocks: Block, measure: bool = False) -> list[list[RolloutGroup]]:
         """The rows of every stage. blocks: the replicas of each teacher that still has something to do."""
         left = list(blocks)
         monkeypatch.setattr(driver, "Replicas", lambda _: left.pop(0))
-        folders = driver.generate(config, RunDirectory(config), "two.yaml", measure=False)
+        folders = driver.generate(config, RunDirectory(config), "two.yaml", measure=measure)
         assert not left
         return [list(store.read(folder)) for folder in folders]
 
@@ -197,3 +197,19 @@ def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_w
         driver.run(config, directory, "two.yaml")
         assert [one.position for one in store.read(directory.online(1))] == [row.position]
     assert store.read_manifest(directory.online(0)) is None, "it was never begun"
+
+
+def test_held_out_questions_that_a_model_cannot_be_asked_stand_in_the_quarantine_once_and_their_limit_stops_the_run(
+    tmp_path: Path, generate: Generate
+) -> None:
+    config = two_teachers(tmp_path, *TEACHERS_ALONE)
+    first, second = block(), block()
+    first.pools["student"].refuses = second.pools["teacher"].refuses = {"1"}
+    config.rollout.max_set_aside_share = 0.1
+    with pytest.raises(DataError, match="1 of 4 held-out questions could not be asked.*max_set_aside_share allows 0.1"):
+        generate(config, first, measure=True)
+    config.rollout.max_set_aside_share = 0.25
+    generate(config, first, second, measure=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    expected = {"row": "held-out question 1", "reason": "too long", "kind": "engine"}
+    assert [row for row in rows if row["row"].startswith("held-out")] == [expected]

@@ -498,6 +498,17 @@ def test_warnings_for_the_reader(tmp_path: Path, page: Page) -> None:
     assert "1,600 (3 set aside; columns that are not used: hint (3 rows))" in warned.text
 
 
+def test_of_many_kinds_those_with_the_most_questions_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sections, "_MOST_KINDS", 2)
+    content = summary()
+    for outcome in content["accuracy"].values():
+        rate = next(iter(outcome["by_kind"].values()))
+        outcome["by_kind"] = {f"kind{number}": rate | {"n": number} for number in range(1, 6)}
+    shown = Page(report.write(build(tmp_path, summary=content, steps=1)).read_text(encoding="utf-8")).text
+    assert [f"kind{number}" in shown for number in range(1, 6)] == [False, False, False, True, True]
+    assert "Of 3 more kinds only the mean tells." in shown
+
+
 @pytest.mark.filterwarnings("error")
 def test_odd_names_of_kinds(tmp_path: Path) -> None:
     content = summary()
