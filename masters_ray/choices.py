@@ -1,12 +1,13 @@
-"""Which of the choices of a question an answer names, by letter, by text or by both."""
+"""The letters of a question's choices, and which of them an answer names, by letter, by text or by both."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from masters_ray.wording import normalise, plain
 
+_OWN = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
 _MARKUP = re.compile(r"[*`$\"{}]|(?<!\w)_|_(?!\w)")
 _DECLARED = re.compile(
     r"(?:\b(?:answer|option|choice)\s*(?:(?:is|would be)\b|[:=]|(?=\s))|\bi (?:choose|select|pick)\b"
@@ -26,16 +27,27 @@ _ANOTHER = re.compile(
 _BRACKETED = re.compile(r"(?<!\w)\(([A-Za-z])\)(?!\w)")
 _A_LINE = re.compile(r"^[^\w\n]*([A-Z])[^\w\n]*$", re.MULTILINE)
 _LINE_BEGINS = re.compile(r"^[^\w\n]*([A-Za-z])(?:[^\w\n]*$|[.):]\s)", re.MULTILINE)
+_CLAUSE = re.compile(r"([,.;:](?=\s)|\n|\s(?=because\b))")
 
 
-def chosen(said: str, texts: Sequence[str]) -> int | None:
-    """Index of the one choice that is named; None: none, two, or a letter that contradicts the text beside it.
+def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
+    """(letter, text) of each choice: A, B … in their order, unless each brings a letter of its own.
 
-    texts: the choices, normalised.
+    Example: ``["B. red", "D. blue"]`` gives ``[("B", "red"), ("D", "blue")]``.
     """
+    own = [(found[1].upper(), found[2]) for choice in choices if (found := _OWN.fullmatch(choice))]
+    if len({letter for letter, _ in own}) == len(choices):
+        return own
+    return [(chr(ord("A") + index), choice) for index, choice in enumerate(choices)]
+
+
+def chosen(said: str, choices: Sequence[str]) -> str | None:
+    """The text of the one choice that is named, normalised; None: none, two, or a letter that contradicts the text
+    beside it."""
+    texts = {letter: normalise(text) for letter, text in lettered(choices)}
     whole = normalise(said)
-    if whole in texts:
-        return texts.index(whole)
+    if whole in texts.values():
+        return whole
     bare = _MARKUP.sub("", plain(said)).strip()
     for names in (_declared, _begun, _alone):
         for found in names(bare, texts):
@@ -43,49 +55,44 @@ def chosen(said: str, texts: Sequence[str]) -> int | None:
     return None
 
 
-def _declared(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+def _declared(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
     """What follows "the answer is", the last one first."""
     for found in reversed(list(_DECLARED.finditer(said))):
         rest = said[found.end() :].strip()
-        if (text := normalise(rest.split("\n")[0])) in texts:
-            yield texts.index(text)
+        if (text := normalise(rest.split("\n")[0])) in texts.values():
+            yield text
         yield from _at(rest, texts)
 
 
-def _begun(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+def _begun(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
     """A letter or a text at the very beginning, unless further choices are listed below."""
     labels = {label.upper() for label in _LINE_BEGINS.findall(said)}
     if len(labels) < 2:
         yield from _at(said, texts)
-    first, separator, rest = re.split(r"([,.;:](?=\s)|\n|\s(?=because\b))", said + "\n", maxsplit=1)
+    first, _, rest = _CLAUSE.split(said + "\n", maxsplit=1)
     words = f" {normalise(rest)} "
-    if (text := normalise(first)) in texts and separator:
-        others = [other for other in texts if other != text and f" {other} " in words]
-        yield None if others else texts.index(text)
+    if (text := normalise(first)) in texts.values():
+        others = [other for other in texts.values() if other != text and f" {other} " in words]
+        yield None if others else text
 
 
-def _alone(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+def _alone(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
     """The only letter in brackets or on a line of its own."""
     for form in (_BRACKETED, _A_LINE):
         letters = {letter.upper() for letter in form.findall(said)}
         if letters:
-            yield _index(letters.pop(), texts) if len(letters) == 1 else None
+            yield texts.get(letters.pop()) if len(letters) == 1 else None
 
 
-def _at(said: str, texts: Sequence[str]) -> Iterator[int | None]:
+def _at(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
     """The letter that a text begins with, if it is meant as one: nothing follows, or punctuation, or its own text."""
     found = _LETTER.match(said)
-    index = _index(found[1].upper(), texts) if found else None
-    if found is None or index is None:
+    text = texts.get(found[1].upper()) if found else None
+    if found is None or text is None:
         return
     rest = said[found.end() :]
     line = normalise(rest.lstrip(".):").split("\n")[0])
-    if _ANOTHER.match(rest) or line in [text for text in texts if text != texts[index]]:
+    if _ANOTHER.match(rest) or (line != text and line in texts.values()):
         yield None
-    elif _ENDS.match(rest) or line == texts[index] or (found[1].isupper() and found[1] not in "AI"):
-        yield index
-
-
-def _index(letter: str, texts: Sequence[str]) -> int | None:
-    index = ord(letter) - ord("A")
-    return index if index < len(texts) else None
+    elif _ENDS.match(rest) or line == text or (found[1].isupper() and found[1] not in "AI"):
+        yield text

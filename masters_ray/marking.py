@@ -79,9 +79,8 @@ def choice(answer: str, problem: Problem) -> bool:
     """
     if not problem.choices:
         return matches(answer, problem.label)
-    texts = [normalise(one) for one in problem.choices]
-    right, said = (chosen(text, texts) for text in (problem.label, answer))
-    return right is not None and said is not None and texts[right] == texts[said]
+    right = chosen(problem.label, problem.choices)
+    return right is not None and right == chosen(answer, problem.choices)
 
 
 RULES: Mapping[Rule, Callable[[str, Problem], bool]] = {

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from masters_ray.choices import lettered
 from masters_ray.records import Problem
 
 Message = dict[str, Any]
@@ -144,17 +145,16 @@ def with_choices(asked: Asked) -> str:
 
     Example: ``"which?\\nA. red\\nB. blue"``.
     """
-    return "\n".join([asked.question, *map(_lettered, range(len(asked.choices)), asked.choices)])
+    return "\n".join([asked.question, *_lines(asked.choices)])
 
 
 def ground_truth(asked: Asked) -> str:
     """The label, with its letter if it is one of the choices: ``"B. blue"``."""
-    label = asked.label
-    return _lettered(asked.choices.index(label), label) if label in asked.choices else label
+    return dict(zip(asked.choices, _lines(asked.choices), strict=True)).get(asked.label, asked.label)
 
 
-def _lettered(index: int, choice: str) -> str:
-    return f"{chr(ord('A') + index)}. {choice}"
+def _lines(choices: Sequence[str]) -> list[str]:
+    return [f"{letter}. {text}" for letter, text in lettered(choices)]
 
 
 def defused(text: str, tags: str = _TAGS) -> str:

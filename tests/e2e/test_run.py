@@ -75,6 +75,13 @@ def test_the_summary_says_what_came_out(run: Path) -> None:
     assert [round(stage["sparsity"], 4) for stage in found["stages"]] == [0.2, 0.1, 0.0]
     assert found["judge"]["judged"] + found["judge"]["unjudged"] == 48 * 8
     assert found["judge"]["agreement_with_rule"] > 0.9
+    assert (found["judge"]["compared"], found["judge"]["defused_answers"]) == (found["judge"]["judged"], 0)
+    rows = [row for folder in (run / "rollouts").iterdir() for row in store.read(folder)]
+    cut = [answer.judged.answer.finish == "length" for row in rows for answer in row.answers]
+    shares = [share for stage in found["stages"] for share in stage["cut_by_source"].values()]
+    assert len(shares) == 6 and all(0 <= share < 0.5 for share in shares)
+    assert sum(cut) <= round(sum(shares) * 64), "answers that could not be judged are counted and not stored"
+    assert set(found["evaluation"]["cut"]) == {"teacher", "student_before", "student_after"}
     assert (found["learner"]["steps"], found["learner"]["groups"]) == (6, 48)
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9
 

@@ -78,6 +78,12 @@ def test_a_choice_is_named_by_its_letter_or_its_text(answer: str, label: str, ri
     assert marking.choice(answer, problem(label, "red", "blue", "green")) is right
 
 
+def test_choices_with_letters_of_their_own_are_named_by_these() -> None:
+    asked = problem("D. blue", "B. red", "D. blue")
+    assert all(marking.choice(answer, asked) for answer in ("D", "blue", "D. blue", "The answer is (D)."))
+    assert not any(marking.choice(answer, asked) for answer in ("B", "A", "D. red", "red"))
+
+
 def test_without_choices_the_text_must_match() -> None:
     assert marking.choice("red", problem("Red"))
     assert not marking.choice("A", problem("red"))

@@ -141,6 +141,8 @@ def test_a_judge_is_shown_the_choices_and_the_letter_of_the_right_one() -> None:
     asked = Problem(id="1", question="which?", label="blue", pictures=(), choices=("red", "blue"))
     assert prompts.with_choices(asked) == "which?\nA. red\nB. blue"
     assert prompts.ground_truth(asked) == "B. blue"
+    own = dataclasses.replace(asked, label="D. blue", choices=("B. red", "D. blue"))
+    assert (prompts.with_choices(own), prompts.ground_truth(own)) == ("which?\nB. red\nD. blue", "D. blue")
     free = dataclasses.replace(asked, choices=())
     assert (prompts.with_choices(free), prompts.ground_truth(free)) == ("which?", "blue")
     assert prompts.difficulty_messages(asked)[0]["content"][-1]["text"].startswith(
