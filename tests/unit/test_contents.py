@@ -19,7 +19,7 @@ from tests.unit.test_driver import Generate, block, generate, two_teachers
 __all__ = ["generate"]  # a fixture
 
 Rows = list[dict[str, Any]]
-SMALL = ("learner.groups_per_step=2", "rollout.batch_rows=1")
+SMALL = ("learner.groups_per_step=2", "rollout.batch_rows=1", "growth=[]")
 
 
 def edit(folder: Path, change: Callable[[Rows], Any], name: str = "questions.jsonl") -> None:
@@ -46,13 +46,12 @@ def learned(config: Config, step: int) -> None:
 
 def test_a_label_that_was_mended_after_the_rollouts_is_learned(tmp_path: Path, generate: Generate) -> None:
     config = two_teachers(tmp_path, *SMALL)
-    generate(config, block(), block())
+    generate(config, block())
     edit(tmp_path, relabel("2"))
-    first, second = block(), block()
-    stages = generate(config, first, second)
-    assert [{row.problem.id: row.problem.label for row in rows}["2"] for rows in stages] == ["blue"] * 4
-    for replicas in (first, second):
-        assert replicas.pools["teacher"].wrote == ["2", "2"], "in both of its stages, and nothing else"
+    replicas = block()
+    stages = generate(config, replicas)
+    assert [{row.problem.id: row.problem.label for row in rows}["2"] for rows in stages] == ["blue"] * 2
+    assert replicas.pools["teacher"].wrote == ["2", "2"], "in both stages, and nothing else"
     generate(config)
 
 
@@ -60,23 +59,23 @@ def test_a_row_that_was_removed_is_missing_from_every_stage_and_nothing_is_asked
     tmp_path: Path, generate: Generate
 ) -> None:
     config = two_teachers(tmp_path, *SMALL)
-    generate(config, block(), block())
+    generate(config, block())
     edit(tmp_path, lambda rows: rows.pop(1))
-    first, second = block(), block()
-    stages = generate(config, first, second)
-    assert [sorted(row.problem.id for row in rows) for rows in stages] == [["0", "2", "3"]] * 4
-    assert first.pools["teacher"].wrote == second.pools["teacher"].wrote == []
+    replicas = block()
+    stages = generate(config, replicas)
+    assert [sorted(row.problem.id for row in rows) for rows in stages] == [["0", "2", "3"]] * 2
+    assert replicas.pools["teacher"].wrote == []
 
 
 def test_what_the_student_has_learned_from_is_not_made_again_and_what_it_has_not_is(
     tmp_path: Path, generate: Generate
 ) -> None:
     config = two_teachers(tmp_path, *SMALL)
-    ids = [row.problem.id for row in generate(config, block(), block())[0]]
+    ids = [row.problem.id for row in generate(config, block())[0]]
     learned(config, 1)  # questions 0 and 1 of the first stage
     edit(tmp_path, relabel(ids[3]))
     first = block()
-    assert generate(config, first, block())[0][3].problem.label == "blue"
+    assert generate(config, first)[0][3].problem.label == "blue"
     assert first.pools["teacher"].wrote == [ids[3]] * 2
     edit(tmp_path, relabel(ids[0]))
     told = rf"stage-0: the data changed: 1 of its questions .* \({ids[0]}\)\. The student has learned from these rows"
@@ -94,7 +93,7 @@ def test_what_the_student_has_learned_from_is_not_made_again_and_what_it_has_not
 @pytest.mark.parametrize("name", ["shard-00000001.parquet", "manifest.json", "key.json"])
 def test_a_damaged_file_of_a_finished_stage_costs_that_file(name: str, tmp_path: Path, generate: Generate) -> None:
     config = two_teachers(tmp_path, *SMALL)
-    before = generate(config, block(), block())
+    before = generate(config, block())
     file = Path(RunDirectory(config).stage(1).path(name))
     content = bytearray(file.read_bytes())
     content[20] ^= 1
@@ -110,7 +109,7 @@ def test_a_damaged_file_of_a_finished_stage_costs_that_file(name: str, tmp_path:
 
 def measure(config: Config, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[list[str]]:
     """The labels that each evaluation of a call is of; engines start only when ``names`` are to be measured."""
-    left = [block(), block()] if names else []
+    left = [block()] if names else []
     monkeypatch.setattr(driver, "Replicas", lambda _: left.pop(0))
     before = {name: RunDirectory(config).evaluation(name) for name in ("student_before", "teacher")}
     stamps = {name: file.stat().st_mtime_ns if file.exists() else 0 for name, file in before.items()}
@@ -123,7 +122,7 @@ def test_accuracies_are_of_the_held_out_questions_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = tmp_path / "held_out.jsonl"
-    config = two_teachers(tmp_path, "data.held_out.path=" + str(held_out))
+    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(held_out))
     held_out.write_bytes((tmp_path / "questions.jsonl").read_bytes())
     both = ("student_before", "teacher")
     assert measure(config, monkeypatch, *both) == [["red"] * 4] * 2
