@@ -141,13 +141,15 @@ def _configured(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from masters_ray import cluster, report, validation
-    from masters_ray.pipeline import driver
+    from masters_ray.pipeline import contents, driver
     from masters_ray.pipeline.directory import RunDirectory
 
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     if directory.finished:
         say(f"{directory.root} holds this run, finished; delete the directory to run it again")
+        for line in contents.changed_since(config, directory):
+            say(line)
         say(f"report {report.write(directory.root)}")
         return 0
     with directory.locked(), cluster.connected(config.cluster):

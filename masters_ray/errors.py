@@ -19,6 +19,8 @@ All of them pickle (Ray carries them between processes), keep their cause, and s
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s'\"<>]+)", re.IGNORECASE)
@@ -114,3 +116,17 @@ class LearnerError(MastersError):
 
 class SubmitError(MastersError):
     """A Ray job that could not be handed over."""
+
+
+@contextmanager
+def writing(what: object, kind: type[MastersError] = StoreError, *others: type[Exception]) -> Iterator[None]:
+    """What the system says inside the block, of a full disk for one, becomes a ``kind`` that names the file. others:
+    what libraries raise in place of OSError."""
+    caught: tuple[type[Exception], ...] = (OSError, *others)
+    try:
+        yield
+    except caught as error:
+        raise kind(
+            f"{what}: cannot be written ({error}). Make room or mend the directory, and call again: what is finished "
+            "stays."
+        ) from error

@@ -116,8 +116,9 @@ def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
     """One JSON object per row that was set aside: row, reason and kind. An empty file says that there was none."""
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected]
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(file)
+    with build.writing(file):
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(file)
 
 
 def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int, special: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masters_ray.errors import LearnerError
+from masters_ray.errors import LearnerError, writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,10 @@ class Checkpoints:
         prefix = f"masters-ray-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{rank}-"
         for left_behind in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             shutil.rmtree(left_behind, ignore_errors=True)
-        self._staging = Path(tempfile.mkdtemp(prefix=prefix))
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(f"{tempfile.gettempdir()} (TMPDIR)", LearnerError):
+            self._staging = Path(tempfile.mkdtemp(prefix=prefix))
+        with writing(folder, LearnerError):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, loss: float, write: Callable[[Path], None]) -> None:
         """Have ``write`` fill a local directory now, and copy it in the background; waits for the one before.

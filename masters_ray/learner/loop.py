@@ -17,12 +17,13 @@ import ray
 import ray.train
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from torch import Tensor
 
 from masters_ray import weights
 from masters_ray.config import Learner
 from masters_ray.engines import adapters, hf
-from masters_ray.errors import LearnerError
+from masters_ray.errors import LearnerError, writing
 from masters_ray.grpo import OldPolicy
 from masters_ray.learner import metrics, work
 from masters_ray.learner.agreement import check_on_policy, compared_with_engine
@@ -249,9 +250,10 @@ class _Worker:
         state = self._engine.trained_state(keep=self._rank == 0)
         if self._rank == 0:
             settings = self._job.settings
-            if settings.lora.rank:
-                state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
-            hf.export(state, self._folder, self._job.export_to, settings.dtype)
+            with writing(self._job.export_to, LearnerError, SafetensorError):
+                if settings.lora.rank:
+                    state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
+                hf.export(state, self._folder, self._job.export_to, settings.dtype)
 
     def _forward(self, plan: StagePlan, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
@@ -267,10 +269,11 @@ class _Worker:
         reason = f"the loss of {', '.join(bad)} is not finite" if bad else f"the gradient's norm is {norm}"
         folder = self._job.storage / "skipped" / f"step-{step.number:08d}"
         if self._rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(step.table, folder / "rows.parquet")
             note = {"step": step.number, "reason": reason, "losses": [str(float(one)) for one in losses]}
-            (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+            with writing(folder, LearnerError):
+                folder.mkdir(parents=True, exist_ok=True)
+                pq.write_table(step.table, folder / "rows.parquet")
+                (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
             skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=str(folder))
             self._pin(Pinned(skipped=[skipped]))
         self._stop_after_too_many(step, reason, f" Its rows are in {folder}.")

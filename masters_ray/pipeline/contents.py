@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from masters_ray import data, schedule, store
 from masters_ray.config import Config
-from masters_ray.errors import DamagedError, StoreError
+from masters_ray.errors import DamagedError, MastersError, StoreError
 from masters_ray.learner import checkpoints
+from masters_ray.pipeline import evaluations, inputs
 from masters_ray.pipeline.curriculum import Ordered
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.directory import RunDirectory, read_object
 from masters_ray.progress import say
 
 _NAMED = 3
@@ -133,6 +134,24 @@ class Stored:
             return "the data changed: the same questions have other places in their order"
         named = ", ".join(list(gone.values())[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
         return f"the data changed: {len(gone)} of its questions are no longer there as they were asked ({named})"
+
+
+def changed_since(config: Config, directory: RunDirectory) -> list[str]:
+    """What a person should know of the data of a finished run, if they are not those that it was made of."""
+    made_of = read_object(directory.file("summary.json")).get("data", {})
+    remedies = {
+        "train": "to learn from them, choose another run.dir",
+        "held_out": f"to measure on them, delete {directory.file('summary.json')} and call again",
+    }
+    try:
+        loaded = dict(zip(remedies, inputs.load(config, directory.data), strict=True))
+    except MastersError as error:
+        return [f"its data are not what they were: {error}"]
+    return [
+        f"its {name.replace('_', '-')} questions have changed since; {remedy}"
+        for name, remedy in remedies.items()
+        if made_of.get(name, {}).get("digest") not in (None, evaluations.digest_of(loaded[name].problems))
+    ]
 
 
 def misplaced(

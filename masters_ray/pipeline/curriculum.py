@@ -64,7 +64,6 @@ class Difficulties:
     def ask(self, teachers: Pool, problems: data.Problems, size: int) -> None:
         """Ask for what is missing, ``size`` questions at a time."""
         missing = self.missing(problems)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         told: dict[int, list[Any]] = {}
         shares = list(batches(missing, size))
 

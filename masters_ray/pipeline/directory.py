@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from masters_ray.config import Config, as_dict, as_written, to_yaml
-from masters_ray.errors import Complaint, ConfigError, StoreError
+from masters_ray.errors import Complaint, ConfigError, StoreError, writing
 from masters_ray.store import Folder
 
 _FREE = (
@@ -69,7 +69,7 @@ class RunDirectory:
         self._settings = settings = settings_of(config)
         if self._claim.exists():
             # A key that came after the run was begun counts as its default.
-            earlier = settings_of(Config()) | read_json(self._claim)
+            earlier = settings_of(Config()) | read_object(self._claim)
             different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
             if not self._has_learned:
                 different = [key for key in different if not key.startswith(_LEARNING)]
@@ -98,12 +98,15 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else works in the directory inside the block. Raises StoreError when somebody does already."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a+") as lock:
+        with writing(self.root / "lock"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            opened = (self.root / "lock").open("a+")
+        with opened as lock:
             self._take(lock)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+            with writing(self.root / "lock"):
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+                lock.flush()
             yield
 
     def look_at_lock(self) -> None:
@@ -201,6 +204,14 @@ def read_json(file: Path) -> Any:
         raise StoreError(f"{file}: not JSON ({error}). Delete it to make it again.") from error
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The same of a file that holds a mapping. Raises StoreError when it holds something else, too."""
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise StoreError(f"{file}: expected a mapping, found {type(content).__name__}. Delete it to make it again.")
+    return content
+
+
 def read_lines(file: Path) -> list[Any]:
     """Content of a JSON-lines file of the run; empty when there is none. A last line that a kill cut short does not
     count. Raises StoreError when another line is damaged."""
@@ -215,13 +226,18 @@ def read_lines(file: Path) -> list[Any]:
 
 def append_lines(file: Path, rows: Sequence[Any]) -> None:
     """Add rows to a JSON-lines file of the run; a last line that a kill cut short is taken off first."""
-    with file.open("ab+") as lines:
+    with writing(file), _for_adding(file) as lines:
         if lines.tell():
             lines.seek(-1, os.SEEK_END)
             if lines.read() != b"\n":
                 lines.seek(0)
                 lines.truncate(lines.read().rfind(b"\n") + 1)
         lines.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _for_adding(file: Path) -> IO[bytes]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.open("ab+")
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -231,10 +247,11 @@ def write_json(file: Path, content: Any) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from masters_ray.errors import writing
 from masters_ray.learner.job import GroupRewards
-from masters_ray.pipeline.directory import RunDirectory, append_lines, read_json, read_lines, write_json, write_text
+from masters_ray.pipeline.directory import RunDirectory, append_lines, read_lines, read_object, write_json, write_text
 from masters_ray.records import SkippedStep, StepMetrics
 
 
@@ -21,18 +22,16 @@ class Journal:
 
     def __init__(self, directory: RunDirectory, config_file: str) -> None:
         self._directory = directory
-        directory.root.mkdir(parents=True, exist_ok=True)
         self._file = directory.file("journal.json")
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.content: dict[str, Any] = {
+            "started": started,
+            "config_file": config_file,
+            "phases": {},
+            "wall_seconds": 0.0,
+        }
         if self._file.exists():
-            self.content: dict[str, Any] = read_json(self._file)
-        else:
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            self.content = {
-                "started": started,
-                "config_file": config_file,
-                "phases": {},
-                "wall_seconds": 0.0,
-            }
+            self.content |= read_object(self._file)
         self._metrics = _Steps(directory.file("metrics.jsonl"))
         self._skipped = _Steps(directory.file("skipped.jsonl"))
         self._rewards = _Steps(directory.file("rewards.jsonl"))
@@ -46,7 +45,8 @@ class Journal:
         """Adds this call's wall time, also when it was interrupted."""
         self._save()
         if self._events is not None:
-            self._events.close()
+            with writing(self._directory.tensorboard):
+                self._events.close()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -80,7 +80,7 @@ class Journal:
         if self._metrics.put(step, [row]):
             for name, value in row.items():
                 if name != "step":
-                    self.events.add_scalar(f"learner/{name}", value, step)
+                    self.plot(f"learner/{name}", value, step)
         return int(new)
 
     def record_skipped(self, skipped: SkippedStep) -> int:
@@ -92,14 +92,14 @@ class Journal:
         self._skipped.put(skipped.step, [dataclasses.asdict(skipped)])
         return int(new)
 
-    @property
-    def events(self) -> Any:
-        """TensorBoard's writer, made when it is first needed."""
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
+    def plot(self, name: str, value: float, step: int) -> None:
+        """A point of a curve for TensorBoard. Raises StoreError when it cannot be written."""
+        with writing(self._directory.tensorboard):
+            if self._events is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(self._directory.tensorboard))
-        return self._events
+                self._events = SummaryWriter(str(self._directory.tensorboard))
+            self._events.add_scalar(name, value, step)
 
     def _save(self) -> None:
         """With this call's wall time so far: a kill must not lose that of the phases that are saved with it."""

@@ -88,6 +88,7 @@ def write(
             name: {
                 "problems": len(loaded.problems),
                 "quarantined": len(loaded.rejected),
+                "digest": evaluations.digest_of(loaded.problems),
                 "changed_pictures": loaded.changes,
                 "unused_columns": loaded.unused,
                 "remarks": loaded.remarks,
@@ -115,8 +116,7 @@ def write(
     )
     write_json(directory.file("summary.json"), summary)
     for name, value in measured.items():
-        journal.events.add_scalar(f"accuracy/{name}", value["value"], len(steps))
-    journal.events.close()
+        journal.plot(f"accuracy/{name}", value["value"], len(steps))
 
 
 def marks(directory: RunDirectory) -> dict[str, list[Marked]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+from masters_ray.errors import writing
 from masters_ray.records import StepMetrics
 from masters_ray.report import sections
 from masters_ray.report.examples import examples as examples_section
@@ -112,10 +113,12 @@ def page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Ex
 
 
 def write_whole(file: Path, text: str) -> Path:
-    """Write a page; an existing one is replaced in one step. Returns its path."""
+    """Write a page; an existing one is replaced in one step. Returns its path. Raises StoreError when it cannot be
+    written."""
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    with writing(file):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
     return file
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from masters_ray.errors import StoreError
+from masters_ray.errors import StoreError, writing
 from masters_ray.simulation.fields import Fields, read_object, read_rows
 from masters_ray.simulation.setup import Call, Pool, Setup
 
@@ -76,8 +76,9 @@ class Rates:
             for call in self.calls
         }
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with writing(path):
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
 
     def setup(
         self,

@@ -12,8 +12,8 @@ import pytest
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import StoreError
-from masters_ray.pipeline import driver, evaluations
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline import contents, driver, evaluations, inputs
+from masters_ray.pipeline.directory import RunDirectory, write_json
 from tests.unit.test_driver import Generate, block, generate, two_teachers
 
 __all__ = ["generate"]  # a fixture
@@ -135,3 +135,22 @@ def test_accuracies_are_of_the_held_out_questions_that_are_there(
     cut = RunDirectory(config).evaluation("teacher")
     cut.write_text(cut.read_text()[:40])
     measure(config, monkeypatch, "teacher")
+
+
+def test_a_finished_run_says_what_of_its_data_has_changed(tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(held_out))
+    held_out.write_bytes((tmp_path / "questions.jsonl").read_bytes())
+    directory = RunDirectory(config)
+    loaded = inputs.load(config, directory.data)
+    digests = [evaluations.digest_of(one.problems) for one in loaded]
+    content = {name: {"digest": digest} for name, digest in zip(("train", "held_out"), digests, strict=True)}
+    write_json(directory.file("summary.json"), {"data": content})
+    assert contents.changed_since(config, directory) == []
+    edit(tmp_path, relabel("1"), held_out.name)
+    [told] = contents.changed_since(config, directory)
+    assert told.startswith("its held-out questions have changed since; to measure on them, delete ")
+    held_out.unlink()
+    [told] = contents.changed_since(config, directory)
+    assert told.startswith("its data are not what they were: ")
+    assert str(held_out) in told

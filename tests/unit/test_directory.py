@@ -111,6 +111,20 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
         read_lines(tmp_path / "x.jsonl")
 
 
+def test_settings_and_a_journal_that_are_no_mappings_are_named_and_what_a_journal_lacks_begins_anew(
+    tmp_path: Path,
+) -> None:
+    RunDirectory(config(tmp_path)).claim()
+    (tmp_path / "journal.json").write_text('{"wall_seconds": 5.0}')
+    assert Journal(RunDirectory(config(tmp_path)), "c.yaml").content["phases"] == {}
+    (tmp_path / "journal.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"journal\.json: expected a mapping, found list"):
+        Journal(RunDirectory(config(tmp_path)), "c.yaml")
+    (tmp_path / "settings.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"settings\.json: expected a mapping, found list"):
+        RunDirectory(config(tmp_path))
+
+
 def test_a_line_that_a_kill_cut_short_does_not_count(tmp_path: Path) -> None:
     directory = RunDirectory(config(tmp_path))
     with Journal(directory, "demo.yaml") as journal:
