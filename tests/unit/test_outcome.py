@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from masters_ray import config as configuration
 from masters_ray import store
@@ -18,9 +21,9 @@ from masters_ray.config import Config
 from masters_ray.learner.job import GroupRewards
 from masters_ray.learner.metrics import _rewards
 from masters_ray.pipeline.directory import RunDirectory, append_lines
-from masters_ray.pipeline.outcome import _examples, _online
-from masters_ray.records import RolloutGroup
-from tests.builders import group, scored
+from masters_ray.pipeline.outcome import _examples, _online, _shown
+from masters_ray.records import Picture, RolloutGroup
+from tests.builders import group, png, problem, scored
 from tests.conftest import ROOT
 
 NOBODY: dict[str, Any] = {"student_before": [], "student_after": []}
@@ -119,6 +122,20 @@ def test_rewards_of_an_older_run_have_no_version_and_count_as_those_of_stored_gr
     rows[1]["advantages"] = [0.1] * 3  # of a fresh group with three answers
     append_lines(directory.file("rewards.jsonl"), rows)
     assert shown(directory) == [("stored", 2, 0.1)]
+
+
+def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_nothing_else(tmp_path: Path) -> None:
+    wide = Image.new("RGBA", (2000, 500), (0, 0, 0, 0))
+    wide.save(tmp_path / "wide.tif")
+    paths = [tmp_path / "wide.tif", tmp_path / "gone.png"]
+    shown = _shown(
+        dataclasses.replace(problem(), pictures=(Picture(data=png()), *(Picture(path=str(p)) for p in paths)))
+    )
+    small, large, gone = shown["pictures"]
+    assert small.startswith("data:image/png;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(large.removeprefix("data:image/jpeg;base64,")))) as thumbnail:
+        assert (thumbnail.size, thumbnail.getpixel((0, 0))) == ((960, 240), (255, 255, 255))
+    assert gone == f"picture {paths[1]} does not exist"
 
 
 @pytest.mark.parametrize("version", [None, 7])
