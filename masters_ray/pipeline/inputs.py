@@ -58,13 +58,16 @@ def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
         for remark in loaded.remarks:
             say(f"{name} questions: {remark}")
     overlap = data.overlap(train.problems, held_out.problems)
+    of = f" of {len(held_out.problems)}"
     if overlap.same_question:
         say(
-            f"{overlap.same_question} held-out questions are training questions too, with the same pictures: accuracy "
-            f"on them says what the student remembers ({', '.join(overlap.examples)})"
+            f"held-out questions that stand in training too, with the same pictures: {overlap.same_question}{of}; "
+            f"accuracy on them says what the student remembers ({', '.join(overlap.examples)})"
         )
     if overlap.same_picture:
-        say(f"{overlap.same_picture} held-out questions are about pictures that stand in training with other questions")
+        say(
+            f"held-out questions about pictures that stand in training with other questions: {overlap.same_picture}{of}"
+        )
     return overlap
 
 

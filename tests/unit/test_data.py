@@ -332,8 +332,8 @@ def test_what_a_person_should_know_of_the_data_is_said_once(
         "2 training questions, 1 rows set aside",
         "2 held-out questions",
         "held-out questions: columns that are not used: hint (1 row)",
-        "1 held-out questions are training questions too, with the same pictures: accuracy on them says what the "
+        "held-out questions that stand in training too, with the same pictures: 1 of 2; accuracy on them says what the "
         "student remembers (q1)",
-        "1 held-out questions are about pictures that stand in training with other questions",
+        "held-out questions about pictures that stand in training with other questions: 1 of 2",
     ]
     assert overlap == data.Overlap(same_question=1, same_picture=1, examples=["q1"])
