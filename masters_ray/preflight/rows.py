@@ -59,6 +59,8 @@ def look(
     say(f"data.{name}  {looked} of {where}: {accepted} questions{_kinds(loaded.problems)}")
     for change, count in sorted(loaded.changes.items()):
         say(f"  pictures: {count} {data.CHANGES[change]}")
+    for remark in loaded.remarks:
+        say(f"  {remark}")
     for line in _reasons(loaded.rejected):
         say(f"  set aside: {line}")
     if not more and source.rows is not None and source.rows > accepted:

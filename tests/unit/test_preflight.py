@@ -51,7 +51,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
 ) -> None:
     train = [
         *(row(number, choices=["red", "blue"]) for number in range(2)),
-        row(2, kind="shape", choices=["red"]),
+        row(2, kind="shape", choices=["red", "blue"], hint="round"),
         row(3, question=" "),
         row(4, image="b.png"),
     ]
@@ -62,6 +62,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
     said = capsys.readouterr().out
     assert f"data.train  all 5 rows of {tmp_path}/train.jsonl: 3 questions (colour 2, shape 1)" in said
     assert f"1 × empty question ({tmp_path}/train.jsonl:4)" in said
+    assert "  columns that are not used: hint (1 row)\n" in said
     assert "data.train.rows asks for 9: all 3 are taken" in said
     assert "<|vision_start|><|image_pad|>×16<|vision_end|>what color?" in said
     assert "right, as a judge is told: A. red" in said
@@ -76,7 +77,7 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
     assert "stage 0 of 3 has none" in complaints(words(tmp_path, train[:2]))["schedule"]
     assert "at most" in found["CPU for the learner"]
     assert {"student.checkpoint", "learner.zer (command line)"} <= found.keys()
-    assert "expected rows with" in complaints(words(tmp_path, []))["data.train"]
+    assert "expected a jsonl file, found no row (0 bytes)" in complaints(words(tmp_path, []))["data.train"]
 
 
 def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) -> None:
