@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from masters_ray.wording import normalise, plain
 
+Form = Callable[[str], str]
 _OWN = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
 _MARKUP = re.compile(r"[*`$\"{}]|(?<!\w)_|_(?!\w)")
 _DECLARED = re.compile(
@@ -42,41 +43,49 @@ def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def chosen(said: str, choices: Sequence[str]) -> str | None:
-    """The text of the one choice that is named, normalised; None: none, two, or a letter that contradicts the text
-    beside it."""
-    texts = {letter: normalise(text) for letter, text in lettered(choices)}
-    whole = normalise(said)
+    """The text of the one choice that is named, in the form in which they are compared; None: none, two, or a letter
+    that contradicts the text beside it."""
+    named = lettered(choices)
+    # "Ff" and "ff" are two genotypes, and the same after ``normalise``: the loosest form in which all choices differ.
+    form = next((one for one in (normalise, _cased, plain) if len({one(text) for _, text in named}) == len(named)), str)
+    texts = {letter: form(text) for letter, text in named}
+    whole = form(said)
     if whole in texts.values():
         return whole
     bare = _MARKUP.sub("", plain(said)).strip()
     for names in (_declared, _begun, _alone):
-        for found in names(bare, texts):
+        for found in names(bare, texts, form):
             return found
     return None
 
 
-def _declared(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
+def _cased(text: str) -> str:
+    """Large and small letters and articles as they are."""
+    return " ".join(word.rstrip(".,;:!?") for word in plain(text).split())
+
+
+def _declared(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str | None]:
     """What follows "the answer is", the last one first."""
     for found in reversed(list(_DECLARED.finditer(said))):
         rest = said[found.end() :].strip()
-        if (text := normalise(rest.split("\n")[0])) in texts.values():
+        if (text := form(rest.split("\n")[0])) in texts.values():
             yield text
-        yield from _at(rest, texts)
+        yield from _at(rest, texts, form)
 
 
-def _begun(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
+def _begun(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str | None]:
     """A letter or a text at the very beginning, unless further choices are listed below."""
     labels = {label.upper() for label in _LINE_BEGINS.findall(said)}
     if len(labels) < 2:
-        yield from _at(said, texts)
+        yield from _at(said, texts, form)
     first, _, rest = _CLAUSE.split(said + "\n", maxsplit=1)
-    words = f" {normalise(rest)} "
-    if (text := normalise(first)) in texts.values():
+    words = f" {form(rest)} "
+    if (text := form(first)) in texts.values():
         others = [other for other in texts.values() if other != text and f" {other} " in words]
         yield None if others else text
 
 
-def _alone(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
+def _alone(said: str, texts: Mapping[str, str], _: Form) -> Iterator[str | None]:
     """The only letter in brackets or on a line of its own."""
     for form in (_BRACKETED, _A_LINE):
         letters = {letter.upper() for letter in form.findall(said)}
@@ -84,14 +93,14 @@ def _alone(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
             yield texts.get(letters.pop()) if len(letters) == 1 else None
 
 
-def _at(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
+def _at(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str | None]:
     """The letter that a text begins with, if it is meant as one: nothing follows, or punctuation, or its own text."""
     found = _LETTER.match(said)
     text = texts.get(found[1].upper()) if found else None
     if found is None or text is None:
         return
     rest = said[found.end() :]
-    line = normalise(rest.lstrip(".):").split("\n")[0])
+    line = form(rest.lstrip(".):").split("\n")[0])
     if _ANOTHER.match(rest) or (line != text and line in texts.values()):
         yield None
     elif _ENDS.match(rest) or line == text or (found[1].isupper() and found[1] not in "AI"):

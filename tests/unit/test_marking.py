@@ -84,6 +84,19 @@ def test_choices_with_letters_of_their_own_are_named_by_these() -> None:
     assert not any(marking.choice(answer, asked) for answer in ("B", "A", "D. red", "red"))
 
 
+@pytest.mark.parametrize(
+    "choices", [("Ff", "ff", "FF"), ("a dog", "dog"), ("(1, 2)", "1, 2"), ("O", "o"), ("?", "!"), ("$x$", "x")]
+)
+def test_choices_that_differ_in_case_articles_or_signs_alone_are_told_apart(choices: tuple[str, ...]) -> None:
+    for label in choices:
+        for letter, said in zip("ABC", choices, strict=False):
+            right = said == label
+            assert all(
+                marking.choice(answer, problem(label, *choices)) is right
+                for answer in (said, f"({letter})", f"{letter}.")
+            )
+
+
 def test_without_choices_the_text_must_match() -> None:
     assert marking.choice("red", problem("Red"))
     assert not marking.choice("A", problem("red"))
