@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,15 +113,16 @@ class Pinned:
         self.notes += news.notes
 
     def as_plain(self) -> dict[str, Any]:
-        """All but the notes as numbers, texts, lists and mappings, for a checkpoint."""
-        return dataclasses.asdict(self) | {"notes": []}
+        """All but the notes as JSON has it, for a checkpoint: numpy's numbers would not be read without code."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self) | {"notes": []}))
+        return plain
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Pinned:
         """The inverse."""
         return cls(
             steps=[StepMetrics(**one) for one in plain["steps"]],
-            rewards={step: [GroupRewards(**one) for one in told] for step, told in plain["rewards"].items()},
+            rewards={int(step): [GroupRewards(**one) for one in told] for step, told in plain["rewards"].items()},
             skipped=[SkippedStep(**one) for one in plain["skipped"]],
         )
 
