@@ -28,7 +28,7 @@ class Stored:
         iterations: Sequence[schedule.Iteration],
     ) -> None:
         self._directory, self._iterations = directory, iterations
-        self._folders = [directory.stage(stage.index) for stage, _ in plan]
+        self._folders = [place(stage.index) for stage, _ in plan for place in (directory.stage, directory.online)]
         self._spare_rows = config.rollout.spare_rows
         self._read: set[int] = set()
         """Stages of which this call has read every file."""
@@ -54,14 +54,11 @@ class Stored:
         if not folder.has(store.MANIFEST):
             return False
         if self._directory.student.exists():
-            found = store.read_accounts(folder, on_damage=lambda error: say(str(error)))
-            if misplaced(found, part, questions, ordered):
-                say(f"{folder}: {self._told(questions)}. The run is finished with the questions as they were.")
-            return True
+            return self._is_readable(folder, part, questions, ordered)
         survey = store.survey(folder)
         self._read.add(stage.index)
         stale = misplaced(survey.accounts, part, questions, ordered)
-        self._refuse_what_was_learned(stage, part, survey, stale, questions)
+        self._refuse_what_was_learned(stage, part, survey, stale, questions, ordered)
         if survey.broken or stale:
             if (owner := self._directory.owner_of_rollouts) is not None:
                 raise StoreError(
@@ -84,6 +81,20 @@ class Stored:
             )
         return True
 
+    def _is_readable(
+        self, folder: store.Folder, part: range, questions: data.Problems | Ordered, ordered: bool
+    ) -> bool:
+        """For a run whose student is trained: whether there is a manifest to tell of its rows, which are not made
+        again."""
+        try:
+            store.read_manifest(folder)
+        except DamagedError as error:
+            store.reopen(folder, {store.MANIFEST: str(error)})
+            return False
+        if misplaced(store.read_accounts(folder, on_damage=say_damage), part, questions, ordered):
+            say(f"{folder}: {self._told(questions)}. The run is finished with the questions as they were.")
+        return True
+
     def check(self, stages: Sequence[int]) -> None:
         """Read what this call has not read yet, before anything is learned from it. Raises DamagedError."""
         for index in stages:
@@ -97,10 +108,13 @@ class Stored:
         survey: store.Survey,
         stale: Mapping[str, store.Account],
         questions: data.Problems | Ordered,
+        ordered: bool,
     ) -> None:
         learned = self._learned_until(stage, part)
         lost = [name for name in survey.broken if store.is_shard(name) and store.first_position(name) < learned]
-        changed = [place for one in stale.values() for place in one.asked if place < learned]
+        online = store.read_accounts(self._directory.online(stage.index), on_damage=say_damage)
+        others = misplaced(online, part, questions, ordered)
+        changed = [place for one in (*stale.values(), *others.values()) for place in one.asked if place < learned]
         if learned > part.start and (lost or changed):
             raise StoreError(
                 f"{self._directory.stage(stage.index)}: {self._wrong(survey, questions)}. The student has learned from "
@@ -134,6 +148,11 @@ class Stored:
             return "the data changed: the same questions have other places in their order"
         named = ", ".join(list(gone.values())[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
         return f"the data changed: {len(gone)} of its questions are no longer there as they were asked ({named})"
+
+
+def say_damage(error: DamagedError) -> None:
+    """For ``store.read_accounts``, where what a damaged shard holds can be done without."""
+    say(str(error))
 
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:

@@ -29,7 +29,7 @@ from masters_ray.evaluate import refusals
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.learner.trainer import exchange_of, fit
 from masters_ray.pipeline import curriculum, evaluations, inputs, limits, outcome, rollouts, semi_online, stages
-from masters_ray.pipeline.contents import Stored
+from masters_ray.pipeline.contents import Stored, say_damage
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.groups import Earlier
 from masters_ray.pipeline.journal import Journal
@@ -237,7 +237,7 @@ class _Run:
         found = Verdicts()
         for stage, _ in reversed(self.plan):
             folder = self._directory.stage(stage.index)
-            if store.read_manifest(folder) is not None:
+            if folder.has(store.MANIFEST):
                 found.fill(self._judging(stage.teacher), folder)
         return found
 
@@ -374,7 +374,7 @@ class _Run:
 
     def _note_rejected(self, finished: Sequence[int]) -> None:
         """quarantine.jsonl: the rows of the data, of the stages that are finished, and of the evaluations."""
-        stores = [store.read_accounts(self._directory.stage(index)) for index in finished]
+        stores = [store.read_accounts(self._directory.stage(index), on_damage=say_damage) for index in finished]
         in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
         online = semi_online.rejected_in([self._directory.online(index) for index in finished])
         of_data = [*self._train.rejected, *self._held_out.rejected]

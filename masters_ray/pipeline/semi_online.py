@@ -21,6 +21,7 @@ from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.learner.exchange import Order
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts, stages
+from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.curriculum import Ordered
 from masters_ray.pipeline.directory import RunDirectory, append_lines
 from masters_ray.pipeline.groups import GroupMaker, Online, Recipe
@@ -323,8 +324,8 @@ class _Stored:
 def finish(folder: store.Folder, rule: Rule) -> None:
     """Close the store of a stage's online iterations, if there is one that is open: nothing is learned from it any
     more. rule: what its judges are compared with."""
-    accounts = store.read_accounts(folder)
-    if not accounts or store.read_manifest(folder) is not None:
+    accounts = store.read_accounts(folder, on_damage=say_damage)
+    if not accounts or folder.has(store.MANIFEST):
         return
     total = Tally.total(account.noted["tally"] for account in accounts.values())
     store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
@@ -337,6 +338,6 @@ def rejected_in(folders: Sequence[store.Folder]) -> list[Rejected]:
     return [
         row
         for folder in folders
-        for account in store.read_accounts(folder).values()
+        for account in store.read_accounts(folder, on_damage=say_damage).values()
         for row in account.rejected.values()
     ]

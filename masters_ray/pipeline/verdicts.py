@@ -130,7 +130,7 @@ class Verdicts:
 
     def fill(self, judging: Judging, folder: store.Where) -> None:
         """Remember what a store of the run holds, finished or not, as long as there is room: of its latest answers, no
-        more than can be remembered. judging: how it was judged. Raises StoreError when a shard is damaged."""
+        more than can be remembered. judging: how it was judged."""
         if not judging.roles:
             return
         for one in itertools.islice(store.read_judged(folder), self._remembered):

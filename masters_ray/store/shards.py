@@ -204,12 +204,17 @@ def read_shard(folder: Where, name: str) -> pa.Table:
 
 
 def read_judged(folder: Where) -> Iterator[JudgedText]:
-    """The answers of a store, finished or not, the latest shard first; scores are not read. Raises StoreError when a
-    shard is damaged."""
+    """The answers of a store, finished or not, the latest shard first; scores are not read. A damaged shard is said and
+    passed over."""
     opened = Folder(folder)
     for name in reversed(opened.names(SHARD)):
-        with opened.open(name) as file:
-            yield from judged_texts(table_in(file, opened / name, JUDGED))
+        try:
+            with opened.open(name) as file:
+                rows = table_in(file, opened / name, JUDGED)
+        except DamagedError as error:
+            say(f"{error}: its verdicts are asked again")
+            continue
+        yield from judged_texts(rows)
 
 
 def retired(folder: Where) -> list[str]:

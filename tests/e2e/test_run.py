@@ -105,6 +105,8 @@ def test_the_run_leaves_a_student_a_report_a_quarantine_and_events(run: Path) ->
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 6
     assert all(0 < step["jsd_error_bound"] < step["jsd"] for step in steps)
+    shown = [json.loads(line) for line in (run / "rewards.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in shown] == [step for step in range(1, 7) for _ in range(2)]
 
 
 def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(run: Path) -> None:

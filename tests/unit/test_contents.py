@@ -14,6 +14,7 @@ from masters_ray.config import Config
 from masters_ray.errors import StoreError
 from masters_ray.pipeline import contents, driver, evaluations, inputs
 from masters_ray.pipeline.directory import RunDirectory, write_json
+from tests.builders import group
 from tests.unit.test_driver import Generate, block, generate, two_teachers
 
 __all__ = ["generate"]  # a fixture
@@ -87,6 +88,40 @@ def test_what_the_student_has_learned_from_is_not_made_again_and_what_it_has_not
     with pytest.raises(
         StoreError, match=r"shard-00000001.parquet: in the manifest, but gone\. The student has learned"
     ):
+        generate(config)
+
+
+def test_once_the_student_is_trained_a_change_of_the_data_is_said_and_nothing_is_made_again(
+    tmp_path: Path, generate: Generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = two_teachers(tmp_path, *SMALL)
+    before = generate(config, block())
+    RunDirectory(config).student.mkdir()
+    edit(tmp_path, relabel("2"))
+    Path(RunDirectory(config).stage(0).path("shard-00000001.parquet")).write_bytes(b"torn")
+    driver.generate(config, RunDirectory(config), "two.yaml", measure=False)
+    told = capsys.readouterr().out
+    assert "1 of its questions are no longer there as they were asked (2)" in told
+    assert "The run is finished with the questions as they were" in told
+    assert "shard-00000001.parquet: a damaged shard" in told
+    assert [row.problem.id for row in store.read(RunDirectory(config).stage(1))] == [
+        row.problem.id for row in before[1]
+    ]
+
+
+def test_an_iteration_that_was_answered_while_the_student_learned_is_not_made_again_of_other_questions(
+    tmp_path: Path, generate: Generate
+) -> None:
+    config = two_teachers(tmp_path, *SMALL, "rollout.online_fraction=1")
+    generate(config, block())
+    directory = RunDirectory(config)
+    row = group(position=0)
+    store.Writer(directory.online(0), {}).write(
+        store.table_of([row]), store.Account(asked={0: "another"}, rejected={}, noted={})
+    )
+    generate(config)
+    learned(config, 1)
+    with pytest.raises(StoreError, match=r"stage-0: the data changed: 1 of its .* \(p0\)\. The student has learned"):
         generate(config)
 
 
