@@ -98,8 +98,8 @@ def named(text: str, folder: Path) -> Picture:
         except binascii.Error as error:
             raise ValueError(f"{shortened(text)!r} is not base64: {error}") from None
     scheme, colon, rest = text.partition(":")
-    if scheme.lower() == "file" and rest.startswith("/"):
-        return Picture(path=unquote(re.sub("^//(localhost)?/", "/", rest)))
+    if scheme.lower() == "file" and (whole := re.fullmatch(r"(?://(?:localhost)?)?(/(?!/).*)", rest, re.DOTALL)):
+        return Picture(path=unquote(whole[1]))
     if colon and (rest.startswith("//") or scheme.lower() in ("data", "file")):
         raise ValueError(
             f"{shortened(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not fetched from "

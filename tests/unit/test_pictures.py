@@ -1,15 +1,29 @@
+import base64
 import dataclasses
 import pickle
 import struct
 import subprocess
 import sys
+import threading
+import time
+import unicodedata
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from masters_ray.data import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS, BadPictureError, check, decode
+from masters_ray.data import (
+    DEFAULT_MAX_PIXELS,
+    PILLOW_MAX_PIXELS,
+    BadPictureError,
+    check,
+    decode,
+    pixels,
+    with_embedded_pictures,
+)
+from masters_ray.data.pictures import named
 from masters_ray.records import Picture
 from tests.builders import png, problem
 
@@ -82,6 +96,82 @@ def test_a_question_is_known_by_what_its_pictures_hold_and_not_by_where_they_lie
     assert on_disk == digest(check(Picture(path=str(tmp_path / "y.png"))).picture) == digest(Picture(data=png()))
     (tmp_path / "x.png").write_bytes(png(colour=(0, 0, 0)))
     assert digest(check(Picture(path=str(tmp_path / "x.png"))).picture) != on_disk
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "x y.png",
+        "./x y.png",
+        "{folder}/x y.png",
+        "file://{folder}/x%20y.png",
+        "file://localhost{folder}/x%20y.png",
+        "file:{folder}/x y.png",
+        "data:image/png;base64,{base64}",
+        "DATA:;base64,{base64}",
+        "{base64}",
+        unicodedata.normalize("NFD", "x ü.png"),
+    ],
+)
+def test_a_picture_may_be_named_in_the_ways_that_people_name_them(spelling: str, tmp_path: Path) -> None:
+    for name in ("x y.png", unicodedata.normalize("NFC", "x ü.png")):
+        (tmp_path / name).write_bytes(png())
+    text = spelling.format(folder=tmp_path, base64=base64.b64encode(png()).decode())
+    assert decode(named(text, tmp_path)).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://x.org/a.png", "s3://b/a.png", "zip://a.png::b.zip", "data:image/png,abc", "file://host/a.png"]
+)
+def test_pictures_are_not_fetched(text: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected a path, file:///… or data:image/…;base64,… Pictures are not fetched"
+    ):
+        named(text, tmp_path)
+
+
+def test_no_name_of_a_picture_floods_a_terminal_or_governs_it(tmp_path: Path) -> None:
+    long = "data:image/png;base64," + "A" * 100_000 + "!"
+    with pytest.raises(ValueError, match="is not base64") as refused:
+        named(long, tmp_path)
+    for path in ("x" * 100_000 + ".png", "\x1b[2Jx.png"):
+        with pytest.raises(BadPictureError) as bad:
+            decode(named(path, tmp_path))
+        assert len(str(bad.value)) < 200
+        assert str(bad.value).isprintable()
+    assert len(str(refused.value)) < 300
+
+
+def test_a_picture_that_changes_after_the_data_were_read_is_not_used(tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    file.write_bytes(png())
+    picture = check(Picture(path=str(file))).picture
+    assert with_embedded_pictures(dataclasses.replace(problem(), pictures=(picture,))).pictures[0].data == png()
+    file.write_bytes(png(colour=(0, 0, 0)))
+    with pytest.raises(BadPictureError, match=r"x.png has changed since the data were read$"):
+        decode(picture)
+    with pytest.raises(BadPictureError, match="has changed"):
+        with_embedded_pictures(dataclasses.replace(problem(), pictures=(picture,)))
+
+
+def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_AT_A_TIME", 2 * 64 * 64)
+    most, lock, inside = [0], threading.Lock(), [0]
+
+    def convert(image: Image.Image, changes: object) -> Image.Image:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.005)
+        with lock:
+            inside[0] -= 1
+        return image
+
+    monkeypatch.setattr(pixels, "_on_white", convert)
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(decode, [Picture(data=png())] * 16))
+        assert executor.submit(decode, Picture(data=png((128, 128)))).result().size == (128, 128)
+    assert most == [2]
 
 
 def test_a_bad_picture_crosses_processes() -> None:

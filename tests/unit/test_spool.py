@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from masters_ray.config import DataSource
 from masters_ray.data import Problems, build, check, load, sources
 from masters_ray.errors import DataError
+from masters_ray.pipeline import inputs
 from masters_ray.records import Problem
 from tests.builders import png
 from tests.sources import good, jsonl
@@ -234,6 +236,22 @@ def test_what_happened_to_a_picture_between_two_calls_is_noticed(
     assert capsys.readouterr().out.count("pictures have changed since its rows were read") == 1
     no_reading(monkeypatch)
     assert [one.digest for one in load(source, 0, 1.0, spool=spool(tmp_path)).problems] == list(after.values())
+
+
+def test_what_was_done_to_pictures_is_counted_and_said_by_every_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    rows = [good(1, image="clear.png"), good(2, image="clear.png"), good(3, image="turned.jpg"), good(4)]
+    source = jsonl(tmp_path, rows)
+    for _ in range(2):
+        loaded = load(source, 0, 1.0, spool=spool(tmp_path))
+        assert loaded.changes == {"on_white": 2, "turned": 1}
+        inputs.told(loaded, loaded)
+        assert "training pictures: 2 transparent and put on white, 1 turned upright\n" in capsys.readouterr().out
 
 
 def test_what_a_spool_notes_comes_back(tmp_path: Path) -> None:
