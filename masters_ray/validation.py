@@ -8,10 +8,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from masters_ray import checkpoints, placement, schedule, weight_files, weights
+from masters_ray import checkpoints, data, placement, schedule, weight_files, weights
 from masters_ray.config import Config, read
 from masters_ray.engines import prompt_check
-from masters_ray.errors import CheckpointError, Complaint, ConfigError, StoreError
+from masters_ray.errors import CheckpointError, Complaint, ConfigError, DataError, StoreError
 from masters_ray.progress import say
 from masters_ray.store import Folder
 
@@ -90,15 +90,15 @@ def _data(config: Config) -> list[Complaint]:
                         remedy="pip install easy-vqa==1.0",
                     )
                 )
-        elif source.path and not Path(source.path).is_file():
-            complaints.append(
-                Complaint(
-                    where=f"data.{name}.path",
-                    expected=f"a {source.format} file",
-                    found=f"{source.path}, which does not exist",
-                    remedy="Correct the path; a relative one starts at the current directory.",
-                )
-            )
+        elif source.path:
+            try:
+                found, _, remedy = (data.in_place_of(source) or "").partition(". ")
+            except DataError as error:
+                found, remedy = str(error), ""
+            if found:
+                where, expected = f"data.{name}.path", f"a {source.format} file"
+                found = f"{source.path}: {found}"
+                complaints.append(Complaint(where=where, expected=expected, found=found, remedy=remedy))
     return complaints
 
 

@@ -11,6 +11,7 @@ from masters_ray.data.pictures import (
     with_embedded_pictures,
 )
 from masters_ray.data.pixels import PILLOW_MAX_PIXELS
+from masters_ray.data.sources import in_place_of
 from masters_ray.data.spool import Problems
 from masters_ray.data.texts import NO_SPECIAL, special_in
 
@@ -25,6 +26,7 @@ __all__ = [
     "Problems",
     "check",
     "decode",
+    "in_place_of",
     "load",
     "overlap",
     "refuse_too_many",

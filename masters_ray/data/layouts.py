@@ -75,7 +75,7 @@ def elsewhere(path: str, format: str) -> str:
         return f"a pattern of names. {single}: join the files into one."
     if re.fullmatch(r"[\w-]+/[\w-]+", path):
         return (
-            "none; is it a data set's id of the Hub? Write a file with "
+            "none. Of a data set of the Hub, write a file with "
             f"datasets.load_dataset({path!r}, split=…).to_parquet(…), and set data.*.path to it."
         )
     return "none. Set data.*.path to an existing file; a relative path starts at the current directory."

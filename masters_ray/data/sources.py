@@ -39,15 +39,20 @@ def origin(source: DataSource) -> Path:
     """The file that the rows stand in. Raises DataError when there is none, or when it begins like another format."""
     if source.format == "easy_vqa":
         return easy_vqa.data_folder() / source.split / "questions.json"
+    if found := in_place_of(source):
+        raise DataError(f"{cut(source.path or '', _LONGEST_NAME)}: expected a {source.format} file, found {found}")
+    return Path(source.path or "")
+
+
+def in_place_of(source: DataSource) -> str | None:
+    """What is at a source's path in place of a file of its format, a full stop, and what to do; None when nothing is.
+    Raises DataError when the file cannot be opened."""
     path = source.path or ""
     file = Path(path)
     try:
-        found = layouts.other(file, source.format) if file.is_file() else layouts.elsewhere(path, source.format)
+        return layouts.other(file, source.format) if file.is_file() else layouts.elsewhere(path, source.format)
     except (OSError, ValueError) as error:
         raise _unreadable(file, error) from error
-    if found:
-        raise DataError(f"{cut(path, _LONGEST_NAME)}: expected a {source.format} file, found {found}")
-    return file
 
 
 def rows(source: DataSource, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,15 @@ def test_the_demo_has_nothing_to_complain_about() -> None:
 
 def test_a_missing_data_file_is_named() -> None:
     found = complaints("data.train.format=jsonl", "data.train.path=none.jsonl")
-    assert "none.jsonl, which does not exist" in found["data.train.path"]
+    assert "none.jsonl: none. Set data.*.path to an existing file" in found["data.train.path"]
+
+
+def test_data_in_another_form_are_refused_by_their_path(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"conversations": []}]')
+    words = [f"data.{name}.format=jsonl" for name in ("train", "held_out")]
+    found = complaints(*words, f"data.train.path={tmp_path}", f"data.held_out.path={tmp_path}/rows.json")
+    assert f"{tmp_path}: a folder (1 .json). masters_ray reads one jsonl file" in found["data.train.path"]
+    assert "a JSON array; its rows have LLaVA's layout (conversations). Write an object" in found["data.held_out.path"]
 
 
 def test_a_checkpoint_that_is_no_directory_is_named() -> None:
