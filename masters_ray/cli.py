@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import masters_ray
+from masters_ray import stopping
 from masters_ray.errors import MastersError
 from masters_ray.progress import say
 
@@ -16,20 +17,21 @@ if TYPE_CHECKING:
     from masters_ray.config import Config
     from masters_ray.pipeline.directory import RunDirectory
 
-INTERRUPTED = 130
-
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors raised on purpose are shown without a traceback."""
     arguments = _parser().parse_args(words)
+    stopping.forget()
+    stopping.listen()
     try:
         return int(arguments.command(arguments))
     except MastersError as error:
         print(f"masters-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("masters-ray: interrupted; the same command goes on from what is finished.", file=sys.stderr)
-        return INTERRUPTED
+        told, exit_code = stopping.outcome()
+        print(f"masters-ray: {told}; {stopping.GOES_ON}", file=sys.stderr)
+        return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,62 +1,245 @@
-"""The Ray that a run uses: an existing cluster when RAY_ADDRESS is set, else one on this machine."""
+"""The Ray that a run uses: an existing cluster when RAY_ADDRESS is set, else one of its own on this machine."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import socket
-from collections.abc import Iterator
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from masters_ray import stopping
 from masters_ray.config import Cluster
-from masters_ray.errors import Complaint, ConfigError
+from masters_ray.errors import ClusterError, Complaint, ConfigError
 from masters_ray.progress import say
+
+_TOKEN = secrets.token_hex(32)
+"""What the Ray on this machine asks of whoever connects: only this process and its children have it."""
+_LOOPBACK = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "RAY_AUTH_TOKEN": _TOKEN,
+}
+"""Variables of all processes of the Ray on this machine."""
+_LONGEST_FOLDER = 30
+"""Bytes of the path in which Ray makes its directory: a socket's path may have 107, of which Ray takes 76."""
+_TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id")
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_UNREACHABLE = 50.0
+"""How long a cluster may not answer; after 60 seconds Ray ends this process without a word of ours."""
 
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
-    """Ray is there inside the block. Raises ConfigError when RAY_ADDRESS leads nowhere."""
+    """Ray is there inside the block. Raises ConfigError when RAY_ADDRESS leads nowhere, ClusterError when no Ray can be
+    started on this machine. When Ray ends by itself inside the block, so does this process, with two lines."""
     address = os.environ.get("RAY_ADDRESS")
-    if address and address.startswith("http"):
-        raise ConfigError(
-            [
-                Complaint(
-                    where="RAY_ADDRESS",
-                    expected="the address of a cluster, such as auto or 10.0.0.1:6379",
-                    found=address,
-                    remedy="That is a dashboard's address: hand the run over with masters-ray submit.",
-                )
-            ]
-        )
+    address = None if address == "local" else address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with _existing(address) if address else _own(cluster) as lost:
+        import ray
+
+        resources = ray.cluster_resources()
+        where = f"cluster {address}" if address else "this machine"
+        say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
+        with _watched(lost):
+            yield
+
+
+@contextmanager
+def _existing(address: str) -> Iterator[Callable[[], str | None]]:
+    if address.startswith("http"):
+        remedy = "That is a dashboard's address: hand the run over with masters-ray submit."
+        raise ConfigError([_wrong_address(address, remedy, "the address of a cluster, such as auto or 10.0.0.1:6379")])
     import ray
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray.exceptions import AuthenticationError, RaySystemError
 
     try:
-        if address:
-            _knock(address)
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        else:
-            ray.init(
-                address="local",
-                num_cpus=cluster.local_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-    except OSError as error:
-        complaint = Complaint(
-            where="RAY_ADDRESS",
-            expected="a running cluster",
-            found=f"{address} ({error})",
-            remedy="Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone.",
+        _knock(address)
+        try:
+            _init()
+        except AuthenticationError:
+            if not tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+                raise
+            _init()
+    except AuthenticationError as error:
+        remedy = (
+            "Copy the head node's ~/.ray/auth_token to the same place here and set RAY_AUTH_MODE=token, on every node."
         )
-        raise ConfigError([complaint]) from error
-    resources = ray.cluster_resources()
-    where = f"cluster {address}" if address else "this machine"
-    say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
+        raise ConfigError([_wrong_address(f"{address}, which asks for a token", remedy)]) from error
+    except (OSError, RuntimeError, ValueError, RaySystemError) as error:
+        told = f"{address} ({' '.join(str(error).split())})"
+        remedy = "Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone."
+        raise ConfigError([_wrong_address(told, remedy)]) from error
+    try:
+        yield _Unreachable(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()
+
+
+def _wrong_address(found: str, remedy: str, expected: str = "a running cluster") -> Complaint:
+    return Complaint(where="RAY_ADDRESS", expected=expected, found=found, remedy=remedy)
+
+
+@contextmanager
+def _own(cluster: Cluster) -> Iterator[Callable[[], str | None]]:
+    """A Ray of this process: on the loopback, behind a token, with its files in a directory that goes with it."""
+    import ray
+
+    before, spared = dict(os.environ), stopping.children()
+    folder = _folder()
+    # Ray turns its token mode on by itself for such a cluster, unless it was told something else.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.update(_LOOPBACK)
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        os.environ["TMPDIR"] = str(folder)  # the engines have sockets, too
+    ended = False
+    try:
+        _started(cluster, folder)
+        yield _dead_process
+        ended = True
+    except KeyboardInterrupt:
+        ended = True
+        raise
+    finally:
+        ray.shutdown()
+        stopping.end_children(spared)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+        if ended:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder() -> Path:
+    """A new directory for Ray's files. Raises ClusterError when there is no place for it."""
+    asked = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    for place in dict.fromkeys((asked, "/tmp", "/var/tmp", "/dev/shm")):
+        if len(os.fsencode(place)) <= _LONGEST_FOLDER:
+            try:
+                return Path(tempfile.mkdtemp(prefix="mr-", dir=place))
+            except OSError:
+                continue
+    raise ClusterError(
+        f"Ray needs a directory for its sockets and logs whose path has at most {_LONGEST_FOLDER} bytes; neither "
+        f"{asked} nor /tmp can be used. Set RAY_TMPDIR to a short path that can be written."
+    )
+
+
+def _started(cluster: Cluster, folder: Path) -> None:
+    """Raises ClusterError when Ray does not come up."""
+    import ray
+    from ray._private import ray_constants
+
+    # Without this Ray replaces the loopback's address by that of a network's interface.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    options = {"address": "local", "num_cpus": cluster.local_cpus, "include_dashboard": False}
+    try:
+        for last in (False, True):
+            try:
+                _init(**options, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
+                break
+            except Exception as error:  # Ray raises bare ones
+                ray.shutdown()
+                told = " ".join(str(error).split())
+                if last or "timed out" not in told:
+                    raise ClusterError(
+                        f"Ray did not start on this machine ({type(error).__name__}: {told}). Usual causes: too little "
+                        f"memory, a full {folder.parent} or /dev/shm, too few processes or open files (ulimit -u, "
+                        f"ulimit -n), or a machine that is too busy. Its logs: {folder}"
+                    ) from error
+                say(f"Ray did not start in time and is started again ({told})")
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = True
+
+
+def _init(**options: Any) -> None:
+    """Raises whatever Ray does."""
+    import ray
+    from ray._private import utils
+    from ray._private import worker as ray_worker
+
+    ray_worker.print_to_stdstream = _told_in_short
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    finally:
+        utils.set_sigterm_handler = theirs
+        stopping.listen()
+
+
+def _told_in_short(data: dict[str, Any], **_: Any) -> None:
+    """The first sentence of what Ray has to say beside the errors that it raises: its dumps stay in its logs."""
+    told = " ".join(str(data["lines"][0]).split())
+    if not told.startswith(_TOLD_BY_US):
+        say("Ray: " + told.partition(". ")[0])
+
+
+@contextmanager
+def _watched(lost: Callable[[], str | None]) -> Iterator[None]:
+    """When Ray is lost inside the block, this process ends: nothing that waits for Ray would."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(_SECONDS_BETWEEN_LOOKS):
+            if (told := lost()) and not stopping.asked() and not left.wait(_SECONDS_BETWEEN_LOOKS):
+                print(f"masters-ray: {told}", file=sys.stderr)
+                stopping.end(stopping.GOES_ON, 1)
+
+    thread = threading.Thread(target=watch, name="watch over Ray", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        ray.shutdown()
+        left.set()
+        thread.join()
+
+
+def _dead_process() -> str | None:
+    """What became of a process without which the Ray on this machine is not one."""
+    from ray._private import worker as ray_worker
+
+    node = ray_worker._global_node
+    for name in ("gcs_server", "raylet"):
+        for info in node.all_processes.get(name, ()) if node else ():
+            code = info.process.poll()
+            if code is not None:
+                how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+                return (
+                    f"Ray's {name} on this machine ended ({how}). When memory runs out the system kills processes: "
+                    f"see dmesg, and Ray's logs in {node.get_logs_dir_path()}"
+                )
+    return None
+
+
+class _Unreachable:
+    """Looks whether a cluster answers."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._heard = address, time.monotonic()
+        self._looked = self._heard
+
+    def __call__(self) -> str | None:
+        now = time.monotonic()
+        if now - self._looked > _SECONDS_UNREACHABLE / 10:
+            self._looked = now
+            try:
+                _knock(self._address)
+                self._heard = now
+            except OSError:
+                if now - self._heard > _SECONDS_UNREACHABLE:
+                    return f"the cluster at {self._address} has not answered for {_SECONDS_UNREACHABLE:.0f} seconds"
+        return None
 
 
 def _knock(address: str) -> None:

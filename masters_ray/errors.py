@@ -11,7 +11,8 @@
     │   ├── WeightSyncError    it holds other weights than the learner sent
     │   └── WeightsGoneError   the learner that had the weights is no longer there
     ├── LearnerError       training that stopped before its end
-    └── SubmitError        a Ray job that could not be handed over
+    ├── SubmitError        a Ray job that could not be handed over
+    └── ClusterError       a Ray that cannot be started on this machine
 
 All of them pickle (Ray carries them between processes), keep their cause, and say what was expected and how to mend it.
 """
@@ -116,6 +117,10 @@ class LearnerError(MastersError):
 
 class SubmitError(MastersError):
     """A Ray job that could not be handed over."""
+
+
+class ClusterError(MastersError):
+    """A Ray that cannot be started on this machine."""
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from typing import Any
 import ray
 import ray.train
 from ray.data import DataContext, ExecutionOptions
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.exchange import Exchange
+from masters_ray.learner.group import GroupConfig
 from masters_ray.learner.job import Board, LearnerJob, Pinned
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
@@ -37,7 +38,7 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
     trainer = TorchTrainer(
         train,
         train_loop_config={"job": job, "board": board, "exchange": exchange},
-        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu=bool(settings.gpus),

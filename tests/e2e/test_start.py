@@ -1,0 +1,98 @@
+"""Ray on this machine: how it comes up, who may reach it, and what is left of it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.e2e.runs import PROGRAM, environment
+
+pytestmark = pytest.mark.e2e
+WITHOUT_TOKEN = "from ray._raylet import GcsClient; GcsClient(address={!r}).internal_kv_keys(b'', b'')"
+WAITS = """
+import time
+from masters_ray import cli, cluster
+from masters_ray.config import Cluster
+
+def wait(_):
+    with cluster.connected(Cluster(local_cpus=1)):
+        import ray
+        print(ray.get_runtime_context().gcs_address, flush=True)
+        time.sleep(100)
+
+cli._validate = wait
+raise SystemExit(cli.main(["validate", "x"]))
+"""
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_signal_while_ray_starts_leaves_nothing(short: Path) -> None:
+    words = ["generate", "conf/demo.yaml", f"run.dir={short / 'run'}"]
+    with subprocess.Popen(
+        [*PROGRAM, *words], cwd=ROOT, env=environment(RAY_TMPDIR=str(short)), stderr=subprocess.PIPE, text=True
+    ) as process:
+        parent = psutil.Process(process.pid)
+        children: list[psutil.Process] = []
+        while not any(child.name() == "gcs_server" for child in children):
+            assert process.poll() is None
+            children = parent.children(recursive=True)
+            time.sleep(0.02)
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert told == "masters-ray: stopped by SIGTERM; the same command goes on from what is finished.\n"
+    assert not [child for child in children if child.is_running()]
+    assert not list(short.glob("mr-*"))
+
+
+def test_only_who_has_the_token_reaches_it_and_when_it_dies_the_program_ends_with_two_lines(
+    short: Path,
+) -> None:
+    """From a place whose path is too long for sockets, with a home that cannot be written."""
+    long = short / ("d" * 60)
+    long.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        cwd=ROOT,
+        env=environment(TMPDIR=str(long), HOME="/proc/none"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        address = process.stdout.readline().strip()
+        assert address.startswith("127.0.0.1:")
+        refused = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TOKEN.format(address)],
+            env=environment(RAY_AUTH_MODE="disabled"),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert "AuthenticationError" in refused.stderr
+        children = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in children if child.name() == "gcs_server").send_signal(signal.SIGKILL)
+        out, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert out == ""
+    first, second = told.splitlines()
+    assert first.startswith("masters-ray: Ray's gcs_server on this machine ended (killed by signal 9)")
+    assert second == "masters-ray: the same command goes on from what is finished."
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]
