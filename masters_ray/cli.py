@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors raised on purpose are shown without a traceback."""
-    arguments = _parser().parse_args(words)
+    arguments = _parsed(words)
     stopping.forget()
     stopping.listen()
     try:
@@ -34,8 +35,25 @@ def main(words: list[str] | None = None) -> int:
         return exit_code
 
 
+def _parsed(words: list[str] | None) -> argparse.Namespace:
+    """Words such as run.dir=x may stand behind options, where argparse by itself takes none."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="masters-ray", description=masters_ray.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="masters-ray",
+        description=masters_ray.__doc__,
+        epilog="Exit codes: 0 done, 1 refused or failed (the reason is said last), 2 words that mean nothing, "
+        "130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
+    )
+    parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="distil: on this machine, or on the cluster at RAY_ADDRESS")

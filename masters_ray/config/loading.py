@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -35,18 +36,40 @@ def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, 
     tree = OmegaConf.structured(Config)
     for origin, key, value in _assignments(Path(file), overrides or [], complaints):
         _assign(tree, origin, key, value, complaints)
-    missing = OmegaConf.missing_keys(tree)
-    for key in sorted(missing):
-        complaints.append(
-            Complaint(
-                where=key, expected="a value", found="none", remedy=f"Set {key} in {file} or on the command line."
-            )
-        )
-        OmegaConf.update(tree, key, "")
-    config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
+    config = _resolved(tree, file, complaints)
     remember(config, OmegaConf.to_container(tree))  # type: ignore[arg-type]
-    complaints += [complaint for complaint in violations(config) if complaint.where not in missing]
+    known = {complaint.where for complaint in complaints}
+    complaints += [complaint for complaint in violations(config) if complaint.where not in known]
     return config, complaints
+
+
+def _resolved(tree: DictConfig, file: str | Path, complaints: list[Complaint]) -> Config:
+    """The tree's values, with complaints of those that are missing and of interpolations that lead nowhere."""
+    while True:
+        try:
+            for key in sorted(OmegaConf.missing_keys(tree)):
+                remedy = f"Set {key} in {file} or on the command line."
+                complaints.append(Complaint(where=key, expected="a value", found="none", remedy=remedy))
+                _leave_out(tree, key)
+            return OmegaConf.to_object(tree)  # type: ignore[return-value]
+        except OmegaConfBaseException as error:
+            key = str(error.full_key)
+            remedy = (
+                f"{str(error).splitlines()[0].rstrip('.')}. ${{oc.env:NAME}} is a variable of the environment, "
+                "${oc.env:NAME,x} one with a default, ${run.seed} another key."
+            )
+            found = dict(_leaves(OmegaConf.to_container(tree))).get(key, "one that leads nowhere")
+            expected = known_keys().get(key, "a value")
+            complaints.append(Complaint(where=key, expected=expected, found=str(found), remedy=remedy))
+            _leave_out(tree, key.partition("[")[0])
+
+
+def _leave_out(tree: DictConfig, key: str) -> None:
+    """The default in place of a value that is none; an empty text where there is none."""
+    try:
+        OmegaConf.update(tree, key, "")
+    except OmegaConfBaseException:
+        OmegaConf.update(tree, key, OmegaConf.select(OmegaConf.structured(Config), key))
 
 
 def to_yaml(config: Config) -> str:
@@ -63,8 +86,12 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
     """(origin, dotted key, value) of every leaf that the file and the words set."""
     found: list[tuple[str, str, Any]] = []
     content = _content(file)
+    texts = _texts()
     if isinstance(content, DictConfig):
-        found += [(str(file), key, value) for key, value in _leaves(OmegaConf.to_container(content))]
+        typed = dict(_leaves(yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)))
+        for key, value in _leaves(OmegaConf.to_container(content)):
+            as_typed = key in texts and value is not None and not isinstance(value, dict)
+            found.append((str(file), key, typed.get(key, value) if as_typed else value))
     else:
         complaints.append(
             Complaint(where=str(file), expected="a mapping", found="a list", remedy="Start with keys such as 'run:'.")
@@ -79,7 +106,7 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
             )
             continue
         try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
+            value = _value(text, texts.get(key))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             complaints.append(
                 Complaint(
@@ -89,6 +116,24 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
             continue
         found.append(("command line", key, value))
     return found
+
+
+def _value(text: str, kind: Any) -> Any:
+    """What a word of the command line means for a key. kind: of a key that holds text, which stays as it was typed: 1e5
+    and yes are names of directories."""
+    if kind is None or text in ("null", "~", "", "???") or (kind is str and text[0] in "\"'"):
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
+    return text if kind is str else yaml.load(text, yaml.BaseLoader)
+
+
+def _texts() -> dict[str, Any]:
+    """The keys that hold a text or a list of texts: str or list."""
+    words = {"a text": str, "a text or null": str, "a list, each a text": list}
+    return {
+        key: str if told.startswith("one of") else words[told]
+        for key, told in known_keys().items()
+        if told in words or told.startswith("one of")
+    }
 
 
 def _content(file: Path) -> Any:
@@ -145,6 +190,7 @@ def _assign(tree: DictConfig, origin: str, key: str, value: Any, complaints: lis
         )
 
 
+@functools.cache
 def known_keys() -> dict[str, str]:
     """Every dotted key with its type in words, in the schema's order."""
     return dict(_describe(Config, ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from masters_ray.config import learner_rules
@@ -12,11 +13,15 @@ from masters_ray.errors import Complaint, masked
 
 _PILLOW_MAX_PIXELS = 178_956_970
 _INEXACT = 1e-6
+_FINITE = "a finite number"
 
 
 def violations(config: Config) -> list[Complaint]:
     """Every broken rule of a whole configuration; touches no file."""
     rules = Rules()
+    rules.at_least("run.seed", config.run.seed, 0)
+    if config.cluster.local_cpus is not None:
+        rules.at_least("cluster.local_cpus", config.cluster.local_cpus, 1)
     _rollout(rules, config)
     _teacher(rules, "", config.teacher, config.schedule)
     for number, further in enumerate(config.growth):
@@ -33,15 +38,18 @@ def violations(config: Config) -> list[Complaint]:
     learner_rules.check(rules, config.learner)
     _data(rules, config)
     _engines(rules, config)
-    _addresses(rules, "", dataclasses.asdict(config))
-    return rules.broken
+    _values(rules, "", dataclasses.asdict(config))
+    endless = {one.where for one in rules.broken if one.expected == _FINITE}
+    return [one for one in rules.broken if one.expected == _FINITE or one.where not in endless]
 
 
-def _addresses(rules: Rules, key: str, found: Any) -> None:
-    """No address gives access by itself: it is written to the run's files."""
+def _values(rules: Rules, key: str, found: Any) -> None:
+    """Every number is finite, and no address gives access by itself: it is written to the run's files."""
     if isinstance(found, dict | list):
         for name, one in found.items() if isinstance(found, dict) else enumerate(found):
-            _addresses(rules, f"{key}[{name}]" if isinstance(found, list) else f"{key}.{name}".strip("."), one)
+            _values(rules, f"{key}[{name}]" if isinstance(found, list) else f"{key}.{name}".strip("."), one)
+    elif isinstance(found, float):
+        rules.rule(math.isfinite(found), key, _FINITE, found, "Write a number.")
     elif isinstance(found, str):
         rules.rule(
             masked(found) == found,

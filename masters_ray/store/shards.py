@@ -187,7 +187,9 @@ def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
     if not files:
         return ray.data.from_arrow(SCHEMA.empty_table())
     filesystem = None if opened[0].on_disk else opened[0].filesystem
-    return ray.data.read_parquet(files, schema=SCHEMA, filesystem=filesystem)
+    # Neither a question mark nor "a=b" in a directory's name means anything.
+    options = {"file_extensions": None, "partitioning": None}
+    return ray.data.read_parquet(files, schema=SCHEMA, filesystem=filesystem, **options)
 
 
 def read(folder: Where) -> Iterable[RolloutGroup]:

@@ -41,7 +41,7 @@ def _listening(process: subprocess.Popen[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was terminated after its first stage, and then finished by the same command with more replicas."""
-    folder = tmp_path_factory.mktemp("runs") / "one"
+    folder = tmp_path_factory.mktemp("runs") / "lr=1e-3 ?[a]*#%20:ü"
     words = ["run", DEMO, f"run.dir={folder}", *SMALL, *MARKED]
     with subprocess.Popen(
         [*PROGRAM, *words],

@@ -168,3 +168,49 @@ def test_weights_go_between_gpus_only_where_there_are_gpus() -> None:
 def test_ranks_have_whole_gpus() -> None:
     with pytest.raises(ConfigError, match="teacher.gpus: expected a whole number with teacher.tensor_parallel = 2"):
         load(ROOT / "conf" / "demo.yaml", ["teacher.gpus=0.5", "teacher.tensor_parallel=2"])
+
+
+@pytest.mark.parametrize("text", ["1e5", "yes", "007", "a #b", "*x", "%x", "@x", "[x", "a: b", "!x", "x?y", "ü"])
+def test_a_text_stays_as_it_was_typed(tmp_path: Path, text: str) -> None:
+    assert load(write(tmp_path, MINIMAL), [f"run.dir={text}"]).run.dir == text
+
+
+def test_texts_of_a_list_and_of_the_file_stay_as_they_were_typed(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL.replace("runs/x", "1e5") + "rollout: {store: no, reuse: [1e3, yes]}\n")
+    config = load(file, ["data.train.kinds=[colour,no]", "data.train.path=null", "student.checkpoint='a b'"])
+    assert config.run.dir == "1e5"
+    assert (config.rollout.store, config.rollout.reuse) == ("no", ["1e3", "yes"])
+    assert (config.data.train.kinds, config.data.train.path) == (["colour", "no"], None)
+    assert config.student.checkpoint == "a b"
+    assert "found 'off'" in complaints(file, "learner.offload=off")["learner.offload (command line)"]
+
+
+@pytest.mark.parametrize("value", ["inf", "-.inf", "nan"])
+@pytest.mark.parametrize("key", ["learner.learning_rate", "reward.alpha", "rollout.max_wait_seconds", "teacher.cpus"])
+def test_numbers_without_an_end_are_refused_once(tmp_path: Path, key: str, value: str) -> None:
+    found = complaints(write(tmp_path, MINIMAL), f"{key}={value}")
+    assert list(found) == [key]
+    assert "expected a finite number" in found[key]
+
+
+def test_a_number_without_an_end_in_a_list_is_named(tmp_path: Path) -> None:
+    found = complaints(write(tmp_path, MINIMAL), "schedule.stages=[{ratio: nan}]")
+    assert "schedule.stages[0].ratio" in found
+
+
+def test_interpolations_that_lead_nowhere_are_named_with_the_other_complaints(tmp_path: Path) -> None:
+    words = ["run.dir=${nope}", "run.seed=${oc.env:HOME}", "rollout.store=${oc.env:MASTERS_UNSET}"]
+    words += ["data.train.path=${data.train.path}", "student.checkpoint=${no:x}", "learner.workrs=1"]
+    words += ["growth=[{teacher: {checkpoint: '${gone}'}}]"]
+    found = complaints(write(tmp_path, MINIMAL), *words)
+    assert "Interpolation key 'nope' not found" in found["run.dir"]
+    assert "expected a whole number" in found["run.seed"]
+    assert "'MASTERS_UNSET' not found" in found["rollout.store"]
+    assert "Recursive" in found["data.train.path"]
+    assert "growth[0].teacher.checkpoint" in found
+    assert {"student.checkpoint", "learner.workrs (command line)"} <= found.keys()
+
+
+def test_an_interpolation_that_leads_somewhere_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTERS_PLACE", "/place")
+    assert load(write(tmp_path, MINIMAL), ["run.dir=${oc.env:MASTERS_PLACE}/${run.seed}"]).run.dir == "/place/0"

@@ -1,9 +1,10 @@
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from masters_ray import submit
+from masters_ray import cli, submit
 from masters_ray.cli import main
 from masters_ray.config import Config, Growth, Teacher
 from masters_ray.errors import SubmitError
@@ -71,6 +72,25 @@ def test_the_program_says_what_is_wrong_without_a_traceback(
     assert "Did you mean learner.workers?" in capsys.readouterr().err
     assert main(["validate", "conf/demo.yaml"]) == 0
     assert "no complaint" in capsys.readouterr().out
+
+
+def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[list[str]] = []
+
+    def scan(arguments: argparse.Namespace) -> int:
+        taken.append(arguments.overrides)
+        return 0
+
+    monkeypatch.setattr(cli, "_mask_scan", scan)
+    assert main(["mask-scan", "conf/demo.yaml", "--ratios", "0.2,0", "run.dir=x"]) == 0
+    assert main(["mask-scan", "conf/demo.yaml", "a=1", "--ratios", "0.2,0", "b=2", "--questions", "7", "c=3"]) == 0
+    assert taken == [["run.dir=x"], ["a=1", "b=2", "c=3"]]
+    for words in (["mask-scan", "x", "--ratio", "1", "--none"], ["store", "verify", "x", "--none"], []):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert "masters-ray 0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
