@@ -188,7 +188,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     with directory.locked(), cluster.connected(config.cluster):
-        validation.check_cluster(config)
+        validation.check_cluster(config, learns=False)
         for folder in driver.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")
     return 0
@@ -226,7 +226,7 @@ def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDi
         raise ConfigError(broken)
     directory = RunDirectory(config)
     with directory.locked(), cluster.connected(config.cluster):
-        validation.check_cluster(config)
+        validation.check_cluster(config, learns=False)
         say(f"page {examine(config, directory, config_file)}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,12 +53,16 @@ class Turns:
         return f"one node of {self.cpus:g} CPU{'' if self.cpus == 1 else 's'}{gpus}"
 
 
-def decide(config: Config, nodes: Nodes) -> tuple[Turns | None, list[Complaint]]:
+def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | None, list[Complaint]]:
     """How a run is placed, None unless learner and rollouts take turns; and everything that it asks for at one time and
     these nodes do not hold, which is empty when it can be placed.
 
-    Replicas that may join later (max_replicas) do not count: nothing waits for them.
+    Replicas that may join later (max_replicas) do not count: nothing waits for them. learns: false for what makes
+    rollouts only.
     """
+    if not learns:
+        offline = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, online_fraction=0.0))
+        return None, _not_held(_phases(offline)[0], nodes)
     making, alone = _phases(config)
     if config.rollout.online_fraction == 0:
         return None, _not_held(alone, nodes)

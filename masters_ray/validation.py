@@ -59,21 +59,30 @@ def _online_at(fraction: float) -> Callable[[int], bool]:
     return lambda number: schedule.is_online(number, fraction)
 
 
-def check_cluster(config: Config) -> placement.Turns | None:
-    """Where learner and rollouts of online iterations take turns; None when they need not. Raises ConfigError when the
-    connected cluster, or each of its nodes, is too small for what the run asks for at one time, or when weights cannot
-    go the way that conf says."""
+def check_cluster(config: Config, *, learns: bool = True) -> placement.Turns | None:
+    """Where learner and rollouts of online iterations take turns; None when they need not. learns: false for commands
+    that make rollouts only. Raises ConfigError when the connected cluster, or each of its nodes, is too small for what
+    is asked for at one time and does not grow, or when weights cannot go the way that conf says."""
     import ray
+    from ray._private.state import state
 
-    return placed(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    reported = state.get_cluster_config()
+    grows = config.cluster.grows or bool(reported and reported.node_group_configs)
+    return placed(config, nodes, learns=learns, grows=grows)
 
 
-def placed(config: Config, nodes: placement.Nodes) -> placement.Turns | None:
-    """``check_cluster`` of a cluster with these nodes."""
-    turns, complaints = placement.decide(config, nodes)
-    if complaints:
+def placed(
+    config: Config, nodes: placement.Nodes, *, learns: bool = True, grows: bool = False
+) -> placement.Turns | None:
+    """``check_cluster`` of a cluster with these nodes. grows: it may get others."""
+    turns, complaints = placement.decide(config, nodes, learns)
+    if complaints and not grows:
         raise ConfigError(complaints)
-    placement.transfer(config, turns)
+    for one in complaints:
+        say(f"the cluster has to grow, which is waited for: {one.where} is {one.found}, its nodes hold {one.expected}")
+    if learns:
+        placement.transfer(config, turns)
     return turns
 
 

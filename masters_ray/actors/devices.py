@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from masters_ray.errors import Complaint, ConfigError
 
 if TYPE_CHECKING:
     from masters_ray.actors.replicas import Deployment
 
+_FOR_ENGINES = 0.6
+"""Fraction of a GPU's memory that all engines on it take together where the learner's weights and optimizer stay."""
 DEVICES = "MASTERS_RAY_DEVICES"
 """Variable of a replica's process: the GPUs that were assigned to it."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -18,12 +22,36 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 def in_turns(deployments: Sequence[Deployment], gpus: int) -> list[Deployment]:
     """The same processes on a node's ``gpus`` GPUs without a reservation; engines on GPUs sleep unless something is
-    asked of them."""
+    asked of them. Those on one GPU are awake together, and share what the learner leaves of its memory. Raises
+    ConfigError when they are told to take more than there is."""
     devices = assigned(deployments, gpus)
-    return [
-        dataclasses.replace(one, devices=own, spec=dataclasses.replace(one.spec, sleeps=one.gpus > 0))
-        for one, own in zip(deployments, devices, strict=True)
-    ]
+    most = max(_sums(deployments, devices, lambda one: min(1.0, one.gpus)).values(), default=1.0)
+    found = []
+    for one, own in zip(deployments, devices, strict=True):
+        memory = _FOR_ENGINES * min(1.0, one.gpus) / max(1.0, most)
+        spec = dataclasses.replace(one.spec, sleeps=one.gpus > 0, memory=memory if one.gpus else one.spec.memory)
+        found.append(dataclasses.replace(one, devices=own, spec=spec))
+    for gpu, taken in _sums(found, devices, lambda one: one.spec.utilization).items():
+        if taken > 1 + 1e-9:
+            complaint = Complaint(
+                where="teacher.engine.gpu_memory_utilization with student.engine.gpu_memory_utilization",
+                expected="at most 1 together on a GPU, less what the learner keeps there, where they take turns",
+                found=f"{taken:.2f} on GPU {gpu}",
+                remedy=f"Lower them, or set null: then the engines on a GPU take {_FOR_ENGINES} of it together.",
+            )
+            raise ConfigError([complaint])
+    return found
+
+
+def _sums(
+    deployments: Sequence[Deployment], devices: Sequence[tuple[str, ...]], amount: Callable[[Deployment], float]
+) -> dict[str, float]:
+    """GPU → what the engines on it make together."""
+    found: dict[str, float] = {}
+    for one, replicas in zip(deployments, devices, strict=True):
+        for gpu in (gpu for own in replicas for gpu in own.split(",") if gpu):
+            found[gpu] = found.get(gpu, 0.0) + amount(one)
+    return found
 
 
 def assigned(deployments: Sequence[Deployment], gpus: int) -> list[tuple[str, ...]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import ray
+from ray.experimental import internal_kv
 
 from masters_ray import weights
 from masters_ray.actors.devices import show_own_devices
@@ -52,6 +56,13 @@ class HostSpec:
     """Tokens that it must not write, beside its own placeholders."""
     sleeps: bool = False
     """Holds GPU memory only from when something is asked of it to when it is sent to sleep."""
+    memory: float = 0.9
+    """Fraction of a GPU's memory that its engine takes when the engine's settings do not say."""
+
+    @property
+    def utilization(self) -> float:
+        """Fraction of a GPU's memory that its engine takes."""
+        return self.memory if self.engine.gpu_memory_utilization is None else self.engine.gpu_memory_utilization
 
 
 class Host:
@@ -62,10 +73,10 @@ class Host:
         self._ending = threading.Event()
         self._model = model = Model(
             weights.locate(spec.checkpoint),
-            spec.engine,
+            dataclasses.replace(spec.engine, gpu_memory_utilization=spec.utilization),
             tensor_parallel=spec.tensor_parallel,
             top_k=spec.top_k,
-            mask=spec.mask,
+            mask=mask_to_begin_with(spec),
             transfer=spec.transfer,
             sleeps=spec.sleeps,
             common=spec.common,
@@ -130,6 +141,22 @@ class Host:
                 f"a replica that came later holds other weights than the first ones: {report} instead of {expected}. "
                 "Make the checkpoint the same on every node, and let nobody change it during a run."
             )
+
+
+def remember_ratio(ratio: float) -> None:
+    """A teacher of this job that is started or replaced from now on is masked at this ratio while it loads."""
+    if internal_kv._internal_kv_initialized():
+        internal_kv._internal_kv_put(_ratio_key(), str(ratio))
+
+
+def mask_to_begin_with(spec: HostSpec) -> Mask | None:
+    """The spec's mask, at the ratio that is remembered."""
+    said = internal_kv._internal_kv_get(_ratio_key()) if spec.mask is not None else None
+    return spec.mask if said is None or spec.mask is None else dataclasses.replace(spec.mask, ratio=float(said))
+
+
+def _ratio_key() -> str:
+    return f"masters_ray/ratio/{ray.get_runtime_context().get_job_id()}"
 
 
 def _end() -> None:

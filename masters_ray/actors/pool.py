@@ -17,7 +17,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from masters_ray.actors.host import Expected, Role
+from masters_ray.actors.host import Expected, Role, remember_ratio
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.progress import say
@@ -94,6 +94,7 @@ class Pool:
         """
         with self._masking:
             self._expected = None
+            remember_ratio(ratio)
             found: list[MaskReport] = self._everywhere("mask", lambda actor: self._begin(actor, "mask", ratio))
             self._expected = found[0]
         self._open_to_join.set()

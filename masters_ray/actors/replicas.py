@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from masters_ray.actors.devices import DEVICES
-from masters_ray.actors.host import Host, HostSpec, Role
+from masters_ray.actors.host import Host, HostSpec, Role, remember_ratio
 from masters_ray.actors.pool import CALLS_AT_ONCE, SECONDS_TO_END, Pool, ready_again, replica_error
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.progress import say
@@ -95,12 +95,14 @@ class Replicas:
     def _start(self, deployments: list[Deployment]) -> dict[Role, Pool]:
         """The pools of the first replicas."""
         by_role: dict[Role, list[Any]] = {}
+        for mask in (one.spec.mask for one in deployments if one.spec.mask is not None):
+            remember_ratio(mask.ratio)
         for deployment in deployments:
             for number in range(deployment.replicas):
                 actor = self._spawned(deployment, number)
                 for role in deployment.spec.roles:
                     by_role.setdefault(role, []).append(actor)
-                if deployment.spec.sleeps:
+                if deployment.spec.sleeps or 0 < deployment.gpus < 1:
                     # While an engine measures how much of a GPU is free, no other one may load or fall asleep.
                     self._wait_for_all()
         self._wait_for_all()

@@ -338,12 +338,15 @@ def _engines(rules: Rules, config: Config) -> None:
             engine.max_num_batched_tokens,
             "There a prompt is read in one step.",
         )
+        share = role.gpus if 0 < role.gpus < 1 else 1.0
         rules.rule(
-            0 < engine.gpu_memory_utilization <= 1,
+            engine.gpu_memory_utilization is None or 0 < engine.gpu_memory_utilization <= share,
             f"{name}.engine.gpu_memory_utilization",
-            "above 0 and at most 1",
+            "above 0 and at most 1"
+            if share == 1
+            else f"above 0 and at most {name}.gpus = {share:g}: other replicas on the same GPU have the rest",
             engine.gpu_memory_utilization,
-            "0.9 is vLLM's default.",
+            "null takes 0.9 of what the replica reserves.",
         )
         for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_pictures"):
             rules.at_least(f"{name}.engine.{key}", getattr(engine, key), 1)

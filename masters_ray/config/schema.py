@@ -32,6 +32,9 @@ class Run:
 class Cluster:
     local_cpus: int | None = None
     """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: what the machine has."""
+    grows: bool = False
+    """Nodes are added to the cluster as they are asked for, by an autoscaler that Ray does not know of: what today's
+    nodes do not hold is told of and waited for. Ray's own autoscaler (version 2) is seen without this key."""
 
 
 @dataclass
@@ -79,7 +82,9 @@ class Engine:
     """Sequences decoded at the same time."""
     max_num_batched_tokens: int = 8192
     """Tokens of one engine step."""
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float | None = None
+    """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the part of the GPU that its replica reserves;
+    where learner and rollouts take turns, 0.6 of a GPU for all engines on it: the learner's weights stay there."""
     kv_cache_memory_bytes: int | None = None
     """Size of the KV cache; default: what gpu_memory_utilization leaves."""
     enforce_eager: bool = False

@@ -120,7 +120,7 @@ class VllmEngine:
                 max_model_len=engine.max_model_len,
                 max_num_seqs=engine.max_num_seqs,
                 max_num_batched_tokens=engine.max_num_batched_tokens,
-                gpu_memory_utilization=engine.gpu_memory_utilization,
+                gpu_memory_utilization=engine.gpu_memory_utilization or 0.9,
                 enforce_eager=engine.enforce_eager,
                 limit_mm_per_prompt={"image": engine.max_pictures, "video": 0},
                 max_logprobs=max(20, top_k),

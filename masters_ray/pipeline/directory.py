@@ -42,6 +42,12 @@ _FREE = (
     "tokens_per_micro_batch",
     "logits_mib",
     "activation_checkpointing",
+    "grows",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enforce_eager",
 )
 """Keys that may change between two calls of the same run: they decide where and how work is done, not what it is."""
 
@@ -70,6 +76,7 @@ class RunDirectory:
         if self._claim.exists():
             # A key that came after the run was begun counts as its default.
             earlier = settings_of(Config()) | read_object(self._claim)
+            earlier = {key: value for key, value in earlier.items() if key.rpartition(".")[2] not in _FREE}
             different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
             if not self._has_learned:
                 different = [key for key in different if not key.startswith(_LEARNING)]

@@ -62,11 +62,14 @@ class Engines:
     kept is closed when the block is left."""
 
     def __init__(self, config: Config, turns: Turns | None) -> None:
-        """turns: where learner and rollouts take turns."""
+        """turns: where learner and rollouts take turns. Raises ConfigError when engines on one GPU are told to take
+        more of its memory than there is."""
         self.turns = turns
         self._config = config
         self._kept: tuple[int, Replicas] | None = None
         """A teacher's number, and replicas with it that wait."""
+        for teacher in range(len(config.schedules)) if turns is not None else ():
+            self.deployments(teacher, 0.0)
 
     def deployments(self, teacher: int, ratio: float) -> list[Deployment]:
         """The processes with one of the run's teachers, masked at a ratio."""

@@ -158,8 +158,9 @@ def _never(config: Config, writer: Source) -> tuple[int, ...]:
 def _deployment(
     config: Config, model: Teacher | Student, spec: HostSpec, replicas: int, may_join: int = 0
 ) -> Deployment:
+    share = model.gpus if 0 < model.gpus < 1 else 1.0
     return Deployment(
-        spec=spec,
+        spec=dataclasses.replace(spec, memory=0.9 * share),
         replicas=replicas,
         max_replicas=replicas + may_join,
         cpus=model.cpus,

@@ -14,7 +14,7 @@ import pytest
 
 from masters_ray import cluster
 from masters_ray.actors import replicas as replicas_module
-from masters_ray.actors.host import Host, HostSpec, Role
+from masters_ray.actors.host import Host, HostSpec, Role, mask_to_begin_with
 from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Cluster, Engine, MaskScope
 from masters_ray.engines.vllm_engine import Mask
@@ -28,13 +28,19 @@ pytestmark = pytest.mark.e2e
 class Scripted:
     """Engine and player in one. A file die-at-METHOD-N in the checkpoint's directory costs one process its life."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ratio: float) -> None:
         self._folder = folder
         self._digest = (folder / "weights").read_text()
-        self._ratio = 0.0
+        self._ratio = ratio
+        self._changes = 0
+
+    def changes(self) -> int:
+        """How often its weights were masked again after they were loaded."""
+        return self._changes
 
     def mask(self, ratio: float) -> MaskReport:
         self._die("mask")
+        self._changes += ratio != self._ratio
         self._ratio = ratio
         return MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=self._digest)
 
@@ -64,7 +70,8 @@ class TinyHost(Host):
                 time.sleep(0.05)
             if (folder / "broken").exists():
                 raise RuntimeError("no room in memory") from None
-        scripted = Scripted(folder)
+        mask = mask_to_begin_with(spec)
+        scripted = Scripted(folder, mask.ratio if mask else 0.0)
         self._ending = threading.Event()
         self._model: Any = SimpleNamespace(engine=scripted)
         self._players = dict.fromkeys(spec.roles, scripted)
@@ -118,6 +125,9 @@ def test_a_replica_that_dies_while_it_is_masked_or_asked_comes_back_masked(folde
         again, ratio, thing = pool.call_again("answer", pool.share("shared"))
         assert again != first
         assert (ratio, thing) == (0.2, "shared")
+        assert pool.call("changes") == 0, "a process that takes another's place is masked while it loads"
+        pool.mask(0.1)
+        assert pool.call("changes") == 1
         deaths(folder, "answer", 1)
         with pytest.raises(ReplicaLostError, match="teacher.answer: its process died"):
             pool.call("answer")

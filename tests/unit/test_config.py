@@ -165,6 +165,15 @@ def test_weights_go_between_gpus_only_where_there_are_gpus() -> None:
         load(ROOT / "conf" / "demo.yaml", ["rollout.online_fraction=1", f"rollout.weight_transfer={transfer}", *gpus])
 
 
+def test_an_engine_takes_no_more_of_a_gpu_than_its_replica_reserves(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL)
+    key = "student.engine.gpu_memory_utilization"
+    found = complaints(file, "student.gpus=0.25", f"{key}=0.3")
+    assert "at most student.gpus = 0.25: other replicas on the same GPU have the rest, found 0.3" in found[key]
+    assert load(file, ["student.gpus=0.25", f"{key}=0.2"]).student.engine.gpu_memory_utilization == 0.2
+    assert load(file, ["student.gpus=1", f"{key}=0.95"]).student.engine.gpu_memory_utilization == 0.95
+
+
 def test_ranks_have_whole_gpus() -> None:
     with pytest.raises(ConfigError, match="teacher.gpus: expected a whole number with teacher.tensor_parallel = 2"):
         load(ROOT / "conf" / "demo.yaml", ["teacher.gpus=0.5", "teacher.tensor_parallel=2"])

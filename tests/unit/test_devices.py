@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from masters_ray.actors.devices import DEVICES, assigned, in_turns, show_own_dev
 from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.replicas import Deployment, Replicas, environment
 from masters_ray.config import Engine
+from masters_ray.errors import ConfigError
 
 
 def kind(replicas: int, gpus: float, tensor_parallel: int = 1, role: Role = "teacher", cpus: float = 3.0) -> Deployment:
@@ -46,6 +48,31 @@ def test_engines_on_gpus_sleep_and_threads_are_as_many_as_ever() -> None:
     assert (on_gpu.devices, on_gpu.spec.sleeps) == (("0",), True)
     assert (on_cpu.devices, on_cpu.spec.sleeps) == (("",), False)
     assert environment(on_cpu)["OMP_NUM_THREADS"] == "3"
+
+
+def memory(deployments: list[Deployment]) -> list[float]:
+    return [round(one.spec.utilization, 3) for one in deployments]
+
+
+def test_engines_that_take_turns_with_the_learner_leave_it_a_part_of_their_gpu() -> None:
+    shares = [kind(1, 0.5), kind(1, 0.25, role="student"), kind(1, 0.25, role="reference")]
+    assert memory(in_turns(shares, 1)) == [0.3, 0.15, 0.15]
+    whole = [kind(1, 1), kind(1, 1, role="student"), kind(1, 1, role="reference")]
+    assert memory(in_turns(whole, 1)) == [0.2, 0.2, 0.2]
+    assert memory(in_turns(whole, 4)) == [0.6, 0.6, 0.6]
+
+
+def test_engines_that_are_told_to_take_more_than_their_gpu_has_are_refused() -> None:
+    def told(taken: float) -> list[Deployment]:
+        return [
+            dataclasses.replace(one, spec=dataclasses.replace(one.spec, engine=Engine(gpu_memory_utilization=taken)))
+            for one in (kind(1, 1), kind(1, 1, role="student"))
+        ]
+
+    assert memory(in_turns(told(0.5), 1)) == [0.5, 0.5]
+    assert memory(in_turns(told(0.9), 2)) == [0.9, 0.9]
+    with pytest.raises(ConfigError, match=r"found 1.80 on GPU 0"):
+        in_turns(told(0.9), 1)
 
 
 class Spawned:

@@ -1,6 +1,8 @@
 import pytest
 
 from masters_ray import config as configuration
+from masters_ray import validation
+from masters_ray.errors import ConfigError
 from masters_ray.placement import Kind, Turns, crowded, decide
 from tests.conftest import ROOT
 
@@ -26,6 +28,30 @@ def kind(count: int, gpus: float, cpus: float = 1.0, name: str = "teacher") -> K
 def test_a_cluster_with_room_has_nothing_to_complain_about() -> None:
     assert told([{"CPU": 2.0}]) == {}
     assert told([{"CPU": 8.0, "GPU": 4.0}] * 2, "teacher.gpus=1", "teacher.tensor_parallel=4") == {}
+
+
+def test_what_makes_rollouts_only_needs_no_room_for_a_learner() -> None:
+    words = ["teacher.gpus=1", "teacher.tensor_parallel=2", "student.gpus=1", "student.replicas=2"]
+    words += ["judge.share_process=true", "judge.replicas=2", "learner.workers=8", "learner.gpus=1"]
+    for online in ([], ["rollout.online_fraction=0.5"]):
+        config = configuration.load(ROOT / "conf" / "demo.yaml", [*words, *online])
+        nodes = [{"CPU": 16.0, "GPU": 4.0}]
+        assert decide(config, nodes)[1] != []
+        assert decide(config, nodes, learns=False) == (None, [])
+        assert validation.placed(config, nodes, learns=False) is None
+    too_few = decide(config, [{"CPU": 16.0, "GPU": 3.0}], learns=False)[1]
+    assert [one.where for one in too_few] == ["GPU for making rollouts"]
+
+
+def test_what_a_growing_cluster_does_not_hold_today_is_told_and_not_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = configuration.load(ROOT / "conf" / "demo.yaml", ["teacher.gpus=8", "learner.workers=64"])
+    with pytest.raises(ConfigError, match="teacher.gpus x teacher.tensor_parallel"):
+        validation.placed(config, [{"CPU": 4.0}])
+    assert validation.placed(config, [{"CPU": 4.0}], grows=True) is None
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the cluster has to grow, which is waited for: teacher.gpus x teacher.tensor_parallel is 8" in told
 
 
 def test_the_sum_of_all_nodes_must_hold_everything_at_once() -> None:
