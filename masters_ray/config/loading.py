@@ -106,11 +106,15 @@ def _assignments(file: Path, overrides: list[str], complaints: list[Complaint]) 
             )
             continue
         try:
+            word.encode()  # a locale that is not UTF-8 leaves pieces of characters
             value = _value(text, texts.get(key))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeEncodeError) as error:
             complaints.append(
                 Complaint(
-                    where=word, expected="a YAML value", found=" ".join(str(error).split()), remedy="Quote the value."
+                    where=repr(word)[1:-1],
+                    expected="a YAML value in UTF-8",
+                    found=" ".join(str(error).split()),
+                    remedy="Quote the value.",
                 )
             )
             continue
