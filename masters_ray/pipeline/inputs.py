@@ -57,6 +57,11 @@ def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
             say(f"{name} pictures: {changes}")
         for remark in loaded.remarks:
             say(f"{name} questions: {remark}")
+    return told_overlap(train, held_out)
+
+
+def told_overlap(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
+    """Say what the two have in common."""
     overlap = data.overlap(train.problems, held_out.problems)
     of = f" of {len(held_out.problems)}"
     if overlap.same_question:

@@ -38,6 +38,8 @@ def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
                 found, broken = rows.look(config, name, list(models.values()), scratch, whole=whole)
                 seen += [found] if found else []
                 complaints += broken
+        if len(seen) == 2:
+            inputs.told_overlap(seen[0].loaded, seen[1].loaded)
         complaints += prompts.look(config, seen, models)
         complaints += _stages(config, seen)
         if sound("run.", "rollout.store"):
@@ -49,7 +51,9 @@ def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
         say(told)
     left = " and ".join(f"data.{one.name}" for one in seen if one.more)
     unseen = f"rows after the first {rows.FIRST} of {left} were not looked at (--all)" if left else ""
-    return "; ".join(one for one in (unseen, unplaced) if one)
+    absent = " and ".join(name for name in config.models if name not in models)
+    unchecked = f"{absent}: not downloaded yet, and not looked at" if absent else ""
+    return "; ".join(one for one in (unseen, unchecked, unplaced) if one)
 
 
 def _local(config: Config, wrong: set[str]) -> dict[str, Path]:
@@ -77,7 +81,7 @@ def _run_directory(config: Config) -> list[Complaint]:
             say(f"{directory.root} holds this run, finished: run would only write its report again")
     except ConfigError as error:
         return error.complaints
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         return [_told("run.dir", "a directory that this run can use", error)]
     return []
 

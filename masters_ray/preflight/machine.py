@@ -56,7 +56,14 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
 def nearest(path: Path) -> Path:
     """The directory itself, or the one above it that is there."""
     path = path.absolute()
-    return next(one for one in (path, *path.parents) if one.exists())
+    return next(one for one in (path, *path.parents) if _is_there(one))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # what may not be looked at, or has too long a name, cannot be made either
 
 
 def writable(key: str, path: Path) -> list[Complaint]:

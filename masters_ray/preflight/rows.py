@@ -12,6 +12,7 @@ from pathlib import Path
 from masters_ray import data
 from masters_ray.config import Config, DataSource
 from masters_ray.data import sources
+from masters_ray.data.scalars import cut
 from masters_ray.errors import Complaint, DataError
 from masters_ray.pipeline import inputs
 from masters_ray.progress import say
@@ -22,6 +23,8 @@ FIRST = 200
 _REASONS = 6
 """Reasons that are shown."""
 _KINDS = 8
+_REASON = 300
+"""Characters of a reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +34,13 @@ class Seen:
     name: str
     """"train" or "held_out"."""
     source: DataSource
-    problems: Sequence[Problem]
+    loaded: data.Loaded
     more: bool
     """It has rows that were not looked at."""
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        return self.loaded.problems
 
     @property
     def questions(self) -> int | None:
@@ -53,7 +60,7 @@ def look(
         loaded = inputs.load_source(config, source, models, scratch / f"{name}.arrow", 1.0, FIRST if more else None)
     except DataError as error:
         return None, [_complaint(name, error)]
-    seen = Seen(name=name, source=source, problems=loaded.problems, more=more)
+    seen = Seen(name=name, source=source, loaded=loaded, more=more)
     accepted = loaded.problems.note.accepted
     looked = f"the first {FIRST} rows" if more else f"all {accepted + len(loaded.rejected)} rows"
     say(f"data.{name}  {looked} of {where}: {accepted} questions{_kinds(loaded.problems)}")
@@ -66,7 +73,7 @@ def look(
     if not more and source.rows is not None and source.rows > accepted:
         say(f"  data.{name}.rows asks for {source.rows}: all {accepted} are taken")
     try:
-        data.refuse_too_many(source, loaded.rejected, accepted, config.data.max_quarantined_share)
+        data.refuse_too_many(source, loaded.rejected, accepted, config.data.max_quarantined_share, loaded.unused)
     except DataError as error:
         return seen, [_complaint(name, error, "masters-ray validate --all looks at every row." if more else "")]
     return seen, []
@@ -96,6 +103,6 @@ def _reasons(rejected: Sequence[Rejected]) -> list[str]:
     for one in rejected:
         alike[re.sub(r"/\S+|'[^']*'|\d+", "…", one.reason)].append(one)
     ordered = sorted(alike.values(), key=len, reverse=True)
-    lines = [f"{len(those)} × {those[0].reason} ({those[0].row})" for those in ordered[:_REASONS]]
+    lines = [f"{len(those)} × {cut(those[0].reason, _REASON)} ({those[0].row})" for those in ordered[:_REASONS]]
     rest = sum(len(those) for those in ordered[_REASONS:])
     return [*lines, f"{rest} × for other reasons"] if rest else lines

@@ -11,9 +11,10 @@ import pytest
 
 from masters_ray import config, preflight
 from masters_ray.errors import ConfigError
+from masters_ray.pipeline import inputs
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.preflight import gpus, machine, rows
-from tests.builders import png, problem
+from tests.builders import png
 from tests.conftest import PAIR, ROOT
 
 DEMO = ROOT / "conf" / "demo.yaml"
@@ -63,6 +64,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
     assert f"data.train  all 5 rows of {tmp_path}/train.jsonl: 3 questions (colour 2, shape 1)" in said
     assert f"1 × empty question ({tmp_path}/train.jsonl:4)" in said
     assert "  columns that are not used: hint (1 row)\n" in said
+    assert "held-out questions" in said
     assert "data.train.rows asks for 9: all 3 are taken" in said
     assert "<|vision_start|><|image_pad|>×16<|vision_end|>what color?" in said
     assert "right, as a judge is told: A. red" in said
@@ -157,9 +159,10 @@ def test_a_login_node_without_torch_looks_at_what_it_can(tmp_path: Path) -> None
     assert "no complaint; placement was not looked at, since ray is not installed here" in ended.stdout
 
 
-def test_what_a_run_writes_is_estimated_from_its_keys() -> None:
-    settings = config.load(DEMO, ["learner.checkpoints_kept=2", "schedule.stage_data=all"])
-    train = rows.Seen(name="train", source=settings.data.train, problems=[problem()] * 3, more=False)
+def test_what_a_run_writes_is_estimated_from_its_keys(tmp_path: Path) -> None:
+    settings = config.load(DEMO, [*words(tmp_path, [row(n) for n in range(3)]), "schedule.stage_data=all"])
+    loaded = inputs.load_source(settings, settings.data.train, [], tmp_path / "spool", 0.0)
+    train = rows.Seen(name="train", source=settings.data.train, loaded=loaded, more=False)
     picture = len(png())
     assert machine.rollout_bytes(settings, [train]) == 3 * 3 * (picture + 8 * 8 * (2 * 32 + 12))
     assert machine.learner_bytes(settings, 1000) == 1000 * (4 + 4 * (4 + 12))
