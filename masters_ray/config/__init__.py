@@ -33,7 +33,7 @@ from masters_ray.config.schema import (
     Teacher,
     Transfer,
 )
-from masters_ray.config.written import Written, as_written
+from masters_ray.config.written import Written, as_written, joined
 
 __all__ = [
     "Aggregation",
@@ -64,6 +64,7 @@ __all__ = [
     "Written",
     "as_dict",
     "as_written",
+    "joined",
     "known_keys",
     "load",
     "read",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -32,6 +33,12 @@ def as_written(value: Any) -> Any:
     if isinstance(value, list):
         return [as_written(one) for one in value]
     return value.written if isinstance(value, Written) else value
+
+
+def joined(folder: str, name: str) -> str:
+    """A path in a directory, which may be ``Written``."""
+    path = str(Path(folder) / name)
+    return Written(path, f"{folder.written}/{name}") if isinstance(folder, Written) else path
 
 
 def remember(section: Any, tree: dict[str, Any]) -> None:

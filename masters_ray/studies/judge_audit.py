@@ -20,7 +20,7 @@ from masters_ray import store
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
-from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage
+from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joined
 from masters_ray.errors import DataError
 from masters_ray.marking import RULES
 from masters_ray.pipeline import driver, stages
@@ -81,7 +81,7 @@ def audit_config(config: Config, questions: int, ratio: float) -> Config:
     out."""
     return dataclasses.replace(
         config,
-        run=dataclasses.replace(config.run, dir=str(Path(config.run.dir) / f"judge-audit-{questions}")),
+        run=dataclasses.replace(config.run, dir=joined(config.run.dir, f"judge-audit-{questions}")),
         data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
         schedule=Schedule(stages=[ScheduledStage(ratio=ratio)]),
         rollout=dataclasses.replace(config.rollout, student_refresh="run"),

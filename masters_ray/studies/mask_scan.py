@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
-from masters_ray.config import Config, Schedule, ScheduledStage, as_written
+from masters_ray.config import Config, Schedule, ScheduledStage, as_written, joined
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import driver, stages
@@ -67,7 +67,7 @@ def scan_config(config: Config, ratios: Sequence[float], questions: int) -> Conf
     """The configuration whose rollouts a scan makes: every ratio is a stage that sees the same questions."""
     return dataclasses.replace(
         config,
-        run=dataclasses.replace(config.run, dir=str(Path(config.run.dir) / f"mask-scan-{questions}")),
+        run=dataclasses.replace(config.run, dir=joined(config.run.dir, f"mask-scan-{questions}")),
         data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
         schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
         rollout=dataclasses.replace(config.rollout, student_refresh="run"),

@@ -10,10 +10,11 @@ import pytest
 
 from masters_ray import cli, submit
 from masters_ray import config as configuration
-from masters_ray.config import Config, rules
+from masters_ray.config import Config, Written, rules
 from masters_ray.errors import ConfigError, StoreError, masked
 from masters_ray.pipeline.directory import RunDirectory, read_json
 from masters_ray.store import Folder
+from masters_ray.studies.judge_audit import audit_config
 from tests.conftest import ROOT
 
 DEMO = str(ROOT / "conf" / "demo.yaml")
@@ -93,6 +94,10 @@ def test_what_the_environment_holds_is_used_and_shown_as_it_is_written(
     for file in ("config.yaml", "settings.json"):
         assert "hidden-place" not in directory.file(file).read_text()
         assert "${oc.env:PLACE}/a.jsonl" in directory.file(file).read_text()
+    config.run.dir = Written(str(tmp_path / "hidden-place"), "${oc.env:PLACE}")
+    audited = audit_config(config, 5, 0.0)
+    assert audited.run.dir == f"{tmp_path}/hidden-place/judge-audit-5"
+    assert "hidden-place" not in configuration.to_yaml(audited)
     monkeypatch.setenv("PLACE", "another-place")
     again = configuration.load(directory.file("config.yaml"))
     assert (again.data.held_out.path, again.rollout.placement) == ("another-place/a.jsonl", "turns")

@@ -91,9 +91,20 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     writer.write(store.table_of([group(position=0)]), account(0))
     with pytest.raises(StoreError, match="made by something else"):
         store.Writer(folder, {"a": 2})
+    [first, second] = store.read_accounts(folder).items()
+    writer.retire(dict([second]))
+    retired = [Folder(folder) / name for name in store.retired(folder)]
+    assert len(store.Lookup(retired)) == 1
+    writer.write(store.read_shard(retired[0], second[0]), second[1])
+    writer.finish({})
+    Folder(folder).write(first[0], b"torn")
+    store.reopen(folder, store.survey(folder).broken)
+    writer = store.Writer(folder, {"a": 1})
+    writer.write(store.table_of([group(position=0)]), account(0))
     writer.finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
     assert Folder(f"{bucket}/run").folders() == ["stage-0"]
+    assert Folder(folder).folders() == []
     assert list(look.verify(folder)) == [f"{folder}: 2 shards, 2 rows, all read"]
     assert cli.main(["store", "verify", folder]) == 0
     digest = group(position=1).problem.digest
