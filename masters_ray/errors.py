@@ -11,6 +11,7 @@
     │   ├── WeightSyncError    it holds other weights than the learner sent
     │   └── WeightsGoneError   the learner that had the weights is no longer there
     ├── LearnerError       training that stopped before its end
+    │   └── UnreadableRowError   a stored row that it cannot learn from; the others go on without it
     ├── SubmitError        a Ray job that could not be handed over
     └── ClusterError       a Ray that cannot be started on this machine
 
@@ -113,6 +114,18 @@ class WeightsGoneError(ReplicaError):
 
 class LearnerError(MastersError):
     """Training that stopped before its end."""
+
+
+class UnreadableRowError(LearnerError):
+    """A stored row that no sequence can be made of."""
+
+    def __init__(self, row: str, stage: int, position: int, reason: str) -> None:
+        """row: its question's id."""
+        super().__init__(row, stage, position, reason)
+        self.row, self.stage, self.position, self.reason = row, stage, position, reason
+
+    def __str__(self) -> str:
+        return f"{self.row} (stage {self.stage}, position {self.position}): {self.reason}"
 
 
 class SubmitError(MastersError):

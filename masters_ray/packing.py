@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from masters_ray.attention import Layout, Span
+from masters_ray.errors import UnreadableRowError
 from masters_ray.records import RolloutGroup, ScoredAnswer
 
 
@@ -93,8 +94,12 @@ def pack(
 ) -> PackedBatch:
     """One sequence of these groups, each with its prompt, padded at the end to a multiple of ``multiple_of`` tokens.
 
-    Raises ValueError for an unjudged answer, and for groups with different numbers of teacher log-probabilities.
+    Raises UnreadableRowError for the first group with an unjudged or empty answer, or with another number of teacher
+    log-probabilities than those before it.
     """
+    width = groups[0].answers[0].teacher.top_ids.shape[1]
+    for group in groups:
+        _check(group, width)
     input_ids: list[Tensor] = []
     positions: list[Tensor] = []
     predict_at: list[Tensor] = []
@@ -118,9 +123,6 @@ def pack(
     input_ids.append(torch.full((padding,), pad_id))
     positions.append(torch.zeros((positions[0].shape[0], padding), dtype=torch.long))
     everything = [answer for group in groups for answer in group.answers]
-    widths = {answer.teacher.top_ids.shape[1] for answer in everything}
-    if len(widths) > 1:
-        raise ValueError(f"groups of one batch hold different numbers of teacher log-probabilities: {sorted(widths)}")
     tokens = torch.tensor([len(answer.judged.answer.token_ids) for answer in everything])
     return PackedBatch(
         input_ids=torch.cat(input_ids),
@@ -134,7 +136,7 @@ def pack(
         targets=torch.tensor([token for answer in everything for token in answer.judged.answer.token_ids]),
         answer_of=torch.repeat_interleave(tokens),
         group_of=torch.repeat_interleave(torch.tensor([len(group.answers) for group in groups])),
-        accuracy=torch.tensor([float(_accuracy(answer.judged.accuracy)) for answer in everything]),
+        accuracy=torch.tensor([float(answer.judged.accuracy or 0) for answer in everything]),
         reasoning=torch.tensor([float(answer.judged.reasoning or 0) for answer in everything]),
         cut=torch.tensor([answer.judged.answer.finish == "length" for answer in everything]),
         reference_logprobs=_join([answer.reference_logprobs for answer in everything]),
@@ -155,7 +157,16 @@ def _of_writer(answer: ScoredAnswer) -> np.ndarray:
     return np.zeros_like(answer.reference_logprobs) if known is None else known
 
 
-def _accuracy(accuracy: int | None) -> int:
-    if accuracy is None:
-        raise ValueError("an unjudged answer has no reward and cannot be trained on")
-    return accuracy
+def unreadable(group: RolloutGroup, reason: object) -> UnreadableRowError:
+    """Why no sequence can be made of a group."""
+    return UnreadableRowError(group.problem.id, group.stage, group.position, str(reason))
+
+
+def _check(group: RolloutGroup, width: int) -> None:
+    for answer in group.answers:
+        if answer.judged.accuracy is None:
+            raise unreadable(group, "an unjudged answer has no reward and cannot be trained on")
+        if not answer.judged.answer.token_ids:
+            raise unreadable(group, "an answer has no tokens")
+        if (found := answer.teacher.top_ids.shape[1]) != width:
+            raise unreadable(group, f"it holds {found} teacher log-probabilities a token, others hold {width}")

@@ -67,9 +67,9 @@ class Problem:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-RejectedBy = Literal["row", "text", "picture", "engine", "judge", "replica"]
+RejectedBy = Literal["row", "text", "picture", "engine", "judge", "replica", "learner"]
 """What a row was set aside for: it is not one, a text of it holds a special token, a picture cannot be opened, an
-engine does not take it, too few of its answers can be judged, replicas die on it."""
+engine does not take it, too few of its answers can be judged, replicas die on it, the learner cannot read it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +279,14 @@ class SkippedStep:
     reason: str
     saved: str
     """Directory with the step's rows (a parquet file like the store's) for inspection; "" without rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Stored rows that an optimizer step went on without: the learner cannot read them."""
+
+    step: int
+    rows: list[Rejected]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,15 +12,16 @@ import pyarrow as pa
 
 from masters_ray import store
 from masters_ray.batching import micro_batches
-from masters_ray.errors import LearnerError
+from masters_ray.errors import LearnerError, UnreadableRowError
 from masters_ray.learner.job import StagePlan
 from masters_ray.packing import PackedBatch
-from masters_ray.records import RolloutGroup
+from masters_ray.records import Rejected, RolloutGroup
 from masters_ray.schedule import Iteration
 
 T = TypeVar("T")
 
 Pack = Callable[[Sequence[RolloutGroup]], PackedBatch]
+"""Raises UnreadableRowError for the first group that cannot be packed."""
 Fresh = Callable[[int], pa.Table | None]
 """An online iteration's number → its fresh rows, waited for; None when they do not come."""
 _STAGE = 2**40
@@ -65,15 +66,39 @@ class Step:
 class MicroBatch:
     """One worker's part of a round."""
 
-    step: Step
     indices: list[int]
     """Rows of the step."""
     groups: list[RolloutGroup]
     batch: PackedBatch
     filler: bool
-    """A row of another worker with weight 0: a rank with nothing left still takes part in the collectives."""
-    last: bool
-    """This worker's last one of the step."""
+    """Some row with weight 0: a rank with nothing left still takes part in the collectives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One worker's part of a step."""
+
+    step: Step
+    micro_batches: list[MicroBatch]
+    """One a round; none when there is nothing that the worker can read."""
+    unreadable: dict[int, Rejected]
+    """Rows of the step that the worker was to read and cannot."""
+
+    def without(self, rows: Collection[int]) -> Part:
+        """The same as if the step did not have these rows; none of them is in a micro-batch, except in fillers."""
+        step = self.step
+        kept = [index for index in range(len(step.table)) if index not in rows]
+        place = {index: number for number, index in enumerate(kept)}
+        table = step.table.take(pa.array(kept, pa.int64()))
+        step = replace(
+            step,
+            table=table,
+            tokens=[step.tokens[index] for index in kept],
+            answer_tokens=store.answer_tokens(table) if kept else 0,
+            rounds=[[[place[index] for index in one if index in place] for one in each] for each in step.rounds],
+        )
+        made = [replace(one, indices=[place.get(index, 0) for index in one.indices]) for one in self.micro_batches]
+        return Part(step=step, micro_batches=made, unreadable={})
 
 
 def ages(table: pa.Table, number: int) -> list[int]:
@@ -182,22 +207,41 @@ class _Stored:
         return True
 
 
-def own_batches(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[MicroBatch | Step]:
-    """Worker ``rank``'s micro-batches of all steps; a step without rows itself."""
+def own_parts(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[Part]:
+    """Worker ``rank``'s part of every step, all its micro-batches packed: how many rows a step has is known before
+    anything is learned from it."""
+    spare: MicroBatch | None = None
     for step in steps:
-        if not step.rounds:
-            yield step
-        for number, workers in enumerate(step.rounds, 1):
-            indices = workers[rank] or workers[0][:1]
-            groups = store.groups(step.table.take(indices))
-            yield MicroBatch(
-                step=step,
-                indices=indices,
-                groups=groups,
-                batch=pack(groups),
-                filler=not workers[rank],
-                last=number == len(step.rounds),
-            )
+        unreadable: dict[int, Rejected] = {}
+        made: list[MicroBatch] = []
+        for workers in step.rounds:
+            one = _packed(step, workers[rank], pack, unreadable)
+            spare = one or spare
+            if one is None and (found := _filler(step, workers[0], pack, unreadable) or spare) is not None:
+                one = replace(found, filler=True)
+            made += [one] if one is not None else []
+        whole = len(made) == len(step.rounds)
+        yield Part(step=step, micro_batches=made if whole else [], unreadable=unreadable)
+
+
+def _packed(step: Step, indices: Sequence[int], pack: Pack, unreadable: dict[int, Rejected]) -> MicroBatch | None:
+    """These rows of a step without those that cannot be read, which are noted; None when none is left."""
+    left = list(indices)
+    while left:
+        groups = store.groups(step.table.take(left))
+        try:
+            return MicroBatch(indices=left, groups=groups, batch=pack(groups), filler=False)
+        except UnreadableRowError as error:
+            bad = left.pop([group.position for group in groups].index(error.position))
+            reason = f"stage {error.stage}, position {error.position}: {error.reason}"
+            unreadable[bad] = Rejected(row=error.row, reason=reason, kind="learner")
+    return None
+
+
+def _filler(step: Step, first: Sequence[int], pack: Pack, unreadable: Collection[int]) -> MicroBatch | None:
+    """Any row of the step that can be read."""
+    candidates = (index for index in dict.fromkeys([*first, *range(len(step.table))]) if index not in unreadable)
+    return next((one for index in candidates if (one := _packed(step, [index], pack, {})) is not None), None)
 
 
 def ahead(items: Iterator[T], halts: Callable[[T], bool] = lambda _: False) -> Iterator[T]:
@@ -214,12 +258,6 @@ def ahead(items: Iterator[T], halts: Callable[[T], bool] = lambda _: False) -> I
                 yield item
 
 
-def before(numbers: Collection[int]) -> Callable[[MicroBatch | Step], bool]:
-    """Whether what ``own_batches`` gives is the last before one of these iterations."""
-
-    def is_last(item: MicroBatch | Step) -> bool:
-        if isinstance(item, Step):
-            return item.number + 1 in numbers
-        return item.last and item.step.number + 1 in numbers
-
-    return is_last
+def before(numbers: Collection[int]) -> Callable[[Part], bool]:
+    """Whether a step is the last before one of these iterations."""
+    return lambda part: part.step.number + 1 in numbers

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.config import Learner, Part, Reward, Transfer
-from masters_ray.records import SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, Rejected, SkippedStep, StepMetrics
 from masters_ray.schedule import Iteration
 
 
@@ -49,6 +49,8 @@ class LearnerJob:
     """Of all stages."""
     max_staleness: int = 0
     """Optimizer steps by which the writer of a fresh group may be behind."""
+    max_set_aside_share: float = 0.05
+    """Fraction of the questions whose stored rows may turn out unreadable; a single one always may."""
     transfer: Transfer = "object_store"
     """How the student's weights reach the rollouts."""
     turns: bool = False
@@ -67,6 +69,11 @@ class LearnerJob:
         """Every optimizer step with its stage."""
         by_stage = {plan.stage: plan for plan in self.stages}
         return [(by_stage[one.stage], one) for one in self.iterations]
+
+    @property
+    def most_unreadable(self) -> int:
+        """Rows."""
+        return max(1, int(self.max_set_aside_share * sum(len(one.positions) for one in self.iterations)))
 
     @property
     def online(self) -> list[int]:
@@ -103,6 +110,7 @@ class Pinned:
     rewards: dict[int, list[GroupRewards]] = field(default_factory=dict)
     """Step → of its first groups."""
     skipped: list[SkippedStep] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who waits."""
 
@@ -110,6 +118,7 @@ class Pinned:
         self.steps += news.steps
         self.rewards |= news.rewards
         self.skipped += news.skipped
+        self.left_out += news.left_out
         self.notes += news.notes
 
     def as_plain(self) -> dict[str, Any]:
@@ -124,6 +133,10 @@ class Pinned:
             steps=[StepMetrics(**one) for one in plain["steps"]],
             rewards={int(step): [GroupRewards(**one) for one in told] for step, told in plain["rewards"].items()},
             skipped=[SkippedStep(**one) for one in plain["skipped"]],
+            left_out=[
+                LeftOut(step=one["step"], rows=[Rejected(**row) for row in one["rows"]])
+                for one in plain.get("left_out", [])  # a checkpoint of an older version has none
+            ],
         )
 
 

@@ -6,9 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -29,14 +28,14 @@ from masters_ray.learner import metrics, work
 from masters_ray.learner.agreement import check_on_policy, compared_with_engine
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.feed import MicroBatch, Step, ahead, before, own_batches, steps
+from masters_ray.learner.feed import Part, Step, ahead, before, own_parts, steps
 from masters_ray.learner.handout import Handout, ask
 from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
-from masters_ray.records import SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, SkippedStep, StepMetrics
 
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
@@ -54,7 +53,7 @@ def train(config: dict[str, Any]) -> None:
     try:
         done = worker.resume()
         worker.handout.begin(done)
-        coming = worker.micro_batches(done)
+        coming = worker.parts(done)
         for number in range(done + 1, len(job.steps) + 1):
             worker.step(coming)
             worker.handout.publish(number)
@@ -114,8 +113,8 @@ class _Worker:
         if self._workers > 1:
             torch.distributed.all_reduce(torch.zeros(1, device=self._device))
 
-    def micro_batches(self, done: int) -> Iterator[MicroBatch | Step]:
-        """This rank's part of everything after the first ``done`` steps."""
+    def parts(self, done: int) -> Iterator[Part]:
+        """This rank's part of every step after the first ``done``."""
         shard = ray.train.get_dataset_shard(DATASET)
         tables: Iterator[pa.Table] = iter(
             shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)
@@ -131,7 +130,7 @@ class _Worker:
             max_staleness=self._job.max_staleness,
         )
         halts = before(self._job.online if self._job.turns else ())
-        return ahead(own_batches(coming, self._rank, self._packer.pack), halts)
+        return ahead(own_parts(coming, self._rank, self._packer.pack), halts)
 
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
@@ -161,25 +160,22 @@ class _Worker:
             return found.step
         return 0
 
-    def step(self, coming: Iterator[MicroBatch | Step]) -> None:
+    def step(self, coming: Iterator[Part]) -> None:
         """The updates of the step that comes, taken or skipped, and told to the board."""
         asked = time.monotonic()
-        begin = next(coming)
+        part = next(coming)
         started = time.monotonic()
-        step = begin if isinstance(begin, Step) else begin.step
-        if step.note:
-            self._say(step.note)
-        if isinstance(begin, Step):
+        if part.step.note:
+            self._say(part.step.note)
+        part = self._readable(part)
+        step = part.step
+        if not len(step.table):
             self._leave_out(step)
             return
-        micro_batches = _of_step(begin, coming)
-        again: Iterable[MicroBatch] = micro_batches
-        if self._job.settings.updates_per_step > 1:
-            again = list(micro_batches)
         old: list[list[OldPolicy]] = []
         first = last = None
         for _ in range(self._job.settings.updates_per_step):
-            last = self._update(iter(again), old)
+            last = self._update(part, old)
             first = first or last
             if last is None:
                 break
@@ -190,18 +186,45 @@ class _Worker:
             waited = started - asked if step.iteration.online else 0.0
             self._tell(first, last.totals.means["clipped"], time.monotonic() - started, waited)
 
-    def _update(self, micro_batches: Iterator[MicroBatch], old: list[list[OldPolicy]]) -> _Update | None:
+    def _readable(self, part: Part) -> Part:
+        """The step without the rows that some worker cannot read, which are told. Raises LearnerError when there are
+        too many of them, or when this leaves a worker with nothing at all."""
+        found = torch.zeros(len(part.step.table) + 1)
+        found[list(part.unreadable)] = 1.0
+        found[-1] = float(not part.micro_batches)
+        *unreadable, idle = self._engine.over_workers(found).tolist()
+        if not any(unreadable):
+            return part
+        told: list[Any] = [part.unreadable]
+        if self._workers > 1:
+            told = [None] * self._workers
+            torch.distributed.all_gather_object(told, part.unreadable)
+        rows = dict(sorted((index, row) for one in told for index, row in one.items()))
+        self._pin(Pinned(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
+        count, most = sum(len(one.rows) for one in self._told.left_out), self._job.most_unreadable
+        first = next(iter(rows.values()))
+        example = f"for example {first.row}, {first.reason}"
+        if count > most:
+            raise LearnerError(
+                f"the learner cannot read {count} stored rows; rollout.max_set_aside_share allows {most} ({example}). "
+                "Put their pictures back as they were, or raise it and call again."
+            )
+        part = part.without(rows)
+        if idle and len(part.step.table):
+            raise LearnerError(f"a worker can read no row of step {part.step.number}, others can ({example})")
+        return part
+
+    def _update(self, part: Part, old: list[list[OldPolicy]]) -> _Update | None:
         """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
         micro-batch; filled if this is the first."""
         gradients = self._engine.gradients
-        first = next(micro_batches)
-        step = first.step
+        step = part.step
         again = bool(old)
         tally = metrics.Tally(len(step.table))
         gap = torch.zeros(2, dtype=torch.float64)
         rate = learning_rate(self._job.settings, step.number)
         self._engine.set_learning_rate(rate)
-        for index, micro in enumerate(chain([first], micro_batches)):
+        for index, micro in enumerate(part.micro_batches):
             batch = micro.batch.to(self._device)
             new_logprobs, divergences, errors = self._forward(step.plan, batch)
             earlier = old[index] if again else None
@@ -281,7 +304,7 @@ class _Worker:
     def _leave_out(self, step: Step) -> None:
         """A step that has nothing to learn from."""
         self._skipped_in_a_row += 1
-        reason = "no question of it has a row"
+        reason = "no question of it has a row that can be read"
         self._pin(Pinned(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")]))
         self._stop_after_too_many(step, reason, "")
 
@@ -325,8 +348,8 @@ class _Worker:
         self._pin(Pinned(notes=[note]))
 
     def _pin(self, news: Pinned) -> None:
+        self._told.add(news)
         if self._rank == 0:
-            self._told.add(news)
             ray.get(self._board.pin.remote(news))
 
 
@@ -339,17 +362,6 @@ class _Update:
     norm: float
     totals: metrics.Totals
     rewards: list[GroupRewards]
-
-
-def _of_step(first: MicroBatch, coming: Iterator[MicroBatch | Step]) -> Iterator[MicroBatch]:
-    """The micro-batches of ``first``'s step. What follows is not asked for: it may wait for this step's weights."""
-    yield first
-    while not first.last:
-        following = next(coming)
-        if isinstance(following, Step):
-            raise LearnerError(f"step {first.step.number} lost a micro-batch")
-        first = following
-        yield first
 
 
 def _gap(new_logprobs: Tensor, batch: PackedBatch) -> Tensor:

@@ -280,6 +280,7 @@ class _Run:
             stages=plans,
             iterations=iterations,
             max_staleness=config.rollout.max_staleness,
+            max_set_aside_share=config.rollout.max_set_aside_share,
             transfer=placement.transfer(config, self._engines.turns),
             turns=self._engines.turns is not None,
             export_to=export_to,
@@ -299,15 +300,9 @@ class _Run:
         ):
 
             def on_news(news: Pinned) -> None:
-                for note in news.notes:
-                    say(note)
-                for new in news.steps:
-                    if journal.record(new, news.rewards.get(new.step, ())):
-                        advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
-                for skipped in news.skipped:
-                    advance(journal.record_skipped(skipped))
-                    where = f". Its rows are in {skipped.saved}" if skipped.saved else ""
-                    say(f"step {skipped.step} is skipped: {skipped.reason}{where}")
+                journal.take(news, advance)
+                if news.left_out:
+                    self._note_rejected(indices)
 
             try:
                 fit(job, stores, on_news, online.exchange if online else None)
@@ -373,11 +368,12 @@ class _Run:
         stages.say_accuracy(title, marked, longest)
 
     def _note_rejected(self, finished: Sequence[int]) -> None:
-        """quarantine.jsonl: the rows of the data, of the stages that are finished, and of the evaluations."""
+        """quarantine.jsonl: the rows of the data, of the stages that are finished, of the evaluations, and those that
+        the learner went on without."""
         stores = [store.read_accounts(self._directory.stage(index), on_damage=say_damage) for index in finished]
         in_stages = [row for accounts in stores for account in accounts.values() for row in account.rejected.values()]
         online = semi_online.rejected_in([self._directory.online(index) for index in finished])
         of_data = [*self._train.rejected, *self._held_out.rejected]
         marks = outcome.marks(self._directory) if finished else {}
         held_out = refusals(one for marked in marks.values() for one in marked)
-        data.write_quarantine(self._quarantine, [*of_data, *in_stages, *online, *held_out])
+        data.write_quarantine(self._quarantine, [*of_data, *in_stages, *online, *held_out, *self._journal.left_out()])

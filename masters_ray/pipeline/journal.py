@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from masters_ray.errors import writing
-from masters_ray.learner.job import GroupRewards
+from masters_ray.learner.job import GroupRewards, Pinned
 from masters_ray.pipeline.directory import RunDirectory, append_lines, read_lines, read_object, write_json, write_text
-from masters_ray.records import SkippedStep, StepMetrics
+from masters_ray.progress import say
+from masters_ray.records import LeftOut, Rejected, SkippedStep, StepMetrics
 
 
 class Journal:
@@ -34,6 +35,7 @@ class Journal:
             self.content |= read_object(self._file)
         self._metrics = _Steps(directory.file("metrics.jsonl"))
         self._skipped = _Steps(directory.file("skipped.jsonl"))
+        self._left_out = _Steps(directory.file("left_out.jsonl"))
         self._rewards = _Steps(directory.file("rewards.jsonl"))
         self._before, self._began = self.content["wall_seconds"], time.monotonic()
         self._events: Any = None
@@ -68,6 +70,22 @@ class Journal:
         """Optimizer steps recorded so far, skipped ones included."""
         return len(self._metrics.steps | self._skipped.steps)
 
+    def take(self, news: Pinned, advance: Callable[..., None]) -> None:
+        """Record and say what the learner tells. advance: called with the number of steps that are new, and a note."""
+        for note in news.notes:
+            say(note)
+        for new in news.steps:
+            if self.record(new, news.rewards.get(new.step, ())):
+                advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
+        for left_out in news.left_out:
+            self.record_left_out(left_out)
+            for row in left_out.rows:
+                say(f"step {left_out.step} goes on without {row.row}: {row.reason}")
+        for skipped in news.skipped:
+            advance(self.record_skipped(skipped))
+            where = f". Its rows are in {skipped.saved}" if skipped.saved else ""
+            say(f"step {skipped.step} is skipped: {skipped.reason}{where}")
+
     def record(self, metrics: StepMetrics, rewards: Sequence[GroupRewards] = ()) -> int:
         """One optimizer step and how some of its groups were rewarded, for the report; a step taken again after a
         restart replaces its first record, also as one that was skipped: fresh answers that did not come in time may be
@@ -91,6 +109,15 @@ class Journal:
         self._metrics.put(skipped.step, [])
         self._skipped.put(skipped.step, [dataclasses.asdict(skipped)])
         return int(new)
+
+    def record_left_out(self, left_out: LeftOut) -> None:
+        """Stored rows that a step went on without; replaces what was told of it before a restart."""
+        self._left_out.put(left_out.step, [{"step": left_out.step} | dataclasses.asdict(one) for one in left_out.rows])
+
+    def left_out(self) -> list[Rejected]:
+        """All of them."""
+        rows = (one for step in sorted(self._left_out.steps) for one in self._left_out.of(step))
+        return [Rejected(**{name: value for name, value in row.items() if name != "step"}) for row in rows]
 
     def plot(self, name: str, value: float, step: int) -> None:
         """A point of a curve for TensorBoard. Raises StoreError when it cannot be written."""
@@ -120,6 +147,9 @@ class _Steps:
     @property
     def steps(self) -> Set[int]:
         return self._rows.keys()
+
+    def of(self, step: int) -> list[dict[str, Any]]:
+        return self._rows.get(step, [])
 
     def put(self, step: int, rows: list[dict[str, Any]]) -> bool:
         """The rows of a step, in place of those that are there; none: the step has none. Returns whether that changes

@@ -161,12 +161,17 @@ def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are
     assert "nan" in (Path(told.skipped[0].saved) / "reason.json").read_text()
 
 
-def test_adapters_are_trained_alone_and_exported_alone_and_merged(
+def test_adapters_are_trained_alone_exported_alone_and_merged_without_a_row_that_cannot_be_read(
     local_ray: None, rows: list[RolloutGroup], tmp_path: Path
 ) -> None:
-    folders = stored(tmp_path / "rollouts", rows)
+    broken = dataclasses.replace(rows[1], prompt_tokens=7)
+    folders = stored(tmp_path / "rollouts", [broken if row is rows[1] else row for row in rows])
     told = train(tmp_path, folders, zero_stage=2, workers=2, dtype="bfloat16", lora=Lora(rank=4, alpha=8))
-    assert len(told.steps) == 3
+    assert [(step.groups, step.answer_tokens) for step in told.steps] == [(3, 27), (1, 9), (4, 36)]
+    [left_out] = told.left_out
+    [row] = left_out.rows
+    assert (left_out.step, row.row, row.kind) == (1, rows[1].problem.id, "learner")
+    assert "stage 0, position 1: expected a prompt of 7 tokens" in row.reason
     adapters = load_file(tmp_path / "student_adapters" / "adapter_model.safetensors")
     config = json.loads((tmp_path / "student_adapters" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 8)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -10,9 +10,9 @@ import pytest
 
 from masters_ray import store
 from masters_ray.errors import LearnerError
-from masters_ray.learner.feed import MicroBatch, Step, ahead, before, own_batches, steps
+from masters_ray.learner.feed import Part, Step, ahead, before, own_parts, steps
 from masters_ray.learner.job import StagePlan
-from masters_ray.packing import PackedBatch, pack, sequence_tokens
+from masters_ray.packing import PackedBatch, pack, sequence_tokens, unreadable
 from masters_ray.records import RolloutGroup, ScoredAnswer
 from tests.builders import group, iterations, scored
 from tests.unit.test_packing import prompt
@@ -59,7 +59,8 @@ def test_which_questions_a_step_has_does_not_depend_on_those_that_were_set_aside
     found = list(steps(tables(there, 2), [(plan, one) for _, one in PLANS], 1, 50, 0))
     assert [step.table["position"].to_pylist() for step in found] == [[0, 2, 3], []]
     assert found[1].rounds == [], "a step without rows is told, not taken"
-    assert list(own_batches(found[1:], 0, packed)) == found[1:]
+    [part] = own_parts(found[1:], 0, packed)
+    assert part == Part(step=found[1], micro_batches=[], unreadable={})
 
 
 def behaved(answer: ScoredAnswer) -> ScoredAnswer:
@@ -114,18 +115,60 @@ def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
 
 
 def test_each_row_is_trained_on_by_one_worker_and_a_worker_without_rows_gets_a_filler() -> None:
-    per_worker = [
-        [one for one in own_batches(planned(workers=3, budget=25), rank, packed) if isinstance(one, MicroBatch)]
-        for rank in range(3)
-    ]
-    assert all([one.last for one in batches].count(True) == 2 and batches[-1].last for batches in per_worker)
-    assert len({len(one) for one in per_worker}) == 1, "every worker takes part in every round"
+    per_worker = [list(own_parts(planned(workers=3, budget=25), rank, packed)) for rank in range(3)]
     for number, size in ((1, 4), (2, 1)):
-        mine = [one for batches in per_worker for one in batches if one.step.number == number]
+        parts = [parts[number - 1] for parts in per_worker]
+        assert len({len(part.micro_batches) for part in parts}) == 1, "every worker takes part in every round"
+        mine = [one for part in parts for one in part.micro_batches]
         taken = [index for one in mine if not one.filler for index in one.indices]
         assert sorted(taken) == list(range(size))
         assert [one.groups[0].position - 4 * (number - 1) for one in mine] == [one.indices[0] for one in mine]
-    assert any(one.filler for batches in per_worker for one in batches)
+    assert any(one.filler for parts in per_worker for part in parts for one in part.micro_batches)
+
+
+def lacking(*positions: int) -> Callable[[Sequence[RolloutGroup]], PackedBatch]:
+    """Packs all rows but these."""
+
+    def pack_others(groups: Sequence[RolloutGroup]) -> PackedBatch:
+        for row in groups:
+            if row.position in positions:
+                raise unreadable(row, "its picture is gone")
+        return packed(groups)
+
+    return pack_others
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_row_that_cannot_be_read_is_told_and_its_step_is_that_of_the_others(workers: int) -> None:
+    there = [row for row in rows() if row.position != 2]
+    plan = replace(PLAN, rows=4)
+    [expected, _] = steps(tables(there, 3), [(plan, one) for _, one in PLANS], 1, 1000, 0)
+    taken = []
+    for rank in range(workers):
+        part, _ = own_parts(planned(workers=workers, budget=25), rank, lacking(2))
+        reasons = [(row.row, row.reason, row.kind) for row in part.unreadable.values()]
+        assert reasons in ([], [("p2", "stage 0, position 2: its picture is gone", "learner")])
+        without = part.without({2})
+        assert without.step.table == expected.table and without.step.tokens == expected.tokens
+        assert without.step.answer_tokens == expected.answer_tokens
+        assert sorted(row for each in without.step.rounds for one in each for row in one) == [0, 1, 2]
+        assert len(without.micro_batches) == len(without.step.rounds)
+        own = [one for one in without.micro_batches if not one.filler]
+        assert [[row.position for row in one.groups] for one in own] == [
+            [expected.table["position"][index].as_py() for index in one.indices] for one in own
+        ]
+        taken += [index for one in own for index in one.indices]
+    assert sorted(taken) == [0, 1, 2]
+
+
+def test_a_worker_that_can_read_no_row_of_a_step_takes_part_with_one_of_an_earlier_step_or_says_so() -> None:
+    first, second = own_parts(planned(workers=1), 0, lacking(4))
+    assert list(second.unreadable) == [0] and [one.filler for one in second.micro_batches] == [True]
+    assert second.micro_batches[0].groups == first.micro_batches[-1].groups
+    assert len(second.without(second.unreadable).step.table) == 0
+    first, second = own_parts(planned(workers=1), 0, lacking(0, 1, 2, 3))
+    assert sorted(first.unreadable) == [0, 1, 2, 3] and first.micro_batches == []
+    assert not second.unreadable and [one.filler for one in second.micro_batches] == [False]
 
 
 def test_what_the_workers_could_have_computed_is_counted() -> None:
@@ -182,21 +225,19 @@ def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_
         asked.append(number)
 
     coming = steps(tables(rows(8), 3), plans, 2, 25, 0, fresh=take, max_staleness=0)
-    course = ahead(own_batches(coming, 0, packed), before({3, 4}))
-    seen: list[tuple[int, bool, list[int]]] = []
-    for item in course:
-        assert isinstance(item, MicroBatch)
+    course = ahead(own_parts(coming, 0, packed), before({3, 4}))
+    seen: dict[int, list[int]] = {}
+    for part in course:
         time.sleep(0.02)
-        seen.append((item.step.number, item.last, list(asked)))
-    lasts = {number: known for number, last, known in seen if last}
-    assert lasts == {1: [], 2: [], 3: [3], 4: [3, 4]}
+        seen[part.step.number] = list(asked)
+    assert seen == {1: [], 2: [], 3: [3], 4: [3, 4]}
 
 
 def test_a_step_without_rows_is_followed_by_an_online_iteration_as_well() -> None:
     [first, second] = planned()
-    empty = replace(first, rounds=[])
+    empty, taken = own_parts([replace(first, rounds=[]), second], 0, packed)
     assert before({2})(empty) and not before({3})(empty)
-    assert not before({2})(second)
+    assert not before({2})(taken)
 
 
 def test_an_error_while_making_an_item_reaches_the_one_who_waits_for_it() -> None:

@@ -28,7 +28,7 @@ from masters_ray.divergence import left_out_error, top_k_jsd
 from masters_ray.engines import hf, norm
 from masters_ray.errors import CheckpointError
 from masters_ray.grpo import Objective
-from masters_ray.learner.feed import MicroBatch, own_batches, steps
+from masters_ray.learner.feed import own_parts, steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.terms import batch_terms
 from masters_ray.packing import PackedBatch, PromptTensors, pack
@@ -284,8 +284,8 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     [step] = steps(iter([table]), [(plan, iteration)], workers, budget, skip=0)
     found: list[list[list[float]]] = [[] for _ in rows]
     for rank in range(workers):
-        for micro in own_batches([step], rank, partial(packed, multiple_of=multiple_of)):
-            assert isinstance(micro, MicroBatch)
+        [part] = own_parts([step], rank, partial(packed, multiple_of=multiple_of))
+        for micro in part.micro_batches:
             assert micro.batch.layout.length % multiple_of == 0
             terms = losses(micro.batch, step.answer_tokens / len(step.table))
             for index, loss in zip([] if micro.filler else micro.indices, terms, strict=False):

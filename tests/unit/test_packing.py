@@ -1,6 +1,9 @@
+import pickle
+
 import pytest
 import torch
 
+from masters_ray.errors import UnreadableRowError
 from masters_ray.packing import PromptTensors, pack, sequence_tokens
 from tests.builders import group, scored
 
@@ -56,8 +59,15 @@ def test_the_tokens_of_a_group_are_known_before_it_is_packed() -> None:
     assert sequence_tokens(row) == len(pack([row], [prompt(row.prompt_tokens)], pad_id=0).input_ids) == 23
 
 
-def test_unjudged_answers_and_mixed_k_are_refused() -> None:
-    with pytest.raises(ValueError, match="different numbers"):
-        pack([group([scored([5, 1], k=2), scored([5, 1], k=3)])], [prompt(1)], pad_id=0)
-    with pytest.raises(ValueError, match="unjudged"):
-        pack([group([scored([5, 1], accuracy=None), scored([5, 1])])], [prompt(1)], pad_id=0)  # type: ignore[arg-type]
+def test_a_row_that_cannot_be_packed_is_named_and_the_reason_too() -> None:
+    good = group(position=3)
+    rows = {
+        "holds 3 teacher log-probabilities a token, others hold 2": [scored([5, 1], k=3), scored([5, 1], k=3)],
+        "unjudged": [scored([5, 1], accuracy=None), scored([5, 1])],  # type: ignore[arg-type]
+        "no tokens": [scored([5, 1]), scored([])],
+    }
+    for reason, answers in rows.items():
+        with pytest.raises(UnreadableRowError, match=rf"^p7 \(stage 0, position 7\): .*{reason}") as error:
+            pack([good, group(answers, position=7)], [prompt(1), prompt(1)], pad_id=0)
+        again = pickle.loads(pickle.dumps(error.value))
+        assert (again.row, again.stage, again.position, str(again)) == ("p7", 0, 7, str(error.value))
