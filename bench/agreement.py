@@ -42,12 +42,12 @@ def turned(group: RolloutGroup) -> RolloutGroup:
 def gaps(groups: Iterator[RolloutGroup], dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and largest distance of the log-probabilities of each row's answer tokens, nats."""
     model, chat = hf.load_model(PAIR / "student", dtype), Chat(PAIR / "student")
+    student = hf.PackedStudent(model, logits_bytes=2**26)
     means, largest = [], []
-    for number, group in enumerate(groups):
+    for group in groups:
         pictures = [decode(picture) for picture in group.problem.pictures]
         prompt = hf.prompt_tensors(model, chat, question_messages(group.problem), pictures)
         batch = pack([group], [prompt], pad_id=0)
-        student = hf.PackedStudent(model, logits_bytes=2**26) if not number else student
         with torch.no_grad():
             own, *_ = student(batch)
         distance = (own - batch.reference_logprobs).abs()

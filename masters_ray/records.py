@@ -290,6 +290,25 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far the learner's log-probabilities of the untrained student are from the engine's on rows of a stage."""
+
+    stage: int
+    rows: int
+    """That were compared."""
+    row: str
+    """The one that is furthest apart."""
+    mean_gap: float
+    """Its mean distance, nats per answer token."""
+    token_gap: float
+    """The largest distance at one token of any row, nats."""
+    bound: float
+    """Largest mean distance of a row that counts as agreement."""
+    apart: int
+    """Rows above it, which are not learned from."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageOutcome:
     """What making one stage's rollouts took and achieved."""
 

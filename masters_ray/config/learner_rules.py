@@ -55,6 +55,7 @@ def check(rules: Rules, learner: Learner) -> None:
     )
     rules.rule(learner.gpus in (0, 1), "learner.gpus", "0 or 1", learner.gpus, "Raise learner.workers for more GPUs.")
     rules.at_least("learner.learning_rate", learner.learning_rate, 0)
+    rules.at_least("learner.max_logprob_gap", learner.max_logprob_gap or 0.0, 0)
     rules.rule(
         learner.gradient_clipping > 0,
         "learner.gradient_clipping",

@@ -206,7 +206,8 @@ class Rollout:
     max_set_aside_share: float = 0.05
     """Fraction of a stage's questions that may end without a row before the stage stops: pictures that cannot be
     opened, prompts that an engine does not take, fewer than two readable verdicts, replicas that die. Also the fraction
-    of the held-out questions that a model may not be asked."""
+    of the held-out questions that a model may not be asked, and of all questions whose stored rows the learner may be
+    unable to read (one row always may)."""
     max_unjudged_share: float = 0.25
     """Fraction of a stage's answers of which neither judge call may be readable."""
     max_empty_share: float = 0.25
@@ -312,6 +313,10 @@ class Learner:
     teacher: Literal["stored", "live"] = "stored"
     """stored: the scores that the rollouts hold, the teacher.top_k likeliest tokens and the rest; live: every worker
     holds the masked teacher, and distributions are compared over the whole vocabulary."""
+    max_logprob_gap: float | None = None
+    """Nats: how far learner and engine may be apart on the untrained student's answers to a question, mean over their
+    tokens; default: 0.01 where both compute in float32, otherwise 0.1 (docs/LEARNER.md). Single rows above are left
+    out, more than 1 % of those that are compared before the first step stop the run."""
     updates_per_step: int = 1
     """Optimizer updates on the groups of one step; the later ones clip the ratio to the first."""
     checkpoint_every: int = 50

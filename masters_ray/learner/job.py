@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.config import Learner, Part, Reward, Transfer
-from masters_ray.records import LeftOut, Rejected, SkippedStep, StepMetrics
+from masters_ray.records import Agreement, LeftOut, Rejected, SkippedStep, StepMetrics
 from masters_ray.schedule import Iteration
 
 
@@ -49,6 +49,8 @@ class LearnerJob:
     """Of all stages."""
     max_staleness: int = 0
     """Optimizer steps by which the writer of a fresh group may be behind."""
+    engine_dtype: str = "float32"
+    """Of the engine that gave the reference log-probabilities."""
     max_set_aside_share: float = 0.05
     """Fraction of the questions whose stored rows may turn out unreadable; a single one always may."""
     transfer: Transfer = "object_store"
@@ -111,6 +113,8 @@ class Pinned:
     """Step → of its first groups."""
     skipped: list[SkippedStep] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+    """Of each stage; measured whenever the learner starts."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who waits."""
 
@@ -119,11 +123,13 @@ class Pinned:
         self.rewards |= news.rewards
         self.skipped += news.skipped
         self.left_out += news.left_out
+        self.agreements += news.agreements
         self.notes += news.notes
 
     def as_plain(self) -> dict[str, Any]:
         """All but the notes as JSON has it, for a checkpoint: numpy's numbers would not be read without code."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self) | {"notes": []}))
+        told = dataclasses.asdict(self) | {"notes": [], "agreements": []}
+        plain: dict[str, Any] = json.loads(json.dumps(told))
         return plain
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,12 @@ import torch.distributed
 from safetensors import SafetensorError
 from torch import Tensor
 
-from masters_ray import weights
+from masters_ray import batching, store, weights
 from masters_ray.config import Learner
 from masters_ray.engines import adapters, hf
 from masters_ray.errors import LearnerError, writing
 from masters_ray.grpo import OldPolicy
-from masters_ray.learner import metrics, work
-from masters_ray.learner.agreement import check_on_policy, compared_with_engine
+from masters_ray.learner import agreement, metrics, work
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import Part, Step, ahead, before, own_parts, steps
@@ -36,6 +35,7 @@ from masters_ray.learner.packer import Packer
 from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
 from masters_ray.records import LeftOut, SkippedStep, StepMetrics
+from masters_ray.schedule import Iteration
 
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
@@ -51,6 +51,7 @@ def train(config: dict[str, Any]) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     worker = _Worker(job, config["board"], config["exchange"])
     try:
+        worker.compare(config["stores"])
         done = worker.resume()
         worker.handout.begin(done)
         coming = worker.parts(done)
@@ -95,7 +96,7 @@ class _Worker:
         self._skipped_in_a_row = 0
         self._losses: list[float] = []
         self._told = Pinned()
-        self._untrained = True
+        self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         self.handout = Handout(job, exchange, self._engine, self._folder, self._rank, self._device)
         self.checkpoints = Checkpoints(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
@@ -112,6 +113,26 @@ class _Worker:
             ask(self._exchange, "clear")
         if self._workers > 1:
             torch.distributed.all_reduce(torch.zeros(1, device=self._device))
+
+    def compare(self, stores: Sequence[store.Where]) -> None:
+        """The student as it was loaded, untrained, with the engine's log-probabilities in the stores of all stages.
+        Rows that are apart are not learned from; LearnerError when there are many of them."""
+
+        def logprobs(batch: PackedBatch) -> Tensor:
+            with torch.no_grad():
+                return self._engine.terms(batch.to(self._device))[0]
+
+        for plan, folder in zip(self._job.stages, stores, strict=True):
+            table = agreement.sample(folder)
+            tokens = store.sequence_tokens(table)
+            rounds = batching.micro_batches(tokens, self._workers, self._job.settings.tokens_per_micro_batch)
+            iteration = Iteration(number=0, stage=plan.stage, positions=range(0))
+            step = Step(plan=plan, iteration=iteration, table=table, tokens=tokens, answer_tokens=0, rounds=rounds)
+            [part] = own_parts([step], self._rank, self._packer.pack)
+            found = agreement.compared(part, logprobs, self._engine.over_workers, self._largest_gap) if rounds else None
+            if found is not None:
+                self._pin(Pinned(agreements=[found[0]], notes=[agreement.told(found[0])]))
+                self._packer.unfit |= {(plan.stage, position): reason for position, reason in found[1].items()}
 
     def parts(self, done: int) -> Iterator[Part]:
         """This rank's part of every step after the first ``done``."""
@@ -155,7 +176,6 @@ class _Worker:
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self._pin(Pinned.of(state["told"]))  # the driver may have died before it read them
             self.handout.students = state.get("students", {})  # checkpoints of older versions have none
-            self._untrained = False
             self._say(f"the learner goes on after step {found.step}")
             return found.step
         return 0
@@ -221,7 +241,6 @@ class _Worker:
         step = part.step
         again = bool(old)
         tally = metrics.Tally(len(step.table))
-        gap = torch.zeros(2, dtype=torch.float64)
         rate = learning_rate(self._job.settings, step.number)
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(part.micro_batches):
@@ -236,7 +255,6 @@ class _Worker:
             gradients.add(torch.stack([term.loss for term in terms]).sum() * weight)
             if not micro.filler:
                 tally.add(micro.groups, micro.indices, terms, batch, new_logprobs)
-                gap += _gap(new_logprobs, batch)
         tally.count_operations(self._work.take())
         norm = gradients.complete()
         totals = tally.joined(self._engine.over_workers)
@@ -245,11 +263,7 @@ class _Worker:
             self._skip(step, norm, self._engine.over_workers(tally.losses))
             return None
         if not again:
-            check_on_policy(step.ages, totals.behaviour_gap, self._job.settings.dtype, step.number)
-        if self._untrained:
-            self._untrained = False
-            distance, tokens = self._engine.over_workers(gap).tolist()
-            self._say(compared_with_engine(distance / tokens, self._job.settings.dtype))
+            agreement.check_on_policy(step, totals.gaps, self._largest_gap)
         gradients.apply()
         self._skipped_in_a_row = 0
         return _Update(step=step, rate=rate, norm=norm, totals=totals, rewards=tally.rewards[:_SHOWN_GROUPS])
@@ -362,12 +376,6 @@ class _Update:
     norm: float
     totals: metrics.Totals
     rewards: list[GroupRewards]
-
-
-def _gap(new_logprobs: Tensor, batch: PackedBatch) -> Tensor:
-    """float64 [2]: summed distance to the reference policy, and the number of answer tokens."""
-    distance = (new_logprobs.detach() - batch.reference_logprobs).abs().sum()
-    return torch.tensor([float(distance), len(batch.targets)], dtype=torch.float64)
 
 
 def learning_rate(settings: Learner, step: int) -> float:

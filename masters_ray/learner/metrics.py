@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from masters_ray.grpo import GroupTerms
+from masters_ray.learner.agreement import row_gaps
 from masters_ray.learner.job import GroupRewards
 from masters_ray.packing import PackedBatch
 from masters_ray.records import RolloutGroup
@@ -33,7 +34,8 @@ class Tally:
 
     def __init__(self, groups: int) -> None:
         self._sums = torch.zeros(len(MEANS), dtype=torch.float64)
-        self._counts = torch.zeros(5, dtype=torch.float64)
+        self._counts = torch.zeros(3, dtype=torch.float64)
+        self._gaps = torch.zeros(groups, 3, dtype=torch.float64)
         self.losses = torch.zeros(groups, dtype=torch.float64)
         """[groups of the step], each where it stands in the step; 0 for other workers' groups."""
         self.rewards: list[GroupRewards] = []
@@ -49,10 +51,9 @@ class Tally:
     ) -> None:
         """A micro-batch of this worker's own groups, ``indices`` of the step. new_logprobs: [answer tokens]"""
         self._sums += _group_sums(terms, batch)
-        fresh = batch.fresh[batch.answer_of]
-        gap = ((new_logprobs.detach() - batch.behaviour_logprobs).abs() * fresh).sum()
-        counts = [len(batch.targets), batch.layout.padding, 0.0, float(gap), float(fresh.sum())]
-        self._counts += torch.tensor(counts, dtype=torch.float64)
+        self._counts += torch.tensor([len(batch.targets), batch.layout.padding, 0.0], dtype=torch.float64)
+        fresh = torch.tensor([group.version is not None for group in groups]).unsqueeze(-1)
+        self._gaps[indices] = row_gaps(new_logprobs, batch.behaviour_logprobs, batch) * fresh
         self.losses[indices] = torch.stack([term.loss.detach().double().cpu() for term in terms])
         self.rewards += [_rewards(group, one) for group, one in zip(groups, terms, strict=True)]
 
@@ -64,13 +65,16 @@ class Tally:
         """All workers' tallies."""
         values = over_workers(torch.cat([self._sums, self._counts])).tolist()
         means = {name: value / len(self.losses) for name, value in zip(MEANS, values, strict=False)}
-        answer_tokens, padding, operations, gap, fresh = values[len(MEANS) :]
+        answer_tokens, padding, operations = values[len(MEANS) :]
+        gaps = over_workers(self._gaps)
+        gap, fresh = gaps[:, :2].sum(0).tolist()
         return Totals(
             means=means,
             answer_tokens=round(answer_tokens),
             padding=round(padding),
             operations=operations,
             behaviour_gap=gap / fresh if fresh else 0.0,
+            gaps=gaps,
         )
 
 
@@ -87,6 +91,8 @@ class Totals:
     """Floating-point operations."""
     behaviour_gap: float
     """Mean distance of the learner's log-probabilities to the writing student's, nats per token of fresh groups."""
+    gaps: Tensor
+    """The same as ``agreement.row_gaps``, [groups, 3]; 0 for groups that are not fresh."""
 
 
 def _group_sums(terms: Sequence[GroupTerms], batch: PackedBatch) -> Tensor:

@@ -37,7 +37,7 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
     DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": job, "board": board, "exchange": exchange},
+        train_loop_config={"job": job, "board": board, "exchange": exchange, "stores": list(stores)},
         torch_config=GroupConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,

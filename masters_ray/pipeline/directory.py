@@ -42,6 +42,7 @@ _FREE = (
     "tokens_per_micro_batch",
     "logits_mib",
     "activation_checkpointing",
+    "max_logprob_gap",
     "grows",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",

@@ -280,6 +280,7 @@ class _Run:
             stages=plans,
             iterations=iterations,
             max_staleness=config.rollout.max_staleness,
+            engine_dtype=config.student.engine.dtype,
             max_set_aside_share=config.rollout.max_set_aside_share,
             transfer=placement.transfer(config, self._engines.turns),
             turns=self._engines.turns is not None,

@@ -74,6 +74,9 @@ class Journal:
         """Record and say what the learner tells. advance: called with the number of steps that are new, and a note."""
         for note in news.notes:
             say(note)
+        for one in news.agreements:
+            self.content.setdefault("agreement", {})[str(one.stage)] = dataclasses.asdict(one)
+            self._save()
         for new in news.steps:
             if self.record(new, news.rewards.get(new.step, ())):
                 advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")

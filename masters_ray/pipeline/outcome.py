@@ -84,6 +84,10 @@ def write(
             "seconds": sum(step["seconds"] for step in steps),
             "workers": config.learner.workers,
             "zero_stage": config.learner.zero_stage,
+            "left_out": len(journal.left_out()),
+            "agreement": [
+                one for _, one in sorted(journal.content.get("agreement", {}).items(), key=lambda one: int(one[0]))
+            ],
         },
         "online": _online(config, steps, read_lines(directory.file("online.jsonl")))
         | {"placement": journal.content.get("placement")},

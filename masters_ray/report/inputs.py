@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.evaluate import Accuracy, Rate
-from masters_ray.records import StageOutcome, StepMetrics
+from masters_ray.records import Agreement, StageOutcome, StepMetrics
 from masters_ray.report.values import Value, parse_json, read_json, read_text
 
 SUMMARY = "summary.json"
@@ -48,6 +48,9 @@ class LearnerFacts:
     seconds: float
     workers: int
     zero_stage: int
+    left_out: int
+    """Stored rows that it could not read."""
+    agreements: list[Agreement]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +261,20 @@ def _learner(node: Value) -> LearnerFacts:
         seconds=node["seconds"].number(),
         workers=node["workers"].whole(),
         zero_stage=node["zero_stage"].whole(),
+        left_out=node["left_out"].whole(),
+        agreements=[_agreement(one) for one in node["agreement"].rows()],
+    )
+
+
+def _agreement(node: Value) -> Agreement:
+    return Agreement(
+        stage=node["stage"].whole(),
+        rows=node["rows"].whole(),
+        row=node["row"].text(),
+        mean_gap=node["mean_gap"].number(),
+        token_gap=node["token_gap"].number(),
+        bound=node["bound"].number(),
+        apart=node["apart"].whole(),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from masters_ray import remarks
 from masters_ray.evaluate import Accuracy
-from masters_ray.records import StageOutcome
+from masters_ray.records import Agreement, StageOutcome
 from masters_ray.report.charts import accuracy_chart
 from masters_ray.report.inputs import Split, Summary
 from masters_ray.report.markup import (
@@ -326,6 +326,8 @@ def run_facts(summary: Summary) -> str:
             ),
             ("optimizer steps", f"{whole(learner.steps)} in {duration(learner.seconds)}"),
             ("steps skipped", f"{whole(learner.skipped)} (loss or gradient not finite)"),
+            ("stored rows that could not be read", f"{whole(learner.left_out)} (quarantine.jsonl has the reasons)"),
+            ("learner and engine", "<br>".join(map(_agreement, learner.agreements)) or "not compared"),
             ("groups learned from", whole(learner.groups)),
             ("answer tokens learned from", whole(learner.answer_tokens)),
             (
@@ -347,6 +349,13 @@ def run_facts(summary: Summary) -> str:
 def _split(split: Split) -> str:
     told = "; ".join([f"{whole(split.quarantined)} set aside", *map(escape, split.remarks)])
     return f"{whole(split.problems)} ({told})"
+
+
+def _agreement(one: Agreement) -> str:
+    return (
+        f"stage {one.stage}: {one.mean_gap:.2g} nats per token apart at most (of {whole(one.rows)} rows, "
+        f"{escape(one.row)}; {one.bound:g} is allowed), {one.token_gap:.2g} at one token"
+    )
 
 
 def _apart(one: Accuracy, other: Accuracy) -> bool:

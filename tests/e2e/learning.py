@@ -66,11 +66,13 @@ def with_references(rows: Sequence[RolloutGroup]) -> list[RolloutGroup]:
     return found
 
 
-def spoilt(row: RolloutGroup) -> RolloutGroup:
-    """The same group with a reference log-probability that is not a number."""
-    first = row.answers[0]
-    bad = np.full_like(first.reference_logprobs, np.nan)
-    return dataclasses.replace(row, answers=(dataclasses.replace(first, reference_logprobs=bad), *row.answers[1:]))
+def written_by_its_student(row: RolloutGroup, spoilt: bool = False) -> RolloutGroup:
+    """The same group with the log-probabilities of the student that wrote it, which are not numbers if ``spoilt``."""
+    answers = tuple(
+        dataclasses.replace(one, behaviour_logprobs=one.reference_logprobs * (np.nan if spoilt else 1))
+        for one in row.answers
+    )
+    return dataclasses.replace(row, answers=answers)
 
 
 def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:

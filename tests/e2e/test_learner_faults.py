@@ -29,7 +29,7 @@ from masters_ray.learner.trainer import fit
 from masters_ray.records import Problem, RolloutGroup, StepMetrics
 from tests.conftest import PAIR, ROOT
 from tests.e2e.learn_alone import SETTINGS
-from tests.e2e.learning import job, rollouts, spoilt, state, stored, train
+from tests.e2e.learning import job, rollouts, state, stored, train, written_by_its_student
 
 pytestmark = pytest.mark.e2e
 TIMES = ("seconds", "tokens_per_second", "flop_utilisation", "memory_gib")
@@ -144,7 +144,8 @@ def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are
     local_ray: None, rows: list[RolloutGroup], tmp_path: Path
 ) -> None:
     bad = {1, 3, 4}
-    folders = stored(tmp_path / "rollouts", [spoilt(row) if row.position in bad else row for row in rows])
+    written = [written_by_its_student(row, spoilt=row.position in bad) for row in rows]
+    folders = stored(tmp_path / "rollouts", written)
     told = Pinned()
 
     def on_news(news: Pinned) -> None:

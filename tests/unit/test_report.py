@@ -145,6 +145,18 @@ def summary() -> dict[str, Any]:
             "seconds": 310.5,
             "workers": 2,
             "zero_stage": 2,
+            "left_out": 3,
+            "agreement": [
+                {
+                    "stage": 0,
+                    "rows": 64,
+                    "row": "train/<7>",
+                    "mean_gap": 0.0123,
+                    "token_gap": 0.456,
+                    "bound": 0.1,
+                    "apart": 0,
+                }
+            ],
         },
         "data": {
             "train": {"problems": 1600, "quarantined": 3},
