@@ -319,6 +319,8 @@ def test_a_picture_that_cannot_be_opened_is_told_for_its_question_and_the_others
     assert "/nowhere/picture.png does not exist" in refused[2].reason
     scored = student.call("score", [torn, problems[0]], [[(5, 6)], [(5, 6), (7,)]])
     assert (scored.refused.keys(), scored.tokens.lengths.tolist()) == ({0}, [2, 1])
+    scored = student.call("score", problems[:2], [[(5, 6)], [(10**6, 7)]])
+    assert scored.refused.keys() == {1} and "the answer has token 1000000" in scored.refused[1].reason
     [refused] = student.call("answer_greedily", [lost], 4)
     assert (refused.kind, refused.reason) == ("picture", "picture /nowhere/picture.png does not exist")
 

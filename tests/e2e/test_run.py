@@ -90,6 +90,9 @@ def test_the_summary_says_what_came_out(run: Path) -> None:
     assert sum(cut) <= round(sum(shares) * 64), "answers that could not be judged are counted and not stored"
     assert set(found["evaluation"]["cut"]) == {"teacher", "student_before", "student_after"}
     assert (found["learner"]["steps"], found["learner"]["groups"]) == (6, 48)
+    assert [(one["stage"], one["rows"]) for one in found["learner"]["agreement"]] == [(0, 16), (1, 16), (2, 16)]
+    assert all(0 < one["mean_gap"] < 1e-4 < one["bound"] for one in found["learner"]["agreement"])
+    assert found["learner"]["left_out"] == 0
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9
 
 

@@ -9,10 +9,10 @@ import pytest
 from masters_ray.learner.job import GroupRewards, Pinned
 from masters_ray.pipeline.directory import RunDirectory, read_lines
 from masters_ray.pipeline.journal import Journal
-from masters_ray.records import SkippedStep
+from masters_ray.records import Agreement, LeftOut, Rejected, SkippedStep
 from tests.unit.test_directory import config, metrics
 
-FILES = ("metrics.jsonl", "skipped.jsonl", "rewards.jsonl")
+FILES = ("metrics.jsonl", "skipped.jsonl", "rewards.jsonl", "left_out.jsonl")
 
 
 def rewards(step: int, spread: float = 0.5) -> list[GroupRewards]:
@@ -24,19 +24,23 @@ def rewards(step: int, spread: float = 0.5) -> list[GroupRewards]:
 
 
 def news(*steps: int, skipped: int | None = None) -> Pinned:
-    left_out = [SkippedStep(step=skipped, stage=0, reason="no question of it has a row", saved="")] if skipped else []
+    not_taken = [SkippedStep(step=skipped, stage=0, reason="no question of it has a row", saved="")] if skipped else []
     return Pinned(
-        steps=[metrics(step) for step in steps], rewards={step: rewards(step) for step in steps}, skipped=left_out
+        steps=[metrics(step) for step in steps],
+        rewards={step: rewards(step) for step in steps},
+        skipped=not_taken,
+        left_out=[LeftOut(step=one.step, rows=[unread(one.step)]) for one in not_taken],
     )
+
+
+def unread(step: int) -> Rejected:
+    return Rejected(row=f"p{step}", reason="its picture is gone", kind="learner")
 
 
 def told(directory: RunDirectory, *all_news: Pinned) -> None:
     with Journal(directory, "demo.yaml") as journal:
         for one in all_news:
-            for step in one.steps:
-                journal.record(step, one.rewards.get(step.step, ()))
-            for skipped in one.skipped:
-                journal.record_skipped(skipped)
+            journal.take(one, lambda *_: None)
 
 
 def content(directory: RunDirectory) -> list[list[dict[str, object]]]:
@@ -50,7 +54,7 @@ def test_steps_skips_and_rewards_are_recorded_once_wherever_a_kill_cut_their_fil
     whole = [news(1, skipped=2), news(3), news(4, skipped=5)]
     told(directory, *whole)
     expected, file = content(directory), directory.file(name)
-    assert [[row["step"] for row in rows] for rows in expected] == [[1, 3, 4], [2, 5], [1, 1, 3, 3, 4, 4]]
+    assert [[row["step"] for row in rows] for rows in expected] == [[1, 3, 4], [2, 5], [1, 1, 3, 3, 4, 4], [2, 5]]
     lines = file.read_bytes()
     ends = [index + 1 for index, byte in enumerate(lines) if byte == ord("\n")]
     for cut in {0, *ends, *(end - 7 for end in ends)}:
@@ -73,3 +77,15 @@ def test_a_step_taken_again_has_its_new_rewards_alone(tmp_path: Path) -> None:
     ]
     told(directory, news(skipped=1))
     assert [row["step"] for row in read_lines(directory.file("rewards.jsonl"))] == [2, 2]
+
+
+def test_rows_that_were_left_out_and_how_far_the_engine_is_are_known_to_a_later_call(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    first, again = (
+        Agreement(stage=stage, rows=64, row="p1", mean_gap=gap, token_gap=0.5, bound=0.1, apart=0)
+        for stage, gap in ((0, 0.02), (1, 0.03))
+    )
+    told(directory, news(1, skipped=2), Pinned(agreements=[first, again]), Pinned(agreements=[again]))
+    with Journal(directory, "demo.yaml") as journal:
+        assert journal.left_out() == [unread(2)]
+        assert [journal.content["agreement"][stage]["mean_gap"] for stage in ("0", "1")] == [0.02, 0.03]
