@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from vllm.logprobs import FlatLogprobs, create_prompt_logprobs, create_sample_logprobs
 from vllm.sampling_params import SamplingParams
@@ -18,10 +20,14 @@ from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.sample import prompt_logprob
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
+from masters_ray import weight_files
+from masters_ray.actors.model import Model
 from masters_ray.config import Engine, Sampling
 from masters_ray.engines import vllm_engine
+from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Prompt, VllmEngine
 from masters_ray.records import Refused, Scored
+from tests.conftest import PAIR
 
 PROMPT, ANSWER, K, CHUNK, VOCABULARY = 300, 600, 3, 640, 5000
 LENGTH = PROMPT + ANSWER
@@ -195,3 +201,29 @@ def test_an_answer_is_taken_with_the_scores_of_all_its_tokens_or_its_question_is
         assert (
             isinstance(found, list) and found[0][0].token_ids == (11, 12, 13) and found[0][1].own.tolist() == [-1.0] * 3
         )
+
+
+def test_padding_and_tokens_that_another_model_has_no_row_for_are_never_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
+    for file in (PAIR / "student").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "model.safetensors").unlink()
+    rows = weight_files.vocabulary(PAIR / "student")
+    assert rows is not None
+    tokens = max(Chat(PAIR / "student").tokenizer.get_vocab().values()) + 1
+    padded = {"lm_head.weight": torch.zeros(rows + 64, 1), "model.embed_tokens.weight": torch.zeros(rows + 70, 1)}
+    save_file(padded, tmp_path / "model.safetensors")
+
+    def banned(folder: Path, common: int | None = None) -> set[int]:
+        model = Model(folder, Engine(), common=common)
+        replying(model.engine, lambda _, parameters: Refused(reason=repr(sorted(parameters.logit_bias))), monkeypatch)
+        [found] = model.engine.generate([Prompt(token_ids=[1])], Sampling(), answers=1, seeds=[0], top_k=0)
+        assert isinstance(found, Refused)
+        return set(json.loads(found.reason))
+
+    usual = banned(PAIR / "student")
+    assert usual & set(range(tokens, rows)) == set(range(tokens, rows))
+    assert banned(tmp_path) == usual | set(range(tokens, rows + 64))
+    assert banned(PAIR / "student", common=tokens - 5) == usual | set(range(tokens - 5, rows))
