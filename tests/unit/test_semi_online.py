@@ -363,7 +363,7 @@ def test_engines_are_ready_before_the_learner_starts_and_closed_when_nothing_was
 
     monkeypatch.setattr(semi_online, "Replicas", start)
     first, second = (schedule.Stage(index=teacher, ratio=0.0, teacher=teacher) for teacher in (0, 1))
-    with Engines(settings(tmp_path, "growth=[{teacher: {checkpoint: another}}]"), None) as engines:
+    with Engines(settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]"), None) as engines:
         engines.prepare(None)
         assert started == []
         engines.prepare(first)
