@@ -194,8 +194,9 @@ def refuse_too_many(
         + (f" (and {reasons[one.reason] - 1} more)" if reasons[one.reason] > 1 else "")
         for one in firsts
     )
+    told, remedy = f"none of {total} rows can be used", "Mend the rows."
+    if accepted:
+        told = f"{len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g}"
+        remedy = "Mend the rows, or raise data.max_quarantined_share."
     columns = f"Columns that are not used: {_columns(unused)}.\n" if unused else ""
-    raise DataError(
-        f"{name}: {len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g}. "
-        f"The first of them:\n{examples}\n{columns}Mend the rows, or raise data.max_quarantined_share."
-    )
+    raise DataError(f"{name}: {told}. The first of them:\n{examples}\n{columns}{remedy}")
