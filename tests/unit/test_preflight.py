@@ -79,7 +79,7 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
     assert "stage 0 of 3 has none" in complaints(words(tmp_path, train[:2]))["schedule"]
     assert "at most" in found["CPU for the learner"]
     assert {"student.checkpoint", "learner.zer (command line)"} <= found.keys()
-    assert "expected a jsonl file, found no row (0 bytes)" in complaints(words(tmp_path, []))["data.train"]
+    assert "train.jsonl: no row (0 bytes)" in complaints(words(tmp_path, []))["data.train.path"]
 
 
 def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) -> None:
