@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,14 +26,6 @@ class Picture:
     data: bytes | None = None
     digest: str | None = None
     """SHA-256 of the encoded bytes, hexadecimal, as they were when the data were read; None: they were not yet."""
-
-    def read(self) -> bytes:
-        """The encoded bytes. Raises OSError when the file cannot be read."""
-        if self.data is not None:
-            return self.data
-        if self.path is None:
-            raise ValueError("a Picture needs a path or data")
-        return Path(self.path).read_bytes()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from masters_ray.actors.model import ScoredBatch
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
+from masters_ray.data.pictures import encoded as bytes_of
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import ReplicaError
@@ -45,7 +46,7 @@ END = 2
 def problems(questions: list[Problem]) -> list[Problem]:
     """Real pictures, one of them also large and oblong, so that it is resized and expands to more tokens."""
     encoded = io.BytesIO()
-    Image.open(io.BytesIO(questions[0].pictures[0].read())).convert("RGB").resize((200, 120)).save(encoded, "PNG")
+    Image.open(io.BytesIO(bytes_of(questions[0].pictures[0]))).convert("RGB").resize((200, 120)).save(encoded, "PNG")
     large = Problem(
         id="large", question=questions[0].question, label="red", pictures=(Picture(data=encoded.getvalue()),)
     )
@@ -309,7 +310,9 @@ def test_a_picture_that_cannot_be_opened_is_told_for_its_question_and_the_others
     pools: Replicas, problems: list[Problem]
 ) -> None:
     student = pools.pools["student"]
-    torn = Problem(id="torn", question="?", label="x", pictures=(Picture(data=problems[0].pictures[0].read()[:200]),))
+    torn = Problem(
+        id="torn", question="?", label="x", pictures=(Picture(data=bytes_of(problems[0].pictures[0])[:200]),)
+    )
     lost = Problem(id="lost", question="?", label="x", pictures=(Picture(path="/nowhere/picture.png"),))
     written = student.call("answer", [torn, problems[0], lost], SAMPLING, 2, [0, 1, 2])
     assert [len(group) for group in written.answers] == [0, 2, 0]

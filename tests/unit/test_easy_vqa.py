@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from masters_ray import easy_vqa
+from masters_ray.data.pictures import encoded
 from masters_ray.errors import DataError
 
 
@@ -25,7 +26,7 @@ def test_test_problems_are_what_they_always_were() -> None:
         "red",
         "colour",
     )
-    assert first.pictures[0].read().startswith(b"\x89PNG")
+    assert encoded(first.pictures[0]).startswith(b"\x89PNG")
     assert all(problem.label in easy_vqa.LABELS[problem.kind] for problem in problems)
     numbers = [int(problem.id.split("/")[1]) for problem in problems]
     assert numbers == sorted(numbers)

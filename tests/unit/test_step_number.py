@@ -18,6 +18,7 @@ from torch import Tensor
 
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
+from masters_ray.data.pictures import encoded
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
 from masters_ray.learner.terms import objective
 from masters_ray.records import Problem, RolloutGroup, TokenScores
@@ -47,7 +48,7 @@ class Plain:
         content = [{"type": "image"}] * len(asked.pictures) + [{"type": "text", "text": asked.question}]
         messages = [{"role": "user", "content": content}]
         text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        pictures = [Image.open(io.BytesIO(one.read())).convert("RGB") for one in asked.pictures]
+        pictures = [Image.open(io.BytesIO(encoded(one))).convert("RGB") for one in asked.pictures]
         return dict(self._processor(text=[text], images=pictures, return_tensors="pt"))
 
     def logprobs(self, prompt: dict[str, Tensor], ids: Tensor) -> Tensor:
