@@ -152,18 +152,19 @@ class Chat:
         return [{"type": "text", "text": content}] if self._only_parts and isinstance(content, str) else content
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
-        text: str = self.processor.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=asks, **self._no_thinking
-        )
+        try:
+            text: str = self.processor.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=asks, **self._no_thinking
+            )
+        except Exception as error:  # a template raises what it likes
+            raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
         return text
 
     def _tried(self, *messages: Message, asks: bool = True) -> str:
         """The same; nothing where the template refuses."""
-        from jinja2 import TemplateError
-
         try:
             return self._rendered(messages, asks=asks)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        except CheckpointError:
             return ""
 
     def _start_ids(self) -> list[int]:
@@ -188,8 +189,8 @@ def _processor(folder: Path) -> Any:
         found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:
         raise CheckpointError(f"{folder}: its processor needs a package that is not installed: {error}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: the processor cannot be loaded: {error}") from error
+    except Exception as error:  # files that do not belong together end in errors of many kinds
+        raise CheckpointError(f"{folder}: the processor cannot be loaded ({type(error).__name__}: {error})") from error
     if not hasattr(found, "tokenizer"):
         raise CheckpointError(
             f"{folder}: expected a processor of pictures and text, found {type(found).__name__}. Use the checkpoint of "

@@ -99,7 +99,11 @@ def _check(chat: Chat, problem: Problem) -> int:
         raise CheckpointError(f"the chat template marks {there} pictures of {len(problem.pictures)}")
     if chat.start and asked[: 2 * len(chat.start)] == 2 * chat.start:
         raise CheckpointError("the chat template writes the start token twice")
-    learned: list[int] = chat.inputs(messages, [decode(one) for one in problem.pictures])["input_ids"][0].tolist()
+    pictures = [decode(picture) for picture in problem.pictures]
+    try:
+        learned: list[int] = chat.inputs(messages, pictures)["input_ids"][0].tolist()
+    except Exception as error:  # a processor raises what it likes
+        raise CheckpointError(f"the processor fails on {problem.id} ({type(error).__name__}: {error})") from error
     if not _expands(asked, learned, marks):
         raise CheckpointError(
             f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes other "

@@ -54,9 +54,10 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
                 if not measured:
                     _show(chat, name, seen[0].problems[0])
                 measured[digest] = {one.name: _lengths(chat, one) for one in seen}
-        except MastersError as error:
+        except Exception as error:  # noqa: BLE001 - processors and templates raise what they like
+            told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
             complaints.append(
-                Complaint(where=f"{name}.checkpoint", expected="prompts", found=str(error).rstrip("."), remedy="")
+                Complaint(where=f"{name}.checkpoint", expected="prompts", found=told.rstrip("."), remedy="")
             )
             continue
         for source, lengths in measured[digest].items():

@@ -138,6 +138,16 @@ def test_a_template_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
         Chat(folder)
 
 
+def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    def another(content: dict[str, Any]) -> None:
+        content.update(
+            processor_class="Gemma3Processor", image_processor={"image_processor_type": "Gemma3ImageProcessor"}
+        )
+
+    with pytest.raises(CheckpointError, match=r"changed: the processor cannot be loaded \(AttributeError: .*boi_token"):
+        Chat(changed(tmp_path, processor_config=another, tokenizer_config=another))
+
+
 def test_placeholders_come_from_configuration_and_processor_and_are_there(tmp_path: Path) -> None:
     def without_video(content: dict[str, Any]) -> None:
         content["added_tokens"] = [one for one in content["added_tokens"] if one["id"] != 6]

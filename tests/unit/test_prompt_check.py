@@ -56,6 +56,10 @@ def test_a_teacher_whose_pictures_have_more_tokens_is_told(tmp_path: Path) -> No
     [
         ("<|reserved_3|><|reserved_3|>" + TEMPLATE, "writes the start token twice"),
         (TEMPLATE.replace("<|image_pad|>", "<|image_pad|><|image_pad|>"), "marks 2 pictures of 1"),
+        (
+            "{% if messages[0].content | length > 2 %}{{ raise_exception('one only') }}{% endif %}" + TEMPLATE,
+            "one only",
+        ),
         (TEMPLATE.replace("<|im_end|>", "<|reserved_5|>"), "ends a turn with token 636, .*eos_token_id: \\[2\\]"),
     ],
 )
