@@ -18,8 +18,9 @@ from masters_ray import store
 from masters_ray.actors.judge import Verdict
 from masters_ray.config import Config
 from masters_ray.errors import DataError, ReplicaError
-from masters_ray.pipeline import driver
+from masters_ray.pipeline import driver, outcome
 from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.tally import Tally
 from masters_ray.records import Problem, RolloutGroup
 from tests.builders import group, png
@@ -213,3 +214,18 @@ def test_held_out_questions_that_a_model_cannot_be_asked_stand_in_the_quarantine
     rows = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
     expected = {"row": "held-out question 1", "reason": "too long", "kind": "engine"}
     assert [row for row in rows if row["row"].startswith("held-out")] == [expected]
+
+
+def test_once_the_student_has_learned_questions_that_are_gone_cost_their_marks_alone(tmp_path: Path) -> None:
+    config = two_teachers(tmp_path, "rollout.max_set_aside_share=0.1")
+    replicas = block()
+    replicas.pools["student"].refuses = {"1", "2", "3"}
+    directory = RunDirectory(config)
+    directory.root.mkdir(parents=True, exist_ok=True)
+    with Journal(directory, "two.yaml") as journal:
+        whole = driver._Run(config, directory, journal)
+        whole._evaluate(replicas, "student", "student_after", "digest")  # type: ignore[arg-type]
+        assert sum(one.refused is not None for one in outcome.marks(directory)["student_after"]) == 3
+        replicas.pools["student"].refuses |= {"0"}
+        with pytest.raises(DataError, match="4 of 4 held-out questions could not be asked"):
+            whole._evaluate(replicas, "student", "student_after", "digest")  # type: ignore[arg-type]
