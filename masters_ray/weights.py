@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_ALSO_READ = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -129,7 +130,7 @@ def check(folder: Path) -> list[str]:
     wrong = [f"no {name}" for name in _NEEDED if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in _PROCESSORS):
         wrong.append(f"no {' or '.join(_PROCESSORS)}")
-    for name in (*_NEEDED, *_PROCESSORS):
+    for name in (*_NEEDED, *_PROCESSORS, *_ALSO_READ):
         if (folder / name).is_file():
             try:
                 content = read_json(folder / name)
@@ -140,8 +141,8 @@ def check(folder: Path) -> list[str]:
     try:
         headers(folder)
     except (CheckpointError, ValueError, KeyError, OSError) as error:
-        wrong.append(str(error))
-    return wrong
+        wrong.append(str(error).removeprefix(f"{folder}: "))
+    return [one.rstrip(".") for one in wrong]
 
 
 def tokenizer_identity(folder: Path) -> dict[str, Any]:

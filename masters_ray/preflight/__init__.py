@@ -32,7 +32,7 @@ def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
     misplaced, unplaced = _placed(config)
     complaints += misplaced
     seen = []
-    with _scratch(config) as scratch:
+    with _scratch(config, whole=whole) as scratch:
         for name in ("train", "held_out"):
             if sound(f"data.{name}", "data.max"):
                 found, broken = rows.look(config, name, list(models.values()), scratch, whole=whole)
@@ -136,9 +136,9 @@ def _stages(config: Config, seen: list[rows.Seen]) -> list[Complaint]:
 
 
 @contextmanager
-def _scratch(config: Config) -> Iterator[Path]:
-    """A directory that goes with the block: where the run would have its own, or among the temporary files."""
-    near = machine.nearest(Path(config.run.dir or "."))
+def _scratch(config: Config, *, whole: bool) -> Iterator[Path]:
+    """A directory that goes with the block: among the temporary files, or for all rows where the run would have them."""
+    near = machine.nearest(Path(config.run.dir or ".")) if whole else None
     try:
         folder = tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=near, ignore_cleanup_errors=True)
     except OSError:

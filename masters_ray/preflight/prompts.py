@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from masters_ray import data, weights
 from masters_ray.config import Config
 from masters_ray.engines import prompt_check
-from masters_ray.errors import Complaint, MastersError
+from masters_ray.errors import CheckpointError, Complaint, MastersError
 from masters_ray.preflight.rows import FIRST, Seen
 from masters_ray.progress import say
 from masters_ray.prompts import ground_truth, question_messages
 from masters_ray.records import Problem
+from masters_ray.weight_files import read_config
 
 if TYPE_CHECKING:
     from masters_ray.engines.chat import Chat
@@ -49,6 +50,7 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
     for name, folder in reversed(list(models.items())):  # the student is the last one
         digest = weights.prompt_digest(folder)
         try:
+            _known(folder)
             if digest not in measured:
                 chat = Chat(folder)
                 if not measured:
@@ -63,6 +65,18 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
         for source, lengths in measured[digest].items():
             complaints += _fit(config, name, source, lengths)
     return complaints or _compared(models, seen[0].problems[:_COMPARED])
+
+
+def _known(folder: Path) -> None:
+    """Raises CheckpointError when transformers has no vision-language model of this type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = read_config(folder).get("model_type")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise CheckpointError(
+            f"{folder}: expected a vision-language model that transformers knows (AutoModelForImageTextToText), found "
+            f"model_type {kind!r}. Take the checkpoint in transformers' own layout, which is often named -hf."
+        )
 
 
 def _compared(models: Mapping[str, Path], problems: Sequence[Problem]) -> list[Complaint]:

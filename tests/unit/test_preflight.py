@@ -99,6 +99,14 @@ def test_prompts_that_no_engine_takes_are_a_complaint_about_each_model(tmp_path:
     assert "2 of 3 do not fit" in found["student.engine.max_model_len"]
 
 
+def test_a_model_that_transformers_does_not_know_is_a_complaint(tmp_path: Path) -> None:
+    folder = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"model_type": "internvl_chat"}))
+    found = complaints(words(tmp_path, [row(number) for number in range(3)], f"teacher.checkpoint={folder}"))
+    assert "found model_type 'internvl_chat'" in found["teacher.checkpoint"]
+
+
 def test_prompts_that_leave_less_than_the_longest_answer_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
