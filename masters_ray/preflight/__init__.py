@@ -137,7 +137,7 @@ def _stages(config: Config, seen: list[rows.Seen]) -> list[Complaint]:
 
 @contextmanager
 def _scratch(config: Config, *, whole: bool) -> Iterator[Path]:
-    """A directory that goes with the block: among the temporary files, or for all rows where the run would have them."""
+    """A directory that goes with the block: a temporary one, for all rows where the run has them."""
     near = machine.nearest(Path(config.run.dir or ".")) if whole else None
     try:
         folder = tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=near, ignore_cleanup_errors=True)
