@@ -130,4 +130,10 @@ def _row(problem: Problem, folder: Path, number: int) -> Row:
         case _:
             content = _encoded(image, "BMP")
     name = _written(folder, f"{number}.picture", content)
-    return {"id": problem.id, "question": problem.question, "answer": problem.label, "image": name, "kind": problem.kind}
+    return {
+        "id": problem.id,
+        "question": problem.question,
+        "answer": problem.label,
+        "image": name,
+        "kind": problem.kind,
+    }
