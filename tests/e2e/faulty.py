@@ -73,7 +73,7 @@ def faults(folder: Path) -> list[Fault]:
         picture("plot.eps", "plot.eps"),
         picture("page.jpg", "page.jpg"),
         picture("bomb.png", "9000 x 9000"),
-        picture("line.png", "200"),
+        Fault(change={"image": "line.png"}, kind="engine", reason="200"),
         picture("pipe.png", "pipe.png"),
         picture("gone.png", "gone.png"),
         row("image", {"image": None}),
