@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from masters_ray import easy_vqa
+from masters_ray.data import decode
 from masters_ray.records import Problem
 from tests.builders import png
 
@@ -117,7 +118,7 @@ def _balanced(rows: int) -> list[Problem]:
 
 def _row(problem: Problem, folder: Path, number: int) -> Row:
     """The problem as a row; its picture as people's files are: turned by EXIF, with alpha, with a palette."""
-    image = Image.open(io.BytesIO(problem.pictures[0].read())).convert("RGB")
+    image = decode(problem.pictures[0])
     match number % 4:
         case 0:
             turned = Image.Exif()
