@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 from masters_ray.config import learner_rules
@@ -39,8 +40,29 @@ def violations(config: Config) -> list[Complaint]:
     _data(rules, config)
     _engines(rules, config)
     _values(rules, "", dataclasses.asdict(config))
+    _folders(rules, config)
     endless = {one.where for one in rules.broken if one.expected == _FINITE}
     return [one for one in rules.broken if one.expected == _FINITE or one.where not in endless]
+
+
+def _folders(rules: Rules, config: Config) -> None:
+    """vLLM reads the names of directories with weights as patterns of names."""
+    folders = {"run.dir": config.run.dir, "student.checkpoint": config.student.checkpoint}
+    folders |= {f"{name}.checkpoint": one.checkpoint for name, one in _teachers(config).items()}
+    for key, folder in folders.items():
+        rules.rule(
+            not set("*?[") & set(str(Path(folder).absolute())),
+            key,
+            "a path without *, ? and [, which vLLM cannot load weights from",
+            str(Path(folder).absolute()),
+            "Choose or link another directory.",
+        )
+
+
+def _teachers(config: Config) -> dict[str, Teacher]:
+    """Every teacher by its key."""
+    further = {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}
+    return {"teacher": config.teacher} | further
 
 
 def _values(rules: Rules, key: str, found: Any) -> None:
@@ -128,8 +150,7 @@ def _online(rules: Rules, config: Config) -> None:
         rollout.student_refresh,
         "The student of every online iteration writes anew already.",
     )
-    roles: dict[str, Teacher | Student] = {"teacher": config.teacher, "student": config.student}
-    roles |= {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}
+    roles: dict[str, Teacher | Student] = {**_teachers(config), "student": config.student}
     for name, role in roles.items():
         rules.rule(
             role.max_replicas is None or role.max_replicas <= role.replicas,
@@ -320,8 +341,7 @@ def _data(rules: Rules, config: Config) -> None:
 def _engines(rules: Rules, config: Config) -> None:
     longest = max(config.rollout.sampling.max_tokens, config.evaluation_tokens)
     key = "rollout.sampling" if longest == config.rollout.sampling.max_tokens else "evaluation"
-    roles: dict[str, Teacher | Student] = {"teacher": config.teacher, "student": config.student}
-    roles |= {f"growth[{number}].teacher": one.teacher for number, one in enumerate(config.growth)}
+    roles: dict[str, Teacher | Student] = {**_teachers(config), "student": config.student}
     for name, role in roles.items():
         engine = role.engine
         rules.rule(
@@ -348,5 +368,5 @@ def _engines(rules: Rules, config: Config) -> None:
             engine.gpu_memory_utilization,
             "null takes 0.9 of what the replica reserves.",
         )
-        for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_pictures"):
-            rules.at_least(f"{name}.engine.{key}", getattr(engine, key), 1)
+        for limit in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_pictures"):
+            rules.at_least(f"{name}.engine.{limit}", getattr(engine, limit), 1)

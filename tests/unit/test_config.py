@@ -90,6 +90,14 @@ def test_fewer_replicas_at_most_than_at_first_are_refused(tmp_path: Path) -> Non
     assert load(file, ["teacher.replicas=3", "teacher.max_replicas=3"]).student.max_replicas is None
 
 
+@pytest.mark.parametrize("key", ["run.dir", "teacher.checkpoint", "student.checkpoint"])
+@pytest.mark.parametrize("folder", ["runs/what?", "runs/*", "runs/[a]"])
+def test_a_directory_that_vllm_cannot_load_weights_from_is_refused(tmp_path: Path, key: str, folder: str) -> None:
+    found = complaints(write(tmp_path, MINIMAL), f"{key}={folder}")
+    assert list(found) == [key]
+    assert folder in found[key]
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     found = complaints(write(tmp_path, MINIMAL.replace("student: {checkpoint: s}", "")))
     assert "Set student.checkpoint" in found["student.checkpoint"]
@@ -181,7 +189,7 @@ def test_ranks_have_whole_gpus() -> None:
 
 @pytest.mark.parametrize("text", ["1e5", "yes", "007", "a #b", "*x", "%x", "@x", "[x", "a: b", "!x", "x?y", "ü"])
 def test_a_text_stays_as_it_was_typed(tmp_path: Path, text: str) -> None:
-    assert load(write(tmp_path, MINIMAL), [f"run.dir={text}"]).run.dir == text
+    assert load(write(tmp_path, MINIMAL), [f"rollout.store={text}"]).rollout.store == text
 
 
 def test_texts_of_a_list_and_of_the_file_stay_as_they_were_typed(tmp_path: Path) -> None:
