@@ -232,7 +232,7 @@ class Worker:
         kept = []
         for rank in range(workers):
             worker._rank = rank
-            worker.step(worker.micro_batches(0))
+            worker.step(worker.parts(0))
             kept.append(self._kept)
         return {name: torch.stack([one[name] for one in kept]).mean(0) for name in kept[0]}
 
@@ -252,7 +252,7 @@ class Worker:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self._gradients, "apply", apply)
-            worker.step(worker.micro_batches(0))
+            worker.step(worker.parts(0))
         worker._job = job
         with torch.no_grad():
             for name, one in model.named_parameters():
