@@ -33,12 +33,13 @@ def cluster() -> Iterator[dict[str, str]]:
     reach["HOME"] = temporary  # where the token lies
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment(**reach), check=True, capture_output=True)
     head = f"--head --num-cpus=1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
-    other = f"--address=127.0.0.1:{PORT} --num-cpus=3 --dashboard-agent-listen-port=0"
+    other = f"--address=127.0.0.1:{PORT} --num-cpus=3"
     nodes = []
     try:
         for options in (head, other):
             start = [RAY, "start", *options.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
-            start += [f"--temp-dir={temporary}", "--block"]
+            # Any free port: two nodes of one machine, and every other Ray of it, would have the same one.
+            start += [f"--temp-dir={temporary}", "--dashboard-agent-listen-port=0", "--block"]
             nodes.append(subprocess.Popen(start, env=environment(**reach), stdout=subprocess.PIPE, text=True))
             assert any("Ray runtime started" in line for line in nodes[-1].stdout or ())
         _wait_for_the_dashboard(nodes[0])
