@@ -109,7 +109,7 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
     assert [round(stage["sparsity"], 4) for stage in found["stages"]] == [0.2, 0.1, 0.0]
     assert found["judge"]["judged"] + found["judge"]["unjudged"] == len(finished.good) * 8
     assert found["judge"]["agreement_with_rule"] > 0.9
-    assert (found["judge"]["compared"], found["judge"]["defused_answers"]) == (found["judge"]["judged"], 0)
+    assert found["judge"]["compared"] == found["judge"]["judged"]
     rows = [row for folder in (finished.folder / "rollouts").iterdir() for row in store.read(folder)]
     cut = [answer.judged.answer.finish == "length" for row in rows for answer in row.answers]
     shares = [share for stage in found["stages"] for share in stage["cut_by_source"].values()]
@@ -144,7 +144,7 @@ def test_the_run_leaves_a_student_a_report_and_events(finished: Finished) -> Non
     assert sum(step["groups"] for step in steps) == len(finished.good)
     assert all(0 < step["jsd_error_bound"] < step["jsd"] for step in steps)
     shown = [json.loads(line) for line in (run / "rewards.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in shown] == [step["step"] for step in steps for _ in range(2)]
+    assert [row["step"] for row in shown] == [step["step"] for step in steps for _ in range(min(2, step["groups"]))]
 
 
 def test_each_row_with_a_fault_is_in_quarantine_with_its_reason(finished: Finished) -> None:
