@@ -281,7 +281,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class LogprobMismatch:
     """How far the learner's log-probabilities of the untrained student are from the engine's on rows of a stage."""
 
     stage: int

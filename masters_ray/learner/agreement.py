@@ -15,7 +15,7 @@ from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.feed import Part, Step
 from masters_ray.packing import PackedBatch
-from masters_ray.records import Agreement
+from masters_ray.records import LogprobMismatch
 
 _LARGEST_GAP = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1}
 """Nats: mean distance over a row's answer tokens, by the coarser number format of the two (docs/LEARNER.md has the
@@ -76,7 +76,7 @@ def compared(
     logprobs: Callable[[PackedBatch], Tensor],
     over_workers: Callable[[Tensor], Tensor],
     bound: float,
-) -> tuple[Agreement, dict[int, str]] | None:
+) -> tuple[LogprobMismatch, dict[int, str]] | None:
     """How far the rows of a stage's ``sample`` are from the stored reference log-probabilities, and why the learner
     shall do without some of them, by position; None when there is nothing to compare. Every worker must call it
     together.
@@ -101,7 +101,7 @@ def compared(
         return None
     worst = max(rows, key=lambda index: _order(rows[index][0]))
     ids, positions = step.table["id"].to_pylist(), step.table["position"].to_pylist()
-    agreement = Agreement(
+    agreement = LogprobMismatch(
         stage=step.plan.stage,
         rows=len(rows),
         row=ids[worst],
@@ -149,7 +149,7 @@ def check_on_policy(step: Step, gaps: Tensor, bound: float) -> None:
         )
 
 
-def told(found: Agreement) -> str:
+def told(found: LogprobMismatch) -> str:
     """For the person who waits."""
     return (
         f"stage {found.stage}: learner and engine agree on {found.rows} rows to {found.mean_gap:.1e} nats per token "

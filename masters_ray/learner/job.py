@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.config import Learner, Part, Reward, Transfer
-from masters_ray.records import Agreement, LeftOut, Rejected, SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
 from masters_ray.schedule import Iteration
 
 
@@ -113,7 +113,7 @@ class Pinned:
     """Step → of its first groups."""
     skipped: list[SkippedStep] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
-    agreements: list[Agreement] = field(default_factory=list)
+    agreements: list[LogprobMismatch] = field(default_factory=list)
     """Of each stage; measured whenever the learner starts."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who waits."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.evaluate import Accuracy, Rate
-from masters_ray.records import Agreement, StageOutcome, StepMetrics
+from masters_ray.records import LogprobMismatch, StageOutcome, StepMetrics
 from masters_ray.report.values import Value, parse_json, read_json, read_text
 
 SUMMARY = "summary.json"
@@ -50,7 +50,7 @@ class LearnerFacts:
     zero_stage: int
     left_out: int
     """Stored rows that it could not read."""
-    agreements: list[Agreement]
+    agreements: list[LogprobMismatch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +266,8 @@ def _learner(node: Value) -> LearnerFacts:
     )
 
 
-def _agreement(node: Value) -> Agreement:
-    return Agreement(
+def _agreement(node: Value) -> LogprobMismatch:
+    return LogprobMismatch(
         stage=node["stage"].whole(),
         rows=node["rows"].whole(),
         row=node["row"].text(),

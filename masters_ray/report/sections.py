@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from masters_ray import remarks
 from masters_ray.evaluate import Accuracy
-from masters_ray.records import Agreement, StageOutcome
+from masters_ray.records import LogprobMismatch, StageOutcome
 from masters_ray.report.charts import accuracy_chart
 from masters_ray.report.inputs import Split, Summary
 from masters_ray.report.markup import (
@@ -351,7 +351,7 @@ def _split(split: Split) -> str:
     return f"{whole(split.problems)} ({told})"
 
 
-def _agreement(one: Agreement) -> str:
+def _agreement(one: LogprobMismatch) -> str:
     return (
         f"stage {one.stage}: {one.mean_gap:.2g} nats per token apart at most (of {whole(one.rows)} rows, "
         f"{escape(one.row)}; {one.bound:g} is allowed), {one.token_gap:.2g} at one token"

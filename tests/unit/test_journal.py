@@ -9,7 +9,7 @@ import pytest
 from masters_ray.learner.job import GroupRewards, Pinned
 from masters_ray.pipeline.directory import RunDirectory, read_lines
 from masters_ray.pipeline.journal import Journal
-from masters_ray.records import Agreement, LeftOut, Rejected, SkippedStep
+from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep
 from tests.unit.test_directory import config, metrics
 
 FILES = ("metrics.jsonl", "skipped.jsonl", "rewards.jsonl", "left_out.jsonl")
@@ -82,7 +82,7 @@ def test_a_step_taken_again_has_its_new_rewards_alone(tmp_path: Path) -> None:
 def test_rows_that_were_left_out_and_how_far_the_engine_is_are_known_to_a_later_call(tmp_path: Path) -> None:
     directory = RunDirectory(config(tmp_path))
     first, again = (
-        Agreement(stage=stage, rows=64, row="p1", mean_gap=gap, token_gap=0.5, bound=0.1, apart=0)
+        LogprobMismatch(stage=stage, rows=64, row="p1", mean_gap=gap, token_gap=0.5, bound=0.1, apart=0)
         for stage, gap in ((0, 0.02), (1, 0.03))
     )
     told(directory, news(1, skipped=2), Pinned(agreements=[first, again]), Pinned(agreements=[again]))
