@@ -84,7 +84,7 @@ def audit_config(config: Config, questions: int, ratio: float) -> Config:
         run=dataclasses.replace(config.run, dir=joined(config.run.dir, f"judge-audit-{questions}")),
         data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
         schedule=Schedule(stages=[ScheduledStage(ratio=ratio)]),
-        rollout=dataclasses.replace(config.rollout, student_refresh="run"),
+        rollout=dataclasses.replace(config.rollout, student_refresh="run", max_cut_share=1.0),
         judge=dataclasses.replace(config.judge, of_teacher="rule", of_student="rule", reasoning=False),
         evaluation=dataclasses.replace(config.evaluation, marked_by="rule"),
         reward=dataclasses.replace(config.reward, rho=0.0),

@@ -70,7 +70,8 @@ def scan_config(config: Config, ratios: Sequence[float], questions: int) -> Conf
         run=dataclasses.replace(config.run, dir=joined(config.run.dir, f"mask-scan-{questions}")),
         data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
         schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
-        rollout=dataclasses.replace(config.rollout, student_refresh="run"),
+        # A teacher that has lost too much to end its answers is what a scan looks for.
+        rollout=dataclasses.replace(config.rollout, student_refresh="run", max_cut_share=1.0),
         growth=[],
     )
 
