@@ -270,7 +270,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     from masters_ray import preflight
 
     left = preflight.validate(arguments.config, arguments.overrides, whole=arguments.all)
-    say(f"{arguments.config}: no complaint{'; ' * bool(left)}{left}")
+    found = f"no complaint about what was looked at; {left}" if left else "no complaint"
+    say(f"{arguments.config}: {found}")
     return 0
 
 

@@ -87,7 +87,7 @@ def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) 
     assert preflight.validate(DEMO, words(tmp_path, many), whole=False) == ""
     overrides = words(tmp_path, many + [row(number, image="gone.png") for number in range(900, 910)])
     assert preflight.validate(DEMO, overrides, whole=False) == (
-        "rows after the first 200 of data.train were not looked at (--all)"
+        "rows after the first 200 of data.train were not, --all reads them"
     )
     assert "10 of 210 rows cannot be used" in complaints(overrides, whole=True)["data.train"]
 
@@ -164,7 +164,7 @@ def test_a_login_node_without_torch_looks_at_what_it_can(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr
     assert "3 questions" in ended.stdout
     assert "prompts: not looked at, since transformers and torch are not installed here" in ended.stdout
-    assert "no complaint; placement was not looked at, since ray is not installed here" in ended.stdout
+    assert "no complaint about what was looked at; placement was not looked at, since ray is not installed here" in ended.stdout
 
 
 def test_what_a_run_writes_is_estimated_from_its_keys(tmp_path: Path) -> None:
