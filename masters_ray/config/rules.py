@@ -50,11 +50,13 @@ def _folders(rules: Rules, config: Config) -> None:
     folders = {"run.dir": config.run.dir, "student.checkpoint": config.student.checkpoint}
     folders |= {f"{name}.checkpoint": one.checkpoint for name, one in _teachers(config).items()}
     for key, folder in folders.items():
+        here = key == "run.dir" or Path(folder).exists()  # otherwise it may be a name on the Hub
+        path = str(Path(folder).absolute()) if here else folder
         rules.rule(
-            not set("*?[") & set(str(Path(folder).absolute())),
+            not set("*?[") & set(path),
             key,
             "a path without *, ? and [, which vLLM cannot load weights from",
-            str(Path(folder).absolute()),
+            path,
             "Choose or link another directory.",
         )
 

@@ -1,4 +1,4 @@
-"""The same run as a Ray job, on a cluster started by ``ray start --head`` as the README says."""
+"""The same run as a Ray job, on a cluster of two nodes on this machine, started as the README says."""
 
 from __future__ import annotations
 
@@ -32,21 +32,26 @@ def cluster() -> Iterator[dict[str, str]]:
     reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path, "RAY_AUTH_MODE": "token"}
     reach["HOME"] = temporary  # where the token lies
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment(**reach), check=True, capture_output=True)
-    head = f"--head --num-cpus=4 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
-    start = [RAY, "start", *head.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
-    # Any free port for the agent: every other Ray of the machine has the usual one.
-    start += [f"--temp-dir={temporary}", "--dashboard-agent-listen-port=0", "--block"]
-    with subprocess.Popen(start, env=environment(**reach), stdout=subprocess.DEVNULL) as node:
-        try:
-            _wait_for_the_dashboard(node)
-            yield reach
-        finally:
+    head = f"--head --num-cpus=1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
+    nodes: list[subprocess.Popen[str]] = []
+    try:
+        for name, options in (("head", head), ("other", f"--address=127.0.0.1:{PORT} --num-cpus=3")):
+            start = [RAY, "start", *options.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
+            # Nodes of one machine must not unpack a job's files over each other, nor want the same port for their agents.
+            start += [f"--temp-dir={temporary}/{name}", "--dashboard-agent-listen-port=0", "--block"]
+            nodes.append(subprocess.Popen(start, env=environment(**reach), stdout=subprocess.PIPE, text=True))
+            assert any("Ray runtime started" in line for line in nodes[-1].stdout or ())
+        _wait_for_the_dashboard(nodes[0])
+        yield reach
+    finally:
+        for node in reversed(nodes):
             node.terminate()  # "ray stop" would stop every Ray of the machine
+        for node in nodes:
             node.wait(timeout=60)
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _wait_for_the_dashboard(ray_head: subprocess.Popen[bytes]) -> None:
+def _wait_for_the_dashboard(ray_head: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while True:
         assert ray_head.poll() is None
@@ -71,7 +76,7 @@ def test_submit_runs_the_demo_on_the_cluster_and_follows_its_log(cluster: dict[s
     done = masters_ray("submit", *address(), "conf/demo.yaml", f"run.dir={tmp_path / 'run'}", *words, **cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Ray on cluster" in done.stdout
-    assert ": 4 CPUs, 0 GPUs" in done.stdout
+    assert ": 4 CPUs, 0 GPUs" in done.stdout, "one of the head node, three of the other"
     assert "held-out accuracy of student after" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("succeeded")
     assert summary(tmp_path / "run")["accuracy"]["student_after"]["n"] == 16
