@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,14 +40,18 @@ def cluster() -> Iterator[dict[str, str]]:
             start = [RAY, "start", *options.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
             # Nodes of one machine must not unpack a job's files over each other, nor want the same port for their agents.
             start += [f"--temp-dir={temporary}/{name}", "--dashboard-agent-listen-port=0", "--block"]
-            nodes.append(subprocess.Popen(start, env=environment(**reach), stdout=subprocess.PIPE, text=True))
+            nodes.append(
+                subprocess.Popen(
+                    start, env=environment(**reach), stdout=subprocess.PIPE, text=True, start_new_session=True
+                )
+            )
             assert any("Ray runtime started" in line for line in nodes[-1].stdout or ())
         _wait_for_the_dashboard(nodes[0])
         yield reach
     finally:
         for node in reversed(nodes):
-            node.terminate()  # "ray stop" would stop every Ray of the machine
-        for node in nodes:
+            # "ray stop" would stop every Ray of the machine, and a signal to end begins half a minute of draining.
+            os.killpg(node.pid, signal.SIGKILL)
             node.wait(timeout=60)
         shutil.rmtree(temporary, ignore_errors=True)
 
