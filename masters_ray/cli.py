@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from importlib import metadata
+from contextlib import suppress
+from importlib import import_module, metadata
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import masters_ray
@@ -160,19 +162,17 @@ def _configured(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from masters_ray import cluster, report, validation
-    from masters_ray.pipeline import contents, driver
+    from masters_ray import cluster, validation
     from masters_ray.pipeline.directory import RunDirectory
 
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     if directory.finished:
-        say(f"{directory.root} holds this run, finished; delete the directory to run it again")
-        for line in contents.changed_since(config, directory):
-            say(line)
-        say(f"report {report.write(directory.root)}")
-        return 0
+        return _finished(config, directory)
+    _import_meanwhile()
     with directory.locked(), cluster.connected(config.cluster):
+        from masters_ray.pipeline import driver
+
         turns = validation.check_cluster(config)
         written = driver.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
@@ -180,14 +180,38 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _finished(config: Config, directory: RunDirectory) -> int:
+    from masters_ray import report
+    from masters_ray.pipeline import contents
+
+    say(f"{directory.root} holds this run, finished; delete the directory to run it again")
+    for line in contents.changed_since(config, directory):
+        say(line)
+    say(f"report {report.write(directory.root)}")
+    return 0
+
+
+def _import_meanwhile() -> None:
+    """Import on a thread what takes seconds and does not import Ray, which starts meanwhile."""
+
+    def load() -> None:
+        with suppress(Exception):  # raised again where it is needed
+            for name in ("torch", "masters_ray.report"):
+                import_module(name)
+
+    Thread(target=load, name="imports", daemon=True).start()
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     from masters_ray import cluster, validation
-    from masters_ray.pipeline import driver
     from masters_ray.pipeline.directory import RunDirectory
 
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
+    _import_meanwhile()
     with directory.locked(), cluster.connected(config.cluster):
+        from masters_ray.pipeline import driver
+
         validation.check_cluster(config, learns=False)
         for folder in driver.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")

@@ -54,7 +54,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (gzip.compress(ROW.encode()), "gzip. Unpack it"),
+        (gzip.compress(ROW.encode(), mtime=0), "gzip. Unpack it"),
         (_tar(), "a tar archive"),
         (_arrow(False), "Arrow. Write it as parquet"),
         (_arrow(True), "save_to_disk writes it. Write it with Dataset.to_parquet"),
