@@ -46,12 +46,16 @@ check: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
+# Two files of tests at a time: one often waits for a process that starts. Each pair of lanes needs 8 GB of memory.
+LANES ?= 2
+LANED = -n $(LANES) --dist loadfile --no-loadscope-reorder
+
 # With the pretrained weights that some tests read: 93 MB beside the stack, seconds.
 test: check .venv/.done-bench
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(LANED)
 
 test-unit: setup
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest $(LANED) tests/unit
 
 # All benchmarks, for a machine with nothing else to do.
 bench: bench-learner bench-store bench-pregen bench-semi-online
@@ -77,11 +81,12 @@ ROUNDS ?= 20
 test-faults: setup
 	MASTERS_FAULT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/faults
 
-# End-to-end tests that take minutes: replicas that join late, damaged weights, a kill between online iterations, a study,
-# all that is not the default.
+# End-to-end tests that take minutes: replicas that join late, damaged weights, a kill between online iterations, turns on
+# one machine, a study, an audit, all that is not the default.
 test-long: setup
 	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e/test_replicas.py tests/e2e/test_semi_online.py \
-		tests/e2e/test_semi_online_killed.py tests/e2e/test_studies.py tests/e2e/test_whole_method.py
+		tests/e2e/test_semi_online_killed.py tests/e2e/test_studies.py tests/e2e/test_turns.py \
+		tests/e2e/test_whole_method.py
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench

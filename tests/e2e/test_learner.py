@@ -84,11 +84,10 @@ def assert_same(told: Pinned, exported: Path, plain: Plain) -> None:
 @pytest.mark.parametrize(
     ("zero_stage", "workers", "budget", "more"),
     [
-        (1, 2, 200, {}),
         (2, 3, 1, {"logits_mib": 1}),
         (3, 2, 150, {"activation_checkpointing": True}),
     ],
-    ids=["zero1-2-workers", "zero2-3-workers", "zero3-2-workers-checkpointed"],
+    ids=["zero2-3-workers", "zero3-2-workers-checkpointed"],
 )
 def test_workers_token_budgets_and_zero_stages_change_nothing(
     zero_stage: int, workers: int, budget: int, more: dict[str, object], plain: Plain, tmp_path: Path

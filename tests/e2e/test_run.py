@@ -1,5 +1,5 @@
 """The whole run through the program, on a source of which every tenth row has a fault: stopped by a signal, and taken
-up again with more replicas."""
+up again with more replicas, as a job on a cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import json
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,13 @@ import pytest
 from masters_ray import store
 from tests.conftest import PAIR, ROOT
 from tests.e2e import faulty
+from tests.e2e.nodes import ADDRESS, RAY, two_nodes
 from tests.e2e.runs import PROGRAM, SMALL, environment, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
 DEMO = "conf/demo.yaml"
 MARKED = ["evaluation.marked_by=judge"]
-MORE = ["teacher.replicas=2", "judge.replicas=2"]
+MORE = ["teacher.replicas=2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,15 @@ def _listening(process: subprocess.Popen[str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run that was terminated after its first stage, and then finished by the same command with more replicas."""
+def cluster() -> Iterator[dict[str, str]]:
+    """The environment that reaches a cluster of this module's own."""
+    with two_nodes() as reach:
+        yield reach
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Finished:
+    """A run that was terminated after its first stage, and then finished by a job with more replicas."""
     place = tmp_path_factory.mktemp("runs")
     folder = place / "lr=1e-3 #%20:ü"
     rows, good, bad = faulty.write(place / "data")
@@ -68,9 +77,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         "learner.groups_per_step=10",
         "learner.tokens_per_micro_batch=800",
     ]
-    words = ["run", DEMO, f"run.dir={folder}", *SMALL, *source, *MARKED]
+    words = [DEMO, f"run.dir={folder}", *SMALL, *source, *MARKED]
     with subprocess.Popen(
-        [*PROGRAM, *words],
+        [*PROGRAM, "run", *words],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -90,8 +99,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     assert told == "masters-ray: stopped by SIGTERM; the same command goes on from what is finished.\n"
     assert not (folder / "summary.json").exists()
     written = first.stat().st_mtime_ns
-    again = masters_ray(*words, *MORE)
-    assert again.returncode == 0, again.stderr
+    again = masters_ray("submit", *ADDRESS, *words, *MORE, **request.getfixturevalue("cluster"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Ray on cluster" in again.stdout
+    assert ": 4 CPUs, 0 GPUs" in again.stdout, "one of the head node, three of the other"
+    assert again.stdout.splitlines()[-1].endswith("succeeded")
     assert first.stat().st_mtime_ns == written, "the finished stage was made again"
     assert "rollouts at mask ratio 0.2" not in again.stdout
     return Finished(folder=folder, words=words, good=good, bad=bad)
@@ -165,10 +177,42 @@ def test_the_student_learned_from_exactly_the_others(finished: Finished) -> None
 def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(finished: Finished) -> None:
     file = finished.folder / "summary.json"
     before = file.read_bytes()
-    same = masters_ray(*finished.words)
+    same = masters_ray("run", *finished.words)
     assert same.returncode == 0, same.stderr
     assert "holds this run, finished" in same.stdout
     assert file.read_bytes() == before
-    other = masters_ray(*finished.words, "learner.learning_rate=1e-5")
+    other = masters_ray("run", *finished.words, "learner.learning_rate=1e-5")
     assert other.returncode == 1
     assert "learner.learning_rate: expected 0.0005, as in the run" in other.stderr
+
+
+def test_a_job_that_fails_returns_non_zero_and_ends_with_the_cause(cluster: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "what?", "answer": "red", "image": "none.png"}\n')
+    words = ["data.train.format=jsonl", f"data.train.path={tmp_path / 'rows.jsonl'}", *SMALL]
+    done = masters_ray("submit", *ADDRESS, "conf/demo.yaml", f"run.dir={tmp_path / 'run'}", *words, **cluster)
+    assert done.returncode == 1, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-4:]
+    assert any("picture" in line and "none.png does not exist" in line for line in last), last
+    assert last[-1].endswith("failed")
+
+
+def test_rays_own_submit_runs_the_entry_script(cluster: dict[str, str], tmp_path: Path) -> None:
+    """Up to the refusal of a bad configuration: the whole run is tested above."""
+    job = [RAY, "job", "submit", *ADDRESS, "--working-dir", "jobs", "--", "python", "distil.py", "none.yaml"]
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            job, cwd=ROOT, env=environment(**cluster), capture_output=True, text=True, timeout=200, check=False
+        )
+        # A head node takes no job for some seconds after its dashboard answers.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert done.returncode == 1
+    assert "none.yaml: expected a YAML file, found no such file" in done.stdout + done.stderr
+
+
+def test_submit_to_nowhere_says_how_to_reach_a_cluster(tmp_path: Path) -> None:
+    done = masters_ray("submit", "--address", "http://127.0.0.1:1", "conf/demo.yaml", f"run.dir={tmp_path}")
+    assert done.returncode == 1
+    assert "no cluster answers there" in done.stderr

@@ -165,7 +165,7 @@ def moved(checkpoint: Path) -> dict[str, torch.Tensor]:
     ("transfer", "model", "ranks"),
     [
         ("object_store", "student", 1),
-        ("gloo", "student", 1),
+        pytest.param("gloo", "student", 1, marks=long_form),
         # The toy student's vision has three heads, which two ranks cannot share.
         pytest.param("gloo", "teacher", 2, marks=long_form),
     ],

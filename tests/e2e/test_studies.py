@@ -37,14 +37,12 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
-def test_masks_are_scanned_and_judges_audited(tmp_path: Path) -> None:
-    """Both on the same Ray; once finished, the same call makes nothing anew and needs no engine."""
+def test_masks_are_scanned(tmp_path: Path) -> None:
+    """Once finished, the same call makes nothing anew and needs no engine."""
     scan = mask_scan.scan_config(config(tmp_path), [0.9, 0.0], 8)
-    audit = judge_audit.audit_config(config(tmp_path), 6, 0.0)
     with cluster.connected(scan.cluster):
         page = mask_scan.scan(scan, RunDirectory(scan), DEMO)
         assert page.read_text().count("<svg") == 2
-        judge_audit.audit(audit, RunDirectory(audit), DEMO)
         before = read(tmp_path / "mask-scan-8" / mask_scan.RESULT)
         mask_scan.scan(scan, RunDirectory(scan), DEMO)
         assert read(tmp_path / "mask-scan-8" / mask_scan.RESULT) == before
@@ -61,6 +59,12 @@ def test_masks_are_scanned_and_judges_audited(tmp_path: Path) -> None:
     )
     assert first == last, "the student writes once"
 
+
+@long_form
+def test_judges_are_audited(tmp_path: Path) -> None:
+    audit = judge_audit.audit_config(config(tmp_path), 6, 0.0)
+    with cluster.connected(audit.cluster):
+        judge_audit.audit(audit, RunDirectory(audit), DEMO)
     found = read(tmp_path / "judge-audit-6" / judge_audit.RESULT)
     judges = {one["name"]: one for one in found["judges"]}
     assert found["answers"] == 6 * 8

@@ -24,7 +24,7 @@ from masters_ray.pipeline import driver, semi_online
 from masters_ray.pipeline.directory import RunDirectory, append_lines, read_lines
 from masters_ray.placement import Turns
 from tests.conftest import ROOT
-from tests.e2e.runs import SMALL, summary
+from tests.e2e.runs import SMALL, long_form, summary
 
 pytestmark = pytest.mark.e2e
 Spans = list[tuple[float, float]]
@@ -76,6 +76,7 @@ def _two_cpus() -> Iterator[None]:
         yield
 
 
+@long_form
 @pytest.mark.usefixtures("_two_cpus")
 def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three processes of half a CPU make rollouts; the learner has one, and reading its data takes a whole CPU."""

@@ -164,7 +164,10 @@ def test_a_login_node_without_torch_looks_at_what_it_can(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr
     assert "3 questions" in ended.stdout
     assert "prompts: not looked at, since transformers and torch are not installed here" in ended.stdout
-    assert "no complaint about what was looked at; placement was not looked at, since ray is not installed here" in ended.stdout
+    assert (
+        "no complaint about what was looked at; placement was not looked at, since ray is not installed here"
+        in ended.stdout
+    )
 
 
 def test_what_a_run_writes_is_estimated_from_its_keys(tmp_path: Path) -> None:

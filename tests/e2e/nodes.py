@@ -1,0 +1,70 @@
+"""A Ray cluster of two nodes on this machine, started as the README says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.e2e.runs import environment
+
+PORT, DASHBOARD = 26379, 28265
+RAY = str(Path(sys.executable).with_name("ray"))
+ADDRESS = ["--address", f"http://127.0.0.1:{DASHBOARD}"]
+
+
+@contextmanager
+def two_nodes() -> Iterator[dict[str, str]]:
+    """The environment that reaches the cluster."""
+    temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # a socket's path must be short
+    # What the cluster runs as "python" is this environment's.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path, "RAY_AUTH_MODE": "token"}
+    reach["HOME"] = temporary  # where the token lies
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment(**reach), check=True, capture_output=True)
+    head = f"--head --num-cpus=1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
+    nodes: list[subprocess.Popen[str]] = []
+    try:
+        for name, options in (("head", head), ("other", f"--address=127.0.0.1:{PORT} --num-cpus=3")):
+            start = [RAY, "start", *options.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
+            # Nodes of one machine must not unpack a job's files over each other, nor want one port for their agents.
+            start += [f"--temp-dir={temporary}/{name}", "--dashboard-agent-listen-port=0", "--block"]
+            nodes.append(
+                subprocess.Popen(
+                    start, env=environment(**reach), stdout=subprocess.PIPE, text=True, start_new_session=True
+                )
+            )
+            assert any("Ray runtime started" in line for line in nodes[-1].stdout or ())
+        _wait_for_the_dashboard(nodes[0])
+        yield reach
+    finally:
+        for node in reversed(nodes):
+            # "ray stop" would stop every Ray of the machine, and a signal to end begins half a minute of draining.
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait(timeout=60)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _wait_for_the_dashboard(ray_head: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert ray_head.poll() is None
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{DASHBOARD}/api/jobs/", timeout=5).close()
+        except urllib.error.HTTPError:
+            return  # it asks for a token, so it is there
+        except OSError:
+            pass
+        else:
+            return
+        assert time.monotonic() < deadline, "the dashboard does not answer"
+        time.sleep(0.5)
