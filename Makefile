@@ -81,12 +81,10 @@ ROUNDS ?= 20
 test-faults: setup
 	MASTERS_FAULT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/faults
 
-# End-to-end tests that take minutes: replicas that join late, damaged weights, a kill between online iterations, turns on
-# one machine, a study, an audit, all that is not the default.
+# All end-to-end tests, with those that take minutes: replicas that join late, damaged weights, a kill between online
+# iterations, turns on one machine, a study, an audit, all that is not the default.
 test-long: setup
-	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e/test_replicas.py tests/e2e/test_semi_online.py \
-		tests/e2e/test_semi_online_killed.py tests/e2e/test_studies.py tests/e2e/test_turns.py \
-		tests/e2e/test_whole_method.py
+	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench

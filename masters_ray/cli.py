@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module, metadata
 from pathlib import Path
 from threading import Thread
@@ -30,6 +30,12 @@ def main(words: list[str] | None = None) -> int:
         return int(arguments.command(arguments))
     except MastersError as error:
         print(f"masters-ray: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        told = f"{error.filename} cannot be used ({error.strerror}). Name another path, or mend this one."
+        print(f"masters-ray: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         told, exit_code = stopping.outcome()
@@ -169,8 +175,7 @@ def _run(arguments: argparse.Namespace) -> int:
     directory = RunDirectory(config)
     if directory.finished:
         return _finished(config, directory)
-    _import_meanwhile()
-    with directory.locked(), cluster.connected(config.cluster):
+    with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
         from masters_ray.pipeline import driver
 
         turns = validation.check_cluster(config)
@@ -191,15 +196,17 @@ def _finished(config: Config, directory: RunDirectory) -> int:
     return 0
 
 
-def _import_meanwhile() -> None:
-    """Import on a thread what takes seconds and does not import Ray, which starts meanwhile."""
+@contextmanager
+def _imported_meanwhile() -> Iterator[None]:
+    """What takes seconds to import and does not import Ray is imported on a thread, while the block starts Ray."""
 
     def load() -> None:
         with suppress(Exception):  # raised again where it is needed
             for name in ("torch", "masters_ray.report"):
                 import_module(name)
 
-    Thread(target=load, name="imports", daemon=True).start()
+    Thread(target=load, name="imports").start()  # no daemon: a process must not end in the middle of an import
+    yield
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -208,8 +215,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
-    _import_meanwhile()
-    with directory.locked(), cluster.connected(config.cluster):
+    with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
         from masters_ray.pipeline import driver
 
         validation.check_cluster(config, learns=False)

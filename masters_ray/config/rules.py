@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _folders(rules: Rules, config: Config) -> None:
     folders = {"run.dir": config.run.dir, "student.checkpoint": config.student.checkpoint}
     folders |= {f"{name}.checkpoint": one.checkpoint for name, one in _teachers(config).items()}
     for key, folder in folders.items():
-        here = key == "run.dir" or Path(folder).exists()  # otherwise it may be a name on the Hub
+        here = key == "run.dir" or os.path.lexists(folder)  # otherwise it may be a name on the Hub
         path = str(Path(folder).absolute()) if here else folder
         rules.rule(
             not set("*?[") & set(path),

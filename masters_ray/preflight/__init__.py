@@ -50,7 +50,7 @@ def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
     if (told := validation.online_schedule(config)) is not None:
         say(told)
     left = " and ".join(f"data.{one.name}" for one in seen if one.more)
-    unseen = f"rows after the first {rows.FIRST} of {left} were not, --all reads them" if left else ""
+    unseen = f"rows after the first {rows.FIRST} of {left} were not looked at (--all)" if left else ""
     absent = " and ".join(name for name in config.models if name not in models)
     unchecked = f"{absent}: not downloaded yet, and not looked at" if absent else ""
     return "; ".join(one for one in (unseen, unchecked, unplaced) if one)

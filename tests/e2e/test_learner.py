@@ -13,6 +13,7 @@ from masters_ray.learner.job import Pinned
 from masters_ray.records import Problem, RolloutGroup
 from tests.conftest import PAIR
 from tests.e2e.learning import RATE, rollouts, state, stored, train
+from tests.e2e.runs import long_form
 
 pytestmark = pytest.mark.e2e
 
@@ -84,10 +85,11 @@ def assert_same(told: Pinned, exported: Path, plain: Plain) -> None:
 @pytest.mark.parametrize(
     ("zero_stage", "workers", "budget", "more"),
     [
+        pytest.param(1, 2, 200, {}, marks=long_form),
         (2, 3, 1, {"logits_mib": 1}),
         (3, 2, 150, {"activation_checkpointing": True}),
     ],
-    ids=["zero2-3-workers", "zero3-2-workers-checkpointed"],
+    ids=["zero1-2-workers", "zero2-3-workers", "zero3-2-workers-checkpointed"],
 )
 def test_workers_token_budgets_and_zero_stages_change_nothing(
     zero_stage: int, workers: int, budget: int, more: dict[str, object], plain: Plain, tmp_path: Path

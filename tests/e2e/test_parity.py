@@ -35,6 +35,7 @@ from masters_ray.records import (
 from tests.builders import group, scores
 from tests.conftest import PAIR
 from tests.e2e.exact import Drawn, ExactHost, by_answer, deployment, score
+from tests.e2e.runs import long_form
 
 pytestmark = pytest.mark.e2e
 SAMPLING = Sampling(max_tokens=6)
@@ -165,8 +166,8 @@ EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=Tr
 
 @pytest.mark.parametrize(
     ("scope", "tensor_parallel"),
-    [(MaskScope(), 1), (EVERYTHING, 2)],
-    ids=["language", "everything in two shards"],
+    [(MaskScope(), 1), pytest.param(EVERYTHING, 1, marks=long_form), (EVERYTHING, 2)],
+    ids=["language", "everything", "everything in two shards"],
 )
 def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
     scope: MaskScope,

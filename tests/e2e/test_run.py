@@ -103,6 +103,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Ray on cluster" in again.stdout
     assert ": 4 CPUs, 0 GPUs" in again.stdout, "one of the head node, three of the other"
+    assert "held-out accuracy of student after" in again.stdout
     assert again.stdout.splitlines()[-1].endswith("succeeded")
     assert first.stat().st_mtime_ns == written, "the finished stage was made again"
     assert "rollouts at mask ratio 0.2" not in again.stdout

@@ -87,7 +87,7 @@ def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) 
     assert preflight.validate(DEMO, words(tmp_path, many), whole=False) == ""
     overrides = words(tmp_path, many + [row(number, image="gone.png") for number in range(900, 910)])
     assert preflight.validate(DEMO, overrides, whole=False) == (
-        "rows after the first 200 of data.train were not, --all reads them"
+        "rows after the first 200 of data.train were not looked at (--all)"
     )
     assert "10 of 210 rows cannot be used" in complaints(overrides, whole=True)["data.train"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from masters_ray import cli, submit
 from masters_ray.cli import main
-from masters_ray.config import Config, Growth, Teacher
+from masters_ray.config import Config, Growth, Teacher, violations
 from masters_ray.errors import SubmitError
 from tests.conftest import ROOT
 
@@ -72,6 +72,29 @@ def test_the_program_says_what_is_wrong_without_a_traceback(
     assert "Did you mean learner.workers?" in capsys.readouterr().err
     assert main(["validate", "conf/demo.yaml"]) == 0
     assert "no complaint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["student.checkpoint=/{}", "rollout.reuse=[/{}]"])
+def test_a_path_that_the_system_refuses_is_named_without_a_traceback(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    name = "a" * 400
+    assert main(["validate", "conf/demo.yaml", f"run.dir={tmp_path}", word.format(name)]) == 1
+    told = capsys.readouterr().err
+    assert f"/{name}" in told and "File name too long" in told
+
+
+def test_a_name_on_the_hub_is_not_a_path_below_the_current_directory(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a [b]"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    config.run.dir = str(tmp_path / "run")
+    assert "student.checkpoint" not in {one.where for one in violations(config)}
+    (here / "org" / "name").mkdir(parents=True)
+    assert "student.checkpoint" in {one.where for one in violations(config)}
 
 
 def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
