@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.data import DataContext, ExecutionOptions
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
 from masters_ray import store
@@ -111,7 +112,16 @@ def _tell(board: Any, on_news: OnNews) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The workers' own errors, once each, or the error's text."""
+    """The workers' own errors, once each, and whose processes died; or the error's text."""
     failures = getattr(error, "worker_failures", None) or {}
-    causes = dict.fromkeys(f"{type(one).__name__}: {one}" for one in failures.values())
+    dead = [
+        rank for rank, one in failures.items() if isinstance(getattr(one, "health_check_failure", 0), RayActorError)
+    ]
+    causes = dict.fromkeys(f"{type(one).__name__}: {one}" for rank, one in failures.items() if rank not in dead)
+    if dead:
+        whose = " and ".join(f"worker {rank}" for rank in sorted(dead))
+        causes[
+            f"the process of {whose} ended (killed, perhaps by the system because memory ran out: see dmesg). The same "
+            "command goes on from the last checkpoint; learner.max_failures lets the learner do so by itself"
+        ] = None
     return "training stopped: " + ("; ".join(causes) if causes else f"{type(error).__name__}: {error}")
