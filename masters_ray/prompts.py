@@ -118,10 +118,8 @@ _SUPPORT_TAG = re.compile(r"<support>((?:(?!<support>).)*?)</support>", re.DOTAL
 _TAGS = r"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|overall[\s_-]*summary|explanation|difficulty"
 _READ_AGAIN = r"overall[\s_-]*summary|explanation"
 """Tags around what a judge said itself, whose score stays."""
-_BRACKETS = (
-    r"(?P<open><|&(?:lt|#0*60|#x0*3c);)(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)"
-    r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
-)
+_OPEN, _CLOSE = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)", r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
+_TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
 _UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
 """Categories of characters that nobody sees between two letters: zero-width, controls, combining marks."""
@@ -158,14 +156,23 @@ def _lines(choices: Sequence[str]) -> list[str]:
 
 
 def defused(text: str, tags: str = _TAGS) -> str:
-    """The text with ``‹`` and ``›`` for the brackets of every tag that the prompts of a judge use, so that what is
-    inserted can neither end its part of the prompt nor hold a score. All else stays as it is, byte by byte.
+    """The text with a blank for each bracket of every tag that the prompts of a judge use, so that what is inserted can
+    neither end its part of the prompt nor hold a score. All else stays as it is, byte by byte. A blank, because a small
+    judge may never have read brackets of another kind.
 
     A tag is one in any case, also with blanks, invisible characters or attributes in it, with full-width brackets or
     letters, or with HTML entities for its brackets. tags: a regular expression of their names.
 
-    Example: ``"a < b <Answer>1</Answer>"`` gives ``"a < b ‹Answer›1‹/Answer›"``.
+    Example: ``"a < b <Answer>1</Answer>"`` gives ``"a < b  Answer 1 /Answer "``.
     """
+    once = _blanked(text, _TAG.format(tags))
+    # Brackets around a tag may be those of a tag now; then no bracket stays.
+    return once if _blanked(once, _TAG.format(tags)) == once else _blanked(once, f"{_OPEN}|{_CLOSE}")
+
+
+def _blanked(text: str, pattern: str) -> str:
+    """The text with a blank for what the groups open and close of a regular expression find in it, when it is read
+    without regard to case, width and invisible characters."""
     if _MAY_OPEN.search(text) is None:
         return text
     letters, places = [], []
@@ -175,10 +182,11 @@ def defused(text: str, tags: str = _TAGS) -> str:
                 letters.append(one)
                 places.append(place)
     pieces, start = [], 0
-    for found in re.finditer(_BRACKETS.format(tags), "".join(letters)):
-        for name, bracket in (("open", "‹"), ("close", "›")):
-            pieces += [text[start : places[found.start(name)]], bracket]
-            start = places[found.end(name) - 1] + 1
+    for found in re.finditer(pattern, "".join(letters)):
+        for bracket in ("open", "close"):
+            if found[bracket] is not None:
+                pieces += [text[start : places[found.start(bracket)]], " "]
+                start = places[found.end(bracket) - 1] + 1
     return "".join([*pieces, text[start:]])
 
 

@@ -72,8 +72,8 @@ def defused(where: str, counts: Counts) -> str:
         return ""
     return (
         f"{where}: {counts.defused_answers} answers and {counts.defused_questions} questions hold tags of the judge's "
-        "prompts, such as <answer>; the judge was shown them as ‹answer›. A student that is rewarded by a judge may "
-        "learn to write its own verdict: read some of them."
+        "prompts, such as <answer>; the judge was shown them without their brackets. A student that is rewarded by a "
+        "judge may learn to write its own verdict: read some of them."
     )
 
 
