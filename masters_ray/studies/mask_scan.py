@@ -48,6 +48,8 @@ class Scanned:
     teacher_right_by_kind: dict[str, Mean]
     teacher_reasoning: Mean | None
     """R_rea of the masked teacher's answers, if anybody was asked."""
+    teacher_cut: float | None
+    """Share of the masked teacher's answers that were cut at the most tokens; None where it wrote none."""
     left_out: float
     """Mean teacher mass outside the stored top k, which the JSD does not see."""
 
@@ -136,6 +138,7 @@ def scanned(
                 teacher_right=_share(of_teacher, "accuracy"),
                 teacher_right_by_kind=_right_by_kind(of_teacher),
                 teacher_reasoning=_share(of_teacher, "reasoning"),
+                teacher_cut=outcome["cut_by_source"].get("teacher"),
                 left_out=outcome["left_out"],
             )
         )
@@ -162,9 +165,11 @@ def advise(found: Sequence[Scanned]) -> Advice:
 
 
 def table(found: Sequence[Scanned]) -> list[str]:
-    """For a terminal; R_acc and R_rea are those of the masked teacher, R_rea only where anybody was asked."""
+    """For a terminal; what is cut, R_acc and R_rea are of the masked teacher, R_rea only where anybody was asked."""
     asked = any(one.teacher_reasoning is not None for one in found)
-    head = f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'R_acc':>6}"
+    head = (
+        f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'cut':>6}  {'R_acc':>6}"
+    )
     lines = [head + (f"  {'R_rea':>6}" if asked else "")]
     for one in found:
         sources = [one.jsd_by_source.get(source) for source in ("teacher", "student")]
@@ -173,7 +178,8 @@ def table(found: Sequence[Scanned]) -> list[str]:
             "–" if mean is None else f"{mean.value:.1%}" for mean in (one.teacher_right, one.teacher_reasoning)
         )
         jsd = f"{one.jsd.value:.4f} ({one.jsd.low:.4f}–{one.jsd.high:.4f})"
-        line = f"{one.ratio:>10g}  {jsd:>24}  {teacher:>10}  {student:>10}  {right:>6}"
+        cut = "–" if one.teacher_cut is None else f"{one.teacher_cut:.1%}"
+        line = f"{one.ratio:>10g}  {jsd:>24}  {teacher:>10}  {student:>10}  {cut:>6}  {right:>6}"
         lines.append(line + (f"  {reasoning:>6}" if asked else ""))
     return lines
 

@@ -99,10 +99,11 @@ def _rewards(found: Sequence[Scanned]) -> str:
         return "<p>The teacher wrote no answers (<code>rollout.teacher_answers</code>).</p>"
     kinds = sorted({kind for one in found for kind in one.teacher_right_by_kind})
     asked = any(one.teacher_reasoning is not None for one in found)
-    head = ("mask ratio", "right (R_acc)", *(["reasoning (R_rea)"] if asked else []), *kinds)
+    head = ("mask ratio", "cut", "right (R_acc)", *(["reasoning (R_rea)"] if asked else []), *kinds)
     rows = [
         [
             percent(one.ratio),
+            NOTHING if one.teacher_cut is None else percent(one.teacher_cut),
             _shares(one.teacher_right),
             *([_shares(one.teacher_reasoning)] if asked else []),
             *(_shares(one.teacher_right_by_kind.get(kind)) for kind in kinds),
@@ -111,8 +112,9 @@ def _rewards(found: Sequence[Scanned]) -> str:
     ]
     reasoning = " <b>R_rea</b> is the share whose reasoning supports the answer." if asked else ""
     return (
-        f"<p><b>R_acc</b> is the share of the masked teacher’s answers that are right.{reasoning} The last columns are "
-        "R_acc by kind of question. In parentheses: 95 % intervals, which resample whole questions.</p>"
+        f"<p><b>R_acc</b> is the share of the masked teacher’s answers that are right.{reasoning} <b>Cut</b> is the "
+        "share that ended at the most tokens (<code>rollout.sampling.max_tokens</code>). The last columns are R_acc by "
+        "kind of question. In parentheses: 95 % intervals, which resample whole questions.</p>"
         f"{table(head, rows, numbers=range(len(head)))}"
     )
 

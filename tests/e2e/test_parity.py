@@ -166,7 +166,11 @@ EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=Tr
 
 @pytest.mark.parametrize(
     ("scope", "tensor_parallel"),
-    [(MaskScope(), 1), pytest.param(EVERYTHING, 1, marks=long_form), (EVERYTHING, 2)],
+    [
+        pytest.param(MaskScope(), 1, marks=long_form),
+        pytest.param(EVERYTHING, 1, marks=long_form),
+        (EVERYTHING, 2),
+    ],
     ids=["language", "everything", "everything in two shards"],
 )
 def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(

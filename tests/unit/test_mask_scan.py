@@ -52,7 +52,7 @@ def judged(right: float, reasoning: int | None = None, questions: int = 40) -> l
 
 
 def made(ratio: float) -> dict[str, Any]:
-    return {"ratio": ratio, "sparsity": ratio, "left_out": 0.001}
+    return {"ratio": ratio, "sparsity": ratio, "left_out": 0.001, "cut_by_source": {"teacher": ratio / 2}}
 
 
 def scanned(reasoning: int | None = None, **levels: float) -> list[mask_scan.Scanned]:
@@ -155,6 +155,7 @@ def test_a_reward_that_nobody_asked_for_is_in_no_table(tmp_path: Path) -> None:
         lines = mask_scan.table(found)
         page = mask_scan_page.write(tmp_path / "page.html", config, found, mask_scan.advise(found)).read_text()
         assert ("R_rea" in lines[0], "R_rea" in page) == (told, told)
+        assert lines[1].split()[5] == "20.0%" and ">cut</th>" in page
         assert lines[1].split()[-1] == ("100.0%" if told else "80.0%")
 
 
