@@ -167,10 +167,8 @@ def advise(found: Sequence[Scanned]) -> Advice:
 def table(found: Sequence[Scanned]) -> list[str]:
     """For a terminal; what is cut, R_acc and R_rea are of the masked teacher, R_rea only where anybody was asked."""
     asked = any(one.teacher_reasoning is not None for one in found)
-    head = (
-        f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'cut':>6}  {'R_acc':>6}"
-    )
-    lines = [head + (f"  {'R_rea':>6}" if asked else "")]
+    head = f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'cut':>6}"
+    lines = [f"{head}  {'R_acc':>6}" + (f"  {'R_rea':>6}" if asked else "")]
     for one in found:
         sources = [one.jsd_by_source.get(source) for source in ("teacher", "student")]
         teacher, student = ("–" if mean is None else f"{mean.value:.4f}" for mean in sources)
