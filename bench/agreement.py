@@ -3,6 +3,8 @@ masters_ray/learner/agreement.py come from.
 
     masters-ray generate conf/demo.yaml run.dir=runs/agreement data.train.rows=240
     python -m bench.agreement runs/agreement --dtype bfloat16
+
+Engines compute in another format with teacher.engine.dtype=bfloat16 student.engine.dtype=bfloat16.
 """
 
 from __future__ import annotations
