@@ -12,11 +12,11 @@ from ray.exceptions import RayError
 from masters_ray import store, weights
 from masters_ray.config import Learner
 from masters_ray.engines import hf
-from masters_ray.errors import LearnerError
+from masters_ray.errors import LearnerError, UnreadableRowError
 from masters_ray.grpo import answer_means
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.trainer import environment
-from masters_ray.packing import sequence_tokens
+from masters_ray.packing import PackedBatch, sequence_tokens
 from masters_ray.records import RolloutGroup, Source
 
 
@@ -42,9 +42,11 @@ class Measure:
         self._packer = Packer(folder, model, self._device, getattr(torch, settings.dtype))
         self._budget = settings.tokens_per_micro_batch
 
-    def of(self, folder: str) -> list[Divergence]:
-        """Every answer of a finished store, in its order."""
-        return [found for groups in self._batches(store.read(folder)) for found in self._measured(groups)]
+    def of(self, folder: str) -> tuple[list[Divergence], list[str]]:
+        """Every answer of a finished store, in its order; which rows cannot be read, and why."""
+        self._unreadable: list[str] = []
+        found = [one for groups in self._batches(store.read(folder)) for one in self._measured(groups)]
+        return found, self._unreadable
 
     def _batches(self, groups: Iterable[RolloutGroup]) -> Iterator[list[RolloutGroup]]:
         """Neighbours within the budget of tokens; a larger group goes alone."""
@@ -60,8 +62,21 @@ class Measure:
         if batch:
             yield batch
 
-    def _measured(self, groups: Sequence[RolloutGroup]) -> list[Divergence]:
-        batch = self._packer.pack(groups).to(self._device)
+    def _packed(self, groups: list[RolloutGroup]) -> PackedBatch | None:
+        """A batch of the groups that can be read, which stay in the list; None when there is none."""
+        while groups:
+            try:
+                return self._packer.pack(groups)
+            except UnreadableRowError as error:
+                self._unreadable.append(str(error))
+                groups[:] = [group for group in groups if group.position != error.position]
+        return None
+
+    def _measured(self, groups: list[RolloutGroup]) -> list[Divergence]:
+        batch = self._packed(groups)
+        if batch is None:
+            return []
+        batch = batch.to(self._device)
         with torch.no_grad():
             _, per_token, _ = self._student(batch)
         nats = answer_means(per_token.float(), batch.answer_of, len(batch.accuracy)).tolist()
@@ -77,8 +92,10 @@ class Measure:
         ]
 
 
-def divergences(checkpoint: str, settings: Learner, stores: Sequence[store.Where]) -> Iterator[list[Divergence]]:
-    """Those of each store in turn, measured on the cluster with what ``learner`` reserves for a worker. Raises
+def divergences(
+    checkpoint: str, settings: Learner, stores: Sequence[store.Where]
+) -> Iterator[tuple[list[Divergence], list[str]]]:
+    """``Measure.of`` each store in turn, measured on the cluster with what ``learner`` reserves for a worker. Raises
     LearnerError."""
     actor = (
         ray.remote(Measure)

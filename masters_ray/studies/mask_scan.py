@@ -191,11 +191,15 @@ def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.F
         say(f"divergences of {len(missing)} ratios are measured")
         student = stages.absolute(config.student.checkpoint)
         news = divergences(student, config.learner, [folders[index] for index in missing])
-        for index, rows in zip(missing, news, strict=True):
+        for index, (rows, unreadable) in zip(missing, news, strict=True):
+            told = f"{len(unreadable)} rows cannot be read ({unreadable[0]})" if unreadable else ""
             if not rows:
                 raise StoreError(
-                    f"{folders[index]}: no rows, so no divergence. Look at its account with masters-ray store."
+                    f"{folders[index]}: no rows, so no divergence{told and f'; {told}'}. Look at its account with "
+                    "masters-ray store."
                 )
+            if told:
+                say(f"stage {index}: {told}; its divergence is of the others")
             write_json(files[index], [dataclasses.asdict(row) for row in rows])
     return [[Divergence(**row) for row in read_json(file)] for file in files]
 
