@@ -12,12 +12,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from masters_ray import stopping
 from masters_ray.config import Cluster
-from masters_ray.errors import ClusterError, Complaint, ConfigError
+from masters_ray.errors import (
+    ClusterError,
+    Complaint,
+    ConfigError,
+    LearnerError,
+    MastersError,
+    ReplicaError,
+    WeightSyncError,
+)
 from masters_ray.progress import say
 
 _TOKEN = secrets.token_hex(32)
@@ -29,6 +38,8 @@ _LOOPBACK = {
     "RAY_AUTH_TOKEN": _TOKEN,
 }
 """Variables of all processes of the Ray on this machine."""
+_IN_A_PROCESS = (ClusterError, LearnerError, ReplicaError, WeightSyncError)
+"""Errors of which the logs of Ray's processes may say more."""
 _LONGEST_FOLDER = 30
 """Bytes of the path in which Ray makes its directory: a socket's path may have 107, of which Ray takes 76."""
 _TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id")
@@ -107,8 +118,8 @@ def _own(cluster: Cluster) -> Iterator[Callable[[], str | None]]:
         _started(cluster, folder)
         yield _dead_process
         ended = True
-    except KeyboardInterrupt:
-        ended = True
+    except BaseException as error:
+        ended = isinstance(error, KeyboardInterrupt | MastersError) and not isinstance(error, _IN_A_PROCESS)
         raise
     finally:
         ray.shutdown()
@@ -118,6 +129,8 @@ def _own(cluster: Cluster) -> Iterator[Callable[[], str | None]]:
         os.environ.update(before)
         if ended:
             shutil.rmtree(folder, ignore_errors=True)
+        else:
+            say(f"the logs of its processes: {folder}/session_latest/logs")
 
 
 def _folder() -> Path:
@@ -165,16 +178,18 @@ def _started(cluster: Cluster, folder: Path) -> None:
 def _init(**options: Any) -> None:
     """Raises whatever Ray does."""
     import ray
-    from ray._private import utils
+    from ray._private import parameter, utils
     from ray._private import worker as ray_worker
 
     ray_worker.print_to_stdstream = _told_in_short
-    theirs = utils.set_sigterm_handler
+    theirs, parameters = utils.set_sigterm_handler, parameter.RayParams
     utils.set_sigterm_handler = lambda _: None
+    # Jobs are handed over through an agent's usual port: it is left to the clusters of this machine.
+    parameter.RayParams = partial(parameters, dashboard_agent_listen_port=0)
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     finally:
-        utils.set_sigterm_handler = theirs
+        utils.set_sigterm_handler, parameter.RayParams = theirs, parameters
         stopping.listen()
 
 

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s'\"<>]+)", re.IGNORECASE)
 _SECRET = re.compile(
-    r"([?&;](?:sig|[^?&;=]*(?:signature|token|secret|passw|credential|key|auth)[^?&;=]*)=)[^?&;#]+", re.IGNORECASE
+    r"([?&;](?:sig|sas|[^?&;=]*(?:signature|token|secret|passw|credential|key|auth)[^?&;=]*)=)[^?&;#]+", re.IGNORECASE
 )
-_NAMED_USERS = ("http://", "https://", "s3://", "ftp://")
+_NAMED_USERS = ("http://", "https://", "s3://", "ftp://", "gs://", "gcs://")
 """Where a user's name alone gives access."""
 
 
@@ -42,7 +42,7 @@ def _masked(scheme: str, rest: str) -> str:
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
     _, colon, port = authority.partition(":")
-    if at and (":" in user or scheme in _NAMED_USERS):
+    if at and user != "anonymous" and (":" in user or scheme in _NAMED_USERS):
         rest = "…@" + rest[len(user) + 1 :]
     elif not at and colon and not port.isdigit() and "@" in rest:  # a password with a slash
         rest = "…@" + rest.rpartition("@")[2]

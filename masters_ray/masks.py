@@ -70,7 +70,7 @@ def masked(
     A 3-D tensor [experts, …] is a matrix for each expert of a mixture model.
 
     When the stream is exhausted, one MaskReport is appended to ``result``. Raises CheckpointError when a matrix is
-    quantised, and when a ratio above 0 found nothing to mask.
+    quantised, when a tensor holds a number that is none, and when a ratio above 0 found nothing to mask.
     """
     digest = hashlib.sha256()
     entries = zeroed = 0
@@ -78,6 +78,11 @@ def masked(
     left: list[tuple[str, int]] = []
     for name, tensor in tensors:
         count = matrices_in(name, tensor.shape)
+        if (
+            tensor.dtype.is_floating_point
+            and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()
+        ):
+            raise CheckpointError(f"{name} holds numbers that are none (NaN, infinite): the checkpoint is damaged")
         if count and part_of(name) in parts:
             if ratio > 0 and not _holds_numbers(tensor):
                 raise CheckpointError(f"{name} is quantised ({tensor.dtype}): a mask needs the checkpoint before that")

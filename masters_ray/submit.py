@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import config as configuration
+from masters_ray import stopping
 from masters_ray.errors import SubmitError
 from masters_ray.progress import say
 
@@ -49,7 +50,7 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
     say(f"job {job} submitted: {entrypoint}")
     if not follow:
         return 0
-    return _follow(client, job)
+    return _follow(client, job, address)
 
 
 def _client(address: str | None) -> Any:
@@ -69,25 +70,36 @@ def _client(address: str | None) -> Any:
             "~/.ray/auth_token to the same place here, or set RAY_AUTH_TOKEN."
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
+        told = str(error).rstrip(".")
         raise SubmitError(
-            f"{chosen}: no cluster answers there ({error}). Give the dashboard's address with --address, such as "
-            f"{_DEFAULT_ADDRESS}; ray start --head prints it."
+            f"{chosen}: no cluster answers there ({told}). Give the dashboard's address with --address: on the head "
+            f"node {_DEFAULT_ADDRESS}, elsewhere http://HEAD:8265, where the dashboard answers if it was started with "
+            "ray start --head --dashboard-host=0.0.0.0."
         ) from error
 
 
 def _handed_over(client: Any, **job: Any) -> str:
     """The id of a job that the cluster has taken; waits for a cluster that is still starting."""
-    deadline = time.monotonic() + _SECONDS_TO_START
+    deadline, told = time.monotonic() + _SECONDS_TO_START, False
     while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
-            if _STARTING not in str(error) or time.monotonic() > deadline:
-                raise SubmitError(f"the cluster did not take the job: {error}") from error
+            if _STARTING not in str(error):
+                raise SubmitError(f"the cluster did not take the job: {str(error).rstrip('.')}.") from error
+            if time.monotonic() > deadline:
+                raise SubmitError(
+                    f"the cluster's head node took no job in {_SECONDS_TO_START} seconds ({str(error).rstrip('.')}). "
+                    "Does another Ray of that machine hold its agent's port, 52365? Then start the head node with "
+                    "--dashboard-agent-listen-port=0."
+                ) from error
+            if not told:
+                told = True
+                say(f"waiting up to {_SECONDS_TO_START} seconds for the head node's agent, which takes jobs")
             time.sleep(1)
 
 
-def _follow(client: Any, job: str) -> int:
+def _follow(client: Any, job: str, address: str | None) -> int:
     async def log() -> None:
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
@@ -95,8 +107,9 @@ def _follow(client: Any, job: str) -> int:
     try:
         asyncio.run(log())
     except KeyboardInterrupt:
-        say(f"job {job} goes on; stop it with: ray job stop {job}")
-        raise
+        at = f" --address {address}" if address else ""
+        say(f"job {job} goes on; follow it with: ray job logs --follow{at} {job}; stop it with: ray job stop{at} {job}")
+        return stopping.outcome()[1]
     info = client.get_job_info(job)
     say(f"job {job}: {info.status.lower()}")
     if info.status == "SUCCEEDED":

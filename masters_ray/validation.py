@@ -128,6 +128,8 @@ def _checkpoints(config: Config) -> list[Complaint]:
     student = folders.get("student")
     if student is not None:
         complaints += [*_one_matrix(config, student), *checkpoints.student(student)]
+    for name, place in folders.items():
+        complaints += checkpoints.context(config, name, place)
     for number, name in enumerate(config.models):
         folder = folders.get(name)
         if name == "student" or folder is None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from masters_ray import store, weight_files
 from masters_ray.config import Engine, Sampling, Transfer
 from masters_ray.data import BadPictureError, decode
+from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Mask, Prompt, VllmEngine
 from masters_ray.prompts import Message, question_messages
@@ -60,8 +61,11 @@ class Model:
         common: int | None = None,
         never: Sequence[int] = (),
     ) -> None:
-        """As of VllmEngine. common: tokens that the other models of the run have rows for as well; default: all. never:
+        """As of VllmEngine. Raises CheckpointError also when weights are missing.
+
+        common: tokens that the other models of the run have rows for as well; default: all. never:
         tokens that it must not write, beside those that stand for pictures and those without a row in all models."""
+        hf.superfluous(folder)  # vLLM fuses matrices, and does not miss one of them
         self.chat = Chat(folder)
         vocabulary = weight_files.vocabulary(folder)
         known = [max(self.chat.tokenizer.get_vocab().values()) + 1, *([] if common is None else [common])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from ray.exceptions import (
 )
 
 from masters_ray.actors.host import Expected, Role, remember_ratio
+from masters_ray.config import Engine
+from masters_ray.data.scalars import cut
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.progress import say
@@ -32,6 +36,10 @@ _REFUSALS_OF_THE_DEAD = 3
 """A look that is under way when a process dies is refused as if there were no other one to come."""
 _REPEATS = 3
 """How often a call that may be made again is, when the replica's process dies each time."""
+_EXCEPTION = re.compile(r"[\w.]*(?:Error|Exception|Exit|Interrupt)\b")
+"""The first line of what a traceback ends with."""
+_NO_HELP = "For further information visit"
+_LONGEST_CAUSE = 700
 
 
 @dataclass(eq=False)
@@ -311,7 +319,16 @@ def replica_error(error: RayError, doing: str) -> MastersError:
     if isinstance(error, RayTaskError):
         return ReplicaError(f"{doing}: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, RayActorError | ObjectLostError | OutOfMemoryError):
-        # The text ends with what the process itself raised, if it came that far.
-        cause = str(error).strip().splitlines()[-1].strip()
-        return ReplicaLostError(f"{doing}: its process died: {cause}")
+        return ReplicaLostError(f"{doing}: its process died: {_raised(str(error))}")
     return ReplicaError(f"{doing}: {type(error).__name__}: {error}")
+
+
+def _raised(text: str) -> str:
+    """What a process that died raised itself, if it came that far: the text ends with it. Options of vLLM are named by
+    the keys of the configuration."""
+    lines = text.strip().splitlines()
+    starts = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    told = " ".join(line.strip() for line in lines[starts[-1] if starts else -1 :] if _NO_HELP not in line)
+    for field in dataclasses.fields(Engine):
+        told = told.replace("--" + field.name.replace("_", "-"), f"engine.{field.name}")
+    return cut(told, _LONGEST_CAUSE)

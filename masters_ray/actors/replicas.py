@@ -56,6 +56,8 @@ class Replicas:
         them. Raises ReplicaError when one of those cannot."""
         self._host = host
         self._actors: list[Any] = []
+        self._roles: list[tuple[Role, ...]] = []
+        """Of each of them."""
         self._joining: list[threading.Thread] = []
         self._closed = threading.Event()
         self.pools: dict[Role, Pool] = {}
@@ -83,7 +85,7 @@ class Replicas:
             pool.close()
         for actor in self._actors:
             ray.kill(actor)
-        self._actors = []
+        self._actors, self._roles = [], []
         for thread in self._joining:
             thread.join(SECONDS_TO_END)
             if thread.is_alive():
@@ -117,10 +119,14 @@ class Replicas:
         }
 
     def _wait_for_all(self) -> None:
-        try:
-            ray.get([actor.ready.remote() for actor in self._actors])
-        except RayError as error:
-            raise replica_error(error, "a replica could not start") from error
+        started = {actor.ready.remote(): roles for actor, roles in zip(self._actors, self._roles, strict=True)}
+        waiting = list(started)
+        while waiting:
+            [ready], waiting = ray.wait(waiting)
+            try:
+                ray.get(ready)
+            except RayError as error:
+                raise replica_error(error, f"a replica of {' and '.join(started[ready])} could not start") from error
 
     def _add(self, deployment: Deployment) -> None:
         actor, name = (
@@ -159,6 +165,7 @@ class Replicas:
     def _spawned(self, deployment: Deployment, number: int) -> Any:
         actor = _spawn(self._host, deployment, number)
         self._actors.append(actor)
+        self._roles.append(deployment.spec.roles)
         return actor
 
 

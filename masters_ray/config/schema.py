@@ -86,7 +86,8 @@ class Engine:
     """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the part of the GPU that its replica reserves;
     where learner and rollouts take turns, 0.6 of a GPU for all engines on it: the learner's weights stay there."""
     kv_cache_memory_bytes: int | None = None
-    """Size of the KV cache; default: what gpu_memory_utilization leaves."""
+    """Size of the KV cache; default: on a GPU what gpu_memory_utilization leaves, on a CPU two sequences of
+    max_model_len tokens and at least 64 MiB."""
     enforce_eager: bool = False
     """No CUDA graphs and no compilation: a faster start, slower tokens."""
     max_pictures: int = 1

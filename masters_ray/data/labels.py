@@ -18,6 +18,7 @@ Reading = Literal["text", "key", "index"]
 """What a label says of its choice: its text, what stands before it (its letter), or its place, counted from 0."""
 READINGS: tuple[Reading, ...] = ("text", "key", "index")
 
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _MARKED = re.compile(r"\(?([A-Za-z]|\d{1,2})(?:\)|[.:](?=\s))\s*(\S.*)", re.DOTALL)
 """"A. red", "(A) red", "B) blue", "1. red"."""
 _KEY_NAMES = ("label", "key", "letter", "id")
@@ -48,7 +49,7 @@ def choices_of(value: Any) -> Choices:
         return Choices()
     if not 2 <= len(pairs) <= len(ascii_uppercase):
         raise BadRowError(f"choices: expected 2 to {len(ascii_uppercase)}, which have letters, found {len(pairs)}")
-    written = [as_text(text, f"choices: entry {number}") for number, (_, text) in enumerate(pairs, 1)]
+    written = [on_one_line(as_text(text, f"choices: entry {number}")) for number, (_, text) in enumerate(pairs, 1)]
     keys = ["" if key is None else as_text(key, "choices: label") for key, _ in pairs]
     marked = [found for text in written if (found := _MARKED.fullmatch(text))]
     if len(marked) == len(written) and not any(keys):
@@ -72,6 +73,11 @@ def choices_of(value: Any) -> Choices:
     )
 
 
+def on_one_line(text: str) -> str:
+    """The text with a blank for every line break: each choice is a line of the question."""
+    return _LINE_BREAKS.sub(" ", text)
+
+
 def _numbers(count: int) -> list[str]:
     return [str(number) for number in range(1, count + 1)]
 
@@ -79,7 +85,7 @@ def _numbers(count: int) -> list[str]:
 def readings(label: str, choices: Choices) -> dict[Reading, int]:
     """The index of the choice that a label names, by each way to read it that finds one."""
     found: dict[Reading, int | None] = {
-        "text": _by_text(label, choices),
+        "text": _by_text(on_one_line(label), choices),
         "key": _index([key.casefold() for key in choices.keys], label.strip("()[].: ").casefold()),
         "index": _index([str(place) for place in choices.places], label),
     }

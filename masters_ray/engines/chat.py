@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from masters_ray.prompts import Message
 
 _PROBE = "masters 0 probe"
 """In no template."""
+TODAY = datetime(2026, 1, 1, 12)
+"""What a chat template that asks for the time is told: engine and learner read a stored prompt on different days."""
 _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
 """Stands for a text while the template is filled: its number between two noncharacters."""
 
@@ -25,7 +28,7 @@ class Chat:
     """What a model's prompts are made with. Text and token ids may be asked for from several threads.
 
     A special token in a message's text is encoded letter by letter, as text. The tokenizer's start token stands once
-    before a prompt, whether or not the template writes it.
+    before a prompt, whether or not the template writes it. A template that asks for the time is told one that stays.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,16 +45,14 @@ class Chat:
         self._special = reserved.pattern([folder])
         self._mark_special(reserved.special_tokens(folder))
         self._one_at_a_time = threading.Lock()  # a fast tokenizer cannot be used by two threads at once
-        self._no_thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        self._filled_in: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        if isinstance(template, str) and "strftime_now" in template:
+            self.processor.chat_template = "{%- set strftime_now = clock_that_stands -%}" + template
+            self._filled_in["clock_that_stands"] = TODAY.strftime
         self.start = self._start_ids()
         """What the tokenizer puts before a text unless it is told not to: the start token, or nothing."""
         self._start = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
-        part = self._tried({"role": "user", "content": [{"type": "text", "text": _PROBE}]})
-        if _PROBE not in part or "'text'" in part:
-            raise CheckpointError(
-                f"{folder}: expected a chat template that takes a list of pictures and texts, found one that does not. "
-                "Use the chat template of the model's processor (chat_template.jinja)."
-            )
+        self._expect_parts()
         self._only_parts = _PROBE not in self._tried({"role": "user", "content": _PROBE})
         system = {"role": "system", "content": self._content(_PROBE)}
         self._takes_system = _PROBE in self._tried(system, {"role": "user", "content": self._content("x")})
@@ -154,11 +155,23 @@ class Chat:
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         try:
             text: str = self.processor.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=asks, **self._no_thinking
+                list(messages), tokenize=False, add_generation_prompt=asks, **self._filled_in
             )
         except Exception as error:  # a template raises what it likes
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
         return text
+
+    def _expect_parts(self) -> None:
+        try:
+            part = self._rendered([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
+            found = "one that leaves the texts out" if _PROBE not in part or "'text'" in part else ""
+        except CheckpointError as error:
+            found = str(error)
+        if found:
+            raise CheckpointError(
+                f"{self.folder}: expected a chat template that takes a list of pictures and texts and leaves the texts "
+                f"as they are, found {found}. Use the chat template of the model's processor (chat_template.jinja)."
+            )
 
     def _tried(self, *messages: Message, asks: bool = True) -> str:
         """The same; nothing where the template refuses."""

@@ -22,21 +22,53 @@ from masters_ray.masks import MaskReport, masked
 from masters_ray.packing import PackedBatch, PromptTensors
 from masters_ray.parts import part_of
 from masters_ray.prompts import Message
+from masters_ray.weight_files import quantisation, read_config
 from masters_ray.weights import tensors
 
+_SHOWN = 3
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot be loaded."""
+    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot be loaded, or
+    when weights are missing."""
     from transformers import AutoModelForImageTextToText
 
     try:
-        return AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+    _expect_all(folder, info)
+    return model
+
+
+def superfluous(folder: Path) -> list[str]:
+    """Weights of a checkpoint that its model does not have. Reads headers alone; nothing of a model that is quantised
+    or that transformers does not know. Raises CheckpointError when weights of the model are missing."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    known = read_config(folder).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not known or quantisation(folder) is not None:
+        return []
+    try:
+        _, info = AutoModelForImageTextToText.from_pretrained(folder, device_map="meta", output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+    _expect_all(folder, info)
+    return sorted(info["unexpected_keys"])
+
+
+def _expect_all(folder: Path, info: Mapping[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise CheckpointError(
+            f"{folder}: expected all weights of the model, found none of these: {', '.join(missing[:_SHOWN])}{more}. "
+            "Download or export it again."
+        )
 
 
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:

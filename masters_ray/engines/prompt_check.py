@@ -37,7 +37,11 @@ def ends(key: str, teacher: Path, student: Path) -> tuple[list[Complaint], list[
 
     key: of the teacher in the configuration.
     """
-    theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
+    try:
+        theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
+    except CheckpointError as error:
+        expected = "tokens that end an answer"
+        return [Complaint(where="eos_token_id", expected=expected, found=str(error).rstrip("."), remedy="")], []
     if not theirs & ours:
         remedy = (
             "Give generation_config.json of one of them the eos_token_id of the other, if its chat template ends so."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.data import NO_SPECIAL
+from masters_ray.errors import CheckpointError
 
 _NAMED = ("tokenizer_config.json", "special_tokens_map.json", "processor_config.json", "preprocessor_config.json")
 _LISTED = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
@@ -43,12 +44,18 @@ def placeholder_ids(folder: Path) -> set[int]:
 
 def end_ids(folder: Path) -> set[int]:
     """Tokens that end an answer, as vLLM reads them: the tokenizer's own end token, and all of generation_config.json,
-    or of config.json where that is missing."""
+    or of config.json where that is missing. Raises CheckpointError when that names none."""
     file = folder / "generation_config.json"
     content = _read(file if file.is_file() else folder / "config.json")
     found = content.get("eos_token_id", (content.get("text_config") or {}).get("eos_token_id"))
+    named = [one for one in (found if isinstance(found, list) else [found]) if one is not None]
+    if not all(type(one) is int and one >= 0 for one in named):
+        raise CheckpointError(
+            f"{file if file.is_file() else folder / 'config.json'}: eos_token_id: expected a token's id or a list of "
+            f"them, found {json.dumps(found)}. Write the numbers that tokenizer.json has for these tokens."
+        )
     own = _ids(folder).get(_text(_read(folder / "tokenizer_config.json").get("eos_token")))
-    return {one for one in [own, *(found if isinstance(found, list) else [found])] if one is not None}
+    return {*named, *([] if own is None else [own])}
 
 
 def pattern(folders: Iterable[Path]) -> str:

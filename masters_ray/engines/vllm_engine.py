@@ -358,7 +358,10 @@ def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) ->
     if there < tokens:
         return f"the engine scored {there} of the answer's {tokens} tokens"
     if not (np.isfinite(own).all() and (top_logprobs <= _ROUNDING).all() and (own <= _ROUNDING).all()):
-        return "the engine gave a log-probability that is none (not a number, or infinite); try engine.dtype=float32"
+        return (
+            "the engine gave a log-probability that is none (not a number, or infinite); is the checkpoint whole? If "
+            "so, try engine.dtype=float32"
+        )
     if (np.diff(np.sort(top_ids), axis=-1) == 0).any():
         return f"the engine gave a token twice among the {top_k} likeliest"
     left_out = np.clip(1.0 - np.exp(top_logprobs.astype(np.float64)).sum(-1), 0.0, 1.0).astype(np.float32)

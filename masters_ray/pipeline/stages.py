@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import remarks, weight_files, weights
+from masters_ray import checkpoints, remarks, weight_files, weights
 from masters_ray.actors.devices import in_turns
 from masters_ray.actors.host import HostSpec, Role
 from masters_ray.actors.judge import Verdict
@@ -159,8 +159,13 @@ def _deployment(
     config: Config, model: Teacher | Student, spec: HostSpec, replicas: int, may_join: int = 0
 ) -> Deployment:
     share = model.gpus if 0 < model.gpus < 1 else 1.0
+    engine = spec.engine
+    if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
+        # A fraction of the memory is nothing for several engines that share it with all else.
+        size = checkpoints.cache_bytes(weights.locate(model.checkpoint), engine)
+        engine = dataclasses.replace(engine, kv_cache_memory_bytes=size)
     return Deployment(
-        spec=dataclasses.replace(spec, memory=0.9 * share),
+        spec=dataclasses.replace(spec, engine=engine, memory=0.9 * share),
         replicas=replicas,
         max_replicas=replicas + may_join,
         cpus=model.cpus,

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from masters_ray import weights
-from masters_ray.config import Cluster, Config
+from masters_ray import checkpoints, weights
+from masters_ray.config import Cluster, Config, Engine
 from masters_ray.errors import Complaint, StoreError
 from masters_ray.preflight.rows import Seen
 from masters_ray.progress import say
@@ -115,8 +115,9 @@ def _room(config: Config, store: Folder | None, seen: Sequence[Seen], models: Ma
         needed[here] = needed.get(here, 0) + (rollouts or 0)
     for place, most in needed.items():
         free = shutil.disk_usage(place).free
-        unknown = " and the rollouts, as many as there are questions" if rollouts is None else ""
-        say(f"room: the run writes up to {_size(most)}{unknown} in {place}, where {_size(free)} are free")
+        unknown = "the rollouts, of a size that the questions decide" if rollouts is None else ""
+        told = " and ".join(part for part in (f"up to {_size(most)}" if most else "", unknown) if part)
+        say(f"room: the run writes {told or 'little'} in {place}, where {_size(free)} are free")
         if most > free:
             say("  that may not be enough, though few answers are as long as rollout.sampling.max_tokens")
     if learner <= shutil.disk_usage(home).free:
@@ -171,10 +172,10 @@ def _memory(config: Config, models: Mapping[str, Path]) -> None:
         return
     memory = psutil.virtual_memory()
     on_cpus = {name: model for name, model in config.models.items() if name in models and model.gpus == 0}
-    loaded = sum(model.replicas * _weights(models[name]) for name, model in on_cpus.items())
+    loaded = sum(model.replicas * _held(models[name], model.engine) for name, model in on_cpus.items())
     if loaded > memory.available:
         say(
-            f"memory: the replicas' weights are {_size(loaded)}, of this machine's {_size(memory.total)} "
+            f"memory: the replicas' weights and KV caches are {_size(loaded)}, of this machine's {_size(memory.total)} "
             f"{_size(memory.available)} are free"
         )
     wanted = _OBJECT_STORE_SHARE * memory.total
@@ -185,8 +186,10 @@ def _memory(config: Config, models: Mapping[str, Path]) -> None:
         )
 
 
-def _weights(folder: Path) -> int:
-    return sum(file.stat().st_size for file in weights.weight_files(folder))
+def _held(folder: Path, engine: Engine) -> int:
+    """Bytes of a replica on a CPU: its weights, whatever their format there, and its KV cache."""
+    cache = engine.kv_cache_memory_bytes or checkpoints.cache_bytes(folder, engine)
+    return sum(file.stat().st_size for file in weights.weight_files(folder)) + cache
 
 
 def _loopback() -> list[Complaint]:

@@ -51,6 +51,7 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
         digest = weights.prompt_digest(folder)
         try:
             _known(folder)
+            _complete(name, folder)
             if digest not in measured:
                 chat = Chat(folder)
                 if not measured:
@@ -77,6 +78,16 @@ def _known(folder: Path) -> None:
             f"{folder}: expected a vision-language model that transformers knows (AutoModelForImageTextToText), found "
             f"model_type {kind!r}. Take the checkpoint in transformers' own layout, which is often named -hf."
         )
+
+
+def _complete(name: str, folder: Path) -> None:
+    """Raises CheckpointError when weights of the model are missing; says which ones it does not have."""
+    from masters_ray.engines import hf
+
+    extra = hf.superfluous(folder)
+    if extra:
+        told = f"{name}: {len(extra)} weights in {folder} belong to no part of its model ({extra[0]})"
+        say(f"{told}; engines may refuse them")
 
 
 def _compared(models: Mapping[str, Path], problems: Sequence[Problem]) -> list[Complaint]:

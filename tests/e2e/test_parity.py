@@ -343,7 +343,7 @@ def test_a_checkpoint_that_cannot_be_loaded_stops_the_start_with_its_name(
 ) -> None:
     folder = masked_checkpoint(0.0, tmp_path / "torn")
     (folder / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ReplicaError, match="a replica could not start"):
+    with pytest.raises(ReplicaError, match="a replica of student could not start"):
         Replicas([deployment(folder, toy_engine, "student")])
 
 

@@ -19,6 +19,8 @@ from tests.e2e.runs import PROGRAM, environment
 
 pytestmark = pytest.mark.e2e
 WITHOUT_TOKEN = "from ray._raylet import GcsClient; GcsClient(address={!r}).internal_kv_keys(b'', b'')"
+AGENTS_PORT = 52365
+"""At which an agent of a cluster takes jobs."""
 WAITS = """
 import time
 from masters_ray import cli, cluster
@@ -97,6 +99,7 @@ def test_only_who_has_the_token_reaches_it_and_when_it_dies_the_program_ends_wit
         )
         assert "AuthenticationError" in refused.stderr
         children = psutil.Process(process.pid).children(recursive=True)
+        assert AGENTS_PORT not in {at.laddr.port for one in children for at in one.net_connections()}
         [server] = gcs_servers(children)
         server.send_signal(signal.SIGKILL)
         out, told = process.communicate(timeout=30)

@@ -138,6 +138,19 @@ def test_a_template_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
         Chat(folder)
 
 
+def test_a_template_that_is_none_is_refused_with_its_fault(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"takes a list of pictures and texts.*found .*Expected an expression"):
+        Chat(changed(tmp_path, template=TEMPLATE + "{% if %}"))
+
+
+def test_a_template_that_asks_for_the_time_is_told_the_same_on_every_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = Chat(changed(tmp_path, template="Today is {{ strftime_now('%H:%M:%S.%f %d %b %Y') }}. " + TEMPLATE))
+    assert chat.text(question_messages(problem())).startswith("Today is 12:00:00.000000 01 Jan 2026.<|im_start|>")
+    assert not caplog.records
+
+
 def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     def another(content: dict[str, Any]) -> None:
         content.update(

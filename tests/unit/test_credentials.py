@@ -31,6 +31,8 @@ DEMO = str(ROOT / "conf" / "demo.yaml")
         ("https://host/x?X-Amz-Date=1&X-Amz-Signature=HUSHED", "https://host/x?X-Amz-Date=1&X-Amz-Signature=…"),
         ("https://a.blob.core.windows.net/c?sv=1&sig=HUSHED&se=2", "https://a.blob.core.windows.net/c?sv=1&sig=…&se=2"),
         ("abfs://c@a.dfs.core.windows.net/x?account_key=HUSHED", "abfs://c@a.dfs.core.windows.net/x?account_key=…"),
+        ("gs://HUSHTOKEN@bucket/x", "gs://…@bucket/x"),
+        ("abfs://c@acc/x?sas=HUSHED", "abfs://c@acc/x?sas=…"),
         ("https://host/x?token=HUSHED#top", "https://host/x?token=…#top"),
     ],
 )

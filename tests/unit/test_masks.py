@@ -1,4 +1,5 @@
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -174,6 +175,16 @@ def test_a_mask_that_would_touch_nothing_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+@pytest.mark.parametrize("name", ["model.language_model.layers.0.mlp.up_proj.weight", "model.visual.merger.norm.bias"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_checkpoint_that_holds_numbers_that_are_none_is_refused(name: str, number: float) -> None:
+    tensor = torch.ones((4, 4) if name.endswith("weight") else 4)
+    tensor.view(-1)[3] = number
+    for ratio in (0.0, 0.5):
+        with pytest.raises(CheckpointError, match=f"{name} holds numbers that are none"):
+            dict(masked([(name, tensor)], ratio, frozenset({"language"}), []))
+
+
 def test_a_quantised_matrix_is_not_masked_but_named(dtype: torch.dtype) -> None:
     packed = [("model.layers.0.mlp.up_proj.weight", torch.zeros(8, 8).to(dtype))]
     with pytest.raises(CheckpointError, match="up_proj.weight is quantised"):

@@ -2,7 +2,7 @@ import threading
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from masters_ray.actors import pool as pool_module
 from masters_ray.actors.pool import CALLS_AT_ONCE, Pool
@@ -43,6 +43,47 @@ RESTARTING = ActorUnavailableError("restarting", None)
 
 def report(digest: str = "same") -> MaskReport:
     return MaskReport(ratio=0.2, sparsity=0.2, matrices=1, digest=digest)
+
+
+CREATION = """The actor died because of an error raised in its creation task, \x1b[36mray::Host.__init__()\x1b[39m
+  File "/x/vllm/engine/arg_utils.py", line 7, in create_model_config
+    return ModelConfig(
+ValueError: an earlier one
+The above exception was the direct cause of the following exception:
+Traceback (most recent call last):
+  File "/x/host.py", line 7, in __init__
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "  Value error, User-specified max_model_len (8192) is greater than 4096 [type=value_error]\n"
+            "    For further information visit https://errors.pydantic.dev/2.14/v/value_error",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, "
+            "User-specified max_model_len (8192) is greater than 4096 [type=value_error]",
+        ),
+        (
+            "ValueError: To resolve: decrease `--gpu-memory-utilization` or raise --max-num-seqs.",
+            "ValueError: To resolve: decrease `engine.gpu_memory_utilization` or raise engine.max_num_seqs.",
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "torch.OutOfMemoryError: CUDA out of memory."),
+        ("SystemExit: 1", "SystemExit: 1"),
+    ],
+)
+def test_why_a_process_died_is_what_it_raised_last_in_our_own_keys(end: str, told: str) -> None:
+    error = RayActorError(error_msg=CREATION + end)
+    found = str(pool_module.replica_error(error, "a replica of teacher could not start"))
+    assert found == f"a replica of teacher could not start: its process died: {told}"
+
+
+def test_of_a_process_that_raised_nothing_the_last_line_is_told() -> None:
+    error = RayActorError(error_msg="The actor died unexpectedly.\nWorker exit detail: killed by signal 9.")
+    assert str(pool_module.replica_error(error, "x")).endswith(
+        "its process died: Worker exit detail: killed by signal 9."
+    )
 
 
 def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:

@@ -41,6 +41,21 @@ def test_student_and_judge_share_a_process_as_far_as_there_are_both() -> None:
     assert roles("judge.share_process=false") == [(("teacher",), 1), (("student",), 1), (("judge",), 1)]
 
 
+def test_an_engine_on_a_cpu_has_a_cache_of_two_sequences_when_conf_says_nothing() -> None:
+    def caches(*words: str) -> list[int | None]:
+        keys = [f"{model}.engine.kv_cache_memory_bytes=null" for model in ("teacher", "student")]
+        settings = configuration.load(DEMO, [*keys, *words])
+        return [one.spec.engine.kv_cache_memory_bytes for one in stages.deployments(settings, 0.2)]
+
+    assert caches() == [2**26, 2**26], "the least"
+    lengths = ("max_model_len", "max_num_batched_tokens")
+    tokens = [f"{model}.engine.{key}=100000" for model in ("teacher", "student") for key in lengths]
+    per_token = [2 * layers * heads_times_width * 4 for layers, heads_times_width in ((5, 2 * 64), (3, 2 * 32))]
+    assert caches(*tokens) == [2 * 100_000 * size for size in per_token]
+    assert caches("teacher.gpus=1", "student.gpus=1") == [None, None]
+    assert caches("student.engine.gpu_memory_utilization=0.3") == [2**26, None]
+
+
 def test_students_that_join_later_judge_if_the_first_ones_do() -> None:
     def joining(*overrides: str) -> list[tuple[tuple[str, ...], int]]:
         config = configuration.load(DEMO, list(overrides))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from masters_ray import validation
+from masters_ray import checkpoints, validation
 from masters_ray.errors import ConfigError
 from tests.conftest import PAIR, ROOT
 
@@ -85,6 +85,32 @@ def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> N
 
 def test_more_log_probabilities_than_tokens_are_refused() -> None:
     assert "at most the vocabulary's" in complaints("teacher.top_k=100000")["teacher.top_k"]
+
+
+def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("max_model_len", "max_num_batched_tokens")
+    words = [f"{model}.engine.{key}=4097" for model in ("teacher", "student") for key in keys]
+    found = complaints(*words)
+    assert "at most 4096" in found["teacher.engine.max_model_len"]
+    assert "student.engine.max_model_len=4096" in found["student.engine.max_model_len"]
+    scaled = copied(tmp_path / "scaled")
+    for kind, more in (("linear", True), ("yarn", False)):
+        content = json.loads((scaled / "config.json").read_text())
+        content["text_config"]["rope_parameters"] = {"rope_type": kind, "factor": 2.0}
+        (scaled / "config.json").write_text(json.dumps(content))
+        assert checkpoints.most_positions(scaled) == (8192 if more else 4096)
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    validation.load(DEMO, words)
+
+
+@pytest.mark.parametrize("end", ['"<|im_end|>"', "2.5", "true", "-1", "[[2]]", '{"a": 2}', '[2, "3"]'])
+def test_ends_of_answers_that_are_no_tokens_are_refused(tmp_path: Path, end: str) -> None:
+    folder = copied(tmp_path / "student")
+    (folder / "generation_config.json").write_text('{"eos_token_id": ' + end + "}")
+    told = complaints(f"student.checkpoint={folder}")["eos_token_id"]
+    assert f"generation_config.json: eos_token_id: expected a token's id or a list of them, found {end}" in told
 
 
 def test_several_complaints_come_together() -> None:
