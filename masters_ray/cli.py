@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module, metadata
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import masters_ray
 from masters_ray import stopping
@@ -54,15 +54,23 @@ def _parsed(words: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+class _WholeWords(argparse.ArgumentParser):
+    """Of a command: takes no beginnings of its options for them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="masters-ray",
+        allow_abbrev=False,
         description=masters_ray.__doc__,
         epilog="Exit codes: 0 done, 1 refused or failed (the reason is said last), 2 words that mean nothing, "
         "130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
     )
     parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
 
     run = commands.add_parser("run", help="distil: on this machine, or on the cluster at RAY_ADDRESS")
     _configured(run)

@@ -49,6 +49,8 @@ class Marked:
     correct: bool
     refused: Refused | None = None
     """Why the model could not be asked; the question then counts in no accuracy."""
+    by_rule: bool | None = None
+    """What the rule says where a judge marked; None where the rule did, or the model could not be asked."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Marked:
@@ -57,8 +59,13 @@ class Marked:
         return cls(**{**row, "refused": refused and Refused(**refused)})
 
 
-def mark(problems: Sequence[Problem], answers: Sequence[Reply | Refused], correct: Sequence[bool]) -> list[Marked]:
-    """Answers with their marks. correct: of each problem; False where it could not be asked."""
+def mark(
+    problems: Sequence[Problem],
+    answers: Sequence[Reply | Refused],
+    correct: Sequence[bool],
+    by_rule: Sequence[bool] | None = None,
+) -> list[Marked]:
+    """Answers with their marks. correct, by_rule: of each problem; False where it could not be asked."""
     return [
         Marked(
             id=problem.id,
@@ -68,8 +75,11 @@ def mark(problems: Sequence[Problem], answers: Sequence[Reply | Refused], correc
             finish=None if isinstance(answer, Refused) else answer.finish,
             correct=right,
             refused=answer if isinstance(answer, Refused) else None,
+            by_rule=None if isinstance(answer, Refused) else ruled,
         )
-        for problem, answer, right in zip(problems, answers, correct, strict=True)
+        for problem, answer, right, ruled in zip(
+            problems, answers, correct, [None] * len(problems) if by_rule is None else by_rule, strict=True
+        )
     ]
 
 

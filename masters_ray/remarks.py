@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from masters_ray.evaluate import wilson
+from masters_ray.evaluate import Marked, Rate, wilson
 
 _MANY_CUT = 0.05
 """From this share of cut answers on a person is told."""
@@ -91,10 +91,8 @@ def kappa(counts: Counts) -> float:
 def disagreement(where: str, counts: Counts, rule: str) -> str:
     """Whether judge and rule differ on more answers than can be: the 95 % interval of the share lies above 10 %."""
     n = counts.compared
-    if not n:
-        return ""
-    differ = wilson(n - counts.judge_rule_agreements, n)
-    if differ.low <= _CHANCE:
+    differ = _differ(n, counts.judge_rule_agreements)
+    if differ is None:
         return ""
     return (
         f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "
@@ -103,3 +101,24 @@ def disagreement(where: str, counts: Counts, rule: str) -> str:
         "labels. Read what they differ on with masters-ray judge-audit; judge.rule chooses another rule, "
         "judge.of_teacher and judge.of_student another judge."
     )
+
+
+def held_out_disagreement(where: str, marked: Sequence[Marked], rule: str) -> str:
+    """The same of held-out answers that the judge marked: the accuracy is what the judge says of them."""
+    both = [(one.correct, one.by_rule) for one in marked if one.by_rule is not None]
+    differ = _differ(len(both), sum(judge == ruled for judge, ruled in both))
+    if differ is None:
+        return ""
+    judge, ruled = (sum(marks) / len(both) for marks in zip(*both, strict=True))
+    return (
+        f"{where} is what the judge says: {judge:.1%} right; the rule ({rule}) calls {ruled:.1%} right, and they "
+        f"differ on {differ.value:.1%} of {len(both)} answers (95 % interval {differ.low:.1%} to {differ.high:.1%}). "
+        "One of the two does not fit these labels: evaluation.marked_by=rule has the rule mark, judge.rule chooses "
+        "another one."
+    )
+
+
+def _differ(n: int, same: int) -> Rate | None:
+    """The share that differs; None where it may be chance."""
+    found = wilson(n - same, n) if n else None
+    return found if found is not None and found.low > _CHANCE else None

@@ -12,11 +12,13 @@ from typing import Any
 
 from masters_ray import config as configuration
 from masters_ray import stopping
-from masters_ray.errors import SubmitError
+from masters_ray.errors import MastersError, SubmitError
 from masters_ray.progress import say
 
 _UPLOADED = ("masters_ray", "conf", "jobs")
 """What of the current directory travels with the job."""
+COPY = "working_dir_files"
+"""Directory of the copies that Ray makes of what is submitted."""
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _STARTING = "No available agent"
 """What Ray's dashboard says until the head node's own agent is up."""
@@ -51,6 +53,21 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
     if not follow:
         return 0
     return _follow(client, job, address)
+
+
+def lost_with_the_job(words: list[str]) -> str:
+    """Why a job must not run with these words: its directory would lie in Ray's copy of what was submitted, which Ray
+    removes; "" where it does not."""
+    try:
+        config, _ = configuration.read(words[0], words[1:])
+    except (MastersError, IndexError):
+        return ""  # the run tells it
+    if COPY not in Path.cwd().parts or Path(config.run.dir).is_absolute():
+        return ""
+    return (
+        f"run.dir: expected a whole path that every node sees, found {config.run.dir!r}, which lies in the job's copy "
+        "of the project and goes with it. Write run.dir=/shared/…, or hand the run over with masters-ray submit."
+    )
 
 
 def _client(address: str | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from masters_ray.errors import Complaint, masked
 
 _PILLOW_MAX_PIXELS = 178_956_970
 _INEXACT = 1e-6
+_ONE_SLASH = re.compile("(s3|gs|gcs|abfss?|hdfs|file|https?):/(?!/)", re.IGNORECASE)
 _FINITE = "a finite number"
 
 
@@ -42,6 +44,7 @@ def violations(config: Config) -> list[Complaint]:
     _engines(rules, config)
     _values(rules, "", dataclasses.asdict(config))
     _folders(rules, config)
+    _paths(rules, config)
     endless = {one.where for one in rules.broken if one.expected == _FINITE}
     return [one for one in rules.broken if one.expected == _FINITE or one.where not in endless]
 
@@ -59,6 +62,21 @@ def _folders(rules: Rules, config: Config) -> None:
             "a path without *, ? and [, which vLLM cannot load weights from",
             path,
             "Choose or link another directory.",
+        )
+
+
+def _paths(rules: Rules, config: Config) -> None:
+    """Nobody but a shell knows what ~ is, and an address with one slash is a directory's name."""
+    paths = {"run.dir": config.run.dir, "rollout.store": config.rollout.store}
+    paths |= {f"rollout.reuse[{number}]": one for number, one in enumerate(config.rollout.reuse)}
+    paths |= {"data.train.path": config.data.train.path, "data.held_out.path": config.data.held_out.path}
+    paths |= {f"{name}.checkpoint": model.checkpoint for name, model in config.models.items()}
+    for key, path in paths.items():
+        rules.rule(
+            not str(path or "").startswith("~"), key, "a path without ~", path, "Write the whole path, or $HOME."
+        )
+        rules.rule(
+            _ONE_SLASH.match(str(path or "")) is None, key, "an address with two slashes, or a path", path, "Write ://."
         )
 
 

@@ -366,7 +366,7 @@ class _Run:
         allowed = 1.0 if name == "student_after" else self._config.rollout.max_set_aside_share
         limits.check_held_out(refusals(marked), len(problems), allowed)
         evaluations.write(self._directory.evaluation(name), marked, self._held_out_digest, model)
-        stages.say_accuracy(title, marked, longest)
+        stages.say_accuracy(title, marked, longest, rule)
 
     def _note_rejected(self, finished: Sequence[int]) -> None:
         """quarantine.jsonl: the rows of the data, of the stages that are finished, of the evaluations, and those that

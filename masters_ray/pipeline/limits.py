@@ -39,18 +39,19 @@ class Limits:
         if tally.answers < _ENOUGH_ANSWERS and not finished:
             return
         cut = f"are cut at rollout.sampling.max_tokens = {self._rollout.sampling.max_tokens}"
-        for name, count, answers, key in (
-            ("could not be judged", tally.unjudged, tally.answers, "max_unjudged_share"),
-            ("have no word", tally.empty, tally.answers, "max_empty_share"),
-            (f"of the teacher {cut}", tally.teacher_cut, tally.teacher_written, "max_cut_share"),
-            (f"of the student {cut}", tally.student_cut, tally.student_written, "max_cut_share"),
+        more = "A larger one gives them more room, in another run.dir. "
+        for name, count, answers, key, remedy in (
+            ("could not be judged", tally.unjudged, tally.answers, "max_unjudged_share", ""),
+            ("have no word", tally.empty, tally.answers, "max_empty_share", ""),
+            (f"of the teacher {cut}", tally.teacher_cut, tally.teacher_written, "max_cut_share", more),
+            (f"of the student {cut}", tally.student_cut, tally.student_written, "max_cut_share", more),
         ):
             allowed = getattr(self._rollout, key)
             if count > allowed * answers:
                 raise DataError(
                     f"{self._folder}: {count} of {answers} answers {name}; rollout.{key} allows {allowed:g}. "
-                    f"Look at them with: masters-ray store stats {self._folder}. If that is what you want, raise "
-                    f"rollout.{key}, and call again: what is stored stays."
+                    f"{remedy}Look at them with: masters-ray store stats {self._folder}. If that is what you want, "
+                    f"raise rollout.{key}, and call again: what is stored stays."
                 )
 
     def _told(self, allowed: float) -> str:

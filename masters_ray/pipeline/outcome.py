@@ -6,14 +6,14 @@ import base64
 import dataclasses
 import io
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from masters_ray import data, store, weights
+from masters_ray import data, remarks, store, weights
 from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
@@ -63,6 +63,7 @@ def write(
             "refused": {name: len(refusals(rows)) for name, rows in marked.items()},
             "cut": {name: cut_share(rows) for name, rows in compared.items()},
             "max_tokens": config.evaluation_tokens,
+            "remarks": _remarks(compared, config.judge.rule),
         },
         "judge": {
             "of_teacher": config.judge.of_teacher,
@@ -124,6 +125,14 @@ def write(
     write_json(directory.file("summary.json"), summary)
     for name, value in measured.items():
         journal.plot(f"accuracy/{name}", value["value"], len(steps))
+
+
+def _remarks(marked: Mapping[str, Sequence[Marked]], rule: str) -> list[str]:
+    found = (
+        remarks.held_out_disagreement(f"held-out accuracy of {name.replace('_', ' ')}", rows, rule)
+        for name, rows in marked.items()
+    )
+    return [one for one in found if one]
 
 
 def marks(directory: RunDirectory) -> dict[str, list[Marked]]:

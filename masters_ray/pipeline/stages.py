@@ -245,16 +245,16 @@ def evaluate(
     def answer(number: int) -> None:
         share = shares[number]
         answers: list[Reply | Refused] = pool.call_again("answer_greedily", share, max_tokens)
+        ruled = [
+            isinstance(said, Reply) and RULES[rule](said.text, one) for one, said in zip(share, answers, strict=True)
+        ]
         if judge is None:
-            correct = [
-                isinstance(said, Reply) and RULES[rule](said.text, one)
-                for one, said in zip(share, answers, strict=True)
-            ]
-        else:
-            asked = [[said.text] if isinstance(said, Reply) else [] for said in answers]
-            verdicts: list[list[Verdict]] = judge.call_again("judge", share, asked, False)
-            correct = [any(verdict.accuracy == 1 for verdict in group) for group in verdicts]
-        marked[number] = mark(share, answers, correct)
+            marked[number] = mark(share, answers, ruled)
+            return
+        asked = [[said.text] if isinstance(said, Reply) else [] for said in answers]
+        verdicts: list[list[Verdict]] = judge.call_again("judge", share, asked, False)
+        correct = [any(verdict.accuracy == 1 for verdict in group) for group in verdicts]
+        marked[number] = mark(share, answers, correct, ruled)
 
     with track(title, len(problems)) as advance, threads(pool.most_calls_at_once) as each:
         for number in each(answer, range(len(shares))):
@@ -262,13 +262,14 @@ def evaluate(
     return [one for number in range(len(shares)) for one in marked[number]]
 
 
-def say_accuracy(title: str, marked: Sequence[Marked], longest: int) -> None:
+def say_accuracy(title: str, marked: Sequence[Marked], longest: int, rule: Rule) -> None:
     """What came of the held-out questions. longest: the tokens at which answers were cut."""
     measured, cut = accuracy([one for one in marked if not one.refused]), cut_share(marked)
     told = f"; {cut:.1%} of the answers cut" if cut else ""
     say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n}{told})")
-    if remark := remarks.held_out_cut(cut, longest):
-        say(remark)
+    for remark in (remarks.held_out_cut(cut, longest), remarks.held_out_disagreement(title, marked, rule)):
+        if remark:
+            say(remark)
     if aside := len(marked) - measured.n:
         say(f"{aside} held-out questions could not be asked and count in no accuracy of the run (quarantine.jsonl)")
 

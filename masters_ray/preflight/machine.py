@@ -66,8 +66,20 @@ def _is_there(path: Path) -> bool:
         return True  # what may not be looked at, or has too long a name, cannot be made either
 
 
+def _leads_nowhere(path: Path) -> bool:
+    try:
+        return path.is_symlink() and not path.exists()
+    except OSError:
+        return path.is_symlink()  # to itself, by and by
+
+
 def writable(key: str, path: Path) -> list[Complaint]:
     """Whether files can be written in a directory, or it can be made; leaves nothing behind."""
+    broken = next((one for one in (path.absolute(), *path.absolute().parents) if _leads_nowhere(one)), None)
+    if broken is not None:
+        found = f"{broken}, a link to {broken.readlink()}, which is not there"
+        expected = "a directory that can be written"
+        return [Complaint(where=key, expected=expected, found=found, remedy="Mend the link, or choose another one.")]
     near = nearest(path)
     try:
         if not near.is_dir():

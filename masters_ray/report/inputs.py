@@ -73,6 +73,8 @@ class Summary:
     """teacher, student_before, student_after → share of its held-out answers that were cut."""
     longest: int
     """Tokens at which they were."""
+    doubts: tuple[str, ...]
+    """Where judge and rule differ on the held-out answers, in sentences."""
     judges: dict[str, str]
     """Source of answers → who judged them: student, teacher or rule."""
     rule: str
@@ -158,6 +160,7 @@ def read_summary(file: Path) -> Summary:
         left_out=_later(top["evaluation"], "left_out", 0).whole(),
         cut={name: share.number() for name, share in _later(top["evaluation"], "cut", {}).items()},
         longest=_later(top["evaluation"], "max_tokens", 0).whole(),
+        doubts=_texts(top["evaluation"], "remarks"),
         judges={source: judge[f"of_{source}"].text() for source in ("teacher", "student")},
         rule=judge["rule"].text(),
         agreement_with_rule=judge["agreement_with_rule"].number(),
@@ -279,12 +282,16 @@ def _agreement(node: Value) -> LogprobMismatch:
 
 
 def _split(node: Value) -> Split:
-    remarks = node["remarks"].rows() if node.has("remarks") else ()
     return Split(
         problems=node["problems"].whole(),
         quarantined=node["quarantined"].whole(),
-        remarks=tuple(one.text() for one in remarks),
+        remarks=_texts(node, "remarks"),
     )
+
+
+def _texts(node: Value, name: str) -> tuple[str, ...]:
+    """A list of sentences, which runs of earlier versions did not write."""
+    return tuple(one.text() for one in node[name].rows()) if node.has(name) else ()
 
 
 def _overlap(node: Value, count: str) -> int:

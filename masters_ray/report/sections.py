@@ -107,6 +107,7 @@ def result(summary: Summary) -> str:
         if summary.teacher.value <= summary.before.value
         else ""
     )
+    warning += "".join(map(_warning, summary.doubts))
     told = re.sub(r"[\d.]+ % \([^)]*\)", r'<span class="together">\g<0></span>', escape(headline(summary)))
     return (
         f'<p class="headline">{told}</p><p>{escape(verdict(summary))}</p>{warning}'

@@ -172,11 +172,11 @@ def table(judged: Sequence[Judged], compared: Sequence[Pair]) -> list[str]:
         consistency = "–" if one.consistency is None else f"{one.consistency:.1%}"
         seconds = "–" if one.seconds_per_answer is None else f"{one.seconds_per_answer:.3f}"
         lines.append(f"{one.name:<10}{one.answers:>9}{unjudged:>10.1%}{consistency:>12}{seconds:>12}")
-    lines.append(f"{'judges':<20}{'answers of':<12}{'same':>8}{'κ, 95 %':>24}")
+    lines.append(f"{'judges':<20}{'answers of':<12}{'same':>8}{'κ, 95 %':>26}")
     for pair in compared:
         kappa = pair.agreement.kappa
         told = f"{kappa.value:.3f} ({kappa.low:.3f} to {kappa.high:.3f})" if math.isfinite(kappa.value) else "–"
-        lines.append(f"{f'{pair.first}, {pair.second}':<20}{pair.of:<12}{pair.agreement.share:>8.1%}{told:>24}")
+        lines.append(f"{f'{pair.first}, {pair.second}':<20}{pair.of:<12}{pair.agreement.share:>8.1%}{told:>26}")
     return lines
 
 

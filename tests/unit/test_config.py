@@ -98,6 +98,15 @@ def test_a_directory_that_vllm_cannot_load_weights_from_is_refused(tmp_path: Pat
     assert folder in found[key]
 
 
+@pytest.mark.parametrize("key", ["run.dir", "rollout.store", "rollout.reuse", "data.train.path", "student.checkpoint"])
+def test_what_is_no_path_and_no_address_is_refused(tmp_path: Path, key: str) -> None:
+    file = write(tmp_path, MINIMAL)
+    for path in ("~/x", "~", "s3:/bucket/x", "GS:/bucket/x"):
+        found = complaints(file, f"{key}=['{path}']" if key.endswith("reuse") else f"{key}='{path}'")
+        [told] = [one for where, one in found.items() if where.startswith(key)]
+        assert repr(path) in told and ("$HOME" in told) == path.startswith("~")
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     found = complaints(write(tmp_path, MINIMAL.replace("student: {checkpoint: s}", "")))
     assert "Set student.checkpoint" in found["student.checkpoint"]

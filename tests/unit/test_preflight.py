@@ -82,6 +82,15 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
     assert "train.jsonl: no row (0 bytes)" in complaints(words(tmp_path, []))["data.train.path"]
 
 
+@pytest.mark.parametrize("target", ["itself", "nowhere"])
+def test_a_link_that_leads_nowhere_is_no_directory(tmp_path: Path, target: str) -> None:
+    link = tmp_path / "itself"
+    link.symlink_to(tmp_path / target)
+    for path in (link, link / "run"):
+        [told] = machine.writable("run.dir", path)
+        assert f"{link}, a link to {tmp_path / target}, which is not there" in str(told)
+
+
 def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) -> None:
     many = [row(number) for number in range(rows.FIRST)]
     assert preflight.validate(DEMO, words(tmp_path, many), whole=False) == ""

@@ -461,6 +461,11 @@ def test_a_judge_that_differs_from_the_rule_and_tags_of_its_prompts_are_told_in_
     build(tmp_path, summary=content, steps=4)
     page = report.write(tmp_path).read_text(encoding="utf-8")
     assert page.count("(exact) differ on") == 1
+    assert "held-out accuracy of teacher is what the judge says" not in page
+    content["evaluation"]["remarks"] = ["held-out accuracy of teacher is what the judge says: 25.0% right"]
+    build(tmp_path, summary=content, steps=4)
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert page.index("is what the judge says") < page.index("Accuracy by kind of question</h2>")
     assert "stage 1: the judge and the rule (exact) differ on 56.0% of 2559 answers" in page
     assert "stage 1: 7 answers and 0 questions hold tags" in page
     assert "such as &lt;answer&gt;" in page

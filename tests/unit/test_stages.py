@@ -96,6 +96,22 @@ def test_held_out_answers_are_marked_by_rule_or_judge_in_their_order() -> None:
     assert [one.id for one in by_rule] == [str(number) for number in range(300)]
     assert [one.correct for one in by_rule] == [bool(number % 2) for number in range(300)]
     assert not any(one.correct for one in by_judge)
+    assert [one.by_rule for one in by_judge] == [one.correct for one in by_rule]
+    assert {one.by_rule for one in by_rule} == {None}
+
+
+def test_a_judge_of_held_out_answers_that_differs_from_the_rule_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = [problem(id=str(number)) for number in range(60)]
+    kind = FakePool("judge", {"red": 1, "blue": 1})
+    marked = stages.evaluate(FakePool("student"), kind, "exact", problems, 8, "t")  # type: ignore[arg-type]
+    stages.say_accuracy("held-out accuracy of teacher", marked, 8, "exact")
+    told = capsys.readouterr().out
+    assert (
+        "held-out accuracy of teacher is what the judge says: 100.0% right; the rule (exact) calls 50.0% right" in told
+    )
+    few = stages.evaluate(FakePool("student"), kind, "exact", problems[1:2], 8, "t")  # type: ignore[arg-type]
+    stages.say_accuracy("t", few, 8, "exact")
+    assert "the rule" not in capsys.readouterr().out, "one answer says nothing"
 
 
 def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but_a_reason() -> None:
@@ -119,7 +135,7 @@ def test_held_out_answers_that_are_cut_are_told(capsys: pytest.CaptureFixture[st
     student = FakePool("student")
     student.cuts, student.refuses = {"red"}, {"0"}
     problems = [problem(id=str(number)) for number in range(4)]
-    stages.say_accuracy("t", stages.evaluate(student, None, "exact", problems, 8, "t"), 8)  # type: ignore[arg-type]
+    stages.say_accuracy("t", stages.evaluate(student, None, "exact", problems, 8, "t"), 8, "exact")  # type: ignore[arg-type]
     told = capsys.readouterr().out
     assert "n = 3; 66.7% of the answers cut)" in told
     assert "66.7% of the held-out answers are cut at 8 tokens" in told

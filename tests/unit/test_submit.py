@@ -1,5 +1,7 @@
 import argparse
 import json
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from masters_ray.cli import main
 from masters_ray.config import Config, Growth, Teacher, violations
 from masters_ray.errors import SubmitError
 from tests.conftest import ROOT
+
+DEMO = "conf/demo.yaml"
 
 
 @pytest.fixture
@@ -108,7 +112,13 @@ def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monk
     assert main(["mask-scan", "conf/demo.yaml", "--ratios", "0.2,0", "run.dir=x"]) == 0
     assert main(["mask-scan", "conf/demo.yaml", "a=1", "--ratios", "0.2,0", "b=2", "--questions", "7", "c=3"]) == 0
     assert taken == [["run.dir=x"], ["a=1", "b=2", "c=3"]]
-    for words in (["mask-scan", "x", "--ratio", "1", "--none"], ["store", "verify", "x", "--none"], []):
+    for words in (
+        ["mask-scan", "x", "--ratio", "0.2,0"],
+        ["validate", "x", "--al"],
+        ["mask-scan", "x", "--none"],
+        ["store", "verify", "x", "--none"],
+        [],
+    ):
         with pytest.raises(SystemExit, match="2"):
             main(words)
     with pytest.raises(SystemExit, match="0"):
@@ -125,6 +135,32 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(address: str, monkeypat
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Cluster()):
         raise AssertionError("connected to nothing")
+
+
+class Interrupted:
+    """A cluster whose job's log is followed until Ctrl-C."""
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        yield "a line\n"
+        raise KeyboardInterrupt
+
+
+def test_a_job_that_is_no_longer_followed_goes_on_and_can_be_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit._follow(Interrupted(), "job-1", "http://head:8265") == 130
+    told = capsys.readouterr().out
+    assert "job job-1 goes on; follow it with: ray job logs --follow --address http://head:8265 job-1" in told
+    assert "stop it with: ray job stop --address http://head:8265 job-1" in told
+
+
+def test_a_run_in_the_jobs_own_copy_of_the_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert submit.lost_with_the_job([DEMO, "run.dir=runs/x"]) == ""
+    copy = tmp_path / submit.COPY / "_ray_pkg_1"
+    shutil.copytree(ROOT / "conf", copy / "conf")
+    monkeypatch.chdir(copy)
+    assert "a whole path that every node sees, found 'runs/x'" in submit.lost_with_the_job([DEMO, "run.dir=runs/x"])
+    for words in ([DEMO, f"run.dir={tmp_path}"], ["none.yaml"], []):
+        assert submit.lost_with_the_job(words) == ""
 
 
 class Starting:
