@@ -64,7 +64,7 @@ class Complaint:
     remedy: str
 
     def __str__(self) -> str:
-        return masked(f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}")
+        return masked(f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}".rstrip())
 
 
 class ConfigError(MastersError):

@@ -152,7 +152,8 @@ def _located(config: Config) -> tuple[dict[str, Path], list[Complaint]]:
             folder = weights.locate_locally(checkpoint)
         except CheckpointError as error:
             expected = "a checkpoint's directory or a model id of the Hub"
-            complaints.append(Complaint(where=key, expected=expected, found=checkpoint, remedy=str(error)))
+            found = str(error).rstrip(".")
+            complaints.append(Complaint(where=key, expected=expected, found=found, remedy=""))
             continue
         if folder is None:
             say(f"{key}: {checkpoint} is not downloaded yet and was not checked")

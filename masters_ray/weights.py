@@ -74,7 +74,7 @@ def locate_locally(checkpoint: str) -> Path | None:
         return path
     pieces = checkpoint.split("/")
     if len(pieces) != 2 or not all(pieces) or checkpoint.startswith(".") or Path(pieces[0]).exists():
-        raise CheckpointError(f"{checkpoint}: expected a directory with a checkpoint or a model id such as org/name")
+        raise CheckpointError(f"{checkpoint}: no such directory, and no model id such as org/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -319,7 +319,10 @@ def replica_error(error: RayError, doing: str) -> MastersError:
     if isinstance(error, RayTaskError):
         return ReplicaError(f"{doing}: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, RayActorError | ObjectLostError | OutOfMemoryError):
-        return ReplicaLostError(f"{doing}: its process died: {_raised(str(error))}")
+        told = _raised(str(error))
+        if told.startswith(MastersError.__module__):  # it refused by itself
+            return ReplicaError(f"{doing}: {told.partition(': ')[2]}")
+        return ReplicaLostError(f"{doing}: its process died: {told}")
     return ReplicaError(f"{doing}: {type(error).__name__}: {error}")
 
 

@@ -49,14 +49,20 @@ def superfluous(folder: Path) -> list[str]:
     or that transformers does not know. Raises CheckpointError when weights of the model are missing."""
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    from transformers.utils import logging
 
     known = read_config(folder).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if not known or quantisation(folder) is not None:
         return []
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it has a table of what is missing
+    logging.disable_progress_bar()
     try:
         _, info = AutoModelForImageTextToText.from_pretrained(folder, device_map="meta", output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(level)
     _expect_all(folder, info)
     return sorted(info["unexpected_keys"])
 

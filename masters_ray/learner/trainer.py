@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
     settings = job.settings
     board = ray.remote(Board).options(num_cpus=0).remote()
     DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         train,
         train_loop_config={"job": job, "board": board, "exchange": exchange, "stores": list(stores)},

@@ -22,6 +22,8 @@ from masters_ray.weight_files import read_config
 if TYPE_CHECKING:
     from masters_ray.engines.chat import Chat
 
+_CHANNELS = 3
+_MUCH_SMALLER = 0.5
 _COMPARED = 3
 """Questions whose ids are compared."""
 _RUN = 4
@@ -32,6 +34,10 @@ _RUN = 4
 class _Length:
     problem: Problem
     tokens: int
+    pixels: int
+    """Of its pictures."""
+    seen: int
+    """Those that the model gets."""
 
 
 def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> list[Complaint]:
@@ -51,7 +57,7 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
         digest = weights.prompt_digest(folder)
         try:
             _known(folder)
-            _complete(name, folder)
+            complaints += _incomplete(name, folder)
             if digest not in measured:
                 chat = Chat(folder)
                 if not measured:
@@ -65,6 +71,7 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
             continue
         for source, lengths in measured[digest].items():
             complaints += _fit(config, name, source, lengths)
+            _say_shrunk(name, source, lengths)
     return complaints or _compared(models, seen[0].problems[:_COMPARED])
 
 
@@ -80,14 +87,19 @@ def _known(folder: Path) -> None:
         )
 
 
-def _complete(name: str, folder: Path) -> None:
-    """Raises CheckpointError when weights of the model are missing; says which ones it does not have."""
+def _incomplete(name: str, folder: Path) -> list[Complaint]:
+    """Complains of weights of the model that are missing; says which ones it does not have."""
     from masters_ray.engines import hf
 
-    extra = hf.superfluous(folder)
+    try:
+        extra = hf.superfluous(folder)
+    except CheckpointError as error:
+        found = str(error).rstrip(".")
+        return [Complaint(where=f"{name}.checkpoint", expected="a whole checkpoint", found=found, remedy="")]
     if extra:
         told = f"{name}: {len(extra)} weights in {folder} belong to no part of its model ({extra[0]})"
         say(f"{told}; engines may refuse them")
+    return []
 
 
 def _compared(models: Mapping[str, Path], problems: Sequence[Problem]) -> list[Complaint]:
@@ -128,10 +140,32 @@ def _runs(chat: Chat, ids: Sequence[int]) -> list[tuple[str, int]]:
 
 def _lengths(chat: Chat, seen: Seen) -> list[_Length]:
     found = []
+    # Some processors hand a picture over as a film of two equal ones.
+    frames = getattr(getattr(chat.processor, "image_processor", None), "temporal_patch_size", 1)
     for problem in itertools.islice(seen.problems, FIRST):
-        inputs = chat.inputs(question_messages(problem), [data.decode(one) for one in problem.pictures])
-        found.append(_Length(problem=problem, tokens=inputs["input_ids"].shape[1]))
+        pictures = [data.decode(one) for one in problem.pictures]
+        inputs = chat.inputs(question_messages(problem), pictures)
+        found.append(
+            _Length(
+                problem=problem,
+                tokens=inputs["input_ids"].shape[1],
+                pixels=sum(one.width * one.height for one in pictures),
+                seen=inputs["pixel_values"].numel() // (_CHANNELS * frames) if "pixel_values" in inputs else 0,
+            )
+        )
     return found
+
+
+def _say_shrunk(name: str, source: str, lengths: Sequence[_Length]) -> None:
+    shrunk = [one for one in lengths if 0 < one.seen < one.pixels * _MUCH_SMALLER]
+    if not shrunk:
+        return
+    worst = min(shrunk, key=lambda one: one.seen / one.pixels)
+    say(
+        f"{name}: the processor shrinks pictures of {len(shrunk)} of {len(lengths)} questions of data.{source} to less "
+        f"than {_MUCH_SMALLER:.0%} of their pixels (the most: {worst.problem.id}, {worst.pixels:,} pixels to "
+        f"{worst.seen:,}): small writing may be lost. preprocessor_config.json, or processor_config.json, says how far"
+    )
 
 
 def _fit(config: Config, name: str, source: str, lengths: Sequence[_Length]) -> list[Complaint]:

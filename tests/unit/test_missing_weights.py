@@ -31,6 +31,8 @@ def test_weights_that_are_missing_are_named_before_and_while_they_are_loaded(lac
     folder = rewritten(tmp_path / "student", lambda tensors: tensors.pop(lacks))
     with pytest.raises(CheckpointError, match=f"student: expected all weights of the model, found none of .*{lacks}"):
         hf.superfluous(folder)
+    [told] = prompts._incomplete("student", folder)
+    assert (told.where, told.expected, lacks in told.found) == ("student.checkpoint", "a whole checkpoint", True)
     with pytest.raises(CheckpointError, match=f"found none of .*{lacks}"):
         hf.load_model(folder, "float32")
 
@@ -39,5 +41,5 @@ def test_weights_of_no_part_are_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert hf.superfluous(PAIR / "student") == hf.superfluous(PAIR / "teacher") == []
     other = QUERIES.replace("layers.1", "layers.9")
     folder = rewritten(tmp_path / "student", lambda tensors: tensors.setdefault(other, tensors[QUERIES].clone()))
-    prompts._complete("student", folder)
+    assert prompts._incomplete("student", folder) == []
     assert f"student: 1 weights in {folder} belong to no part of its model ({other})" in capsys.readouterr().out

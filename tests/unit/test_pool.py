@@ -79,6 +79,15 @@ def test_why_a_process_died_is_what_it_raised_last_in_our_own_keys(end: str, tol
     assert found == f"a replica of teacher could not start: its process died: {told}"
 
 
+def test_a_refusal_of_our_own_is_told_as_it_stands() -> None:
+    error = RayActorError(error_msg=CREATION + "masters_ray.errors.CheckpointError: x/teacher: expected all weights.")
+    found = pool_module.replica_error(error, "a replica of teacher could not start")
+    assert (type(found), str(found)) == (
+        ReplicaError,
+        "a replica of teacher could not start: x/teacher: expected all weights.",
+    )
+
+
 def test_of_a_process_that_raised_nothing_the_last_line_is_told() -> None:
     error = RayActorError(error_msg="The actor died unexpectedly.\nWorker exit detail: killed by signal 9.")
     assert str(pool_module.replica_error(error, "x")).endswith(

@@ -82,6 +82,16 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
     assert "train.jsonl: no row (0 bytes)" in complaints(words(tmp_path, []))["data.train.path"]
 
 
+def test_pictures_that_the_processor_shrinks_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "large.png").write_bytes(png((1000, 1000)))
+    train = [row(0), row(1), row(2, image="large.png")]
+    preflight.validate(DEMO, words(tmp_path, train), whole=False)
+    seen = capsys.readouterr().out
+    assert "student: the processor shrinks pictures of 1 of 3 questions of data.train to less than 50%" in seen
+    assert "q2, 1,000,000 pixels to 16,384): small writing may be lost" in seen
+    assert "questions of data.held_out to less" not in seen
+
+
 @pytest.mark.parametrize("target", ["itself", "nowhere"])
 def test_a_link_that_leads_nowhere_is_no_directory(tmp_path: Path, target: str) -> None:
     link = tmp_path / "itself"

@@ -48,7 +48,10 @@ def test_data_in_another_form_are_refused_by_their_path(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_no_directory_is_named() -> None:
-    assert "expected a directory with a checkpoint" in complaints("teacher.checkpoint=nowhere")["teacher.checkpoint"]
+    assert (
+        "found nowhere: no such directory, and no model id"
+        in complaints("teacher.checkpoint=nowhere")["teacher.checkpoint"]
+    )
 
 
 def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
