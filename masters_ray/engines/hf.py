@@ -36,7 +36,11 @@ def load_model(folder: Path, dtype: str) -> Any:
 
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, with their sizes
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
@@ -58,7 +62,9 @@ def superfluous(folder: Path) -> list[str]:
     logging.set_verbosity_error()  # it has a table of what is missing
     logging.disable_progress_bar()
     try:
-        _, info = AutoModelForImageTextToText.from_pretrained(folder, device_map="meta", output_loading_info=True)
+        _, info = AutoModelForImageTextToText.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
     finally:
@@ -68,6 +74,11 @@ def superfluous(folder: Path) -> list[str]:
 
 
 def _expect_all(folder: Path, info: Mapping[str, Any]) -> None:
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"{folder}: expected {name} of the shape {list(expected)}, as config.json says, found {list(found)}. "
+            "Download or export it again."
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

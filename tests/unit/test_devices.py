@@ -92,7 +92,12 @@ def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
     turns: bool, reserved: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = Spawned()
-    stand_in = SimpleNamespace(remote=lambda host: ray, get=lambda _: None, kill=lambda _: None)
+    stand_in = SimpleNamespace(
+        remote=lambda host: ray,
+        get=lambda _: None,
+        wait=lambda waiting: ([waiting[0]], waiting[1:]),
+        kill=lambda _: None,
+    )
     monkeypatch.setattr(replicas, "ray", stand_in)
     wanted = [kind(2, 1, 2)]
     Replicas(in_turns(wanted, 4) if turns else wanted).close()

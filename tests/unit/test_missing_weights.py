@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,6 +36,13 @@ def test_weights_that_are_missing_are_named_before_and_while_they_are_loaded(lac
     assert (told.where, told.expected, lacks in told.found) == ("student.checkpoint", "a whole checkpoint", True)
     with pytest.raises(CheckpointError, match=f"found none of .*{lacks}"):
         hf.load_model(folder, "float32")
+
+
+def test_weights_of_another_shape_are_told_with_both(tmp_path: Path) -> None:
+    folder = rewritten(tmp_path / "student", lambda tensors: tensors.update({QUERIES: torch.ones(8, 4)}))
+    for load in (hf.superfluous, lambda folder: hf.load_model(folder, "float32")):
+        with pytest.raises(CheckpointError, match=r"q_proj.weight of the shape \[128, 128\], .* found \[8, 4\]"):
+            load(folder)
 
 
 def test_weights_of_no_part_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
