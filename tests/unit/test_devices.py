@@ -98,11 +98,6 @@ def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
         wait=lambda waiting: ([waiting[0]], waiting[1:]),
         kill=lambda _: None,
     )
-        remote=lambda host: ray,
-        get=lambda _: None,
-        wait=lambda waiting: ([waiting[0]], waiting[1:]),
-        kill=lambda _: None,
-    )
     monkeypatch.setattr(replicas, "ray", stand_in)
     wanted = [kind(2, 1, 2)]
     Replicas(in_turns(wanted, 4) if turns else wanted).close()
