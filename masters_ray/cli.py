@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import masters_ray
 from masters_ray import stopping
-from masters_ray.errors import MastersError
+from masters_ray.errors import DamagedError, MastersError
 from masters_ray.progress import say
 
 if TYPE_CHECKING:
@@ -249,9 +249,13 @@ def _judge_audit(arguments: argparse.Namespace) -> int:
 def _loaded(arguments: argparse.Namespace) -> Config:
     """The command's configuration. Raises ConfigError for a sample without questions, too."""
     from masters_ray import validation
+    from masters_ray.errors import Complaint, ConfigError
 
-    words = [*arguments.overrides, f"data.train.rows={arguments.questions}"]
-    return validation.load(arguments.config, words)
+    if arguments.questions < 1:
+        raise ConfigError(
+            [Complaint(where="--questions", expected="at least 1", found=str(arguments.questions), remedy="Raise it.")]
+        )
+    return validation.load(arguments.config, [*arguments.overrides, f"data.train.rows={arguments.questions}"])
 
 
 def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDirectory, str], Path]) -> int:
@@ -299,8 +303,11 @@ def _store(arguments: argparse.Namespace) -> int:
     from masters_ray.store import look
 
     for folder in arguments.folder:
-        for line in getattr(look, arguments.look)(folder):
-            say(line)
+        try:
+            for line in getattr(look, arguments.look)(folder):
+                say(line)
+        except DamagedError as error:
+            raise DamagedError(f"{error}\nThe command that made the store makes what is damaged again.") from error
     return 0
 
 

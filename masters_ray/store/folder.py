@@ -113,8 +113,7 @@ class Folder:
 
     def set_aside(self, name: str) -> str:
         """Give a file that is damaged another name, which ``names`` does not list; returns it. Raises StoreError."""
-        if self.has(name):
-            self._ask("set aside", name, self.filesystem.move, self.path(name), self.path(name + _ASIDE))
+        self._ask("set aside", name, self.filesystem.move, self.path(name), self.path(name + _ASIDE))
         return name + _ASIDE
 
     def move(self, name: str, into: Folder) -> None:

@@ -58,7 +58,8 @@ def read_manifest(folder: Where) -> Manifest | None:
             digest = content.pop("digest")
             manifest = Manifest(**{name: content[name] for name in ("rows", "shards", "made_by", "key")})
     except (KeyError, TypeError) as error:
-        raise DamagedError(f"{where}: expected a manifest, found {error!r}") from error
+        told = f"it lacks {error}" if isinstance(error, KeyError) else "it is no JSON object"
+        raise DamagedError(f"{where}: not as it was written: {told}") from error
     if version != FORMAT:
         raise StoreError(
             f"{where}: expected format {FORMAT}, found {version}: another version of this program wrote it. Use that, "
@@ -73,7 +74,11 @@ def read_key(folder: Where) -> dict[str, Any]:
     """What the rows of a store are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)
     if not opened.has(KEY):
-        raise StoreError(f"{folder}: no {KEY}, so no store. A run's stores are in its rollouts/stage-N.")
+        there = MANIFEST if opened.has(MANIFEST) else ""
+        told = (
+            f"no {KEY} beside {there}: the command that made the store mends it" if there else f"no {KEY}, so no store"
+        )
+        raise StoreError(f"{folder}: {told}. A run's stores are in its rollouts/stage-N.")
     key: dict[str, Any] = read_json_of(opened, KEY)
     return key
 

@@ -84,8 +84,9 @@ def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
     """Rename what a survey found broken, so that it is made again. Raises StoreError when that cannot be done."""
     for name, why in broken.items():
         if name != KEY:  # a writer, who knows what it must be, writes it over
-            kept = Folder(folder).set_aside(name)
-            say(f"{why}. It is made again; what is there is kept as {kept}")
+            opened = Folder(folder)
+            kept = f"; what is there is kept as {opened.set_aside(name)}" if opened.has(name) else ""
+            say(f"{why}. It is made again{kept}")
 
 
 def reopen(folder: Where, broken: Mapping[str, str]) -> None:
