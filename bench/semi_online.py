@@ -16,10 +16,11 @@ from typing import Any
 
 from bench.aims import Aim, entry
 from bench.command import command
+from bench.cores import Cores, measured_cores
 from bench.report import machine
 from masters_ray import config, simulation
 from masters_ray.config import Config
-from masters_ray.simulation import Cores, Outcome, Rates, Setup
+from masters_ray.simulation import Outcome, Rates, Setup
 
 BASE = "conf/demo.yaml"
 SHARES = (0.0, 0.2, 0.5, 1.0)
@@ -38,7 +39,7 @@ def measure(repeats: int) -> dict[str, Any]:
         for number in range(repeats):
             place = Path(folder) / str(number)
             # Before any run, while the machine has nothing else to do.
-            cores.append(here := simulation.measured_cores())
+            cores.append(here := measured_cores())
             whole.append(_whole_runs(place))
             rates = simulation.measured(_run(place / "probe", _PROBE, place / "share-0"))
             real = {share: _learner_seconds(place / f"share-{share:g}", share, place) for share in SHARES}

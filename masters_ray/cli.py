@@ -138,9 +138,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="1.6",
         help="times the work of one busy process that the shared cores do while all are busy; "
-        "default: as rates.json says, or measured here",
+        "default: as rates.json says; python -m bench.cores measures it",
     )
-    simulation.add_argument("--paper", action="store_true", help="show the paper's 256 GPUs as well")
     _configured(simulation)
     simulation.set_defaults(command=_simulate)
 
@@ -286,8 +285,6 @@ def _simulate(arguments: argparse.Namespace) -> int:
         cores_worth=arguments.cores_worth,
     )
     for line in told:
-        say(line)
-    for line in ["", *simulation.paper_report()] if arguments.paper else []:
         say(line)
     return 0
 

@@ -1,4 +1,4 @@
-"""What ``masters-ray simulate`` shows: a configuration's run at measured rates, the paper's at the paper's."""
+"""What ``masters-ray simulate`` shows: a configuration's run at measured rates."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pathlib import Path
 from masters_ray import schedule
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.simulation.cores import measured_cores
-from masters_ray.simulation.paper import table
 from masters_ray.simulation.rates import ONLINE, Rates, measured
 from masters_ray.simulation.setup import STUDENT, Call, Pool, Setup
 from masters_ray.simulation.sweep import spread, sweep
-from masters_ray.simulation.text import lines, paper_lines
+from masters_ray.simulation.text import lines
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 _STAYING = "reference"
@@ -33,8 +31,7 @@ def report(
 ) -> Iterator[str]:
     """The lines to show. rates_from: a run's directory or a rates.json; default: run.dir, if it has online iterations.
     questions: of the run, where data.train.rows does not say. dedicated: learner and replicas share no cores.
-    cores_worth: what those that they share are worth (``Setup.cores``); default: what the rates.json says, else this
-    machine's, measured in seconds in which nothing else should run.
+    cores_worth: what those that they share are worth (``Setup.cores``); default: what the rates.json says.
 
     Raises ConfigError or StoreError when rates, the number of questions or what cores are worth are not known.
     """
@@ -80,11 +77,6 @@ def parse_replicas(text: str) -> dict[str, int]:
         expected = "pools, each once and with 1 replica or more, with commas between"
         raise _refused("--replicas", expected, text or "nothing", "Write for instance teacher=2,student=4.")
     return replicas
-
-
-def paper_report() -> Iterator[str]:
-    """The paper's set-up of 256 GPUs (appendix F.2 and F.9)."""
-    yield from paper_lines(table())
 
 
 def shares_cores(config: Config) -> bool:
@@ -140,8 +132,12 @@ def _shared(source: Path, rates: Rates, given: float | None) -> tuple[float, str
         return given, f"shared cores, worth {given:g} while all are busy (--cores-worth)"
     if rates.cores_worth is not None:
         return rates.cores_worth, f"shared cores, worth {rates.cores_worth:g} while all are busy ({source})"
-    here = measured_cores()
-    return here.worth, str(here)
+    raise _refused(
+        "--cores-worth",
+        "what the cores that learner and replicas share are worth while all are busy, by the work of one",
+        "nothing",
+        "Measure it on that machine with python -m bench.cores, or say --dedicated if they share none.",
+    )
 
 
 def _of_process(config: Config, call: Call) -> Call:

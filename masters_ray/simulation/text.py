@@ -1,10 +1,9 @@
-"""Simulated runs and the paper's table as columns of plain text, for a terminal."""
+"""Simulated runs as columns of plain text, for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from masters_ray.simulation.paper import GPUS, SLOWER_AT_MOST, Row
 from masters_ray.simulation.sweep import Case
 
 
@@ -36,37 +35,11 @@ def lines(cases: Sequence[Case]) -> Iterator[str]:
                 str(outcome.syncs),
             ]
         )
-    yield from _columns(head, rows)
+    yield from columns(head, rows)
 
 
-def paper_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """A head, a line for each online share, and what the columns mean."""
-    head = ["online", "paper", "paper's rate", "GPUs beside", "hours", f"same {GPUS} GPUs"]
-    yield from _columns(
-        head,
-        [
-            [
-                _percent(row.share),
-                "–" if row.paper_hours is None else f"{row.paper_hours:.0f} h",
-                f"{row.literal_hours:.0f} h",
-                "not enough" if row.dedicated_gpus is None else str(row.dedicated_gpus),
-                f"{row.dedicated_hours:.1f} h",
-                f"{row.colocated_hours:.1f} h",
-            ]
-            for row in rows
-        ],
-    )
-    yield ""
-    yield "paper: hours of training (appendix F.2)."
-    yield "paper's rate: 0.5 h for every 1,000 online samples (appendix F.9), the others at 49 h for all."
-    yield f"GPUs beside, hours: simulated; the fewest GPUs for rollouts, beside the learner's {GPUS}, with which the"
-    yield f"run takes at most {SLOWER_AT_MOST:g} × the hours of 0 %."
-    yield f"same {GPUS} GPUs: simulated; learner and rollouts take turns."
-    yield "Both at the rates of the paper's pre-generation (F.9), nothing measured; what is assumed beside them stands"
-    yield "in masters_ray/simulation/paper.py (Assumed). Pre-generation for the offline share is in no column."
-
-
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A head and rows, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

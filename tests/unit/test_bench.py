@@ -12,10 +12,11 @@ import torch
 
 from bench import pregen, semi_online
 from bench.aims import Aim, Outcome
+from bench.cores import Cores
 from bench.figures import figures
 from bench.memory import allocated
 from bench.report import line, markdown
-from masters_ray.simulation import Call, Cores, Rates
+from masters_ray.simulation import Call, Rates
 from tests.conftest import ROOT
 
 
@@ -133,7 +134,7 @@ def test_cores_are_measured_before_the_runs_that_are_predicted_with_them(
         (folder / "journal.json").write_text(json.dumps({"wall_seconds": 300.0, "phases": {"learner": 150.0}}))
         return folder
 
-    monkeypatch.setattr(semi_online.simulation, "measured_cores", measured_cores)
+    monkeypatch.setattr(semi_online, "measured_cores", measured_cores)
     monkeypatch.setattr(semi_online.simulation, "measured", lambda folder: rates)
     monkeypatch.setattr(semi_online, "_run", run)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from bench import cores
+from bench.cores import Cores, Done, compared, measured_cores, whole_cores
 from masters_ray.errors import ConfigError
-from masters_ray.simulation import Cores, cores, measured_cores
-from masters_ray.simulation.cores import Done, compared, whole_cores
 from tests.unit.test_simulation import exactly
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from masters_ray.cli import main
-from masters_ray.simulation import Cores, Row, command
 from tests.conftest import ROOT
 from tests.unit.test_simulation_rates import ROWS, write_run
 
@@ -34,9 +33,8 @@ ALONE = ("--cores-worth", "2", *THREE)
 
 @pytest.fixture
 def rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A written rates.json. Cores are not measured."""
+    """A written rates.json."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(command, "measured_cores", lambda: pytest.fail("cores are measured without need"))
     return written(tmp_path)
 
 
@@ -112,13 +110,10 @@ def test_it_says_what_it_took_the_cores_to_be_worth(
     assert column(output, "wall") == ["13.0 s", wall]
 
 
-def test_cores_that_are_shared_are_measured_when_nothing_says_what_they_are_worth(
-    rates: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command, "measured_cores", lambda: Cores(count=2, worth=1.0, had=1.0))
-    _, told, _ = called(capsys, "--rates", rates, *THREE)
-    assert told.splitlines()[1] == "2 cores of this machine, worth 1 while both are busy"
-    assert column(told, "wall") == ["13.0 s", "22.0 s"]
+def test_what_shared_cores_are_worth_must_be_known(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = called(capsys, "--rates", rates, *THREE)
+    assert code == 1
+    assert "--cores-worth: expected what the cores" in error and "python -m bench.cores" in error
 
 
 def test_gpus_are_not_shared(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,23 +161,6 @@ def test_rates_are_those_of_a_run(rates: Path, tmp_path: Path, capsys: pytest.Ca
         code, told, _ = called(capsys, *words, *ALONE)
         assert (code, told.splitlines()[0]) == (0, f"rates of {run}, 3 iterations, at most 8 steps behind")
         assert column(told, "wall")[0] == "15.2 s"
-
-
-def test_the_paper_s_table_stands_below_if_it_is_wanted(
-    rates: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = Row(
-        share=0.2, paper_hours=148.0, literal_hours=189.2, dedicated_gpus=19, dedicated_hours=53.4, colocated_hours=55.7
-    )
-    monkeypatch.setattr(command, "table", lambda: [row])
-    _, alone, _ = called(capsys, "--rates", rates, *ALONE)
-    _, both, _ = called(capsys, "--rates", rates, *ALONE, "--paper")
-    assert both.startswith(alone)
-    assert both[len(alone) :].splitlines()[:3] == [
-        "",
-        "online  paper  paper's rate  GPUs beside   hours  same 256 GPUs",
-        "  20 %  148 h         189 h           19  53.4 h         55.7 h",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""What this machine's cores are worth to processes that are busy at the same time.
+"""What this machine's cores are worth to processes that are busy at the same time: ``python -m bench.cores``, ten
+seconds in which nothing else should run.
 
 Two logical CPUs may be the two threads of one core, and whole cores share caches, memory and clock rate: n busy
 processes get less than n times the work of one done. How much less depends on the work, so the processes here do what
@@ -221,3 +222,7 @@ def _piece() -> Callable[[], None]:
             learn()
 
     return both
+
+
+if __name__ == "__main__":
+    print(measured_cores())

@@ -1,4 +1,5 @@
-"""What online iterations cost the paper (appendix F.2), and what they would cost this pipeline at the paper's rates.
+"""What online iterations cost the paper (appendix F.2), and what they would cost this pipeline at the paper's rates:
+``python -m bench.paper``.
 
 The paper's figures are constants below, each with its place. ``Assumed`` holds everything that the paper does not say;
 no number in it was measured. What ``table`` says is therefore a calculation from published rates and not a measurement:
@@ -9,7 +10,7 @@ the paper's pre-generation of 1.5 million questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -18,6 +19,7 @@ from masters_ray.config import Rollout
 from masters_ray.simulation.model import simulate
 from masters_ray.simulation.setup import STUDENT, Call, Outcome, Pool, Setup
 from masters_ray.simulation.sweep import spread
+from masters_ray.simulation.text import columns
 
 HOURS = {0.0: 49.0, 0.05: 73.0, 0.1: 97.0, 0.15: 119.0, 0.2: 148.0}
 """Online share → hours of training, Qwen3-VL-32B to Qwen3-VL-8B (table of appendix F.2)."""
@@ -248,3 +250,35 @@ def _sized(
             return gpus, found
         too_slow = seconds + more_when_new
     return most, hours
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """A head, a line for each online share, and what the columns mean."""
+    head = ["online", "paper", "paper's rate", "GPUs beside", "hours", f"same {GPUS} GPUs"]
+    yield from columns(
+        head,
+        [
+            [
+                f"{100 * row.share:.0f} %",
+                "–" if row.paper_hours is None else f"{row.paper_hours:.0f} h",
+                f"{row.literal_hours:.0f} h",
+                "not enough" if row.dedicated_gpus is None else str(row.dedicated_gpus),
+                f"{row.dedicated_hours:.1f} h",
+                f"{row.colocated_hours:.1f} h",
+            ]
+            for row in rows
+        ],
+    )
+    yield ""
+    yield "paper: hours of training (appendix F.2)."
+    yield "paper's rate: 0.5 h for every 1,000 online samples (appendix F.9), the others at 49 h for all."
+    yield f"GPUs beside, hours: simulated; the fewest GPUs for rollouts, beside the learner's {GPUS}, with which the"
+    yield f"run takes at most {SLOWER_AT_MOST:g} × the hours of 0 %."
+    yield f"same {GPUS} GPUs: simulated; learner and rollouts take turns."
+    yield "Both at the rates of the paper's pre-generation (F.9), nothing measured; what is assumed beside them stands"
+    yield "in bench/paper.py (Assumed). Pre-generation for the offline share is in no column."
+
+
+if __name__ == "__main__":
+    for line in lines(table()):
+        print(line)

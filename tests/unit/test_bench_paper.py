@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from masters_ray.simulation import Assumed, Pool, Row, Setup, paper, paper_lines, simulate, spread, table
+from bench import paper
+from bench.paper import Assumed, Row, table
+from masters_ray.simulation import Pool, Setup, simulate, spread
 from tests.unit.test_simulation import call, exactly
 
 
@@ -99,7 +101,7 @@ def test_the_papers_table_in_columns() -> None:
         colocated_hours=51.3,
     )
     two = dataclasses.replace(one, share=1.0, paper_hours=None, literal_hours=750.0, dedicated_gpus=None)
-    assert list(paper_lines([one, two]))[:3] == [
+    assert list(paper.lines([one, two]))[:3] == [
         "online  paper  paper's rate  GPUs beside   hours  same 256 GPUs",
         "   5 %   73 h          84 h           12  53.7 h         51.3 h",
         " 100 %      –         750 h   not enough  53.7 h         51.3 h",
