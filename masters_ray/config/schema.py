@@ -323,7 +323,7 @@ class Learner:
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints."""
     checkpoints_kept: int = 2
-    """The last ones; the one with the lowest mean loss since the one before it is kept too."""
+    """The last ones."""
     max_failures: int = 0
     """How often a lost worker group is restarted from the last checkpoint."""
     max_skipped_in_a_row: int = 3

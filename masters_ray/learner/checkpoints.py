@@ -1,12 +1,11 @@
-"""Checkpoints of the worker group: written beside training, the last few and the best kept, whole or not there.
+"""Checkpoints of the worker group: written beside training, the last few kept, whole or not there.
 
     step-00000050/student/…         what the workers wrote, each its own files
                   rank-00000.json   the note of each: its files with their SHA-256, and the checkpoint's facts
 
 Every worker writes its own part to the node's temporary directory and goes on training while a thread copies it and, as
 the last thing, puts its note. A checkpoint counts once all notes are there, so nothing that was cut short is ever
-loaded. Ray Train's own checkpoints are not used: their index is written over in place, which a kill can tear, and they
-keep the last or the best but not both.
+loaded. Ray Train's own checkpoints are not used: their index is written over in place, which a kill can tear.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ class Found:
     """Optimizer steps that it has seen."""
     workers: int
     """How many wrote it; only as many can go on from it."""
-    loss: float
-    """Mean loss over the steps since the checkpoint before it; what "best" goes by."""
 
 
 class Checkpoints:
@@ -54,7 +51,7 @@ class Checkpoints:
         with writing(folder, LearnerError):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, step: int, loss: float, write: Callable[[Path], None]) -> None:
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Have ``write`` fill a local directory now, and copy it in the background; waits for the one before.
 
         Raises LearnerError when ``write`` finds no room, or when the one before could not be copied.
@@ -68,7 +65,7 @@ class Checkpoints:
                 f"{local}: a checkpoint cannot be written before it is copied: {error}. Is there room? TMPDIR chooses "
                 "another directory."
             ) from error
-        self._writing = self._writer.submit(self._publish, local, step, loss)
+        self._writing = self._writer.submit(self._publish, local, step)
 
     def wait(self) -> None:
         """Until nothing is being written. Raises what went wrong while it was."""
@@ -102,7 +99,7 @@ class Checkpoints:
             for name, content in note["sha256"].items()
         )
 
-    def _publish(self, local: Path, step: int, loss: float) -> None:
+    def _publish(self, local: Path, step: int) -> None:
         target = self._folder / f"step-{step:08d}"
         _note(target, self.rank).unlink(missing_ok=True)
         digests = {}
@@ -111,7 +108,7 @@ class Checkpoints:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             digests[str(name)] = _copy(file, target / name)
         shutil.rmtree(local)
-        note = {"step": step, "loss": loss, "workers": self._workers, "sha256": digests}
+        note = {"step": step, "workers": self._workers, "sha256": digests}
         unfinished = target / f"rank-{self.rank:05d}.tmp"
         unfinished.write_text(json.dumps(note, indent=1), encoding="utf-8")
         _flush(unfinished)
@@ -120,10 +117,9 @@ class Checkpoints:
             self._remove_old()
 
     def _remove_old(self) -> None:
-        """All but the last and the best; parts that were cut short by a kill as well."""
+        """All but the last; parts that were cut short by a kill as well."""
         found = self.complete()
-        best = min(found, key=lambda one: one.loss, default=None)
-        keep = {one.folder for one in [*found[-self._kept :], *([best] if best else [])]}
+        keep = {one.folder for one in found[-self._kept :]}
         newest = found[-1].step if found else -1
         for folder in self._folder.glob("step-*"):
             if folder not in keep and _step(folder) <= newest:
@@ -141,7 +137,7 @@ def find(folder: Path) -> list[Found]:
             continue
         workers = int(first["workers"])
         if all(_read_note(candidate, rank) is not None for rank in range(1, workers)):
-            complete.append(Found(folder=candidate, step=first["step"], workers=workers, loss=first["loss"]))
+            complete.append(Found(folder=candidate, step=first["step"], workers=workers))
     return complete
 
 

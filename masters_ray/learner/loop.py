@@ -94,7 +94,6 @@ class _Worker:
         self._rate = work.matmul_rate(self._device, dtype)
         self._packer = Packer(self._folder, model, self._device, dtype)
         self._skipped_in_a_row = 0
-        self._losses: list[float] = []
         self._told = Pinned()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         self.handout = Handout(job, exchange, self._engine, self._folder, self._rank, self._device)
@@ -202,7 +201,6 @@ class _Worker:
         if step.iteration.online and self._rank == 0 and self._exchange is not None:
             ask(self._exchange, "forget", step.number)
         if first and last:
-            self._losses.append(first.totals.means["loss"])
             waited = started - asked if step.iteration.online else 0.0
             self._tell(first, last.totals.means["clipped"], time.monotonic() - started, waited)
 
@@ -278,9 +276,7 @@ class _Worker:
             "skipped_in_a_row": self._skipped_in_a_row,
             "told": self._told.as_plain(),
         }
-        mean = sum(self._losses) / len(self._losses) if self._losses else math.inf
-        self._losses = []
-        self.checkpoints.save(number, mean, lambda folder: self._engine.save(folder, state))
+        self.checkpoints.save(number, lambda folder: self._engine.save(folder, state))
 
     def export(self) -> None:
         """Rank 0 writes the trained student; the others gather with it."""

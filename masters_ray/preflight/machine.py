@@ -145,12 +145,12 @@ def _room(config: Config, store: Folder | None, seen: Sequence[Seen], models: Ma
 
 
 def learner_bytes(config: Config, parameters: int) -> int:
-    """Of checkpoints (those kept, the best and one that is being written) and the exported student. Adapters' own
+    """Of checkpoints (those kept, and one that is being written) and the exported student. Adapters' own
     checkpoints are small and not counted."""
     weight = 2 if config.learner.dtype == "bfloat16" else 4
     if config.learner.lora.rank:
         return weight * parameters
-    return parameters * (weight + (config.learner.checkpoints_kept + 2) * (weight + _OPTIMIZER))
+    return parameters * (weight + (config.learner.checkpoints_kept + 1) * (weight + _OPTIMIZER))
 
 
 def rollout_bytes(config: Config, seen: Sequence[Seen]) -> int | None:

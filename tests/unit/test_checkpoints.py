@@ -18,12 +18,12 @@ def opened(folder: Path, rank: int = 0, workers: int = 1, kept: int = 2) -> Chec
     return Checkpoints(folder, rank=rank, workers=workers, kept=kept)
 
 
-def save(checkpoints: Checkpoints, step: int, loss: float = 1.0, content: str = "") -> None:
+def save(checkpoints: Checkpoints, step: int, content: str = "") -> None:
     def write(local: Path) -> None:
         (local / "student").mkdir(parents=True)
         (local / "student" / f"weights-{checkpoints.rank}.pt").write_text(content or f"after {step}")
 
-    checkpoints.save(step, loss, write)
+    checkpoints.save(step, write)
     checkpoints.wait()
 
 
@@ -31,12 +31,10 @@ def steps(folder: Path) -> list[int]:
     return [found.step for found in find(folder)]
 
 
-def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_the_last_are_kept(tmp_path: Path) -> None:
     checkpoints = opened(tmp_path)
-    for step, loss in [(10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, 2.0)]:
-        save(checkpoints, step, loss)
-    assert steps(tmp_path) == [20, 40, 50]
-    save(checkpoints, 60, 0.5)
+    for step in (10, 20, 30, 40, 50, 60):
+        save(checkpoints, step)
     assert steps(tmp_path) == [50, 60]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000050", "step-00000060"]
     assert (tmp_path / "step-00000060" / "student" / "weights-0.pt").read_text() == "after 60"
@@ -60,7 +58,7 @@ def test_a_part_that_a_kill_left_behind_is_written_over_and_removed_later(tmp_pa
     save(checkpoints, 10)
     assert (torn / "weights-0.pt").read_text() == "after 10"
     (tmp_path / "step-00000015").mkdir()
-    save(checkpoints, 20, loss=0.5)
+    save(checkpoints, 20)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
 
 
@@ -84,7 +82,7 @@ def test_writing_goes_on_beside_training_and_the_next_one_waits(tmp_path: Path) 
         local.mkdir(parents=True)
         (local / "weights-0.pt").write_text(big)
 
-    checkpoints.save(1, 1.0, write)
+    checkpoints.save(1, write)
     assert steps(tmp_path) == [], "copying fifty megabytes to the disk takes longer than coming back"
     save(checkpoints, 2)
     assert steps(tmp_path) == [1, 2]
@@ -95,7 +93,7 @@ def test_an_error_while_writing_reaches_the_next_call(tmp_path: Path) -> None:
     checkpoints = opened(tmp_path / "folder")
     (tmp_path / "folder").rmdir()
     (tmp_path / "folder").write_text("a file stands where the directory was")
-    checkpoints.save(1, 1.0, lambda local: local.mkdir(parents=True))
+    checkpoints.save(1, lambda local: local.mkdir(parents=True))
     with pytest.raises(LearnerError, match="a checkpoint cannot be written"):
         checkpoints.wait()
 
@@ -113,7 +111,7 @@ def write(local):
 step = 0
 while True:
     step += 1
-    checkpoints.save(step, 1.0 / step, write)
+    checkpoints.save(step, write)
     print(step, flush=True)
 """
 
@@ -135,7 +133,7 @@ def test_a_kill_while_writing_leaves_whole_checkpoints_only(delay: float, tmp_pa
         parts = [file.read_bytes() for file in sorted(one.folder.glob("part-*"))]
         assert [set(part) for part in parts] == [{one.step % 256}] * 20
         assert json.loads((one.folder / "rank-00000.json").read_text())["step"] == one.step
-    save(checkpoints, 1000, 0.0)
+    save(checkpoints, 1000)
     assert steps(tmp_path)[-1] == 1000
 
 
@@ -145,7 +143,7 @@ def test_a_full_local_disk_is_named_with_what_to_do(error: Exception, tmp_path: 
         raise error
 
     with pytest.raises(LearnerError, match=r"step-7: a checkpoint cannot be written .* TMPDIR"):
-        opened(tmp_path).save(7, 1.0, write)
+        opened(tmp_path).save(7, write)
 
 
 def test_a_note_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_what_a_run_writes_is_estimated_from_its_keys(tmp_path: Path) -> None:
     train = rows.Seen(name="train", source=settings.data.train, loaded=loaded, more=False)
     picture = len(png())
     assert machine.rollout_bytes(settings, [train]) == 3 * 3 * (picture + 8 * 8 * (2 * 32 + 12))
-    assert machine.learner_bytes(settings, 1000) == 1000 * (4 + 4 * (4 + 12))
+    assert machine.learner_bytes(settings, 1000) == 1000 * (4 + 3 * (4 + 12))
     adapters = config.load(DEMO, ["learner.lora.rank=8"])
     assert machine.learner_bytes(adapters, 1000) == 4000
 
