@@ -92,7 +92,7 @@ class Setup:
         return [tuple(calls) for _, calls in itertools.groupby(self.calls, key=lambda call: call.method)]
 
     def __post_init__(self) -> None:
-        if complaints := list(_complaints(self)):
+        if complaints := [*_of_numbers(self), *_of_iterations(self), *_of_calls(self)]:
             raise ConfigError(complaints)
 
 
@@ -119,7 +119,7 @@ class Outcome:
     """Versions that the learner handed over."""
 
 
-def _complaints(setup: Setup) -> Iterator[Complaint]:
+def _of_numbers(setup: Setup) -> Iterator[Complaint]:
     for name in ("iterations", "groups_per_step", "batch_rows"):
         if getattr(setup, name) < 1:
             yield _complaint(name, "at least 1", getattr(setup, name), "Raise it.")
@@ -134,12 +134,18 @@ def _complaints(setup: Setup) -> Iterator[Complaint]:
         yield _complaint("max_wait_seconds", "seconds of 0 or more", setup.max_wait_seconds, "inf waits for ever.")
     if setup.cores is not None and not setup.cores > 0:
         yield _complaint("cores", "above 0, or None", setup.cores, "None gives everything cores of its own.")
+
+
+def _of_iterations(setup: Setup) -> Iterator[Complaint]:
     wanted = sorted({number for number in setup.online if 1 <= number <= setup.iterations})
     if list(setup.online) != wanted:
         expected = f"ascending numbers from 1 to {setup.iterations}, each once"
         yield _complaint("online", expected, setup.online, "Sort them and leave out what lies outside.")
     if setup.online and not setup.calls:
         yield _complaint("calls", "at least one with online iterations", "none", "Name what makes a group.")
+
+
+def _of_calls(setup: Setup) -> Iterator[Complaint]:
     for call in setup.calls:
         if call.pool not in setup.pools:
             known = ", ".join(sorted(setup.pools)) or "none"
