@@ -27,7 +27,7 @@ from masters_ray.data.examine import Examiner, in_order
 from masters_ray.data.pixels import Change
 from masters_ray.data.scalars import cut
 from masters_ray.data.spool import SCHEMA, Note, batch
-from masters_ray.errors import DataError
+from masters_ray.errors import DataError, writing
 from masters_ray.progress import say
 from masters_ray.records import Problem, Rejected
 
@@ -160,7 +160,7 @@ def copy(collected: Collected, order: Sequence[int], file: Path, note: Note) -> 
             rows = _gathered(reader, starts, np.array(order[first : first + stretch], np.int64))
             for start in range(0, len(rows), size):
                 to.write_batch(rows.slice(start, size))
-    with writing(file), file.open("rb") as content:
+    with writing(file, DataError), file.open("rb") as content:
         os.fsync(content.fileno())
 
 
@@ -222,25 +222,16 @@ class _Writer:
         self._file, self._writer = file, writer
 
     def write_batch(self, content: pa.RecordBatch) -> None:
-        with writing(self._file):
+        with writing(self._file, DataError):
             self._writer.write_batch(content)
 
 
 @contextmanager
 def _new_file(file: Path, schema: pa.Schema) -> Iterator[_Writer]:
-    with writing(file):
+    with writing(file, DataError):
         sink = pa.OSFile(str(file), "wb")
     with sink:
         writer = pa.ipc.new_file(sink, schema)
         yield _Writer(file, writer)
-        with writing(file):
+        with writing(file, DataError):
             writer.close()
-
-
-@contextmanager
-def writing(file: Path) -> Iterator[None]:
-    """What the system says inside the block, of a full disk for one, becomes a DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written ({error}). Make room or mend the directory.") from error

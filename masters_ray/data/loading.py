@@ -19,7 +19,8 @@ from masters_ray.data.pixels import Change
 from masters_ray.data.scalars import cut
 from masters_ray.data.spool import FORMAT, Note, Problems, opened
 from masters_ray.data.texts import NO_SPECIAL
-from masters_ray.errors import DataError
+from masters_ray.errors import DataError, writing
+from masters_ray.files import write_text
 from masters_ray.progress import say
 from masters_ray.records import Rejected
 
@@ -76,7 +77,7 @@ def load(
     """
     key = _key(source, seed, max_pictures, max_pixels, special) | ({} if first is None else {"first": first})
     unsorted, unfinished = spool.with_name(spool.name + ".rows.tmp"), spool.with_name(spool.name + ".tmp")
-    with build.writing(spool):
+    with writing(spool, DataError):
         spool.parent.mkdir(parents=True, exist_ok=True)
         _remove(unsorted, unfinished)
     pictures, noted = spool.with_suffix(".pictures"), spool.with_suffix(".pictures.tmp")
@@ -101,7 +102,7 @@ def load(
                 remarks=_remarks(collected),
             )
             build.copy(collected, order, unfinished, note)
-            with build.writing(spool):
+            with writing(spool, DataError):
                 noted.replace(pictures)
                 unfinished.replace(spool)
         finally:
@@ -115,10 +116,7 @@ def load(
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
     """One JSON object per row that was set aside: row, reason and kind. An empty file says that there was none."""
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected]
-    temporary = file.with_name(file.name + ".tmp")
-    with build.writing(file):
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(file)
+    write_text(file, "".join(lines), DataError)
 
 
 def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int, special: str) -> dict[str, Any]:

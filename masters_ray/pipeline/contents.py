@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from masters_ray import data, schedule, store
 from masters_ray.config import Config
 from masters_ray.errors import DamagedError, MastersError, StoreError
+from masters_ray.files import read_object
 from masters_ray.learner import checkpoints
 from masters_ray.pipeline import evaluations, inputs
 from masters_ray.pipeline.curriculum import Ordered
-from masters_ray.pipeline.directory import RunDirectory, read_object
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 
 _NAMED = 3

@@ -12,7 +12,7 @@ from masters_ray import data
 from masters_ray.actors.pool import Pool
 from masters_ray.config import Difficulty
 from masters_ray.errors import DataError
-from masters_ray.pipeline.directory import append_lines, read_lines
+from masters_ray.files import append_lines, read_lines
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.progress import say, track
 from masters_ray.records import Problem

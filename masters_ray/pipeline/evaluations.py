@@ -13,7 +13,7 @@ import numpy as np
 from masters_ray import data
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked
-from masters_ray.pipeline.directory import read_json, write_json
+from masters_ray.files import read_json, write_json
 from masters_ray.progress import say
 
 

@@ -17,8 +17,9 @@ from masters_ray import data, remarks, store, weights
 from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
+from masters_ray.files import read_lines, write_json
 from masters_ray.pipeline import evaluations
-from masters_ray.pipeline.directory import RunDirectory, read_lines, write_json
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, RolloutGroup

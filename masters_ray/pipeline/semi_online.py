@@ -18,12 +18,13 @@ from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Config, Rule
 from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
+from masters_ray.files import append_lines
 from masters_ray.learner.exchange import Order
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts, stages
 from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.curriculum import Ordered
-from masters_ray.pipeline.directory import RunDirectory, append_lines
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.groups import GroupMaker, Online, Recipe
 from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.tally import Tally

@@ -11,8 +11,9 @@ from pathlib import Path
 from masters_ray import cluster, validation, weights
 from masters_ray.config import Config
 from masters_ray.errors import CheckpointError, Complaint, ConfigError, DataError, StoreError
+from masters_ray.files import read_json
 from masters_ray.pipeline import inputs
-from masters_ray.pipeline.directory import RunDirectory, read_json
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.preflight import gpus, machine, prompts, rows
 from masters_ray.progress import say
 

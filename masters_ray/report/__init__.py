@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masters_ray.files import write_text
 from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, read_examples, read_metrics, read_summary
-from masters_ray.report.page import page, write_whole
+from masters_ray.report.page import page
 
 REPORT = "report.html"
 
@@ -29,4 +30,5 @@ def write(run_dir: Path) -> Path:
     summary = read_summary(run_dir / SUMMARY)
     metrics = read_metrics(run_dir / METRICS)
     examples = read_examples(run_dir / EXAMPLES)
-    return write_whole(run_dir / REPORT, page(summary, metrics, examples))
+    write_text(run_dir / REPORT, page(summary, metrics, examples))
+    return run_dir / REPORT

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
-from masters_ray.errors import writing
 from masters_ray.records import StepMetrics
 from masters_ray.report import sections
 from masters_ray.report.examples import examples as examples_section
@@ -110,16 +109,6 @@ def page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Ex
     )
     name = PurePath(summary.directory).name or summary.directory
     return document("Distillation report", name, parts)
-
-
-def write_whole(file: Path, text: str) -> Path:
-    """Write a page; an existing one is replaced in one step. Returns its path. Raises StoreError when it cannot be
-    written."""
-    temporary = file.with_name(file.name + ".tmp")
-    with writing(file):
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    return file
 
 
 def document(title: str, name: str, parts: Sequence[tuple[str, str, str]]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from masters_ray.errors import StoreError, writing
+from masters_ray.errors import StoreError
+from masters_ray.files import write_json
 from masters_ray.simulation.fields import Fields, read_object, read_rows
 from masters_ray.simulation.setup import Call, Pool, Setup
 
@@ -75,10 +74,7 @@ class Rates:
             }
             for call in self.calls
         }
-        temporary = path.with_name(path.name + ".tmp")
-        with writing(path):
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+        write_json(path, content)
 
     def setup(
         self,

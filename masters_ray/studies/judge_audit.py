@@ -22,9 +22,10 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joined
 from masters_ray.errors import DataError
+from masters_ray.files import read_json, write_json, write_text
 from masters_ray.marking import RULES
 from masters_ray.pipeline import driver, stages
-from masters_ray.pipeline.directory import RunDirectory, read_json, write_json, write_text
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import JUDGES
 from masters_ray.progress import say, track

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masters_ray.config import Config, as_written
+from masters_ray.files import write_text
 from masters_ray.report.markup import NOTHING, decimal, escape, facts, percent, table, text_or_details, whole
-from masters_ray.report.page import document, write_whole
+from masters_ray.report.page import document
 
 if TYPE_CHECKING:
     from masters_ray.studies.judge_audit import Judged, Pair
@@ -29,7 +30,8 @@ def write(
         ("disagreements", "Where they do not", _disagreements(differing)),
         ("audit", "The audit", _facts(config)),
     )
-    return write_whole(file, document("Audit of the judges", Path(config.run.dir).parent.name, parts))
+    write_text(file, document("Audit of the judges", Path(config.run.dir).parent.name, parts))
+    return file
 
 
 def _judges(judged: Sequence[Judged]) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 from masters_ray import store
 from masters_ray.config import Config, Schedule, ScheduledStage, as_written, joined
 from masters_ray.errors import Complaint, ConfigError, StoreError
+from masters_ray.files import read_json, write_json
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import driver, stages
-from masters_ray.pipeline.directory import RunDirectory, read_json, write_json
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import JudgedText
 from masters_ray.studies import mask_scan_page

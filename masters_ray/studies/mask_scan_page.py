@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masters_ray.config import Config, as_written
+from masters_ray.files import write_text
 from masters_ray.report.charts import Line, line_chart
 from masters_ray.report.markup import NOTHING, escape, facts, nats, percent, small_percent, table
-from masters_ray.report.page import document, write_whole
+from masters_ray.report.page import document
 from masters_ray.studies.statistics import Mean
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def write(file: Path, config: Config, found: Sequence[Scanned], advice: Advice) 
         ("rewards", "What the masked teacher answers", _rewards(found)),
         ("scan", "The scan", _facts(config)),
     )
-    return write_whole(file, document("Scan of mask ratios", Path(config.run.dir).parent.name, parts))
+    write_text(file, document("Scan of mask ratios", Path(config.run.dir).parent.name, parts))
+    return file
 
 
 def _result(found: Sequence[Scanned], advice: Advice) -> str:

@@ -32,15 +32,9 @@ from omegaconf.errors import OmegaConfBaseException
 from masters_ray import cluster, validation
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
+from masters_ray.files import read_json, write_json, write_text
 from masters_ray.pipeline import driver, evaluations
-from masters_ray.pipeline.directory import (
-    RunDirectory,
-    holds_rows_of,
-    read_json,
-    rollout_settings,
-    write_json,
-    write_text,
-)
+from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_settings
 from masters_ray.progress import say
 from masters_ray.studies import study_page
 from masters_ray.studies.statistics import Mean, as_json, mean, resampled_mean

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from masters_ray.files import write_text
 from masters_ray.report.charts import dots_chart
 from masters_ray.report.markup import decimal, escape, facts, nats, table
-from masters_ray.report.page import document, write_whole
+from masters_ray.report.page import document
 from masters_ray.studies.statistics import Mean
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def write(file: Path, study: Study, found: Sequence[Outcome]) -> Path:
         ("variants", "The variants", _variants(study, found)),
         ("study", "The study", _facts(study)),
     )
-    return write_whole(file, document("Study", study.dir.name, parts))
+    write_text(file, document("Study", study.dir.name, parts))
+    return file
 
 
 def any_waited(found: Sequence[Outcome]) -> bool:

@@ -24,12 +24,13 @@ from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import WeightSyncError
+from masters_ray.files import read_lines
 from masters_ray.learner.exchange import Exchange, Order
 from masters_ray.learner.publish import publish
 from masters_ray.learner.sender import Sender
 from masters_ray.packing import pack
 from masters_ray.pipeline import driver
-from masters_ray.pipeline.directory import RunDirectory, read_lines
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
 from masters_ray.weights import WireTensor

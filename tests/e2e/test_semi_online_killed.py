@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from masters_ray import schedule, store
+from masters_ray.files import read_lines
 from masters_ray.learner.checkpoints import find
-from masters_ray.pipeline.directory import read_lines
 from masters_ray.records import RolloutGroup
 from masters_ray.store import look
 from tests.conftest import ROOT

@@ -19,9 +19,10 @@ from masters_ray.actors.host import Host
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Cluster
 from masters_ray.errors import ConfigError
+from masters_ray.files import append_lines, read_lines
 from masters_ray.learner.exchange import Exchange, Order
 from masters_ray.pipeline import driver, semi_online
-from masters_ray.pipeline.directory import RunDirectory, append_lines, read_lines
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.placement import Turns
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form, summary

@@ -12,8 +12,9 @@ import pytest
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import StoreError
+from masters_ray.files import write_json
 from masters_ray.pipeline import contents, driver, evaluations, inputs
-from masters_ray.pipeline.directory import RunDirectory, write_json
+from masters_ray.pipeline.directory import RunDirectory
 from tests.builders import group
 from tests.unit.test_driver import Generate, block, generate, two_teachers
 

@@ -9,12 +9,12 @@ import pytest
 
 from masters_ray import data
 from masters_ray.errors import DataError, LearnerError, MastersError, StoreError
+from masters_ray.files import write_text
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.pipeline import evaluations
 from masters_ray.pipeline.curriculum import Difficulties
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
-from masters_ray.report.page import write_whole
 from tests.unit.test_curriculum import QUESTIONS, SAID, Rater
 from tests.unit.test_directory import config, metrics
 from tests.unit.test_journal import rewards
@@ -46,7 +46,7 @@ WRITERS: dict[str, tuple[Write, type[MastersError]]] = {
     "metrics.jsonl": (a_step, StoreError),
     "rewards.jsonl": (some_rewards, StoreError),
     "evaluation/teacher.json": (marks, StoreError),
-    "report.html": (lambda root: write_whole(root / "report.html", "x"), StoreError),
+    "report.html": (lambda root: write_text(root / "report.html", "x"), StoreError),
     "quarantine.jsonl": (lambda root: data.write_quarantine(root / "quarantine.jsonl", []), DataError),
 }
 

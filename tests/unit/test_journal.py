@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from masters_ray.files import read_lines
 from masters_ray.learner.job import GroupRewards, Pinned
-from masters_ray.pipeline.directory import RunDirectory, read_lines
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
 from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep
 from tests.unit.test_directory import config, metrics

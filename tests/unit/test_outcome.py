@@ -18,9 +18,10 @@ from PIL import Image
 from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.config import Config
+from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
 from masters_ray.learner.metrics import _rewards
-from masters_ray.pipeline.directory import RunDirectory, append_lines
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.outcome import _examples, _online, _shown
 from masters_ray.records import Picture, RolloutGroup
 from tests.builders import group, png, problem, scored

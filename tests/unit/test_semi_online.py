@@ -15,9 +15,10 @@ from masters_ray import config as configuration
 from masters_ray import schedule, store
 from masters_ray.config import Config
 from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
+from masters_ray.files import read_lines
 from masters_ray.learner.exchange import Exchange
 from masters_ray.pipeline import semi_online
-from masters_ray.pipeline.directory import RunDirectory, read_lines
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.semi_online import Asked, Engines, OnlineRollouts
 from masters_ray.pipeline.verdicts import Judging, Verdicts
 from masters_ray.placement import Turns
