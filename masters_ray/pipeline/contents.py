@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from masters_ray import data, schedule, store
 from masters_ray.config import Config
@@ -42,14 +44,19 @@ class Stored:
         return {position for one in online for position in one.positions}
 
     def is_made(
-        self, stage: schedule.Stage, part: range, questions: data.Problems | Ordered, ordered: bool, reference: str
+        self,
+        stage: schedule.Stage,
+        part: range,
+        questions: data.Problems | Ordered,
+        ordered: bool,
+        settings: Mapping[str, Any],
     ) -> bool:
         """Whether a stage's store is finished, whole, and of these questions. Otherwise it is opened again: what is
         broken is set aside, and rows are made only of what is missing.
 
-        ordered: whether the questions stand in the order in which they are asked. reference: digest of the student
-        before training. Raises StoreError when the student has learned from what would be made again, and when the
-        store is another run's, or was made for fewer questions or for another student.
+        ordered: whether the questions stand in the order in which they are asked. settings: of the stage's recipe.
+        Raises StoreError when the student has learned from what would be made again, and when the store is another
+        run's, or was made for fewer questions or by another recipe.
         """
         folder = self._directory.stage(stage.index)
         if not folder.has(store.MANIFEST):
@@ -67,10 +74,12 @@ class Stored:
                 )
             store.reopen(folder, survey.broken)
             return False
-        if (made_with := store.read_key(folder).get("reference_digest", reference)) != reference:
+        made, wanted = store.read_key(folder), json.loads(json.dumps(settings))
+        if different := [name for name in wanted if made.get(name, wanted[name]) != wanted[name]]:
+            told = "; ".join(f"{name}: {made[name]!r} there, {wanted[name]!r} now" for name in sorted(different))
             raise StoreError(
-                f"{folder}: made with another student ({made_with[:12]} there, {reference[:12]} now). Set "
-                "student.checkpoint back, or choose another run.dir."
+                f"{folder}: its rows were made by something else ({told}). Set it back, or choose another run.dir and "
+                "rollout.store."
             )
         asked = {position for account in survey.accounts.values() for position in account.asked}
         if missing := set(part) - self.left_out(stage) - asked:

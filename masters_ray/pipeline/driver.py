@@ -31,7 +31,7 @@ from masters_ray.learner.trainer import exchange_of, fit
 from masters_ray.pipeline import curriculum, evaluations, inputs, limits, outcome, rollouts, semi_online, stages
 from masters_ray.pipeline.contents import Stored, say_damage
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.groups import Earlier
+from masters_ray.pipeline.groups import Earlier, Recipe
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.semi_online import Asked, Engines, OnlineRollouts
 from masters_ray.pipeline.verdicts import Judging, Verdicts
@@ -143,6 +143,9 @@ class _Run:
         todo = [(stage, part) for stage, part in block if not self._is_made(stage, part)]
         # Of a teacher, who may be large, the weights are not read once more.
         models = {"student_before": self._reference}
+        if "teacher" in measured and not self._directory.student.exists():
+            made = [directory.stage(stage.index) for stage, _ in block]
+            evaluations.refuse_rows_of_another(made, directory.evaluation("teacher"), self._checkpoint(block))
         unmeasured = [name for name in measured if not self._is_measured(name, models.get(name))]
         if not todo and not unmeasured and not self._lacks_difficulties():
             return
@@ -167,7 +170,7 @@ class _Run:
             questions = self._questions(replicas)
             for stage, part in todo:
                 with journal.phase("rollouts"):
-                    recipe = stages.recipe(config, stage, student, self._reference, self._judging(stage.teacher))
+                    recipe = self._recipe(stage, student)
                     place, earlier = directory.stage(stage.index), self._earlier(config, stage)
                     rollouts.roll_out(
                         recipe, questions, part, replicas, place, earlier, self._verdicts, self._stored.left_out(stage)
@@ -175,14 +178,25 @@ class _Run:
             if "teacher" in unmeasured:
                 with journal.phase("evaluation before"):
                     rollouts.mask_teachers(replicas.pools["teacher"], 0.0)
-                    weights_of_teacher = weights.digest(weights.locate(config.teacher.checkpoint))
-                    self._evaluate(replicas, "teacher", "teacher", weights_of_teacher)
+                    self._evaluate(replicas, "teacher", "teacher", weights.digest(self._checkpoint(block)))
+
+    def _checkpoint(self, block: Block) -> Path:
+        """Of the block's teacher."""
+        return weights.locate(self._config.of_teacher(block[0][0].teacher).teacher.checkpoint)
 
     def _is_made(self, stage: schedule.Stage, part: range) -> bool:
         """``Stored.is_made``, also before it is known in which order the questions are asked."""
         problems = self._train.problems
         ordered = self._config.data.order == "seeded" or not self._difficulty().missing(problems)
-        return self._stored.is_made(stage, part, self._ordered() if ordered else problems, ordered, self._reference)
+        writer = self._writer(stage)
+        student = self._reference if writer is None or not writer.exists() else weights.digest(writer)
+        recipe = self._recipe(stage, student)
+        return self._stored.is_made(stage, part, self._ordered() if ordered else problems, ordered, recipe.settings)
+
+    def _recipe(self, stage: schedule.Stage, student: str) -> Recipe:
+        """student: digest of the one that writes."""
+        config = self._config.of_teacher(stage.teacher)
+        return stages.recipe(config, stage, student, self._reference, self._judging(stage.teacher))
 
     def _questions(self, replicas: Replicas) -> data.Problems | curriculum.Ordered:
         """The training questions in the order in which they are asked. Asks the first teacher how hard they are, if

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from masters_ray import data
+from masters_ray import data, store, weights
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked
 from masters_ray.files import read_json, write_json
@@ -39,6 +39,23 @@ def rows(file: Path) -> list[dict[str, Any]]:
     content = read_json(file)
     found: list[dict[str, Any]] = content["marks"] if isinstance(content, dict) else content
     return found
+
+
+def refuse_rows_of_another(made: Sequence[store.Folder], file: Path, checkpoint: Path) -> None:
+    """Raises StoreError when stores are there, and the teacher that was measured after them (``file``) had other
+    weights than the checkpoint has."""
+    if not file.exists() or not any(folder.has(store.MANIFEST) for folder in made):
+        return
+    try:
+        content = read_json(file)
+    except StoreError:
+        return  # it is measured again
+    now = weights.digest(checkpoint)
+    if isinstance(content, dict) and content.get("model", now) != now:
+        raise StoreError(
+            f"{made[0]}: its rows were made by a teacher with other weights than {checkpoint} has now. Put them back, "
+            "or choose another run.dir."
+        )
 
 
 def is_of(file: Path, questions: str, model: str | None = None) -> bool:

@@ -65,8 +65,12 @@ class Recipe:
 
     def key(self, report: MaskReport) -> dict[str, Any]:
         """The same as plain values, for a store. report: the teacher as it is masked."""
+        return {"teacher_digest": report.digest, **self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of ``key`` that is known before the teacher is masked."""
         return {
-            "teacher_digest": report.digest,
             "mask_ratio": self.stage.ratio,
             "student_digest": None if self.online else self.student_digest,
             "online": self.online is not None,

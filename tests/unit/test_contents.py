@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from masters_ray.files import write_json
 from masters_ray.pipeline import contents, driver, evaluations, inputs
 from masters_ray.pipeline.directory import RunDirectory
 from tests.builders import group
+from tests.conftest import PAIR
 from tests.unit.test_driver import Generate, block, generate, two_teachers
 
 __all__ = ["generate"]  # a fixture
@@ -67,6 +69,45 @@ def test_a_row_that_was_removed_is_missing_from_every_stage_and_nothing_is_asked
     stages = generate(config, replicas)
     assert [sorted(row.problem.id for row in rows) for rows in stages] == [["0", "2", "3"]] * 2
     assert replicas.pools["teacher"].wrote == []
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("teacher.top_k=16", "top_k: 32 there, 16 now"),
+        ("rollout.sampling.temperature=0.3", "'temperature': 0.3"),
+        ("judge.of_student=rule", "'of_student': 'rule'"),
+        ("teacher.mask.vision=true", "'vision': True"),
+        ("run.seed=0", ""),
+    ],
+)
+def test_a_finished_store_of_another_recipe_is_not_taken(
+    word: str, told: str, tmp_path: Path, generate: Generate
+) -> None:
+    """The settings of the run that made it are gone, or it lies elsewhere."""
+    generate(two_teachers(tmp_path, *SMALL), block())
+    for name in ("settings.json", "journal.json"):
+        RunDirectory(two_teachers(tmp_path, *SMALL)).file(name).unlink()
+    config = two_teachers(tmp_path, *SMALL, word)
+    if not told:
+        generate(config)
+        return
+    with pytest.raises(StoreError, match="stage-0: its rows were made by something else") as caught:
+        generate(config)
+    assert told in str(caught.value)
+
+
+def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
+    held_out = tmp_path / "held_out.jsonl"
+    words = ("data.held_out.path=" + str(held_out), f"teacher.checkpoint={teacher}")
+    config = two_teachers(tmp_path, *SMALL, *words)
+    held_out.write_bytes((tmp_path / "questions.jsonl").read_bytes())
+    measure(config, monkeypatch, "student_before", "teacher")
+    measure(config, monkeypatch)
+    (teacher / "model.safetensors").write_bytes((PAIR / "student" / "model.safetensors").read_bytes())
+    with pytest.raises(StoreError, match="made by a teacher with other weights than .*teacher has now"):
+        measure(config, monkeypatch)
 
 
 def test_what_the_student_has_learned_from_is_not_made_again_and_what_it_has_not_is(
