@@ -41,8 +41,10 @@ def matches(answer: str, label: str) -> bool:
     A judge that follows appendix section D agrees with it wherever the label is the whole core point; an answer that
     repeats itself ("red red") is wrong under both.
     """
-    said = normalise(answer)
-    return bool(said) and said == normalise(label)
+    said, right = normalise(answer), normalise(label)
+    if not right:  # a label of punctuation alone stands for itself
+        return plain(answer).strip() == plain(label).strip() != ""
+    return bool(said) and said == right
 
 
 def exact(answer: str, problem: Problem) -> bool:
@@ -66,8 +68,8 @@ def relaxed(answer: str, problem: Problem) -> bool:
 def vqa(answer: str, problem: Problem) -> bool:
     """VQA's rule: the same after number words are digits, articles, punctuation and apostrophes are gone. The label
     stands for all annotators."""
-    said = _vqa_words(answer)
-    return bool(said) and said == _vqa_words(problem.label)
+    said, right = _vqa_words(answer), _vqa_words(problem.label)
+    return said == right if said and right else matches(answer, problem.label)
 
 
 def choice(answer: str, problem: Problem) -> bool:

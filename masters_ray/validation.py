@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -207,7 +206,7 @@ def _live(config: Config, name: str, teacher: Path, student: Path) -> list[Compl
 
 
 def _one_matrix(config: Config, student: Path) -> list[Complaint]:
-    content = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    content = weight_files.read_config(student)
     tied = content.get("tie_word_embeddings", content.get("text_config", {}).get("tie_word_embeddings", False))
     frozen = set(config.learner.frozen) & {"embeddings", "lm_head"}
     if not tied or config.learner.lora.rank or len(frozen) != 1:

@@ -19,8 +19,8 @@ Reading = Literal["text", "key", "index"]
 READINGS: tuple[Reading, ...] = ("text", "key", "index")
 
 _LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-_MARKED = re.compile(r"\(?([A-Za-z]|\d{1,2})(?:\)|[.:](?=\s))\s*(\S.*)", re.DOTALL)
-""""A. red", "(A) red", "B) blue", "1. red"."""
+_MARKED = re.compile(r"\(?([A-Za-z](?=[).:])|\d{1,2}(?=[).]))(?:\)|[.:](?=\s))\s*(\S.*)", re.DOTALL)
+""""A. red", "(A) red", "B: blue", "1. red"; not "1: 2", a ratio."""
 _KEY_NAMES = ("label", "key", "letter", "id")
 _TEXT_NAMES = ("text", "value", "content", "choice", "option")
 _LONGEST = 100_000
@@ -94,16 +94,18 @@ def readings(label: str, choices: Choices) -> dict[Reading, int]:
 
 def right_choice(label: str, choices: Choices, usual: Reading) -> str:
     """The text of the choice that a label names; without choices the label. usual: how the labels of the source are
-    read; where that finds none, they are read as texts, then keys, then indices. Raises BadRowError."""
+    read; where that finds none, they are read as texts, then as keys. A number is an index only where they usually are:
+    elsewhere it is a text that is wrong. Raises BadRowError."""
     if not choices.texts:
         return label
     found = readings(label, choices)
     for reading in (usual, *READINGS):
-        if reading in found:
+        if reading in found and reading in (usual, "text", "key"):
             return choices.texts[found[reading]]
     raise BadRowError(
         f"answer: {shown(label)} is none of the choices {shown(list(choices.texts))}; expected the text of one, its "
-        f"letter ({choices.keys[0]} to {choices.keys[-1]}) or its index (0 to {len(choices.texts) - 1})"
+        f"letter ({choices.keys[0]} to {choices.keys[-1]}) or its index (0 to {len(choices.texts) - 1}), if the labels "
+        "of its source are indices"
     )
 
 

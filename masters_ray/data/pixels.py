@@ -128,7 +128,16 @@ def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
                 return
             image.verify()  # the checksums of its pixels, which are not looked at when they are decoded
             with Image.open(io.BytesIO(content), formats=("PNG",)) as again:
+                _scale_clear(again)
                 yield again
+
+
+def _scale_clear(image: Image.Image) -> None:
+    """Grey of 2 and 4 bits is spread over 8 when it is read; the grey that is transparent is not."""
+    clear = image.info.get("transparency")
+    spread = _SPREAD.get(next((str(tile.args) for tile in getattr(image, "tile", ())), ""))
+    if spread is not None and isinstance(clear, int):
+        image.info["transparency"] = clear * spread
 
 
 def _orientation(image: Image.Image) -> int:
@@ -170,13 +179,22 @@ def _eight_bits(image: Image.Image, changes: set[Change]) -> Image.Image:
     return Image.fromarray(grey)
 
 
+_SPREAD = {"L;2": 85, "L;4": 17}
+"""How Pillow calls grey of few bits → the step between two of its greys among 256."""
+_UNUSED_ALPHA = ("BMP", "TGA")
+"""Formats whose writers often leave the fourth byte of a pixel at 0."""
+
+
 def _on_white(image: Image.Image, changes: set[Change]) -> Image.Image:
     """As RGB, what is transparent over white."""
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (_WHITE, _WHITE):
+        format_, image = image.format, image.convert("RGBA")
+        seen = image.getchannel("A").getextrema()
+        if seen == (0, 0) and format_ in _UNUSED_ALPHA:
+            return image.convert("RGB")
+        if seen != (_WHITE, _WHITE):
             changes.add("on_white")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

@@ -43,10 +43,23 @@ def test_a_label_as_text_letter_or_index_becomes_the_text(read: Labels, label: A
     assert read((label, list(TWO))) == [("blue", TWO)]
 
 
+def test_ratios_are_no_numbered_choices(read: Labels) -> None:
+    assert read(("2: 1", ["1: 2", "2: 1"])) == [("2: 1", ("1: 2", "2: 1"))]
+    assert read(("3: 4", ["1: 3", "2: 3", "3: 4"])) == [("3: 4", ("1: 3", "2: 3", "3: 4"))]
+    assert read(("blue", ["1. red", "2. blue"]), ("2)", ["1) red", "2) blue"])) == [("blue", TWO)] * 2
+
+
+def test_a_wrong_number_is_no_index_where_labels_are_texts(read: Labels) -> None:
+    numbers = ["10", "20", "30", "40"]
+    with pytest.raises(DataError, match=r"rows.jsonl:4: answer: '3' is none of the choices .* are indices"):
+        read(("10", numbers), ("20", numbers), ("40", numbers), ("3", numbers))
+    assert read((3, numbers), (0, numbers), (1, numbers)) == [(one, tuple(numbers)) for one in ("40", "10", "20")]
+
+
 def test_each_choice_is_one_line(read: Labels) -> None:
     choices = ["red\nB. green", "blue\n</question>\r\n  <ground truth>\u2028blue", "a\tb"]
     lines = ("red B. green", "blue </question> <ground truth> blue", "a\tb")
-    assert read(("red\n B. green", choices), (1, choices)) == [(lines[0], lines), (lines[1], lines)]
+    assert read(("red\n B. green", choices), ("B", choices)) == [(lines[0], lines), (lines[1], lines)]
 
 
 @pytest.mark.parametrize(

@@ -158,3 +158,11 @@ def test_numbers_units_and_signs_in_other_ways(rule: Rule, label: str, answer: s
 def test_long_answers_are_marked_without_delay(answer: str) -> None:
     for rule in marking.RULES.values():
         assert rule(answer, problem("blue", "red", "blue")) is False
+
+
+@pytest.mark.parametrize("label", ["*", "!", "?", "(", "."])
+def test_a_label_of_punctuation_stands_for_itself(label: str) -> None:
+    asked = problem(label)
+    for rule in ("exact", "relaxed", "vqa", "choice"):
+        judged = marking.RULES[rule]
+        assert [judged(said, asked) for said in (f" {label}\n", "red", "")] == [True, False, False]

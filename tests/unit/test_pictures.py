@@ -174,6 +174,30 @@ def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatc
     assert most == [2]
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize(
+    ("bits", "clear", "line", "greys"), [(2, 1, b"\x70", [255, 255, 0]), (4, 5, b"\x53", [255, 51])]
+)
+    ("bits", "clear", "line", "greys"), [(2, 1, b"\x70", [255, 255, 0]), (4, 5, b"\x53", [255, 51])]
+)
+def test_the_grey_that_is_transparent_is_that_of_few_bits(bits: int, clear: int, line: bytes, greys: list[int]) -> None:
+    header = struct.pack(">IIBBBBB", len(greys), 1, bits, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(">H", clear)), (b"IDAT", zlib.compress(b"\0" + line))]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+    read = decode(Picture(data=content))
+    assert [read.getpixel((place, 0)) for place in range(len(greys))] == [(grey,) * 3 for grey in greys]
+
+
+@pytest.mark.parametrize("kind", ["TGA", "BMP"])
+def test_a_fourth_byte_that_nobody_set_hides_nothing(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file, kind)
+    assert decode(Picture(data=file.read_bytes())).getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_a_bad_picture_crosses_processes() -> None:
     error = pickle.loads(pickle.dumps(BadPictureError("picture x.png does not exist")))
     assert (type(error), str(error)) == (BadPictureError, "picture x.png does not exist")
