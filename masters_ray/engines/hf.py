@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from masters_ray.weight_files import quantisation, read_config
 from masters_ray.weights import tensors
 
 _SHOWN = 3
+_NUMBERS = re.compile(r"\d+")
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
@@ -62,7 +64,7 @@ def superfluous(folder: Path) -> list[str]:
     logging.set_verbosity_error()  # it has a table of what is missing
     logging.disable_progress_bar()
     try:
-        _, info = AutoModelForImageTextToText.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -70,7 +72,14 @@ def superfluous(folder: Path) -> list[str]:
     finally:
         logging.set_verbosity(level)
     _expect_all(folder, info)
-    return sorted(info["unexpected_keys"])
+    extra, own = sorted(info["unexpected_keys"]), {_NUMBERS.sub("*", name) for name in model.state_dict()}
+    more = [name for name in extra if _NUMBERS.sub("*", name) in own]
+    if more:
+        raise CheckpointError(
+            f"{folder}: config.json says fewer layers than the weights have: {len(more)} are of further ones, such as "
+            f"{more[0]}. Mend config.json, or download the checkpoint again."
+        )
+    return extra
 
 
 def _expect_all(folder: Path, info: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, Complaint
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem
+from masters_ray.weight_files import read_config
 
 if TYPE_CHECKING:
     from masters_ray.engines.chat import Chat
@@ -108,6 +109,12 @@ def _check(chat: Chat, problem: Problem) -> int:
         learned: list[int] = chat.inputs(messages, pictures)["input_ids"][0].tolist()
     except Exception as error:  # a processor raises what it likes
         raise CheckpointError(f"the processor fails on {problem.id} ({type(error).__name__}: {error})") from error
+    named = read_config(chat.folder)
+    stands_for = named.get("image_token_id", named.get("image_token_index"))
+    if problem.pictures and isinstance(stands_for, int) and stands_for not in learned:
+        raise CheckpointError(
+            f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
+        )
     if not _expands(asked, learned, marks):
         raise CheckpointError(
             f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes other "

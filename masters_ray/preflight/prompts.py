@@ -40,6 +40,15 @@ class _Length:
     """Those that the model gets."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Lengths:
+    """Of a source's questions."""
+
+    read: list[_Length]
+    failed: list[str]
+    """Questions on which the processor fails, and why."""
+
+
 def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> list[Complaint]:
     """Say what a question looks like and how long the prompts are, pictures expanded. Complains when more prompts than
     conf allows do not fit an engine."""
@@ -52,7 +61,7 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
     from masters_ray.engines.chat import Chat
 
     complaints: list[Complaint] = []
-    measured: dict[str, dict[str, list[_Length]]] = {}
+    measured: dict[str, dict[str, _Lengths]] = {}
     for name, folder in reversed(list(models.items())):  # the student is the last one
         digest = weights.prompt_digest(folder)
         try:
@@ -60,9 +69,10 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
             complaints += _incomplete(name, folder)
             if digest not in measured:
                 chat = Chat(folder)
+                found = {one.name: _lengths(chat, one) for one in seen}
                 if not measured:
-                    _show(chat, name, seen[0].problems[0])
-                measured[digest] = {one.name: _lengths(chat, one) for one in seen}
+                    _show(chat, name, found[seen[0].name].read[0].problem)
+                measured[digest] = found
         except Exception as error:  # noqa: BLE001 - processors and templates raise what they like
             told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
             complaints.append(
@@ -70,16 +80,42 @@ def look(config: Config, seen: Sequence[Seen], models: Mapping[str, Path]) -> li
             )
             continue
         for source, lengths in measured[digest].items():
-            complaints += _fit(config, name, source, lengths)
-            _say_shrunk(name, source, lengths)
-    return complaints or _compared(models, seen[0].problems[:_COMPARED])
+            complaints += [*_failures(config, name, source, lengths), *_fit(config, name, source, lengths.read)]
+            _say_shrunk(name, source, lengths.read)
+    if complaints or not measured:
+        return complaints
+    readable = set.intersection(*({one.problem.id for one in of[seen[0].name].read} for of in measured.values()))
+    compared = (one for one in seen[0].problems[:FIRST] if one.id in readable)
+    return _compared(models, list(itertools.islice(compared, _COMPARED)))
+
+
+def _failures(config: Config, name: str, source: str, lengths: _Lengths) -> list[Complaint]:
+    """What the processor fails on is set aside by a run, if it is not too much."""
+    if not lengths.failed:
+        return []
+    count, of = len(lengths.failed), len(lengths.failed) + len(lengths.read)
+    told = f"{count} of {of} questions on which its processor fails ({lengths.failed[0]})"
+    if count <= config.rollout.max_set_aside_share * of:
+        say(f"{name}: data.{source} has {told}; they are set aside")
+        return []
+    return [
+        Complaint(
+            where=f"data.{source}",
+            expected=f"questions that {name} can be asked",
+            found=told,
+            remedy="Take them out, or raise rollout.max_set_aside_share.",
+        )
+    ]
 
 
 def _known(folder: Path) -> None:
     """Raises CheckpointError when transformers has no vision-language model of this type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = read_config(folder).get("model_type")
+    content = read_config(folder)
+    kind = content.get("model_type")
+    if not content.get("architectures"):
+        raise CheckpointError(f"{folder}: config.json names no architectures, by which engines know a model.")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise CheckpointError(
             f"{folder}: expected a vision-language model that transformers knows (AutoModelForImageTextToText), found "
@@ -138,13 +174,21 @@ def _runs(chat: Chat, ids: Sequence[int]) -> list[tuple[str, int]]:
     return found
 
 
-def _lengths(chat: Chat, seen: Seen) -> list[_Length]:
-    found = []
+def _lengths(chat: Chat, seen: Seen) -> _Lengths:
+    """Raises what the processor does when it fails on all questions."""
+    found: list[_Length] = []
+    failed: list[str] = []
+    last: Exception | None = None
     # Some processors hand a picture over as a film of two equal ones.
     frames = getattr(getattr(chat.processor, "image_processor", None), "temporal_patch_size", 1)
     for problem in itertools.islice(seen.problems, FIRST):
         pictures = [data.decode(one) for one in problem.pictures]
-        inputs = chat.inputs(question_messages(problem), pictures)
+        try:
+            inputs = chat.inputs(question_messages(problem), pictures)
+        except Exception as error:  # noqa: BLE001 - processors raise what they like
+            failed.append(f"{problem.id}: {type(error).__name__}: {error}")
+            last = error
+            continue
         found.append(
             _Length(
                 problem=problem,
@@ -153,7 +197,9 @@ def _lengths(chat: Chat, seen: Seen) -> list[_Length]:
                 seen=inputs["pixel_values"].numel() // (_CHANNELS * frames) if "pixel_values" in inputs else 0,
             )
         )
-    return found
+    if not found and last is not None:
+        raise last
+    return _Lengths(read=found, failed=failed)
 
 
 def _say_shrunk(name: str, source: str, lengths: Sequence[_Length]) -> None:

@@ -47,7 +47,14 @@ def test_weights_of_another_shape_are_told_with_both(tmp_path: Path) -> None:
 
 def test_weights_of_no_part_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hf.superfluous(PAIR / "student") == hf.superfluous(PAIR / "teacher") == []
-    other = QUERIES.replace("layers.1", "layers.9")
+    other = "model.language_model.extra.weight"
     folder = rewritten(tmp_path / "student", lambda tensors: tensors.setdefault(other, tensors[QUERIES].clone()))
     assert prompts._incomplete("student", folder) == []
     assert f"student: 1 weights in {folder} belong to no part of its model ({other})" in capsys.readouterr().out
+
+
+def test_layers_that_config_json_does_not_count_are_refused(tmp_path: Path) -> None:
+    further = QUERIES.replace("layers.1", "layers.9")
+    folder = rewritten(tmp_path / "student", lambda tensors: tensors.setdefault(further, tensors[QUERIES].clone()))
+    with pytest.raises(CheckpointError, match=f"fewer layers than the weights have: 1 are of .*{further}"):
+        hf.superfluous(folder)

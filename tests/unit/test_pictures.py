@@ -181,8 +181,6 @@ def chunk(name: bytes, content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("bits", "clear", "line", "greys"), [(2, 1, b"\x70", [255, 255, 0]), (4, 5, b"\x53", [255, 51])]
 )
-    ("bits", "clear", "line", "greys"), [(2, 1, b"\x70", [255, 255, 0]), (4, 5, b"\x53", [255, 51])]
-)
 def test_the_grey_that_is_transparent_is_that_of_few_bits(bits: int, clear: int, line: bytes, greys: list[int]) -> None:
     header = struct.pack(">IIBBBBB", len(greys), 1, bits, 0, 0, 0, 0)
     parts = [(b"IHDR", header), (b"tRNS", struct.pack(">H", clear)), (b"IDAT", zlib.compress(b"\0" + line))]

@@ -82,6 +82,35 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
     assert "train.jsonl: no row (0 bytes)" in complaints(words(tmp_path, []))["data.train.path"]
 
 
+def test_what_the_processor_fails_on_is_the_rows_and_not_the_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "narrow.png").write_bytes(png((1, 1000)))
+    many = [row(0, image="narrow.png"), *(row(number) for number in range(1, 150))]
+    preflight.validate(DEMO, words(tmp_path, many), whole=False)
+    assert "student: data.train has 1 of 150 questions on which its processor fails (q0: " in capsys.readouterr().out
+    few = complaints(words(tmp_path, many[:4]))
+    assert "1 of 4 questions on which its processor fails (q0: ValueError" in few["data.train"]
+    assert "student.checkpoint" not in few
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"architectures": None}, "names no architectures"),
+        ({"image_token_id": 6, "video_token_id": 5}, "pictures stand at token 6, and the processor puts none there"),
+    ],
+)
+def test_a_config_json_that_does_not_fit_its_processor_is_a_complaint(
+    change: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(PAIR / "student", tmp_path / "student")
+    content = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(content))
+    found = complaints(words(tmp_path, [row(number) for number in range(3)], f"student.checkpoint={folder}"))
+    assert told in found["student.checkpoint"]
+
+
 def test_pictures_that_the_processor_shrinks_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "large.png").write_bytes(png((1000, 1000)))
     train = [row(0), row(1), row(2, image="large.png")]
