@@ -157,12 +157,13 @@ def _located(config: Config) -> tuple[dict[str, Path], list[Complaint]]:
         if folder is None:
             say(f"{key}: {checkpoint} is not downloaded yet and was not checked")
         elif wrong := weights.check(folder):
+            found, remedy = f"{folder}: {'; '.join(wrong)}", "Download or export it again."
             complaints.append(
                 Complaint(
                     where=key,
                     expected="a readable checkpoint in safetensors with tokenizer and processor",
-                    found=f"{folder}: {'; '.join(wrong)}",
-                    remedy="Download or export it again.",
+                    found=found,
+                    remedy="" if found.endswith(remedy.rstrip(".")) else remedy,
                 )
             )
         else:

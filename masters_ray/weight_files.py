@@ -40,6 +40,11 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index, single = folder / _INDEX, folder / _SINGLE
     names = list(dict.fromkeys(_weight_map(index).values())) if index.is_file() else [_SINGLE]
+    if below := [name for name in names if "/" in name]:
+        raise CheckpointError(
+            f"{folder}: {_INDEX} places weights in a directory below ({below[0]}), where vLLM does not look. Move the "
+            "files beside it, and name them so."
+        )
     present = sorted(file.name for file in folder.glob("*.safetensors"))
     if wrong := _beside(folder, index.is_file(), names, present):
         raise CheckpointError(f"{folder}: {wrong}")
@@ -67,7 +72,7 @@ def headers(folder: Path) -> dict[str, Entry]:
         wrong += sorted(name for name in counts if name not in placed)
         if wrong:
             raise CheckpointError(
-                f"{folder}: {_INDEX} does not say where {_some(wrong)} lie: files and index are of different exports. "
+                f"{folder}: {_INDEX} and the files do not agree on {_some(wrong)}: they are of different exports. "
                 "Download or export it again."
             )
     return {name: entry for held in lies_in.values() for name, entry in held.items()}

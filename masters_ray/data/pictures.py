@@ -88,13 +88,14 @@ def encoded(picture: Picture) -> bytes:
 
 def named(text: str, folder: Path) -> Picture:
     """What a row means by ``text``: a path, which starts at ``folder``, a ``file:`` address, or base64, with
-    ``data:image/…;base64,`` before it or without.
+    ``data:image/…;base64,`` before it or without, also in lines or without the = at its end.
 
     Raises ValueError, with the reason, for any other address.
     """
     if _BASE64.match(text):
         try:
-            return Picture(data=base64.b64decode(_BASE64.sub("", text), validate=True))
+            letters = "".join(_BASE64.sub("", text).split())  # mail's lines, and a blank behind the comma
+            return Picture(data=base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True))
         except binascii.Error as error:
             raise ValueError(f"{shortened(text)!r} is not base64: {error}") from None
     scheme, colon, rest = text.partition(":")

@@ -38,6 +38,7 @@ class Chat:
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
         if not template:
             raise CheckpointError(
                 f"{folder}: expected a chat template, found none. Use an instruction-tuned checkpoint."

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from masters_ray.data import decode
 from masters_ray.engines import reserved
@@ -17,6 +17,12 @@ from masters_ray.weight_files import read_config
 if TYPE_CHECKING:
     from masters_ray.engines.chat import Chat
 
+_PATCHES = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
+"""What an image processor calls a size → what a model does."""
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -94,6 +100,17 @@ def compare(key: str, teacher: Path, student: Path, problems: Sequence[Problem])
     ]
 
 
+def _same_patches(chat: Chat, vision: Mapping[str, Any]) -> None:
+    """Raises CheckpointError when the processor cuts pictures into other patches than the model has."""
+    cutter = getattr(chat.processor, "image_processor", None)
+    for name, theirs in _PATCHES.items():
+        cut, wanted = getattr(cutter, name, None), vision.get(theirs)
+        if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
+            raise CheckpointError(
+                f"the processor cuts pictures with {name} {cut}, config.json has vision_config.{theirs} {wanted}"
+            )
+
+
 def _check(chat: Chat, problem: Problem) -> int:
     """Tokens of the question with its pictures. Raises CheckpointError when something is wrong with its ids."""
     messages = question_messages(problem)
@@ -110,6 +127,7 @@ def _check(chat: Chat, problem: Problem) -> int:
     except Exception as error:  # a processor raises what it likes
         raise CheckpointError(f"the processor fails on {problem.id} ({type(error).__name__}: {error})") from error
     named = read_config(chat.folder)
+    _same_patches(chat, named.get("vision_config") or {})
     stands_for = named.get("image_token_id", named.get("image_token_index"))
     if problem.pictures and isinstance(stands_for, int) and stands_for not in learned:
         raise CheckpointError(

@@ -65,8 +65,8 @@ class Limits:
                 f"{self._folder}: {self.set_aside.total()} of {self._questions} questions were set aside; "
                 f"rollout.max_set_aside_share allows {allowed:g}. The first of each kind:",
                 *lines,
-                "Mend the data and choose another run.dir (rollout.reuse takes over the rows made here), or raise "
-                "rollout.max_set_aside_share and call again: what is stored stays.",
+                "Mend what they name and choose another run.dir (rollout.reuse takes over the rows made here), "
+                "or raise rollout.max_set_aside_share and call again: what is stored stays.",
             ]
         )
 

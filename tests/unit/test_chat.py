@@ -151,6 +151,14 @@ def test_a_template_that_asks_for_the_time_is_told_the_same_on_every_day(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_in_the_tokenizers_configuration_is_taken(named: bool, tmp_path: Path) -> None:
+    inside = [{"name": "default", "template": TEMPLATE}] if named else TEMPLATE
+    folder = changed(tmp_path, tokenizer_config=lambda content: content.update(chat_template=inside))
+    (folder / "chat_template.jinja").unlink()
+    assert Chat(folder).text(question_messages(problem())) == Chat(PAIR / "student").text(question_messages(problem()))
+
+
 def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     def another(content: dict[str, Any]) -> None:
         content.update(

@@ -31,9 +31,6 @@ from tests.builders import png, problem
 def huge_png(width: int, height: int) -> bytes:
     """A PNG whose header tells of that many pixels and which holds none of them."""
 
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
@@ -172,6 +169,13 @@ def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatc
         list(executor.map(decode, [Picture(data=png())] * 16))
         assert executor.submit(decode, Picture(data=png((128, 128)))).result().size == (128, 128)
     assert most == [2]
+
+
+@pytest.mark.parametrize("start", ["data:image/png;base64,", "data:image/png;base64, ", ""])
+def test_base64_may_stand_in_lines_and_lack_its_end(start: str, tmp_path: Path) -> None:
+    whole = png((40, 40))
+    for lines in (base64.b64encode(whole).decode().rstrip("="), base64.encodebytes(whole).decode()):
+        assert named(start + lines, tmp_path).data == whole
 
 
 def chunk(name: bytes, content: bytes) -> bytes:

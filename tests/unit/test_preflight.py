@@ -1,5 +1,6 @@
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -105,10 +106,21 @@ def test_a_config_json_that_does_not_fit_its_processor_is_a_complaint(
     change: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(PAIR / "student", tmp_path / "student")
-    content = json.loads((folder / "config.json").read_text()) | change
+    content = json.loads((folder / "config.json").read_text())
+    content |= change
     (folder / "config.json").write_text(json.dumps(content))
     found = complaints(words(tmp_path, [row(number) for number in range(3)], f"student.checkpoint={folder}"))
     assert told in found["student.checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["patch_size", "temporal_patch_size", "merge_size"])
+def test_a_processor_that_cuts_other_patches_than_the_model_has_is_a_complaint(name: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(PAIR / "student", tmp_path / "student")
+    [file] = [one for one in folder.glob("*processor_config.json") if f'"{name}"' in one.read_text()]
+    text = file.read_text()
+    file.write_text(re.sub(rf'("{name}": )(\d+)', lambda found: f"{found[1]}{int(found[2]) * 2}", text, count=1))
+    found = complaints(words(tmp_path, [row(number) for number in range(3)], f"student.checkpoint={folder}"))
+    assert f"cuts pictures with {name}" in found["student.checkpoint"]
 
 
 def test_pictures_that_the_processor_shrinks_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
