@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 
 from masters_ray.errors import StoreError
 
-_REMEDY = "The run writes it; run it again to its end with the same configuration, then make the report again."
+_REMEDY = (
+    "Put it back from a copy. A run that is not finished writes it with the same command; one that is finished has to "
+    "be run again in another run.dir."
+)
 
 
 @dataclass(frozen=True)
