@@ -20,6 +20,14 @@ _NAMED = 3
 """Most questions that a message names."""
 
 
+def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
+    """How the recipe of a store differs from these settings (``Recipe.settings``, or a part of them); "" where it does
+    not. Raises StoreError when the store's key cannot be read."""
+    made, wanted = store.read_key(folder), json.loads(json.dumps(settings))
+    different = sorted(name for name in wanted if made.get(name, wanted[name]) != wanted[name])
+    return "; ".join(f"{name}: {made[name]!r} there, {wanted[name]!r} now" for name in different)
+
+
 class Stored:
     """The stores of a run's stages, beside the questions that it would ask now."""
 
@@ -74,9 +82,7 @@ class Stored:
                 )
             store.reopen(folder, survey.broken)
             return False
-        made, wanted = store.read_key(folder), json.loads(json.dumps(settings))
-        if different := [name for name in wanted if made.get(name, wanted[name]) != wanted[name]]:
-            told = "; ".join(f"{name}: {made[name]!r} there, {wanted[name]!r} now" for name in sorted(different))
+        if told := other_recipe(folder, settings):
             raise StoreError(
                 f"{folder}: its rows were made by something else ({told}). Set it back, or choose another run.dir and "
                 "rollout.store."

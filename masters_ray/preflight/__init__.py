@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from masters_ray import cluster, validation, weights
+from masters_ray import cluster, schedule, validation, weights
 from masters_ray.config import Config
 from masters_ray.errors import CheckpointError, Complaint, ConfigError, DataError, StoreError
 from masters_ray.files import read_json
@@ -16,6 +16,11 @@ from masters_ray.pipeline import inputs
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.preflight import gpus, machine, prompts, rows
 from masters_ray.progress import say
+from masters_ray.store import MANIFEST
+
+_ANY_NUMBER = 10**6
+"""Of questions: how many there are changes no stage."""
+_BY_WEIGHTS = {"student_digest", "reference_digest"}
 
 
 def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
@@ -28,7 +33,8 @@ def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
         return not any(where.startswith(keys) for where in wrong)
 
     models = _local(config, wrong)
-    complaints += _run_directory(config) if sound("run.", "rollout.store") else []
+    if sound("run.", "rollout.store"):
+        complaints += _run_directory(config) or _rollouts(config, models)
     complaints += _reuse(config) if sound("rollout.reuse") else []
     misplaced, unplaced = _placed(config)
     complaints += misplaced
@@ -85,6 +91,34 @@ def _run_directory(config: Config) -> list[Complaint]:
     except (StoreError, OSError) as error:
         return [_told("run.dir", "a directory that this run can use", error)]
     return []
+
+
+def _rollouts(config: Config, models: dict[str, Path]) -> list[Complaint]:
+    """Finished stores that another recipe made, as far as it can be told without reading weights."""
+    directory = RunDirectory(config)
+    plan = [stage for stage, _ in schedule.plan(config.schedules, _ANY_NUMBER)]
+    complaints = []
+    for stage in plan if models.keys() == config.models.keys() else []:
+        folder = directory.stage(stage.index)
+        try:
+            if not folder.has(MANIFEST):
+                continue
+            from masters_ray.pipeline import contents, stages
+            from masters_ray.pipeline.verdicts import Judging
+
+            one = config.of_teacher(stage.teacher)
+            settings = stages.recipe(one, stage, "", "", Judging(settings=one.judge, models={})).settings
+            told = contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS})
+        except ImportError as error:
+            say(f"{folder}: not looked at, since {error.name} is not installed here")
+            return []
+        except StoreError as error:
+            told = str(error).rstrip(".")
+        if told:
+            expected = f"rows of this configuration in {folder}"
+            remedy = "Set it back, or choose another run.dir and rollout.store."
+            complaints.append(Complaint(where="rollout.store", expected=expected, found=told, remedy=remedy))
+    return complaints
 
 
 def _reuse(config: Config) -> list[Complaint]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from masters_ray import store
+from masters_ray import preflight, store
 from masters_ray.config import Config
-from masters_ray.errors import StoreError
+from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
 from masters_ray.pipeline import contents, driver, evaluations, inputs
 from masters_ray.pipeline.directory import RunDirectory
 from tests.builders import group
-from tests.conftest import PAIR
+from tests.conftest import PAIR, ROOT
 from tests.unit.test_driver import Generate, block, generate, two_teachers
 
 __all__ = ["generate"]  # a fixture
@@ -82,7 +82,7 @@ def test_a_row_that_was_removed_is_missing_from_every_stage_and_nothing_is_asked
     ],
 )
 def test_a_finished_store_of_another_recipe_is_not_taken(
-    word: str, told: str, tmp_path: Path, generate: Generate
+    word: str, told: str, tmp_path: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The settings of the run that made it are gone, or it lies elsewhere."""
     generate(two_teachers(tmp_path, *SMALL), block())
@@ -95,6 +95,10 @@ def test_a_finished_store_of_another_recipe_is_not_taken(
     with pytest.raises(StoreError, match="stage-0: its rows were made by something else") as caught:
         generate(config)
     assert told in str(caught.value)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError) as refused:
+        preflight.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *SMALL, word], whole=False)
+    assert [told in str(one) for one in refused.value.complaints if one.where == "rollout.store"][:1] == [True]
 
 
 def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
