@@ -25,7 +25,6 @@ from masters_ray.errors import (
     LearnerError,
     MastersError,
     ReplicaError,
-    WeightSyncError,
 )
 from masters_ray.progress import say
 
@@ -38,7 +37,7 @@ _LOOPBACK = {
     "RAY_AUTH_TOKEN": _TOKEN,
 }
 """Variables of all processes of the Ray on this machine."""
-_IN_A_PROCESS = (ClusterError, LearnerError, ReplicaError, WeightSyncError)
+_IN_A_PROCESS = (ClusterError, LearnerError, ReplicaError)
 """Errors of which the logs of Ray's processes may say more."""
 _LONGEST_FOLDER = 30
 """Bytes of the path in which Ray makes its directory: a socket's path may have 107, of which Ray takes 76."""

@@ -96,9 +96,10 @@ def _run_directory(config: Config) -> list[Complaint]:
 def _rollouts(config: Config, models: dict[str, Path]) -> list[Complaint]:
     """Finished stores that another recipe made, as far as it can be told without reading weights."""
     directory = RunDirectory(config)
-    plan = [stage for stage, _ in schedule.plan(config.schedules, _ANY_NUMBER)]
-    complaints = []
-    for stage in plan if models.keys() == config.models.keys() else []:
+    complaints: list[Complaint] = []
+    if directory.student.exists() or models.keys() != config.models.keys():
+        return complaints  # nothing is made any more, or the models are not here
+    for stage, _ in schedule.plan(config.schedules, _ANY_NUMBER):
         folder = directory.stage(stage.index)
         try:
             if not folder.has(MANIFEST):
@@ -113,7 +114,8 @@ def _rollouts(config: Config, models: dict[str, Path]) -> list[Complaint]:
             say(f"{folder}: not looked at, since {error.name} is not installed here")
             return []
         except StoreError as error:
-            told = str(error).rstrip(".")
+            say(f"{folder}: {error} A run mends that, or says why it cannot")
+            continue
         if told:
             expected = f"rows of this configuration in {folder}"
             remedy = "Set it back, or choose another run.dir and rollout.store."

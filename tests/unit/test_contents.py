@@ -18,7 +18,7 @@ from masters_ray.pipeline import contents, driver, evaluations, inputs
 from masters_ray.pipeline.directory import RunDirectory
 from tests.builders import group
 from tests.conftest import PAIR, ROOT
-from tests.unit.test_driver import Generate, block, generate, two_teachers
+from tests.unit.test_driver import FEW, Generate, block, generate, two_teachers
 
 __all__ = ["generate"]  # a fixture
 
@@ -99,6 +99,17 @@ def test_a_finished_store_of_another_recipe_is_not_taken(
     with pytest.raises(ConfigError) as refused:
         preflight.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *SMALL, word], whole=False)
     assert [told in str(one) for one in refused.value.complaints if one.where == "rollout.store"][:1] == [True]
+
+
+def test_validate_leaves_a_damaged_store_to_the_run_that_mends_it(
+    tmp_path: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = two_teachers(tmp_path, *SMALL)
+    generate(config, block())
+    Path(RunDirectory(config).stage(0).path("key.json")).unlink()
+    monkeypatch.chdir(ROOT)
+    preflight.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *FEW, *SMALL], whole=False)
+    assert "no key.json beside manifest.json: the command that made the store mends it" in capsys.readouterr().out
 
 
 def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,12 @@ def cases(replicas: Block, role: str) -> list[tuple[str, str, str]]:
     return sorted(pool.cases)
 
 
+FEW = (
+    *("rollout.teacher_answers=2", "rollout.student_answers=2", "rollout.batch_rows=2"),
+    *(f"rollout.max_{what}_share=1" for what in ("set_aside", "unjudged", "empty")),
+)
+
+
 def two_teachers(folder: Path, *changes: str) -> Config:
     """Of two stages each, which all see the same questions."""
     content: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "demo.yaml"))
@@ -90,9 +96,7 @@ def two_teachers(folder: Path, *changes: str) -> Config:
     content["student"]["checkpoint"] = str(PAIR / "student")
     file = folder / "two.yaml"
     file.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
-    words = ["rollout.teacher_answers=2", "rollout.student_answers=2", "rollout.batch_rows=2"]
-    words += [f"rollout.max_{what}_share=1" for what in ("set_aside", "unjudged", "empty")]
-    return configuration.load(file, [f"run.dir={folder / 'run'}", *words, *changes])
+    return configuration.load(file, [f"run.dir={folder / 'run'}", *FEW, *changes])
 
 
 Generate = Callable[..., list[list[RolloutGroup]]]
