@@ -123,7 +123,7 @@ def _tokens_per_row(folder: Path) -> float:
 def _config(folder: Path) -> Config:
     teacher = folder / "teacher"
     if not teacher.exists():
-        _deepen(Path("masters_ray/toy/pair/teacher"), teacher)
+        _deepen(Path("examples/toy/pair/teacher"), teacher)
     words = [f"run.dir={folder / 'run'}", f"teacher.checkpoint={teacher}", f"data.train.rows={_ROWS + _WARM}"]
     return load("conf/demo.yaml", [*words, "rollout.batch_rows=16"])
 

@@ -148,24 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
     study.set_defaults(command=_study)
-
-    toy = commands.add_parser("toy", help="the toy pair that the demo distils").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    build = toy.add_parser("build", help="train the toy teacher and student by their recorded recipe")
-    build.set_defaults(command=_toy_build)
-    from masters_ray.toy import options
-
-    options.add_arguments(build)
-
-    real = commands.add_parser("real-weights", help="a pair with pretrained language weights").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    build = real.add_parser("build", help="train its teacher and student by their recipe; needs requirements/bench.txt")
-    build.set_defaults(command=_real_weights_build)
-    from masters_ray.real_weights import options as real_options
-
-    real_options.add_arguments(build)
     return parser
 
 
@@ -321,18 +303,6 @@ def _submit(arguments: argparse.Namespace) -> int:
     from masters_ray import submit
 
     return submit.submit(arguments.config, arguments.overrides, arguments.address, follow=not arguments.no_follow)
-
-
-def _real_weights_build(arguments: argparse.Namespace) -> int:
-    from masters_ray.real_weights import build
-
-    return build.main(arguments)
-
-
-def _toy_build(arguments: argparse.Namespace) -> int:
-    from masters_ray.toy import build
-
-    return build.main(arguments)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from masters_ray.toy.recipe import Name, Recipe, Shape, Stage
+from examples.toy.recipe import Name, Recipe, Shape, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from masters_ray.real_weights import pretrained
-from masters_ray.toy import tokenizer as words
+from examples.real_weights import pretrained
+from examples.toy import tokenizer as words
 
 RENAMED = {
     "<jupyter_start>": words.VISION_START,

@@ -1,4 +1,4 @@
-"""Build the toy pair: ``masters-ray toy build``. The same command goes on where a killed one stopped.
+"""Build the toy pair: ``python -m examples.toy.build``. The same command goes on where a killed one stopped.
 
 Other pairs over the same pictures are built by the same steps (``build_pair``).
 
@@ -19,19 +19,16 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from masters_ray import easy_vqa
+from examples import easy_vqa
+from examples.toy import PAIR, manifest, models
+from examples.toy.checkpoint import Checkpoints
+from examples.toy.pictures import read_pictures
+from examples.toy.recipe import RECIPES, Name, Recipe, Shape
+from examples.toy.tokenizer import make_tokenizer
+from examples.toy.train import Data, Trainer
 from masters_ray.errors import MastersError
-from masters_ray.toy import manifest, models
-from masters_ray.toy.checkpoint import Checkpoints
-from masters_ray.toy.options import add_arguments
-from masters_ray.toy.pictures import read_pictures
-from masters_ray.toy.recipe import RECIPES, Name, Recipe, Shape
-from masters_ray.toy.tokenizer import make_tokenizer
-from masters_ray.toy.train import Data, Trainer
 
 Which = Literal["teacher", "student", "all"]
-
-__all__ = ["Pair", "Which", "add_arguments", "build", "build_pair", "main", "run"]
 
 
 def _nothing(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -126,14 +123,15 @@ def build_pair(
     return True
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run ``build``; 0 when the pair is complete, 2 for an error that says how to mend it."""
-    return run(TOY, args)
-
-
-def run(pair: Pair, args: argparse.Namespace) -> int:
-    """Run ``build_pair`` as a command's options say; 0 when the pair is complete, 2 for an error that says how to
-    mend it."""
+def main(pair: Pair, about: str | None, *, out: Path, work: Path) -> int:
+    """Run ``build_pair`` as the command's options say; 0 when the pair is complete, 2 for an error that says how to
+    mend it. out, work: defaults of the options."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=out, help="folder of the pair (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=work, help="folder of the checkpoints (default: %(default)s)")
+    parser.add_argument("--only", choices=("teacher", "student", "all"), default="all", help="which model to build")
+    parser.add_argument("--seed", type=int, default=None, help="another seed than the recipe's")
+    args = parser.parse_args()
     try:
         easy_vqa.data_folder()
         build_pair(pair, args.out, cast(Which, args.only), work=args.work, seed=args.seed)
@@ -144,6 +142,4 @@ def run(pair: Pair, args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(own)
-    sys.exit(main(own.parse_args()))
+    sys.exit(main(TOY, __doc__, out=PAIR, work=Path("runs/toy-build")))

@@ -19,9 +19,9 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from masters_ray.toy import tokenizer as words
-from masters_ray.toy.forward import Model
-from masters_ray.toy.recipe import Shape
+from examples.toy import tokenizer as words
+from examples.toy.forward import Model
+from examples.toy.recipe import Shape
 
 MEAN = STD = [0.5, 0.5, 0.5]
 MIN_PIXELS = 64 * 64

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from examples.toy.examples import QuestionPrompts, Triple, evaluation_pair, make_batch, parsing_pair
+from examples.toy.forward import Features, Model, picture_hidden
+from examples.toy.pictures import grid, to_patches
 from masters_ray import marking, prompts
 from masters_ray.records import Problem
-from masters_ray.toy.examples import QuestionPrompts, Triple, evaluation_pair, make_batch, parsing_pair
-from masters_ray.toy.forward import Features, Model, picture_hidden
-from masters_ray.toy.pictures import grid, to_patches
 
 ANSWER_TOKENS = 8
 JUDGE_TOKENS = 64

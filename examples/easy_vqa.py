@@ -7,11 +7,18 @@ Three kinds of question are offered, and accuracy is reported for each of them:
 
 The package's yes/no questions are left out: a model that never looks at the picture scores 82.5 % on them, because
 the wording alone gives most answers away, and they are three quarters of the package.
+
+``python -m examples.easy_vqa [FOLDER]`` writes them as a user's own data would lie: ``train.jsonl`` and ``test.jsonl``
+with question, answer, image, id and kind, and the pictures beside them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
+import sys
+import tempfile
 import zlib
 from collections.abc import Sequence
 from importlib import resources
@@ -20,10 +27,13 @@ from typing import Literal, cast
 
 from PIL import Image, ImageChops
 
-from masters_ray.errors import DataError
+from masters_ray.errors import DataError, MastersError
 from masters_ray.records import Picture, Problem
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+FOLDER = Path("runs/easy_vqa")
+"""Where the configurations of the examples look for the questions."""
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -106,7 +116,7 @@ def problems(split: Split, kinds: Sequence[str] = KINDS) -> list[Problem]:
     on a middle line. Ids read ``train/17/colour``. Raises DataError for an unknown split or kind, and when the
     package is missing.
     """
-    if split not in ("train", "test"):
+    if split not in SPLITS:
         raise DataError(f"easy-vqa has the splits train and test, found {split!r}; name one of them")
     unknown = [kind for kind in kinds if kind not in LABELS]
     if unknown:
@@ -131,3 +141,53 @@ def problems(split: Split, kinds: Sequence[str] = KINDS) -> list[Problem]:
                 pictures = (Picture(path=str(path)),)
                 found.append(Problem(id=name, question=question, label=label, pictures=pictures, kind=kind))
     return found
+
+
+def write(folder: Path) -> None:
+    """Write both splits as jsonl with their pictures, unless they lie there: whole or not at all. Raises DataError when
+    the package is missing, OSError when the disk refuses."""
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        unfinished.chmod(0o755)
+        for split in SPLITS:
+            shutil.copytree(data_folder() / split / "images", unfinished / split, copy_function=shutil.copyfile)
+            lines = [json.dumps(_row(problem, split)) for problem in problems(split)]
+            (unfinished / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _row(problem: Problem, split: Split) -> dict[str, str]:
+    image = f"{split}/{Path(problem.pictures[0].path or '').name}"
+    return {
+        "id": problem.id,
+        "question": problem.question,
+        "answer": problem.label,
+        "image": image,
+        "kind": problem.kind,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write easy-vqa's questions and pictures as jsonl.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="default: %(default)s")
+    folder = parser.parse_args().folder
+    try:
+        write(folder)
+    except (MastersError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{folder}: {' and '.join(f'{split}.jsonl' for split in SPLITS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

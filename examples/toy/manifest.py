@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from masters_ray import easy_vqa
-from masters_ray.toy import models
-from masters_ray.toy.evaluate import judge_agreement, question_accuracy
-from masters_ray.toy.examples import QuestionPrompts, draw_triple
-from masters_ray.toy.pictures import read_pictures
+from examples import easy_vqa
+from examples.toy import models
+from examples.toy.evaluate import judge_agreement, question_accuracy
+from examples.toy.examples import QuestionPrompts, draw_triple
+from examples.toy.pictures import read_pictures
 
 FILE = "manifest.json"
 PACKAGES = ("easy-vqa", "numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")

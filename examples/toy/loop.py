@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from masters_ray.toy.checkpoint import Checkpoints
-from masters_ray.toy.recipe import Recipe, Stage
+from examples.toy.checkpoint import Checkpoints
+from examples.toy.recipe import Recipe, Stage
 
 Figures = dict[str, float]
 """Held-out figures by name, such as ``{"colour": 0.97}``."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from masters_ray import easy_vqa
-from masters_ray.real_weights import models, pretrained
-from masters_ray.real_weights.recipe import RealRecipe
-from masters_ray.toy.evaluate import quick_accuracy
-from masters_ray.toy.examples import IMAGE_TOKENS
-from masters_ray.toy.forward import Features, Model, features_of
-from masters_ray.toy.loop import Figures
-from masters_ray.toy.pictures import grid, to_patches
-from masters_ray.toy.train import Trainer
+from examples import easy_vqa
+from examples.real_weights import models, pretrained
+from examples.real_weights.recipe import RealRecipe
+from examples.toy.evaluate import quick_accuracy
+from examples.toy.examples import IMAGE_TOKENS
+from examples.toy.forward import Features, Model, features_of
+from examples.toy.loop import Figures
+from examples.toy.pictures import grid, to_patches
+from examples.toy.train import Trainer
 
 CHUNK = 50
 """Held-out questions that are looked at together."""

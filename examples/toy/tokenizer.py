@@ -6,7 +6,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from masters_ray import easy_vqa, prompts
+from examples import easy_vqa
+from masters_ray import prompts
 
 END = "<|im_end|>"
 PAD = "<|endoftext|>"

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from examples.toy.recipe import Recipe
 from masters_ray.errors import CheckpointError
-from masters_ray.toy.recipe import Recipe
 
 
 class Checkpoints:

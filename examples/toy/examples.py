@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from masters_ray import easy_vqa, marking, prompts
+from examples import easy_vqa
+from masters_ray import marking, prompts
 from masters_ray.prompts import Message
 from masters_ray.records import Picture, Problem
 

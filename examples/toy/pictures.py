@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from masters_ray import easy_vqa
+from examples import easy_vqa
 
 SIDE = easy_vqa.SIDE
 UNKNOWN = -1

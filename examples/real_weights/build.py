@@ -1,34 +1,30 @@
-"""Build the pair: ``masters-ray real-weights build``. The same command goes on where a killed one stopped.
+"""Build the pair: ``python -m examples.real_weights.build``. The same command goes on where a killed one stopped.
 
 SmolLM2-135M + easy-vqa ─► tower ─► judge ─► language and projector ─► bfloat16 files ─► figures ─► manifest.json
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from examples.real_weights import models, pretrained
+from examples.real_weights.recipe import RECIPES
+from examples.real_weights.tokenizer import make_tokenizer
+from examples.real_weights.train import RealTrainer
+from examples.toy import build, manifest
+from examples.toy.models import load
+from examples.toy.recipe import Recipe
 from masters_ray.masks import mask_smallest
 from masters_ray.parts import part_of
-from masters_ray.real_weights import models, pretrained
-from masters_ray.real_weights.recipe import RECIPES
-from masters_ray.real_weights.tokenizer import make_tokenizer
-from masters_ray.real_weights.train import RealTrainer
-from masters_ray.toy import build, manifest
-from masters_ray.toy.models import load
-from masters_ray.toy.recipe import Recipe
 
+HOME = Path("runs/real_weights")
 COMPARED = 0.2
 """The mask ratio at which the trained weights' mask is compared with that of pretraining's."""
-
-
-def main(args: argparse.Namespace) -> int:
-    """Run ``build.run``; 0 when the pair is complete, 2 for an error that says how to mend it."""
-    return build.run(PAIR, args)
 
 
 def compared(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -67,3 +63,6 @@ PAIR = build.Pair(
     judged=0,
     told=compared,
 )
+
+if __name__ == "__main__":
+    sys.exit(build.main(PAIR, __doc__, out=HOME / "pair", work=HOME / "build"))

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
-from masters_ray.toy.examples import IMAGE_TOKENS, Batch
-from masters_ray.toy.pictures import grid, to_patches
+from examples.toy.examples import IMAGE_TOKENS, Batch
+from examples.toy.pictures import grid, to_patches
 
 Model: TypeAlias = Qwen3VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
 

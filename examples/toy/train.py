@@ -12,15 +12,15 @@ from rich.console import Console
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from masters_ray import easy_vqa
-from masters_ray.toy import models
-from masters_ray.toy.checkpoint import Checkpoints
-from masters_ray.toy.evaluate import judge_agreement, quick_accuracy
-from masters_ray.toy.examples import QuestionPrompts, draw_triple, evaluation_pair, make_batch, parsing_pair
-from masters_ray.toy.forward import Features, Model, picture_loss, see, see_all, text_loss
-from masters_ray.toy.loop import Figures, Loop
-from masters_ray.toy.pictures import UNKNOWN, Pictures, vary
-from masters_ray.toy.recipe import Recipe, Stage
+from examples import easy_vqa
+from examples.toy import models
+from examples.toy.checkpoint import Checkpoints
+from examples.toy.evaluate import judge_agreement, quick_accuracy
+from examples.toy.examples import QuestionPrompts, draw_triple, evaluation_pair, make_batch, parsing_pair
+from examples.toy.forward import Features, Model, picture_loss, see, see_all, text_loss
+from examples.toy.loop import Figures, Loop
+from examples.toy.pictures import UNKNOWN, Pictures, vary
+from examples.toy.recipe import Recipe, Stage
 
 JUDGED = 100
 """Held-out triples that the judge is looked at with along the way; 0: it is not."""

@@ -14,9 +14,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from masters_ray.real_weights.recipe import RealShape
-from masters_ray.toy import tokenizer as words
-from masters_ray.toy.models import (
+from examples.real_weights.recipe import RealShape
+from examples.toy import tokenizer as words
+from examples.toy.models import (
     MAX_PIXELS,
     MEAN,
     MIN_PIXELS,
@@ -26,8 +26,8 @@ from masters_ray.toy.models import (
     tower_settings,
     turn_tokens,
 )
-from masters_ray.toy.recipe import Shape
-from masters_ray.toy.tokenizer import token_id
+from examples.toy.recipe import Shape
+from examples.toy.tokenizer import token_id
 
 
 def kept_layers(layers: int, of: int) -> list[int]:
