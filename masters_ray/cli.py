@@ -165,10 +165,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if directory.finished:
         return _finished(config, directory)
     with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
-        from masters_ray.pipeline import driver
+        from masters_ray.pipeline import run
 
         turns = validation.check_cluster(config)
-        written = driver.run(config, directory, arguments.config, turns)
+        written = run.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
     return 0
@@ -205,10 +205,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
-        from masters_ray.pipeline import driver
+        from masters_ray.pipeline import run
 
         validation.check_cluster(config, learns=False)
-        for folder in driver.generate(config, directory, arguments.config):
+        for folder in run.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")
     return 0
 

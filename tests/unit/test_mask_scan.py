@@ -125,7 +125,7 @@ def test_what_a_scan_costs_is_said_before_anything_is_generated(
         raise RuntimeError("stopped")
 
     monkeypatch.setattr(mask_scan, "say", happened.append)
-    monkeypatch.setattr(mask_scan.driver, "generate", generate)
+    monkeypatch.setattr(mask_scan.run, "generate", generate)
     scan = mask_scan.scan_config(configuration.load(DEMO, [f"run.dir={tmp_path}"]), [0.2, 0.0], 50)
     with pytest.raises(RuntimeError, match="stopped"):
         mask_scan.scan(scan, RunDirectory(scan), str(DEMO))

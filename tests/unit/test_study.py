@@ -170,7 +170,7 @@ class Runs:
         self.measured_before: dict[str, list[str]] = {}
         """Variant → accuracies that were there when its run began."""
         self.clusters = 0
-        monkeypatch.setattr(studies.driver, "run", self._run)
+        monkeypatch.setattr(studies, "make_run", self._run)
         monkeypatch.setattr(studies.cluster, "connected", self._connected)
         monkeypatch.setattr(studies.validation, "check_cluster", lambda config: None)
 

@@ -13,14 +13,16 @@ import pytest
 
 from masters_ray import config as configuration
 from masters_ray import schedule, store
+from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config
 from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
 from masters_ray.files import read_lines
 from masters_ray.learner.exchange import Exchange
-from masters_ray.pipeline import semi_online
+from masters_ray.pipeline import online, owner
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.semi_online import Asked, Engines, OnlineRollouts
-from masters_ray.pipeline.verdicts import Judging, Verdicts
+from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
+from masters_ray.pipeline.owner import ReplicaOwner
+from masters_ray.pipeline.recipes import Recipes
 from masters_ray.placement import Turns
 from masters_ray.weights import StudentWeights
 from tests.builders import problem
@@ -44,7 +46,7 @@ class Near:
 
 @pytest.fixture(autouse=True)
 def _answers_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semi_online.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(online.ray, "get", lambda answer: answer)
 
 
 def settings(folder: Path, *words: str) -> Config:
@@ -65,6 +67,21 @@ def weights(version: int, digest: str = "") -> StudentWeights:
     return StudentWeights(version=version, digests={"w": digest or f"of {version}"}, pieces=(), seconds=0.5)
 
 
+class FakeOwner(ReplicaOwner):
+    """Owns replicas that are stand-ins."""
+
+    def __init__(self, replicas: FakeReplicas, turns: Turns | None) -> None:
+        self.turns = turns
+        self.started: list[tuple[int, float]] = []
+        self._stand_ins, self._key, self._replicas = replicas, None, None
+
+    def online(self, teacher: int, ratio: float) -> Any:
+        if self._replicas is None or self._key != teacher:
+            self.started.append((teacher, ratio))
+            self._replicas, self._key = self._stand_ins, teacher  # type: ignore[assignment]
+        return self._replicas
+
+
 class Course:
     """A run's online rollouts, and what the learner sees of them."""
 
@@ -81,24 +98,20 @@ class Course:
         config = settings(folder, *words)
         plan = schedule.plan(config.schedules, len(QUESTIONS))
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
-        self.started: list[tuple[int, float]] = []
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
         self.exchange = Exchange(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
-        asked = Asked(
+        directory = RunDirectory(config)
+        recipes = Recipes(config, directory, plan)
+        recipes.reference = "the student before training"
+        asked = OnlinePlan(
             config=config,
             stages={stage.index: stage for stage, _ in plan},
             iterations={one.number: one for one in iterations},
             questions=QUESTIONS,  # type: ignore[arg-type]
-            verdicts=Verdicts(),
-            judging=lambda _: Judging(settings=config.judge, models={"student": "the student before training"}),
-            reference="the student before training",
+            recipes=recipes,
         )
-
-        def start(teacher: int, ratio: float) -> FakeReplicas:
-            self.started.append((teacher, ratio))
-            return replicas
-
-        self.rollouts = OnlineRollouts(asked, RunDirectory(config), Near(self.exchange), start, turns=turns)  # type: ignore[arg-type]
+        self.owner = FakeOwner(replicas, Turns(cpus=1.0, gpus=0) if turns else None)
+        self.rollouts = OnlineRollouts(asked, directory, Near(self.exchange), self.owner)
         learned = max((one.version for one in learner), default=0)
         self.exchange.begin(learned, {one.version: one.digest for one in learner})
 
@@ -151,7 +164,7 @@ def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage
         {weights(2).digest},
     ]
     assert replicas.pools["student"].held == [0, 0, 1, 2] and replicas.pools["reference"].held == []
-    assert course.started == [(0, 0.2)], "one set of engines for all"
+    assert course.owner.started == [(0, 0.2)], "one set of engines for all"
     deadline = time.monotonic() + 10
     while len(noted := read_lines(tmp_path / "online.jsonl")) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)  # the last one is noted after it was handed over
@@ -187,7 +200,7 @@ def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run:
     for iteration in (1, 2, 3):
         course.take(iteration)
     assert replicas.pools["judge"].held == [0, 0, 1]
-    assert replicas.pools["judge"].judged.count("red") == 2, "once by each version"
+    assert replicas.pools["judge"].judged.count("red") == 6, "once for each question"
 
 
 def test_what_this_learner_wrote_before_it_was_killed_is_not_made_again(run: Callable[..., Course]) -> None:
@@ -298,7 +311,7 @@ def test_stores_of_online_iterations_are_closed_when_nothing_is_learned_from_the
     course.__exit__()
     folders = [RunDirectory(settings(tmp_path)).online(index) for index in (0, 1)]
     for folder in folders:
-        semi_online.finish(folder, "exact")
+        online.finish(folder, "exact")
     assert [row.position for row in store.read(folders[0])] == [0, 1, 2, 3]
     assert store.read_manifest(folders[1]) is None, "it was never begun"
 
@@ -340,41 +353,29 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: C
     assert course.take(2)["position"].to_pylist() == [2, 3]
 
 
-@pytest.mark.parametrize("turns", [None, Turns(cpus=1.0, gpus=0)])
-def test_engines_that_made_rows_before_training_go_on_and_sleep_before_the_learner_starts(
-    tmp_path: Path, turns: Turns | None
-) -> None:
-    replicas, engines = course_replicas(), Engines(settings(tmp_path), turns)
-    engines.give_way()
-    engines.keep(0, replicas)  # type: ignore[arg-type]
-    engines.give_way()
-    assert [pool.asleep for pool in replicas.pools.values()] == [0 if turns is None else 1] * 4
-    assert engines.of(0, 0.2) is replicas
-    assert [one.devices for one in engines.deployments(0, 0.2)] == [None if turns is None else ("",)] * 3
-
-
-def test_engines_are_ready_before_the_learner_starts_and_closed_when_nothing_was_asked_of_them(
+def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[FakeReplicas] = []
 
-    def start(_: object) -> FakeReplicas:
+    def start(deployments: list[Deployment]) -> FakeReplicas:
+        assert [one.devices for one in deployments] == [None if turns is None else ("",)] * 3
         started.append(course_replicas())
         return started[-1]
 
-    monkeypatch.setattr(semi_online, "Replicas", start)
-    first, second = (schedule.Stage(index=teacher, ratio=0.0, teacher=teacher) for teacher in (0, 1))
-    with Engines(settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]"), None) as engines:
-        engines.prepare(None)
-        assert started == []
-        engines.prepare(first)
-        engines.prepare(first)
-        assert len(started) == 1, "they are there"
-        engines.prepare(second)
-        assert [one.closed for one in started] == [True, False]
-        assert engines.of(1, 0.0) is started[1]
-        engines.prepare(second)
-    assert [one.closed for one in started] == [True, False, True], "whoever was handed them closes them"
+    monkeypatch.setattr(owner, "Replicas", start)
+    config = settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]")
+    for turns in (None, Turns(cpus=1.0, gpus=0)):
+        started.clear()
+        with ReplicaOwner(config, turns) as owned:
+            owned.give_way()
+            for _ in range(2):
+                assert owned.online(0, 0.2) is started[0], "one set of them"
+            owned.give_way()
+            assert [pool.asleep for pool in started[0].pools.values()] == [0 if turns is None else 1] * 4
+            assert owned.online(1, 0.0) is started[1]
+            assert [one.closed for one in started] == [True, False]
+        assert [one.closed for one in started] == [True, True]
 
 
 def test_threads_end_with_the_run(run: Callable[..., Course]) -> None:

@@ -17,10 +17,11 @@ from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.actors.judge import Verdict
 from masters_ray.config import Config
-from masters_ray.errors import DataError, ReplicaError
-from masters_ray.pipeline import driver, outcome
+from masters_ray.errors import DataError
+from masters_ray.pipeline import inputs, owner
+from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.held_out import HeldOut, all_marks
 from masters_ray.pipeline.tally import Tally
 from masters_ray.records import Problem, RolloutGroup
 from tests.builders import group, png
@@ -29,12 +30,11 @@ from tests.fakes import FakePool, FakeReplicas
 
 QUESTIONS = ("what color is it?", "what colour is it?", "which colour?", "what color is it?")
 ROWS = len(QUESTIONS)
-EVERY_CASE = sorted((question, "red", text) for question in set(QUESTIONS) for text in ("red", "blue"))
+EVERY_CASE = sorted((question, "red", text) for question in QUESTIONS for text in ("red", "blue"))
 """The stand-ins write two texts to each question."""
 
 
 TEACHERS_ALONE = ("rollout.teacher_answers=2", "rollout.student_answers=0")
-"""No answers that later stages take over, and their verdicts with them."""
 
 
 class JudgePool(FakePool):
@@ -107,8 +107,8 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> Generate:
     def with_blocks(config: Config, *blocks: Block, measure: bool = False) -> list[list[RolloutGroup]]:
         """The rows of every stage. blocks: the replicas of each teacher that still has something to do."""
         left = list(blocks)
-        monkeypatch.setattr(driver, "Replicas", lambda _: left.pop(0))
-        folders = driver.generate(config, RunDirectory(config), "two.yaml", measure=measure)
+        monkeypatch.setattr(owner, "Replicas", lambda _: left.pop(0))
+        folders = pipeline.generate(config, RunDirectory(config), "two.yaml", measure=measure)
         assert not left
         return [list(store.read(folder)) for folder in folders]
 
@@ -117,33 +117,6 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> Generate:
 
 def of_student(row: RolloutGroup) -> list[int | None]:
     return [one.judged.accuracy for one in row.answers if one.judged.answer.source == "student"]
-
-
-def test_a_run_asks_its_judge_every_case_once_whatever_stage_or_teacher_it_comes_from(
-    tmp_path: Path, generate: Generate
-) -> None:
-    config = two_teachers(tmp_path, *TEACHERS_ALONE)
-    first, second = block(), block()
-    stages = generate(config, first, second)
-    assert [len(rows) for rows in stages] == [ROWS] * 4
-    assert cases(first, "judge") == EVERY_CASE
-    assert cases(second, "judge") == [], "the student judges the second teacher's answers too"
-
-
-def test_a_run_that_goes_on_knows_the_verdicts_of_the_stages_that_are_there(tmp_path: Path, generate: Generate) -> None:
-    config = two_teachers(tmp_path, *TEACHERS_ALONE)
-
-    class Stopped(FakePool):
-        def mask(self, ratio: float) -> list[Any]:
-            raise ReplicaError("stopped")
-
-    first, stopped, second = block(), block(), block()
-    stopped.pools["teacher"] = Stopped("teacher")
-    with pytest.raises(ReplicaError, match="stopped"):
-        generate(config, first, stopped)
-    generate(config, second)
-    assert cases(first, "judge") == EVERY_CASE
-    assert cases(second, "judge") == []
 
 
 def test_a_second_teacher_that_judges_is_another_judge_and_takes_over_answers_only(
@@ -195,11 +168,13 @@ def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_w
     noted = {"tally": dataclasses.asdict(Tally())}
     writer = store.Writer(directory.online(1), {})
     writer.write(store.table_of([row]), store.Account(asked={row.position: "a"}, rejected={}, noted=noted))
-    for method in ("generate", "_measure_trained", "write_outcome"):
-        monkeypatch.setattr(driver._Run, method, lambda *_, **__: None)
-    monkeypatch.setattr(driver.report, "write", lambda root: root)
+    monkeypatch.setattr(pipeline, "make_rollouts", lambda *_, **__: None)
+    monkeypatch.setattr(HeldOut, "is_measured", lambda *_: True)
+    monkeypatch.setattr(pipeline.outcome, "write", lambda _: None)
+    monkeypatch.setattr(pipeline.report, "write", lambda root: root)
+    (directory.student / "model.safetensors").write_bytes((PAIR / "student" / "model.safetensors").read_bytes())
     for _ in range(2):
-        driver.run(config, directory, "two.yaml")
+        pipeline.run(config, directory, "two.yaml")
         assert [one.position for one in store.read(directory.online(1))] == [row.position]
     assert store.read_manifest(directory.online(0)) is None, "it was never begun"
 
@@ -226,10 +201,9 @@ def test_once_the_student_has_learned_questions_that_are_gone_cost_their_marks_a
     replicas.pools["student"].refuses = {"1", "2", "3"}
     directory = RunDirectory(config)
     directory.root.mkdir(parents=True, exist_ok=True)
-    with Journal(directory, "two.yaml") as journal:
-        whole = driver._Run(config, directory, journal)
-        whole._evaluate(replicas, "student", "student_after", "digest")  # type: ignore[arg-type]
-        assert sum(one.refused is not None for one in outcome.marks(directory)["student_after"]) == 3
-        replicas.pools["student"].refuses |= {"0"}
-        with pytest.raises(DataError, match="4 of 4 held-out questions could not be asked"):
-            whole._evaluate(replicas, "student", "student_after", "digest")  # type: ignore[arg-type]
+    held_out = HeldOut(config, directory, inputs.load(config, directory.data)[1].problems)
+    held_out.measure(replicas.pools, "student", "student_after", "digest")  # type: ignore[arg-type]
+    assert sum(one.refused is not None for one in all_marks(directory)["student_after"]) == 3
+    replicas.pools["student"].refuses |= {"0"}
+    with pytest.raises(DataError, match="4 of 4 held-out questions could not be asked"):
+        held_out.measure(replicas.pools, "student", "student_after", "digest")  # type: ignore[arg-type]
