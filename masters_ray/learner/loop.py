@@ -254,15 +254,12 @@ class _Worker:
             if not micro.filler:
                 tally.add(micro.groups, micro.indices, terms, batch, new_logprobs)
         tally.count_operations(self._work.take())
-        norm = gradients.complete()
         totals = tally.joined(self._engine.over_workers)
-        if not (math.isfinite(norm) and norm >= 0 and math.isfinite(totals.means["loss"])):
-            gradients.drop()
-            self._skip(step, norm, self._engine.over_workers(tally.losses))
+        if (norm := gradients.apply()) is None:
+            self._skip(step, self._engine.over_workers(tally.losses))
             return None
         if not again:
             agreement.check_on_policy(step, totals.gaps, self._largest_gap)
-        gradients.apply()
         self._skipped_in_a_row = 0
         return _Update(step=step, rate=rate, norm=norm, totals=totals, rewards=tally.rewards[:_SHOWN_GROUPS])
 
@@ -294,12 +291,12 @@ class _Worker:
         with self._work.forward(batch.layout):
             return self._engine.terms(batch, scores)
 
-    def _skip(self, step: Step, norm: float, losses: Tensor) -> None:
+    def _skip(self, step: Step, losses: Tensor) -> None:
         """Save the rows of a step that cannot be taken; stop when there are too many in a row."""
         self._skipped_in_a_row += 1
         ids = step.table["id"].to_pylist()
         bad = [ids[index] for index in range(len(ids)) if not math.isfinite(losses[index])]
-        reason = f"the loss of {', '.join(bad)} is not finite" if bad else f"the gradient's norm is {norm}"
+        reason = f"the loss of {', '.join(bad)} is not finite" if bad else "its gradient is not finite"
         folder = self._job.storage / "skipped" / f"step-{step.number:08d}"
         if self._rank == 0:
             note = {"step": step.number, "reason": reason, "losses": [str(float(one)) for one in losses]}
