@@ -16,6 +16,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed
+from ray.util.queue import Queue
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import Part, Step, ahead, before, own_parts, steps
 from masters_ray.learner.handout import Handout, ask
-from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
+from masters_ray.learner.job import GroupRewards, LearnerJob, LearnerNews, StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.terms import batch_terms, objective
@@ -40,7 +41,7 @@ from masters_ray.schedule import Iteration
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
 _SHOWN_GROUPS = 2
-"""Groups of a step whose rewards go to the board."""
+"""Groups of a step whose rewards are told."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -49,7 +50,7 @@ def train(config: dict[str, Any]) -> None:
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = _Worker(job, config["board"], config["exchange"])
+    worker = _Worker(job, config["news"], config["exchange"])
     try:
         worker.compare(config["stores"])
         done = worker.resume()
@@ -69,10 +70,10 @@ def train(config: dict[str, Any]) -> None:
 class _Worker:
     """One rank: its share of every step."""
 
-    def __init__(self, job: LearnerJob, board: Any, exchange: Any) -> None:
+    def __init__(self, job: LearnerJob, news: Queue, exchange: Any) -> None:
         context = ray.train.get_context()
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
-        self._job, self._board, self._exchange = job, board, exchange
+        self._job, self._news, self._exchange = job, news, exchange
         self._device = ray.train.torch.get_device()
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
@@ -94,7 +95,7 @@ class _Worker:
         self._rate = work.matmul_rate(self._device, dtype)
         self._packer = Packer(self._folder, model, self._device, dtype)
         self._skipped_in_a_row = 0
-        self._told = Pinned()
+        self._told = LearnerNews()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         self.handout = Handout(job, exchange, self._engine, self._folder, self._rank, self._device)
         self.checkpoints = Checkpoints(
@@ -130,7 +131,7 @@ class _Worker:
             [part] = own_parts([step], self._rank, self._packer.pack)
             found = agreement.compared(part, logprobs, self._engine.over_workers, self._largest_gap) if rounds else None
             if found is not None:
-                self._pin(Pinned(agreements=[found[0]], notes=[agreement.told(found[0])]))
+                self._report(LearnerNews(agreements=[found[0]], notes=[agreement.told(found[0])]))
                 self._packer.unfit |= {(plan.stage, position): reason for position, reason in found[1].items()}
 
     def parts(self, done: int) -> Iterator[Part]:
@@ -173,14 +174,14 @@ class _Worker:
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
-            self._pin(Pinned.of(state["told"]))  # the driver may have died before it read them
+            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read them
             self.handout.students = state.get("students", {})  # checkpoints of older versions have none
             self._say(f"the learner goes on after step {found.step}")
             return found.step
         return 0
 
     def step(self, coming: Iterator[Part]) -> None:
-        """The updates of the step that comes, taken or skipped, and told to the board."""
+        """The updates of the step that comes, taken or skipped, and told to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
@@ -218,7 +219,7 @@ class _Worker:
             told = [None] * self._workers
             torch.distributed.all_gather_object(told, part.unreadable)
         rows = dict(sorted((index, row) for one in told for index, row in one.items()))
-        self._pin(Pinned(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
+        self._report(LearnerNews(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
         count, most = sum(len(one.rows) for one in self._told.left_out), self._job.most_unreadable
         first = next(iter(rows.values()))
         example = f"for example {first.row}, {first.reason}"
@@ -305,14 +306,16 @@ class _Worker:
                 pq.write_table(step.table, folder / "rows.parquet")
                 (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
             skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=str(folder))
-            self._pin(Pinned(skipped=[skipped]))
+            self._report(LearnerNews(skipped=[skipped]))
         self._stop_after_too_many(step, reason, f" Its rows are in {folder}.")
 
     def _leave_out(self, step: Step) -> None:
         """A step that has nothing to learn from."""
         self._skipped_in_a_row += 1
         reason = "no question of it has a row that can be read"
-        self._pin(Pinned(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")]))
+        self._report(
+            LearnerNews(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")])
+        )
         self._stop_after_too_many(step, reason, "")
 
     def _stop_after_too_many(self, step: Step, reason: str, where: str) -> None:
@@ -349,15 +352,15 @@ class _Worker:
             memory_gib=float(memory) / 2**30,
             **totals.means | {"clipped": clipped},
         )
-        self._pin(Pinned(steps=[told], rewards={step.number: update.rewards}))
+        self._report(LearnerNews(steps=[told], rewards={step.number: update.rewards}))
 
     def _say(self, note: str) -> None:
-        self._pin(Pinned(notes=[note]))
+        self._report(LearnerNews(notes=[note]))
 
-    def _pin(self, news: Pinned) -> None:
+    def _report(self, news: LearnerNews) -> None:
         self._told.add(news)
         if self._rank == 0:
-            ray.get(self._board.pin.remote(news))
+            self._news.put(news)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from masters_ray import placement, store
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
 from masters_ray.learner.trainer import exchange_of, fit
 from masters_ray.pipeline import stages
 from masters_ray.pipeline.context import RunContext
@@ -36,7 +36,7 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
         _online_rollouts(run, job) as online,
     ):
 
-        def on_news(news: Pinned) -> None:
+        def on_news(news: LearnerNews) -> None:
             run.journal.take(news, advance)
             if news.left_out:
                 run.write_quarantine(plan)

@@ -19,7 +19,7 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
-from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
 from masters_ray.learner.terms import objective
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored
@@ -195,7 +195,7 @@ class Worker:
         asked = {row.position: row.problem.digest for row in rows}
         writer.write(store.table_of(rows), store.Account(asked=asked, rejected={}, noted={}))
         writer.finish({})
-        self.told: list[Pinned] = []
+        self.told: list[LearnerNews] = []
         self._kept: dict[str, Tensor] = {}
         shard = SimpleNamespace(iter_batches=lambda **_: self._tables(folder / "store"))
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
@@ -220,8 +220,8 @@ class Worker:
             adapters_to=folder / "adapters",
             storage=folder / "learner",
         )
-        board: Any = SimpleNamespace(pin=SimpleNamespace(remote=self.told.append))
-        self._worker: Any = loop._Worker(job, board, None)
+        news: Any = SimpleNamespace(put=self.told.append)
+        self._worker: Any = loop._Worker(job, news, None)
         self._optimizer = self._worker._engine._engine.optimizer
         patch.setattr(self._optimizer, "step", self._keep)
 
