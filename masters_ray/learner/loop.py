@@ -25,13 +25,14 @@ from masters_ray.config import Learner
 from masters_ray.engines import adapters, hf
 from masters_ray.errors import LearnerError, writing
 from masters_ray.grpo import OldPolicy
-from masters_ray.learner import agreement, metrics, work
+from masters_ray.learner import agreement, work
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import Part, Step, ahead, before, own_parts, steps
 from masters_ray.learner.handout import Handout, ask
-from masters_ray.learner.job import GroupRewards, LearnerJob, LearnerNews, StagePlan
+from masters_ray.learner.job import GroupRewards, LearnerJob, LearnerNews
 from masters_ray.learner.live import LiveTeacher
+from masters_ray.learner.metrics import StepTally, StepTotals
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
@@ -87,7 +88,7 @@ class _Worker:
         student = hf.PackedStudent(model, settings.logits_mib * 2**20)
         if settings.activation_checkpointing:
             hf.checkpoint_activations(model)
-        self._work = work.Work(model, model.config.get_text_config())
+        self._operations = work.OperationCounter(model)
         self._engine = StudentEngine(student, settings, self._device)
         self._live = LiveTeacher(job.live, self._device, settings.dtype) if job.live else None
         self._objective = objective(settings, job.reward)
@@ -190,7 +191,7 @@ class _Worker:
         part = self._readable(part)
         step = part.step
         if not len(step.table):
-            self._leave_out(step)
+            self._skip(step, "no question of it has a row that can be read")
             return
         old: list[list[OldPolicy]] = []
         first = last = None
@@ -236,28 +237,30 @@ class _Worker:
     def _update(self, part: Part, old: list[list[OldPolicy]]) -> _Update | None:
         """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
         micro-batch; filled if this is the first."""
-        gradients = self._engine.gradients
-        step = part.step
-        again = bool(old)
-        tally = metrics.Tally(len(step.table))
+        gradients, step, over_workers = self._engine.gradients, part.step, self._engine.over_workers
+        again, groups = bool(old), len(part.step.table)
+        tally = StepTally(groups)
         rate = learning_rate(self._job.settings, step.number)
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(part.micro_batches):
             batch = micro.batch.to(self._device)
-            new_logprobs, divergences, errors = self._forward(step.plan, batch)
+            scores = self._live.scores(step.plan, batch) if self._live else None
+            with self._operations.counted(batch):
+                student = self._engine.terms(batch, scores)
             earlier = old[index] if again else None
-            tokens_per_group = step.answer_tokens / len(step.table)
-            terms = batch_terms(self._objective, batch, new_logprobs, divergences, errors, tokens_per_group, earlier)
+            terms = batch_terms(self._objective, batch, *student, step.answer_tokens / groups, earlier)
             if not again:
                 old.append([term.old for term in terms])
-            weight = 0.0 if micro.filler else self._workers / len(step.table)
+            weight = 0.0 if micro.filler else self._workers / groups
             gradients.add(torch.stack([term.loss for term in terms]).sum() * weight)
             if not micro.filler:
-                tally.add(micro.groups, micro.indices, terms, batch, new_logprobs)
-        tally.count_operations(self._work.take())
-        totals = tally.joined(self._engine.over_workers)
+                tally.add(micro.groups, micro.indices, terms, batch, student[0])
+        totals = tally.joined(over_workers, self._operations.take())
         if (norm := gradients.apply()) is None:
-            self._skip(step, self._engine.over_workers(tally.losses))
+            losses = over_workers(tally.losses).tolist()
+            bad = [id for id, loss in zip(step.table["id"].to_pylist(), losses, strict=True) if not math.isfinite(loss)]
+            reason = f"the loss of {', '.join(bad)} is not finite" if bad else "its gradient is not finite"
+            self._skip(step, reason, losses)
             return None
         if not again:
             agreement.check_on_policy(step, totals.gaps, self._largest_gap)
@@ -286,40 +289,22 @@ class _Worker:
                     state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
                 hf.export(state, self._folder, self._job.export_to, settings.dtype)
 
-    def _forward(self, plan: StagePlan, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
-        scores = self._live.scores(plan, batch) if self._live else None
-        with self._work.forward(batch.layout):
-            return self._engine.terms(batch, scores)
-
-    def _skip(self, step: Step, losses: Tensor) -> None:
-        """Save the rows of a step that cannot be taken; stop when there are too many in a row."""
+    def _skip(self, step: Step, reason: str, losses: Sequence[float] = ()) -> None:
+        """Report a step that is not taken, and save its rows if it has any; stop when too many are skipped in a row.
+        losses: of its groups."""
         self._skipped_in_a_row += 1
-        ids = step.table["id"].to_pylist()
-        bad = [ids[index] for index in range(len(ids)) if not math.isfinite(losses[index])]
-        reason = f"the loss of {', '.join(bad)} is not finite" if bad else "its gradient is not finite"
         folder = self._job.storage / "skipped" / f"step-{step.number:08d}"
-        if self._rank == 0:
-            note = {"step": step.number, "reason": reason, "losses": [str(float(one)) for one in losses]}
+        saved = str(folder) if losses else ""
+        if losses and self._rank == 0:
+            note = {"step": step.number, "reason": reason, "losses": [str(one) for one in losses]}
             with writing(folder, LearnerError):
                 folder.mkdir(parents=True, exist_ok=True)
                 pq.write_table(step.table, folder / "rows.parquet")
                 (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
-            skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=str(folder))
-            self._report(LearnerNews(skipped=[skipped]))
-        self._stop_after_too_many(step, reason, f" Its rows are in {folder}.")
-
-    def _leave_out(self, step: Step) -> None:
-        """A step that has nothing to learn from."""
-        self._skipped_in_a_row += 1
-        reason = "no question of it has a row that can be read"
-        self._report(
-            LearnerNews(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")])
-        )
-        self._stop_after_too_many(step, reason, "")
-
-    def _stop_after_too_many(self, step: Step, reason: str, where: str) -> None:
+        skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=saved)
+        self._report(LearnerNews(skipped=[skipped]))
         if self._skipped_in_a_row > (most := self._job.settings.max_skipped_in_a_row):
+            where = f" Its rows are in {folder}." if saved else ""
             raise LearnerError(
                 f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
                 f"{where} learner.max_skipped_in_a_row is {most}."
@@ -370,7 +355,7 @@ class _Update:
     step: Step
     rate: float
     norm: float
-    totals: metrics.Totals
+    totals: StepTotals
     rewards: list[GroupRewards]
 
 
