@@ -1,0 +1,69 @@
+"""Rules of the package that no linter knows; ``make check`` runs this as a program.
+
+* No file has more than LINES lines, and the algorithm (pipeline/run.py) fits on a screen.
+* No class name stands twice.
+* No files import each other in a circle, imports inside functions included.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "masters_ray"
+LINES = 400
+ALGORITHM = ("pipeline/run.py", 150)
+
+
+def complaints(package: Path) -> list[str]:
+    files = {path.relative_to(package): path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
+    found = [
+        f"{file}: {text.count(chr(10))} lines, {LINES} are allowed"
+        for file, text in files.items()
+        if text.count("\n") > LINES
+    ]
+    algorithm, most = ALGORITHM
+    if (lines := files.get(Path(algorithm), "").count("\n")) > most:
+        found.append(f"{algorithm}: {lines} lines, {most} are allowed")
+    trees = {_module(package, file): ast.parse(text) for file, text in files.items()}
+    classes: dict[str, list[str]] = defaultdict(list)
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name].append(module)
+    found += [f"class {name} stands in {' and '.join(where)}" for name, where in classes.items() if len(where) > 1]
+    imports = {module: _imported(module, tree, set(trees)) for module, tree in trees.items()}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        found.append("imports in a circle: " + " → ".join(reversed(error.args[1])))
+    return found
+
+
+def _module(package: Path, file: Path) -> str:
+    parts = [package.name, *file.with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(module: str, tree: ast.AST, modules: set[str]) -> set[str]:
+    """The package's modules that a module imports; ``from package import name`` means the submodule of that name, or
+    the package itself."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & modules) or {node.module}
+            if inner - modules:
+                found.add(node.module)
+    return (found & modules) - {module}
+
+
+if __name__ == "__main__":
+    told = complaints(PACKAGE)
+    print("\n".join(told) or "the package keeps its rules")
+    sys.exit(bool(told))
