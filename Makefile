@@ -72,7 +72,7 @@ bench-store: .venv/.done-bench
 bench-pregen: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
-# What online iterations cost, measured and simulated.
+# What online iterations cost, measured and forecast.
 bench-semi-online: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.semi_online
 
