@@ -65,7 +65,8 @@ def measured(run_dir: Path) -> Rates:
     of its fields is missing, when no iteration was online, and when there is no step but the first, which warms up and
     does not count.
 
-    A call's seconds are the wall's while it was under way, so what shared its replica or its cores is in them.
+    A call's seconds are the wall's while it was under way: what its cores did beside it is in them, and so are calls
+    that shared its replica, which a forecast counts anew. Measure with one batch under way, or the rates are too high.
     """
     # A step that was taken again after a restart counts once, as it was taken last.
     online = {line.step: line for line in _read_rows(OnlineStep, run_dir / "online.jsonl")}
@@ -109,7 +110,5 @@ def _checked(check: Callable[[Any], T], content: Any, place: str, remedy: str) -
     try:
         return check(content)
     except ValidationError as error:
-        found = (
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, found {one['input']!r:.80}" for one in error.errors()
-        )
-        raise StoreError(f"{place}: {'; '.join(found)}. {remedy}") from error
+        told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}, found {one['input']!r:.80}" for one in error.errors())
+        raise StoreError(f"{place}: {'; '.join(told)}. {remedy}") from error
