@@ -17,8 +17,8 @@ from functools import cache
 from masters_ray import schedule
 from masters_ray.config import Rollout
 from masters_ray.plan.comparison import columns
-from masters_ray.plan.forecast import GroupMaking, learning
-from masters_ray.plan.rates import Rates
+from masters_ray.plan.forecast import learning
+from masters_ray.plan.rates import GroupMaking, Rates
 
 HOURS = {0.0: 49.0, 0.05: 73.0, 0.1: 97.0, 0.15: 119.0, 0.2: 148.0}
 """Online share → hours of training, Qwen3-VL-32B to Qwen3-VL-8B (table of appendix F.2)."""
@@ -162,9 +162,12 @@ def divided(assumed: Assumed, gpus: int) -> tuple[int, int]:
 def hours(assumed: Assumed, share: float, gpus: int, *, turns: bool = False) -> float:
     """Of the whole run with so many GPUs for rollouts: the learner's own, in turns, or others."""
     teachers, students = divided(assumed, gpus)
-    teacher, student = assumed.teacher_gpu_seconds / assumed.teacher_gpus, assumed.student_gpu_seconds
+    answers = {
+        "teacher": assumed.teacher_gpu_seconds / assumed.teacher_gpus,
+        "student": assumed.student_gpu_seconds,
+    }
     making = GroupMaking(
-        calls=[("teacher", "answer", teacher), ("student", "answer", student)],
+        rounds=[answers],
         replicas={"teacher": teachers, "student": students},
         batch_rows=assumed.batch_rows,
     )
@@ -174,7 +177,7 @@ def hours(assumed: Assumed, share: float, gpus: int, *, turns: bool = False) -> 
         publish_seconds=assumed.handover_seconds,
         load_seconds=assumed.handover_seconds,
         start_seconds=None,
-        calls={"teacher.answer": teacher, "student.answer": student},
+        calls={"answer": answers},
     )
     rollout = Rollout(
         max_staleness=0 if turns else assumed.max_staleness,

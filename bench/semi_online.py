@@ -18,7 +18,7 @@ from bench.aims import Aim, entry
 from bench.command import command
 from bench.report import machine
 from masters_ray import config
-from masters_ray.plan.forecast import POOLS, forecast
+from masters_ray.plan.forecast import forecast
 from masters_ray.plan.rates import Rates
 
 BASE = "conf/demo.yaml"
@@ -133,7 +133,8 @@ def _dedicated(rates: Rates) -> dict[str, Any]:
     rates = dataclasses.replace(rates, start_seconds=None)
     without = _forecast_seconds(rates, 0.0)
     for replicas in range(1, _MOST_REPLICAS + 1):
-        ratio = _forecast_seconds(rates, 0.2, *(f"{pool}.replicas={replicas}" for pool in POOLS)) / without
+        words = (f"{pool}.replicas={replicas}" for pool in ("teacher", "student", "judge"))
+        ratio = _forecast_seconds(rates, 0.2, *words) / without
         if ratio <= 1.1:
             break
     return {"ratio": ratio, "replicas of each kind": replicas}

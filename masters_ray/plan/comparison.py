@@ -16,14 +16,11 @@ def report(
     load: Callable[[Sequence[str]], Config], rates_from: Path | None, fractions: str, replicas: Sequence[str]
 ) -> Iterator[str]:
     """The lines to show. load: words such as ``teacher.replicas=2`` → the configuration with them. rates_from: a run's
-    directory or a rates.json; default: run.dir. fractions: of online iterations, with commas between. replicas: to
-    compare with the configuration's own, such as ``teacher=2,student=4``.
-
-    Raises ConfigError or StoreError when a configuration is refused, or rates or the number of questions are not known.
+    directory or a rates.json; default: run.dir. fractions: with commas between. replicas: to compare with the
+    configuration's own, such as ``teacher=2,student=4``. Raises as ``load``, ``Rates.load`` and ``forecast``.
     """
     config = load([])
-    source = rates_from or Path(config.run.dir)
-    rates = Rates.load(source)
+    rates = Rates.load(source := rates_from or Path(config.run.dir))
     choices = [[], *([one.replace("=", ".replicas=") for one in choice.split(",")] for choice in replicas)]
     cases = itertools.product(fractions.split(","), choices)
     found = [forecast(load([f"rollout.online_fraction={fraction}", *choice]), rates) for fraction, choice in cases]
@@ -41,8 +38,7 @@ def _shared(config: Config, rates: Rates) -> str:
         return "learner and replicas share no cores"
     if rates.overlap is None:
         return "learner and replicas share cores: what that costs is here as far as it is in the rates"
-    beside = _percent(rates.overlap)
-    return f"learner and replicas share cores: the rates hold its cost with {beside} of rollouts made beside steps"
+    return f"learner and replicas share cores: the rates hold its cost at an overlap of {_percent(rates.overlap)}"
 
 
 def _cells(one: Forecast, first: Forecast) -> dict[str, str]:

@@ -11,57 +11,16 @@ their end; those of an iteration that the learner has passed are not begun.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from heapq import heappop, heappush
 
 from masters_ray import schedule
 from masters_ray.config import Config, Rollout
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.plan.rates import Rates
+from masters_ray.plan.rates import Rates, making
 from masters_ray.schedule import Iteration, version_for
-
-POOLS = ("teacher", "student", "judge")
-"""Replicas of online iterations, by the section of the configuration that counts them. Those of the student take over
-the learner's weights; those of the judge keep the weights before training and are the reference policy, too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupMaking:
-    """How questions become groups."""
-
-    calls: Sequence[tuple[str, str, float]]
-    """(pool, method, seconds for each question) in the order in which a batch makes them, as ``Rates.calls``."""
-    replicas: Mapping[str, int]
-    """By pool."""
-    batch_rows: int
-    """Questions of a batch; the last may have fewer."""
-
-    def seconds(self, questions: int) -> float:
-        """Until the last group is made. Replicas take calls in the order in which they come, one after the other, as
-        an engine admits the sequences of several calls.
-
-        Example: two batches, whose answers take 3 s and whose verdicts 1 s, on one replica of each pool are made in
-        3 + 3 + 1 s: the first is judged while the second is answered.
-        """
-        rounds = [list(found) for _, found in itertools.groupby(self.calls, key=lambda call: call[1])]
-        free = {pool: [0.0] * count for pool, count in self.replicas.items()}
-        todo = [(0.0, first, 0) for first in range(0, questions, self.batch_rows)]
-        last = 0.0
-        while todo:
-            ready, first, number = heappop(todo)
-            ends = []
-            for pool, _, seconds in rounds[number]:
-                begun = max(ready, heappop(free[pool]))
-                ends.append(begun + seconds * min(self.batch_rows, questions - first))
-                heappush(free[pool], ends[-1])
-            last = max(last, *ends)
-            if number + 1 < len(rounds):
-                heappush(todo, (max(ends), first, number + 1))
-        return last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,39 +100,27 @@ class Forecast:
 
 def forecast(config: Config, rates: Rates) -> Forecast:
     """A configuration's run at these rates. Raises ConfigError when the number of questions is not known."""
-    rollout, judge, questions = config.rollout, config.judge, config.data.train.rows
+    rollout, questions = config.rollout, config.data.train.rows
     if questions is None:
-        complaint = Complaint(
-            where="data.train.rows", expected="a number of questions", found="none", remedy="Set it, or --questions."
-        )
-        raise ConfigError([complaint])
+        unknown = Complaint(where="data.train.rows", expected="a number", found="none", remedy="Set it or --questions.")
+        raise ConfigError([unknown])
     stages = schedule.plan(config.schedules, questions)
     iterations = schedule.iterations(stages, config.learner.groups_per_step, rollout.online_fraction)
-    replicas = dict(zip(POOLS, (config.teacher.replicas, config.student.replicas, judge.replicas), strict=True))
-
-    def making(calls: Mapping[str, float], roles: Mapping[str, str]) -> GroupMaking:
-        """roles: those that processes of another pool play."""
-        named = [(name.partition("."), seconds) for name, seconds in calls.items()]
-        played = [(roles.get(role, role), method, seconds) for (role, _, method), seconds in named]
-        return GroupMaking(calls=played, replicas=replicas, batch_rows=rollout.batch_rows)
-
-    online = making(rates.calls, {"reference": "judge", "judge": "student" if judge.follows_student else "judge"})
-    # Before learning the student that writes is the reference policy, too, and scores once.
-    once = {name: seconds for name, seconds in rates.calls.items() if name != "student.score"}
-    offline = making(once, {"reference": "student", "judge": "student" if judge.share_process else "judge"})
+    online, offline = (making(config, rates.calls, online=online) for online in (True, False))
     made_before: Counter[int] = Counter()
     for one in iterations:
         made_before[one.stage] += len(one.positions) * (rollout.spare_rows or not one.online)
     learned = learning(iterations, cache(online.seconds), rates, rollout)
-    busy = dict.fromkeys(POOLS, 0.0) | {"student": learned.published * rates.load_seconds}
-    for pool, _, seconds in online.calls:
-        busy[pool] += learned.questions * seconds / replicas[pool]
+    busy = dict.fromkeys(online.replicas, 0.0) | {"student": learned.published * rates.load_seconds}
+    for calls in online.rounds:
+        for pool, seconds in calls.items():
+            busy[pool] += learned.questions * seconds / online.replicas[pool]
     return Forecast(
         online_fraction=rollout.online_fraction,
-        replicas=replicas,
+        replicas=online.replicas,
         steps=len(iterations),
         rollouts_seconds=sum(map(cache(offline.seconds), made_before.values())),
         learning=learned,
         learner_busy=len(iterations) * rates.learner_seconds / learned.seconds,
-        pool_busy={pool: busy[pool] / learned.seconds for pool in POOLS},
+        pool_busy={pool: busy[pool] / learned.seconds for pool in busy},
     )

@@ -122,7 +122,7 @@ def test_online_iterations_are_forecast_at_the_rates_of_the_run_between(
 
     def rates(folder: Path) -> Rates:
         order.append(f"rates of {folder.name}")
-        return Rates(**costs, calls={"teacher.answer": 1.5 / 16})
+        return Rates(**costs, calls={"answer": {"teacher": 1.5 / 16}})
 
     monkeypatch.setattr(semi_online.Rates, "load", rates)
     monkeypatch.setattr(semi_online, "_run", run)

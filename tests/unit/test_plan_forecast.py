@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from masters_ray import config as configuration
 from masters_ray.config import Rollout
 from masters_ray.errors import ConfigError
-from masters_ray.plan.forecast import GroupMaking, LearningTimes, forecast, learning
-from masters_ray.plan.rates import Rates
+from masters_ray.plan.forecast import LearningTimes, forecast, learning
+from masters_ray.plan.rates import GroupMaking, Rates
 from masters_ray.schedule import Iteration
 from tests.conftest import ROOT
 
@@ -23,64 +23,59 @@ exactly = pytest.approx
 T, S, J = "teacher", "student", "judge"
 
 
-def made_in(*calls: tuple[str, str, float], batches: int = 1, **replicas: int) -> float:
+def made_in(*rounds: dict[str, float], batches: int = 1, **replicas: int) -> float:
     """Seconds for batches of one question."""
-    making = GroupMaking(calls=calls, replicas={T: 1, S: 1, J: 1} | replicas, batch_rows=1)
-    return making.seconds(batches)
+    return GroupMaking(rounds=rounds, replicas={T: 1, S: 1, J: 1} | replicas, batch_rows=1).seconds(batches)
 
 
 @pytest.mark.parametrize(
-    ("calls", "batches", "replicas", "seconds"),
+    ("rounds", "batches", "replicas", "seconds"),
     [
-        pytest.param([(S, "answer", 3)], 1, {}, 3, id="a call"),
-        pytest.param([(S, "answer", 3)], 4, {}, 12, id="one after the other on a replica"),
-        pytest.param([(S, "answer", 3)], 3, {S: 2}, 6, id="two replicas, three calls"),
-        pytest.param([(S, "answer", 3)], 2, {S: 9}, 3, id="no faster than one batch"),
-        pytest.param([(T, "answer", 5), (S, "answer", 3)], 1, {}, 5, id="both models answer at once"),
-        pytest.param([(S, "answer", 5), (S, "answer", 3)], 1, {}, 8, id="at once on one replica: their sum"),
-        pytest.param([(T, "answer", 5), (S, "answer", 3), (S, "score", 2)], 1, {}, 7, id="a round waits for all of it"),
-        pytest.param([(T, "answer", 3), (J, "judge", 1)], 2, {}, 7, id="A is judged while B is answered"),
-        pytest.param([(T, "answer", 1), (S, "score", 2)], 3, {}, 7, id="the slowest pool sets the pace: 1 + 3 · 2"),
-        pytest.param([(S, "answer", 3), (T, "score", 1), (S, "judge", 3)], 2, {}, 12, id="first come, first served"),
-        pytest.param([(S, "answer", 1), (T, "score", 1), (S, "answer", 1)], 1, {}, 3, id="a method again: a new round"),
+        pytest.param([{S: 3}], 1, {}, 3, id="a call"),
+        pytest.param([{S: 3}], 4, {}, 12, id="one after the other on a replica"),
+        pytest.param([{S: 3}], 3, {S: 2}, 6, id="two replicas, three calls"),
+        pytest.param([{S: 3}], 2, {S: 9}, 3, id="no faster than one batch"),
+        pytest.param([{T: 5, S: 3}], 1, {}, 5, id="both models answer at once"),
+        pytest.param([{T: 5, S: 3}, {S: 2}], 1, {}, 7, id="a round waits for all of the one before"),
+        pytest.param([{T: 3}, {J: 1}], 2, {}, 7, id="A is judged while B is answered"),
+        pytest.param([{T: 1}, {S: 2}], 3, {}, 7, id="the slowest pool sets the pace: 1 + 3 · 2"),
+        pytest.param([{S: 3}, {T: 1}, {S: 3}], 2, {}, 12, id="first come, first served"),
     ],
 )
 def test_groups_are_made_by_replicas_that_take_one_call_after_the_other(
-    calls: list[tuple[str, str, float]], batches: int, replicas: dict[str, int], seconds: float
+    rounds: list[dict[str, float]], batches: int, replicas: dict[str, int], seconds: float
 ) -> None:
-    assert made_in(*calls, batches=batches, **replicas) == seconds
+    assert made_in(*rounds, batches=batches, **replicas) == seconds
 
 
 def test_the_last_batch_may_be_smaller() -> None:
     """10 questions at 4 a batch on two replicas: 4 and 2 questions on the first."""
-    making = GroupMaking(calls=[(S, "answer", 0.5)], replicas={S: 2}, batch_rows=4)
+    making = GroupMaking(rounds=[{S: 0.5}], replicas={S: 2}, batch_rows=4)
     assert (making.seconds(10), making.seconds(0)) == (3.0, 0.0)
 
 
 COSTS = st.integers(0, 8).map(lambda eighths: eighths / 8)
-CALLS = st.lists(
-    st.tuples(st.sampled_from((T, S, J)), st.sampled_from(("answer", "score")), COSTS), min_size=1, max_size=5
-)
+ROUNDS = st.lists(st.dictionaries(st.sampled_from((T, S, J)), COSTS, min_size=1), min_size=1, max_size=4)
 
 
-@given(CALLS, st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
+@given(ROUNDS, st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
 def test_making_is_never_faster_than_the_busiest_pool_or_one_batch_and_never_slower_than_all_in_turn(
-    calls: list[tuple[str, str, float]], batches: int, teachers: int, students: int
+    rounds: list[dict[str, float]], batches: int, teachers: int, students: int
 ) -> None:
-    found = made_in(*calls, batches=batches, teacher=teachers, student=students)
-    work = {pool: batches * sum(seconds for of, _, seconds in calls if of == pool) for pool in (T, S, J)}
-    assert found >= max(work[T] / teachers, work[S] / students, work[J], max(one[2] for one in calls)) - 1e-9
+    found = made_in(*rounds, batches=batches, teacher=teachers, student=students)
+    work = {pool: batches * sum(calls.get(pool, 0.0) for calls in rounds) for pool in (T, S, J)}
+    one_batch = sum(max(calls.values()) for calls in rounds)
+    assert found >= max(work[T] / teachers, work[S] / students, work[J], one_batch) - 1e-9
     assert found <= sum(work.values()) + 1e-9
 
 
 @given(st.integers(1, 9), st.integers(1, 3), COSTS)
 def test_more_replicas_are_never_slower(batches: int, more: int, cost: float) -> None:
-    call = (S, "answer", cost)
-    assert made_in(call, batches=batches, student=1 + more) <= made_in(call, batches=batches, student=1)
+    assert made_in({S: cost}, batches=batches, student=1 + more) <= made_in({S: cost}, batches=batches)
 
 
 RATES = Rates(
-    learner_seconds=2.0, publish_seconds=0.5, load_seconds=0.25, start_seconds=4.0, calls={"student.answer": 0.75}
+    learner_seconds=2.0, publish_seconds=0.5, load_seconds=0.25, start_seconds=4.0, calls={"answer": {S: 0.75}}
 )
 """A step takes 2 s, weights 0.5 s to publish and 0.25 s to load, the start 4 s, four questions 3 s."""
 INSTANT = dataclasses.replace(RATES, publish_seconds=0.0, load_seconds=0.0, start_seconds=0.0)
@@ -176,7 +171,7 @@ COSTLY = st.builds(
     publish_seconds=COSTS,
     load_seconds=COSTS,
     start_seconds=COSTS,
-    calls=st.just({"student.answer": 0.75}),
+    calls=st.just({"answer": {S: 0.75}}),
 )
 
 
@@ -221,16 +216,13 @@ def demo(*words: str) -> configuration.Config:
     return configuration.load(ROOT / "conf" / "demo.yaml", ["data.train.rows=96", "schedule.step=0.1", *words])
 
 
-CALLS_OF_A_BATCH = {
-    "teacher.answer": 0.5,
-    "student.answer": 0.25,
-    "judge.judge": 0.125,
-    "teacher.score": 0.0625,
-    "student.score": 0.0625,
-    "reference.score": 0.0625,
+CALLS = {
+    "answer": {T: 0.5, S: 0.25},
+    "judge": {J: 0.125},
+    "score": {T: 0.0625, S: 0.0625, "reference": 0.0625},
 }
 """16 questions: the teacher answers in 8 s, beside the student in 4 s; verdicts take 2 s, scores of each model 1 s."""
-MEASURED = dataclasses.replace(INSTANT, learner_seconds=1.0, calls=CALLS_OF_A_BATCH)
+MEASURED = dataclasses.replace(INSTANT, learner_seconds=1.0, calls=CALLS)
 
 
 def test_a_configuration_is_forecast_phase_by_phase() -> None:
@@ -265,5 +257,5 @@ def test_the_configuration_says_who_makes_what(
 
 
 def test_the_number_of_questions_must_be_known() -> None:
-    with pytest.raises(ConfigError, match=r"data.train.rows: expected a number of questions, found none. Set it"):
+    with pytest.raises(ConfigError, match=r"data.train.rows: expected a number, found none. Set it"):
         forecast(demo("data.train.rows=null"), MEASURED)

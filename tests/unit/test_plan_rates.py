@@ -14,19 +14,20 @@ import pytest
 from masters_ray.errors import StoreError
 from masters_ray.plan.rates import Rates
 from masters_ray.records import OnlineStep, StepMetrics
+from tests.conftest import ROOT
 
 exactly = pytest.approx
 
 
 def online_line(step: int, version: int, **changes: Any) -> dict[str, Any]:
-    """32 questions, answered by the teacher in 8 s and by the student in 3.2 s; none was judged."""
+    """32 questions, answered by the teacher in 8 s and by the student in 3.2 s; none was judged. Groups take 8 s."""
     line = OnlineStep(
         step=step,
         stage=0,
         version=version,
-        ages=[step - 1 - version],
-        rejected=0,
-        seconds=10.0,
+        ages=[step - 1 - version] * 30,
+        rejected=2,
+        seconds=8.0 + 0.2 * step,
         publish_seconds=0.1 * step,
         load_seconds=0.2 * step,
         calls={
@@ -50,6 +51,7 @@ ONLINE = [online_line(2, 0), online_line(3, 1), online_line(5, 4)]
 def write_run(folder: Path, online: list[dict[str, Any]] = ONLINE, tail: str = "") -> Path:
     for name, rows in (("metrics.jsonl", STEPS), ("online.jsonl", online)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+    (folder / "config.yaml").write_text((ROOT / "conf" / "demo.yaml").read_text())
     (folder / "journal.json").write_text('{"phases": {"start of the engines": 7.0, "learner": 30.0}}')
     return folder
 
@@ -57,17 +59,22 @@ def write_run(folder: Path, online: list[dict[str, Any]] = ONLINE, tail: str = "
 def test_rates_are_medians_and_seconds_per_question(tmp_path: Path) -> None:
     """Steps without the first: 1, 2, 1.5, 3 s. Versions above 0 took 0.3 and 0.5 s to publish, 0.6 and 1 to load. The
     learner's 30 s less steps 16.5, waiting 2.5 and publishing 1.0 leave 10. The teacher answered 96 questions in 24 s.
-    The learner waited 1.5 s of the 30 s in which groups were made."""
+    Groups were made in 26 s, and the learner waited 2.5 s."""
     found = Rates.load(write_run(tmp_path, tail='{"step": 6, "sec'))
     assert dataclasses.asdict(found) == {
         "learner_seconds": 1.75,
         "publish_seconds": exactly(0.4),
         "load_seconds": exactly(0.8),
         "start_seconds": exactly(10.0),
-        "calls": {"teacher.answer": exactly(0.25), "student.answer": exactly(0.1)},
-        "overlap": exactly(0.95),
+        "calls": {"answer": {"teacher": exactly(0.25), "student": exactly(0.1)}},
+        "overlap": exactly(1 - 2.5 / 26),
     }
-    assert list(found.calls) == ["teacher.answer", "student.answer"]
+
+
+def test_calls_that_shared_a_replica_are_taken_out_of_each_other_s_seconds(tmp_path: Path) -> None:
+    """Two batches on one replica, each under way for 4 s, were made in 4 s together: a question takes 1/8 s of it."""
+    found = Rates.load(write_run(tmp_path, [line | {"seconds": 4.0 + line["load_seconds"]} for line in ONLINE]))
+    assert found.calls == {"answer": {"teacher": exactly(0.125), "student": exactly(0.05)}}
 
 
 def test_a_step_that_was_taken_again_counts_once(tmp_path: Path) -> None:
@@ -86,15 +93,18 @@ def test_the_start_is_unknown_while_the_learner_works_and_never_below_zero(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("online.jsonl", None, r"online.jsonl: expected an online iteration with calls, found none. Name a run with"),
-        ("online.jsonl", json.dumps(online_line(2, 1, calls={})) + "\n", r"expected an online iteration with calls"),
+        ("online.jsonl", None, r"expected two optimizer steps .* found 5 and 0. Name a run with rollout.online_fr"),
+        (
+            "online.jsonl",
+            json.dumps(online_line(2, 1, calls={})) + "\n",
+            r"an online iteration with calls, found 5 and 1",
+        ),
         ("online.jsonl", '{"step": 2}\n', r"online.jsonl: line 1: stage: Field required.*Name a run with rollout.onl"),
         ("online.jsonl", 'x\n{"step": 2}\n', r"online.jsonl: a line is not JSON"),
-        ("metrics.jsonl", None, r"metrics.jsonl: expected at least two optimizer steps.*found 0. Let the run go on"),
-        ("metrics.jsonl", json.dumps(STEPS[0]) + "\n", r"expected at least two optimizer steps.*found 1"),
+        ("metrics.jsonl", None, r"expected two optimizer steps .* found 0 and 3"),
+        ("metrics.jsonl", json.dumps(STEPS[0]) + "\n", r"expected two optimizer steps .* found 1 and 3"),
         ("metrics.jsonl", json.dumps(STEPS[0] | {"seconds": "x"}) + "\n", r"line 1: seconds: .* number.*'x'"),
-        ("journal.json", "{}", r"journal.json: phases: Field required"),
-        ("journal.json", '{"phases": 3}', r"journal.json: phases: Input should be .* 3. Name a run"),
+        ("journal.json", "[]", r"journal.json: expected a mapping, found list"),
     ],
 )
 def test_what_a_run_lacks_is_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -117,7 +127,7 @@ BY_HAND: dict[str, Any] = {
     "publish_seconds": 0.5,
     "load_seconds": 0.25,
     "start_seconds": None,
-    "calls": {"student.answer": 0.5},
+    "calls": {"answer": {"student": 0.5}},
 }
 
 
@@ -130,9 +140,9 @@ BY_HAND: dict[str, Any] = {
         ({"load_seconds": True}, "load_seconds: Input should be a valid number"),
         ({"start_seconds": math.nan}, "start_seconds: Input should be a finite number"),
         ({"calls": {}}, "calls: Dictionary should have at least 1 item"),
-        ({"calls": {"student.answer": -1}}, "calls.student.answer: Input should be greater than or equal to 0"),
-        ({"calls": {"answer": 1}}, "calls.answer.[key]: String should match pattern"),
-        ({"calls": {"studnet.answer": 1}}, "calls.studnet.answer.[key]: String should match pattern"),
+        ({"calls": {"answer": {}}}, "calls.answer: Dictionary should have at least 1 item"),
+        ({"calls": {"answer": {"student": -1}}}, "calls.answer.student: Input should be greater than or equal to 0"),
+        ({"calls": {"answer": {"studnet": 1}}}, "calls.answer.studnet.[key]: String should match pattern"),
         ({"overlap": 1.5}, "overlap: Input should be less than or equal to 1"),
         ({"learner_second": 1}, "learner_second: Unexpected keyword argument"),
     ],
@@ -147,7 +157,7 @@ def test_wrong_rates_are_named_by_file_and_key(tmp_path: Path, changes: dict[str
 
 def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:
     file = tmp_path / "rates.json"
-    file.write_text('{"learner_seconds": -1, "publish_seconds": 0, "start_seconds": 1, "calls": {"judge.judge": 1}}')
+    file.write_text('{"learner_seconds": -1, "publish_seconds": 0, "start_seconds": 1, "calls": {"a": {"judge": 1}}}')
     with pytest.raises(StoreError, match=r"learner_seconds: .*-1; load_seconds: Field required"):
         Rates.load(file)
     file.write_text("{")

@@ -23,7 +23,7 @@ def rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(ROOT)
     file = tmp_path / "rates.json"
     costs = {"learner_seconds": 1, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
-    file.write_text(json.dumps(costs | {"calls": {"teacher.answer": 0.125, "judge.judge": 0.0625}}))
+    file.write_text(json.dumps(costs | {"calls": {"answer": {"teacher": 0.125}, "judge": {"judge": 0.0625}}}))
     return file
 
 
@@ -75,13 +75,13 @@ def test_rates_are_those_of_a_run(rates: Path, tmp_path: Path, capsys: pytest.Ca
     """By default of the configuration's own. Its start takes 10 s and a step 1.75 s."""
     run = tmp_path / "run"
     code, _, error = called(capsys, f"run.dir={run}", *THREE)
-    assert code == 1 and f"{run}/online.jsonl: expected an online iteration with calls, found none. Name a run" in error
+    assert code == 1 and f"{run}: expected two optimizer steps or more" in error
     run.mkdir()
     write_run(run)
     for words in ((f"run.dir={run}",), ("--rates", run)):
         code, told, _ = called(capsys, *words, *THREE)
         assert (code, told.splitlines()[0]) == (0, f"rates of {run}, 3 iterations, at most 8 steps behind")
-        assert "the rates hold its cost with 95 % of rollouts made beside steps" in told
+        assert "the rates hold its cost at an overlap of 90 %" in told
         assert column(told, "learning")[0] == "15.2 s"
 
 
@@ -116,10 +116,13 @@ def test_questions_are_those_of_the_configuration_unless_given(rates: Path, caps
         (("--replicas", "teacher=1.5"), "teacher.replicas (command line): expected a whole number, found 1.5"),
         (("--replicas", "judges=2"), "judges.replicas (command line): expected a known key"),
         (("--questions", "0"), "data.train.rows: expected at least 1, or null for all, found 0"),
-        (("data.train.rows=null",), "data.train.rows: expected a number of questions, found none. Set it, or"),
+        (("data.train.rows=null",), "data.train.rows: expected a number, found none. Set it or"),
         (("rollout.max_stalenes=0",), "Did you mean rollout.max_staleness?"),
         (("--rates", "none.json"), "none.json cannot be used (No such file or directory)"),
-        (("--rates", "/"), "/online.jsonl: expected an online iteration with calls, found none. Name a run with"),
+        (
+            ("--rates", "/"),
+            "/: expected two optimizer steps or more, as the first warms up, and an online iteration with",
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_before_anything_is_shown(
