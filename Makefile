@@ -46,6 +46,7 @@ check: setup
 	$(BIN)/ruff format --check masters_ray examples jobs tests bench
 	$(BIN)/ruff check masters_ray examples jobs tests bench
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.house
 	$(BIN)/mypy
 
 # Two files of tests at a time: one often waits for a process that starts. Each pair of lanes needs 8 GB of memory.
@@ -74,7 +75,7 @@ bench-store: .venv/.done-bench
 bench-pregen: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
-# What online iterations cost, measured and simulated.
+# What online iterations cost, measured and forecast.
 bench-semi-online: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.semi_online
 

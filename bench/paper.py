@@ -2,29 +2,26 @@
 ``python -m bench.paper``.
 
 The paper's figures are constants below, each with its place. ``Assumed`` holds everything that the paper does not say;
-no number in it was measured. What ``table`` says is therefore a calculation from published rates and not a measurement:
-above all it takes for granted that online rollouts, a few hundred questions at a time, are made as fast for each GPU as
+no number in it was measured. What ``table`` says is a calculation from published rates and not a measurement: it takes
+for granted that online rollouts, a few hundred questions at a time, are made as fast for each GPU as
 the paper's pre-generation of 1.5 million questions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 
+from masters_ray import schedule
 from masters_ray.config import Rollout
-from masters_ray.simulation.model import simulate
-from masters_ray.simulation.setup import STUDENT, Call, Outcome, Pool, Setup
-from masters_ray.simulation.sweep import spread
-from masters_ray.simulation.text import columns
+from masters_ray.plan.comparison import columns
+from masters_ray.plan.forecast import learning
+from masters_ray.plan.rates import GroupMaking, Rates
 
 HOURS = {0.0: 49.0, 0.05: 73.0, 0.1: 97.0, 0.15: 119.0, 0.2: 148.0}
 """Online share → hours of training, Qwen3-VL-32B to Qwen3-VL-8B (table of appendix F.2)."""
-ACCURACY = {0.0: 76.6, 0.05: 76.7, 0.1: 76.7, 0.15: 76.8, 0.2: 76.9}
-"""Online share → mean accuracy in percent on MathVista, MM-Vet, MMMU and BLINK (the same table)."""
 GPUS = 256
 """A100 80GB (appendix F.9)."""
 SAMPLES = 1_500_000
@@ -43,7 +40,6 @@ SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.5, 1.0)
 """Online shares of the table; those above 0.2 are not in the paper."""
 SLOWER_AT_MOST = 1.1
 """Times the hours of 0 %: with so many dedicated replicas are sized to the learner."""
-_TEACHER = "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +61,6 @@ class Assumed:
     """GPUs of a teacher replica, as in conf/qwen3_vl_cluster.yaml; the student's replicas have one each."""
     batch_rows: int = 2
     """Questions of a batch: few, so that an iteration's batches divide well among many replicas."""
-    calls_at_once: int = 3
-    """Calls that a replica works on at once, as ``actors.pool`` has it."""
     max_staleness: int = Rollout().max_staleness
     """Optimizer steps, with dedicated replicas; those that take turns with the learner are on-policy."""
     bytes_per_parameter: float = 2.0
@@ -118,40 +112,41 @@ class Row:
     """Measured by the paper; None: not given."""
     literal_hours: float
     """By the paper's rate of online training: online samples × 0.5 h / 1,000 + 49 h × (1 − share)."""
-    dedicated_gpus: int | None
-    """The fewest for rollouts, beside the learner's 256, with which the run takes at most 1.1 × the hours of 0 %; None:
-    no number is enough, with a replica for every batch neither."""
-    dedicated_hours: float
-    """With these; where no number is enough, with a replica for every batch."""
+    dedicated: tuple[int | None, float]
+    """(GPUs for rollouts beside the learner's 256, hours), as ``dedicated``."""
     colocated_hours: float
     """Learner and replicas on the same 256 GPUs, taking turns."""
 
 
 def table(assumed: Assumed | None = None) -> list[Row]:
-    """The paper's hours for each online share, and this pipeline's at the paper's rates.
-
-    Dedicated GPUs are divided between teacher and student in proportion to what their answers cost, in whole replicas.
-    On engines that share nothing with the learner all iterations take equally long to make, so ``making`` simulates one
-    of them call by call, and the whole run has one call of that length for each: the same hours, in less time.
-    """
+    """The paper's hours for each online share, and this pipeline's at the paper's rates."""
     assumed = assumed or Assumed()
-    limit = SLOWER_AT_MOST * _hours(_run(assumed, 0.0, 0.0, 0.0, colocated=False))
-    making_with = cache(lambda gpus: making(assumed, *divided(assumed, gpus)))
-    rows = []
-    for share in SHARES:
-        gpus, hours = _sized(assumed, share, limit, making_with)
-        turns = _run(assumed, share, *making_with(GPUS), colocated=True)
-        rows.append(
-            Row(
-                share=share,
-                paper_hours=HOURS.get(share),
-                literal_hours=share * SAMPLES * ONLINE_HOURS_PER_SAMPLE + HOURS[0.0] * (1 - share),
-                dedicated_gpus=gpus,
-                dedicated_hours=hours,
-                colocated_hours=_hours(turns),
-            )
+    return [
+        Row(
+            share=share,
+            paper_hours=HOURS.get(share),
+            literal_hours=share * SAMPLES * ONLINE_HOURS_PER_SAMPLE + HOURS[0.0] * (1 - share),
+            dedicated=dedicated(assumed, share),
+            colocated_hours=hours(assumed, share, GPUS, turns=True),
         )
-    return rows
+        for share in SHARES
+    ]
+
+
+def dedicated(assumed: Assumed, share: float) -> tuple[int | None, float]:
+    """(the fewest GPUs with which the run takes at most ``SLOWER_AT_MOST`` times the hours of 0 %, its hours); where no
+    number is enough (None, the hours with a replica of each model for every batch)."""
+    if not share:
+        return 0, HOURS[0.0]
+    batches = math.ceil(assumed.groups_per_step / assumed.batch_rows)
+    gpus = assumed.teacher_gpus
+    while True:
+        gpus += 1
+        found = hours(assumed, share, gpus)
+        if found <= SLOWER_AT_MOST * HOURS[0.0]:
+            return gpus, found
+        if min(divided(assumed, gpus)) >= batches:
+            return None, found
 
 
 def divided(assumed: Assumed, gpus: int) -> tuple[int, int]:
@@ -164,117 +159,61 @@ def divided(assumed: Assumed, gpus: int) -> tuple[int, int]:
     return teachers, gpus - teachers * assumed.teacher_gpus
 
 
-def making(assumed: Assumed, teachers: int, students: int) -> tuple[float, float]:
-    """(seconds to make an iteration's groups with so many replicas, seconds more with weights that are new)."""
-    pools = {
-        _TEACHER: Pool(replicas=teachers, calls_at_once=assumed.calls_at_once),
-        STUDENT: Pool(replicas=students, calls_at_once=assumed.calls_at_once),
+def hours(assumed: Assumed, share: float, gpus: int, *, turns: bool = False) -> float:
+    """Of the whole run with so many GPUs for rollouts: the learner's own, in turns, or others."""
+    teachers, students = divided(assumed, gpus)
+    answers = {
+        "teacher": assumed.teacher_gpu_seconds / assumed.teacher_gpus,
+        "student": assumed.student_gpu_seconds,
     }
-    calls = (
-        _call(_TEACHER, assumed.teacher_gpu_seconds / assumed.teacher_gpus),
-        _call(STUDENT, assumed.student_gpu_seconds),
+    making = GroupMaking(
+        rounds=[answers],
+        replicas={"teacher": teachers, "student": students},
+        batch_rows=assumed.batch_rows,
     )
-    known, new = (
-        simulate(
-            Setup(
-                iterations=iterations,
-                online=(iterations,),
-                groups_per_step=assumed.groups_per_step,
-                batch_rows=assumed.batch_rows,
-                max_staleness=0,
-                max_wait_seconds=math.inf,
-                calls=calls,
-                pools=pools,
-                learner_seconds=assumed.learner_seconds,
-                publish_seconds=0.0,
-                load_seconds=assumed.handover_seconds,
-                start_seconds=0.0,
-            )
-        ).waited_seconds
-        for iterations in (1, 2)
+    seconds = making.seconds(assumed.groups_per_step) + turns * assumed.wake_seconds
+    rates = Rates(
+        learner_seconds=assumed.learner_seconds,
+        publish_seconds=assumed.handover_seconds,
+        load_seconds=assumed.handover_seconds,
+        start_seconds=None,
+        calls={"answer": answers},
     )
-    return known, max(0.0, new - known)
-
-
-def _call(pool: str, seconds_per_question: float) -> Call:
-    return Call(pool=pool, method="answer", seconds_per_call=0.0, seconds_per_question=seconds_per_question)
-
-
-def _run(assumed: Assumed, share: float, seconds: float, more_when_new: float, *, colocated: bool) -> Outcome:
-    """The whole run, an iteration's groups made by one call."""
-    whole = Call(pool=STUDENT, method="make", seconds_per_call=seconds, seconds_per_question=0.0)
-    return simulate(
-        Setup(
-            iterations=assumed.iterations,
-            online=spread(assumed.iterations, share),
-            groups_per_step=assumed.groups_per_step,
-            batch_rows=assumed.groups_per_step,
-            max_staleness=0 if colocated else assumed.max_staleness,
-            max_wait_seconds=math.inf,
-            calls=(whole,),
-            pools={STUDENT: Pool(replicas=1, calls_at_once=1)},
-            learner_seconds=assumed.learner_seconds,
-            publish_seconds=assumed.handover_seconds,
-            load_seconds=more_when_new,
-            start_seconds=0.0,
-            colocated=colocated,
-            wake_seconds=assumed.wake_seconds,
-        )
+    rollout = Rollout(
+        max_staleness=0 if turns else assumed.max_staleness,
+        max_wait_seconds=math.inf,
+        placement="turns" if turns else "beside",
     )
+    iterations = _iterations(assumed.groups_per_step, share)
+    return learning(iterations, lambda questions: seconds, rates, rollout).seconds / 3600
 
 
-def _hours(outcome: Outcome) -> float:
-    return outcome.wall_seconds / 3600
-
-
-def _sized(
-    assumed: Assumed, share: float, limit: float, making_with: Callable[[int], tuple[float, float]]
-) -> tuple[int | None, float]:
-    """(fewest dedicated GPUs with which the run takes at most ``limit`` hours, its hours)."""
-    if not share:
-        return 0, HOURS[0.0]
-    cost = assumed.teacher_gpu_seconds + assumed.student_gpu_seconds
-    fewest = max(assumed.teacher_gpus + 1, math.floor(share * SAMPLES * cost / 3600 / limit))
-    batches = math.ceil(assumed.groups_per_step / assumed.batch_rows)
-    most = next(gpus for gpus in count(fewest) if min(divided(assumed, gpus)) >= batches)
-    hours = _hours(_run(assumed, share, *making_with(most), colocated=False))
-    if hours > limit:
-        return None, hours
-    too_slow = math.inf
-    for gpus in range(fewest, most):
-        seconds, more_when_new = making_with(gpus)
-        if seconds + more_when_new >= too_slow:
-            continue
-        found = _hours(_run(assumed, share, seconds, more_when_new, colocated=False))
-        if found <= limit:
-            return gpus, found
-        too_slow = seconds + more_when_new
-    return most, hours
+@cache
+def _iterations(groups_per_step: int, share: float) -> list[schedule.Iteration]:
+    return schedule.iterations([(schedule.Stage(index=0, ratio=0.0), range(SAMPLES))], groups_per_step, share)
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
     """A head, a line for each online share, and what the columns mean."""
-    head = ["online", "paper", "paper's rate", "GPUs beside", "hours", f"same {GPUS} GPUs"]
     yield from columns(
-        head,
         [
-            [
-                f"{100 * row.share:.0f} %",
-                "–" if row.paper_hours is None else f"{row.paper_hours:.0f} h",
-                f"{row.literal_hours:.0f} h",
-                "not enough" if row.dedicated_gpus is None else str(row.dedicated_gpus),
-                f"{row.dedicated_hours:.1f} h",
-                f"{row.colocated_hours:.1f} h",
-            ]
+            {
+                "online": f"{100 * row.share:.0f} %",
+                "paper": "–" if row.paper_hours is None else f"{row.paper_hours:.0f} h",
+                "paper's rate": f"{row.literal_hours:.0f} h",
+                "GPUs beside": "not enough" if row.dedicated[0] is None else str(row.dedicated[0]),
+                "hours": f"{row.dedicated[1]:.1f} h",
+                f"same {GPUS} GPUs": f"{row.colocated_hours:.1f} h",
+            }
             for row in rows
-        ],
+        ]
     )
     yield ""
     yield "paper: hours of training (appendix F.2)."
     yield "paper's rate: 0.5 h for every 1,000 online samples (appendix F.9), the others at 49 h for all."
-    yield f"GPUs beside, hours: simulated; the fewest GPUs for rollouts, beside the learner's {GPUS}, with which the"
+    yield f"GPUs beside, hours: calculated; the fewest GPUs for rollouts, beside the learner's {GPUS}, with which the"
     yield f"run takes at most {SLOWER_AT_MOST:g} × the hours of 0 %."
-    yield f"same {GPUS} GPUs: simulated; learner and rollouts take turns."
+    yield f"same {GPUS} GPUs: calculated; learner and rollouts take turns."
     yield "Both at the rates of the paper's pre-generation (F.9), nothing measured; what is assumed beside them stands"
     yield "in bench/paper.py (Assumed). Pre-generation for the offline share is in no column."
 

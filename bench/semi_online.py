@@ -1,4 +1,4 @@
-"""What online iterations cost, measured and simulated: ``make bench-semi-online``.
+"""What online iterations cost, measured and forecast: ``make bench-semi-online``.
 
 ``python -m bench.semi_online`` measures; ``--markdown FILE`` prints what was measured before.
 """
@@ -16,37 +16,36 @@ from typing import Any
 
 from bench.aims import Aim, entry
 from bench.command import command
-from bench.cores import Cores, measured_cores
 from bench.report import machine
-from masters_ray import config, simulation
-from masters_ray.config import Config
-from masters_ray.simulation import Outcome, Rates, Setup
+from masters_ray import config
+from masters_ray.plan.forecast import forecast
+from masters_ray.plan.rates import Rates
 
 BASE = "conf/demo.yaml"
 SHARES = (0.0, 0.2, 0.5, 1.0)
-"""Online fractions that are run; the simulation says beforehand what the last three take."""
-_PROBE = ("rollout.online_fraction=0.2", "rollout.max_staleness=0")
-"""A run that takes turns, so that nothing shares a core: the rates that simulations are fed with."""
+"""Online fractions that are run."""
+_MEASURED = 0.5
+"""The one whose rates say what the other two with online iterations take: learner and rollouts share cores in it."""
+_ALONE = ("rollout.online_fraction=0.2", "rollout.max_staleness=0")
+"""A run in which learner and rollouts wait for each other, so that its rates hold no sharing of cores."""
 _MOST_REPLICAS = 8
 _SHOWN_OF_A_FAILURE = 3000
 
 
 def measure(repeats: int) -> dict[str, Any]:
     """All figures, each the median of the repeats."""
-    cores: list[Cores] = []
-    whole, phases, errors, simulated = [], [], [], []
+    whole, phases, errors, dedicated = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repeats):
             place = Path(folder) / str(number)
-            # Before any run, while the machine has nothing else to do.
-            cores.append(here := measured_cores())
             whole.append(_whole_runs(place))
-            rates = simulation.measured(_run(place / "probe", _PROBE, place / "share-0"))
+            alone = Rates.load(_run(place / "alone", _ALONE, place / "share-0"))
             real = {share: _learner_seconds(place / f"share-{share:g}", share, place) for share in SHARES}
             phases.append(real)
-            predicted = {share: _predicted(rates, share, here).wall_seconds for share in SHARES[1:]}
-            errors.append({share: seconds / real[share] - 1 for share, seconds in predicted.items()})
-            simulated.append(_dedicated(rates))
+            rates = Rates.load(place / f"share-{_MEASURED:g}")
+            said = {share: _forecast_seconds(rates, share) for share in SHARES[1:] if share != _MEASURED}
+            errors.append({share: seconds / real[share] - 1 for share, seconds in said.items()})
+            dedicated.append(_dedicated(alone))
     tables = {
         "wall_ratio_20": entry(
             "wall time of a whole run with 20 % online iterations over that of one without, on two cores",
@@ -64,14 +63,14 @@ def measure(repeats: int) -> dict[str, Any]:
                 for number, (run, phase) in enumerate(zip(whole, phases, strict=True), 1)
             ],
         ),
-        "simulated_dedicated_ratio_20": entry(
-            "the learner's time with 20 % online over that without, simulated with replicas on cores of their own",
-            median(one["ratio"] for one in simulated),
+        "forecast_dedicated_ratio_20": entry(
+            "the learner's time with 20 % online over that without, forecast with replicas on cores of their own",
+            median(one["ratio"] for one in dedicated),
             Aim(most=1.1),
-            [{"repeat": number, **one} for number, one in enumerate(simulated, 1)],
+            [{"repeat": number, **one} for number, one in enumerate(dedicated, 1)],
         ),
-        "prediction_error_max": entry(
-            "largest difference of simulated and real time of the learner with 20, 50 and 100 % online",
+        "forecast_error_max": entry(
+            "largest difference of forecast and real learner's time with 20 and 100 % online, at the rates of 50 %",
             median(max(map(abs, one.values())) for one in errors),
             Aim(most=0.15),
             [
@@ -79,11 +78,9 @@ def measure(repeats: int) -> dict[str, Any]:
                     "repeat": number,
                     "online": f"{100 * share:g} %",
                     "real, s": phase[share],
-                    "simulated over real": 1 + error,
-                    "the cores' worth": here.worth,
-                    "CPU s per s while it was measured": here.had,
+                    "forecast over real": 1 + error,
                 }
-                for number, (phase, one, here) in enumerate(zip(phases, errors, cores, strict=True), 1)
+                for number, (phase, one) in enumerate(zip(phases, errors, strict=True), 1)
                 for share, error in one.items()
             ],
         ),
@@ -125,29 +122,23 @@ def _journal(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _demo(share: float) -> Config:
-    return config.load(BASE, [f"rollout.online_fraction={share}"])
-
-
-def _predicted(rates: Rates, share: float, here: Cores) -> Outcome:
-    return simulation.simulate(simulation.setup_of(_demo(share), rates, cores=here.worth))
+def _forecast_seconds(rates: Rates, share: float, *words: str) -> float:
+    """Of the learner's phase."""
+    return forecast(config.load(BASE, [f"rollout.online_fraction={share}", *words]), rates).learning.seconds
 
 
 def _dedicated(rates: Rates) -> dict[str, Any]:
     """The fewest replicas of each kind, all on cores of their own, with which 20 % online cost at most a tenth, and
     what they do; the most that are tried, if none do. The start is left out: it is the same."""
-
-    def setup(share: float) -> Setup:
-        return dataclasses.replace(simulation.setup_of(_demo(share), rates, cores=None), start_seconds=0.0)
-
-    without = simulation.simulate(setup(0.0)).wall_seconds
+    rates = dataclasses.replace(rates, start_seconds=None)
+    without = _forecast_seconds(rates, 0.0)
     for replicas in range(1, _MOST_REPLICAS + 1):
-        [case] = simulation.sweep(setup(0.2), [0.2], [dict.fromkeys(setup(0.2).pools, replicas)])
-        ratio = case.outcome.wall_seconds / without
+        words = (f"{pool}.replicas={replicas}" for pool in ("teacher", "student", "judge"))
+        ratio = _forecast_seconds(rates, 0.2, *words) / without
         if ratio <= 1.1:
             break
-    return {"ratio": ratio, "replicas of each kind": replicas, "learner busy": case.outcome.learner_utilisation}
+    return {"ratio": ratio, "replicas of each kind": replicas}
 
 
 if __name__ == "__main__":
-    command("semi_online", "What online iterations cost, measured and simulated.", 1, measure)
+    command("semi_online", "What online iterations cost, measured and forecast.", 1, measure)

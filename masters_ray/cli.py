@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module, metadata
 from pathlib import Path
@@ -118,27 +118,19 @@ def _parser() -> argparse.ArgumentParser:
     audit.set_defaults(command=_judge_audit)
 
     simulation = commands.add_parser(
-        "simulate", help="what online iterations would cost with other shares and replicas, from measured rates"
+        "simulate", help="what other online fractions and replicas would take, from measured rates"
     )
     simulation.add_argument(
         "--rates", type=Path, help="a run with online iterations, or a rates.json; default: run.dir"
     )
     simulation.add_argument("--questions", type=int, help="of the run; default: data.train.rows")
-    simulation.add_argument("--shares", default=None, help="online fractions with commas between; default: 0 to 1")
+    simulation.add_argument("--shares", default="0,0.05,0.1,0.2,0.5,1", help="online fractions; default: %(default)s")
     simulation.add_argument(
         "--replicas",
         action="append",
         default=[],
         metavar="teacher=2,student=4",
-        help="compare these, too; pools: teacher, student, reference (with the judge)",
-    )
-    simulation.add_argument("--dedicated", action="store_true", help="learner and replicas share no cores")
-    simulation.add_argument(
-        "--cores-worth",
-        type=float,
-        metavar="1.6",
-        help="times the work of one busy process that the shared cores do while all are busy; "
-        "default: as rates.json says; python -m bench.cores measures it",
+        help="compare these, too: of teacher, student, judge (with the reference policy)",
     )
     _configured(simulation)
     simulation.set_defaults(command=_simulate)
@@ -255,18 +247,15 @@ def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDi
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from masters_ray import config, simulation
+    from masters_ray import config
+    from masters_ray.plan.comparison import report
 
-    told = simulation.report(
-        config.load(arguments.config, arguments.overrides),
-        arguments.rates,
-        arguments.questions,
-        simulation.SHARES if arguments.shares is None else simulation.parse_shares(arguments.shares),
-        [{}, *map(simulation.parse_replicas, arguments.replicas)],
-        dedicated=arguments.dedicated,
-        cores_worth=arguments.cores_worth,
-    )
-    for line in told:
+    words = [*arguments.overrides, *([] if arguments.questions is None else [f"data.train.rows={arguments.questions}"])]
+
+    def load(more: Sequence[str]) -> Config:
+        return config.load(arguments.config, [*words, *more])
+
+    for line in report(load, arguments.rates, arguments.shares, arguments.replicas):
         say(line)
     return 0
 

@@ -12,11 +12,10 @@ import torch
 
 from bench import pregen, semi_online
 from bench.aims import Aim, Outcome
-from bench.cores import Cores
 from bench.figures import figures
 from bench.memory import allocated
 from bench.report import line, markdown
-from masters_ray.simulation import Call, Rates
+from masters_ray.plan.rates import Rates
 from tests.conftest import ROOT
 
 
@@ -106,27 +105,14 @@ def test_what_rollouts_cost_is_taken_from_runs_in_turn(monkeypatch: pytest.Monke
     assert all(len(one["rows"]) == 2 and one["met"] for one in found["tables"].values())
 
 
-def test_cores_are_measured_before_the_runs_that_are_predicted_with_them(
+def test_online_iterations_are_forecast_at_the_rates_of_the_run_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After 10 s, 135 steps of 1 s. At 20 % a call of 0.5 s for each of 27 iterations is made beside them: both get
-    on at 0.75 for 2/3 s, in which the learner loses 1/6 s."""
+    """After 10 s, 135 steps of 1 s. An iteration is answered in 1.5 s: hidden at 20 %, which take 145 s, and at 100 %
+    the last of 135 is made at 212.5 s."""
     monkeypatch.chdir(ROOT)
     order: list[str] = []
-    rates = Rates(
-        learner_seconds=1.0,
-        offline_step_seconds=None,
-        online_step_seconds=None,
-        publish_seconds=0.0,
-        load_seconds=0.0,
-        start_seconds=10.0,
-        calls=(Call(pool="teacher", method="answer", seconds_per_call=0.5, seconds_per_question=0.0),),
-        cores_worth=None,
-    )
-
-    def measured_cores() -> Cores:
-        order.append("cores")
-        return Cores(count=2, worth=1.5, had=0.98)
+    costs = {"learner_seconds": 1, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
 
     def run(folder: Path, words: Sequence[str], rollouts: Path | None = None) -> Path:
         order.append(folder.name)
@@ -134,11 +120,17 @@ def test_cores_are_measured_before_the_runs_that_are_predicted_with_them(
         (folder / "journal.json").write_text(json.dumps({"wall_seconds": 300.0, "phases": {"learner": 150.0}}))
         return folder
 
-    monkeypatch.setattr(semi_online, "measured_cores", measured_cores)
-    monkeypatch.setattr(semi_online.simulation, "measured", lambda folder: rates)
+    def rates(folder: Path) -> Rates:
+        order.append(f"rates of {folder.name}")
+        return Rates(**costs, calls={"answer": {"teacher": 1.5 / 16}})
+
+    monkeypatch.setattr(semi_online.Rates, "load", rates)
     monkeypatch.setattr(semi_online, "_run", run)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    rows = semi_online.measure(1)["tables"]["prediction_error_max"]["rows"]
-    assert order == ["cores", "share-0", "share-0.2", "probe", "share-0.5", "share-1"]
-    assert rows[0]["simulated over real"] == pytest.approx((10 + 135 + 27 / 6) / 150)
-    assert {(row["the cores' worth"], row["CPU s per s while it was measured"]) for row in rows} == {(1.5, 0.98)}
+    tables = semi_online.measure(1)["tables"]
+    assert order == [
+        "share-0", "share-0.2", "alone", "rates of alone", "share-0.5", "share-1", "rates of share-0.5",
+    ]  # fmt: skip
+    rows = tables["forecast_error_max"]["rows"]
+    assert [row["forecast over real"] for row in rows] == pytest.approx([145 / 150, 213.5 / 150])
+    assert tables["forecast_dedicated_ratio_20"]["rows"] == [{"repeat": 1, "ratio": 1.0, "replicas of each kind": 1}]

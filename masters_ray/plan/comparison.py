@@ -1,0 +1,80 @@
+"""What ``masters-ray simulate`` shows: a run with other fractions of online iterations and other replicas."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from masters_ray.config import Config
+from masters_ray.plan.forecast import Forecast, forecast
+from masters_ray.plan.rates import Rates
+
+
+def report(
+    load: Callable[[Sequence[str]], Config], rates_from: Path | None, fractions: str, replicas: Sequence[str]
+) -> Iterator[str]:
+    """The lines to show. load: words such as ``teacher.replicas=2`` → the configuration with them. rates_from: a run's
+    directory or a rates.json; default: run.dir. fractions: with commas between. replicas: to compare with the
+    configuration's own, such as ``teacher=2,student=4``. Raises as ``load``, ``Rates.load`` and ``forecast``.
+    """
+    config = load([])
+    rates = Rates.load(source := rates_from or Path(config.run.dir))
+    choices = [[], *([one.replace("=", ".replicas=") for one in choice.split(",")] for choice in replicas)]
+    cases = itertools.product(fractions.split(","), choices)
+    found = [forecast(load([f"rollout.online_fraction={fraction}", *choice]), rates) for fraction, choice in cases]
+    yield f"rates of {source}, {found[0].steps} iterations, at most {config.rollout.max_staleness} steps behind"
+    yield _shared(config, rates)
+    yield ""
+    yield from columns([_cells(one, found[0]) for one in found])
+
+
+def _shared(config: Config, rates: Rates) -> str:
+    """Whether learner and replicas work on the same CPUs, and what of that the rates hold."""
+    if config.rollout.placement == "turns":
+        return "learner and replicas take turns"
+    if config.learner.gpus + config.teacher.gpus + config.student.gpus:
+        return "learner and replicas share no cores"
+    if rates.overlap is None:
+        return "learner and replicas share cores: what that costs is here as far as it is in the rates"
+    return f"learner and replicas share cores: the rates hold its cost at an overlap of {_percent(rates.overlap)}"
+
+
+def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
+    """A line of the table by column. first: the one to compare with."""
+    times = one.learning
+    return {
+        "online": _percent(one.online_fraction),
+        **{pool: str(count) for pool, count in one.replicas.items()},
+        "rollouts": _duration(one.rollouts_seconds),
+        "learning": _duration(times.seconds),
+        "slower": f"{times.seconds / first.learning.seconds:.2f} ×",
+        "learner busy": _percent(one.learner_busy),
+        "waited": _duration(times.waited_seconds),
+        **{f"{pool} busy": _percent(busy) for pool, busy in one.pool_busy.items()},
+        "mean age": f"{fmean(times.ages):.1f}" if times.ages else "–",
+        "oldest": str(max(times.ages, default="–")),
+        "fresh": str(len(times.ages)),
+        "stored": str(times.late),
+        "syncs": str(times.published),
+    }
+
+
+def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """The keys and each row's values, each column as wide as its widest cell."""
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _duration(seconds: float) -> str:
+    """Example: ``59.9 s``, ``1.0 min``, ``2.5 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,126 @@
+"""What a run takes, phase by phase: a recurrence over its optimizer steps (appendix F.2 and F.9).
+
+    groups of n are begun     when those before are made and version n − 1 − max_staleness is published;
+                              in turns: when the learner has come to n
+    step n is begun           when step n − 1 is done, its version published if an iteration wants it, and, in an online
+                              iteration, the groups of n are made or max_wait_seconds are over
+
+Version 0 is what the engines start with: handing it out is part of the start. Groups that come too late are made to
+their end; those of an iteration that the learner has passed are not begun.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from masters_ray import schedule
+from masters_ray.config import Config, Rollout
+from masters_ray.errors import Complaint, ConfigError
+from masters_ray.plan.rates import Rates, making
+from masters_ray.schedule import Iteration, version_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningTimes:
+    """The learner's phase."""
+
+    seconds: float
+    """With the start."""
+    waited_seconds: float
+    """That the learner waited for groups."""
+    ages: tuple[int, ...]
+    """Of each iteration that was learned from its own groups: optimizer steps by which their writer was behind."""
+    late: int
+    """Online iterations whose groups did not come in time."""
+    questions: int
+    """Of the online iterations whose groups were begun."""
+    published: int
+    """Versions that the learner handed out."""
+
+
+def learning(
+    iterations: Sequence[Iteration], making_seconds: Callable[[int], float], rates: Rates, rollout: Rollout
+) -> LearningTimes:
+    """The recurrence above; a run whose start is not known counts as started. making_seconds: an iteration's questions
+    → seconds until their groups are made, once the student's replicas hold its version.
+
+    Example: 10 steps of 2 s without an online one take 20 s. If the fifth is online, and its groups take 3 s, they
+    take 23 s strictly on-policy, 21 s one step behind, and 20 s two steps behind.
+    """
+    versions = {one.number: version_for(one.number, rollout.max_staleness) for one in iterations if one.online}
+    wanted = set(versions.values()) - {0}
+    free = delivered = rates.start_seconds or 0.0
+    published = {0: free}
+    waited, questions = 0.0, 0
+    ages: list[int] = []
+    for one in iterations:
+        if one.online:
+            version, limit = versions[one.number], free + rollout.max_wait_seconds
+            begun = free if rollout.placement == "turns" else max(delivered, published[version])
+            if begun <= limit:
+                delivered = begun + rates.load_seconds * (version > 0) + making_seconds(len(one.positions))
+                questions += len(one.positions)
+            if delivered <= limit:
+                ages.append(one.number - 1 - version)
+            waiting = max(0.0, min(delivered, limit) - free)
+            waited, free = waited + waiting, free + waiting
+        free += rates.learner_seconds
+        if one.number in wanted:
+            free += rates.publish_seconds
+            published[one.number] = free
+    return LearningTimes(
+        seconds=free,
+        waited_seconds=waited,
+        ages=tuple(ages),
+        late=len(versions) - len(ages),
+        questions=questions,
+        published=len(wanted),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a configuration's run takes."""
+
+    online_fraction: float
+    replicas: Mapping[str, int]
+    """By pool."""
+    steps: int
+    rollouts_seconds: float
+    """Of the stages' rollouts before learning, without the engines' start."""
+    learning: LearningTimes
+    learner_busy: float
+    """Fraction of the learning phase in which the learner is at a step; publishing does not count."""
+    pool_busy: Mapping[str, float]
+    """By pool: the fraction in which a replica works on a call or loads weights; mean of its replicas."""
+
+
+def forecast(config: Config, rates: Rates) -> Forecast:
+    """A configuration's run at these rates. Raises ConfigError when the number of questions is not known."""
+    rollout, questions = config.rollout, config.data.train.rows
+    if questions is None:
+        unknown = Complaint(where="data.train.rows", expected="a number", found="none", remedy="Set it or --questions.")
+        raise ConfigError([unknown])
+    stages = schedule.plan(config.schedules, questions)
+    iterations = schedule.iterations(stages, config.learner.groups_per_step, rollout.online_fraction)
+    online, offline = (making(config, rates.calls, online=online) for online in (True, False))
+    made_before: Counter[int] = Counter()
+    for one in iterations:
+        made_before[one.stage] += len(one.positions) * (rollout.spare_rows or not one.online)
+    learned = learning(iterations, cache(online.seconds), rates, rollout)
+    busy = dict.fromkeys(online.replicas, 0.0) | {"student": learned.published * rates.load_seconds}
+    for calls in online.rounds:
+        for pool, seconds in calls.items():
+            busy[pool] += learned.questions * seconds / online.replicas[pool]
+    return Forecast(
+        online_fraction=rollout.online_fraction,
+        replicas=online.replicas,
+        steps=len(iterations),
+        rollouts_seconds=sum(map(cache(offline.seconds), made_before.values())),
+        learning=learned,
+        learner_busy=len(iterations) * rates.learner_seconds / learned.seconds,
+        pool_busy={pool: busy[pool] / learned.seconds for pool in busy},
+    )
