@@ -27,7 +27,7 @@ from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError, LearnerError
 from masters_ray.evaluate import refusals
 from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
-from masters_ray.learner.trainer import exchange_of, fit
+from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.pipeline import curriculum, evaluations, inputs, limits, outcome, rollouts, semi_online, stages
 from masters_ray.pipeline.contents import Stored, say_damage
 from masters_ray.pipeline.directory import RunDirectory
@@ -320,7 +320,7 @@ class _Run:
                     self._note_rejected(indices)
 
             try:
-                fit(job, stores, on_news, online.exchange if online else None)
+                fit(job, stores, on_news, online.broker if online else None)
             except LearnerError as error:
                 if online and online.error:
                     raise online.error from error
@@ -352,8 +352,8 @@ class _Run:
             reference=self._reference,
         )
         with (
-            exchange_of(job, self._config.rollout.max_wait_seconds, self._config.student.replicas) as exchange,
-            OnlineRollouts(asked, self._directory, exchange, self._engines.of, turns=job.turns) as online,
+            broker_of(job, self._config.rollout.max_wait_seconds, self._config.student.replicas) as broker,
+            OnlineRollouts(asked, self._directory, broker, self._engines.of, turns=job.turns) as online,
         ):
             yield online
 

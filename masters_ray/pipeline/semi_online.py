@@ -19,7 +19,6 @@ from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Config, Rule
 from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
-from masters_ray.learner.exchange import Order
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts, stages
 from masters_ray.pipeline.contents import say_damage
@@ -33,6 +32,7 @@ from masters_ray.pipeline.verdicts import Judging, Verdicts
 from masters_ray.placement import Turns
 from masters_ray.progress import say
 from masters_ray.records import OnlineStep, Rejected
+from masters_ray.weight_sync.broker import Order
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def send_to_sleep(replicas: Replicas) -> None:
 
 
 class OnlineRollouts:
-    """Answers online iterations one after the other, on a thread of its own, as an exchange wants them.
+    """Answers online iterations one after the other, on a thread of its own, as a broker wants them.
 
     Their rows are stored in the run's ``online`` directory, and not made again when the learner comes back to an
     iteration, as long as the student that wrote them is one that this learner was. Replicas that die are replaced and
@@ -134,15 +134,15 @@ class OnlineRollouts:
         self,
         asked: Asked,
         directory: RunDirectory,
-        exchange: Any,
+        broker: Any,
         start: Callable[[int, float], Replicas],
         *,
         turns: bool = False,
     ) -> None:
-        """exchange: an Exchange actor. start: the replicas with one of the run's teachers, masked at a ratio. turns:
+        """broker: a RolloutBroker actor. start: the replicas with one of the run's teachers, masked at a ratio. turns:
         learner and rollouts take turns."""
         self._asked, self._directory, self._start, self._turns = asked, directory, start, turns
-        self.exchange = exchange
+        self.broker = broker
         self._tallies: dict[int, Tally] = dict.fromkeys(asked.stages, Tally())
         self._limits = {index: self._limits_of(index) for index in asked.stages}
         self._stopping = threading.Event()
@@ -173,19 +173,19 @@ class OnlineRollouts:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                order: Order | None = ray.get(self.exchange.next_order.remote(_PATIENCE))
+                order: Order | None = ray.get(self.broker.next_order.remote(_PATIENCE))
                 if order is not None:
                     rows = self._try(order)
                     if self._turns and self._replicas is not None:
                         send_to_sleep(self._replicas)
-                    ray.get(self.exchange.deliver.remote(order, rows))
+                    ray.get(self.broker.deliver.remote(order, rows))
         except BaseException as error:  # noqa: BLE001 - raised by the driver, which waits for the learner
             if self._stopping.is_set():
                 return
             self.error = error
             told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
             try:
-                ray.get(self.exchange.fail.remote(f"rollouts of online iterations stopped: {told}"))
+                ray.get(self.broker.fail.remote(f"rollouts of online iterations stopped: {told}"))
             except RayError as gone:
                 say(f"the learner could not be told that rollouts stopped: {gone}")
         finally:
@@ -244,7 +244,7 @@ class OnlineRollouts:
 
         def wanted(items: Iterator[T]) -> Iterator[T]:
             for item in items:
-                if self._turns and not ray.get(self.exchange.wanted.remote(order)):
+                if self._turns and not ray.get(self.broker.wanted.remote(order)):
                     left.set()
                     return
                 yield item

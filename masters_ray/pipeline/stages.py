@@ -21,7 +21,7 @@ from masters_ray.marking import RULES
 from masters_ray.pipeline.groups import Recipe
 from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import Judging
-from masters_ray.placement import Turns, transfer
+from masters_ray.placement import Turns
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Refused, Reply, Source
 from masters_ray.schedule import Stage
@@ -70,12 +70,7 @@ def online_deployments(config: Config, first_ratio: float, turns: Turns | None =
     staying: tuple[Role, ...] = ("reference",) if judge.follows_student else ("reference", "judge")
     found = [
         *(dataclasses.replace(one, max_replicas=one.replicas) for one in _teachers(config, first_ratio)),
-        _deployment(
-            config,
-            student,
-            dataclasses.replace(_student(config, writing), transfer=transfer(config, turns)),
-            student.replicas,
-        ),
+        _deployment(config, student, _student(config, writing), student.replicas),
         _deployment(config, student, _student(config, staying), judge.replicas),
     ]
     return found if turns is None else in_turns(found, turns.gpus)
