@@ -80,7 +80,7 @@ class Host:
             common=spec.common,
             never=spec.never,
         )
-        self._receiver = WeightReceiver(model.engine, spec.tensor_parallel)
+        self._receiver = WeightReceiver(model.engine.load, spec.tensor_parallel)
         players: dict[Role, Any] = {
             "teacher": Teacher(model, spec.top_k),
             "student": Student(model),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import ray
 from ray.exceptions import RayTaskError
@@ -19,19 +18,13 @@ from masters_ray.weight_sync.student_weights import StudentWeights
 _THIS_HOST = "127.0.0.1"
 
 
-class TakesWeights(Protocol):
-    """An engine."""
-
-    def load(self, invitation: Invitation) -> dict[str, str]:
-        """Every worker takes the tensors in; returns the ``tensor_digest`` of each, as it went into the model."""
-
-
 class WeightReceiver:
     """Which version of the student an engine holds."""
 
-    def __init__(self, engine: TakesWeights, ranks: int) -> None:
-        """ranks: the engine's workers."""
-        self._engine, self._ranks = engine, ranks
+    def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
+        """load_engine: has all of the engine's workers take the tensors in; returns the ``tensor_digest`` of each, as
+        it went into the model. ranks: the workers."""
+        self._load_engine, self._ranks = load_engine, ranks
         self._version: tuple[int, str] | None = None
         self._taking = threading.Lock()
 
@@ -54,7 +47,7 @@ class WeightReceiver:
         thread = ThreadPoolExecutor(1, "weights to the engine")
         sent = thread.submit(stream.send, _tensors(weights))
         thread.shutdown(wait=False)
-        digests = self._engine.load(stream.invitation)
+        digests = self._load_engine(stream.invitation)
         sent.result()
         return digests
 
@@ -65,7 +58,7 @@ class WeightReceiver:
             if isinstance(error.cause, MastersError):
                 raise error.cause from error
             raise
-        return self._engine.load(invitation)
+        return self._load_engine(invitation)
 
 
 def _tensors(weights: StudentWeights) -> Iterator[tuple[str, Tensor]]:

@@ -4,9 +4,9 @@ The sending end is rank 0; the engine's workers are ranks 1 to N. Name, dtype an
 group's store, its bytes by broadcast, one tensor after the other: neither end holds more than one beside what it had.
 
     sender                            store                              each worker
-    TensorStream(address, ranks) ──►  here/1 … here/N          ◄──────   received(invitation, rank)
-    send(tensors)                ──►  0: ["w", "bfloat16", [3, 4]] ───►  broadcast, yield "w"
-                                      …
+    TensorStream(address, ranks)      here/1 … here/N          ◄──────   received(invitation, rank)
+    send(tensors)                ──►  0: {"name": "w", "dtype": "bfloat16", "shape": [3, 4]}
+                                      …                        ──────►   take part in the broadcast, yield "w"
                                  ──►  n: null                  ──────►   the end
                                       done/1 … done/N          ◄──────
 

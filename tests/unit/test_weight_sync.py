@@ -164,7 +164,7 @@ def test_a_version_from_the_object_store_is_taken_in_once_whatever_the_size_of_i
     one = weights()
     assert len(one.pieces) == 2
     engine = ToyEngine(ranks=2)
-    replica = WeightReceiver(engine, 2)
+    replica = WeightReceiver(engine.load, 2)
     for _ in range(2):
         replica.hold(one)
     assert (engine.loads, digests(engine.loaded[1])) == (1, digests(TENSORS))
@@ -176,7 +176,7 @@ def test_a_bit_that_changed_on_the_way_is_told_with_both_values_and_nothing_is_h
     [piece] = weights().pieces
     damaged = weights(7, pieces=(piece[:-1] + bytes([piece[-1] ^ 1]),))
     engine = ToyEngine()
-    replica = WeightReceiver(engine, 1)
+    replica = WeightReceiver(engine.load, 1)
     for times in (1, 2):
         with pytest.raises(WeightSyncError) as caught:
             replica.hold(damaged)
@@ -220,7 +220,7 @@ def asked(broker: RolloutBroker, version: int, tensors: Mapping[str, Tensor] = T
     """The engine of a replica that was told to hold a version."""
     engine = ToyEngine(ranks)
     told = weights(version, digests=digests(tensors), pieces=(), broker=Near(broker))
-    WeightReceiver(engine, ranks).hold(told)
+    WeightReceiver(engine.load, ranks).hold(told)
     return engine
 
 
@@ -301,4 +301,4 @@ def test_rank_0_publishes_the_versions_that_write_and_all_gather_them() -> None:
     assert list(workers[0].students) == [2]
     order = broker.next_order(0.0)
     assert order is not None and order.weights.version == 0
-    WeightReceiver(ToyEngine(), 1).hold(order.weights)
+    WeightReceiver(ToyEngine().load, 1).hold(order.weights)
