@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +16,7 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 from torch import Tensor
+from torch.distributed import ProcessGroupGloo
 
 from masters_ray.errors import LearnerError, WeightsGoneError, WeightSyncError
 from masters_ray.weight_sync import publisher, stream, student_weights
@@ -113,16 +116,53 @@ def test_what_fails_at_the_sender_is_told_to_the_workers() -> None:
             sent.result()
 
 
-def die(invitation: Invitation) -> None:
+def test_over_nccl_all_is_the_same_but_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Nccl:
+        Options = SimpleNamespace
+
+        def __new__(cls, store: Any, rank: int, size: int, options: Any) -> Any:
+            made.append((rank, size, options._timeout > stream._SILENCE))
+            return ProcessGroupGloo(store, rank, size, options._timeout)
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Nccl)
+    sending, engine = TensorStream("127.0.0.1", 1, "nccl"), ToyEngine()
+    with ThreadPoolExecutor(1) as thread:
+        loaded = thread.submit(engine.load, sending.invitation)
+        sending.send(TENSORS.items(), CPU)
+        assert loaded.result() == digests(TENSORS)
+    assert sorted(made) == [(0, 2, True), (1, 2, True)], "its watchdog comes after our own patience"
+
+
+def in_a_process(function: Any, *arguments: Any) -> None:
+    multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True).start()
+
+
+def receive_one(invitation: Invitation) -> None:
     next(received(invitation, 0, CPU))
-    multiprocessing.current_process().kill()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_in_the_middle_ends_the_transfer() -> None:
+def send_one(told: Any) -> None:
+    def dying() -> Iterator[tuple[str, Tensor]]:
+        yield from TENSORS.items()
+        os.kill(os.getpid(), signal.SIGKILL)
+
     sending = TensorStream("127.0.0.1", 1, "gloo")
-    multiprocessing.get_context("fork").Process(target=die, args=(sending.invitation,), daemon=True).start()
+    told.send(sending.invitation)
+    sending.send(dying())
+
+
+def test_a_side_that_dies_in_the_middle_ends_the_transfer() -> None:
+    sending = TensorStream("127.0.0.1", 1, "gloo")
+    in_a_process(receive_one, sending.invitation)
     with pytest.raises(RuntimeError, match=r"[Cc]onnection (closed|reset) by peer"):
         sending.send((f"{number}", torch.ones(2**20)) for number in range(100))
+    there, here = multiprocessing.Pipe()
+    in_a_process(send_one, there)
+    with pytest.raises(RuntimeError, match=r"[Cc]onnection"):
+        ToyEngine().load(here.recv())
 
 
 def test_workers_that_do_not_come_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
