@@ -87,20 +87,15 @@ def transfer(config: Config, turns: Turns | None) -> Transfer:
     turns. Raises ConfigError when conf has a way that does not fit."""
     if config.rollout.online_fraction == 0:
         return "object_store"
-    wanted, learner, student = config.rollout.weight_transfer, config.learner, config.student
-    fitting: dict[str, bool] = {
-        "nccl": turns is None and learner.gpus == student.gpus == 1,
-        "ipc": turns is not None and turns.gpus == 1 and learner.gpus == 1 and student.gpus > 0,
-    }
+    wanted = config.rollout.weight_transfer
+    fits = turns is None and config.learner.gpus == config.student.gpus == 1
     if wanted == "auto":
-        if student.replicas > 1 or student.tensor_parallel > 1:
-            fitting.pop("ipc")
-        return next((way for way in ("nccl", "ipc") if fitting.get(way)), "object_store")
-    if not fitting.get(wanted, True):
+        return "nccl" if fits else "object_store"
+    if wanted == "nccl" and not fits:
         complaint = Complaint(
             where="rollout.weight_transfer",
-            expected="nccl where learner and student have GPUs of their own, ipc where they take turns on one GPU",
-            found=f"{wanted}, and they {'run beside each other' if turns is None else f'take turns on {turns}'}",
+            expected="nccl only where learner and student have GPUs of their own",
+            found=f"nccl, and they {'run beside each other' if turns is None else f'take turns on {turns}'}",
             remedy="auto takes what fits.",
         )
         raise ConfigError([complaint])

@@ -1,14 +1,10 @@
-"""Checkpoints on disk, and versions of the student on their way to an engine: what is in them, what identifies them.
-
-Imports torch only to handle tensors.
-"""
+"""Checkpoints on disk: what is in them, what identifies them. Imports torch only to handle tensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +12,16 @@ from masters_ray.errors import CheckpointError
 from masters_ray.weight_files import headers, parameter_count, read_json, weight_files
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 __all__ = [
-    "StudentWeights",
-    "WireTensor",
     "check",
     "digest",
     "headers",
-    "joint_digest",
     "locate",
     "locate_locally",
     "parameter_count",
     "prompt_digest",
-    "tensor_digest",
     "tensors",
     "tokenizer_identity",
     "weight_files",
@@ -157,66 +148,3 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
         "pre-tokenizer": content.get("pre_tokenizer"),
         "normalizer": content.get("normalizer"),
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class WireTensor:
-    """A tensor as it travels between processes: bytes that need not be copied out of shared memory to be read."""
-
-    name: str
-    """As in the checkpoint."""
-    dtype: str
-    """"bfloat16", "float32", …"""
-    shape: tuple[int, ...]
-    data: np.ndarray
-    """uint8 [bytes]"""
-
-    @classmethod
-    def of(cls, name: str, tensor: Tensor) -> WireTensor:
-        import torch
-
-        whole = tensor.detach().cpu().contiguous()
-        content = whole.reshape(-1).view(torch.uint8).numpy()
-        return cls(name=name, dtype=str(whole.dtype).removeprefix("torch."), shape=tuple(whole.shape), data=content)
-
-    def tensor(self) -> Tensor:
-        """A copy, on the CPU."""
-        import torch
-
-        content = torch.from_numpy(self.data.copy())
-        return content.view(getattr(torch, self.dtype)).reshape(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentWeights:
-    """A version of the student that engines can be told to hold."""
-
-    version: int
-    """Optimizer steps that it has seen."""
-    digests: Mapping[str, str]
-    """Tensor's name in the checkpoint → ``tensor_digest``, as the learner computed it."""
-    pieces: tuple[Any, ...]
-    """References to lists of WireTensors, which together are all tensors; none when the learner is asked for them."""
-    seconds: float
-    """What the learner spent on publishing them."""
-    exchange: Any = None
-    """The Exchange actor through which the learner is asked."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all digests, in the order of the names."""
-        return joint_digest(self.digests)
-
-
-def tensor_digest(name: str, tensor: Tensor) -> str:
-    """SHA-256 of a tensor's name, dtype, shape and bytes."""
-    from masters_ray.masks import update_digest
-
-    total = hashlib.sha256()
-    update_digest(total, name, tensor)
-    return total.hexdigest()
-
-
-def joint_digest(digests: Mapping[str, str]) -> str:
-    """SHA-256 of tensors' digests, in the order of their names."""
-    return hashlib.sha256("".join(f"{name}={digests[name]};" for name in sorted(digests)).encode()).hexdigest()

@@ -11,7 +11,7 @@ from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused, Reply
 from masters_ray.store import Ragged, own_logprobs, top_scores
-from masters_ray.weights import StudentWeights
+from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import scores
 
 

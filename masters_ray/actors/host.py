@@ -15,15 +15,16 @@ from ray.experimental import internal_kv
 
 from masters_ray import weights
 from masters_ray.actors.devices import show_own_devices
-from masters_ray.actors.handover import Held
 from masters_ray.actors.judge import Judge
 from masters_ray.actors.model import Model
 from masters_ray.actors.rollout import Student
 from masters_ray.actors.teacher import Teacher
-from masters_ray.config import Engine, Transfer
-from masters_ray.engines.vllm_engine import Mask, TransferStep
+from masters_ray.config import Engine
+from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.weight_sync.receiver import WeightReceiver
+from masters_ray.weight_sync.student_weights import StudentWeights
 
 _SECONDS_TO_TELL = 1.0
 
@@ -31,7 +32,7 @@ Role = Literal["teacher", "student", "reference", "judge", "teacher_judge"]
 """A judge is the student as it was at the start (or the one that writes, if conf says so), and so is the reference
 policy, which scores answers when another student writes them; a teacher_judge is the teacher without a mask."""
 
-Expected = MaskReport | weights.StudentWeights
+Expected = MaskReport | StudentWeights
 """What a process must hold: a teacher masked like this, or this version of the student."""
 
 
@@ -48,8 +49,6 @@ class HostSpec:
     mask: Mask | None = None
     """Teacher: what is masked, and the ratio to start with."""
     judge_max_tokens: int = 256
-    transfer: Transfer = "object_store"
-    """Student: how the weights of one that learns come."""
     common: int | None = None
     """Tokens that teacher and student both have rows for; default: as many as this model has."""
     never: tuple[int, ...] = ()
@@ -77,12 +76,11 @@ class Host:
             tensor_parallel=spec.tensor_parallel,
             top_k=spec.top_k,
             mask=mask_to_begin_with(spec),
-            transfer=spec.transfer,
             sleeps=spec.sleeps,
             common=spec.common,
             never=spec.never,
         )
-        self._held = Held(model.engine, spec.tensor_parallel)
+        self._receiver = WeightReceiver(model.engine.load, spec.tensor_parallel)
         players: dict[Role, Any] = {
             "teacher": Teacher(model, spec.top_k),
             "student": Student(model),
@@ -109,13 +107,9 @@ class Host:
         """
         return self._guarded(expected, lambda: getattr(self._players[role], method)(*arguments))
 
-    def hold(self, expected: weights.StudentWeights) -> None:
+    def hold(self, expected: StudentWeights) -> None:
         """Take in this version of the student; errors as in ``call``."""
         self._guarded(expected, lambda: None)
-
-    def take_in(self, step: TransferStep, *arguments: Any) -> None:
-        """A step of vLLM's weight transfer, called by the learner while ``hold`` or ``call`` waits for the weights."""
-        self._guarded(None, lambda: self._model.engine.take_in(step, *arguments))
 
     def sleep(self) -> None:
         """Give up the GPUs' memory until something is asked of the model; nothing happens unless the spec says so.
@@ -127,7 +121,7 @@ class Host:
             if isinstance(expected, MaskReport):
                 self._mask_as(expected)
             elif expected is not None:
-                self._held.take(expected)
+                self._receiver.hold(expected)
             return action()
         except ReplicaLostError:
             self._ending.set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from masters_ray import store, weight_files
-from masters_ray.config import Engine, Sampling, Transfer
+from masters_ray.config import Engine, Sampling
 from masters_ray.data import BadPictureError, decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
@@ -56,7 +56,6 @@ class Model:
         tensor_parallel: int = 1,
         top_k: int = 1,
         mask: Mask | None = None,
-        transfer: Transfer = "object_store",
         sleeps: bool = False,
         common: int | None = None,
         never: Sequence[int] = (),
@@ -77,7 +76,6 @@ class Model:
             tensor_parallel=tensor_parallel,
             top_k=top_k,
             mask=mask,
-            transfer=transfer,
             banned=[*marks, *padding],
             vocabulary=vocabulary,
             sleeps=sleeps,

@@ -25,7 +25,7 @@ from masters_ray.data.scalars import cut
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.progress import say
-from masters_ray.weights import StudentWeights
+from masters_ray.weight_sync.student_weights import StudentWeights
 
 CALLS_AT_ONCE = 3
 """Calls under way on one replica: their requests share the engine's running batch, so that it is full while one call

@@ -178,8 +178,8 @@ def _spawn(host: type, deployment: Deployment, number: int) -> Any:
         "num_cpus": deployment.cpus if deployment.devices is None else 0,
         "num_gpus": deployment.gpus_per_replica if deployment.devices is None else 0,
         "max_restarts": deployment.max_restarts,
-        # Beside calls: a look whether it is ready, and the learner that sends what a call waits for.
-        "max_concurrency": CALLS_AT_ONCE * len(deployment.spec.roles) + 2,
+        # Beside calls: a look whether it is ready.
+        "max_concurrency": CALLS_AT_ONCE * len(deployment.spec.roles) + 1,
         "runtime_env": {"env_vars": variables},
     }
     return ray.remote(host).options(**options).remote(deployment.spec)
@@ -188,9 +188,6 @@ def _spawn(host: type, deployment: Deployment, number: int) -> Any:
 def environment(deployment: Deployment) -> dict[str, str]:
     """The variables of a replica's process."""
     variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
-    if deployment.spec.transfer == "ipc":
-        # CUDA's handles to memory do not get through to an engine in another process.
-        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if deployment.gpus == 0:
         variables |= {
             # One busy thread per reserved CPU: replicas that share cores are many times slower with more.

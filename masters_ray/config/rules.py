@@ -196,14 +196,6 @@ def _online(rules: Rules, config: Config) -> None:
         f"nccl with {config.learner.gpus:g} and {config.student.gpus:g}",
         "auto takes what fits.",
     )
-    alone = config.learner.workers == config.student.replicas == config.student.tensor_parallel == 1
-    rules.rule(
-        transfer != "ipc" or (alone and config.learner.gpus == 1 and config.student.gpus > 0),
-        "rollout.weight_transfer",
-        "ipc only with one learner worker and one student replica of one rank, on one GPU that they take turns on",
-        "ipc",
-        "auto takes what fits.",
-    )
 
 
 def _shares(rules: Rules, rollout: Rollout) -> None:

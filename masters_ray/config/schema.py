@@ -13,7 +13,7 @@ JudgedBy = Literal["student", "teacher", "rule"]
 Rule = Literal["exact", "relaxed", "choice", "vqa"]
 CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
-Transfer = Literal["object_store", "gloo", "nccl", "ipc"]
+Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines of online iterations."""
 Placement = Literal["auto", "beside", "turns"]
 
@@ -188,9 +188,8 @@ class Rollout:
     max_wait_seconds: float = 1800.0
     """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
     weight_transfer: Literal["auto"] | Transfer = "auto"
-    """How the learner's weights reach the student's engines. object_store: Ray's; nccl: from GPU to GPU; ipc: on one
-    GPU that both use; gloo: from CPU to CPU. auto: nccl where learner and student have GPUs of their own, ipc where
-    they take turns on one, the object store otherwise."""
+    """How the learner's weights reach the student's engines. object_store: Ray's; nccl: from GPU to GPU. auto: nccl
+    where learner and student have GPUs of their own, the object store otherwise."""
     spare_rows: bool = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
     placement: Placement = "auto"

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from masters_ray.config import Engine, MaskScope, Part, Sampling, Transfer
-from masters_ray.engines.handover_file import handed_over
+from masters_ray.config import Engine, MaskScope, Part, Sampling
 from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.records import Finish, Refused, Scored, TokenScores
+from masters_ray.weight_sync.stream import Invitation
 
 _MOST_BANNED = 1024
 """What vLLM takes as biases of one request."""
 _ROUNDING = 5e-4
 """How far above 0 a log-probability may be."""
-TransferStep = Literal["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +71,12 @@ class VllmEngine:
         mask: Mask | None = None,
         banned: Sequence[int] = (),
         vocabulary: int | None = None,
-        transfer: Transfer = "object_store",
         sleeps: bool = False,
     ) -> None:
         """Load the checkpoint, masked on its way in if ``mask`` says so.
 
         top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled,
         the first 1,024 of them. vocabulary: tokens that it has rows for; default: unknown.
-        transfer: how weights of a student that learns will come: object_store by ``load``, others by ``take_in``.
         sleeps: give up the GPUs' memory once it is loaded, until something is asked of it; means nothing on a CPU.
         """
         from vllm.platforms import current_platform
@@ -93,17 +89,11 @@ class VllmEngine:
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0)
         self._vocabulary = vocabulary
-        self.receiving = False
-        """A weight transfer has begun and is not finished."""
         self._sleeps = sleeps and not current_platform.is_cpu()
         options: dict[str, Any] = {"enable_sleep_mode": True} if self._sleeps else {}
         if mask is not None:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
-        if transfer != "object_store":
-            from masters_ray.engines.vllm_transfer import backend
-
-            options["weight_transfer_config"] = {"backend": backend(transfer)}
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
             options["enable_chunked_prefill"] = False
@@ -161,31 +151,20 @@ class VllmEngine:
                 self._report = MaskReport(**reports[0])
             return self._report
 
-    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-        """The weights of a student that learns, named as in its checkpoint, in place of those before; every cache of
-        the old ones is dropped. Returns the ``weights.tensor_digest`` of each tensor, as it went into the model.
+    def load(self, invitation: Invitation) -> dict[str, str]:
+        """The weights of a student that learns, from where the invitation says and named as in its checkpoint, in place
+        of those before; every cache of the old ones is dropped. Returns the ``tensor_digest`` of each tensor, as it
+        went into the model.
 
-        Raises ReplicaError when the workers of a tensor-parallel group disagree, or when there is no room for the
-        tensors on their way to them.
+        Raises ReplicaLostError when that fails: the model may be half of the old and half of the new weights then.
+        ReplicaError when the workers of a tensor-parallel group disagree.
         """
-        with handed_over(tensors) as folder:
-            return self._agreed(self.loop.alone(partial(_load, folder=str(folder))))
-
-    def take_in(self, step: TransferStep, *arguments: Any) -> None:
-        """A step of vLLM's weight transfer, called by the sending side. Raises ReplicaLostError when it fails: the
-        model may be half of the old and half of the new weights then."""
-        self.receiving = True
         try:
-            self.loop.alone(partial(_take_in, step=step, arguments=arguments))
+            digests = self.loop.alone(partial(_load, invitation=dataclasses.asdict(invitation)))
         except Exception as error:
-            raise ReplicaLostError(f"{self._folder}: {step} failed ({type(error).__name__}: {error})") from error
-        self.receiving = step in ("start_weight_update", "update_weights")
-
-    def received(self) -> dict[str, str]:
-        """What ``load`` returns, of the weights that ``take_in`` brought last; errors likewise."""
-        return self._agreed(self.loop.alone(lambda llm: llm.collective_rpc("received")))
-
-    def _agreed(self, digests: list[dict[str, str]]) -> dict[str, str]:
+            raise ReplicaLostError(
+                f"{self._folder}: the student's weights were not taken in ({type(error).__name__}: {error})"
+            ) from error
         if any(one != digests[0] for one in digests):
             raise ReplicaError(f"workers of one engine took in different weights for {self._folder}")
         return digests[0]
@@ -294,17 +273,11 @@ def _mask(llm: Any, *, folder: str, mask: Mask, again: bool) -> list[dict[str, A
     return reports
 
 
-def _load(llm: Any, *, folder: str) -> list[dict[str, str]]:
-    """What each worker of the engine says of the tensors of a directory that it has loaded."""
-    digests: list[dict[str, str]] = llm.collective_rpc("load_tensors", args=(folder,))
+def _load(llm: Any, *, invitation: dict[str, Any]) -> list[dict[str, str]]:
+    """What each worker of the engine says of the tensors that it has loaded."""
+    digests: list[dict[str, str]] = llm.collective_rpc("load_student", args=(invitation,))
     _forget(llm)
     return digests
-
-
-def _take_in(llm: Any, *, step: TransferStep, arguments: tuple[Any, ...]) -> None:
-    llm.collective_rpc(step, args=arguments)
-    if step == "finish_weight_update":
-        _forget(llm)
 
 
 def _forget(llm: Any) -> None:

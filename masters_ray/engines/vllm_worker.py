@@ -8,20 +8,24 @@ matrices after loading, so that only the checkpoint's own tensors are the method
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.config import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.utils.nccl import unpinned_nccl_env
 
 from masters_ray.config import Part
 from masters_ray.engines.vllm_head import renew_head
-from masters_ray.engines.vllm_transfer import Digesting
 from masters_ray.masks import MaskReport, masked
-from masters_ray.weights import tensor_digest, tensors
+from masters_ray.weight_sync.stream import Invitation, received
+from masters_ray.weight_sync.student_weights import tensor_digest
+from masters_ray.weights import tensors
 
 MASKED = "masked"
 """vLLM load format of MaskedLoader; its extra configuration has the keys ratio and parts."""
@@ -51,7 +55,8 @@ class InPlaceLoading:
     """vLLM worker extension: its methods are called by name on every worker."""
 
     model_runner: Any
-    weight_transfer_engine: Digesting
+    rank: int
+    device: torch.device
 
     def mask_report(self) -> dict[str, Any]:
         """The fields of the MaskReport of the weights in place."""
@@ -63,22 +68,20 @@ class InPlaceLoading:
         self._reload(masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports))
         self.model_runner.get_model().mask_report = reports[0]
 
-    def load_tensors(self, folder: str) -> dict[str, str]:
-        """Load the tensors of a directory, all of a checkpoint's, in place. Returns the ``tensor_digest`` of each, as
-        it went into the model."""
+    def load_student(self, invitation: dict[str, Any]) -> dict[str, str]:
+        """Load in place the tensors, all of a checkpoint's, that a TensorStream sends. invitation: an Invitation's
+        fields. Returns the ``tensor_digest`` of each, as it went into the model."""
         digests: dict[str, str] = {}
 
-        def stream() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in tensors(Path(folder)):
+        def noted(stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in stream:
                 digests[name] = tensor_digest(name, tensor)
                 yield name, tensor
 
-        self._reload(stream())
+        # The group is shared with a process that has none of the NCCL settings that vLLM makes for its own.
+        with unpinned_nccl_env(), closing(received(Invitation(**invitation), self.rank, self.device)) as stream:
+            self._reload(noted(stream))
         return digests
-
-    def received(self) -> dict[str, str]:
-        """The ``tensor_digest`` of each tensor that vLLM's weight transfer brought last, as it went into the model."""
-        return self.weight_transfer_engine.digests
 
     def _reload(self, stream: Iterator[tuple[str, Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=stream)

@@ -29,7 +29,6 @@ from masters_ray.learner import agreement, work
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import Part, Step, ahead, before, own_parts, steps
-from masters_ray.learner.handout import Handout, ask
 from masters_ray.learner.job import GroupRewards, LearnerJob, LearnerNews
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTally, StepTotals
@@ -38,6 +37,8 @@ from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
 from masters_ray.records import LeftOut, SkippedStep, StepMetrics
 from masters_ray.schedule import Iteration
+from masters_ray.weight_sync.broker import ask
+from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
@@ -51,15 +52,15 @@ def train(config: dict[str, Any]) -> None:
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = _Worker(job, config["news"], config["exchange"])
+    worker = _Worker(job, config["news"], config["broker"])
     try:
         worker.compare(config["stores"])
         done = worker.resume()
-        worker.handout.begin(done)
+        worker.publisher.begin(done)
         coming = worker.parts(done)
         for number in range(done + 1, len(job.steps) + 1):
             worker.step(coming)
-            worker.handout.publish(number)
+            worker.publisher.publish(number)
             if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
                 worker.save(number)
         worker.checkpoints.wait()
@@ -71,10 +72,10 @@ def train(config: dict[str, Any]) -> None:
 class _Worker:
     """One rank: its share of every step."""
 
-    def __init__(self, job: LearnerJob, news: Queue, exchange: Any) -> None:
+    def __init__(self, job: LearnerJob, news: Queue, broker: Any) -> None:
         context = ray.train.get_context()
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
-        self._job, self._news, self._exchange = job, news, exchange
+        self._job, self._news, self._broker = job, news, broker
         self._device = ray.train.torch.get_device()
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
@@ -98,7 +99,7 @@ class _Worker:
         self._skipped_in_a_row = 0
         self._told = LearnerNews()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
-        self.handout = Handout(job, exchange, self._engine, self._folder, self._rank, self._device)
+        self.publisher = self._publisher()
         self.checkpoints = Checkpoints(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
@@ -106,12 +107,39 @@ class _Worker:
     def close(self) -> None:
         """Stop what runs beside."""
         self.checkpoints.close()
-        self.handout.close()
+        self.publisher.close()
+
+    def _publisher(self) -> WeightPublisher:
+        job, sender = self._job, None
+        if self._broker is not None and self._rank == 0 and job.transfer != "object_store":
+            sender = WeightSender(self._broker, self._device, job.transfer)
+        return WeightPublisher(
+            self._broker,
+            online=job.online,
+            max_staleness=job.max_staleness,
+            gather=self._as_checkpoint,
+            barrier=self._wait_for_the_others,
+            rank=self._rank,
+            sender=sender,
+        )
+
+    def _wait_for_the_others(self) -> None:
+        self._engine.over_workers(torch.zeros(1))
+
+    def _as_checkpoint(self) -> dict[str, Tensor] | None:
+        """The student's tensors as a checkpoint has them, adapters merged, on rank 0; the other workers gather with
+        it."""
+        state, settings = self._engine.trained_state(keep=self._rank == 0), self._job.settings
+        if self._rank != 0:
+            return None
+        if settings.lora.rank:
+            state = adapters.merged(state, self._folder, settings.lora)
+        return hf.in_checkpoint(state, self._folder, settings.dtype)
 
     def _wait_for_the_turn(self) -> None:
         """Until engines that still work for a group of workers that was lost sleep."""
         if self._rank == 0:
-            ask(self._exchange, "clear")
+            ask(self._broker, "clear")
         if self._workers > 1:
             torch.distributed.all_reduce(torch.zeros(1, device=self._device))
 
@@ -157,7 +185,7 @@ class _Worker:
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
             torch.cuda.empty_cache()  # for the engines
-        found: pa.Table | None = ask(self._exchange, "take", number)
+        found: pa.Table | None = ask(self._broker, "take", number)
         return found
 
     def resume(self) -> int:
@@ -176,7 +204,7 @@ class _Worker:
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read them
-            self.handout.students = state.get("students", {})  # checkpoints of older versions have none
+            self.publisher.students = state.get("students", {})  # checkpoints of older versions have none
             self._say(f"the learner goes on after step {found.step}")
             return found.step
         return 0
@@ -200,8 +228,8 @@ class _Worker:
             first = first or last
             if last is None:
                 break
-        if step.iteration.online and self._rank == 0 and self._exchange is not None:
-            ask(self._exchange, "forget", step.number)
+        if step.iteration.online and self._rank == 0 and self._broker is not None:
+            ask(self._broker, "forget", step.number)
         if first and last:
             waited = started - asked if step.iteration.online else 0.0
             self._tell(first, last.totals.means["clipped"], time.monotonic() - started, waited)
@@ -269,10 +297,10 @@ class _Worker:
 
     def save(self, number: int) -> None:
         """This rank's part of a checkpoint after ``number`` steps."""
-        self.handout.forget_before(number)
+        self.publisher.forget_before(number)
         state = {
             "step": number,
-            "students": self.handout.students,
+            "students": self.publisher.students,
             "random": torch.get_rng_state(),
             "skipped_in_a_row": self._skipped_in_a_row,
             "told": self._told.as_plain(),

@@ -18,21 +18,21 @@ from ray.util.queue import Queue
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.exchange import Exchange
 from masters_ray.learner.group import GroupConfig
 from masters_ray.learner.job import LearnerJob, LearnerNews
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
+from masters_ray.weight_sync.broker import RolloutBroker
 
 _POLL_SECONDS = 0.5
 
 OnNews = Callable[[LearnerNews], None]
 
 
-def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchange: Any = None) -> None:
+def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker: Any = None) -> None:
     """Train on the stores, in their order, and export the student; goes on from the last checkpoint in ``job.storage``.
 
-    ``on_news`` is called in this thread with what is new. exchange: an Exchange actor, for jobs with online iterations.
+    ``on_news`` is called in this thread with what is new. broker: a RolloutBroker actor, for online iterations.
     Raises LearnerError with the worker's own words.
     """
     settings = job.settings
@@ -41,7 +41,7 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": job, "news": news, "exchange": exchange, "stores": list(stores)},
+        train_loop_config={"job": job, "news": news, "broker": broker, "stores": list(stores)},
         torch_config=GroupConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
@@ -82,18 +82,18 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
 
 
 @contextmanager
-def exchange_of(job: LearnerJob, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
-    """The Exchange actor of a job with online iterations, for ``fit`` and for what makes their rollouts. replicas: of
-    the student."""
+def broker_of(job: LearnerJob, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
+    """The RolloutBroker actor of a job with online iterations, for ``fit`` and for what makes their rollouts.
+    replicas: of the student."""
     # Every worker and every replica may wait in it, and so may the rollouts, while the others are answered.
     places = job.settings.workers + replicas + 8
-    actor = ray.remote(Exchange).options(num_cpus=0, max_concurrency=places)
+    actor = ray.remote(RolloutBroker).options(num_cpus=0, max_concurrency=places)
     turns_of = job.settings.workers if job.turns else None
-    exchange = actor.remote(job.online, job.max_staleness, max_wait_seconds, turns_of)
+    broker = actor.remote(job.online, job.max_staleness, max_wait_seconds, turns_of)
     try:
-        yield exchange
+        yield broker
     finally:
-        ray.kill(exchange)
+        ray.kill(broker)
 
 
 def environment(settings: Learner) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from masters_ray import placement, store
 from masters_ray.errors import LearnerError
 from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
-from masters_ray.learner.trainer import exchange_of, fit
+from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.pipeline import stages
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
@@ -43,7 +43,7 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
 
         stores = [run.directory.stage(stage.index) for stage in plan]
         try:
-            fit(job, stores, on_news, online.exchange if online else None)
+            fit(job, stores, on_news, online.broker if online else None)
         except LearnerError as error:
             if online and online.error:
                 raise online.error from error
@@ -103,7 +103,7 @@ def _online_rollouts(run: RunContext, job: LearnerJob) -> Iterator[OnlineRollout
     )
     rollout, replicas = run.config.rollout, run.config.student.replicas
     with (
-        exchange_of(job, rollout.max_wait_seconds, replicas) as exchange,
-        OnlineRollouts(plan, run.directory, exchange, run.owner) as online,
+        broker_of(job, rollout.max_wait_seconds, replicas) as broker,
+        OnlineRollouts(plan, run.directory, broker, run.owner) as online,
     ):
         yield online

@@ -19,7 +19,6 @@ from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config, Rule
 from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
-from masters_ray.learner.exchange import Order
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.contents import say_damage
@@ -34,6 +33,7 @@ from masters_ray.pipeline.tally import Tally
 from masters_ray.progress import say
 from masters_ray.records import OnlineStep, Rejected
 from masters_ray.schedule import Stage
+from masters_ray.weight_sync.broker import Order
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class OnlinePlan:
 
 
 class OnlineRollouts:
-    """Answers online iterations one after the other, on a thread of its own, as an exchange wants them.
+    """Answers online iterations one after the other, on a thread of its own, as a broker wants them.
 
     Their rows are stored in the run's ``online`` directory, and not made again when the learner comes back to an
     iteration, as long as the student that wrote them is one that this learner was. Replicas that die are replaced and
@@ -66,10 +66,10 @@ class OnlineRollouts:
     wanted any more is left between two batches.
     """
 
-    def __init__(self, plan: OnlinePlan, directory: RunDirectory, exchange: Any, owner: ReplicaOwner) -> None:
-        """exchange: an Exchange actor. owner: of the replicas; they are closed when the block is left."""
+    def __init__(self, plan: OnlinePlan, directory: RunDirectory, broker: Any, owner: ReplicaOwner) -> None:
+        """broker: a RolloutBroker actor. owner: of the replicas; they are closed when the block is left."""
         self._plan, self._directory, self._owner = plan, directory, owner
-        self.exchange = exchange
+        self.broker = broker
         self._tallies: dict[int, Tally] = dict.fromkeys(plan.stages, Tally())
         self._limits = {index: self._limits_of(index) for index in plan.stages}
         self._stopping = threading.Event()
@@ -97,18 +97,18 @@ class OnlineRollouts:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                order: Order | None = ray.get(self.exchange.next_order.remote(_PATIENCE))
+                order: Order | None = ray.get(self.broker.next_order.remote(_PATIENCE))
                 if order is not None:
                     rows = self._try(order)
                     self._owner.give_way()
-                    ray.get(self.exchange.deliver.remote(order, rows))
+                    ray.get(self.broker.deliver.remote(order, rows))
         except BaseException as error:  # noqa: BLE001 - raised by the driver, which waits for the learner
             if self._stopping.is_set():
                 return
             self.error = error
             told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
             try:
-                ray.get(self.exchange.fail.remote(f"rollouts of online iterations stopped: {told}"))
+                ray.get(self.broker.fail.remote(f"rollouts of online iterations stopped: {told}"))
             except RayError as gone:
                 say(f"the learner could not be told that rollouts stopped: {gone}")
         finally:
@@ -161,7 +161,7 @@ class OnlineRollouts:
 
         def wanted(items: Iterator[T]) -> Iterator[T]:
             for item in items:
-                if self._owner.turns is not None and not ray.get(self.exchange.wanted.remote(order)):
+                if self._owner.turns is not None and not ray.get(self.broker.wanted.remote(order)):
                     left.set()
                     return
                 yield item

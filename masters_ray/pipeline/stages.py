@@ -13,7 +13,7 @@ from masters_ray.config import Config, JudgedBy, Student, Teacher
 from masters_ray.engines import reserved
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.learner.job import LiveSource
-from masters_ray.placement import Turns, transfer
+from masters_ray.placement import Turns
 from masters_ray.records import Source
 
 _EVALUATED_AT_A_TIME = 128
@@ -60,12 +60,7 @@ def online_deployments(config: Config, first_ratio: float, turns: Turns | None =
     staying: tuple[Role, ...] = ("reference",) if judge.follows_student else ("reference", "judge")
     found = [
         *(dataclasses.replace(one, max_replicas=one.replicas) for one in _teachers(config, first_ratio)),
-        _deployment(
-            config,
-            student,
-            dataclasses.replace(_student(config, writing), transfer=transfer(config, turns)),
-            student.replicas,
-        ),
+        _deployment(config, student, _student(config, writing), student.replicas),
         _deployment(config, student, _student(config, staying), judge.replicas),
     ]
     return found if turns is None else in_turns(found, turns.gpus)

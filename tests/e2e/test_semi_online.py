@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,22 +17,21 @@ import torch
 from masters_ray import config, store, validation, weights
 from masters_ray.actors.host import Host, HostSpec
 from masters_ray.actors.replicas import Deployment, Replicas
-from masters_ray.config import Engine, Transfer
+from masters_ray.config import Engine
 from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import WeightSyncError
 from masters_ray.files import read_lines
-from masters_ray.learner.exchange import Exchange, Order
-from masters_ray.learner.publish import publish
-from masters_ray.learner.sender import Sender
 from masters_ray.packing import pack
 from masters_ray.pipeline import learning
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
-from masters_ray.weights import WireTensor
+from masters_ray.weight_sync.broker import Order, RolloutBroker
+from masters_ray.weight_sync.publisher import WeightSender, publish
+from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.conftest import PAIR, ROOT
 from tests.e2e.runs import SMALL, long_form, masters_ray, summary
 
@@ -115,29 +112,17 @@ def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_fro
     assert "<b>Online:</b> in 12 of 12 optimizer steps (100.0 %)" in (run / "report.html").read_text()
 
 
-@long_form
-def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has_them(tmp_path: Path) -> None:
-    words = ["learner.learning_rate=0", "rollout.max_staleness=0", "rollout.weight_transfer=gloo"]
-    done = masters_ray("run", "conf/demo.yaml", f"run.dir={tmp_path}", *ONLINE, *words, "data.train.rows=24")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 of its 6 iterations are online, weights by gloo" in done.stdout
-    assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(6))
-    assert max(step["behaviour_gap"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
-
-
-class Damaging(Exchange):
+class Damaging(RolloutBroker):
     """Changes one bit of what the learner hands out after its second iteration."""
 
-    def keep(self, piece: list[WireTensor]) -> list[Any]:
+    def keep(self, piece: bytes) -> list[Any]:
         self._kept = getattr(self, "_kept", 0) + 1
         if self._kept == 3:
-            bytes_of_it = piece[-1].data.copy()
-            bytes_of_it[7] ^= 1
-            piece = [*piece[:-1], dataclasses.replace(piece[-1], data=bytes_of_it)]
+            piece = piece[:-8] + bytes([piece[-8] ^ 1]) + piece[-7:]
         return super().keep(piece)
 
 
-class DamagingSender(Sender):
+class DamagingSender(WeightSender):
     """Changes one bit of version 2 when its digests are known."""
 
     def keep(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -164,41 +149,31 @@ def moved(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("transfer", "model", "ranks"),
+    ("asks_learner", "model", "ranks"),
     [
-        ("object_store", "student", 1),
-        pytest.param("gloo", "student", 1, marks=long_form),
+        (False, "student", 1),
+        (True, "student", 1),
         # The toy student's vision has three heads, which two ranks cannot share.
-        pytest.param("gloo", "teacher", 2, marks=long_form),
+        pytest.param(True, "teacher", 2, marks=long_form),
     ],
 )
 def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes_no_damaged_ones(
-    local_ray: None,
-    toy_engine: Engine,
-    questions: list[Problem],
-    transfer: Transfer,
-    model: str,
-    ranks: int,
+    local_ray: None, toy_engine: Engine, questions: list[Problem], asks_learner: bool, model: str, ranks: int
 ) -> None:
-    spec = HostSpec(
-        checkpoint=str(PAIR / model),
-        roles=("student",),
-        engine=toy_engine,
-        transfer=transfer,
-        tensor_parallel=ranks,
-    )
+    """From the object store, or from a learner on the CPU that replicas ask, as they do over NCCL."""
+    spec = HostSpec(checkpoint=str(PAIR / model), roles=("student",), engine=toy_engine, tensor_parallel=ranks)
     deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)
     answers = [[(40, 41, 2)] for _ in questions]
-    exchange = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)
-    ray.get(exchange.begin.remote(0, {}))
+    broker = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)
+    ray.get(broker.begin.remote(0, {}))
     tensors = moved(PAIR / model)
-    sender = None if transfer == "object_store" else DamagingSender(transfer, exchange, torch.device("cpu"))
+    sender = DamagingSender(broker, torch.device("cpu"), "gloo") if asks_learner else None
 
-    def published(version: int) -> Order:
-        publish(tensors, exchange, version, 0.0, sender)
-        order: Order = ray.get(exchange.next_order.remote(1.0))
-        ray.get(exchange.deliver.remote(order, store.SCHEMA.empty_table()))
-        return order
+    def published(version: int) -> StudentWeights:
+        publish(tensors, broker, version, 0.0, sender)
+        order: Order = ray.get(broker.next_order.remote(1.0))
+        ray.get(broker.deliver.remote(order, store.SCHEMA.empty_table()))
+        return order.weights
 
     with Replicas([deployment], KillableHost) as replicas:
         pool = replicas.pools["student"]
@@ -208,20 +183,40 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
             return found
 
         before = scored()
-        pool.hold(published(0).weights)
+        pool.hold(published(0))
         after = scored()
         assert np.abs(after - before).max() > 0.1
         os.kill(ray.get(pool._replicas[0].actor.pid.remote()), signal.SIGKILL)
         assert np.array_equal(scored(), after)
-        pool.hold(published(1).weights)
+        pool.hold(published(1))
         with pytest.raises(WeightSyncError, match=f"version 2 .* in 1 of {len(tensors)} tensors .* sent, .* received"):
-            pool.hold(published(2).weights)
+            pool.hold(published(2))
     if sender is not None:
         sender.close()
 
 
+def driven(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """A run whose driver is this process, of few iterations at mask ratio 0, strictly on-policy."""
+    monkeypatch.chdir(ROOT)
+    usual = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={folder}"]
+    settings: config.Config = validation.load("conf/demo.yaml", [*ONLINE, *usual, *words])
+    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
+
+
+@long_form
+def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has_them(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """gloo in place of nccl, which a configuration cannot say."""
+    monkeypatch.setattr(learning.placement, "transfer", lambda *_: "gloo")
+    driven(tmp_path, monkeypatch, "learner.learning_rate=0")
+    assert "4 of its 4 iterations are online, weights by gloo" in capsys.readouterr().out
+    assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(4))
+    assert max(step["behaviour_gap"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
+
+
 @contextmanager
-def damaging_exchange(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
+def damaging_broker(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
     actor = ray.remote(Damaging).options(num_cpus=0, max_concurrency=9 + replicas)
     yield actor.remote(job.online, job.max_staleness, max_wait_seconds)
 
@@ -230,14 +225,11 @@ def damaging_exchange(job: Any, max_wait_seconds: float, replicas: int) -> Itera
 def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_from_them(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(learning, "exchange_of", damaging_exchange)
-    words = [*ONLINE, "data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={tmp_path}"]
-    settings: config.Config = validation.load("conf/demo.yaml", words)
+    monkeypatch.setattr(learning, "broker_of", damaging_broker)
     with pytest.raises(WeightSyncError) as caught:
-        pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
+        driven(tmp_path, monkeypatch)
     told = str(caught.value)
     assert told.startswith("version 2 of the student arrived with other weights: ")
     assert "in 1 of " in told and " sent, " in told and " received" in told
     assert [step["step"] for step in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert not any(json.loads(line)["version"] == 2 for line in (tmp_path / "online.jsonl").read_text().splitlines())
+    assert not any(one["version"] == 2 for one in read_lines(tmp_path / "online.jsonl"))

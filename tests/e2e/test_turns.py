@@ -20,11 +20,11 @@ from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Cluster
 from masters_ray.errors import ConfigError
 from masters_ray.files import append_lines, read_lines
-from masters_ray.learner.exchange import Exchange, Order
 from masters_ray.pipeline import learning, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.placement import Turns
+from masters_ray.weight_sync.broker import Order, RolloutBroker
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form, summary
 
@@ -51,7 +51,7 @@ class WatchedHost(Host, Watched):
             self.note("asked", began)
 
 
-class WatchedExchange(Exchange, Watched):
+class WatchedBroker(RolloutBroker, Watched):
     def clear(self) -> None:
         self.note("clear", time.monotonic())
         super().clear()
@@ -88,13 +88,13 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     monkeypatch.setattr(owner, "Replicas", partial(Replicas, host=host))
 
     @contextmanager
-    def exchange_of(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
+    def broker_of(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
         assert job.turns
-        watched = type("Exchange", (WatchedExchange,), {"file": str(waited)})
+        watched = type("RolloutBroker", (WatchedBroker,), {"file": str(waited)})
         actor = ray.remote(watched).options(num_cpus=0, max_concurrency=9 + replicas)
         yield actor.remote(job.online, job.max_staleness, max_wait_seconds, job.settings.workers)
 
-    monkeypatch.setattr(learning, "exchange_of", exchange_of)
+    monkeypatch.setattr(learning, "broker_of", broker_of)
     words = [*SMALL, "data.train.rows=24", "data.held_out.rows=6", "learner.groups_per_step=4"]
     words += ["rollout.online_fraction=0.5", "rollout.max_staleness=1", "schedule.max_ratio=0"]
     words += [f"run.dir={tmp_path / 'run'}"]

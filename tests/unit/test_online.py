@@ -1,4 +1,4 @@
-"""Rollouts of online iterations with stand-ins for the replicas, and a real exchange in this process."""
+"""Rollouts of online iterations with stand-ins for the replicas, and a real broker in this process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config
 from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
 from masters_ray.files import read_lines
-from masters_ray.learner.exchange import Exchange
 from masters_ray.pipeline import online, owner
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.recipes import Recipes
 from masters_ray.placement import Turns
-from masters_ray.weights import StudentWeights
+from masters_ray.weight_sync.broker import RolloutBroker
+from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import problem
 from tests.conftest import PAIR, ROOT
 from tests.fakes import FakePool, FakeReplicas
@@ -99,7 +99,7 @@ class Course:
         plan = schedule.plan(config.schedules, len(QUESTIONS))
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
-        self.exchange = Exchange(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
+        self.broker = RolloutBroker(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
         directory = RunDirectory(config)
         recipes = Recipes(config, directory, plan)
         recipes.reference = "the student before training"
@@ -111,9 +111,9 @@ class Course:
             recipes=recipes,
         )
         self.owner = FakeOwner(replicas, Turns(cpus=1.0, gpus=0) if turns else None)
-        self.rollouts = OnlineRollouts(asked, directory, Near(self.exchange), self.owner)
+        self.rollouts = OnlineRollouts(asked, directory, Near(self.broker), self.owner)
         learned = max((one.version for one in learner), default=0)
-        self.exchange.begin(learned, {one.version: one.digest for one in learner})
+        self.broker.begin(learned, {one.version: one.digest for one in learner})
 
     def __enter__(self) -> Course:
         self.rollouts.__enter__()
@@ -123,7 +123,7 @@ class Course:
         self.rollouts.__exit__()
 
     def take(self, iteration: int) -> pa.Table:
-        rows = self.exchange.take(iteration)
+        rows = self.broker.take(iteration)
         assert rows is not None
         return rows
 
@@ -154,7 +154,7 @@ def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage
     replicas = course_replicas()
     course = run(replicas)
     for version in (0, 1, 2):
-        course.exchange.publish(weights(version))
+        course.broker.publish(weights(version))
     tables = [course.take(iteration) for iteration in (1, 2, 3, 4)]
     assert [table["position"].to_pylist() for table in tables] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [table["version"].to_pylist() for table in tables] == [[0, 0], [0, 0], [1, 1], [2, 2]]
@@ -184,7 +184,7 @@ def test_the_writer_scores_all_answers_of_a_fresh_group_and_so_does_the_student_
 ) -> None:
     replicas = course_replicas()
     course = run(replicas)
-    course.exchange.publish(weights(0))
+    course.broker.publish(weights(0))
     [first, _] = store.groups(course.take(1))
     assert all(len(one.behaviour_logprobs) == 2 for one in first.answers if one.behaviour_logprobs is not None)
     assert all(one.behaviour_logprobs is not None for one in first.answers)
@@ -196,7 +196,7 @@ def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run:
     replicas = course_replicas()
     course = run(replicas, "judge.follows_student=true")
     for version in (0, 1):
-        course.exchange.publish(weights(version))
+        course.broker.publish(weights(version))
     for iteration in (1, 2, 3):
         course.take(iteration)
     assert replicas.pools["judge"].held == [0, 0, 1]
@@ -206,13 +206,13 @@ def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run:
 def test_what_this_learner_wrote_before_it_was_killed_is_not_made_again(run: Callable[..., Course]) -> None:
     first = run(course_replicas())
     for version in (0, 1):
-        first.exchange.publish(weights(version))
+        first.broker.publish(weights(version))
     before = [first.take(iteration) for iteration in (1, 2, 3)]
     first.__exit__()
     replicas = course_replicas()
     # It goes on after a checkpoint of iteration 2, whose weights write for 3 and 4.
     again = run(replicas, learner=[weights(0), weights(1), weights(2)])
-    again.exchange.publish(weights(2))
+    again.broker.publish(weights(2))
     assert again.take(3).equals(before[2]), "version 1 is a student that this learner was"
     assert replicas.pools["student"].wrote == []
     assert again.take(4)["version"].to_pylist() == [2, 2]
@@ -222,13 +222,13 @@ def test_what_this_learner_wrote_before_it_was_killed_is_not_made_again(run: Cal
 def test_what_a_student_wrote_that_this_learner_never_was_is_made_again(run: Callable[..., Course]) -> None:
     first = run(course_replicas())
     for version in (0, 1):
-        first.exchange.publish(weights(version))
+        first.broker.publish(weights(version))
     first.take(3)
     first.__exit__()
     replicas = course_replicas()
     again = run(replicas)  # from the start, and version 1 came out otherwise
-    again.exchange.publish(weights(0))
-    again.exchange.publish(weights(1, "another"))
+    again.broker.publish(weights(0))
+    again.broker.publish(weights(1, "another"))
     assert set(again.take(3)["student_digest"].to_pylist()) == {weights(1, "another").digest}
     assert sorted(replicas.pools["student"].wrote) == ["4", "5"], "what version 0 wrote is still good"
 
@@ -239,11 +239,11 @@ def test_what_a_killed_learner_wrote_is_not_taken_for_what_the_one_after_it_woul
     """Its version 1 came out otherwise, and it was killed as well before iteration 3 was made anew."""
     first = run(course_replicas())
     for version in (0, 1):
-        first.exchange.publish(weights(version))
+        first.broker.publish(weights(version))
     first.take(3)
     first.__exit__()
     again = run(course_replicas(), learner=[weights(0), weights(1, "another"), weights(2)])
-    again.exchange.publish(weights(2))
+    again.broker.publish(weights(2))
     assert set(again.take(3)["student_digest"].to_pylist()) == {weights(2).digest}
 
 
@@ -259,7 +259,7 @@ def test_a_batch_whose_replica_died_is_taken_again_and_the_learner_gets_whole_it
                 raise ReplicaLostError("its process died")
 
     course = run(course_replicas(student=Dying("student")))
-    course.exchange.publish(weights(0))
+    course.broker.publish(weights(0))
     assert course.take(1)["position"].to_pylist() == [0, 1]
 
 
@@ -271,9 +271,9 @@ def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_rep
             raise WeightSyncError("version 0 arrived with other weights: a instead of b")
 
     course = run(course_replicas(student=Damaged("student")))
-    course.exchange.publish(weights(0))
+    course.broker.publish(weights(0))
     with pytest.raises(LearnerError, match="rollouts of online iterations stopped: version 0 arrived with other"):
-        course.exchange.take(1)
+        course.broker.take(1)
     assert isinstance(course.rollouts.error, WeightSyncError)
 
 
@@ -291,10 +291,10 @@ def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_
     student = Gone("student")
     course = run(course_replicas(student=student))
     for version in (0, 1):
-        course.exchange.publish(weights(version))
+        course.broker.publish(weights(version))
     course.take(1)
-    course.exchange.begin(1, {})
-    course.exchange.publish(weights(1, "another"))
+    course.broker.begin(1, {})
+    course.broker.publish(weights(1, "another"))
     again.set()
     assert set(course.take(2)["version"].to_pylist()) == {1}
     assert student.held == [0, 0, 1]
@@ -305,7 +305,7 @@ def test_stores_of_online_iterations_are_closed_when_nothing_is_learned_from_the
     run: Callable[..., Course], tmp_path: Path
 ) -> None:
     course = run(course_replicas())
-    course.exchange.publish(weights(0))
+    course.broker.publish(weights(0))
     course.take(1)
     course.take(2)
     course.__exit__()
@@ -320,7 +320,7 @@ def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes
     replicas = course_replicas()
     course = run(replicas, turns=True)
     for version in (0, 1, 2):
-        course.exchange.publish(weights(version))
+        course.broker.publish(weights(version))
     time.sleep(0.1)
     assert replicas.pools["student"].wrote == [], "nobody waits, though the weights are there"
     for iteration in (1, 2, 3, 4):
@@ -346,8 +346,8 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: C
         teacher=Single("teacher"), **{role: Slow(role) for role in ("student", "reference", "judge")}
     )
     course = run(replicas, "rollout.max_wait_seconds=1", turns=True)
-    course.exchange.publish(weights(0))
-    assert course.exchange.take(1) is None
+    course.broker.publish(weights(0))
+    assert course.broker.take(1) is None
     student = replicas.pools["student"]
     assert (student.wrote, student.asleep) == (["0"], 1), "the second batch is not begun"
     assert course.take(2)["position"].to_pylist() == [2, 3]

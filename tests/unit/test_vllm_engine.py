@@ -6,16 +6,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
-import torch
-from safetensors import safe_open
 
 from masters_ray.config import Engine, MaskScope
 from masters_ray.engines import vllm_engine
-from masters_ray.engines.handover_file import PREFIX
 from masters_ray.engines.vllm_engine import Mask, VllmEngine
-from masters_ray.errors import ReplicaError
+from masters_ray.errors import ReplicaError, ReplicaLostError
+from masters_ray.weight_sync.stream import Invitation
 
 REPORT = {"ratio": 0.1, "sparsity": 0.1, "matrices": 7, "digest": "a"}
 
@@ -37,25 +36,33 @@ def test_workers_that_are_masked_differently_make_no_engine(
             engine.mask(0.1)
 
 
-def test_weights_that_arrive_are_read_from_a_directory_that_is_gone_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("told", "raised"),
+    [
+        ([{"w": "a"}, {"w": "a"}], None),
+        ([{"w": "a"}, {"w": "b"}], "workers of one engine took in different weights"),
+        (RuntimeError("Connection closed by peer"), "not taken in .RuntimeError: Connection closed by peer"),
+    ],
+)
+def test_students_weights_are_taken_in_by_all_workers_or_the_engine_is_lost(
+    told: Any, raised: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     platform = SimpleNamespace(is_cpu=lambda: True)
     monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
     monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
-    folders = []
-
-    def read(_: str, args: tuple[str]) -> list[dict[str, str]]:
-        folders.append(Path(args[0]))
-        with safe_open(folders[0] / "model.safetensors", "pt") as file:
-            return [dict.fromkeys(file.keys(), "digest")]
-
-    nothing = SimpleNamespace(reset_mm_cache=lambda: None, reset_encoder_cache=lambda: None)
-    llm = SimpleNamespace(collective_rpc=read, reset_prefix_cache=lambda: None, llm_engine=nothing)
+    invitation = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
+    llm = MagicMock()
+    llm.collective_rpc = MagicMock(side_effect=[told])
     monkeypatch.setattr(vllm_engine, "_start", lambda **options: llm)
-    found = VllmEngine(tmp_path, Engine()).load((name, torch.ones(3)) for name in "ab")
-    assert found == {"a": "digest", "b": "digest"}
-    assert folders[0].name.startswith(PREFIX) and not folders[0].exists()
+    engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2)
+    if raised is None:
+        assert engine.load(invitation) == {"w": "a"}
+        llm.collective_rpc.assert_called_once_with("load_student", args=(vars(invitation),))
+        llm.reset_prefix_cache.assert_called_once()
+    else:
+        with pytest.raises(ReplicaError, match=raised) as caught:
+            engine.load(invitation)
+        assert isinstance(caught.value, ReplicaLostError) == isinstance(told, RuntimeError)
 
 
 def test_an_answer_is_told_with_how_it_ended_and_one_that_the_engine_gave_up_is_none() -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayTaskError
 
-from masters_ray.errors import LearnerError
-from masters_ray.learner.requests import Request, Requests
+from masters_ray.errors import LearnerError, WeightsGoneError
 from masters_ray.schedule import version_for
-from masters_ray.weights import StudentWeights, WireTensor
+from masters_ray.weight_sync.stream import Invitation
+from masters_ray.weight_sync.student_weights import StudentWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,17 @@ class Order:
     """Which of the learner's starts it is for."""
 
 
-class Exchange:
+@dataclass(frozen=True, kw_only=True)
+class WeightRequest:
+    """A replica wants to be sent a version."""
+
+    number: int
+    version: int
+    ranks: int
+    """Workers of its engine."""
+
+
+class RolloutBroker:
     """Hands versions of the student to the rollouts and groups to the learner; a Ray actor, called by both at once.
 
     Which version writes for which iteration follows from the plan alone, not from who is faster: iteration n is written
@@ -49,36 +61,36 @@ class Exchange:
         """online: the iterations that want fresh groups. turns_of: the learner's workers, if they and the rollouts take
         turns."""
         self._online = sorted(online)
-        self._max_staleness, self._max_wait = max_staleness, max_wait_seconds
+        self._max_staleness, self._max_wait, self._turns_of = max_staleness, max_wait_seconds, turns_of
         self._changed = threading.Condition()
         """Held for every look at the fields below."""
-        self._learned: int | None = None
-        self._students: Mapping[int, str] = {}
-        self._start = 0
-        """Counts the learner's starts: a worker of an earlier one is gone, though it may still seem to wait."""
-        self._weights: dict[int, StudentWeights] = {}
-        self._groups: dict[int, pa.Table] = {}
-        self._given_up: set[int] = set()
-        self._deadlines: dict[int, float] = {}
         self._failure: str | None = None
-        self._stuck: str | None = None
-        """Why the learner that is there now cannot go on."""
-        self._requests = Requests()
-        self._turns_of = turns_of
-        self._waiting: Counter[int] = Counter()
-        """Iteration → workers that wait for it."""
         self._at_work = False
         """An order was given in turns and is not brought back."""
+        self._start = 0
+        """Counts the learner's starts: a worker of an earlier one is gone, though it may still seem to wait."""
+        self._numbers = itertools.count()
+        self._restart(None, {})
+
+    def _restart(self, learned: int | None, students: Mapping[int, str]) -> None:
+        self._start += 1
+        self._learned, self._students = learned, students
+        self._weights: dict[int, StudentWeights] = {}
+        self._rows: dict[int, pa.Table | None] = {}
+        """Iteration → its groups; None when it is over without any."""
+        self._deadlines: dict[int, float] = {}
+        self._waiting: Counter[int] = Counter()
+        """Iteration → workers that wait for it."""
+        self._requests: deque[WeightRequest] = deque()
+        self._invitations: dict[int, Invitation | None] = {}
+        """By the number of the request."""
 
     def clear(self) -> None:
         """In turns, before workers of the learner start: nothing is wanted before ``begin``. Returns when an order that
         was given to those before is brought back. Raises LearnerError when that takes longer than max_wait_seconds, or
         when the rollouts have failed."""
         with self._changed:
-            self._learned, self._stuck = None, None
-            self._start += 1
-            self._waiting.clear()
-            self._requests.restart()
+            self._restart(None, {})
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._at_work or self._failure is not None, timeout=self._max_wait)
             self._check()
@@ -89,19 +101,12 @@ class Exchange:
         """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``.
         students: as ``Order.students``."""
         with self._changed:
-            self._stuck = None
             self._check()
-            self._learned, self._students = learned, students
-            self._start += 1
-            self._weights, self._groups, self._deadlines = {}, {}, {}
-            self._given_up = set()
-            self._requests.restart()
-            self._waiting.clear()
+            self._restart(learned, students)
             self._changed.notify_all()
 
-    def keep(self, piece: list[WireTensor]) -> list[Any]:
-        """A reference, in a list, to tensors that live as long as this actor does: longer than the worker that sends
-        them."""
+    def keep(self, piece: bytes) -> list[Any]:
+        """A reference, in a list, to what lives as long as this actor does: longer than the worker that sends it."""
         return [ray.put(piece)]
 
     def publish(self, weights: StudentWeights) -> list[int]:
@@ -110,28 +115,40 @@ class Exchange:
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
-            self._drop_weights()
-            self._changed.notify_all()
+            self._tell()
             return sorted(self._weights)
 
-    def fetch(self, version: int, replica: Any, process: str, ranks: int) -> None:
-        """Have the learner send a version to a replica, as ``Requests.ask``; returns when it has arrived."""
-        self._requests.ask(version, replica, process, ranks)
+    def fetch(self, version: int, ranks: int) -> Invitation:
+        """Where the learner sends a version to the replica that asks. ranks: workers of its engine. Raises
+        WeightsGoneError when the learner that had it is gone or no longer has it, LearnerError when it cannot send."""
+        with self._changed:
+            start, number = self._start, next(self._numbers)
+            self._requests.append(WeightRequest(number=number, version=version, ranks=ranks))
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: number in self._invitations or self._start != start or bool(self._failure))
+            self._check()
+            invitation = self._invitations.pop(number, None)
+        if invitation is None:
+            raise WeightsGoneError(f"version {version} of the student is gone with the learner that had it")
+        return invitation
 
-    def next_request(self, patience: float) -> Request | None:
-        """What the learner shall send next, as ``Requests.next``."""
-        return self._requests.next(patience)
+    def next_request(self, patience: float) -> WeightRequest | None:
+        """What the learner shall send next; None when nobody asks for ``patience`` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._requests), timeout=patience)
+            return self._requests.popleft() if self._requests else None
 
-    def answered(self, number: int, refused: str | None) -> None:
-        """What came of a request, as ``Requests.answer``."""
-        self._requests.answer(number, refused)
+    def invite(self, request: WeightRequest, invitation: Invitation | None) -> None:
+        """Where the learner sends what a replica asked for; None: it does not have that version."""
+        with self._changed:
+            self._invitations[request.number] = invitation
+            self._changed.notify_all()
 
     def next_order(self, patience: float) -> Order | None:
         """The first iteration that is not answered yet, once its writer's weights are there; None when that takes
         longer than ``patience`` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._first_order() is not None, timeout=patience)
-            found = self._first_order()
+            found = self._changed.wait_for(self._first_order, timeout=patience)
             if found is not None:
                 self._at_work = self._turns_of is not None
             return found
@@ -147,13 +164,9 @@ class Exchange:
         None: they are not made in time."""
         with self._changed:
             self._at_work = False
-            if order.iteration not in self._given_up and order.start == self._start:
-                if groups is None:
-                    self._given_up.add(order.iteration)
-                else:
-                    self._groups[order.iteration] = groups
-                self._drop_weights()
-            self._changed.notify_all()
+            if order.start == self._start:
+                self._rows.setdefault(order.iteration, groups)
+            self._tell()
 
     def take(self, iteration: int) -> pa.Table | None:
         """The iteration's rows, waited for; None when they were not there after max_wait_seconds, or in turns when the
@@ -163,8 +176,7 @@ class Exchange:
             start = self._start
 
             def over() -> bool:
-                decided = iteration in self._groups or iteration in self._given_up
-                return decided or bool(self._failure or self._stuck) or start != self._start
+                return iteration in self._rows or self._failure is not None or start != self._start
 
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)
             self._waiting[iteration] += 1
@@ -178,33 +190,24 @@ class Exchange:
             self._waiting[iteration] -= 1
             if self._at_work and not over():
                 raise LearnerError(self._never_back(f"iteration {iteration}"))
-            if iteration not in self._groups:
-                self._given_up.add(iteration)
-                self._drop_weights()
-                self._changed.notify_all()
-            return self._groups.get(iteration)
+            rows = self._rows.setdefault(iteration, None)
+            self._tell()
+            return rows
 
     def forget(self, iteration: int) -> None:
         """The learner has taken its step: rows of iterations up to this one are not asked for again."""
         with self._changed:
-            self._groups = {number: rows for number, rows in self._groups.items() if number > iteration}
-            self._given_up |= {number for number in self._online if number <= iteration}
-
-    def stop_learner(self, reason: str) -> None:
-        """The learner that is there now cannot go on: all of its workers are told why. One that begins anew may."""
-        with self._changed:
-            self._stuck = reason
-            self._changed.notify_all()
+            self._rows |= dict.fromkeys(number for number in self._online if number <= iteration)
 
     def fail(self, reason: str) -> None:
-        """There will be no more rollouts; whoever waits is told why."""
+        """There will be no more rollouts, or no more weights for them; whoever waits is told why."""
         with self._changed:
             self._failure = reason
             self._changed.notify_all()
 
     def _check(self) -> None:
-        if (reason := self._failure or self._stuck) is not None:
-            raise LearnerError(reason)
+        if self._failure is not None:
+            raise LearnerError(self._failure)
 
     def _never_back(self, of: str) -> str:
         return (
@@ -213,27 +216,33 @@ class Exchange:
             "hangs; the same command goes on from the last checkpoint."
         )
 
-    def _may_work(self, iteration: int) -> bool:
-        """Whether the rollouts of an iteration may be made now."""
-        return self._turns_of is None or (not self._at_work and self._waiting[iteration] >= self._turns_of)
-
     def _version(self, number: int) -> int:
         return version_for(number, self._max_staleness, self._learned or 0)
 
     def _pending(self) -> list[int]:
         if self._learned is None:
             return []
-        done = self._groups.keys() | self._given_up
-        return [number for number in self._online if number > self._learned and number not in done]
+        return [number for number in self._online if number > self._learned and number not in self._rows]
 
-    def _drop_weights(self) -> None:
-        """Versions that write for no iteration any more."""
+    def _tell(self) -> None:
+        """Drop versions that write for no iteration any more; wake whoever waits."""
         needed = {self._version(number) for number in self._pending()}
         self._weights = {version: one for version, one in self._weights.items() if version in needed}
+        self._changed.notify_all()
 
     def _first_order(self) -> Order | None:
         pending = self._pending()
         weights = self._weights.get(self._version(pending[0])) if pending else None
-        if weights is None or not self._may_work(pending[0]):
+        if weights is None:
+            return None
+        if self._turns_of is not None and (self._at_work or self._waiting[pending[0]] < self._turns_of):
             return None
         return Order(iteration=pending[0], weights=weights, students=self._students, start=self._start)
+
+
+def ask(broker: Any, method: str, *arguments: Any) -> Any:
+    """What a RolloutBroker actor answers the learner. Raises LearnerError with its words."""
+    try:
+        return ray.get(getattr(broker, method).remote(*arguments))
+    except RayTaskError as error:
+        raise LearnerError(str(error.cause)) from error

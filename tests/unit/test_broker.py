@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from masters_ray import store
+from masters_ray.errors import LearnerError, WeightsGoneError
+from masters_ray.weight_sync.broker import Order, RolloutBroker, WeightRequest
+from masters_ray.weight_sync.stream import Invitation
+from masters_ray.weight_sync.student_weights import StudentWeights
+from tests.builders import group
+
+ROWS = store.table_of([group()])
+INVITATION = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
+GONE = "iteration 1 was waited for by a worker that is gone"
+
+
+def weights(version: int) -> StudentWeights:
+    return StudentWeights(version=version, digests={"w": f"{version}"}, pieces=(), seconds=0.0)
+
+
+def started(
+    online: list[int],
+    max_staleness: int = 0,
+    learned: int = 0,
+    wait: float = 30.0,
+    workers: int | None = None,
+    published: int | None = None,
+) -> RolloutBroker:
+    """workers: of the learner, if it takes turns with the rollouts. published: a version that is there."""
+    broker = RolloutBroker(online, max_staleness, wait, workers)
+    if workers is not None:
+        broker.clear()
+    broker.begin(learned, {learned: "a digest"})
+    if published is not None:
+        broker.publish(weights(published))
+    return broker
+
+
+def order(broker: RolloutBroker) -> Order:
+    found = broker.next_order(0.0)
+    assert found is not None
+    return found
+
+
+def ordered(broker: RolloutBroker) -> tuple[int, int]:
+    """Iteration and version."""
+    found = order(broker)
+    return found.iteration, found.weights.version
+
+
+class Waiting:
+    """Somebody who waits for the broker on a thread."""
+
+    def __init__(self, method: Any, *arguments: Any) -> None:
+        self.found: Any = "nothing yet"
+        self._thread = threading.Thread(target=self._wait, args=(method, *arguments), daemon=True)
+        self._thread.start()
+        time.sleep(0.05)
+
+    def _wait(self, method: Any, *arguments: Any) -> None:
+        try:
+            self.found = method(*arguments)
+        except (LearnerError, WeightsGoneError) as error:
+            self.found = str(error)
+
+    def end(self) -> Any:
+        self._thread.join(timeout=10)
+        return self.found
+
+
+def workers(broker: RolloutBroker, iteration: int, count: int = 2) -> list[Waiting]:
+    return [Waiting(broker.take, iteration) for _ in range(count)]
+
+
+def test_nothing_is_ordered_before_the_learner_has_begun_and_the_writers_weights_are_there() -> None:
+    broker = RolloutBroker([3], 0, 30.0)
+    assert broker.next_order(0.0) is None
+    broker.begin(0, {})
+    broker.publish(weights(1))
+    assert broker.next_order(0.0) is None, "strictly on-policy, iteration 3 is written by version 2"
+    broker.publish(weights(2))
+    assert ordered(broker) == (3, 2)
+
+
+def test_iterations_are_answered_in_their_order_each_by_the_oldest_student_that_may() -> None:
+    broker = started([2, 4, 9], max_staleness=2)
+    for version, expected in ((0, (2, 0)), (1, (4, 1)), (6, (9, 6))):
+        broker.publish(weights(version))
+        assert ordered(broker) == expected
+        broker.deliver(order(broker), ROWS)
+    assert broker.next_order(0.0) is None
+
+
+def test_rows_are_waited_for_and_every_worker_gets_the_same() -> None:
+    broker = started([1], published=0)
+    waiting = workers(broker, 1, 3)
+    assert [one.found for one in waiting] == ["nothing yet"] * 3
+    broker.deliver(order(broker), ROWS)
+    assert [one.end() for one in waiting] == [ROWS] * 3
+
+
+def test_the_learner_goes_on_without_rows_after_the_longest_wait_and_all_workers_do() -> None:
+    broker = started([1, 2], wait=0.05, published=0)
+    late = order(broker)
+    assert broker.take(1) is None
+    broker.deliver(late, ROWS)
+    assert broker.take(1) is None, "the other worker must not learn from what came late"
+    broker.publish(weights(1))
+    assert ordered(broker) == (2, 1)
+
+
+def test_a_learner_that_goes_on_writes_with_the_weights_that_it_has() -> None:
+    broker = started([5, 8], max_staleness=6, learned=4, published=4)
+    assert (ordered(broker), order(broker).students) == ((5, 4), {4: "a digest"})
+    broker.deliver(order(broker), ROWS)
+    assert ordered(broker) == (8, 4), "1 = 8 - 1 - 6 is not there any more"
+
+
+def test_what_a_learner_that_went_back_has_not_reached_is_wanted_again() -> None:
+    broker = started([2, 4], published=1)
+    before = order(broker)
+    broker.deliver(before, ROWS)
+    broker.begin(1, {})  # the workers were lost after the second iteration and begin at the checkpoint of the first
+    broker.publish(weights(1))
+    assert ordered(broker) == (2, 1)
+    broker.deliver(before, ROWS)
+    assert ordered(broker) == (2, 1), "what was ordered by the lost workers is not delivered"
+
+
+def test_a_worker_that_is_gone_takes_no_iteration_from_the_one_in_its_place() -> None:
+    broker = started([1], published=0)
+    [gone] = workers(broker, 1, 1)
+    broker.begin(0, {})
+    assert gone.end() == GONE
+    broker.publish(weights(0))
+    broker.deliver(order(broker), ROWS)
+    assert broker.take(1) is ROWS
+
+
+def test_weights_that_write_for_nothing_any_more_are_not_kept_and_the_learner_is_told_which_still_do() -> None:
+    broker = started([1, 2, 3], wait=0.01)
+    assert [broker.publish(weights(version)) for version in range(3)] == [[0], [0, 1], [0, 1, 2]]
+    broker.deliver(order(broker), ROWS)
+    assert list(broker._weights) == [1, 2]
+    assert broker.take(2) is None, "nobody answers"
+    assert broker.publish(weights(2)) == [2]
+
+
+def test_rows_behind_the_learner_are_dropped_and_never_ordered_again() -> None:
+    broker = started([1, 2], published=0)
+    broker.deliver(order(broker), ROWS)
+    assert broker.take(1) is ROWS
+    broker.forget(1)
+    assert broker._rows == {1: None}
+    broker.publish(weights(1))
+    assert ordered(broker) == (2, 1)
+
+
+@pytest.mark.parametrize(("in_turns", "wait"), [(None, 30.0), (1, 0.5)])
+def test_whoever_waits_is_told_why_the_rollouts_stopped(in_turns: int | None, wait: float) -> None:
+    """In turns also while they have an order whose time is over."""
+    broker = started([1], workers=in_turns, published=0, wait=wait)
+    waiting = [*workers(broker, 1, 1), Waiting(broker.fetch, 0, 1)]
+    order(broker)
+    time.sleep(0.5)
+    broker.fail("version 3 arrived with other weights")
+    assert [one.end() for one in waiting] == ["version 3 arrived with other weights"] * 2
+    for call in (lambda: broker.publish(weights(0)), broker.clear, lambda: broker.begin(0, {})):
+        with pytest.raises(LearnerError, match="version 3"):
+            call()
+
+
+# Replicas that ask the learner for weights
+
+
+def taken(broker: RolloutBroker) -> WeightRequest:
+    found = broker.next_request(10.0)
+    assert found is not None
+    return found
+
+
+def test_replicas_are_invited_in_their_order_each_once() -> None:
+    broker = started([1])
+    assert broker.next_request(0.0) is None
+    asking, requests = [], []
+    for version in (4, 5):
+        asking.append(Waiting(broker.fetch, version, 2))
+        requests.append(taken(broker))
+    assert [(one.version, one.ranks) for one in requests] == [(4, 2), (5, 2)]
+    assert broker.next_request(0.0) is None
+    broker.invite(requests[1], None)
+    broker.invite(requests[0], INVITATION)
+    assert [one.end() for one in asking] == [
+        INVITATION,
+        "version 5 of the student is gone with the learner that had it",
+    ]
+
+
+def test_what_a_learner_that_is_gone_was_asked_for_does_not_come() -> None:
+    broker = started([1])
+    asking = [Waiting(broker.fetch, 3, 1), Waiting(broker.fetch, 5, 1)]
+    old = taken(broker)
+    broker.begin(0, {})
+    assert all("gone with the learner that had it" in one.end() for one in asking)
+    broker.invite(old, INVITATION)
+    again = Waiting(broker.fetch, 6, 1)
+    new = taken(broker)
+    assert (new.version, again.found) == (6, "nothing yet")
+    broker.invite(new, INVITATION)
+    assert again.end() == INVITATION
+
+
+# In turns
+
+
+def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_time() -> None:
+    broker = started([1, 2], max_staleness=1, workers=2, published=0)
+    assert broker.next_order(0.0) is None
+    waiting = workers(broker, 1, 1)
+    assert broker.next_order(0.0) is None, "the other one still works"
+    waiting += workers(broker, 1, 1)
+    first = order(broker)
+    assert (first.iteration, broker.wanted(first)) == (1, True)
+    assert broker.next_order(0.0) is None, "the replicas have one"
+    broker.deliver(first, ROWS)
+    assert [one.end() for one in waiting] == [ROWS, ROWS]
+    assert broker.next_order(0.0) is None, "the student learns, though the weights for iteration 2 are there"
+    waiting = workers(broker, 2)
+    broker.deliver(order(broker), ROWS)
+    assert [one.end() for one in waiting] == [ROWS, ROWS]
+
+
+@pytest.mark.parametrize("rows", [None, ROWS])
+def test_in_turns_the_learner_goes_on_only_when_the_replicas_have_stopped_with_the_rows_that_are_whole_then(
+    rows: Any,
+) -> None:
+    broker = started([1, 2], workers=2, wait=0.3, published=0)
+    waiting = workers(broker, 1)
+    late = order(broker)
+    time.sleep(0.3)
+    assert not broker.wanted(late), "they stop after the batches that they are at"
+    assert [one.found for one in waiting] == ["nothing yet"] * 2
+    broker.deliver(late, rows)
+    assert [one.end() for one in waiting] == [rows, rows]
+    broker.publish(weights(1))
+    waiting = workers(broker, 2)
+    assert ordered(broker) == (2, 1)
+
+
+def test_in_turns_replicas_that_do_not_stop_stop_the_learner() -> None:
+    broker = started([1], workers=1, wait=0.1, published=0)
+    [waiting] = workers(broker, 1, 1)
+    order(broker)
+    told = "rollouts of iteration 1 did not stop within 0.1 s after they were to. Raise rollout.max_wait_seconds"
+    assert told in waiting.end()
+    with pytest.raises(LearnerError, match="rollouts of the start before did not stop"):
+        broker.clear()
+
+
+def test_in_turns_an_iteration_that_nobody_took_up_is_left_out_when_its_time_is_over() -> None:
+    broker = started([1], workers=1, wait=0.1)
+    assert broker.take(1) is None, "its weights never came"
+
+
+def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_back() -> None:
+    broker = started([1], workers=2, published=0)
+    gone = workers(broker, 1)
+    before = order(broker)
+    starting = Waiting(broker.clear)
+    assert [one.end() for one in gone] == [GONE] * 2
+    assert starting.found == "nothing yet" and not broker.wanted(before)
+    broker.deliver(before, ROWS)
+    assert starting.end() is None
+    broker.begin(0, {})
+    broker.publish(weights(0))
+    [first] = workers(broker, 1, 1)
+    assert broker.next_order(0.0) is None, "those that are gone do not count"
+    [second] = workers(broker, 1, 1)
+    broker.deliver(order(broker), ROWS)
+    assert first.end() is second.end() is ROWS

@@ -1,0 +1,344 @@
+"""Tensors of a student on their way into engines: real process groups over gloo, stand-ins for actors and engines."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ray.exceptions import RayTaskError
+from torch import Tensor
+from torch.distributed import ProcessGroupGloo
+
+from masters_ray.errors import LearnerError, WeightsGoneError, WeightSyncError
+from masters_ray.weight_sync import publisher, stream, student_weights
+from masters_ray.weight_sync.broker import RolloutBroker
+from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
+from masters_ray.weight_sync.receiver import WeightReceiver
+from masters_ray.weight_sync.stream import Invitation, TensorStream, received
+from masters_ray.weight_sync.student_weights import StudentWeights, tensor_digest
+
+CPU = torch.device("cpu")
+TENSORS = {
+    "a.weight": torch.arange(6.0).reshape(2, 3).t(),
+    "b.bias": torch.tensor([1.0, -2.0], dtype=torch.bfloat16),
+    "scale": torch.tensor(3),
+}
+MOVED = {name: tensor + 1 for name, tensor in TENSORS.items()}
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
+
+
+def weights(version: int = 0, **more: Any) -> StudentWeights:
+    told: dict[str, Any] = {"digests": digests(TENSORS), "pieces": tuple(student_weights.pieces(TENSORS.items()))}
+    return StudentWeights(version=version, seconds=0.0, **told | more)
+
+
+class ToyEngine:
+    """An engine whose workers are threads."""
+
+    def __init__(self, ranks: int = 1) -> None:
+        self.ranks = ranks
+        self.loaded: list[dict[str, Tensor]] = []
+        """What each worker took in last."""
+        self.loads = 0
+
+    def load(self, invitation: Invitation) -> dict[str, str]:
+        self.loads += 1
+        assert invitation.ranks == self.ranks
+        with ThreadPoolExecutor(self.ranks) as workers:
+            self.loaded = list(workers.map(lambda rank: dict(received(invitation, rank, CPU)), range(self.ranks)))
+        return digests(self.loaded[0])
+
+
+class Near:
+    """An actor that lives in this process: each call has a thread of its own, and its future is the reference."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor, self._threads = actor, ThreadPoolExecutor(8)
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self._threads.submit(getattr(self._actor, method), *arguments))
+
+
+def got(reference: Any) -> Any:
+    """``ray.get``."""
+    if not isinstance(reference, Future):
+        return reference
+    try:
+        return reference.result(20)
+    except Exception as error:
+        raise RayTaskError("call", "", error) from error
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(get=got, put=lambda one: one, util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"))
+    for module in ("broker", "publisher", "receiver"):
+        monkeypatch.setattr(f"masters_ray.weight_sync.{module}.ray", fake)
+    monkeypatch.setattr(publisher, "_PATIENCE", 0.05)
+
+
+# A transfer
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_worker_gets_every_tensor_as_it_was(ranks: int) -> None:
+    sending, engine = TensorStream("127.0.0.1", ranks, "gloo"), ToyEngine(ranks)
+    with ThreadPoolExecutor(1) as thread:
+        loaded = thread.submit(engine.load, sending.invitation)
+        sending.send(TENSORS.items())
+        assert loaded.result() == digests(TENSORS)
+    assert all(digests(one) == digests(TENSORS) for one in engine.loaded)
+
+
+def test_what_fails_at_the_sender_is_told_to_the_workers() -> None:
+    def failing() -> Iterator[tuple[str, Tensor]]:
+        yield from TENSORS.items()
+        raise OSError("a piece is lost")
+
+    sending = TensorStream("127.0.0.1", 1, "gloo")
+    with ThreadPoolExecutor(1) as thread:
+        sent = thread.submit(sending.send, failing())
+        with pytest.raises(RuntimeError, match="sender of the weights failed: OSError: a piece is lost"):
+            ToyEngine().load(sending.invitation)
+        with pytest.raises(OSError, match="a piece is lost"):
+            sent.result()
+
+
+def test_over_nccl_all_is_the_same_but_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Nccl:
+        Options = SimpleNamespace
+
+        def __new__(cls, store: Any, rank: int, size: int, options: Any) -> Any:
+            made.append((rank, size, options._timeout > stream._SILENCE))
+            return ProcessGroupGloo(store, rank, size, options._timeout)
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Nccl)
+    sending, engine = TensorStream("127.0.0.1", 1, "nccl"), ToyEngine()
+    with ThreadPoolExecutor(1) as thread:
+        loaded = thread.submit(engine.load, sending.invitation)
+        sending.send(TENSORS.items(), CPU)
+        assert loaded.result() == digests(TENSORS)
+    assert sorted(made) == [(0, 2, True), (1, 2, True)], "its watchdog comes after our own patience"
+
+
+def in_a_process(function: Any, *arguments: Any) -> None:
+    multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True).start()
+
+
+def receive_one(invitation: Invitation) -> None:
+    next(received(invitation, 0, CPU))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send_one(told: Any) -> None:
+    def dying() -> Iterator[tuple[str, Tensor]]:
+        yield from TENSORS.items()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    sending = TensorStream("127.0.0.1", 1, "gloo")
+    told.send(sending.invitation)
+    sending.send(dying())
+
+
+def test_a_side_that_dies_in_the_middle_ends_the_transfer() -> None:
+    sending = TensorStream("127.0.0.1", 1, "gloo")
+    in_a_process(receive_one, sending.invitation)
+    with pytest.raises(RuntimeError, match=r"[Cc]onnection (closed|reset) by peer"):
+        sending.send((f"{number}", torch.ones(2**20)) for number in range(100))
+    there, here = multiprocessing.Pipe()
+    in_a_process(send_one, there)
+    with pytest.raises(RuntimeError, match=r"[Cc]onnection"):
+        ToyEngine().load(here.recv())
+
+
+def test_workers_that_do_not_come_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_SILENCE", timedelta(seconds=0.2))
+    with pytest.raises(RuntimeError, match="timeout"):
+        TensorStream("127.0.0.1", 1, "gloo").send(TENSORS.items())
+
+
+@pytest.mark.parametrize("silent", ["sender", "worker"])
+def test_a_side_that_falls_silent_counts_as_dead(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_SILENCE", timedelta(seconds=2))
+    goes_on = threading.Event()
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"{number}", torch.ones(2**20)) for number in range(9))
+        if silent == "sender":
+            goes_on.wait(20)
+
+    sending = TensorStream("127.0.0.1", 1, "gloo")
+    with ThreadPoolExecutor(1) as thread:
+        sent = thread.submit(sending.send, tensors())
+        arriving = received(sending.invitation, 0, CPU)
+        next(arriving)
+        if silent == "sender":
+            with pytest.raises(RuntimeError, match="timeout"):
+                list(arriving)
+            goes_on.set()
+        with pytest.raises(RuntimeError):
+            sent.result(20)
+
+
+# A replica
+
+
+def test_a_version_from_the_object_store_is_taken_in_once_whatever_the_size_of_its_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(student_weights, "_PIECE", 20)
+    one = weights()
+    assert len(one.pieces) == 2
+    engine = ToyEngine(ranks=2)
+    replica = WeightReceiver(engine.load, 2)
+    for _ in range(2):
+        replica.hold(one)
+    assert (engine.loads, digests(engine.loaded[1])) == (1, digests(TENSORS))
+    replica.hold(weights(version=1))
+    assert engine.loads == 2
+
+
+def test_a_bit_that_changed_on_the_way_is_told_with_both_values_and_nothing_is_held() -> None:
+    [piece] = weights().pieces
+    damaged = weights(7, pieces=(piece[:-1] + bytes([piece[-1] ^ 1]),))
+    engine = ToyEngine()
+    replica = WeightReceiver(engine.load, 1)
+    for times in (1, 2):
+        with pytest.raises(WeightSyncError) as caught:
+            replica.hold(damaged)
+        assert engine.loads == times
+    told, bad = (
+        str(caught.value),
+        next(name for name in TENSORS if digests(engine.loaded[0])[name] != digests(TENSORS)[name]),
+    )
+    assert told.startswith("version 7 of the student arrived with other weights: ")
+    assert f"in 1 of 3 tensors ({bad}: {digests(TENSORS)[bad][:16]} sent, " in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"more": "f" * 64}, "nothing sent, ffff"), ({}, "sent, nothing received")]
+)
+def test_tensors_that_are_added_or_missing_are_told(change: dict[str, str], told: str) -> None:
+    arrived = digests(TENSORS) | change if change else {}
+    with pytest.raises(WeightSyncError, match=told):
+        weights().check(arrived)
+    weights().check(digests(TENSORS))
+
+
+# A learner that replicas ask
+
+
+@pytest.fixture
+def broker() -> RolloutBroker:
+    made = RolloutBroker([1, 2, 3, 4], 0, 30.0)
+    made.begin(0, {})
+    return made
+
+
+@pytest.fixture
+def sender(broker: RolloutBroker) -> Iterator[WeightSender]:
+    one = WeightSender(Near(broker), CPU, "gloo")
+    yield one
+    one.close()
+
+
+def asked(broker: RolloutBroker, version: int, tensors: Mapping[str, Tensor] = TENSORS, ranks: int = 1) -> ToyEngine:
+    """The engine of a replica that was told to hold a version."""
+    engine = ToyEngine(ranks)
+    told = weights(version, digests=digests(tensors), pieces=(), broker=Near(broker))
+    WeightReceiver(engine.load, ranks).hold(told)
+    return engine
+
+
+def test_every_replica_that_asks_is_sent_the_version(broker: RolloutBroker, sender: WeightSender) -> None:
+    sender.keep(0, TENSORS)
+    sender.keep(3, MOVED)
+    with ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(asked, broker, 0, ranks=ranks) for ranks in (1, 2)]
+        assert all(digests(one) == digests(TENSORS) for engine in found for one in engine.result().loaded)
+    assert digests(asked(broker, 3, MOVED).loaded[0]) == digests(MOVED)
+
+
+def test_versions_that_nobody_needs_are_dropped_but_not_the_one_that_replicas_hold(
+    broker: RolloutBroker, sender: WeightSender
+) -> None:
+    for version in (0, 1, 2):
+        sender.keep(version, TENSORS)
+    asked(broker, 0)
+    sender.drop_all_but([2])
+    with pytest.raises(WeightsGoneError, match="version 1 of the student is gone"):
+        asked(broker, 1)
+    asked(broker, 0)
+    asked(broker, 2)
+
+
+def test_a_replica_that_is_lost_before_or_while_it_is_sent_weights_stops_nobody(
+    broker: RolloutBroker, sender: WeightSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_SILENCE", timedelta(seconds=1))
+    sender.keep(0, TENSORS)
+    broker.fetch(0, 1)  # and never comes
+    arriving = received(broker.fetch(0, 1), 0, CPU)
+    next(arriving)
+    arriving.close()
+    asked(broker, 0)
+
+
+def test_a_learner_that_cannot_send_is_told_so(broker: RolloutBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise ValueError("no port")
+
+    monkeypatch.setattr(publisher, "TensorStream", full)
+    sender = WeightSender(Near(broker), CPU, "gloo")
+    sender.keep(0, TENSORS)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(broker.fetch, 0, 1)
+        with pytest.raises(LearnerError, match="cannot be sent: ValueError: no port"):
+            waiting.result(20)
+    with pytest.raises(LearnerError, match="no port"):
+        broker.publish(weights())
+
+
+# A publisher
+
+
+def test_rank_0_publishes_the_versions_that_write_and_all_gather_them() -> None:
+    """Iterations 2 and 4 are online, at most one step behind: versions 0 and 2 write."""
+    broker = RolloutBroker([2, 4], 1, 30.0)
+    gathered: list[int] = []
+
+    def worker(rank: int) -> WeightPublisher:
+        def gather() -> dict[str, Tensor] | None:
+            gathered.append(rank)
+            return TENSORS if rank == 0 else None
+
+        return WeightPublisher(
+            Near(broker), online=[2, 4], max_staleness=1, gather=gather, barrier=lambda: None, rank=rank, sender=None
+        )
+
+    workers = [worker(0), worker(1)]
+    for one in workers:
+        one.begin(0)
+        for number in range(1, 5):
+            one.publish(number)
+    assert gathered == [0, 0, 1, 1]
+    assert workers[0].students == {0: weights().digest, 2: weights().digest} and workers[1].students == {}
+    workers[0].forget_before(3)
+    assert list(workers[0].students) == [2]
+    order = broker.next_order(0.0)
+    assert order is not None and order.weights.version == 0
+    WeightReceiver(ToyEngine().load, 1).hold(order.weights)
