@@ -175,17 +175,17 @@ def _configured(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from masters_ray import cluster, validation
+    from masters_ray import checks, cluster
     from masters_ray.pipeline.directory import RunDirectory
 
-    config = validation.load(arguments.config, arguments.overrides)
+    config = checks.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     if directory.finished:
         return _finished(config, directory)
     with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
         from masters_ray.pipeline import driver
 
-        turns = validation.check_cluster(config)
+        turns = cluster.place(config)
         written = driver.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
@@ -217,15 +217,15 @@ def _imported_meanwhile() -> Iterator[None]:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from masters_ray import cluster, validation
+    from masters_ray import checks, cluster
     from masters_ray.pipeline.directory import RunDirectory
 
-    config = validation.load(arguments.config, arguments.overrides)
+    config = checks.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
         from masters_ray.pipeline import driver
 
-        validation.check_cluster(config, learns=False)
+        cluster.place(config, learns=False)
         for folder in driver.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")
     return 0
@@ -247,18 +247,18 @@ def _judge_audit(arguments: argparse.Namespace) -> int:
 
 def _loaded(arguments: argparse.Namespace) -> Config:
     """The command's configuration. Raises ConfigError for a sample without questions, too."""
-    from masters_ray import validation
+    from masters_ray import checks
     from masters_ray.errors import Complaint, ConfigError
 
     if arguments.questions < 1:
         raise ConfigError(
             [Complaint(where="--questions", expected="at least 1", found=str(arguments.questions), remedy="Raise it.")]
         )
-    return validation.load(arguments.config, [*arguments.overrides, f"data.train.rows={arguments.questions}"])
+    return checks.load(arguments.config, [*arguments.overrides, f"data.train.rows={arguments.questions}"])
 
 
 def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDirectory, str], Path]) -> int:
-    from masters_ray import cluster, validation
+    from masters_ray import cluster
     from masters_ray.config import violations
     from masters_ray.errors import ConfigError
     from masters_ray.pipeline.directory import RunDirectory
@@ -267,7 +267,7 @@ def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDi
         raise ConfigError(broken)
     directory = RunDirectory(config)
     with directory.locked(), cluster.connected(config.cluster):
-        validation.check_cluster(config, learns=False)
+        cluster.place(config, learns=False)
         say(f"page {examine(config, directory, config_file)}")
     return 0
 
@@ -309,9 +309,9 @@ def _store(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from masters_ray import preflight
+    from masters_ray import checks
 
-    left = preflight.validate(arguments.config, arguments.overrides, whole=arguments.all)
+    left = checks.validate(arguments.config, arguments.overrides, whole=arguments.all)
     found = f"no complaint about what was looked at; {left}" if left else "no complaint"
     say(f"{arguments.config}: {found}")
     return 0

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from masters_ray import stopping
-from masters_ray.config import Cluster
+from masters_ray import placement, stopping
+from masters_ray.config import Cluster, Config
 from masters_ray.errors import (
     ClusterError,
     Complaint,
@@ -26,6 +26,7 @@ from masters_ray.errors import (
     MastersError,
     ReplicaError,
 )
+from masters_ray.placement import Turns
 from masters_ray.progress import say
 
 _TOKEN = secrets.token_hex(32)
@@ -62,6 +63,17 @@ def connected(cluster: Cluster) -> Iterator[None]:
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
         with _watched(lost):
             yield
+
+
+def place(config: Config, *, learns: bool = True) -> Turns | None:
+    """``placement.place`` on the connected cluster."""
+    import ray
+    from ray._private.state import state
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    reported = state.get_cluster_config()
+    grows = config.cluster.grows or bool(reported and reported.node_group_configs)
+    return placement.place(config, nodes, learns=learns, grows=grows)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.experimental import internal_kv
@@ -24,12 +24,9 @@ from masters_ray.config import Engine, Transfer
 from masters_ray.engines.vllm_engine import Mask, TransferStep
 from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.processes import Role
 
 _SECONDS_TO_TELL = 1.0
-
-Role = Literal["teacher", "student", "reference", "judge", "teacher_judge"]
-"""A judge is the student as it was at the start (or the one that writes, if conf says so), and so is the reference
-policy, which scores answers when another student writes them; a teacher_judge is the teacher without a mask."""
 
 Expected = MaskReport | weights.StudentWeights
 """What a process must hold: a teacher masked like this, or this version of the student."""

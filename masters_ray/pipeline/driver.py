@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from masters_ray import data, placement, report, schedule, store, weights
+from masters_ray.actors import deployments
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config
@@ -157,7 +158,7 @@ class _Run:
         student = self._reference if writer is None else weights.digest(writer)
         with journal.phase("start of the engines"):
             ratio = todo[0][0].ratio if todo else 0.0
-            wanted = stages.deployments(config, ratio, writer)
+            wanted = deployments.making(config, ratio, writer)
             replicas = Replicas(wanted if kept is None else self._engines.deployments(block[0][0].teacher, ratio))
         directory.claim()
         with ExitStack() as block_end:
@@ -287,7 +288,7 @@ class _Run:
         )
         iterations = tuple(one for one in self.iterations if one.stage in indices)
         job = LearnerJob(
-            checkpoint=stages.absolute(config.student.checkpoint),
+            checkpoint=deployments.absolute(config.student.checkpoint),
             settings=config.learner,
             reward=config.reward,
             seed=config.run.seed,
@@ -362,7 +363,7 @@ class _Run:
         if not self._is_measured("student_after", trained):
             with (
                 self._journal.phase("evaluation after"),
-                Replicas(stages.final_deployments(self._config, self._directory.student)) as replicas,
+                Replicas(deployments.measuring(self._config, self._directory.student)) as replicas,
             ):
                 self._evaluate(replicas, "student", "student_after", trained)
 

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from masters_ray import data, remarks, schedule, store
+from masters_ray.actors import deployments
 from masters_ray.actors.host import Role
 from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Config, Rule
@@ -74,7 +75,7 @@ class Engines:
 
     def deployments(self, teacher: int, ratio: float) -> list[Deployment]:
         """The processes with one of the run's teachers, masked at a ratio."""
-        return stages.online_deployments(self._config.of_teacher(teacher), ratio, self.turns)
+        return deployments.online(self._config.of_teacher(teacher), ratio, self.turns)
 
     def keep(self, teacher: int, replicas: Replicas) -> None:
         """Replicas of ``deployments`` to go on with; whoever keeps them closes them."""

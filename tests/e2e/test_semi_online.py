@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 
-from masters_ray import config, store, validation, weights
+from masters_ray import checks, config, store, weights
 from masters_ray.actors.host import Host, HostSpec
 from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Engine, Transfer
@@ -232,7 +232,7 @@ def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_fr
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(driver, "exchange_of", damaging_exchange)
     words = [*ONLINE, "data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={tmp_path}"]
-    settings: config.Config = validation.load("conf/demo.yaml", words)
+    settings: config.Config = checks.load("conf/demo.yaml", words)
     with pytest.raises(WeightSyncError) as caught:
         driver.run(settings, RunDirectory(settings), "conf/demo.yaml")
     told = str(caught.value)

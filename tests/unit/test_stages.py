@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from masters_ray import config as configuration
+from masters_ray.actors import deployments
 from masters_ray.errors import ConfigError, DataError
 from masters_ray.evaluate import Marked, refusals
 from masters_ray.pipeline import inputs, limits, stages
@@ -23,7 +24,7 @@ DEMO = ROOT / "conf" / "demo.yaml"
 
 def roles(*overrides: str) -> list[tuple[tuple[str, ...], int]]:
     config = configuration.load(DEMO, list(overrides))
-    return [(one.spec.roles, one.replicas) for one in stages.deployments(config, 0.2)]
+    return [(one.spec.roles, one.replicas) for one in deployments.making(config, 0.2)]
 
 
 def test_student_and_judge_share_a_process_as_far_as_there_are_both() -> None:
@@ -45,7 +46,7 @@ def test_an_engine_on_a_cpu_has_a_cache_of_two_sequences_when_conf_says_nothing(
     def caches(*words: str) -> list[int | None]:
         keys = [f"{model}.engine.kv_cache_memory_bytes=null" for model in ("teacher", "student")]
         settings = configuration.load(DEMO, [*keys, *words])
-        return [one.spec.engine.kv_cache_memory_bytes for one in stages.deployments(settings, 0.2)]
+        return [one.spec.engine.kv_cache_memory_bytes for one in deployments.making(settings, 0.2)]
 
     assert caches() == [2**26, 2**26], "the least"
     lengths = ("max_model_len", "max_num_batched_tokens")
@@ -59,7 +60,7 @@ def test_an_engine_on_a_cpu_has_a_cache_of_two_sequences_when_conf_says_nothing(
 def test_students_that_join_later_judge_if_the_first_ones_do() -> None:
     def joining(*overrides: str) -> list[tuple[tuple[str, ...], int]]:
         config = configuration.load(DEMO, list(overrides))
-        return [(one.spec.roles, one.may_join) for one in stages.deployments(config, 0.2)]
+        return [(one.spec.roles, one.may_join) for one in deployments.making(config, 0.2)]
 
     assert joining() == [(("teacher",), 0), (("student", "judge"), 0)]
     assert joining("teacher.max_replicas=3", "student.replicas=2", "student.max_replicas=6") == [
@@ -76,10 +77,7 @@ def test_students_that_join_later_judge_if_the_first_ones_do() -> None:
 
 def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(tmp_path: Path) -> None:
     by_rule, by_judge = (
-        [
-            one.spec
-            for one in stages.final_deployments(configuration.load(DEMO, [f"evaluation.marked_by={who}"]), tmp_path)
-        ]
+        [one.spec for one in deployments.measuring(configuration.load(DEMO, [f"evaluation.marked_by={who}"]), tmp_path)]
         for who in ("rule", "judge")
     )
     assert [(spec.roles, spec.checkpoint) for spec in by_rule] == [(("student",), str(tmp_path))]
@@ -178,16 +176,16 @@ def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_ha
     settings = json.loads((teacher / "generation_config.json").read_text())
     (teacher / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
     both = [[5, 6], [5, 6]]
-    assert [list(one.spec.never) for one in stages.deployments(configuration.load(DEMO), 0.2)] == both
+    assert [list(one.spec.never) for one in deployments.making(configuration.load(DEMO), 0.2)] == both
     config = configuration.load(DEMO, [f"teacher.checkpoint={teacher}"])
-    assert [list(one.spec.never) for one in stages.deployments(config, 0.2)] == [[0, 5, 6], [5, 6]]
+    assert [list(one.spec.never) for one in deployments.making(config, 0.2)] == [[0, 5, 6], [5, 6]]
     (teacher / "generation_config.json").unlink()
-    assert [list(one.spec.never) for one in stages.deployments(config, 0.2)] == both
+    assert [list(one.spec.never) for one in deployments.making(config, 0.2)] == both
 
 
 def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(tmp_path: Path) -> None:
     config = configuration.load(DEMO, ["student.replicas=2", "rollout.student_refresh=stage"])
-    found = stages.deployments(config, 0.1, tmp_path)
+    found = deployments.making(config, 0.1, tmp_path)
     assert [(one.spec.roles, one.replicas) for one in found] == [
         (("teacher",), 1),
         (("student",), 2),
@@ -200,7 +198,7 @@ def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(tmp_
 def test_a_teacher_that_judges_has_processes_of_its_own_without_a_mask() -> None:
     both = ["judge.of_teacher=teacher", "judge.of_student=teacher", "judge.replicas=2"]
     assert roles(*both) == [(("teacher",), 1), (("teacher_judge",), 2), (("student",), 1)]
-    spec = stages.deployments(configuration.load(DEMO, both), 0.2)[1].spec
+    spec = deployments.making(configuration.load(DEMO, both), 0.2)[1].spec
     assert spec.mask is None
     assert spec.checkpoint.endswith("toy/pair/teacher")
     by_rule = ["judge.of_teacher=rule", "judge.of_student=rule"]
@@ -230,7 +228,7 @@ def test_weights_go_from_gpu_to_gpu_where_both_sides_have_one_of_their_own(
     one, two = (Turns(cpus=8.0, gpus=gpus) for gpus in (1, 2))
     for turns, expected in ((None, beside), (one, on_one_gpu), (two, on_two_gpus)):
         assert transfer(config, turns) == expected
-    by_roles = {each.spec.roles: each.spec.transfer for each in stages.online_deployments(config, 0.2)}
+    by_roles = {each.spec.roles: each.spec.transfer for each in deployments.online(config, 0.2)}
     others = {("teacher",): "object_store", ("reference", "judge"): "object_store"}
     assert by_roles == others | {("student",): beside}
 

@@ -1,0 +1,260 @@
+"""The machine or the cluster: room for processes, on disks and in memory, ports, GPUs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from masters_ray import cluster, placement, weights
+from masters_ray.checks.look import Findings, Look, Seen, Unseen, told
+from masters_ray.config import Cluster, Config
+from masters_ray.errors import Complaint, ConfigError, StoreError
+from masters_ray.records import Picture
+from masters_ray.schedule import ratios
+from masters_ray.store import Folder
+
+_SHARED_MEMORY = Path("/dev/shm")
+_OBJECT_STORE_SHARE = 0.3
+"""Of the memory that Ray's object store takes, if /dev/shm has the room."""
+_LARGEST_OBJECT_STORE = 200e9
+_SAMPLED = 64
+"""Questions whose pictures stand for all."""
+_PER_LOGPROB = 2
+_PER_TOKEN = 12
+"""Bytes of a stored answer token: for each kept log-probability (measured: 97 in all with 50), and beside them."""
+_OPTIMIZER = 12
+"""Bytes of a trained parameter in a checkpoint beside the weight: a float32 copy and two moments."""
+_SECONDS = 180.0
+_KERNEL = """
+import torch, triton, triton.language as tl
+
+@triton.jit
+def add_one(pointer, size: tl.constexpr):
+    places = pointer + tl.arange(0, size)
+    tl.store(places, tl.load(places) + 1)
+
+numbers = torch.zeros(16, device="cuda")
+add_one[(1,)](numbers, 16)
+assert float(numbers.sum()) == 16, numbers
+"""
+
+
+def placed(look: Look) -> Findings:
+    """The cluster at RAY_ADDRESS, or the Ray that run would start here, holds what is asked for at one time."""
+    config = look.config
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            with cluster.connected(config.cluster):
+                cluster.place(config)
+            return
+        here = _resources(config.cluster)
+        if not here["GPU"] and any(model.gpus for model in (*config.models.values(), config.learner)):
+            yield Unseen("placement was not looked at, since there is no GPU here and RAY_ADDRESS is not set")
+        else:
+            placement.place(config, [here])
+    except ImportError as error:
+        missing = str(error.name).partition(".")[0]
+        yield Unseen(f"placement was not looked at, since {missing} is not installed here")
+    except ConfigError as error:
+        yield from error.complaints
+
+
+def room(look: Look) -> Findings:
+    """run.dir and rollout.store can be written, and have room for what a run makes in any case."""
+    config = look.config
+    store = Folder(config.rollout.store) if config.rollout.store else None
+    complaints = list(writable("run.dir", Path(config.run.dir)))
+    if store is not None and store.on_disk:
+        complaints += writable("rollout.store", Path(store.path("")))
+    elif store is not None:
+        try:
+            store.try_out()
+        except StoreError as error:
+            complaints.append(told("rollout.store", "a place to write", error))
+    yield from complaints or _enough(look, store)
+
+
+def memory(look: Look) -> Findings:
+    """What may be short in this machine's memory."""
+    try:
+        import psutil
+    except ImportError:
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    here, loaded = psutil.virtual_memory(), 0
+    for name, folder in look.models.items():
+        model = look.config.models[name]
+        if model.gpus == 0:  # its weights, whatever their format there, and its KV cache
+            cache = model.engine.kv_cache_memory_bytes or weights.cache_bytes(folder, model.engine)
+            loaded += model.replicas * (sum(file.stat().st_size for file in weights.weight_files(folder)) + cache)
+    if loaded > here.available:
+        of = f"of this machine's {_size(here.total)} {_size(here.available)} are free"
+        yield f"memory: the replicas' weights and KV caches are {_size(loaded)}, {of}"
+    wanted = min(_OBJECT_STORE_SHARE * here.total, _LARGEST_OBJECT_STORE)
+    shared = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else wanted
+    if shared < wanted:
+        told = f"Ray's object store wants {_size(wanted)} and would go to a slower disk (docker run --shm-size)"
+        yield f"memory: {_SHARED_MEMORY} has {_size(shared)}; {told}"
+
+
+def loopback(look: Look) -> Findings:
+    """The processes on this machine can talk over ports that the system gives them."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        remedy = "Bring the loopback up (ip link set lo up), or allow it in the sandbox or firewall."
+        yield Complaint("127.0.0.1", "ports over which processes of this machine can talk", str(error), remedy)
+
+
+def gpus(look: Look) -> Findings:
+    """The driver runs torch, and Triton compiles a kernel, where conf asks for GPUs of this machine."""
+    if not any(model.gpus for model in (*look.config.models.values(), look.config.learner)):
+        return
+    lacks = "torch is not installed here" if find_spec("torch") is None else ""
+    if os.environ.get("RAY_ADDRESS") or shutil.which("nvidia-smi") is None:
+        lacks = "there is none here that the run would use"
+    if lacks:
+        yield f"GPUs: driver and compiler are not looked at, since {lacks}"
+    elif said := failure(_KERNEL):
+        remedy = (
+            "torch needs a new enough NVIDIA driver and a build for CUDA (make setup STACK=gpu); Triton needs gcc or "
+            "clang, and Python.h of this Python (python3.11-dev)."
+        )
+        yield Complaint("GPUs", "torch and Triton to run a kernel", said, remedy)
+
+
+def failure(program: str) -> str:
+    """The line of a program's errors that names what is missing, or the last one; "" when it ends well. It runs in a
+    process of its own, without Triton's cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.py"  # Triton reads a kernel's source from its file
+        file.write_text(program)
+        try:
+            subprocess.run(
+                [sys.executable, str(file)],
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+                env=os.environ | {"TRITON_CACHE_DIR": folder},
+                check=True,
+            )
+        except subprocess.TimeoutExpired:
+            return f"no end after {_SECONDS:.0f} seconds"
+        except subprocess.CalledProcessError as error:
+            lines = [line.strip() for line in error.stderr.splitlines() if line.strip()]
+            last = lines[-1] if lines else f"exit code {error.returncode}"
+            return next((line for line in lines if "fatal error" in line), last)
+    return ""
+
+
+def nearest(path: Path) -> Path:
+    """The directory itself, or the one above it that is there, were it a link that leads nowhere."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
+
+
+def writable(key: str, path: Path) -> Iterator[Complaint]:
+    """Nothing when files can be written in a directory, or it can be made; leaves nothing behind."""
+    near = nearest(path)
+    try:
+        path.exists()  # raises for what may not be looked at, or has too long a name
+        if near.is_symlink() and not near.exists():
+            raise FileNotFoundError(2, f"a link to {near.readlink()}, which is not there")
+        if not near.is_dir():
+            raise NotADirectoryError(20, "it is a file")
+        with tempfile.TemporaryFile(dir=near) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        remedy = "Choose another directory, mend its link or permissions, or make room."
+        found = f"{path}: {near} cannot be ({error.strerror})"
+        yield Complaint(key, "a directory that can be written", found, remedy)
+
+
+def learner_bytes(config: Config, parameters: int) -> int:
+    """Of checkpoints (those kept, and one that is being written) and the exported student. Adapters' own
+    checkpoints are small and not counted."""
+    weight = 2 if config.learner.dtype == "bfloat16" else 4
+    if config.learner.lora.rank:
+        return weight * parameters
+    return parameters * (weight + (config.learner.checkpoints_kept + 1) * (weight + _OPTIMIZER))
+
+
+def rollout_bytes(config: Config, train: Seen | None) -> int | None:
+    """Of the stages' stores at most: every answer as long as it may be. None when it is not known how many questions
+    there are."""
+    if train is None or train.questions is None:
+        return None
+    pictures = 0
+    if config.rollout.pictures == "embed":
+        sample = train.problems[:_SAMPLED]
+        pictures = sum(_bytes(picture) for problem in sample for picture in problem.pictures) // len(sample)
+    total = 0.0
+    for number, plan in enumerate(config.schedules):
+        per_token = _PER_LOGPROB * config.of_teacher(number).teacher.top_k + _PER_TOKEN
+        row = pictures + config.group_size * config.rollout.sampling.max_tokens * per_token
+        passes = len(ratios(plan)) if plan.stage_data == "all" else 1 / len(config.schedules)
+        total += train.questions * passes * row
+    return int(total)
+
+
+def _enough(look: Look, store: Folder | None) -> Findings:
+    """What a run writes, against what is free."""
+    student = look.models.get("student")
+    learner = learner_bytes(look.config, weights.parameter_count(student)) if student is not None else 0
+    rollouts = rollout_bytes(look.config, look.train)
+    home = nearest(Path(look.config.run.dir))
+    needed = {home: learner}
+    if store is None or store.on_disk:
+        place = home if store is None else nearest(Path(store.path("")))
+        place = home if place.stat().st_dev == home.stat().st_dev else place
+        needed[place] = needed.get(place, 0) + (rollouts or 0)
+    for place, most in needed.items():
+        free = shutil.disk_usage(place).free
+        unknown = "the rollouts, of a size that the questions decide" if rollouts is None else ""
+        told = " and ".join(part for part in (f"up to {_size(most)}" if most else "", unknown) if part)
+        yield f"room: the run writes {told or 'little'} in {place}, where {_size(free)} are free"
+        if most > free:
+            yield "  that may not be enough, though few answers are as long as rollout.sampling.max_tokens"
+    free = shutil.disk_usage(home).free
+    if learner > free:
+        expected = f"{_size(learner)} for the learner's checkpoints and the trained student"
+        remedy = "Make room, choose another run.dir, or lower learner.checkpoints_kept."
+        yield Complaint("run.dir", expected, f"{_size(free)} in {home}", remedy)
+
+
+def _bytes(picture: Picture) -> int:
+    return len(picture.data) if picture.data is not None else Path(picture.path or "").stat().st_size
+
+
+def _resources(cluster: Cluster) -> dict[str, float]:
+    """What the Ray that run starts on this machine would have."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+    from ray._private.utils import get_num_cpus
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found = manager.get_current_node_num_accelerators()
+    return {
+        "CPU": float(cluster.local_cpus or get_num_cpus()),
+        "GPU": float(found if visible is None else min(found, len(visible))),
+    }
+
+
+def _size(number: float) -> str:
+    """Example: ``1.3 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.4g} TB"

@@ -1,0 +1,100 @@
+"""Where a run reads and writes: data files, its directory, stores."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from masters_ray import data, schedule
+from masters_ray.checks.look import Findings, Look, told
+from masters_ray.errors import Complaint, ConfigError, DataError, StoreError
+from masters_ray.files import read_json
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.store import MANIFEST, Folder
+
+_ANY_NUMBER = 10**6
+"""Of questions: how many there are changes no stage."""
+_BY_WEIGHTS = {"student_digest", "reference_digest"}
+
+
+def data_files(look: Look) -> Findings:
+    """Data files are there, in a form that is read."""
+    for name, source in (("train", look.config.data.train), ("held_out", look.config.data.held_out)):
+        if source.format == "easy_vqa":
+            if find_spec("easy_vqa") is None:
+                where, remedy = f"data.{name}.format", "pip install easy-vqa==1.0"
+                yield Complaint(where, "the package easy-vqa", "not installed", remedy)
+        elif source.path:
+            try:
+                found, _, remedy = (data.in_place_of(source) or "").partition(". ")
+            except DataError as error:
+                found, remedy = str(error), ""
+            if found:
+                yield Complaint(f"data.{name}.path", f"a {source.format} file", f"{source.path}: {found}", remedy)
+
+
+def addresses(look: Look) -> Findings:
+    """Stores are named by a path or an address."""
+    rollout = look.config.rollout
+    for key, where in (("rollout.store", rollout.store), *(("rollout.reuse", one) for one in rollout.reuse)):
+        try:
+            Folder(where or ".")
+        except StoreError as error:
+            expected = "a path, or an address such as s3://bucket/folder or gs://bucket/folder"
+            yield Complaint(key, expected, repr(where), str(error))
+
+
+def directory(look: Look) -> Findings:
+    """run.dir holds no other run, none that is under way, no damaged records, no stores of another recipe."""
+    try:
+        held = RunDirectory(look.config)
+        held.look_at_lock()
+        if held.file("journal.json").exists():
+            read_json(held.file("journal.json"))
+    except ConfigError as error:
+        yield from error.complaints
+        return
+    except (StoreError, OSError) as error:
+        yield told("run.dir", "a directory that this run can use", error)
+        return
+    if held.finished:
+        yield f"{held.root} holds this run, finished: run would only write its report again"
+    if not held.student.exists() and look.models.keys() == look.config.models.keys():
+        yield from _other_recipes(look, held)
+
+
+def _other_recipes(look: Look, held: RunDirectory) -> Findings:
+    """Finished stores that another recipe made, as far as it can be told without reading weights."""
+    for stage, _ in schedule.plan(look.config.schedules, _ANY_NUMBER):
+        folder = held.stage(stage.index)
+        try:
+            if not folder.has(MANIFEST):
+                continue
+            from masters_ray.pipeline import contents, stages
+            from masters_ray.pipeline.verdicts import Judging
+
+            one = look.config.of_teacher(stage.teacher)
+            settings = stages.recipe(one, stage, "", "", Judging(settings=one.judge, models={})).settings
+            other = contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS})
+        except ImportError as error:
+            yield f"{folder}: not looked at, since {error.name} is not installed here"
+            return
+        except StoreError as error:
+            yield f"{folder}: {error} A run mends that, or says why it cannot"
+            continue
+        if other:
+            remedy = "Set it back, or choose another run.dir and rollout.store."
+            yield Complaint("rollout.store", f"rows of this configuration in {folder}", other, remedy)
+
+
+def reuse(look: Look) -> Findings:
+    """Directories of rollout.reuse hold stores."""
+    for folder in look.config.rollout.reuse:
+        try:
+            from masters_ray.pipeline.rollouts import stores_in
+
+            stores_in(folder)
+        except ImportError as error:
+            yield f"rollout.reuse: not looked at, since {error.name} is not installed here"
+            return
+        except StoreError as error:
+            yield told("rollout.reuse", "directories with stores", error)
