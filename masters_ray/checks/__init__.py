@@ -6,9 +6,9 @@ checks run, in the tables' order, and all complaints come together.
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ FIRST = (
     Check("lengths", pair.lengths),
     Check("teachers", pair.teachers),
     Check("stores", run.addresses),
+    Check("job", run.not_in_a_copy),
 )
 """Files, and headers of checkpoints: in seconds, without torch."""
 REST = (
@@ -50,7 +51,6 @@ REST = (
     Check("stages", rows.stages),
     Check("room", machine.room, _RUN),
     Check("memory", machine.memory, _RUN),
-    Check("loopback", machine.loopback, _RUN),
     Check("GPUs", machine.gpus),
     Check("online iterations", rows.online_iterations, ("",)),
 )
@@ -68,11 +68,14 @@ def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
     """Run all checks, which start nothing; whole: on all rows. Returns what was not looked at, "" for nothing. Raises
     ConfigError with every complaint."""
     look = _looked(file, overrides, whole=whole)
-    with _scratch(look) as look.scratch:
+    near = machine.nearest(Path(look.config.run.dir or "."))
+    beside = near if whole and near.is_dir() and os.access(near, os.W_OK) else None  # all rows may be many
+    with tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=beside, ignore_cleanup_errors=True) as scratch:
+        look.scratch = Path(scratch)
         look.complaints += _complaints(REST, look)
     if look.complaints:
         raise ConfigError(look.complaints)
-    if left := " and ".join(f"data.{one.name}" for one in look.seen if one.more):
+    if left := " and ".join(f"data.{name}" for name in look.loaded if name in look.more):
         look.unseen.insert(0, f"rows after the first {rows.FIRST} of {left} were not looked at (--all)")
     if absent := " and ".join(name for name in look.config.models if name not in look.models):
         look.unseen.append(f"{absent}: not downloaded yet, and not looked at")
@@ -101,15 +104,3 @@ def _complaints(checks: Sequence[Check], look: Look) -> list[Complaint]:
             else:
                 say(found)
     return complaints
-
-
-@contextmanager
-def _scratch(look: Look) -> Iterator[Path]:
-    """A directory that goes with the block: a temporary one, for all rows where the run has them."""
-    near = machine.nearest(Path(look.config.run.dir or ".")) if look.whole else None
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=near, ignore_cleanup_errors=True)
-    except OSError:
-        folder = tempfile.TemporaryDirectory(prefix="masters-validate-", ignore_cleanup_errors=True)
-    with folder as name:
-        yield Path(name)

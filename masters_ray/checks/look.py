@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masters_ray.config import Config, DataSource
+from masters_ray.config import Config
 from masters_ray.data import Loaded
 from masters_ray.errors import Complaint
-from masters_ray.records import Problem
 
 
 class Unseen(str):
@@ -18,27 +17,6 @@ class Unseen(str):
 
 Findings = Iterator[Complaint | str]
 """Complaints, remarks, and what is Unseen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A source whose rows were looked at."""
-
-    name: str
-    """"train" or "held_out"."""
-    source: DataSource
-    loaded: Loaded
-    more: bool
-    """It has rows that were not looked at."""
-
-    @property
-    def problems(self) -> Sequence[Problem]:
-        return self.loaded.problems
-
-    @property
-    def questions(self) -> int | None:
-        """How many the run would have; None when that is not known."""
-        return self.source.rows if self.more else len(self.problems)
 
 
 @dataclass(kw_only=True)
@@ -56,7 +34,10 @@ class Look:
     """A directory for this look."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Key of ``config.models`` → the directory of a checkpoint that is here and whole."""
-    seen: list[Seen] = field(default_factory=list)
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    """"train" and "held_out", if their rows were looked at."""
+    more: set[str] = field(default_factory=set)
+    """Those that have rows that were not."""
 
     @property
     def models(self) -> dict[str, Path]:
@@ -64,8 +45,11 @@ class Look:
         return {name: folder for name, folder in self.folders.items() if f"{name}.checkpoint" not in self.wrong}
 
     @property
-    def train(self) -> Seen | None:
-        return next((one for one in self.seen if one.name == "train"), None)
+    def questions(self) -> int | None:
+        """How many training questions the run would have; None when that is not known."""
+        if "train" not in self.loaded:
+            return None
+        return self.config.data.train.rows if "train" in self.more else len(self.loaded["train"].problems)
 
     def keys(self) -> set[str]:
         """Those that were complained of."""

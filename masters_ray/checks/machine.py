@@ -1,22 +1,23 @@
-"""The machine or the cluster: room for processes, on disks and in memory, ports, GPUs."""
+"""The machine or the cluster: room for processes, on disks and in memory; GPUs."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from masters_ray import cluster, placement, weights
-from masters_ray.checks.look import Findings, Look, Seen, Unseen, told
+from masters_ray.checks.look import Findings, Look, Unseen, told
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import Complaint, ConfigError, StoreError
-from masters_ray.records import Picture
+from masters_ray.records import Picture, Problem
 from masters_ray.schedule import ratios
 from masters_ray.store import Folder
 
@@ -96,25 +97,13 @@ def memory(look: Look) -> Findings:
             cache = model.engine.kv_cache_memory_bytes or weights.cache_bytes(folder, model.engine)
             loaded += model.replicas * (sum(file.stat().st_size for file in weights.weight_files(folder)) + cache)
     if loaded > here.available:
-        of = f"of this machine's {_size(here.total)} {_size(here.available)} are free"
-        yield f"memory: the replicas' weights and KV caches are {_size(loaded)}, {of}"
-    wanted = min(_OBJECT_STORE_SHARE * here.total, _LARGEST_OBJECT_STORE)
+        of = f"of this machine's {decimal(here.total)} {decimal(here.available)} are free"
+        yield f"memory: the replicas' weights and KV caches are {decimal(loaded)}, {of}"
+    wanted = int(min(_OBJECT_STORE_SHARE * here.total, _LARGEST_OBJECT_STORE))
     shared = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else wanted
     if shared < wanted:
-        told = f"Ray's object store wants {_size(wanted)} and would go to a slower disk (docker run --shm-size)"
-        yield f"memory: {_SHARED_MEMORY} has {_size(shared)}; {told}"
-
-
-def loopback(look: Look) -> Findings:
-    """The processes on this machine can talk over ports that the system gives them."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            socket.create_connection(server.getsockname(), timeout=5).close()
-    except OSError as error:
-        remedy = "Bring the loopback up (ip link set lo up), or allow it in the sandbox or firewall."
-        yield Complaint("127.0.0.1", "ports over which processes of this machine can talk", str(error), remedy)
+        slow = f"Ray's object store wants {decimal(wanted)} and would go to a slower disk (docker run --shm-size)"
+        yield f"memory: {_SHARED_MEMORY} has {decimal(shared)}; {slow}"
 
 
 def gpus(look: Look) -> Findings:
@@ -190,47 +179,38 @@ def learner_bytes(config: Config, parameters: int) -> int:
     return parameters * (weight + (config.learner.checkpoints_kept + 1) * (weight + _OPTIMIZER))
 
 
-def rollout_bytes(config: Config, train: Seen | None) -> int | None:
-    """Of the stages' stores at most: every answer as long as it may be. None when it is not known how many questions
-    there are."""
-    if train is None or train.questions is None:
-        return None
+def rollout_bytes(config: Config, problems: Sequence[Problem], questions: int) -> int:
+    """Of the stages' stores at most: every answer as long as it may be. problems: those whose pictures are weighed."""
     pictures = 0
     if config.rollout.pictures == "embed":
-        sample = train.problems[:_SAMPLED]
+        sample = problems[:_SAMPLED]
         pictures = sum(_bytes(picture) for problem in sample for picture in problem.pictures) // len(sample)
     total = 0.0
     for number, plan in enumerate(config.schedules):
         per_token = _PER_LOGPROB * config.of_teacher(number).teacher.top_k + _PER_TOKEN
         row = pictures + config.group_size * config.rollout.sampling.max_tokens * per_token
         passes = len(ratios(plan)) if plan.stage_data == "all" else 1 / len(config.schedules)
-        total += train.questions * passes * row
+        total += questions * passes * row
     return int(total)
 
 
 def _enough(look: Look, store: Folder | None) -> Findings:
     """What a run writes, against what is free."""
-    student = look.models.get("student")
-    learner = learner_bytes(look.config, weights.parameter_count(student)) if student is not None else 0
-    rollouts = rollout_bytes(look.config, look.train)
     home = nearest(Path(look.config.run.dir))
-    needed = {home: learner}
-    if store is None or store.on_disk:
+    if "student" in look.models:
+        learner = learner_bytes(look.config, weights.parameter_count(look.models["student"]))
+        free = shutil.disk_usage(home).free
+        yield f"room: the learner writes up to {decimal(learner)} in {home}, where {decimal(free)} are free"
+        if learner > free:
+            expected = f"{decimal(learner)} for the learner's checkpoints and the trained student"
+            remedy = "Make room, choose another run.dir, or lower learner.checkpoints_kept."
+            yield Complaint("run.dir", expected, f"{decimal(free)} in {home}", remedy)
+    if look.questions is not None and (store is None or store.on_disk):
+        rollouts = rollout_bytes(look.config, look.loaded["train"].problems, look.questions)
         place = home if store is None else nearest(Path(store.path("")))
-        place = home if place.stat().st_dev == home.stat().st_dev else place
-        needed[place] = needed.get(place, 0) + (rollouts or 0)
-    for place, most in needed.items():
         free = shutil.disk_usage(place).free
-        unknown = "the rollouts, of a size that the questions decide" if rollouts is None else ""
-        told = " and ".join(part for part in (f"up to {_size(most)}" if most else "", unknown) if part)
-        yield f"room: the run writes {told or 'little'} in {place}, where {_size(free)} are free"
-        if most > free:
-            yield "  that may not be enough, though few answers are as long as rollout.sampling.max_tokens"
-    free = shutil.disk_usage(home).free
-    if learner > free:
-        expected = f"{_size(learner)} for the learner's checkpoints and the trained student"
-        remedy = "Make room, choose another run.dir, or lower learner.checkpoints_kept."
-        yield Complaint("run.dir", expected, f"{_size(free)} in {home}", remedy)
+        most = f"{decimal(rollouts)} in {place}, where {decimal(free)} are free"
+        yield f"room: rollouts are up to {most}; few answers are as long as they may be"
 
 
 def _bytes(picture: Picture) -> int:
@@ -249,12 +229,3 @@ def _resources(cluster: Cluster) -> dict[str, float]:
         "CPU": float(cluster.local_cpus or get_num_cpus()),
         "GPU": float(found if visible is None else min(found, len(visible))),
     }
-
-
-def _size(number: float) -> str:
-    """Example: ``1.3 GB``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.4g} TB"

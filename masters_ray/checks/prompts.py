@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from masters_ray import data, weights
-from masters_ray.checks.look import Findings, Look, Seen, told
+from masters_ray.checks.look import Findings, Look, told
 from masters_ray.checks.rows import FIRST
 from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, Complaint, MastersError
@@ -61,19 +61,22 @@ _Measured = dict[str, dict[str, _Lengths]]
 
 def prompts(look: Look) -> Findings:
     """Prompts can be made, fit the engines with their pictures expanded, and are the same for engine and learner."""
-    if not look.seen or not look.models:
+    if not look.loaded or not look.models:
         return
     if missing := [name for name in ("transformers", "torch") if find_spec(name) is None]:
         yield f"prompts: not looked at, since {' and '.join(missing)} are not installed here"
         return
     measured: _Measured = {}
     chats: dict[str, Chat] = {}
-    found = [*itertools.chain(*(_of_model(look, name, measured, chats) for name in reversed(look.models)))]
-    yield from found
-    if "student" in chats and all(isinstance(one, str) for one in found):
-        first = look.seen[0]
-        readable = set.intersection(*({one.problem.id for one in of[first.name].read} for of in measured.values()))
-        problems = (one for one in first.problems[:FIRST] if one.id in readable)
+    clean = True
+    for name in reversed(look.models):
+        for found in _of_model(look, name, measured, chats):
+            clean = clean and isinstance(found, str)
+            yield found
+    if clean and "student" in chats:
+        first, loaded = next(iter(look.loaded.items()))
+        readable = set.intersection(*({one.problem.id for one in of[first].read} for of in measured.values()))
+        problems = (one for one in loaded.problems[:FIRST] if one.id in readable)
         yield from same_ids(chats, list(itertools.islice(problems, _COMPARED)))
 
 
@@ -111,9 +114,9 @@ def _of_model(look: Look, name: str, measured: _Measured, chats: dict[str, Chat]
         yield from incomplete(name, folder)
         chat = Chat(folder)
         if digest not in measured:
-            found = {one.name: _lengths(chat, one) for one in look.seen}
+            found = {source: _lengths(chat, loaded.problems) for source, loaded in look.loaded.items()}
             if not measured:
-                yield from _shown(chat, name, found[look.seen[0].name].read[0].problem)
+                yield from _shown(chat, name, next(iter(found.values())).read[0].problem)
             measured[digest] = found
     except Exception as error:  # noqa: BLE001 - processors and templates raise what they like
         said = error if isinstance(error, MastersError) else CheckpointError(f"{type(error).__name__}: {error}")
@@ -154,12 +157,12 @@ def incomplete(name: str, folder: Path) -> Findings:
         yield f"{name}: {which}; engines may refuse them"
 
 
-def _lengths(chat: Chat, seen: Seen) -> _Lengths:
+def _lengths(chat: Chat, problems: Sequence[Problem]) -> _Lengths:
     """Raises CheckpointError when the processor fails on all questions."""
     found = _Lengths([], [])
     # Some processors hand a picture over as a film of two equal ones.
     frames = getattr(getattr(chat.processor, "image_processor", None), "temporal_patch_size", 1)
-    for problem in itertools.islice(seen.problems, FIRST):
+    for problem in itertools.islice(problems, FIRST):
         pictures = [data.decode(one) for one in problem.pictures]
         try:
             inputs = chat.inputs(question_messages(problem), pictures)

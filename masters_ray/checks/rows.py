@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from masters_ray import data, schedule
-from masters_ray.checks.look import Findings, Look, Seen, told
+from masters_ray.checks.look import Findings, Look, told
 from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.scalars import cut
@@ -38,16 +38,16 @@ def held_out(look: Look) -> Findings:
 
 def overlap(look: Look) -> Findings:
     """What training and held-out questions have in common."""
-    if len(look.seen) == 2:
-        inputs.told_overlap(look.seen[0].loaded, look.seen[1].loaded)
+    if len(look.loaded) == 2:
+        inputs.told_overlap(look.loaded["train"], look.loaded["held_out"])
     yield from ()
 
 
 def stages(look: Look) -> Findings:
     """Every stage has questions; how many there are is known once all rows were looked at, or as conf says."""
-    if look.train is not None and look.train.questions is not None:
+    if look.questions is not None:
         try:
-            inputs.plan(look.config, look.train.questions)
+            inputs.plan(look.config, look.questions)
         except DataError as error:
             yield told("schedule", "questions for every stage", error)
 
@@ -69,7 +69,8 @@ def _source(look: Look, name: str, source: DataSource) -> Findings:
     except DataError as error:
         yield told(where, "questions", error)
         return
-    look.seen.append(Seen(name=name, source=source, loaded=loaded, more=more))
+    look.loaded[name] = loaded
+    look.more |= {name} if more else set()
     accepted = loaded.problems.note.accepted
     looked = f"the first {FIRST} rows" if more else f"all {accepted + len(loaded.rejected)} rows"
     file = source.path or f"easy-vqa, {source.split}"

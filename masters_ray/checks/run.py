@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from masters_ray import data, schedule
 from masters_ray.checks.look import Findings, Look, told
@@ -13,6 +14,8 @@ from masters_ray.store import MANIFEST, Folder
 
 _ANY_NUMBER = 10**6
 """Of questions: how many there are changes no stage."""
+COPY = "working_dir_files"
+"""Directory of the copies that Ray makes of what is submitted."""
 _BY_WEIGHTS = {"student_digest", "reference_digest"}
 
 
@@ -41,6 +44,15 @@ def addresses(look: Look) -> Findings:
         except StoreError as error:
             expected = "a path, or an address such as s3://bucket/folder or gs://bucket/folder"
             yield Complaint(key, expected, repr(where), str(error))
+
+
+def not_in_a_copy(look: Look) -> Findings:
+    """A job's run.dir does not lie in Ray's copy of what was submitted, which Ray removes."""
+    run_dir = look.config.run.dir
+    if run_dir and COPY in Path.cwd().parts and not Path(run_dir).is_absolute():
+        found = f"{run_dir!r}, which lies in the job's copy of the project and goes with it"
+        remedy = "Write run.dir=/shared/…, or hand the run over with masters-ray submit."
+        yield Complaint("run.dir", "a whole path that every node sees", found, remedy)
 
 
 def directory(look: Look) -> Findings:

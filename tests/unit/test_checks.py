@@ -14,7 +14,6 @@ import pytest
 
 from masters_ray import checks, config
 from masters_ray.checks import machine, rows
-from masters_ray.checks.look import Seen
 from masters_ray.errors import ConfigError
 from masters_ray.pipeline import inputs
 from masters_ray.pipeline.directory import RunDirectory
@@ -75,7 +74,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
         "<|vision_start|><|image_pad|>×16<|vision_end|>what color?",
         "right, as a judge is told: A. red",
         "student: prompts of data.held_out have",
-        "room: the run writes up to",
+        "room: the learner writes up to",
     ):
         assert told in said
 
@@ -168,7 +167,8 @@ def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) 
 
 def test_online_iterations_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checks.validate(DEMO, words(tmp_path, THREE, "rollout.online_fraction=0.25"), whole=False)
-    assert "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)" in capsys.readouterr().out
+    told = "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)"
+    assert told in capsys.readouterr().out
 
 
 def test_another_run_in_the_directory_is_a_complaint_and_so_is_one_under_way(tmp_path: Path) -> None:
@@ -221,8 +221,7 @@ def test_a_login_node_without_torch_looks_at_what_it_can(tmp_path: Path) -> None
 def test_what_a_run_writes_is_estimated_from_its_keys(tmp_path: Path) -> None:
     settings = config.load(DEMO, [*words(tmp_path, THREE), "schedule.stage_data=all"])
     loaded = inputs.load_source(settings, settings.data.train, [], tmp_path / "spool", 0.0)
-    train = Seen(name="train", source=settings.data.train, loaded=loaded, more=False)
-    assert machine.rollout_bytes(settings, train) == 3 * 3 * (len(png()) + 8 * 8 * (2 * 32 + 12))
+    assert machine.rollout_bytes(settings, loaded.problems, 3) == 3 * 3 * (len(png()) + 8 * 8 * (2 * 32 + 12))
     assert machine.learner_bytes(settings, 1000) == 1000 * (4 + 3 * (4 + 12))
     assert machine.learner_bytes(config.load(DEMO, ["learner.lora.rank=8"]), 1000) == 4000
 
