@@ -222,7 +222,7 @@ def _store(arguments: argparse.Namespace) -> None:
 def _validate(arguments: argparse.Namespace) -> None:
     from masters_ray import checks
 
-    left = checks.validate(arguments.config, arguments.overrides, whole=arguments.all)
+    left = checks.validate(arguments.config, arguments.overrides, all_rows=arguments.all)
     found = f"no complaint about what was looked at; {left}" if left else "no complaint"
     say(f"{arguments.config}: {found}")
 

@@ -1,7 +1,7 @@
 """What is checked before anything expensive starts: ``load`` for commands that go on, ``validate`` for all there is.
 
-A check is a function over what is looked at. It yields complaints, which refuse the configuration, and remarks; all
-checks run, in the tables' order, and all complaints come together.
+A check is a function of a CheckContext. It yields complaints, which refuse the configuration, and remarks, which are
+printed. All checks of a table run in its order, and all complaints are raised together.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masters_ray.checks import machine, pair, prompts, rows, run
-from masters_ray.checks.look import Findings, Look, Unseen
+from masters_ray.checks import machine, pair, paths, prompts, rows
+from masters_ray.checks.context import CheckContext, Findings, NotChecked
 from masters_ray.config import Config, read
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.progress import say
@@ -21,28 +21,28 @@ from masters_ray.progress import say
 
 @dataclass(frozen=True)
 class Check:
-    """A function whose docstring says what it looks at."""
+    """One row of the tables below; the function's docstring says what it checks."""
 
     name: str
-    look: Callable[[Look], Findings]
+    run: Callable[[CheckContext], Findings]
     needs: tuple[str, ...] = ()
-    """Beginnings of keys; skipped when the configuration, its files or checkpoints were complained of by one."""
+    """Prefixes of keys: the check is skipped when an earlier table has complained about such a key."""
 
 
 _RUN = ("run.", "rollout.store")
-FIRST = (
-    Check("data files", run.data_files),
+QUICK = (
+    Check("data files", paths.data_files),
     Check("checkpoints", pair.located),
     Check("student", pair.student),
     Check("lengths", pair.lengths),
     Check("teachers", pair.teachers),
-    Check("stores", run.addresses),
-    Check("job", run.not_in_a_copy),
+    Check("stores", paths.addresses),
+    Check("job", paths.not_in_a_copy),
 )
-"""Files, and headers of checkpoints: in seconds, without torch."""
-REST = (
-    Check("run directory", run.directory, _RUN),
-    Check("stores to take over", run.reuse, ("rollout.reuse",)),
+"""Data files, headers of checkpoints, addresses: takes seconds, needs no torch."""
+THOROUGH = (
+    Check("run directory", paths.directory, _RUN),
+    Check("stores to take over", paths.reuse, ("rollout.reuse",)),
     Check("placement", machine.placed),
     Check("training rows", rows.train, ("data.train", "data.max")),
     Check("held-out rows", rows.held_out, ("data.held_out", "data.max")),
@@ -57,50 +57,48 @@ REST = (
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """The configuration, checked by itself and by ``FIRST``. Raises ConfigError with every complaint of both kinds."""
-    look = _looked(file, overrides or [], whole=False)
-    if look.complaints:
-        raise ConfigError(look.complaints)
-    return look.config
+    """The configuration, checked by itself and by ``QUICK``. Raises ConfigError with every complaint of both kinds."""
+    context = _checked(file, overrides or [], all_rows=False)
+    if context.complaints:
+        raise ConfigError(context.complaints)
+    return context.config
 
 
-def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
-    """Run all checks, which start nothing; whole: on all rows. Returns what was not looked at, "" for nothing. Raises
-    ConfigError with every complaint."""
-    look = _looked(file, overrides, whole=whole)
-    near = machine.nearest(Path(look.config.run.dir or "."))
-    beside = near if whole and near.is_dir() and os.access(near, os.W_OK) else None  # all rows may be many
+def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
+    """Run the checks of both tables. all_rows: read all rows of the data, not the first ones. Returns what was not
+    checked, "" for nothing. Raises ConfigError with every complaint."""
+    context = _checked(file, overrides, all_rows=all_rows)
+    near = machine.nearest(Path(context.config.run.dir or "."))
+    beside = near if all_rows and near.is_dir() and os.access(near, os.W_OK) else None  # /tmp may be too small
     with tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=beside, ignore_cleanup_errors=True) as scratch:
-        look.scratch = Path(scratch)
-        look.complaints += _complaints(REST, look)
-    if look.complaints:
-        raise ConfigError(look.complaints)
-    if left := " and ".join(f"data.{name}" for name in look.loaded if name in look.more):
-        look.unseen.insert(0, f"rows after the first {rows.FIRST} of {left} were not looked at (--all)")
-    if absent := " and ".join(name for name in look.config.models if name not in look.models):
-        look.unseen.append(f"{absent}: not downloaded yet, and not looked at")
-    return "; ".join(look.unseen)
+        context.scratch = Path(scratch)
+        context.complaints += _complaints(THOROUGH, context)
+    if context.complaints:
+        raise ConfigError(context.complaints)
+    if absent := " and ".join(name for name in context.config.models if name not in context.models):
+        context.not_checked.append(f"{absent}: not downloaded yet, and not checked")
+    return "; ".join(context.not_checked)
 
 
-def _looked(file: str | Path, overrides: list[str], *, whole: bool) -> Look:
-    """Raises ConfigError when the file cannot be read."""
+def _checked(file: str | Path, overrides: list[str], *, all_rows: bool) -> CheckContext:
+    """The configuration and the complaints of QUICK. Raises ConfigError when the file cannot be read."""
     config, complaints = read(file, overrides)
-    look = Look(config=config, whole=whole, complaints=complaints)
-    known = look.keys()
-    look.complaints += [one for one in _complaints(FIRST, look) if one.where not in known]
-    look.wrong = look.keys()
-    return look
+    context = CheckContext(config=config, all_rows=all_rows, complaints=complaints)
+    known = context.keys()
+    context.complaints += [one for one in _complaints(QUICK, context) if one.where not in known]
+    context.complained = context.keys()
+    return context
 
 
-def _complaints(checks: Sequence[Check], look: Look) -> list[Complaint]:
-    """Says the remarks."""
+def _complaints(checks: Sequence[Check], context: CheckContext) -> list[Complaint]:
+    """Run the checks; remarks are printed."""
     complaints = []
     for check in checks:
-        for found in check.look(look) if look.sound(*check.needs) else ():
+        for found in check.run(context) if context.clean(*check.needs) else ():
             if isinstance(found, Complaint):
-                complaints += [] if found in complaints else [found]
-            elif isinstance(found, Unseen):
-                look.unseen.append(found)
+                complaints.append(found)
+            elif isinstance(found, NotChecked):
+                context.not_checked.append(found)
             else:
                 say(found)
-    return complaints
+    return list(dict.fromkeys(complaints))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from masters_ray import cluster, placement, weights
-from masters_ray.checks.look import Findings, Look, Unseen, told
+from masters_ray import cluster, placement, processes, weights
+from masters_ray.checks.context import CheckContext, Findings, NotChecked, from_error
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.records import Picture, Problem
@@ -47,9 +47,9 @@ assert float(numbers.sum()) == 16, numbers
 """
 
 
-def placed(look: Look) -> Findings:
+def placed(context: CheckContext) -> Findings:
     """The cluster at RAY_ADDRESS, or the Ray that run would start here, holds what is asked for at one time."""
-    config = look.config
+    config = context.config
     try:
         if os.environ.get("RAY_ADDRESS"):
             with cluster.connected(config.cluster):
@@ -57,19 +57,19 @@ def placed(look: Look) -> Findings:
             return
         here = _resources(config.cluster)
         if not here["GPU"] and any(model.gpus for model in (*config.models.values(), config.learner)):
-            yield Unseen("placement was not looked at, since there is no GPU here and RAY_ADDRESS is not set")
+            yield NotChecked("placement was not looked at, since there is no GPU here and RAY_ADDRESS is not set")
         else:
             placement.place(config, [here])
     except ImportError as error:
         missing = str(error.name).partition(".")[0]
-        yield Unseen(f"placement was not looked at, since {missing} is not installed here")
+        yield NotChecked(f"placement was not looked at, since {missing} is not installed here")
     except ConfigError as error:
         yield from error.complaints
 
 
-def room(look: Look) -> Findings:
+def room(context: CheckContext) -> Findings:
     """run.dir and rollout.store can be written, and have room for what a run makes in any case."""
-    config = look.config
+    config = context.config
     store = Folder(config.rollout.store) if config.rollout.store else None
     complaints = list(writable("run.dir", Path(config.run.dir)))
     if store is not None and store.on_disk:
@@ -78,11 +78,11 @@ def room(look: Look) -> Findings:
         try:
             store.try_out()
         except StoreError as error:
-            complaints.append(told("rollout.store", "a place to write", error))
-    yield from complaints or _enough(look, store)
+            complaints.append(from_error("rollout.store", "a place to write", error))
+    yield from complaints or _enough(context, store)
 
 
-def memory(look: Look) -> Findings:
+def memory(context: CheckContext) -> Findings:
     """What may be short in this machine's memory."""
     try:
         import psutil
@@ -91,11 +91,11 @@ def memory(look: Look) -> Findings:
     if os.environ.get("RAY_ADDRESS"):
         return
     here, loaded = psutil.virtual_memory(), 0
-    for name, folder in look.models.items():
-        model = look.config.models[name]
-        if model.gpus == 0:  # its weights, whatever their format there, and its KV cache
-            cache = model.engine.kv_cache_memory_bytes or weights.cache_bytes(folder, model.engine)
-            loaded += model.replicas * (sum(file.stat().st_size for file in weights.weight_files(folder)) + cache)
+    for one in processes.making(context.config, learned=False):
+        folder, engine = context.models.get(one.key), context.config.models[one.key].engine
+        if folder is not None and one.gpus == 0:  # weights, whatever their format in memory, and KV cache
+            cache = engine.kv_cache_memory_bytes or weights.cache_bytes(folder, engine)
+            loaded += one.count * (sum(file.stat().st_size for file in weights.weight_files(folder)) + cache)
     if loaded > here.available:
         of = f"of this machine's {decimal(here.total)} {decimal(here.available)} are free"
         yield f"memory: the replicas' weights and KV caches are {decimal(loaded)}, {of}"
@@ -106,9 +106,9 @@ def memory(look: Look) -> Findings:
         yield f"memory: {_SHARED_MEMORY} has {decimal(shared)}; {slow}"
 
 
-def gpus(look: Look) -> Findings:
+def gpus(context: CheckContext) -> Findings:
     """The driver runs torch, and Triton compiles a kernel, where conf asks for GPUs of this machine."""
-    if not any(model.gpus for model in (*look.config.models.values(), look.config.learner)):
+    if not any(model.gpus for model in (*context.config.models.values(), context.config.learner)):
         return
     lacks = "torch is not installed here" if find_spec("torch") is None else ""
     if os.environ.get("RAY_ADDRESS") or shutil.which("nvidia-smi") is None:
@@ -194,19 +194,19 @@ def rollout_bytes(config: Config, problems: Sequence[Problem], questions: int) -
     return int(total)
 
 
-def _enough(look: Look, store: Folder | None) -> Findings:
+def _enough(context: CheckContext, store: Folder | None) -> Findings:
     """What a run writes, against what is free."""
-    home = nearest(Path(look.config.run.dir))
-    if "student" in look.models:
-        learner = learner_bytes(look.config, weights.parameter_count(look.models["student"]))
+    home = nearest(Path(context.config.run.dir))
+    if "student" in context.models:
+        learner = learner_bytes(context.config, weights.parameter_count(context.models["student"]))
         free = shutil.disk_usage(home).free
         yield f"room: the learner writes up to {decimal(learner)} in {home}, where {decimal(free)} are free"
         if learner > free:
             expected = f"{decimal(learner)} for the learner's checkpoints and the trained student"
             remedy = "Make room, choose another run.dir, or lower learner.checkpoints_kept."
             yield Complaint("run.dir", expected, f"{decimal(free)} in {home}", remedy)
-    if look.questions is not None and (store is None or store.on_disk):
-        rollouts = rollout_bytes(look.config, look.loaded["train"].problems, look.questions)
+    if context.questions is not None and (store is None or store.on_disk):
+        rollouts = rollout_bytes(context.config, context.loaded["train"].problems, context.questions)
         place = home if store is None else nearest(Path(store.path("")))
         free = shutil.disk_usage(place).free
         most = f"{decimal(rollouts)} in {place}, where {decimal(free)} are free"

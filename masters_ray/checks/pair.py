@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from masters_ray import weight_files, weights
-from masters_ray.checks.look import Findings, Look, told
+from masters_ray.checks.context import CheckContext, Findings, from_error
 from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, Complaint
 from masters_ray.parts import is_unknown, matrices_in, part_of
@@ -23,14 +23,14 @@ _SAMPLING = (
 """Keys of generation_config.json that change what is sampled."""
 
 
-def located(look: Look) -> Findings:
+def located(context: CheckContext) -> Findings:
     """Checkpoints are here, and whole; those of the Hub may not be downloaded yet."""
-    for name, model in look.config.models.items():
+    for name, model in context.config.models.items():
         key = f"{name}.checkpoint"
         try:
             folder = weights.locate_locally(model.checkpoint)
         except CheckpointError as error:
-            yield told(key, "a checkpoint's directory or a model id of the Hub", error)
+            yield from_error(key, "a checkpoint's directory or a model id of the Hub", error)
             continue
         if folder is None:
             yield f"{key}: {model.checkpoint} is not downloaded yet and was not checked"
@@ -39,14 +39,14 @@ def located(look: Look) -> Findings:
             remedy = "" if found.endswith(remedy.rstrip(".")) else remedy
             yield Complaint(key, "a readable checkpoint in safetensors with tokenizer and processor", found, remedy)
         else:
-            look.folders[name] = folder
+            context.folders[name] = folder
 
 
-def student(look: Look) -> Findings:
+def student(context: CheckContext) -> Findings:
     """The student's weights can be trained, and the parts frozen that conf names."""
-    if (folder := look.folders.get("student")) is None:
+    if (folder := context.folders.get("student")) is None:
         return
-    learner, content = look.config.learner, weight_files.read_config(folder)
+    learner, content = context.config.learner, weight_files.read_config(folder)
     tied = content.get("tie_word_embeddings", content.get("text_config", {}).get("tie_word_embeddings", False))
     if tied and not learner.lora.rank and len({"embeddings", "lm_head"} & set(learner.frozen)) == 1:
         expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
@@ -54,29 +54,29 @@ def student(look: Look) -> Findings:
     yield from _quantised("student", "trained", folder, "Take the checkpoint that it was made of.")
 
 
-def lengths(look: Look) -> Findings:
+def lengths(context: CheckContext) -> Findings:
     """No engine is asked for longer sequences than its model was made for."""
-    for name, folder in look.folders.items():
-        key, asked = f"{name}.engine.max_model_len", look.config.models[name].engine.max_model_len
+    for name, folder in context.folders.items():
+        key, asked = f"{name}.engine.max_model_len", context.config.models[name].engine.max_model_len
         longest = most_positions(folder)
         if longest is not None and asked > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
             expected = f"at most {longest}, the max_position_embeddings of {folder}"
             yield Complaint(key, expected, str(asked), f"Set {key}={longest}, or less.")
 
 
-def teachers(look: Look) -> Findings:
+def teachers(context: CheckContext) -> Findings:
     """Each teacher can be masked, and compared with the student token by token."""
-    ours = look.folders.get("student")
-    for number, name in enumerate(list(look.config.models)[:-1]):
-        if (folder := look.folders.get(name)) is None:
+    ours = context.folders.get("student")
+    for number, name in enumerate(list(context.config.models)[:-1]):
+        if (folder := context.folders.get(name)) is None:
             continue
-        yield from _masked(look, number, name, folder)
-        top_k, vocabulary = look.config.of_teacher(number).teacher.top_k, weight_files.vocabulary(folder)
+        yield from _masked(context, number, name, folder)
+        top_k, vocabulary = context.config.of_teacher(number).teacher.top_k, weight_files.vocabulary(folder)
         if vocabulary is not None and top_k > vocabulary:
             expected = f"at most the vocabulary's {vocabulary}"
             yield Complaint(f"{name}.top_k", expected, str(top_k), "50 keeps nearly all of the mass.")
         if ours is not None:
-            yield from _comparable(look, name, folder, ours)
+            yield from _comparable(context, name, folder, ours)
             yield from ends(name, folder, ours)
 
 
@@ -98,7 +98,7 @@ def ends(name: str, teacher: Path, student: Path) -> Findings:
     try:
         theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
     except CheckpointError as error:
-        yield told("eos_token_id", "tokens that end an answer", error)
+        yield from_error("eos_token_id", "tokens that end an answer", error)
         return
     if not theirs & ours:
         expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
@@ -115,10 +115,10 @@ def ends(name: str, teacher: Path, student: Path) -> Findings:
             yield f"{model}: generation_config.json sets {', '.join(ignored)}; rollout.sampling is used instead"
 
 
-def _masked(look: Look, number: int, name: str, folder: Path) -> Findings:
+def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Findings:
     """A teacher that is masked at some stage has matrices to mask, all of them known."""
-    one = look.config.of_teacher(number)
-    if not any(ratio > 0 for ratio, _ in ratios(one.schedule)) and look.config.learner.teacher == "stored":
+    one = context.config.of_teacher(number)
+    if not any(ratio > 0 for ratio, _ in ratios(one.schedule)) and context.config.learner.teacher == "stored":
         return
     remedy = "Take the checkpoint that it was made of; a teacher whose ratios are all 0 may be quantised."
     if complaints := list(_quantised(name, "masked", folder, remedy)):
@@ -147,13 +147,13 @@ def _quantised(name: str, to_be: str, folder: Path, remedy: str) -> Findings:
         yield Complaint(f"{name}.checkpoint", expected, f"{folder}, which is quantised: {packed}", remedy)
 
 
-def _comparable(look: Look, name: str, teacher: Path, student: Path) -> Findings:
+def _comparable(context: CheckContext, name: str, teacher: Path, student: Path) -> Findings:
     theirs, ours = weights.tokenizer_identity(teacher), weights.tokenizer_identity(student)
     if different := [part for part in ours if ours[part] != theirs[part]]:
         found = f"{student}, which differs in {', '.join(different)}"
         remedy = "Distributions can only be compared token by token: choose a pair of one family."
         yield Complaint("student.checkpoint", f"the tokenizer of the teacher ({teacher})", found, remedy)
-    if look.config.learner.teacher == "live" and weights.prompt_digest(teacher) != weights.prompt_digest(student):
+    if context.config.learner.teacher == "live" and weights.prompt_digest(teacher) != weights.prompt_digest(student):
         expected = f"stored, since {name} makes other prompts than the student"
         remedy = "A live teacher reads the student's own prompts: processor files and chat templates must be equal."
         yield Complaint("learner.teacher", expected, "live", remedy)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from masters_ray import data, weights
-from masters_ray.checks.look import Findings, Look, told
+from masters_ray.checks.context import CheckContext, Findings, from_error
 from masters_ray.checks.rows import FIRST
 from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, Complaint, MastersError
@@ -59,9 +59,9 @@ _Measured = dict[str, dict[str, _Lengths]]
 """Digest of a model's prompt files → "train" or "held_out" → lengths."""
 
 
-def prompts(look: Look) -> Findings:
+def prompts(context: CheckContext) -> Findings:
     """Prompts can be made, fit the engines with their pictures expanded, and are the same for engine and learner."""
-    if not look.loaded or not look.models:
+    if not context.loaded or not context.models:
         return
     if missing := [name for name in ("transformers", "torch") if find_spec(name) is None]:
         yield f"prompts: not looked at, since {' and '.join(missing)} are not installed here"
@@ -69,12 +69,12 @@ def prompts(look: Look) -> Findings:
     measured: _Measured = {}
     chats: dict[str, Chat] = {}
     clean = True
-    for name in reversed(look.models):
-        for found in _of_model(look, name, measured, chats):
+    for name in reversed(context.models):
+        for found in _of_model(context, name, measured, chats):
             clean = clean and isinstance(found, str)
             yield found
     if clean and "student" in chats:
-        first, loaded = next(iter(look.loaded.items()))
+        first, loaded = next(iter(context.loaded.items()))
         readable = set.intersection(*({one.problem.id for one in of[first].read} for of in measured.values()))
         problems = (one for one in loaded.problems[:FIRST] if one.id in readable)
         yield from same_ids(chats, list(itertools.islice(problems, _COMPARED)))
@@ -89,7 +89,7 @@ def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings
             lengths[name] = [_expanded(chat, problem) for problem in problems]
         except CheckpointError as error:
             remedy = "Mend the files of tokenizer, processor and chat template, or download them again."
-            yield told(f"{name}.checkpoint", "prompts", error, remedy)
+            yield from_error(f"{name}.checkpoint", "prompts", error, remedy)
     if not problems or lengths.keys() != chats.keys():
         return
     asked = {name: chat.token_ids(question_messages(problems[0])) for name, chat in chats.items()}
@@ -103,29 +103,29 @@ def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings
             )
 
 
-def _of_model(look: Look, name: str, measured: _Measured, chats: dict[str, Chat]) -> Findings:
+def _of_model(context: CheckContext, name: str, measured: _Measured, chats: dict[str, Chat]) -> Findings:
     """What a model's processor makes of the questions; measured and chats get what this model adds to the others'."""
     from masters_ray.engines.chat import Chat
 
-    folder = look.models[name]
+    folder = context.models[name]
     digest = weights.prompt_digest(folder)
     try:
         _known(folder)
         yield from incomplete(name, folder)
         chat = Chat(folder)
         if digest not in measured:
-            found = {source: _lengths(chat, loaded.problems) for source, loaded in look.loaded.items()}
+            found = {source: _lengths(chat, loaded.problems) for source, loaded in context.loaded.items()}
             if not measured:
                 yield from _shown(chat, name, next(iter(found.values())).read[0].problem)
             measured[digest] = found
     except Exception as error:  # noqa: BLE001 - processors and templates raise what they like
         said = error if isinstance(error, MastersError) else CheckpointError(f"{type(error).__name__}: {error}")
-        yield told(f"{name}.checkpoint", "prompts", said)
+        yield from_error(f"{name}.checkpoint", "prompts", said)
         return
     chats[name] = chat
     for source, lengths in measured[digest].items():
-        yield from _failures(look, name, source, lengths)
-        yield from _fit(look, name, source, lengths.read)
+        yield from _failures(context, name, source, lengths)
+        yield from _fit(context, name, source, lengths.read)
 
 
 def _known(folder: Path) -> None:
@@ -150,7 +150,7 @@ def incomplete(name: str, folder: Path) -> Findings:
     try:
         extra = hf.superfluous(folder)
     except CheckpointError as error:
-        yield told(f"{name}.checkpoint", "a whole checkpoint", error)
+        yield from_error(f"{name}.checkpoint", "a whole checkpoint", error)
         return
     if extra:
         which = f"{len(extra)} weights in {folder} belong to no part of its model ({extra[0]})"
@@ -185,23 +185,23 @@ def _shown(chat: Chat, name: str, problem: Problem) -> Findings:
     yield f"  right, as a judge is told: {ground_truth(problem)}"
 
 
-def _failures(look: Look, name: str, source: str, lengths: _Lengths) -> Findings:
+def _failures(context: CheckContext, name: str, source: str, lengths: _Lengths) -> Findings:
     """What the processor fails on is set aside by a run, if it is not too much."""
     if not lengths.failed:
         return
     count, of = len(lengths.failed), len(lengths.failed) + len(lengths.read)
     found = f"{count} of {of} questions on which its processor fails ({lengths.failed[0]})"
-    if count <= look.config.rollout.max_set_aside_share * of:
+    if count <= context.config.rollout.max_set_aside_share * of:
         yield f"{name}: data.{source} has {found}; they are set aside"
     else:
         remedy = "Take them out, or raise rollout.max_set_aside_share."
         yield Complaint(f"data.{source}", f"questions that {name} can be asked", found, remedy)
 
 
-def _fit(look: Look, name: str, source: str, lengths: Sequence[_Length]) -> Findings:
+def _fit(context: CheckContext, name: str, source: str, lengths: Sequence[_Length]) -> Findings:
     """A prompt as long as max_model_len is refused by the engine; one that leaves less than the longest answer may end
     in answers that are cut; small writing is lost where the processor shrinks pictures."""
-    config, key, count = look.config, f"{name}.engine.max_model_len", len(lengths)
+    config, key, count = context.config, f"{name}.engine.max_model_len", len(lengths)
     limit, trains = config.models[name].engine.max_model_len, source == "train"
     most = config.rollout.sampling.max_tokens if trains else config.evaluation_tokens
     longest = max(lengths, key=lambda one: one.tokens)

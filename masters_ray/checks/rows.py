@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from masters_ray import data, schedule
-from masters_ray.checks.look import Findings, Look, told
+from masters_ray.checks.context import CheckContext, Findings, NotChecked, from_error
 from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.scalars import cut
@@ -26,51 +26,53 @@ _REASON = 300
 _ITERATIONS = 12
 
 
-def train(look: Look) -> Findings:
+def train(context: CheckContext) -> Findings:
     """Rows of data.train give questions, and not too many are set aside."""
-    return _source(look, "train", look.config.data.train)
+    return _source(context, "train", context.config.data.train)
 
 
-def held_out(look: Look) -> Findings:
+def held_out(context: CheckContext) -> Findings:
     """Rows of data.held_out give questions, and not too many are set aside."""
-    return _source(look, "held_out", look.config.data.held_out)
+    return _source(context, "held_out", context.config.data.held_out)
 
 
-def overlap(look: Look) -> Findings:
+def overlap(context: CheckContext) -> Findings:
     """What training and held-out questions have in common."""
-    if len(look.loaded) == 2:
-        inputs.told_overlap(look.loaded["train"], look.loaded["held_out"])
+    if len(context.loaded) == 2:
+        inputs.told_overlap(context.loaded["train"], context.loaded["held_out"])
     yield from ()
 
 
-def stages(look: Look) -> Findings:
+def stages(context: CheckContext) -> Findings:
     """Every stage has questions; how many there are is known once all rows were looked at, or as conf says."""
-    if look.questions is not None:
+    if context.questions is not None:
         try:
-            inputs.plan(look.config, look.questions)
+            inputs.plan(context.config, context.questions)
         except DataError as error:
-            yield told("schedule", "questions for every stage", error)
+            yield from_error("schedule", "questions for every stage", error)
 
 
-def online_iterations(look: Look) -> Findings:
+def online_iterations(context: CheckContext) -> Findings:
     """Which iterations are online."""
-    if fraction := look.config.rollout.online_fraction:
+    if fraction := context.config.rollout.online_fraction:
         numbers = (str(number) for number in itertools.count(1) if schedule.is_online(number, fraction))
         yield f"online iterations: {', '.join(itertools.islice(numbers, _ITERATIONS))}, … ({fraction:.1%} of all)"
 
 
-def _source(look: Look, name: str, source: DataSource) -> Findings:
+def _source(context: CheckContext, name: str, source: DataSource) -> Findings:
     """Reads it as a run does, its first rows or all."""
-    where, allowed = f"data.{name}", look.config.data.max_quarantined_share
+    where, allowed = f"data.{name}", context.config.data.max_quarantined_share
     try:
-        more = not look.whole and _has_more(source)
-        first, spool = FIRST if more else None, look.scratch / f"{name}.arrow"
-        loaded = inputs.load_source(look.config, source, list(look.models.values()), spool, 1.0, first)
+        more = not context.all_rows and _has_more(source)
+        first, spool = FIRST if more else None, context.scratch / f"{name}.arrow"
+        loaded = inputs.load_source(context.config, source, list(context.models.values()), spool, 1.0, first)
     except DataError as error:
-        yield told(where, "questions", error)
+        yield from_error(where, "questions", error)
         return
-    look.loaded[name] = loaded
-    look.more |= {name} if more else set()
+    context.loaded[name] = loaded
+    if more:
+        context.partial.add(name)
+        yield NotChecked(f"rows after the first {FIRST} of {where} were not looked at (--all)")
     accepted = loaded.problems.note.accepted
     looked = f"the first {FIRST} rows" if more else f"all {accepted + len(loaded.rejected)} rows"
     file = source.path or f"easy-vqa, {source.split}"
@@ -83,7 +85,7 @@ def _source(look: Look, name: str, source: DataSource) -> Findings:
     try:
         data.refuse_too_many(source, loaded.rejected, accepted, allowed, loaded.unused)
     except DataError as error:
-        yield told(where, "questions", error, "masters-ray validate --all looks at every row." if more else "")
+        yield from_error(where, "questions", error, "masters-ray validate --all looks at every row." if more else "")
 
 
 def _has_more(source: DataSource) -> bool:

@@ -45,9 +45,9 @@ def words(folder: Path, train: Sequence[dict[str, Any]], *more: str) -> list[str
     return [*found, *more]
 
 
-def complaints(overrides: list[str], *, whole: bool = False) -> dict[str, str]:
+def complaints(overrides: list[str], *, all_rows: bool = False) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
-        checks.validate(DEMO, overrides, whole=whole)
+        checks.validate(DEMO, overrides, all_rows=all_rows)
     return {one.where: str(one) for one in caught.value.complaints}
 
 
@@ -62,7 +62,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
     ]
     overrides = words(tmp_path, train, "data.max_quarantined_share=0.5", "data.train.rows=9")
     before = sorted(tmp_path.rglob("*"))
-    assert checks.validate(DEMO, overrides, whole=False) == ""
+    assert checks.validate(DEMO, overrides, all_rows=False) == ""
     assert sorted(tmp_path.rglob("*")) == before
     said = capsys.readouterr().out
     for told in (
@@ -96,7 +96,7 @@ def test_what_the_processor_fails_on_is_the_rows_and_not_the_checkpoints(
 ) -> None:
     (tmp_path / "narrow.png").write_bytes(png((1, 1000)))
     many = [row(0, image="narrow.png"), *(row(number) for number in range(1, 150))]
-    checks.validate(DEMO, words(tmp_path, many), whole=False)
+    checks.validate(DEMO, words(tmp_path, many), all_rows=False)
     assert "student: data.train has 1 of 150 questions on which its processor fails (q0: " in capsys.readouterr().out
     few = complaints(words(tmp_path, many[:4]))
     assert "1 of 4 questions on which its processor fails (q0: ValueError" in few["data.train"]
@@ -134,7 +134,7 @@ def test_a_processor_that_cuts_other_patches_than_the_model_has_is_a_complaint(n
 def test_prompts_that_lose_something_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "large.png").write_bytes(png((1000, 1000)))
     train = [row(0), row(1), row(2, image="large.png")]
-    checks.validate(DEMO, words(tmp_path, train, "rollout.sampling.max_tokens=1020"), whole=False)
+    checks.validate(DEMO, words(tmp_path, train, "rollout.sampling.max_tokens=1020"), all_rows=False)
     seen = capsys.readouterr().out
     assert "student: the processor shrinks pictures of 1 of 3 questions of data.train to less than 50%" in seen
     assert "q2, 1,000,000 pixels to 16,384): small writing may be lost" in seen
@@ -152,21 +152,21 @@ def test_a_teacher_that_reads_another_prompt_is_told(tmp_path: Path, capsys: pyt
     teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
     template = teacher / "chat_template.jinja"
     template.write_text("<|im_start|>system\nLook closely.<|im_end|>" + template.read_text())
-    assert checks.validate(DEMO, words(tmp_path, THREE, f"teacher.checkpoint={teacher}"), whole=False) == ""
+    assert checks.validate(DEMO, words(tmp_path, THREE, f"teacher.checkpoint={teacher}"), all_rows=False) == ""
     assert "teacher reads another prompt than the student, by its chat template" in capsys.readouterr().out
 
 
 def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) -> None:
     many = [row(number) for number in range(rows.FIRST)]
-    assert checks.validate(DEMO, words(tmp_path, many), whole=False) == ""
+    assert checks.validate(DEMO, words(tmp_path, many), all_rows=False) == ""
     overrides = words(tmp_path, many + [row(number, image="gone.png") for number in range(900, 910)])
     left = "rows after the first 200 of data.train were not looked at (--all)"
-    assert checks.validate(DEMO, overrides, whole=False) == left
-    assert "10 of 210 rows cannot be used" in complaints(overrides, whole=True)["data.train"]
+    assert checks.validate(DEMO, overrides, all_rows=False) == left
+    assert "10 of 210 rows cannot be used" in complaints(overrides, all_rows=True)["data.train"]
 
 
 def test_online_iterations_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checks.validate(DEMO, words(tmp_path, THREE, "rollout.online_fraction=0.25"), whole=False)
+    checks.validate(DEMO, words(tmp_path, THREE, "rollout.online_fraction=0.25"), all_rows=False)
     told = "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)"
     assert told in capsys.readouterr().out
 

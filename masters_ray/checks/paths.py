@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from masters_ray import data, schedule
-from masters_ray.checks.look import Findings, Look, told
+from masters_ray.checks.context import CheckContext, Findings, from_error
 from masters_ray.errors import Complaint, ConfigError, DataError, StoreError
 from masters_ray.files import read_json
 from masters_ray.pipeline.directory import RunDirectory
@@ -19,9 +19,9 @@ COPY = "working_dir_files"
 _BY_WEIGHTS = {"student_digest", "reference_digest"}
 
 
-def data_files(look: Look) -> Findings:
+def data_files(context: CheckContext) -> Findings:
     """Data files are there, in a form that is read."""
-    for name, source in (("train", look.config.data.train), ("held_out", look.config.data.held_out)):
+    for name, source in (("train", context.config.data.train), ("held_out", context.config.data.held_out)):
         if source.format == "easy_vqa":
             if find_spec("easy_vqa") is None:
                 where, remedy = f"data.{name}.format", "pip install easy-vqa==1.0"
@@ -35,9 +35,9 @@ def data_files(look: Look) -> Findings:
                 yield Complaint(f"data.{name}.path", f"a {source.format} file", f"{source.path}: {found}", remedy)
 
 
-def addresses(look: Look) -> Findings:
+def addresses(context: CheckContext) -> Findings:
     """Stores are named by a path or an address."""
-    rollout = look.config.rollout
+    rollout = context.config.rollout
     for key, where in (("rollout.store", rollout.store), *(("rollout.reuse", one) for one in rollout.reuse)):
         try:
             Folder(where or ".")
@@ -46,19 +46,19 @@ def addresses(look: Look) -> Findings:
             yield Complaint(key, expected, repr(where), str(error))
 
 
-def not_in_a_copy(look: Look) -> Findings:
+def not_in_a_copy(context: CheckContext) -> Findings:
     """A job's run.dir does not lie in Ray's copy of what was submitted, which Ray removes."""
-    run_dir = look.config.run.dir
+    run_dir = context.config.run.dir
     if run_dir and COPY in Path.cwd().parts and not Path(run_dir).is_absolute():
         found = f"{run_dir!r}, which lies in the job's copy of the project and goes with it"
         remedy = "Write run.dir=/shared/…, or hand the run over with masters-ray submit."
         yield Complaint("run.dir", "a whole path that every node sees", found, remedy)
 
 
-def directory(look: Look) -> Findings:
+def directory(context: CheckContext) -> Findings:
     """run.dir holds no other run, none that is under way, no damaged records, no stores of another recipe."""
     try:
-        held = RunDirectory(look.config)
+        held = RunDirectory(context.config)
         held.look_at_lock()
         if held.file("journal.json").exists():
             read_json(held.file("journal.json"))
@@ -66,17 +66,17 @@ def directory(look: Look) -> Findings:
         yield from error.complaints
         return
     except (StoreError, OSError) as error:
-        yield told("run.dir", "a directory that this run can use", error)
+        yield from_error("run.dir", "a directory that this run can use", error)
         return
     if held.finished:
         yield f"{held.root} holds this run, finished: run would only write its report again"
-    if not held.student.exists() and look.models.keys() == look.config.models.keys():
-        yield from _other_recipes(look, held)
+    if not held.student.exists() and context.models.keys() == context.config.models.keys():
+        yield from _other_recipes(context, held)
 
 
-def _other_recipes(look: Look, held: RunDirectory) -> Findings:
+def _other_recipes(context: CheckContext, held: RunDirectory) -> Findings:
     """Finished stores that another recipe made, as far as it can be told without reading weights."""
-    for stage, _ in schedule.plan(look.config.schedules, _ANY_NUMBER):
+    for stage, _ in schedule.plan(context.config.schedules, _ANY_NUMBER):
         folder = held.stage(stage.index)
         try:
             if not folder.has(MANIFEST):
@@ -84,7 +84,7 @@ def _other_recipes(look: Look, held: RunDirectory) -> Findings:
             from masters_ray.pipeline import contents, stages
             from masters_ray.pipeline.verdicts import Judging
 
-            one = look.config.of_teacher(stage.teacher)
+            one = context.config.of_teacher(stage.teacher)
             settings = stages.recipe(one, stage, "", "", Judging(settings=one.judge, models={})).settings
             other = contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS})
         except ImportError as error:
@@ -98,9 +98,9 @@ def _other_recipes(look: Look, held: RunDirectory) -> Findings:
             yield Complaint("rollout.store", f"rows of this configuration in {folder}", other, remedy)
 
 
-def reuse(look: Look) -> Findings:
+def reuse(context: CheckContext) -> Findings:
     """Directories of rollout.reuse hold stores."""
-    for folder in look.config.rollout.reuse:
+    for folder in context.config.rollout.reuse:
         try:
             from masters_ray.pipeline.rollouts import stores_in
 
@@ -109,4 +109,4 @@ def reuse(look: Look) -> Findings:
             yield f"rollout.reuse: not looked at, since {error.name} is not installed here"
             return
         except StoreError as error:
-            yield told("rollout.reuse", "directories with stores", error)
+            yield from_error("rollout.reuse", "directories with stores", error)
