@@ -20,12 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from masters_ray import cluster, store, weights
+from masters_ray.actors import deployments
 from masters_ray.actors.model import Model
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas, environment
 from masters_ray.config import Config, load
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.pipeline import inputs, recipes, rollouts, stages
+from masters_ray.pipeline import inputs, recipes, rollouts
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
 from masters_ray.schedule import Stage
@@ -43,7 +44,7 @@ def flow(folder: Path) -> dict[str, Any]:
     train, _ = inputs.load(config, folder / "data")
     with (
         cluster.connected(config.cluster),
-        Replicas(stages.deployments(config, first_ratio=_STAGE.ratio)) as replicas,
+        Replicas(deployments.making(config, first_ratio=_STAGE.ratio)) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
         recipe = recipes.recipe(config, _STAGE, student, student, recipes.judging(config, student))
@@ -56,7 +57,7 @@ def flow(folder: Path) -> dict[str, Any]:
 def direct(folder: Path) -> dict[str, Any]:
     """The stored rows' questions, answered and scored again by the teacher alone."""
     config = _config(folder)
-    os.environ |= environment(stages.deployments(config, first_ratio=_STAGE.ratio)[0])  # as in a replica's process
+    os.environ |= environment(deployments.making(config, first_ratio=_STAGE.ratio)[0])  # as in a replica's process
     model = _teacher(config)
     rows = list(store.read(folder / "store"))
     recipe = recipes.recipe(config, _STAGE, "", "", recipes.judging(config, ""))

@@ -8,11 +8,7 @@ log and returns the job's exit code.
 
 import sys
 
-from masters_ray import submit
 from masters_ray.cli import main
 
 if __name__ == "__main__":
-    if told := submit.lost_with_the_job(sys.argv[1:]):
-        print(f"masters-ray: {told}", file=sys.stderr)
-        sys.exit(1)
     sys.exit(main(["run", *sys.argv[1:]]))

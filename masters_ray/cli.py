@@ -19,6 +19,7 @@ from masters_ray.progress import say
 if TYPE_CHECKING:
     from masters_ray.config import Config
     from masters_ray.pipeline.directory import RunDirectory
+    from masters_ray.placement import Turns
 
 
 def main(words: list[str] | None = None) -> int:
@@ -27,31 +28,52 @@ def main(words: list[str] | None = None) -> int:
     stopping.forget()
     stopping.listen()
     try:
-        return int(arguments.command(arguments))
+        return arguments.command(arguments) or 0
     except MastersError as error:
-        print(f"masters-ray: {error}", file=sys.stderr)
-        return 1
+        told, exit_code = str(error), 1
     except OSError as error:
         if error.filename is None:
             raise
         told = f"{error.filename} cannot be used ({error.strerror}). Name another path, or mend this one."
-        print(f"masters-ray: {told}", file=sys.stderr)
-        return 1
+        exit_code = 1
     except KeyboardInterrupt:
         told, exit_code = stopping.outcome()
-        print(f"masters-ray: {told}; {stopping.GOES_ON}", file=sys.stderr)
-        return exit_code
+        told += f"; {stopping.GOES_ON}"
+    print(f"masters-ray: {told}", file=sys.stderr)
+    return exit_code
 
 
-def _parsed(words: list[str] | None) -> argparse.Namespace:
-    """Words such as run.dir=x may stand behind options, where argparse by itself takes none."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(words)
-    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
-    return arguments
+_Option = tuple[str, dict[str, Any]]
+
+
+def _option(name: str, help: str, **settings: Any) -> _Option:
+    """As ``add_argument`` takes it."""
+    return name, {"help": help, **settings}
+
+
+_CONFIGURED = (
+    _option("config", "a YAML file such as conf/demo.yaml"),
+    _option("overrides", "what differs from the file", nargs="*", metavar="key=value"),
+)
+_SAMPLED = (_option("--questions", "size of the sample; default: %(default)s", type=int, default=200), *_CONFIGURED)
+_RATIOS = _option("--ratios", "with commas between; default: %(default)s", default="0.5,0.4,0.3,0.2,0.1,0")
+_RATIO = _option("--ratio", "mask of the teacher that answers; default: %(default)s", type=float, default=0.0)
+_VALIDATED = (_option("--all", "look at all rows, not at the first 200 alone", action="store_true"), *_CONFIGURED)
+_SUBMITTED = (
+    _option("--address", "of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265"),
+    _option("--no-follow", "return once the job is accepted", action="store_true"),
+    *_CONFIGURED,
+)
+_STUDY = _option("file", "a YAML file such as conf/study/alpha.yaml")
+_REPLICAS = "compare these, too: of teacher, student, judge (with the reference policy)"
+_SIMULATED = (
+    _option("--rates", "a run with online iterations, or a rates.json; default: run.dir", type=Path),
+    _option("--questions", "of the run; default: data.train.rows", type=int),
+    _option("--shares", "online fractions; default: %(default)s", default="0,0.05,0.1,0.2,0.5,1"),
+    _option("--replicas", _REPLICAS, action="append", default=[], metavar="teacher=2,student=4"),
+    *_CONFIGURED,
+)
+_FOLDER = _option("folder", "such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0", nargs="+")
 
 
 class _WholeWords(argparse.ArgumentParser):
@@ -71,102 +93,61 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
-
-    run = commands.add_parser("run", help="distil: on this machine, or on the cluster at RAY_ADDRESS")
-    _configured(run)
-    run.set_defaults(command=_run)
-
-    generate = commands.add_parser("generate", help="make a run's rollouts only; run goes on with them")
-    _configured(generate)
-    generate.set_defaults(command=_generate)
-
+    _add(commands, "run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", *_CONFIGURED)
+    _add(commands, "generate", _generate, "make a run's rollouts only; run goes on with them", *_CONFIGURED)
     looks = commands.add_parser("store", help="look at stored rollouts").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    for name, told in (
-        ("inspect", "how far it is, and what its rows are made of"),
-        ("verify", "read every shard and row; exit code 1 when something is damaged"),
-        ("stats", "counts, accuracies, bytes, reasons of the questions set aside"),
-    ):
-        look = looks.add_parser(name, help=told)
-        look.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
-        look.set_defaults(command=_store, look=name)
-
-    validate = commands.add_parser("validate", help="check everything that can be checked without starting anything")
-    validate.add_argument("--all", action="store_true", help="look at all rows of the data, not at the first 200 alone")
-    _configured(validate)
-    validate.set_defaults(command=_validate)
-
-    submit = commands.add_parser("submit", help="hand a run to a cluster as a Ray job and follow its log")
-    submit.add_argument("--address", help="of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265")
-    submit.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
-    _configured(submit)
-    submit.set_defaults(command=_submit)
-
-    scan = commands.add_parser("mask-scan", help="which mask ratio a run should start with, from a sample of its data")
-    scan.add_argument("--ratios", default="0.5,0.4,0.3,0.2,0.1,0", help="with commas between; default: %(default)s")
-    scan.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
-    _configured(scan)
-    scan.set_defaults(command=_mask_scan)
-
-    audit = commands.add_parser("judge-audit", help="how far student, teacher and rule agree as judges")
-    audit.add_argument(
-        "--ratio", type=float, default=0.0, help="mask of the teacher that answers; default: %(default)s"
-    )
-    audit.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
-    _configured(audit)
-    audit.set_defaults(command=_judge_audit)
-
-    simulation = commands.add_parser(
-        "simulate", help="what other online fractions and replicas would take, from measured rates"
-    )
-    simulation.add_argument(
-        "--rates", type=Path, help="a run with online iterations, or a rates.json; default: run.dir"
-    )
-    simulation.add_argument("--questions", type=int, help="of the run; default: data.train.rows")
-    simulation.add_argument("--shares", default="0,0.05,0.1,0.2,0.5,1", help="online fractions; default: %(default)s")
-    simulation.add_argument(
-        "--replicas",
-        action="append",
-        default=[],
-        metavar="teacher=2,student=4",
-        help="compare these, too: of teacher, student, judge (with the reference policy)",
-    )
-    _configured(simulation)
-    simulation.set_defaults(command=_simulate)
-
-    study = commands.add_parser(
-        "study", help="run the variants of a configuration with several seeds, and compare them"
-    )
-    study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
-    study.set_defaults(command=_study)
+    _add(looks, "inspect", _store, "how far it is, and what its rows are made of", _FOLDER)
+    _add(looks, "verify", _store, "read every shard and row; exit code 1 when something is damaged", _FOLDER)
+    _add(looks, "stats", _store, "counts, accuracies, bytes, reasons of the questions set aside", _FOLDER)
+    _add(commands, "validate", _validate, "check all that can be checked without starting anything", *_VALIDATED)
+    _add(commands, "submit", _submit, "hand a run to a cluster as a Ray job and follow its log", *_SUBMITTED)
+    _add(commands, "mask-scan", _mask_scan, "which mask ratio to start with, from a sample", _RATIOS, *_SAMPLED)
+    _add(commands, "judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", _RATIO, *_SAMPLED)
+    _add(commands, "simulate", _simulate, "what online iterations would cost, from measured rates", *_SIMULATED)
+    _add(commands, "study", _study, "run the variants of a configuration with several seeds, compare them", _STUDY)
     return parser
 
 
-def _configured(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file such as conf/demo.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the file")
+def _add(
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int | None], help: str, *options: _Option
+) -> None:
+    added = commands.add_parser(name, help=help)
+    for option, settings in options:
+        added.add_argument(option, **settings)
+    added.set_defaults(command=command, name=name)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from masters_ray import cluster, validation
+def _parsed(words: list[str] | None) -> argparse.Namespace:
+    """Words such as run.dir=x may stand behind options, where argparse by itself takes none."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from masters_ray import checks
     from masters_ray.pipeline.directory import RunDirectory
 
-    config = validation.load(arguments.config, arguments.overrides)
+    config = checks.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     if directory.finished:
-        return _finished(config, directory)
-    with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
+        _finished(config, directory)
+        return
+    with _on_ray(config) as (directory, turns):
         from masters_ray.pipeline import run
 
-        turns = validation.check_cluster(config)
         written = run.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
-    return 0
 
 
-def _finished(config: Config, directory: RunDirectory) -> int:
+def _finished(config: Config, directory: RunDirectory) -> None:
     from masters_ray import report
     from masters_ray.pipeline import contents
 
@@ -174,79 +155,98 @@ def _finished(config: Config, directory: RunDirectory) -> int:
     for line in contents.changed_since(config, directory):
         say(line)
     say(f"report {report.write(directory.root)}")
-    return 0
 
 
 @contextmanager
-def _imported_meanwhile() -> Iterator[None]:
-    """What takes seconds to import and does not import Ray is imported on a thread, while the block starts Ray."""
+def _on_ray(config: Config, *, learns: bool = True) -> Iterator[tuple[RunDirectory, Turns | None]]:
+    """The run's directory, nobody else's inside the block, and Ray with room for what is asked of it; learns and turns
+    as of ``placement.place``. What takes seconds to import, and not Ray, is imported on a thread meanwhile."""
+    from masters_ray import cluster
+    from masters_ray.pipeline.directory import RunDirectory
 
     def load() -> None:
         with suppress(Exception):  # raised again where it is needed
             for name in ("torch", "masters_ray.report"):
                 import_module(name)
 
-    Thread(target=load, name="imports").start()  # no daemon: a process must not end in the middle of an import
-    yield
-
-
-def _generate(arguments: argparse.Namespace) -> int:
-    from masters_ray import cluster, validation
-    from masters_ray.pipeline.directory import RunDirectory
-
-    config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
-    with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
+    with directory.locked():
+        Thread(target=load, name="imports").start()  # no daemon: a process must not end in the middle of an import
+        with cluster.connected(config.cluster):
+            yield directory, cluster.place(config, learns=learns)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from masters_ray import checks
+
+    config = checks.load(arguments.config, arguments.overrides)
+    with _on_ray(config, learns=False) as (directory, _):
         from masters_ray.pipeline import run
 
-        validation.check_cluster(config, learns=False)
         for folder in run.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")
-    return 0
 
 
-def _mask_scan(arguments: argparse.Namespace) -> int:
+def _store(arguments: argparse.Namespace) -> None:
+    from masters_ray.store import look
+
+    for folder in arguments.folder:
+        try:
+            for line in getattr(look, arguments.name)(folder):
+                say(line)
+        except DamagedError as error:
+            raise DamagedError(f"{error}\nThe command that made the store makes what is damaged again.") from error
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    from masters_ray import checks
+
+    left = checks.validate(arguments.config, arguments.overrides, all_rows=arguments.all)
+    found = f"no complaint about what was looked at; {left}" if left else "no complaint"
+    say(f"{arguments.config}: {found}")
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from masters_ray import submit
+
+    return submit.submit(arguments.config, arguments.overrides, arguments.address, follow=not arguments.no_follow)
+
+
+def _mask_scan(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import mask_scan
 
     config = mask_scan.scan_config(_loaded(arguments), mask_scan.parse_ratios(arguments.ratios), arguments.questions)
-    return _examined(config, arguments.config, mask_scan.scan)
+    _examined(config, arguments.config, mask_scan.scan)
 
 
-def _judge_audit(arguments: argparse.Namespace) -> int:
+def _judge_audit(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import judge_audit
 
     config = judge_audit.audit_config(_loaded(arguments), arguments.questions, arguments.ratio)
-    return _examined(config, arguments.config, judge_audit.audit)
+    _examined(config, arguments.config, judge_audit.audit)
 
 
 def _loaded(arguments: argparse.Namespace) -> Config:
     """The command's configuration. Raises ConfigError for a sample without questions, too."""
-    from masters_ray import validation
+    from masters_ray import checks
     from masters_ray.errors import Complaint, ConfigError
 
     if arguments.questions < 1:
-        raise ConfigError(
-            [Complaint(where="--questions", expected="at least 1", found=str(arguments.questions), remedy="Raise it.")]
-        )
-    return validation.load(arguments.config, [*arguments.overrides, f"data.train.rows={arguments.questions}"])
+        raise ConfigError([Complaint("--questions", "at least 1", str(arguments.questions), "Raise it.")])
+    return checks.load(arguments.config, [*arguments.overrides, f"data.train.rows={arguments.questions}"])
 
 
-def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDirectory, str], Path]) -> int:
-    from masters_ray import cluster, validation
+def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDirectory, str], Path]) -> None:
     from masters_ray.config import violations
     from masters_ray.errors import ConfigError
-    from masters_ray.pipeline.directory import RunDirectory
 
     if broken := violations(config):
         raise ConfigError(broken)
-    directory = RunDirectory(config)
-    with directory.locked(), cluster.connected(config.cluster):
-        validation.check_cluster(config, learns=False)
+    with _on_ray(config, learns=False) as (directory, _):
         say(f"page {examine(config, directory, config_file)}")
-    return 0
 
 
-def _simulate(arguments: argparse.Namespace) -> int:
+def _simulate(arguments: argparse.Namespace) -> None:
     from masters_ray import config
     from masters_ray.plan.comparison import report
 
@@ -257,41 +257,12 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     for line in report(load, arguments.rates, arguments.shares, arguments.replicas):
         say(line)
-    return 0
 
 
-def _study(arguments: argparse.Namespace) -> int:
+def _study(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import study
 
     say(f"page {study.run(study.read(arguments.file))}")
-    return 0
-
-
-def _store(arguments: argparse.Namespace) -> int:
-    from masters_ray.store import look
-
-    for folder in arguments.folder:
-        try:
-            for line in getattr(look, arguments.look)(folder):
-                say(line)
-        except DamagedError as error:
-            raise DamagedError(f"{error}\nThe command that made the store makes what is damaged again.") from error
-    return 0
-
-
-def _validate(arguments: argparse.Namespace) -> int:
-    from masters_ray import preflight
-
-    left = preflight.validate(arguments.config, arguments.overrides, whole=arguments.all)
-    found = f"no complaint about what was looked at; {left}" if left else "no complaint"
-    say(f"{arguments.config}: {found}")
-    return 0
-
-
-def _submit(arguments: argparse.Namespace) -> int:
-    from masters_ray import submit
-
-    return submit.submit(arguments.config, arguments.overrides, arguments.address, follow=not arguments.no_follow)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from masters_ray import stopping
-from masters_ray.config import Cluster
-from masters_ray.errors import (
-    ClusterError,
-    Complaint,
-    ConfigError,
-    LearnerError,
-    MastersError,
-    ReplicaError,
-)
+from masters_ray import placement, stopping
+from masters_ray.config import Cluster, Config
+from masters_ray.errors import ClusterError, Complaint, ConfigError, LearnerError, MastersError, ReplicaError
+from masters_ray.placement import Turns
 from masters_ray.progress import say
 
 _TOKEN = secrets.token_hex(32)
@@ -64,16 +58,27 @@ def connected(cluster: Cluster) -> Iterator[None]:
             yield
 
 
+def place(config: Config, *, learns: bool = True) -> Turns | None:
+    """``placement.place`` on the connected cluster."""
+    import ray
+    from ray._private.state import state
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    reported = state.get_cluster_config()
+    grows = config.cluster.grows or bool(reported and reported.node_group_configs)
+    return placement.place(config, nodes, learns=learns, grows=grows)
+
+
 @contextmanager
 def _existing(address: str) -> Iterator[Callable[[], str | None]]:
-    if address.startswith("http"):
-        remedy = "That is a dashboard's address: hand the run over with masters-ray submit."
-        raise ConfigError([_wrong_address(address, remedy, "the address of a cluster, such as auto or 10.0.0.1:6379")])
     import ray
     from ray._private.authentication import authentication_token_setup as tokens
     from ray.exceptions import AuthenticationError, RaySystemError
 
+    expected, found = "the address of a running cluster, such as auto or 10.0.0.1:6379", address
     try:
+        if address.startswith("http"):
+            raise ValueError("that is a dashboard's address: hand the run over with masters-ray submit")
         _knock(address)
         try:
             _init()
@@ -82,22 +87,17 @@ def _existing(address: str) -> Iterator[Callable[[], str | None]]:
                 raise
             _init()
     except AuthenticationError as error:
-        remedy = (
-            "Copy the head node's ~/.ray/auth_token to the same place here and set RAY_AUTH_MODE=token, on every node."
-        )
-        raise ConfigError([_wrong_address(f"{address}, which asks for a token", remedy)]) from error
+        found += ", which asks for a token"
+        remedy = "Copy the head node's ~/.ray/auth_token to the same place here, set RAY_AUTH_MODE=token on every node."
+        raise ConfigError([Complaint("RAY_ADDRESS", expected, found, remedy)]) from error
     except (OSError, RuntimeError, ValueError, RaySystemError) as error:
-        told = f"{address} ({' '.join(str(error).split())})"
+        found += f" ({' '.join(str(error).split())})"
         remedy = "Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone."
-        raise ConfigError([_wrong_address(told, remedy)]) from error
+        raise ConfigError([Complaint("RAY_ADDRESS", expected, found, remedy)]) from error
     try:
-        yield _Unreachable(ray.get_runtime_context().gcs_address)
+        yield _unreachable(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
-
-
-def _wrong_address(found: str, remedy: str, expected: str = "a running cluster") -> Complaint:
-    return Complaint(where="RAY_ADDRESS", expected=expected, found=found, remedy=remedy)
 
 
 @contextmanager
@@ -236,24 +236,24 @@ def _dead_process() -> str | None:
     return None
 
 
-class _Unreachable:
-    """Looks whether a cluster answers."""
+def _unreachable(address: str) -> Callable[[], str | None]:
+    """What tells when a cluster has not answered for long; it is asked now and then."""
+    heard = looked = time.monotonic()
 
-    def __init__(self, address: str) -> None:
-        self._address, self._heard = address, time.monotonic()
-        self._looked = self._heard
-
-    def __call__(self) -> str | None:
+    def look() -> str | None:
+        nonlocal heard, looked
         now = time.monotonic()
-        if now - self._looked > _SECONDS_UNREACHABLE / 10:
-            self._looked = now
+        if now - looked > _SECONDS_UNREACHABLE / 10:
+            looked = now
             try:
-                _knock(self._address)
-                self._heard = now
+                _knock(address)
+                heard = now
             except OSError:
-                if now - self._heard > _SECONDS_UNREACHABLE:
-                    return f"the cluster at {self._address} has not answered for {_SECONDS_UNREACHABLE:.0f} seconds"
+                if now - heard > _SECONDS_UNREACHABLE:
+                    return f"the cluster at {address} has not answered for {_SECONDS_UNREACHABLE:.0f} seconds"
         return None
+
+    return look
 
 
 def _knock(address: str) -> None:

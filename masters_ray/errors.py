@@ -53,7 +53,7 @@ class MastersError(Exception):
     """Base of every error raised on purpose."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Complaint:
     """One violated rule of a configuration."""
 
@@ -61,7 +61,7 @@ class Complaint:
     """Key of the configuration or name of a file."""
     expected: str
     found: str
-    remedy: str
+    remedy: str = ""
 
     def __str__(self) -> str:
         return masked(f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}".rstrip())

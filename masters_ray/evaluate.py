@@ -25,13 +25,9 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
+class Accuracy(Rate):
     """The balanced mean over kinds, and the kinds."""
 
-    value: float
-    low: float
-    high: float
-    n: int
     by_kind: dict[str, Rate]
 
 
@@ -66,21 +62,15 @@ def mark(
     by_rule: Sequence[bool] | None = None,
 ) -> list[Marked]:
     """Answers with their marks. correct, by_rule: of each problem; False where it could not be asked."""
-    return [
-        Marked(
-            id=problem.id,
-            kind=problem.kind,
-            label=problem.label,
-            answer="" if isinstance(answer, Refused) else answer.text,
-            finish=None if isinstance(answer, Refused) else answer.finish,
-            correct=right,
-            refused=answer if isinstance(answer, Refused) else None,
-            by_rule=None if isinstance(answer, Refused) else ruled,
-        )
-        for problem, answer, right, ruled in zip(
-            problems, answers, correct, [None] * len(problems) if by_rule is None else by_rule, strict=True
-        )
-    ]
+    found = []
+    rules: Sequence[bool | None] = [None] * len(problems) if by_rule is None else by_rule
+    for problem, answer, right, ruled in zip(problems, answers, correct, rules, strict=True):
+        asked: dict[str, Any] = {"id": problem.id, "kind": problem.kind, "label": problem.label, "correct": right}
+        if isinstance(answer, Refused):
+            found.append(Marked(**asked, answer="", finish=None, refused=answer))
+        else:
+            found.append(Marked(**asked, answer=answer.text, finish=answer.finish, by_rule=ruled))
+    return found
 
 
 def cut_share(marked: Sequence[Marked]) -> float:
@@ -133,12 +123,7 @@ def accuracy(marked: Sequence[Marked]) -> Accuracy:
         tally[one.kind].append(one.correct)
     by_kind = {kind: wilson(sum(marks), len(marks)) for kind, marks in sorted(tally.items())}
     value = sum(rate.value for rate in by_kind.values()) / len(by_kind)
-    variance = 0.0
-    for marks in tally.values():
-        n = len(marks) + 4
-        p = (sum(marks) + 2) / n
-        variance += p * (1 - p) / n
-    half = _Z * math.sqrt(variance) / len(by_kind)
-    return Accuracy(
-        value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=len(marked), by_kind=by_kind
-    )
+    widened = [((sum(marks) + 2) / (len(marks) + 4), len(marks) + 4) for marks in tally.values()]
+    half = _Z * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(by_kind)
+    low, high = max(0.0, value - half), min(1.0, value + half)
+    return Accuracy(value=value, low=low, high=high, n=len(marked), by_kind=by_kind)

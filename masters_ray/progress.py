@@ -24,15 +24,9 @@ def say(text: str) -> None:
 @contextmanager
 def track(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Follow ``total`` pieces of work, ``done`` of them finished before."""
-    if console.is_terminal:
-        with _bar(title, total, done) as advance:
-            yield advance
-    else:
+    if not console.is_terminal:
         yield _lines(title, total, done)
-
-
-@contextmanager
-def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,15 +44,15 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
         yield advance
 
 
-def _lines(title: str, total: int, done: int) -> Advance:
-    started = time.monotonic()
-    state = {"done": done, "said": started}
+def _lines(title: str, total: int, done: float) -> Advance:
+    started = said = time.monotonic()
 
     def advance(count: int, note: str = "") -> None:
-        state["done"] += count
+        nonlocal done, said
+        done += count
         now = time.monotonic()
-        if state["done"] >= total or now - state["said"] >= _SECONDS_BETWEEN_LINES:
-            state["said"] = now
-            say(f"{title}: {state['done']:.0f}/{total} in {now - started:.0f} s  {note}".rstrip())
+        if done >= total or now - said >= _SECONDS_BETWEEN_LINES:
+            said = now
+            say(f"{title}: {done:.0f}/{total} in {now - started:.0f} s  {note}".rstrip())
 
     return advance

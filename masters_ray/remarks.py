@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from masters_ray.evaluate import Marked, Rate, wilson
+from masters_ray.evaluate import Marked, wilson
 
 _MANY_CUT = 0.05
 """From this share of cut answers on a person is told."""
@@ -58,7 +58,7 @@ def cut(where: str, counts: Counts) -> str:
 
 def held_out_cut(share: float, longest: int) -> str:
     """The same of held-out answers. longest: the tokens at which they are cut."""
-    if not share > _MANY_CUT:
+    if share <= _MANY_CUT:
         return ""
     return (
         f"{share:.1%} of the held-out answers are cut at {longest} tokens and are marked as they stand: the accuracy "
@@ -90,35 +90,24 @@ def kappa(counts: Counts) -> float:
 
 def disagreement(where: str, counts: Counts, rule: str) -> str:
     """Whether judge and rule differ on more answers than can be: the 95 % interval of the share lies above 10 %."""
-    n = counts.compared
-    differ = _differ(n, counts.judge_rule_agreements)
-    if differ is None:
-        return ""
-    return (
-        f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "
-        f"{differ.low:.1%} to {differ.high:.1%}; Cohen's κ {kappa(counts):.2f}): the judge calls "
-        f"{counts.judge_right / n:.1%} right, the rule {counts.rule_right / n:.1%}. One of the two does not fit these "
-        "labels. Read what they differ on with masters-ray judge-audit; judge.rule chooses another rule, "
-        "judge.of_teacher and judge.of_student another judge."
-    )
+    n, same = counts.compared, counts.judge_rule_agreements
+    return _disagreement(where, rule, n, same, counts.judge_right, counts.rule_right)
 
 
 def held_out_disagreement(where: str, marked: Sequence[Marked], rule: str) -> str:
     """The same of held-out answers that the judge marked: the accuracy is what the judge says of them."""
     both = [(one.correct, one.by_rule) for one in marked if one.by_rule is not None]
-    differ = _differ(len(both), sum(judge == ruled for judge, ruled in both))
-    if differ is None:
+    judged, ruled = sum(judge for judge, _ in both), sum(by_rule for _, by_rule in both)
+    return _disagreement(where, rule, len(both), sum(judge == by_rule for judge, by_rule in both), judged, ruled)
+
+
+def _disagreement(where: str, rule: str, n: int, same: int, judged: int, ruled: int) -> str:
+    """same: answers of n on which both agree; judged, ruled: those that each calls right."""
+    if not n or (differ := wilson(n - same, n)).low <= _CHANCE:
         return ""
-    judge, ruled = (sum(marks) / len(both) for marks in zip(*both, strict=True))
     return (
-        f"{where} is what the judge says: {judge:.1%} right; the rule ({rule}) calls {ruled:.1%} right, and they "
-        f"differ on {differ.value:.1%} of {len(both)} answers (95 % interval {differ.low:.1%} to {differ.high:.1%}). "
-        "One of the two does not fit these labels: evaluation.marked_by=rule has the rule mark, judge.rule chooses "
-        "another one."
+        f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "
+        f"{differ.low:.1%} to {differ.high:.1%}): the judge calls {judged / n:.1%} right, the rule {ruled / n:.1%}. "
+        "One of the two does not fit these labels. Read what they differ on with masters-ray judge-audit; judge.rule "
+        "chooses another rule, judge.of_teacher, judge.of_student and evaluation.marked_by who judges."
     )
-
-
-def _differ(n: int, same: int) -> Rate | None:
-    """The share that differs; None where it may be chance."""
-    found = wilson(n - same, n) if n else None
-    return found if found is not None and found.low > _CHANCE else None

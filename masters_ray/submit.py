@@ -12,14 +12,12 @@ from typing import Any
 
 from masters_ray import config as configuration
 from masters_ray import stopping
-from masters_ray.errors import MastersError, SubmitError
+from masters_ray.errors import SubmitError
 from masters_ray.progress import say
 
 _REQUIRED = ("masters_ray", "conf", "jobs")
 _UPLOADED = (*_REQUIRED, "examples")
 """What of the current directory travels with the job."""
-COPY = "working_dir_files"
-"""Directory of the copies that Ray makes of what is submitted."""
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _STARTING = "No available agent"
 """What Ray's dashboard says until the head node's own agent is up."""
@@ -54,21 +52,6 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
     if not follow:
         return 0
     return _follow(client, job, address)
-
-
-def lost_with_the_job(words: list[str]) -> str:
-    """Why a job must not run with these words: its directory would lie in Ray's copy of what was submitted, which Ray
-    removes; "" where it does not."""
-    try:
-        config, _ = configuration.read(words[0], words[1:])
-    except (MastersError, IndexError):
-        return ""  # the run tells it
-    if COPY not in Path.cwd().parts or Path(config.run.dir).is_absolute():
-        return ""
-    return (
-        f"run.dir: expected a whole path that every node sees, found {config.run.dir!r}, which lies in the job's copy "
-        "of the project and goes with it. Write run.dir=/shared/…, or hand the run over with masters-ray submit."
-    )
 
 
 def _client(address: str | None) -> Any:
@@ -139,27 +122,22 @@ def _follow(client: Any, job: str, address: str | None) -> int:
 
 def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     """Overrides that make relative paths mean on the cluster what they mean here; what travels stays relative."""
-    words = [f"run.dir={_place(config.run.dir, root)}"]
-    for key, path in {
-        "data.train.path": config.data.train.path,
-        "data.held_out.path": config.data.held_out.path,
-        "teacher.checkpoint": config.teacher.checkpoint,
-        "student.checkpoint": config.student.checkpoint,
-    }.items():
-        if path and _stays_behind(path):
-            words.append(f"{key}={_place(path, root)}")
-    rollout = config.rollout
+    rollout, models, data = config.rollout, config.models, config.data
+    paths = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
+    paths |= {f"{name}.checkpoint": models[name].checkpoint for name in ("teacher", "student")}
+    words = {"run.dir": _place(config.run.dir, root)}
+    words |= {key: _place(path, root) for key, path in paths.items() if path and _stays_behind(path)}
     if rollout.store:
-        words.append(f"rollout.store={_place(rollout.store, root)}")
+        words["rollout.store"] = _place(rollout.store, root)
     if rollout.reuse:
-        words.append(f"rollout.reuse={json.dumps([_place(one, root) for one in rollout.reuse])}")
+        words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
     if any(_stays_behind(one.teacher.checkpoint) for one in config.growth):
         growth = [configuration.as_dict(one) for one in config.growth]
-        for one in growth:
-            checkpoint = one["teacher"]["checkpoint"]
-            one["teacher"]["checkpoint"] = _place(checkpoint, root) if _stays_behind(checkpoint) else checkpoint
-        words.append(f"growth={json.dumps(configuration.as_written(growth))}")
-    return words
+        for teacher in (one["teacher"] for one in growth):
+            if _stays_behind(teacher["checkpoint"]):
+                teacher["checkpoint"] = _place(teacher["checkpoint"], root)
+        words["growth"] = json.dumps(configuration.as_written(growth))
+    return [f"{key}={word}" for key, word in words.items()]
 
 
 def _stays_behind(path: str) -> bool:

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from masters_ray.config import Engine
 from masters_ray.errors import CheckpointError
-from masters_ray.weight_files import headers, parameter_count, read_json, weight_files
+from masters_ray.weight_files import headers, parameter_count, read_config, read_json, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "cache_bytes",
     "check",
     "digest",
     "headers",
@@ -29,6 +31,8 @@ __all__ = [
 
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _ALSO_READ = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_CACHED_SEQUENCES = 2
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -103,6 +107,20 @@ def digest(folder: Path) -> str:
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
     return total.hexdigest()
+
+
+def cache_bytes(folder: Path, engine: Engine) -> int:
+    """KV cache of an engine on a CPU when the configuration does not say: two sequences of ``max_model_len`` tokens, at
+    least 64 MiB; 1 GiB for a model whose config.json does not say how much a token takes."""
+    whole = read_config(folder)
+    text = whole.get("text_config") or whole
+    try:
+        heads = text.get("num_key_value_heads") or text["num_attention_heads"]
+        width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        per_token = 2 * text["num_hidden_layers"] * heads * width * _BYTES[engine.dtype]
+    except (KeyError, TypeError):
+        return 2**30
+    return max(2**26, _CACHED_SEQUENCES * engine.max_model_len * per_token)
 
 
 def prompt_digest(folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,16 @@ def in_turns(deployments: Sequence[Deployment], gpus: int) -> list[Deployment]:
     """The same processes on a node's ``gpus`` GPUs without a reservation; engines on GPUs sleep unless something is
     asked of them. Those on one GPU are awake together, and share what the learner leaves of its memory. Raises
     ConfigError when they are told to take more than there is."""
-    devices = assigned(deployments, gpus)
-    most = max(_sums(deployments, devices, lambda one: min(1.0, one.gpus)).values(), default=1.0)
+    placed = [
+        dataclasses.replace(one, devices=own) for one, own in zip(deployments, assigned(deployments, gpus), strict=True)
+    ]
+    most = max(1.0, *_on_each_gpu(placed, lambda one: min(1.0, one.gpus)).values())
     found = []
-    for one, own in zip(deployments, devices, strict=True):
-        memory = _FOR_ENGINES * min(1.0, one.gpus) / max(1.0, most)
-        spec = dataclasses.replace(one.spec, sleeps=one.gpus > 0, memory=memory if one.gpus else one.spec.memory)
-        found.append(dataclasses.replace(one, devices=own, spec=spec))
-    for gpu, taken in _sums(found, devices, lambda one: one.spec.utilization).items():
+    for one in placed:
+        memory = _FOR_ENGINES * min(1.0, one.gpus) / most if one.gpus else one.spec.memory
+        spec = dataclasses.replace(one.spec, sleeps=one.gpus > 0, memory=memory)
+        found.append(dataclasses.replace(one, spec=spec))
+    for gpu, taken in _on_each_gpu(found, lambda one: one.spec.utilization).items():
         if taken > 1 + 1e-9:
             complaint = Complaint(
                 where="teacher.engine.gpu_memory_utilization with student.engine.gpu_memory_utilization",
@@ -43,14 +46,13 @@ def in_turns(deployments: Sequence[Deployment], gpus: int) -> list[Deployment]:
     return found
 
 
-def _sums(
-    deployments: Sequence[Deployment], devices: Sequence[tuple[str, ...]], amount: Callable[[Deployment], float]
-) -> dict[str, float]:
+def _on_each_gpu(placed: Sequence[Deployment], amount: Callable[[Deployment], float]) -> dict[str, float]:
     """GPU → what the engines on it make together."""
-    found: dict[str, float] = {}
-    for one, replicas in zip(deployments, devices, strict=True):
-        for gpu in (gpu for own in replicas for gpu in own.split(",") if gpu):
-            found[gpu] = found.get(gpu, 0.0) + amount(one)
+    found: dict[str, float] = defaultdict(float)
+    for one in placed:
+        for gpu in ",".join(one.devices or ()).split(","):
+            if gpu:
+                found[gpu] += amount(one)
     return found
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.experimental import internal_kv
@@ -23,14 +23,11 @@ from masters_ray.config import Engine
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.processes import Role
 from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 _SECONDS_TO_TELL = 1.0
-
-Role = Literal["teacher", "student", "reference", "judge", "teacher_judge"]
-"""A judge is the student as it was at the start (or the one that writes, if conf says so), and so is the reference
-policy, which scores answers when another student writes them; a teacher_judge is the teacher without a mask."""
 
 Expected = MaskReport | StudentWeights
 """What a process must hold: a teacher masked like this, or this version of the student."""

@@ -26,8 +26,8 @@ class Deployment:
     cpus: float
     gpus: float
     """GPUs of each tensor-parallel rank."""
-    max_replicas: int | None = None
-    """Replicas up to this many are added when there is room for them; default: none."""
+    may_join: int = 0
+    """Replicas that are added while others work, when there is room for them."""
     max_restarts: int = 0
     """How often a process that died is started again."""
     devices: tuple[str, ...] | None = None
@@ -38,17 +38,12 @@ class Deployment:
     def gpus_per_replica(self) -> float:
         return self.gpus * self.spec.tensor_parallel
 
-    @property
-    def may_join(self) -> int:
-        """Replicas that are added while others work."""
-        return 0 if self.max_replicas is None else max(0, self.max_replicas - self.replicas)
-
 
 class Replicas:
     """All pools of a run; stops its actors when the block is left.
 
-    Each deployment's ``replicas`` are there from the start. Those up to its ``max_replicas`` are asked of the cluster
-    then, and each joins its pools whenever it is ready, or is told of and left out when it cannot be.
+    Each deployment's ``replicas`` are there from the start. Those that ``may_join`` are asked of the cluster then, and
+    each joins its pools whenever it is ready, or is told of and left out when it cannot be.
     """
 
     def __init__(self, deployments: list[Deployment], host: type = Host) -> None:

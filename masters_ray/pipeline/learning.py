@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from masters_ray import placement, store
+from masters_ray.actors import deployments
+from masters_ray.config import Config
+from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerNews, LiveSource, StagePlan
 from masters_ray.learner.trainer import broker_of, fit
-from masters_ray.pipeline import stages
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
 from masters_ray.progress import say, track
@@ -68,7 +70,7 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
             )
     indices = {stage.index for stage in plan}
     return LearnerJob(
-        checkpoint=stages.absolute(config.student.checkpoint),
+        checkpoint=deployments.absolute(config.student.checkpoint),
         settings=config.learner,
         reward=config.reward,
         seed=config.run.seed,
@@ -81,8 +83,17 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
         turns=turns is not None,
         export_to=export_to,
         adapters_to=directory.adapters,
-        live=stages.live_sources(config) if config.learner.teacher == "live" else (),
+        live=_live_sources(config) if config.learner.teacher == "live" else (),
         storage=directory.learner,
+    )
+
+
+def _live_sources(config: Config) -> tuple[LiveSource, ...]:
+    """The run's teachers as the learner loads them."""
+    teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
+    return tuple(
+        LiveSource(checkpoint=deployments.absolute(one.checkpoint), parts=tuple(Mask(scope=one.mask, ratio=0.0).parts))
+        for one in teachers
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from masters_ray.actors import deployments
 from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Config
-from masters_ray.pipeline import stages
 from masters_ray.pipeline.parallel import at_once
 from masters_ray.placement import Turns
 
@@ -30,12 +30,12 @@ class ReplicaOwner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def get(self, key: Hashable, deployments: Callable[[], list[Deployment]]) -> Replicas:
+    def get(self, key: Hashable, wanted: Callable[[], list[Deployment]]) -> Replicas:
         """The replicas that were started under this key; others are stopped first. Raises ReplicaError when they cannot
         start."""
         if self._replicas is None or key != self._key:
             self.close()
-            self._replicas, self._key = Replicas(deployments()), key
+            self._replicas, self._key = Replicas(wanted()), key
         return self._replicas
 
     def online(self, teacher: int, ratio: float) -> Replicas:
@@ -55,4 +55,4 @@ class ReplicaOwner:
             replicas.close()
 
     def _online_deployments(self, teacher: int, ratio: float) -> list[Deployment]:
-        return stages.online_deployments(self._config.of_teacher(teacher), ratio, self.turns)
+        return deployments.online(self._config.of_teacher(teacher), ratio, self.turns)

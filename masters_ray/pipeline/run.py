@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path
 
 from masters_ray import report, schedule, store, weights
+from masters_ray.actors import deployments
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.pipeline import learning, online, outcome, rollouts, stages
+from masters_ray.pipeline import learning, online, outcome, rollouts
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
@@ -100,7 +101,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
         rollouts.stores_in(place)
     ratio = todo[0][0].ratio if todo else 0.0
     with phase("start of the engines"):
-        wanted = partial(stages.deployments, config, ratio, run.recipes.writer(first))
+        wanted = partial(deployments.making, config, ratio, run.recipes.writer(first))
         key = ("before training", first.index)
         replicas = run.owner.online(first.teacher, ratio) if keep else run.owner.get(key, wanted)
     directory.claim()
@@ -131,7 +132,7 @@ def measure_trained(run: RunContext) -> None:
         online.finish(run.directory.online(stage.index), run.config.judge.rule)
     trained = weights.digest(run.directory.student)
     if not run.measured.is_measured("student_after", trained):
-        wanted = partial(stages.final_deployments, run.config, run.directory.student)
+        wanted = partial(deployments.measuring, run.config, run.directory.student)
         with run.journal.phase("evaluation after"):
             replicas = run.owner.get("after training", wanted)
             run.measured.measure(replicas.pools, "student", "student_after", trained)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
+from masters_ray.actors import deployments
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
@@ -24,7 +25,7 @@ from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joine
 from masters_ray.errors import DataError
 from masters_ray.files import read_json, write_json, write_text
 from masters_ray.marking import RULES
-from masters_ray.pipeline import run, stages
+from masters_ray.pipeline import run
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.judging import JUDGES
 from masters_ray.pipeline.parallel import batches, in_parallel
@@ -205,7 +206,7 @@ def _asked(
     orders = {"first": order, "again": order[::2][::-1] + order[1::2]}
     files = {name: folder / f"{judge}-{name}.json" for name in orders}
     if not all(file.exists() for file in files.values()):
-        with Replicas([stages.judge_deployment(config, judge)]) as replicas:
+        with Replicas([deployments.judging(config, judge)]) as replicas:
             for name, file in files.items():
                 if not file.exists():
                     pool = replicas.pools[JUDGES[judge]]

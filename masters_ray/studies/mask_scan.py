@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
+from masters_ray.actors.deployments import absolute
 from masters_ray.config import Config, Schedule, ScheduledStage, as_written, joined
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.files import read_json, write_json
 from masters_ray.learner.measure import Divergence, divergences
-from masters_ray.pipeline import run, stages
+from masters_ray.pipeline import run
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import JudgedText
@@ -190,7 +191,7 @@ def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.F
     missing = [index for index, file in enumerate(files) if not file.exists()]
     if missing:
         say(f"divergences of {len(missing)} ratios are measured")
-        student = stages.absolute(config.student.checkpoint)
+        student = absolute(config.student.checkpoint)
         news = divergences(student, config.learner, [folders[index] for index in missing])
         for index, (rows, unreadable) in zip(missing, news, strict=True):
             told = f"{len(unreadable)} rows cannot be read ({unreadable[0]})" if unreadable else ""

@@ -29,7 +29,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from masters_ray import cluster, validation
+from masters_ray import checks, cluster
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.files import read_json, write_json, write_text
@@ -233,7 +233,7 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
             settings = study.changes | changes | {"run.seed": seed, "run.dir": str(folder)}
             words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
             try:
-                config = validation.load(study.base, words)
+                config = checks.load(study.base, words)
             except ConfigError as error:
                 raise ConfigError(
                     [dataclasses.replace(one, where=f"{one.where}, variant {name}") for one in error.complaints]
@@ -266,8 +266,7 @@ def _make(config: Config, others: Sequence[Config], base: str) -> None:
             say(f"rollouts are those of {same[0].run.dir}")
             for name in _SHARED:
                 write_json(directory.evaluation(name), read_json(RunDirectory(same[0]).evaluation(name)))
-        turns = validation.check_cluster(config)
-        make_run(config, directory, base, turns)
+        make_run(config, directory, base, cluster.place(config))
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,10 +96,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def deployment(folder: Path, *roles: Role, most: int | None = None) -> Deployment:
+def deployment(folder: Path, *roles: Role, joining: int = 0) -> Deployment:
     mask = Mask(scope=MaskScope(), ratio=0.0) if "teacher" in roles else None
     spec = HostSpec(checkpoint=str(folder), roles=roles, engine=Engine(), mask=mask)
-    return Deployment(spec=spec, replicas=1, max_replicas=most, cpus=1, gpus=0, max_restarts=10)
+    return Deployment(spec=spec, replicas=1, may_join=joining, cpus=1, gpus=0, max_restarts=10)
 
 
 def deaths(folder: Path, method: str, count: int) -> None:
@@ -147,7 +147,7 @@ def test_a_process_that_comes_back_with_other_weights_is_refused(folder: Path) -
 @long_form
 def test_replicas_join_when_there_is_room_and_one_that_waits_for_room_is_stopped(folder: Path, said: list[str]) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "student", "judge", most=5)], TinyHost) as replicas:
+    with Replicas([deployment(folder, "student", "judge", joining=4)], TinyHost) as replicas:
         student, judge = replicas.pools["student"], replicas.pools["judge"]
         assert (student.calls_at_once, student.most_calls_at_once) == (3, 15)
         student.call("answer")
@@ -164,7 +164,7 @@ def test_replicas_join_when_there_is_room_and_one_that_waits_for_room_is_stopped
 @long_form
 def test_a_replica_that_joins_a_masked_pool_is_masked_also_if_it_dies_on_the_way(folder: Path, said: list[str]) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "teacher", most=2)], TinyHost) as replicas:
+    with Replicas([deployment(folder, "teacher", joining=1)], TinyHost) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
         deaths(folder, "mask", 1)
@@ -183,7 +183,7 @@ def test_an_added_replica_that_cannot_work_is_left_out_and_the_others_go_on(
     file: str, content: str, reason: str, folder: Path, said: list[str]
 ) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "teacher", most=2)], TinyHost) as replicas:
+    with Replicas([deployment(folder, "teacher", joining=1)], TinyHost) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
         (folder / file).write_text(content)

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 
-from masters_ray import config, store, validation, weights
+from masters_ray import checks, config, store, weights
 from masters_ray.actors.host import Host, HostSpec
 from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Engine
@@ -199,7 +199,7 @@ def driven(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     """A run whose driver is this process, of few iterations at mask ratio 0, strictly on-policy."""
     monkeypatch.chdir(ROOT)
     usual = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={folder}"]
-    settings: config.Config = validation.load("conf/demo.yaml", [*ONLINE, *usual, *words])
+    settings: config.Config = checks.load("conf/demo.yaml", [*ONLINE, *usual, *words])
     pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
 
 

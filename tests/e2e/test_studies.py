@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from masters_ray import cluster, store, validation
+from masters_ray import checks, cluster, store
 from masters_ray.config import Config
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.studies import judge_audit, mask_scan, study
@@ -29,7 +29,7 @@ def at_the_root() -> Iterator[None]:
 
 
 def config(folder: Path) -> Config:
-    return validation.load(DEMO, [*SMALL, f"run.dir={folder}"])
+    return checks.load(DEMO, [*SMALL, f"run.dir={folder}"])
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from masters_ray import cluster, validation
+from masters_ray import checks, cluster
 from masters_ray.actors.host import Host
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Cluster
@@ -99,9 +99,9 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     words += ["rollout.online_fraction=0.5", "rollout.max_staleness=1", "schedule.max_ratio=0"]
     words += [f"run.dir={tmp_path / 'run'}"]
     with pytest.raises(ConfigError, match="CPU for learning while making rollouts"):
-        validation.check_cluster(validation.load("conf/demo.yaml", [*words, "rollout.placement=beside"]))
-    settings = validation.load("conf/demo.yaml", words)
-    turns = validation.check_cluster(settings)
+        cluster.place(checks.load("conf/demo.yaml", [*words, "rollout.placement=beside"]))
+    settings = checks.load("conf/demo.yaml", words)
+    turns = cluster.place(settings)
     assert turns == Turns(cpus=2.0, gpus=0)
     pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml", turns)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from masters_ray import preflight, store
+from masters_ray import checks, store
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
@@ -98,7 +98,7 @@ def test_a_finished_store_of_another_recipe_is_not_taken(
     assert told in str(caught.value)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError) as refused:
-        preflight.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *SMALL, word], whole=False)
+        checks.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *SMALL, word], all_rows=False)
     assert [told in str(one) for one in refused.value.complaints if one.where == "rollout.store"][:1] == [True]
 
 
@@ -109,7 +109,7 @@ def test_validate_leaves_a_damaged_store_to_the_run_that_mends_it(
     generate(config, block())
     Path(RunDirectory(config).stage(0).path("key.json")).unlink()
     monkeypatch.chdir(ROOT)
-    preflight.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *FEW, *SMALL], whole=False)
+    checks.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *FEW, *SMALL], all_rows=False)
     assert "no key.json beside manifest.json: the command that made the store mends it" in capsys.readouterr().out
 
 

@@ -31,9 +31,8 @@ def test_a_judge_of_held_out_answers_that_differs_from_the_rule_is_told(capsys: 
     marked = held_out.evaluate(FakePool("student"), kind, "exact", problems, 8, "t")  # type: ignore[arg-type]
     held_out.say_accuracy("held-out accuracy of teacher", marked, 8, "exact")
     told = capsys.readouterr().out
-    assert (
-        "held-out accuracy of teacher is what the judge says: 100.0% right; the rule (exact) calls 50.0% right" in told
-    )
+    assert "held-out accuracy of teacher: the judge and the rule (exact) differ on 50.0% of 60 answers" in told
+    assert "the judge calls 100.0% right, the rule 50.0%" in told
     few = held_out.evaluate(FakePool("student"), kind, "exact", problems[1:2], 8, "t")  # type: ignore[arg-type]
     held_out.say_accuracy("t", few, 8, "exact")
     assert "the rule" not in capsys.readouterr().out, "one answer says nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from masters_ray.checks.prompts import incomplete
 from masters_ray.engines import hf
 from masters_ray.errors import CheckpointError
-from masters_ray.preflight import prompts
 from tests.conftest import PAIR
 
 QUERIES = "model.language_model.layers.1.self_attn.q_proj.weight"
@@ -32,8 +33,8 @@ def test_weights_that_are_missing_are_named_before_and_while_they_are_loaded(lac
     folder = rewritten(tmp_path / "student", lambda tensors: tensors.pop(lacks))
     with pytest.raises(CheckpointError, match=f"student: expected all weights of the model, found none of .*{lacks}"):
         hf.superfluous(folder)
-    [told] = prompts._incomplete("student", folder)
-    assert (told.where, told.expected, lacks in told.found) == ("student.checkpoint", "a whole checkpoint", True)
+    [told] = incomplete("student", folder)
+    assert re.match(rf"student.checkpoint: expected a whole checkpoint, found .*{lacks}", str(told))
     with pytest.raises(CheckpointError, match=f"found none of .*{lacks}"):
         hf.load_model(folder, "float32")
 
@@ -45,12 +46,12 @@ def test_weights_of_another_shape_are_told_with_both(tmp_path: Path) -> None:
             load(folder)
 
 
-def test_weights_of_no_part_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_no_part_are_told(tmp_path: Path) -> None:
     assert hf.superfluous(PAIR / "student") == hf.superfluous(PAIR / "teacher") == []
     other = "model.language_model.extra.weight"
     folder = rewritten(tmp_path / "student", lambda tensors: tensors.setdefault(other, tensors[QUERIES].clone()))
-    assert prompts._incomplete("student", folder) == []
-    assert f"student: 1 weights in {folder} belong to no part of its model ({other})" in capsys.readouterr().out
+    [told] = incomplete("student", folder)
+    assert f"student: 1 weights in {folder} belong to no part of its model ({other})" in str(told)
 
 
 def test_layers_that_config_json_does_not_count_are_refused(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from masters_ray import config as configuration
+from masters_ray.actors import deployments
 from masters_ray.errors import ConfigError
-from masters_ray.pipeline import inputs, stages
+from masters_ray.pipeline import inputs
 from masters_ray.placement import Turns, transfer
 from tests.conftest import PAIR, ROOT
 from tests.sources import good, jsonl
@@ -16,31 +17,11 @@ from tests.sources import good, jsonl
 DEMO = ROOT / "conf" / "demo.yaml"
 
 
-def roles(*overrides: str) -> list[tuple[tuple[str, ...], int]]:
-    config = configuration.load(DEMO, list(overrides))
-    return [(one.spec.roles, one.replicas) for one in stages.deployments(config, 0.2)]
-
-
-def test_student_and_judge_share_a_process_as_far_as_there_are_both() -> None:
-    assert roles() == [(("teacher",), 1), (("student", "judge"), 1)]
-    assert roles("teacher.replicas=2", "judge.replicas=2") == [
-        (("teacher",), 2),
-        (("student", "judge"), 1),
-        (("judge",), 1),
-    ]
-    assert roles("student.replicas=3", "judge.replicas=1") == [
-        (("teacher",), 1),
-        (("student", "judge"), 1),
-        (("student",), 2),
-    ]
-    assert roles("judge.share_process=false") == [(("teacher",), 1), (("student",), 1), (("judge",), 1)]
-
-
 def test_an_engine_on_a_cpu_has_a_cache_of_two_sequences_when_conf_says_nothing() -> None:
     def caches(*words: str) -> list[int | None]:
         keys = [f"{model}.engine.kv_cache_memory_bytes=null" for model in ("teacher", "student")]
         settings = configuration.load(DEMO, [*keys, *words])
-        return [one.spec.engine.kv_cache_memory_bytes for one in stages.deployments(settings, 0.2)]
+        return [one.spec.engine.kv_cache_memory_bytes for one in deployments.making(settings, 0.2)]
 
     assert caches() == [2**26, 2**26], "the least"
     lengths = ("max_model_len", "max_num_batched_tokens")
@@ -49,37 +30,6 @@ def test_an_engine_on_a_cpu_has_a_cache_of_two_sequences_when_conf_says_nothing(
     assert caches(*tokens) == [2 * 100_000 * size for size in per_token]
     assert caches("teacher.gpus=1", "student.gpus=1") == [None, None]
     assert caches("student.engine.gpu_memory_utilization=0.3") == [2**26, None]
-
-
-def test_students_that_join_later_judge_if_the_first_ones_do() -> None:
-    def joining(*overrides: str) -> list[tuple[tuple[str, ...], int]]:
-        config = configuration.load(DEMO, list(overrides))
-        return [(one.spec.roles, one.may_join) for one in stages.deployments(config, 0.2)]
-
-    assert joining() == [(("teacher",), 0), (("student", "judge"), 0)]
-    assert joining("teacher.max_replicas=3", "student.replicas=2", "student.max_replicas=6") == [
-        (("teacher",), 2),
-        (("student", "judge"), 4),
-        (("student",), 0),
-    ]
-    assert joining("student.max_replicas=6", "judge.share_process=false") == [
-        (("teacher",), 0),
-        (("student",), 5),
-        (("judge",), 0),
-    ]
-
-
-def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(tmp_path: Path) -> None:
-    by_rule, by_judge = (
-        [
-            one.spec
-            for one in stages.final_deployments(configuration.load(DEMO, [f"evaluation.marked_by={who}"]), tmp_path)
-        ]
-        for who in ("rule", "judge")
-    )
-    assert [(spec.roles, spec.checkpoint) for spec in by_rule] == [(("student",), str(tmp_path))]
-    assert [spec.roles for spec in by_judge] == [("student",), ("judge",)]
-    assert by_judge[1].checkpoint.endswith("toy/pair/student")
 
 
 def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
@@ -110,33 +60,21 @@ def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_ha
     settings = json.loads((teacher / "generation_config.json").read_text())
     (teacher / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
     both = [[5, 6], [5, 6]]
-    assert [list(one.spec.never) for one in stages.deployments(configuration.load(DEMO), 0.2)] == both
+    assert [list(one.spec.never) for one in deployments.making(configuration.load(DEMO), 0.2)] == both
     config = configuration.load(DEMO, [f"teacher.checkpoint={teacher}"])
-    assert [list(one.spec.never) for one in stages.deployments(config, 0.2)] == [[0, 5, 6], [5, 6]]
+    assert [list(one.spec.never) for one in deployments.making(config, 0.2)] == [[0, 5, 6], [5, 6]]
     (teacher / "generation_config.json").unlink()
-    assert [list(one.spec.never) for one in stages.deployments(config, 0.2)] == both
+    assert [list(one.spec.never) for one in deployments.making(config, 0.2)] == both
 
 
-def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(tmp_path: Path) -> None:
-    config = configuration.load(DEMO, ["student.replicas=2", "rollout.student_refresh=stage"])
-    found = stages.deployments(config, 0.1, tmp_path)
-    assert [(one.spec.roles, one.replicas) for one in found] == [
-        (("teacher",), 1),
-        (("student",), 2),
-        (("reference", "judge"), 1),
-    ]
-    assert found[1].spec.checkpoint == str(tmp_path)
-    assert found[2].spec.checkpoint.endswith("toy/pair/student")
-
-
-def test_a_teacher_that_judges_has_processes_of_its_own_without_a_mask() -> None:
-    both = ["judge.of_teacher=teacher", "judge.of_student=teacher", "judge.replicas=2"]
-    assert roles(*both) == [(("teacher",), 1), (("teacher_judge",), 2), (("student",), 1)]
-    spec = stages.deployments(configuration.load(DEMO, both), 0.2)[1].spec
-    assert spec.mask is None
-    assert spec.checkpoint.endswith("toy/pair/teacher")
-    by_rule = ["judge.of_teacher=rule", "judge.of_student=rule"]
-    assert roles(*by_rule) == [(("teacher",), 1), (("student",), 1)]
+def test_processes_load_what_their_roles_say(tmp_path: Path) -> None:
+    """The student that writes is another one than those that judge; a teacher that judges has no mask."""
+    config = configuration.load(DEMO, ["evaluation.marked_by=judge", "judge.of_teacher=teacher"])
+    names = {"teacher": "teacher", "teacher_judge": "teacher", "student": tmp_path.name, "reference": "student"}
+    for made in (deployments.making(config, 0.1, tmp_path), deployments.measuring(config, tmp_path)):
+        for one in made:
+            assert Path(one.spec.checkpoint).name == (names | {"judge": "student"})[one.spec.roles[0]]
+            assert (one.spec.mask is not None) == (one.spec.roles == ("teacher",))
 
 
 ONLINE = ["rollout.online_fraction=1"]

@@ -172,7 +172,7 @@ class Runs:
         self.clusters = 0
         monkeypatch.setattr(studies, "make_run", self._run)
         monkeypatch.setattr(studies.cluster, "connected", self._connected)
-        monkeypatch.setattr(studies.validation, "check_cluster", lambda config: None)
+        monkeypatch.setattr(studies.cluster, "place", lambda config: None)
 
     @contextmanager
     def _connected(self, cluster: Cluster) -> Iterator[None]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from masters_ray import cli, submit
+from masters_ray import checks, cli, submit
+from masters_ray.checks.paths import COPY
 from masters_ray.cli import main
 from masters_ray.config import Config, Growth, Teacher, violations
-from masters_ray.errors import SubmitError
-from tests.conftest import ROOT
+from masters_ray.errors import ConfigError, SubmitError
+from tests.conftest import PAIR, ROOT
 
 DEMO = "conf/demo.yaml"
 
@@ -139,7 +140,6 @@ def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monk
 def test_a_cluster_that_does_not_answer_is_named_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from masters_ray.cluster import connected
     from masters_ray.config import Cluster
-    from masters_ray.errors import ConfigError
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Cluster()):
@@ -162,14 +162,13 @@ def test_a_job_that_is_no_longer_followed_goes_on_and_can_be_found(capsys: pytes
 
 
 def test_a_run_in_the_jobs_own_copy_of_the_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    assert submit.lost_with_the_job([DEMO, "run.dir=runs/x"]) == ""
-    copy = tmp_path / submit.COPY / "_ray_pkg_1"
+    copy = tmp_path / COPY / "_ray_pkg_1"
     shutil.copytree(ROOT / "conf", copy / "conf")
+    pair = [f"{name}.checkpoint={PAIR / name}" for name in ("teacher", "student")]
     monkeypatch.chdir(copy)
-    assert "a whole path that every node sees, found 'runs/x'" in submit.lost_with_the_job([DEMO, "run.dir=runs/x"])
-    for words in ([DEMO, f"run.dir={tmp_path}"], ["none.yaml"], []):
-        assert submit.lost_with_the_job(words) == ""
+    with pytest.raises(ConfigError, match="run.dir: expected a whole path that every node sees, found 'runs/x'"):
+        checks.load(DEMO, ["run.dir=runs/x", *pair])
+    checks.load(DEMO, [f"run.dir={tmp_path}", *pair])
 
 
 class Starting:

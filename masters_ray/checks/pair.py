@@ -1,0 +1,159 @@
+"""Checkpoints: whole, made for what is asked of them, and teacher and student made for each other. Reads headers and
+JSON files alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from masters_ray import weight_files, weights
+from masters_ray.checks.context import CheckContext, Findings, from_error
+from masters_ray.engines import reserved
+from masters_ray.errors import CheckpointError, Complaint
+from masters_ray.parts import is_unknown, matrices_in, part_of
+from masters_ray.schedule import ratios
+
+_SHOWN = 3
+_LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn"})
+"""Scalings of positions whose factor max_position_embeddings holds already, or that have none."""
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"),
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"),
+)
+"""Keys of generation_config.json that change what is sampled."""
+
+
+def located(context: CheckContext) -> Findings:
+    """Checkpoints are here, and whole; those of the Hub may not be downloaded yet."""
+    for name, model in context.config.models.items():
+        key = f"{name}.checkpoint"
+        try:
+            folder = weights.locate_locally(model.checkpoint)
+        except CheckpointError as error:
+            yield from_error(key, "a checkpoint's directory or a model id of the Hub", error)
+            continue
+        if folder is None:
+            yield f"{key}: {model.checkpoint} is not downloaded yet and was not checked"
+        elif wrong := weights.check(folder):
+            found, remedy = f"{folder}: {'; '.join(wrong)}", "Download or export it again."
+            remedy = "" if found.endswith(remedy.rstrip(".")) else remedy
+            yield Complaint(key, "a readable checkpoint in safetensors with tokenizer and processor", found, remedy)
+        else:
+            context.folders[name] = folder
+
+
+def student(context: CheckContext) -> Findings:
+    """The student's weights can be trained, and the parts frozen that conf names."""
+    if (folder := context.folders.get("student")) is None:
+        return
+    learner, content = context.config.learner, weight_files.read_config(folder)
+    tied = content.get("tie_word_embeddings", content.get("text_config", {}).get("tie_word_embeddings", False))
+    if tied and not learner.lora.rank and len({"embeddings", "lm_head"} & set(learner.frozen)) == 1:
+        expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
+        yield Complaint("learner.frozen", expected, str(list(learner.frozen)), "Name both, or take it out.")
+    yield from _quantised("student", "trained", folder, "Take the checkpoint that it was made of.")
+
+
+def lengths(context: CheckContext) -> Findings:
+    """No engine is asked for longer sequences than its model was made for."""
+    for name, folder in context.folders.items():
+        key, asked = f"{name}.engine.max_model_len", context.config.models[name].engine.max_model_len
+        longest = most_positions(folder)
+        if longest is not None and asked > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
+            expected = f"at most {longest}, the max_position_embeddings of {folder}"
+            yield Complaint(key, expected, str(asked), f"Set {key}={longest}, or less.")
+
+
+def teachers(context: CheckContext) -> Findings:
+    """Each teacher can be masked, and compared with the student token by token."""
+    ours = context.folders.get("student")
+    for number, name in enumerate(list(context.config.models)[:-1]):
+        if (folder := context.folders.get(name)) is None:
+            continue
+        yield from _masked(context, number, name, folder)
+        top_k, vocabulary = context.config.of_teacher(number).teacher.top_k, weight_files.vocabulary(folder)
+        if vocabulary is not None and top_k > vocabulary:
+            expected = f"at most the vocabulary's {vocabulary}"
+            yield Complaint(f"{name}.top_k", expected, str(top_k), "50 keeps nearly all of the mass.")
+        if ours is not None:
+            yield from _comparable(context, name, folder, ours)
+            yield from ends(name, folder, ours)
+
+
+def most_positions(folder: Path) -> int | None:
+    """Tokens of the longest sequence that a model can read, as vLLM reckons it; None when config.json does not say."""
+    whole = weight_files.read_config(folder)
+    text = whole.get("text_config") or whole
+    stated = text.get("max_position_embeddings", whole.get("max_position_embeddings"))
+    if not isinstance(stated, int):
+        return None
+    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    held = kind in _LONGER_BY_NOTHING or "gemma3" in str(whole.get("model_type"))
+    return int(stated * ((not held and scaling.get("factor")) or 1.0))
+
+
+def ends(name: str, teacher: Path, student: Path) -> Findings:
+    """The answers of both can end with the same token. name: the teacher's key in the configuration."""
+    try:
+        theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
+    except CheckpointError as error:
+        yield from_error("eos_token_id", "tokens that end an answer", error)
+        return
+    if not theirs & ours:
+        expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
+        remedy = "Give generation_config.json of either the eos_token_id of the other, if its chat template ends so."
+        yield Complaint("student.checkpoint", expected, f"{sorted(ours) or 'none'} in {student}", remedy)
+        return
+    if theirs != ours:
+        kept = f"; {name} is kept from writing {sorted(theirs - ours)}" if theirs - ours else ""
+        yield f"answers of {name} end with tokens {sorted(theirs)}, the student's with {sorted(ours)}{kept}"
+    for model, folder in ((name, teacher), ("student", student)):
+        file = folder / "generation_config.json"
+        content = weight_files.read_json(file) if file.is_file() else {}
+        if ignored := [f"{key} {content[key]}" for key in _SAMPLING if content.get(key) is not None]:
+            yield f"{model}: generation_config.json sets {', '.join(ignored)}; rollout.sampling is used instead"
+
+
+def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Findings:
+    """A teacher that is masked at some stage has matrices to mask, all of them known."""
+    one = context.config.of_teacher(number)
+    if not any(ratio > 0 for ratio, _ in ratios(one.schedule)) and context.config.learner.teacher == "stored":
+        return
+    remedy = "Take the checkpoint that it was made of; a teacher whose ratios are all 0 may be quantised."
+    if complaints := list(_quantised(name, "masked", folder, remedy)):
+        yield from complaints
+        return
+    held = weight_files.headers(folder)
+    parts = {part for part, chosen in vars(one.teacher.mask).items() if chosen}
+    if not any(matrices_in(weight, entry.shape) for weight, entry in held.items() if part_of(weight) in parts):
+        expected = f"matrices of {' or '.join(sorted(parts)) or 'some part'} in {folder}"
+        remedy = "A mask would do nothing: name other parts, or set all ratios to 0."
+        yield Complaint(f"{name}.mask", expected, "none", remedy)
+    if unknown := sorted(weight for weight, entry in held.items() if is_unknown(weight, entry.shape)):
+        matrices = sum(matrices_in(weight, entry.shape) for weight, entry in held.items())
+        found = f"{len(unknown)} of {matrices} matrices in no known part: {', '.join(unknown[:_SHOWN])}"
+        remedy = (
+            "This model's family is not supported as a masked teacher: whether these belong to the masked parts cannot "
+            "be told."
+        )
+        expected = "weights whose names say which part of the model they belong to"
+        yield Complaint(f"{name}.checkpoint", expected, found, remedy)
+
+
+def _quantised(name: str, to_be: str, folder: Path, remedy: str) -> Findings:
+    if packed := weight_files.quantisation(folder):
+        expected = f"weights that can be {to_be}: float32, float16 or bfloat16"
+        yield Complaint(f"{name}.checkpoint", expected, f"{folder}, which is quantised: {packed}", remedy)
+
+
+def _comparable(context: CheckContext, name: str, teacher: Path, student: Path) -> Findings:
+    theirs, ours = weights.tokenizer_identity(teacher), weights.tokenizer_identity(student)
+    if different := [part for part in ours if ours[part] != theirs[part]]:
+        found = f"{student}, which differs in {', '.join(different)}"
+        remedy = "Distributions can only be compared token by token: choose a pair of one family."
+        yield Complaint("student.checkpoint", f"the tokenizer of the teacher ({teacher})", found, remedy)
+    if context.config.learner.teacher == "live" and weights.prompt_digest(teacher) != weights.prompt_digest(student):
+        expected = f"stored, since {name} makes other prompts than the student"
+        remedy = "A live teacher reads the student's own prompts: processor files and chat templates must be equal."
+        yield Complaint("learner.teacher", expected, "live", remedy)

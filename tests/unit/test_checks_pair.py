@@ -1,0 +1,252 @@
+"""What is said of checkpoints and of how they fit each other, before anything starts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from masters_ray import checks
+from masters_ray.checks.pair import ends, most_positions
+from masters_ray.checks.prompts import same_ids
+from masters_ray.engines.chat import Chat
+from masters_ray.errors import Complaint, ConfigError
+from masters_ray.prompts import question_messages
+from tests.builders import picture, problem
+from tests.conftest import PAIR, ROOT
+from tests.unit.test_chat import TEMPLATE, changed, starts_with
+
+DEMO = ROOT / "conf" / "demo.yaml"
+TEACHER, STUDENT = PAIR / "teacher", PAIR / "student"
+PROBLEMS = [problem(), problem(id="two", pictures=2)]
+SYSTEM = "<|im_start|>system\nLook closely.<|im_end|>"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_projects_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def complaints(*overrides: str) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        checks.load(DEMO, list(overrides))
+    return {complaint.where: str(complaint) for complaint in caught.value.complaints}
+
+
+def copied(folder: Path, **config: Any) -> Path:
+    """A copy of the shipped student; config: what config.json says beside."""
+    shutil.copytree(STUDENT, folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | config))
+    return folder
+
+
+def rewritten(folder: Path, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]) -> Path:
+    """A copy of the shipped student, its tensors changed."""
+    shutil.copytree(STUDENT, folder)
+    held = load_file(folder / "model.safetensors")
+    save_file(dict(change(name, one) for name, one in held.items()), folder / "model.safetensors")
+    return folder
+
+
+def test_the_demo_has_nothing_to_complain_about() -> None:
+    checks.load(DEMO)
+    assert list(same_ids({"teacher": Chat(TEACHER), "student": Chat(STUDENT)}, PROBLEMS)) == []
+    assert list(ends("teacher", TEACHER, STUDENT)) == []
+
+
+def test_several_complaints_come_together() -> None:
+    found = complaints(
+        "data.train.format=jsonl",
+        "data.train.path=none.jsonl",
+        "data.held_out.format=parquet",
+        "data.held_out.path=none.parquet",
+        "student.checkpoint=nowhere",
+        "schedule.max_ratio=1.2",
+        "learner.workrs=2",
+        "teacher.replicas=two",
+        "teacher.top_k=100000",
+    )
+    assert set(found) == {
+        "data.train.path",
+        "data.held_out.path",
+        "student.checkpoint",
+        "schedule.max_ratio",
+        "learner.workrs (command line)",
+        "teacher.replicas (command line)",
+        "teacher.top_k",
+    }
+    assert "none.jsonl: none. Set data.*.path to an existing file" in found["data.train.path"]
+    assert "found nowhere: no such directory, and no model id" in found["student.checkpoint"]
+    assert "at most the vocabulary's" in found["teacher.top_k"]
+
+
+def test_data_in_another_form_are_refused_by_their_path(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"conversations": []}]')
+    words = [f"data.{name}.format=jsonl" for name in ("train", "held_out")]
+    found = complaints(*words, f"data.train.path={tmp_path}", f"data.held_out.path={tmp_path}/rows.json")
+    assert f"{tmp_path}: a folder (1 .json). masters_ray reads one jsonl file" in found["data.train.path"]
+    assert "a JSON array; its rows have LLaVA's layout (conversations). Write an object" in found["data.held_out.path"]
+
+
+def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "student")
+    weights = folder / "model.safetensors"
+
+    def told() -> str:
+        return complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "where its header says" in told()
+    weights.write_bytes(b"no")
+    assert "cut off" in told()
+    weights.unlink()
+    assert "no model.safetensors" in told()
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text("{")
+    assert "no tokenizer.json" in told() and "config.json is not JSON" in told()
+
+
+def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "student")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = list(vocabulary)[300:302]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    assert "differs in vocabulary" in found and "choose a pair of one family" in found
+
+
+def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("max_model_len", "max_num_batched_tokens")
+    words = [f"{model}.engine.{key}=4097" for model in ("teacher", "student") for key in keys]
+    found = complaints(*words)
+    assert "at most 4096" in found["teacher.engine.max_model_len"]
+    assert "student.engine.max_model_len=4096" in found["student.engine.max_model_len"]
+    text = json.loads((STUDENT / "config.json").read_text())["text_config"]
+    for kind, longest in (("linear", 8192), ("yarn", 4096)):
+        scaled = text | {"rope_parameters": {"rope_type": kind, "factor": 2.0}}
+        assert most_positions(copied(tmp_path / kind, text_config=scaled)) == longest
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    checks.load(DEMO, words)
+
+
+@pytest.mark.parametrize("frozen", ["vision,lm_head", "embeddings"])
+def test_half_of_a_matrix_cannot_be_frozen(frozen: str) -> None:
+    assert "one matrix" in complaints(f"learner.frozen=[{frozen}]")["learner.frozen"]
+    checks.load(DEMO, [f"learner.frozen=[{frozen}]", "learner.lora.rank=4"])
+    checks.load(DEMO, ["learner.frozen=[lm_head,embeddings]"])
+
+
+def test_adapters_train_the_language_model_and_so_it_cannot_be_frozen() -> None:
+    found = complaints("learner.frozen=[vision,language]", "learner.lora.rank=8")["learner.frozen"]
+    assert "adapters train the language model" in found
+    checks.load(DEMO, ["learner.frozen=[vision,language]"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8, torch.int32])
+def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path, dtype: torch.dtype) -> None:
+    def packed(name: str, one: torch.Tensor) -> tuple[str, torch.Tensor]:
+        return name, torch.zeros_like(one, dtype=dtype) if "mlp.up_proj" in name else one
+
+    folder = rewritten(tmp_path / "packed", packed)
+    found = complaints(f"teacher.checkpoint={folder}", f"student.checkpoint={folder}")
+    assert "packed numbers in model.language_model.layers.0.mlp.up_proj.weight" in found["teacher.checkpoint"]
+    assert "can be trained" in found["student.checkpoint"]
+    checks.load(DEMO, [f"teacher.checkpoint={folder}", "schedule.max_ratio=0"])  # it is never masked
+
+
+def test_what_config_json_says_of_quantisation_is_enough(tmp_path: Path) -> None:
+    awq = {"quantization_config": {"quant_method": "awq"}}
+    text = json.loads((STUDENT / "config.json").read_text())["text_config"]
+    for name, said in (("whole", awq), ("text", {"text_config": text | awq})):
+        folder = copied(tmp_path / name, **said)
+        assert "(awq)" in complaints(f"teacher.checkpoint={folder}")["teacher.checkpoint"]
+
+
+def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path) -> None:
+    def renamed(name: str, one: torch.Tensor) -> tuple[str, torch.Tensor]:
+        return name.replace("language_model.layers", "transformer.blocks"), one
+
+    found = complaints(f"teacher.checkpoint={rewritten(tmp_path / 'other', renamed)}")
+    assert "matrices of language" in found["teacher.mask"]
+    assert "21 of 39 matrices in no known part: model.transformer.blocks.0.mlp" in found["teacher.checkpoint"]
+
+
+def test_a_teacher_with_a_system_line_is_told_and_not_refused(tmp_path: Path) -> None:
+    teacher = Chat(changed(tmp_path, template=SYSTEM + TEMPLATE))
+    [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
+    more = len(Chat(STUDENT).answer_ids(SYSTEM))
+    [asked] = Chat(STUDENT).inputs(question_messages(PROBLEMS[0]), [picture()])["input_ids"]
+    told = f"question p has {len(asked) + more} tokens for it and {len(asked)} for the student"
+    assert "by its chat template" in str(note) and told in str(note)
+
+
+def test_a_teacher_whose_pictures_have_more_tokens_is_told(tmp_path: Path) -> None:
+    def larger(content: dict[str, Any]) -> None:
+        content["image_processor"]["size"] = {"shortest_edge": 16384, "longest_edge": 16384}
+
+    teacher = Chat(changed(tmp_path, processor_config=larger))
+    [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
+    assert "by the tokens of its pictures" in str(note)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("<|reserved_3|><|reserved_3|>" + TEMPLATE, "writes the start token twice"),
+        (TEMPLATE.replace("<|image_pad|>", "<|image_pad|><|image_pad|>"), "marks 2 pictures of 1"),
+        (
+            "{% if messages[0].content | length > 2 %}{{ raise_exception('one only') }}{% endif %}" + TEMPLATE,
+            "one only",
+        ),
+        (TEMPLATE.replace("<|im_end|>", "<|reserved_5|>"), "ends a turn with token 636, .*eos_token_id: \\[2\\]"),
+    ],
+)
+def test_a_template_that_would_make_wrong_prompts_is_refused(tmp_path: Path, template: str, told: str) -> None:
+    student = Chat(changed(tmp_path, tokenizer=starts_with("<|reserved_3|>"), template=template))
+    [complaint] = same_ids({"teacher": Chat(TEACHER), "student": student}, PROBLEMS)
+    assert isinstance(complaint, Complaint) and complaint.where == "student.checkpoint"
+    assert re.search(told, complaint.found)
+
+
+def ending(folder: Path, eos: Any, **more: Any) -> Path:
+    return changed(folder, generation_config=lambda content: content.update(eos_token_id=eos, **more))
+
+
+def test_ends_that_differ_are_told_and_those_that_have_nothing_in_common_refused(tmp_path: Path) -> None:
+    told = "answers of teacher end with tokens [0, 2], the student's with [2]; teacher is kept from writing [0]"
+    assert list(ends("teacher", ending(tmp_path / "two", [2, 0]), STUDENT)) == [told]
+    assert list(ends("teacher", ending(tmp_path / "same", 2), STUDENT)) == []
+    folder = changed(
+        tmp_path,
+        generation_config=lambda content: content.update(eos_token_id=0),
+        tokenizer_config=lambda content: content.update(eos_token="<|endoftext|>"),
+    )
+    shutil.copyfile(STUDENT / "model.safetensors", folder / "model.safetensors")
+    told = complaints(f"teacher.checkpoint={folder}")["student.checkpoint"]
+    assert told.startswith("student.checkpoint: expected a token that ends answers of teacher too")
+
+
+@pytest.mark.parametrize("end", ['"<|im_end|>"', "2.5", "true", "-1", "[[2]]", '{"a": 2}', '[2, "3"]'])
+def test_ends_of_answers_that_are_no_tokens_are_refused(tmp_path: Path, end: str) -> None:
+    folder = copied(tmp_path / "student")
+    (folder / "generation_config.json").write_text('{"eos_token_id": ' + end + "}")
+    told = complaints(f"student.checkpoint={folder}")["eos_token_id"]
+    assert f"generation_config.json: eos_token_id: expected a token's id or a list of them, found {end}" in told
+
+
+def test_sampling_of_a_generation_configuration_is_told_as_not_used(tmp_path: Path) -> None:
+    [note] = ends("teacher", TEACHER, ending(tmp_path, 2, temperature=0.7, top_k=20, suppress_tokens=[7]))
+    told = "student: generation_config.json sets temperature 0.7, top_k 20, suppress_tokens [7]; "
+    assert str(note).startswith(told)

@@ -1,0 +1,71 @@
+"""Which processes run, in each phase."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from masters_ray import config, processes
+from masters_ray.processes import Processes
+from tests.conftest import ROOT
+
+
+def loaded(words: str) -> config.Config:
+    return config.load(ROOT / "conf" / "demo.yaml", words.split())
+
+
+def listed(found: Sequence[Processes]) -> str:
+    """Example: ``teacher 1 (+2), student+judge 1``."""
+    return ", ".join(
+        f"{'+'.join(one.roles)} {one.count}" + (f" (+{one.may_join})" if one.may_join else "") for one in found
+    )
+
+
+TEACHER_JUDGES = "judge.of_teacher=teacher judge.of_student=teacher judge.replicas=2"
+RULE_JUDGES = "judge.of_teacher=rule judge.of_student=rule"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "teacher 1, student+judge 1"),
+        ("teacher.replicas=2 judge.replicas=2", "teacher 2, student+judge 1, judge 1"),
+        ("student.replicas=3 judge.replicas=1", "teacher 1, student+judge 1, student 2"),
+        ("judge.share_process=false", "teacher 1, student 1, judge 1"),
+        ("teacher.max_replicas=3", "teacher 1 (+2), student+judge 1"),
+        ("student.replicas=2 student.max_replicas=6", "teacher 1, student+judge 1 (+4), student 1"),
+        ("student.max_replicas=6 judge.share_process=false", "teacher 1, student 1 (+5), judge 1"),
+        (TEACHER_JUDGES, "teacher 1, teacher_judge 2, student 1"),
+        (RULE_JUDGES, "teacher 1, student 1"),
+    ],
+)
+def test_student_and_judge_share_processes_as_far_as_there_are_both(words: str, expected: str) -> None:
+    assert listed(processes.making(loaded(words), learned=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "making", "online"),
+    [
+        ("student.replicas=2", "student 2, reference+judge 1", "student 2, reference+judge 1"),
+        ("student.max_replicas=2", "student 1 (+1), reference+judge 1", "student 1, reference+judge 1"),
+        ("judge.follows_student=true", "student 1, reference+judge 1", "student+judge 1, reference 1"),
+        (RULE_JUDGES, "student 1, reference 1", "student 1, reference+judge 1"),
+    ],
+)
+def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(
+    words: str, making: str, online: str
+) -> None:
+    config = loaded(words)
+    assert listed(processes.making(config, learned=True)) == f"teacher 1, {making}"
+    assert listed(processes.online(config)) == f"teacher 1, {online}"
+
+
+@pytest.mark.parametrize(("who", "expected"), [("rule", "student 1"), ("judge", "student 1, judge 1")])
+def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(who: str, expected: str) -> None:
+    assert listed(processes.measuring(loaded(f"evaluation.marked_by={who}"))) == expected
+
+
+def test_processes_reserve_what_all_their_ranks_need() -> None:
+    config = loaded("teacher.gpus=1 teacher.tensor_parallel=2 learner.workers=3 learner.cpus=2")
+    assert processes.making(config, learned=False)[0].resources == {"CPU": 0.5, "GPU": 2}
+    workers = processes.learning(config.learner)
+    assert (workers.count, workers.resources) == (3, {"CPU": 2.0})
