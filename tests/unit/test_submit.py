@@ -165,6 +165,7 @@ def test_a_run_in_the_jobs_own_copy_of_the_project_is_refused(tmp_path: Path, mo
     copy = tmp_path / COPY / "_ray_pkg_1"
     shutil.copytree(ROOT / "conf", copy / "conf")
     pair = [f"{name}.checkpoint={PAIR / name}" for name in ("teacher", "student")]
+    pair += [f"data.{name}.path={ROOT / 'runs' / 'easy_vqa' / 'test.jsonl'}" for name in ("train", "held_out")]
     monkeypatch.chdir(copy)
     with pytest.raises(ConfigError, match="run.dir: expected a whole path that every node sees, found 'runs/x'"):
         checks.load(DEMO, ["run.dir=runs/x", *pair])
