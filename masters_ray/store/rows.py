@@ -256,22 +256,14 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
     columns = pa.RecordBatch.from_struct_array(answers).select(_WRITTEN.names)
     found, start = [], 0
     for one, fresh_tokens in zip(columns.to_pylist(), fresh, strict=True):
-        part = slice(start, start := start + len(one["token_ids"]))
+        token_ids, reasoning = tuple(one.pop("token_ids")), _from_stored(one.pop("reasoning"))
+        part = slice(start, start := start + len(token_ids))
         of_writer = slice(behaviour_at, behaviour_at := behaviour_at + fresh_tokens)
-        answer = Answer(source=one["source"], text=one["text"], token_ids=tuple(one["token_ids"]), finish=one["finish"])
+        answer = Answer(source=one.pop("source"), text=one.pop("text"), token_ids=token_ids, finish=one.pop("finish"))
         found.append(
             ScoredAnswer(
-                judged=JudgedAnswer(
-                    answer=answer,
-                    accuracy=one["accuracy"],
-                    verdict=one["verdict"],
-                    reasoning=_from_stored(one["reasoning"]),
-                ),
-                teacher=TokenScores(
-                    top_ids=teacher.top_ids[part],
-                    top_logprobs=teacher.top_logprobs[part],
-                    left_out=teacher.left_out[part],
-                ),
+                judged=JudgedAnswer(**one, answer=answer, reasoning=reasoning),
+                teacher=TokenScores(**{name: numbers[part] for name, numbers in vars(teacher).items()}),
                 reference_logprobs=reference[part],
                 behaviour_logprobs=behaviour[of_writer] if fresh_tokens else None,
             )

@@ -13,21 +13,9 @@ import pyarrow as pa
 
 from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
+from masters_ray.store import shards
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.shards import (
-    FORMAT,
-    KEY,
-    MANIFEST,
-    SHARD,
-    Account,
-    Manifest,
-    account_in,
-    as_key,
-    digest_of,
-    set_aside,
-    shard_bytes,
-    survey,
-)
+from masters_ray.store.shards import KEY, MANIFEST, Account, Manifest
 
 _RETIRED = "retired-"
 """How the names of directories begin whose shards' questions have other places now, or are not asked any more."""
@@ -45,16 +33,16 @@ class Writer:
                 f"{folder}: holds a finished store already; it is never written over. Choose another run.dir."
             )
         self._folder.clear()
-        wanted = as_key(key)
-        self._key = digest_of(wanted)
+        wanted = shards.as_key(key)
+        self._key = shards.digest_of(wanted)
         self._claim(wanted)
         self._lock = threading.Lock()
         self._shards: dict[str, dict[str, Any]] = {}
         """As the manifest lists them."""
         self._taken: set[int] = set()
         """Positions of all questions that they account for."""
-        found = survey(self._folder)
-        set_aside(self._folder, found.broken)
+        found = shards.survey(self._folder)
+        shards.set_aside(self._folder, found.broken)
         for name, account in found.accounts.items():
             self._add(account, found.digests[name])
 
@@ -67,35 +55,35 @@ class Writer:
                 f"{self._folder}: asked {sorted(account.asked)}, stored {stored}, set aside "
                 f"{sorted(account.rejected)}: each question needs a row or a reason"
             )
-        content = shard_bytes(rows, account, self._key)
+        content = shards.shard_bytes(rows, account, self._key)
         self._folder.write(account.name, content)
         self._add(account, hashlib.sha256(content).hexdigest())
 
-    def discard(self, shards: Mapping[str, Account]) -> None:
+    def discard(self, accounts: Mapping[str, Account]) -> None:
         """Take out these shards: their questions may be stored anew. Raises StoreError when one cannot be deleted."""
-        for account in shards.values():
+        for account in accounts.values():
             self._folder.remove(account.name)
             self._forget(account)
 
-    def retire(self, shards: Mapping[str, Account]) -> None:
+    def retire(self, accounts: Mapping[str, Account]) -> None:
         """Take out these shards, but keep their rows where ``retired`` finds them until the store is finished. Raises
         StoreError when one cannot be moved."""
         into = self._folder / f"{_RETIRED}{len(retired(self._folder))}"
-        for account in shards.values():
+        for account in accounts.values():
             self._folder.move(account.name, into)
             self._forget(account)
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
         """Write the manifest: from now on the directory is a store. Raises StoreError when it cannot be written."""
-        shards = [shard for _, shard in sorted(self._shards.items())]
+        listed = [shard for _, shard in sorted(self._shards.items())]
         manifest = Manifest(
-            rows=sum(shard["rows"] for shard in shards),
-            shards=shards,
+            rows=sum(shard["rows"] for shard in listed),
+            shards=listed,
             made_by=json.loads(json.dumps(dict(made_by))),
             key=self._key,
         )
-        content = {"format": FORMAT, **asdict(manifest)}
-        self._folder.write(MANIFEST, json.dumps(content | {"digest": digest_of(content)}, indent=1).encode())
+        content = {"format": shards.FORMAT, **asdict(manifest)}
+        self._folder.write(MANIFEST, json.dumps(content | {"digest": shards.digest_of(content)}, indent=1).encode())
         for folder in retired(self._folder):
             self._folder.remove_folder(folder)
         return manifest
@@ -124,10 +112,10 @@ class Writer:
             say(str(error))
         if found == wanted:
             return
-        shards = self._folder.names(SHARD)
-        if found.get("format", FORMAT) == FORMAT and _keys_in(self._folder, shards) == {self._key}:
+        there = self._folder.names(shards.SHARD)
+        if found.get("format", shards.FORMAT) == shards.FORMAT and _keys_in(self._folder, there) == {self._key}:
             say(f"{self._folder / KEY}: not what the shards were made by; it is written again")
-        elif found or shards:
+        elif found or there:
             names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
             told = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
             raise StoreError(
@@ -138,13 +126,13 @@ class Writer:
         self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
 
 
-def _keys_in(folder: Folder, shards: Iterable[str]) -> set[str]:
+def _keys_in(folder: Folder, names: Iterable[str]) -> set[str]:
     """Digests of the keys that those of the shards carry that can be read."""
     found = set()
-    for name in shards:
+    for name in names:
         try:
             with folder.open(name) as file:
-                found.add(account_in(file, folder / name)[1])
+                found.add(shards.account_in(file, folder / name)[1])
         except DamagedError:
             continue
     return found
