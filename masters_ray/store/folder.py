@@ -74,8 +74,7 @@ class Folder:
     def read(self, name: str) -> bytes:
         """A file's content."""
         with self.open(name) as file:
-            found: bytes = self._ask("read", name, file.read)
-        return found
+            return bytes(self._ask("read", name, file.read))
 
     def read_object(self, name: str) -> dict[str, Any]:
         """A JSON file's content. Raises DamagedError when it is no JSON object."""
@@ -103,7 +102,8 @@ class Folder:
     def move(self, name: str, into: Folder, new_name: str = "") -> str:
         """Put a file into a directory of the same file system, by default under the name that it has; returns its
         name there."""
-        into._ask("made", "", self.filesystem.create_dir, into._path)
+        if into is not self:
+            into._ask("made", "", self.filesystem.create_dir, into._path)
         self._ask("moved", name, self.filesystem.move, self.path(name), into.path(new_name or name))
         return new_name or name
 

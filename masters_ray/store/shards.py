@@ -257,10 +257,9 @@ def _compare(account: Account, rows: pa.Table, where: Folder) -> None:
 def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
     """Rename what a survey found broken, so that it is made again. Raises StoreError when that cannot be done."""
     opened = Folder(folder)
-    for name, why in broken.items():
-        if name != KEY:  # a writer, who knows what it must be, writes it over
-            kept = f"; what is there is kept as {opened.move(name, opened, name + DAMAGED)}" if opened.has(name) else ""
-            say(f"{why}. It is made again{kept}")
+    for name in sorted(broken.keys() - {KEY}):  # a writer, who knows what the key must be, writes it over
+        kept = f"; what is there is kept as {opened.move(name, opened, name + DAMAGED)}" if opened.has(name) else ""
+        say(f"{broken[name]}. It is made again{kept}")
 
 
 def reopen(folder: Where, broken: Mapping[str, str]) -> None:

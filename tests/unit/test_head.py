@@ -129,8 +129,9 @@ def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
     if every:
         teacher_logits = whole.log().float()
         live = LiveScores(hidden=teacher_logits, weight=torch.eye(teacher), bias=None)
-        _, lived, _ = live_terms(hidden, weight, None, targets, live, logits_bytes=logits_bytes)
+        _, lived, lacking_live = live_terms(hidden, weight, None, targets, live, logits_bytes=logits_bytes)
         assert torch.allclose(lived, found, atol=2e-6), "a live teacher and its stored scores agree"
+        assert torch.allclose(lacking_live, errors, atol=1e-5)
 
 
 @pytest.mark.parametrize("logits_bytes", [2**30, 1], ids=["whole", "single-tokens"])
