@@ -10,6 +10,7 @@ from typing import Any
 from bench import models, sides, timing
 from bench.groups import Question, Task, packed, question
 from bench.memory import allocated, growth
+from masters_ray.engines.hf import PackedTeacher
 from masters_ray.grpo import advantages
 
 Raw = dict[str, Any]
@@ -97,13 +98,13 @@ def matmul_share(repeats: int, width: int) -> Raw:
 
 
 def live_teacher(repeats: int) -> Raw:
-    """A step on stored scores, and the same step after a teacher's forward pass over the same packed batch."""
+    """A step on stored scores, and the same step against a teacher that reads the same packed batch first."""
     ours = sides.Masters(models.build(models.STUDENT))
-    teacher = sides.Teacher(models.build(models.TEACHER, seed=1).eval())
+    teacher = PackedTeacher(models.build(models.TEACHER, seed=1).eval())
     batch = packed([question(ours.model, Task())])
     actions: dict[str, Callable[[], object]] = {
         "stored": lambda: ours.backward(batch),
-        "live": lambda: ours.backward(teacher.score(batch)),
+        "live": lambda: ours.backward(batch, teacher=teacher),
     }
     sizes = {"student": models.parameters(ours.model)[0], "teacher": models.parameters(teacher.model)[0]}
     return {"seconds": timing.in_turn(actions, repeats), "parameters": sizes}

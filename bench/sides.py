@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
-from bench.groups import TOP_K, Question, packed
+from bench.groups import Question, packed
 from bench.models import LOGITS_BYTES
 from masters_ray.batching import micro_batches
 from masters_ray.config import Learner
-from masters_ray.engines.hf import PackedStudent
+from masters_ray.engines.hf import PackedStudent, PackedTeacher
 from masters_ray.grpo import GroupTerms, Objective, group_terms
 from masters_ray.packing import PackedBatch, sequence_tokens
 
@@ -51,41 +49,16 @@ class Masters:
         self.model = model
         self.student = PackedStudent(model, LOGITS_BYTES)
 
-    def backward(self, batch: PackedBatch, jsd_weight: float = 1.0) -> GroupTerms:
-        """All answers of the batch are one group's, however they are packed."""
+    def backward(self, batch: PackedBatch, jsd_weight: float = 1.0, teacher: PackedTeacher | None = None) -> GroupTerms:
+        """All answers of the batch are one group's, however they are packed. teacher: asked in place of the batch's
+        stored scores."""
         self.model.zero_grad(set_to_none=True)
         everything = torch.ones_like(batch.accuracy, dtype=torch.bool)
-        terms = one_question(batch, self.student(batch), everything, jsd_weight)
+        with torch.no_grad():
+            scores = None if teacher is None else teacher(batch)
+        terms = one_question(batch, self.student(batch, scores), everything, jsd_weight)
         terms.loss.backward()
         return terms
-
-
-class Teacher:
-    """A teacher that is asked while the student learns."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self._packed = PackedStudent(model, LOGITS_BYTES)
-        model.lm_head = _WholeVocabulary(model.lm_head.weight)
-
-    @torch.no_grad()
-    def score(self, batch: PackedBatch) -> PackedBatch:
-        """The batch with this teacher's scores in place of the stored ones."""
-        logprobs: Tensor = self._packed(batch)
-        top_logprobs, top_ids = logprobs.topk(TOP_K)
-        left_out = (1 - top_logprobs.exp().sum(-1)).clamp(min=0)
-        return replace(batch, top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
-
-
-class _WholeVocabulary(nn.Module):
-    """An output head that gives log-probabilities of all tokens."""
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, hidden: Tensor, _: PackedBatch) -> Tensor:
-        return linear(hidden, self.weight).log_softmax(-1)
 
 
 class Trl:

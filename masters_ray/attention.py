@@ -14,7 +14,7 @@ Three kernels give the same result; ``kernel_for`` picks by what the device can 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -73,26 +73,11 @@ class Layout:
             for span in self.spans
         )
 
-    def labels(self) -> tuple[Tensor, Tensor]:
-        """For each of [length] tokens its group (padding: −1) and its answer within the group (the prompt: −1)."""
-        group = torch.full((self.length,), -1, dtype=torch.int32)
-        answer = torch.full((self.length,), -1, dtype=torch.int32)
-        for index, span in enumerate(self.spans):
-            group[span.start : span.end] = index
-            start = span.answers_start
-            for number, length in enumerate(span.answers):
-                answer[start : start + length] = number
-                start += length
-        return group, answer
-
     def dense_mask(self, device: torch.device) -> Tensor:
         """bool [length, length]: row sees column. Padding sees itself: no row of a softmax may be empty."""
         if ("dense", device) not in self._masks:
-            group, answer = (labels.to(device) for labels in self.labels())
             place = torch.arange(self.length, device=device)
-            same_group = group[:, None] == group[None, :]
-            visible = (answer[None, :] == -1) | (answer[:, None] == answer[None, :])
-            self._masks["dense", device] = (place[:, None] >= place[None, :]) & same_group & visible
+            self._masks["dense", device] = self._sees(device)(place, place, place[:, None], place[None, :])
         return self._masks["dense", device]
 
     def block_mask(self, device: torch.device) -> Any:
@@ -100,14 +85,25 @@ class Layout:
         if ("flex", device) not in self._masks:
             from torch.nn.attention.flex_attention import create_block_mask
 
-            group, answer = (labels.to(device) for labels in self.labels())
-
-            def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                visible = (answer[key] == -1) | (answer[query] == answer[key])
-                return (query >= key) & (group[query] == group[key]) & visible
-
-            self._masks["flex", device] = create_block_mask(sees, None, None, self.length, self.length, device=device)
+            rule = self._sees(device)
+            self._masks["flex", device] = create_block_mask(rule, None, None, self.length, self.length, device=device)
         return self._masks["flex", device]
+
+    def _sees(self, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """The rule of both masks, on indices of batch, head, query and key."""
+        # Of each token its group (padding: −1), and its answer within the group (the prompt: −1).
+        group, answer = (torch.full((self.length,), -1, dtype=torch.int32) for _ in range(2))
+        for index, span in enumerate(self.spans):
+            group[span.start : span.end] = index
+            lengths = torch.tensor(span.answers)
+            answer[span.answers_start : span.end] = torch.arange(len(lengths)).repeat_interleave(lengths)
+        group, answer = group.to(device), answer.to(device)
+
+        def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            visible = (answer[key] == -1) | (answer[query] == answer[key])
+            return (query >= key) & (group[query] == group[key]) & visible
+
+        return sees
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
@@ -155,7 +151,7 @@ def _flex(compiled: bool) -> Any:
 
 
 class _Blocks(torch.autograd.Function):
-    """The CPU kernel's three calls per group.
+    """The calls of the CPU kernel, joined by their log-sum-exp.
 
     The kernel's backward is right for a part of the keys when it is given the output and the log-sum-exp over all of
     them.
@@ -164,27 +160,22 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
         heads, length, width = query.shape[1:]
-        mixed = query.new_empty(1, length, heads, width)
+        shared = heads // key.shape[1]
+        mixed = query.new_zeros(1, length, heads, width)
         out = mixed.transpose(1, 2)
-        total = query.new_empty((1, heads, length), dtype=torch.promote_types(query.dtype, torch.float32))
-        if layout.padding:
-            out[:, :, -layout.padding :] = 0
-        for span in layout.spans:
-            prompt = slice(span.start, span.answers_start)
-            answers = slice(span.answers_start, span.end)
-            _flash(query, key, value, out, total, prompt, prompt, causal=True, scale=scale)
-            if span.end == span.answers_start:
-                continue
-            _flash(query, key, value, out, total, answers, prompt, causal=False, scale=scale)
-            for rows in _own_blocks(span):
-                k, v = (_for_each_head(rows.of(tensor), heads) for tensor in (key, value))
-                own, own_sum = _KERNEL(rows.of(query), k, v, 0.0, True, scale=scale)
-                before_sum = rows.of(total)
-                joint = torch.logaddexp(before_sum, own_sum)
-                own *= (own_sum - joint).exp_().unsqueeze(-1)
-                own += rows.of(out) * (before_sum - joint).exp_().unsqueeze(-1)
-                rows.put(out, own)
-                rows.put(total, joint)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        total = query.new_full((1, heads, length), -torch.inf, dtype=dtype)
+        for queries, keys, causal in _calls(layout):
+            q = _shared_first(queries.of(query), shared)
+            k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
+            found = _KERNEL(q, k, v, 0.0, causal, scale=scale)
+            part, part_sum = (_shared_last(tensor, shared) for tensor in found)
+            before_sum = queries.of(total)
+            joint = torch.logaddexp(before_sum, part_sum)
+            part *= (part_sum - joint).exp_().unsqueeze(-1)
+            part += queries.of(out) * (before_sum - joint).exp_().unsqueeze(-1)
+            queries.put(out, part)
+            queries.put(total, joint)
         ctx.save_for_backward(query, key, value, mixed, total)
         ctx.layout, ctx.scale = layout, scale
         return mixed
@@ -192,30 +183,16 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         query, key, value, mixed, total = ctx.saved_tensors
-        layout, scale = ctx.layout, ctx.scale
-        state = (gradients[0].transpose(1, 2), query, key, value, mixed.transpose(1, 2), total)
-        grad_query, grad_key, grad_value = (_empty_by_token(tensor) for tensor in (query, key, value))
-        if layout.padding:
-            for gradient in (grad_query, grad_key, grad_value):
-                gradient[:, :, -layout.padding :] = 0
-        for span in layout.spans:
-            prompt = slice(span.start, span.answers_start)
-            answers = slice(span.answers_start, span.end)
-            grad_query[:, :, prompt], grad_k, grad_v = _flash_backward(state, prompt, prompt, causal=True, scale=scale)
-            if span.end > span.answers_start:
-                grad_query[:, :, answers], more_k, more_v = _flash_backward(
-                    state, answers, prompt, causal=False, scale=scale
-                )
-                grad_k += more_k
-                grad_v += more_v
-                for rows in _own_blocks(span):
-                    own_q, own_k, own_v = _own_backward(state, rows, scale)
-                    own_q += rows.of(grad_query)
-                    rows.put(grad_query, own_q)
-                    rows.put(grad_key, own_k)
-                    rows.put(grad_value, own_v)
-            grad_key[:, :, prompt] = grad_k
-            grad_value[:, :, prompt] = grad_v
+        shared = query.shape[1] // key.shape[1]
+        of_queries = (gradients[0].transpose(1, 2), query, mixed.transpose(1, 2), total)
+        grad_query, grad_key, grad_value = (_zeros_by_token(tensor) for tensor in (query, key, value))
+        for queries, keys, causal in _calls(ctx.layout):
+            given, q, out, sums = (_shared_first(queries.of(tensor), shared) for tensor in of_queries)
+            k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
+            grad_q, grad_k, grad_v = _KERNEL_BACKWARD(given, q, k, v, out, sums, 0.0, causal, scale=ctx.scale)
+            queries.add(grad_query, _shared_last(grad_q, shared))
+            keys.add(grad_key, _added_up(grad_k, shared))
+            keys.add(grad_value, _added_up(grad_v, shared))
         return grad_query, grad_key, grad_value, None, None
 
 
@@ -223,88 +200,18 @@ _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    total: Tensor,
-    rows: slice,
-    columns: slice,
-    *,
-    causal: bool,
-    scale: float,
-) -> None:
-    """Fill ``rows`` of out and total with attention to ``columns``. No key is repeated in memory: the query heads that
-    share a key head lie on the batch axis."""
-    q, o, t = (_by_key_head(tensor[:, :, rows], key.shape[1]) for tensor in (query, out, total))
-    k, v = (tensor[:, :, columns].expand(q.shape[0], -1, -1, -1) for tensor in (key, value))
-    mixed, sums = _KERNEL(q, k, v, 0.0, causal, scale=scale)
-    o.copy_(mixed)
-    t.copy_(sums)
-
-
-def _flash_backward(
-    state: tuple[Tensor, ...], rows: slice, columns: slice, *, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the queries in ``rows`` and of the keys and values in ``columns``."""
-    given, query, key, value, out, total = state
-    g, q, o, t = (_by_key_head(tensor[:, :, rows], key.shape[1]) for tensor in (given, query, out, total))
-    k, v = (tensor[:, :, columns].expand(q.shape[0], -1, -1, -1) for tensor in (key, value))
-    grad_q, grad_k, grad_v = _KERNEL_BACKWARD(g, q, k, v, o, t, 0.0, causal, scale=scale)
-    return (
-        grad_q.transpose(0, 1).reshape(1, *query.shape[1:2], *grad_q.shape[2:]),
-        _add_up(grad_k).unsqueeze(0),
-        _add_up(grad_v).unsqueeze(0),
-    )
-
-
-def _own_backward(state: tuple[Tensor, ...], rows: _Rows, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients, in the shape of ``rows.of``, of answers that attend to themselves."""
-    given, query, key, value, out, total = state
-    k, v = (_for_each_head(rows.of(tensor), query.shape[1]) for tensor in (key, value))
-    g, q, o, t = (rows.of(tensor) for tensor in (given, query, out, total))
-    grad_q, grad_k, grad_v = _KERNEL_BACKWARD(g, q, k, v, o, t, 0.0, True, scale=scale)
-    grad_k, grad_v = (_add_up(part.unflatten(1, (key.shape[1], -1)).movedim(2, 0)) for part in (grad_k, grad_v))
-    return grad_q, grad_k, grad_v
-
-
-def _by_key_head(tensor: Tensor, key_heads: int) -> Tensor:
-    """[1, heads, length, …] → a view [heads per key head, key heads, length, …]."""
-    return tensor.unflatten(1, (key_heads, -1)).squeeze(0).transpose(0, 1)
-
-
-def _for_each_head(tensor: Tensor, heads: int) -> Tensor:
-    """[answers, key heads, …] → [answers, heads, …]"""
-    shared = heads // tensor.shape[1]
-    return tensor.unsqueeze(2).expand(-1, -1, shared, -1, -1).flatten(1, 2) if shared > 1 else tensor
-
-
-def _empty_by_token(tensor: Tensor) -> Tensor:
-    """[1, heads, length, width], uninitialised, laid out token by token as projections want it."""
-    return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-
-
-def _add_up(parts: Tensor) -> Tensor:
-    """The sum over the first axis, written into its first entry."""
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
-    return total
-
-
 @dataclass(frozen=True)
 class _Rows:
-    """Answers of one group that are attended in one call, padded at their ends to the longest."""
+    """Stretches of tokens that follow one another, taken as a batch, padded at their ends to the longest."""
 
     start: int
     lengths: tuple[int, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """[1, heads, length, …] → [answers, heads, longest, …]; padding is zero, and without any it is a view."""
-        part = tensor[0, :, self.start : self.start + sum(self.lengths)]
+        """[1, heads, length, …] → [stretches, heads, longest, …]; padding is zero, and without any it is a view."""
         if len(set(self.lengths)) == 1:
-            return part.unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
+            return self._batch(tensor)
+        part = self._part(tensor)
         rows = part.new_zeros(len(self.lengths), part.shape[0], max(self.lengths), *part.shape[2:])
         for row, piece in zip(rows, part.split(self.lengths, 1), strict=True):
             row[:, : piece.shape[1]] = piece
@@ -312,21 +219,76 @@ class _Rows:
 
     def put(self, tensor: Tensor, rows: Tensor) -> None:
         """The reverse of ``of``, written into ``tensor``."""
-        part = tensor[0, :, self.start : self.start + sum(self.lengths)]
+        for place, row in self._places(tensor, rows):
+            place.copy_(row)
+
+    def add(self, tensor: Tensor, rows: Tensor) -> None:
+        """The same, added to what is there."""
+        for place, row in self._places(tensor, rows):
+            place.add_(row)
+
+    def _places(self, tensor: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(view of ``tensor``, what belongs there)"""
         if len(set(self.lengths)) == 1:
-            part.unflatten(1, (len(self.lengths), -1)).transpose(0, 1).copy_(rows)
+            yield self._batch(tensor), rows
             return
-        for row, piece in zip(rows, part.split(self.lengths, 1), strict=True):
-            piece.copy_(row[:, : piece.shape[1]])
+        for row, piece in zip(rows, self._part(tensor).split(self.lengths, 1), strict=True):
+            yield piece, row[:, : piece.shape[1]]
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        return tensor[0, :, self.start : self.start + sum(self.lengths)]
+
+    def _batch(self, tensor: Tensor) -> Tensor:
+        return self._part(tensor).unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
 
 
-def _own_blocks(span: Span) -> Iterator[_Rows]:
-    """All answers at once, or one by one where padding them would cost too much."""
-    lengths = tuple(length for length in span.answers if length)
-    if max(lengths) * len(lengths) <= _MOST_PADDING * sum(lengths):
-        yield _Rows(span.answers_start, lengths)
-        return
-    start = span.answers_start
-    for length in lengths:
-        yield _Rows(start, (length,))
-        start += length
+def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
+    """(queries, keys, whether a query sees only the keys up to its place) of each call: every prompt against itself,
+    its answers against it, and each answer against itself. Answers go together unless padding them would cost too
+    much."""
+    for span in layout.spans:
+        prompt, lengths = _Rows(span.start, (span.prompt,)), tuple(length for length in span.answers if length)
+        yield prompt, prompt, True
+        if not lengths:
+            continue
+        yield _Rows(span.answers_start, (sum(lengths),)), prompt, False
+        if max(lengths) * len(lengths) <= _MOST_PADDING * sum(lengths):
+            together = _Rows(span.answers_start, lengths)
+            yield together, together, True
+            continue
+        start = span.answers_start
+        for length in lengths:
+            alone = _Rows(start, (length,))
+            yield alone, alone, True
+            start += length
+
+
+# Query heads that share a key head lie on the batch axis, so that no key is repeated in memory for a single stretch.
+
+
+def _shared_first(rows: Tensor, shared: int) -> Tensor:
+    """[rows, heads, …] → [shared · rows, key heads, …]"""
+    return rows.unflatten(1, (-1, shared)).movedim(2, 0).flatten(0, 1)
+
+
+def _shared_last(rows: Tensor, shared: int) -> Tensor:
+    """The reverse."""
+    return rows.unflatten(0, (shared, -1)).movedim(0, 2).flatten(1, 2)
+
+
+def _repeated(rows: Tensor, shared: int) -> Tensor:
+    """[rows, key heads, …] → [shared · rows, key heads, …]"""
+    return rows.expand(shared, *rows.shape).flatten(0, 1)
+
+
+def _added_up(rows: Tensor, shared: int) -> Tensor:
+    """The sum over what ``_repeated`` gave, in place."""
+    total, *others = rows.unflatten(0, (shared, -1))
+    for other in others:
+        total += other
+    return total
+
+
+def _zeros_by_token(tensor: Tensor) -> Tensor:
+    """[1, heads, length, width], laid out token by token as projections want it."""
+    return torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

@@ -139,9 +139,9 @@ def group_terms(
     answers, each belonging to answer ``answer_of`` (0 … G−1); accuracy, reasoning: [G]. The advantages come from R_acc
     + alpha · R_distill + rho · R_rea, detached. tokens_per_group: answer tokens of the step over its groups, by which
     token sums are divided when every token weighs the same. cut: bool [G], answers that were cut; default: none.
-    behaviour_logprobs: [tokens], of an older student that
-    wrote the answers in an online iteration, to which the ratio is taken and clipped (eq. 9); default: the ratio of the
-    first update is 1 (eq. 11). old: of the first update on this group; default: this is the first.
+    behaviour_logprobs: [tokens], of an older student that wrote the answers in an online iteration, to which the ratio
+    is taken and clipped (eq. 9); default: the ratio of the first update is 1 (eq. 11). old: of the first update on this
+    group; default: this is the first.
     """
     answers = accuracy.shape[0]
 
@@ -155,11 +155,10 @@ def group_terms(
     if cut is not None and objective.cut_answers == "zero":
         accuracy, reasoning = accuracy.masked_fill(cut, 0.0), reasoning.masked_fill(cut, 0.0)
     if old is None:
-        rewards = accuracy + objective.alpha * distillation + objective.rho * reasoning
-        before = new_logprobs.detach() if behaviour_logprobs is None else behaviour_logprobs
-        relative = advantages(rewards)
+        relative = advantages(accuracy + objective.alpha * distillation + objective.rho * reasoning)
         if cut is not None and objective.cut_answers == "mask":
             relative = relative.masked_fill(cut, 0.0)
+        before = new_logprobs.detach() if behaviour_logprobs is None else behaviour_logprobs
         old = OldPolicy(logprobs=before, advantages=relative)
     advantage = old.advantages[answer_of]
     ratio = (new_logprobs - old.logprobs).exp()

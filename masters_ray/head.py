@@ -103,14 +103,13 @@ class _AnswerTerms(torch.autograd.Function):
         mean_slope = (student * slope).sum(-1, keepdim=True)
         everywhere = for_divergence * (slope[:, -1:] - mean_slope) - for_logprobs
         at_top = (for_divergence * (slope[:, :-1] - mean_slope) - for_logprobs) * student[:, :-1]
-        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
+        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.full_like(bias, torch.nan) if needs_bias else None
+        grad_bias = torch.zeros(len(weight), device=hidden.device) if needs_bias else None
         tiles: _Tiles = ctx.tiles
         for columns in tiles.columns():
             here = None if grad_weight is None else grad_weight[columns].float()  # float32: the gradient itself
-            here_bias = torch.zeros(columns.stop - columns.start, device=hidden.device)
             for rows in tiles.rows():
                 if ctx.kept is not None:
                     slopes, ctx.kept = ctx.kept, None
@@ -118,19 +117,16 @@ class _AnswerTerms(torch.autograd.Function):
                     slopes = _logits(hidden[rows], weight, bias, columns).sub_(log_total[rows]).exp_()
                 slopes *= everywhere[rows]
                 _scatter(slopes, wanted[rows], columns, at_top[rows], for_logprobs[rows])
-                if needs_bias:
-                    here_bias += slopes.sum(0)
+                if grad_bias is not None:
+                    grad_bias[columns] += slopes.sum(0)
                 slopes = slopes.to(weight.dtype)
-                if grad_hidden is not None:
-                    _add_product(grad_hidden[rows], slopes, weight[columns])
+                _add_product(grad_hidden[rows], slopes, weight[columns])
                 if here is not None:
                     _add_product(here, slopes.T, hidden[rows])
             if grad_weight is not None and here is not None and here.dtype != grad_weight.dtype:
                 grad_weight[columns] = here
-            if grad_bias is not None:
-                grad_bias[columns] = here_bias
-        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None, None
 
 
 class _Tiles:
@@ -138,11 +134,10 @@ class _Tiles:
 
     def __init__(self, tokens: int, vocabulary: int, logits_bytes: int, device: torch.device) -> None:
         self._tokens, self._vocabulary = tokens, vocabulary
+        self._rows, self._columns = tokens, vocabulary
         self.single = 4 * tokens * vocabulary <= logits_bytes
-        cells = (min(logits_bytes, _CPU_TILE_BYTES) if device.type == "cpu" else logits_bytes) // 4
-        if self.single:
-            self._rows, self._columns = tokens, vocabulary
-        else:
+        if not self.single:
+            cells = (min(logits_bytes, _CPU_TILE_BYTES) if device.type == "cpu" else logits_bytes) // 4
             self._columns = min(vocabulary, max(_LEAST_COLUMNS, cells // max(1, tokens)))
             self._rows = max(1, cells // self._columns)
 

@@ -41,21 +41,10 @@ def live_terms(
     two vocabularies are padded to different widths, the common part is compared, and the rest of each as one outcome.
     logits_bytes: about how much is held at a time. The first two are differentiable in hidden, weight and bias.
     """
-    widest = max(len(weight), len(teacher.weight))
-    rows = max(1, logits_bytes // (4 * _BUFFERS * widest))
+    rows = max(1, logits_bytes // (4 * _BUFFERS * max(len(weight), len(teacher.weight))))
     found = [
-        checkpoint(
-            _terms,
-            hidden[start : start + rows],
-            weight,
-            bias,
-            targets[start : start + rows],
-            teacher.hidden[start : start + rows],
-            teacher.weight,
-            teacher.bias,
-            use_reentrant=False,
-        )
-        for start in range(0, len(targets), rows)
+        checkpoint(_terms, *states, weight, bias, teacher.weight, teacher.bias, use_reentrant=False)
+        for states in zip(hidden.split(rows), targets.split(rows), teacher.hidden.split(rows), strict=True)
     ]
     logprobs, divergences, errors = zip(*found, strict=True)
     return torch.cat(logprobs), torch.cat(divergences), torch.cat(errors)
@@ -63,10 +52,10 @@ def live_terms(
 
 def _terms(
     hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
     targets: Tensor,
     teacher_hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     teacher_weight: Tensor,
     teacher_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:

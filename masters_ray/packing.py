@@ -11,7 +11,7 @@ sequences. The last token of an answer is only predicted, never read, so it is n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from masters_ray.attention import Layout, Span
 from masters_ray.errors import UnreadableRowError
-from masters_ray.records import RolloutGroup, ScoredAnswer
+from masters_ray.records import RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,9 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, Tensor):
-                moved[entry.name] = value.to(device, non_blocking=True)
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         vision = {name: value.to(device, non_blocking=True) for name, value in self.vision.items()}
         return replace(self, vision=vision, **moved)
 
@@ -106,55 +104,52 @@ def pack(
     spans: list[Span] = []
     start = 0
     for group, prompt in zip(groups, prompts, strict=True):
-        answers = [torch.tensor(answer.judged.answer.token_ids) for answer in group.answers]
-        span = Span(start=start, prompt=len(prompt.input_ids), answers=tuple(len(answer) - 1 for answer in answers))
+        read = tuple(len(answer.judged.answer.token_ids) - 1 for answer in group.answers)
+        span = Span(start=start, prompt=len(prompt.input_ids), answers=read)
+        spans.append(span)
         input_ids.append(prompt.input_ids)
         positions.append(prompt.positions)
-        at = span.answers_start
-        for answer, read in zip(answers, span.answers, strict=True):
-            input_ids.append(answer[:-1])
-            following = prompt.positions.max() + 1 + torch.arange(read)
-            positions.append(following.expand(prompt.positions.shape[0], read))
-            predict_at += [torch.tensor([span.answers_start - 1]), torch.arange(at, at + read)]
-            at += read
-        spans.append(span)
-        start = span.end
+        after, start = prompt.positions.max() + 1, span.answers_start
+        for answer, length in zip(group.answers, read, strict=True):
+            input_ids.append(torch.tensor(answer.judged.answer.token_ids[:-1], dtype=torch.long))
+            positions.append((after + torch.arange(length)).expand(len(prompt.positions), length))
+            predict_at += [torch.tensor([span.answers_start - 1]), torch.arange(start, start + length)]
+            start += length
     padding = -start % multiple_of
     input_ids.append(torch.full((padding,), pad_id))
-    positions.append(torch.zeros((positions[0].shape[0], padding), dtype=torch.long))
-    everything = [answer for group in groups for answer in group.answers]
-    tokens = torch.tensor([len(answer.judged.answer.token_ids) for answer in everything])
+    positions.append(torch.zeros((len(positions[0]), padding), dtype=torch.long))
+    answers = [answer for group in groups for answer in group.answers]
+    judged = [answer.judged for answer in answers]
+    tokens = torch.tensor([len(one.answer.token_ids) for one in judged])
+    pictured = {name: None for prompt in prompts for name in prompt.vision}
     return PackedBatch(
         input_ids=torch.cat(input_ids),
         positions=torch.cat(positions, dim=1),
         layout=Layout(spans=tuple(spans), length=start + padding),
-        vision={
-            name: torch.cat([prompt.vision[name] for prompt in prompts if name in prompt.vision])
-            for name in {name: None for prompt in prompts for name in prompt.vision}
-        },
+        vision={name: torch.cat([one.vision[name] for one in prompts if name in one.vision]) for name in pictured},
         predict_at=torch.cat(predict_at),
-        targets=torch.tensor([token for answer in everything for token in answer.judged.answer.token_ids]),
+        targets=torch.tensor([token for one in judged for token in one.answer.token_ids]),
         answer_of=torch.repeat_interleave(tokens),
         group_of=torch.repeat_interleave(torch.tensor([len(group.answers) for group in groups])),
-        accuracy=torch.tensor([float(answer.judged.accuracy or 0) for answer in everything]),
-        reasoning=torch.tensor([float(answer.judged.reasoning or 0) for answer in everything]),
-        cut=torch.tensor([answer.judged.answer.finish == "length" for answer in everything]),
-        reference_logprobs=_join([answer.reference_logprobs for answer in everything]),
-        behaviour_logprobs=_join([_of_writer(answer) for answer in everything]),
-        fresh=torch.tensor([answer.behaviour_logprobs is not None for answer in everything]),
-        top_ids=_join([answer.teacher.top_ids for answer in everything]).long(),
-        top_logprobs=_join([answer.teacher.top_logprobs for answer in everything]),
-        left_out=_join([answer.teacher.left_out for answer in everything]),
+        accuracy=torch.tensor([float(one.accuracy or 0) for one in judged]),
+        reasoning=torch.tensor([float(one.reasoning or 0) for one in judged]),
+        cut=torch.tensor([one.answer.finish == "length" for one in judged]),
+        reference_logprobs=_joined([one.reference_logprobs for one in answers]),
+        behaviour_logprobs=_joined(
+            [
+                np.zeros_like(one.reference_logprobs) if one.behaviour_logprobs is None else one.behaviour_logprobs
+                for one in answers
+            ]
+        ),
+        fresh=torch.tensor([one.behaviour_logprobs is not None for one in answers]),
+        top_ids=_joined([one.teacher.top_ids for one in answers]).long(),
+        top_logprobs=_joined([one.teacher.top_logprobs for one in answers]),
+        left_out=_joined([one.teacher.left_out for one in answers]),
     )
 
 
-def _join(arrays: Sequence[np.ndarray]) -> Tensor:
+def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
-
-
-def _of_writer(answer: ScoredAnswer) -> np.ndarray:
-    known = answer.behaviour_logprobs
-    return np.zeros_like(answer.reference_logprobs) if known is None else known
 
 
 def unreadable(group: RolloutGroup, reason: object) -> UnreadableRowError:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from masters_ray import schedule
+from masters_ray import schedule, store
 from masters_ray.records import (
     Answer,
     Finish,
     JudgedAnswer,
     Picture,
     Problem,
+    Rejected,
     RolloutGroup,
     ScoredAnswer,
     Source,
@@ -95,6 +97,19 @@ def group(
         teacher_digest="t" * 64,
         student_digest="s" * 64,
     )
+
+
+def account(*groups: RolloutGroup, rejected: dict[int, Rejected] | None = None) -> store.Account:
+    """Of a shard of these groups' questions, some of which may have been set aside."""
+    return store.Account(asked={one.position: one.problem.digest for one in groups}, rejected=rejected or {}, noted={})
+
+
+def written(folder: store.Where, key: Mapping[str, Any], *shards: Sequence[RolloutGroup]) -> store.Writer:
+    """The writer of a store, which goes on with what is there, when it has added these shards."""
+    writer = store.Writer(folder, key)
+    for groups in shards:
+        writer.write(store.table_of(groups), account(*groups))
+    return writer
 
 
 def iterations(stages: Sequence[int], groups_per_step: int, online_fraction: float = 0.0) -> tuple[Iteration, ...]:

@@ -23,7 +23,7 @@ from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import all_marks, digest_of
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, RolloutGroup
-from masters_ray.store.account import SHARD
+from masters_ray.store import SHARD
 
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,10 +10,11 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 from pyarrow import fs
 
-from masters_ray.errors import StoreError, masked
+from masters_ray.errors import DamagedError, StoreError, masked
 
 _LEFTOVER = ".tmp"
-_ASIDE = ".damaged"
+DAMAGED = ".damaged"
+"""How the names of files end that were set aside; nothing lists them."""
 
 
 class Folder:
@@ -22,6 +24,8 @@ class Folder:
     ``file:///…``; keys and regions come from the environment, as for all programs that use these. An object store
     shows an object only when all of it has arrived; on a disk a file is written under another name, flushed to the
     device and renamed.
+
+    Every method raises StoreError, which names the file, when the place refuses what is asked.
     """
 
     def __init__(self, where: Where, filesystem: Any = None) -> None:
@@ -33,20 +37,9 @@ class Folder:
         if isinstance(where, Folder):
             self.filesystem, self._path = where.filesystem, where._path
         elif filesystem is not None:
-            self.filesystem, self._path = filesystem, str(where)
-        elif "://" in str(where):
-            if (shown := masked(str(where))) != str(where):
-                raise StoreError(
-                    f"{shown}: expected an address without credentials. Leave them to the environment, such as "
-                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-                )
-            try:
-                self.filesystem, self._path = fs.FileSystem.from_uri(str(where))
-            except (pa.ArrowException, OSError) as error:
-                raise StoreError(
-                    f"{where}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder "
-                    f"({error})"
-                ) from error
+            self.filesystem, self._path = filesystem, self._name
+        elif "://" in self._name:
+            self.filesystem, self._path = _at_address(self._name)
         else:
             self.filesystem, self._path = fs.LocalFileSystem(), str(Path(where).absolute())
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
@@ -55,7 +48,7 @@ class Folder:
         return self._name
 
     def __truediv__(self, name: str) -> Folder:
-        child = Folder(f"{self._path.rstrip('/')}/{name}", self.filesystem)
+        child = Folder(self.path(name), self.filesystem)
         child._name = f"{self._name.rstrip('/')}/{name}"
         return child
 
@@ -72,61 +65,54 @@ class Folder:
     def names(self, beginning: str = "") -> list[str]:
         """Files whose name begins so, sorted; none when the directory is not there."""
         found = [name for name, is_file in self._entries() if is_file]
-        return sorted(name for name in found if name.startswith(beginning) and not name.endswith((_LEFTOVER, _ASIDE)))
+        return sorted(name for name in found if name.startswith(beginning) and not name.endswith((_LEFTOVER, DAMAGED)))
 
     def folders(self) -> list[str]:
         """Directories in it, sorted."""
         return sorted(name for name, is_file in self._entries() if not is_file)
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises StoreError when it cannot be read."""
+        """A file's content."""
         with self.open(name) as file:
-            found: bytes = self._ask("read", name, file.read)
+            return bytes(self._ask("read", name, file.read))
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """A JSON file's content. Raises DamagedError when it is no JSON object."""
+        try:
+            found = json.loads(self.read(name))
+        except ValueError as error:
+            raise DamagedError(f"{self / name}: not as it was written: not JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise DamagedError(f"{self / name}: not as it was written: it is no JSON object")
         return found
 
     def open(self, name: str) -> Any:
-        """A file for reading at any place. Raises StoreError when it cannot be read."""
+        """A file for reading at any place."""
         opener = pa.OSFile if self.on_disk else self.filesystem.open_input_file
         return self._ask("read", name, opener, self.path(name))
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """A whole file, in place of one of the same name. Raises StoreError when it cannot be written."""
-        path = self.path(name)
-
-        def put() -> None:
-            if not self.on_disk:
-                with self.filesystem.open_output_stream(path) as file:
-                    file.write(content)
-                return
-            Path(self._path).mkdir(parents=True, exist_ok=True)
-            with Path(path + _LEFTOVER).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(path + _LEFTOVER).replace(path)
-
-        self._ask("written", name, put)
+        """A whole file, in place of one of the same name."""
+        self._ask("written", name, self._put, self.path(name), content)
 
     def remove(self, name: str) -> None:
-        """Delete a file. Raises StoreError when it cannot be."""
+        """Delete a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
-    def set_aside(self, name: str) -> str:
-        """Give a file that is damaged another name, which ``names`` does not list; returns it. Raises StoreError."""
-        self._ask("set aside", name, self.filesystem.move, self.path(name), self.path(name + _ASIDE))
-        return name + _ASIDE
-
-    def move(self, name: str, into: Folder) -> None:
-        """Put a file into a directory of the same file system. Raises StoreError when it cannot be."""
-        into._ask("made", "", self.filesystem.create_dir, into._path)
-        self._ask("moved", name, self.filesystem.move, self.path(name), into.path(name))
+    def move(self, name: str, into: Folder, new_name: str = "") -> str:
+        """Put a file into a directory of the same file system, by default under the name that it has; returns its
+        name there."""
+        if into is not self:
+            into._ask("made", "", self.filesystem.create_dir, into._path)
+        self._ask("moved", name, self.filesystem.move, self.path(name), into.path(new_name or name))
+        return new_name or name
 
     def remove_folder(self, name: str) -> None:
-        """Delete a directory with all that is in it. Raises StoreError when it cannot be."""
+        """Delete a directory with all that is in it."""
         self._ask("deleted", name, self.filesystem.delete_dir, self.path(name))
 
     def try_out(self) -> None:
-        """Raises StoreError when no file can be written and removed here."""
+        """Write a file and remove it."""
         self.write("tried", b"")
         self.remove("tried")
 
@@ -135,6 +121,18 @@ class Folder:
         if self.on_disk:
             for leftover in Path(self._path).glob(f"*{_LEFTOVER}"):
                 leftover.unlink()
+
+    def _put(self, path: str, content: bytes | pa.Buffer) -> None:
+        if not self.on_disk:
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        Path(self._path).mkdir(parents=True, exist_ok=True)
+        with Path(path + _LEFTOVER).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(path + _LEFTOVER).replace(path)
 
     def _entries(self) -> list[tuple[str, bool]]:
         """(name, whether it is a file) of all that is in it."""
@@ -158,3 +156,19 @@ class Folder:
 
 Where: TypeAlias = str | Path | Folder
 """What names a store."""
+
+
+def _at_address(address: str) -> tuple[Any, str]:
+    """The file system, and the path in it."""
+    if (shown := masked(address)) != address:
+        raise StoreError(
+            f"{shown}: expected an address without credentials. Leave them to the environment, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    try:
+        found: tuple[Any, str] = fs.FileSystem.from_uri(address)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"{address}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
+        ) from error
+    return found

@@ -11,13 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters_ray.errors import DamagedError
-from masters_ray.store.account import read_accounts
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.manifest import read_key, read_manifest
-from masters_ray.store.rows import scores
-from masters_ray.store.survey import survey
-
-_SCORES = ("top_gaps", "top_roots", "left_out_roots")
+from masters_ray.store.reading import read_shard
+from masters_ray.store.rows import groups, scores
+from masters_ray.store.shards import read_accounts, read_key, read_manifest, survey
 
 
 def inspect(folder: Where) -> Iterator[str]:
@@ -36,10 +33,10 @@ def verify(folder: Where) -> Iterator[str]:
     StoreError when the directory holds no store."""
     read_key(folder)
     finished = read_manifest(folder) is not None
-    found = survey(folder, decoded=True)
+    found = survey(folder)
     if found.broken:
         raise DamagedError("\n".join(found.broken.values()))
-    rows = sum(account.rows for account in found.accounts.values())
+    rows = sum(len(groups(read_shard(folder, name))) for name in found.accounts)
     yield f"{folder}: {len(found.accounts)} shards, {rows} rows, all read{'' if finished else '; not finished'}"
 
 
@@ -48,42 +45,39 @@ def stats(folder: Where) -> Iterator[str]:
     directory holds no store, or a damaged one."""
     read_key(folder)
     accounts = read_accounts(folder)
-    reasons = Counter(one.reason for account in accounts.values() for one in account.rejected.values())
-    sizes: Counter[str] = Counter()
-    answers, rows, tokens, left_out = Counter[str](), 0, 0, 0.0
-    right, cut = Counter[str](), Counter[str]()
+    sizes, answers, right, cut = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    rows, tokens, left_out = 0, 0, 0.0
     for name in accounts:
-        content = pq.ParquetFile(pa.BufferReader(Folder(folder).read(name)))
-        rows += content.metadata.num_rows
-        sizes.update(_sizes(content.metadata))
-        flat = content.read(columns=["answers"], use_threads=False)["answers"].combine_chunks().flatten()
+        file = pq.ParquetFile(pa.BufferReader(Folder(folder).read(name)))
+        rows += file.metadata.num_rows
+        sizes.update(_sizes(file.metadata))
+        flat = file.read(columns=["answers"], use_threads=False)["answers"].combine_chunks().flatten()
         found = scores(flat)
         tokens += len(found.left_out)
         left_out += float(found.left_out.sum())
-        sources = flat.field("source").to_pylist()
-        answers.update(sources)
-        right.update(source for source, one in zip(sources, flat.field("accuracy").to_pylist(), strict=True) if one)
-        cut.update(
-            source for source, one in zip(sources, flat.field("finish").to_pylist(), strict=True) if one == "length"
-        )
+        kept = pa.RecordBatch.from_struct_array(flat).select(["source", "accuracy", "finish"]).to_pylist()
+        answers.update(one["source"] for one in kept)
+        right.update(one["source"] for one in kept if one["accuracy"])
+        cut.update(one["source"] for one in kept if one["finish"] == "length")
     yield f"{rows} rows, {sum(answers.values())} answers, {tokens} answer tokens"
     for source, count in sorted(answers.items()):
         yield f"  {source}: {count} answers, {right[source] / count:.1%} right, {cut[source] / count:.1%} cut"
     if tokens:
-        stored = sum(sizes[name] for name in _SCORES)
+        stored = sizes["top_gaps"] + sizes["top_roots"] + sizes["left_out_roots"]
         yield f"teacher scores: {stored / tokens:.1f} bytes per token, mass outside the top k {left_out / tokens:.2%}"
     for name, size in sizes.most_common():
         yield f"  {name}: {size} bytes"
+    reasons = Counter(one.reason for account in accounts.values() for one in account.rejected.values())
     for reason, count in reasons.most_common():
         yield f"set aside, {count}: {reason}"
 
 
-def _sizes(metadata: Any) -> dict[str, int]:
+def _sizes(metadata: Any) -> Counter[str]:
     """Compressed bytes of each column, those of an answer by their own names."""
-    sizes: Counter[str] = Counter()
+    sizes = Counter[str]()
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             column = metadata.row_group(group).column(index)
             names = [name for name in column.path_in_schema.split(".") if name not in ("list", "element")]
             sizes[names[-1]] += column.total_compressed_size
-    return dict(sizes)
+    return sizes

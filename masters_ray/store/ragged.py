@@ -14,7 +14,7 @@ class Ragged:
     stored, without an object per answer.
 
     Example: answers of 2 and 1 tokens have ``lengths=[2, 1]`` and columns of 3 rows; ``take([1, 0])`` has the last row
-    first.
+    first. Without answers there are no columns.
     """
 
     lengths: np.ndarray
@@ -24,21 +24,22 @@ class Ragged:
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
-        """All answers of all parts, in their order; parts without answers do not count."""
+        """All answers of all parts, in their order."""
         filled = [part for part in parts if len(part.lengths)]
-        if len(filled) == 1:
-            return filled[0]
-        if not filled:
-            return cls(lengths=np.empty(0, np.int64), columns={})
+        if len(filled) < 2:
+            return filled[0] if filled else NO_ANSWERS
         columns = {name: np.concatenate([part.columns[name] for part in filled]) for name in filled[0].columns}
         return cls(lengths=np.concatenate([part.lengths for part in filled]), columns=columns)
 
     def take(self, answers: Sequence[int]) -> Ragged:
         """These answers, in this order; one may come twice."""
         if not len(answers):
-            return Ragged(lengths=np.empty(0, np.int64), columns={})
+            return NO_ANSWERS
         starts = np.cumsum(self.lengths) - self.lengths
         lengths = self.lengths[answers]
         begin = np.cumsum(lengths) - lengths
         rows = np.repeat(starts[answers] - begin, lengths) + np.arange(int(lengths.sum()))
         return Ragged(lengths=lengths, columns={name: column[rows] for name, column in self.columns.items()})
+
+
+NO_ANSWERS = Ragged(lengths=np.empty(0, np.int64), columns={})

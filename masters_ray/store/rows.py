@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from masters_ray.errors import DamagedError, StoreError
+from masters_ray.errors import StoreError
 from masters_ray.records import (
     Answer,
     JudgedAnswer,
@@ -23,7 +23,7 @@ from masters_ray.records import (
     TokenScores,
 )
 from masters_ray.store import codec
-from masters_ray.store.ragged import Ragged
+from masters_ray.store.ragged import NO_ANSWERS, Ragged
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:
@@ -34,7 +34,7 @@ def _list(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_field("element", kind))  # a list whose elements may be missing is read half as fast
 
 
-_ANSWER = pa.struct(
+_WRITTEN = pa.schema(
     [
         _field("source", pa.string()),
         _field("text", pa.string()),
@@ -43,6 +43,10 @@ _ANSWER = pa.struct(
         _field("accuracy", pa.int8()),
         _field("verdict", pa.string()),
         _field("reasoning", pa.int8()),  # −1: nobody was asked
+    ]
+)
+_SCORES = pa.schema(
+    [
         # The teacher's top k at each token, as codec.encode makes them; tokens × k, token by token.
         _field("top_gaps", _list(pa.uint32())),
         _field("top_roots", _list(pa.uint16())),
@@ -52,11 +56,7 @@ _ANSWER = pa.struct(
         _field("behaviour_logprobs", _list(pa.float32())),
     ]
 )
-_PLAIN = ("source", "text", "finish", "accuracy", "verdict", "reasoning")
-OWN = "own_logprobs"
-"""Column of a Ragged with a student's log-probabilities."""
-_NOT_ASKED = -1
-_BEFORE_TRAINING = -1
+_ANSWER = pa.struct([*_WRITTEN, *_SCORES])
 # One of path and data: by reference, or the encoded bytes.
 _PICTURE = pa.struct([pa.field("path", pa.string()), pa.field("data", pa.binary()), pa.field("digest", pa.string())])
 SCHEMA = pa.schema(
@@ -77,12 +77,16 @@ SCHEMA = pa.schema(
         _field("version", pa.int32()),  # −1: written before training
     ]
 )
-_BY_BYTES = ("top_gaps", "top_roots", "left_out_roots", "reference_logprobs", "behaviour_logprobs")
+_ANSWERS = SCHEMA.get_field_index("answers")
+_NONE = -1
+"""In place of None."""
+OWN = "own_logprobs"
+"""Column of a Ragged with a student's log-probabilities."""
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
     # Numbers that differ in their low bytes only: byte by byte the high ones compress to nothing.
-    "column_encoding": {f"answers.list.element.{name}.list.element": "BYTE_STREAM_SPLIT" for name in _BY_BYTES},
+    "column_encoding": {f"answers.list.element.{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SCORES.names},
     "use_dictionary": [
         *("teacher_digest", "student_digest", "kind"),
         *("answers.list.element.source", "answers.list.element.finish"),
@@ -91,20 +95,6 @@ PARQUET: dict[str, Any] = {
     "write_page_checksum": True,
 }
 """How a table of SCHEMA is written: options of ``pyarrow.parquet.write_table``."""
-
-
-def table_in(
-    content: bytes | pa.Buffer | pa.NativeFile, file: object, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """The table that a file written with PARQUET holds, or these columns of it. Raises DamagedError, which names the
-    file, when a byte of the table is not as it was written."""
-    source = content if isinstance(content, pa.NativeFile) else pa.BufferReader(content)
-    try:
-        # Without Arrow's threads: a process that ends while they do is aborted now and then, and a shard is small.
-        return pq.ParquetFile(source, page_checksum_verification=True).read(columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        told = " ".join(str(error).split())
-        raise DamagedError(f"{file}: a damaged shard ({told})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +115,14 @@ class Row:
 
 def top_scores(scores: Sequence[TokenScores]) -> Ragged:
     """The teacher's top k at the tokens of some answers, as it is stored. Raises StoreError when it cannot be."""
-    widths = {one.top_ids.shape[-1] for one in scores}
-    if len(widths) > 1:
+    if not scores:
+        return NO_ANSWERS
+    if len(widths := {one.top_ids.shape[-1] for one in scores}) > 1:
         raise StoreError(f"scores to store: expected one k, found {sorted(widths)}")
-    k = widths.pop() if widths else 0
-    gaps, roots, left_out_roots = codec.encode(
-        TokenScores(
-            top_ids=_joined([one.top_ids for one in scores], (0, k), np.int32),
-            top_logprobs=_joined([one.top_logprobs for one in scores], (0, k), np.float32),
-            left_out=_joined([one.left_out for one in scores], (0,), np.float32),
-        )
-    )
-    columns = {"top_gaps": gaps, "top_roots": roots, "left_out_roots": left_out_roots}
-    return Ragged(lengths=np.array([len(one.left_out) for one in scores], np.int64), columns=columns)
+    names = ("top_ids", "top_logprobs", "left_out")
+    together = TokenScores(**{name: np.concatenate([getattr(one, name) for one in scores]) for name in names})
+    columns = dict(zip(("top_gaps", "top_roots", "left_out_roots"), codec.encode(together), strict=True))
+    return Ragged(lengths=_lengths([one.left_out for one in scores]), columns=columns)
 
 
 def left_out(top: Ragged) -> float:
@@ -147,8 +132,9 @@ def left_out(top: Ragged) -> float:
 
 def own_logprobs(logprobs: Sequence[np.ndarray]) -> Ragged:
     """A student's log-probabilities of some answers' tokens, float32 [tokens] each, as they are stored."""
-    lengths = np.array([len(one) for one in logprobs], np.int64)
-    return Ragged(lengths=lengths, columns={OWN: _joined(logprobs, (0,), np.float32)})
+    if not logprobs:
+        return NO_ANSWERS
+    return Ragged(lengths=_lengths(logprobs), columns={OWN: np.concatenate(logprobs)})
 
 
 def table(rows: Sequence[Row], top: Ragged, reference: Ragged, behaviour: Ragged | None = None) -> pa.Table:
@@ -158,28 +144,35 @@ def table(rows: Sequence[Row], top: Ragged, reference: Ragged, behaviour: Ragged
     Raises StoreError when they are of other answers.
     """
     judged = [answer for row in rows for answer in row.answers]
-    lengths = np.array([len(one.answer.token_ids) for one in judged], np.int64)
+    lengths = _lengths([one.answer.token_ids for one in judged])
     if not all(np.array_equal(lengths, one.lengths) for one in (top, reference, behaviour) if one is not None):
         raise StoreError(f"scores to store: expected those of {len(lengths)} answers, token by token")
     numbers = {**top.columns, "reference_logprobs": reference.columns.get(OWN)}
     numbers["behaviour_logprobs"] = behaviour.columns.get(OWN) if behaviour is not None else None
-    columns = pa.Table.from_pylist([_plain(row) for row in rows], schema=SCHEMA.remove(_ANSWERS))
-    answers = pa.ListArray.from_arrays(
-        _offsets([len(row.answers) for row in rows]),
-        _answers(judged, lengths, numbers),
-        type=SCHEMA.field("answers").type,
+    written = pa.RecordBatch.from_pylist(
+        [vars(one.answer) | vars(one) | {"reasoning": _to_stored(one.reasoning)} for one in judged], schema=_WRITTEN
     )
-    return columns.add_column(_ANSWERS, SCHEMA.field("answers"), answers)
+    scores = [_lists(numbers.get(field.name), lengths, field.type) for field in _SCORES]
+    questions = [
+        vars(row)
+        | vars(row.problem)
+        | {"pictures": [vars(one) for one in row.problem.pictures], "version": _to_stored(row.version)}
+        for row in rows
+    ]
+    answers = pa.ListArray.from_arrays(
+        _offsets(_lengths([row.answers for row in rows])),
+        pa.StructArray.from_arrays([*written.columns, *scores], fields=list(_ANSWER)),
+        type=SCHEMA.field(_ANSWERS).type,
+    )
+    others = pa.Table.from_pylist(questions, schema=SCHEMA.remove(_ANSWERS))
+    return others.add_column(_ANSWERS, SCHEMA.field(_ANSWERS), answers)
 
 
 def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
     """Groups as rows of SCHEMA, all of online iterations or none. Raises StoreError when scores cannot be stored."""
     given = list(groups)
     scored = [answer for group in given for answer in group.answers]
-    rows = [
-        Row(**{**vars(group), "answers": [answer.judged for answer in group.answers]})  # the other fields are the same
-        for group in given
-    ]
+    rows = [Row(**vars(group) | {"answers": [answer.judged for answer in group.answers]}) for group in given]
     behaviour = [one.behaviour_logprobs for one in scored if one.behaviour_logprobs is not None]
     return table(
         rows,
@@ -189,26 +182,35 @@ def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
     )
 
 
-_ANSWERS = SCHEMA.get_field_index("answers")
-
-
 def groups(table: pa.Table) -> list[RolloutGroup]:
-    """Rows of SCHEMA → the groups that they hold."""
+    """Rows of SCHEMA → the groups that they hold. Raises StoreError when scores are not those of the answers."""
     lists = table["answers"].combine_chunks()
     answers = iter(_scored_answers(lists.flatten()))
-    counts = pc.list_value_length(lists).to_pylist()
-    plain = table.drop_columns(["answers"]).to_pylist()
-    return [_group(row, tuple(next(answers) for _ in range(count))) for row, count in zip(plain, counts, strict=True)]
+    found = []
+    for row, count in zip(
+        table.drop_columns(["answers"]).to_pylist(), pc.list_value_length(lists).to_pylist(), strict=True
+    ):
+        problem = Problem(
+            id=row.pop("id"),
+            question=row.pop("question"),
+            label=row.pop("label"),
+            kind=row.pop("kind"),
+            choices=tuple(row.pop("choices")),
+            pictures=tuple(Picture(**picture) for picture in row.pop("pictures")),
+        )
+        row["version"] = _from_stored(row["version"])
+        found.append(RolloutGroup(**row, problem=problem, answers=tuple(islice(answers, count))))
+    return found
 
 
 def scores(answers: pa.StructArray) -> TokenScores:
     """The teacher's scores of all tokens of some stored answers, one answer after the other."""
-    return codec.decode(
-        _numbers(answers, "top_gaps"), _numbers(answers, "top_roots"), _numbers(answers, "left_out_roots")
-    )
+    return codec.decode(*(_numbers(answers, name) for name in ("top_gaps", "top_roots", "left_out_roots")))
 
 
-JUDGED = ("position", "kind", "question", "label", "choices", *(f"answers.list.element.{name}" for name in _PLAIN))
+_ASKED = ("position", "kind", "question", "label", "choices")
+_SAID = ("source", "text", "accuracy", "verdict", "reasoning")
+JUDGED = (*_ASKED, *(f"answers.list.element.{name}" for name in _SAID))
 """The columns of a file that ``judged_texts`` needs."""
 
 
@@ -216,16 +218,9 @@ def judged_texts(table: pa.Table) -> list[JudgedText]:
     """The answers in a table with the columns JUDGED, row after row."""
     return [
         JudgedText(
-            position=row["position"],
-            kind=row["kind"],
-            question=row["question"],
-            label=row["label"],
-            choices=tuple(row["choices"]),
-            source=answer["source"],
-            text=answer["text"],
-            accuracy=answer["accuracy"],
-            verdict=answer["verdict"],
-            reasoning=None if answer["reasoning"] == _NOT_ASKED else answer["reasoning"],
+            **{name: row[name] for name in _ASKED}
+            | {name: answer[name] for name in _SAID}
+            | {"choices": tuple(row["choices"]), "reasoning": _from_stored(answer["reasoning"])}
         )
         for row in table.to_pylist()
         for answer in row["answers"]
@@ -236,8 +231,7 @@ def sequence_tokens(table: pa.Table) -> list[int]:
     """What ``packing.sequence_tokens`` says of each row, without reading the scores."""
     answers = table["answers"].combine_chunks()
     read = pc.subtract(pc.list_value_length(answers.flatten().field("token_ids")), 1).to_numpy()
-    per_row = np.zeros(len(table), np.int64)
-    np.add.at(per_row, pc.list_parent_indices(answers).to_numpy(), read)
+    per_row = np.bincount(pc.list_parent_indices(answers).to_numpy(), read, len(table)).astype(np.int64)
     return (per_row + table["prompt_tokens"].to_numpy()).tolist()
 
 
@@ -247,42 +241,35 @@ def answer_tokens(table: pa.Table) -> int:
     return pc.sum(pc.list_value_length(token_ids)).as_py() or 0
 
 
+def moved(row: pa.Table, position: int, stage: int) -> pa.Table:
+    """A row at another place."""
+    for name, value in (("position", position), ("stage", stage)):
+        field = SCHEMA.field(name)
+        row = row.set_column(SCHEMA.get_field_index(name), field, pa.array([value], field.type))
+    return row
+
+
 def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
-    everything, reference = scores(answers), _numbers(answers, "reference_logprobs")
-    behaviour, written = _numbers(answers, "behaviour_logprobs"), 0
-    has_behaviour = pc.list_value_length(answers.field("behaviour_logprobs")).to_numpy() > 0
-    texts = answers.flatten()
-    names = [field.name for field in answers.type]
-    plain = {name: texts[names.index(name)].to_pylist() for name in _PLAIN}
-    token_ids = texts[names.index("token_ids")].to_pylist()
+    teacher, reference = scores(answers), _numbers(answers, "reference_logprobs")
+    behaviour, behaviour_at = _numbers(answers, "behaviour_logprobs"), 0
+    fresh = pc.list_value_length(answers.field("behaviour_logprobs")).to_pylist()
+    columns = pa.RecordBatch.from_struct_array(answers).select(_WRITTEN.names)
     found, start = [], 0
-    for index, ids in enumerate(token_ids):
-        part = slice(start, start := start + len(ids))
-        of_writer = slice(written, written := written + len(ids) * bool(has_behaviour[index]))
+    for one, fresh_tokens in zip(columns.to_pylist(), fresh, strict=True):
+        token_ids, reasoning = tuple(one.pop("token_ids")), _from_stored(one.pop("reasoning"))
+        part = slice(start, start := start + len(token_ids))
+        of_writer = slice(behaviour_at, behaviour_at := behaviour_at + fresh_tokens)
+        answer = Answer(source=one.pop("source"), text=one.pop("text"), token_ids=token_ids, finish=one.pop("finish"))
         found.append(
             ScoredAnswer(
-                judged=JudgedAnswer(
-                    answer=Answer(
-                        source=plain["source"][index],
-                        text=plain["text"][index],
-                        token_ids=tuple(ids),
-                        finish=plain["finish"][index],
-                    ),
-                    accuracy=plain["accuracy"][index],
-                    verdict=plain["verdict"][index],
-                    reasoning=None if plain["reasoning"][index] == _NOT_ASKED else plain["reasoning"][index],
-                ),
-                teacher=TokenScores(
-                    top_ids=everything.top_ids[part],
-                    top_logprobs=everything.top_logprobs[part],
-                    left_out=everything.left_out[part],
-                ),
+                judged=JudgedAnswer(**one, answer=answer, reasoning=reasoning),
+                teacher=TokenScores(**{name: numbers[part] for name, numbers in vars(teacher).items()}),
                 reference_logprobs=reference[part],
-                behaviour_logprobs=behaviour[of_writer] if has_behaviour[index] else None,
+                behaviour_logprobs=behaviour[of_writer] if fresh_tokens else None,
             )
         )
-    if start != len(everything.left_out) or start != len(reference):
-        raise StoreError(f"stored answers: {start} tokens, but scores of {len(everything.left_out)}")
+    if start != len(teacher.left_out) or start != len(reference):
+        raise StoreError(f"stored answers: {start} tokens, but scores of {len(teacher.left_out)}")
     return found
 
 
@@ -290,76 +277,25 @@ def _numbers(answers: pa.StructArray, name: str) -> np.ndarray:
     return answers.field(name).flatten().to_numpy()
 
 
-def _group(row: Mapping[str, Any], answers: tuple[ScoredAnswer, ...]) -> RolloutGroup:
-    return RolloutGroup(
-        position=row["position"],
-        stage=row["stage"],
-        mask_ratio=row["mask_ratio"],
-        problem=Problem(
-            id=row["id"],
-            question=row["question"],
-            label=row["label"],
-            kind=row["kind"],
-            choices=tuple(row["choices"]),
-            pictures=tuple(Picture(**picture) for picture in row["pictures"]),
-        ),
-        prompt_tokens=row["prompt_tokens"],
-        answers=answers,
-        teacher_digest=row["teacher_digest"],
-        student_digest=row["student_digest"],
-        version=None if row["version"] == _BEFORE_TRAINING else row["version"],
-    )
+def _to_stored(value: int | None) -> int:
+    return _NONE if value is None else value
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    problem = row.problem
-    return {
-        "position": row.position,
-        "stage": row.stage,
-        "mask_ratio": row.mask_ratio,
-        "id": problem.id,
-        "question": problem.question,
-        "label": problem.label,
-        "kind": problem.kind,
-        "choices": problem.choices,
-        "pictures": [vars(picture) for picture in problem.pictures],
-        "prompt_tokens": row.prompt_tokens,
-        "teacher_digest": row.teacher_digest,
-        "student_digest": row.student_digest,
-        "version": _BEFORE_TRAINING if row.version is None else row.version,
-    }
+def _from_stored(stored: int) -> int | None:
+    return None if stored == _NONE else stored
 
 
-def _answers(
-    judged: Sequence[JudgedAnswer], lengths: np.ndarray, numbers: Mapping[str, np.ndarray | None]
-) -> pa.StructArray:
-    ids = np.fromiter((token for one in judged for token in one.answer.token_ids), np.int32, int(lengths.sum()))
-    plain = {
-        "source": [one.answer.source for one in judged],
-        "text": [one.answer.text for one in judged],
-        "finish": [one.answer.finish for one in judged],
-        "accuracy": [one.accuracy for one in judged],
-        "verdict": [one.verdict for one in judged],
-        "reasoning": [_NOT_ASKED if one.reasoning is None else one.reasoning for one in judged],
-    }
-
-    def array(field: pa.Field) -> pa.Array:
-        if field.name in plain:
-            return pa.array(plain[field.name], field.type)
-        if not len(judged):
-            return pa.array([], field.type)
-        values = ids if field.name == "token_ids" else numbers[field.name]
-        if values is None:
-            return pa.ListArray.from_arrays(_offsets(0 * lengths), pa.array([], pa.float32()), type=field.type)
-        per_token = values.shape[1] if values.ndim > 1 else 1
-        return pa.ListArray.from_arrays(_offsets(lengths * per_token), pa.array(values.ravel()), type=field.type)
-
-    return pa.StructArray.from_arrays([array(field) for field in _ANSWER], fields=list(_ANSWER))
+def _lists(values: np.ndarray | None, lengths: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """values: [tokens of all answers] or [tokens, k]; None: empty lists."""
+    if values is None:
+        return pa.array([[]] * len(lengths), kind)
+    per_token = values.shape[1] if values.ndim > 1 else 1
+    return pa.ListArray.from_arrays(_offsets(lengths * per_token), pa.array(values.ravel()), type=kind)
 
 
-def _joined(arrays: Sequence[np.ndarray], empty: tuple[int, ...], kind: type) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.empty(empty, kind)
+def _lengths(sequences: Sequence[Any]) -> np.ndarray:
+    return np.array([len(one) for one in sequences], np.int64)
 
 
-def _offsets(lengths: Sequence[int] | np.ndarray) -> pa.Array:
+def _offsets(lengths: np.ndarray) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))

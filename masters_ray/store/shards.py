@@ -1,224 +1,269 @@
-"""The store of one stage: shards of rows, what made them, and in the end a manifest.
+"""The files of a store, one by one: what they say of themselves, and which of them are as they were written.
 
 ``key.json``                what the rows are made of; rows of another key are never added
 ``shard-00000032.parquet``  the questions from position 32 on that went through the engines together: rows, and in the
-                            file's metadata an account of every question that was asked
+                            file's metadata the digest of the key and an account of every question that was asked
 ``manifest.json``           the shards in the order of their rows, and the digest of the key; without it the store is
                             not finished
 
-A shard carries the digest of its key too. What is not as it was written costs itself: a writer that goes on sets it
-aside, and its questions are asked again.
+What is not as it was written costs itself: a writer that goes on sets it aside, and its questions are asked again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
-from masters_ray.records import JudgedText, RolloutGroup
-from masters_ray.store.account import SHARD, Account, with_account
-from masters_ray.store.folder import Folder, Where
-from masters_ray.store.manifest import FORMAT, KEY, MANIFEST, Manifest, as_key, digest_of, read_json_of, read_manifest
-from masters_ray.store.rows import JUDGED, PARQUET, SCHEMA, groups, judged_texts, table_in
-from masters_ray.store.survey import set_aside, survey
+from masters_ray.records import Rejected
+from masters_ray.store.folder import DAMAGED, Folder, Where
+from masters_ray.store.rows import PARQUET
 
-if TYPE_CHECKING:
-    import ray.data
-
-
-_RETIRED = "retired-"
-"""How the names of directories begin whose shards' questions have other places now, or are not asked any more."""
-
-
-class Writer:
-    """Fills a store's directory shard by shard, in any order; goes on where an earlier one of the same key stopped."""
-
-    def __init__(self, folder: Where, key: Mapping[str, Any]) -> None:
-        """Shards that are not as they were written are set aside. Raises StoreError when the store is finished, or when
-        it was begun with another key."""
-        self._folder = Folder(folder)
-        if self._folder.has(MANIFEST):
-            raise StoreError(
-                f"{folder}: holds a finished store already; it is never written over. Choose another run.dir."
-            )
-        self._folder.clear()
-        self._key = digest_of(as_key(key))
-        self._claim(as_key(key))
-        self._lock = threading.Lock()
-        self._rows: dict[str, int] = {}
-        self._digests: dict[str, str] = {}
-        self._taken = bytearray()
-        found = survey(self._folder)
-        set_aside(self._folder, found.broken)
-        for name, account in found.accounts.items():
-            self._add(name, account, found.digests[name])
-
-    def write(self, rows: pa.Table, account: Account) -> None:
-        """Add a shard; may be called from several threads. Raises StoreError when a row was not asked for, when a
-        question has neither a row nor a reason, or when the file cannot be written."""
-        stored = rows["position"].to_pylist()
-        if sorted([*stored, *account.rejected]) != sorted(account.asked):
-            raise StoreError(
-                f"{self._folder}: asked {sorted(account.asked)}, stored {stored}, set aside "
-                f"{sorted(account.rejected)}: each question needs a row or a reason"
-            )
-        content = pa.BufferOutputStream()
-        pq.write_table(with_account(rows, account, self._key), content, **PARQUET)
-        written = content.getvalue()
-        self._folder.write(account.name, written)
-        self._add(account.name, account, hashlib.sha256(written).hexdigest())
-
-    def discard(self, shards: Mapping[str, Account]) -> None:
-        """Take out these shards: their questions may be stored anew. Raises StoreError when one cannot be deleted."""
-        for name, account in shards.items():
-            self._folder.remove(name)
-            self._forget(name, account)
-
-    def retire(self, shards: Mapping[str, Account]) -> None:
-        """Take out these shards, but keep their rows where ``retired`` finds them until the store is finished. Raises
-        StoreError when one cannot be moved."""
-        into = self._folder / f"{_RETIRED}{len(retired(self._folder))}"
-        for name, account in shards.items():
-            self._folder.move(name, into)
-            self._forget(name, account)
-
-    def finish(self, made_by: Mapping[str, Any]) -> Manifest:
-        """Write the manifest: from now on the directory is a store. Raises StoreError when it cannot be written."""
-        shards = [
-            {"name": name, "rows": rows, "sha256": self._digests[name]} for name, rows in sorted(self._rows.items())
-        ]
-        rows = sum(self._rows.values())
-        noted: dict[str, Any] = json.loads(json.dumps(dict(made_by)))
-        content = {"format": FORMAT, "rows": rows, "shards": shards, "made_by": noted, "key": self._key}
-        self._folder.write(MANIFEST, json.dumps(content | {"digest": digest_of(content)}, indent=1).encode())
-        for folder in retired(self._folder):
-            self._folder.remove_folder(folder)
-        return Manifest(rows=rows, shards=shards, made_by=noted, key=self._key)
-
-    def _forget(self, name: str, account: Account) -> None:
-        with self._lock:
-            for position in account.asked:
-                self._taken[position] = 0
-            del self._rows[name]
-            del self._digests[name]
-
-    def _claim(self, wanted: dict[str, Any]) -> None:
-        shards = self._folder.names(SHARD)
-        found: dict[str, Any] = {}
-        try:
-            found = read_json_of(self._folder, KEY) if self._folder.has(KEY) else {}
-        except DamagedError as error:
-            say(str(error))
-        if found == wanted:
-            return
-        if shards and found.get("format", FORMAT) == FORMAT and _made_by(self._folder, shards, self._key):
-            say(f"{self._folder / KEY}: not what the shards were made by; it is written again")
-        elif found:
-            different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-            told = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in different)
-            raise StoreError(
-                f"{self._folder}: its rows were made by something else, and are not mixed with others ({told}). "
-                "Choose another run.dir, set it back, or delete the directory."
-            )
-        elif shards:
-            raise StoreError(
-                f"{self._folder}: shards of another recipe, or of another version, without {KEY}. Delete the directory "
-                "to make them again."
-            )
-        self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
-
-    def _add(self, name: str, account: Account, digest: str) -> None:
-        with self._lock:
-            missing = max(account.asked) + 1 - len(self._taken)
-            self._taken.extend(bytes(max(0, missing)))
-            for position in account.asked:
-                if self._taken[position]:
-                    raise StoreError(
-                        f"{self._folder}: {name} holds questions that another shard holds too, position {position} "
-                        "first. Did two runs write here? Delete one of the shards."
-                    )
-            for position in account.asked:
-                self._taken[position] = 1
-            self._rows[name] = account.rows
-            self._digests[name] = digest
+MANIFEST = "manifest.json"
+KEY = "key.json"
+SHARD = "shard-"
+"""How the names of shards begin."""
+FORMAT = 7
+_ENDING = ".parquet"
+_READ_AT_ONCE = 32
+"""Of an object store, where a look takes as long as a message."""
 
 
-def _made_by(folder: Folder, shards: Iterable[str], key: str) -> bool:
-    """Whether a shard carries the digest of this key, and none that can be read carries another."""
-    told = []
-    for name in shards:
-        try:
-            with folder.open(name) as file:
-                told.append((pq.read_metadata(file).metadata or {}).get(b"key", b"").decode())
-        except (pa.ArrowException, OSError):
-            continue
-    return set(told) == {key}
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished store says of itself."""
+
+    rows: int
+    shards: list[dict[str, Any]]
+    """name, rows and sha256 of each, in the order of their rows"""
+    made_by: dict[str, Any]
+    """Whatever the writer noted: ratio, sparsity, digests, seconds, counts."""
+    key: str
+    """Digest of the store's key."""
+
+    @property
+    def digest(self) -> str:
+        """Of all rows, and of what made them."""
+        return digest_of([self.key, [shard["sha256"] for shard in self.shards]])
 
 
-def shard_names(folder: Where) -> list[str]:
-    """The shards of a finished store that have rows, in the order of these. Raises StoreError when it is not
-    finished."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise StoreError(f"{folder}: no {MANIFEST}, so no finished store. Run the stage that makes it again.")
-    if gone := sorted({shard["name"] for shard in manifest.shards} - set(Folder(folder).names(SHARD))):
-        raise DamagedError(f"{Folder(folder) / gone[0]}: in the manifest, but gone")
-    return [shard["name"] for shard in manifest.shards if shard["rows"]]
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What became of the questions of one shard."""
+
+    asked: dict[int, str]
+    """Position → digest of each question."""
+    rejected: dict[int, Rejected]
+    """Questions that were set aside, by position; all others have a row."""
+    noted: dict[str, Any]
+    """Whatever else the writer notes: counts, seconds."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.asked) - len(self.rejected)
+
+    @property
+    def name(self) -> str:
+        """Of its shard: shards in the order of their names hold rows in the order of their positions."""
+        return f"{SHARD}{min(self.asked):08d}{_ENDING}"
 
 
-def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
-    """Finished stores, all on one file system, as one Ray Dataset: rows of SCHEMA, store after store, in the order of
-    their positions."""
-    import ray.data
-
-    # The newer reader starts eight actors to look at the files' footers, which costs a small machine a quarter of a
-    # minute; the manifest has named the files already.
-    ray.data.DataContext.get_current().use_datasource_v2 = False
-    opened = [Folder(folder) for folder in folders]
-    files = [folder.path(name) for folder in opened for name in shard_names(folder)]
-    if not files:
-        return ray.data.from_arrow(SCHEMA.empty_table())
-    filesystem = None if opened[0].on_disk else opened[0].filesystem
-    # Neither a question mark nor "a=b" in a directory's name means anything.
-    options = {"file_extensions": None, "partitioning": None}
-    return ray.data.read_parquet(files, schema=SCHEMA, filesystem=filesystem, **options)
+def is_shard(name: str) -> bool:
+    """Whether a file of a store is one, by its name."""
+    return name.startswith(SHARD)
 
 
-def read(folder: Where) -> Iterable[RolloutGroup]:
-    """The groups of a finished store, without Ray."""
+def first_position(name: str) -> int:
+    """The first position of a shard, by its name."""
+    return int(name.removeprefix(SHARD).removesuffix(_ENDING))
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
+    """A writer's key as ``read_key`` gives it."""
+    found: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
+    return found
+
+
+def read_key(folder: Where) -> dict[str, Any]:
+    """What the rows of a store are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)
-    for name in shard_names(opened):
-        yield from groups(table_in(opened.read(name), opened / name))
+    if not opened.has(KEY):
+        finished = opened.has(MANIFEST)
+        told = f" beside {MANIFEST}: the command that made the store mends it" if finished else ", so no store"
+        raise StoreError(f"{folder}: no {KEY}{told}. A run's stores are in its rollouts/stage-N.")
+    return opened.read_object(KEY)
 
 
-def read_shard(folder: Where, name: str) -> pa.Table:
-    """The rows of one shard. Raises StoreError when it is damaged."""
+def read_manifest(folder: Where) -> Manifest | None:
+    """The manifest of a finished store, or None. Raises DamagedError when it is not as it was written, StoreError when
+    another version wrote it."""
     opened = Folder(folder)
-    return table_in(opened.read(name), opened / name).select(SCHEMA.names).replace_schema_metadata(None)
+    if not opened.has(MANIFEST):
+        return None
+    content = opened.read_object(MANIFEST)
+    if content.get("format", FORMAT) != FORMAT:
+        raise StoreError(
+            f"{opened / MANIFEST}: expected format {FORMAT}, found {content['format']}: another version of this "
+            "program wrote it. Use that, or choose another run.dir."
+        )
+    if content.pop("digest", "") != digest_of(content):
+        raise DamagedError(f"{opened / MANIFEST}: changed after it was written")
+    del content["format"]
+    return Manifest(**content)
 
 
-def read_judged(folder: Where) -> Iterator[JudgedText]:
-    """The answers of a store, finished or not, the latest shard first; scores are not read. A damaged shard is said and
-    passed over."""
+def shard_bytes(rows: pa.Table, account: Account, key: str) -> pa.Buffer:
+    """A shard's file. key: digest of the store's key."""
+    file = pa.BufferOutputStream()
+    metadata = {b"account": json.dumps(asdict(account)), b"key": key}
+    pq.write_table(rows.replace_schema_metadata(metadata), file, **PARQUET)
+    return file.getvalue()
+
+
+def read_rows(file: Any, where: object, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a shard, or these columns of it. Raises DamagedError when a byte of the table is not as it was
+    written."""
+    with _undamaged(where):
+        # Without Arrow's threads: a process that ends while they do is aborted now and then, and a shard is small.
+        return pq.ParquetFile(file, page_checksum_verification=True).read(columns, use_threads=False)
+
+
+def account_in(file: Any, where: Folder) -> tuple[Account, str]:
+    """The account of a shard, and the digest of the key that its rows were made by. Raises DamagedError when they
+    cannot be read, or are not those of the file's rows and name."""
+    with _undamaged(where):
+        found = pq.read_metadata(file)
+        content = json.loads(found.metadata[b"account"])
+        account = Account(
+            asked={int(position): digest for position, digest in content["asked"].items()},
+            rejected={int(position): Rejected(**one) for position, one in content["rejected"].items()},
+            noted=content["noted"],
+        )
+        key = found.metadata[b"key"].decode()
+    if found.num_rows != account.rows or not str(where).endswith(f"/{account.name}"):
+        raise DamagedError(f"{where}: {found.num_rows} rows and an account of {account.rows} in {account.name}")
+    return account, key
+
+
+@contextmanager
+def _undamaged(where: object) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DamagedError(f"{where}: a damaged shard ({told})") from error
+
+
+def read_accounts(
+    folder: Where, within: range | None = None, on_damage: Callable[[DamagedError], None] | None = None
+) -> dict[str, Account]:
+    """Shard → account, in the order of their first positions. within: of the shards that begin at one of these
+    positions. on_damage: told of shards that are damaged, which are left out. Raises DamagedError without it."""
     opened = Folder(folder)
-    for name in reversed(opened.names(SHARD)):
+    names = [name for name in opened.names(SHARD) if within is None or first_position(name) in within]
+
+    def read(name: str) -> Account | None:
         try:
             with opened.open(name) as file:
-                rows = table_in(file, opened / name, JUDGED)
+                return account_in(file, opened / name)[0]
         except DamagedError as error:
-            say(f"{error}: its verdicts are asked again")
-            continue
-        yield from judged_texts(rows)
+            if on_damage is None:
+                raise
+            on_damage(error)
+            return None
+
+    with ThreadPoolExecutor(1 if opened.on_disk else _READ_AT_ONCE) as threads:
+        found = zip(names, threads.map(read, names), strict=True)
+        return {name: account for name, account in found if account is not None}
 
 
-def retired(folder: Where) -> list[str]:
-    """Directories of a store with shards that a writer took out of it and whose rows may be needed."""
-    return [name for name in Folder(folder).folders() if name.startswith(_RETIRED)]
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All files of a store, read whole."""
+
+    accounts: dict[str, Account]
+    """Of the shards that are as they were written."""
+    digests: dict[str, str]
+    """SHA-256 of these."""
+    broken: dict[str, str]
+    """Every other file of the store → what is wrong with it."""
+
+
+def survey(folder: Where) -> Survey:
+    """Read every file of a store, finished or not. Raises StoreError when it cannot be listed."""
+    opened = Folder(folder)
+    found = Survey(accounts={}, digests={}, broken={})
+
+    @contextmanager
+    def noting(name: str) -> Iterator[None]:
+        try:
+            yield
+        except DamagedError as error:
+            found.broken[name] = str(error)
+
+    manifest = key = None
+    with noting(MANIFEST):
+        manifest = read_manifest(opened)
+    with noting(KEY):
+        key = digest_of(read_key(opened)) if opened.has(KEY) else None
+    if manifest is not None and key != manifest.key:
+        key = manifest.key
+        found.broken.setdefault(KEY, f"{opened / KEY}: not the key that the rows were made by")
+    listed = None if manifest is None else {shard["name"]: shard["sha256"] for shard in manifest.shards}
+    taken = set[int]()
+    for name in opened.names(SHARD):
+        with noting(name):
+            content = opened.read(name)
+            digest = hashlib.sha256(content).hexdigest()
+            if listed is not None and (expected := listed.pop(name, "")) != digest:
+                told = "other bytes than the manifest says" if expected else "not in the manifest"
+                raise DamagedError(f"{opened / name}: {told}")
+            account, made_by = account_in(pa.BufferReader(content), opened / name)
+            if key not in (None, made_by):
+                raise DamagedError(
+                    f"{opened / name}: made by another recipe than that of key.json, or in another store"
+                )
+            if listed is None:
+                _compare(account, read_rows(pa.BufferReader(content), opened / name), opened / name)
+            if twice := taken & account.asked.keys():
+                raise DamagedError(
+                    f"{opened / name}: holds questions that another shard holds too, position {min(twice)} first"
+                )
+            found.accounts[name], found.digests[name] = account, digest
+            taken |= account.asked.keys()
+    found.broken.update({name: f"{opened / name}: in the manifest, but gone" for name in listed or {}})
+    return found
+
+
+def _compare(account: Account, rows: pa.Table, where: Folder) -> None:
+    if sorted(rows["position"].to_pylist()) != sorted(account.asked.keys() - account.rejected.keys()):
+        raise DamagedError(f"{where}: its rows are not those of its account")
+
+
+def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
+    """Rename what a survey found broken, so that it is made again. Raises StoreError when that cannot be done."""
+    opened = Folder(folder)
+    for name in sorted(broken.keys() - {KEY}):  # a writer, who knows what the key must be, writes it over
+        kept = f"; what is there is kept as {opened.move(name, opened, name + DAMAGED)}" if opened.has(name) else ""
+        say(f"{broken[name]}. It is made again{kept}")
+
+
+def reopen(folder: Where, broken: Mapping[str, str]) -> None:
+    """Have a writer go on with a finished store, without what a survey found broken. Raises StoreError."""
+    set_aside(folder, broken)
+    if (opened := Folder(folder)).has(MANIFEST):
+        opened.remove(MANIFEST)

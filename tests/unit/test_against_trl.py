@@ -18,6 +18,7 @@ from masters_ray.divergence import top_k_jsd
 from masters_ray.grpo import Objective, advantages, answer_means, clipped_objective, group_terms, kl_estimates
 from masters_ray.head import answer_terms
 from masters_ray.records import ScoredAnswer
+from tests.tensors import random, top_k
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
 LENGTHS = (5, 1, 3, 5, 2)
@@ -92,10 +93,6 @@ def trl() -> Trl:
     return Trl()
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def assert_same_gradients(ours: Tensor, theirs: Tensor, by: Sequence[Tensor]) -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-6)
     found, expected = (torch.autograd.grad(loss, by, retain_graph=True) for loss in (ours, theirs))
@@ -109,8 +106,7 @@ def test_the_divergence_is_gkds_with_beta_one_half(trl: Trl, k: int) -> None:
     """GKD takes logits: on k + 1 outcomes their log-probabilities are some."""
     student = (3 * random(30, 40)).requires_grad_()
     teacher = (3 * random(30, 40, seed=1)).log_softmax(-1)
-    top, ids = teacher.topk(k)
-    left_out = (1 - top.exp().sum(-1)).clamp(min=0)
+    ids, top, left_out = top_k(teacher, k)
     logprobs = student.log_softmax(-1)
     ours = top_k_jsd(logprobs, ids, top, left_out)
     if k == 40:
@@ -164,10 +160,8 @@ def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -
     advantage = trl.advantages(rewards.unsqueeze(0))[0]
     theirs = trl.loss(new, advantage, reference) + divergences.mean()
 
-    order = teacher.argsort(-1)
-    found, token_jsd, errors = answer_terms(
-        hidden, weight, None, targets, order, teacher.gather(-1, order), torch.zeros(tokens), logits_bytes=2**20
-    )
+    scores = top_k(teacher, vocabulary)
+    found, token_jsd, errors = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=2**20)
     terms = group_terms(
         Objective(kl_beta=KL_BETA, clip_epsilon=CLIP),
         new_logprobs=found,

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from masters_ray.attention import Kernel, Layout, Span, attend, kernel_for
+from tests.tensors import random
 
 CPU = torch.device("cpu")
 
@@ -42,21 +43,16 @@ LAYOUTS = {
 
 
 def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The output and the gradients of query, key and value."""
-    generator = torch.Generator().manual_seed(0)
-
-    def make(count: int) -> Tensor:
-        states = torch.randn(1, shape.length, count, 8, generator=generator)
-        return states.to(dtype).transpose(1, 2).requires_grad_()
-
-    query, key, value = make(heads), make(key_heads), make(key_heads)
-    out = attend(query, key, value, shape, scale=0.3, kernel=kernel)
-    given = torch.randn(out.shape, generator=generator).to(dtype)
-    given[:, shape.length - shape.padding :] = 0
-    out.backward(given)
+    """The output and the gradients of query, key and value, without padding."""
     real = shape.length - shape.padding
-    assert query.grad is not None and key.grad is not None and value.grad is not None
-    return [out[:, :real].detach(), *(one.grad[:, :, :real] for one in (query, key, value))]  # type: ignore[index]
+    query, key, value = (
+        random(1, shape.length, count, 8, seed=count + place).to(dtype).transpose(1, 2).requires_grad_()
+        for place, count in enumerate((heads, key_heads, key_heads))
+    )
+    out = attend(query, key, value, shape, scale=0.3, kernel=kernel)
+    given = random(*out.shape, seed=9).to(dtype)
+    given[:, real:] = 0
+    return [out[:, :real].detach(), *(one[:, :, :real] for one in torch.autograd.grad(out, [query, key, value], given))]
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
@@ -77,14 +73,12 @@ def test_in_bfloat16_it_is_as_close_to_float32_as_the_dense_mask_is() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
 def test_the_block_mask_of_flex_attention_is_the_same_mask() -> None:
     shape = LAYOUTS["several groups, padded"]
-    query, key, value = torch.randn(1, 4, 60, 16), torch.randn(1, 2, 60, 16), torch.randn(1, 2, 60, 16)
-    query, key, value = (one[:, :, : shape.length] for one in (query, key, value))
-    with torch.no_grad():
-        dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))
-    real = shape.length - shape.padding
-    assert torch.allclose(dense[:, :real], flex[:, :real], atol=1e-6)
+    query, key, value = (random(1, count, shape.length, 16, seed=count) for count in (4, 2, 2))
+    dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))
+    assert torch.allclose(dense[:, : -shape.padding], flex[:, : -shape.padding], atol=1e-6)
 
 
 def test_the_kernel_is_chosen_by_what_the_device_can_do() -> None:

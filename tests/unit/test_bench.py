@@ -1,16 +1,16 @@
-"""What the benchmarks make of raw measurements; none is run here."""
+"""What the benchmarks make of raw measurements; parts of the learner's are run on models of the smallest size."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import pregen, semi_online
+from bench import models, parts, pregen, semi_online
 from bench.aims import Aim, Outcome
 from bench.figures import figures
 from bench.memory import allocated
@@ -47,6 +47,14 @@ def test_a_longer_answer_s_tokens_are_asked_to_cost_no_more(power: float, met: b
     outcome = figure.take(lambda _, tokens: {"above": max(100.0, tokens**power)}, 1)
     assert outcome.value == pytest.approx(2 ** (power - 1))
     assert figure.aim.met(outcome) is met
+
+
+@pytest.mark.parametrize("part", [parts.against_separate, parts.live_teacher])
+def test_a_step_is_timed_both_ways(part: Callable[[int], parts.Raw], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "STUDENT", models.TINY)
+    monkeypatch.setattr(models, "TEACHER", models.TINY)
+    seconds = part(2)["seconds"]
+    assert [len(taken) for taken in seconds.values()] == [2, 2] and min(map(min, seconds.values())) > 0
 
 
 def test_allocations_are_counted_at_their_worst_moment() -> None:

@@ -8,16 +8,17 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from masters_ray.divergence import jsd, left_out_error, top_k_jsd
+from masters_ray.divergence import jsd, left_out_error, top_k_jsd, with_rest
+from tests.tensors import random, top_k
 
 
-def test_equal_distributions_diverge_by_nothing() -> None:
-    p = torch.tensor([[0.2, 0.3, 0.5]])
-    assert jsd(p, p).item() == pytest.approx(0.0, abs=1e-7)
-
-
-def test_disjoint_distributions_diverge_by_ln_2() -> None:
-    assert jsd(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])).item() == pytest.approx(math.log(2), rel=1e-6)
+@pytest.mark.parametrize(
+    ("p", "q", "expected"), [([0.2, 0.3, 0.5], [0.2, 0.3, 0.5], 0.0), ([1.0, 0.0], [0.0, 1.0], math.log(2))]
+)
+def test_equal_distributions_diverge_by_nothing_and_disjoint_ones_by_ln_2(
+    p: list[float], q: list[float], expected: float
+) -> None:
+    assert jsd(torch.tensor([p]), torch.tensor([q])).item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def test_the_worked_example_of_the_docstring() -> None:
@@ -30,29 +31,19 @@ def test_the_worked_example_of_the_docstring() -> None:
     assert expected == pytest.approx(0.2158, abs=1e-4)
 
 
-def stored(teacher: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    values, ids = teacher.sort(dim=-1, descending=True, stable=True)  # nested for all k, ties or not
-    return ids[:, :k], values[:, :k], (1 - values[:, :k].exp().sum(-1)).clamp(min=0)
-
-
-def pair(tokens: int, vocabulary: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def pair(tokens: int, vocabulary: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities of a teacher and a student, from broad ones to ones that are nearly certain, float64."""
-    generator = torch.Generator().manual_seed(seed)
     sharpness = torch.linspace(0.1, 12, tokens, dtype=torch.float64).unsqueeze(-1)
-    logits = torch.randn(2, tokens, vocabulary, generator=generator, dtype=torch.float64)
-    teacher, student = (sharpness * logits).log_softmax(-1)
+    teacher, student = (sharpness * random(2, tokens, vocabulary).double()).log_softmax(-1)
     return teacher, student
 
 
 @pytest.mark.parametrize("k", [1, 20, 300], ids="k={}".format)
 def test_it_is_the_square_of_scipys_distance(k: int) -> None:
     teacher, student = pair(64, 300)
-    scores = stored(teacher, k)
-    outcomes = [
-        torch.cat([top, (1 - top.sum(-1, keepdim=True)).clamp(min=0)], -1)
-        for top in (one.exp().gather(-1, scores[0]) for one in (teacher, student))
-    ]
-    expected = torch.from_numpy(jensenshannon(*(one.numpy() for one in outcomes), axis=-1) ** 2)  # natural logarithm
+    scores = top_k(teacher, k)
+    outcomes = (with_rest(one.exp().gather(-1, scores[0])).numpy() for one in (teacher, student))
+    expected = torch.from_numpy(jensenshannon(*outcomes, axis=-1) ** 2)  # natural logarithm
     assert expected.max() - expected.min() > 0.5
     assert torch.allclose(top_k_jsd(student, *scores), expected, rtol=1e-9, atol=1e-12)
     single = top_k_jsd(student.float(), scores[0], scores[1].float(), scores[2].float())
@@ -65,38 +56,28 @@ LOGITS = st.integers(1, 8).flatmap(
 
 
 @given(LOGITS)
-def test_fewer_outcomes_never_give_more_and_all_of_them_give_the_exact_value(logits: tuple[list[float], ...]) -> None:
-    teacher, student = (torch.tensor([one], dtype=torch.float64).log_softmax(-1) for one in logits)
-    exact = jsd(teacher.exp(), student.exp()).item()
-    values = [top_k_jsd(student, *stored(teacher, k)).item() for k in range(1, len(logits[0]) + 1)]
-    assert all(smaller <= larger + 1e-12 for smaller, larger in itertools.pairwise([0.0, *values, exact]))
-    assert values[-1] == pytest.approx(exact, abs=1e-12)
-
-
-@given(LOGITS)
-def test_what_is_lost_is_bounded_by_the_mass_that_was_left_out(logits: tuple[list[float], ...]) -> None:
+def test_fewer_outcomes_never_give_more_and_lose_no_more_than_the_bound(logits: tuple[list[float], ...]) -> None:
     """Outside the k the teacher has mass a and the student b; P, Q are what they look like in there, s = a/(a + b).
 
     By the chain rule of KL, exact − stored = a/2 · KL(P ‖ sP + (1−s)Q) + b/2 · KL(Q ‖ sP + (1−s)Q): (a + b)/2 times the
     Jensen–Shannon divergence of P and Q with weights s and 1−s, which is at most the entropy of the weights.
 
         exact − stored ≤ ½ (a ln((a + b)/a) + b ln((a + b)/b)) ≤ (a + b)/2 · ln 2
-
-    The first is reached where P and Q share no token.
     """
     teacher, student = (torch.tensor([one], dtype=torch.float64).log_softmax(-1) for one in logits)
     exact = jsd(teacher.exp(), student.exp()).item()
-    for k in range(1, len(logits[0])):
-        ids, *rest = stored(teacher, k)
+    values = [top_k_jsd(student, *top_k(teacher, k)).item() for k in range(1, len(logits[0]) + 1)]
+    assert all(smaller <= larger + 1e-12 for smaller, larger in itertools.pairwise([0.0, *values, exact]))
+    assert values[-1] == pytest.approx(exact, abs=1e-12)
+    for k, value in enumerate(values[:-1], 1):
+        ids, *_ = top_k(teacher, k)
         masses = [(1 - one.exp().gather(-1, ids).sum()).clamp(min=0) for one in (teacher, student)]
         both = float(sum(masses))
         entropy = sum(float(one) * math.log(both / float(one)) for one in masses if one) / 2
         bound = left_out_error(*masses).item()
         assert bound == pytest.approx(entropy, abs=1e-14)
-        lost = exact - top_k_jsd(student, ids, *rest).item()
-        assert lost <= bound + 1e-12 <= both / 2 * math.log(2) + 2e-12
-        single = left_out_error(*(one.float() for one in masses))
-        assert single.item() == pytest.approx(bound, abs=5e-7)
+        assert exact - value <= bound + 1e-12 <= both / 2 * math.log(2) + 2e-12
+        assert left_out_error(*(one.float() for one in masses)).item() == pytest.approx(bound, abs=5e-7)
 
 
 def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_tokens() -> None:
@@ -105,15 +86,11 @@ def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_toke
     ½ (½ ln(1.25/0.5) + ¾ ln(1.25/0.75)) = ½ (½ ln 2.5 + ¾ ln(5/3))
     """
     teacher, student = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.0, 0.75]]], dtype=torch.float64).log()
-    ids, values = torch.tensor([[0]]), teacher[:, :1]
-    lost = jsd(teacher.exp(), student.exp()) - top_k_jsd(student, ids, values, torch.tensor([0.5]).double())
+    lost = jsd(teacher.exp(), student.exp()) - top_k_jsd(student, *top_k(teacher, 1))
     expected = (0.5 * math.log(2.5) + 0.75 * math.log(5 / 3)) / 2
     assert lost.item() == pytest.approx(expected, rel=1e-12)
     assert left_out_error(torch.tensor(0.5), torch.tensor(0.75)).item() == pytest.approx(expected, rel=1e-6)
     assert expected == pytest.approx(0.4206, abs=1e-4)
-
-
-def test_nothing_is_lost_where_one_side_leaves_nothing_out_and_ln_2_at_most_where_both_leave_out_all() -> None:
     teacher, student = torch.tensor([0.0, 0.3, 1.0]), torch.tensor([0.0, 0.0, 1.0])
     assert left_out_error(teacher, student).tolist() == pytest.approx([0.0, 0.0, math.log(2)])
 
@@ -121,16 +98,11 @@ def test_nothing_is_lost_where_one_side_leaves_nothing_out_and_ln_2_at_most_wher
 @pytest.mark.parametrize("k", [1, 3, 7], ids="k={}".format)
 def test_the_gradient_is_that_of_finite_differences(k: int) -> None:
     teacher, student = pair(5, 7)
-    scores = stored(teacher, k)
+    scores = top_k(teacher, k)
     assert torch.autograd.gradcheck(lambda x: top_k_jsd(x.log_softmax(-1), *scores), student.requires_grad_())
 
 
 def test_the_gradient_is_finite_where_the_student_is_certain() -> None:
-    teacher = torch.tensor([[0.7, 0.2, 0.1, 0.0]], dtype=torch.float64).clamp(min=1e-12).log()
-    scores = stored(teacher, 2)
     certain = torch.tensor([[200.0, 0.0, 0.0, 0.0]], requires_grad=True)
-    top_k_jsd(
-        certain.log_softmax(-1), *[part.float() if part.is_floating_point() else part for part in scores]
-    ).sum().backward()
-    assert certain.grad is not None
-    assert certain.grad.isfinite().all()
+    top_k_jsd(certain.log_softmax(-1), *top_k(torch.tensor([[0.7, 0.2, 0.1, 1e-12]]).log(), 2)).sum().backward()
+    assert certain.grad is not None and certain.grad.isfinite().all()

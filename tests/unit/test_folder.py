@@ -12,13 +12,10 @@ from pyarrow import fs
 from masters_ray import cli, store
 from masters_ray.errors import StoreError
 from masters_ray.store import Folder, look
-from tests.builders import group
+from tests.builders import group, written
 
-
-def account(*positions: int) -> store.Account:
-    return store.Account(
-        asked={position: group(position=position).problem.digest for position in positions}, rejected={}, noted={}
-    )
+KEY = {"a": 1}
+GROUPS = [group(position=position) for position in range(2)]
 
 
 def objects(tmp_path: Path) -> Folder:
@@ -30,14 +27,12 @@ def objects(tmp_path: Path) -> Folder:
 def test_a_store_in_an_object_store_is_written_gone_on_with_finished_and_read(tmp_path: Path) -> None:
     folder = objects(tmp_path) / "stage-0"
     (tmp_path / "bucket" / "stage-0").mkdir()
-    store.Writer(folder, {"a": 1}).write(store.table_of([group(position=1)]), account(1))
-    writer = store.Writer(folder, {"a": 1})
-    writer.write(store.table_of([group(position=0)]), account(0))
-    writer.finish({})
+    written(folder, KEY, GROUPS[1:])
+    written(folder, KEY, GROUPS[:1]).finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
     assert store.shard_names(folder) == ["shard-00000000.parquet", "shard-00000001.parquet"]
     with pytest.raises(StoreError, match="never written over"):
-        store.Writer(folder, {"a": 1})
+        store.Writer(folder, KEY)
 
 
 def test_an_address_and_a_path_name_the_same_place(tmp_path: Path) -> None:
@@ -86,9 +81,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucket: str) -> None:
     folder = f"{bucket}/run/stage-0"
-    store.Writer(folder, {"a": 1}).write(store.table_of([group(position=1)]), account(1))
-    writer = store.Writer(folder, {"a": 1})
-    writer.write(store.table_of([group(position=0)]), account(0))
+    written(folder, KEY, GROUPS[1:])
+    writer = written(folder, KEY, GROUPS[:1])
     with pytest.raises(StoreError, match="made by something else"):
         store.Writer(folder, {"a": 2})
     [first, second] = store.read_accounts(folder).items()
@@ -99,15 +93,13 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     writer.finish({})
     Folder(folder).write(first[0], b"torn")
     store.reopen(folder, store.survey(folder).broken)
-    writer = store.Writer(folder, {"a": 1})
-    writer.write(store.table_of([group(position=0)]), account(0))
-    writer.finish({})
+    written(folder, KEY, GROUPS[:1]).finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
     assert Folder(f"{bucket}/run").folders() == ["stage-0"]
     assert Folder(folder).folders() == []
     assert list(look.verify(folder)) == [f"{folder}: 2 shards, 2 rows, all read"]
     assert cli.main(["store", "verify", folder]) == 0
-    digest = group(position=1).problem.digest
+    digest = GROUPS[1].problem.digest
     assert store.Lookup([folder]).rows([digest])[digest]["position"].to_pylist() == [1]
 
 
@@ -117,4 +109,4 @@ def test_a_bucket_that_is_not_there_is_named(bucket: str) -> None:
     Folder(f"{bucket}/run").try_out()
     assert Folder(f"{bucket}/run").names() == []
     with pytest.raises(StoreError, match="s3://other/stage-0/key.json: cannot be written"):
-        store.Writer("s3://other/stage-0", {"a": 1})
+        store.Writer("s3://other/stage-0", KEY)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from masters_ray.grpo import (
     GroupTerms,
@@ -19,37 +20,37 @@ from masters_ray.grpo import (
 )
 from masters_ray.rewards import distillation_rewards
 
-
-def test_distillation_rewards_are_one_for_the_closest_and_zero_for_the_farthest() -> None:
-    assert distillation_rewards(torch.tensor([0.1, 0.3, 0.2])).tolist() == pytest.approx([1.0, 0.0, 0.5])
+CLOSE = [0.1000, 0.1010, 0.1005]
 
 
-def test_equal_divergences_give_no_distillation_reward() -> None:
-    assert distillation_rewards(torch.tensor([0.25, 0.25])).tolist() == [0.0, 0.0]
+@pytest.mark.parametrize(
+    ("divergences", "least_spread", "expected"),
+    [
+        ([0.1, 0.3, 0.2], 0.0, [1.0, 0.0, 0.5]),
+        ([0.25, 0.25], 0.0, [0.0, 0.0]),
+        ([0.08458233, 0.08458231, 0.0845], 0.0, [0.0, 0.0, 1.0]),  # rounding is no difference
+        ([0.08458233, 0.08458231], 0.0, [0.0, 0.0]),
+        (CLOSE, 0.0, [1.0, 0.0, 0.5]),
+        (CLOSE, 0.0009, [1.0, 0.0, 0.5]),
+        (CLOSE, 0.001, [0.0, 0.0, 0.0]),
+    ],
+)
+def test_distillation_rewards_are_one_for_the_closest_and_zero_for_the_farthest(
+    divergences: list[float], least_spread: float, expected: list[float]
+) -> None:
+    assert distillation_rewards(torch.tensor(divergences), least_spread).tolist() == pytest.approx(expected)
 
 
-def test_rounding_of_equal_answers_is_no_difference() -> None:
-    rounded = distillation_rewards(torch.tensor([0.08458233, 0.08458231, 0.0845]))
-    assert rounded[0] == rounded[1] == 0.0
-    assert rounded[2] == 1.0
-    assert distillation_rewards(torch.tensor([0.08458233, 0.08458231])).tolist() == [0.0, 0.0]
-
-
-def test_divergences_closer_than_the_least_spread_make_no_distillation_reward() -> None:
-    close = torch.tensor([0.1000, 0.1010, 0.1005])
-    assert distillation_rewards(close).tolist() == pytest.approx([1.0, 0.0, 0.5])
-    assert distillation_rewards(close, 0.001).tolist() == [0.0, 0.0, 0.0]
-    assert distillation_rewards(close, 0.0009).tolist() == pytest.approx([1.0, 0.0, 0.5])
-
-
-def test_advantages_use_the_population_deviation() -> None:
-    # mean 1, squared deviations 1 0 1 0, std = sqrt(1/2)
-    result = advantages(torch.tensor([2.0, 1.0, 0.0, 1.0]))
-    assert result.tolist() == pytest.approx([math.sqrt(2), 0.0, -math.sqrt(2), 0.0], abs=1e-5)
-
-
-def test_a_flat_group_has_no_advantage() -> None:
-    assert advantages(torch.tensor([1.0, 1.0 + 5e-5])).tolist() == [0.0, 0.0]
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        # mean 1, squared deviations 1 0 1 0, population's std = sqrt(1/2)
+        ([2.0, 1.0, 0.0, 1.0], [math.sqrt(2), 0.0, -math.sqrt(2), 0.0]),
+        ([1.0, 1.0 + 5e-5], [0.0, 0.0]),  # flat
+    ],
+)
+def test_advantages_are_deviations_from_the_group(rewards: list[float], expected: list[float]) -> None:
+    assert advantages(torch.tensor(rewards)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @given(st.lists(st.integers(0, 64), min_size=2, max_size=9), st.integers(-1000, 1000))
@@ -88,6 +89,19 @@ def test_answer_means_weigh_answers_and_not_tokens() -> None:
     assert answer_means(values, answer_of, 2).tolist() == [2.0, 10.0]
 
 
+def terms(objective: Objective, new: Tensor, jsd: list[float], accuracy: list[float], **more: Any) -> GroupTerms:
+    """Of answers of one token each, near the reference policy and without errors, but for what ``more`` says."""
+    usual: dict[str, Any] = {
+        "reference_logprobs": new.detach(),
+        "token_jsd_error": torch.zeros(len(new)),
+        "answer_of": torch.arange(len(new)),
+        "reasoning": torch.zeros(len(accuracy)),
+        "tokens_per_group": float(len(new)),
+    }
+    usual |= {"new_logprobs": new, "token_jsd": new.new_tensor(jsd), "accuracy": new.new_tensor(accuracy)}
+    return group_terms(objective, **usual | more)
+
+
 def test_the_loss_of_a_group_by_hand() -> None:
     """Two answers: tokens (0, 0) and (1). JSD 0.2, 0.4 | 0.1, so D = 0.3, 0.1 and R_distill = 0, 1.
 
@@ -95,25 +109,28 @@ def test_the_loss_of_a_group_by_hand() -> None:
     KL: d = 0.5 on the last token only: mean_j mean_t = (0 + k3) / 2.
     """
     new = torch.tensor([-1.0, -1.0, -2.0], requires_grad=True)
-    reference = torch.tensor([-1.0, -1.0, -1.5])
-    arguments: dict[str, Any] = {
-        "new_logprobs": new,
-        "reference_logprobs": reference,
-        "token_jsd": torch.tensor([0.2, 0.4, 0.1]),
-        "token_jsd_error": torch.tensor([0.01, 0.03, 0.04]),
-        "answer_of": torch.tensor([0, 0, 1]),
-        "accuracy": torch.tensor([1.0, 0.0]),
-        "reasoning": torch.tensor([0.0, 1.0]),
-        "tokens_per_group": 1.5,
-    }
-    flat = group_terms(Objective(), **arguments)
-    kl = (math.exp(0.5) - 1.5) / 2
+
+    def of(cut: list[bool] | None = None, **weights: Any) -> GroupTerms:
+        return terms(
+            Objective(**weights),
+            new,
+            [0.2, 0.4, 0.1],
+            [1.0, 0.0],
+            reference_logprobs=torch.tensor([-1.0, -1.0, -1.5]),
+            token_jsd_error=torch.tensor([0.01, 0.03, 0.04]),
+            answer_of=torch.tensor([0, 0, 1]),
+            reasoning=torch.tensor([0.0, 1.0]),
+            tokens_per_group=1.5,
+            cut=None if cut is None else torch.tensor(cut),
+        )
+
+    flat, kl = of(), (math.exp(0.5) - 1.5) / 2
     assert flat.distillation.tolist() == pytest.approx([0.0, 1.0])
     assert flat.advantages.tolist() == [0.0, 0.0]
     assert flat.loss.item() == pytest.approx(0.1 * kl + 0.2)
     assert flat.jsd_error.item() == pytest.approx((0.02 + 0.04) / 2)
 
-    sharp = group_terms(Objective(alpha=0.0), **arguments)
+    sharp = of(alpha=0.0)
     assert sharp.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
     sharp.loss.backward()
     # d/dnew of -mean_j mean_t ratio·A: -1/4, -1/4, +1/2; of beta·KL on the last token: 0.1/2·(1 - e^0.5)
@@ -121,20 +138,20 @@ def test_the_loss_of_a_group_by_hand() -> None:
     assert new.grad.tolist() == pytest.approx([-0.25, -0.25, 0.5 + 0.05 * (1 - math.exp(0.5))], abs=1e-5)
 
     # the reasoning reward evens the accuracy out; without the policy's loss only the divergence is left
-    assert group_terms(Objective(alpha=0.0, rho=1.0), **arguments).advantages.tolist() == [0.0, 0.0]
+    assert of(alpha=0.0, rho=1.0).advantages.tolist() == [0.0, 0.0]
     # the divergences, 0.3 and 0.1, lie too close together to count
-    apart = group_terms(Objective(least_spread=0.25), **arguments)
+    apart = of(least_spread=0.25)
     assert apart.distillation.tolist() == [0.0, 0.0]
     assert apart.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
-    assert group_terms(Objective(policy_weight=0.0), **arguments).loss.item() == pytest.approx(0.2)
-    assert group_terms(Objective(policy_weight=0.0, jsd_weight=0.5), **arguments).loss.item() == pytest.approx(0.1)
+    assert of(policy_weight=0.0).loss.item() == pytest.approx(0.2)
+    assert of(policy_weight=0.0, jsd_weight=0.5).loss.item() == pytest.approx(0.1)
     # the right answer was cut: its judge's word counts, or it is wrong, or only the divergence is learned from it
     for what, relative, counted in (("judge", [1, -1], [1, 0]), ("zero", [0, 0], [0, 0]), ("mask", [0, -1], [1, 0])):
-        cut = group_terms(Objective(alpha=0.0, cut_answers=what), **arguments, cut=torch.tensor([True, False]))  # type: ignore[arg-type]
+        cut = of([True, False], alpha=0.0, cut_answers=what)
         assert cut.advantages.tolist() == pytest.approx(relative, abs=1e-5)
         assert (cut.accuracy.tolist(), cut.jsd.item()) == (counted, pytest.approx(0.2))
     # every token alike: sums over the group's tokens, over 1.5 tokens per group of the step
-    by_token = group_terms(Objective(aggregation="token"), **arguments)
+    by_token = of(aggregation="token")
     assert by_token.jsd.item() == pytest.approx(0.7 / 1.5)
     assert by_token.jsd_error.item() == pytest.approx(0.08 / 1.5)
     assert by_token.kl.item() == pytest.approx((math.exp(0.5) - 1.5) / 1.5)
@@ -145,21 +162,11 @@ def test_a_later_update_is_clipped_against_the_first_with_its_advantages() -> No
     """One token per answer; the first update found log-probabilities 0 and advantages ±1. Now the ratios are 1.5 and
     0.9: the first is cut at 1.2 and has no gradient, the second counts as it is."""
     new = torch.tensor([1.5, 0.9]).log().requires_grad_()
-    terms = group_terms(
-        Objective(kl_beta=0.0, jsd_weight=0.0),
-        new_logprobs=new,
-        reference_logprobs=torch.zeros(2),
-        token_jsd=torch.tensor([0.1, 0.2]),
-        token_jsd_error=torch.zeros(2),
-        answer_of=torch.tensor([0, 1]),
-        accuracy=torch.tensor([0.0, 0.0]),
-        reasoning=torch.zeros(2),
-        tokens_per_group=2.0,
-        old=OldPolicy(logprobs=torch.zeros(2), advantages=torch.tensor([1.0, -1.0])),
-    )
-    assert terms.policy_loss.item() == pytest.approx(-(1.2 - 0.9) / 2)
-    assert terms.clipped.item() == 0.5
-    terms.loss.backward()
+    old = OldPolicy(logprobs=torch.zeros(2), advantages=torch.tensor([1.0, -1.0]))
+    found = terms(Objective(kl_beta=0.0, jsd_weight=0.0), new, [0.1, 0.2], [0.0, 0.0], old=old)
+    assert found.policy_loss.item() == pytest.approx(-(1.2 - 0.9) / 2)
+    assert found.clipped.item() == 0.5
+    found.loss.backward()
     assert new.grad is not None
     assert new.grad.tolist() == pytest.approx([0.0, 0.45])  # d/dnew of 0.9 / 2
 
@@ -171,24 +178,16 @@ def test_the_advantages_of_a_group_by_hand_weigh_right_and_close_answers() -> No
     the variance is (1 + 49 + 64)/(144·3) = 19/72.
     """
     new = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    terms = group_terms(
-        Objective(alpha=0.5, kl_beta=0.3, jsd_weight=2.0),
-        new_logprobs=new,
-        reference_logprobs=new.detach() + math.log(2),
-        token_jsd=torch.tensor([0.3, 0.1, 0.2]),
-        token_jsd_error=torch.zeros(3),
-        answer_of=torch.arange(3),
-        accuracy=torch.tensor([1.0, 1.0, 0.0]),
-        reasoning=torch.zeros(3),
-        tokens_per_group=3.0,
-    )
+    weights = Objective(alpha=0.5, kl_beta=0.3, jsd_weight=2.0)
+    reference = new.detach() + math.log(2)
+    found = terms(weights, new, [0.3, 0.1, 0.2], [1.0, 1.0, 0.0], reference_logprobs=reference)
     expected = [one / 12 / math.sqrt(19 / 72) for one in (1, 7, -8)]
-    assert terms.distillation.tolist() == pytest.approx([0, 1, 0.5])
-    assert terms.advantages.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.distillation.tolist() == pytest.approx([0, 1, 0.5])
+    assert found.advantages.tolist() == pytest.approx(expected, rel=1e-5)
     # the objective is the mean of the advantages, 0; k3 is 2 − ln 2 − 1 at each token; the mean JSD is 0.2
-    assert terms.loss.item() == pytest.approx(0.3 * (1 - math.log(2)) + 2 * 0.2, rel=1e-6)
+    assert found.loss.item() == pytest.approx(0.3 * (1 - math.log(2)) + 2 * 0.2, rel=1e-6)
     # a third of −A_j, and of beta times d(k3)/dnew = 1 − e^(ln 2) = −1
-    terms.loss.backward()
+    found.loss.backward()
     assert new.grad is not None
     assert new.grad.tolist() == pytest.approx([-(one + 0.3) / 3 for one in expected], rel=1e-5)
 
@@ -207,22 +206,19 @@ def test_permuting_a_group_permutes_its_rewards_and_advantages_and_leaves_its_lo
 ) -> None:
     lengths, accuracy, divergences, order = group
 
-    def terms(answers: list[int]) -> GroupTerms:
-        counts = [lengths[one] for one in answers]
-        whose = torch.repeat_interleave(torch.tensor(answers), torch.tensor(counts)).double()
-        return group_terms(
+    def of(answers: list[int]) -> GroupTerms:
+        counts = torch.tensor([lengths[one] for one in answers])
+        whose = torch.repeat_interleave(torch.tensor(answers), counts).double()
+        return terms(
             Objective(),
-            new_logprobs=-1 - whose / 9,
+            -1 - whose / 9,
+            [divergences[int(one)] / 40 for one in whose],
+            [accuracy[one] for one in answers],
             reference_logprobs=-1.5 + whose.sin() / 2,
-            token_jsd=torch.tensor([divergences[int(one)] / 40 for one in whose], dtype=torch.float64),
-            token_jsd_error=torch.zeros(len(whose)),
-            answer_of=torch.repeat_interleave(torch.tensor(counts)),
-            accuracy=torch.tensor([accuracy[one] for one in answers], dtype=torch.float64),
-            reasoning=torch.zeros(len(answers)),
-            tokens_per_group=1.0,
+            answer_of=torch.repeat_interleave(counts),
         )
 
-    before, after = terms(list(range(len(order)))), terms(order)
+    before, after = of(list(range(len(order)))), of(order)
     assert torch.equal(after.distillation, before.distillation[order])
     assert torch.allclose(after.advantages, before.advantages[order], atol=1e-9)
     assert after.loss.item() == pytest.approx(before.loss.item(), abs=1e-9)

@@ -1,26 +1,21 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from masters_ray.divergence import jsd, left_out_error, top_k_jsd, with_rest
 from masters_ray.head import answer_terms
 from masters_ray.live import LiveScores, live_terms
+from tests.tensors import random, top_k
 
 TOKENS, WIDTH, VOCABULARY = 12, 8, 5000
 
 
 def inputs(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(k)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    teacher = random(TOKENS, VOCABULARY).mul(3).log_softmax(-1)
-    top_logprobs, top_ids = teacher.topk(k)
-    left_out = (1 - top_logprobs.exp().sum(-1)).clamp(min=0)
-    targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
+    top_ids, top_logprobs, left_out = top_k(random(TOKENS, VOCABULARY, seed=k).mul(3).log_softmax(-1), k)
+    targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(k))
     targets[0], targets[1] = top_ids[0, 0], VOCABULARY - 1  # one among the top k, one at the edge
-    hidden, weight, bias = random(TOKENS, WIDTH), random(VOCABULARY, WIDTH), random(VOCABULARY)
+    hidden, weight, bias = random(TOKENS, WIDTH), random(VOCABULARY, WIDTH, seed=1), random(VOCABULARY, seed=2)
     return hidden, weight, bias, targets, top_ids, top_logprobs, left_out
 
 
@@ -29,13 +24,12 @@ Terms = tuple[Tensor, Tensor, Tensor]
 
 def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> Terms:
     """All logits in float64, and autograd; the head itself works in float32, too coarse for finite differences."""
-    targets, top_ids, *scores = rest
-    whole = None if bias is None else bias.double()
-    logprobs = torch.nn.functional.linear(hidden.double(), weight.double(), whole).log_softmax(-1)
-    divergences = top_k_jsd(logprobs, top_ids, *(one.double() for one in scores))
+    targets, top_ids, *scores = (one.double() if one.is_floating_point() else one for one in rest)
+    logprobs = linear(hidden.double(), weight.double(), None if bias is None else bias.double()).log_softmax(-1)
     outside = 1 - logprobs.detach().gather(-1, top_ids).exp().sum(-1)
-    errors = left_out_error(scores[1].double(), outside.clamp(min=0))
-    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), divergences.float(), errors.float()
+    errors = left_out_error(scores[1], outside.clamp(min=0))
+    own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return own.float(), top_k_jsd(logprobs, top_ids, *scores).float(), errors.float()
 
 
 def gradients(terms: Terms, of: list[Tensor]) -> list[Tensor]:
@@ -45,29 +39,31 @@ def gradients(terms: Terms, of: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((weights * logprobs).sum() + (weights.flip(0) * divergences).sum(), of))
 
 
+def assert_same_gradients(found: Terms, expected: Terms, of: list[Tensor]) -> None:
+    for one, other in zip(gradients(found, of), gradients(expected, of), strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
+
+
+SIZES = pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("k", [1, 50, VOCABULARY], ids="k={}".format)
-@pytest.mark.parametrize(
-    "logits_bytes", [4 * TOKENS * VOCABULARY, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"]
-)
+@SIZES
 def test_it_equals_the_plain_computation_in_value_and_gradient(k: int, logits_bytes: int, with_bias: bool) -> None:
     hidden, weight, bias, *rest = inputs(k)
-    leaves = [hidden.requires_grad_(), weight.requires_grad_(), *([bias.requires_grad_()] if with_bias else [])]
-    given = bias if with_bias else None
-    expected = plainly(hidden, weight, given, *rest)
-    found = answer_terms(hidden, weight, given, *rest, logits_bytes=logits_bytes)
+    leaves = [one.requires_grad_() for one in ((hidden, weight, bias) if with_bias else (hidden, weight))]
+    head = hidden, weight, bias if with_bias else None
+    expected, found = plainly(*head, *rest), answer_terms(*head, *rest, logits_bytes=logits_bytes)
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=2e-6)
-    for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
-        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
+    assert_same_gradients(found, expected, leaves)
 
 
 def test_a_frozen_head_still_passes_the_gradient_on() -> None:
     hidden, weight, _, *rest = inputs(4)
-    hidden.requires_grad_()
-    found = gradients(answer_terms(hidden, weight, None, *rest, logits_bytes=1), [hidden])
-    expected = gradients(plainly(hidden, weight, None, *rest), [hidden])
-    assert torch.allclose(found[0], expected[0], atol=1e-5 * float(expected[0].abs().max()))
+    found = answer_terms(hidden.requires_grad_(), weight, None, *rest, logits_bytes=1)
+    assert_same_gradients(found, plainly(hidden, weight, None, *rest), [hidden])
 
 
 def test_bfloat16_sums_over_tiles_in_float32() -> None:
@@ -83,17 +79,9 @@ def test_bfloat16_sums_over_tiles_in_float32() -> None:
 
 def test_a_certain_student_has_finite_gradients() -> None:
     hidden = torch.ones(1, 1, requires_grad=True)
-    weight = torch.tensor([[200.0], [0.0], [-200.0]])
-    terms = answer_terms(
-        hidden,
-        weight,
-        None,
-        torch.tensor([0]),
-        torch.tensor([[0]]),
-        torch.zeros(1, 1),
-        torch.zeros(1),
-        logits_bytes=2**20,
-    )
+    head = torch.tensor([[200.0], [0.0], [-200.0]]), None
+    certain = torch.tensor([0]), torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1)
+    terms = answer_terms(hidden, *head, *certain, logits_bytes=2**20)
     assert [one.item() for one in terms] == [0.0, 0.0, 0.0]
     (terms[0] + terms[1]).sum().backward()
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all()
@@ -107,8 +95,7 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
     targets and stored scores of the k likeliest tokens; and the teacher's whole distribution in float64, and those
     among its k that the student has no row for."""
     hidden, weight, _, targets, *_ = inputs(7)
-    generator = torch.Generator().manual_seed(8)
-    logits = torch.randn(TOKENS, VOCABULARY, generator=generator).mul(3).double()
+    logits = random(TOKENS, VOCABULARY, seed=8).mul(3).double()
     weight = torch.cat([weight, torch.zeros(PADDED, WIDTH)])[:student]
     whole = torch.cat([logits, torch.full((TOKENS, PADDED), 7.0)], -1)[:, :teacher].softmax(-1)
     top, ids = whole.topk(k)
@@ -116,7 +103,7 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
     return [hidden, weight, targets, ids, top.log().float(), rest.float()], whole, ids >= student
 
 
-@pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
+@SIZES
 @pytest.mark.parametrize("every", [False, True], ids=["top 50", "k = vocabulary"])
 @pytest.mark.parametrize(
     ("student", "teacher"), [(VOCABULARY, VOCABULARY + PADDED), (VOCABULARY + PADDED, VOCABULARY), (40, VOCABULARY)]
@@ -138,13 +125,13 @@ def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
     outside = ((1 - one.detach().sum(-1)).clamp(min=0) for one in (p, q))
     assert torch.allclose(errors.double(), left_out_error(*outside), atol=1e-5)
     plain = (logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), expected.float(), errors)
-    for one, other in zip(gradients((own, found, errors), leaves), gradients(plain, leaves), strict=True):
-        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
+    assert_same_gradients((own, found, errors), plain, leaves)
     if every:
         teacher_logits = whole.log().float()
         live = LiveScores(hidden=teacher_logits, weight=torch.eye(teacher), bias=None)
-        _, lived, _ = live_terms(hidden, weight, None, targets, live, logits_bytes=logits_bytes)
+        _, lived, lacking_live = live_terms(hidden, weight, None, targets, live, logits_bytes=logits_bytes)
         assert torch.allclose(lived, found, atol=2e-6), "a live teacher and its stored scores agree"
+        assert torch.allclose(lacking_live, errors, atol=1e-5)
 
 
 @pytest.mark.parametrize("logits_bytes", [2**30, 1], ids=["whole", "single-tokens"])

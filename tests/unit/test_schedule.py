@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 
@@ -7,8 +8,10 @@ from masters_ray.config import Schedule, ScheduledStage
 from masters_ray.schedule import Stage, plan, ratios
 
 
-def test_the_papers_default_has_five_stages() -> None:
-    assert [ratio for ratio, _ in ratios(Schedule(max_ratio=0.2, step=0.05))] == [0.2, 0.15, 0.1, 0.05, 0.0]
+@pytest.mark.parametrize(("largest", "expected"), [(0.2, [0.2, 0.15, 0.1, 0.05, 0.0]), (0.0, [0.0])])
+def test_ratios_fall_to_0_and_the_papers_default_has_five_stages(largest: float, expected: list[float]) -> None:
+    equal = Fraction(1, len(expected))
+    assert ratios(Schedule(max_ratio=largest, step=0.05)) == [(ratio, equal) for ratio in expected]
 
 
 def test_the_ratio_of_every_iteration_is_that_of_the_papers_formula() -> None:
@@ -20,10 +23,6 @@ def test_the_ratio_of_every_iteration_is_that_of_the_papers_formula() -> None:
             assert abs(stage.ratio - expected) < 1e-9
 
 
-def test_no_masking_is_one_stage() -> None:
-    assert ratios(Schedule(max_ratio=0.0, step=0.05)) == [(0.0, 1)]
-
-
 def test_shares_are_one_pass_and_all_is_every_row_in_every_stage() -> None:
     assert [part for _, part in plan([Schedule(max_ratio=0.2, step=0.1)], 5)] == [range(1), range(1, 3), range(3, 5)]
     all_data = Schedule(max_ratio=0.1, step=0.1, stage_data="all")
@@ -31,30 +30,18 @@ def test_shares_are_one_pass_and_all_is_every_row_in_every_stage() -> None:
 
 
 def test_ratios_and_shares_can_be_listed() -> None:
-    listed = [
-        ScheduledStage(ratio=0.3, share=0.5),
-        ScheduledStage(ratio=0.1, share=0.3),
-        ScheduledStage(ratio=0.3, share=0.2),
-    ]
-    found = plan([Schedule(stages=listed)], 10)
-    assert [(stage.index, stage.ratio, part) for stage, part in found] == [
-        (0, 0.3, range(5)),
-        (1, 0.1, range(5, 8)),
-        (2, 0.3, range(8, 10)),
-    ]
+    listed = [(0.3, 0.5), (0.1, 0.3), (0.3, 0.2)]
+    found = plan([Schedule(stages=[ScheduledStage(ratio=ratio, share=share) for ratio, share in listed])], 10)
+    stages = [Stage(index=index, ratio=ratio) for index, (ratio, _) in enumerate(listed)]
+    assert found == list(zip(stages, [range(5), range(5, 8), range(8, 10)], strict=True))
     equal = plan([Schedule(stages=[ScheduledStage(ratio=0.2), ScheduledStage(ratio=0.0)])], 9)
     assert [part for _, part in equal] == [range(4), range(4, 9)]
 
 
 def test_teachers_run_their_schedules_one_after_the_other_on_equal_parts() -> None:
     found = plan([Schedule(max_ratio=0.2, step=0.2), Schedule(max_ratio=0.2, step=0.1)], 12)
-    assert [(stage.index, stage.teacher, stage.ratio) for stage, _ in found] == [
-        (0, 0, 0.2),
-        (1, 0, 0.0),
-        (2, 1, 0.2),
-        (3, 1, 0.1),
-        (4, 1, 0.0),
-    ]
+    stages = [(stage.index, stage.teacher, stage.ratio) for stage, _ in found]
+    assert stages == [(0, 0, 0.2), (1, 0, 0.0), (2, 1, 0.2), (3, 1, 0.1), (4, 1, 0.0)]
     assert [part for _, part in found] == [range(3), range(3, 6), range(6, 8), range(8, 10), range(10, 12)]
 
 
@@ -76,13 +63,9 @@ def test_an_iteration_never_crosses_a_stage() -> None:
     """Stages of 5 and 3 questions, 2 a step: 2, 2, 1 and 2, 1; with a half the iterations 1, 3 and 5 are online."""
     stages = [(Stage(index=0, ratio=0.2), range(5)), (Stage(index=1, ratio=0.0), range(5, 8))]
     found = schedule.iterations(stages, 2, 0.5)
-    assert [(one.number, one.stage, list(one.positions)) for one in found] == [
-        (1, 0, [0, 1]),
-        (2, 0, [2, 3]),
-        (3, 0, [4]),
-        (4, 1, [5, 6]),
-        (5, 1, [7]),
-    ]
+    assert [one.number for one in found] == [1, 2, 3, 4, 5]
+    asked = [(one.stage, list(one.positions)) for one in found]
+    assert asked == [(0, [0, 1]), (0, [2, 3]), (0, [4]), (1, [5, 6]), (1, [7])]
     assert [one.number for one in found if one.online] == [1, 3, 5]
 
 
