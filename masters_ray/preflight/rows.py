@@ -12,7 +12,7 @@ from pathlib import Path
 from masters_ray import data
 from masters_ray.config import Config, DataSource
 from masters_ray.data import sources
-from masters_ray.data.scalars import cut
+from masters_ray.data.texts import cut
 from masters_ray.errors import Complaint, DataError
 from masters_ray.pipeline import inputs
 from masters_ray.progress import say
@@ -57,11 +57,11 @@ def look(
     where = source.path or f"easy-vqa, {source.split}"
     try:
         more = not whole and _has_more(source)
-        loaded = inputs.load_source(config, source, models, scratch / f"{name}.arrow", 1.0, FIRST if more else None)
+        loaded = inputs.load_source(config, source, models, scratch / f"{name}.sqlite", 1.0, FIRST if more else None)
     except DataError as error:
         return None, [_complaint(name, error)]
     seen = Seen(name=name, source=source, loaded=loaded, more=more)
-    accepted = loaded.problems.note.accepted
+    accepted = loaded.accepted
     looked = f"the first {FIRST} rows" if more else f"all {accepted + len(loaded.rejected)} rows"
     say(f"data.{name}  {looked} of {where}: {accepted} questions{_kinds(loaded.problems)}")
     for change, count in sorted(loaded.changes.items()):
