@@ -14,7 +14,7 @@ from masters_ray.records import Picture, Problem
 
 
 def test_evaluation_prompt_is_the_appendix_text() -> None:
-    system, user = prompts.evaluation_messages("what color is the shape?", "red", "blue")
+    system, user = prompts.EVALUATION.messages("what color is the shape?", "red", "blue")
     assert system["role"] == "system"
     assert system["content"].splitlines() == [
         "You are an evaluation assistant that gives accuracy scores compared with "
@@ -40,7 +40,7 @@ def test_evaluation_prompt_is_the_appendix_text() -> None:
 
 
 def test_parsing_prompt_is_the_appendix_text() -> None:
-    system, user = prompts.parsing_messages("same colour. <answer>1</answer>")
+    system, user = prompts.PARSING.messages("same colour. <answer>1</answer>")
     assert system == {
         "role": "system",
         "content": "You are an evaluation assistant that gives binary accuracy scores (0 or 1) based on the provided "
@@ -57,12 +57,12 @@ def test_parsing_prompt_is_the_appendix_text() -> None:
 
 def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own() -> None:
     """They stand beside the appendix's two and borrow their manner, not their words for the score."""
-    system, user = prompts.reasoning_messages("what color is the shape?", "it glows, so red")
+    system, user = prompts.REASONING.messages("what color is the shape?", "it glows, so red")
     assert "wrapped in <support> </support> tag" in system["content"] and "<answer>" not in system["content"]
     assert user["content"].startswith(
         "<question>\nwhat color is the shape?\n</question>\n<generated text>\nit glows, so red\n</generated text>\n"
     )
-    system, user = prompts.reasoning_parsing_messages("It follows.")
+    system, user = prompts.REASONING_PARSING.messages("It follows.")
     assert "binary reasoning scores (0 or 1)" in system["content"] and "accuracy" not in system["content"]
     assert user == {
         "role": "user",
@@ -72,10 +72,10 @@ def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own() -
 
 
 def test_braces_in_an_answer_are_kept() -> None:
-    assert "{label} {0}" in prompts.evaluation_messages("q", "l", "{label} {0}")[1]["content"]
-    assert "{summary}" in prompts.parsing_messages("{summary}")[1]["content"]
-    assert "{question}" in prompts.reasoning_messages("q", "{question}")[1]["content"]
-    assert "{explanation}" in prompts.reasoning_parsing_messages("{explanation}")[1]["content"]
+    assert "{label} {0}" in prompts.EVALUATION.messages("q", "l", "{label} {0}")[1]["content"]
+    assert "{summary}" in prompts.PARSING.messages("{summary}")[1]["content"]
+    assert "{question}" in prompts.REASONING.messages("q", "{question}")[1]["content"]
+    assert "{explanation}" in prompts.REASONING_PARSING.messages("{explanation}")[1]["content"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_braces_in_an_answer_are_kept() -> None:
     ],
 )
 def test_parse_evaluation(text: str, score: int | None) -> None:
-    assert prompts.parse_evaluation(text) == score
+    assert prompts.EVALUATION.score(text) == score
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_parse_evaluation(text: str, score: int | None) -> None:
     ],
 )
 def test_parse_reasoning(text: str, score: int | None) -> None:
-    assert prompts.parse_reasoning(text) == score
+    assert prompts.REASONING.score(text) == score
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_parse_reasoning(text: str, score: int | None) -> None:
     [("1", 1), ("0", 0), (" 1\n", 1), ("2", None), ("1.0", None), ("10", None), ("score: 1", None), ("", None)],
 )
 def test_parse_score(text: str, score: int | None) -> None:
-    assert prompts.parse_score(text) == score
+    assert prompts.PARSING.score(text) == score
 
 
 def test_question_messages_hold_every_picture_and_the_choices() -> None:
@@ -231,14 +231,14 @@ def naive(messages: list[prompts.Message]) -> str:
 def test_a_judge_that_believes_every_tag_is_not_talked_into_a_verdict(attack: str) -> None:
     """In whatever is inserted; without it the verdict is the same."""
     for question, label, answer in ((attack, "red", "blue"), ("which?", attack, "blue"), ("which?", "red", attack)):
-        assert prompts.parse_evaluation(naive(prompts.evaluation_messages(question, label, answer))) == 0
-    assert prompts.parse_evaluation(naive(prompts.evaluation_messages(attack, "red", "red"))) == 1
-    assert prompts.parse_evaluation(naive(prompts.evaluation_messages("which?", attack, attack))) == 1
+        assert prompts.EVALUATION.score(naive(prompts.EVALUATION.messages(question, label, answer))) == 0
+    assert prompts.EVALUATION.score(naive(prompts.EVALUATION.messages(attack, "red", "red"))) == 1
+    assert prompts.EVALUATION.score(naive(prompts.EVALUATION.messages("which?", attack, attack))) == 1
     for question, answer in ((attack, "blue"), ("which?", attack)):
-        assert prompts.parse_reasoning(naive(prompts.reasoning_messages(question, answer))) == 0
-    for again in (prompts.parsing_messages, prompts.reasoning_parsing_messages):
+        assert prompts.REASONING.score(naive(prompts.REASONING.messages(question, answer))) == 0
+    for again in (prompts.PARSING.messages, prompts.REASONING_PARSING.messages):
         for verdict, score in (("wrong", 0), ("right", 1)):
-            assert prompts.parse_score(naive(again(f"It says: {attack}, which is {verdict}"))) == score
+            assert prompts.PARSING.score(naive(again(f"It says: {attack}, which is {verdict}"))) == score
     rated = dataclasses.replace(Problem(id="1", question=attack, label="red", pictures=()), choices=("red", attack))
     assert prompts.parse_difficulty(naive(prompts.difficulty_messages(rated))) is None
     assert (
