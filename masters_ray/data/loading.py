@@ -8,7 +8,8 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ import PIL
 
 from masters_ray.config import DataSource
 from masters_ray.data import sources
-from masters_ray.data.mapping import Mapper, in_order
-from masters_ray.data.pictures import DEFAULT_MAX_PIXELS
-from masters_ray.data.pixels import Change
+from masters_ray.data.mapping import MappedRow, Mapper
+from masters_ray.data.pictures import PILLOW_MAX_PIXELS, Change
 from masters_ray.data.spool import FORMAT, Problems, SpoolWriter, new_spool, opened, threads
 from masters_ray.data.texts import NO_SPECIAL, cut
 from masters_ray.errors import DataError
 from masters_ray.files import write_text
 from masters_ray.progress import say
-from masters_ray.records import Rejected
+from masters_ray.records import Problem, Rejected
 
+_UNDER_WAY = 128
+"""Rows that are mapped at a time: each may hold pictures."""
 _SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS_COUNTED = 100
 _COLUMNS_TOLD = 12
@@ -59,29 +61,24 @@ def load(
     max_quarantined_share: float,
     max_pictures: int = 1,
     *,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_pixels: int = PILLOW_MAX_PIXELS,
     special: str = NO_SPECIAL,
     spool: Path,
     first: int | None = None,
 ) -> Loaded:
-    """Read a source, shuffle it by ``seed``, take ``source.rows`` with kinds balanced; problems lie in ``spool``.
-    first: look at no more than the source's first rows, so many.
+    """Read a source (of its first rows, ``first``), shuffle it by ``seed``, take ``source.rows`` with kinds balanced.
 
-    A spool that was made of the same file and the same pictures in the same way is opened, and the source is not read;
-    another one, or a damaged one, is made again. Pictures are decoded: a row with one that is missing, broken or of
-    more than ``max_pixels`` pixels, with more than ``max_pictures``, with an empty question or an empty label is set
-    aside, and so is one in whose texts the regular expression ``special`` finds a token that tokenizers read as a mark.
-    Raises DataError when the file cannot be read, when the spool cannot be written, when no row is left, or when more
-    than ``max_quarantined_share`` of the rows are set aside.
+    Problems lie in ``spool``. One that was made of the same file and the same pictures in the same way is opened, and
+    the source is not read; another one, or a damaged one, is made again. A row is dropped when it is no problem, has
+    more than ``max_pictures``, a picture that cannot be decoded or has more than ``max_pixels`` pixels, or a text in
+    which the regular expression ``special`` finds a token that tokenizers read as a mark. Raises DataError when the
+    file cannot be read, the spool cannot be written, or more than ``max_quarantined_share`` of the rows are dropped, or
+    all.
     """
-    settings = {
-        "seed": seed,
-        "max_pictures": max_pictures,
-        "max_pixels": max_pixels,
-        "special": special,
-        "first": first,
-    }
-    key = _of_source(source) | settings
+    file = sources.origin(source)
+    found = file.stat()
+    key = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), found.st_size, found.st_mtime_ns]
+    key += [seed, max_pictures, max_pixels, special, first]
     problems = opened(spool, key)
     if problems is not None and not problems.pictures_are_as_noted():
         say(f"{_name(source)}: pictures have changed since its rows were read; they are read again")
@@ -89,25 +86,13 @@ def load(
     if problems is None:
         with new_spool(spool) as writer:
             mapper = Mapper(source, max_pictures, max_pixels, special)
-            read, found = _collect(source, mapper, writer, first)
-            writer.finish(_seeded_order(writer.kinds(), read, seed, source.rows), {"key": key, "found": found})
+            read, note = _collect(source, mapper, writer, first)
+            writer.finish(_seeded_order(writer.kinds(), read, seed, source.rows), key, note)
         problems = Problems(spool)
-    found = problems.note["found"]
-    loaded = Loaded(**found | {"problems": problems, "rejected": [Rejected(**one) for one in found["rejected"]]})
+    rejected = [Rejected(**one) for one in problems.note["rejected"]]
+    loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
     refuse_too_many(source, loaded.rejected, loaded.accepted, max_quarantined_share, loaded.unused)
     return loaded
-
-
-def _of_source(source: DataSource) -> dict[str, Any]:
-    """All of a source that decides what a spool holds, beside the pictures."""
-    file = sources.origin(source)
-    found = file.stat()
-    return {
-        "format": FORMAT,
-        "pillow": PIL.__version__,
-        "source": dict(vars(source)),
-        "file": [str(file.absolute()), found.st_size, found.st_mtime_ns],
-    }
 
 
 def _collect(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None) -> tuple[int, dict[str, Any]]:
@@ -119,7 +104,7 @@ def _collect(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int
     changes: Counter[Change] = Counter()
     renamed: list[str] = []
     said = time.monotonic()
-    for mapped in in_order(mapper, itertools.islice(sources.rows(source), first), threads()):
+    for mapped in _mapped(mapper, itertools.islice(sources.rows(source), first)):
         writer.looked_at(mapped.files)
         unused.update(key for key in mapped.unused if len(unused) < _COLUMNS_COUNTED or key in unused)
         changes.update(mapped.changes)
@@ -139,6 +124,13 @@ def _collect(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int
         "unused": columns,
         "remarks": _remarks(columns, renamed, len(set(writer.kinds().values()))),
     }
+
+
+def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row | Problem]]) -> Iterator[MappedRow]:
+    """In the order of the rows, of which few are held at a time."""
+    with ThreadPoolExecutor(threads()) as executor:
+        while part := list(itertools.islice(rows, _UNDER_WAY)):
+            yield from executor.map(mapper, part)
 
 
 def _seeded_order(kinds: Mapping[int, str], read: int, seed: int, wanted: int | None) -> list[int]:

@@ -1,33 +1,26 @@
-"""Rows of a source → problems whose pictures were decoded once, on several threads."""
+"""Rows of a source → problems whose pictures were decoded once."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from masters_ray.config import DataSource
 from masters_ray.data import layouts, sources
 from masters_ray.data.labels import READINGS, Reading, choices_of, readings, right_choice
-from masters_ray.data.pictures import Checked, check, named
-from masters_ray.data.pixels import Change
+from masters_ray.data.pictures import Change, Checked, check, named
 from masters_ray.data.spool import Stamp, stamp
 from masters_ray.data.texts import BadPictureError, BadRowError, as_text, check_texts, shown
 from masters_ray.records import Picture, Problem, Rejected
 
-T = TypeVar("T")
-R = TypeVar("R")
 _FIRST = 500
 """Rows that show how the labels of a source name their choices."""
 _LONGEST_NAME = 500
 """Characters of an id or a kind."""
-_UNDER_WAY = 4
-"""Rows for each thread that are taken from the source and not yet given on."""
 _REMEMBERED = 4096
 """Picture files: the questions about one mostly stand together."""
 
@@ -124,28 +117,12 @@ class Mapper:
             return before, str(error)
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """``function`` of each item, in the items' order, of which few are held at a time."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads) as executor:
-        try:
-            for item in items:
-                waiting.append(executor.submit(function, item))
-                if len(waiting) > _UNDER_WAY * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for one in waiting:
-                one.cancel()
-
-
 def _usual_reading(source: DataSource) -> Reading:
     """How most labels of the first rows name their choices. Where a label may be read in several ways, as an index
     among choices that are numbers, the others of its source decide; without them it is the text of a choice."""
     counts: Counter[Reading] = Counter()
     if source.format != "easy_vqa":
-        for _, row in itertools.islice(sources.rows(source, ("answer", "choices")), _FIRST):
+        for _, row in itertools.islice(sources.rows(source), _FIRST):
             if isinstance(row, dict):
                 try:
                     label, choices = as_text(row.get("answer"), "answer"), choices_of(row.get("choices"))

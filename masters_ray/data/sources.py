@@ -22,8 +22,6 @@ from masters_ray.records import Problem
 
 Row: TypeAlias = dict[str, Any] | BadRowError
 """The columns of a row by their names, or why it cannot be read."""
-Columns: TypeAlias = tuple[str, ...] | None
-"""Those that are wanted; None: all."""
 _ROWS = 64
 """Rows of a parquet file that are in memory at a time: each may hold pictures."""
 _BUFFER = 1 << 20
@@ -51,17 +49,14 @@ def in_place_of(source: DataSource) -> str | None:
         raise _unreadable(file, error) from error
 
 
-def rows(source: DataSource, columns: Columns = None) -> Iterator[tuple[str, Row | Problem]]:
-    """(where, row) of every row; easy-vqa has problems. columns: those of a parquet file that are wanted.
-
-    Raises DataError when the file cannot be read.
-    """
+def rows(source: DataSource) -> Iterator[tuple[str, Row | Problem]]:
+    """(where, row) of every row; easy-vqa has problems. Raises DataError when the file cannot be read."""
     if source.format == "easy_vqa":
         yield from ((f"easy-vqa {problem.id}", problem) for problem in easy_vqa.problems(source.split, source.kinds))
         return
     file = origin(source)
     try:
-        for number, row in _READERS[source.format](file, columns):
+        for number, row in _READERS[source.format](file):
             yield f"{file}:{number}", row
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, error) from error
@@ -72,27 +67,25 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file}: cannot be read: is it damaged, or cut short? ({reason}). Copy or write it again.")
 
 
-def _jsonl(file: Path, _: Columns) -> Iterator[tuple[int, Row]]:
+def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, _object(line)
 
 
-def _parquet(file: Path, columns: Columns) -> Iterator[tuple[int, Row]]:
+def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
     number = 0
     with pq.ParquetFile(file, buffer_size=_BUFFER) as content:
         names = content.schema_arrow.names
         if twice := {name for name in names if names.count(name) > 1}:
             raise DataError(f"{file}: {', '.join(twice)} names several columns. Rename all but one.")
-        wanted = None if columns is None else [name for name in columns if name in names]
-        for batch in content.iter_batches(batch_size=_ROWS, columns=wanted):
-            for row in _plain(batch):
-                number += 1
-                yield number, row
+        for batch in content.iter_batches(batch_size=_ROWS):
+            yield from enumerate(_plain(batch), number + 1)
+            number += len(batch)
 
 
-_READERS: dict[str, Callable[[Path, Columns], Iterator[tuple[int, Row]]]] = {"jsonl": _jsonl, "parquet": _parquet}
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {"jsonl": _jsonl, "parquet": _parquet}
 """By the source's format: (row number from 1, row) of every row of a file."""
 
 

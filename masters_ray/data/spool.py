@@ -39,15 +39,13 @@ CREATE TABLE problem (
 );
 CREATE TABLE seeded (position INTEGER PRIMARY KEY, row INTEGER, digest TEXT, asked TEXT, shown TEXT);
 CREATE TABLE file (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER) WITHOUT ROWID;
-CREATE TABLE note (content TEXT);
+CREATE TABLE note (key TEXT, content TEXT);
 """
 _DIGEST = 16
 _STAMPS_AT_A_TIME = 256
 
 Stamp: TypeAlias = tuple[int, int]
-"""Bytes of a file, and when they were written last (ns)."""
-_NONE: Stamp = (-1, -1)
-"""There is no file that can be read."""
+"""Bytes of a file, and when they were written last (ns); -1 both: there is no file that can be read."""
 
 
 class Problems(Sequence[Problem]):
@@ -63,7 +61,7 @@ class Problems(Sequence[Problem]):
             [(size,)] = self._ask("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
             if size != file.stat().st_size:  # SQLite does not notice that a part of its last page is missing
                 raise ValueError(f"{file.stat().st_size} bytes in place of {size}")
-            [(note,)] = self._ask("SELECT content FROM note")
+            [(self.key, note)] = self._ask("SELECT key, content FROM note")
             [(self._length,)] = self._ask("SELECT coalesce(max(position) + 1, 0) FROM seeded")
             self.note: dict[str, Any] = json.loads(note)
             """As of ``SpoolWriter.finish``."""
@@ -127,15 +125,13 @@ class Problems(Sequence[Problem]):
         return DataError(f"{self._file}: expected problems in an SQLite file ({reason}). Delete it to make it again.")
 
 
-def opened(file: Path, key: Mapping[str, Any]) -> Problems | None:
-    """The spool in ``file`` if it was made of ``key`` and can be read."""
-    if not file.is_file():
-        return None
+def opened(file: Path, key: Sequence[Any]) -> Problems | None:
+    """The spool in ``file`` if it was made of ``key`` and can be read; otherwise it is to be made again."""
     try:
         problems = Problems(file)
     except DataError:
-        return None  # it is made again
-    return problems if problems.note["key"] == json.loads(json.dumps(key)) else None
+        return None
+    return problems if problems.key == json.dumps(key) else None
 
 
 class SpoolWriter:
@@ -168,13 +164,13 @@ class SpoolWriter:
         """Row → kind of its problem."""
         return dict(self._connection.execute("SELECT row, kind FROM problem"))
 
-    def finish(self, order: Sequence[int], note: Mapping[str, Any]) -> None:
-        """order: the rows in their seeded order; note: "key", all that decides the content, and whatever else is to be
+    def finish(self, order: Sequence[int], key: Sequence[Any], note: Mapping[str, Any]) -> None:
+        """order: the rows in their seeded order; key: all that decides the content; note: whatever else is to be
         kept."""
         self._connection.executemany(
             "INSERT INTO seeded SELECT ?, row, digest, asked, shown FROM problem WHERE row = ?", enumerate(order)
         )
-        self._connection.execute("INSERT INTO note VALUES (?)", [json.dumps(note)])
+        self._connection.execute("INSERT INTO note VALUES (?, ?)", [json.dumps(key), json.dumps(note)])
 
 
 @contextmanager
@@ -209,8 +205,8 @@ def stamp(path: str) -> Stamp:
         found = Path(path).stat()
         readable = stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK)
     except (OSError, ValueError):
-        return _NONE
-    return (found.st_size, found.st_mtime_ns) if readable else _NONE
+        return -1, -1
+    return (found.st_size, found.st_mtime_ns) if readable else (-1, -1)
 
 
 def _as_noted(files: Sequence[tuple[str, int, int]]) -> bool:

@@ -17,12 +17,11 @@ import pytest
 from PIL import Image
 
 from masters_ray.data import (
-    DEFAULT_MAX_PIXELS,
     PILLOW_MAX_PIXELS,
     BadPictureError,
     check,
     decode,
-    pixels,
+    pictures,
     with_embedded_pictures,
 )
 from masters_ray.data.pictures import named
@@ -40,11 +39,11 @@ def huge_png(width: int, height: int) -> bytes:
 def test_a_picture_with_more_pixels_than_allowed_is_refused_by_its_header(look: type, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(huge_png(8000, 9000))
     with pytest.raises(BadPictureError, match=r"x.png has 8000 x 9000 pixels; .*max_picture_pixels allows 50000000$"):
-        look(Picture(path=str(tmp_path / "x.png")), DEFAULT_MAX_PIXELS)
+        look(Picture(path=str(tmp_path / "x.png")), 50_000_000)
     look(Picture(data=png()), 64 * 64)
     with pytest.raises(BadPictureError, match="embedded picture has 64 x 64 pixels"):
         look(Picture(data=png()), 64 * 64 - 1)
-    with pytest.raises(BadPictureError, match=r"more than 178956970 pixels; .* allows (50000000|178956970)$"):
+    with pytest.raises(BadPictureError, match=r"more than 178956970 pixels; .* allows 178956970$"):
         look(Picture(data=huge_png(30000, 30000)))  # which Pillow itself refuses
 
 
@@ -147,7 +146,7 @@ def test_a_picture_that_changes_after_the_data_were_read_is_not_used(tmp_path: P
 
 
 def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "_AT_A_TIME", 2 * 64 * 64)
+    monkeypatch.setattr(pictures, "_AT_A_TIME", 2 * 64 * 64)
     lock, inside, most = threading.Lock(), 0, 0
 
     def convert(image: Image.Image, changes: object) -> Image.Image:
@@ -160,7 +159,7 @@ def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatc
             inside -= 1
         return image
 
-    monkeypatch.setattr(pixels, "_on_white", convert)
+    monkeypatch.setattr(pictures, "_on_white", convert)
     with ThreadPoolExecutor(8) as executor:
         list(executor.map(decode, [Picture(data=png())] * 16))
         assert executor.submit(decode, Picture(data=png((128, 128)))).result().size == (128, 128)
