@@ -32,11 +32,10 @@ _UNDER_WAY = 128
 """Rows that are mapped at a time: each may hold pictures."""
 _SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS_COUNTED = 100
-_COLUMNS_TOLD = 12
 _MANY_KINDS = 50
 _REASONS_TOLD = 5
-_REASON = 500
-"""Characters of a reason in a message."""
+_LONGEST = 500
+"""Characters of a reason or of all columns in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +175,7 @@ def _remarks(unused: Mapping[str, int], renamed: Sequence[str], kinds: int) -> l
 
 
 def _columns(unused: Mapping[str, int]) -> str:
-    named = [f"{column} ({count} row{'s' * (count > 1)})" for column, count in unused.items()]
-    more = [f"and {len(named) - _COLUMNS_TOLD} more"] if len(named) > _COLUMNS_TOLD else []
-    return ", ".join(named[:_COLUMNS_TOLD] + more)
+    return cut(", ".join(f"{column} ({count} row{'s' * (count > 1)})" for column, count in unused.items()), _LONGEST)
 
 
 def refuse_too_many(
@@ -198,7 +195,7 @@ def refuse_too_many(
     reasons = Counter(one.reason for one in rejected)
     firsts = {one.reason: one.row for one in reversed(rejected)}
     examples = "\n".join(
-        f"  {firsts[reason]}: {cut(reason, _REASON)}" + (f" (and {count - 1} more)" if count > 1 else "")
+        f"  {firsts[reason]}: {cut(reason, _LONGEST)}" + (f" (and {count - 1} more)" if count > 1 else "")
         for reason, count in list(reasons.items())[:_REASONS_TOLD]
     )
     told, remedy = f"none of {total} rows can be used", "Mend the rows."

@@ -16,7 +16,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -80,9 +80,9 @@ class Problems(Sequence[Problem]):
     def __getitem__(self, where: int | slice) -> Problem | list[Problem]:
         """One problem, or a list of them. Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
-            return [self[position] for position in range(*where.indices(len(self)))]
+            return [self[position] for position in range(len(self))[where]]
         query = "SELECT content FROM seeded JOIN problem USING (row) WHERE position = ?"
-        [(content,)] = self._ask(query, self._position(where))
+        [(content,)] = self._ask(query, range(len(self))[where])
         return _problem(content)
 
     @property
@@ -100,7 +100,7 @@ class Problems(Sequence[Problem]):
 
     def digest(self, position: int) -> str:
         """``self[position].digest``, without reading the problem."""
-        return bytes(self.digests[self._position(position)]).decode()
+        return bytes(self.digests[position]).decode()
 
     def pictures_are_as_noted(self) -> bool:
         """Whether each picture file that was looked at is as it was then."""
@@ -108,11 +108,6 @@ class Problems(Sequence[Problem]):
         parts = [noted[start : start + _STAMPS_AT_A_TIME] for start in range(0, len(noted), _STAMPS_AT_A_TIME)]
         with ThreadPoolExecutor(threads()) as executor:
             return all(executor.map(_as_noted, parts))
-
-    def _position(self, where: int) -> int:
-        if not -len(self) <= where < len(self):
-            raise IndexError(f"position {where} of {len(self)} problems")
-        return where % len(self)
 
     def _ask(self, query: str, *values: int) -> list[tuple[Any, ...]]:
         try:
@@ -201,12 +196,11 @@ def threads() -> int:
 
 def stamp(path: str) -> Stamp:
     """What changes when a file does."""
-    try:
+    with suppress(OSError, ValueError):
         found = Path(path).stat()
-        readable = stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK)
-    except (OSError, ValueError):
-        return -1, -1
-    return (found.st_size, found.st_mtime_ns) if readable else (-1, -1)
+        if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
+            return found.st_size, found.st_mtime_ns
+    return -1, -1
 
 
 def _as_noted(files: Sequence[tuple[str, int, int]]) -> bool:

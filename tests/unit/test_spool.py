@@ -102,7 +102,7 @@ def test_positions_and_slices_are_those_of_a_list(tmp_path: Path, load: Load) ->
     assert problems.digest(-1) == every[-1].digest
     for look in (problems.__getitem__, problems.digest):
         for beyond in (700, -701):
-            with pytest.raises(IndexError, match="of 700 problems"):
+            with pytest.raises(IndexError):
                 look(beyond)
 
 
