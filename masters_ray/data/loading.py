@@ -86,7 +86,7 @@ def load(
         with new_spool(spool) as writer:
             mapper = Mapper(source, max_pictures, max_pixels, special)
             read, note = _collect(source, mapper, writer, first)
-            writer.finish(_seeded_order(writer.kinds(), read, seed, source.rows), key, note)
+            writer.finish(_seeded_order(*writer.kinds(), read, seed, source.rows), key, note)
         problems = Problems(spool)
     rejected = [Rejected(**one) for one in problems.note["rejected"]]
     loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
@@ -121,7 +121,7 @@ def _collect(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int
         "rejected": [asdict(one) for one in rejected],
         "changes": changes,
         "unused": columns,
-        "remarks": _remarks(columns, renamed, len(set(writer.kinds().values()))),
+        "remarks": _remarks(columns, renamed, int(max(writer.kinds()[1], default=0))),
     }
 
 
@@ -132,21 +132,23 @@ def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row | Problem]]) -
             yield from executor.map(mapper, part)
 
 
-def _seeded_order(kinds: Mapping[int, str], read: int, seed: int, wanted: int | None) -> list[int]:
-    """The usable rows, shuffled by ``seed``, of which ``wanted`` are taken: from the kinds in turn, by their names,
-    while they last.
+def _seeded_order(rows: np.ndarray, kinds: np.ndarray, read: int, seed: int, wanted: int | None) -> np.ndarray:
+    """The usable rows, shuffled by ``seed``, of which ``wanted`` are taken: from the kinds in turn while they last.
 
-    kinds: row → kind. All ``read`` rows take part in the shuffle: the others keep their order when one is mended.
+    kinds: of each row, from 1, int64 as the rows. All ``read`` rows take part in the shuffle: the others keep their
+    order when one is mended.
     """
-    shuffled = array("Q", range(read))
+    shuffled = array("q", range(read))
     random.Random(seed).shuffle(shuffled)
-    order = [row for row in shuffled if row in kinds]
-    turns: Counter[str] = Counter()
-    queue: list[tuple[int, str, int]] = []
-    for place, row in enumerate(order):
-        queue.append((turns[kinds[row]], kinds[row], place))
-        turns[kinds[row]] += 1
-    return [order[place] for place in sorted(place for _, _, place in sorted(queue)[:wanted])]
+    kind_of = np.zeros(read, np.int64)
+    kind_of[rows] = kinds
+    order = np.array(shuffled)
+    order = order[kind_of[order] > 0]
+    kinds = kind_of[order]
+    grouped = np.argsort(kinds, kind="stable")
+    turns = np.empty_like(order)
+    turns[grouped] = np.arange(len(order)) - np.searchsorted(kinds[grouped], kinds[grouped])
+    return order[np.sort(np.lexsort((kinds, turns))[:wanted])]
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:

@@ -42,7 +42,6 @@ CREATE TABLE file (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER) WITHOU
 CREATE TABLE note (key TEXT, content TEXT);
 """
 _DIGEST = 16
-_STAMPS_AT_A_TIME = 256
 
 Stamp: TypeAlias = tuple[int, int]
 """Bytes of a file, and when they were written last (ns); -1 both: there is no file that can be read."""
@@ -105,9 +104,9 @@ class Problems(Sequence[Problem]):
     def pictures_are_as_noted(self) -> bool:
         """Whether each picture file that was looked at is as it was then."""
         noted = self._ask("SELECT path, size, mtime_ns FROM file")
-        parts = [noted[start : start + _STAMPS_AT_A_TIME] for start in range(0, len(noted), _STAMPS_AT_A_TIME)]
-        with ThreadPoolExecutor(threads()) as executor:
-            return all(executor.map(_as_noted, parts))
+        count = threads()
+        with ThreadPoolExecutor(count) as executor:
+            return all(executor.map(_as_noted, [noted[first::count] for first in range(count)]))
 
     def _ask(self, query: str, *values: int) -> list[tuple[Any, ...]]:
         try:
@@ -155,15 +154,18 @@ class SpoolWriter:
         rows = [(path, *noted) for path, noted in files]
         self._connection.executemany("INSERT OR IGNORE INTO file VALUES (?, ?, ?)", rows)
 
-    def kinds(self) -> dict[int, str]:
-        """Row → kind of its problem."""
-        return dict(self._connection.execute("SELECT row, kind FROM problem"))
+    def kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows, and the kind of each: its place from 1 among the kinds' names; int64 [rows]."""
+        found = self._connection.execute("SELECT row, dense_rank() OVER (ORDER BY kind) FROM problem")
+        numbers = np.fromiter(found, np.dtype("i8, i8"))
+        return numbers["f0"], numbers["f1"]
 
-    def finish(self, order: Sequence[int], key: Sequence[Any], note: Mapping[str, Any]) -> None:
+    def finish(self, order: np.ndarray, key: Sequence[Any], note: Mapping[str, Any]) -> None:
         """order: the rows in their seeded order; key: all that decides the content; note: whatever else is to be
         kept."""
         self._connection.executemany(
-            "INSERT INTO seeded SELECT ?, row, digest, asked, shown FROM problem WHERE row = ?", enumerate(order)
+            "INSERT INTO seeded SELECT ?, row, digest, asked, shown FROM problem WHERE row = ?",
+            enumerate(order.tolist()),
         )
         self._connection.execute("INSERT INTO note VALUES (?, ?)", [json.dumps(key), json.dumps(note)])
 
