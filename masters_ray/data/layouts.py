@@ -62,8 +62,28 @@ def magic(head: bytes) -> tuple[str, str] | None:
     return next((told for first, told in _MAGIC.items() if re.match(first, head, re.DOTALL)), None)
 
 
-def elsewhere(path: str, format: str) -> str:
-    """What lies at a path that is no ordinary file, and what to do: for a message."""
+def in_place_of(path: str, format: str) -> str | None:
+    """What is at a path in place of a file of that format, a full stop, and what to do; None when it may be one, by its
+    first bytes. Raises OSError or ValueError."""
+    file = Path(path)
+    if not file.is_file():
+        return _elsewhere(path, format)
+    with file.open("rb") as content:
+        head = content.read(_HEAD)
+    if known := magic(head):
+        layout = next((f"; its rows have {told}" for key, told in _LAYOUTS.items() if f'"{key}"'.encode() in head), "")
+        return f"{known[0]}{layout if 'JSON' in known[0] else ''}. {known[1]}"
+    if not head.strip():
+        return f"no row ({len(head)} bytes). Was it written to its end?"
+    start = bare(head.decode("utf-8", "replace"))
+    found = "parquet" if head.startswith(b"PAR1") else "jsonl" if start.startswith("{") else "neither"
+    if found not in (format, "neither"):
+        return f"{found}. Set data.*.format={found}."
+    return _other_text(start) if format == "jsonl" and found == "neither" else None
+
+
+def _elsewhere(path: str, format: str) -> str:
+    """What lies at a path that is no ordinary file, and what to do."""
     place = Path(path)
     single = f"masters_ray reads one {format} file"
     if re.match(r"[A-Za-z0-9+.-]+:/", path):
@@ -80,27 +100,9 @@ def elsewhere(path: str, format: str) -> str:
     if re.search(r"[*?\[{]", path):
         return f"a pattern of names. {single}: join the files into one."
     if re.fullmatch(r"[\w-]+/[\w-]+", path):
-        return (
-            "none. Of a data set of the Hub, write a file with "
-            f"datasets.load_dataset({path!r}, split=…).to_parquet(…), and set data.*.path to it."
-        )
+        written = f"datasets.load_dataset({path!r}, split=…).to_parquet(…)"
+        return f"none. Of a data set of the Hub, write a file with {written}, and set data.*.path to it."
     return "none. Set data.*.path to an existing file; a relative path starts at the current directory."
-
-
-def other(file: Path, format: str) -> str | None:
-    """What a file holds that is not of its format, and what to do; None when it may be. Looks at its first bytes."""
-    with file.open("rb") as content:
-        head = content.read(_HEAD)
-    if known := magic(head):
-        layout = next((f"; its rows have {told}" for key, told in _LAYOUTS.items() if f'"{key}"'.encode() in head), "")
-        return f"{known[0]}{layout if 'JSON' in known[0] else ''}. {known[1]}"
-    if not head.strip():
-        return f"no row ({len(head)} bytes). Was it written to its end?"
-    start = bare(head.decode("utf-8", "replace"))
-    found = "parquet" if head.startswith(b"PAR1") else "jsonl" if start.startswith("{") else "neither"
-    if found not in (format, "neither"):
-        return f"{found}. Set data.*.format={found}."
-    return _other_text(start) if format == "jsonl" and found == "neither" else None
 
 
 def _other_text(start: str) -> str | None:

@@ -42,11 +42,10 @@ def in_place_of(source: DataSource) -> str | None:
     """What is at a source's path in place of a file of its format, a full stop, and what to do; None when nothing is.
     Raises DataError when the file cannot be opened."""
     path = source.path or ""
-    file = Path(path)
     try:
-        return layouts.other(file, source.format) if file.is_file() else layouts.elsewhere(path, source.format)
+        return layouts.in_place_of(path, source.format)
     except (OSError, ValueError) as error:
-        raise _unreadable(file, error) from error
+        raise _unreadable(path, error) from error
 
 
 def rows(source: DataSource) -> Iterator[tuple[str, Row | Problem]]:
@@ -62,7 +61,7 @@ def rows(source: DataSource) -> Iterator[tuple[str, Row | Problem]]:
         raise _unreadable(file, error) from error
 
 
-def _unreadable(file: Path, error: Exception) -> DataError:
+def _unreadable(file: str | Path, error: Exception) -> DataError:
     reason = cut(" ".join(str(error).split()), 300)
     return DataError(f"{file}: cannot be read: is it damaged, or cut short? ({reason}). Copy or write it again.")
 
