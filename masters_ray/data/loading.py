@@ -90,7 +90,7 @@ def load(
         problems = Problems(spool)
     rejected = [Rejected(**one) for one in problems.note["rejected"]]
     loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
-    refuse_too_many(source, loaded.rejected, loaded.accepted, max_quarantined_share, loaded.unused)
+    refuse_too_many(source, loaded, max_quarantined_share)
     return loaded
 
 
@@ -180,17 +180,10 @@ def _columns(unused: Mapping[str, int]) -> str:
     return cut(", ".join(f"{column} ({count} row{'s' * (count > 1)})" for column, count in unused.items()), _LONGEST)
 
 
-def refuse_too_many(
-    source: DataSource,
-    rejected: Sequence[Rejected],
-    accepted: int,
-    allowed: float,
-    unused: Mapping[str, int] | None = None,
-) -> None:
-    """Raises DataError when more than ``allowed`` of the rows were set aside, or all. unused: columns that are not
-    read."""
-    total = len(rejected) + accepted
-    if accepted and len(rejected) / total <= allowed:
+def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
+    """Raises DataError when more than ``allowed`` of the rows were dropped, or all."""
+    rejected, total = loaded.rejected, loaded.accepted + len(loaded.rejected)
+    if loaded.accepted and len(rejected) / total <= allowed:
         return
     if not total:
         raise DataError(f"{_name(source)}: expected rows with question, answer and image, found none.")
@@ -201,10 +194,10 @@ def refuse_too_many(
         for reason, count in list(reasons.items())[:_REASONS_TOLD]
     )
     told, remedy = f"none of {total} rows can be used", "Mend the rows."
-    if accepted:
+    if loaded.accepted:
         told = f"{len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g}"
         remedy = "Mend the rows, or raise data.max_quarantined_share."
-    columns = f"Columns that are not used: {_columns(unused)}.\n" if unused else ""
+    columns = f"Columns that are not used: {_columns(loaded.unused)}.\n" if loaded.unused else ""
     raise DataError(f"{_name(source)}: {told}. The first of them:\n{examples}\n{columns}{remedy}")
 
 

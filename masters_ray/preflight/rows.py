@@ -73,7 +73,7 @@ def look(
     if not more and source.rows is not None and source.rows > accepted:
         say(f"  data.{name}.rows asks for {source.rows}: all {accepted} are taken")
     try:
-        data.refuse_too_many(source, loaded.rejected, accepted, config.data.max_quarantined_share, loaded.unused)
+        data.refuse_too_many(source, loaded, config.data.max_quarantined_share)
     except DataError as error:
         return seen, [_complaint(name, error, "masters-ray validate --all looks at every row." if more else "")]
     return seen, []
