@@ -118,7 +118,7 @@ def check_texts(problem: Problem, special: str) -> None:
     for key, text in (asked | named).items():
         if "\0" in text:
             raise BadRowError(f"{key}: holds the character NUL: take it out")
-        if any("\ud800" <= one <= "\udfff" for one in text):
+        if re.search("[\ud800-\udfff]", text):
             raise BadRowError(f"{key}: expected Unicode, found half of a surrogate pair")
     for key, text in asked.items():
         if (token := special_in(text, special)) is not None:
