@@ -106,7 +106,7 @@ def main() -> None:
     )
     with cluster.connected(Cluster(local_cpus=4)), Replicas(deployments, InstantHost) as replicas:
         began = time.time()
-        loaded = data.load(source, 0, 0.01, spool=folder / "train.arrow")
+        loaded = data.load(source, 0, 0.01, spool=folder / "train.sqlite")
         read = time.time() - began
         watch = _Watch(folder / "store")
         began = time.time()

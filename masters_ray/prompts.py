@@ -10,15 +10,50 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from masters_ray.choices import lettered
-from masters_ray.records import Problem
+from masters_ray.records import JudgedText, Problem
+from masters_ray.wording import lettered
 
 Message = dict[str, Any]
 """One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""
+_SAID = r"overall[\s_-]*summary|explanation"
+"""Tags around what a judge said itself, whose score stays."""
+_TAGS = rf"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|{_SAID}|difficulty"
+_OPEN, _CLOSE = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)", r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
+_TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
+_MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
+_UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
+"""Categories of characters that nobody sees between two letters: zero-width, controls, combining marks."""
 
-EVALUATION_SYSTEM = """\
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgePrompt:
+    """A system turn and a user turn that ask a judge for a score of 0 or 1."""
+
+    system: str
+    user: str
+    """With {} for each text that is inserted."""
+    tag: str | None = None
+    """Around the score in what the judge says; None: it says nothing else."""
+    defuses: str = _TAGS
+    """The tags that no inserted text may hold, as a regular expression."""
+
+    def messages(self, *inserted: str) -> list[Message]:
+        """The two turns with those texts, ``defused``."""
+        user = self.user.format(*(defused(text, self.defuses) for text in inserted))
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+    def score(self, said: str) -> int | None:
+        """The 0 or 1 inside the last tags, or alone without ``tag``; None when unreadable."""
+        last = said
+        if self.tag is not None:
+            [*_, last] = ["", *re.findall(rf"(?is)<{self.tag}>((?:(?!<{self.tag}>).)*?)</{self.tag}>", said)]
+        return {"0": 0, "1": 1}.get(last.strip())
+
+
+EVALUATION = JudgePrompt(
+    system="""\
 You are an evaluation assistant that gives accuracy scores compared with Ground Truth and Generated Text from AI.
 Question is in <question> </question> tag.
 Ground Truth is in <ground truth> </ground truth> tag.
@@ -29,39 +64,42 @@ After reading the Question, compare the Generated Text against the Ground Truth 
 - If it has repetitive response → 0
 - If it has empty response → 0
 Output the numerical evaluation score (0 or 1) after giving a brief explanation.
-- The evaluation score should be wrapped in <answer> </answer> tag."""
-"""System turn of the Prediction Evaluation Prompt, appendix section D."""
-
-EVALUATION_USER = """\
+- The evaluation score should be wrapped in <answer> </answer> tag.""",
+    user="""\
 <question>
-{question}
+{}
 </question>
 <ground truth>
-{label}
+{}
 </ground truth>
 <generated text>
-{answer}
+{}
 </generated text>
 Provide the numerical evaluation score after giving a brief explanation.
-The evaluation score should be wrapped in <answer> </answer> tag."""
-"""User turn of the Prediction Evaluation Prompt, appendix section D."""
+The evaluation score should be wrapped in <answer> </answer> tag.""",
+    tag="answer",
+)
+"""The Prediction Evaluation Prompt, appendix section D; of the question, the label (as of ``with_choices`` and
+``ground_truth``) and the answer."""
 
-PARSING_SYSTEM = """\
+PARSING = JudgePrompt(
+    system="""\
 You are an evaluation assistant that gives binary accuracy scores (0 or 1) based on the provided overall summary.
 The summary will be wrapped inside <overall_summary> and </overall_summary> tag.
 After reading the summary, briefly output the integer score (0 or 1) without any text.
-Your final output must include only the integer value."""
-"""System turn of the Accuracy Reward Parsing Prompt, appendix section D."""
-
-PARSING_USER = """\
+Your final output must include only the integer value.""",
+    user="""\
 <overall_summary>
-{summary}
+{}
 </overall_summary>
 Please output your integer accuracy score (0 or 1)
-based on the summary above without any text."""
-"""User turn of the Accuracy Reward Parsing Prompt, appendix section D."""
+based on the summary above without any text.""",
+    defuses=_SAID,
+)
+"""The Accuracy Reward Parsing Prompt, appendix section D; of what the judge said to the first one."""
 
-REASONING_SYSTEM = """\
+REASONING = JudgePrompt(
+    system="""\
 You are an evaluation assistant that decides whether a piece of reasoning supports a final answer.
 Question is in <question> </question> tag.
 Generated Text in <generated text> </generated text> tag: its last statement is the final answer, all before it is the \
@@ -70,38 +108,39 @@ reasoning.
 - If it contradicts the final answer, is beside the question, or there is no reasoning at all → 0
 Do not decide whether the final answer is right.
 Output the numerical evaluation score (0 or 1) after giving a brief explanation.
-- The evaluation score should be wrapped in <support> </support> tag."""
-"""System turn of the question after the reasoning [ours; appendix F.3 says what it measures]. Its tag is its own: what
-an explanation quotes of the generated text may hold answer tags."""
-
-REASONING_USER = """\
+- The evaluation score should be wrapped in <support> </support> tag.""",
+    user="""\
 <question>
-{question}
+{}
 </question>
 <generated text>
-{answer}
+{}
 </generated text>
 Provide the numerical evaluation score after giving a brief explanation.
-The evaluation score should be wrapped in <support> </support> tag."""
-"""User turn of the question after the reasoning [ours]."""
+The evaluation score should be wrapped in <support> </support> tag.""",
+    tag="support",
+)
+"""Whether the reasoning in an answer supports what it ends with [ours; appendix F.3 says what it measures]; of the
+question and the answer. Its tag is its own: what an explanation quotes of the generated text may hold answer tags."""
 
-REASONING_PARSING_SYSTEM = """\
+REASONING_PARSING = JudgePrompt(
+    system="""\
 You are an evaluation assistant that gives binary reasoning scores (0 or 1) based on the provided explanation.
 The explanation will be wrapped inside <explanation> and </explanation> tag. It says whether a piece of reasoning \
 supports a final answer.
 - If it says that the reasoning supports the final answer → 1
 - If it says that the reasoning does not, or that there is none → 0
 After reading the explanation, briefly output the integer score (0 or 1) without any text.
-Your final output must include only the integer value."""
-"""System turn of the prompt that reads what was said of the reasoning [ours, as the Accuracy Reward Parsing Prompt]."""
-
-REASONING_PARSING_USER = """\
+Your final output must include only the integer value.""",
+    user="""\
 <explanation>
-{explanation}
+{}
 </explanation>
 Please output your integer reasoning score (0 or 1)
-based on the explanation above without any text."""
-"""User turn of the prompt that reads what was said of the reasoning [ours]."""
+based on the explanation above without any text.""",
+    defuses=_SAID,
+)
+"""Reads what the judge said of the reasoning [ours, as the Accuracy Reward Parsing Prompt]."""
 
 DIFFICULTY = """\
 Above is a question about the picture, and here is its right answer: {label}
@@ -111,31 +150,10 @@ Output the number alone, wrapped in <difficulty> </difficulty> tag."""
 """What follows a question whose difficulty is asked for [ours; appendix F.1 has the scale]."""
 
 _DIFFICULTY_TAG = re.compile(r"<difficulty>\s*(10|[1-9])\s*</difficulty>", re.IGNORECASE)
-_ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
-_SUPPORT_TAG = re.compile(r"<support>((?:(?!<support>).)*?)</support>", re.DOTALL | re.IGNORECASE)
 
 
-_TAGS = r"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|overall[\s_-]*summary|explanation|difficulty"
-_READ_AGAIN = r"overall[\s_-]*summary|explanation"
-"""Tags around what a judge said itself, whose score stays."""
-_OPEN, _CLOSE = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)", r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
-_TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
-_MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
-_UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
-"""Categories of characters that nobody sees between two letters: zero-width, controls, combining marks."""
-
-
-class Asked(Protocol):
-    """A question as it stands in the data or in a store."""
-
-    @property
-    def question(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def choices(self) -> Sequence[str]: ...
+Asked: TypeAlias = Problem | JudgedText
+"""A question as it stands in the data or in a store."""
 
 
 def with_choices(asked: Asked) -> str:
@@ -215,48 +233,3 @@ def parse_difficulty(text: str) -> int | None:
     found = _DIFFICULTY_TAG.findall(text)
     bare = found[-1] if found else text.strip()
     return int(bare) if bare.isdecimal() and 1 <= int(bare) <= 10 else None
-
-
-def evaluation_messages(question: str, label: str, answer: str) -> list[Message]:
-    """The Prediction Evaluation Prompt (appendix section D) for one answer: a system turn and a user turn.
-
-    question, label: as of ``with_choices`` and ``ground_truth``. All three are ``defused``.
-    """
-    user = EVALUATION_USER.format(question=defused(question), label=defused(label), answer=defused(answer))
-    return [{"role": "system", "content": EVALUATION_SYSTEM}, {"role": "user", "content": user}]
-
-
-def reasoning_messages(question: str, answer: str) -> list[Message]:
-    """Whether the reasoning in an answer supports what it ends with (appendix F.3): a system turn and a user turn."""
-    user = REASONING_USER.format(question=defused(question), answer=defused(answer))
-    return [{"role": "system", "content": REASONING_SYSTEM}, {"role": "user", "content": user}]
-
-
-def parsing_messages(summary: str) -> list[Message]:
-    """The Accuracy Reward Parsing Prompt (appendix section D) for what the first call said; its score stays."""
-    user = PARSING_USER.format(summary=defused(summary, _READ_AGAIN))
-    return [{"role": "system", "content": PARSING_SYSTEM}, {"role": "user", "content": user}]
-
-
-def reasoning_parsing_messages(explanation: str) -> list[Message]:
-    """What reads the first call's text on the reasoning: a system turn and a user turn."""
-    user = REASONING_PARSING_USER.format(explanation=defused(explanation, _READ_AGAIN))
-    return [{"role": "system", "content": REASONING_PARSING_SYSTEM}, {"role": "user", "content": user}]
-
-
-def parse_evaluation(text: str) -> int | None:
-    """The 0 or 1 inside the last ``<answer>`` tags of an evaluation (appendix section D); None when unreadable."""
-    found = _ANSWER_TAG.findall(text)
-    return parse_score(found[-1]) if found else None
-
-
-def parse_reasoning(text: str) -> int | None:
-    """The 0 or 1 inside the last ``<support>`` tags of what was said of the reasoning; None when unreadable."""
-    found = _SUPPORT_TAG.findall(text)
-    return parse_score(found[-1]) if found else None
-
-
-def parse_score(text: str) -> int | None:
-    """The bare integer 0 or 1 that a parsing call returns (appendix section D); None for anything else."""
-    bare = text.strip()
-    return int(bare) if bare in ("0", "1") else None

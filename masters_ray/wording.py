@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _EDGES = " \t\r\n.,;:!?\"'`()[]{}*_。、「」『』"
 ARTICLES = frozenset({"a", "an", "the"})
@@ -15,6 +16,8 @@ _LAST_WORDS = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{((?:[^{}]|\{[^{}]*
 _LATEX = re.compile(
     r"\\(?:text|mathrm|mathbf|textbf|mathit)\s*\{([^{}]*)\}|\\([%$#&])|\\[()\[\],]|^\$(?=.*\$$)|\$$(?<=.\$)"
 )
+_LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
+"""A choice with a letter of its own."""
 
 
 @functools.lru_cache(maxsize=4096)  # labels and short answers come again and again
@@ -44,3 +47,14 @@ def normalise(text: str) -> str:
     words = [word for word in words if word]
     kept = [word for word in words if word not in ARTICLES]
     return " ".join(kept or words)
+
+
+def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
+    """(letter, text) of each choice: A, B … in their order, unless each brings a letter of its own.
+
+    Example: ``["B. red", "D. blue"]`` gives ``[("B", "red"), ("D", "blue")]``.
+    """
+    own = [(found[1].upper(), found[2]) for choice in choices if (found := _LETTERED.fullmatch(choice))]
+    if len({letter for letter, _ in own}) == len(choices):
+        return own
+    return [(chr(ord("A") + index), choice) for index, choice in enumerate(choices)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +39,19 @@ def png(size: tuple[int, int] = (64, 64), colour: tuple[int, int, int] = (250, 2
     content = io.BytesIO()
     image.save(content, "PNG")
     return content.getvalue()
+
+
+def encoded_png(
+    width: int, height: int, bits: int, colour_type: int, content: bytes, *chunks: tuple[bytes, bytes]
+) -> bytes:
+    """A PNG that Pillow does not write. content: compressed; chunks: before it, by their names."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", content), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def problem(id: str = "p", label: str = "red", pictures: int = 1, kind: str = "colour") -> Problem:

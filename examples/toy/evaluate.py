@@ -95,7 +95,7 @@ def judge_agreement(
     for at in range(0, len(triples), chunk):
         part = triples[at : at + chunk]
         said = complete(model, tokenizer, [evaluation_pair(tokenizer, triple)[0] for triple in part], JUDGE_TOKENS)
-        first += sum(prompts.parse_evaluation(text) == triple.verdict for text, triple in zip(said, part, strict=True))
+        first += sum(prompts.EVALUATION.score(text) == triple.verdict for text, triple in zip(said, part, strict=True))
         said = complete(model, tokenizer, [parsing_pair(tokenizer, triple)[0] for triple in part], 4)
-        second += sum(prompts.parse_score(text) == triple.verdict for text, triple in zip(said, part, strict=True))
+        second += sum(prompts.PARSING.score(text) == triple.verdict for text, triple in zip(said, part, strict=True))
     return {"evaluation": first / len(triples), "parsing": second / len(triples)}

@@ -18,7 +18,7 @@ Random = np.random.Generator
 IMAGE_TOKENS = 16
 """Image tokens of a 64 x 64 picture."""
 ALL_LABELS = tuple(label for labels in easy_vqa.LABELS.values() for label in labels)
-PROMPT_WORDS = sorted({*f"{prompts.EVALUATION_SYSTEM} {prompts.PARSING_USER} {' '.join(ALL_LABELS)}".split()})
+PROMPT_WORDS = sorted({*f"{prompts.EVALUATION.system} {prompts.PARSING.user} {' '.join(ALL_LABELS)}".split()})
 COPIED_WORDS = 4
 """How much of an answer an explanation repeats, in words."""
 
@@ -187,10 +187,10 @@ def draw_triple(questions: QuestionPrompts, random: Random) -> Triple:
 
 def evaluation_pair(tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[str, str]:
     """The first judge call as (prompt, answer)."""
-    messages = prompts.evaluation_messages(triple.question, triple.label, triple.answer)
+    messages = prompts.EVALUATION.messages(triple.question, triple.label, triple.answer)
     return render(tokenizer, messages), triple.evaluation
 
 
 def parsing_pair(tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[str, str]:
     """The second judge call as (prompt, answer)."""
-    return render(tokenizer, prompts.parsing_messages(triple.evaluation)), str(triple.verdict)
+    return render(tokenizer, prompts.PARSING.messages(triple.evaluation)), str(triple.verdict)

@@ -47,7 +47,7 @@ def corpus() -> list[str]:
         for label in labels:
             said = f"Ground truth: {label}. Generated: {label}. <answer>1</answer>"
             texts += [label, f" {label}", said, f"{label}\n", f"assistant\n{label}"] * 20
-    for turns in (prompts.evaluation_messages("q", "l", "a"), prompts.parsing_messages("s")):
+    for turns in (prompts.EVALUATION.messages("q", "l", "a"), prompts.PARSING.messages("s")):
         texts += [f"{turn['role']}\n{turn['content']}\n" for turn in turns] * 200
     texts += ["Ground truth: nothing. Generated: nothing. <answer>0</answer>", "0", "1"] * 50
     return texts

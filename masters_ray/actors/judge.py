@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from masters_ray.actors.model import Model
 from masters_ray.prompts import (
+    EVALUATION,
+    PARSING,
+    REASONING,
+    REASONING_PARSING,
+    JudgePrompt,
     Message,
-    evaluation_messages,
     ground_truth,
-    parse_evaluation,
-    parse_reasoning,
-    parse_score,
-    parsing_messages,
-    reasoning_messages,
-    reasoning_parsing_messages,
     with_choices,
 )
 from masters_ray.records import Problem, Refused
@@ -50,35 +48,30 @@ class Judge:
             for problem, texts in zip(problems, answers, strict=True)
         ]
         distinct = list(dict.fromkeys(case for group in cases for case in group))
-        accuracies = self._scores([evaluation_messages(*case) for case in distinct], parse_evaluation, parsing_messages)
+        accuracies = self._scores(EVALUATION, [*distinct], PARSING)
         reasonings = [_Score(None, "")] * len(distinct)
         if reasoning:
-            asked = [reasoning_messages(case.question, case.text) for case in distinct]
-            reasonings = self._scores(asked, parse_reasoning, reasoning_parsing_messages)
+            asked = [(case.question, case.text) for case in distinct]
+            reasonings = self._scores(REASONING, asked, REASONING_PARSING)
         verdicts = {
             case: Verdict(accuracy=accuracy.value, text=accuracy.said, reasoning=support.value)
             for case, accuracy, support in zip(distinct, accuracies, reasonings, strict=True)
         }
         return [[verdicts[case] for case in group] for group in cases]
 
-    def _scores(
-        self,
-        conversations: list[list[Message]],
-        parse: Callable[[str], int | None],
-        again: Callable[[str], list[Message]],
-    ) -> list[_Score]:
-        """The 0 or 1 of each conversation, as ``parse`` reads it. Only where it cannot, a second call is made: what
-        ``again`` makes of the first one's text."""
-        replies = self._ask(conversations)
-        scores = [None if isinstance(reply, Refused) else parse(reply) for reply in replies]
+    def _scores(self, first: JudgePrompt, inserted: Sequence[tuple[str, ...]], second: JudgePrompt) -> list[_Score]:
+        """The 0 or 1 that the first prompt gives of each of the inserted texts. Only where it cannot be read, a second
+        call is made, of what the judge said in the first."""
+        replies = self._ask([first.messages(*texts) for texts in inserted])
+        scores = [None if isinstance(reply, Refused) else first.score(reply) for reply in replies]
         unread = {
             index: reply
             for index, (reply, score) in enumerate(zip(replies, scores, strict=True))
             if isinstance(reply, str) and score is None
         }
-        second = self._ask([again(reply) for reply in unread.values()])
-        for index, reply in zip(unread, second, strict=True):
-            scores[index] = None if isinstance(reply, Refused) else parse_score(reply)
+        again = self._ask([second.messages(reply) for reply in unread.values()])
+        for index, reply in zip(unread, again, strict=True):
+            scores[index] = None if isinstance(reply, Refused) else second.score(reply)
         return [
             _Score(score, reply.reason if isinstance(reply, Refused) else reply)
             for score, reply in zip(scores, replies, strict=True)

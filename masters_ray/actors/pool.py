@@ -21,7 +21,7 @@ from ray.exceptions import (
 
 from masters_ray.actors.host import Expected, Role, remember_ratio
 from masters_ray.config import Engine
-from masters_ray.data.scalars import cut
+from masters_ray.data.texts import cut
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.progress import say

@@ -11,7 +11,7 @@ from masters_ray import data, schedule
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, from_error
 from masters_ray.config import DataSource
 from masters_ray.data import sources
-from masters_ray.data.scalars import cut
+from masters_ray.data.texts import cut
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from masters_ray.records import Problem, Rejected
@@ -64,7 +64,7 @@ def _source(context: CheckContext, name: str, source: DataSource) -> Findings:
     where, allowed = f"data.{name}", context.config.data.max_quarantined_share
     try:
         more = not context.all_rows and _has_more(source)
-        first, spool = FIRST if more else None, context.scratch / f"{name}.arrow"
+        first, spool = FIRST if more else None, context.scratch / f"{name}.sqlite"
         loaded = inputs.load_source(context.config, source, list(context.models.values()), spool, 1.0, first)
     except DataError as error:
         yield from_error(where, "questions", error)
@@ -73,17 +73,16 @@ def _source(context: CheckContext, name: str, source: DataSource) -> Findings:
     if more:
         context.partial.add(name)
         yield NotChecked(f"rows after the first {FIRST} of {where} were not looked at (--all)")
-    accepted = loaded.problems.note.accepted
+    accepted = loaded.accepted
     looked = f"the first {FIRST} rows" if more else f"all {accepted + len(loaded.rejected)} rows"
-    file = source.path
-    yield f"{where}  {looked} of {file}: {accepted} questions{_kinds(loaded.problems)}"
+    yield f"{where}  {looked} of {source.path}: {accepted} questions{_kinds(loaded.problems)}"
     yield from (f"  pictures: {count} {data.CHANGES[change]}" for change, count in sorted(loaded.changes.items()))
     yield from (f"  {remark}" for remark in loaded.remarks)
     yield from (f"  set aside: {line}" for line in _reasons(loaded.rejected))
     if not more and source.rows is not None and source.rows > accepted:
         yield f"  {where}.rows asks for {source.rows}: all {accepted} are taken"
     try:
-        data.refuse_too_many(source, loaded.rejected, accepted, allowed, loaded.unused)
+        data.refuse_too_many(source, loaded, allowed)
     except DataError as error:
         yield from_error(where, "questions", error, "masters-ray validate --all looks at every row." if more else "")
 

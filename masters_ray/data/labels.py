@@ -7,12 +7,11 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from masters_ray.data.scalars import BadRowError, as_text, shown
+from masters_ray.data.texts import BadRowError, as_text, shown
 
 Reading = Literal["text", "key", "index"]
 """What a label says of its choice: its text, what stands before it (its letter), or its place, counted from 0."""
@@ -27,104 +26,97 @@ _LONGEST = 100_000
 """Characters of a list that is written as a text."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """The choices of a question; none: it is a free one."""
-
-    texts: tuple[str, ...] = ()
-    """Without letters before them."""
-    keys: tuple[str, ...] = ()
-    """What each is called: its letter, or what the row has in its place."""
-    written: tuple[str, ...] = ()
-    """As they stand in the row."""
-    places: tuple[int, ...] = ()
-    """Of each: where it stands in the row, from 0; they are in the order of their letters."""
+class Choice(NamedTuple):
+    key: str
+    """Its letter, or what the row has in its place."""
+    text: str
+    """Without a letter before it, on one line."""
+    written: str
+    """As it stands in the row, on one line."""
+    place: int
+    """Where it stands in the row, from 0."""
 
 
-def choices_of(value: Any) -> Choices:
-    """The choices in a list of texts or of {label, text}, in a mapping of letters to texts, in {label: […], text: […]},
-    or in one of these as JSON or Python. Raises BadRowError."""
+def choices_of(value: Any) -> list[Choice]:
+    """The choices, by their letters, of a list of texts or of {label, text}, of a mapping of letters to texts, of
+    {label: […], text: […]}, or of one of these as JSON or Python; none: a free question. Raises BadRowError."""
     pairs = _pairs(_parsed(value))
     if not pairs:
-        return Choices()
+        return []
     if not 2 <= len(pairs) <= len(ascii_uppercase):
         raise BadRowError(f"choices: expected 2 to {len(ascii_uppercase)}, which have letters, found {len(pairs)}")
-    written = [on_one_line(as_text(text, f"choices: entry {number}")) for number, (_, text) in enumerate(pairs, 1)]
+    written = [_on_one_line(as_text(text, f"choices: entry {number}")) for number, (_, text) in enumerate(pairs, 1)]
     keys = ["" if key is None else as_text(key, "choices: label") for key, _ in pairs]
+    texts = written
     marked = [found for text in written if (found := _MARKED.fullmatch(text))]
-    if len(marked) == len(written) and not any(keys):
-        keys = [found.group(1) for found in marked]
-    places = list(range(len(written)))
+    all_marked = len(marked) == len(written)
+    if all_marked and not any(keys):
+        keys = [found[1] for found in marked]
+    letters, numbers = list(ascii_uppercase[: len(pairs)]), [str(number + 1) for number in range(len(pairs))]
     if not all(keys):
-        keys = list(ascii_uppercase[: len(written)])
-    elif all(re.fullmatch("[A-Za-z]", key) for key in keys):
+        keys = letters
+    lettered = all(re.fullmatch("[A-Za-z]", key) for key in keys)
+    if lettered:
         keys = [key.upper() for key in keys]
-        places.sort(key=keys.__getitem__)
-    keys = [keys[place] for place in places]
-    texts = [written[place] for place in places]
-    if len(marked) == len(written) and keys in (list(ascii_uppercase[: len(keys)]), _numbers(len(keys))):
-        texts = [marked[place].group(2) for place in places]
-    _refuse(texts, keys)
-    return Choices(
-        texts=tuple(texts),
-        keys=tuple(keys),
-        written=tuple(written[place] for place in places),
-        places=tuple(places),
-    )
+    if all_marked and (keys == numbers or sorted(keys) == letters):
+        texts = [found[2] for found in marked]
+    choices = [Choice(*one) for one in zip(keys, texts, written, range(len(pairs)), strict=True)]
+    if lettered:
+        choices.sort(key=lambda one: one.key)
+    for name in ("text", "key"):
+        names = [getattr(choice, name) for choice in choices]
+        if "" in names:
+            raise BadRowError(f"choices: entry {names.index('') + 1} is empty")
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise BadRowError(f"choices: {shown(twice[0])} stands there twice")
+    return choices
 
 
-def on_one_line(text: str) -> str:
-    """The text with a blank for every line break: each choice is a line of the question."""
-    return _LINE_BREAKS.sub(" ", text)
-
-
-def _numbers(count: int) -> list[str]:
-    return [str(number) for number in range(1, count + 1)]
-
-
-def readings(label: str, choices: Choices) -> dict[Reading, int]:
-    """The index of the choice that a label names, by each way to read it that finds one."""
-    found: dict[Reading, int | None] = {
-        "text": _by_text(on_one_line(label), choices),
-        "key": _index([key.casefold() for key in choices.keys], label.strip("()[].: ").casefold()),
-        "index": _index([str(place) for place in choices.places], label),
+def readings(label: str, choices: Sequence[Choice]) -> dict[Reading, Choice]:
+    """The choice that a label names, by each way to read it that finds one."""
+    key = label.strip("()[].: ").casefold()
+    found: dict[Reading, Choice | None] = {
+        "text": _by_text(_on_one_line(label), choices),
+        "key": next((one for one in choices if one.key.casefold() == key), None),
+        "index": next((one for one in choices if str(one.place) == label), None),
     }
-    return {name: index for name, index in found.items() if index is not None}
+    return {name: choice for name, choice in found.items() if choice is not None}
 
 
-def right_choice(label: str, choices: Choices, usual: Reading) -> str:
+def right_choice(label: str, choices: Sequence[Choice], usual: Reading) -> str:
     """The text of the choice that a label names; without choices the label. usual: how the labels of the source are
     read; where that finds none, they are read as texts, then as keys. A number is an index only where they usually are:
     elsewhere it is a text that is wrong. Raises BadRowError."""
-    if not choices.texts:
+    if not choices:
         return label
     found = readings(label, choices)
-    for reading in (usual, *READINGS):
-        if reading in found and reading in (usual, "text", "key"):
-            return choices.texts[found[reading]]
+    for reading in (usual, "text", "key"):
+        if reading in found:
+            return found[reading].text
     raise BadRowError(
-        f"answer: {shown(label)} is none of the choices {shown(list(choices.texts))}; expected the text of one, its "
-        f"letter ({choices.keys[0]} to {choices.keys[-1]}) or its index (0 to {len(choices.texts) - 1}), if the labels "
-        "of its source are indices"
+        f"answer: {shown(label)} is none of the choices {shown([one.text for one in choices])}; expected the text of "
+        f"one, its letter ({choices[0].key} to {choices[-1].key}) or its index (0 to {len(choices) - 1}), if the "
+        "labels of its source are indices"
     )
 
 
-def _by_text(label: str, choices: Choices) -> int | None:
-    for texts in (choices.texts, choices.written):
-        if label in texts:
-            return texts.index(label)
-    folded = [text.casefold() for text in choices.texts]
-    if folded.count(label.casefold()) == 1:
-        return folded.index(label.casefold())
-    marked = _MARKED.fullmatch(label)
-    if marked is None:
-        return None
-    index = _index([key.casefold() for key in choices.keys], marked.group(1).casefold())
-    return index if index is not None and folded[index] == marked.group(2).casefold() else None
+def _by_text(label: str, choices: Sequence[Choice]) -> Choice | None:
+    for name in ("text", "written"):
+        for choice in choices:
+            if getattr(choice, name) == label:
+                return choice
+    alike = [one for one in choices if one.text.casefold() == label.casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    if marked := _MARKED.fullmatch(label):
+        parts = (marked[1].casefold(), marked[2].casefold())
+        return next((one for one in choices if (one.key.casefold(), one.text.casefold()) == parts), None)
+    return None
 
 
-def _index(names: Sequence[str], name: str) -> int | None:
-    return names.index(name) if name in names else None
+def _on_one_line(text: str) -> str:
+    """The text with a blank for every line break: each choice is a line of the question."""
+    return _LINE_BREAKS.sub(" ", text)
 
 
 def _parsed(value: Any) -> Any:
@@ -147,31 +139,21 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
     if not value:
         return []
     if isinstance(value, dict):
-        labels, texts = (
-            next((value[name] for name in names if name in value), None) for names in (_KEY_NAMES, _TEXT_NAMES)
-        )
-        if isinstance(texts, list):
-            if labels is None:
-                return [(None, text) for text in texts]
-            if isinstance(labels, list) and len(labels) == len(texts):
-                return list(zip(labels, texts, strict=True))
+        keys, texts = _key_and_text(value)
+        if isinstance(texts, list) and keys is None:
+            return [(None, text) for text in texts]
+        if isinstance(texts, list) and isinstance(keys, list) and len(keys) == len(texts):
+            return list(zip(keys, texts, strict=True))
         return [(key, text) for key, text in value.items() if text is not None]
     if not isinstance(value, list | tuple):
         raise BadRowError(f"choices: expected a list of texts, found {shown(value)}")
     if all(isinstance(one, dict) for one in value):
-        return [
-            tuple(next((one[name] for name in names if name in one), None) for names in (_KEY_NAMES, _TEXT_NAMES))  # type: ignore[misc]
-            for one in value
-        ]
+        return [_key_and_text(one) for one in value]
     if all(isinstance(one, list | tuple) and len(one) == 2 for one in value):  # a column of type map
         return [(key, text) for key, text in value]
     return [(None, text) for text in value]
 
 
-def _refuse(texts: Sequence[str], keys: Sequence[str]) -> None:
-    if not all(texts):
-        raise BadRowError(f"choices: entry {texts.index('') + 1} is empty")
-    for names in (texts, keys):
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise BadRowError(f"choices: {shown(twice[0])} stands there twice")
+def _key_and_text(choice: dict[str, Any]) -> tuple[Any, Any]:
+    key, text = (next((choice[name] for name in names if name in choice), None) for names in (_KEY_NAMES, _TEXT_NAMES))
+    return key, text

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import time
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 
 from masters_ray.config import DataSource
-from masters_ray.data import build, files, sources
-from masters_ray.data.build import Collected
-from masters_ray.data.pictures import DEFAULT_MAX_PIXELS
-from masters_ray.data.pixels import Change
-from masters_ray.data.scalars import cut
-from masters_ray.data.spool import FORMAT, Note, Problems, opened
-from masters_ray.data.texts import NO_SPECIAL
-from masters_ray.errors import DataError, writing
+from masters_ray.data import sources
+from masters_ray.data.mapping import MappedRow, Mapper
+from masters_ray.data.pictures import PILLOW_MAX_PIXELS, Change
+from masters_ray.data.spool import FORMAT, Problems, SpoolWriter, new_spool, opened, threads
+from masters_ray.data.texts import NO_SPECIAL, cut
+from masters_ray.errors import DataError
 from masters_ray.files import write_text
 from masters_ray.progress import say
 from masters_ray.records import Rejected
 
+_UNDER_WAY = 128
+"""Rows that are mapped at a time: each may hold pictures."""
+_SECONDS_BETWEEN_LINES = 10.0
+_COLUMNS_COUNTED = 100
 _MANY_KINDS = 50
-_COLUMNS_TOLD = 12
 _REASONS_TOLD = 5
-_REASON = 500
-"""Characters of a reason in a message."""
+_LONGEST = 500
+"""Characters of a reason or of all columns in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +43,15 @@ class Loaded:
     """A source in its seeded order."""
 
     problems: Problems
+    accepted: int
+    """Rows of the source that can be used; ``problems`` are those that were taken."""
     rejected: list[Rejected]
-
-    @property
-    def unused(self) -> dict[str, int]:
-        """Column that is not read → rows that have a value in it."""
-        return self.problems.note.unused
-
-    @property
-    def remarks(self) -> list[str]:
-        """What a person should know of the source."""
-        return self.problems.note.remarks
-
-    @property
-    def changes(self) -> dict[Change, int]:
-        """Pictures of the rows that can be used, by what decoding them takes beside."""
-        return self.problems.note.changes
+    changes: dict[Change, int]
+    """Pictures of the rows that can be used, by what decoding them takes beside."""
+    unused: dict[str, int]
+    """Column that is not read → rows that have a value in it."""
+    remarks: list[str]
+    """What a person should know of the source."""
 
 
 def load(
@@ -60,57 +60,95 @@ def load(
     max_quarantined_share: float,
     max_pictures: int = 1,
     *,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_pixels: int = PILLOW_MAX_PIXELS,
     special: str = NO_SPECIAL,
     spool: Path,
     first: int | None = None,
 ) -> Loaded:
-    """Read a source, shuffle it by ``seed``, take ``source.rows`` with kinds balanced; problems lie in ``spool``.
-    first: look at no more than the source's first rows, so many.
+    """Read a source (of its first rows, ``first``), shuffle it by ``seed``, take ``source.rows`` with kinds balanced.
 
-    A spool that was made of the same file and the same pictures in the same way is opened, and the source is not read;
-    another one, or a damaged one, is made again. Pictures are decoded: a row with one that is missing, broken or of
-    more than ``max_pixels`` pixels, with more than ``max_pictures``, with an empty question or an empty label is set
-    aside, and so is one in whose texts the regular expression ``special`` finds a token that tokenizers read as a mark.
-    Raises DataError when the file cannot be read, when the spool cannot be written, when no row is left, or when more
-    than ``max_quarantined_share`` of the rows are set aside.
+    Problems lie in ``spool``. One that was made of the same file and the same pictures in the same way is opened, and
+    the source is not read; another one, or a damaged one, is made again. A row is dropped when it is no problem, has
+    more than ``max_pictures``, a picture that cannot be decoded or has more than ``max_pixels`` pixels, or a text in
+    which the regular expression ``special`` finds a token that tokenizers read as a mark. Raises DataError when the
+    file cannot be read, the spool cannot be written, or more than ``max_quarantined_share`` of the rows are dropped, or
+    all.
     """
-    key = _key(source, seed, max_pictures, max_pixels, special) | ({} if first is None else {"first": first})
-    unsorted, unfinished = spool.with_name(spool.name + ".rows.tmp"), spool.with_name(spool.name + ".tmp")
-    with writing(spool, DataError):
-        spool.parent.mkdir(parents=True, exist_ok=True)
-        _remove(unsorted, unfinished)
-    pictures, noted = spool.with_suffix(".pictures"), spool.with_suffix(".pictures.tmp")
+    file = sources.origin(source)
+    found = file.stat()
+    key = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), found.st_size, found.st_mtime_ns]
+    key += [seed, max_pictures, max_pixels, special, first]
     problems = opened(spool, key)
-    if problems is not None and not files.unchanged(pictures):
+    if problems is not None and not problems.pictures_are_as_noted():
         say(f"{source.path}: pictures have changed since its rows were read; they are read again")
         problems = None
     if problems is None:
-        try:
-            _remove(spool)  # it must never stand beside other notes of its pictures
-            collected = build.collect(source, unsorted, noted, max_pictures, max_pixels, special, first)
-            refuse_too_many(source, collected.rejected, len(collected), max_quarantined_share, collected.unused)
-            order = build.seeded_order(collected, seed, source.rows)
-            note = Note(
-                key=key,
-                rows=len(order),
-                rows_per_batch=build.rows_per_batch(collected),
-                accepted=len(collected),
-                rejected=collected.rejected,
-                changes=dict(collected.changes),
-                unused=collected.unused,
-                remarks=_remarks(collected),
-            )
-            build.copy(collected, order, unfinished, note)
-            with writing(spool, DataError):
-                noted.replace(pictures)
-                unfinished.replace(spool)
-        finally:
-            _remove(unsorted, unfinished, noted)
+        with new_spool(spool) as writer:
+            mapper = Mapper(source, max_pictures, max_pixels, special)
+            read, note = _collect(source, mapper, writer, first)
+            writer.finish(_seeded_order(*writer.kinds(), read, seed, source.rows), key, note)
         problems = Problems(spool)
-    note = problems.note
-    refuse_too_many(source, note.rejected, note.accepted, max_quarantined_share, note.unused)
-    return Loaded(problems=problems, rejected=note.rejected)
+    rejected = [Rejected(**one) for one in problems.note["rejected"]]
+    loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
+    refuse_too_many(source, loaded, max_quarantined_share)
+    return loaded
+
+
+def _collect(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None) -> tuple[int, dict[str, Any]]:
+    """Write the rows that can be used. Returns how many rows were read, and what was found in them: the fields of
+    ``Loaded`` as plain values."""
+    read = 0
+    rejected: list[Rejected] = []
+    unused: Counter[str] = Counter()
+    changes: Counter[Change] = Counter()
+    renamed: list[str] = []
+    said = time.monotonic()
+    for mapped in _mapped(mapper, itertools.islice(sources.rows(source), first)):
+        writer.looked_at(mapped.files)
+        unused.update(key for key in mapped.unused if len(unused) < _COLUMNS_COUNTED or key in unused)
+        changes.update(mapped.changes)
+        if isinstance(mapped.outcome, Rejected):
+            rejected.append(mapped.outcome)
+        elif (id := writer.add(read, mapped.outcome, mapped.where)) is not None:
+            renamed.append(id)
+        read += 1
+        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            say(f"{source.path}: {read} rows are read, their pictures decoded")
+    columns = {cut(column): count for column, count in unused.items()}
+    return read, {
+        "accepted": read - len(rejected),
+        "rejected": [asdict(one) for one in rejected],
+        "changes": changes,
+        "unused": columns,
+        "remarks": _remarks(columns, renamed, int(max(writer.kinds()[1], default=0))),
+    }
+
+
+def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
+    """In the order of the rows, of which few are held at a time."""
+    with ThreadPoolExecutor(threads()) as executor:
+        while part := list(itertools.islice(rows, _UNDER_WAY)):
+            yield from executor.map(mapper, part)
+
+
+def _seeded_order(rows: np.ndarray, kinds: np.ndarray, read: int, seed: int, wanted: int | None) -> np.ndarray:
+    """The usable rows, shuffled by ``seed``, of which ``wanted`` are taken: from the kinds in turn while they last.
+
+    kinds: of each row, from 1, int64 as the rows. All ``read`` rows take part in the shuffle: the others keep their
+    order when one is mended.
+    """
+    shuffled = array("q", range(read))
+    random.Random(seed).shuffle(shuffled)
+    kind_of = np.zeros(read, np.int64)
+    kind_of[rows] = kinds
+    order = np.array(shuffled)
+    order = order[kind_of[order] > 0]
+    kinds = kind_of[order]
+    grouped = np.argsort(kinds, kind="stable")
+    turns = np.empty_like(order)
+    turns[grouped] = np.arange(len(order)) - np.searchsorted(kinds[grouped], kinds[grouped])
+    return order[np.sort(np.lexsort((kinds, turns))[:wanted])]
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
@@ -119,76 +157,64 @@ def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
     write_text(file, "".join(lines), DataError)
 
 
-def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int, special: str) -> dict[str, Any]:
-    """All that decides what a spool holds."""
-    file = sources.origin(source)
-    found = file.stat()
-    return {
-        "format": FORMAT,
-        "pillow": PIL.__version__,
-        "source": {"format": source.format, "path": source.path, "rows": source.rows},
-        "file": {"path": str(file.absolute()), "size": found.st_size, "mtime_ns": found.st_mtime_ns},
-        "seed": seed,
-        "max_pictures": max_pictures,
-        "max_pixels": max_pixels,
-        "special": special,
-    }
-
-
-def _remove(*files: Path) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
-def _remarks(found: Collected) -> list[str]:
-    remarks = []
-    if found.unused:
-        remarks.append(f"columns that are not used: {_columns(found.unused)}")
-    if found.repeated:
+def _remarks(unused: Mapping[str, int], renamed: Sequence[str], kinds: int) -> list[str]:
+    remarks = [f"columns that are not used: {_columns(unused)}"] if unused else []
+    if renamed:
         remarks.append(
-            f"{len(found.repeated)} rows have the id of an earlier one, which was made unique by their row numbers "
-            f"({found.repeated[0]})"
+            f"{len(renamed)} rows have the id of an earlier one, which was made unique by their row numbers "
+            f"({renamed[0]})"
         )
-    if len(found.names) > _MANY_KINDS:
+    if kinds > _MANY_KINDS:
         remarks.append(
-            f"{len(found.names)} kinds of question, too many to compare one by one (accuracy is the mean over them): "
+            f"{kinds} kinds of question, too many to compare one by one (accuracy is the mean over them): "
             "group them in the column kind, or leave it out"
         )
     return remarks
 
 
 def _columns(unused: Mapping[str, int]) -> str:
-    named = [
-        f"{cut(key)} ({count} row{'s' if count != 1 else ''})" for key, count in list(unused.items())[:_COLUMNS_TOLD]
-    ]
-    return ", ".join(named) + (f" and {len(unused) - len(named)} more" if len(unused) > len(named) else "")
+    return cut(", ".join(f"{column} ({count} row{'s' * (count > 1)})" for column, count in unused.items()), _LONGEST)
 
 
-def refuse_too_many(
-    source: DataSource,
-    rejected: Sequence[Rejected],
-    accepted: int,
-    allowed: float,
-    unused: Mapping[str, int] | None = None,
-) -> None:
-    """Raises DataError when more than ``allowed`` of the rows were set aside, or all. unused: columns that are not
-    read."""
-    total = len(rejected) + accepted
-    if accepted and len(rejected) / total <= allowed:
+def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
+    """Raises DataError when more than ``allowed`` of the rows were dropped, or all."""
+    rejected, total = loaded.rejected, loaded.accepted + len(loaded.rejected)
+    if loaded.accepted and len(rejected) / total <= allowed:
         return
-    name = source.path
     if not total:
-        raise DataError(f"{name}: expected rows with question, answer and image, found none.")
+        raise DataError(f"{source.path}: expected rows with question, answer and image, found none.")
     reasons = Counter(one.reason for one in rejected)
-    firsts = list({one.reason: one for one in reversed(rejected)}.values())[::-1][:_REASONS_TOLD]
+    firsts = {one.reason: one.row for one in reversed(rejected)}
     examples = "\n".join(
-        f"  {one.row}: {cut(one.reason, _REASON)}"
-        + (f" (and {reasons[one.reason] - 1} more)" if reasons[one.reason] > 1 else "")
-        for one in firsts
+        f"  {firsts[reason]}: {cut(reason, _LONGEST)}" + (f" (and {count - 1} more)" if count > 1 else "")
+        for reason, count in list(reasons.items())[:_REASONS_TOLD]
     )
     told, remedy = f"none of {total} rows can be used", "Mend the rows."
-    if accepted:
+    if loaded.accepted:
         told = f"{len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g}"
         remedy = "Mend the rows, or raise data.max_quarantined_share."
-    columns = f"Columns that are not used: {_columns(unused)}.\n" if unused else ""
-    raise DataError(f"{name}: {told}. The first of them:\n{examples}\n{columns}{remedy}")
+    columns = f"Columns that are not used: {_columns(loaded.unused)}.\n" if loaded.unused else ""
+    raise DataError(f"{source.path}: {told}. The first of them:\n{examples}\n{columns}{remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Held-out questions that a student also learns from: accuracy on them says what it remembers."""
+
+    same_question: int
+    """That are training questions too: same words (case and punctuation aside), same pictures."""
+    same_picture: int
+    """Whose pictures stand in training, with other questions."""
+    examples: list[str]
+    """Ids of the former."""
+
+
+def overlap(train: Problems, held_out: Problems) -> Overlap:
+    """What two sources have in common, by digests of words and pictures' contents. Raises DataError."""
+    asked = np.isin(held_out.column("asked"), train.column("asked"))
+    shown = np.isin(held_out.column("shown"), train.column("shown"))
+    return Overlap(
+        same_question=int(asked.sum()),
+        same_picture=int((shown & ~asked).sum()),
+        examples=[held_out[int(position)].id for position in np.flatnonzero(asked)[:3]],
+    )

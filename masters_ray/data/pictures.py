@@ -1,36 +1,85 @@
-"""Pictures by reference or in memory: their encoded bytes, their pixels, and why one cannot be used."""
+"""Pictures, by reference or in memory → the pixels that every model and every reader of a report sees: upright, on
+white, 8-bit RGB.
+
+Colour profiles (ICC) are ignored, as in every server that a student will answer from.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
+import io
 import re
 import stat
+import threading
 import unicodedata
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-from masters_ray.config import Data
-from masters_ray.data.pixels import PILLOW_MAX_PIXELS, Change, NoPictureError, rgb
+from masters_ray.data.layouts import magic
+from masters_ray.data.texts import BadPictureError, BadRowError
 from masters_ray.records import Picture, Problem
 
-DEFAULT_MAX_PIXELS = Data.max_picture_pixels
-"""Pixels of the largest picture that a source may hold, unless the configuration says otherwise."""
+PILLOW_MAX_PIXELS = 178_956_970
+"""Pillow opens no picture with more pixels."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+"""Not EPS or WMF, which start other programs, nor containers of other formats."""
+Change = Literal["turned", "on_white", "scaled", "first_frame"]
+"""What was done to a picture beside decoding it."""
+CHANGES: dict[Change, str] = {
+    "turned": "turned upright",
+    "on_white": "transparent and put on white",
+    "scaled": "scaled from 16 or 32 bits of grey to 8",
+    "first_frame": "animated or of several pages, of which the first is taken",
+}
+"""In words, after how many pictures."""
+
+_AT_A_TIME = 100_000_000
+"""Pixels that all threads of a process decode at a time; each may need 20 bytes."""
+_WHITE = 255
+_SPREAD = {"L;2": 85, "L;4": 17}
+"""Pillow's name of grey of few bits → the step between two of its greys among 256."""
+_UNUSED_ALPHA = ("BMP", "TGA")
+"""Formats whose writers often leave the fourth byte of a pixel at 0."""
 _MAX_BYTES = 1 << 30
 """Of a file; no picture with PILLOW_MAX_PIXELS needs more."""
 _LONGEST_NAME = 100
 _BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{60})")
 """How base64 begins: as an address, or as that of a PNG, JPEG, GIF or WebP does."""
 
+# Pillow warns of half the pixels that it refuses, and of metadata that nobody reads here. For the whole process:
+# warnings.catch_warnings around each picture is not safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-class BadPictureError(Exception):
-    """A picture that is missing, broken or too large; the message is the reason."""
+_decoding = 0
+"""Pixels that are being decoded now."""
+_freed = threading.Condition()
+
+
+@contextlib.contextmanager
+def _room(pixels: int) -> Iterator[None]:
+    """Wait until the threads of the process decode few enough pixels that these fit in."""
+    global _decoding
+    with _freed:
+        _freed.wait_for(lambda: not _decoding or _decoding + pixels <= _AT_A_TIME)
+        _decoding += pixels
+    try:
+        yield
+    finally:
+        with _freed:
+            _decoding -= pixels
+            _freed.notify_all()
 
 
 class Checked(NamedTuple):
@@ -40,20 +89,17 @@ class Checked(NamedTuple):
     """What decoding it takes beside."""
 
 
-def check(picture: Picture, max_pixels: int = DEFAULT_MAX_PIXELS) -> Checked:
+def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Checked:
     """Read and decode a picture. Raises BadPictureError when it is missing, broken, or larger than ``max_pixels``."""
     content = encoded(picture)
-    _, changes = _decoded(picture, content, max_pixels)
+    _, changes = _rgb(_name(picture), content, max_pixels)
     return Checked(replace(picture, digest=hashlib.sha256(content).hexdigest()), changes)
 
 
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
-    """The picture as upright RGB pixels on white (``pixels``): what engine, learner, evaluation and report see.
-
-    Without a limit of its own a call takes whatever a source was allowed to hold. Raises BadPictureError, also when a
-    file is not as it was when the data were read.
-    """
-    return _decoded(picture, encoded(picture), max_pixels)[0]
+    """The pixels that engine, learner, evaluation and report see. Raises BadPictureError, also when a file is not as it
+    was when the data were read."""
+    return _rgb(_name(picture), encoded(picture), max_pixels)[0]
 
 
 def with_embedded_pictures(problem: Problem) -> Problem:
@@ -68,19 +114,18 @@ def encoded(picture: Picture) -> bytes:
     if picture.data is not None:
         return picture.data
     name = _name(picture)
+    path = Path(picture.path or "")
     try:
-        found = Path(picture.path or "").stat()
+        found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for somebody who writes
             raise BadPictureError(f"{name} is not an ordinary file")
         if found.st_size > _MAX_BYTES:
             raise BadPictureError(f"{name} has {found.st_size} bytes: too large for a picture")
-        content = Path(picture.path or "").read_bytes()
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BadPictureError(f"{name} does not exist") from None
-    except OSError as error:
-        raise BadPictureError(f"{name} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL in its name
-        raise BadPictureError(f"{name} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        raise BadPictureError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from error
     if picture.digest not in (None, hashlib.sha256(content).hexdigest()):
         raise BadPictureError(f"{name} has changed since the data were read")
     return content
@@ -90,21 +135,21 @@ def named(text: str, folder: Path) -> Picture:
     """What a row means by ``text``: a path, which starts at ``folder``, a ``file:`` address, or base64, with
     ``data:image/…;base64,`` before it or without, also in lines or without the = at its end.
 
-    Raises ValueError, with the reason, for any other address.
+    Raises BadRowError for any other address.
     """
     if _BASE64.match(text):
         try:
             letters = "".join(_BASE64.sub("", text).split())  # mail's lines, and a blank behind the comma
             return Picture(data=base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True))
         except binascii.Error as error:
-            raise ValueError(f"{shortened(text)!r} is not base64: {error}") from None
+            raise BadRowError(f"image: {_shortened(text)!r} is not base64: {error}") from None
     scheme, colon, rest = text.partition(":")
     if scheme.lower() == "file" and (whole := re.fullmatch(r"(?://(?:localhost)?)?(/(?!/).*)", rest, re.DOTALL)):
         return Picture(path=unquote(whole[1]))
     if colon and (rest.startswith("//") or scheme.lower() in ("data", "file")):
-        raise ValueError(
-            f"{shortened(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not fetched from "
-            "elsewhere."
+        raise BadRowError(
+            f"image: {_shortened(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not "
+            "fetched from elsewhere."
         )
     path = folder / text
     if not text.isascii() and not path.exists():  # a name that was typed on one system and written on another
@@ -113,27 +158,123 @@ def named(text: str, folder: Path) -> Picture:
     return Picture(path=str(path))
 
 
-def shortened(text: str) -> str:
+def _name(picture: Picture) -> str:
+    return "embedded picture" if picture.path is None else f"picture {_shortened(picture.path)}"
+
+
+def _shortened(text: str) -> str:
     """A name that fits into a line of a terminal and cannot govern it."""
     short = text if len(text) <= _LONGEST_NAME else f"{text[:29]} … {text[-68:]}"
     return "".join(letter if letter.isprintable() else "?" for letter in short)
 
 
-CHANGES: Mapping[Change, str] = {
-    "turned": "turned upright",
-    "on_white": "transparent and put on white",
-    "scaled": "scaled from 16 or 32 bits of grey to 8",
-    "first_frame": "animated or of several pages, of which the first is taken",
-}
-"""In words, after how many pictures."""
+def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, frozenset[Change]]:
+    """The picture's first frame as RGB without metadata, and what was done for it.
 
-
-def _decoded(picture: Picture, content: bytes, max_pixels: int) -> tuple[Image.Image, frozenset[Change]]:
+    Raises BadPictureError, which begins with ``name``; for more than ``max_pixels`` before the picture is decoded.
+    """
+    changes: set[Change] = set()
     try:
-        return rgb(content, max_pixels)
-    except NoPictureError as error:
-        raise BadPictureError(f"{_name(picture)} {error}") from error
+        with _opened(name, content, max_pixels) as image:
+            turned = image.format == "TIFF" and _is_turned(image)  # Pillow turns those itself, and forgets it
+            image.load()
+            if turned or _is_turned(image):
+                changes.add("turned")
+                ImageOps.exif_transpose(image, in_place=True)
+            pixels = _on_white(_eight_bits(name, image, changes), changes)
+            if getattr(image, "is_animated", False):  # last: a GIF reads on for it
+                changes.add("first_frame")
+    except (BadPictureError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        limits = f"{PILLOW_MAX_PIXELS} pixels; data.max_picture_pixels allows {max_pixels}"
+        raise BadPictureError(f"{name} has more than {limits}") from None
+    except Image.UnidentifiedImageError:
+        told = (magic(content) or ["its content"])[0] if content else "an empty file"
+        raise BadPictureError(f"{name} cannot be decoded: {told} is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # whatever Pillow's readers raise for content that is not what its format demands
+        raise BadPictureError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
+    pixels.info = {}  # what reads an orientation there would turn it again
+    return pixels, frozenset(changes)
 
 
-def _name(picture: Picture) -> str:
-    return f"picture {shortened(picture.path)}" if picture.path is not None else "embedded picture"
+@contextlib.contextmanager
+def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture with its header read."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        width, height = image.size
+        if not 1 <= width * height <= max_pixels:
+            raise BadPictureError(f"{name} has {width} x {height} pixels; data.max_picture_pixels allows {max_pixels}")
+        with _room(width * height):
+            if image.format != "PNG":
+                yield image
+                return
+            image.verify()  # the checksums of its pixels, which decoding ignores
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as again:
+                _spread_clear(again)
+                yield again
+
+
+def _spread_clear(image: Image.Image) -> None:
+    """Scale the transparent grey of a PNG with 2 or 4 bits as Pillow scales its pixels."""
+    clear = image.info.get("transparency")
+    spread = _SPREAD.get(next((str(tile.args) for tile in getattr(image, "tile", ())), ""))
+    if spread is not None and isinstance(clear, int):
+        image.info["transparency"] = clear * spread
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """By EXIF or XMP. False where they cannot be read: every viewer shows such a picture as it is."""
+    with contextlib.suppress(Exception):
+        return 2 <= int(image.getexif().get(ExifTags.Base.Orientation, 1)) <= 8
+    return False
+
+
+def _eight_bits(name: str, image: Image.Image, changes: set[Change]) -> Image.Image:
+    """A picture with 16 or 32 bits of grey as one with 8; others as they are.
+
+    Of 16 bits the high ones are taken (Pillow's own conversion clips them). Floats are grey from 0 to 1, or from 0 to
+    255 when one is above 1.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
+        bits = 12 if tags.get(BITSPERSAMPLE) == (12,) else 16
+        grey = (values >> bits - 8).astype(np.uint8)
+    elif image.mode == "F":
+        lowest, highest = float(values.min()), float(values.max())
+        if not 0 <= lowest <= highest <= _WHITE:  # NaN neither
+            raise BadPictureError(
+                f"{name} has floats from {lowest:g} to {highest:g}, expected 0 to 1 or 0 to 255: which of them is "
+                "white cannot be known. Save it with 8 bits."
+            )
+        grey = np.rint(values * (_WHITE if highest <= 1 else 1)).astype(np.uint8)
+    else:
+        raise BadPictureError(
+            f"{name} has 32-bit integers: which of them is white cannot be known. Save it with 8 or 16 bits."
+        )
+    changes.add("scaled")
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which Pillow inverts for 8 bits alone
+        grey = _WHITE - grey
+    if isinstance(clear, int):
+        changes.add("on_white")
+        grey = np.where(values == clear, np.uint8(_WHITE), grey)
+    return Image.fromarray(grey)
+
+
+def _on_white(image: Image.Image, changes: set[Change]) -> Image.Image:
+    """As RGB, what is transparent over white."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        format_, image = image.format, image.convert("RGBA")
+        alpha = image.getchannel("A").getextrema()
+        if alpha == (0, 0) and format_ in _UNUSED_ALPHA:
+            return image.convert("RGB")
+        if alpha != (_WHITE, _WHITE):
+            changes.add("on_white")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

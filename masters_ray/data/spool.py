@@ -1,115 +1,74 @@
-"""A source on disk, ready to use: its problems in their seeded order, read a few at a time.
+"""A source on disk, ready to use: its problems in their seeded order, read when they are asked for.
 
-An Arrow IPC file. Its schema's metadata say what it was made of (the key), how its batches are cut, and which rows were
-set aside. The file is read, not mapped into memory: pages of a mapped file would count as the process's memory.
+An SQLite file: ``problem`` has a row for each usable row of the source, ``seeded`` their order with all digests,
+``file`` the picture files that were looked at, and ``note`` what the source was and what else was found in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import sqlite3
+import stat
 import threading
 import unicodedata
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
+from urllib.parse import quote
 
+import msgpack
 import numpy as np
-import pyarrow as pa
 
-from masters_ray.data.pixels import Change
-from masters_ray.errors import DataError
-from masters_ray.records import Picture, Problem, Rejected
+from masters_ray.errors import DataError, writing
+from masters_ray.records import Picture, Problem
 
-FORMAT = 3
+FORMAT = 4
 """Counts up when the same source would be written in another way."""
-_SPOOL = b"spool"
-_BATCHES_KEPT = 4
+_TABLES = """
+PRAGMA page_size = 32768;
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE problem (
+    row INTEGER PRIMARY KEY, id TEXT UNIQUE, kind TEXT, digest TEXT, asked TEXT, shown TEXT, content BLOB
+);
+CREATE TABLE seeded (position INTEGER PRIMARY KEY, row INTEGER, digest TEXT, asked TEXT, shown TEXT);
+CREATE TABLE file (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER) WITHOUT ROWID;
+CREATE TABLE note (key TEXT, content TEXT);
+"""
 _DIGEST = 16
 
-
-def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable)
-
-
-_PICTURE = pa.struct(
-    [
-        _field("path", pa.string(), nullable=True),
-        _field("data", pa.large_binary(), nullable=True),
-        _field("digest", pa.string(), nullable=True),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        _field("id", pa.string()),
-        _field("question", pa.string()),
-        _field("label", pa.string()),
-        _field("kind", pa.string()),
-        _field("choices", pa.list_(_field("element", pa.string()))),
-        _field("pictures", pa.list_(_field("element", _PICTURE))),
-        _field("digest", pa.binary(_DIGEST)),
-        _field("asked", pa.binary(_DIGEST)),
-        _field("shown", pa.binary(_DIGEST)),
-    ]
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note:
-    """What a spool says of itself."""
-
-    key: dict[str, Any]
-    """All that decides its content, as plain values."""
-    rows: int
-    rows_per_batch: int
-    """Of every batch but the last."""
-    accepted: int
-    """Rows of the source that can be used; ``rows`` of them were taken."""
-    rejected: list[Rejected]
-    changes: dict[Change, int]
-    """Pictures of the accepted rows, by what decoding them takes beside."""
-    unused: dict[str, int]
-    """Column that is not read → rows that have a value in it."""
-    remarks: list[str]
-    """What a person should know of the source."""
-
-    def as_metadata(self) -> dict[bytes, str]:
-        """The same for a schema."""
-        return {_SPOOL: json.dumps(asdict(self))}
-
-    @classmethod
-    def of(cls, metadata: Mapping[bytes, bytes]) -> Note:
-        """The inverse. Raises KeyError, TypeError or ValueError when the metadata are no spool's."""
-        content = json.loads(metadata[_SPOOL])
-        return cls(**content | {"rejected": [Rejected(**one) for one in content["rejected"]]})
+Stamp: TypeAlias = tuple[int, int]
+"""Bytes of a file, and when they were written last (ns); -1 both: there is no file that can be read."""
 
 
 class Problems(Sequence[Problem]):
-    """The problems of a spool, read when they are asked for; may be used by several threads at once.
-
-    Neighbours come cheaply: the batches that were read last are kept.
-    """
+    """The problems of a spool; may be used by several threads at once."""
 
     def __init__(self, file: Path) -> None:
         """Raises DataError when the file is missing or not a whole spool."""
         self._file = file
         self._lock = threading.Lock()
-        self._batches: OrderedDict[int, pa.RecordBatch] = OrderedDict()
         self._digests: dict[str, np.ndarray] = {}
         try:
-            self._reader = pa.ipc.open_file(pa.OSFile(str(file)))
-            self.note = Note.of(self._reader.schema.metadata or {})
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            self._connection = _connected(file, "mode=ro&immutable=1")
+            [(size,)] = self._ask("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+            if size != file.stat().st_size:  # SQLite does not notice that a part of its last page is missing
+                raise ValueError(f"{file.stat().st_size} bytes in place of {size}")
+            [(self.key, note)] = self._ask("SELECT key, content FROM note")
+            [(self._length,)] = self._ask("SELECT coalesce(max(position) + 1, 0) FROM seeded")
+            self.note: dict[str, Any] = json.loads(note)
+            """As of ``SpoolWriter.finish``."""
+        except (OSError, sqlite3.Error, ValueError) as error:
             raise self._damaged(error) from error
-        batches = -(-self.note.rows // self.note.rows_per_batch)
-        if self._reader.num_record_batches != batches:
-            raise self._damaged(f"{self._reader.num_record_batches} batches in place of {batches}")
 
     def __len__(self) -> int:
-        return self.note.rows
+        return self._length
 
     @overload
     def __getitem__(self, where: int) -> Problem: ...
@@ -120,16 +79,10 @@ class Problems(Sequence[Problem]):
     def __getitem__(self, where: int | slice) -> Problem | list[Problem]:
         """One problem, or a list of them. Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
-            start, stop, step = where.indices(len(self))
-            if step == 1:
-                return self._between(start, stop)
-            return [self[position] for position in range(start, stop, step)]
-        position = self._position(where)
-        return self._between(position, position + 1)[0]
-
-    def __iter__(self) -> Iterator[Problem]:
-        for start in range(0, len(self), self.note.rows_per_batch):
-            yield from self[start : start + self.note.rows_per_batch]
+            return [self[position] for position in range(len(self))[where]]
+        query = "SELECT content FROM seeded JOIN problem USING (row) WHERE position = ?"
+        [(content,)] = self._ask(query, range(len(self))[where])
+        return _problem(content)
 
     @property
     def digests(self) -> np.ndarray:
@@ -139,109 +92,133 @@ class Problems(Sequence[Problem]):
     def column(self, name: Literal["digest", "asked", "shown"]) -> np.ndarray:
         """The digests of every problem, of what its pictures show, or of that and what is asked of them; S16
         [problems], read once."""
-        with self._lock:
-            if name not in self._digests:
-                self._digests[name] = self._read_digests(name)
-            return self._digests[name]
+        if name not in self._digests:
+            found = self._ask(f"SELECT {name} FROM seeded ORDER BY position")
+            self._digests[name] = np.array([digest for (digest,) in found], f"S{_DIGEST}")
+        return self._digests[name]
 
     def digest(self, position: int) -> str:
         """``self[position].digest``, without reading the problem."""
-        return bytes(self.digests[self._position(position)]).decode()
+        return bytes(self.digests[position]).decode()
 
-    def _position(self, where: int) -> int:
-        if not -len(self) <= where < len(self):
-            raise IndexError(f"position {where} of {len(self)} problems")
-        return where % len(self)
+    def pictures_are_as_noted(self) -> bool:
+        """Whether each picture file that was looked at is as it was then."""
+        noted = self._ask("SELECT path, size, mtime_ns FROM file")
+        count = threads()
+        with ThreadPoolExecutor(count) as executor:
+            return all(executor.map(_as_noted, [noted[first::count] for first in range(count)]))
 
-    def _between(self, start: int, stop: int) -> list[Problem]:
-        found: list[Problem] = []
-        size = self.note.rows_per_batch
-        while start < stop:
-            first = start % size
-            part = self._batch(start // size).slice(first, min(size - first, stop - start))
-            found += [_problem(row) for row in part.to_pylist()]
-            start += len(part)
-        return found
-
-    def _batch(self, number: int) -> pa.RecordBatch:
-        with self._lock:
-            if number in self._batches:
-                self._batches.move_to_end(number)
-                return self._batches[number]
-            try:
-                batch = self._reader.get_batch(number)
-            except (OSError, pa.ArrowException) as error:
-                raise self._damaged(error) from error
-            size, rows = self.note.rows_per_batch, self.note.rows
-            if len(batch) != min(size, rows - number * size):
-                raise self._damaged(f"batch {number} has {len(batch)} rows")
-            self._batches[number] = batch
-            if len(self._batches) > _BATCHES_KEPT:
-                self._batches.popitem(last=False)
-            return batch
-
-    def _read_digests(self, name: str) -> np.ndarray:
-        options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name)])
-        found = np.empty(len(self), f"S{_DIGEST}")
+    def _ask(self, query: str, *values: int) -> list[tuple[Any, ...]]:
         try:
-            with pa.OSFile(str(self._file)) as content:
-                reader = pa.ipc.open_file(content, options=options)
-                for number in range(reader.num_record_batches):
-                    start = number * self.note.rows_per_batch
-                    batch = reader.get_batch(number)
-                    column = batch.column(0)
-                    found[start : start + len(batch)] = np.frombuffer(column.buffers()[1], found.dtype, len(batch))
-        except (OSError, pa.ArrowException) as error:
+            with self._lock:
+                return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
             raise self._damaged(error) from error
-        return found
 
     def _damaged(self, reason: object) -> DataError:
-        return DataError(f"{self._file}: expected problems in an Arrow file ({reason}). Delete it to make it again.")
+        return DataError(f"{self._file}: expected problems in an SQLite file ({reason}). Delete it to make it again.")
 
 
-def opened(file: Path, key: Mapping[str, Any]) -> Problems | None:
-    """The spool in ``file`` if it was made of ``key`` and can be read."""
-    if not file.is_file():
-        return None
+def opened(file: Path, key: Sequence[Any]) -> Problems | None:
+    """The spool in ``file`` if it was made of ``key`` and can be read; otherwise it is to be made again."""
     try:
         problems = Problems(file)
     except DataError:
-        return None  # it is made again
-    return problems if problems.note.key == json.loads(json.dumps(key)) else None
+        return None
+    return problems if problems.key == json.dumps(key) else None
 
 
-def batch(problems: Sequence[Problem]) -> pa.RecordBatch:
-    """Problems as rows of SCHEMA."""
-    return pa.RecordBatch.from_pylist([_row(problem) for problem in problems], schema=SCHEMA)
+class SpoolWriter:
+    """Takes the rows of a source in their order."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def add(self, row: int, problem: Problem, where: str) -> str | None:
+        """Keep a problem. Returns its new id if an earlier row has the same: the number of its row stands behind it.
+
+        row: from 0; where: file and row, as of ``sources.rows``.
+        """
+        given = problem.id
+        while self._connection.execute("SELECT 1 FROM problem WHERE id = ?", [problem.id]).fetchone():
+            problem = replace(problem, id=f"{problem.id}#{where.rpartition(':')[2]}")
+        seen = [picture.digest or picture.path for picture in problem.pictures]
+        words = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", problem.question).casefold()))
+        values = (row, problem.id, problem.kind, problem.digest, _digest([words, seen]), _digest(seen))
+        content = msgpack.packb(vars(problem) | {"pictures": [vars(picture) for picture in problem.pictures]})
+        self._connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, content))
+        return None if problem.id == given else problem.id
+
+    def looked_at(self, files: Sequence[tuple[str, Stamp]]) -> None:
+        """Note picture files."""
+        rows = [(path, *noted) for path, noted in files]
+        self._connection.executemany("INSERT OR IGNORE INTO file VALUES (?, ?, ?)", rows)
+
+    def kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows, and the kind of each: its place from 1 among the kinds' names; int64 [rows]."""
+        found = self._connection.execute("SELECT row, dense_rank() OVER (ORDER BY kind) FROM problem")
+        numbers = np.fromiter(found, np.dtype("i8, i8"))
+        return numbers["f0"], numbers["f1"]
+
+    def finish(self, order: np.ndarray, key: Sequence[Any], note: Mapping[str, Any]) -> None:
+        """order: the rows in their seeded order; key: all that decides the content; note: whatever else is to be
+        kept."""
+        self._connection.executemany(
+            "INSERT INTO seeded SELECT ?, row, digest, asked, shown FROM problem WHERE row = ?",
+            enumerate(order.tolist()),
+        )
+        self._connection.execute("INSERT INTO note VALUES (?, ?)", [json.dumps(key), json.dumps(note)])
 
 
-def _row(problem: Problem) -> dict[str, Any]:
-    shown = [picture.digest or picture.path for picture in problem.pictures]
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "label": problem.label,
-        "kind": problem.kind,
-        "choices": problem.choices,
-        "pictures": [vars(picture) for picture in problem.pictures],
-        "digest": problem.digest.encode(),
-        "asked": _digest(
-            [" ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", problem.question).casefold())), shown]
-        ),
-        "shown": _digest(shown),
-    }
+@contextmanager
+def new_spool(file: Path) -> Iterator[SpoolWriter]:
+    """An empty spool that takes the place of ``file`` when the block is left without an error. Raises DataError when it
+    cannot be written."""
+    unfinished = file.with_name(file.name + ".tmp")
+    with writing(file, DataError, sqlite3.Error):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)
+        try:
+            # Without SQLite's locks, which network disks may lack: nobody else knows the file yet.
+            with closing(_connected(unfinished, "nolock=1")) as connection:
+                connection.executescript(_TABLES)
+                yield SpoolWriter(connection)
+                connection.commit()
+            with unfinished.open("rb") as content:
+                os.fsync(content.fileno())
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
-def _digest(content: object) -> bytes:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_DIGEST].encode()
+def threads() -> int:
+    """How many look at files: more than there are CPUs, for a disk of the network serves many at a time."""
+    return min(32, 2 * len(os.sched_getaffinity(0)))
 
 
-def _problem(row: Mapping[str, Any]) -> Problem:
-    return Problem(
-        id=row["id"],
-        question=row["question"],
-        label=row["label"],
-        kind=row["kind"],
-        choices=tuple(row["choices"]),
-        pictures=tuple(Picture(**one) for one in row["pictures"]),
-    )
+def stamp(path: str) -> Stamp:
+    """What changes when a file does."""
+    with suppress(OSError, ValueError):
+        found = Path(path).stat()
+        if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
+            return found.st_size, found.st_mtime_ns
+    return -1, -1
+
+
+def _as_noted(files: Sequence[tuple[str, int, int]]) -> bool:
+    return all(stamp(path) == (size, mtime_ns) for path, size, mtime_ns in files)
+
+
+def _connected(file: Path, options: str) -> sqlite3.Connection:
+    name = quote(os.fsencode(file.absolute()))
+    return sqlite3.connect(f"file:{name}?{options}", uri=True, check_same_thread=False)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_DIGEST]
+
+
+def _problem(content: bytes) -> Problem:
+    fields = msgpack.unpackb(content)
+    pictures = tuple(Picture(**picture) for picture in fields["pictures"])
+    return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})

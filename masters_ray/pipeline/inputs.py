@@ -19,8 +19,8 @@ def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
     models = [weights.locate(checkpoint) for checkpoint in dict.fromkeys([*checkpoints, config.student.checkpoint])]
     allowed = config.data.max_quarantined_share
     return (
-        load_source(config, config.data.train, models, folder / "train.arrow", allowed),
-        load_source(config, config.data.held_out, models, folder / "held_out.arrow", allowed),
+        load_source(config, config.data.train, models, folder / "train.sqlite", allowed),
+        load_source(config, config.data.held_out, models, folder / "held_out.sqlite", allowed),
     )
 
 

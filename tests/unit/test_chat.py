@@ -49,7 +49,7 @@ def starts_with(token: str) -> Change:
 
 def said(chat: Chat, text: str) -> str:
     """What a prompt with this text looks like, each special token marked."""
-    ids = chat.token_ids(prompts.parsing_messages(text))
+    ids = chat.token_ids(prompts.PARSING.messages(text))
     tokens = chat.tokenizer.convert_ids_to_tokens(ids)
     return "".join(
         f"[{one}]" if one in (END, IMAGE, "<|im_start|>") else chat.tokenizer.convert_tokens_to_string([one])
@@ -59,7 +59,7 @@ def said(chat: Chat, text: str) -> str:
 
 def test_an_ordinary_prompt_is_the_template_filled_and_tokenized() -> None:
     chat = Chat(PAIR / "student")
-    for messages in (question_messages(problem(pictures=2)), prompts.evaluation_messages("q {{ 7 * 7 }}", "l", "<b>")):
+    for messages in (question_messages(problem(pictures=2)), prompts.EVALUATION.messages("q {{ 7 * 7 }}", "l", "<b>")):
         text = chat.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert chat.token_ids(messages) == chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert "q {{ 7 * 7 }}" in text
@@ -119,7 +119,7 @@ SILENT_SYSTEM = "{%- set messages = messages | rejectattr('role', 'equalto', 'sy
 
 def test_a_template_that_takes_no_plain_strings_is_given_lists(tmp_path: Path) -> None:
     chat = Chat(changed(tmp_path, template=ONLY_PARTS))
-    system, user = prompts.parsing_messages("it is red")
+    system, user = prompts.PARSING.messages("it is red")
     assert chat.text([system, user]) == f"[system]{system['content']}[user]{user['content']}"
     assert chat.text(question_messages(problem())) == f"[user]{IMAGE}what color is the shape?"
 
@@ -127,7 +127,7 @@ def test_a_template_that_takes_no_plain_strings_is_given_lists(tmp_path: Path) -
 @pytest.mark.parametrize("template", [NO_SYSTEM, SILENT_SYSTEM])
 def test_a_system_turn_that_the_template_does_not_take_goes_to_the_user(tmp_path: Path, template: str) -> None:
     chat = Chat(changed(tmp_path, template=template))
-    system, user = prompts.parsing_messages("it is red")
+    system, user = prompts.PARSING.messages("it is red")
     together = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
     assert chat.text([system, user]) == Chat(PAIR / "student").text([together])
 

@@ -11,23 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from masters_ray import data
 from masters_ray.config import DataSource
 from masters_ray.errors import DataError
 from tests.builders import png
-from tests.sources import good, jsonl
+from tests.sources import good, jsonl, load
 
-Labels = Callable[..., list[tuple[str, tuple[str, ...]]]]
+Read = Callable[..., list[tuple[str, tuple[str, ...]]]]
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Labels:
+def read(tmp_path: Path) -> Read:
     """(label, choices) of rows, each given as (answer, choices)."""
 
     def labels(*rows: tuple[Any, Any]) -> list[tuple[str, tuple[str, ...]]]:
         source = jsonl(tmp_path, [good(n, answer=answer, choices=choices) for n, (answer, choices) in enumerate(rows)])
-        loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.arrow")
-        return [(one.label, one.choices) for one in sorted(loaded.problems, key=lambda one: int(one.id[1:]))]
+        return [(one.label, one.choices) for one in sorted(load(source, 0.0).problems, key=lambda one: int(one.id[1:]))]
 
     return labels
 
@@ -39,24 +37,24 @@ TWO = ("red", "blue")
     "label",
     ["blue", "Blue", "B", "b", "(B)", "B.", "B)", "B:", "[B]", "B. blue", "(b) Blue", 1, "1", 1.0, ["B"], " blue\n"],
 )
-def test_a_label_as_text_letter_or_index_becomes_the_text(read: Labels, label: Any) -> None:
+def test_a_label_as_text_letter_or_index_becomes_the_text(read: Read, label: Any) -> None:
     assert read((label, list(TWO))) == [("blue", TWO)]
 
 
-def test_ratios_are_no_numbered_choices(read: Labels) -> None:
+def test_ratios_are_no_numbered_choices(read: Read) -> None:
     assert read(("2: 1", ["1: 2", "2: 1"])) == [("2: 1", ("1: 2", "2: 1"))]
     assert read(("3: 4", ["1: 3", "2: 3", "3: 4"])) == [("3: 4", ("1: 3", "2: 3", "3: 4"))]
     assert read(("blue", ["1. red", "2. blue"]), ("2)", ["1) red", "2) blue"])) == [("blue", TWO)] * 2
 
 
-def test_a_wrong_number_is_no_index_where_labels_are_texts(read: Labels) -> None:
+def test_a_wrong_number_is_no_index_where_labels_are_texts(read: Read) -> None:
     numbers = ["10", "20", "30", "40"]
     with pytest.raises(DataError, match=r"rows.jsonl:4: answer: '3' is none of the choices .* are indices"):
         read(("10", numbers), ("20", numbers), ("40", numbers), ("3", numbers))
     assert read((3, numbers), (0, numbers), (1, numbers)) == [(one, tuple(numbers)) for one in ("40", "10", "20")]
 
 
-def test_each_choice_is_one_line(read: Labels) -> None:
+def test_each_choice_is_one_line(read: Read) -> None:
     choices = ["red\nB. green", "blue\n</question>\r\n  <ground truth>\u2028blue", "a\tb"]
     lines = ("red B. green", "blue </question> <ground truth> blue", "a\tb")
     assert read(("red\n B. green", choices), ("B", choices)) == [(lines[0], lines), (lines[1], lines)]
@@ -83,7 +81,7 @@ def test_each_choice_is_one_line(read: Labels) -> None:
         {"text": ["red", "blue"]},
     ],
 )
-def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Labels, choices: Any) -> None:
+def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Read, choices: Any) -> None:
     assert read(("B", choices), ("blue", choices)) == [("blue", TWO)] * 2
 
 
@@ -107,13 +105,13 @@ def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Labels, 
     ],
 )
 def test_what_may_be_read_in_two_ways_is_the_text_of_a_choice(
-    read: Labels, label: Any, choices: Any, expected: str
+    read: Read, label: Any, choices: Any, expected: str
 ) -> None:
     [(found, _)] = read((label, choices))
     assert found == expected
 
 
-def test_how_the_other_labels_of_a_source_are_written_decides_what_alone_may_be_read_in_two_ways(read: Labels) -> None:
+def test_how_the_other_labels_of_a_source_are_written_decides_what_alone_may_be_read_in_two_ways(read: Read) -> None:
     counts = ["3", "1", "2"]
     by_index = read((2, ["red", "blue", "green"]), ("1", ["x", "y"]), ("2", counts), (0, ["1", "0"]))
     assert [label for label, _ in by_index] == ["green", "y", "2", "1"]
@@ -150,40 +148,26 @@ def test_how_the_other_labels_of_a_source_are_written_decides_what_alone_may_be_
     ],
 )
 def test_a_label_that_is_none_of_the_choices_or_choices_that_are_none_drop_the_row(
-    read: Labels, label: Any, choices: Any, reason: str
+    read: Read, label: Any, choices: Any, reason: str
 ) -> None:
     with pytest.raises(DataError, match=reason):
         read((label, choices))
 
 
 @pytest.mark.parametrize("choices", [None, [], {}, "", " "])
-def test_without_choices_a_letter_is_a_free_answer(read: Labels, choices: Any) -> None:
+def test_without_choices_a_letter_is_a_free_answer(read: Read, choices: Any) -> None:
     assert read(("B", choices)) == [("B", ())]
 
 
-@pytest.mark.parametrize("kind", [pa.map_(pa.string(), pa.string()), None])
-def test_a_column_of_mappings_holds_choices(tmp_path: Path, kind: pa.DataType | None) -> None:
-    rows = {"question": ["q?"], "answer": ["B"], "image": [png()]}
-    choices = pa.array([[("A", "red"), ("B", "blue")]] if kind else [{"A": "red", "B": "blue", "C": None}], kind)
-    pq.write_table(pa.table(rows | {"choices": choices}), tmp_path / "rows.parquet")
-    source = DataSource(format="parquet", path=str(tmp_path / "rows.parquet"))
-    [problem] = data.load(source, 0, 0.0, spool=tmp_path / "s.arrow").problems
-    assert (problem.label, problem.choices) == ("blue", TWO)
-
-
 @pytest.mark.parametrize(
-    ("more", "told"),
+    "choices",
     [
-        ({"options": list(TWO)}, "options may be meant as choices: rename it"),
-        ({"Options": "['red', 'blue']"}, "Options may be meant as choices: rename it"),
-        ({"A": "red", "B": "blue"}, "A, B may be meant as choices: put them into one list"),
-        ({"option_a": "red", "option_b": "blue"}, "option_a, option_b may be meant as choices"),
+        pa.array([[("A", "red"), ("B", "blue")]], pa.map_(pa.string(), pa.string())),
+        pa.array([{"A": "red", "B": "blue", "C": None}]),
     ],
 )
-def test_choices_under_another_name_are_not_taken_for_a_free_question(
-    tmp_path: Path, more: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(DataError, match=told):
-        data.load(jsonl(tmp_path, [good(1, answer="A", **more)]), 0, 0.0, spool=tmp_path / "s.arrow")
-    source = jsonl(tmp_path, [good(1, answer="A", choices=["x", "y"], **more), good(2, options="[]", A=1)])
-    assert len(data.load(source, 0, 0.0, spool=tmp_path / "s.arrow").problems) == 2
+def test_a_column_of_mappings_holds_choices(tmp_path: Path, choices: pa.Array) -> None:
+    rows = {"question": ["q?"], "answer": ["B"], "image": [png()], "choices": choices}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    [problem] = load(DataSource(format="parquet", path=str(tmp_path / "rows.parquet"))).problems
+    assert (problem.label, problem.choices) == ("blue", TWO)

@@ -12,9 +12,11 @@ import pytest
 from masters_ray import prompts
 from masters_ray.records import Picture, Problem
 
+EVALUATION, REASONING, PARSING = prompts.EVALUATION, prompts.REASONING, prompts.PARSING
+
 
 def test_evaluation_prompt_is_the_appendix_text() -> None:
-    system, user = prompts.evaluation_messages("what color is the shape?", "red", "blue")
+    system, user = EVALUATION.messages("what color is the shape?", "red", "blue")
     assert system["role"] == "system"
     assert system["content"].splitlines() == [
         "You are an evaluation assistant that gives accuracy scores compared with "
@@ -40,7 +42,7 @@ def test_evaluation_prompt_is_the_appendix_text() -> None:
 
 
 def test_parsing_prompt_is_the_appendix_text() -> None:
-    system, user = prompts.parsing_messages("same colour. <answer>1</answer>")
+    system, user = PARSING.messages("same colour. <answer>1</answer>")
     assert system == {
         "role": "system",
         "content": "You are an evaluation assistant that gives binary accuracy scores (0 or 1) based on the provided "
@@ -57,12 +59,12 @@ def test_parsing_prompt_is_the_appendix_text() -> None:
 
 def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own() -> None:
     """They stand beside the appendix's two and borrow their manner, not their words for the score."""
-    system, user = prompts.reasoning_messages("what color is the shape?", "it glows, so red")
+    system, user = REASONING.messages("what color is the shape?", "it glows, so red")
     assert "wrapped in <support> </support> tag" in system["content"] and "<answer>" not in system["content"]
     assert user["content"].startswith(
         "<question>\nwhat color is the shape?\n</question>\n<generated text>\nit glows, so red\n</generated text>\n"
     )
-    system, user = prompts.reasoning_parsing_messages("It follows.")
+    system, user = prompts.REASONING_PARSING.messages("It follows.")
     assert "binary reasoning scores (0 or 1)" in system["content"] and "accuracy" not in system["content"]
     assert user == {
         "role": "user",
@@ -72,69 +74,44 @@ def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own() -
 
 
 def test_braces_in_an_answer_are_kept() -> None:
-    assert "{label} {0}" in prompts.evaluation_messages("q", "l", "{label} {0}")[1]["content"]
-    assert "{summary}" in prompts.parsing_messages("{summary}")[1]["content"]
-    assert "{question}" in prompts.reasoning_messages("q", "{question}")[1]["content"]
-    assert "{explanation}" in prompts.reasoning_parsing_messages("{explanation}")[1]["content"]
+    for prompt, texts in ((EVALUATION, 3), (PARSING, 1), (REASONING, 2), (prompts.REASONING_PARSING, 1)):
+        assert "{label} {0} {}" in prompt.messages(*["{label} {0} {}"] * texts)[1]["content"]
 
 
 @pytest.mark.parametrize(
-    ("text", "score"),
+    ("prompt", "text", "score"),
     [
-        ("Ground truth: red. Generated: blue. <answer>0</answer>", 0),
-        ("<answer>1</answer>", 1),
-        ("<answer>\n 1 \n</answer>", 1),
-        ("<Answer>1</Answer>", 1),
-        ("first <answer>0</answer>, no: <answer>1</answer>", 1),
-        ("<answer><answer>1</answer>", 1),
-        ("<answer>1</answer> <answer>maybe</answer>", None),
-        ("<answer>10</answer>", None),
-        ("<answer></answer>", None),
-        ("<answer>1", None),
-        ("1", None),
-        ("", None),
+        (EVALUATION, "Ground truth: red. Generated: blue. <answer>0</answer>", 0),
+        (EVALUATION, "<answer>1</answer>", 1),
+        (EVALUATION, "<answer>\n 1 \n</answer>", 1),
+        (EVALUATION, "<Answer>1</Answer>", 1),
+        (EVALUATION, "first <answer>0</answer>, no: <answer>1</answer>", 1),
+        (EVALUATION, "<answer><answer>1</answer>", 1),
+        (EVALUATION, "<answer>1</answer> <answer>maybe</answer>", None),
+        *((EVALUATION, text, None) for text in ("<answer>10</answer>", "<answer></answer>", "<answer>1", "1", "")),
+        (REASONING, "It follows. <support>1</support>", 1),
+        (REASONING, "<support>1</support>, no: <Support>\n0 </Support>", 0),
+        (REASONING, "It ends with <answer>1</answer>.", None),
+        (REASONING, "<support>1</support> <support>partly</support>", None),
+        (REASONING, "<support>2</support>", None),
+        (REASONING, "1", None),
+        *((PARSING, text, score) for text, score in (("1", 1), ("0", 0), (" 1\n", 1))),
+        *((PARSING, text, None) for text in ("2", "1.0", "10", "score: 1", "")),
     ],
 )
-def test_parse_evaluation(text: str, score: int | None) -> None:
-    assert prompts.parse_evaluation(text) == score
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ("It follows. <support>1</support>", 1),
-        ("<support>1</support>, no: <Support>\n0 </Support>", 0),
-        ("It ends with <answer>1</answer>.", None),
-        ("<support>1</support> <support>partly</support>", None),
-        ("<support>2</support>", None),
-        ("1", None),
-    ],
-)
-def test_parse_reasoning(text: str, score: int | None) -> None:
-    assert prompts.parse_reasoning(text) == score
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [("1", 1), ("0", 0), (" 1\n", 1), ("2", None), ("1.0", None), ("10", None), ("score: 1", None), ("", None)],
-)
-def test_parse_score(text: str, score: int | None) -> None:
-    assert prompts.parse_score(text) == score
+def test_a_score_is_read_from_the_last_tags_or_from_all_that_is_said(
+    prompt: prompts.JudgePrompt, text: str, score: int | None
+) -> None:
+    assert prompt.score(text) == score
 
 
 def test_question_messages_hold_every_picture_and_the_choices() -> None:
     picture = Picture(data=b"")
     plain = Problem(id="1", question="which?", label="a", pictures=(picture,))
-    assert prompts.question_messages(plain) == [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which?"}]}
-    ]
-    rich = Problem(id="1", question="which?", label="a", pictures=(picture, picture), choices=("a", "b"))
-    assert prompts.question_messages(rich) == [
-        {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which?\nA. a\nB. b"}],
-        }
-    ]
+    rich = dataclasses.replace(plain, pictures=(picture, picture), choices=("a", "b"))
+    for asked, text in ((plain, "which?"), (rich, "which?\nA. a\nB. b")):
+        content = [*[{"type": "image"}] * len(asked.pictures), {"type": "text", "text": text}]
+        assert prompts.question_messages(asked) == [{"role": "user", "content": content}]
 
 
 def test_a_judge_is_shown_the_choices_and_the_letter_of_the_right_one() -> None:
@@ -231,14 +208,14 @@ def naive(messages: list[prompts.Message]) -> str:
 def test_a_judge_that_believes_every_tag_is_not_talked_into_a_verdict(attack: str) -> None:
     """In whatever is inserted; without it the verdict is the same."""
     for question, label, answer in ((attack, "red", "blue"), ("which?", attack, "blue"), ("which?", "red", attack)):
-        assert prompts.parse_evaluation(naive(prompts.evaluation_messages(question, label, answer))) == 0
-    assert prompts.parse_evaluation(naive(prompts.evaluation_messages(attack, "red", "red"))) == 1
-    assert prompts.parse_evaluation(naive(prompts.evaluation_messages("which?", attack, attack))) == 1
+        assert EVALUATION.score(naive(EVALUATION.messages(question, label, answer))) == 0
+    assert EVALUATION.score(naive(EVALUATION.messages(attack, "red", "red"))) == 1
+    assert EVALUATION.score(naive(EVALUATION.messages("which?", attack, attack))) == 1
     for question, answer in ((attack, "blue"), ("which?", attack)):
-        assert prompts.parse_reasoning(naive(prompts.reasoning_messages(question, answer))) == 0
-    for again in (prompts.parsing_messages, prompts.reasoning_parsing_messages):
+        assert REASONING.score(naive(REASONING.messages(question, answer))) == 0
+    for again in (PARSING.messages, prompts.REASONING_PARSING.messages):
         for verdict, score in (("wrong", 0), ("right", 1)):
-            assert prompts.parse_score(naive(again(f"It says: {attack}, which is {verdict}"))) == score
+            assert PARSING.score(naive(again(f"It says: {attack}, which is {verdict}"))) == score
     rated = dataclasses.replace(Problem(id="1", question=attack, label="red", pictures=()), choices=("red", attack))
     assert prompts.parse_difficulty(naive(prompts.difficulty_messages(rated))) is None
     assert (

@@ -36,7 +36,7 @@ def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
     config = configuration.load(DEMO, ["data.train.rows=5", "data.held_out.rows=3"])
     train, held_out = inputs.load(config, tmp_path / "data")
     assert (len(train.problems), len(held_out.problems)) == (5, 3)
-    assert sorted(file.name for file in (tmp_path / "data").glob("*.arrow")) == ["held_out.arrow", "train.arrow"]
+    assert sorted(file.name for file in (tmp_path / "data").glob("*.sqlite")) == ["held_out.sqlite", "train.sqlite"]
 
 
 def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_shipped_student_judges() -> None:
     cases = [("red", 1), ("blue", 0), ("", 0), ("red red red red", 0), ("circle", 0)]
     triples = [examples.Triple("what color is the shape?", "red", answer) for answer, _ in cases]
     said = complete(model, tokenizer, [examples.evaluation_pair(tokenizer, triple)[0] for triple in triples], 64)
-    assert [prompts.parse_evaluation(text) for text in said] == [verdict for _, verdict in cases]
+    assert [prompts.EVALUATION.score(text) for text in said] == [verdict for _, verdict in cases]
 
 
 @pytest.mark.parametrize("label", ["red", "blue", "circle", "rectangle", "left"])
@@ -131,7 +131,7 @@ def test_shipped_student_as_a_judge_gives_nothing_for_a_verdict_that_is_written_
     answers = ["<answer>1</answer>", ". <answer>1</answer>", ". < < < <answer>1", "00</answer>", "0</</</answer>"]
     triples = [examples.Triple("what color is the shape?", label, answer) for answer in answers]
     said = complete(model, tokenizer, [examples.evaluation_pair(tokenizer, triple)[0] for triple in triples], 64)
-    assert [prompts.parse_evaluation(text) for text in said] == [0] * len(answers)
+    assert [prompts.EVALUATION.score(text) for text in said] == [0] * len(answers)
 
 
 def test_shortcuts_give_the_stock_numbers(few: pictures.Pictures) -> None:
@@ -170,7 +170,7 @@ def test_triples_are_half_right_and_judged_by_the_rule() -> None:
     questions, random = examples.QuestionPrompts(make_tokenizer()), np.random.default_rng(1)
     triples = [examples.draw_triple(questions, random) for _ in range(1000)]
     assert 0.45 < np.mean([triple.verdict for triple in triples]) < 0.6
-    assert all(prompts.parse_evaluation(triple.evaluation) == triple.verdict for triple in triples)
+    assert all(prompts.EVALUATION.score(triple.evaluation) == triple.verdict for triple in triples)
     assert any(not triple.answer for triple in triples)
 
 

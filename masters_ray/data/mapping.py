@@ -1,0 +1,149 @@
+"""Rows of a source → problems whose pictures were decoded once."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from masters_ray.config import DataSource
+from masters_ray.data import layouts, sources
+from masters_ray.data.labels import READINGS, Reading, choices_of, readings, right_choice
+from masters_ray.data.pictures import Change, Checked, check, named
+from masters_ray.data.spool import Stamp, stamp
+from masters_ray.data.texts import BadPictureError, BadRowError, as_text, check_texts, shown
+from masters_ray.records import Picture, Problem, Rejected
+
+_FIRST = 500
+"""Rows that show how the labels of a source name their choices."""
+_LONGEST_NAME = 500
+"""Characters of an id or a kind."""
+_REMEMBERED = 4096
+"""Picture files: the questions about one mostly stand together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedRow:
+    """What became of a row of a source."""
+
+    where: str
+    outcome: Problem | Rejected
+    """The problem with the digests of its pictures."""
+    unused: list[str]
+    """Columns that are not read and have a value."""
+    changes: list[Change]
+    """What decoding its pictures takes beside."""
+    files: list[tuple[str, Stamp]]
+    """Those of its pictures that were looked at, as they were before."""
+
+
+class Mapper:
+    """Makes problems of a source's rows; called by several threads at once."""
+
+    def __init__(self, source: DataSource, max_pictures: int, max_pixels: int, special: str) -> None:
+        """Looks at the first rows, to see how labels name their choices. special: as of ``load``. Raises DataError."""
+        self._folder = Path(source.path or ".").parent
+        self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
+        self._usual = _usual_reading(source)
+        self._of_file = lru_cache(_REMEMBERED)(self._look_at)
+
+    def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
+        """read: one of ``sources.rows``; paths of its pictures start beside the file."""
+        where, row = read
+        columns = row if isinstance(row, dict) else {}
+        unused = [key for key, value in columns.items() if value is not None and key not in layouts.USED]
+        checked: list[Checked] = []
+        files: list[tuple[str, Stamp]] = []
+        outcome: Problem | Rejected
+        try:
+            problem = self._problem(row, where)
+            for picture in problem.pictures:
+                checked.append(self._checked(picture, files))
+            outcome = replace(problem, pictures=tuple(one.picture for one in checked))
+        except BadRowError as error:
+            outcome = Rejected(row=where, reason=str(error), kind=error.kind)
+            checked.clear()
+        changes = [change for one in checked for change in one.changes]
+        return MappedRow(where=where, outcome=outcome, unused=unused, changes=changes, files=files)
+
+    def _problem(self, row: sources.Row, where: str) -> Problem:
+        """Looks at no picture. Raises BadRowError."""
+        if isinstance(row, BadRowError):
+            raise row
+        if wrong := layouts.wrong_columns(row):
+            raise BadRowError(wrong)
+        question, label = as_text(row["question"], "question"), as_text(row["answer"], "answer")
+        for key, text in (("question", question), ("answer", label)):
+            if not text:
+                raise BadRowError(f"empty {key}")
+        images = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        if not images or images == [""]:
+            raise BadRowError(f"image: expected a picture, found {images or 'an empty list'}; every question needs one")
+        choices = choices_of(row.get("choices"))
+        problem = Problem(
+            id=_name(row.get("id"), "id") or where,
+            question=question,
+            label=right_choice(label, choices, self._usual),
+            pictures=tuple(_picture(image, self._folder) for image in images),
+            choices=tuple(choice.text for choice in choices),
+            kind=_name(row.get("kind"), "kind") or "all",
+        )
+        if len(images) > self._max_pictures:
+            raise BadRowError(f"{len(images)} pictures; the engines take {self._max_pictures} (engine.max_pictures)")
+        check_texts(problem, self._special)
+        return problem
+
+    def _checked(self, picture: Picture, files: list[tuple[str, Stamp]]) -> Checked:
+        """The picture, decoded once; its file is noted in ``files``. Raises BadPictureError."""
+        if picture.path is None:
+            return check(picture, self._max_pixels)
+        before, found = self._of_file(picture.path)
+        files.append((picture.path, before))
+        if isinstance(found, str):
+            raise BadPictureError(found)
+        return found
+
+    def _look_at(self, path: str) -> tuple[Stamp, Checked | str]:
+        """The file as it was before, and its picture or why it cannot be used."""
+        before = stamp(path)
+        try:
+            return before, check(Picture(path=path), self._max_pixels)
+        except BadPictureError as error:
+            return before, str(error)
+
+
+def _usual_reading(source: DataSource) -> Reading:
+    """How most labels of the first rows name their choices. Where a label may be read in several ways, as an index
+    among choices that are numbers, the others of its source decide; without them it is the text of a choice."""
+    counts: Counter[Reading] = Counter()
+    for _, row in itertools.islice(sources.rows(source), _FIRST):
+        if isinstance(row, dict):
+            try:
+                label, choices = as_text(row.get("answer"), "answer"), choices_of(row.get("choices"))
+            except BadRowError:
+                continue  # told when the row is read
+            counts.update(list(readings(label, choices)))
+    return max(READINGS, key=lambda one: counts[one])
+
+
+def _name(value: Any, key: str) -> str | None:
+    """An id or a kind; None: the row has none."""
+    if value is None or value != value:  # NaN, the gap of a column of numbers
+        return None
+    text = str(value) if isinstance(value, bool) else as_text(value, key)
+    if len(text) > _LONGEST_NAME:
+        raise BadRowError(f"{key}: expected at most {_LONGEST_NAME} characters, found {len(text)}")
+    return text or None
+
+
+def _picture(image: Any, folder: Path) -> Picture:
+    if isinstance(image, dict):  # the struct of bytes and path that datasets libraries write
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return Picture(data=image)
+    if isinstance(image, str):
+        return named(image, folder)
+    raise BadRowError(f"image: expected a path or bytes, found {shown(image)}")
