@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from masters_ray import data, store, weights
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked
-from masters_ray.files import read_json, write_json
+from masters_ray.files import as_json, read_json, read_record, write_json
 from masters_ray.progress import say
 
 
@@ -22,23 +21,25 @@ def digest_of(problems: data.Problems) -> str:
     return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A file of held-out answers."""
+
+    questions: str
+    """Digest of the questions."""
+    model: str
+    """Digest of the weights that answered."""
+    marks: list[Marked]
+
+
 def write(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
-    """questions: their digest; model: that of its weights."""
-    marks = [dataclasses.asdict(one) for one in marked]
-    write_json(file, {"questions": questions, "model": model, "marks": marks})
+    """questions, model: as of ``Evaluation``."""
+    write_json(file, as_json(Evaluation(questions=questions, model=model, marks=list(marked))))
 
 
 def read(file: Path) -> list[Marked]:
     """Raises StoreError when the file is damaged."""
-    return [Marked.of(row) for row in rows(file)]
-
-
-def rows(file: Path) -> list[dict[str, Any]]:
-    """The same as the file has them: one of an older version has fewer fields, and nothing but these rows. Raises
-    StoreError when it is damaged."""
-    content = read_json(file)
-    found: list[dict[str, Any]] = content["marks"] if isinstance(content, dict) else content
-    return found
+    return read_record(file, Evaluation, "Delete it to measure again.").marks
 
 
 def refuse_rows_of_another(made: Sequence[store.Folder], file: Path, checkpoint: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,22 +17,36 @@ from masters_ray import data, remarks, store, weights
 from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
-from masters_ray.files import read_lines, write_json
+from masters_ray.files import as_json, read_lines, write_json
 from masters_ray.pipeline import evaluations
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say
-from masters_ray.records import Picture, Problem, RolloutGroup
+from masters_ray.records import LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
+from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, Example, ExampleAnswer, MarkedAnswer, read_metrics
+from masters_ray.report.summary import (
+    Accuracies,
+    CallFacts,
+    DataFacts,
+    EvaluationFacts,
+    JudgeFacts,
+    LearnerFacts,
+    ModelFacts,
+    ModelsFacts,
+    OnlineFacts,
+    SplitFacts,
+    Summary,
+)
 from masters_ray.store.account import SHARD
 
 T = TypeVar("T")
 
 _ACCURACIES = ("teacher", "student_before", "student_after")
 _COUNTS = (
-    *("answers", "unjudged", "compared", "judge_right", "rule_right"),
+    *("unjudged", "compared", "judge_right", "rule_right"),
     *("judge_rule_agreements", "defused_answers", "defused_questions"),
 )
-"""Of all stages together in the summary."""
+"""Of all stages together in the summary's facts of the judge."""
 _SHOWN = 960
 """Pixels of the longer side of the largest picture that a report holds."""
 _SHARP = 256
@@ -49,83 +63,88 @@ def write(
     overlap: data.Overlap,
 ) -> None:
     """Write summary.json and examples.json from what the run left behind."""
-    manifests = _manifests(directory)
-    made = [manifest.made_by for manifest in manifests]
-    total = {name: sum(stage[name] for stage in made) for name in _COUNTS}
-    steps = read_lines(directory.file("metrics.jsonl"))
+    stages = [StageOutcome(**manifest.made_by) for manifest in _manifests(directory)]
+    steps = read_metrics(directory.file(METRICS)) if directory.file(METRICS).exists() else []
     marked = marks(directory)
     compared = answered_by_all(marked)
-    measured = {name: dataclasses.asdict(accuracy(rows)) for name, rows in compared.items()}
-    summary = {
-        "accuracy": measured,
-        "evaluation": {
-            "marked_by": config.evaluation.marked_by,
-            "left_out": len(held_out.problems) - len(compared["teacher"]),
-            "refused": {name: len(refusals(rows)) for name, rows in marked.items()},
-            "cut": {name: cut_share(rows) for name, rows in compared.items()},
-            "max_tokens": config.evaluation_tokens,
-            "remarks": _remarks(compared, config.judge.rule),
-        },
-        "judge": {
-            "of_teacher": config.judge.of_teacher,
-            "of_student": config.judge.of_student,
-            "rule": config.judge.rule,
-            "agreement_with_rule": total["judge_rule_agreements"] / total["compared"] if total["compared"] else None,
-            "judged": total["answers"] - total["unjudged"],
-            **{name: total[name] for name in _COUNTS[1:]},
-        },
-        "stages": made,
-        "wall_seconds": journal.content["wall_seconds"],
-        "phases": journal.content["phases"],
-        "learner": {
-            "steps": len(steps),
-            "skipped": len(read_lines(directory.file("skipped.jsonl"))),
-            "groups": sum(step["groups"] for step in steps),
-            "answer_tokens": sum(step["answer_tokens"] for step in steps),
-            "tokens": sum(step["tokens"] for step in steps),
-            "seconds": sum(step["seconds"] for step in steps),
-            "workers": config.learner.workers,
-            "zero_stage": config.learner.zero_stage,
-            "left_out": len(journal.left_out()),
-            "agreement": [
-                one for _, one in sorted(journal.content.get("agreement", {}).items(), key=lambda one: int(one[0]))
+    measured = {name: accuracy(rows) for name, rows in compared.items()}
+    summary = Summary(
+        accuracy=Accuracies(**measured),
+        evaluation=EvaluationFacts(
+            marked_by=config.evaluation.marked_by,
+            left_out=len(held_out.problems) - len(compared["teacher"]),
+            refused={name: len(refusals(rows)) for name, rows in marked.items()},
+            cut={name: cut_share(rows) for name, rows in compared.items()},
+            max_tokens=config.evaluation_tokens,
+            remarks=_remarks(compared, config.judge.rule),
+        ),
+        judge=_judge(config, stages),
+        stages=stages,
+        wall_seconds=journal.content["wall_seconds"],
+        phases=journal.content["phases"],
+        learner=LearnerFacts(
+            steps=len(steps),
+            skipped=len(read_lines(directory.file("skipped.jsonl"))),
+            groups=sum(step.groups for step in steps),
+            answer_tokens=sum(step.answer_tokens for step in steps),
+            tokens=sum(step.tokens for step in steps),
+            seconds=sum(step.seconds for step in steps),
+            workers=config.learner.workers,
+            zero_stage=config.learner.zero_stage,
+            left_out=len(journal.left_out()),
+            agreement=[
+                LogprobMismatch(**one)
+                for _, one in sorted(journal.content.get("agreement", {}).items(), key=lambda one: int(one[0]))
             ],
-        },
-        "online": _online(config, steps, read_lines(directory.file("online.jsonl")))
-        | {"placement": journal.content.get("placement")},
-        "data": {
-            name: {
-                "problems": len(loaded.problems),
-                "quarantined": len(loaded.rejected),
-                "digest": evaluations.digest_of(loaded.problems),
-                "changed_pictures": loaded.changes,
-                "unused_columns": loaded.unused,
-                "remarks": loaded.remarks,
-            }
-            for name, loaded in (("train", train), ("held_out", held_out))
-        }
-        | {"overlap": dataclasses.asdict(overlap)},
-        "models": {
-            "teachers": [
-                _model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))
-            ],
-            "student": _model(config.student.checkpoint),
-        },
-        "run": {
-            "dir": as_written(config.run.dir),
-            "seed": config.run.seed,
-            "started": journal.content["started"],
-            "config_file": journal.content["config_file"],
-        },
-        "versions": _versions(),
-        "config": to_yaml(config),
-    }
-    write_json(
-        directory.file("examples.json"), _examples(directory, config.evaluation.examples, held_out.problems, compared)
+        ),
+        online=_online(
+            config.rollout.online_fraction,
+            steps,
+            read_lines(directory.file("online.jsonl")),
+            journal.content.get("placement"),
+        ),
+        data=DataFacts(train=_split(train), held_out=_split(held_out), overlap=overlap),
+        models=ModelsFacts(
+            teachers=[_model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))],
+            student=_model(config.student.checkpoint),
+        ),
+        run=CallFacts(
+            dir=as_written(config.run.dir),
+            seed=config.run.seed,
+            started=journal.content["started"],
+            config_file=journal.content["config_file"],
+        ),
+        versions=_versions(),
+        config=to_yaml(config),
     )
-    write_json(directory.file("summary.json"), summary)
-    for name, value in measured.items():
-        journal.plot(f"accuracy/{name}", value["value"], len(steps))
+    examples = _examples(directory, config.evaluation.examples, held_out.problems, compared)
+    write_json(directory.file(EXAMPLES), as_json(examples))
+    write_json(directory.file(SUMMARY), as_json(summary))
+    for name, found in measured.items():
+        journal.plot(f"accuracy/{name}", found.value, len(steps))
+
+
+def _judge(config: Config, stages: Sequence[StageOutcome]) -> JudgeFacts:
+    total = {name: sum(getattr(stage, name) for stage in stages) for name in ("answers", *_COUNTS)}
+    return JudgeFacts(
+        of_teacher=config.judge.of_teacher,
+        of_student=config.judge.of_student,
+        rule=config.judge.rule,
+        agreement_with_rule=total["judge_rule_agreements"] / total["compared"] if total["compared"] else None,
+        judged=total.pop("answers") - total["unjudged"],
+        **total,
+    )
+
+
+def _split(loaded: data.Loaded) -> SplitFacts:
+    return SplitFacts(
+        problems=len(loaded.problems),
+        quarantined=len(loaded.rejected),
+        digest=evaluations.digest_of(loaded.problems),
+        changed_pictures={str(change): count for change, count in loaded.changes.items()},
+        unused_columns=loaded.unused,
+        remarks=loaded.remarks,
+    )
 
 
 def _remarks(marked: Mapping[str, Sequence[Marked]], rule: str) -> list[str]:
@@ -142,21 +161,27 @@ def marks(directory: RunDirectory) -> dict[str, list[Marked]]:
     return {name: evaluations.read(file) for name, file in files.items() if file.exists()}
 
 
-def _online(config: Config, steps: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was asked for and what came of it; ages in optimizer steps. answered: lines of online.jsonl, which has the
-    age of each group; of a step that has no line, only its mean age is known."""
-    fresh = [step for step in steps if step["fresh"]]
-    groups = sum(step["fresh"] for step in fresh)
+def _online(
+    fraction: float,
+    steps: Sequence[StepMetrics],
+    answered: Sequence[dict[str, Any]],
+    placement: Literal["turns", "beside"] | None = None,
+) -> OnlineFacts:
+    """answered: lines of online.jsonl, which has the age of each group; of a step that has no line, only its mean age
+    is known."""
+    fresh = [step for step in steps if step.fresh]
+    groups = sum(step.fresh for step in fresh)
     oldest = {one["step"]: max(one["ages"]) for one in answered if one["ages"]}
-    return {
-        "fraction": config.rollout.online_fraction,
-        "steps": len(fresh),
-        "share": len(fresh) / len(steps) if steps else 0.0,
-        "groups": groups,
-        "mean_age": sum(step["age"] * step["fresh"] for step in fresh) / groups if groups else None,
-        "largest_age": max((oldest.get(step["step"], step["age"]) for step in fresh), default=None),
-        "waited_seconds": sum(step["waited"] for step in steps),
-    }
+    return OnlineFacts(
+        fraction=fraction,
+        steps=len(fresh),
+        share=len(fresh) / len(steps) if steps else 0.0,
+        groups=groups,
+        mean_age=sum(step.age * step.fresh for step in fresh) / groups if groups else None,
+        largest_age=max((oldest.get(step.step, step.age) for step in fresh), default=None),
+        waited_seconds=sum(step.waited for step in steps),
+        placement=placement,
+    )
 
 
 def _manifests(directory: RunDirectory) -> list[store.Manifest]:
@@ -170,13 +195,13 @@ def _manifests(directory: RunDirectory) -> list[store.Manifest]:
     return manifests
 
 
-def _model(checkpoint: str) -> dict[str, Any]:
+def _model(checkpoint: str) -> ModelFacts:
     folder = weights.locate(checkpoint)
-    return {
-        "checkpoint": as_written(checkpoint),
-        "digest": weights.digest(folder),
-        "parameters": weights.parameter_count(folder),
-    }
+    return ModelFacts(
+        checkpoint=as_written(checkpoint),
+        digest=weights.digest(folder),
+        parameters=weights.parameter_count(folder),
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -191,7 +216,7 @@ def _versions() -> dict[str, str]:
 
 def _examples(
     directory: RunDirectory, count: int, held_out: Sequence[Problem], marks: dict[str, list[Marked]]
-) -> list[dict[str, Any]]:
+) -> list[Example]:
     """``count`` groups, spread over the run, with how the learner rewarded their answers; and ``count`` held-out
     questions with what the student answered before and after."""
     rewards = {(row["stage"], row["position"]): row for row in read_lines(directory.file("rewards.jsonl"))}
@@ -250,46 +275,39 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * len(items) // taken] for index in range(taken)]
 
 
-def _trained_example(group: RolloutGroup, rewards: dict[str, Any]) -> dict[str, Any]:
+def _trained_example(group: RolloutGroup, rewards: dict[str, Any]) -> Example:
     answers = [
-        {
-            "source": answer.judged.answer.source,
-            "text": answer.judged.answer.text,
-            "accuracy": answer.judged.accuracy,
-            "verdict": answer.judged.verdict,
-            "divergence": rewards["divergences"][index],
-            "distillation": rewards["distillation"][index],
-            "advantage": rewards["advantages"][index],
-        }
+        ExampleAnswer(
+            source=answer.judged.answer.source,
+            text=answer.judged.answer.text,
+            accuracy=math.nan if answer.judged.accuracy is None else answer.judged.accuracy,
+            verdict=answer.judged.verdict,
+            divergence=rewards["divergences"][index],
+            distillation=rewards["distillation"][index],
+            advantage=rewards["advantages"][index],
+        )
         for index, answer in enumerate(group.answers)
     ]
-    return _shown(group.problem) | {
-        "stage": group.stage,
-        "mask_ratio": group.mask_ratio,
-        "before": None,
-        "after": None,
-        "answers": answers,
+    return _example(group.problem, stage=group.stage, mask_ratio=group.mask_ratio, answers=answers)
+
+
+def _held_out_example(problem: Problem, before: Marked, after: Marked) -> Example:
+    told = {
+        name: MarkedAnswer(text=one.answer, correct=int(one.correct))
+        for name, one in (("before", before), ("after", after))
     }
+    return _example(problem, **told, answers=[])
 
 
-def _held_out_example(problem: Problem, before: Marked, after: Marked) -> dict[str, Any]:
-    return _shown(problem) | {
-        "stage": None,
-        "mask_ratio": None,
-        "before": {"text": before.answer, "correct": int(before.correct)},
-        "after": {"text": after.answer, "correct": int(after.correct)},
-        "answers": [],
-    }
-
-
-def _shown(problem: Problem) -> dict[str, Any]:
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "label": problem.label,
-        "kind": problem.kind,
-        "pictures": [_seen(picture) for picture in problem.pictures],
-    }
+def _example(problem: Problem, **more: Any) -> Example:
+    return Example(
+        id=problem.id,
+        question=problem.question,
+        label=problem.label,
+        kind=problem.kind,
+        pictures=[_seen(picture) for picture in problem.pictures],
+        **more,
+    )
 
 
 def _seen(picture: Picture) -> str:

@@ -32,14 +32,21 @@ from omegaconf.errors import OmegaConfBaseException
 from masters_ray import cluster, validation
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.files import read_json, write_json, write_text
+from masters_ray.evaluate import Interval
+from masters_ray.files import as_json, read_json, write_json, write_text
 from masters_ray.pipeline import driver, evaluations
 from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_settings
 from masters_ray.progress import say
-from masters_ray.studies import study_page
-from masters_ray.studies.statistics import Mean, as_json, mean, resampled_mean
+from masters_ray.report import METRICS, SUMMARY
+from masters_ray.report.charts import dots_chart
+from masters_ray.report.html import render
+from masters_ray.report.inputs import read_metrics, read_summary
+from masters_ray.report.numbers import NOTHING, decimal, nats
+from masters_ray.studies.statistics import mean, resampled_mean
 
 RESULT, PAGE, MARKDOWN = "study.json", "study.html", "study.md"
+LEARNING, WAITING = "learning, s", "waiting, s"
+"""Headings of the columns of seconds."""
 _KEYS = {"base": str, "dir": str, "seeds": list, "changes": dict, "reference": str, "variants": dict}
 _SHARED = ("student_before", "teacher")
 """Accuracies that do not depend on how the student learns."""
@@ -68,18 +75,18 @@ class Outcome:
     changes: dict[str, Any]
     accuracies: list[float]
     """Held-out accuracy of the trained student, seed by seed."""
-    accuracy: Mean
-    difference: Mean
+    accuracy: Interval
+    difference: Interval
     """To the reference, seed by seed."""
-    difference_by_question: Mean
+    difference_by_question: Interval
     """To the reference, question by question: what these questions say, for these seeds. A question that several
     seeds asked counts as often, and is resampled as one."""
-    jsd: Mean
+    jsd: Interval
     """In the last tenth of the steps, nats."""
-    seconds: Mean
+    seconds: Interval
     """Wall time of the phase in which the student learned, over all calls of a run: the learner's start, steps, handing
     over of weights and waiting. Rows made before are not in it."""
-    waited: Mean
+    waited: Interval
     """Seconds of these in which the learner stood still because fresh answers were not there yet."""
 
 
@@ -88,34 +95,27 @@ def read(file: str) -> Study:
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        told = " ".join(str(error).split())
-        raise ConfigError([_complaint(file, "a study in YAML", told, "See conf/study for examples.")]) from error
-    if not isinstance(content, dict):
-        raise ConfigError([_complaint(file, "a mapping", repr(content), "See conf/study for examples.")])
-    complaints = [
-        _complaint(f"{key} ({file})", f"one of {', '.join(_KEYS)}", "an unknown key", "Correct it.")
-        for key in content.keys() - _KEYS.keys()
-    ]
+        content = " ".join(str(error).split())
+    _require(file, (isinstance(content, dict), "the file", "a study in YAML", content))
     content.setdefault("changes", {})
-    for key, kind in _KEYS.items():
-        if not isinstance(content.get(key), kind):
-            complaints.append(_complaint(f"{key} ({file})", f"a {kind.__name__}", repr(content.get(key)), "Set it."))
-    if complaints:
-        raise ConfigError(complaints)
+    _require(
+        file,
+        *((key in _KEYS, key, f"one of {', '.join(_KEYS)}", "an unknown key") for key in content),
+        *(
+            (isinstance(content.get(key), kind), key, f"a {kind.__name__}", content.get(key))
+            for key, kind in _KEYS.items()
+        ),
+    )
     variants = {str(name): _dotted(changes or {}) for name, changes in content["variants"].items()}
-    seeds = content["seeds"]
-    if not seeds or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
-        complaints.append(_complaint(f"seeds ({file})", "different whole numbers", repr(seeds), "Such as [0, 1, 2]."))
-    if content["reference"] not in variants:
-        told = f"one of {', '.join(variants)}"
-        complaints.append(_complaint(f"reference ({file})", told, content["reference"], "Name a variant."))
-    folders = [_folder(name) for name in variants]
-    if len(set(folders)) < len(folders) or "" in folders:
-        complaints.append(
-            _complaint(f"variants ({file})", "names that differ in letters and digits", ", ".join(variants), "Rename.")
-        )
-    if complaints:
-        raise ConfigError(complaints)
+    seeds, names = content["seeds"], ", ".join(variants)
+    different = bool(seeds) and all(isinstance(seed, int) for seed in seeds) and len(set(seeds)) == len(seeds)
+    folders = {_folder(name) for name in variants}
+    _require(
+        file,
+        (different, "seeds", "different whole numbers such as [0, 1, 2]", seeds),
+        (content["reference"] in variants, "reference", f"one of {names}", content["reference"]),
+        (len(folders - {""}) == len(variants), "variants", "names that differ in letters and digits", names),
+    )
     return Study(
         file=file,
         base=content["base"],
@@ -125,6 +125,17 @@ def read(file: str) -> Study:
         reference=content["reference"],
         variants=variants,
     )
+
+
+def _require(file: str, *rules: tuple[bool, str, str, Any]) -> None:
+    """Raises ConfigError with every (holds, key, expected, found) that does not hold."""
+    broken = [
+        Complaint(where=f"{key} ({file})", expected=expected, found=str(found), remedy="conf/study has examples.")
+        for holds, key, expected, found in rules
+        if not holds
+    ]
+    if broken:
+        raise ConfigError(broken)
 
 
 def run(study: Study) -> Path:
@@ -139,12 +150,13 @@ def run(study: Study) -> Path:
                 say(f"run {number} of {len(todo)}: {place[0]}, seed {place[1]}")
                 _make(configs[place], [one for other, one in configs.items() if other != place], study.base)
     found = outcomes(study, configs)
-    write_json(study.dir / RESULT, {"study": _plain(study), "outcomes": [as_json(one) for one in found]})
+    write_json(study.dir / RESULT, as_json({"study": study, "outcomes": found}))
     lines = markdown(study, found)
     write_text(study.dir / MARKDOWN, "\n".join(lines) + "\n")
     for line in lines:
         say(line)
-    return study_page.write(study.dir / PAGE, study, found)
+    write_text(study.dir / PAGE, page(study, found))
+    return study.dir / PAGE
 
 
 def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Outcome]:
@@ -176,47 +188,101 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
 
 def markdown(study: Study, found: Sequence[Outcome]) -> list[str]:
     """The table, between the command that made it and what its times are."""
-    seeds = ", ".join(map(str, study.seeds))
-    waited = study_page.any_waited(found)
     head = ["variant", "accuracy", "over seeds", f"to {study.reference}", "over seeds", "over questions"]
-    head += ["JSD at the end", study_page.LEARNING, *([study_page.WAITING] if waited else [])]
+    head += ["JSD at the end", *_times(found)]
+    seeds = ", ".join(map(str, study.seeds))
     lines = [
         f"`masters-ray study {study.file}` (seeds {seeds}; accuracy in percent, differences in points, 95 % intervals)",
         "",
         f"| {' | '.join(head)} |",
         f"| --- |{' ---: |' * (len(head) - 1)}",
     ]
-    for one in found:
-        same = one.name == study.reference
-        cells = [
+    lines += [f"| {' | '.join(_cells(study, one, f'{one.jsd.value:.4f}', _times(found)))} |" for one in found]
+    return [*lines, "", told_of_times(found)]
+
+
+def page(study: Study, found: Sequence[Outcome]) -> str:
+    """The study as an HTML document, for a reader who has seen neither code nor run."""
+    [reference] = [one for one in found if one.name == study.reference]
+    others = [one for one in found if one is not reference]
+    several = len(study.seeds) > 1
+    accuracies = [(one.name, one.accuracy, one.accuracies) for one in found]
+    differences = [
+        (
             one.name,
-            f"{100 * one.accuracy.value:.1f}",
-            _interval(one.accuracy),
-            "" if same else f"{100 * one.difference.value:+.1f}",
-            "" if same else _interval(one.difference),
-            "" if same else _interval(one.difference_by_question),
-            f"{one.jsd.value:.4f}",
-            f"{one.seconds.value:.1f}",
-            *([f"{one.waited.value:.1f}"] if waited else []),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", study_page.told_of_times(found)]
+            one.difference if several else one.difference_by_question,
+            [own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)],
+        )
+        for one in others
+    ]
+    label = f"accuracy minus that of “{reference.name}” (points)"
+    return render(
+        __package__,
+        "study.html.jinja",
+        name=study.dir.name,
+        study=study,
+        accuracy_chart=dots_chart(
+            "accuracy", accuracies, "accuracy on held-out questions (%)", reference.accuracy.value
+        ),
+        difference_chart=dots_chart("difference", differences, label, 0.0) if others else None,
+        several=several,
+        times=_times(found),
+        told_of_times=told_of_times(found),
+        rows=[(_cells(study, one, nats(one.jsd.value), _times(found)), one.changes) for one in found],
+        dumps=json.dumps,
+    )
+
+
+def told_of_times(found: Sequence[Outcome]) -> str:
+    """What the columns of seconds are, as plain text."""
+    text = (
+        f"“{LEARNING}” is the wall time in which the student learned, on average over the seeds: the learner’s start, "
+        "its steps, handing over weights, and waiting for fresh answers. Making rows before is not in it, since "
+        "variants share them. Other work on the machine lengthens it."
+    )
+    waiting = (
+        f" “{WAITING}” is the part of it in which the learner stood still because fresh answers were not there yet."
+    )
+    return text + (waiting if WAITING in _times(found) else "")
+
+
+def _times(found: Sequence[Outcome]) -> list[str]:
+    """Headings of the columns of seconds; waiting has one where a learner had to wait."""
+    return [LEARNING, *([WAITING] if any(one.waited.value > 0 for one in found) else [])]
+
+
+def _cells(study: Study, one: Outcome, jsd: str, times: Sequence[str]) -> list[str]:
+    """A variant's row: accuracies in percent, differences in points."""
+    differences = [decimal(100 * one.difference.value, 1, sign=True)]
+    differences += [_bounds(one.difference), _bounds(one.difference_by_question)]
+    return [
+        one.name,
+        decimal(100 * one.accuracy.value, 1),
+        _bounds(one.accuracy),
+        *([""] * 3 if one.name == study.reference else differences),
+        jsd,
+        *(decimal(mean.value, 1) for mean, _ in zip((one.seconds, one.waited), times, strict=False)),
+    ]
+
+
+def _bounds(found: Interval) -> str:
+    return NOTHING if found.n == 1 else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
 
 
 class _Finished:
     """What a finished run left behind."""
 
     def __init__(self, folder: Path) -> None:
-        summary = read_json(folder / "summary.json")
-        self.accuracy = float(summary["accuracy"]["student_after"]["value"])
-        self.seconds = float(summary["phases"]["learner"])
-        # Runs from before there were online iterations do not tell of any.
-        self.waited = float(summary["online"]["waited_seconds"]) if "online" in summary else 0.0
-        steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        """Raises StoreError when a file of the run is missing or damaged."""
+        summary = read_summary(folder / SUMMARY)
+        self.accuracy = summary.accuracy.student_after.value
+        self.seconds = summary.phases["learner"]
+        self.waited = summary.online.waited_seconds
+        steps = read_metrics(folder / METRICS)
         last = steps[-max(1, len(steps) // 10) :]
-        self.jsd = sum(step["jsd"] for step in last) / len(last)
-        marks = evaluations.rows(folder / "evaluation" / "student_after.json")
-        self._correct = {mark["id"]: int(mark["correct"]) for mark in marks if not mark.get("refused")}
+        self.jsd = sum(step.jsd for step in last) / len(last)
+        marks = evaluations.read(folder / "evaluation" / "student_after.json")
+        self._correct = {mark.id: int(mark.correct) for mark in marks if not mark.refused}
 
     def differences(self, other: _Finished) -> dict[str, float]:
         """Question → 1 where only this run's student is right, −1 where only the other one's is."""
@@ -238,13 +304,8 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
                     [dataclasses.replace(one, where=f"{one.where}, variant {name}") for one in error.complaints]
                 ) from error
             if config.rollout.store:
-                complaint = _complaint(
-                    f"rollout.store, variant {name}",
-                    "null: every run of a study keeps its rollouts in its own directory",
-                    repr(config.rollout.store),
-                    "Take it out.",
-                )
-                raise ConfigError([complaint])
+                expected = "null: every run of a study keeps its rollouts in its own directory"
+                _require(study.file, (False, f"rollout.store, variant {name}", expected, config.rollout.store))
             yield (name, seed), config
 
 
@@ -282,15 +343,3 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _folder(name: str) -> str:
     return re.sub(r"[^a-z0-9.+-]+", "-", name.lower()).strip("-")
-
-
-def _plain(study: Study) -> dict[str, Any]:
-    return dataclasses.asdict(study) | {"dir": str(study.dir)}
-
-
-def _interval(found: Mean) -> str:
-    return "–" if found.n == 1 else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-
-
-def _complaint(where: str, expected: str, found: str, remedy: str) -> Complaint:
-    return Complaint(where=where, expected=expected, found=found, remedy=remedy)

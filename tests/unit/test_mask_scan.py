@@ -9,8 +9,9 @@ from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
 from masters_ray.learner.measure import Divergence
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.records import JudgedText
-from masters_ray.studies import mask_scan, mask_scan_page
+from masters_ray.records import JudgedText, StageOutcome
+from masters_ray.studies import mask_scan
+from tests.builders import stage_outcome
 from tests.conftest import ROOT
 
 DEMO = ROOT / "conf" / "demo.yaml"
@@ -51,8 +52,8 @@ def judged(right: float, reasoning: int | None = None, questions: int = 40) -> l
     ]
 
 
-def made(ratio: float) -> dict[str, Any]:
-    return {"ratio": ratio, "sparsity": ratio, "left_out": 0.001, "cut_by_source": {"teacher": ratio / 2}}
+def made(ratio: float) -> StageOutcome:
+    return stage_outcome(ratio=ratio, cut_by_source={"teacher": ratio / 2})
 
 
 def scanned(reasoning: int | None = None, **levels: float) -> list[mask_scan.Scanned]:
@@ -148,32 +149,32 @@ def test_the_masked_teachers_rewards_are_over_its_own_answers_with_intervals_ove
     assert strong.teacher_reasoning is not None and strong.teacher_reasoning.value == 1.0, "the student's do not count"
 
 
-def test_a_reward_that_nobody_asked_for_is_in_no_table(tmp_path: Path) -> None:
+def test_a_reward_that_nobody_asked_for_is_in_no_table() -> None:
     config = mask_scan.scan_config(configuration.load(DEMO), [0.4, 0.0], 40)
     for reasoning, told in ((None, False), (1, True)):
         found = scanned(r40=0.2, r0=0.1, reasoning=reasoning)
         lines = mask_scan.table(found)
-        page = mask_scan_page.write(tmp_path / "page.html", config, found, mask_scan.advise(found)).read_text()
+        page = mask_scan.page(config, found, mask_scan.advise(found))
         assert ("R_rea" in lines[0], "R_rea" in page) == (told, told)
         assert lines[1].split()[5] == "20.0%" and ">cut</th>" in page
         assert lines[1].split()[-1] == ("100.0%" if told else "80.0%")
 
 
-def test_a_teacher_that_wrote_nothing_has_no_rewards(tmp_path: Path) -> None:
+def test_a_teacher_that_wrote_nothing_has_no_rewards() -> None:
     found = mask_scan.scanned([made(0.0)], [rows(0.1)], [[]])
     assert (found[0].teacher_right, found[0].teacher_right_by_kind, found[0].teacher_reasoning) == (None, {}, None)
     assert mask_scan.table(found)[1].split()[-1] == "–"
     config = mask_scan.scan_config(configuration.load(DEMO), [0.0], 40)
-    page = mask_scan_page.write(tmp_path / "page.html", config, found, mask_scan.advise(found)).read_text()
+    page = mask_scan.page(config, found, mask_scan.advise(found))
     assert "The teacher wrote no answers" in page
 
 
-def test_table_and_page_show_every_ratio(tmp_path: Path) -> None:
+def test_table_and_page_show_every_ratio() -> None:
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
     lines = mask_scan.table(found)
     assert [line.split()[0] for line in lines[1:]] == ["0.4", "0.2", "0"]
     config = mask_scan.scan_config(configuration.load(DEMO), [0.4, 0.2, 0.0], 40)
-    page = mask_scan_page.write(tmp_path / "page.html", config, found, mask_scan.advise(found)).read_text()
+    page = mask_scan.page(config, found, mask_scan.advise(found))
     assert page.count("<svg") == 2
     assert "40.0 %" in page and "Over-masked: 0.4" in page
     [colour] = [one.teacher_right_by_kind["colour"] for one in found if one.ratio == 0.4]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +8,8 @@ import pytest
 
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError, DataError
-from masters_ray.evaluate import Marked, refusals
-from masters_ray.pipeline import inputs, limits, stages
+from masters_ray.evaluate import refusals
+from masters_ray.pipeline import evaluations, inputs, limits, stages
 from masters_ray.placement import Turns, transfer
 from masters_ray.records import Rejected
 from tests.builders import problem
@@ -114,7 +113,7 @@ def test_a_judge_of_held_out_answers_that_differs_from_the_rule_is_told(capsys: 
     assert "the rule" not in capsys.readouterr().out, "one answer says nothing"
 
 
-def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but_a_reason() -> None:
+def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but_a_reason(tmp_path: Path) -> None:
     problems = [problem(id=str(number)) for number in range(4)]
     student = FakePool("student")
     student.refuses = {"1"}
@@ -128,7 +127,8 @@ def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but
         ]
         [refused] = refusals(marked)
         assert (refused.row, refused.reason, refused.kind) == ("held-out question 1", "too long", "engine")
-        assert [Marked.of(dataclasses.asdict(one)) for one in marked] == marked
+        evaluations.write(tmp_path / "student.json", marked, "questions", "model")
+        assert evaluations.read(tmp_path / "student.json") == marked
 
 
 def test_held_out_answers_that_are_cut_are_told(capsys: pytest.CaptureFixture[str]) -> None:

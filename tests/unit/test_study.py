@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,12 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import ConfigError
+from masters_ray.evaluate import Marked
+from masters_ray.files import append_lines, as_json, write_json
+from masters_ray.pipeline import evaluations
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.studies import study as studies
-from masters_ray.studies import study_page
+from tests.builders import accuracy, step, summary
 from tests.conftest import ROOT
 
 TEXT = """
@@ -80,20 +84,20 @@ def test_a_wrong_study_is_refused_before_anything_runs(
 def finished(
     folder: Path, correct: list[int], jsd: float, first: int, learning: float = 10.0, waited: float = 0.0
 ) -> None:
-    """learning: wall seconds of the learner's phase, of which it waited so many."""
-    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+    """learning: wall seconds of the learner's phase, of which it waited so many; first: the first question."""
+    made = summary()
     value = sum(correct) / len(correct)
-    summary = {
-        "accuracy": {"student_after": {"value": value}},
-        "phases": {"rollouts": 99.0, "learner": learning},
-        "learner": {"seconds": 3.0},
-        "online": {"waited_seconds": waited},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    steps = [{"step": step, "jsd": 1.0 if step < 18 else jsd} for step in range(20)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    marks = [{"id": str(index), "correct": bool(one)} for index, one in enumerate(correct, first)]
-    (folder / "evaluation" / "student_after.json").write_text(json.dumps(marks))
+    accuracies = dataclasses.replace(made.accuracy, student_after=accuracy(value, value, value))
+    online = dataclasses.replace(made.online, waited_seconds=waited)
+    phases = {"rollouts": 99.0, "learner": learning}
+    write_json(folder / "summary.json", as_json(summary(accuracy=accuracies, online=online, phases=phases)))
+    steps = [step(number, jsd=1.0 if number < 18 else jsd) for number in range(20)]
+    append_lines(folder / "metrics.jsonl", [dataclasses.asdict(one) for one in steps])
+    marks = [
+        Marked(id=str(number), kind="colour", label="red", answer="red", finish="stop", correct=bool(right))
+        for number, right in enumerate(correct, first)
+    ]
+    evaluations.write(folder / "evaluation" / "student_after.json", marks, "questions", "model")
 
 
 def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,10 +120,10 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypa
     lines = studies.markdown(study, [whole, plain])
     assert lines[4].startswith("| whole | 70.0 | ")
     assert lines[5].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[5]
-    page = study_page.write(tmp_path / "study.html", study, [whole, plain]).read_text()
+    page = studies.page(study, [whole, plain])
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
     assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
-    alone = study_page.write(tmp_path / "study.html", study, [whole]).read_text()
+    alone = studies.page(study, [whole])
     assert alone.count("<svg") == 1, "nothing to compare it with"
 
 
@@ -136,7 +140,7 @@ def test_variants_are_compared_by_the_wall_time_in_which_they_learned(
         waited = waits * learning[place] if place[0] == "No mask!" else 0.0
         finished(Path(config.run.dir), [1, 0], 0.25, 0, learning[place], waited)
     found = studies.outcomes(study, configs)
-    page = study_page.write(tmp_path / "study.html", study, found).read_text()
+    page = studies.page(study, found)
     head, rule, *rows, nothing, told = studies.markdown(study, found)[2:]
     assert nothing == "" and told.startswith("“learning, s” is the wall time in which the student learned")
     assert {line.count("|") for line in (rule, *rows)} == {head.count("|")}
