@@ -17,9 +17,9 @@ from masters_ray import remarks
 from masters_ray.evaluate import Accuracy, Interval
 from masters_ray.records import StageOutcome, StepMetrics
 from masters_ray.report.charts import accuracy_chart, curve_chart, mask_chart, smoothing_note
-from masters_ray.report.html import render
 from masters_ray.report.inputs import Example
 from masters_ray.report.numbers import interval, percent, whole
+from masters_ray.report.render import render
 from masters_ray.report.summary import Accuracies, Summary
 
 _MOST_KINDS = 50

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,7 @@ from masters_ray.pipeline.threads import batches, threads
 from masters_ray.pipeline.verdicts import JUDGES
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
-from masters_ray.report.html import render
-from masters_ray.report.numbers import NOTHING, decimal
+from masters_ray.report.render import render
 from masters_ray.studies.statistics import Agreement, agreement
 
 RESULT = "judge_audit.json"
@@ -140,8 +138,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
         "config_file": config_file,
     }
     write_json(directory.file(RESULT), as_json(result))
-    for line in table(judged, compared):
-        say(line)
+    say(table(judged, compared).removesuffix("\n"))
     write_text(directory.file(PAGE), page(config, judged, compared, differing))
     return directory.file(PAGE)
 
@@ -180,21 +177,9 @@ def disagreements(cases: Sequence[Case], passes: Mapping[str, JudgePass]) -> lis
     return list(found.values())
 
 
-def table(judged: Sequence[Judged], compared: Sequence[Pair]) -> list[str]:
-    """For a terminal."""
-    lines = [f"{'judge':<10}{'answers':>9}{'unjudged':>10}{'consistent':>12}{'s / answer':>12}"]
-    for one in judged:
-        consistency = NOTHING if one.consistency is None else f"{one.consistency:.1%}"
-        seconds = decimal(one.seconds_per_answer, 3)
-        unjudged = one.unjudged / one.answers
-        lines.append(f"{one.name:<10}{one.answers:>9}{unjudged:>10.1%}{consistency:>12}{seconds:>12}")
-    lines.append(f"{'judges':<20}{'answers of':<12}{'same':>8}{'κ, 95 %':>26}")
-    for pair in compared:
-        kappa = pair.agreement.kappa
-        bounds = f" ({kappa.low:.3f} to {kappa.high:.3f})" if math.isfinite(kappa.value) else ""
-        judges, told = f"{pair.first}, {pair.second}", decimal(kappa.value, 3) + bounds
-        lines.append(f"{judges:<20}{pair.of:<12}{pair.agreement.share:>8.1%}{told:>26}")
-    return lines
+def table(judged: Sequence[Judged], compared: Sequence[Pair]) -> str:
+    """The audit for a terminal."""
+    return render(__package__, "judge_audit.txt.jinja", judged=judged, compared=compared)
 
 
 def page(config: Config, judged: Sequence[Judged], compared: Sequence[Pair], differing: Sequence[Disagreement]) -> str:

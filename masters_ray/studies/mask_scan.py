@@ -29,8 +29,7 @@ from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import JudgedText, StageOutcome
 from masters_ray.report.charts import ChartLine, line_chart
-from masters_ray.report.html import render
-from masters_ray.report.numbers import NOTHING
+from masters_ray.report.render import render
 from masters_ray.studies.statistics import resampled_mean, resampled_share
 
 T = TypeVar("T")
@@ -118,9 +117,7 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
         "student": as_written(config.student.checkpoint),
     }
     write_json(directory.file(RESULT), as_json(result))
-    for line in table(found):
-        say(line)
-    say(advice.text)
+    say(table(found) + advice.text)
     write_text(directory.file(PAGE), page(config, found, advice))
     return directory.file(PAGE)
 
@@ -177,24 +174,9 @@ def advise(found: Sequence[Scanned]) -> Advice:
     return Advice(max_ratio=best.ratio, equal=equal, overmasked=overmasked, text=text)
 
 
-def table(found: Sequence[Scanned]) -> list[str]:
-    """For a terminal; what is cut, R_acc and R_rea are of the masked teacher, R_rea only where anybody was asked."""
-    asked = any(one.teacher_reasoning is not None for one in found)
-    head = ("mask ratio", "JSD (nats), 95 %", "of teacher", "of student", "cut", "R_acc", "R_rea")
-    rows = [head, *(_cells(one) for one in found)]
-    widths = (10, 24, 10, 10, 6, 6, 6)[: len(head) if asked else -1]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]
-
-
-def _cells(one: Scanned) -> tuple[str, ...]:
-    sources = (one.jsd_by_source.get(source) for source in ("teacher", "student"))
-    return (
-        f"{one.ratio:g}",
-        f"{one.jsd.value:.4f} ({one.jsd.low:.4f}–{one.jsd.high:.4f})",
-        *(NOTHING if mean is None else f"{mean.value:.4f}" for mean in sources),
-        NOTHING if one.teacher_cut is None else f"{one.teacher_cut:.1%}",
-        *(NOTHING if mean is None else f"{mean.value:.1%}" for mean in (one.teacher_right, one.teacher_reasoning)),
-    )
+def table(found: Sequence[Scanned]) -> str:
+    """The scan for a terminal."""
+    return render(__package__, "mask_scan.txt.jinja", found=found)
 
 
 def page(config: Config, found: Sequence[Scanned], advice: Advice) -> str:

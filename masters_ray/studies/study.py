@@ -39,14 +39,12 @@ from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_
 from masters_ray.progress import say
 from masters_ray.report import METRICS, SUMMARY
 from masters_ray.report.charts import dots_chart
-from masters_ray.report.html import render
 from masters_ray.report.inputs import read_metrics, read_summary
-from masters_ray.report.numbers import NOTHING, decimal, nats
+from masters_ray.report.numbers import NOTHING, decimal
+from masters_ray.report.render import render
 from masters_ray.studies.statistics import mean, resampled_mean
 
 RESULT, PAGE, MARKDOWN = "study.json", "study.html", "study.md"
-LEARNING, WAITING = "learning, s", "waiting, s"
-"""Headings of the columns of seconds."""
 _KEYS = {"base": str, "dir": str, "seeds": list, "changes": dict, "reference": str, "variants": dict}
 _SHARED = ("student_before", "teacher")
 """Accuracies that do not depend on how the student learns."""
@@ -151,10 +149,9 @@ def run(study: Study) -> Path:
                 _make(configs[place], [one for other, one in configs.items() if other != place], study.base)
     found = outcomes(study, configs)
     write_json(study.dir / RESULT, as_json({"study": study, "outcomes": found}))
-    lines = markdown(study, found)
-    write_text(study.dir / MARKDOWN, "\n".join(lines) + "\n")
-    for line in lines:
-        say(line)
+    table = markdown(study, found)
+    write_text(study.dir / MARKDOWN, table)
+    say(table.removesuffix("\n"))
     write_text(study.dir / PAGE, page(study, found))
     return study.dir / PAGE
 
@@ -186,25 +183,14 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
     return found
 
 
-def markdown(study: Study, found: Sequence[Outcome]) -> list[str]:
+def markdown(study: Study, found: Sequence[Outcome]) -> str:
     """The table, between the command that made it and what its times are."""
-    head = ["variant", "accuracy", "over seeds", f"to {study.reference}", "over seeds", "over questions"]
-    head += ["JSD at the end", *_times(found)]
-    seeds = ", ".join(map(str, study.seeds))
-    lines = [
-        f"`masters-ray study {study.file}` (seeds {seeds}; accuracy in percent, differences in points, 95 % intervals)",
-        "",
-        f"| {' | '.join(head)} |",
-        f"| --- |{' ---: |' * (len(head) - 1)}",
-    ]
-    lines += [f"| {' | '.join(_cells(study, one, f'{one.jsd.value:.4f}', _times(found)))} |" for one in found]
-    return [*lines, "", told_of_times(found)]
+    return render(__package__, "study.md.jinja", **_values(study, found))
 
 
 def page(study: Study, found: Sequence[Outcome]) -> str:
     """The study as an HTML document, for a reader who has seen neither code nor run."""
     [reference] = [one for one in found if one.name == study.reference]
-    others = [one for one in found if one is not reference]
     several = len(study.seeds) > 1
     accuracies = [(one.name, one.accuracy, one.accuracies) for one in found]
     differences = [
@@ -213,60 +199,38 @@ def page(study: Study, found: Sequence[Outcome]) -> str:
             one.difference if several else one.difference_by_question,
             [own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)],
         )
-        for one in others
+        for one in found
+        if one is not reference
     ]
     label = f"accuracy minus that of “{reference.name}” (points)"
+    in_percent = "accuracy on held-out questions (%)"
     return render(
         __package__,
         "study.html.jinja",
         name=study.dir.name,
-        study=study,
-        accuracy_chart=dots_chart(
-            "accuracy", accuracies, "accuracy on held-out questions (%)", reference.accuracy.value
-        ),
-        difference_chart=dots_chart("difference", differences, label, 0.0) if others else None,
         several=several,
-        times=_times(found),
-        told_of_times=told_of_times(found),
-        rows=[(_cells(study, one, nats(one.jsd.value), _times(found)), one.changes) for one in found],
+        accuracy_chart=dots_chart("accuracy", accuracies, in_percent, reference.accuracy.value),
+        difference_chart=dots_chart("difference", differences, label, 0.0) if differences else None,
         dumps=json.dumps,
+        **_values(study, found),
     )
 
 
-def told_of_times(found: Sequence[Outcome]) -> str:
-    """What the columns of seconds are, as plain text."""
-    text = (
-        f"“{LEARNING}” is the wall time in which the student learned, on average over the seeds: the learner’s start, "
-        "its steps, handing over weights, and waiting for fresh answers. Making rows before is not in it, since "
-        "variants share them. Other work on the machine lengthens it."
-    )
-    waiting = (
-        f" “{WAITING}” is the part of it in which the learner stood still because fresh answers were not there yet."
-    )
-    return text + (waiting if WAITING in _times(found) else "")
+def _values(study: Study, found: Sequence[Outcome]) -> dict[str, Any]:
+    """Of both templates. cells: a variant → its accuracy and differences with intervals, in percent and points; waited:
+    whether a learner had to wait."""
 
+    def bounds(mean: Interval) -> str:
+        return NOTHING if mean.n == 1 else f"{100 * mean.low:.1f} to {100 * mean.high:.1f}"
 
-def _times(found: Sequence[Outcome]) -> list[str]:
-    """Headings of the columns of seconds; waiting has one where a learner had to wait."""
-    return [LEARNING, *([WAITING] if any(one.waited.value > 0 for one in found) else [])]
+    def cells(one: Outcome) -> list[str]:
+        own = [decimal(100 * one.accuracy.value, 1), bounds(one.accuracy)]
+        if one.name == study.reference:
+            return [*own, "", "", ""]
+        difference = decimal(100 * one.difference.value, 1, sign=True)
+        return [*own, difference, bounds(one.difference), bounds(one.difference_by_question)]
 
-
-def _cells(study: Study, one: Outcome, jsd: str, times: Sequence[str]) -> list[str]:
-    """A variant's row: accuracies in percent, differences in points."""
-    differences = [decimal(100 * one.difference.value, 1, sign=True)]
-    differences += [_bounds(one.difference), _bounds(one.difference_by_question)]
-    return [
-        one.name,
-        decimal(100 * one.accuracy.value, 1),
-        _bounds(one.accuracy),
-        *([""] * 3 if one.name == study.reference else differences),
-        jsd,
-        *(decimal(mean.value, 1) for mean, _ in zip((one.seconds, one.waited), times, strict=False)),
-    ]
-
-
-def _bounds(found: Interval) -> str:
-    return NOTHING if found.n == 1 else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+    return {"study": study, "found": found, "cells": cells, "waited": any(one.waited.value > 0 for one in found)}
 
 
 class _Finished:

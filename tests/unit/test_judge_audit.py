@@ -52,7 +52,7 @@ def test_a_judges_own_figures() -> None:
 
 def test_of_a_rule_nothing_is_told_that_was_not_measured() -> None:
     rule = judge_audit._judged("rule", CASES, PASSES["rule"])
-    assert judge_audit.table([rule], [])[1].split() == ["rule", "6", "0.0%", "–", "–"]
+    assert judge_audit.table([rule], []).splitlines()[1].split() == ["rule", "6", "0.0%", "–", "–"]
     config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
     page = judge_audit.page(config, [rule], [], [])
     assert (
@@ -75,7 +75,7 @@ def test_table_and_page_show_judges_pairs_and_disagreements() -> None:
         for name in PASSES
     ]
     compared = pairs(CASES, PASSES)
-    lines = judge_audit.table(judged, compared)
+    lines = judge_audit.table(judged, compared).splitlines()
     assert len(lines) == 1 + 3 + 1 + 9
     config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
     differing = disagreements(CASES, PASSES)

@@ -153,7 +153,7 @@ def test_a_reward_that_nobody_asked_for_is_in_no_table() -> None:
     config = mask_scan.scan_config(configuration.load(DEMO), [0.4, 0.0], 40)
     for reasoning, told in ((None, False), (1, True)):
         found = scanned(r40=0.2, r0=0.1, reasoning=reasoning)
-        lines = mask_scan.table(found)
+        lines = mask_scan.table(found).splitlines()
         page = mask_scan.page(config, found, mask_scan.advise(found))
         assert ("R_rea" in lines[0], "R_rea" in page) == (told, told)
         assert lines[1].split()[5] == "20.0%" and ">cut</th>" in page
@@ -163,7 +163,7 @@ def test_a_reward_that_nobody_asked_for_is_in_no_table() -> None:
 def test_a_teacher_that_wrote_nothing_has_no_rewards() -> None:
     found = mask_scan.scanned([made(0.0)], [rows(0.1)], [[]])
     assert (found[0].teacher_right, found[0].teacher_right_by_kind, found[0].teacher_reasoning) == (None, {}, None)
-    assert mask_scan.table(found)[1].split()[-1] == "–"
+    assert mask_scan.table(found).splitlines()[1].split()[-1] == "–"
     config = mask_scan.scan_config(configuration.load(DEMO), [0.0], 40)
     page = mask_scan.page(config, found, mask_scan.advise(found))
     assert "The teacher wrote no answers" in page
@@ -171,7 +171,7 @@ def test_a_teacher_that_wrote_nothing_has_no_rewards() -> None:
 
 def test_table_and_page_show_every_ratio() -> None:
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
-    lines = mask_scan.table(found)
+    lines = mask_scan.table(found).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["0.4", "0.2", "0"]
     config = mask_scan.scan_config(configuration.load(DEMO), [0.4, 0.2, 0.0], 40)
     page = mask_scan.page(config, found, mask_scan.advise(found))

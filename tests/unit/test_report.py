@@ -21,8 +21,8 @@ from masters_ray.errors import StoreError
 from masters_ray.files import as_json
 from masters_ray.records import StepMetrics
 from masters_ray.report import charts, numbers, page
-from masters_ray.report.html import ShownPicture, shown
 from masters_ray.report.inputs import Example, ExampleAnswer, MarkedAnswer, read_examples, read_metrics, read_summary
+from masters_ray.report.render import ShownPicture, shown
 from tests.builders import accuracy, interval, png, step, summary
 
 SCRIPT = "<script>alert('owned')</script>"

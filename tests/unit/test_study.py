@@ -117,7 +117,7 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypa
     assert plain.difference_by_question.n == 17
     assert plain.difference_by_question.low < -0.1 < plain.difference_by_question.high
     assert plain.jsd.value == 0.25
-    lines = studies.markdown(study, [whole, plain])
+    lines = studies.markdown(study, [whole, plain]).splitlines()
     assert lines[4].startswith("| whole | 70.0 | ")
     assert lines[5].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[5]
     page = studies.page(study, [whole, plain])
@@ -141,7 +141,7 @@ def test_variants_are_compared_by_the_wall_time_in_which_they_learned(
         finished(Path(config.run.dir), [1, 0], 0.25, 0, learning[place], waited)
     found = studies.outcomes(study, configs)
     page = studies.page(study, found)
-    head, rule, *rows, nothing, told = studies.markdown(study, found)[2:]
+    head, rule, *rows, nothing, told = studies.markdown(study, found).splitlines()[2:]
     assert nothing == "" and told.startswith("“learning, s” is the wall time in which the student learned")
     assert {line.count("|") for line in (rule, *rows)} == {head.count("|")}
     assert [row.split(" | 0.2500 | ")[1] for row in rows] == (

@@ -1,4 +1,4 @@
-"""Templates → HTML: jinja2 with autoescape; a value that a template uses and nobody gave is an error."""
+"""Templates → text by jinja2: values in *.html.jinja are escaped; one that a template lacks is an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN = 320
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """A page. package: where ``templates/`` with the template lies; the base page and the macros are this package's."""
+    """package: where ``templates/`` with the template lies; the base page and the macros are this package's."""
     return _environment(package).get_template(template).render(values)
 
 
@@ -69,8 +69,9 @@ def _environment(package: str) -> Environment:
     loaders = [PackageLoader(name) for name in dict.fromkeys((package, __package__))]
     environment = Environment(
         loader=ChoiceLoader(loaders),
-        autoescape=True,
+        autoescape=lambda template: template is None or ".html." in template,
         undefined=StrictUndefined,
+        keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
