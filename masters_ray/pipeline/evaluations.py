@@ -22,7 +22,7 @@ def digest_of(problems: data.Problems) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class HeldOutMarks:
     """A file of held-out answers."""
 
     questions: str
@@ -33,13 +33,13 @@ class Evaluation:
 
 
 def write(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
-    """questions, model: as of ``Evaluation``."""
-    write_json(file, as_json(Evaluation(questions=questions, model=model, marks=list(marked))))
+    """questions, model: as of ``HeldOutMarks``."""
+    write_json(file, as_json(HeldOutMarks(questions=questions, model=model, marks=list(marked))))
 
 
 def read(file: Path) -> list[Marked]:
     """Raises StoreError when the file is damaged."""
-    return read_record(file, Evaluation, "Delete it to measure again.").marks
+    return read_record(file, HeldOutMarks, "Delete it to measure again.").marks
 
 
 def refuse_rows_of_another(made: Sequence[store.Folder], file: Path, checkpoint: Path) -> None:

@@ -17,26 +17,15 @@ from masters_ray import data, remarks, store, weights
 from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
-from masters_ray.files import as_json, read_lines, write_json
+from masters_ray.files import as_json, read_lines, read_records, write_json
+from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline import evaluations
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
 from masters_ray.progress import say
 from masters_ray.records import LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
+from masters_ray.report import summary as facts
 from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, Example, ExampleAnswer, MarkedAnswer, read_metrics
-from masters_ray.report.summary import (
-    Accuracies,
-    CallFacts,
-    DataFacts,
-    EvaluationFacts,
-    JudgeFacts,
-    LearnerFacts,
-    ModelFacts,
-    ModelsFacts,
-    OnlineFacts,
-    SplitFacts,
-    Summary,
-)
 from masters_ray.store.account import SHARD
 
 T = TypeVar("T")
@@ -68,9 +57,9 @@ def write(
     marked = marks(directory)
     compared = answered_by_all(marked)
     measured = {name: accuracy(rows) for name, rows in compared.items()}
-    summary = Summary(
-        accuracy=Accuracies(**measured),
-        evaluation=EvaluationFacts(
+    summary = facts.Summary(
+        accuracy=facts.Accuracies(**measured),
+        evaluation=facts.EvaluationFacts(
             marked_by=config.evaluation.marked_by,
             left_out=len(held_out.problems) - len(compared["teacher"]),
             refused={name: len(refusals(rows)) for name, rows in marked.items()},
@@ -82,7 +71,7 @@ def write(
         stages=stages,
         wall_seconds=journal.content["wall_seconds"],
         phases=journal.content["phases"],
-        learner=LearnerFacts(
+        learner=facts.LearnerFacts(
             steps=len(steps),
             skipped=len(read_lines(directory.file("skipped.jsonl"))),
             groups=sum(step.groups for step in steps),
@@ -103,12 +92,12 @@ def write(
             read_lines(directory.file("online.jsonl")),
             journal.content.get("placement"),
         ),
-        data=DataFacts(train=_split(train), held_out=_split(held_out), overlap=overlap),
-        models=ModelsFacts(
+        data=facts.DataFacts(train=_split(train), held_out=_split(held_out), overlap=overlap),
+        models=facts.ModelsFacts(
             teachers=[_model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))],
             student=_model(config.student.checkpoint),
         ),
-        run=CallFacts(
+        run=facts.CallFacts(
             dir=as_written(config.run.dir),
             seed=config.run.seed,
             started=journal.content["started"],
@@ -124,9 +113,9 @@ def write(
         journal.plot(f"accuracy/{name}", found.value, len(steps))
 
 
-def _judge(config: Config, stages: Sequence[StageOutcome]) -> JudgeFacts:
+def _judge(config: Config, stages: Sequence[StageOutcome]) -> facts.JudgeFacts:
     total = {name: sum(getattr(stage, name) for stage in stages) for name in ("answers", *_COUNTS)}
-    return JudgeFacts(
+    return facts.JudgeFacts(
         of_teacher=config.judge.of_teacher,
         of_student=config.judge.of_student,
         rule=config.judge.rule,
@@ -136,8 +125,8 @@ def _judge(config: Config, stages: Sequence[StageOutcome]) -> JudgeFacts:
     )
 
 
-def _split(loaded: data.Loaded) -> SplitFacts:
-    return SplitFacts(
+def _split(loaded: data.Loaded) -> facts.SplitFacts:
+    return facts.SplitFacts(
         problems=len(loaded.problems),
         quarantined=len(loaded.rejected),
         digest=evaluations.digest_of(loaded.problems),
@@ -166,13 +155,13 @@ def _online(
     steps: Sequence[StepMetrics],
     answered: Sequence[dict[str, Any]],
     placement: Literal["turns", "beside"] | None = None,
-) -> OnlineFacts:
+) -> facts.OnlineFacts:
     """answered: lines of online.jsonl, which has the age of each group; of a step that has no line, only its mean age
     is known."""
     fresh = [step for step in steps if step.fresh]
     groups = sum(step.fresh for step in fresh)
     oldest = {one["step"]: max(one["ages"]) for one in answered if one["ages"]}
-    return OnlineFacts(
+    return facts.OnlineFacts(
         fraction=fraction,
         steps=len(fresh),
         share=len(fresh) / len(steps) if steps else 0.0,
@@ -195,9 +184,9 @@ def _manifests(directory: RunDirectory) -> list[store.Manifest]:
     return manifests
 
 
-def _model(checkpoint: str) -> ModelFacts:
+def _model(checkpoint: str) -> facts.ModelFacts:
     folder = weights.locate(checkpoint)
-    return ModelFacts(
+    return facts.ModelFacts(
         checkpoint=as_written(checkpoint),
         digest=weights.digest(folder),
         parameters=weights.parameter_count(folder),
@@ -219,13 +208,15 @@ def _examples(
 ) -> list[Example]:
     """``count`` groups, spread over the run, with how the learner rewarded their answers; and ``count`` held-out
     questions with what the student answered before and after."""
-    rewards = {(row["stage"], row["position"]): row for row in read_lines(directory.file("rewards.jsonl"))}
+    file = directory.file("rewards.jsonl")
+    rows = read_records(file, GroupRewards, "Delete it to do without examples.") if file.exists() else []
+    rewards = {(row.stage, row.position): row for row in rows}
     wanted = [rewards[place] for place in _spread(sorted(rewards), count)]
-    found = {(group.stage, group.position, group.version): group for group in _groups(directory, wanted)}
+    found = {_place(group): group for group in _groups(directory, wanted)}
     trained = [
-        _trained_example(found[place], row)
+        _trained_example(found[_place(row)], row)
         for row in wanted
-        if (place := _place(row)) in found and _is_of(row, found[place])
+        if _place(row) in found and _is_of(row, found[_place(row)])
     ]
     after = {one.id: one for one in marks["student_after"]}
     pairs = {before.id: (before, after[before.id]) for before in marks["student_before"]}
@@ -234,33 +225,33 @@ def _examples(
     return trained + [_held_out_example(one, *changed[one.id]) for one in held_out if one.id in shown]
 
 
-def _place(rewards: dict[str, Any]) -> tuple[int, int, int | None]:
-    """Stage, position and writer's version; lines of older runs do not say which version, and count as of none."""
-    return rewards["stage"], rewards["position"], rewards.get("version")
+def _place(one: GroupRewards | RolloutGroup) -> tuple[int, int, int | None]:
+    return one.stage, one.position, one.version
 
 
-def _is_of(rewards: dict[str, Any], group: RolloutGroup) -> bool:
-    """Whether there is a reward for each answer: a line of an older run may be about a fresh group at the place of the
-    stored one."""
-    return all(len(rewards[name]) == len(group.answers) for name in ("divergences", "distillation", "advantages"))
+def _is_of(rewards: GroupRewards, group: RolloutGroup) -> bool:
+    """Whether there is a reward for each answer: a line of an older run, which says no version, may be about a fresh
+    group at the place of the stored one."""
+    lists = (rewards.divergences, rewards.distillation, rewards.advantages)
+    return all(len(one) == len(group.answers) for one in lists)
 
 
-def _groups(directory: RunDirectory, wanted: Sequence[dict[str, Any]]) -> Iterator[RolloutGroup]:
+def _groups(directory: RunDirectory, wanted: Sequence[GroupRewards]) -> Iterator[RolloutGroup]:
     """The groups at the places of these rewards: stored ones, and those of online iterations, whose store a run that
     was killed may not have closed."""
-    for stage in sorted({row["stage"] for row in wanted}):
-        places = [_place(row) for row in wanted if row["stage"] == stage]
-        fresh = [position for _, position, version in places if version is not None]
-        stored = [position for _, position, version in places if version is None]
+    for stage in sorted({row.stage for row in wanted}):
+        rows = [row for row in wanted if row.stage == stage]
+        fresh = [row.position for row in rows if row.version is not None]
+        stored = [row.position for row in rows if row.version is None]
         if stored:
-            yield from _at(directory.stage(stage), directory.stage(stage).names(SHARD), stored)
+            yield from _at(directory.stage(stage), stored)
         if fresh:
-            yield from _at(directory.online(stage), directory.online(stage).names(SHARD), fresh)
+            yield from _at(directory.online(stage), fresh)
 
 
-def _at(folder: store.Folder, names: Sequence[str], positions: Sequence[int]) -> Iterator[RolloutGroup]:
+def _at(folder: store.Folder, positions: Sequence[int]) -> Iterator[RolloutGroup]:
     """The groups at these positions; the scores of others are not decoded."""
-    for name in names:
+    for name in folder.names(SHARD):
         try:
             rows = store.read_shard(folder, name)
         except StoreError as error:
@@ -275,16 +266,16 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * len(items) // taken] for index in range(taken)]
 
 
-def _trained_example(group: RolloutGroup, rewards: dict[str, Any]) -> Example:
+def _trained_example(group: RolloutGroup, rewards: GroupRewards) -> Example:
     answers = [
         ExampleAnswer(
             source=answer.judged.answer.source,
             text=answer.judged.answer.text,
             accuracy=math.nan if answer.judged.accuracy is None else answer.judged.accuracy,
             verdict=answer.judged.verdict,
-            divergence=rewards["divergences"][index],
-            distillation=rewards["distillation"][index],
-            advantage=rewards["advantages"][index],
+            divergence=rewards.divergences[index],
+            distillation=rewards.distillation[index],
+            advantage=rewards.advantages[index],
         )
         for index, answer in enumerate(group.answers)
     ]

@@ -37,7 +37,7 @@ DISAGREEMENTS = "disagreements.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class AuditCase:
     """An answer that every judge looks at."""
 
     position: int
@@ -47,7 +47,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgeFigures:
     """One judge."""
 
     name: str
@@ -64,7 +64,7 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class JudgePair:
     """Two judges on the answers that both could judge."""
 
     first: str
@@ -143,7 +143,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     return directory.file(PAGE)
 
 
-def pairs(cases: Sequence[Case], passes: Mapping[str, JudgePass]) -> list[Pair]:
+def pairs(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[JudgePair]:
     """Every two judges, over all answers and by their source, as far as both judged any."""
     found = []
     for first, second in itertools.combinations(passes, 2):
@@ -154,11 +154,13 @@ def pairs(cases: Sequence[Case], passes: Mapping[str, JudgePass]) -> list[Pair]:
                 if one is not None and other is not None and of in ("all", case.source)
             ]
             if both:
-                found.append(Pair(first=first, second=second, of=of, agreement=agreement(*zip(*both, strict=True))))
+                found.append(
+                    JudgePair(first=first, second=second, of=of, agreement=agreement(*zip(*both, strict=True)))
+                )
     return found
 
 
-def disagreements(cases: Sequence[Case], passes: Mapping[str, JudgePass]) -> list[Disagreement]:
+def disagreements(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[Disagreement]:
     """The answers on which the judges do not all say the same; each answer to a question once."""
     found: dict[tuple[str, str], Disagreement] = {}
     for index, case in enumerate(cases):
@@ -177,12 +179,14 @@ def disagreements(cases: Sequence[Case], passes: Mapping[str, JudgePass]) -> lis
     return list(found.values())
 
 
-def table(judged: Sequence[Judged], compared: Sequence[Pair]) -> str:
+def table(judged: Sequence[JudgeFigures], compared: Sequence[JudgePair]) -> str:
     """The audit for a terminal."""
     return render(__package__, "judge_audit.txt.jinja", judged=judged, compared=compared)
 
 
-def page(config: Config, judged: Sequence[Judged], compared: Sequence[Pair], differing: Sequence[Disagreement]) -> str:
+def page(
+    config: Config, judged: Sequence[JudgeFigures], compared: Sequence[JudgePair], differing: Sequence[Disagreement]
+) -> str:
     """The audit as an HTML document, for a reader who has seen neither code nor run."""
     return render(
         __package__,
@@ -195,18 +199,20 @@ def page(config: Config, judged: Sequence[Judged], compared: Sequence[Pair], dif
     )
 
 
-def _cases(folder: store.Folder) -> list[Case]:
+def _cases(folder: store.Folder) -> list[AuditCase]:
     found = []
     for row in store.read(folder):
         problem = dataclasses.replace(row.problem, pictures=())  # a judge sees none
         answers = [answer.judged.answer for answer in row.answers]
-        found += [Case(position=row.position, problem=problem, source=one.source, text=one.text) for one in answers]
+        found += [
+            AuditCase(position=row.position, problem=problem, source=one.source, text=one.text) for one in answers
+        ]
     if not found:
         raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store.")
     return found
 
 
-def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[Case]) -> list[JudgePass]:
+def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditCase]) -> list[JudgePass]:
     """Both passes of one judge; kept in ``folder`` once they are there."""
     order = list(range(len(cases)))
     orders = {"first": order, "again": order[::2][::-1] + order[1::2]}
@@ -220,7 +226,7 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[Case])
     return [read_record(file, JudgePass, "Delete it to make it again.") for file in files.values()]
 
 
-def _pass(pool: Pool, cases: Sequence[Case], order: Sequence[int], size: int, judge: str) -> JudgePass:
+def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: int, judge: str) -> JudgePass:
     """Asked in this order."""
     verdicts: dict[int, Verdict] = {}
 
@@ -241,12 +247,12 @@ def _pass(pool: Pool, cases: Sequence[Case], order: Sequence[int], size: int, ju
     )
 
 
-def _by_rule(config: Config, cases: Sequence[Case]) -> JudgePass:
+def _by_rule(config: Config, cases: Sequence[AuditCase]) -> JudgePass:
     rule = RULES[config.judge.rule]
     return JudgePass(seconds=None, accuracy=[int(rule(case.text, case.problem)) for case in cases], said=[])
 
 
-def _judged(name: str, cases: Sequence[Case], first: JudgePass, *again: JudgePass) -> Judged:
+def _judged(name: str, cases: Sequence[AuditCase], first: JudgePass, *again: JudgePass) -> JudgeFigures:
     right = {}
     for source in ("teacher", "student"):
         said = [word for case, word in zip(cases, first.accuracy, strict=True) if case.source == source]
@@ -254,7 +260,7 @@ def _judged(name: str, cases: Sequence[Case], first: JudgePass, *again: JudgePas
         if readable:
             right[source] = sum(readable) / len(readable)
     same = [one == other for later in again for one, other in zip(first.accuracy, later.accuracy, strict=True)]
-    return Judged(
+    return JudgeFigures(
         name=name,
         answers=len(cases),
         unjudged=first.accuracy.count(None),

@@ -66,7 +66,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class VariantOutcome:
     """What one variant came to, over its seeds. Accuracies are fractions."""
 
     name: str
@@ -156,7 +156,7 @@ def run(study: Study) -> Path:
     return study.dir / PAGE
 
 
-def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Outcome]:
+def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[VariantOutcome]:
     """Of every variant, in the order of the file."""
     runs = {place: _Finished(Path(config.run.dir)) for place, config in configs.items()}
     reference = [runs[study.reference, seed] for seed in study.seeds]
@@ -166,7 +166,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
         pairs = list(zip(own, reference, strict=True))
         by_question = [item for one, other in pairs for item in one.differences(other).items()]
         found.append(
-            Outcome(
+            VariantOutcome(
                 name=name,
                 changes=changes,
                 accuracies=[one.accuracy for one in own],
@@ -183,12 +183,12 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
     return found
 
 
-def markdown(study: Study, found: Sequence[Outcome]) -> str:
+def markdown(study: Study, found: Sequence[VariantOutcome]) -> str:
     """The table, between the command that made it and what its times are."""
     return render(__package__, "study.md.jinja", **_values(study, found))
 
 
-def page(study: Study, found: Sequence[Outcome]) -> str:
+def page(study: Study, found: Sequence[VariantOutcome]) -> str:
     """The study as an HTML document, for a reader who has seen neither code nor run."""
     [reference] = [one for one in found if one.name == study.reference]
     several = len(study.seeds) > 1
@@ -216,14 +216,14 @@ def page(study: Study, found: Sequence[Outcome]) -> str:
     )
 
 
-def _values(study: Study, found: Sequence[Outcome]) -> dict[str, Any]:
+def _values(study: Study, found: Sequence[VariantOutcome]) -> dict[str, Any]:
     """Of both templates. cells: a variant → its accuracy and differences with intervals, in percent and points; waited:
     whether a learner had to wait."""
 
     def bounds(mean: Interval) -> str:
         return NOTHING if mean.n == 1 else f"{100 * mean.low:.1f} to {100 * mean.high:.1f}"
 
-    def cells(one: Outcome) -> list[str]:
+    def cells(one: VariantOutcome) -> list[str]:
         own = [decimal(100 * one.accuracy.value, 1), bounds(one.accuracy)]
         if one.name == study.reference:
             return [*own, "", "", ""]

@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 
 from masters_ray import config as configuration
+from masters_ray.config import Config
 from masters_ray.studies import judge_audit
-from masters_ray.studies.judge_audit import Case, Judged, JudgePass, disagreements, pairs
+from masters_ray.studies.judge_audit import AuditCase, JudgePass, disagreements, pairs
 from tests.builders import problem
 from tests.conftest import ROOT
 
 CASES = [
-    Case(position=index // 2, problem=problem(id=str(index // 2)), source=("teacher", "student")[index % 2], text=text)
+    AuditCase(
+        position=index // 2, problem=problem(id=str(index // 2)), source=("teacher", "student")[index % 2], text=text
+    )
     for index, text in enumerate(["red", "blue", "red", "<b>", "red", "green"])
 ]
 PASSES = {
@@ -20,6 +23,10 @@ PASSES = {
     "rule": JudgePass(seconds=None, accuracy=[1, 0, 1, 0, 1, 0], said=[]),
 }
 AGAIN = JudgePass(seconds=9.0, accuracy=[1, 0, 0, 1, None, 0], said=["yes"] * 6)
+
+
+def config(*words: str, questions: int = 3) -> Config:
+    return judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml", list(words)), questions, 0.2)
 
 
 def test_judges_are_compared_on_what_both_could_judge() -> None:
@@ -53,32 +60,21 @@ def test_a_judges_own_figures() -> None:
 def test_of_a_rule_nothing_is_told_that_was_not_measured() -> None:
     rule = judge_audit._judged("rule", CASES, PASSES["rule"])
     assert judge_audit.table([rule], []).splitlines()[1].split() == ["rule", "6", "0.0%", "–", "–"]
-    config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
-    page = judge_audit.page(config, [rule], [], [])
-    assert (
-        '<td>rule</td><td class="number">6</td><td class="number">0.0 %</td>'
-        '<td class="number">–</td><td class="number">–</td>' in page
-    )
+    numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
+    assert f"<td>rule</td>{numbers}" in judge_audit.page(config(), [rule], [], [])
 
 
 def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:
-    config = configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={tmp_path}", "judge.reasoning=true"])
-    audit = judge_audit.audit_config(config, 30, 0.2)
+    audit = config(f"run.dir={tmp_path}", "judge.reasoning=true", questions=30)
     assert (audit.judge.of_teacher, audit.judge.of_student, audit.data.train.rows) == ("rule", "rule", 30)
     assert audit.judges == {"rule"}
     assert configuration.violations(audit) == []
 
 
 def test_table_and_page_show_judges_pairs_and_disagreements() -> None:
-    judged = [
-        Judged(name=name, answers=6, unjudged=1, right={"teacher": 0.5}, consistency=0.9, seconds_per_answer=0.1)
-        for name in PASSES
-    ]
+    judged = [judge_audit._judged(name, CASES, one) for name, one in PASSES.items()]
     compared = pairs(CASES, PASSES)
-    lines = judge_audit.table(judged, compared).splitlines()
-    assert len(lines) == 1 + 3 + 1 + 9
-    config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
-    differing = disagreements(CASES, PASSES)
-    page = judge_audit.page(config, judged, compared, differing)
+    assert len(judge_audit.table(judged, compared).splitlines()) == 1 + 3 + 1 + 9
+    page = judge_audit.page(config(), judged, compared, disagreements(CASES, PASSES))
     assert "unreadable" in page and "&lt;b&gt;" in page
-    assert "All judges said the same" in judge_audit.page(config, judged, compared, [])
+    assert "All judges said the same" in judge_audit.page(config(), judged, compared, [])
