@@ -32,17 +32,19 @@ $(UV):
 
 # The whole method on the toy pair: two to three minutes on two cores.
 demo: setup
+	$(BIN)/python -m examples.easy_vqa
 	$(BIN)/masters-ray run conf/demo.yaml
 
 # The pair of conf/real_weights.yaml, from SmolLM2-135M's weights: teacher and student side by side, about forty minutes.
 # A killed call goes on where it stopped.
 real-weights: .venv/.done-bench
-	$(BIN)/masters-ray real-weights build --only student & student=$$!; \
-	$(BIN)/masters-ray real-weights build --only teacher; teacher=$$?; wait $$student && exit $$teacher
+	$(BIN)/python -m examples.easy_vqa
+	$(BIN)/python -m examples.real_weights.build --only student & student=$$!; \
+	$(BIN)/python -m examples.real_weights.build --only teacher; teacher=$$?; wait $$student && exit $$teacher
 
 check: setup
-	$(BIN)/ruff format --check masters_ray jobs tests bench
-	$(BIN)/ruff check masters_ray jobs tests bench
+	$(BIN)/ruff format --check masters_ray examples jobs tests bench
+	$(BIN)/ruff check masters_ray examples jobs tests bench
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
@@ -87,8 +89,8 @@ test-long: setup
 	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e
 
 format: setup
-	$(BIN)/ruff check --fix --select I masters_ray jobs tests bench
-	$(BIN)/ruff format masters_ray jobs tests bench
+	$(BIN)/ruff check --fix --select I masters_ray examples jobs tests bench
+	$(BIN)/ruff format masters_ray examples jobs tests bench
 
 # Pins for both stacks from pyproject.toml's extras; requirements/bench.txt is written by hand.
 lock: | $(UV)

@@ -25,8 +25,8 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas, environment
 from masters_ray.config import Config, load
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.pipeline import inputs, rollouts, stages
-from masters_ray.pipeline.groups import Recipe, sampling_seed
+from masters_ray.pipeline import inputs, recipes, rollouts, stages
+from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
 from masters_ray.schedule import Stage
 
@@ -46,7 +46,7 @@ def flow(folder: Path) -> dict[str, Any]:
         Replicas(stages.deployments(config, first_ratio=_STAGE.ratio)) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
-        recipe = stages.recipe(config, _STAGE, student, student, stages.judging(config, student))
+        recipe = recipes.recipe(config, _STAGE, student, student, recipes.judging(config, student))
         rollouts.roll_out(recipe, train.problems, range(_WARM), replicas, folder / "warm")
         looks = _Looks(replicas.pools["teacher"], folder / "store")
         rollouts.roll_out(recipe, train.problems, range(_WARM, _WARM + _ROWS), replicas, folder / "store")
@@ -59,7 +59,7 @@ def direct(folder: Path) -> dict[str, Any]:
     os.environ |= environment(stages.deployments(config, first_ratio=_STAGE.ratio)[0])  # as in a replica's process
     model = _teacher(config)
     rows = list(store.read(folder / "store"))
-    recipe = stages.recipe(config, _STAGE, "", "", stages.judging(config, ""))
+    recipe = recipes.recipe(config, _STAGE, "", "", recipes.judging(config, ""))
     _again(model, config, recipe, rows[: _WARM // 4])
     began = time.monotonic()
     tokens = _again(model, config, recipe, rows)
@@ -71,7 +71,7 @@ def _again(model: Model, config: Config, recipe: Recipe, rows: list[RolloutGroup
     """Tokens of the answers that the teacher writes and scores."""
     k, sampling = config.teacher.top_k, config.rollout.sampling
     prompts: Any = model.prompts([row.problem for row in rows])
-    seeds = [sampling_seed(recipe, "teacher", row.problem.id) for row in rows]
+    seeds = [recipe.seed_of("teacher", row.problem.id) for row in rows]
     written: Any = model.engine.generate(
         prompts, sampling, answers=config.rollout.teacher_answers, seeds=seeds, top_k=k
     )
@@ -123,7 +123,7 @@ def _tokens_per_row(folder: Path) -> float:
 def _config(folder: Path) -> Config:
     teacher = folder / "teacher"
     if not teacher.exists():
-        _deepen(Path("masters_ray/toy/pair/teacher"), teacher)
+        _deepen(Path("examples/toy/pair/teacher"), teacher)
     words = [f"run.dir={folder / 'run'}", f"teacher.checkpoint={teacher}", f"data.train.rows={_ROWS + _WARM}"]
     return load("conf/demo.yaml", [*words, "rollout.batch_rows=16"])
 

@@ -23,7 +23,8 @@ from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Cluster, DataSource, Engine, Judge, Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.groups import Recipe
+from masters_ray.pipeline.judging import Judging
+from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, Problem
 from masters_ray.schedule import Stage
 from tests.builders import png, scores
@@ -98,8 +99,7 @@ def main() -> None:
     recipe = Recipe(
         stage=Stage(index=0, ratio=0.2),
         rollout=Rollout(),
-        judge=Judge(),
-        judges={"student": "s" * 64},
+        judging=Judging(settings=Judge(), models={"student": "s" * 64}),
         seed=0,
         student_digest="s" * 64,
         made_with={"top_k": TOP_K},

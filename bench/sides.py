@@ -128,13 +128,13 @@ class Optimizer:
 
     def __init__(self, model: Any) -> None:
         from masters_ray.learner.engine import StudentEngine
-        from masters_ray.learner.work import Work
+        from masters_ray.learner.work import OperationCounter
 
         alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ.update(alone)
         settings = Learner(zero_stage=0, dtype="float32", frozen=["vision"])
         self.model = model
-        self._work = Work(model, model.config.get_text_config())
+        self._operations = OperationCounter(model)
         self._engine = StudentEngine(PackedStudent(model, LOGITS_BYTES), settings, torch.device("cpu"))
 
     @staticmethod
@@ -146,20 +146,18 @@ class Optimizer:
 
     def step(self, batches: Sequence[MicroBatch]) -> int:
         """One step with all that the learner's loop does but read rows and report. Returns its necessary operations."""
-        from masters_ray.learner.metrics import Tally
+        from masters_ray.learner.metrics import StepTally
 
         groups = sum(len(indices) for indices, _, _ in batches)
-        tally = Tally(groups)
+        tally = StepTally(groups)
         for indices, questions, batch in batches:
-            self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
-            with self._work.forward(batch.layout):
+            with self._operations.counted(batch):
                 given = self._engine.terms(batch)
             terms = [one_question(batch, given, batch.group_of == group) for group in range(len(indices))]
             self._engine.gradients.add(torch.stack([term.loss for term in terms]).sum() / groups)
             tally.add([one.group for one in questions], indices, terms, batch, given[0])
-        norm = self._engine.gradients.complete()
-        tally.joined(self._engine.over_workers)
-        if not 0 <= norm < float("inf"):
-            raise RuntimeError(f"the gradient's norm is {norm}")
-        self._engine.gradients.apply()
-        return self._work.take()
+        operations = self._operations.take()
+        tally.joined(self._engine.over_workers, operations)
+        if self._engine.gradients.apply() is None:
+            raise RuntimeError("the gradient is not finite")
+        return operations

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils import prune
 
-from masters_ray.real_weights import pretrained
+from examples.real_weights import pretrained
 
 _TEXTS = ("README.md", "docs/METHOD.md", "docs/LEARNER.md")
 _WINDOW = 1024

@@ -148,24 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
     study.set_defaults(command=_study)
-
-    toy = commands.add_parser("toy", help="the toy pair that the demo distils").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    build = toy.add_parser("build", help="train the toy teacher and student by their recorded recipe")
-    build.set_defaults(command=_toy_build)
-    from masters_ray.toy import options
-
-    options.add_arguments(build)
-
-    real = commands.add_parser("real-weights", help="a pair with pretrained language weights").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    build = real.add_parser("build", help="train its teacher and student by their recipe; needs requirements/bench.txt")
-    build.set_defaults(command=_real_weights_build)
-    from masters_ray.real_weights import options as real_options
-
-    real_options.add_arguments(build)
     return parser
 
 
@@ -183,10 +165,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if directory.finished:
         return _finished(config, directory)
     with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
-        from masters_ray.pipeline import driver
+        from masters_ray.pipeline import run
 
         turns = validation.check_cluster(config)
-        written = driver.run(config, directory, arguments.config, turns)
+        written = run.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
     return 0
@@ -223,10 +205,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     config = validation.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     with directory.locked(), _imported_meanwhile(), cluster.connected(config.cluster):
-        from masters_ray.pipeline import driver
+        from masters_ray.pipeline import run
 
         validation.check_cluster(config, learns=False)
-        for folder in driver.generate(config, directory, arguments.config):
+        for folder in run.generate(config, directory, arguments.config):
             say(f"rollouts {folder}")
     return 0
 
@@ -321,18 +303,6 @@ def _submit(arguments: argparse.Namespace) -> int:
     from masters_ray import submit
 
     return submit.submit(arguments.config, arguments.overrides, arguments.address, follow=not arguments.no_follow)
-
-
-def _real_weights_build(arguments: argparse.Namespace) -> int:
-    from masters_ray.real_weights import build
-
-    return build.main(arguments)
-
-
-def _toy_build(arguments: argparse.Namespace) -> int:
-    from masters_ray.toy import build
-
-    return build.main(arguments)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from masters_ray import stopping
 from masters_ray.errors import MastersError, SubmitError
 from masters_ray.progress import say
 
-_UPLOADED = ("masters_ray", "conf", "jobs")
+_REQUIRED = ("masters_ray", "conf", "jobs")
+_UPLOADED = (*_REQUIRED, "examples")
 """What of the current directory travels with the job."""
 COPY = "working_dir_files"
 """Directory of the copies that Ray makes of what is submitted."""
@@ -28,11 +29,11 @@ _SECONDS_TO_START = 60
 def submit(config_file: str, overrides: list[str], address: str | None, *, follow: bool = True) -> int:
     """Submit ``jobs/distil.py`` with this configuration. Returns the job's exit code, or 0 when it is not followed.
 
-    The code, conf and the toy pair travel with the job; run.dir, data and other checkpoints are paths that the
+    The code, conf and examples travel with the job; run.dir, data and other checkpoints are paths that the
     cluster's nodes must see. Raises ConfigError for a bad configuration, SubmitError when no cluster can be reached.
     """
     root = Path.cwd()
-    absent = [name for name in _UPLOADED if not (root / name).is_dir()]
+    absent = [name for name in _REQUIRED if not (root / name).is_dir()]
     if absent:
         raise SubmitError(
             f"{root}: no {', '.join(absent)} here; submit from the project's directory, which travels with the job"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from masters_ray import checkpoints, data, placement, schedule, weight_files, weights
@@ -88,17 +87,7 @@ def placed(
 def _data(config: Config) -> list[Complaint]:
     complaints = []
     for name, source in (("train", config.data.train), ("held_out", config.data.held_out)):
-        if source.format == "easy_vqa":
-            if find_spec("easy_vqa") is None:
-                complaints.append(
-                    Complaint(
-                        where=f"data.{name}.format",
-                        expected="the package easy-vqa",
-                        found="not installed",
-                        remedy="pip install easy-vqa==1.0",
-                    )
-                )
-        elif source.path:
+        if source.path:
             try:
                 found, _, remedy = (data.in_place_of(source) or "").partition(". ")
             except DataError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from masters_ray import easy_vqa
+from examples import easy_vqa
 from masters_ray.config import Engine
 from masters_ray.records import Problem
 
@@ -16,7 +16,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("quick")
 ROOT = Path(__file__).parents[1]
-PAIR = ROOT / "masters_ray" / "toy" / "pair"
+PAIR = ROOT / "examples" / "toy" / "pair"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def demo_questions() -> None:
+    """The questions that the examples' configurations name, written where they look for them."""
+    easy_vqa.write(ROOT / easy_vqa.FOLDER)
 
 
 @pytest.fixture(scope="session")

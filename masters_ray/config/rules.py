@@ -344,11 +344,11 @@ def _data(rules: Rules, config: Config) -> None:
     )
     for name, source in (("train", config.data.train), ("held_out", config.data.held_out)):
         rules.rule(
-            source.format == "easy_vqa" or bool(source.path),
+            bool(source.path),
             f"data.{name}.path",
             f"the file of a {source.format} source",
             source.path,
-            "Set it, or choose format=easy_vqa.",
+            "Set it.",
         )
         rules.rule(
             source.rows is None or source.rows >= 1,

@@ -42,13 +42,9 @@ class DataSource:
     """Rows with question, answer, image (one or a list; a path relative to the file, or bytes), and optionally choices,
     id and kind."""
 
-    format: Literal["jsonl", "parquet", "easy_vqa"] = "jsonl"
+    format: Literal["jsonl", "parquet"] = "jsonl"
     path: str | None = None
-    """The file of a jsonl or parquet source."""
-    split: Literal["train", "test"] = "train"
-    """Which of easy-vqa's splits (easy_vqa only)."""
-    kinds: list[str] = field(default_factory=lambda: ["colour", "shape", "place"])
-    """Which of easy-vqa's question kinds (easy_vqa only)."""
+    """The file."""
     rows: int | None = None
     """Take this many rows, kinds balanced, in the seeded order; default: all."""
 

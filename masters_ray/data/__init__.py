@@ -1,4 +1,4 @@
-"""Sources of problems: jsonl, parquet or easy-vqa, in a deterministic order, bad rows set aside with their reason."""
+"""Sources of problems: jsonl or parquet, in a deterministic order, bad rows set aside with their reason."""
 
 from masters_ray.data.loading import Loaded, load, refuse_too_many, write_quarantine
 from masters_ray.data.overlap import Overlap, overlap

@@ -98,7 +98,7 @@ def collect(
             found.read += 1
             if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
-                say(f"{source.path or 'easy-vqa'}: {found.read} rows are read, their pictures decoded")
+                say(f"{source.path}: {found.read} rows are read, their pictures decoded")
             if notes.add(row.files) >= _UNSORTED_ROWS:
                 noted.write_batch(notes.batch())
             if isinstance(row.outcome, Rejected):

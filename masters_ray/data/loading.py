@@ -83,7 +83,7 @@ def load(
     pictures, noted = spool.with_suffix(".pictures"), spool.with_suffix(".pictures.tmp")
     problems = opened(spool, key)
     if problems is not None and not files.unchanged(pictures):
-        say(f"{source.path or 'easy-vqa'}: pictures have changed since its rows were read; they are read again")
+        say(f"{source.path}: pictures have changed since its rows were read; they are read again")
         problems = None
     if problems is None:
         try:
@@ -126,13 +126,7 @@ def _key(source: DataSource, seed: int, max_pictures: int, max_pixels: int, spec
     return {
         "format": FORMAT,
         "pillow": PIL.__version__,
-        "source": {
-            "format": source.format,
-            "path": source.path,
-            "split": source.split,
-            "kinds": list(source.kinds),
-            "rows": source.rows,
-        },
+        "source": {"format": source.format, "path": source.path, "rows": source.rows},
         "file": {"path": str(file.absolute()), "size": found.st_size, "mtime_ns": found.st_mtime_ns},
         "seed": seed,
         "max_pictures": max_pictures,
@@ -182,7 +176,7 @@ def refuse_too_many(
     total = len(rejected) + accepted
     if accepted and len(rejected) / total <= allowed:
         return
-    name = source.path or "easy-vqa"
+    name = source.path
     if not total:
         raise DataError(f"{name}: expected rows with question, answer and image, found none.")
     reasons = Counter(one.reason for one in rejected)

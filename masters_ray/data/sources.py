@@ -1,4 +1,4 @@
-"""Rows of a source, one at a time: jsonl, parquet or easy-vqa, and what makes a row a problem."""
+"""Rows of a source, one at a time: jsonl or parquet, and what makes a row a problem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from masters_ray import easy_vqa
 from masters_ray.config import DataSource
 from masters_ray.data import layouts
 from masters_ray.data.labels import READINGS, Reading, choices_of, readings, right_choice
@@ -37,8 +36,6 @@ _LONGEST_NAME = 500
 
 def origin(source: DataSource) -> Path:
     """The file that the rows stand in. Raises DataError when there is none, or when it begins like another format."""
-    if source.format == "easy_vqa":
-        return easy_vqa.data_folder() / source.split / "questions.json"
     if found := in_place_of(source):
         raise DataError(f"{cut(source.path or '', _LONGEST_NAME)}: expected a {source.format} file, found {found}")
     return Path(source.path or "")
@@ -56,13 +53,10 @@ def in_place_of(source: DataSource) -> str | None:
 
 
 def rows(source: DataSource, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, Any]]:
-    """(where, row) of every row; a row is a mapping, a Problem (easy-vqa), the bytes of a line, or a BadRowError.
+    """(where, row) of every row; a row is a mapping, the bytes of a line, or a BadRowError.
 
     columns: those of a parquet file that are wanted. Raises DataError when the file cannot be read.
     """
-    if source.format == "easy_vqa":
-        yield from ((f"easy-vqa {problem.id}", problem) for problem in easy_vqa.problems(source.split, source.kinds))
-        return
     file = origin(source)
     try:
         yield from _lines(file) if source.format == "jsonl" else _parquet_rows(file, columns)
@@ -131,8 +125,6 @@ class Reader:
     def problem(self, row: Any, where: str) -> Problem:
         """One of ``rows`` as a problem; paths of pictures start beside the file. Raises BadRowError; looks at no
         picture."""
-        if isinstance(row, Problem):
-            return row
         row = _mapping(row)
         unused = [key for key, value in row.items() if value is not None and key not in layouts.USED]
         with self._lock:
@@ -202,14 +194,13 @@ def _usual_reading(source: DataSource) -> Reading:
     """How most labels of the first rows name their choices. Where a label may be read in several ways, as an index
     among choices that are numbers, the others of its source decide; without them it is the text of a choice."""
     counts: Counter[Reading] = Counter()
-    if source.format != "easy_vqa":
-        for _, row in itertools.islice(rows(source, ("answer", "choices")), _FIRST):
-            try:
-                found = _mapping(row)
-                label, choices = as_text(found.get("answer"), "answer"), choices_of(found.get("choices"))
-            except BadRowError:
-                continue  # told when the row is read
-            counts.update(list(readings(label, choices)))
+    for _, row in itertools.islice(rows(source, ("answer", "choices")), _FIRST):
+        try:
+            found = _mapping(row)
+            label, choices = as_text(found.get("answer"), "answer"), choices_of(found.get("choices"))
+        except BadRowError:
+            continue  # told when the row is read
+        counts.update(list(readings(label, choices)))
     return max(READINGS, key=lambda one: counts[one])
 
 

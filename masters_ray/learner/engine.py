@@ -11,7 +11,8 @@ from torch import Tensor
 
 from masters_ray.config import Learner
 from masters_ray.engines.hf import PackedStudent
-from masters_ray.learner import gradients, saved
+from masters_ray.learner import saved
+from masters_ray.learner.gradients import Gradients
 from masters_ray.live import LiveScores
 from masters_ray.packing import PackedBatch
 
@@ -41,7 +42,7 @@ class StudentEngine:
             model=module, optimizer=adamw, model_parameters=trainable, config=deepspeed_config(settings)
         )
         self._zero_stage = settings.zero_stage
-        self.gradients = gradients.of(self._engine, settings.gradient_clipping)
+        self.gradients = Gradients(self._engine, settings.gradient_clipping)
         self.model: Any = module.model
 
     def terms(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,10 +90,10 @@ def deepspeed_config(settings: Learner) -> dict[str, Any]:
     if settings.offload == "everything":
         zero["offload_param"] = on_cpu
     config: dict[str, Any] = {
-        # How many micro-batches make a step is said step by step (gradients).
+        "managed_gradient_accumulation": False,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # Without ZeRO, gradients clips by the norm that it has measured already.
+        # Without ZeRO, gradients.py clips.
         "gradient_clipping": settings.gradient_clipping if settings.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

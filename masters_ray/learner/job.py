@@ -105,8 +105,8 @@ class GroupRewards:
 
 
 @dataclass(kw_only=True)
-class Pinned:
-    """What a worker group has done since it was last asked."""
+class LearnerNews:
+    """What a worker group tells the driver."""
 
     steps: list[StepMetrics] = field(default_factory=list)
     rewards: dict[int, list[GroupRewards]] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Pinned:
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who waits."""
 
-    def add(self, news: Pinned) -> None:
+    def add(self, news: LearnerNews) -> None:
         self.steps += news.steps
         self.rewards |= news.rewards
         self.skipped += news.skipped
@@ -133,7 +133,7 @@ class Pinned:
         return plain
 
     @classmethod
-    def of(cls, plain: dict[str, Any]) -> Pinned:
+    def of(cls, plain: dict[str, Any]) -> LearnerNews:
         """The inverse."""
         return cls(
             steps=[StepMetrics(**one) for one in plain["steps"]],
@@ -144,19 +144,3 @@ class Pinned:
                 for one in plain.get("left_out", [])  # a checkpoint of an older version has none
             ],
         )
-
-
-class Board:
-    """Where the worker group pins what it did and the driver reads it: a Ray actor while training runs."""
-
-    def __init__(self) -> None:
-        self._pinned = Pinned()
-
-    def pin(self, news: Pinned) -> None:
-        """Add ``news`` to what the driver has not read yet."""
-        self._pinned.add(news)
-
-    def read(self) -> Pinned:
-        """Everything since the last reading."""
-        read, self._pinned = self._pinned, Pinned()
-        return read

@@ -16,6 +16,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed
+from ray.util.queue import Queue
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -24,13 +25,14 @@ from masters_ray.config import Learner
 from masters_ray.engines import adapters, hf
 from masters_ray.errors import LearnerError, writing
 from masters_ray.grpo import OldPolicy
-from masters_ray.learner import agreement, metrics, work
+from masters_ray.learner import agreement, work
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.feed import Part, Step, ahead, before, own_parts, steps
 from masters_ray.learner.handout import Handout, ask
-from masters_ray.learner.job import GroupRewards, LearnerJob, Pinned, StagePlan
+from masters_ray.learner.job import GroupRewards, LearnerJob, LearnerNews
 from masters_ray.learner.live import LiveTeacher
+from masters_ray.learner.metrics import StepTally, StepTotals
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.terms import batch_terms, objective
 from masters_ray.packing import PackedBatch
@@ -40,7 +42,7 @@ from masters_ray.schedule import Iteration
 DATASET = "rollouts"
 _ROWS_AT_A_TIME = 64
 _SHOWN_GROUPS = 2
-"""Groups of a step whose rewards go to the board."""
+"""Groups of a step whose rewards are told."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -49,7 +51,7 @@ def train(config: dict[str, Any]) -> None:
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = _Worker(job, config["board"], config["exchange"])
+    worker = _Worker(job, config["news"], config["exchange"])
     try:
         worker.compare(config["stores"])
         done = worker.resume()
@@ -69,10 +71,10 @@ def train(config: dict[str, Any]) -> None:
 class _Worker:
     """One rank: its share of every step."""
 
-    def __init__(self, job: LearnerJob, board: Any, exchange: Any) -> None:
+    def __init__(self, job: LearnerJob, news: Queue, exchange: Any) -> None:
         context = ray.train.get_context()
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
-        self._job, self._board, self._exchange = job, board, exchange
+        self._job, self._news, self._exchange = job, news, exchange
         self._device = ray.train.torch.get_device()
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
@@ -86,7 +88,7 @@ class _Worker:
         student = hf.PackedStudent(model, settings.logits_mib * 2**20)
         if settings.activation_checkpointing:
             hf.checkpoint_activations(model)
-        self._work = work.Work(model, model.config.get_text_config())
+        self._operations = work.OperationCounter(model)
         self._engine = StudentEngine(student, settings, self._device)
         self._live = LiveTeacher(job.live, self._device, settings.dtype) if job.live else None
         self._objective = objective(settings, job.reward)
@@ -94,7 +96,7 @@ class _Worker:
         self._rate = work.matmul_rate(self._device, dtype)
         self._packer = Packer(self._folder, model, self._device, dtype)
         self._skipped_in_a_row = 0
-        self._told = Pinned()
+        self._told = LearnerNews()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         self.handout = Handout(job, exchange, self._engine, self._folder, self._rank, self._device)
         self.checkpoints = Checkpoints(
@@ -130,7 +132,7 @@ class _Worker:
             [part] = own_parts([step], self._rank, self._packer.pack)
             found = agreement.compared(part, logprobs, self._engine.over_workers, self._largest_gap) if rounds else None
             if found is not None:
-                self._pin(Pinned(agreements=[found[0]], notes=[agreement.told(found[0])]))
+                self._report(LearnerNews(agreements=[found[0]], notes=[agreement.told(found[0])]))
                 self._packer.unfit |= {(plan.stage, position): reason for position, reason in found[1].items()}
 
     def parts(self, done: int) -> Iterator[Part]:
@@ -173,14 +175,14 @@ class _Worker:
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
-            self._pin(Pinned.of(state["told"]))  # the driver may have died before it read them
+            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read them
             self.handout.students = state.get("students", {})  # checkpoints of older versions have none
             self._say(f"the learner goes on after step {found.step}")
             return found.step
         return 0
 
     def step(self, coming: Iterator[Part]) -> None:
-        """The updates of the step that comes, taken or skipped, and told to the board."""
+        """The updates of the step that comes, taken or skipped, and told to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
@@ -189,7 +191,7 @@ class _Worker:
         part = self._readable(part)
         step = part.step
         if not len(step.table):
-            self._leave_out(step)
+            self._skip(step, "no question of it has a row that can be read")
             return
         old: list[list[OldPolicy]] = []
         first = last = None
@@ -218,7 +220,7 @@ class _Worker:
             told = [None] * self._workers
             torch.distributed.all_gather_object(told, part.unreadable)
         rows = dict(sorted((index, row) for one in told for index, row in one.items()))
-        self._pin(Pinned(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
+        self._report(LearnerNews(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
         count, most = sum(len(one.rows) for one in self._told.left_out), self._job.most_unreadable
         first = next(iter(rows.values()))
         example = f"for example {first.row}, {first.reason}"
@@ -235,34 +237,33 @@ class _Worker:
     def _update(self, part: Part, old: list[list[OldPolicy]]) -> _Update | None:
         """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
         micro-batch; filled if this is the first."""
-        gradients = self._engine.gradients
-        step = part.step
-        again = bool(old)
-        tally = metrics.Tally(len(step.table))
+        gradients, step, over_workers = self._engine.gradients, part.step, self._engine.over_workers
+        again, groups = bool(old), len(part.step.table)
+        tally = StepTally(groups)
         rate = learning_rate(self._job.settings, step.number)
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(part.micro_batches):
             batch = micro.batch.to(self._device)
-            new_logprobs, divergences, errors = self._forward(step.plan, batch)
+            scores = self._live.scores(step.plan, batch) if self._live else None
+            with self._operations.counted(batch):
+                student = self._engine.terms(batch, scores)
             earlier = old[index] if again else None
-            tokens_per_group = step.answer_tokens / len(step.table)
-            terms = batch_terms(self._objective, batch, new_logprobs, divergences, errors, tokens_per_group, earlier)
+            terms = batch_terms(self._objective, batch, *student, step.answer_tokens / groups, earlier)
             if not again:
                 old.append([term.old for term in terms])
-            weight = 0.0 if micro.filler else self._workers / len(step.table)
+            weight = 0.0 if micro.filler else self._workers / groups
             gradients.add(torch.stack([term.loss for term in terms]).sum() * weight)
             if not micro.filler:
-                tally.add(micro.groups, micro.indices, terms, batch, new_logprobs)
-        tally.count_operations(self._work.take())
-        norm = gradients.complete()
-        totals = tally.joined(self._engine.over_workers)
-        if not (math.isfinite(norm) and norm >= 0 and math.isfinite(totals.means["loss"])):
-            gradients.drop()
-            self._skip(step, norm, self._engine.over_workers(tally.losses))
+                tally.add(micro.groups, micro.indices, terms, batch, student[0])
+        totals = tally.joined(over_workers, self._operations.take())
+        if (norm := gradients.apply()) is None:
+            losses = over_workers(tally.losses).tolist()
+            bad = [id for id, loss in zip(step.table["id"].to_pylist(), losses, strict=True) if not math.isfinite(loss)]
+            reason = f"the loss of {', '.join(bad)} is not finite" if bad else "its gradient is not finite"
+            self._skip(step, reason, losses)
             return None
         if not again:
             agreement.check_on_policy(step, totals.gaps, self._largest_gap)
-        gradients.apply()
         self._skipped_in_a_row = 0
         return _Update(step=step, rate=rate, norm=norm, totals=totals, rewards=tally.rewards[:_SHOWN_GROUPS])
 
@@ -288,38 +289,22 @@ class _Worker:
                     state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
                 hf.export(state, self._folder, self._job.export_to, settings.dtype)
 
-    def _forward(self, plan: StagePlan, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        self._work.head(len(batch.targets), self._engine.model.lm_head.weight)
-        scores = self._live.scores(plan, batch) if self._live else None
-        with self._work.forward(batch.layout):
-            return self._engine.terms(batch, scores)
-
-    def _skip(self, step: Step, norm: float, losses: Tensor) -> None:
-        """Save the rows of a step that cannot be taken; stop when there are too many in a row."""
+    def _skip(self, step: Step, reason: str, losses: Sequence[float] = ()) -> None:
+        """Report a step that is not taken, and save its rows if it has any; stop when too many are skipped in a row.
+        losses: of its groups."""
         self._skipped_in_a_row += 1
-        ids = step.table["id"].to_pylist()
-        bad = [ids[index] for index in range(len(ids)) if not math.isfinite(losses[index])]
-        reason = f"the loss of {', '.join(bad)} is not finite" if bad else f"the gradient's norm is {norm}"
         folder = self._job.storage / "skipped" / f"step-{step.number:08d}"
-        if self._rank == 0:
-            note = {"step": step.number, "reason": reason, "losses": [str(float(one)) for one in losses]}
+        saved = str(folder) if losses else ""
+        if losses and self._rank == 0:
+            note = {"step": step.number, "reason": reason, "losses": [str(one) for one in losses]}
             with writing(folder, LearnerError):
                 folder.mkdir(parents=True, exist_ok=True)
                 pq.write_table(step.table, folder / "rows.parquet")
                 (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
-            skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=str(folder))
-            self._pin(Pinned(skipped=[skipped]))
-        self._stop_after_too_many(step, reason, f" Its rows are in {folder}.")
-
-    def _leave_out(self, step: Step) -> None:
-        """A step that has nothing to learn from."""
-        self._skipped_in_a_row += 1
-        reason = "no question of it has a row that can be read"
-        self._pin(Pinned(skipped=[SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved="")]))
-        self._stop_after_too_many(step, reason, "")
-
-    def _stop_after_too_many(self, step: Step, reason: str, where: str) -> None:
+        skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=saved)
+        self._report(LearnerNews(skipped=[skipped]))
         if self._skipped_in_a_row > (most := self._job.settings.max_skipped_in_a_row):
+            where = f" Its rows are in {folder}." if saved else ""
             raise LearnerError(
                 f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
                 f"{where} learner.max_skipped_in_a_row is {most}."
@@ -352,15 +337,15 @@ class _Worker:
             memory_gib=float(memory) / 2**30,
             **totals.means | {"clipped": clipped},
         )
-        self._pin(Pinned(steps=[told], rewards={step.number: update.rewards}))
+        self._report(LearnerNews(steps=[told], rewards={step.number: update.rewards}))
 
     def _say(self, note: str) -> None:
-        self._pin(Pinned(notes=[note]))
+        self._report(LearnerNews(notes=[note]))
 
-    def _pin(self, news: Pinned) -> None:
+    def _report(self, news: LearnerNews) -> None:
         self._told.add(news)
         if self._rank == 0:
-            ray.get(self._board.pin.remote(news))
+            self._news.put(news)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,7 +355,7 @@ class _Update:
     step: Step
     rate: float
     norm: float
-    totals: metrics.Totals
+    totals: StepTotals
     rewards: list[GroupRewards]
 
 

@@ -13,19 +13,20 @@ import ray.train
 from ray.data import DataContext, ExecutionOptions
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
 
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.exchange import Exchange
 from masters_ray.learner.group import GroupConfig
-from masters_ray.learner.job import Board, LearnerJob, Pinned
+from masters_ray.learner.job import LearnerJob, LearnerNews
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
 
 _POLL_SECONDS = 0.5
 
-OnNews = Callable[[Pinned], None]
+OnNews = Callable[[LearnerNews], None]
 
 
 def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchange: Any = None) -> None:
@@ -35,12 +36,12 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
     Raises LearnerError with the worker's own words.
     """
     settings = job.settings
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    news = Queue(actor_options={"num_cpus": 0})
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": job, "board": board, "exchange": exchange, "stores": list(stores)},
+        train_loop_config={"job": job, "news": news, "exchange": exchange, "stores": list(stores)},
         torch_config=GroupConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
@@ -71,9 +72,9 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, exchang
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
-        _tell(board, on_news)
-    _tell(board, on_news)
-    ray.kill(board)
+        _tell(news, on_news)
+    _tell(news, on_news)
+    news.shutdown(force=True)
     if "error" in outcome:
         raise LearnerError(_cause(outcome["error"])) from outcome["error"]
     if outcome["result"].error:
@@ -107,10 +108,9 @@ def environment(settings: Learner) -> dict[str, str]:
     return variables
 
 
-def _tell(board: Any, on_news: OnNews) -> None:
-    news: Pinned = ray.get(board.read.remote())
-    if news != Pinned():
-        on_news(news)
+def _tell(news: Queue, on_news: OnNews) -> None:
+    for one in news.get_nowait_batch(news.qsize()):
+        on_news(one)
 
 
 def _cause(error: BaseException) -> str:

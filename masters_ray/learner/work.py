@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from masters_ray.attention import Layout
+from masters_ray.packing import PackedBatch
 
 _SIDE = {"cpu": 1024, "cuda": 8192}
 ALLOCATOR = ":".join(
@@ -25,7 +27,7 @@ ALLOCATOR = ":".join(
 again, which costs a tenth of a step (docs/BENCHMARKS.md)."""
 
 
-class Work:
+class OperationCounter:
     """Counts the floating-point operations that a model's forward and backward passes cannot do without.
 
     Linear layers: 2 per weight and token on the way there; on the way back as many for the gradient of the input and of
@@ -34,10 +36,11 @@ class Work:
     no matrix product.
     """
 
-    def __init__(self, model: nn.Module, text: Any) -> None:
-        """text: the language model's configuration."""
+    def __init__(self, model: Any) -> None:
         self._operations = 0
         self._counting = False
+        self._head: Tensor = model.lm_head.weight
+        text = model.config.get_text_config()
         heads = text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // heads
         self._per_pair = 4 * heads * width * text.num_hidden_layers
@@ -45,14 +48,15 @@ class Work:
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(self._count)
 
-    def forward(self, layout: Layout) -> _Counting:
-        """Count what runs inside: ``with work.forward(batch.layout): model(batch)``."""
-        self._operations += 3 * self._per_pair * layout.pairs
-        return _Counting(self)
-
-    def head(self, tokens: int, weight: Tensor) -> None:
-        """The output head over ``tokens``; its weight is [vocabulary, width]."""
-        self._operations += 2 * tokens * _size(weight) * (2 + weight.requires_grad)
+    @contextmanager
+    def counted(self, batch: PackedBatch) -> Iterator[None]:
+        """Count the pass over a batch that the block makes, its output head and its way back."""
+        weights = getattr(self._head, "ds_numel", None) or self._head.numel()
+        self._operations += 2 * len(batch.targets) * weights * (2 + self._head.requires_grad)
+        self._operations += 3 * self._per_pair * batch.layout.pairs
+        self._counting = True
+        yield
+        self._counting = False
 
     def take(self) -> int:
         """Operations since the last call."""
@@ -66,17 +70,6 @@ class Work:
         tokens = states.numel() // module.in_features
         backward = int(states.requires_grad) + int(module.weight.requires_grad)
         self._operations += 2 * tokens * module.in_features * module.out_features * (1 + backward)
-
-
-class _Counting:
-    def __init__(self, work: Work) -> None:
-        self._work = work
-
-    def __enter__(self) -> None:
-        self._work._counting = True
-
-    def __exit__(self, *_: object) -> None:
-        self._work._counting = False
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
@@ -99,7 +92,3 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _size(weight: Tensor) -> int:
-    return getattr(weight, "ds_numel", None) or weight.numel()

@@ -6,80 +6,64 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from masters_ray import data, schedule, store
+from masters_ray import schedule, store
 from masters_ray.config import Config
 from masters_ray.errors import DamagedError, MastersError, StoreError
 from masters_ray.files import read_object
 from masters_ray.learner import checkpoints
-from masters_ray.pipeline import evaluations, inputs
-from masters_ray.pipeline.curriculum import Ordered
+from masters_ray.pipeline import held_out, inputs
+from masters_ray.pipeline.curriculum import QuestionOrder, Questions
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
+from masters_ray.schedule import Stage
 
 _NAMED = 3
 """Most questions that a message names."""
 
 
-def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
-    """How the recipe of a store differs from these settings (``Recipe.settings``, or a part of them); "" where it does
-    not. Raises StoreError when the store's key cannot be read."""
-    made, wanted = store.read_key(folder), json.loads(json.dumps(settings))
-    different = sorted(name for name in wanted if made.get(name, wanted[name]) != wanted[name])
-    return "; ".join(f"{name}: {made[name]!r} there, {wanted[name]!r} now" for name in different)
-
-
-class Stored:
+class StageStores:
     """The stores of a run's stages, beside the questions that it would ask now."""
 
     def __init__(
         self,
         config: Config,
         directory: RunDirectory,
-        plan: Sequence[tuple[schedule.Stage, range]],
+        plan: Sequence[tuple[Stage, range]],
         iterations: Sequence[schedule.Iteration],
+        order: QuestionOrder,
     ) -> None:
-        self._directory, self._iterations = directory, iterations
+        self._directory, self._iterations, self._order = directory, iterations, order
         self._folders = [place(stage.index) for stage, _ in plan for place in (directory.stage, directory.online)]
         self._spare_rows = config.rollout.spare_rows
         self._read: set[int] = set()
         """Stages of which this call has read every file."""
 
-    def left_out(self, stage: schedule.Stage) -> set[int]:
+    def left_out(self, stage: Stage) -> set[int]:
         """Questions of a stage that get no row before training: those of online iterations."""
         if self._spare_rows:
             return set()
         online = [one for one in self._iterations if one.online and one.stage == stage.index]
         return {position for one in online for position in one.positions}
 
-    def is_made(
-        self,
-        stage: schedule.Stage,
-        part: range,
-        questions: data.Problems | Ordered,
-        ordered: bool,
-        settings: Mapping[str, Any],
-    ) -> bool:
+    def is_made(self, stage: Stage, part: range, settings: Mapping[str, Any]) -> bool:
         """Whether a stage's store is finished, whole, and of these questions. Otherwise it is opened again: what is
         broken is set aside, and rows are made only of what is missing.
 
-        ordered: whether the questions stand in the order in which they are asked. settings: of the stage's recipe.
-        Raises StoreError when the student has learned from what would be made again, and when the store is another
-        run's, or was made for fewer questions or by another recipe.
+        settings: of the stage's recipe. Raises StoreError when the student has learned from what would be made again,
+        and when the store is another run's, or was made for fewer questions or by another recipe.
         """
         folder = self._directory.stage(stage.index)
         if not folder.has(store.MANIFEST):
             return False
         if self._directory.student.exists():
-            return self._is_readable(folder, part, questions, ordered)
+            return self._is_readable(folder, part)
         survey = store.survey(folder)
         self._read.add(stage.index)
-        stale = misplaced(survey.accounts, part, questions, ordered)
-        self._refuse_what_was_learned(stage, part, survey, stale, questions, ordered)
+        stale = self._misplaced(survey.accounts, part)
+        self._refuse_what_was_learned(stage, part, survey, stale)
         if survey.broken or stale:
             if (owner := self._directory.owner_of_rollouts) is not None:
-                raise StoreError(
-                    f"{folder}: {self._wrong(survey, questions)}. It is the run's in {owner}: mend it there."
-                )
+                raise StoreError(f"{folder}: {self._wrong(survey)}. It is the run's in {owner}: mend it there.")
             store.reopen(folder, survey.broken)
             return False
         if told := other_recipe(folder, settings):
@@ -97,9 +81,13 @@ class Stored:
             )
         return True
 
-    def _is_readable(
-        self, folder: store.Folder, part: range, questions: data.Problems | Ordered, ordered: bool
-    ) -> bool:
+    def check(self, stages: Sequence[int]) -> None:
+        """Read what this call has not read yet, before anything is learned from it. Raises DamagedError."""
+        for index in stages:
+            if index not in self._read and (broken := store.survey(self._directory.stage(index)).broken):
+                raise DamagedError(f"{next(iter(broken.values()))}. The same command makes it again.")
+
+    def _is_readable(self, folder: store.Folder, part: range) -> bool:
         """For a run whose student is trained: whether there is a manifest to tell of its rows, which are not made
         again."""
         try:
@@ -107,39 +95,36 @@ class Stored:
         except DamagedError as error:
             store.reopen(folder, {store.MANIFEST: str(error)})
             return False
-        if misplaced(store.read_accounts(folder, on_damage=say_damage), part, questions, ordered):
-            say(f"{folder}: {self._told(questions)}. The run is finished with the questions as they were.")
+        if self._misplaced(store.read_accounts(folder, on_damage=say_damage), part):
+            say(f"{folder}: {self._changed()}. The run is finished with the questions as they were.")
         return True
 
-    def check(self, stages: Sequence[int]) -> None:
-        """Read what this call has not read yet, before anything is learned from it. Raises DamagedError."""
-        for index in stages:
-            if index not in self._read and (broken := store.survey(self._directory.stage(index)).broken):
-                raise DamagedError(f"{next(iter(broken.values()))}. The same command makes it again.")
+    def _misplaced(self, accounts: Mapping[str, store.Account], part: range) -> dict[str, store.Account]:
+        """``misplaced``; while the order is not known, a question need only be somewhere."""
+        return misplaced(accounts, part, self._order.questions) if self._order.known else self._gone(accounts)
+
+    def _gone(self, accounts: Mapping[str, store.Account]) -> dict[str, store.Account]:
+        """Shards with questions that are no longer there."""
+        now = self._order.digests
+        return {name: one for name, one in accounts.items() if not now.issuperset(one.asked.values())}
 
     def _refuse_what_was_learned(
-        self,
-        stage: schedule.Stage,
-        part: range,
-        survey: store.Survey,
-        stale: Mapping[str, store.Account],
-        questions: data.Problems | Ordered,
-        ordered: bool,
+        self, stage: Stage, part: range, survey: store.Survey, stale: Mapping[str, store.Account]
     ) -> None:
         learned = self._learned_until(stage, part)
         lost = [name for name in survey.broken if store.is_shard(name) and store.first_position(name) < learned]
         online = store.read_accounts(self._directory.online(stage.index), on_damage=say_damage)
-        others = misplaced(online, part, questions, ordered)
+        others = self._misplaced(online, part)
         changed = [place for one in (*stale.values(), *others.values()) for place in one.asked if place < learned]
         if learned > part.start and (lost or changed):
             raise StoreError(
-                f"{self._directory.stage(stage.index)}: {self._wrong(survey, questions)}. The student has learned from "
-                "these rows already. Put back what was there, or choose another run.dir; to learn anew, delete all in "
+                f"{self._directory.stage(stage.index)}: {self._wrong(survey)}. The student has learned from these rows "
+                "already. Put back what was there, or choose another run.dir; to learn anew, delete all in "
                 f"{self._directory.root} but rollouts, evaluation, settings.json and journal.json: only what is not as "
                 "it was is made again."
             )
 
-    def _learned_until(self, stage: schedule.Stage, part: range) -> int:
+    def _learned_until(self, stage: Stage, part: range) -> int:
         """The position up to which the learner's last checkpoint has seen a stage; the learner goes on from there."""
         if self._directory.student_after(stage.index).exists():
             return part.stop
@@ -148,22 +133,43 @@ class Stored:
         seen = [one for one in self._iterations if one.stage == stage.index and one.number <= step]
         return max((one.positions.stop for one in seen), default=part.start)
 
-    def _wrong(self, survey: store.Survey, questions: data.Problems | Ordered) -> str:
-        return next(iter(survey.broken.values()), None) or self._told(questions)
+    def _wrong(self, survey: store.Survey) -> str:
+        return next(iter(survey.broken.values()), None) or self._changed()
 
-    def _told(self, questions: data.Problems | Ordered) -> str:
+    def _changed(self) -> str:
         """What became of the questions that were asked."""
-        now = {questions.digest(position) for position in range(len(questions))}
         gone: dict[str, str] = {}
         for folder in self._folders:
-            for name, account in store.read_accounts(folder, on_damage=lambda _: None).items():
-                if lost := {place: digest for place, digest in account.asked.items() if digest not in now}:
-                    ids = _ids(folder, name, account)
-                    gone |= {digest: ids[place] for place, digest in lost.items()}
+            accounts = store.read_accounts(folder, on_damage=lambda _: None)
+            for name, account in self._gone(accounts).items():
+                ids = _ids(folder, name, account)
+                lost = {place: one for place, one in account.asked.items() if one not in self._order.digests}
+                gone |= {digest: ids[place] for place, digest in lost.items()}
         if not gone:
             return "the data changed: the same questions have other places in their order"
         named = ", ".join(list(gone.values())[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
         return f"the data changed: {len(gone)} of its questions are no longer there as they were asked ({named})"
+
+
+def misplaced(accounts: Mapping[str, store.Account], part: range, questions: Questions) -> dict[str, store.Account]:
+    """Shards that hold a question which is another one now, or has another place."""
+
+    def stands(position: int, digest: str) -> bool:
+        return position in part and questions.digest(position) == digest
+
+    return {
+        name: account
+        for name, account in accounts.items()
+        if not all(stands(position, digest) for position, digest in account.asked.items())
+    }
+
+
+def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
+    """How the recipe of a store differs from these settings (``Recipe.settings``, or a part of them); "" where it does
+    not. Raises StoreError when the store's key cannot be read."""
+    made, wanted = store.read_key(folder), json.loads(json.dumps(settings))
+    different = sorted(name for name in wanted if made.get(name, wanted[name]) != wanted[name])
+    return "; ".join(f"{name}: {made[name]!r} there, {wanted[name]!r} now" for name in different)
 
 
 def say_damage(error: DamagedError) -> None:
@@ -185,25 +191,8 @@ def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     return [
         f"its {name.replace('_', '-')} questions have changed since; {remedy}"
         for name, remedy in remedies.items()
-        if made_of.get(name, {}).get("digest") not in (None, evaluations.digest_of(loaded[name].problems))
+        if made_of.get(name, {}).get("digest") not in (None, held_out.digest_of(loaded[name].problems))
     ]
-
-
-def misplaced(
-    accounts: Mapping[str, store.Account], part: range, questions: data.Problems | Ordered, ordered: bool = True
-) -> dict[str, store.Account]:
-    """Shards that hold a question which is another one now, or has another place. ordered: whether the places are
-    known; otherwise questions need only be somewhere."""
-    known = set() if ordered else {questions.digest(position) for position in range(len(questions))}
-
-    def stands(position: int, digest: str) -> bool:
-        return position in part and (questions.digest(position) == digest if ordered else digest in known)
-
-    return {
-        name: account
-        for name, account in accounts.items()
-        if not all(stands(position, digest) for position, digest in account.asked.items())
-    }
 
 
 def _ids(folder: store.Folder, name: str, account: store.Account) -> dict[int, str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from masters_ray import data
+from masters_ray import data, weights
 from masters_ray.actors.pool import Pool
-from masters_ray.config import Difficulty
+from masters_ray.config import Config, Difficulty
 from masters_ray.errors import DataError
 from masters_ray.files import append_lines, read_lines
-from masters_ray.pipeline.threads import batches, threads
+from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
 
@@ -48,6 +49,47 @@ class Ordered(Sequence[Problem]):
         return self._problems.digest(self._order[position])
 
 
+Questions = data.Problems | Ordered
+"""Training questions in the order in which they are asked."""
+
+
+class QuestionOrder:
+    """The order in which a run asks its training questions (``data.order``)."""
+
+    def __init__(self, config: Config, problems: data.Problems, folder: Path) -> None:
+        """folder: where the difficulties are kept."""
+        self._config, self._problems, self._folder = config, problems, folder
+
+    @cached_property
+    def _difficulties(self) -> Difficulties | None:
+        if self._config.data.order == "seeded":
+            return None
+        teacher = weights.digest(weights.locate(self._config.teacher.checkpoint))
+        return Difficulties(self._folder, self._config.data.difficulty, teacher)
+
+    @property
+    def known(self) -> bool:
+        """Whether the order is the seeded one, or the first teacher has said how hard every question is."""
+        return self._difficulties is None or not self._difficulties.missing(self._problems)
+
+    def ask(self, teachers: Pool) -> None:
+        """Ask the first teacher, unmasked, how hard the questions are that it was not asked about."""
+        if self._difficulties is not None:
+            self._difficulties.ask(teachers, self._problems, self._config.rollout.batch_rows)
+
+    @cached_property
+    def digests(self) -> frozenset[str]:
+        """Of all questions."""
+        return frozenset(self._problems.digest(position) for position in range(len(self._problems)))
+
+    @cached_property
+    def questions(self) -> Questions:
+        """Raises DataError when too many questions have no difficulty."""
+        if self._difficulties is None:
+            return self._problems
+        return Ordered(self._problems, self._difficulties.order(self._problems, self._config.data.max_unrated_share))
+
+
 class Difficulties:
     """What the teacher said of each question, kept in a file as it comes, so that a killed call goes on."""
 
@@ -64,17 +106,16 @@ class Difficulties:
     def ask(self, teachers: Pool, problems: data.Problems, size: int) -> None:
         """Ask for what is missing, ``size`` questions at a time."""
         missing = self.missing(problems)
-        told: dict[int, list[Any]] = {}
-        shares = list(batches(missing, size))
 
-        def ask(number: int) -> None:
-            share = shares[number]
-            told[number] = teachers.call_again(_CALLS[self._difficulty], [problems[index] for index in share])
+        def ask(share: Sequence[int]) -> list[float | None]:
+            said: list[float | None] = teachers.call_again(
+                _CALLS[self._difficulty], [problems[index] for index in share]
+            )
+            return said
 
-        with track("difficulty", len(missing)) as advance, threads(teachers.most_calls_at_once) as each:
-            for number in each(ask, range(len(shares))):
-                share, said = shares[number], told.pop(number)
-                rows = [
+        with track("difficulty", len(missing)) as advance:
+            for share, said in in_parallel(ask, batches(missing, size), teachers.most_calls_at_once):
+                rows: list[dict[str, Any]] = [
                     {"question": problems.digest(position), "said": one}
                     for position, one in zip(share, said, strict=True)
                 ]

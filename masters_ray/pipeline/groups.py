@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,98 +16,31 @@ from masters_ray import data, store
 from masters_ray.actors.host import Role
 from masters_ray.actors.judge import Verdict
 from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
-from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
-from masters_ray.config import Judge, JudgedBy, Rollout
-from masters_ray.masks import MaskReport
-from masters_ray.pipeline.known import Known, Wanted
+from masters_ray.pipeline.parallel import at_once
+from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import Tally
-from masters_ray.pipeline.threads import at_once
-from masters_ray.pipeline.verdicts import Case, Judging, Verdicts
 from masters_ray.records import Answer, JudgedAnswer, Problem, Refused, Rejected, Source
-from masters_ray.schedule import Stage
+from masters_ray.store import Ragged
 
 Batch = Sequence[tuple[int, Problem]]
 """Questions with their positions in the seeded order of the run's data."""
+Wanted = Mapping[int, Sequence[TokenIds]]
+"""Question's index in the batch → token ids of its answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Online:
-    """An iteration whose questions are answered while the student learns."""
-
-    iteration: int
-    version: int
-    """Of the student that writes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a stage's rows depend on beside its questions; a store goes on only with the same."""
-
-    stage: Stage
-    rollout: Rollout
-    judge: Judge
-    judges: Mapping[JudgedBy, str]
-    """Models that judge → what tells each from any other model."""
-    seed: int
-    student_digest: str
-    """Of the student that writes."""
-    made_with: Mapping[str, Any]
-    """Whatever else of the configuration and the checkpoints decides the rows."""
-    online: Online | None = None
-    """The online iteration that the answers are for; None: they are written before training."""
-
-    @property
-    def judging(self) -> Judging:
-        return Judging(settings=self.judge, models=self.judges)
-
-    def key(self, report: MaskReport) -> dict[str, Any]:
-        """The same as plain values, for a store. report: the teacher as it is masked."""
-        return {"teacher_digest": report.digest, **self.settings}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The part of ``key`` that is known before the teacher is masked."""
-        return {
-            "mask_ratio": self.stage.ratio,
-            "student_digest": None if self.online else self.student_digest,
-            "online": self.online is not None,
-            "seed": self.seed,
-            "teacher_answers": self.rollout.teacher_answers,
-            "student_answers": self.rollout.student_answers,
-            "sampling": dataclasses.asdict(self.rollout.sampling),
-            "judge": {
-                "of_teacher": self.judge.of_teacher,
-                "of_student": self.judge.of_student,
-                "rule": self.judge.rule if "rule" in (self.judge.of_teacher, self.judge.of_student) else None,
-                "reasoning": self.judge.reasoning,
-                "max_tokens": self.judge.max_tokens,
-            },
-            **self.made_with,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """Rows whose student answers are the ones that the student would write again."""
-
-    rows: store.Lookup
-    judging: Judging
-    """How they were judged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
+class MadeBatch:
     """What came of a batch."""
 
-    rows: pa.Table
+    rows: pa.Table = field(default_factory=store.SCHEMA.empty_table)
     """store.SCHEMA, in the batch's order."""
-    rejected: dict[int, Rejected]
+    rejected: dict[int, Rejected] = field(default_factory=dict)
     """By position: the questions of the batch that have no row."""
-    tally: Tally
+    tally: Tally = field(default_factory=Tally)
 
 
-class Clock:
+class CallClock:
     """What calls took, by pool and method; used by several threads at once."""
 
     def __init__(self) -> None:
@@ -128,7 +59,7 @@ class Clock:
                 sums[name] += value
 
     def read(self) -> dict[str, dict[str, float]]:
-        """Pool and method → calls, questions, seconds; what failed does not count."""
+        """Pool and method → calls, questions, seconds; calls that failed do not count."""
         with self._lock:
             return {name: dict(sums) for name, sums in self._sums.items()}
 
@@ -139,253 +70,230 @@ class GroupMaker:
     In an online iteration the student that writes scores the teacher's answers as well: it is the behaviour policy.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        pools: Replicas,
-        teacher_digest: str,
-        earlier: Earlier | None = None,
-        verdicts: Verdicts | None = None,
-    ) -> None:
-        """verdicts: the run's; default: none yet."""
-        self._recipe = recipe
-        self._judging = recipe.judging
-        self._verdicts = Verdicts() if verdicts is None else verdicts
-        self._pools = pools.pools
-        self._writers: dict[Source, Pool] = {"teacher": pools.pools["teacher"], "student": pools.pools["student"]}
+    def __init__(self, recipe: Recipe, replicas: Replicas, teacher_digest: str, earlier: Earlier | None = None) -> None:
+        self.clock = CallClock()
+        self._recipe, self._pools, self._earlier = recipe, replicas.pools, earlier
+        self._teacher_digest = teacher_digest
         # The student that writes is the reference policy until it has learned something.
         learned = recipe.student_digest != recipe.made_with.get("reference_digest")
-        self._reference: Role = "reference" if learned and "reference" in pools.pools else "student"
-        self._behaviour: tuple[Role, ...] = ("student",) if recipe.online else ()
-        scorers = dict.fromkeys(("teacher", self._reference, *self._behaviour))
-        self._scorers: dict[Role, Pool] = {role: pools.pools[role] for role in scorers}
-        self.clock = Clock()
-        self._teacher_digest = teacher_digest
-        self._earlier = earlier
+        self._reference: Role = "reference" if learned and "reference" in self._pools else "student"
+        self._scorers: list[Role] = ["teacher", self._reference]
+        if recipe.online:
+            self._scorers.append("student")
 
-    def make(self, batch: Batch) -> Made:
+    def make(self, batch: Batch) -> MadeBatch:
         """The rows of these questions, in their order, and the questions that have none. Raises ReplicaLostError."""
-        rejected: dict[int, Rejected] = {}
-        asked = self._opened(batch, rejected)
-        if not asked:
-            return Made(rows=store.SCHEMA.empty_table(), rejected=rejected, tally=Tally())
-        work = _Questions(asked, self._recipe)
-        shared = self._writers["teacher"].share(work.problems)
-        self._write(work, shared)
-        with self.clock.timed("judge.judge", len(work.problems)):
-            verdicts = self._verdicts.of(self._judging, self._pools, work.problems, shared, work.written(), work.told)
-        work.add_verdicts(verdicts)
-        kept = work.readable()
-        wanted = {index: [one.answer.token_ids for one in kept[index]] for index in kept}
-        at_once([partial(self._score, role, work.known[role], wanted, shared) for role in self._scorers])
-        rejected |= work.rejected()
-        return self._made(
-            work, {index: kept[index] for index in kept if work.position(index) not in rejected}, rejected
-        )
+        questions, rejected = self._opened(batch)
+        if not questions:
+            return MadeBatch(rejected=rejected)
+        scores = {role: _ModelScores(len(questions)) for role in dict.fromkeys(("teacher", "student", *self._scorers))}
+        shared = self._pools["teacher"].share([one.problem for one in questions])
+        self._write(questions, scores, shared)
+        self._judge([one for one in questions if not _refusal(one, scores)], questions, shared)
+        wanted = {one.index: one.readable for one in questions if len(one.readable) >= 2}
+        tokens = {index: [one.answer.token_ids for one in readable] for index, readable in wanted.items()}
+        at_once([partial(self._score, role, scores[role], tokens, shared) for role in dict.fromkeys(self._scorers)])
+        for one in questions:
+            if (refusal := _refusal(one, scores)) is not None:
+                rejected[one.position] = Rejected(row=one.problem.id, reason=refusal.reason, kind=refusal.kind)
+            elif one.index not in wanted:
+                reason = f"the judge could read {len(one.readable)} of {len(one.judged)} answers"
+                rejected[one.position] = Rejected(row=one.problem.id, reason=reason, kind="judge")
+        return self._made(questions, scores, rejected)
 
-    def _opened(self, batch: Batch, rejected: dict[int, Rejected]) -> list[_Asked]:
-        """The batch's questions, with their pictures as conf wants them stored."""
-        embed = self._recipe.rollout.pictures == "embed"
-        opened = []
+    def _opened(self, batch: Batch) -> tuple[list[_Question], dict[int, Rejected]]:
+        """The batch's questions, with their pictures as conf wants them stored, and those that have none."""
+        found: list[_Question] = []
+        rejected: dict[int, Rejected] = {}
         for position, problem in batch:
             try:
+                embed = self._recipe.rollout.pictures == "embed"
                 pictured = data.with_embedded_pictures(problem) if embed else problem
             except data.BadPictureError as error:
                 rejected[position] = Rejected(row=problem.id, reason=str(error), kind="picture")
             else:
-                opened.append(_Asked(position, problem.digest, pictured))
-        return opened
+                found.append(_Question(len(found), position, problem.digest, pictured))
+        return found, rejected
 
-    def _write(self, work: _Questions, shared: Any) -> None:
-        sampling, counts = self._recipe.rollout.sampling, work.counts
+    def _write(self, questions: Sequence[_Question], scores: Mapping[Role, _ModelScores], shared: Any) -> None:
+        """The answers of teacher and student; the student's from earlier rows where those are there."""
+        rollout = self._recipe.rollout
         if self._earlier is not None:
-            work.take_over(self._earlier)
-        seeds = {source: work.seeds(source) for source in self._writers if counts[source]}
-        written: dict[Source, WrittenBatch] = {}
+            self._take_over(self._earlier, questions, scores["student"])
+        counts: dict[Source, int] = {"teacher": rollout.teacher_answers, "student": rollout.student_answers}
 
-        def write(source: Source) -> None:
-            with self.clock.timed(f"{source}.answer", len(seeds[source])):
-                written[source] = self._writers[source].call("answer", shared, sampling, counts[source], seeds[source])
+        def write(source: Source, seeds: list[int | None]) -> tuple[Source, WrittenBatch]:
+            with self.clock.timed(f"{source}.answer", len(seeds)):
+                return source, self._pools[source].call("answer", shared, rollout.sampling, counts[source], seeds)
 
-        at_once([partial(write, source) for source in seeds if any(seed is not None for seed in seeds[source])])
-        for source in self._writers:
-            if source in written:
-                work.add(source, written[source])
+        asked: dict[Source, list[int | None]] = {
+            source: [
+                None if source in one.answers else self._recipe.seed_of(source, one.problem.id) for one in questions
+            ]
+            for source, count in counts.items()
+            if count
+        }
+        calls = [
+            partial(write, source, seeds) for source, seeds in asked.items() if any(one is not None for one in seeds)
+        ]
+        for source, written in at_once(calls):
+            for question, answers in zip(questions, written.answers, strict=True):
+                question.answers.setdefault(source, answers)
+            scores[source].add([[one.token_ids for one in own] for own in written.answers], written.scored)
 
-    def _score(self, role: Role, known: Known, wanted: Wanted, shared: Any) -> None:
-        """Of what the model has not said anything of yet."""
-        missing = known.missing(wanted)
+    def _take_over(self, earlier: Earlier, questions: Sequence[_Question], scores: _ModelScores) -> None:
+        """The student's answers from earlier rows of the same questions, and their verdicts if the same judge gave
+        them. An answer that another judge could not read is not stored: such a question is answered again."""
+        found = earlier.rows.rows([one.digest for one in questions])
+        token_ids: list[list[TokenIds]] = [[] for _ in questions]
+        prompt_tokens = [0] * len(questions)
+        logprobs = []
+        for one in questions:
+            if one.digest not in found:
+                continue
+            [group] = store.groups(found[one.digest])
+            stored = [answer for answer in group.answers if answer.judged.answer.source == "student"]
+            if not earlier.same_judge and len(stored) < self._recipe.rollout.student_answers:
+                continue
+            one.answers["student"] = tuple(answer.judged.answer for answer in stored)
+            if earlier.same_judge:
+                one.known = {
+                    answer.judged.answer.text: Verdict(
+                        accuracy=answer.judged.accuracy, text=answer.judged.verdict, reasoning=answer.judged.reasoning
+                    )
+                    for answer in stored
+                }
+            token_ids[one.index] = [answer.judged.answer.token_ids for answer in stored]
+            prompt_tokens[one.index] = group.prompt_tokens
+            logprobs += [answer.reference_logprobs for answer in stored]
+        tokens = store.own_logprobs(logprobs)
+        scores.add(token_ids, ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens))
+
+    def _judge(self, answered: Sequence[_Question], questions: Sequence[_Question], shared: Any) -> None:
+        """Verdicts on the answers of the questions that no engine has refused."""
+        for one in answered:
+            one.written = [answer for source in ("teacher", "student") for answer in one.answers.get(source, ())]
+        judging = self._recipe.judging
+        with self.clock.timed("judge.judge", len(questions)):
+            problems, written = [one.problem for one in questions], [one.written for one in questions]
+            verdicts = judging.verdicts(self._pools, problems, shared, written, [one.known for one in questions])
+        for one, said in zip(questions, verdicts, strict=True):
+            one.judged = [
+                JudgedAnswer(
+                    answer=answer, accuracy=verdict.accuracy, verdict=verdict.text, reasoning=verdict.reasoning
+                )
+                for answer, verdict in zip(one.written, said, strict=True)
+            ]
+            one.readable = [
+                answer
+                for answer in one.judged
+                if answer.accuracy is not None and (answer.reasoning is not None or not judging.settings.reasoning)
+            ]
+
+    def _score(self, role: Role, scores: _ModelScores, wanted: Wanted, shared: Any) -> None:
+        """Have a model score the answers that it has not scored while it wrote them."""
+        missing = scores.missing(wanted)
         if any(missing):
             with self.clock.timed(f"{role}.score", sum(map(bool, missing))):
-                scored: ScoredBatch = self._scorers[role].call("score", shared, missing)
-            known.add(missing, scored)
+                scored: ScoredBatch = self._pools[role].call("score", shared, missing)
+            scores.add(missing, scored)
 
-    def _made(self, work: _Questions, kept: dict[int, list[JudgedAnswer]], rejected: dict[int, Rejected]) -> Made:
-        wanted = {index: [one.answer.token_ids for one in answers] for index, answers in kept.items()}
-        roles: tuple[Role, ...] = ("teacher", self._reference, *self._behaviour)
-        top, reference, *behaviour = (work.known[role].take(wanted) for role in roles)
+    def _made(
+        self,
+        questions: Sequence[_Question],
+        scores: Mapping[Role, _ModelScores],
+        rejected: dict[int, Rejected],
+    ) -> MadeBatch:
+        kept = [one for one in questions if one.position not in rejected]
+        wanted = {one.index: [answer.answer.token_ids for answer in one.readable] for one in kept}
+        top, reference, *behaviour = (scores[role].take(wanted) for role in self._scorers)
+        recipe, stage = self._recipe, self._recipe.stage
         rows = [
             store.Row(
-                position=work.position(index),
-                stage=self._recipe.stage.index,
-                mask_ratio=self._recipe.stage.ratio,
-                problem=work.problems[index],
-                prompt_tokens=work.known[self._reference].prompt_tokens[index],
-                answers=answers,
+                position=one.position,
+                stage=stage.index,
+                mask_ratio=stage.ratio,
+                problem=one.problem,
+                prompt_tokens=scores[self._reference].prompt_tokens[one.index],
+                answers=one.readable,
                 teacher_digest=self._teacher_digest,
-                student_digest=self._recipe.student_digest,
-                version=self._recipe.online.version if self._recipe.online else None,
+                student_digest=recipe.student_digest,
+                version=recipe.online.version if recipe.online else None,
             )
-            for index, answers in kept.items()
+            for one in kept
         ]
-        left_out = store.left_out(top) if rows else 0.0
         tally = Tally.of(
-            work.judged(),
-            self._recipe.judge,
+            [(one.problem, one.judged) for one in questions if not _refusal(one, scores)],
+            recipe.judging.settings,
             rows=len(rows),
             tokens=int(top.lengths.sum()),
-            left_out=left_out,
+            left_out=store.left_out(top) if rows else 0.0,
         )
-        return Made(rows=store.table(rows, top, reference, *behaviour), rejected=rejected, tally=tally)
+        return MadeBatch(rows=store.table(rows, top, reference, *behaviour), rejected=rejected, tally=tally)
 
 
-class _Asked(NamedTuple):
+@dataclass
+class _Question:
+    """A question on its way to a row."""
+
+    index: int
+    """In its batch."""
     position: int
     digest: str
     """Of the question as it stands in the data."""
     problem: Problem
+    answers: dict[Source, tuple[Answer, ...]] = field(default_factory=dict)
+    known: dict[str, Verdict] = field(default_factory=dict)
+    """Verdicts that came with the student's answers, by text."""
+    written: list[Answer] = field(default_factory=list)
+    """The teacher's answers first."""
+    judged: list[JudgedAnswer] = field(default_factory=list)
+    readable: list[JudgedAnswer] = field(default_factory=list)
+    """Those that can be stored; a row needs two."""
 
 
-class _Questions:
-    """A batch on its way: what was written, judged and scored so far, by the question's index."""
+def _refusal(question: _Question, scores: Mapping[Role, _ModelScores]) -> Refused | None:
+    for role, said in scores.items():
+        if (refused := said.refused.get(question.index)) is not None:
+            told = refused.reason if refused.kind == "picture" else f"the {role}'s engine refuses it: {refused.reason}"
+            return Refused(reason=told, kind=refused.kind)
+    return None
 
-    def __init__(self, asked: Sequence[_Asked], recipe: Recipe) -> None:
-        self.problems = [one.problem for one in asked]
-        self.counts: dict[Source, int] = {
-            "teacher": recipe.rollout.teacher_answers,
-            "student": recipe.rollout.student_answers,
-        }
-        roles: tuple[Role, ...] = ("teacher", "student", "reference")
-        self.known = {role: Known(len(asked)) for role in roles}
-        """What each model said. The reference is the student itself unless other processes play it."""
-        self._asked = asked
-        self._recipe = recipe
-        self.told: dict[Case, Verdict] = {}
-        """Verdicts that came with the answers."""
-        self._written: dict[Source, list[tuple[Answer, ...]]] = {source: [()] * len(asked) for source in self.counts}
-        self._taken_over: set[int] = set()
-        """Questions whose student answers are there already."""
-        self._judged: list[list[JudgedAnswer]] = [[] for _ in asked]
 
-    def position(self, index: int) -> int:
-        return self._asked[index].position
+class _ModelScores:
+    """What a model said of the answers of a batch so far. Answers that are equal to the token have one score, so that
+    rounding cannot prefer one of them."""
 
-    def seeds(self, source: Source) -> list[int | None]:
-        """Of each question, None where the source has nothing to write."""
+    def __init__(self, questions: int) -> None:
+        self.prompt_tokens = [0] * questions
+        """Of each question with its pictures; 0 where the model was not asked."""
+        self.refused: dict[int, Refused] = {}
+        """By the question's index."""
+        self._places: list[dict[TokenIds, int]] = [{} for _ in range(questions)]
+        self._parts: list[Ragged] = []
+        self._size = 0
+
+    def add(self, answers: Sequence[Sequence[TokenIds]], scored: ScoredBatch) -> None:
+        """What the model said of these answers to each question."""
+        self.refused |= scored.refused
+        for index, own in enumerate(answers):
+            if index in scored.refused:
+                continue
+            self.prompt_tokens[index] = scored.prompt_tokens[index] or self.prompt_tokens[index]
+            for token_ids in own:
+                self._places[index].setdefault(token_ids, self._size)
+                self._size += 1
+        self._parts.append(scored.tokens)
+
+    def missing(self, wanted: Wanted) -> list[list[TokenIds]]:
+        """Of each question of the batch the answers without a score, each once."""
         return [
-            None
-            if self._refused(index) or (source == "student" and index in self._taken_over)
-            else sampling_seed(self._recipe, source, problem.id)
-            for index, problem in enumerate(self.problems)
+            [ids for ids in dict.fromkeys(wanted.get(index, ())) if ids not in places]
+            for index, places in enumerate(self._places)
         ]
 
-    def add(self, source: Source, written: WrittenBatch) -> None:
-        self._written[source] = [own or new for own, new in zip(self._written[source], written.answers, strict=True)]
-        self.known[source].add([[one.token_ids for one in group] for group in written.answers], written.scored)
-
-    def take_over(self, earlier: Earlier) -> None:
-        """The student's answers from earlier rows of the same questions, and their verdicts if this recipe's judge gave
-        them. An answer that another judge could not read is not among them: such a question is answered again."""
-        same = self._recipe.judging.identity("student") == earlier.judging.identity("student")
-        found = earlier.rows.rows([one.digest for one in self._asked])
-        answers: list[list[TokenIds]] = [[] for _ in self._asked]
-        prompt_tokens = [0] * len(answers)
-        logprobs = []
-        for index, (asked, problem) in enumerate(zip(self._asked, self.problems, strict=True)):
-            if asked.digest not in found:
-                continue
-            [group] = store.groups(found[asked.digest])
-            of_student = [one for one in group.answers if one.judged.answer.source == "student"]
-            if not same and len(of_student) < self.counts["student"]:
-                continue
-            self._taken_over.add(index)
-            self._written["student"][index] = tuple(one.judged.answer for one in of_student)
-            answers[index] = [one.judged.answer.token_ids for one in of_student]
-            prompt_tokens[index] = group.prompt_tokens
-            logprobs += [one.reference_logprobs for one in of_student]
-            if same:
-                self._tell(problem, [one.judged for one in of_student])
-        tokens = store.own_logprobs(logprobs)
-        self.known["student"].add(answers, ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens))
-
-    def _tell(self, problem: Problem, judged: Sequence[JudgedAnswer]) -> None:
-        for one in judged:
-            case = self._recipe.judging.case(one.answer.source, problem, one.answer.text)
-            if case is not None:
-                self.told[case] = Verdict(accuracy=one.accuracy, text=one.verdict, reasoning=one.reasoning)
-
-    def written(self) -> list[list[Answer]]:
-        """Of each question the answers that there are, the teacher's first."""
-        return [self._answers(index) for index in range(len(self.problems))]
-
-    def add_verdicts(self, verdicts: Sequence[Sequence[Verdict]]) -> None:
-        for index, group in enumerate(verdicts):
-            self._judged[index] = [
-                JudgedAnswer(
-                    answer=answer, accuracy=verdict.accuracy, verdict=verdict.text, reasoning=verdict.reasoning
-                )
-                for answer, verdict in zip(self._answers(index), group, strict=True)
-            ]
-
-    def judged(self) -> list[tuple[Problem, list[JudgedAnswer]]]:
-        """Every answer that was judged."""
-        return [
-            (problem, self._judged[index]) for index, problem in enumerate(self.problems) if not self._refused(index)
-        ]
-
-    def readable(self) -> dict[int, list[JudgedAnswer]]:
-        """The answers of each question that can be stored, the teacher's first; a question needs two."""
-        found = {}
-        for index in range(len(self.problems)):
-            readable = [one for one in self._judged[index] if self._can_be_read(one)]
-            if len(readable) >= 2 and not self._refused(index):
-                found[index] = readable
-        return found
-
-    def rejected(self) -> dict[int, Rejected]:
-        """By position: questions that a model could not be asked, or of which too few answers can be read."""
-        readable = self.readable()
-        found = {}
-        for index, problem in enumerate(self.problems):
-            if (refusal := self._refused(index)) is not None:
-                found[self.position(index)] = Rejected(row=problem.id, reason=refusal.reason, kind=refusal.kind)
-            elif index not in readable:
-                answers = self._judged[index]
-                count = sum(self._can_be_read(one) for one in answers)
-                reason = f"the judge could read {count} of {len(answers)} answers"
-                found[self.position(index)] = Rejected(row=problem.id, reason=reason, kind="judge")
-        return found
-
-    def _answers(self, index: int) -> list[Answer]:
-        if self._refused(index):
-            return []
-        return [*self._written["teacher"][index], *self._written["student"][index]]
-
-    def _can_be_read(self, judged: JudgedAnswer) -> bool:
-        return judged.accuracy is not None and (judged.reasoning is not None or not self._recipe.judge.reasoning)
-
-    def _refused(self, index: int) -> Refused | None:
-        for role, known in self.known.items():
-            if (one := known.refused.get(index)) is not None:
-                told = one.reason if one.kind == "picture" else f"the {role}'s engine refuses it: {one.reason}"
-                return Refused(reason=told, kind=one.kind)
-        return None
-
-
-def sampling_seed(recipe: Recipe, source: Source, problem_id: str) -> int:
-    """The seed of one question's answers: the same wherever and beside whatever they are sampled. Before training the
-    student is the same in all stages, so its answers are; in an online iteration all answers are new ones."""
-    name = f"{recipe.seed}/teacher/{recipe.stage.ratio:g}" if source == "teacher" else f"{recipe.seed}/student"
-    if recipe.online:
-        name += f"/iteration {recipe.online.iteration}"
-    return int.from_bytes(hashlib.sha256(f"{name}/{problem_id}".encode()).digest()[:4], "big") >> 1
+    def take(self, wanted: Wanted) -> Ragged:
+        """The scores of these answers, question after question."""
+        return Ragged.joined(self._parts).take(
+            [self._places[index][token_ids] for index, own in wanted.items() for token_ids in own]
+        )

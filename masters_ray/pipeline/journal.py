@@ -13,7 +13,7 @@ from typing import Any
 
 from masters_ray.errors import writing
 from masters_ray.files import append_lines, read_lines, read_object, write_json, write_text
-from masters_ray.learner.job import GroupRewards, Pinned
+from masters_ray.learner.job import GroupRewards, LearnerNews
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import LeftOut, Rejected, SkippedStep, StepMetrics
@@ -71,7 +71,7 @@ class Journal:
         """Optimizer steps recorded so far, skipped ones included."""
         return len(self._metrics.steps | self._skipped.steps)
 
-    def take(self, news: Pinned, advance: Callable[..., None]) -> None:
+    def take(self, news: LearnerNews, advance: Callable[..., None]) -> None:
         """Record and say what the learner tells. advance: called with the number of steps that are new, and a note."""
         for note in news.notes:
             say(note)

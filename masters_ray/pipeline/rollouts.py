@@ -10,18 +10,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from masters_ray import data, remarks, store
+from masters_ray import remarks, store
 from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.contents import misplaced
-from masters_ray.pipeline.curriculum import Ordered
-from masters_ray.pipeline.groups import Batch, Earlier, GroupMaker, Made, Recipe
+from masters_ray.pipeline.curriculum import Questions
+from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
 from masters_ray.pipeline.limits import Limits
+from masters_ray.pipeline.parallel import in_parallel
+from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import Tally
-from masters_ray.pipeline.threads import threads
-from masters_ray.pipeline.verdicts import Verdicts
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Rejected
 
@@ -41,68 +41,60 @@ def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
 
 def roll_out(
     recipe: Recipe,
-    problems: data.Problems | Ordered,
+    questions: Questions,
     positions: range,
-    pools: Replicas,
+    replicas: Replicas,
     folder: store.Where,
     earlier: Earlier | None = None,
-    verdicts: Verdicts | None = None,
     left_out: Set[int] = frozenset(),
 ) -> list[Rejected]:
-    """Make the rows of the problems at ``positions`` that are not ``left_out`` and their store in ``folder``, or go on
+    """Make the rows of the questions at ``positions`` that are not ``left_out`` and their store in ``folder``, or go on
     with it.
 
-    Batches are read and worked on several at a time; each is stored as a shard as soon as it is finished, and not made
-    again. A batch whose replica died is taken once more, and then, when nothing else is under way, question by
-    question; a question on which replicas die three times is set aside. Rows of ``rollout.reuse`` that were made by
-    the same recipe are taken over, and student answers from ``earlier`` ones. ``verdicts`` is the run's memory of what
-    the judges said; what the store holds is added to it. Returns all questions set aside: those, those that an engine
-    refused, and those of which the judge could read fewer than two answers. Raises DataError when there are more of
-    them than conf allows.
+    Batches are made several at a time; each is stored as a shard as soon as it is finished, and not made again. A batch
+    whose replica died is made once more, and then, when nothing else is under way, question by question; a question on
+    which replicas die three times is set aside. Rows of ``rollout.reuse`` that the same recipe made are taken over, and
+    student answers from ``earlier``. Returns all questions set aside: those, those that an engine refused, and those of
+    which the judge could read fewer than two answers. Raises DataError when they are more than conf allows.
     """
-    report = mask_teachers(pools.pools["teacher"], recipe.stage.ratio)
+    report = mask_teachers(replicas.pools["teacher"], recipe.stage.ratio)
     key = recipe.key(report)
     writer = store.Writer(folder, key)
     accounts = store.read_accounts(folder)
-    if stale := misplaced(accounts, positions, problems):
+    if stale := misplaced(accounts, positions, questions):
         say(f"{folder}: {len(stale)} shards hold questions that changed or moved; rows of the others are taken over")
         writer.retire(stale)
     before = [account for name, account in accounts.items() if name not in stale]
-    asked = {position for account in before for position in account.asked}
-    verdicts = Verdicts() if verdicts is None else verdicts
-    verdicts.fill(recipe.judging, folder)
-    maker = GroupMaker(recipe, pools, report.digest, earlier, verdicts)
-    work = Work(recipe, writer, maker, _same(recipe.rollout.reuse, key, folder))
-    work.go_on(before)
+    done = {position for account in before for position in account.asked} | left_out
+    maker = GroupMaker(recipe, replicas, report.digest, earlier)
+    work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key, folder), before)
     wanted = sum(position not in left_out for position in positions)
     limits = Limits(recipe.rollout, wanted, str(folder))
-    limits.reject(work.rejected)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
-    # As many as find a place on all pools together: most of them wait before the pool that has the most to do.
-    in_flight = sum(pool.most_calls_at_once for pool in pools.pools.values())
-    del before, accounts
-    done = sum(position in asked and position not in left_out for position in positions)
-    with track(title, wanted, done) as advance:
-        limits.check(work.tally)
-        with threads(in_flight) as each:
-            for batch in each(work.together, unasked(problems, positions, asked | left_out, recipe.rollout.batch_rows)):
-                if batch not in work.suspects:
-                    advance(len(batch), work.tally.note())
-                limits.reject(work.newly_rejected())
-                limits.check(work.tally)
+    limits.look(work.newly_rejected(), work.tally)
+    with track(title, wanted, len(done.intersection(positions) - left_out)) as advance:
+        todo = unasked(questions, positions, done, recipe.rollout.batch_rows)
+        for batch, stored in in_parallel(work.together, todo, calls_at_once(replicas)):
+            if stored:
+                advance(len(batch), work.tally.note())
+            limits.look(work.newly_rejected(), work.tally)
         for row in (row for batch in work.suspects for row in batch):
             work.alone(row)
             advance(1, work.tally.note())
-        limits.reject(work.newly_rejected())
-        limits.check(work.tally, finished=True)
+        limits.look(work.newly_rejected(), work.tally, finished=True)
     outcome = work.tally.outcome(recipe.stage, report, work.seconds(), limits.set_aside)
     writer.finish(dataclasses.asdict(outcome))
-    for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judge.rule):
+    for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judging.settings.rule):
         say(remark)
-    return [work.rejected_at[position] for position in sorted(work.rejected_at)]
+    return [work.rejected[position] for position in sorted(work.rejected)]
 
 
-def unasked(problems: Sequence[Problem], positions: range, asked: Set[int], size: int) -> Iterator[Batch]:
+def calls_at_once(replicas: Replicas) -> int:
+    """Batches under way: as many as find a place on all pools together, so that the busiest pool always has some."""
+    return sum(pool.most_calls_at_once for pool in replicas.pools.values())
+
+
+def unasked(questions: Questions, positions: range, asked: Set[int], size: int) -> Iterator[Batch]:
     """Batches of at most ``size`` neighbours that are not among ``asked``.
 
     A batch never reaches over a question that was asked, so that shards, sorted by their first position, hold rows in
@@ -113,11 +105,11 @@ def unasked(problems: Sequence[Problem], positions: range, asked: Set[int], size
         if position not in asked:
             batch.append(position)
         if batch and (position in asked or len(batch) == size or position == positions[-1]):
-            yield list(zip(batch, problems[batch[0] : batch[-1] + 1], strict=True))
+            yield list(zip(batch, questions[batch[0] : batch[-1] + 1], strict=True))
             batch = []
 
 
-def _same(folders: Sequence[str], key: dict[str, Any], own: store.Where) -> store.Lookup | None:
+def _reusable(folders: Sequence[str], key: dict[str, Any], own: store.Where) -> store.Lookup | None:
     """The rows of other stores that were made by the same recipe, and those that were taken out of the own one."""
     wanted, opened = store.as_key(key), store.Folder(own)
     fitting = [one for folder in folders for one in stores_in(folder) if store.read_key(one) == wanted]
@@ -138,8 +130,8 @@ def stores_in(folder: str) -> list[store.Folder]:
     return stores
 
 
-class Work:
-    """Batches that are made and stored by several threads, and what they add up to."""
+class StageWork:
+    """Batches that several threads make and store, and what they add up to."""
 
     def __init__(
         self,
@@ -147,53 +139,47 @@ class Work:
         writer: store.Writer,
         maker: GroupMaker,
         reusable: store.Lookup | None = None,
+        before: Sequence[store.Account] = (),
         on_stored: Callable[[pa.Table], None] = lambda _: None,
     ) -> None:
-        """reusable: rows that need not be made. on_stored: called with the rows of every batch."""
+        """reusable: rows that need not be made. before: what earlier calls stored. on_stored: called with the rows of
+        every batch."""
         self.suspects: list[Batch] = []
         """Batches on which replicas died."""
-        self.tally = Tally()
-        self.rejected_at: dict[int, Rejected] = {}
+        self.tally = Tally.total(account.noted["tally"] for account in before)
+        self.rejected: dict[int, Rejected] = {}
         """By position, those of earlier calls too."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
         self._on_stored = on_stored
         self._lock = threading.Lock()
-        self._news: list[Rejected] = []
-        self._seconds_before = 0.0
+        calls: dict[float, float] = {}
+        for account in before:
+            call = account.noted["call"]
+            calls[call] = max(calls.get(call, 0.0), account.noted["seconds"])
+            self.rejected |= account.rejected
+        self._news = list(self.rejected.values())
+        self._seconds_before = sum(calls.values())
         self._call = time.time()
         self._began = time.monotonic()
 
-    @property
-    def rejected(self) -> list[Rejected]:
-        return list(self.rejected_at.values())
-
-    def go_on(self, accounts: Sequence[store.Account]) -> None:
-        """Count what earlier calls did."""
-        self.tally = Tally.total(account.noted["tally"] for account in accounts)
-        calls: dict[float, float] = {}
-        for account in accounts:
-            call, seconds = account.noted["call"], account.noted["seconds"]
-            calls[call] = max(calls.get(call, 0.0), seconds)
-            self.rejected_at |= account.rejected
-        self._seconds_before = sum(calls.values())
-
     def newly_rejected(self) -> list[Rejected]:
-        """Since it was last asked."""
+        """Questions set aside since the last call of this method."""
         with self._lock:
             news, self._news = self._news, []
         return news
 
-    def together(self, batch: Batch) -> None:
-        """Make and store a batch, or put it among the suspects."""
+    def together(self, batch: Batch) -> bool:
+        """Make and store a batch, or put it among the suspects. Returns whether it is stored."""
         for _ in range(_TRIES_TOGETHER):
             try:
                 self._store(batch, self._made(batch))
             except ReplicaLostError as error:
                 say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
             else:
-                return
+                return True
         with self._lock:
             self.suspects.append(batch)
+        return False
 
     def alone(self, row: tuple[int, Problem]) -> None:
         """Make and store one question, or set it aside."""
@@ -207,13 +193,13 @@ class Work:
                 return
         reason = f"a replica died {_TRIES_ALONE} times in a row on this question: {told}"
         rejected = {position: Rejected(row=problem.id, reason=reason, kind="replica")}
-        self._store([row], Made(rows=store.SCHEMA.empty_table(), rejected=rejected, tally=Tally()))
+        self._store([row], MadeBatch(rejected=rejected))
 
     def seconds(self) -> float:
         """How long the stage was worked on, by this call and earlier ones."""
         return self._seconds_before + time.monotonic() - self._began
 
-    def _made(self, batch: Batch) -> Made:
+    def _made(self, batch: Batch) -> MadeBatch:
         """The batch's rows, those that can be taken over not made again."""
         if self._reusable is None:
             return self._maker.make(batch)
@@ -227,13 +213,13 @@ class Work:
         if not taken:
             return made
         reused = pa.concat_tables(taken.values())
-        return Made(
+        return MadeBatch(
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
-            tally=made.tally + Tally.of_stored(store.groups(reused), self._recipe.judge),
+            tally=made.tally + Tally.of_stored(store.groups(reused), self._recipe.judging.settings),
         )
 
-    def _store(self, batch: Batch, made: Made) -> None:
+    def _store(self, batch: Batch, made: MadeBatch) -> None:
         noted: dict[str, Any] = {"tally": dataclasses.asdict(made.tally)}
         noted |= {"call": self._call, "seconds": time.monotonic() - self._began}
         asked = {position: problem.digest for position, problem in batch}
@@ -241,5 +227,5 @@ class Work:
         with self._lock:
             self._on_stored(made.rows)
             self.tally = self.tally + made.tally
-            self.rejected_at |= made.rejected
+            self.rejected |= made.rejected
             self._news += made.rejected.values()

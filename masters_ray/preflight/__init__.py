@@ -104,11 +104,11 @@ def _rollouts(config: Config, models: dict[str, Path]) -> list[Complaint]:
         try:
             if not folder.has(MANIFEST):
                 continue
-            from masters_ray.pipeline import contents, stages
-            from masters_ray.pipeline.verdicts import Judging
+            from masters_ray.pipeline import contents, recipes
+            from masters_ray.pipeline.judging import Judging
 
             one = config.of_teacher(stage.teacher)
-            settings = stages.recipe(one, stage, "", "", Judging(settings=one.judge, models={})).settings
+            settings = recipes.recipe(one, stage, "", "", Judging(settings=one.judge, models={})).settings
             told = contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS})
         except ImportError as error:
             say(f"{folder}: not looked at, since {error.name} is not installed here")

@@ -54,7 +54,6 @@ def look(
     """Read a source as a run does, its first rows or all, and say what it holds. Complains when none can be used or
     more are set aside than conf allows."""
     source: DataSource = getattr(config.data, name)
-    where = source.path or f"easy-vqa, {source.split}"
     try:
         more = not whole and _has_more(source)
         loaded = inputs.load_source(config, source, models, scratch / f"{name}.arrow", 1.0, FIRST if more else None)
@@ -63,7 +62,7 @@ def look(
     seen = Seen(name=name, source=source, loaded=loaded, more=more)
     accepted = loaded.problems.note.accepted
     looked = f"the first {FIRST} rows" if more else f"all {accepted + len(loaded.rejected)} rows"
-    say(f"data.{name}  {looked} of {where}: {accepted} questions{_kinds(loaded.problems)}")
+    say(f"data.{name}  {looked} of {source.path}: {accepted} questions{_kinds(loaded.problems)}")
     for change, count in sorted(loaded.changes.items()):
         say(f"  pictures: {count} {data.CHANGES[change]}")
     for remark in loaded.remarks:
@@ -80,8 +79,8 @@ def look(
 
 
 def _has_more(source: DataSource) -> bool:
-    """Whether there are more than the first rows; easy-vqa has, and takes seconds to list."""
-    return source.format == "easy_vqa" or next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
+    """Whether there are more than the first rows."""
+    return next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
 
 
 def _complaint(name: str, error: DataError, remedy: str = "") -> Complaint:

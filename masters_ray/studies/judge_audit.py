@@ -22,10 +22,10 @@ from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joine
 from masters_ray.errors import DataError
 from masters_ray.files import as_json, read_record, write_json, write_text
 from masters_ray.marking import RULES
-from masters_ray.pipeline import driver, stages
+from masters_ray.pipeline import run, stages
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.threads import batches, threads
-from masters_ray.pipeline.verdicts import JUDGES
+from masters_ray.pipeline.judging import JUDGES
+from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
 from masters_ray.report.render import render
@@ -120,7 +120,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Make what is missing of an audit; Ray must be started. config: of ``audit_config``. Returns the page's path."""
     questions, answers = config.data.train.rows or 0, config.group_size
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
-    [folder] = driver.generate(config, directory, config_file, measure=False)
+    [folder] = run.generate(config, directory, config_file, measure=False)
     cases = _cases(folder)
     verdicts_of = directory.root / "verdicts" / store.digest_of([dataclasses.asdict(case) for case in cases])[:16]
     asked = {judge: _asked(config, verdicts_of, judge, cases) for judge in JUDGES} | {"rule": [_by_rule(config, cases)]}
@@ -228,17 +228,17 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditC
 
 def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: int, judge: str) -> JudgePass:
     """Asked in this order."""
+
+    def ask(indices: Sequence[int]) -> list[list[Verdict]]:
+        problems, texts = [cases[index].problem for index in indices], [[cases[index].text] for index in indices]
+        told: list[list[Verdict]] = pool.call_again("judge", problems, texts, False)
+        return told
+
     verdicts: dict[int, Verdict] = {}
-
-    def ask(indices: Sequence[int]) -> None:
-        told = pool.call_again(
-            "judge", [cases[index].problem for index in indices], [[cases[index].text] for index in indices], False
-        )
-        verdicts.update({index: verdict for index, (verdict,) in zip(indices, told, strict=True)})
-
     began = time.monotonic()
-    with track(f"{judge} judges", len(cases)) as advance, threads(pool.most_calls_at_once) as each:
-        for indices in each(ask, batches(order, size)):
+    with track(f"{judge} judges", len(cases)) as advance:
+        for indices, told in in_parallel(ask, batches(order, size), pool.most_calls_at_once):
+            verdicts |= {index: verdict for index, (verdict,) in zip(indices, told, strict=True)}
             advance(len(indices))
     return JudgePass(
         seconds=time.monotonic() - began,

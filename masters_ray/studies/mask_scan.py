@@ -24,7 +24,7 @@ from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.evaluate import Interval
 from masters_ray.files import as_json, read_record, write_json, write_text
 from masters_ray.learner.measure import Divergence, divergences
-from masters_ray.pipeline import driver, stages
+from masters_ray.pipeline import run, stages
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import JudgedText, StageOutcome
@@ -101,7 +101,7 @@ def cost(config: Config) -> str:
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Make what is missing of a scan; Ray must be started. config: of ``scan_config``. Returns the page's path."""
     say(cost(config))
-    driver.generate(config, directory, config_file, measure=False)
+    run.generate(config, directory, config_file, measure=False)
     ratios = [stage.ratio for stage in config.schedule.stages]
     folders = [directory.stage(index) for index in range(len(ratios))]
     measured = _measured(config, directory, folders)

@@ -34,8 +34,9 @@ from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.evaluate import Interval
 from masters_ray.files import as_json, read_json, write_json, write_text
-from masters_ray.pipeline import driver, evaluations
+from masters_ray.pipeline import held_out
 from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_settings
+from masters_ray.pipeline.run import run as make_run
 from masters_ray.progress import say
 from masters_ray.report import METRICS, SUMMARY
 from masters_ray.report.charts import dots_chart
@@ -245,7 +246,7 @@ class _Finished:
         steps = read_metrics(folder / METRICS)
         last = steps[-max(1, len(steps) // 10) :]
         self.jsd = sum(step.jsd for step in last) / len(last)
-        marks = evaluations.read(folder / "evaluation" / "student_after.json")
+        marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
         self._correct = {mark.id: int(mark.correct) for mark in marks if not mark.refused}
 
     def differences(self, other: _Finished) -> dict[str, float]:
@@ -291,7 +292,7 @@ def _make(config: Config, others: Sequence[Config], base: str) -> None:
             for name in _SHARED:
                 write_json(directory.evaluation(name), read_json(RunDirectory(same[0]).evaluation(name)))
         turns = validation.check_cluster(config)
-        driver.run(config, directory, base, turns)
+        make_run(config, directory, base, turns)
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

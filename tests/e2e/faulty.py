@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from masters_ray import easy_vqa
+from examples import easy_vqa
 from masters_ray.data import decode
 from masters_ray.records import Problem
 from tests.builders import png

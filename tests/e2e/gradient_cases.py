@@ -8,7 +8,6 @@ dropped. PyTorch alone takes the same steps. A checkpoint is written and gone on
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import sys
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner import gradients, saved
+from masters_ray.learner import saved
 from masters_ray.learner.engine import deepspeed_config
+from masters_ray.learner.gradients import Gradients
 
 CASES: dict[str, dict[str, Any]] = {
     "float32 stage 0": {"zero_stage": 0},
@@ -84,7 +84,7 @@ def weights_of(engine: Any) -> list[Tensor]:
 def trained(settings: Learner, rank: int, workers: int, poisoned: bool) -> tuple[list[Tensor], list[float]]:
     """Weights and gradient norms after the plan; the poisoned step is dropped or was never there."""
     engine = engine_of(settings)
-    gradient = gradients.of(engine, settings.gradient_clipping)
+    gradient = Gradients(engine, settings.gradient_clipping)
     norms = []
     for step, micro_batches in enumerate(PLAN):
         if step == POISONED and not poisoned:
@@ -94,13 +94,10 @@ def trained(settings: Learner, rank: int, workers: int, poisoned: bool) -> tuple
             if step == POISONED and micro == 0 and rank == workers - 1:
                 loss = loss * float("nan")
             gradient.add(loss)
-        norm = gradient.complete()
-        if step == POISONED:
-            assert not (math.isfinite(norm) and norm >= 0), f"{norm} on rank {rank}"
-            gradient.drop()
-        else:
+        norm = gradient.apply()
+        assert (norm is None) is (step == POISONED), f"{norm} on rank {rank}"
+        if norm is not None:
             norms.append(norm)
-            gradient.apply()
     return weights_of(engine), norms
 
 
@@ -110,9 +107,8 @@ def gone_on(settings: Learner, rank: int, folder: Path) -> dict[str, Any]:
     engines = [engine_of(settings) for _ in range(2)]
 
     def step(engine: Any, number: int) -> None:
-        gradient = gradients.of(engine, settings.gradient_clipping)
+        gradient = Gradients(engine, settings.gradient_clipping)
         gradient.add(loss_of(engine, number, 0, rank, whole=True))
-        gradient.complete()
         gradient.apply()
 
     step(engines[0], 0)
@@ -180,14 +176,13 @@ def mean_distance(ones: list[Tensor], others: list[Tensor]) -> float:
 def small_updates_add_up(settings: Learner, rank: int) -> list[int]:
     """Weights that differ from the start after 1 and after 60 steps far below a bfloat16 weight's resolution."""
     engine = engine_of(settings)
-    gradient = gradients.of(engine, settings.gradient_clipping)
+    gradient = Gradients(engine, settings.gradient_clipping)
     start = weights_of(engine)
     moved = []
     for group in engine.optimizer.param_groups:
         group["lr"] = 2e-5
     for step in range(60):
         gradient.add(loss_of(engine, 0, 0, rank, whole=True))
-        gradient.complete()
         gradient.apply()
         if step in (0, 59):
             now = weights_of(engine)

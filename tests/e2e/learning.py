@@ -15,7 +15,7 @@ from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
-from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
 from masters_ray.learner.trainer import fit
 from masters_ray.packing import pack
 from masters_ray.prompts import question_messages
@@ -103,9 +103,9 @@ def job(root: Path, **settings: Any) -> LearnerJob:
     )
 
 
-def train(root: Path, folders: list[Path], **settings: Any) -> Pinned:
+def train(root: Path, folders: list[Path], **settings: Any) -> LearnerNews:
     """Everything that the worker group reported. The student lies in ``root/student`` afterwards."""
-    told = Pinned()
+    told = LearnerNews()
 
     fit(job(root, **settings), folders, told.add)
     return told

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from masters_ray.engines import hf
-from masters_ray.learner.job import Pinned
+from masters_ray.learner.job import LearnerNews
 from masters_ray.records import Problem, RolloutGroup
 from tests.conftest import PAIR
 from tests.e2e.learning import RATE, rollouts, state, stored, train
@@ -24,7 +24,7 @@ class Plain:
 
     rows: list[RolloutGroup]
     folders: list[Path]
-    told: Pinned
+    told: LearnerNews
     trained: dict[str, torch.Tensor]
 
 
@@ -56,7 +56,7 @@ def test_every_row_is_trained_on_once_in_stage_order(plain: Plain) -> None:
     assert all(one.mean_gap < 1e-5 and one.row for one in plain.told.agreements)
 
 
-def assert_same(told: Pinned, exported: Path, plain: Plain) -> None:
+def assert_same(told: LearnerNews, exported: Path, plain: Plain) -> None:
     for one, other in zip(told.steps, plain.told.steps, strict=True):
         for name in (
             "loss",

@@ -25,7 +25,7 @@ from masters_ray.config import Lora
 from masters_ray.engines import hf
 from masters_ray.errors import LearnerError
 from masters_ray.learner.checkpoints import find
-from masters_ray.learner.job import Pinned
+from masters_ray.learner.job import LearnerNews
 from masters_ray.learner.trainer import fit
 from masters_ray.records import Problem, RolloutGroup, StepMetrics
 from tests.conftest import PAIR, ROOT
@@ -67,10 +67,10 @@ def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
 ) -> None:
     at = random.SystemRandom().randint(3, 7)
     print(f"the worker is killed after step {at}")
-    told = Pinned()
+    told = LearnerNews()
     killed: list[int] = []
 
-    def on_news(news: Pinned) -> None:
+    def on_news(news: LearnerNews) -> None:
         told.steps += news.steps
         told.notes += news.notes
         if not killed and any(step.step >= at for step in news.steps):
@@ -148,9 +148,9 @@ def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are
     bad = {1, 3, 4}
     written = [written_by_its_student(row, spoilt=row.position in bad) for row in rows]
     folders = stored(tmp_path / "rollouts", written)
-    told = Pinned()
+    told = LearnerNews()
 
-    def on_news(news: Pinned) -> None:
+    def on_news(news: LearnerNews) -> None:
         told.steps += news.steps
         told.skipped += news.skipped
 

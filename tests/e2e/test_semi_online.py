@@ -29,7 +29,8 @@ from masters_ray.learner.exchange import Exchange, Order
 from masters_ray.learner.publish import publish
 from masters_ray.learner.sender import Sender
 from masters_ray.packing import pack
-from masters_ray.pipeline import driver
+from masters_ray.pipeline import learning
+from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
@@ -230,11 +231,11 @@ def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_fr
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(driver, "exchange_of", damaging_exchange)
+    monkeypatch.setattr(learning, "exchange_of", damaging_exchange)
     words = [*ONLINE, "data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={tmp_path}"]
     settings: config.Config = validation.load("conf/demo.yaml", words)
     with pytest.raises(WeightSyncError) as caught:
-        driver.run(settings, RunDirectory(settings), "conf/demo.yaml")
+        pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
     told = str(caught.value)
     assert told.startswith("version 2 of the student arrived with other weights: ")
     assert "in 1 of " in told and " sent, " in told and " received" in told

@@ -21,7 +21,8 @@ from masters_ray.config import Cluster
 from masters_ray.errors import ConfigError
 from masters_ray.files import append_lines, read_lines
 from masters_ray.learner.exchange import Exchange, Order
-from masters_ray.pipeline import driver, semi_online
+from masters_ray.pipeline import learning, owner
+from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.placement import Turns
 from tests.conftest import ROOT
@@ -84,8 +85,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     monkeypatch.chdir(ROOT)
     asked, waited = tmp_path / "asked.jsonl", tmp_path / "waited.jsonl"
     host = type("Host", (WatchedHost,), {"file": str(asked)})
-    monkeypatch.setattr(driver, "Replicas", partial(Replicas, host=host))
-    monkeypatch.setattr(semi_online, "Replicas", partial(Replicas, host=host))
+    monkeypatch.setattr(owner, "Replicas", partial(Replicas, host=host))
 
     @contextmanager
     def exchange_of(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
@@ -94,7 +94,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
         actor = ray.remote(watched).options(num_cpus=0, max_concurrency=9 + replicas)
         yield actor.remote(job.online, job.max_staleness, max_wait_seconds, job.settings.workers)
 
-    monkeypatch.setattr(driver, "exchange_of", exchange_of)
+    monkeypatch.setattr(learning, "exchange_of", exchange_of)
     words = [*SMALL, "data.train.rows=24", "data.held_out.rows=6", "learner.groups_per_step=4"]
     words += ["rollout.online_fraction=0.5", "rollout.max_staleness=1", "schedule.max_ratio=0"]
     words += [f"run.dir={tmp_path / 'run'}"]
@@ -103,7 +103,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     settings = validation.load("conf/demo.yaml", words)
     turns = validation.check_cluster(settings)
     assert turns == Turns(cpus=2.0, gpus=0)
-    driver.run(settings, RunDirectory(settings), "conf/demo.yaml", turns)
+    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml", turns)
 
     steps = read_lines(tmp_path / "run" / "metrics.jsonl")
     online = [1, 3, 5]

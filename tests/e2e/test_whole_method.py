@@ -47,7 +47,7 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     first, second = summary(run)["stages"]
     assert [(stage["ratio"], stage["rows"]) for stage in (first, second)] == [(0.2, 8), (0.1, 8)]
     rows = [next(iter(store.read(run / "rollouts" / f"stage-{stage}"))) for stage in (0, 1)]
-    before = weights.digest(ROOT / "masters_ray" / "toy" / "pair" / "student")
+    before = weights.digest(ROOT / "examples" / "toy" / "pair" / "student")
     refreshed = weights.digest(run / "students" / "stage-0")
     assert [row.student_digest for row in rows] == [before, refreshed]
     assert before != refreshed
@@ -67,4 +67,4 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     assert [step["stage"] for step in steps] == [0, 1]
     assert [step["jsd_error_bound"] for step in steps] == [0.0, 0.0], "a live teacher leaves nothing out"
     assert "the learner goes on after step 1" in done.stdout
-    assert {model["checkpoint"] for model in summary(run)["models"]["teachers"]} == {"masters_ray/toy/pair/teacher"}
+    assert {model["checkpoint"] for model in summary(run)["models"]["teachers"]} == {"examples/toy/pair/teacher"}

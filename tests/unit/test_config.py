@@ -8,7 +8,7 @@ from masters_ray.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 MINIMAL = """
 run: {dir: runs/x}
-data: {train: {format: easy_vqa}, held_out: {format: easy_vqa, split: test}}
+data: {train: {path: train.jsonl}, held_out: {path: test.jsonl}}
 teacher: {checkpoint: t}
 student: {checkpoint: s}
 """
@@ -203,10 +203,11 @@ def test_a_text_stays_as_it_was_typed(tmp_path: Path, text: str) -> None:
 
 def test_texts_of_a_list_and_of_the_file_stay_as_they_were_typed(tmp_path: Path) -> None:
     file = write(tmp_path, MINIMAL.replace("runs/x", "1e5") + "rollout: {store: no, reuse: [1e3, yes]}\n")
-    config = load(file, ["data.train.kinds=[colour,no]", "data.train.path=null", "student.checkpoint='a b'"])
+    config = load(file, ["rollout.reuse=[colour,no]", "teacher.max_replicas=null", "student.checkpoint='a b'"])
     assert config.run.dir == "1e5"
-    assert (config.rollout.store, config.rollout.reuse) == ("no", ["1e3", "yes"])
-    assert (config.data.train.kinds, config.data.train.path) == (["colour", "no"], None)
+    assert (config.rollout.store, config.rollout.reuse) == ("no", ["colour", "no"])
+    assert load(file, []).rollout.reuse == ["1e3", "yes"]
+    assert config.teacher.max_replicas is None
     assert config.student.checkpoint == "a b"
     assert "found 'off'" in complaints(file, "learner.offload=off")["learner.offload (command line)"]
 

@@ -14,11 +14,12 @@ from masters_ray import preflight, store
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
-from masters_ray.pipeline import contents, driver, evaluations, inputs
+from masters_ray.pipeline import contents, held_out, inputs, owner
+from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from tests.builders import group
 from tests.conftest import PAIR, ROOT
-from tests.unit.test_driver import FEW, Generate, block, generate, two_teachers
+from tests.unit.test_pipeline import FEW, Generate, block, generate, two_teachers
 
 __all__ = ["generate"]  # a fixture
 
@@ -114,10 +115,10 @@ def test_validate_leaves_a_damaged_store_to_the_run_that_mends_it(
 
 def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
-    held_out = tmp_path / "held_out.jsonl"
-    words = ("data.held_out.path=" + str(held_out), f"teacher.checkpoint={teacher}")
+    questions = tmp_path / "held_out.jsonl"
+    words = ("data.held_out.path=" + str(questions), f"teacher.checkpoint={teacher}")
     config = two_teachers(tmp_path, *SMALL, *words)
-    held_out.write_bytes((tmp_path / "questions.jsonl").read_bytes())
+    questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
     measure(config, monkeypatch, "student_before", "teacher")
     measure(config, monkeypatch)
     (teacher / "model.safetensors").write_bytes((PAIR / "student" / "model.safetensors").read_bytes())
@@ -156,7 +157,7 @@ def test_once_the_student_is_trained_a_change_of_the_data_is_said_and_nothing_is
     RunDirectory(config).student.mkdir()
     edit(tmp_path, relabel("2"))
     Path(RunDirectory(config).stage(0).path("shard-00000001.parquet")).write_bytes(b"torn")
-    driver.generate(config, RunDirectory(config), "two.yaml", measure=False)
+    pipeline.generate(config, RunDirectory(config), "two.yaml", measure=False)
     told = capsys.readouterr().out
     assert "1 of its questions are no longer there as they were asked (2)" in told
     assert "The run is finished with the questions as they were" in told
@@ -202,27 +203,27 @@ def test_a_damaged_file_of_a_finished_stage_costs_that_file(name: str, tmp_path:
 def measure(config: Config, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[list[str]]:
     """The labels that each evaluation of a call is of; engines start only when ``names`` are to be measured."""
     left = [block()] if names else []
-    monkeypatch.setattr(driver, "Replicas", lambda _: left.pop(0))
+    monkeypatch.setattr(owner, "Replicas", lambda _: left.pop(0))
     before = {name: RunDirectory(config).evaluation(name) for name in ("student_before", "teacher")}
     stamps = {name: file.stat().st_mtime_ns if file.exists() else 0 for name, file in before.items()}
-    driver.generate(config, RunDirectory(config), "two.yaml")
+    pipeline.generate(config, RunDirectory(config), "two.yaml")
     assert [name for name, file in before.items() if file.stat().st_mtime_ns != stamps[name]] == list(names)
-    return [sorted(one.label for one in evaluations.read(file)) for file in before.values()]
+    return [sorted(one.label for one in held_out.read_marks(file)) for file in before.values()]
 
 
 def test_accuracies_are_of_the_held_out_questions_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_out = tmp_path / "held_out.jsonl"
-    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(held_out))
-    held_out.write_bytes((tmp_path / "questions.jsonl").read_bytes())
+    questions = tmp_path / "held_out.jsonl"
+    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(questions))
+    questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
     both = ("student_before", "teacher")
     assert measure(config, monkeypatch, *both) == [["red"] * 4] * 2
-    edit(tmp_path, lambda rows: rows.reverse(), held_out.name)
+    edit(tmp_path, lambda rows: rows.reverse(), questions.name)
     measure(config, monkeypatch)
-    edit(tmp_path, relabel("2"), held_out.name)
+    edit(tmp_path, relabel("2"), questions.name)
     assert measure(config, monkeypatch, *both) == [["blue", "red", "red", "red"]] * 2
-    edit(tmp_path, lambda rows: rows.pop(), held_out.name)
+    edit(tmp_path, lambda rows: rows.pop(), questions.name)
     assert [len(labels) for labels in measure(config, monkeypatch, *both)] == [3, 3]
     cut = RunDirectory(config).evaluation("teacher")
     cut.write_text(cut.read_text()[:40])
@@ -230,19 +231,19 @@ def test_accuracies_are_of_the_held_out_questions_that_are_there(
 
 
 def test_a_finished_run_says_what_of_its_data_has_changed(tmp_path: Path) -> None:
-    held_out = tmp_path / "held_out.jsonl"
-    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(held_out))
-    held_out.write_bytes((tmp_path / "questions.jsonl").read_bytes())
+    questions = tmp_path / "held_out.jsonl"
+    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(questions))
+    questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
     directory = RunDirectory(config)
     loaded = inputs.load(config, directory.data)
-    digests = [evaluations.digest_of(one.problems) for one in loaded]
+    digests = [held_out.digest_of(one.problems) for one in loaded]
     content = {name: {"digest": digest} for name, digest in zip(("train", "held_out"), digests, strict=True)}
     write_json(directory.file("summary.json"), {"data": content})
     assert contents.changed_since(config, directory) == []
-    edit(tmp_path, relabel("1"), held_out.name)
+    edit(tmp_path, relabel("1"), questions.name)
     [told] = contents.changed_since(config, directory)
     assert told.startswith("its held-out questions have changed since; to measure on them, delete ")
-    held_out.unlink()
+    questions.unlink()
     [told] = contents.changed_since(config, directory)
     assert told.startswith("its data are not what they were: ")
-    assert str(held_out) in told
+    assert str(questions) in told

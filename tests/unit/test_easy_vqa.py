@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from hashlib import sha256
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from masters_ray import easy_vqa
+from examples import easy_vqa
+from masters_ray import data
+from masters_ray.config import DataSource
 from masters_ray.data.pictures import encoded
 from masters_ray.errors import DataError
+from masters_ray.records import Problem
 
 
 def test_test_problems_are_what_they_always_were() -> None:
@@ -83,5 +88,24 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
 
 
 def test_importing_does_not_import_torch() -> None:
-    code = "import masters_ray.easy_vqa, sys; sys.exit('torch' in sys.modules)"
+    code = "import examples.easy_vqa, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_questions_are_written_as_ordinary_data_and_read_back_the_same(tmp_path: Path) -> None:
+    easy_vqa.write(tmp_path / "x")
+    easy_vqa.write(tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+    source = DataSource(path=str(tmp_path / "x" / "test.jsonl"))
+    loaded = data.load(source, 0, 0.0, spool=tmp_path / "spool.arrow").problems
+
+    def told(problem: Problem) -> tuple[str, ...]:
+        return (
+            problem.id,
+            problem.question,
+            problem.label,
+            problem.kind,
+            sha256(encoded(problem.pictures[0])).hexdigest(),
+        )
+
+    assert {told(one) for one in loaded} == {told(one) for one in easy_vqa.problems("test")}

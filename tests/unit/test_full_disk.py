@@ -11,7 +11,7 @@ from masters_ray import data
 from masters_ray.errors import DataError, LearnerError, MastersError, StoreError
 from masters_ray.files import write_text
 from masters_ray.learner.checkpoints import Checkpoints
-from masters_ray.pipeline import evaluations
+from masters_ray.pipeline import held_out
 from masters_ray.pipeline.curriculum import Difficulties
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
@@ -36,7 +36,7 @@ def some_rewards(root: Path) -> None:
 
 
 def marks(root: Path) -> None:
-    evaluations.write(root / "evaluation" / "teacher.json", [], "", "")
+    held_out.write_marks(root / "evaluation" / "teacher.json", [], "", "")
 
 
 WRITERS: dict[str, tuple[Write, type[MastersError]]] = {

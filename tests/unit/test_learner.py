@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from masters_ray.config import Learner, Reward
-from masters_ray.learner.job import Board, LearnerJob, Pinned, StagePlan
+from masters_ray.learner.job import LearnerJob, StagePlan
 from masters_ray.learner.loop import learning_rate
 from tests.builders import iterations
 
@@ -19,14 +19,6 @@ def test_steps_never_cross_a_stage() -> None:
         storage=Path("y"),
     )
     assert [(plan.stage, len(one.positions)) for plan, one in job.steps] == [(0, 64), (0, 36), (1, 64)]
-
-
-def test_what_is_pinned_is_read_once() -> None:
-    board = Board()
-    board.pin(Pinned(notes=["a"]))
-    board.pin(Pinned(notes=["b"]))
-    assert board.read().notes == ["a", "b"]
-    assert board.read() == Pinned()
 
 
 def test_the_learning_rate_rises_and_stays() -> None:

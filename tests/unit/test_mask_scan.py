@@ -122,7 +122,7 @@ def test_a_scan_asks_the_same_questions_at_every_ratio_and_says_what_it_costs_be
         raise RuntimeError("stopped")
 
     monkeypatch.setattr(mask_scan, "say", happened.append)
-    monkeypatch.setattr(mask_scan.driver, "generate", generate)
+    monkeypatch.setattr(mask_scan.run, "generate", generate)
     scan = mask_scan.scan_config(configuration.load(DEMO, [f"run.dir={tmp_path}"]), [0.2, 0.0], 50)
     assert [stage.ratio for stage in scan.schedule.stages] == [0.2, 0.0]
     assert (scan.schedule.stage_data, scan.data.train.rows) == ("all", 50)

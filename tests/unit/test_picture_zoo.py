@@ -361,7 +361,7 @@ def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
 
 
 def qwen(folder: Path) -> Path:
-    return ROOT / "masters_ray" / "toy" / "pair" / "student"
+    return ROOT / "examples" / "toy" / "pair" / "student"
 
 
 def internvl(folder: Path) -> Path:

@@ -20,21 +20,21 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
+from examples.real_weights import build, models, pretrained
+from examples.real_weights.recipe import RECIPES, RealRecipe, RealShape
+from examples.real_weights.tokenizer import RENAMED, make_tokenizer, renamed
+from examples.real_weights.train import RealTrainer
+from examples.toy import build as toy_build
+from examples.toy import examples, manifest, pictures
+from examples.toy import tokenizer as words
+from examples.toy.checkpoint import Checkpoints
+from examples.toy.forward import picture_hidden, see
+from examples.toy.loop import Loop
+from examples.toy.recipe import Stage
+from examples.toy.train import Data, Trainer
 from masters_ray.errors import DataError
 from masters_ray.masks import MaskReport, masked
 from masters_ray.parts import part_of
-from masters_ray.real_weights import build, models, pretrained
-from masters_ray.real_weights.recipe import RECIPES, RealRecipe, RealShape
-from masters_ray.real_weights.tokenizer import RENAMED, make_tokenizer, renamed
-from masters_ray.real_weights.train import RealTrainer
-from masters_ray.toy import build as toy_build
-from masters_ray.toy import examples, manifest, pictures
-from masters_ray.toy import tokenizer as words
-from masters_ray.toy.checkpoint import Checkpoints
-from masters_ray.toy.forward import picture_hidden, see
-from masters_ray.toy.loop import Loop
-from masters_ray.toy.recipe import Stage
-from masters_ray.toy.train import Data, Trainer
 
 LAYERS = 6
 TINY = RealRecipe(
@@ -182,7 +182,7 @@ def test_the_stage_ends_once_the_worst_kind_is_in_the_band(trainer: RealTrainer)
 def test_accuracy_in_chunks_is_that_of_all(trainer: RealTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     held = trainer.keep(trainer.data.held_out.pixels).rows(torch.tensor([row for row, *_ in trainer.rows]))
     whole = trainer.accuracy(held)
-    monkeypatch.setattr("masters_ray.real_weights.train.CHUNK", 4)
+    monkeypatch.setattr("examples.real_weights.train.CHUNK", 4)
     assert trainer.accuracy(held) == pytest.approx(whole)
     assert set(whole) == {"colour", "shape", "place"}
 

@@ -14,7 +14,8 @@ from masters_ray.actors.judge import Verdict
 from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.groups import Earlier, Recipe, sampling_seed
+from masters_ray.pipeline.judging import Judging
+from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.records import Picture, Problem
 from masters_ray.schedule import Stage
 from masters_ray.store import look
@@ -48,8 +49,7 @@ def recipe(stage: int = 0, ratio: float = 0.2, judge: Judge | None = None, **rol
     return Recipe(
         stage=Stage(index=stage, ratio=ratio),
         rollout=settings,
-        judge=judge or Judge(),
-        judges={"student": "the student", "teacher": "the teacher"},
+        judging=Judging(settings=judge or Judge(), models={"student": "the student", "teacher": "the teacher"}),
         seed=0,
         student_digest="s",
         made_with=made_with,
@@ -285,9 +285,9 @@ def test_of_data_that_changed_only_other_questions_are_asked_anew(
 
 
 def test_batches_never_reach_over_questions_that_were_asked() -> None:
-    batches = rollouts.unasked(PROBLEMS, range(5), {1, 4}, 2)
+    batches = rollouts.unasked(PROBLEMS, range(5), {1, 4}, 2)  # type: ignore[arg-type]
     assert [[(position, one.id) for position, one in batch] for batch in batches] == [[(0, "0")], [(2, "2"), (3, "3")]]
-    batches = rollouts.unasked(PROBLEMS, range(1, 5), set(), 3)
+    batches = rollouts.unasked(PROBLEMS, range(1, 5), set(), 3)  # type: ignore[arg-type]
     assert [[position for position, _ in batch] for batch in batches] == [[1, 2, 3], [4]]
 
 
@@ -298,7 +298,7 @@ def test_teachers_with_different_weights_are_refused(tmp_path: Path) -> None:
 
 def test_sampling_seeds_differ_by_question_source_and_ratio_and_fit_an_engine() -> None:
     seeds = {
-        sampling_seed(dataclasses.replace(recipe(ratio=ratio), seed=seed), source, name)
+        dataclasses.replace(recipe(ratio=ratio), seed=seed).seed_of(source, name)
         for seed in (0, 1)
         for ratio in (0.0, 0.2)
         for source in ("teacher", "student")
@@ -306,7 +306,7 @@ def test_sampling_seeds_differ_by_question_source_and_ratio_and_fit_an_engine() 
     }
     assert len(seeds) == 8 + 4, "the student is the same in all stages"
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert sampling_seed(recipe(stage=0), "teacher", "a") == sampling_seed(recipe(stage=1), "teacher", "a")
+    assert recipe(stage=0).seed_of("teacher", "a") == recipe(stage=1).seed_of("teacher", "a")
 
 
 def test_rows_made_by_the_same_recipe_are_taken_over_by_question(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_place_to_take_rows_from_that_holds_no_store_is_an_error(tmp_path: Pat
 def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher(tmp_path: Path) -> None:
     roll_out(tmp_path / "stage-0", FakeReplicas())
     replicas = FakeReplicas()
-    earlier = Earlier(rows=store.Lookup([tmp_path / "stage-0"]), judging=recipe().judging)
+    earlier = Earlier(rows=store.Lookup([tmp_path / "stage-0"]), same_judge=True)
     rollouts.roll_out(recipe(stage=1, ratio=0.1), PROBLEMS, range(5), replicas, tmp_path / "stage-1", earlier)  # type: ignore[arg-type]
     assert replicas.pools["student"].wrote == []
     assert len(replicas.pools["teacher"].wrote) == 5
@@ -363,7 +363,7 @@ def test_a_row_says_how_long_its_prompt_is_for_the_student(tmp_path: Path) -> No
     for number, split in enumerate(splits):
         roll_out(tmp_path / str(number), FakeReplicas(student=student), **split)
         assert [row.prompt_tokens for row in store.read(tmp_path / str(number))] == [11] * 5
-    earlier = Earlier(rows=store.Lookup([tmp_path / "2"]), judging=recipe().judging)
+    earlier = Earlier(rows=store.Lookup([tmp_path / "2"]), same_judge=True)
     after = recipe(stage=1, ratio=0.1, **alone)
     rollouts.roll_out(after, PROBLEMS, range(5), FakeReplicas(), tmp_path / "next", earlier)  # type: ignore[arg-type]
     assert [row.prompt_tokens for row in store.read(tmp_path / "next")] == [11] * 5
@@ -448,7 +448,7 @@ def test_a_judge_that_differs_from_the_rule_more_than_it_can_is_told(
     told = capsys.readouterr().out
     assert "stage 0: the judge and the rule (exact) differ on 50.0% of 20 answers" in told
     assert "the judge calls 100.0% right, the rule 50.0%" in told
-    by_rule = dataclasses.replace(recipe(), judge=Judge(of_teacher="rule", of_student="rule"))
+    by_rule = recipe(judge=Judge(of_teacher="rule", of_student="rule"))
     rollouts.roll_out(by_rule, PROBLEMS, range(5), FakeReplicas(), tmp_path / "c")  # type: ignore[arg-type]
     assert made(tmp_path / "c")["compared"] == 0, "a rule is not compared with itself"
 
@@ -457,14 +457,14 @@ def test_a_rule_judges_without_replicas(tmp_path: Path) -> None:
     replicas = FakeReplicas()
     del replicas.pools["judge"]
     by_rule = Judge(of_teacher="rule", of_student="rule")
-    rollouts.roll_out(dataclasses.replace(recipe(), judge=by_rule), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
+    rollouts.roll_out(recipe(judge=by_rule), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
     rows = list(store.read(tmp_path))
     assert [one.judged.accuracy for one in rows[0].answers] == [1, 0, 1, 0]
     assert rows[0].answers[0].judged.verdict == "by rule (exact)"
 
 
 def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp_path: Path) -> None:
-    with_reasoning = dataclasses.replace(recipe(), judge=Judge(reasoning=True))
+    with_reasoning = recipe(judge=Judge(reasoning=True))
     rollouts.roll_out(with_reasoning, PROBLEMS, range(5), FakeReplicas(), tmp_path / "a")  # type: ignore[arg-type]
     rows = list(store.read(tmp_path / "a"))
     assert [one.judged.reasoning for one in rows[0].answers] == [1, 0, 1, 0]

@@ -68,11 +68,6 @@ def test_the_order_is_that_of_a_shuffle_in_memory(tmp_path: Path, rows: int | No
     assert [digest.decode() for digest in problems.digests] == [problem.digest for problem in expected]
 
 
-def test_the_order_of_easy_vqa_is_that_of_a_shuffle_in_memory(tmp_path: Path) -> None:
-    source = DataSource(format="easy_vqa", split="test", rows=300)
-    assert list(load(source, 1, 0.0, spool=spool(tmp_path)).problems) == in_memory(source, 1)
-
-
 def test_embedded_pictures_make_shorter_batches_and_come_back_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

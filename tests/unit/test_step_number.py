@@ -19,7 +19,7 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
-from masters_ray.learner.job import LearnerJob, Pinned, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
 from masters_ray.learner.terms import objective
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored
@@ -195,7 +195,7 @@ class Worker:
         asked = {row.position: row.problem.digest for row in rows}
         writer.write(store.table_of(rows), store.Account(asked=asked, rejected={}, noted={}))
         writer.finish({})
-        self.told: list[Pinned] = []
+        self.told: list[LearnerNews] = []
         self._kept: dict[str, Tensor] = {}
         shard = SimpleNamespace(iter_batches=lambda **_: self._tables(folder / "store"))
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
@@ -209,7 +209,9 @@ class Worker:
         set_accelerator(CPU_Accelerator())
         job = LearnerJob(
             checkpoint=str(PAIR / "student"),
-            settings=Learner(dtype="float32", zero_stage=0, groups_per_step=len(rows), kl_beta=BETA),
+            settings=Learner(
+                dtype="float32", zero_stage=0, groups_per_step=len(rows), kl_beta=BETA, gradient_clipping=1e9
+            ),
             reward=Reward(alpha=ALPHA, rho=RHO),
             seed=0,
             stages=(StagePlan(stage=0, ratio=0.2, rows=len(rows)),),
@@ -218,10 +220,10 @@ class Worker:
             adapters_to=folder / "adapters",
             storage=folder / "learner",
         )
-        board: Any = SimpleNamespace(pin=SimpleNamespace(remote=self.told.append))
-        self._worker: Any = loop._Worker(job, board, None)
-        self._gradients = self._worker._engine.gradients
-        patch.setattr(self._gradients, "apply", self._keep)
+        news: Any = SimpleNamespace(put=self.told.append)
+        self._worker: Any = loop._Worker(job, news, None)
+        self._optimizer = self._worker._engine._engine.optimizer
+        patch.setattr(self._optimizer, "step", self._keep)
 
     def gradient(self, workers: int, budget: int, multiple_of: int, aggregation: Aggregation) -> dict[str, Tensor]:
         """The mean over ``workers``, as DeepSpeed takes it, of what each adds up; the weights stay as they are."""
@@ -246,12 +248,12 @@ class Worker:
         job, worker._job = worker._job, replace(worker._job, settings=settings)
         moves = iter([move, lambda _: None])
 
-        def apply() -> None:
+        def step() -> None:
             self._keep()
             next(moves)(model)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self._gradients, "apply", apply)
+            patch.setattr(self._optimizer, "step", step)
             worker.step(worker.parts(0))
         worker._job = job
         with torch.no_grad():
@@ -270,7 +272,6 @@ class Worker:
     def _keep(self) -> None:
         parameters = self._worker._engine.model.named_parameters()
         self._kept = {name: one.grad.clone() for name, one in parameters if one.grad is not None}
-        self._gradients.drop()
 
     @staticmethod
     def _tables(folder: Path) -> Iterator[pa.Table]:

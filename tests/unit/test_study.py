@@ -15,7 +15,7 @@ from masters_ray.config import Cluster, Config
 from masters_ray.errors import ConfigError
 from masters_ray.evaluate import Marked
 from masters_ray.files import append_lines, as_json, write_json
-from masters_ray.pipeline import evaluations
+from masters_ray.pipeline import held_out
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.schedule import ratios
 from masters_ray.studies import study as studies
@@ -153,7 +153,7 @@ def finished(
         Marked(id=str(number), kind="colour", label="red", answer="red", finish="stop", correct=bool(right))
         for number, right in enumerate(correct, first)
     ]
-    evaluations.write(folder / "evaluation" / "student_after.json", marks, "questions", "model")
+    held_out.write_marks(folder / "evaluation" / "student_after.json", marks, "questions", "model")
 
 
 def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ class Runs:
         self.measured_before: dict[str, list[str]] = {}
         """Variant → accuracies that were there when its run began."""
         self.clusters = 0
-        monkeypatch.setattr(studies.driver, "run", self._run)
+        monkeypatch.setattr(studies, "make_run", self._run)
         monkeypatch.setattr(studies.cluster, "connected", self._connected)
         monkeypatch.setattr(studies.validation, "check_cluster", lambda config: None)
 

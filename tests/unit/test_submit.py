@@ -19,7 +19,7 @@ DEMO = "conf/demo.yaml"
 def config() -> Config:
     chosen = Config()
     chosen.run.dir = "runs/x"
-    chosen.teacher.checkpoint = "masters_ray/toy/pair/teacher"
+    chosen.teacher.checkpoint = "examples/toy/pair/teacher"
     chosen.student.checkpoint = "org/name"
     return chosen
 
@@ -29,7 +29,7 @@ def test_paths_mean_on_the_cluster_what_they_mean_here(
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_text("")
-    (tmp_path / "masters_ray" / "toy" / "pair" / "teacher").mkdir(parents=True)
+    (tmp_path / "examples" / "toy" / "pair" / "teacher").mkdir(parents=True)
     config.data.train.path = "data/rows.jsonl"
     config.data.held_out.path = "/shared/rows.jsonl"
     monkeypatch.chdir(tmp_path)

@@ -14,13 +14,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from masters_ray import easy_vqa, marking, prompts
+from examples import easy_vqa
+from examples.toy import PAIR, build, examples, manifest, models, pictures
+from examples.toy.evaluate import complete
+from examples.toy.forward import picture_hidden, see, text_hidden
+from examples.toy.recipe import Recipe, Shape, Stage
+from examples.toy.tokenizer import VOCABULARY, make_tokenizer
+from masters_ray import marking, prompts
 from masters_ray.errors import CheckpointError
-from masters_ray.toy import PAIR, build, examples, manifest, models, pictures
-from masters_ray.toy.evaluate import complete
-from masters_ray.toy.forward import picture_hidden, see, text_hidden
-from masters_ray.toy.recipe import Recipe, Shape, Stage
-from masters_ray.toy.tokenizer import VOCABULARY, make_tokenizer
 
 NAMES = ("teacher", "student")
 TINY = Recipe(

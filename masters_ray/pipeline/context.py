@@ -1,0 +1,62 @@
+"""A run that is under way: its questions, its stages, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from masters_ray import data, schedule, store
+from masters_ray.config import Config
+from masters_ray.evaluate import refusals
+from masters_ray.pipeline import held_out, inputs, online
+from masters_ray.pipeline.contents import StageStores, say_damage
+from masters_ray.pipeline.curriculum import QuestionOrder
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.held_out import HeldOut
+from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.owner import ReplicaOwner
+from masters_ray.pipeline.recipes import Recipes
+
+
+class RunContext:
+    """Loads the data and lays out the stages when it is made; the steps of a run share it."""
+
+    def __init__(self, config: Config, directory: RunDirectory, journal: Journal, owner: ReplicaOwner) -> None:
+        self.config, self.directory, self.journal, self.owner = config, directory, journal, owner
+        with journal.phase("data"):
+            self.train, self.held_out = inputs.load(config, directory.data)
+            self.overlap = inputs.told(self.train, self.held_out)
+        self.plan = inputs.plan(config, len(self.train.problems))
+        """Every stage with the positions of its questions."""
+        self.stages = [stage for stage, _ in self.plan]
+        self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
+        self.online = any(one.online for one in self.iterations)
+        self.refreshes = config.rollout.student_refresh == "stage"
+        """The student learns after every stage, and writes in the next one."""
+        self.order = QuestionOrder(config, self.train.problems, directory.file("difficulty"))
+        self.recipes = Recipes(config, directory, self.plan)
+        self.stores = StageStores(config, directory, self.plan, self.iterations, self.order)
+        self.measured = HeldOut(config, directory, self.held_out.problems)
+        self.write_quarantine([])
+
+    def is_made(self, stage: schedule.Stage, part: range) -> bool:
+        """As ``StageStores.is_made``."""
+        return self.stores.is_made(stage, part, self.recipes.of(stage).settings)
+
+    def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:
+        """quarantine.jsonl: the rows of the data, of the stages that are finished, of the evaluations, and those that
+        the learner went on without."""
+        folders = [self.directory.stage(stage.index) for stage in finished]
+        in_stages = [
+            row
+            for folder in folders
+            for account in store.read_accounts(folder, on_damage=say_damage).values()
+            for row in account.rejected.values()
+        ]
+        fresh = online.rejected_in([self.directory.online(stage.index) for stage in finished])
+        marks = held_out.all_marks(self.directory) if finished else {}
+        measured = refusals(one for marked in marks.values() for one in marked)
+        of_data = [*self.train.rejected, *self.held_out.rejected]
+        data.write_quarantine(
+            self.directory.file("quarantine.jsonl"),
+            [*of_data, *in_stages, *fresh, *measured, *self.journal.left_out()],
+        )

@@ -1,0 +1,178 @@
+"""Accuracy on the held-out questions: greedy answers, their marks, and what is kept of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from masters_ray import data, remarks, store, weights
+from masters_ray.actors.host import Role
+from masters_ray.actors.judge import Verdict
+from masters_ray.actors.pool import Pool
+from masters_ray.config import Config, Rule
+from masters_ray.errors import DataError, StoreError
+from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
+from masters_ray.files import as_json, read_json, read_record, write_json
+from masters_ray.marking import RULES
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.progress import say, track
+from masters_ray.records import Problem, Refused, Rejected, Reply
+
+_AT_A_TIME = 128
+"""Questions that a replica is handed at a time."""
+_EXAMPLES = 3
+MODELS = ("teacher", "student_before", "student_after")
+"""What is measured, by the names of its files."""
+
+
+class HeldOut:
+    """The held-out questions of a run and the models that were measured on them."""
+
+    def __init__(self, config: Config, directory: RunDirectory, problems: data.Problems) -> None:
+        self._config, self._directory, self._problems = config, directory, problems
+        self._digest = digest_of(problems)
+
+    def is_measured(self, name: str, model: str | None) -> bool:
+        """Whether the accuracy of a model is there, of these questions and, if it is known, of these weights.
+        Otherwise says why it is measured again."""
+        file = self._directory.evaluation(name)
+        if not file.exists():
+            return False
+        try:
+            content = read_json(file)
+        except StoreError as error:
+            say(f"{error}: it is measured again")
+            return False
+        found = content if isinstance(content, dict) else {}
+        if found.get("questions") != self._digest:
+            say(f"{file}: measured on other held-out questions than the data hold now; it is measured again")
+            return False
+        if model is not None and found.get("model") != model:
+            say(f"{file}: measured with other weights than there are now; it is measured again")
+            return False
+        return True
+
+    def measure(self, pools: Mapping[Role, Pool], role: Role, name: str, model: str) -> None:
+        """Have a pool's model answer the questions, and keep its marks as ``name``. model: digest of its weights.
+        Raises DataError when more questions cannot be asked than conf allows."""
+        title = f"held-out accuracy of {name.replace('_', ' ')}"
+        config, longest = self._config, self._config.evaluation_tokens
+        judge = pools["judge"] if config.evaluation.marked_by == "judge" else None
+        marked = evaluate(pools[role], judge, config.judge.rule, self._problems, longest, title)
+        # Once the student has learned, a picture that is gone must not cost summary and report.
+        allowed = 1.0 if name == "student_after" else config.rollout.max_set_aside_share
+        refuse_too_many(refusals(marked), len(self._problems), allowed)
+        write_marks(self._directory.evaluation(name), marked, self._digest, model)
+        say_accuracy(title, marked, longest, config.judge.rule)
+
+    def refuse_rows_of_another_teacher(self, made: Sequence[store.Folder], checkpoint: Path) -> None:
+        """Raises StoreError when stores are there, and the teacher that was measured after them had other weights than
+        the checkpoint has."""
+        file = self._directory.evaluation("teacher")
+        if not file.exists() or not any(folder.has(store.MANIFEST) for folder in made):
+            return
+        try:
+            content = read_json(file)
+        except StoreError:
+            return  # it is measured again
+        now = weights.digest(checkpoint)
+        if isinstance(content, dict) and content.get("model", now) != now:
+            raise StoreError(
+                f"{made[0]}: its rows were made by a teacher with other weights than {checkpoint} has now. Put them "
+                "back, or choose another run.dir."
+            )
+
+
+def digest_of(problems: data.Problems) -> str:
+    """SHA-256 of the questions, in whatever order they are asked."""
+    return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutMarks:
+    """A file of held-out answers with their marks."""
+
+    questions: str
+    """Digest of the questions."""
+    model: str
+    """Digest of the weights that answered."""
+    marks: list[Marked]
+
+
+def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
+    """questions, model: as of ``HeldOutMarks``."""
+    write_json(file, as_json(HeldOutMarks(questions=questions, model=model, marks=list(marked))))
+
+
+def read_marks(file: Path) -> list[Marked]:
+    """The marks of a model. Raises StoreError when the file is damaged."""
+    return read_record(file, HeldOutMarks, "Delete it to measure again.").marks
+
+
+def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:
+    """Of each model that was measured so far."""
+    files = {name: directory.evaluation(name) for name in MODELS}
+    return {name: read_marks(file) for name, file in files.items() if file.exists()}
+
+
+def evaluate(
+    pool: Pool, judge: Pool | None, rule: Rule, problems: Sequence[Problem], max_tokens: int, title: str
+) -> list[Marked]:
+    """Greedy answers of a pool's model to the held-out questions, marked by the judge, or by the rule without one.
+
+    An answer whose verdict cannot be read counts as wrong here. What a replica was doing when its process died is
+    asked again. A question that the model's engine does not take has no mark but the reason.
+    """
+
+    def marked(share: Sequence[Problem]) -> list[Marked]:
+        answers: list[Reply | Refused] = pool.call_again("answer_greedily", share, max_tokens)
+        ruled = [
+            isinstance(said, Reply) and RULES[rule](said.text, one) for one, said in zip(share, answers, strict=True)
+        ]
+        if judge is None:
+            return mark(share, answers, ruled)
+        asked = [[said.text] if isinstance(said, Reply) else [] for said in answers]
+        verdicts: list[list[Verdict]] = judge.call_again("judge", share, asked, False)
+        correct = [any(verdict.accuracy == 1 for verdict in group) for group in verdicts]
+        return mark(share, answers, correct, ruled)
+
+    shares = list(batches(problems, _AT_A_TIME))
+    found: dict[int, list[Marked]] = {}
+    with track(title, len(problems)) as advance:
+        for number, marks in in_parallel(
+            lambda number: marked(shares[number]), range(len(shares)), pool.most_calls_at_once
+        ):
+            found[number] = marks
+            advance(len(marks))
+    return [one for number in sorted(found) for one in found[number]]
+
+
+def refuse_too_many(refused: Sequence[Rejected], questions: int, allowed: float) -> None:
+    """Raises DataError when a model could not be asked more than the share ``allowed`` of the held-out questions, or
+    none of them."""
+    if len(refused) <= allowed * questions and len(refused) < questions:
+        return
+    examples = "\n".join(f"  {one.row}: {one.reason}" for one in refused[:_EXAMPLES])
+    raise DataError(
+        f"{len(refused)} of {questions} held-out questions could not be asked; rollout.max_set_aside_share allows "
+        f"{allowed:g}. The first of them:\n{examples}\nMend or take out their rows, shorten the questions, use smaller "
+        "pictures, or raise engine.max_model_len and choose another run.dir; or raise rollout.max_set_aside_share and "
+        "call again."
+    )
+
+
+def say_accuracy(title: str, marked: Sequence[Marked], longest: int, rule: Rule) -> None:
+    """What came of the held-out questions. longest: the tokens at which answers were cut."""
+    measured, cut = accuracy([one for one in marked if not one.refused]), cut_share(marked)
+    told = f"; {cut:.1%} of the answers cut" if cut else ""
+    say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n}{told})")
+    for remark in (remarks.held_out_cut(cut, longest), remarks.held_out_disagreement(title, marked, rule)):
+        if remark:
+            say(remark)
+    if aside := len(marked) - measured.n:
+        say(f"{aside} held-out questions could not be asked and count in no accuracy of the run (quarantine.jsonl)")

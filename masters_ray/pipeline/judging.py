@@ -1,0 +1,68 @@
+"""Who judges whose answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from masters_ray.actors.host import Role
+from masters_ray.actors.judge import Verdict
+from masters_ray.actors.pool import Pool
+from masters_ray.config import Judge, JudgedBy
+from masters_ray.marking import RULES
+from masters_ray.records import Answer, Problem, Source
+
+JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}
+"""Models that judge → the role that their replicas play."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How the answers of a stage are judged."""
+
+    settings: Judge
+    models: Mapping[JudgedBy, str]
+    """Models that judge → what tells each from any other model, whatever role that one plays."""
+
+    def by(self, source: Source) -> JudgedBy:
+        """Who judges the answers of a source."""
+        return self.settings.of_teacher if source == "teacher" else self.settings.of_student
+
+    def identity(self, source: Source) -> str:
+        """Of the judge of a source's answers: equal ones give equal verdicts to equal answers."""
+        judge = self.by(source)
+        if judge == "rule":
+            return self.settings.rule
+        return f"{self.models[judge]}, reasoning {self.settings.reasoning}, {self.settings.max_tokens} tokens"
+
+    def verdicts(
+        self,
+        pools: Mapping[Role, Pool],
+        problems: Sequence[Problem],
+        shared: Any,
+        answers: Sequence[Sequence[Answer]],
+        known: Sequence[Mapping[str, Verdict]],
+    ) -> list[list[Verdict]]:
+        """A verdict for each answer to each problem; a judge is asked once for the same text of a problem.
+
+        shared: the problems as ``Pool.share`` gave them. known: for each problem, text → what the judge of the
+        student's answers said of it before. Raises ReplicaLostError.
+        """
+        of_student = self.by("student")
+        found = {(of_student, index, text): verdict for index, own in enumerate(known) for text, verdict in own.items()}
+        for judge, role in JUDGES.items():
+            wanted = [dict.fromkeys(one.text for one in own if self.by(one.source) == judge) for own in answers]
+            texts = [[text for text in own if (judge, index, text) not in found] for index, own in enumerate(wanted)]
+            if any(texts):
+                said: list[list[Verdict]] = pools[role].call("judge", shared, texts, self.settings.reasoning)
+                for index, own in enumerate(texts):
+                    found |= {(judge, index, text): one for text, one in zip(own, said[index], strict=True)}
+        return [
+            [found.get((self.by(one.source), index, one.text)) or self._by_rule(problem, one.text) for one in own]
+            for index, (problem, own) in enumerate(zip(problems, answers, strict=True))
+        ]
+
+    def _by_rule(self, problem: Problem, text: str) -> Verdict:
+        right = RULES[self.settings.rule](text, problem)
+        return Verdict(accuracy=int(right), text=f"by rule ({self.settings.rule})")

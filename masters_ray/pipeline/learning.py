@@ -1,0 +1,109 @@
+"""The learner of a run: what it is given, and what answers its online iterations while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from masters_ray import placement, store
+from masters_ray.errors import LearnerError
+from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
+from masters_ray.learner.trainer import exchange_of, fit
+from masters_ray.pipeline import stages
+from masters_ray.pipeline.context import RunContext
+from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
+from masters_ray.progress import say, track
+from masters_ray.schedule import Stage
+
+
+def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
+    """Train the student on these stages, from the learner's last checkpoint if there is one, unless it is there
+    already. Raises LearnerError, or what ended the rollouts of online iterations."""
+    if export_to.exists():
+        return
+    run.stores.check([stage.index for stage in plan])
+    job = _job(run, plan, export_to)
+    done = run.journal.steps_done()
+    following = (run.stages[one.stage] for one in job.iterations if one.online and one.number > done)
+    if (stage := next(following, None)) is not None:
+        with run.journal.phase("start of the engines"):
+            run.owner.online(stage.teacher, stage.ratio)
+    say(f"the learner starts{job.online_in_words}")
+    with (
+        run.journal.phase("learner"),
+        track("learner: optimizer steps", len(job.steps), done) as advance,
+        _online_rollouts(run, job) as online,
+    ):
+
+        def on_news(news: LearnerNews) -> None:
+            run.journal.take(news, advance)
+            if news.left_out:
+                run.write_quarantine(plan)
+
+        stores = [run.directory.stage(stage.index) for stage in plan]
+        try:
+            fit(job, stores, on_news, online.exchange if online else None)
+        except LearnerError as error:
+            if online and online.error:
+                raise online.error from error
+            raise
+        if online and online.error:
+            raise online.error
+
+
+def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
+    config, directory, turns = run.config, run.directory, run.owner.turns
+    parts = []
+    for stage in plan:
+        if (manifest := store.read_manifest(directory.stage(stage.index))) is not None:
+            parts.append(
+                StagePlan(
+                    stage=stage.index,
+                    ratio=stage.ratio,
+                    rows=manifest.rows,
+                    teacher=stage.teacher,
+                    teacher_digest=manifest.made_by["teacher_digest"],
+                )
+            )
+    indices = {stage.index for stage in plan}
+    return LearnerJob(
+        checkpoint=stages.absolute(config.student.checkpoint),
+        settings=config.learner,
+        reward=config.reward,
+        seed=config.run.seed,
+        stages=tuple(parts),
+        iterations=tuple(one for one in run.iterations if one.stage in indices),
+        max_staleness=config.rollout.max_staleness,
+        engine_dtype=config.student.engine.dtype,
+        max_set_aside_share=config.rollout.max_set_aside_share,
+        transfer=placement.transfer(config, turns),
+        turns=turns is not None,
+        export_to=export_to,
+        adapters_to=directory.adapters,
+        live=stages.live_sources(config) if config.learner.teacher == "live" else (),
+        storage=directory.learner,
+    )
+
+
+@contextmanager
+def _online_rollouts(run: RunContext, job: LearnerJob) -> Iterator[OnlineRollouts | None]:
+    """What answers the job's online iterations; None when there are none."""
+    if not job.online:
+        yield None
+        return
+    run.owner.give_way()
+    run.journal.note("placement", "turns" if job.turns else "beside")
+    plan = OnlinePlan(
+        config=run.config,
+        stages={stage.index: stage for stage in run.stages},
+        iterations={one.number: one for one in job.iterations if one.online},
+        questions=run.order.questions,
+        recipes=run.recipes,
+    )
+    rollout, replicas = run.config.rollout, run.config.student.replicas
+    with (
+        exchange_of(job, rollout.max_wait_seconds, replicas) as exchange,
+        OnlineRollouts(plan, run.directory, exchange, run.owner) as online,
+    ):
+        yield online

@@ -1,0 +1,247 @@
+"""Rollouts of online iterations: the student of the time answers their questions anew while it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+
+from masters_ray import remarks, schedule, store
+from masters_ray.actors.host import Role
+from masters_ray.actors.replicas import Replicas
+from masters_ray.config import Config, Rule
+from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
+from masters_ray.files import append_lines
+from masters_ray.learner.exchange import Order
+from masters_ray.masks import MaskReport
+from masters_ray.pipeline import rollouts
+from masters_ray.pipeline.contents import say_damage
+from masters_ray.pipeline.curriculum import Questions
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.groups import GroupMaker
+from masters_ray.pipeline.limits import Limits
+from masters_ray.pipeline.owner import ReplicaOwner
+from masters_ray.pipeline.parallel import in_parallel
+from masters_ray.pipeline.recipes import OnlineWriter, Recipe, Recipes
+from masters_ray.pipeline.tally import Tally
+from masters_ray.progress import say
+from masters_ray.records import OnlineStep, Rejected
+from masters_ray.schedule import Stage
+
+T = TypeVar("T")
+
+_PATIENCE = 1.0
+"""Seconds between two looks at whether to stop."""
+_SECONDS_TO_STOP = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlinePlan:
+    """What the online iterations of a run ask for."""
+
+    config: Config
+    stages: Mapping[int, Stage]
+    """By index."""
+    iterations: Mapping[int, schedule.Iteration]
+    """By number, the online ones."""
+    questions: Questions
+    recipes: Recipes
+
+
+class OnlineRollouts:
+    """Answers online iterations one after the other, on a thread of its own, as an exchange wants them.
+
+    Their rows are stored in the run's ``online`` directory, and not made again when the learner comes back to an
+    iteration, as long as the student that wrote them is one that this learner was. Replicas that die are replaced and
+    get the current weights before their first call.
+
+    In turns an order is given when the learner waits, and brought back when the replicas sleep again. One that is not
+    wanted any more is left between two batches.
+    """
+
+    def __init__(self, plan: OnlinePlan, directory: RunDirectory, exchange: Any, owner: ReplicaOwner) -> None:
+        """exchange: an Exchange actor. owner: of the replicas; they are closed when the block is left."""
+        self._plan, self._directory, self._owner = plan, directory, owner
+        self.exchange = exchange
+        self._tallies: dict[int, Tally] = dict.fromkeys(plan.stages, Tally())
+        self._limits = {index: self._limits_of(index) for index in plan.stages}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="online rollouts", daemon=True)
+        self._stores: dict[int, _OnlineStore] = {}
+        """By stage."""
+        self.error: BaseException | None = None
+        """Why there are no more of them, if something went wrong."""
+
+    def __enter__(self) -> OnlineRollouts:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the replicas; what they were doing is dropped."""
+        self._stopping.set()
+        self._owner.close()
+        self._thread.join(_SECONDS_TO_STOP)
+        if self._thread.is_alive():
+            raise ReplicaError(
+                f"rollouts of online iterations did not end in {_SECONDS_TO_STOP:g} s after they were stopped. What is "
+                "stored stays: look for processes that are left, end them, and call again."
+            )
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                order: Order | None = ray.get(self.exchange.next_order.remote(_PATIENCE))
+                if order is not None:
+                    rows = self._try(order)
+                    self._owner.give_way()
+                    ray.get(self.exchange.deliver.remote(order, rows))
+        except BaseException as error:  # noqa: BLE001 - raised by the driver, which waits for the learner
+            if self._stopping.is_set():
+                return
+            self.error = error
+            told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
+            try:
+                ray.get(self.exchange.fail.remote(f"rollouts of online iterations stopped: {told}"))
+            except RayError as gone:
+                say(f"the learner could not be told that rollouts stopped: {gone}")
+        finally:
+            self._owner.close()
+
+    def _try(self, order: Order) -> pa.Table | None:
+        """``_answer``; None as well when the weights that were to write are gone with their learner."""
+        try:
+            return self._answer(order)
+        except WeightsGoneError as gone:
+            say(f"iteration {order.iteration} is answered again when the learner goes on: {gone}")
+            return None
+
+    def _answer(self, order: Order) -> pa.Table | None:
+        """The rows of an iteration, made or found; None: nobody waits for them any more."""
+        iteration = self._plan.iterations[order.iteration]
+        stage = self._plan.stages[iteration.stage]
+        replicas = self._owner.online(stage.teacher, stage.ratio)
+        if self._stopping.is_set():
+            return None
+        began = time.monotonic()
+        report = rollouts.mask_teachers(replicas.pools["teacher"], stage.ratio)
+        recipe = self._plan.recipes.of(
+            stage, OnlineWriter(iteration=order.iteration, version=order.weights.version, digest=order.weights.digest)
+        )
+        if stage.index not in self._stores:
+            folder = self._directory.online(stage.index)
+            self._stores[stage.index] = _OnlineStore(folder, recipe.key(report), self._plan.questions)
+        stored = self._stores[stage.index]
+        if (found := stored.good_for(iteration, order)) is not None:
+            return found
+        writer = stored.cleared(iteration)
+        following: tuple[Role, ...] = ("student", "judge") if self._plan.config.judge.follows_student else ("student",)
+        for role in following:
+            replicas.pools[role].hold(order.weights)
+        return self._make(order, iteration, recipe, report, writer, replicas, began)
+
+    def _make(
+        self,
+        order: Order,
+        iteration: schedule.Iteration,
+        recipe: Recipe,
+        report: MaskReport,
+        writer: store.Writer,
+        replicas: Replicas,
+        began: float,
+    ) -> pa.Table | None:
+        loaded = time.monotonic() - began
+        left = threading.Event()
+
+        def wanted(items: Iterator[T]) -> Iterator[T]:
+            for item in items:
+                if self._owner.turns is not None and not ray.get(self.exchange.wanted.remote(order)):
+                    left.set()
+                    return
+                yield item
+
+        tables: list[pa.Table] = []
+        maker = GroupMaker(recipe, replicas, report.digest)
+        work = rollouts.StageWork(recipe, writer, maker, on_stored=tables.append)
+        todo = rollouts.unasked(self._plan.questions, iteration.positions, set(), recipe.rollout.batch_rows)
+        for _ in in_parallel(work.together, wanted(todo), rollouts.calls_at_once(replicas)):
+            pass
+        for row in wanted(row for batch in work.suspects for row in batch):
+            work.alone(row)
+        if left.is_set():
+            return None
+        rows = pa.concat_tables(tables).sort_by("position")
+        index = recipe.stage.index
+        self._tallies[index] = self._tallies[index] + work.tally
+        self._limits[index].look(work.newly_rejected(), self._tallies[index])
+        step = OnlineStep(
+            step=order.iteration,
+            stage=index,
+            version=order.weights.version,
+            ages=[order.iteration - 1 - version for version in rows["version"].to_pylist()],
+            rejected=len(work.rejected),
+            seconds=time.monotonic() - began,
+            publish_seconds=order.weights.seconds,
+            load_seconds=loaded,
+            calls=maker.clock.read(),
+        )
+        append_lines(self._directory.file("online.jsonl"), [dataclasses.asdict(step)])
+        return rows
+
+    def _limits_of(self, stage: int) -> Limits:
+        questions = sum(len(one.positions) for one in self._plan.iterations.values() if one.stage == stage)
+        return Limits(self._plan.config.rollout, questions, str(self._directory.online(stage)))
+
+
+class _OnlineStore:
+    """The store of a stage's online iterations."""
+
+    def __init__(self, folder: store.Folder, key: dict[str, Any], questions: Questions) -> None:
+        self._folder, self._questions = folder, questions
+        self._writer = store.Writer(folder, key)
+
+    def good_for(self, iteration: schedule.Iteration, order: Order) -> pa.Table | None:
+        """The iteration's rows from an earlier call or before workers were lost, if all of its questions were asked as
+        they are now and every writer is a student that this learner was: the very one that is to write now, or one from
+        before the learner went on."""
+        shards = store.read_accounts(self._folder, iteration.positions)
+        asked = {position: digest for account in shards.values() for position, digest in account.asked.items()}
+        if asked != {position: self._questions.digest(position) for position in iteration.positions}:
+            return None
+        rows = pa.concat_tables([store.read_shard(self._folder, name) for name in shards])
+        written = zip(rows["student_digest"].to_pylist(), rows["version"].to_pylist(), strict=True)
+        known = all(digest in (order.weights.digest, order.students.get(version)) for digest, version in written)
+        return rows if known else None
+
+    def cleared(self, iteration: schedule.Iteration) -> store.Writer:
+        """For writing the iteration's rows, in place of those that are there."""
+        self._writer.discard(store.read_accounts(self._folder, iteration.positions))
+        return self._writer
+
+
+def finish(folder: store.Folder, rule: Rule) -> None:
+    """Close the store of a stage's online iterations, if there is one that is open: nothing is learned from it any
+    more. rule: what its judges are compared with."""
+    accounts = store.read_accounts(folder, on_damage=say_damage)
+    if not accounts or folder.has(store.MANIFEST):
+        return
+    total = Tally.total(account.noted["tally"] for account in accounts.values())
+    store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
+    for remark in remarks.of(str(folder), total, rule):
+        say(remark)
+
+
+def rejected_in(folders: Sequence[store.Folder]) -> list[Rejected]:
+    """Questions of online iterations that have no group."""
+    return [
+        row
+        for folder in folders
+        for account in store.read_accounts(folder, on_damage=say_damage).values()
+        for row in account.rejected.values()
+    ]

@@ -1,0 +1,58 @@
+"""The replicas of a run: one set of them lives at a time, so that sets never share devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from masters_ray.actors.replicas import Deployment, Replicas
+from masters_ray.config import Config
+from masters_ray.pipeline import stages
+from masters_ray.pipeline.parallel import at_once
+from masters_ray.placement import Turns
+
+
+class ReplicaOwner:
+    """Starts replicas when they are needed, keeps them while the same ones are asked for, and stops them."""
+
+    def __init__(self, config: Config, turns: Turns | None) -> None:
+        """turns: where learner and rollouts take turns. Raises ConfigError when engines on one GPU are told to take
+        more of its memory than there is."""
+        self.turns = turns
+        self._config = config
+        self._key: Hashable = None
+        self._replicas: Replicas | None = None
+        for teacher in range(len(config.schedules)) if turns is not None else ():
+            self._online_deployments(teacher, 0.0)
+
+    def __enter__(self) -> ReplicaOwner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get(self, key: Hashable, deployments: Callable[[], list[Deployment]]) -> Replicas:
+        """The replicas that were started under this key; others are stopped first. Raises ReplicaError when they cannot
+        start."""
+        if self._replicas is None or key != self._key:
+            self.close()
+            self._replicas, self._key = Replicas(deployments()), key
+        return self._replicas
+
+    def online(self, teacher: int, ratio: float) -> Replicas:
+        """Those of online iterations with one of the run's teachers; a teacher that is started is masked at ratio."""
+        return self.get(("online", teacher), lambda: self._online_deployments(teacher, ratio))
+
+    def give_way(self) -> None:
+        """In turns: return once all replicas have given up their GPUs' memory. Nothing may be under way on them. Raises
+        as ``Pool.sleep``."""
+        if self.turns is not None and self._replicas is not None:
+            at_once([pool.sleep for pool in self._replicas.pools.values()])
+
+    def close(self) -> None:
+        """Stop the replicas; what they were doing is dropped."""
+        replicas, self._replicas = self._replicas, None
+        if replicas is not None:
+            replicas.close()
+
+    def _online_deployments(self, teacher: int, ratio: float) -> list[Deployment]:
+        return stages.online_deployments(self._config.of_teacher(teacher), ratio, self.turns)

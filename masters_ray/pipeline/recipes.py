@@ -1,0 +1,188 @@
+"""What the rows of a run's stages depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from masters_ray import store, weights
+from masters_ray.config import Config, JudgedBy, Rollout, Student, Teacher
+from masters_ray.engines import reserved
+from masters_ray.masks import MaskReport
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.judging import Judging
+from masters_ray.records import Source
+from masters_ray.schedule import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineWriter:
+    """Who writes for an online iteration, whose questions are answered while the student learns."""
+
+    iteration: int
+    version: int
+    """Of the student: the iterations that it has learned from."""
+    digest: str
+    """Of its weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a stage's rows depend on beside its questions; a store goes on only with the same."""
+
+    stage: Stage
+    rollout: Rollout
+    judging: Judging
+    seed: int
+    student_digest: str
+    """Of the student that writes."""
+    made_with: Mapping[str, Any]
+    """Whatever else of the configuration and the checkpoints decides the rows."""
+    online: OnlineWriter | None = None
+    """None: the answers are written before training."""
+
+    def key(self, report: MaskReport) -> dict[str, Any]:
+        """The same as plain values, for a store. report: the teacher as it is masked."""
+        return {"teacher_digest": report.digest, **self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of ``key`` that is known before the teacher is masked."""
+        judge = self.judging.settings
+        return {
+            "mask_ratio": self.stage.ratio,
+            "student_digest": None if self.online else self.student_digest,
+            "online": self.online is not None,
+            "seed": self.seed,
+            "teacher_answers": self.rollout.teacher_answers,
+            "student_answers": self.rollout.student_answers,
+            "sampling": dataclasses.asdict(self.rollout.sampling),
+            "judge": {
+                "of_teacher": judge.of_teacher,
+                "of_student": judge.of_student,
+                "rule": judge.rule if "rule" in (judge.of_teacher, judge.of_student) else None,
+                "reasoning": judge.reasoning,
+                "max_tokens": judge.max_tokens,
+            },
+            **self.made_with,
+        }
+
+    def seed_of(self, source: Source, problem_id: str) -> int:
+        """The sampling seed of a question's answers: the same wherever and beside whatever they are sampled. Before
+        training the student is the same in all stages, so its answers are; an online iteration has its own."""
+        name = f"{self.seed}/teacher/{self.stage.ratio:g}" if source == "teacher" else f"{self.seed}/student"
+        if self.online:
+            name += f"/iteration {self.online.iteration}"
+        return int.from_bytes(hashlib.sha256(f"{name}/{problem_id}".encode()).digest()[:4], "big") >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """Rows of an earlier stage whose student answers the student would write again."""
+
+    rows: store.Lookup
+    same_judge: bool
+    """The judge of these answers is that of the later stage."""
+
+
+class Recipes:
+    """The recipes of a run's stages. Digests of weights are read when they are needed first, and once."""
+
+    def __init__(self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]]) -> None:
+        self._config, self._directory, self._plan = config, directory, plan
+        self._judgings: dict[int, Judging] = {}
+
+    @cached_property
+    def reference(self) -> str:
+        """Digest of the student before training."""
+        return weights.digest(weights.locate(self._config.student.checkpoint))
+
+    def writer(self, stage: Stage) -> Path | None:
+        """The student that writes in a stage; None: the one before training."""
+        refreshes = self._config.rollout.student_refresh == "stage"
+        return self._directory.student_after(stage.index - 1) if refreshes and stage.index else None
+
+    def of(self, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
+        """The recipe of a stage, or of an online iteration in it."""
+        config, judging = self._config.of_teacher(stage.teacher), self.judging(stage.teacher)
+        if online is None:
+            writer = self.writer(stage)
+            student = self.reference if writer is None or not writer.exists() else weights.digest(writer)
+        else:
+            student = online.digest
+            if config.judge.follows_student and "student" in judging.models:
+                models = {**judging.models, "student": _identity(config.student, student)}
+                judging = dataclasses.replace(judging, models=models)
+        return recipe(config, stage, student, self.reference, judging, online)
+
+    def judging(self, teacher: int) -> Judging:
+        """Who judges the rollouts of a teacher of the run, by its number."""
+        if teacher not in self._judgings:
+            self._judgings[teacher] = judging(self._config.of_teacher(teacher), self.reference)
+        return self._judgings[teacher]
+
+    def earlier(self, stage: Stage) -> Earlier | None:
+        """What a stage takes student answers from when every stage has all questions: the first stage with the same
+        judge of them, or else the first."""
+        schedule = self._config.of_teacher(stage.teacher).schedule
+        if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
+            return None
+
+        def same(one: Stage) -> bool:
+            return self.judging(one.teacher).identity("student") == self.judging(stage.teacher).identity("student")
+
+        before = [one for one, _ in self._plan[: stage.index]]
+        first = next(filter(same, before), before[0])
+        return Earlier(rows=store.Lookup([self._directory.stage(first.index)]), same_judge=same(first))
+
+
+def judging(config: Config, reference_digest: str) -> Judging:
+    """Who judges a teacher's rollouts. config: with this teacher only; reference: the student before training. Reads
+    the teacher's weights if it judges."""
+    judges = {config.judge.of_teacher, config.judge.of_student}
+    models: dict[JudgedBy, str] = {}
+    if "student" in judges:
+        models["student"] = _identity(config.student, reference_digest)
+    if "teacher" in judges:
+        models["teacher"] = _identity(config.teacher, weights.digest(weights.locate(config.teacher.checkpoint)))
+    return Judging(settings=config.judge, models=models)
+
+
+def recipe(
+    config: Config,
+    stage: Stage,
+    student_digest: str,
+    reference_digest: str,
+    judging: Judging,
+    online: OnlineWriter | None = None,
+) -> Recipe:
+    """config: with the stage's teacher only. student: who writes; reference: the student before training."""
+    teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
+    return Recipe(
+        stage=stage,
+        rollout=config.rollout,
+        judging=judging,
+        seed=config.run.seed,
+        student_digest=student_digest,
+        made_with={
+            "reference_digest": reference_digest,
+            "mask": dataclasses.asdict(config.teacher.mask),
+            "top_k": config.teacher.top_k,
+            "teacher_dtype": config.teacher.engine.dtype,
+            "student_dtype": config.student.engine.dtype,
+            "teacher_prompts": weights.prompt_digest(teacher),
+            "student_prompts": weights.prompt_digest(student),
+            "ends": [sorted(reserved.end_ids(one)) for one in (teacher, student)],
+        },
+        online=online,
+    )
+
+
+def _identity(model: Teacher | Student, digest: str) -> str:
+    """What decides what a model says: its weights, the files that make its prompts, its number format."""
+    return f"{digest} {weights.prompt_digest(weights.locate(model.checkpoint))} {model.engine.dtype}"

@@ -1,0 +1,138 @@
+"""The Masters method, from a configuration to a distilled student.
+
+    held-out accuracy of the untrained student
+    for each stage, most masked first:  teacher masked at r ─► answers, verdicts, scores ─► store
+    held-out accuracy of the unmasked teacher
+    learner: stores in stage order, online iterations answered meanwhile ─► trained student
+    held-out accuracy of the trained student ─► summary, report
+
+With rollout.student_refresh=stage the learner comes after every stage, and its student writes in the next one.
+
+What is finished stays finished: the same call goes on after the batches that are stored, or from the learner's last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from masters_ray import report, schedule, store, weights
+from masters_ray.config import Config
+from masters_ray.errors import Complaint, ConfigError
+from masters_ray.pipeline import learning, online, outcome, rollouts, stages
+from masters_ray.pipeline.context import RunContext
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.owner import ReplicaOwner
+from masters_ray.placement import Turns
+from masters_ray.progress import say
+
+Block = Sequence[tuple[schedule.Stage, range]]
+"""Stages that one set of replicas makes, with the positions of their questions."""
+
+
+def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns | None = None) -> Path:
+    """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails.
+
+    turns: where learner and rollouts of online iterations take turns; default: they run beside each other.
+    """
+    if turns is not None:
+        say(f"the learner and the rollouts take turns on {turns}: replicas sleep while the student learns")
+    with Journal(directory, config_file) as journal, ReplicaOwner(config, turns) as owner:
+        context = RunContext(config, directory, journal, owner)
+        make_rollouts(context, go_on_online=context.online)
+        learning.learn(context, context.stages, directory.student)
+        measure_trained(context)
+    outcome.write(context)  # the journal knows the wall time now
+    return report.write(directory.root)
+
+
+def generate(config: Config, directory: RunDirectory, config_file: str, *, measure: bool = True) -> list[store.Folder]:
+    """The part of a run that needs a teacher; Ray must be started. Returns the stores. ``run`` goes on with them, here
+    or where the directory is moved to. measure: teacher and student on the held-out questions, too. Raises ConfigError
+    when the student learns between the stages."""
+    if config.rollout.student_refresh == "stage":
+        expected, remedy = "run, to make all rollouts before anything is learned", "Set it, or call masters-ray run."
+        complaint = Complaint(where="rollout.student_refresh", expected=expected, found="stage", remedy=remedy)
+        raise ConfigError([complaint])
+    with Journal(directory, config_file) as journal, ReplicaOwner(config, None) as owner:
+        context = RunContext(config, directory, journal, owner)
+        make_rollouts(context, measure)
+    return [directory.stage(stage.index) for stage in context.stages]
+
+
+def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = False) -> None:
+    """Every stage's store and, if wanted, the accuracies of the untrained student and the unmasked last teacher.
+    go_on_online: the last replicas go on as those of online iterations."""
+    by_teacher = itertools.groupby(run.plan, key=lambda one: one[0].index if run.refreshes else one[0].teacher)
+    blocks = [list(block) for _, block in by_teacher]
+    for block in blocks:
+        last = block is blocks[-1]
+        measured = [*(["student_before"] if block is blocks[0] else []), *(["teacher"] if last else [])]
+        # With several teachers the last one's engines are not those that are wanted first.
+        keep = go_on_online and last and not run.config.growth
+        _make_block(run, block, measured if measure else [], keep)
+        if run.refreshes and not last:
+            index = block[-1][0].index
+            learning.learn(run, run.stages[: index + 1], run.directory.student_after(index))
+    run.write_quarantine(run.stages)
+
+
+def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bool) -> None:
+    """The stores of a block and the accuracies in ``measured``, as far as they are not there. keep: the replicas go
+    on as those of online iterations."""
+    directory, phase, first = run.directory, run.journal.phase, block[0][0]
+    config = run.config.of_teacher(first.teacher)
+    checkpoint = weights.locate(config.teacher.checkpoint)
+    todo = [(stage, part) for stage, part in block if not run.is_made(stage, part)]
+    if "teacher" in measured and not directory.student.exists():
+        run.measured.refuse_rows_of_another_teacher([directory.stage(one.index) for one, _ in block], checkpoint)
+    # The weights of a teacher, which may be large, are not read again to see whether they are those measured.
+    digests = {"student_before": run.recipes.reference}
+    unmeasured = [name for name in measured if not run.measured.is_measured(name, digests.get(name))]
+    if not todo and not unmeasured and (run.order.known or not run.online):
+        return
+    directory.rollouts.try_out()
+    for place in config.rollout.reuse:
+        rollouts.stores_in(place)
+    ratio = todo[0][0].ratio if todo else 0.0
+    with phase("start of the engines"):
+        wanted = partial(stages.deployments, config, ratio, run.recipes.writer(first))
+        key = ("before training", first.index)
+        replicas = run.owner.online(first.teacher, ratio) if keep else run.owner.get(key, wanted)
+    directory.claim()
+    pools = replicas.pools
+    if "student_before" in unmeasured:
+        with phase("evaluation before"):
+            run.measured.measure(pools, "student", "student_before", run.recipes.reference)
+    if not run.order.known:
+        with phase("difficulty"):
+            rollouts.mask_teachers(pools["teacher"], 0.0)
+            run.order.ask(pools["teacher"])
+    for stage, part in todo:
+        with phase("rollouts"):
+            recipe, earlier, left_out = run.recipes.of(stage), run.recipes.earlier(stage), run.stores.left_out(stage)
+            folder = directory.stage(stage.index)
+            rollouts.roll_out(recipe, run.order.questions, part, replicas, folder, earlier, left_out)
+    if "teacher" in unmeasured:
+        with phase("evaluation before"):
+            rollouts.mask_teachers(pools["teacher"], 0.0)
+            run.measured.measure(pools, "teacher", "teacher", weights.digest(checkpoint))
+    if not keep:
+        run.owner.close()
+
+
+def measure_trained(run: RunContext) -> None:
+    """Close the stores of online iterations, and measure the trained student."""
+    for stage in run.stages:
+        online.finish(run.directory.online(stage.index), run.config.judge.rule)
+    trained = weights.digest(run.directory.student)
+    if not run.measured.is_measured("student_after", trained):
+        wanted = partial(stages.final_deployments, run.config, run.directory.student)
+        with run.journal.phase("evaluation after"):
+            replicas = run.owner.get("after training", wanted)
+            run.measured.measure(replicas.pools, "student", "student_after", trained)
+    run.write_quarantine(run.stages)
