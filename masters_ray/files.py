@@ -16,6 +16,9 @@ from masters_ray.errors import MastersError, StoreError, writing
 
 T = TypeVar("T")
 
+MADE_AGAIN = "Delete it to make it again."
+"""Remedy for a damaged file that the same command writes once more."""
+
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A field of a record for a number that may be missing: NaN in Python, null in JSON."""
 
@@ -64,7 +67,7 @@ def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str)
         # Half of a surrogate pair, which a model may write, cannot be encoded: it becomes a question mark.
         content = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
     except ValueError as error:
-        raise StoreError(f"{where}: expected JSON, found {error}. {remedy}") from error
+        raise StoreError(f"{where}: not JSON ({error}). {remedy}") from error
     try:
         return kind.validate_json(content, strict=True)
     except ValidationError as error:
@@ -78,19 +81,13 @@ def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str)
 
 
 def read_json(file: Path) -> Any:
-    """Content of a JSON file of the run. Raises StoreError when it is damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{file}: not JSON ({error}). Delete it to make it again.") from error
+    """Content of a JSON file that the run makes again when it is gone. Raises StoreError when it is damaged."""
+    return read_record(file, Any, MADE_AGAIN)
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The same of a file that holds a mapping. Raises StoreError when it holds something else, too."""
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise StoreError(f"{file}: expected a mapping, found {type(content).__name__}. Delete it to make it again.")
-    return content
+    """The same of a file that holds an object. Raises StoreError when it holds something else, too."""
+    return read_record(file, dict[str, Any], MADE_AGAIN)
 
 
 def read_lines(file: Path) -> list[Any]:
@@ -102,7 +99,7 @@ def read_lines(file: Path) -> list[Any]:
     try:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
-        raise StoreError(f"{file}: a line is not JSON ({error}). Delete it to make it again.") from error
+        raise StoreError(f"{file}: a line is not JSON ({error}). {MADE_AGAIN}") from error
 
 
 def append_lines(file: Path, rows: Sequence[Any]) -> None:

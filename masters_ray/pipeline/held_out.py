@@ -16,7 +16,7 @@ from masters_ray.actors.pool import Pool
 from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
 from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
-from masters_ray.files import as_json, read_json, read_record, write_json
+from masters_ray.files import MADE_AGAIN, as_json, read_json, read_record, write_json
 from masters_ray.marking import RULES
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.parallel import batches, in_parallel
@@ -111,7 +111,7 @@ def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str
 
 def read_marks(file: Path) -> list[Marked]:
     """The marks of a model. Raises StoreError when the file is damaged."""
-    return read_record(file, HeldOutMarks, "Delete it to measure again.").marks
+    return read_record(file, HeldOutMarks, MADE_AGAIN).marks
 
 
 def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:

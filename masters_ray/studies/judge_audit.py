@@ -20,7 +20,7 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joined
 from masters_ray.errors import DataError
-from masters_ray.files import as_json, read_record, write_json, write_text
+from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
 from masters_ray.marking import RULES
 from masters_ray.pipeline import run, stages
 from masters_ray.pipeline.directory import RunDirectory
@@ -223,7 +223,7 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditC
                 if not file.exists():
                     pool = replicas.pools[JUDGES[judge]]
                     write_json(file, as_json(_pass(pool, cases, orders[name], config.rollout.batch_rows, judge)))
-    return [read_record(file, JudgePass, "Delete it to make it again.") for file in files.values()]
+    return [read_record(file, JudgePass, MADE_AGAIN) for file in files.values()]
 
 
 def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: int, judge: str) -> JudgePass:

@@ -22,7 +22,7 @@ from masters_ray import store
 from masters_ray.config import Config, Schedule, ScheduledStage, as_written, joined
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.evaluate import Interval
-from masters_ray.files import as_json, read_record, write_json, write_text
+from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import run, stages
 from masters_ray.pipeline.directory import RunDirectory
@@ -101,11 +101,10 @@ def cost(config: Config) -> str:
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Make what is missing of a scan; Ray must be started. config: of ``scan_config``. Returns the page's path."""
     say(cost(config))
-    run.generate(config, directory, config_file, measure=False)
-    ratios = [stage.ratio for stage in config.schedule.stages]
-    folders = [directory.stage(index) for index in range(len(ratios))]
-    measured = _measured(config, directory, folders)
-    outcomes = [StageOutcome(**_finished(folder).made_by) for folder in folders]
+    folders = run.generate(config, directory, config_file, measure=False)
+    manifests = [_finished(folder) for folder in folders]
+    outcomes = [StageOutcome(**manifest.made_by) for manifest in manifests]
+    measured = _measured(config, directory, folders, manifests)
     found = scanned(outcomes, measured, [list(store.read_judged(one)) for one in folders])
     advice = advise(found)
     result = {
@@ -214,9 +213,11 @@ def _chart(
     return line_chart(name, ratios, whole, "mask ratio (%)", y_label) if whole else None
 
 
-def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.Folder]) -> list[list[Divergence]]:
+def _measured(
+    config: Config, directory: RunDirectory, folders: Sequence[store.Folder], manifests: Sequence[store.Manifest]
+) -> list[list[Divergence]]:
     """The divergences of each store, kept in a file of its content's name once they are measured."""
-    names = [f"stage-{index}-{_finished(folder).digest[:16]}.json" for index, folder in enumerate(folders)]
+    names = [f"stage-{index}-{manifest.digest[:16]}.json" for index, manifest in enumerate(manifests)]
     files = [directory.root / "divergences" / name for name in names]
     missing = [index for index, file in enumerate(files) if not file.exists()]
     if missing:
@@ -233,7 +234,7 @@ def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.F
             if told:
                 say(f"stage {index}: {told}; its divergence is of the others")
             write_json(files[index], as_json(rows))
-    return [read_record(file, list[Divergence], "Delete it to make it again.") for file in files]
+    return [read_record(file, list[Divergence], MADE_AGAIN) for file in files]
 
 
 def _finished(folder: store.Folder) -> store.Manifest:

@@ -47,7 +47,7 @@ def test_what_is_written_is_read_and_a_number_that_is_none_is_null(tmp_path: Pat
         ('{"count": 2, "parts": [{"name": ""}]}', "parts[0].share: expected a value, found none. Mend it."),
         ('{"count": 2, "parts": [], "by_name": {"a": []}}', "by_name.a: expected a valid number, found []. Mend it."),
         ("7", "the top: expected an object, found 7. Mend it."),
-        ("{", "expected JSON, found Expecting property name"),
+        ("{", "not JSON (Expecting property name"),
     ],
 )
 def test_the_first_wrong_value_is_named(content: str, told: str, tmp_path: Path) -> None:

@@ -406,11 +406,11 @@ def test_intervals_that_are_apart_are_told_with_the_digits_that_show_it() -> Non
             (name, None, r"missing\. Put it back from a copy")
             for name in ("summary.json", "metrics.jsonl", "examples.json")
         ),
-        (report.SUMMARY, "{", "expected JSON"),
+        (report.SUMMARY, "{", "not JSON"),
         (report.SUMMARY, "[]", "the top: expected an object"),
         (report.SUMMARY, "{}", "accuracy: expected a value, found none"),
         (report.METRICS, '{"step": 1}\n{"step"', "line 1: stage: expected a value, found none"),
-        (report.METRICS, "nonsense\n", "line 1: expected JSON"),
+        (report.METRICS, "nonsense\n", r"line 1: not JSON \("),
         (report.EXAMPLES, '[{"id": 3}]', r"\[0\]\.id: expected a valid string, found 3\. Put it back"),
         (report.EXAMPLES, "\udcff", "cannot be read"),
     ],
