@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from masters_ray.files import Measured
 from masters_ray.records import Finish, Problem, Refused, Rejected, Reply
 
 _Z = 1.959964
@@ -15,20 +16,26 @@ _Z = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
-    """A share of n questions with its 95 % interval; all fractions."""
+class Interval:
+    """A measured value with its two-sided 95 % interval. NaN: not measured, or a single value, which has no bounds."""
 
-    value: float
-    low: float
-    high: float
+    value: Measured
+    low: Measured
+    high: Measured
     n: int
+    """Independent observations: questions, or seeds."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy(Rate):
-    """The balanced mean over kinds, and the kinds."""
+class Accuracy(Interval):
+    """The balanced mean over kinds of questions, and the kinds; fractions."""
 
-    by_kind: dict[str, Rate]
+    by_kind: dict[str, Interval]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +54,6 @@ class Marked:
     """Why the model could not be asked; the question then counts in no accuracy."""
     by_rule: bool | None = None
     """What the rule says where a judge marked; None where the rule did, or the model could not be asked."""
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Marked:
-        """The inverse of ``dataclasses.asdict``."""
-        refused = row.get("refused")
-        return cls(**{**row, "refused": refused and Refused(**refused)})
 
 
 def mark(
@@ -94,20 +95,20 @@ def answered_by_all(marks: Mapping[str, Sequence[Marked]]) -> dict[str, list[Mar
     return {name: [one for one in marked if one.id not in aside] for name, marked in marks.items()}
 
 
-def wilson(correct: int, n: int) -> Rate:
-    """A rate with Wilson's 95 % interval.
+def wilson(correct: int, n: int) -> Interval:
+    """A share with Wilson's 95 % interval.
 
     Example: 8 of 10 gives 0.8 with 0.490 … 0.943.
     """
     if n < 1:
-        raise ValueError("a rate needs at least one question")
+        raise ValueError("a share needs at least one question")
     value = correct / n
     spread = 1 + _Z**2 / n
     centre = (value + _Z**2 / (2 * n)) / spread
     half = _Z * math.sqrt(value * (1 - value) / n + _Z**2 / (4 * n**2)) / spread
     low = centre - half if correct else 0.0  # where rounding would leave the value out of its interval
     high = centre + half if correct < n else 1.0
-    return Rate(value=value, low=low, high=high, n=n)
+    return Interval(value=value, low=low, high=high, n=n)
 
 
 def accuracy(marked: Sequence[Marked]) -> Accuracy:
@@ -127,3 +128,17 @@ def accuracy(marked: Sequence[Marked]) -> Accuracy:
     half = _Z * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(by_kind)
     low, high = max(0.0, value - half), min(1.0, value + half)
     return Accuracy(value=value, low=low, high=high, n=len(marked), by_kind=by_kind)
+
+
+def kappa(answers: float, first: float, second: float, same: float) -> float:
+    """Cohen's κ of two judges: their agreement beyond what their rates alone would give by chance; NaN without answers,
+    or where chance explains everything.
+
+    first, second: answers that each of the two calls right; same: on which both say the same.
+    Example: of 50 answers 25 and 30 right, 35 the same: (0.7 − 0.5) / (1 − 0.5) = 0.4.
+    """
+    if not answers:
+        return math.nan
+    one, other = first / answers, second / answers
+    chance = one * other + (1 - one) * (1 - other)
+    return (same / answers - chance) / (1 - chance) if chance < 1 else math.nan

@@ -3,28 +3,91 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from masters_ray.errors import MastersError, StoreError, writing
 
+T = TypeVar("T")
+
+MADE_AGAIN = "Delete it to make it again."
+"""Remedy for a damaged file that the same command writes once more."""
+
+Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A field of a record for a number that may be missing: NaN in Python, null in JSON."""
+
+
+def read_record(file: Path, kind: type[T], remedy: str) -> T:
+    """The JSON file as a ``kind``: a dataclass, or a list or dict of them. Types are strict (1 is no text, "1" no
+    number); unknown keys are ignored. Raises StoreError with file, key, what was expected and the remedy."""
+    return _record(file, "", _text(file, remedy), TypeAdapter(kind), remedy)
+
+
+def read_records(file: Path, kind: type[T], remedy: str) -> list[T]:
+    """The same of every line of a JSON-lines file. A last line that a kill cut short does not count."""
+    *lines, last = _text(file, remedy).split("\n")
+    if _is_json(last):
+        lines.append(last)
+    adapter = TypeAdapter(kind)
+    numbered = [(f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_record(file, where, line, adapter, remedy) for where, line in numbered]
+
+
+def as_json(record: Any) -> Any:
+    """Records as values of JSON, the inverse of ``read_record``: null stands for a number that is not finite."""
+    return to_jsonable_python(record, inf_nan_mode="null")
+
+
+def _text(file: Path, remedy: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise StoreError(f"{file}: missing. {remedy}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{file}: cannot be read ({error}). {remedy}") from error
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str) -> T:
+    where = f"{file}: {line}".removesuffix(": ")
+    try:
+        # Half of a surrogate pair, which a model may write, cannot be encoded: it becomes a question mark.
+        content = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
+    except ValueError as error:
+        raise StoreError(f"{where}: not JSON ({error}). {remedy}") from error
+    try:
+        return kind.validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
+        missing = first["type"] == "missing"
+        expected = "a value" if missing else first["msg"].removeprefix("Input should be ")
+        found = "none" if missing else repr(first["input"])
+        short = found if len(found) <= 60 else f"{found[:60]}…"
+        raise StoreError(f"{where}: {key or 'the top'}: expected {expected}, found {short}. {remedy}") from error
+
 
 def read_json(file: Path) -> Any:
-    """Content of a JSON file of the run. Raises StoreError when it is damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{file}: not JSON ({error}). Delete it to make it again.") from error
+    """Content of a JSON file that the run makes again when it is gone. Raises StoreError when it is damaged."""
+    return read_record(file, Any, MADE_AGAIN)
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The same of a file that holds a mapping. Raises StoreError when it holds something else, too."""
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise StoreError(f"{file}: expected a mapping, found {type(content).__name__}. Delete it to make it again.")
-    return content
+    """The same of a file that holds an object. Raises StoreError when it holds something else, too."""
+    return read_record(file, dict[str, Any], MADE_AGAIN)
 
 
 def read_lines(file: Path) -> list[Any]:
@@ -36,7 +99,7 @@ def read_lines(file: Path) -> list[Any]:
     try:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
-        raise StoreError(f"{file}: a line is not JSON ({error}). Delete it to make it again.") from error
+        raise StoreError(f"{file}: a line is not JSON ({error}). {MADE_AGAIN}") from error
 
 
 def append_lines(file: Path, rows: Sequence[Any]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from masters_ray import evaluate
 from masters_ray.evaluate import Marked, wilson
 
 _MANY_CUT = 0.05
@@ -78,14 +78,8 @@ def defused(where: str, counts: Counts) -> str:
 
 
 def kappa(counts: Counts) -> float:
-    """Cohen's κ of judge and rule: their agreement beyond what two judges with these rates reach by chance; NaN without
-    answers, or where chance explains everything."""
-    n = counts.compared
-    if not n:
-        return math.nan
-    judge, rule = counts.judge_right / n, counts.rule_right / n
-    chance = judge * rule + (1 - judge) * (1 - rule)
-    return (counts.judge_rule_agreements / n - chance) / (1 - chance) if chance < 1 else math.nan
+    """Cohen's κ of judge and rule."""
+    return evaluate.kappa(counts.compared, counts.judge_right, counts.rule_right, counts.judge_rule_agreements)
 
 
 def disagreement(where: str, counts: Counts, rule: str) -> str:

@@ -12,18 +12,24 @@ import numpy as np
 from PIL import Image
 
 from masters_ray import schedule, store
+from masters_ray.data import Overlap
+from masters_ray.evaluate import Accuracy, Interval
 from masters_ray.records import (
     Answer,
     Finish,
     JudgedAnswer,
+    LogprobMismatch,
     Picture,
     Problem,
     Rejected,
     RolloutGroup,
     ScoredAnswer,
     Source,
+    StageOutcome,
+    StepMetrics,
     TokenScores,
 )
+from masters_ray.report import summary as facts
 from masters_ray.schedule import Iteration, Stage
 
 
@@ -135,3 +141,135 @@ def iterations(stages: Sequence[int], groups_per_step: int, online_fraction: flo
         for index, (count, end) in enumerate(zip(stages, ends, strict=True))
     ]
     return tuple(schedule.iterations(plan, groups_per_step, online_fraction))
+
+
+def interval(value: float, n: int = 240, half: float = 0.05) -> Interval:
+    return Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n)
+
+
+def accuracy(value: float, low: float, high: float, n: int = 720, **by_kind: float) -> Accuracy:
+    kinds = {kind: interval(share) for kind, share in by_kind.items()}
+    return Accuracy(value=value, low=low, high=high, n=n, by_kind=kinds)
+
+
+def stage_outcome(stage: int = 0, ratio: float = 0.2, **changes: Any) -> StageOutcome:
+    content: dict[str, Any] = {
+        "stage": stage,
+        "ratio": ratio,
+        "sparsity": ratio - 0.00001 * bool(ratio),
+        "masked": {"layers.*.weight": 7},
+        "unmasked": {"embed_tokens.weight": 1},
+        "teacher_digest": f"{stage}a7c" * 16,
+        "rows": 320,
+        "seconds": 41.2 + stage,
+        "answers": 2560,
+        "unjudged": stage,
+        "empty": 2,
+        "set_aside": {"picture": 1, "engine": 2} if stage else {},
+        "cut_by_source": {"teacher": 0.0, "student": 0.211},
+        "compared": 2560 - stage,
+        "judge_right": 1920 - stage,
+        "rule_right": 1922 - stage,
+        "judge_rule_agreements": 2550 - stage,
+        "defused_answers": 0,
+        "defused_questions": 0,
+        "accuracy_by_source": {"teacher": 0.88 + 0.02 * stage, "student": 0.62},
+        "reasoning": None,
+        "left_out": 0.00031,
+    }
+    return StageOutcome(**(content | changes))
+
+
+def step(number: int, **changes: Any) -> StepMetrics:
+    """Of an offline step; what ``changes`` does not say is 0."""
+    zeros: dict[str, Any] = dict.fromkeys(StepMetrics.__dataclass_fields__, 0.0)
+    counts = {"stage": 0, "groups": 32, "answer_tokens": 768, "tokens": 1920, "fresh": 0}
+    return StepMetrics(**(zeros | counts | {"step": number} | changes))
+
+
+def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
+    return facts.SplitFacts(
+        problems=problems,
+        quarantined=quarantined,
+        digest="d" * 64,
+        changed_pictures={},
+        unused_columns={},
+        remarks=[],
+    )
+
+
+def summary(**changes: Any) -> facts.Summary:
+    """Of a finished run with five stages whose student has learned; ``changes`` are fields of it."""
+    content: dict[str, Any] = {
+        "accuracy": facts.Accuracies(
+            teacher=accuracy(0.969, 0.957, 0.981, colour=0.985, place=0.949, shape=0.973),
+            student_before=accuracy(0.612, 0.571, 0.652, colour=0.704, place=0.512, shape=0.620),
+            student_after=accuracy(0.830, 0.802, 0.857, colour=0.880, place=0.768, shape=0.842),
+        ),
+        "evaluation": facts.EvaluationFacts(
+            marked_by="rule",
+            left_out=0,
+            refused={"teacher": 0, "student_before": 0, "student_after": 0},
+            cut={"teacher": 0.0, "student_before": 0.183, "student_after": 0.0},
+            max_tokens=64,
+            remarks=[],
+        ),
+        "judge": facts.JudgeFacts(
+            of_teacher="student",
+            of_student="student",
+            rule="exact",
+            agreement_with_rule=0.99609,
+            judged=12790,
+            unjudged=10,
+            compared=12790,
+            judge_right=9590,
+            rule_right=9600,
+            judge_rule_agreements=12740,
+            defused_answers=0,
+            defused_questions=0,
+        ),
+        "stages": [stage_outcome(stage, ratio) for stage, ratio in enumerate((0.2, 0.15, 0.1, 0.05, 0.0))],
+        "wall_seconds": 640.0,
+        "phases": {"engines": 38.0, "evaluation before": 21.5, "rollouts": 216.0, "learner": 310.5, "rest": 20.1},
+        "learner": facts.LearnerFacts(
+            steps=50,
+            skipped=1,
+            groups=1600,
+            answer_tokens=38400,
+            tokens=96000,
+            seconds=310.5,
+            workers=2,
+            zero_stage=2,
+            left_out=3,
+            agreement=[
+                LogprobMismatch(stage=0, rows=64, row="train/<7>", mean_gap=0.0123, token_gap=0.456, bound=0.1, apart=0)
+            ],
+        ),
+        "online": facts.OnlineFacts(
+            fraction=0.0,
+            steps=0,
+            share=0.0,
+            groups=0,
+            mean_age=None,
+            largest_age=None,
+            waited_seconds=0.0,
+            placement=None,
+        ),
+        "data": facts.DataFacts(
+            train=split_facts(1600, 3),
+            held_out=split_facts(720, 0),
+            overlap=Overlap(same_question=0, same_picture=0, examples=[]),
+        ),
+        "models": facts.ModelsFacts(
+            teachers=[
+                facts.ModelFacts(checkpoint="models/teacher", digest="0123456789abcdef" * 4, parameters=31_240_960)
+            ],
+            student=facts.ModelFacts(checkpoint="models/student", digest="fedcba9876543210" * 4, parameters=3_754_622),
+        ),
+        "run": facts.CallFacts(
+            dir="/runs/easy-vqa-7", seed=7, started="2026-03-01T10:20:30+00:00", config_file="conf/easy_vqa.yaml"
+        ),
+        "versions": {"python": "3.11.9", "torch": "2.13.0"},
+        "config": "run:\n  seed: 7\nschedule:\n  max_ratio: 0.2  # <of each matrix>\n",
+    }
+    return facts.Summary(**(content | changes))

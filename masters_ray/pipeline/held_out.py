@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from masters_ray.actors.pool import Pool
 from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
 from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
-from masters_ray.files import read_json, write_json
+from masters_ray.files import MADE_AGAIN, as_json, read_json, read_record, write_json
 from masters_ray.marking import RULES
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.parallel import batches, in_parallel
@@ -94,28 +93,31 @@ def digest_of(problems: data.Problems) -> str:
     return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOutMarks:
+    """A file of held-out answers with their marks."""
+
+    questions: str
+    """Digest of the questions."""
+    model: str
+    """Digest of the weights that answered."""
+    marks: list[Marked]
+
+
 def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
-    """questions: their digest; model: that of its weights."""
-    write_json(file, {"questions": questions, "model": model, "marks": [dataclasses.asdict(one) for one in marked]})
+    """questions, model: as of ``HeldOutMarks``."""
+    write_json(file, as_json(HeldOutMarks(questions=questions, model=model, marks=list(marked))))
 
 
 def read_marks(file: Path) -> list[Marked]:
     """The marks of a model. Raises StoreError when the file is damaged."""
-    return [Marked.of(row) for row in rows(file)]
+    return read_record(file, HeldOutMarks, MADE_AGAIN).marks
 
 
 def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:
     """Of each model that was measured so far."""
     files = {name: directory.evaluation(name) for name in MODELS}
     return {name: read_marks(file) for name, file in files.items() if file.exists()}
-
-
-def rows(file: Path) -> list[dict[str, Any]]:
-    """The same as the file has them: one of an older version has fewer fields, and nothing but these rows. Raises
-    StoreError when it is damaged."""
-    content = read_json(file)
-    found: list[dict[str, Any]] = content["marks"] if isinstance(content, dict) else content
-    return found
 
 
 def evaluate(

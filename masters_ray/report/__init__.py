@@ -1,11 +1,11 @@
 """The report of one run: a single HTML file that explains itself, for a reader who has seen neither code nor run.
 
     summary.json ─┐
-    metrics.jsonl ─┼─► inputs ─► sections (+ charts, examples) ─► page ─► report.html
+    metrics.jsonl ─┼─► inputs (typed records) ─► page (values, charts) ─► templates/report.html.jinja ─► report.html
     examples.json ─┘
 
 The file needs nothing beside itself: pictures are data URIs, charts are inline SVG, there is no script. Model answers
-are untrusted text and are escaped wherever they stand. The same inputs give the same bytes.
+are untrusted text; the templates escape every value. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from masters_ray.files import write_text
 from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, read_examples, read_metrics, read_summary
-from masters_ray.report.page import page
+from masters_ray.report.page import run_page
 
 REPORT = "report.html"
 
@@ -30,5 +30,5 @@ def write(run_dir: Path) -> Path:
     summary = read_summary(run_dir / SUMMARY)
     metrics = read_metrics(run_dir / METRICS)
     examples = read_examples(run_dir / EXAMPLES)
-    write_text(run_dir / REPORT, page(summary, metrics, examples))
+    write_text(run_dir / REPORT, run_page(summary, metrics, examples))
     return run_dir / REPORT

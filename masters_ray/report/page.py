@@ -1,127 +1,140 @@
-"""The page around the sections, and its style sheet."""
+"""The values of ``templates/report.html.jinja`` that are more than a field of the summary."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import PurePath
+from typing import Any
 
-from masters_ray.records import StepMetrics
-from masters_ray.report import sections
-from masters_ray.report.examples import examples as examples_section
-from masters_ray.report.inputs import Example, Summary
-from masters_ray.report.learning import learning
-from masters_ray.report.markup import escape
+from markupsafe import Markup, escape
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2128; --muted: #5c6571; --grid: #dde1e6; --page: #f5f6f8; --card: #fff;
-  --before: #c25e01; --after: #0072b2; --teacher: #00805c; --band: #8a63b8; --up: #0072b2; --down: #b14a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7eaee; --muted: #a2abb7; --grid: #39414b; --page: #14181d;
-  --card: #1d2329; --before: #f0a04b; --after: #5db7ee; --teacher: #3fc79a; --band: #b79ae0; --up: #5db7ee;
-  --down: #f0a04b; } }
-* { box-sizing: border-box; }
-html { scroll-behavior: smooth; }
-body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.55;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main, header { max-width: 1100px; margin: 0 auto; padding: 0 18px; }
-header { padding-top: 28px; }
-h1 { font-size: 1.05rem; font-weight: 600; margin: 0; color: var(--muted); }
-h2 { font-size: 1.3rem; margin: 0 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.3rem 0 .4rem; }
-p { max-width: 78ch; margin: 0 0 .8rem; }
-nav { margin: .3rem 0 1rem; font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; }
-a { color: var(--after); }
-section { background: var(--card); border: 1px solid var(--grid); border-radius: 12px; padding: 20px 22px;
-  margin: 0 0 18px; }
-.headline { font-size: 1.55rem; line-height: 1.3; font-weight: 650; max-width: 46ch; text-wrap: balance; }
-.muted { color: var(--muted); font-weight: normal; }
-.warning { border-left: 4px solid var(--down); padding: .3rem .8rem; background: var(--page); }
-.small { font-size: .85rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 1rem 0;
-  max-width: 760px; }
-.tile { border: 1px solid var(--grid); border-left: 5px solid; border-radius: 8px; padding: 8px 14px; }
-.tile.before { border-left-color: var(--before); } .tile.after { border-left-color: var(--after); }
-.tile.teacher { border-left-color: var(--teacher); }
-.tile strong { display: block; font-size: 1.7rem; line-height: 1.25; }
-.tile .muted { font-size: .85rem; display: block; }
-.chart { display: block; width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
-.chart text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif
-  !important; }
-.wide { max-width: 760px; margin-bottom: 1rem; overflow-x: auto; }
-.wide .chart { min-width: 430px; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 10px 26px; }
-figure { margin: 0; min-width: 0; }
-figure h3 { margin: .6rem 0 .1rem; }
-figcaption { font-size: .87rem; color: var(--muted); line-height: 1.45; }
-.scroll { overflow-x: auto; margin: 0 0 .9rem; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th { text-align: left; vertical-align: bottom; color: var(--muted); font-weight: 600; line-height: 1.25; }
-th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--grid); }
-td { vertical-align: top; }
-tfoot td { font-weight: 600; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.number { white-space: nowrap; }
-.together { white-space: nowrap; }
-code { font-size: .88em; overflow-wrap: anywhere; }
-td code { overflow-wrap: break-word; }
-.bar { display: block; min-width: 60px; height: 5px; margin-top: 3px; border-radius: 3px; background: var(--grid); }
-.bar > span { display: block; height: 100%; border-radius: 3px; background: var(--after); }
-.bar > .teacher { background: var(--teacher); }
-.phases table { max-width: 720px; }
-.slim table { max-width: 430px; }
-.phases td:last-child { width: 55%; vertical-align: middle; }
-.phases .bar { height: 12px; margin: 0; background: none; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 190px), 1fr));
-  gap: 8px 20px; margin: .8rem 0; }
-dt { font-size: .82rem; color: var(--muted); }
-dd { margin: 0; overflow-wrap: anywhere; }
-dl.short { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); margin: .4rem 0; }
-.card { border: 1px solid var(--grid); border-radius: 10px; padding: 14px 16px 4px; margin: 0 0 14px; }
-.question { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 18px; margin-bottom: .6rem; }
-.question > div:last-child { flex: 1 1 260px; min-width: 0; }
-h4 { margin: 0; font-size: 1.08rem; }
-.pictures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 8px; max-width: 100%; }
-img { max-width: 100%; height: auto; border-radius: 6px; border: 1px solid var(--grid); }
-.pixels { image-rendering: pixelated; }
-.written { white-space: pre-wrap; overflow-wrap: anywhere; }
-.card td:nth-child(2), .card td:nth-child(4) { min-width: 150px; }
-.card td:nth-child(4) { color: var(--muted); font-size: .85rem; }
-.chip { border-radius: 999px; padding: 1px 9px; font-size: .82rem; border: 1px solid; white-space: nowrap; }
-.chip.teacher { color: var(--teacher); } .chip.student { color: var(--after); }
-.up { color: var(--up); font-weight: 600; } .down { color: var(--down); font-weight: 600; }
-summary { cursor: pointer; }
-summary em { color: var(--after); font-style: normal; }
-pre { overflow-x: auto; background: var(--page); border-radius: 8px; padding: 12px; font-size: .85rem; }
-@media (max-width: 560px) { section { padding: 16px 14px; } .headline { font-size: 1.25rem; } }
-@media print { section { break-inside: avoid-page; } nav { display: none; } }
-"""
+from masters_ray import remarks
+from masters_ray.evaluate import Accuracy, Interval
+from masters_ray.records import StageOutcome, StepMetrics
+from masters_ray.report.charts import accuracy_chart, curve_chart, mask_chart, smoothing_note
+from masters_ray.report.inputs import Example
+from masters_ray.report.numbers import interval, percent, whole
+from masters_ray.report.render import render
+from masters_ray.report.summary import Accuracies, Summary
+
+_MOST_KINDS = 50
+"""Kinds whose accuracies are shown, those with the most questions first."""
+_MUCH_LEFT_OUT = 0.05
+"""From this mean left-out mass on the reader is warned that the JSD is a loose bound."""
 
 
-def page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Example]) -> str:
+def run_page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Example]) -> str:
     """The whole report as one HTML document."""
-    parts = (
-        ("result", "Result", sections.result(summary)),
-        ("accuracy", "Accuracy by kind of question", sections.accuracy(summary)),
-        ("stages", "How it was made: the stages", sections.stages(summary)),
-        ("learning", "How the student learned", learning(metrics)),
-        ("judge", "Can the judge be trusted?", sections.judge(summary)),
-        ("examples", "Examples", examples_section(examples)),
-        ("run", "The run", sections.run_facts(summary)),
+    told = re.sub(
+        r"[\d.]+ % \([^)]*\)", r'<span class="together">\g<0></span>', str(escape(headline(summary.accuracy)))
     )
-    name = PurePath(summary.directory).name or summary.directory
-    return document("Distillation report", name, parts)
+    return render(
+        __package__,
+        "report.html.jinja",
+        name=PurePath(summary.run.dir).name or summary.run.dir,
+        summary=summary,
+        headline=Markup(told),
+        verdict=verdict(summary.accuracy),
+        examples=examples,
+        **_accuracy(summary),
+        **_stages(summary),
+        metrics=metrics,
+        smoothing=smoothing_note(len(metrics)),
+        mask_chart=mask_chart,
+        curve=partial(curve_chart, metrics),
+        kappa=remarks.kappa,
+        phases=_phases(summary),
+    )
 
 
-def document(title: str, name: str, parts: Sequence[tuple[str, str, str]]) -> str:
-    """An HTML document that needs nothing beside itself. parts: (anchor, heading in plain text, HTML) of each section;
-    the first is what the page is about, and the others are linked at the top."""
-    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in parts[1:])
-    body = "".join(
-        f'<section id="{anchor}"><h2>{escape(heading)}</h2>{content}</section>' for anchor, heading, content in parts
-    )
+def headline(found: Accuracies) -> str:
+    """The result in one sentence of plain text.
+
+    Example: ``The student went from 61.2 % (57–65) to 83.0 % (80–86) on 720 held-out questions; its teacher has
+    96.9 %.``
+    """
+    before, after = found.student_before, found.student_after
+    digits = 1 if _apart(before, after) and interval(before)[-2:] == interval(after)[:2] else 0
+    questions = f"{whole(after.n)} held-out question{'s' if after.n != 1 else ''}"
+    if before.n != after.n:
+        questions += f" ({whole(before.n)} before)"
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}: {escape(title.lower())}</title><style>{_STYLE}</style></head>"
-        f"<body><header><h1>{escape(title)} · {escape(name)}</h1><nav>{links}</nav></header>"
-        f"<main>{body}</main></body></html>\n"
+        f"The student went from {percent(before.value)} ({interval(before, digits)}) "
+        f"to {percent(after.value)} ({interval(after, digits)}) on {questions}; "
+        f"its teacher has {percent(found.teacher.value)}."
     )
+
+
+def verdict(found: Accuracies) -> str:
+    """Whether the 95 % intervals before and after are apart, and how much of the way to the teacher is made: plain."""
+    before, after, teacher = found.student_before, found.student_after, found.teacher
+    change = after.value - before.value
+    if not math.isfinite(change):
+        return "One of the two accuracies was not measured, so there is nothing to compare."
+    points = f"{100 * abs(change):.1f} points"
+    if not _apart(before, after):
+        direction = "gain" if change > 0 else "loss" if change < 0 else "difference"
+        return (
+            f"The two 95 % intervals overlap: on so many questions a {direction} of {points} may still be chance, "
+            "though it need not be."
+        )
+    direction = "gain" if change > 0 else "loss"
+    told = f"The two 95 % intervals are apart: a {direction} of {points}, more than the choice of questions explains."
+    if change < 0:
+        return told
+    if after.value >= teacher.value:
+        return f"{told} The student is now level with its teacher or above it."
+    return f"{told} That is {percent(change / (teacher.value - before.value), 0)} of the way to its teacher."
+
+
+def _accuracy(summary: Summary) -> dict[str, Any]:
+    """The accuracies with the kinds that are shown, their chart, and what is to be said of cut answers."""
+    found, evaluation = summary.accuracy, summary.evaluation
+    asked = Counter({kind: rate.n for kind, rate in found.student_after.by_kind.items()})
+    kinds = {kind for kind, _ in asked.most_common(_MOST_KINDS)}
+
+    def of(one: Accuracy) -> Accuracy:
+        return replace(one, by_kind={kind: rate for kind, rate in one.by_kind.items() if kind in kinds})
+
+    before, after, teacher = of(found.student_before), of(found.student_after), of(found.teacher)
+    return {
+        "before": before,
+        "after": after,
+        "teacher": teacher,
+        "hidden": len(asked) - len(kinds),
+        "held_out_cut": remarks.held_out_cut(max(evaluation.cut.values(), default=0.0), evaluation.max_tokens),
+        "accuracy_chart": accuracy_chart(before, after, teacher),
+    }
+
+
+def _stages(summary: Summary) -> dict[str, Any]:
+    """What is to be said of the stages, and the sums that a template cannot make."""
+    most = max((stage.left_out for stage in summary.stages), default=0.0)
+
+    def about(stage: StageOutcome) -> str:
+        return f"stage {stage.stage}"
+
+    return {
+        "all_set_aside": sum(sum(stage.set_aside.values()) for stage in summary.stages),
+        "much_left_out": most if most > _MUCH_LEFT_OUT else 0.0,
+        "stage_remarks": [tell(about(one), one) for one in summary.stages for tell in (remarks.cut, remarks.defused)],
+        "judge_remarks": [remarks.disagreement(about(one), one, summary.judge.rule) for one in summary.stages],
+    }
+
+
+def _phases(summary: Summary) -> dict[str, float]:
+    """Phase → seconds, with what no phase accounts for where it is more than 0.5 % of the wall time."""
+    phases = {name: seconds for name, seconds in summary.phases.items() if math.isfinite(seconds)}
+    rest = summary.wall_seconds - sum(phases.values())
+    if math.isfinite(rest) and rest > 0.005 * summary.wall_seconds:
+        phases["everything else"] = rest
+    return phases
+
+
+def _apart(one: Interval, other: Interval) -> bool:
+    return one.high < other.low or other.high < one.low

@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from masters_ray import store
 from masters_ray.actors import deployments
@@ -23,7 +21,7 @@ from masters_ray.actors.pool import Pool
 from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joined
 from masters_ray.errors import DataError
-from masters_ray.files import read_json, write_json, write_text
+from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
 from masters_ray.marking import RULES
 from masters_ray.pipeline import run
 from masters_ray.pipeline.directory import RunDirectory
@@ -31,8 +29,8 @@ from masters_ray.pipeline.judging import JUDGES
 from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
-from masters_ray.studies import judge_audit_page
-from masters_ray.studies.statistics import Agreement, agreement, as_json
+from masters_ray.report.render import render
+from masters_ray.studies.statistics import Agreement, agreement
 
 RESULT = "judge_audit.json"
 PAGE = "judge_audit.html"
@@ -40,7 +38,7 @@ DISAGREEMENTS = "disagreements.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class AuditCase:
     """An answer that every judge looks at."""
 
     position: int
@@ -50,7 +48,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgeFigures:
     """One judge."""
 
     name: str
@@ -61,14 +59,13 @@ class Judged:
     right: dict[str, float]
     """Source of the answers → share of the readable verdicts that say right."""
     consistency: float | None
-    """Share of answers with the same verdict when they are asked again in another order; unreadable counts as one.
-    None: a rule is not asked again."""
+    """Share of answers with the same verdict in both passes, unreadable counted as one; None: a rule has one pass."""
     seconds_per_answer: float | None
-    """Wall time of the first pass over all its replicas, per answer; None: a rule needs none."""
+    """Wall time of the first pass, per answer; None: not worth measuring."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class JudgePair:
     """Two judges on the answers that both could judge."""
 
     first: str
@@ -76,6 +73,32 @@ class Pair:
     of: str
     """all, teacher or student: whose answers."""
     agreement: Agreement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """An answer on which the judges do not all say the same: a line of disagreements.jsonl."""
+
+    id: str
+    question: str
+    label: str
+    source: str
+    answer: str
+    verdicts: dict[str, int | None]
+    """Judge → 1 right, 0 wrong, None unreadable."""
+    said: dict[str, str]
+    """Judge that is a model → what it wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgePass:
+    """One judge's verdicts on all cases, in their order."""
+
+    seconds: float | None
+    """Wall time over all its replicas; None: not measured."""
+    accuracy: list[int | None]
+    said: list[str]
+    """What the model wrote; empty: of a rule."""
 
 
 def audit_config(config: Config, questions: int, ratio: float) -> Config:
@@ -101,107 +124,97 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     [folder] = run.generate(config, directory, config_file, measure=False)
     cases = _cases(folder)
     verdicts_of = directory.root / "verdicts" / store.digest_of([dataclasses.asdict(case) for case in cases])[:16]
-    verdicts: dict[str, list[int | None]] = {}
-    said: dict[str, list[str]] = {}
-    judged = []
-    for judge in JUDGES:
-        first, again = _asked(config, verdicts_of, judge, cases)
-        verdicts[judge], said[judge] = first["accuracy"], first["said"]
-        consistency = _consistency(first["accuracy"], again["accuracy"])
-        judged.append(_judged(judge, cases, first["accuracy"], consistency, first["seconds"] / len(cases)))
-    rule = RULES[config.judge.rule]
-    verdicts["rule"] = [int(rule(case.text, case.problem)) for case in cases]
-    judged.append(_judged("rule", cases, verdicts["rule"]))
-    compared = pairs(cases, verdicts)
-    differing = disagreements(cases, verdicts, said)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in differing)
+    asked = {judge: _asked(config, verdicts_of, judge, cases) for judge in JUDGES} | {"rule": [_by_rule(config, cases)]}
+    judged = [_judged(name, cases, *passes) for name, passes in asked.items()]
+    first: dict[str, JudgePass] = {name: passes[0] for name, passes in asked.items()}
+    compared, differing = pairs(cases, first), disagreements(cases, first)
+    lines = "".join(json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in differing)
     write_text(directory.file(DISAGREEMENTS), lines)
     result = {
         "answers": len(cases),
         "rule": config.judge.rule,
-        "judges": [as_json(one) for one in judged],
-        "pairs": [as_json(one) for one in compared],
+        "judges": judged,
+        "pairs": compared,
         "disagreements": len(differing),
         "config_file": config_file,
     }
-    write_json(directory.file(RESULT), result)
-    for line in table(judged, compared):
-        say(line)
-    return judge_audit_page.write(directory.file(PAGE), config, judged, compared, differing)
+    write_json(directory.file(RESULT), as_json(result))
+    say(table(judged, compared).removesuffix("\n"))
+    write_text(directory.file(PAGE), page(config, judged, compared, differing))
+    return directory.file(PAGE)
 
 
-def pairs(cases: Sequence[Case], verdicts: Mapping[str, Sequence[int | None]]) -> list[Pair]:
+def pairs(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[JudgePair]:
     """Every two judges, over all answers and by their source, as far as both judged any."""
     found = []
-    for first, second in itertools.combinations(verdicts, 2):
+    for first, second in itertools.combinations(passes, 2):
         for of in ("all", "teacher", "student"):
             both = [
                 (one, other, case.position)
-                for case, one, other in zip(cases, verdicts[first], verdicts[second], strict=True)
+                for case, one, other in zip(cases, passes[first].accuracy, passes[second].accuracy, strict=True)
                 if one is not None and other is not None and of in ("all", case.source)
             ]
             if both:
-                found.append(Pair(first=first, second=second, of=of, agreement=agreement(*zip(*both, strict=True))))
+                found.append(
+                    JudgePair(first=first, second=second, of=of, agreement=agreement(*zip(*both, strict=True)))
+                )
     return found
 
 
-def disagreements(
-    cases: Sequence[Case], verdicts: Mapping[str, Sequence[int | None]], said: Mapping[str, Sequence[str]]
-) -> list[dict[str, Any]]:
-    """The answers on which the judges do not all say the same, with what the models wrote; each case once."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+def disagreements(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[Disagreement]:
+    """The answers on which the judges do not all say the same; each answer to a question once."""
+    found: dict[tuple[str, str], Disagreement] = {}
     for index, case in enumerate(cases):
-        words = {name: one[index] for name, one in verdicts.items()}
-        if len(set(words.values())) > 1:
-            row = {
-                "id": case.problem.id,
-                "question": case.problem.question,
-                "label": case.problem.label,
-                "source": case.source,
-                "answer": case.text,
-                "verdicts": words,
-                "said": {name: one[index] for name, one in said.items()},
-            }
-            found.setdefault((case.problem.id, case.text), row)
+        verdicts = {name: one.accuracy[index] for name, one in passes.items()}
+        if len(set(verdicts.values())) > 1:
+            differing = Disagreement(
+                id=case.problem.id,
+                question=case.problem.question,
+                label=case.problem.label,
+                source=case.source,
+                answer=case.text,
+                verdicts=verdicts,
+                said={name: one.said[index] for name, one in passes.items() if one.said},
+            )
+            found.setdefault((case.problem.id, case.text), differing)
     return list(found.values())
 
 
-def table(judged: Sequence[Judged], compared: Sequence[Pair]) -> list[str]:
-    """For a terminal."""
-    lines = [f"{'judge':<10}{'answers':>9}{'unjudged':>10}{'consistent':>12}{'s / answer':>12}"]
-    for one in judged:
-        unjudged = one.unjudged / one.answers
-        consistency = "–" if one.consistency is None else f"{one.consistency:.1%}"
-        seconds = "–" if one.seconds_per_answer is None else f"{one.seconds_per_answer:.3f}"
-        lines.append(f"{one.name:<10}{one.answers:>9}{unjudged:>10.1%}{consistency:>12}{seconds:>12}")
-    lines.append(f"{'judges':<20}{'answers of':<12}{'same':>8}{'κ, 95 %':>26}")
-    for pair in compared:
-        kappa = pair.agreement.kappa
-        told = f"{kappa.value:.3f} ({kappa.low:.3f} to {kappa.high:.3f})" if math.isfinite(kappa.value) else "–"
-        lines.append(f"{f'{pair.first}, {pair.second}':<20}{pair.of:<12}{pair.agreement.share:>8.1%}{told:>26}")
-    return lines
+def table(judged: Sequence[JudgeFigures], compared: Sequence[JudgePair]) -> str:
+    """The audit for a terminal."""
+    return render(__package__, "judge_audit.txt.jinja", judged=judged, compared=compared)
 
 
-def _cases(folder: store.Folder) -> list[Case]:
-    found = [
-        Case(
-            position=row.position,
-            problem=dataclasses.replace(row.problem, pictures=()),  # a judge sees none
-            source=answer.judged.answer.source,
-            text=answer.judged.answer.text,
-        )
-        for row in store.read(folder)
-        for answer in row.answers
-    ]
+def page(
+    config: Config, judged: Sequence[JudgeFigures], compared: Sequence[JudgePair], differing: Sequence[Disagreement]
+) -> str:
+    """The audit as an HTML document, for a reader who has seen neither code nor run."""
+    return render(
+        __package__,
+        "judge_audit.html.jinja",
+        name=Path(config.run.dir).parent.name,
+        config=config,
+        judged=judged,
+        compared=compared,
+        differing=differing,
+    )
+
+
+def _cases(folder: store.Folder) -> list[AuditCase]:
+    found = []
+    for row in store.read(folder):
+        problem = dataclasses.replace(row.problem, pictures=())  # a judge sees none
+        answers = [answer.judged.answer for answer in row.answers]
+        found += [
+            AuditCase(position=row.position, problem=problem, source=one.source, text=one.text) for one in answers
+        ]
     if not found:
         raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store.")
     return found
 
 
-def _asked(
-    config: Config, folder: Path, judge: JudgedBy, cases: Sequence[Case]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One judge's verdicts on all cases, in their order, of both passes; kept in ``folder`` once they are there."""
+def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditCase]) -> list[JudgePass]:
+    """Both passes of one judge; kept in ``folder`` once they are there."""
     order = list(range(len(cases)))
     orders = {"first": order, "again": order[::2][::-1] + order[1::2]}
     files = {name: folder / f"{judge}-{name}.json" for name in orders}
@@ -210,12 +223,12 @@ def _asked(
             for name, file in files.items():
                 if not file.exists():
                     pool = replicas.pools[JUDGES[judge]]
-                    write_json(file, _pass(pool, cases, orders[name], config.rollout.batch_rows, judge))
-    return read_json(files["first"]), read_json(files["again"])
+                    write_json(file, as_json(_pass(pool, cases, orders[name], config.rollout.batch_rows, judge)))
+    return [read_record(file, JudgePass, MADE_AGAIN) for file in files.values()]
 
 
-def _pass(pool: Pool, cases: Sequence[Case], order: Sequence[int], size: int, judge: str) -> dict[str, Any]:
-    """Verdicts of all cases, asked in this order."""
+def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: int, judge: str) -> JudgePass:
+    """Asked in this order."""
 
     def ask(indices: Sequence[int]) -> list[list[Verdict]]:
         problems, texts = [cases[index].problem for index in indices], [[cases[index].text] for index in indices]
@@ -228,34 +241,31 @@ def _pass(pool: Pool, cases: Sequence[Case], order: Sequence[int], size: int, ju
         for indices, told in in_parallel(ask, batches(order, size), pool.most_calls_at_once):
             verdicts |= {index: verdict for index, (verdict,) in zip(indices, told, strict=True)}
             advance(len(indices))
-    return {
-        "seconds": time.monotonic() - began,
-        "accuracy": [verdicts[index].accuracy for index in range(len(cases))],
-        "said": [verdicts[index].text for index in range(len(cases))],
-    }
+    return JudgePass(
+        seconds=time.monotonic() - began,
+        accuracy=[verdicts[index].accuracy for index in range(len(cases))],
+        said=[verdicts[index].text for index in range(len(cases))],
+    )
 
 
-def _consistency(first: Sequence[int | None], again: Sequence[int | None]) -> float:
-    return sum(a == b for a, b in zip(first, again, strict=True)) / len(first)
+def _by_rule(config: Config, cases: Sequence[AuditCase]) -> JudgePass:
+    rule = RULES[config.judge.rule]
+    return JudgePass(seconds=None, accuracy=[int(rule(case.text, case.problem)) for case in cases], said=[])
 
 
-def _judged(
-    name: str,
-    cases: Sequence[Case],
-    verdicts: Sequence[int | None],
-    consistency: float | None = None,
-    seconds_per_answer: float | None = None,
-) -> Judged:
+def _judged(name: str, cases: Sequence[AuditCase], first: JudgePass, *again: JudgePass) -> JudgeFigures:
     right = {}
     for source in ("teacher", "student"):
-        words = [word for case, word in zip(cases, verdicts, strict=True) if case.source == source and word is not None]
-        if words:
-            right[source] = sum(words) / len(words)
-    return Judged(
+        said = [word for case, word in zip(cases, first.accuracy, strict=True) if case.source == source]
+        readable = [word for word in said if word is not None]
+        if readable:
+            right[source] = sum(readable) / len(readable)
+    same = [one == other for later in again for one, other in zip(first.accuracy, later.accuracy, strict=True)]
+    return JudgeFigures(
         name=name,
         answers=len(cases),
-        unjudged=sum(word is None for word in verdicts),
+        unjudged=first.accuracy.count(None),
         right=right,
-        consistency=consistency,
-        seconds_per_answer=seconds_per_answer,
+        consistency=sum(same) / len(same) if same else None,
+        seconds_per_answer=None if first.seconds is None else first.seconds / len(cases),
     )

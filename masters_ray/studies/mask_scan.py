@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from markupsafe import Markup
 
 from masters_ray import store
 from masters_ray.actors.deployments import absolute
 from masters_ray.config import Config, Schedule, ScheduledStage, as_written, joined
 from masters_ray.errors import Complaint, ConfigError, StoreError
-from masters_ray.files import read_json, write_json
+from masters_ray.evaluate import Interval
+from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import run
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
-from masters_ray.records import JudgedText
-from masters_ray.studies import mask_scan_page
-from masters_ray.studies.statistics import Mean, as_json, resampled_mean, resampled_share
+from masters_ray.records import JudgedText, StageOutcome
+from masters_ray.report.charts import ChartLine, line_chart
+from masters_ray.report.render import render
+from masters_ray.studies.statistics import resampled_mean, resampled_share
+
+T = TypeVar("T")
 
 RESULT = "mask_scan.json"
 PAGE = "mask_scan.html"
@@ -35,20 +41,21 @@ PAGE = "mask_scan.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Scanned:
-    """One ratio."""
+    """One mask ratio. Divergences are in nats, shares are fractions."""
 
     ratio: float
     sparsity: float
-    jsd: Mean
-    """Over questions, each the mean of its answers; nats."""
-    jsd_by_source: dict[str, Mean]
-    jsd_by_kind: dict[str, Mean]
-    against_best: Mean
+    """The share of the weights that really is zero."""
+    jsd: Interval
+    """Over questions, each the mean of its answers."""
+    jsd_by_source: dict[str, Interval]
+    jsd_by_kind: dict[str, Interval]
+    against_best: Interval
     """JSD minus that of the best ratio, question by question."""
-    teacher_right: Mean | None
+    teacher_right: Interval | None
     """R_acc of the masked teacher's answers; None where it wrote none."""
-    teacher_right_by_kind: dict[str, Mean]
-    teacher_reasoning: Mean | None
+    teacher_right_by_kind: dict[str, Interval]
+    teacher_reasoning: Interval | None
     """R_rea of the masked teacher's answers, if anybody was asked."""
     teacher_cut: float | None
     """Share of the masked teacher's answers that were cut at the most tokens; None where it wrote none."""
@@ -58,6 +65,8 @@ class Scanned:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
+    """Which ratio to start from."""
+
     max_ratio: float
     """Where the divergence is lowest."""
     equal: list[float]
@@ -93,31 +102,28 @@ def cost(config: Config) -> str:
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Make what is missing of a scan; Ray must be started. config: of ``scan_config``. Returns the page's path."""
     say(cost(config))
-    run.generate(config, directory, config_file, measure=False)
-    ratios = [stage.ratio for stage in config.schedule.stages]
-    folders = [directory.stage(index) for index in range(len(ratios))]
-    measured = _measured(config, directory, folders)
-    found = scanned(
-        [_finished(folder).made_by for folder in folders], measured, [list(store.read_judged(one)) for one in folders]
-    )
+    folders = run.generate(config, directory, config_file, measure=False)
+    manifests = [_finished(folder) for folder in folders]
+    outcomes = [StageOutcome(**manifest.made_by) for manifest in manifests]
+    measured = _measured(config, directory, folders, manifests)
+    found = scanned(outcomes, measured, [list(store.read_judged(one)) for one in folders])
     advice = advise(found)
     result = {
         "questions": config.data.train.rows,
-        "ratios": [as_json(one) for one in found],
-        "advice": as_json(advice),
+        "ratios": found,
+        "advice": advice,
         "config_file": config_file,
         "teacher": as_written(config.teacher.checkpoint),
         "student": as_written(config.student.checkpoint),
     }
-    write_json(directory.file(RESULT), result)
-    for line in table(found):
-        say(line)
-    say(advice.text)
-    return mask_scan_page.write(directory.file(PAGE), config, found, advice)
+    write_json(directory.file(RESULT), as_json(result))
+    say(table(found) + advice.text)
+    write_text(directory.file(PAGE), page(config, found, advice))
+    return directory.file(PAGE)
 
 
 def scanned(
-    made: Sequence[dict[str, Any]],
+    outcomes: Sequence[StageOutcome],
     measured: Sequence[Sequence[Divergence]],
     judged: Sequence[Sequence[JudgedText]],
 ) -> list[Scanned]:
@@ -126,22 +132,24 @@ def scanned(
     means = [sum(one.values()) / len(one) for one in by_question]
     best = by_question[means.index(min(means))]
     found = []
-    for outcome, rows, own, answers in zip(made, measured, by_question, judged, strict=True):
+    for outcome, rows, own, answers in zip(outcomes, measured, by_question, judged, strict=True):
         shared = sorted(own.keys() & best.keys())
         of_teacher = [one for one in answers if one.source == "teacher"]
         found.append(
             Scanned(
-                ratio=outcome["ratio"],
-                sparsity=outcome["sparsity"],
-                jsd=resampled_mean(list(own.values())),
-                jsd_by_source=_by(rows, "source"),
-                jsd_by_kind=_by(rows, "kind"),
+                ratio=outcome.ratio,
+                sparsity=outcome.sparsity,
+                jsd=_mean(rows),
+                jsd_by_source={source: _mean(part) for source, part in _parts(rows, "source")},
+                jsd_by_kind={kind: _mean(part) for kind, part in _parts(rows, "kind")},
                 against_best=resampled_mean([own[position] - best[position] for position in shared]),
                 teacher_right=_share(of_teacher, "accuracy"),
-                teacher_right_by_kind=_right_by_kind(of_teacher),
+                teacher_right_by_kind={
+                    kind: share for kind, part in _parts(of_teacher, "kind") if (share := _share(part, "accuracy"))
+                },
                 teacher_reasoning=_share(of_teacher, "reasoning"),
-                teacher_cut=outcome["cut_by_source"].get("teacher"),
-                left_out=outcome["left_out"],
+                teacher_cut=outcome.cut_by_source.get("teacher"),
+                left_out=outcome.left_out,
             )
         )
     return found
@@ -166,27 +174,51 @@ def advise(found: Sequence[Scanned]) -> Advice:
     return Advice(max_ratio=best.ratio, equal=equal, overmasked=overmasked, text=text)
 
 
-def table(found: Sequence[Scanned]) -> list[str]:
-    """For a terminal; what is cut, R_acc and R_rea are of the masked teacher, R_rea only where anybody was asked."""
-    asked = any(one.teacher_reasoning is not None for one in found)
-    head = f"{'mask ratio':>10}  {'JSD (nats), 95 %':>24}  {'of teacher':>10}  {'of student':>10}  {'cut':>6}"
-    lines = [f"{head}  {'R_acc':>6}" + (f"  {'R_rea':>6}" if asked else "")]
-    for one in found:
-        sources = [one.jsd_by_source.get(source) for source in ("teacher", "student")]
-        teacher, student = ("–" if mean is None else f"{mean.value:.4f}" for mean in sources)
-        right, reasoning = (
-            "–" if mean is None else f"{mean.value:.1%}" for mean in (one.teacher_right, one.teacher_reasoning)
-        )
-        jsd = f"{one.jsd.value:.4f} ({one.jsd.low:.4f}–{one.jsd.high:.4f})"
-        cut = "–" if one.teacher_cut is None else f"{one.teacher_cut:.1%}"
-        line = f"{one.ratio:>10g}  {jsd:>24}  {teacher:>10}  {student:>10}  {cut:>6}  {right:>6}"
-        lines.append(line + (f"  {reasoning:>6}" if asked else ""))
-    return lines
+def table(found: Sequence[Scanned]) -> str:
+    """The scan for a terminal."""
+    return render(__package__, "mask_scan.txt.jinja", found=found)
 
 
-def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.Folder]) -> list[list[Divergence]]:
+def page(config: Config, found: Sequence[Scanned], advice: Advice) -> str:
+    """The scan as an HTML document, for a reader who has seen neither code nor run."""
+    divergences = (
+        ("all answers", "after", [one.jsd for one in found]),
+        ("the teacher’s answers", "teacher", [one.jsd_by_source.get("teacher") for one in found]),
+        ("the student’s answers", "before", [one.jsd_by_source.get("student") for one in found]),
+    )
+    rewards = (
+        ("right answers (R_acc)", "teacher", [one.teacher_right for one in found]),
+        ("supporting reasoning (R_rea)", "band", [one.teacher_reasoning for one in found]),
+    )
+    ratios = [100 * one.ratio for one in found]
+    return render(
+        __package__,
+        "mask_scan.html.jinja",
+        name=Path(config.run.dir).parent.name,
+        config=config,
+        found=found,
+        advice=advice,
+        jsd_chart=_chart("jsd", ratios, divergences, "JSD to the student (nats)"),
+        quality_chart=_chart("quality", ratios, rewards, "share of the teacher’s answers"),
+        kinds=sorted({kind for one in found for kind in one.jsd_by_kind}),
+        answered=sorted({kind for one in found for kind in one.teacher_right_by_kind}),
+    )
+
+
+def _chart(
+    name: str, ratios: Sequence[float], series: Iterable[tuple[str, str, Sequence[Interval | None]]], y_label: str
+) -> Markup | None:
+    """The lines that have a mean at every ratio; None without such a line."""
+    lines = [ChartLine(label, colour, [mean for mean in means if mean]) for label, colour, means in series]
+    whole = [line for line in lines if len(line.means) == len(ratios)]
+    return line_chart(name, ratios, whole, "mask ratio (%)", y_label) if whole else None
+
+
+def _measured(
+    config: Config, directory: RunDirectory, folders: Sequence[store.Folder], manifests: Sequence[store.Manifest]
+) -> list[list[Divergence]]:
     """The divergences of each store, kept in a file of its content's name once they are measured."""
-    names = [f"stage-{index}-{_finished(folder).digest[:16]}.json" for index, folder in enumerate(folders)]
+    names = [f"stage-{index}-{manifest.digest[:16]}.json" for index, manifest in enumerate(manifests)]
     files = [directory.root / "divergences" / name for name in names]
     missing = [index for index, file in enumerate(files) if not file.exists()]
     if missing:
@@ -202,8 +234,8 @@ def _measured(config: Config, directory: RunDirectory, folders: Sequence[store.F
                 )
             if told:
                 say(f"stage {index}: {told}; its divergence is of the others")
-            write_json(files[index], [dataclasses.asdict(row) for row in rows])
-    return [[Divergence(**row) for row in read_json(file)] for file in files]
+            write_json(files[index], as_json(rows))
+    return [read_record(file, list[Divergence], MADE_AGAIN) for file in files]
 
 
 def _finished(folder: store.Folder) -> store.Manifest:
@@ -213,7 +245,7 @@ def _finished(folder: store.Folder) -> store.Manifest:
     return manifest
 
 
-def _by_question(rows: Sequence[Divergence]) -> dict[int, float]:
+def _by_question(rows: Iterable[Divergence]) -> dict[int, float]:
     """Position → mean over the question's answers."""
     found: dict[int, list[float]] = defaultdict(list)
     for row in rows:
@@ -221,7 +253,7 @@ def _by_question(rows: Sequence[Divergence]) -> dict[int, float]:
     return {position: sum(values) / len(values) for position, values in found.items()}
 
 
-def _share(answers: Sequence[JudgedText], reward: str) -> Mean | None:
+def _share(answers: Sequence[JudgedText], reward: str) -> Interval | None:
     """Mean of a reward, 0 or 1, over the answers that have it; those to one question are resampled together."""
     asked = [one for one in answers if getattr(one, reward) is not None]
     if not asked:
@@ -229,17 +261,16 @@ def _share(answers: Sequence[JudgedText], reward: str) -> Mean | None:
     return resampled_share([getattr(one, reward) for one in asked], [str(one.position) for one in asked])
 
 
-def _right_by_kind(answers: Sequence[JudgedText]) -> dict[str, Mean]:
-    kinds = sorted({one.kind for one in answers})
-    shares = {kind: _share([one for one in answers if one.kind == kind], "accuracy") for kind in kinds}
-    return {kind: share for kind, share in shares.items() if share is not None}
+def _mean(rows: Iterable[Divergence]) -> Interval:
+    return resampled_mean(list(_by_question(rows).values()))
 
 
-def _by(rows: Sequence[Divergence], field: str) -> dict[str, Mean]:
-    parts: dict[str, list[Divergence]] = defaultdict(list)
+def _parts(rows: Iterable[T], field: str) -> list[tuple[str, list[T]]]:
+    """Value of a field → the rows that have it, sorted."""
+    parts: dict[str, list[T]] = defaultdict(list)
     for row in rows:
         parts[getattr(row, field)].append(row)
-    return {name: resampled_mean(list(_by_question(part).values())) for name, part in sorted(parts.items())}
+    return sorted(parts.items())
 
 
 def parse_ratios(text: str) -> list[float]:
@@ -247,16 +278,8 @@ def parse_ratios(text: str) -> list[float]:
     try:
         ratios = sorted({float(word) for word in text.split(",")}, reverse=True)
     except ValueError:
-        ratios = [-1.0]
-    if not all(0 <= ratio < 1 for ratio in ratios):
-        raise ConfigError(
-            [
-                Complaint(
-                    where="--ratios",
-                    expected="ratios from 0 to below 1 with commas between",
-                    found=text,
-                    remedy="Write for instance 0.4,0.2,0.",
-                )
-            ]
-        )
-    return ratios
+        ratios = []
+    if ratios and all(0 <= ratio < 1 for ratio in ratios):
+        return ratios
+    expected, remedy = "ratios from 0 to below 1 with commas between", "Write for instance 0.4,0.2,0."
+    raise ConfigError([Complaint(where="--ratios", expected=expected, found=text, remedy=remedy)])

@@ -32,13 +32,18 @@ from omegaconf.errors import OmegaConfBaseException
 from masters_ray import checks, cluster
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.files import read_json, write_json, write_text
+from masters_ray.evaluate import Interval
+from masters_ray.files import as_json, read_json, write_json, write_text
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_settings
 from masters_ray.pipeline.run import run as make_run
 from masters_ray.progress import say
-from masters_ray.studies import study_page
-from masters_ray.studies.statistics import Mean, as_json, mean, resampled_mean
+from masters_ray.report import METRICS, SUMMARY
+from masters_ray.report.charts import dots_chart
+from masters_ray.report.inputs import read_metrics, read_summary
+from masters_ray.report.numbers import NOTHING, decimal
+from masters_ray.report.render import render
+from masters_ray.studies.statistics import mean, resampled_mean
 
 RESULT, PAGE, MARKDOWN = "study.json", "study.html", "study.md"
 _KEYS = {"base": str, "dir": str, "seeds": list, "changes": dict, "reference": str, "variants": dict}
@@ -62,25 +67,25 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class VariantOutcome:
     """What one variant came to, over its seeds. Accuracies are fractions."""
 
     name: str
     changes: dict[str, Any]
     accuracies: list[float]
     """Held-out accuracy of the trained student, seed by seed."""
-    accuracy: Mean
-    difference: Mean
+    accuracy: Interval
+    difference: Interval
     """To the reference, seed by seed."""
-    difference_by_question: Mean
+    difference_by_question: Interval
     """To the reference, question by question: what these questions say, for these seeds. A question that several
     seeds asked counts as often, and is resampled as one."""
-    jsd: Mean
+    jsd: Interval
     """In the last tenth of the steps, nats."""
-    seconds: Mean
+    seconds: Interval
     """Wall time of the phase in which the student learned, over all calls of a run: the learner's start, steps, handing
     over of weights and waiting. Rows made before are not in it."""
-    waited: Mean
+    waited: Interval
     """Seconds of these in which the learner stood still because fresh answers were not there yet."""
 
 
@@ -89,34 +94,27 @@ def read(file: str) -> Study:
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        told = " ".join(str(error).split())
-        raise ConfigError([_complaint(file, "a study in YAML", told, "See conf/study for examples.")]) from error
-    if not isinstance(content, dict):
-        raise ConfigError([_complaint(file, "a mapping", repr(content), "See conf/study for examples.")])
-    complaints = [
-        _complaint(f"{key} ({file})", f"one of {', '.join(_KEYS)}", "an unknown key", "Correct it.")
-        for key in content.keys() - _KEYS.keys()
-    ]
+        content = " ".join(str(error).split())
+    _require(file, (isinstance(content, dict), "the file", "a study in YAML", content))
     content.setdefault("changes", {})
-    for key, kind in _KEYS.items():
-        if not isinstance(content.get(key), kind):
-            complaints.append(_complaint(f"{key} ({file})", f"a {kind.__name__}", repr(content.get(key)), "Set it."))
-    if complaints:
-        raise ConfigError(complaints)
+    _require(
+        file,
+        *((key in _KEYS, key, f"one of {', '.join(_KEYS)}", "an unknown key") for key in content),
+        *(
+            (isinstance(content.get(key), kind), key, f"a {kind.__name__}", content.get(key))
+            for key, kind in _KEYS.items()
+        ),
+    )
     variants = {str(name): _dotted(changes or {}) for name, changes in content["variants"].items()}
-    seeds = content["seeds"]
-    if not seeds or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
-        complaints.append(_complaint(f"seeds ({file})", "different whole numbers", repr(seeds), "Such as [0, 1, 2]."))
-    if content["reference"] not in variants:
-        told = f"one of {', '.join(variants)}"
-        complaints.append(_complaint(f"reference ({file})", told, content["reference"], "Name a variant."))
-    folders = [_folder(name) for name in variants]
-    if len(set(folders)) < len(folders) or "" in folders:
-        complaints.append(
-            _complaint(f"variants ({file})", "names that differ in letters and digits", ", ".join(variants), "Rename.")
-        )
-    if complaints:
-        raise ConfigError(complaints)
+    seeds, names = content["seeds"], ", ".join(variants)
+    different = bool(seeds) and all(isinstance(seed, int) for seed in seeds) and len(set(seeds)) == len(seeds)
+    folders = {_folder(name) for name in variants}
+    _require(
+        file,
+        (different, "seeds", "different whole numbers such as [0, 1, 2]", seeds),
+        (content["reference"] in variants, "reference", f"one of {names}", content["reference"]),
+        (len(folders - {""}) == len(variants), "variants", "names that differ in letters and digits", names),
+    )
     return Study(
         file=file,
         base=content["base"],
@@ -126,6 +124,17 @@ def read(file: str) -> Study:
         reference=content["reference"],
         variants=variants,
     )
+
+
+def _require(file: str, *rules: tuple[bool, str, str, Any]) -> None:
+    """Raises ConfigError with every (holds, key, expected, found) that does not hold."""
+    broken = [
+        Complaint(where=f"{key} ({file})", expected=expected, found=str(found), remedy="conf/study has examples.")
+        for holds, key, expected, found in rules
+        if not holds
+    ]
+    if broken:
+        raise ConfigError(broken)
 
 
 def run(study: Study) -> Path:
@@ -140,15 +149,15 @@ def run(study: Study) -> Path:
                 say(f"run {number} of {len(todo)}: {place[0]}, seed {place[1]}")
                 _make(configs[place], [one for other, one in configs.items() if other != place], study.base)
     found = outcomes(study, configs)
-    write_json(study.dir / RESULT, {"study": _plain(study), "outcomes": [as_json(one) for one in found]})
-    lines = markdown(study, found)
-    write_text(study.dir / MARKDOWN, "\n".join(lines) + "\n")
-    for line in lines:
-        say(line)
-    return study_page.write(study.dir / PAGE, study, found)
+    write_json(study.dir / RESULT, as_json({"study": study, "outcomes": found}))
+    table = markdown(study, found)
+    write_text(study.dir / MARKDOWN, table)
+    say(table.removesuffix("\n"))
+    write_text(study.dir / PAGE, page(study, found))
+    return study.dir / PAGE
 
 
-def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Outcome]:
+def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[VariantOutcome]:
     """Of every variant, in the order of the file."""
     runs = {place: _Finished(Path(config.run.dir)) for place, config in configs.items()}
     reference = [runs[study.reference, seed] for seed in study.seeds]
@@ -158,7 +167,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
         pairs = list(zip(own, reference, strict=True))
         by_question = [item for one, other in pairs for item in one.differences(other).items()]
         found.append(
-            Outcome(
+            VariantOutcome(
                 name=name,
                 changes=changes,
                 accuracies=[one.accuracy for one in own],
@@ -175,49 +184,70 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Ou
     return found
 
 
-def markdown(study: Study, found: Sequence[Outcome]) -> list[str]:
+def markdown(study: Study, found: Sequence[VariantOutcome]) -> str:
     """The table, between the command that made it and what its times are."""
-    seeds = ", ".join(map(str, study.seeds))
-    waited = study_page.any_waited(found)
-    head = ["variant", "accuracy", "over seeds", f"to {study.reference}", "over seeds", "over questions"]
-    head += ["JSD at the end", study_page.LEARNING, *([study_page.WAITING] if waited else [])]
-    lines = [
-        f"`masters-ray study {study.file}` (seeds {seeds}; accuracy in percent, differences in points, 95 % intervals)",
-        "",
-        f"| {' | '.join(head)} |",
-        f"| --- |{' ---: |' * (len(head) - 1)}",
-    ]
-    for one in found:
-        same = one.name == study.reference
-        cells = [
+    return render(__package__, "study.md.jinja", **_values(study, found))
+
+
+def page(study: Study, found: Sequence[VariantOutcome]) -> str:
+    """The study as an HTML document, for a reader who has seen neither code nor run."""
+    [reference] = [one for one in found if one.name == study.reference]
+    several = len(study.seeds) > 1
+    accuracies = [(one.name, one.accuracy, one.accuracies) for one in found]
+    differences = [
+        (
             one.name,
-            f"{100 * one.accuracy.value:.1f}",
-            _interval(one.accuracy),
-            "" if same else f"{100 * one.difference.value:+.1f}",
-            "" if same else _interval(one.difference),
-            "" if same else _interval(one.difference_by_question),
-            f"{one.jsd.value:.4f}",
-            f"{one.seconds.value:.1f}",
-            *([f"{one.waited.value:.1f}"] if waited else []),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", study_page.told_of_times(found)]
+            one.difference if several else one.difference_by_question,
+            [own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)],
+        )
+        for one in found
+        if one is not reference
+    ]
+    label = f"accuracy minus that of “{reference.name}” (points)"
+    in_percent = "accuracy on held-out questions (%)"
+    return render(
+        __package__,
+        "study.html.jinja",
+        name=study.dir.name,
+        several=several,
+        accuracy_chart=dots_chart("accuracy", accuracies, in_percent, reference.accuracy.value),
+        difference_chart=dots_chart("difference", differences, label, 0.0) if differences else None,
+        dumps=json.dumps,
+        **_values(study, found),
+    )
+
+
+def _values(study: Study, found: Sequence[VariantOutcome]) -> dict[str, Any]:
+    """Of both templates. cells: a variant → its accuracy and differences with intervals, in percent and points; waited:
+    whether a learner had to wait."""
+
+    def bounds(mean: Interval) -> str:
+        return NOTHING if mean.n == 1 else f"{100 * mean.low:.1f} to {100 * mean.high:.1f}"
+
+    def cells(one: VariantOutcome) -> list[str]:
+        own = [decimal(100 * one.accuracy.value, 1), bounds(one.accuracy)]
+        if one.name == study.reference:
+            return [*own, "", "", ""]
+        difference = decimal(100 * one.difference.value, 1, sign=True)
+        return [*own, difference, bounds(one.difference), bounds(one.difference_by_question)]
+
+    return {"study": study, "found": found, "cells": cells, "waited": any(one.waited.value > 0 for one in found)}
 
 
 class _Finished:
     """What a finished run left behind."""
 
     def __init__(self, folder: Path) -> None:
-        summary = read_json(folder / "summary.json")
-        self.accuracy = float(summary["accuracy"]["student_after"]["value"])
-        self.seconds = float(summary["phases"]["learner"])
-        # Runs from before there were online iterations do not tell of any.
-        self.waited = float(summary["online"]["waited_seconds"]) if "online" in summary else 0.0
-        steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        """Raises StoreError when a file of the run is missing or damaged."""
+        summary = read_summary(folder / SUMMARY)
+        self.accuracy = summary.accuracy.student_after.value
+        self.seconds = summary.phases["learner"]
+        self.waited = summary.online.waited_seconds
+        steps = read_metrics(folder / METRICS)
         last = steps[-max(1, len(steps) // 10) :]
-        self.jsd = sum(step["jsd"] for step in last) / len(last)
-        marks = held_out.rows(folder / "evaluation" / "student_after.json")
-        self._correct = {mark["id"]: int(mark["correct"]) for mark in marks if not mark.get("refused")}
+        self.jsd = sum(step.jsd for step in last) / len(last)
+        marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
+        self._correct = {mark.id: int(mark.correct) for mark in marks if not mark.refused}
 
     def differences(self, other: _Finished) -> dict[str, float]:
         """Question → 1 where only this run's student is right, −1 where only the other one's is."""
@@ -239,13 +269,8 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
                     [dataclasses.replace(one, where=f"{one.where}, variant {name}") for one in error.complaints]
                 ) from error
             if config.rollout.store:
-                complaint = _complaint(
-                    f"rollout.store, variant {name}",
-                    "null: every run of a study keeps its rollouts in its own directory",
-                    repr(config.rollout.store),
-                    "Take it out.",
-                )
-                raise ConfigError([complaint])
+                expected = "null: every run of a study keeps its rollouts in its own directory"
+                _require(study.file, (False, f"rollout.store, variant {name}", expected, config.rollout.store))
             yield (name, seed), config
 
 
@@ -282,15 +307,3 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _folder(name: str) -> str:
     return re.sub(r"[^a-z0-9.+-]+", "-", name.lower()).strip("-")
-
-
-def _plain(study: Study) -> dict[str, Any]:
-    return dataclasses.asdict(study) | {"dir": str(study.dir)}
-
-
-def _interval(found: Mean) -> str:
-    return "–" if found.n == 1 else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-
-
-def _complaint(where: str, expected: str, found: str, remedy: str) -> Complaint:
-    return Complaint(where=where, expected=expected, found=found, remedy=remedy)

@@ -119,10 +119,10 @@ def test_settings_and_a_journal_that_are_no_mappings_are_named_and_what_a_journa
     (tmp_path / "journal.json").write_text('{"wall_seconds": 5.0}')
     assert Journal(RunDirectory(config(tmp_path)), "c.yaml").content["phases"] == {}
     (tmp_path / "journal.json").write_text("[]")
-    with pytest.raises(StoreError, match=r"journal\.json: expected a mapping, found list"):
+    with pytest.raises(StoreError, match=r"journal\.json: the top: expected an object"):
         Journal(RunDirectory(config(tmp_path)), "c.yaml")
     (tmp_path / "settings.json").write_text("[]")
-    with pytest.raises(StoreError, match=r"settings\.json: expected a mapping, found list"):
+    with pytest.raises(StoreError, match=r"settings\.json: the top: expected an object"):
         RunDirectory(config(tmp_path))
 
 

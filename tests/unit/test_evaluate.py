@@ -18,7 +18,7 @@ def test_the_interval_of_none_and_of_all_holds_them_exactly() -> None:
     assert all(wilson(0, n).low == 0.0 and wilson(n, n).high == 1.0 for n in range(1, 200))
 
 
-def test_a_rate_of_nothing_is_refused() -> None:
+def test_a_share_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         wilson(0, 0)
 

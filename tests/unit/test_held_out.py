@@ -1,11 +1,11 @@
 """Accuracy on the held-out questions, with stand-ins for the replicas."""
 
-import dataclasses
+from pathlib import Path
 
 import pytest
 
 from masters_ray.errors import DataError
-from masters_ray.evaluate import Marked, refusals
+from masters_ray.evaluate import refusals
 from masters_ray.pipeline import held_out
 from masters_ray.records import Rejected
 from tests.builders import problem
@@ -38,7 +38,7 @@ def test_a_judge_of_held_out_answers_that_differs_from_the_rule_is_told(capsys: 
     assert "the rule" not in capsys.readouterr().out, "one answer says nothing"
 
 
-def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but_a_reason() -> None:
+def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but_a_reason(tmp_path: Path) -> None:
     problems = [problem(id=str(number)) for number in range(4)]
     student = FakePool("student")
     student.refuses = {"1"}
@@ -52,7 +52,8 @@ def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but
         ]
         [refused] = refusals(marked)
         assert (refused.row, refused.reason, refused.kind) == ("held-out question 1", "too long", "engine")
-        assert [Marked.of(dataclasses.asdict(one)) for one in marked] == marked
+        held_out.write_marks(tmp_path / "student.json", marked, "questions", "model")
+        assert held_out.read_marks(tmp_path / "student.json") == marked
 
 
 def test_held_out_answers_that_are_cut_are_told(capsys: pytest.CaptureFixture[str]) -> None:

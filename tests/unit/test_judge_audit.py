@@ -5,25 +5,32 @@ from pathlib import Path
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.studies import judge_audit, judge_audit_page
-from masters_ray.studies.judge_audit import Case, Judged, disagreements, pairs
+from masters_ray.config import Config
+from masters_ray.studies import judge_audit
+from masters_ray.studies.judge_audit import AuditCase, JudgePass, disagreements, pairs
 from tests.builders import problem
 from tests.conftest import ROOT
 
 CASES = [
-    Case(position=index // 2, problem=problem(id=str(index // 2)), source=("teacher", "student")[index % 2], text=text)
+    AuditCase(
+        position=index // 2, problem=problem(id=str(index // 2)), source=("teacher", "student")[index % 2], text=text
+    )
     for index, text in enumerate(["red", "blue", "red", "<b>", "red", "green"])
 ]
-VERDICTS: dict[str, list[int | None]] = {
-    "student": [1, 0, 1, 1, None, 0],
-    "teacher": [1, 0, 1, 0, 1, 0],
-    "rule": [1, 0, 1, 0, 1, 0],
+PASSES = {
+    "student": JudgePass(seconds=12.0, accuracy=[1, 0, 1, 1, None, 0], said=["yes"] * 6),
+    "teacher": JudgePass(seconds=12.0, accuracy=[1, 0, 1, 0, 1, 0], said=["no"] * 6),
+    "rule": JudgePass(seconds=None, accuracy=[1, 0, 1, 0, 1, 0], said=[]),
 }
-SAID = {"student": ["yes"] * 6, "teacher": ["no"] * 6}
+AGAIN = JudgePass(seconds=9.0, accuracy=[1, 0, 0, 1, None, 0], said=["yes"] * 6)
+
+
+def config(*words: str, questions: int = 3) -> Config:
+    return judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml", list(words)), questions, 0.2)
 
 
 def test_judges_are_compared_on_what_both_could_judge() -> None:
-    found = {(one.first, one.second, one.of): one.agreement for one in pairs(CASES, VERDICTS)}
+    found = {(one.first, one.second, one.of): one.agreement for one in pairs(CASES, PASSES)}
     both = found["student", "teacher", "all"]
     assert (both.both_right, both.right_wrong, both.wrong_right, both.both_wrong) == (2, 1, 0, 2)
     assert both.share == pytest.approx(0.8)
@@ -37,52 +44,37 @@ def test_judges_are_compared_on_what_both_could_judge() -> None:
 
 
 def test_every_answer_on_which_not_all_say_the_same_is_listed_once() -> None:
-    found = disagreements(CASES, VERDICTS, SAID)
-    assert [(row["id"], row["answer"]) for row in found] == [("1", "<b>"), ("2", "red")]
-    assert found[1]["verdicts"] == {"student": None, "teacher": 1, "rule": 1}
-    assert found[1]["said"] == {"student": "yes", "teacher": "no"}
+    found = disagreements(CASES, PASSES)
+    assert [(one.id, one.answer) for one in found] == [("1", "<b>"), ("2", "red")]
+    assert found[1].verdicts == {"student": None, "teacher": 1, "rule": 1}
+    assert found[1].said == {"student": "yes", "teacher": "no"}
 
 
 def test_a_judges_own_figures() -> None:
-    consistency = judge_audit._consistency(VERDICTS["student"], [1, 0, 0, 1, None, 0])
-    found = judge_audit._judged("student", CASES, VERDICTS["student"], consistency, 2.0)
+    found = judge_audit._judged("student", CASES, PASSES["student"], AGAIN)
     assert (found.answers, found.unjudged, found.seconds_per_answer) == (6, 1, 2.0)
     assert found.right == {"teacher": 1.0, "student": pytest.approx(1 / 3)}
     assert found.consistency == pytest.approx(5 / 6)
 
 
-def test_of_a_rule_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
-    rule = judge_audit._judged("rule", CASES, VERDICTS["rule"])
-    assert judge_audit.table([rule], [])[1].split() == ["rule", "6", "0.0%", "–", "–"]
-    config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
-    page = judge_audit_page.write(tmp_path / "page.html", config, [rule], [], []).read_text()
-    assert (
-        '<td>rule</td><td class="number">6</td><td class="number">0.0 %</td>'
-        '<td class="number">–</td><td class="number">–</td>' in page
-    )
+def test_of_a_rule_nothing_is_told_that_was_not_measured() -> None:
+    rule = judge_audit._judged("rule", CASES, PASSES["rule"])
+    assert judge_audit.table([rule], []).splitlines()[1].split() == ["rule", "6", "0.0%", "–", "–"]
+    numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
+    assert f"<td>rule</td>{numbers}" in judge_audit.page(config(), [rule], [], [])
 
 
 def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:
-    config = configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={tmp_path}", "judge.reasoning=true"])
-    audit = judge_audit.audit_config(config, 30, 0.2)
+    audit = config(f"run.dir={tmp_path}", "judge.reasoning=true", questions=30)
     assert (audit.judge.of_teacher, audit.judge.of_student, audit.data.train.rows) == ("rule", "rule", 30)
     assert audit.judges == {"rule"}
     assert configuration.violations(audit) == []
 
 
-def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
-    judged = [
-        Judged(name=name, answers=6, unjudged=1, right={"teacher": 0.5}, consistency=0.9, seconds_per_answer=0.1)
-        for name in VERDICTS
-    ]
-    compared = pairs(CASES, VERDICTS)
-    lines = judge_audit.table(judged, compared)
-    assert len(lines) == 1 + 3 + 1 + 9
-    config = judge_audit.audit_config(configuration.load(ROOT / "conf" / "demo.yaml"), 3, 0.0)
-    differing = disagreements(CASES, VERDICTS, SAID)
-    page = judge_audit_page.write(tmp_path / "page.html", config, judged, compared, differing).read_text()
+def test_table_and_page_show_judges_pairs_and_disagreements() -> None:
+    judged = [judge_audit._judged(name, CASES, one) for name, one in PASSES.items()]
+    compared = pairs(CASES, PASSES)
+    assert len(judge_audit.table(judged, compared).splitlines()) == 1 + 3 + 1 + 9
+    page = judge_audit.page(config(), judged, compared, disagreements(CASES, PASSES))
     assert "unreadable" in page and "&lt;b&gt;" in page
-    assert (
-        "All judges said the same"
-        in judge_audit_page.write(tmp_path / "page.html", config, judged, compared, []).read_text()
-    )
+    assert "All judges said the same" in judge_audit.page(config(), judged, compared, [])

@@ -22,9 +22,9 @@ from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
 from masters_ray.learner.metrics import _rewards
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.outcome import _examples, _online, _shown
+from masters_ray.pipeline.outcome import _example, _examples, _online
 from masters_ray.records import Picture, RolloutGroup
-from tests.builders import group, png, problem, scored
+from tests.builders import group, png, problem, scored, step
 from tests.conftest import ROOT
 
 NOBODY: dict[str, Any] = {"student_before": [], "student_after": []}
@@ -68,8 +68,7 @@ def rewards(position: int, divergence: float, answers: int = 2, version: int | N
 def shown(directory: RunDirectory, count: int = 9) -> list[tuple[str, int, float]]:
     """What the first answer of each example says, how many there are, and the divergence beside it."""
     examples = _examples(directory, count, [], NOBODY)
-    found = [(one["answers"][0], len(one["answers"])) for one in examples]
-    return [(answer["text"], answers, answer["divergence"]) for answer, answers in found]
+    return [(one.answers[0].text, len(one.answers), one.answers[0].divergence) for one in examples]
 
 
 @pytest.fixture
@@ -129,10 +128,8 @@ def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_not
     wide = Image.new("RGBA", (2000, 500), (0, 0, 0, 0))
     wide.save(tmp_path / "wide.tif")
     paths = [tmp_path / "wide.tif", tmp_path / "gone.png"]
-    shown = _shown(
-        dataclasses.replace(problem(), pictures=(Picture(data=png()), *(Picture(path=str(p)) for p in paths)))
-    )
-    small, large, gone = shown["pictures"]
+    pictures = (Picture(data=png()), *(Picture(path=str(path)) for path in paths))
+    small, large, gone = _example(dataclasses.replace(problem(), pictures=pictures), answers=[]).pictures
     assert small.startswith("data:image/png;base64,")
     with Image.open(io.BytesIO(base64.b64decode(large.removeprefix("data:image/jpeg;base64,")))) as thumbnail:
         assert (thumbnail.size, thumbnail.getpixel((0, 0))) == ((960, 240), (255, 255, 255))
@@ -146,19 +143,17 @@ def test_rewards_say_which_student_wrote(version: int | None) -> None:
     assert (told.position, told.version) == (3, version)
 
 
-def test_the_largest_age_is_that_of_a_group_where_it_is_known(tmp_path: Path) -> None:
+def test_the_largest_age_is_that_of_a_group_where_it_is_known() -> None:
     """Step 1 was answered twice; step 2 offline; of step 3 only the mean is known; step 4 came too late."""
-    steps = [
-        {"step": number, "fresh": fresh, "age": age, "waited": 0.5}
-        for number, fresh, age in [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 1.5), (4, 0, 0.0)]
-    ]
+    fresh = [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 1.5), (4, 0, 0.0)]
+    steps = [step(number, fresh=groups, age=age, waited=0.5) for number, groups, age in fresh]
     answered = [
         {"step": 1, "ages": [8]},
         {"step": 1, "ages": [0, 0, 3]},
         {"step": 4, "ages": [9]},
         {"step": 5, "ages": []},
     ]
-    found = _online(settings(tmp_path), steps, answered)
-    assert (found["largest_age"], found["mean_age"], found["steps"]) == (3, 1.125, 2)
-    assert _online(settings(tmp_path), steps, [])["largest_age"] == 1.5
-    assert _online(settings(tmp_path), steps[1:2], [])["largest_age"] is None
+    found = _online(0.5, steps, answered)
+    assert (found.largest_age, found.mean_age, found.steps, found.waited_seconds) == (3, 1.125, 2, 2.0)
+    assert _online(0.5, steps, []).largest_age == 1.5
+    assert _online(0.5, steps[1:2], []).largest_age is None

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from masters_ray.studies.statistics import agreement, as_json, mean, resampled_mean, resampled_share
+from masters_ray.files import as_json
+from masters_ray.studies.statistics import agreement, mean, resampled_mean, resampled_share
 
 
 def test_the_interval_of_three_values_is_students() -> None:

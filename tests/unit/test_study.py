@@ -1,5 +1,8 @@
+"""Studies: what is refused, what runs, what it comes to; and that conf/study has the paper's tables (F.6 to F.8)."""
+
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +13,13 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import ConfigError
+from masters_ray.evaluate import Marked
+from masters_ray.files import append_lines, as_json, write_json
+from masters_ray.pipeline import held_out
 from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.schedule import ratios
 from masters_ray.studies import study as studies
-from masters_ray.studies import study_page
+from tests.builders import accuracy, step, summary
 from tests.conftest import ROOT
 
 TEXT = """
@@ -27,14 +34,18 @@ variants:
 """
 
 
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
 def written(tmp_path: Path, text: str = TEXT) -> str:
     file = tmp_path / "study.yaml"
     file.write_text(text.format(dir=tmp_path / "runs"))
     return str(file)
 
 
-def test_every_variant_is_a_run_of_its_own_for_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_every_variant_is_a_run_of_its_own_for_each_seed(tmp_path: Path) -> None:
     study = studies.read(written(tmp_path))
     configs = dict(studies._configs(study))
     assert list(configs) == [("whole", 0), ("whole", 1), ("No mask!", 0), ("No mask!", 1)]
@@ -44,15 +55,67 @@ def test_every_variant_is_a_run_of_its_own_for_each_seed(tmp_path: Path, monkeyp
     assert plain.run.dir == str(tmp_path / "runs" / "no-mask" / "seed-1")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "study").glob("*.yaml")), ids=lambda file: file.name)
-def test_every_study_in_conf_has_valid_variants_and_changes_no_unknown_key(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    study = studies.read(str(file))
-    for changes in study.variants.values():
-        words = [f"{key}={json.dumps(value)}" for key, value in (study.changes | changes).items()]
-        configuration.load(study.base, words)
+def rows(name: str) -> list[Config]:
+    """The configuration of each variant of a study in conf/study, in the order of the file."""
+    study = studies.read(f"conf/study/{name}")
+    settings = [study.changes | changes for changes in study.variants.values()]
+    return [
+        configuration.load(study.base, [f"{key}={json.dumps(value)}" for key, value in each.items()])
+        for each in settings
+    ]
+
+
+def rewards(config: Config) -> tuple[str, ...]:
+    """What the student is reinforced for."""
+    if not config.learner.policy_weight:
+        return ()
+    return ("R_acc", "R_distill") if config.reward.alpha else ("R_acc",)
+
+
+@pytest.mark.parametrize("name", [file.name for file in sorted((ROOT / "conf" / "study").glob("*.yaml"))])
+def test_every_study_in_conf_has_valid_variants_and_changes_no_unknown_key(name: str) -> None:
+    assert rows(name)
+
+
+@pytest.mark.parametrize("name", ["components.yaml", "real_components.yaml"])
+def test_the_components_are_the_five_rows_of_f8(name: str) -> None:
+    found = rows(name)
+    masked = [any(ratio for ratio, _ in ratios(config.schedule)) for config in found]
+    assert list(zip(masked, map(rewards, found), strict=True)) == [
+        (False, ()),
+        (True, ()),
+        (False, ("R_acc",)),
+        (False, ("R_acc", "R_distill")),
+        (True, ("R_acc", "R_distill")),
+    ]
+    assert all(config.learner.jsd_weight == 1 for config in found), "all of them distil"
+    assert {config.reward.alpha for config in found if "R_distill" in rewards(config)} == {1}
+
+
+def test_the_judges_are_the_three_rows_of_f7_and_two_more() -> None:
+    found = {(config.judge.of_student, config.judge.of_teacher) for config in rows("judge.yaml")}
+    paper = {("student", "teacher"), ("teacher", "teacher"), ("student", "student")}
+    assert found == paper | {("teacher", "student"), ("rule", "rule")}
+
+
+def test_the_sources_are_the_three_rows_of_f6_with_both_rewards() -> None:
+    found = rows("sources.yaml")
+    splits = [(config.rollout.student_answers, config.rollout.teacher_answers) for config in found]
+    assert splits == [(8, 0), (4, 4), (0, 8)]
+    assert {rewards(config) for config in found} == {("R_acc", "R_distill")}
+
+
+@pytest.mark.parametrize(
+    ("name", "compared"),
+    [
+        ("components.yaml", {"schedule.max_ratio", "learner.policy_weight", "reward.alpha"}),
+        ("judge.yaml", {"judge.of_teacher", "judge.of_student"}),
+        ("sources.yaml", {"rollout.teacher_answers", "rollout.student_answers"}),
+    ],
+)
+def test_rows_differ_in_nothing_but_what_their_table_compares(name: str, compared: set[str]) -> None:
+    variants = studies.read(f"conf/study/{name}").variants
+    assert {key for changes in variants.values() for key in changes} == compared
 
 
 @pytest.mark.parametrize(
@@ -69,10 +132,7 @@ def test_every_study_in_conf_has_valid_variants_and_changes_no_unknown_key(
         ("variants:", "variants: [", "expected a study in YAML"),
     ],
 )
-def test_a_wrong_study_is_refused_before_anything_runs(
-    old: str, new: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
+def test_a_wrong_study_is_refused_before_anything_runs(old: str, new: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=told):
         dict(studies._configs(studies.read(written(tmp_path, TEXT.replace(old, new)))))
 
@@ -80,24 +140,23 @@ def test_a_wrong_study_is_refused_before_anything_runs(
 def finished(
     folder: Path, correct: list[int], jsd: float, first: int, learning: float = 10.0, waited: float = 0.0
 ) -> None:
-    """learning: wall seconds of the learner's phase, of which it waited so many."""
-    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+    """learning: wall seconds of the learner's phase, of which it waited so many; first: the first question."""
+    made = summary()
     value = sum(correct) / len(correct)
-    summary = {
-        "accuracy": {"student_after": {"value": value}},
-        "phases": {"rollouts": 99.0, "learner": learning},
-        "learner": {"seconds": 3.0},
-        "online": {"waited_seconds": waited},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    steps = [{"step": step, "jsd": 1.0 if step < 18 else jsd} for step in range(20)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    marks = [{"id": str(index), "correct": bool(one)} for index, one in enumerate(correct, first)]
-    (folder / "evaluation" / "student_after.json").write_text(json.dumps(marks))
+    accuracies = dataclasses.replace(made.accuracy, student_after=accuracy(value, value, value))
+    online = dataclasses.replace(made.online, waited_seconds=waited)
+    phases = {"rollouts": 99.0, "learner": learning}
+    write_json(folder / "summary.json", as_json(summary(accuracy=accuracies, online=online, phases=phases)))
+    steps = [step(number, jsd=1.0 if number < 18 else jsd) for number in range(20)]
+    append_lines(folder / "metrics.jsonl", [dataclasses.asdict(one) for one in steps])
+    marks = [
+        Marked(id=str(number), kind="colour", label="red", answer="red", finish="stop", correct=bool(right))
+        for number, right in enumerate(correct, first)
+    ]
+    held_out.write_marks(folder / "evaluation" / "student_after.json", marks, "questions", "model")
 
 
-def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
     study = studies.read(written(tmp_path))
     configs = dict(studies._configs(study))
     right = {("whole", 0): 8, ("whole", 1): 6, ("No mask!", 0): 7, ("No mask!", 1): 5}
@@ -113,22 +172,19 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path, monkeypa
     assert plain.difference_by_question.n == 17
     assert plain.difference_by_question.low < -0.1 < plain.difference_by_question.high
     assert plain.jsd.value == 0.25
-    lines = studies.markdown(study, [whole, plain])
+    lines = studies.markdown(study, [whole, plain]).splitlines()
     assert lines[4].startswith("| whole | 70.0 | ")
     assert lines[5].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[5]
-    page = study_page.write(tmp_path / "study.html", study, [whole, plain]).read_text()
+    page = studies.page(study, [whole, plain])
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
     assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
-    alone = study_page.write(tmp_path / "study.html", study, [whole]).read_text()
+    alone = studies.page(study, [whole])
     assert alone.count("<svg") == 1, "nothing to compare it with"
 
 
 @pytest.mark.parametrize("waits", [0.0, 0.5])
-def test_variants_are_compared_by_the_wall_time_in_which_they_learned(
-    waits: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variants_are_compared_by_the_wall_time_in_which_they_learned(waits: float, tmp_path: Path) -> None:
     """Not by the learner's steps alone, between which it may wait, and without the rows, which variants share."""
-    monkeypatch.chdir(ROOT)
     study = studies.read(written(tmp_path))
     configs = dict(studies._configs(study))
     learning = {("whole", 0): 10.0, ("whole", 1): 11.0, ("No mask!", 0): 20.0, ("No mask!", 1): 31.0}
@@ -136,8 +192,8 @@ def test_variants_are_compared_by_the_wall_time_in_which_they_learned(
         waited = waits * learning[place] if place[0] == "No mask!" else 0.0
         finished(Path(config.run.dir), [1, 0], 0.25, 0, learning[place], waited)
     found = studies.outcomes(study, configs)
-    page = study_page.write(tmp_path / "study.html", study, found).read_text()
-    head, rule, *rows, nothing, told = studies.markdown(study, found)[2:]
+    page = studies.page(study, found)
+    head, rule, *rows, nothing, told = studies.markdown(study, found).splitlines()[2:]
     assert nothing == "" and told.startswith("“learning, s” is the wall time in which the student learned")
     assert {line.count("|") for line in (rule, *rows)} == {head.count("|")}
     assert [row.split(" | 0.2500 | ")[1] for row in rows] == (
@@ -200,7 +256,6 @@ def leave(folder: Path, alone: bool = True) -> None:
 def test_a_study_runs_what_is_not_finished_and_shares_the_rollouts_that_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
     study, runs = studies.read(written(tmp_path, FOUR)), Runs(monkeypatch)
     leave(tmp_path / "runs" / "whole" / "seed-3")
     of_whole, of_no_mask = (str(tmp_path / "runs" / name / "seed-3" / "rollouts") for name in ("whole", "no-mask"))
@@ -223,7 +278,6 @@ def test_a_study_runs_what_is_not_finished_and_shares_the_rollouts_that_are_the_
 def test_what_one_seed_cannot_tell_is_null_and_not_a_number_that_json_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
     Runs(monkeypatch)
     page = studies.run(studies.read(written(tmp_path, FOUR)))
 
