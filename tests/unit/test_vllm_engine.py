@@ -20,42 +20,77 @@ from masters_ray.errors import ReplicaError
 REPORT = {"ratio": 0.1, "sparsity": 0.1, "matrices": 7, "digest": "a"}
 
 
-@pytest.mark.parametrize(("of_second", "agree"), [(REPORT, True), (REPORT | {"digest": "b"}, False)])
-def test_workers_that_are_masked_differently_make_no_engine(
-    of_second: dict[str, Any], agree: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class FakeLlm(SimpleNamespace):
+    """Two workers; remembers in ``told`` what they were asked and how it slept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool = True) -> None:
+        platform = SimpleNamespace(is_cpu=lambda: on_cpu)
+        monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+        monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
+        monkeypatch.setattr(vllm_engine, "_start", self._started)
+        self.told: list[Any] = []
+        self.reports = [REPORT, REPORT]
+        self.fails = False
+        self.llm_engine = self
+        self.reset_mm_cache = self.reset_encoder_cache = lambda: None
+
+    def _started(self, **options: Any) -> Any:
+        self.told.append(options.get("enable_sleep_mode", False))
+        return self
+
+    def collective_rpc(self, name: str, args: tuple[Any, ...]) -> list[Any]:
+        self.told.append(name)
+        if self.fails:
+            raise OSError("gone")
+        if name == "mask_report":
+            return self.reports
+        if name == "load_masked":
+            self.reports = [report | {"ratio": args[1]} for report in self.reports]
+            return [None, None]
+        self.folder = Path(args[0])
+        with safe_open(self.folder / "model.safetensors", "pt") as file:
+            return [dict.fromkeys(file.keys(), "digest")] * 2
+
+    def reset_prefix_cache(self) -> None:
+        self.told.append("forgotten")
+
+    def sleep(self, level: int) -> None:
+        self.told.append(level)
+
+    def wake_up(self) -> None:
+        self.told.append("awake")
+
+
+def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = SimpleNamespace(is_cpu=lambda: True)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
-    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
-    llm = SimpleNamespace(collective_rpc=lambda name: [REPORT, of_second])
-    monkeypatch.setattr(vllm_engine, "_start", lambda **options: llm)
+    llm = FakeLlm(monkeypatch)
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, mask=Mask(scope=MaskScope(), ratio=0.1))
-    if agree:
+    for _ in range(2):
         assert vars(engine.mask(0.1)) == REPORT | {"masked": {}, "unmasked": {}}
-    else:
-        with pytest.raises(ReplicaError, match=f"workers of one engine masked {tmp_path} differently: .*'b'"):
-            engine.mask(0.1)
+    assert engine.mask(0.2).ratio == 0.2
+    assert llm.told == [False, "mask_report", "load_masked", "forgotten", "mask_report"]
+    llm.fails = True
+    with pytest.raises(OSError, match="gone"):
+        engine.mask(0.1)
+    llm.fails = False
+    for ratio in (0.1, 0.2):
+        assert engine.mask(ratio).ratio == ratio, "what was left half done is not taken for whole"
+    llm.reports = [REPORT, REPORT | {"digest": "b"}]
+    with pytest.raises(ReplicaError, match=rf"one engine hold different weights of {tmp_path}: .* digest \['a', 'b'\]"):
+        engine.mask(0.3)
+    with pytest.raises(ReplicaError, match="started without a mask"):
+        VllmEngine(tmp_path, Engine()).mask(0.1)
 
 
 def test_weights_that_arrive_are_read_from_a_directory_that_is_gone_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = SimpleNamespace(is_cpu=lambda: True)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
-    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
-    folders = []
-
-    def read(_: str, args: tuple[str]) -> list[dict[str, str]]:
-        folders.append(Path(args[0]))
-        with safe_open(folders[0] / "model.safetensors", "pt") as file:
-            return [dict.fromkeys(file.keys(), "digest")]
-
-    nothing = SimpleNamespace(reset_mm_cache=lambda: None, reset_encoder_cache=lambda: None)
-    llm = SimpleNamespace(collective_rpc=read, reset_prefix_cache=lambda: None, llm_engine=nothing)
-    monkeypatch.setattr(vllm_engine, "_start", lambda **options: llm)
+    llm = FakeLlm(monkeypatch)
     found = VllmEngine(tmp_path, Engine()).load((name, torch.ones(3)) for name in "ab")
     assert found == {"a": "digest", "b": "digest"}
-    assert folders[0].name.startswith(PREFIX) and not folders[0].exists()
+    assert llm.folder.name.startswith(PREFIX) and not llm.folder.exists()
+    assert llm.told == [False, "load_tensors", "forgotten"]
 
 
 def test_an_answer_is_told_with_how_it_ended_and_one_that_the_engine_gave_up_is_none() -> None:
@@ -70,22 +105,12 @@ def test_an_answer_is_told_with_how_it_ended_and_one_that_the_engine_gave_up_is_
 def test_an_engine_that_sleeps_does_so_once_it_is_loaded_and_never_on_a_cpu(
     on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = SimpleNamespace(is_cpu=lambda: on_cpu)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
-    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
-    told: list[Any] = []
-    llm = SimpleNamespace(sleep=lambda level: told.append(level), wake_up=lambda: told.append("awake"))
-
-    def start(**options: Any) -> Any:
-        told.append(options.get("enable_sleep_mode", False))
-        return llm
-
-    monkeypatch.setattr(vllm_engine, "_start", start)
+    llm = FakeLlm(monkeypatch, on_cpu=on_cpu)
     engine = VllmEngine(tmp_path, Engine(), sleeps=True)
     engine.sleep()
     engine.loop.alone(lambda _: None)
     engine.sleep()
-    assert told == ([False] if on_cpu else [True, 1, "awake", 1])
-    told.clear()
+    assert llm.told == ([False] if on_cpu else [True, 1, "awake", 1])
+    llm.told.clear()
     VllmEngine(tmp_path, Engine()).sleep()
-    assert told == [False], "one that was not told to"
+    assert llm.told == [False], "one that was not told to"
