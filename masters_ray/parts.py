@@ -1,5 +1,5 @@
-"""Facts of model families: which part of a vision-language model a tensor belongs to, by its name in the checkpoint, and
-what their configurations and inputs call things.
+"""Facts of model families: which part of a vision-language model a tensor belongs to, by its name in the checkpoint,
+and what their configurations and inputs call things.
 
 Covers Qwen2.5-VL, Qwen3-VL, InternVL3 and InternVL3.5, in their own and in transformers' naming, with the experts of
 mixture models, which some of them hold in one tensor for all.
