@@ -26,24 +26,14 @@ def add(model: Any, lora: Lora) -> Any:
     )
 
 
-def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, lora: Lora) -> dict[str, Tensor]:
-    """Write the adapters as peft's own directory. Returns ``merged``. The directory appears whole or not at all."""
-    wrapped = _wrapped(state, checkpoint, lora)
-    wrapped.peft_config["default"].base_model_name_or_path = str(checkpoint)
-    with whole_folder(target) as building:
-        wrapped.save_pretrained(building)
-    return _merged(wrapped)
-
-
-def merged(state: Mapping[str, Tensor], checkpoint: Path, lora: Lora) -> dict[str, Tensor]:
+def merged(
+    state: Mapping[str, Tensor], checkpoint: Path, lora: Lora, write_to: Path | None = None
+) -> dict[str, Tensor]:
     """The whole student with the adapters merged in: parameter names of the transformers model → float32 tensors.
 
-    state: parameter names of the adapted model → tensors on the CPU.
+    state: parameter names of the adapted model → tensors on the CPU. write_to: peft's own directory of the adapters
+    alone, which appears whole or not at all.
     """
-    return _merged(_wrapped(state, checkpoint, lora))
-
-
-def _wrapped(state: Mapping[str, Tensor], checkpoint: Path, lora: Lora) -> Any:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
@@ -51,8 +41,8 @@ def _wrapped(state: Mapping[str, Tensor], checkpoint: Path, lora: Lora) -> Any:
     missing, unexpected = model.load_state_dict(dict(state), strict=False)
     if unexpected or any("lora_" in name for name in missing):
         raise ValueError(f"the trained state does not fit the adapted model: {unexpected}, {missing}")
-    return wrapped
-
-
-def _merged(wrapped: Any) -> dict[str, Tensor]:
+    if write_to is not None:
+        wrapped.peft_config["default"].base_model_name_or_path = str(checkpoint)
+        with whole_folder(write_to) as building:
+            wrapped.save_pretrained(building)
     return dict(wrapped.merge_and_unload().named_parameters())

@@ -30,15 +30,17 @@ _PACKED = "masters_packed"
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot be loaded, or
-    when weights are missing."""
-    model, _ = _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    return model
+    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError as ``superfluous``."""
+    return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
 def superfluous(folder: Path) -> list[str]:
     """Weights of a checkpoint that its model does not have. Reads headers alone; nothing of a model that is quantised
-    or that transformers does not know. Raises CheckpointError when weights of the model are missing."""
+    or that transformers does not know.
+
+    Raises CheckpointError when the model cannot be loaded, when weights are missing, have another shape, or are of more
+    layers than config.json says.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils import logging
 
@@ -54,16 +56,13 @@ def superfluous(folder: Path) -> list[str]:
         logging.set_verbosity(level)
     own = set(map(without_numbers, model.state_dict()))
     if more := [name for name in extra if without_numbers(name) in own]:
-        raise CheckpointError(
-            f"{folder}: config.json says fewer layers than the weights have: {len(more)} are of further ones, such as "
-            f"{more[0]}. Mend config.json, or download the checkpoint again."
-        )
+        wrong = f"fewer layers than the weights have: {len(more)} are of further ones, such as {more[0]}"
+        raise CheckpointError(f"{folder}: config.json says {wrong}. Mend it, or download the checkpoint again.")
     return extra
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
-    """The model, and weights of the checkpoint that it does not have. Raises CheckpointError when it cannot be loaded,
-    and when weights are missing or have another shape."""
+    """The model, and what of its checkpoint it does not have."""
     from transformers import AutoModelForImageTextToText
 
     with _loading(folder):
@@ -71,15 +70,11 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     for name, found, expected in sorted(info["mismatched_keys"]):
-        raise CheckpointError(
-            f"{folder}: expected {name} of the shape {list(expected)}, as config.json says, found {list(found)}. "
-            "Download or export it again."
-        )
+        wanted = f"{name} of the shape {list(expected)}, as config.json says"
+        raise CheckpointError(f"{folder}: expected {wanted}, found {list(found)}. Download or export it again.")
     if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"{folder}: expected all weights of the model, found none of these: {some(missing)}. Download or export it "
-            "again."
-        )
+        found = f"none of these: {some(missing)}. Download or export it again."
+        raise CheckpointError(f"{folder}: expected all weights of the model, found {found}")
     return model, sorted(info["unexpected_keys"])
 
 
@@ -108,11 +103,10 @@ def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) 
 
 
 class PackedTeacher(nn.Module):
-    """A vision-language model whose forward gives a live teacher's scores of a packed batch."""
+    """A vision-language model whose forward gives a live teacher's scores of a packed batch. Changes ``model`` as
+    PackedStudent does, its head and norms excepted."""
 
     def __init__(self, model: Any) -> None:
-        """Changes ``model``: its language model reads packed groups. Raises CheckpointError when its head does more to
-        logits than a product."""
         super().__init__()
         _read_packed(model, "teacher")
         self.model = model
@@ -126,10 +120,8 @@ class PackedStudent(nn.Module):
     """A vision-language model whose forward gives the loss's terms of a packed batch."""
 
     def __init__(self, model: Any, logits_bytes: int) -> None:
-        """Changes ``model``: its language model reads packed groups, its head gives terms, its norms are faster.
-
-        Raises CheckpointError when its head does more to logits than a product.
-        """
+        """Changes ``model``: its language model reads packed groups, its head gives terms, its norms are faster. Raises
+        CheckpointError when its head does more to logits than a product."""
         super().__init__()
         _read_packed(model, "student")
         norm.speed_up(model)
@@ -140,6 +132,25 @@ class PackedStudent(nn.Module):
         """(log-probability of each answer token, JSD to the teacher, most that what is left out can add to it; both in
         nats), float32 [answer tokens] each. teacher: in place of the batch's stored scores."""
         return self.model.lm_head(_predicting(self.model, batch), batch, teacher)
+
+
+class TermsHead(nn.Module):
+    """The output head with what follows it; a module of its own, so that ZeRO gathers its weight."""
+
+    def __init__(self, head: nn.Linear, logits_bytes: int) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self._logits_bytes = logits_bytes
+
+    def forward(
+        self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden: [answer tokens, width]. Returns what PackedStudent returns."""
+        student = hidden, self.weight, self.bias, batch.targets
+        if teacher is not None:
+            return live_terms(*student, teacher, logits_bytes=self._logits_bytes)
+        scores = batch.top_ids, batch.top_logprobs, batch.left_out
+        return answer_terms(*student, *scores, logits_bytes=self._logits_bytes)
 
 
 def _read_packed(model: Any, whose: str) -> None:
@@ -165,32 +176,6 @@ def _predicting(model: Any, batch: PackedBatch) -> Tensor:
         **batch.vision,
     ).last_hidden_state[0]
     return hidden[batch.predict_at]
-
-
-class TermsHead(nn.Module):
-    """The output head with what follows it; a module of its own, so that ZeRO gathers its weight."""
-
-    def __init__(self, head: nn.Linear, logits_bytes: int) -> None:
-        super().__init__()
-        self.weight, self.bias = head.weight, head.bias
-        self._logits_bytes = logits_bytes
-
-    def forward(
-        self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden: [answer tokens, width]. Returns what PackedStudent returns."""
-        if teacher is not None:
-            return live_terms(hidden, self.weight, self.bias, batch.targets, teacher, logits_bytes=self._logits_bytes)
-        return answer_terms(
-            hidden,
-            self.weight,
-            self.bias,
-            batch.targets,
-            batch.top_ids,
-            batch.top_logprobs,
-            batch.left_out,
-            logits_bytes=self._logits_bytes,
-        )
 
 
 def _packed_attention(
@@ -232,9 +217,8 @@ def freeze(model: Any, parts: Collection[str]) -> None:
         if part_of_parameter(name) in parts:
             parameter.requires_grad_(False)
     if "lm_head" in parts and model.lm_head.weight.requires_grad:
-        raise CheckpointError(
-            "the student's lm_head and embeddings are one matrix. Put both or neither in learner.frozen."
-        )
+        both = "the student's lm_head and embeddings are one matrix"
+        raise CheckpointError(f"{both}. Put both or neither in learner.frozen.")
 
 
 def checkpoint_activations(model: Any) -> None:
