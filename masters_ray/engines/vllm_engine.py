@@ -58,10 +58,7 @@ class Mask:
 
 class VllmEngine:
     """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node, or in several processes on its
-    CPU.
-
-    Its methods may be called from several threads: all requests run in one batch (vllm_loop).
-    """
+    CPU. Its methods may be called from several threads: all requests run in one batch (vllm_loop)."""
 
     def __init__(
         self,
@@ -98,7 +95,19 @@ class VllmEngine:
         self.receiving = False
         """A weight transfer has begun and is not finished."""
         self._sleeps = sleeps and not current_platform.is_cpu()
-        options: dict[str, Any] = {"enable_sleep_mode": True} if self._sleeps else {}
+        options: dict[str, Any] = {
+            **{name: value for name, value in vars(engine).items() if name != "max_pictures"},  # as vLLM calls them
+            "model": str(folder),
+            "tensor_parallel_size": tensor_parallel,
+            "gpu_memory_utilization": engine.gpu_memory_utilization or 0.9,
+            "limit_mm_per_prompt": {"image": engine.max_pictures, "video": 0},
+            "skip_mm_profiling": engine.kv_cache_memory_bytes is not None,
+            "max_logprobs": max(20, top_k),
+            "worker_extension_cls": "masters_ray.engines.vllm_worker.InPlaceLoading",
+            "generation_config": "vllm",
+            "disable_log_stats": True,
+            "enable_sleep_mode": self._sleeps,
+        }
         if mask is not None:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
@@ -108,30 +117,9 @@ class VllmEngine:
             options["weight_transfer_config"] = {"backend": backend(transfer)}
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
-            options["enable_chunked_prefill"] = False
-            # The smallest that its attention takes: only whole blocks of a prompt are found again in the cache.
-            options["block_size"] = 32
-        if engine.kv_cache_memory_bytes is not None:
-            options |= {"kv_cache_memory_bytes": engine.kv_cache_memory_bytes, "skip_mm_profiling": True}
-        self.loop = EngineLoop(
-            partial(
-                _start,
-                model=str(folder),
-                dtype=engine.dtype,
-                tensor_parallel_size=tensor_parallel,
-                max_model_len=engine.max_model_len,
-                max_num_seqs=engine.max_num_seqs,
-                max_num_batched_tokens=engine.max_num_batched_tokens,
-                gpu_memory_utilization=engine.gpu_memory_utilization or 0.9,
-                enforce_eager=engine.enforce_eager,
-                limit_mm_per_prompt={"image": engine.max_pictures, "video": 0},
-                max_logprobs=max(20, top_k),
-                worker_extension_cls="masters_ray.engines.vllm_worker.InPlaceLoading",
-                generation_config="vllm",
-                disable_log_stats=True,
-                **options,
-            )
-        )
+            # The block is the smallest that CPU attention takes: whole ones alone are found again in the cache.
+            options |= {"enable_chunked_prefill": False, "block_size": 32}
+        self.loop = EngineLoop(partial(_start, **options))
         # A process that takes the place of one that died may do so while the student learns.
         self.sleep()
 

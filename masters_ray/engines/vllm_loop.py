@@ -47,20 +47,17 @@ class EngineLoop:
             self._inbox.put((partial(self._add, requests, outcomes), outcomes))
         return [outcome.result() for outcome in outcomes]
 
-    def alone(self, action: Callable[[Any], T]) -> T:
+    def alone(self, action: Callable[[Any], T], *, wakes: bool = True) -> T:
         """``action(llm)`` once all requests before it are answered. Raises what it raises, and ReplicaLostError when
-        the engine broke."""
-        return self._alone(action, wakes=True)
+        the engine broke. wakes: it needs an engine that is awake."""
+        outcome: Future[T] = Future()
+        self._inbox.put((partial(self._act, action, wakes, outcome), [outcome]))
+        return outcome.result()
 
     def sleep(self) -> None:
         """Have the engine give up the GPUs' memory once all requests before are answered; the next request or action
         wakes it. Needs an engine with vLLM's sleep mode. Raises as ``alone``."""
-        self._alone(self._fall_asleep, wakes=False)
-
-    def _alone(self, action: Callable[[Any], T], *, wakes: bool) -> T:
-        outcome: Future[T] = Future()
-        self._inbox.put((partial(self._act, action, wakes, outcome), [outcome]))
-        return outcome.result()
+        self.alone(self._fall_asleep, wakes=False)
 
     def _run(self, build: Callable[[], Any], built: Future[None]) -> None:
         try:
