@@ -1,17 +1,17 @@
-"""Whether checkpoints can do what a run does with them: be masked, be trained, read its prompts. Reads headers, not
-weights."""
+"""Whether checkpoints can do what a run does with them: be masked, be trained. Reads headers, not weights."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from masters_ray.config import Config, Engine
+from masters_ray.config import Config, Engine, MaskScope
 from masters_ray.errors import Complaint
-from masters_ray.parts import is_unknown, matrices_in, part_of, parts_in
+from masters_ray.parts import is_unknown, matrices_in, part_of
 from masters_ray.schedule import ratios
-from masters_ray.weight_files import headers, quantisation, read_config, some, text_config
+from masters_ray.weight_files import headers, quantisation, read_config
 
+_SHOWN = 3
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _CACHED_SEQUENCES = 2
 _LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn"})
@@ -20,7 +20,17 @@ _LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", 
 
 def student(folder: Path) -> list[Complaint]:
     """A quantised student cannot be trained."""
-    return _quantised("student.checkpoint", folder, "trained", "")
+    packed = quantisation(folder)
+    if packed is None:
+        return []
+    return [
+        Complaint(
+            where="student.checkpoint",
+            expected="weights that can be trained: float32, float16 or bfloat16",
+            found=f"{folder}, which is quantised: {packed}",
+            remedy="Take the checkpoint that it was made of.",
+        )
+    ]
 
 
 def teacher(config: Config, number: int, folder: Path) -> list[Complaint]:
@@ -29,12 +39,20 @@ def teacher(config: Config, number: int, folder: Path) -> list[Complaint]:
     key = "teacher" if number == 0 else f"growth[{number - 1}].teacher"
     if not any(ratio > 0 for ratio, _ in ratios(one.schedule)) and config.learner.teacher == "stored":
         return []
-    unless = "; a teacher whose ratios are all 0 may be quantised"
-    if complaints := _quantised(f"{key}.checkpoint", folder, "masked", unless):
-        return complaints
-    parts = parts_in(one.teacher.mask)
-    matrices = {name: entry.shape for name, entry in headers(folder).items() if matrices_in(name, entry.shape)}
-    if not any(part_of(name) in parts for name in matrices):
+    packed = quantisation(folder)
+    if packed is not None:
+        return [
+            Complaint(
+                where=f"{key}.checkpoint",
+                expected="weights that can be masked: float32, float16 or bfloat16",
+                found=f"{folder}, which is quantised: {packed}",
+                remedy="Take the checkpoint that it was made of; a teacher whose ratios are all 0 may be quantised.",
+            )
+        ]
+    held = headers(folder)
+    parts = scope(one.teacher.mask)
+    complaints = []
+    if not any(matrices_in(name, entry.shape) for name, entry in held.items() if part_of(name) in parts):
         complaints.append(
             Complaint(
                 where=f"{key}.mask",
@@ -43,32 +61,19 @@ def teacher(config: Config, number: int, folder: Path) -> list[Complaint]:
                 remedy="A mask would do nothing: name other parts, or set all ratios to 0.",
             )
         )
-    if unknown := sorted(name for name, shape in matrices.items() if is_unknown(name, shape)):
-        of = sum(matrices_in(name, shape) for name, shape in matrices.items())
+    unknown = sorted(name for name, entry in held.items() if is_unknown(name, entry.shape))
+    if unknown:
+        matrices = sum(matrices_in(name, entry.shape) for name, entry in held.items())
         complaints.append(
             Complaint(
                 where=f"{key}.checkpoint",
                 expected="weights whose names say which part of the model they belong to",
-                found=f"{len(unknown)} of {of} matrices in no known part: {some(unknown)}",
+                found=f"{len(unknown)} of {matrices} matrices in no known part: {', '.join(unknown[:_SHOWN])}",
                 remedy="This model's family is not supported as a masked teacher: whether these belong to the masked "
                 "parts cannot be told.",
             )
         )
     return complaints
-
-
-def _quantised(where: str, folder: Path, use: str, unless: str) -> list[Complaint]:
-    packed = quantisation(folder)
-    if packed is None:
-        return []
-    return [
-        Complaint(
-            where=where,
-            expected=f"weights that can be {use}: float32, float16 or bfloat16",
-            found=f"{folder}, which is quantised: {packed}",
-            remedy=f"Take the checkpoint that it was made of{unless}.",
-        )
-    ]
 
 
 def context(config: Config, name: str, folder: Path) -> list[Complaint]:
@@ -88,7 +93,8 @@ def context(config: Config, name: str, folder: Path) -> list[Complaint]:
 
 def most_positions(folder: Path) -> int | None:
     """Tokens of the longest sequence that a model can read, as vLLM reckons it; None when config.json does not say."""
-    whole, text = read_config(folder), text_config(folder)
+    whole = read_config(folder)
+    text = whole.get("text_config") or whole
     stated = text.get("max_position_embeddings", whole.get("max_position_embeddings"))
     if not isinstance(stated, int):
         return None
@@ -102,7 +108,8 @@ def most_positions(folder: Path) -> int | None:
 def cache_bytes(folder: Path, engine: Engine) -> int:
     """KV cache of an engine on a CPU when the configuration does not say: two sequences of ``max_model_len`` tokens, at
     least 64 MiB; 1 GiB for a model whose config.json does not say how much a token takes."""
-    text = text_config(folder)
+    whole = read_config(folder)
+    text = whole.get("text_config") or whole
     try:
         heads = text.get("num_key_value_heads") or text["num_attention_heads"]
         width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
@@ -110,3 +117,8 @@ def cache_bytes(folder: Path, engine: Engine) -> int:
     except (KeyError, TypeError):
         return 2**30
     return max(2**26, _CACHED_SEQUENCES * engine.max_model_len * per_token)
+
+
+def scope(mask: MaskScope) -> set[str]:
+    """The parts that are masked."""
+    return {name for name, chosen in vars(mask).items() if chosen}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,13 +67,3 @@ def write_text(file: Path, text: str, kind: type[MastersError] = StoreError) -> 
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(file)
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Where to build a directory that appears at ``target`` whole or not at all; an existing one is replaced."""
-    building = target.with_name(target.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    yield building
-    shutil.rmtree(target, ignore_errors=True)
-    building.rename(target)

@@ -29,12 +29,6 @@ _NOT_LOADED = re.compile(r"(^|\.)mtp\.")
 
 PLACEHOLDER_IDS = re.compile(r"(image|video|audio)_token_(id|index)")
 """Keys of config.json that name tokens which stand for pictures, videos or sounds."""
-PATCH_SIZES = {
-    "patch_size": "patch_size",
-    "temporal_patch_size": "temporal_patch_size",
-    "merge_size": "spatial_merge_size",
-}
-"""What an image processor calls a size → what ``vision_config`` does."""
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """What configurations call an operation on logits behind the head; None and 1 do nothing."""
 NOT_VISION = ("input_ids", "attention_mask", "mm_token_type_ids")

@@ -7,9 +7,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -35,8 +34,7 @@ _INSTEAD = {
 _SHOWN = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """What a header says of a tensor."""
 
     dtype: str
@@ -45,11 +43,8 @@ class Entry:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in the index's order.
-
-    Raises CheckpointError when one is missing, and when further files lie there that transformers or vLLM would read
-    in place of these.
-    """
+    """The safetensors files of a checkpoint, in the index's order. Raises CheckpointError when one is missing, and when
+    further files lie there that transformers or vLLM would read in place of these."""
     index = folder / _INDEX
     names = list(dict.fromkeys(_weight_map(index).values())) if index.is_file() else [_SINGLE]
     for fault in _faults(folder, names):
@@ -58,11 +53,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def headers(folder: Path) -> dict[str, Entry]:
-    """Every tensor of a checkpoint by its name.
-
-    Raises CheckpointError when a file is not whole, when two files hold the same tensor, or when the index places a
-    tensor elsewhere than it lies.
-    """
+    """Every tensor of a checkpoint by its name. Raises CheckpointError when a file is not whole, when two files hold
+    the same tensor, or when the index places a tensor elsewhere than it lies."""
     index = folder / _INDEX
     held = {file.name: _header(file) for file in weight_files(folder)}
     counts = Counter(name for entries in held.values() for name in entries)
@@ -71,10 +63,8 @@ def headers(folder: Path) -> dict[str, Entry]:
     placed = _weight_map(index) if index.is_file() else dict.fromkeys(counts, _SINGLE)
     wrong = sorted(name for name, file in placed.items() if name not in held[file])
     if wrong := [*wrong, *sorted(counts.keys() - placed)]:
-        raise CheckpointError(
-            f"{folder}: {_INDEX} and the files do not agree on {some(wrong)}: they are of different exports. "
-            "Download or export it again."
-        )
+        mixed = f"{_INDEX} and the files do not agree on {some(wrong)}: they are of different exports"
+        raise CheckpointError(f"{folder}: {mixed}. Download or export it again.")
     return {name: entry for entries in held.values() for name, entry in entries.items()}
 
 
@@ -84,19 +74,16 @@ def parameter_count(folder: Path) -> int:
 
 
 def vocabulary(folder: Path) -> int | None:
-    """Tokens that a checkpoint has rows for, padding included; None: it names neither head nor embeddings as usual.
-    Raises as ``headers``."""
+    """Tokens that a checkpoint has rows for, padding included; None: it names neither head nor embeddings as usual."""
     usual = ("lm_head.weight", "embed_tokens.weight", "tok_embeddings.weight")
     return min((entry.shape[0] for name, entry in headers(folder).items() if name.endswith(usual)), default=None)
 
 
 def quantisation(folder: Path) -> str | None:
     """How a checkpoint's weights are packed, in words; None when every entry is a number of its own. Packed are
-    matrices of AWQ and GPTQ (I32), bitsandbytes (U8, I8), FP8 (F8_E4M3), …
-
-    Raises CheckpointError as ``headers`` does.
-    """
-    for section in (read_config(folder), text_config(folder)):
+    matrices of AWQ and GPTQ (I32), bitsandbytes (U8, I8), FP8 (F8_E4M3), …"""
+    config = read_config(folder)
+    for section in (config, config.get("text_config") or {}):
         for key in _QUANTISED:
             if found := section.get(key):
                 method = found.get("quant_method") if isinstance(found, dict) else None
@@ -112,12 +99,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder}: config.json is not JSON with a mapping. Download or export it again.")
     return content
-
-
-def text_config(folder: Path) -> dict[str, Any]:
-    """What config.json says of the language model. Raises as ``read_config``."""
-    content = read_config(folder)
-    return content.get("text_config") or content
 
 
 def read_json(file: Path) -> Any:
@@ -152,10 +133,8 @@ def _faults(folder: Path, names: list[str]) -> Iterator[str]:
     if below := [name for name in names if "/" in name]:
         yield f"{_INDEX} places weights below ({below[0]}), where vLLM does not look. Move the files beside it."
     if adapters := [name for name in _ADAPTERS if (folder / name).exists()]:
-        yield (
-            f"{' and '.join(adapters)}: low-rank adapters, which transformers would add to the model or which lack "
-            "theirs. Merge them (peft: merge_and_unload, save_pretrained) into a directory of its own, or move them."
-        )
+        remedy = "Merge them (peft: merge_and_unload, save_pretrained) into a directory of its own, or move them."
+        yield f"{' and '.join(adapters)}: low-rank adapters, which transformers would add to the model. {remedy}"
     if missing := [folder / name for name in names if not (folder / name).is_file()]:
         yield f"expected weights in safetensors, found {_instead(folder, missing)}"
     others = [file.name for file in sorted(folder.glob("*.safetensors")) if file.name not in names]
@@ -182,12 +161,9 @@ def _header(file: Path) -> dict[str, Entry]:
     try:
         with safe_open(file, framework="numpy") as content:
             tensors = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - it is no mapping
-            return {
-                name: Entry(dtype=tensor.get_dtype(), shape=tuple(tensor.get_shape()))
-                for name, tensor in tensors.items()
-            }
+            return {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in tensors.items()}
     except (SafetensorError, OSError) as error:
         with file.open("rb") as content:
             pointer = content.read(len(_LFS)) == _LFS
-        found = _POINTER if pointer else f"cut off or no safetensors file ({error})"
+        found = _POINTER if pointer else f"cut off where its header says more, or no safetensors file ({error})"
         raise CheckpointError(f"{file.name} is {found}") from error

@@ -55,9 +55,7 @@ class Chat:
         """Learn what the template takes. Raises CheckpointError when there is none that takes pictures and text."""
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
-            raise CheckpointError(
-                f"{self.folder}: expected a chat template, found none. Use an instruction-tuned checkpoint."
-            )
+            raise CheckpointError(f"{self.folder}: has no chat template. Use an instruction-tuned checkpoint.")
         self._filled_in: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
         if isinstance(template, str) and "strftime_now" in template:
             template = "{%- set strftime_now = clock_that_stands -%}" + template
@@ -65,14 +63,12 @@ class Chat:
         self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
         try:
             part = self._rendered([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
-            wrong = "one that leaves the texts out" if _PROBE not in part or "'text'" in part else ""
+            if _PROBE not in part or "'text'" in part:
+                raise CheckpointError("one that leaves the texts out")
         except CheckpointError as error:
-            wrong = str(error)
-        if wrong:
-            raise CheckpointError(
-                f"{self.folder}: expected a chat template that takes a list of pictures and texts and leaves the texts "
-                f"as they are, found {wrong}. Use the chat template of the model's processor (chat_template.jinja)."
-            )
+            wanted = "a chat template that takes a list of pictures and texts and leaves the texts as they are"
+            remedy = "Use the chat template of the model's processor (chat_template.jinja)."
+            raise CheckpointError(f"{self.folder}: expected {wanted}, found {error}. {remedy}") from error
         self._only_parts = _PROBE not in self._tried({"role": "user", "content": _PROBE})
         system = {"role": "system", "content": self._content(_PROBE)}
         self._takes_system = _PROBE in self._tried(system, {"role": "user", "content": self._content("x")})
@@ -108,14 +104,10 @@ class Chat:
         """
         _, hidden = self._hide(messages)
         if hidden:
-            raise DataError(
-                f"expected a question without special tokens, found {special_in(hidden[0], self._special)!r} in it. "
-                "Take its row out of the data."
-            )
-        text = [self.text(messages)]
-        return dict(
-            self.processor(text=text, images=list(pictures) or None, add_special_tokens=False, return_tensors="pt")
-        )
+            token = special_in(hidden[0], self._special)
+            raise DataError(f"the question holds the special token {token!r}. Take its row out of the data.")
+        options: dict[str, Any] = {"add_special_tokens": False, "return_tensors": "pt"}
+        return dict(self.processor(text=[self.text(messages)], images=list(pictures) or None, **options))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer's text as token ids, without the end of the turn."""
@@ -167,9 +159,8 @@ class Chat:
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         try:
-            text: str = self.processor.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=asks, **self._filled_in
-            )
+            options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
+            text: str = self.processor.apply_chat_template(list(messages), **options)
         except Exception as error:  # a template raises what it likes
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
         return text
@@ -190,8 +181,6 @@ def _processor(folder: Path) -> Any:
     except Exception as error:  # files that do not belong together, or lack a package, end in errors of many kinds
         raise CheckpointError(f"{folder}: the processor cannot be loaded ({type(error).__name__}: {error})") from error
     if not hasattr(found, "tokenizer"):
-        raise CheckpointError(
-            f"{folder}: expected a processor of pictures and text, found {type(found).__name__}. Use the checkpoint of "
-            "a vision-language model with its preprocessor_config.json."
-        )
+        wanted = "a processor of pictures and text, as a vision-language model has in preprocessor_config.json"
+        raise CheckpointError(f"{folder}: expected {wanted}, found {type(found).__name__}.")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,6 @@ from masters_ray.config import Part
 from masters_ray.engines import beside_weights, norm
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError
-from masters_ray.files import whole_folder
 from masters_ray.head import answer_terms
 from masters_ray.live import LiveScores, live_terms
 from masters_ray.masks import MaskReport, masked
@@ -256,6 +256,16 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
         beside_weights.copy(checkpoint, building, dtype)
         for file in building.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes for its owner alone
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Where to build a directory that appears at ``target`` whole or not at all; an existing one is replaced."""
+    building = target.with_name(target.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    yield building
+    shutil.rmtree(target, ignore_errors=True)
+    building.rename(target)
 
 
 def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from masters_ray.data import decode
 from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, Complaint
-from masters_ray.parts import PATCH_SIZES
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem
 from masters_ray.weight_files import read_config
@@ -19,9 +17,25 @@ from masters_ray.weight_files import read_config
 if TYPE_CHECKING:
     from masters_ray.engines.chat import Chat
 
+_PATCHES = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
+"""What an image processor calls a size → what a model does."""
 _SAMPLING = (
-    *("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"),
-    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"),
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
 )
 
 
@@ -33,24 +47,21 @@ def ends(key: str, teacher: Path, student: Path) -> tuple[list[Complaint], list[
     try:
         theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
     except CheckpointError as error:
-        return [_complaint("eos_token_id", "tokens that end an answer", error)], []
+        expected = "tokens that end an answer"
+        return [Complaint(where="eos_token_id", expected=expected, found=str(error).rstrip("."), remedy="")], []
     if not theirs & ours:
-        complaint = Complaint(
-            where="student.checkpoint",
-            expected=f"a token that ends answers of {key} too: {sorted(theirs) or 'none'} in {teacher}",
-            found=f"{sorted(ours) or 'none'} in {student}",
-            remedy="Give generation_config.json of one of them the eos_token_id of the other, if its chat template "
-            "ends so.",
+        remedy = (
+            "Give generation_config.json of one of them the eos_token_id of the other, if its chat template ends so."
         )
-        return [complaint], []
+        found = f"{sorted(ours) or 'none'} in {student}"
+        expected = f"a token that ends answers of {key} too: {sorted(theirs) or 'none'} in {teacher}"
+        return [Complaint(where="student.checkpoint", expected=expected, found=found, remedy=remedy)], []
     notes = []
     if theirs != ours:
         kept = f"; {key} is kept from writing {sorted(theirs - ours)}" if theirs - ours else ""
         notes.append(f"answers of {key} end with tokens {sorted(theirs)}, the student's with {sorted(ours)}{kept}")
     for name, folder in ((key, teacher), ("student", student)):
-        file = folder / "generation_config.json"
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        ignored = [f"{setting} {content[setting]}" for setting in _SAMPLING if content.get(setting) is not None]
+        ignored = _sampling(folder)
         if ignored:
             notes.append(f"{name}: generation_config.json sets {', '.join(ignored)}; rollout.sampling is used instead")
     return [], notes
@@ -66,27 +77,38 @@ def compare(key: str, teacher: Path, student: Path, problems: Sequence[Problem])
     from masters_ray.engines.chat import Chat
 
     complaints: list[Complaint] = []
-    prompts: list[tuple[list[int], list[int]]] = []
+    lengths: dict[str, list[int]] = {}
+    chats: list[Chat] = []
     for name, folder in ((key, teacher), ("student", student)):
         try:
-            chat = Chat(folder)
-            lengths = [_check(chat, problem) for problem in problems]
-            prompts += [(chat.token_ids(question_messages(problem)), lengths) for problem in problems[:1]]
+            chats.append(chat := Chat(folder))
+            lengths[name] = [_check(chat, problem) for problem in problems]
         except CheckpointError as error:
             remedy = "Mend the files of tokenizer, processor and chat template, or download them again."
-            complaints.append(_complaint(f"{name}.checkpoint", "prompts", error, remedy))
-    if complaints or not problems or prompts[0] == prompts[1]:
+            complaints.append(
+                Complaint(where=f"{name}.checkpoint", expected="prompts", found=str(error).rstrip("."), remedy=remedy)
+            )
+    if complaints or not problems:
         return complaints, []
-    (theirs, their_lengths), (ours, our_lengths) = prompts
+    asked = [chat.token_ids(question_messages(problems[0])) for chat in chats]
+    if asked[0] == asked[1] and lengths[key] == lengths["student"]:
+        return [], []
+    what = "by its chat template" if asked[0] != asked[1] else "by the tokens of its pictures"
     return [], [
-        f"{key} reads another prompt than the student, by "
-        f"{'the tokens of its pictures' if theirs == ours else 'its chat template'}: question {problems[0].id} has "
-        f"{their_lengths[0]} tokens for it and {our_lengths[0]} for the student. Only the answers' tokens are compared."
+        f"{key} reads another prompt than the student, {what}: question {problems[0].id} has {lengths[key][0]} tokens "
+        f"for it and {lengths['student'][0]} for the student. Only the answers' tokens are compared."
     ]
 
 
-def _complaint(where: str, expected: str, error: CheckpointError, remedy: str = "") -> Complaint:
-    return Complaint(where=where, expected=expected, found=str(error).rstrip("."), remedy=remedy)
+def _same_patches(chat: Chat, vision: Mapping[str, Any]) -> None:
+    """Raises CheckpointError when the processor cuts pictures into other patches than the model has."""
+    cutter = getattr(chat.processor, "image_processor", None)
+    for name, theirs in _PATCHES.items():
+        cut, wanted = getattr(cutter, name, None), vision.get(theirs)
+        if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
+            raise CheckpointError(
+                f"the processor cuts pictures with {name} {cut}, config.json has vision_config.{theirs} {wanted}"
+            )
 
 
 def _check(chat: Chat, problem: Problem) -> int:
@@ -104,40 +126,59 @@ def _check(chat: Chat, problem: Problem) -> int:
         learned: list[int] = chat.inputs(messages, pictures)["input_ids"][0].tolist()
     except Exception as error:  # a processor raises what it likes
         raise CheckpointError(f"the processor fails on {problem.id} ({type(error).__name__}: {error})") from error
-    _check_pictures(chat, learned if problem.pictures else None)
+    named = read_config(chat.folder)
+    _same_patches(chat, named.get("vision_config") or {})
+    stands_for = named.get("image_token_id", named.get("image_token_index"))
+    if problem.pictures and isinstance(stands_for, int) and stands_for not in learned:
+        raise CheckpointError(
+            f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
+        )
     if not _expands(asked, learned, marks):
         raise CheckpointError(
             f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes other "
             "tokens of the text than the tokenizer"
         )
-    end, ends = chat.turn_end(), reserved.end_ids(chat.folder)
-    if end is not None and end not in ends:
+    end = chat.turn_end()
+    if end is not None and end not in reserved.end_ids(chat.folder):
         raise CheckpointError(
             f"its chat template ends a turn with token {end}, which generation_config.json does not name "
-            f"(eos_token_id: {sorted(ends)}): answers would not end"
+            f"(eos_token_id: {sorted(reserved.end_ids(chat.folder))}): answers would not end"
         )
     return len(learned)
 
 
-def _check_pictures(chat: Chat, learned: list[int] | None) -> None:
-    """Raises CheckpointError when the processor cuts pictures into other patches than the model, or puts them elsewhere
-    than where config.json says. learned: ids of a prompt with pictures."""
-    config = read_config(chat.folder)
-    cutter = getattr(chat.processor, "image_processor", None)
-    for name, theirs in PATCH_SIZES.items():
-        cut, wanted = getattr(cutter, name, None), (config.get("vision_config") or {}).get(theirs)
-        if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
-            raise CheckpointError(
-                f"the processor cuts pictures with {name} {cut}, config.json has vision_config.{theirs} {wanted}"
-            )
-    stands_for = config.get("image_token_id", config.get("image_token_index"))
-    if learned is not None and isinstance(stands_for, int) and stands_for not in learned:
-        raise CheckpointError(
-            f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
-        )
-
-
 def _expands(asked: Sequence[int], learned: Sequence[int], marks: set[int]) -> bool:
-    """Whether ``learned`` is ``asked`` with one token or more in the place of each mark. Ids are compared as text."""
-    pattern = "".join(".+?" if token_id in marks else re.escape(chr(token_id)) for token_id in asked)
-    return re.fullmatch(pattern, "".join(map(chr, learned)), re.DOTALL) is not None
+    """Whether ``learned`` is ``asked`` with more in the place of each mark."""
+    first, *others = _between(asked, marks)
+    if list(learned[: len(first)]) != first:
+        return False
+    place = len(first)
+    for piece in others[:-1]:
+        starts = range(place + 1, len(learned) - len(piece) + 1)
+        found = next((start for start in starts if list(learned[start : start + len(piece)]) == piece), None)
+        if found is None:
+            return False
+        place = found + len(piece)
+    if not others:
+        return place == len(learned)
+    rest = len(learned) - len(others[-1])
+    return rest > place and list(learned[rest:]) == others[-1]
+
+
+def _between(token_ids: Sequence[int], marks: set[int]) -> Iterator[list[int]]:
+    """The stretches before, between and after the marks."""
+    piece: list[int] = []
+    for token_id in token_ids:
+        if token_id in marks:
+            yield piece
+            piece = []
+        else:
+            piece.append(token_id)
+    yield piece
+
+
+def _sampling(folder: Path) -> list[str]:
+    """What a checkpoint's generation configuration says of sampling. Example: ``temperature 0.7``."""
+    file = folder / "generation_config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return [f"{name} {content[name]}" for name in _SAMPLING if content.get(name) is not None]

@@ -49,10 +49,8 @@ def end_ids(folder: Path) -> set[int]:
     named = content.get("eos_token_id", (content.get("text_config") or {}).get("eos_token_id"))
     ids = [one for one in (named if isinstance(named, list) else [named]) if one is not None]
     if not all(type(one) is int and one >= 0 for one in ids):
-        raise CheckpointError(
-            f"{file}: eos_token_id: expected a token's id or a list of them, found {json.dumps(named)}. Write the "
-            "numbers that tokenizer.json has for these tokens."
-        )
+        found = f"found {json.dumps(named)}. Write the numbers that tokenizer.json has for these tokens."
+        raise CheckpointError(f"{file}: eos_token_id: expected a token's id or a list of them, {found}")
     tokenizer = _read(folder / "tokenizer.json")
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, list):  # a Unigram model's, with scores

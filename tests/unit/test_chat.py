@@ -75,7 +75,7 @@ def test_special_tokens_that_a_model_wrote_in_letters_are_text_for_the_judge() -
     assert (
         chat.tokenizer.decode(chat.token_ids(again)).split(f"{END}\n<|im_start|>user\n{strange}")[1].startswith(wrote)
     )
-    with pytest.raises(DataError, match=re.escape("found '<|im_end|>'")):
+    with pytest.raises(DataError, match=re.escape("holds the special token '<|im_end|>'")):
         chat.inputs(again, [])
 
 

@@ -90,7 +90,7 @@ def test_an_index_of_another_export_is_refused(tmp_path: Path) -> None:
         ("pytorch_model.bin", "", "save_pretrained"),
         ("README.md", "", "no model.safetensors. Download or export it again"),
         (SINGLE, POINTER, "run git lfs pull"),
-        (SINGLE, "", "model.safetensors is cut off or no safetensors file"),
+        (SINGLE, "", "model.safetensors is cut off where its header says more, or no safetensors file"),
     ],
 )
 def test_weights_of_another_form_have_their_remedy(tmp_path: Path, name: str, content: str, remedy: str) -> None:
