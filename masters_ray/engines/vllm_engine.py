@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class VllmEngine:
         """A weight transfer has begun and is not finished."""
         self._sleeps = sleeps and not current_platform.is_cpu()
         options: dict[str, Any] = {
-            **{name: value for name, value in vars(engine).items() if name != "max_pictures"},  # as vLLM calls them
+            **dataclasses.asdict(engine),  # as vLLM calls them, but for the pictures
             "model": str(folder),
             "tensor_parallel_size": tensor_parallel,
             "gpu_memory_utilization": engine.gpu_memory_utilization or 0.9,
@@ -108,6 +109,7 @@ class VllmEngine:
             "disable_log_stats": True,
             "enable_sleep_mode": self._sleeps,
         }
+        del options["max_pictures"]
         if mask is not None:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
@@ -205,7 +207,7 @@ class VllmEngine:
 
         A prompt's answers depend on its seed, not on what else is in the batch.
         """
-        drawn = vars(sampling) | {"n": answers, "logprobs": top_k, "flat_logprobs": True}
+        drawn = dataclasses.asdict(sampling) | {"n": answers, "logprobs": top_k, "flat_logprobs": True}
         outputs = self._generate(prompts, [drawn | {"seed": seed} for seed in seeds])
         return [output if isinstance(output, Refused) else _written(output, top_k) for output in outputs]
 
