@@ -7,6 +7,7 @@ the sparsity is exact and the same on every device. Masks of one matrix are nest
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from masters_ray.config import Part
 from masters_ray.errors import CheckpointError
-from masters_ray.parts import counted, matrices_in, part_of
+from masters_ray.parts import matrices_in, part_of, without_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class MaskReport:
     matrices: int
     """Matrices that were masked."""
     masked: dict[str, int] = field(default_factory=dict, repr=False)
-    """Which ones: names with * in place of numbers → how many (``parts.counted``)."""
+    """Which ones: names with * in place of numbers → how many."""
     unmasked: dict[str, int] = field(default_factory=dict, repr=False)
     """The matrices that were left as they are, in the same way."""
     digest: str
@@ -55,10 +56,9 @@ def mask_smallest(weight: Tensor, ratio: float) -> Tensor:
     flat = weight.reshape(-1)
     magnitude = flat.abs().float()
     threshold = magnitude.kthvalue(count).values
-    below = magnitude < threshold
+    drop = magnitude < threshold
     tied = (magnitude == threshold).nonzero().squeeze(1)
-    drop = below
-    drop[tied[: count - int(below.sum())]] = True
+    drop[tied[: count - int(drop.sum())]] = True
     return flat.masked_fill(drop, 0).reshape(weight.shape)
 
 
@@ -74,24 +74,21 @@ def masked(
     """
     digest = hashlib.sha256()
     entries = zeroed = 0
-    took: list[tuple[str, int]] = []
-    left: list[tuple[str, int]] = []
+    took: Counter[str] = Counter()
+    left: Counter[str] = Counter()
     for name, tensor in tensors:
+        _expect_numbers(name, tensor)
         count = matrices_in(name, tensor.shape)
-        if (
-            tensor.dtype.is_floating_point
-            and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()
-        ):
-            raise CheckpointError(f"{name} holds numbers that are none (NaN, infinite): the checkpoint is damaged")
         if count and part_of(name) in parts:
-            if ratio > 0 and not _holds_numbers(tensor):
+            if ratio > 0 and not (tensor.dtype.is_floating_point and tensor.itemsize > 1):
                 raise CheckpointError(f"{name} is quantised ({tensor.dtype}): a mask needs the checkpoint before that")
-            tensor = mask_smallest(tensor, ratio) if tensor.ndim == 2 else _each_masked(tensor, ratio)
-            took.append((name, count))
+            matrices = tensor.reshape(count, *tensor.shape[-2:])
+            tensor = torch.stack([mask_smallest(matrix, ratio) for matrix in matrices]).reshape(tensor.shape)
+            took[without_numbers(name)] += count
             entries += tensor.numel()
             zeroed += count * zeroed_count(tensor.numel() // count, ratio)
         elif count:
-            left.append((name, count))
+            left[without_numbers(name)] += count
         update_digest(digest, name, tensor)
         yield name, tensor
     if ratio > 0 and not took:
@@ -102,20 +99,19 @@ def masked(
         MaskReport(
             ratio=ratio,
             sparsity=zeroed / entries if entries else 0.0,
-            matrices=sum(count for _, count in took),
-            masked=counted(took),
-            unmasked=counted(left),
+            matrices=took.total(),
+            masked=dict(sorted(took.items())),
+            unmasked=dict(sorted(left.items())),
             digest=digest.hexdigest(),
         )
     )
 
 
-def _holds_numbers(tensor: Tensor) -> bool:
-    return tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
-
-
-def _each_masked(experts: Tensor, ratio: float) -> Tensor:
-    return torch.stack([mask_smallest(expert, ratio) for expert in experts])
+def _expect_numbers(name: str, tensor: Tensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        return
+    if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
+        raise CheckpointError(f"{name} holds numbers that are none (NaN, infinite): the checkpoint is damaged")
 
 
 def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:

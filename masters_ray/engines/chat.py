@@ -18,7 +18,7 @@ from masters_ray.prompts import Message
 
 _PROBE = "masters 0 probe"
 """In no template."""
-TODAY = datetime(2026, 1, 1, 12)
+_TODAY = datetime(2026, 1, 1, 12)
 """What a chat template that asks for the time is told: engine and learner read a stored prompt on different days."""
 _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
 """Stands for a text while the template is filled: its number between two noncharacters."""
@@ -37,23 +37,38 @@ class Chat:
         self.folder = folder
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
-        self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
-        if not template:
-            raise CheckpointError(
-                f"{folder}: expected a chat template, found none. Use an instruction-tuned checkpoint."
-            )
-        self._special = reserved.pattern([folder])
-        self._mark_special(reserved.special_tokens(folder))
         self._one_at_a_time = threading.Lock()  # a fast tokenizer cannot be used by two threads at once
-        self._filled_in: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-        if isinstance(template, str) and "strftime_now" in template:
-            self.processor.chat_template = "{%- set strftime_now = clock_that_stands -%}" + template
-            self._filled_in["clock_that_stands"] = TODAY.strftime
-        self.start = self._start_ids()
+        self._special = reserved.pattern([folder])
+        special = reserved.special_tokens(folder)
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.content in special and not token.special:
+                token.special = True  # so that the tokenizer can be told to read over it
+                self.tokenizer.backend_tokenizer.add_special_tokens([token])
+        whole, bare = self.tokenizer("a")["input_ids"], self._encoded("a")
+        before = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
+        self.start: list[int] = whole[:before]
         """What the tokenizer puts before a text unless it is told not to: the start token, or nothing."""
         self._start = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
-        self._expect_parts()
+        self._prepare_template()
+
+    def _prepare_template(self) -> None:
+        """Learn what the template takes. Raises CheckpointError when there is none that takes pictures and text."""
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        if not template:
+            raise CheckpointError(f"{self.folder}: has no chat template. Use an instruction-tuned checkpoint.")
+        self._filled_in: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        if isinstance(template, str) and "strftime_now" in template:
+            template = "{%- set strftime_now = clock_that_stands -%}" + template
+            self._filled_in["clock_that_stands"] = _TODAY.strftime
+        self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
+        try:
+            part = self._rendered([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
+            if _PROBE not in part or "'text'" in part:
+                raise CheckpointError("one that leaves the texts out")
+        except CheckpointError as error:
+            wanted = "a chat template that takes a list of pictures and texts and leaves the texts as they are"
+            remedy = "Use the chat template of the model's processor (chat_template.jinja)."
+            raise CheckpointError(f"{self.folder}: expected {wanted}, found {error}. {remedy}") from error
         self._only_parts = _PROBE not in self._tried({"role": "user", "content": _PROBE})
         system = {"role": "system", "content": self._content(_PROBE)}
         self._takes_system = _PROBE in self._tried(system, {"role": "user", "content": self._content("x")})
@@ -72,37 +87,27 @@ class Chat:
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt as token ids with one placeholder per picture, not yet expanded (what vLLM wants)."""
-        hidden: list[str] = []
-        text = self.text([self._hiding(message, hidden) for message in messages])
+        shown, hidden = self._hide(messages)
+        text = self.text(shown)
         if not hidden:
             return self._encoded(text)
-        marks_between = re.split(f"({self._special})", text)
-        return [
-            token_id
-            for index, piece in enumerate(marks_between)
-            for token_id in self._encoded(
-                _HIDDEN.sub(lambda number: hidden[int(number[1])], piece), split_special_tokens=index % 2 == 0
-            )
-        ]
+        found = []
+        for index, piece in enumerate(re.split(f"({self._special})", text)):  # texts and the template's marks in turn
+            whole = _HIDDEN.sub(lambda number: hidden[int(number[1])], piece)
+            found += self._encoded(whole, split_special_tokens=index % 2 == 0)
+        return found
 
     def inputs(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> dict[str, Any]:
         """The prompt as the model's forward wants it: placeholders expanded, pixels beside; batch of one, torch.
 
         Raises DataError when a text holds a special token: the processor might take it for a picture.
         """
-        hidden: list[str] = []
-        for message in messages:
-            self._hiding(message, hidden)
+        _, hidden = self._hide(messages)
         if hidden:
-            raise DataError(
-                f"expected a question without special tokens, found {special_in(hidden[0], self._special)!r} in it. "
-                "Take its row out of the data."
-            )
-        return dict(
-            self.processor(
-                text=[self.text(messages)], images=list(pictures) or None, add_special_tokens=False, return_tensors="pt"
-            )
-        )
+            token = special_in(hidden[0], self._special)
+            raise DataError(f"the question holds the special token {token!r}. Take its row out of the data.")
+        options: dict[str, Any] = {"add_special_tokens": False, "return_tensors": "pt"}
+        return dict(self.processor(text=[self.text(messages)], images=list(pictures) or None, **options))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer's text as token ids, without the end of the turn."""
@@ -131,48 +136,34 @@ class Chat:
 
     def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
         with self._one_at_a_time:
-            found: list[int] = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=split_special_tokens
-            )["input_ids"]
-            return found
+            found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
+        ids: list[int] = found["input_ids"]
+        return ids
 
-    def _hiding(self, message: Message, hidden: list[str]) -> Message:
-        """The message with a number in place of each text that holds a special token; the texts go to ``hidden``."""
+    def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """The messages with a number in place of each text that holds a special token, and these texts."""
+        hidden: list[str] = []
 
-        def hide(text: str) -> str:
-            if special_in(text, self._special) is None and _HIDDEN.search(text) is None:
-                return text
-            hidden.append(text)
+        def hide(content: Any) -> Any:
+            if not isinstance(content, str):
+                return [one | {"text": hide(one["text"])} if "text" in one else one for one in content]
+            if special_in(content, self._special) is None and _HIDDEN.search(content) is None:
+                return content
+            hidden.append(content)
             return f"\ufdd0{len(hidden) - 1}\ufdd1"
 
-        content = message["content"]
-        if isinstance(content, str):
-            return message | {"content": hide(content)}
-        return message | {"content": [one | {"text": hide(one["text"])} if "text" in one else one for one in content]}
+        return [message | {"content": hide(message["content"])} for message in messages], hidden
 
     def _content(self, content: Any) -> Any:
         return [{"type": "text", "text": content}] if self._only_parts and isinstance(content, str) else content
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         try:
-            text: str = self.processor.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=asks, **self._filled_in
-            )
+            options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
+            text: str = self.processor.apply_chat_template(list(messages), **options)
         except Exception as error:  # a template raises what it likes
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
         return text
-
-    def _expect_parts(self) -> None:
-        try:
-            part = self._rendered([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
-            found = "one that leaves the texts out" if _PROBE not in part or "'text'" in part else ""
-        except CheckpointError as error:
-            found = str(error)
-        if found:
-            raise CheckpointError(
-                f"{self.folder}: expected a chat template that takes a list of pictures and texts and leaves the texts "
-                f"as they are, found {found}. Use the chat template of the model's processor (chat_template.jinja)."
-            )
 
     def _tried(self, *messages: Message, asks: bool = True) -> str:
         """The same; nothing where the template refuses."""
@@ -181,33 +172,15 @@ class Chat:
         except CheckpointError:
             return ""
 
-    def _start_ids(self) -> list[int]:
-        whole, bare = self.tokenizer("a")["input_ids"], self._encoded("a")
-        before = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
-        return list(whole[:before])
-
-    def _mark_special(self, tokens: frozenset[str]) -> None:
-        """Have the tokenizer know all of them as special, so that it can be told to read over them."""
-        unmarked = [one for one in self.tokenizer.added_tokens_decoder.values() if one.content in tokens]
-        unmarked = [one for one in unmarked if not one.special]
-        for one in unmarked:
-            one.special = True
-        if unmarked:
-            self.tokenizer.backend_tokenizer.add_special_tokens(unmarked)
-
 
 def _processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
     try:
         found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except ImportError as error:
-        raise CheckpointError(f"{folder}: its processor needs a package that is not installed: {error}") from error
-    except Exception as error:  # files that do not belong together end in errors of many kinds
+    except Exception as error:  # files that do not belong together, or lack a package, end in errors of many kinds
         raise CheckpointError(f"{folder}: the processor cannot be loaded ({type(error).__name__}: {error})") from error
     if not hasattr(found, "tokenizer"):
-        raise CheckpointError(
-            f"{folder}: expected a processor of pictures and text, found {type(found).__name__}. Use the checkpoint of "
-            "a vision-language model with its preprocessor_config.json."
-        )
+        wanted = "a processor of pictures and text, as a vision-language model has in preprocessor_config.json"
+        raise CheckpointError(f"{folder}: expected {wanted}, found {type(found).__name__}.")
     return found

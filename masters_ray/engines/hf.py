@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +21,26 @@ from masters_ray.head import answer_terms
 from masters_ray.live import LiveScores, live_terms
 from masters_ray.masks import MaskReport, masked
 from masters_ray.packing import PackedBatch, PromptTensors
-from masters_ray.parts import part_of
+from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter, without_numbers
 from masters_ray.prompts import Message
-from masters_ray.weight_files import quantisation, read_config
+from masters_ray.weight_files import quantisation, read_config, some
 from masters_ray.weights import tensors
 
-_SHOWN = 3
-_NUMBERS = re.compile(r"\d+")
-_NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "mm_token_type_ids")
+_PACKED = "masters_packed"
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot be loaded, or
-    when weights are missing."""
-    from transformers import AutoModelForImageTextToText
-
-    try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, with their sizes
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
-    _expect_all(folder, info)
-    return model
+    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError as ``superfluous``."""
+    return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
 def superfluous(folder: Path) -> list[str]:
     """Weights of a checkpoint that its model does not have. Reads headers alone; nothing of a model that is quantised
-    or that transformers does not know. Raises CheckpointError when weights of the model are missing."""
-    from transformers import AutoModelForImageTextToText
+    or that transformers does not know.
+
+    Raises CheckpointError when the model cannot be loaded, when weights are missing, have another shape, or are of more
+    layers than config.json says.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils import logging
 
@@ -64,37 +51,39 @@ def superfluous(folder: Path) -> list[str]:
     logging.set_verbosity_error()  # it has a table of what is missing
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+        model, extra = _loaded(folder, device_map="meta")
     finally:
         logging.set_verbosity(level)
-    _expect_all(folder, info)
-    extra, own = sorted(info["unexpected_keys"]), {_NUMBERS.sub("*", name) for name in model.state_dict()}
-    more = [name for name in extra if _NUMBERS.sub("*", name) in own]
-    if more:
-        raise CheckpointError(
-            f"{folder}: config.json says fewer layers than the weights have: {len(more)} are of further ones, such as "
-            f"{more[0]}. Mend config.json, or download the checkpoint again."
-        )
+    own = set(map(without_numbers, model.state_dict()))
+    if more := [name for name in extra if without_numbers(name) in own]:
+        wrong = f"fewer layers than the weights have: {len(more)} are of further ones, such as {more[0]}"
+        raise CheckpointError(f"{folder}: config.json says {wrong}. Mend it, or download the checkpoint again.")
     return extra
 
 
-def _expect_all(folder: Path, info: Mapping[str, Any]) -> None:
+def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
+    """The model, and what of its checkpoint it does not have."""
+    from transformers import AutoModelForImageTextToText
+
+    with _loading(folder):
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     for name, found, expected in sorted(info["mismatched_keys"]):
-        raise CheckpointError(
-            f"{folder}: expected {name} of the shape {list(expected)}, as config.json says, found {list(found)}. "
-            "Download or export it again."
-        )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise CheckpointError(
-            f"{folder}: expected all weights of the model, found none of these: {', '.join(missing[:_SHOWN])}{more}. "
-            "Download or export it again."
-        )
+        wanted = f"{name} of the shape {list(expected)}, as config.json says"
+        raise CheckpointError(f"{folder}: expected {wanted}, found {list(found)}. Download or export it again.")
+    if missing := sorted(info["missing_keys"]):
+        found = f"none of these: {some(missing)}. Download or export it again."
+        raise CheckpointError(f"{folder}: expected all weights of the model, found {found}")
+    return model, sorted(info["unexpected_keys"])
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
 
 
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
@@ -104,23 +93,20 @@ def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) 
 
     report: list[MaskReport] = []
     state = dict(masked(tensors(folder), ratio, parts, report))
-    try:
+    with _loading(folder):
         config = AutoConfig.from_pretrained(folder)
         kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
         model = kind.from_pretrained(
             None, config=config, state_dict=state, dtype=getattr(torch, dtype), attn_implementation="sdpa"
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
     return model.eval().requires_grad_(False), report[0]
 
 
 class PackedTeacher(nn.Module):
-    """A vision-language model whose forward gives a live teacher's scores of a packed batch."""
+    """A vision-language model whose forward gives a live teacher's scores of a packed batch. Changes ``model`` as
+    PackedStudent does, its head and norms excepted."""
 
     def __init__(self, model: Any) -> None:
-        """Changes ``model``: its language model reads packed groups. Raises CheckpointError when its head does more to
-        logits than a product."""
         super().__init__()
         _read_packed(model, "teacher")
         self.model = model
@@ -134,10 +120,8 @@ class PackedStudent(nn.Module):
     """A vision-language model whose forward gives the loss's terms of a packed batch."""
 
     def __init__(self, model: Any, logits_bytes: int) -> None:
-        """Changes ``model``: its language model reads packed groups, its head gives terms, its norms are faster.
-
-        Raises CheckpointError when its head does more to logits than a product.
-        """
+        """Changes ``model``: its language model reads packed groups, its head gives terms, its norms are faster. Raises
+        CheckpointError when its head does more to logits than a product."""
         super().__init__()
         _read_packed(model, "student")
         norm.speed_up(model)
@@ -148,29 +132,6 @@ class PackedStudent(nn.Module):
         """(log-probability of each answer token, JSD to the teacher, most that what is left out can add to it; both in
         nats), float32 [answer tokens] each. teacher: in place of the batch's stored scores."""
         return self.model.lm_head(_predicting(self.model, batch), batch, teacher)
-
-
-def _read_packed(model: Any, whose: str) -> None:
-    """Have the language model read packed groups."""
-    text = model.config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(text, name, None) not in (None, 1, 1.0):
-            raise CheckpointError(f"the {whose}'s configuration has {name}={getattr(text, name)}: not supported")
-    _register()
-    text._attn_implementation = _PACKED
-
-
-def _predicting(model: Any, batch: PackedBatch) -> Tensor:
-    """[answer tokens, width]: the states that predict the batch's answer tokens."""
-    positions = batch.positions.unsqueeze(1)
-    hidden: Tensor = model.model(
-        input_ids=batch.input_ids.unsqueeze(0),
-        position_ids=positions if len(positions) > 1 else positions[0],
-        use_cache=False,
-        layout=batch.layout,
-        **batch.vision,
-    ).last_hidden_state[0]
-    return hidden[batch.predict_at]
 
 
 class TermsHead(nn.Module):
@@ -185,21 +146,36 @@ class TermsHead(nn.Module):
         self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden: [answer tokens, width]. Returns what PackedStudent returns."""
+        student = hidden, self.weight, self.bias, batch.targets
         if teacher is not None:
-            return live_terms(hidden, self.weight, self.bias, batch.targets, teacher, logits_bytes=self._logits_bytes)
-        return answer_terms(
-            hidden,
-            self.weight,
-            self.bias,
-            batch.targets,
-            batch.top_ids,
-            batch.top_logprobs,
-            batch.left_out,
-            logits_bytes=self._logits_bytes,
-        )
+            return live_terms(*student, teacher, logits_bytes=self._logits_bytes)
+        scores = batch.top_ids, batch.top_logprobs, batch.left_out
+        return answer_terms(*student, *scores, logits_bytes=self._logits_bytes)
 
 
-_PACKED = "masters_packed"
+def _read_packed(model: Any, whose: str) -> None:
+    """Have the language model read packed groups."""
+    from transformers import AttentionInterface
+
+    text = model.config.get_text_config()
+    for name in LOGIT_CHANGES:
+        if getattr(text, name, None) not in (None, 1, 1.0):
+            raise CheckpointError(f"the {whose}'s configuration has {name}={getattr(text, name)}: not supported")
+    AttentionInterface.register(_PACKED, _packed_attention)
+    text._attn_implementation = _PACKED
+
+
+def _predicting(model: Any, batch: PackedBatch) -> Tensor:
+    """[answer tokens, width]: the states that predict the batch's answer tokens."""
+    positions = batch.positions.unsqueeze(1)
+    hidden: Tensor = model.model(
+        input_ids=batch.input_ids.unsqueeze(0),
+        position_ids=positions if len(positions) > 1 else positions[0],
+        use_cache=False,
+        layout=batch.layout,
+        **batch.vision,
+    ).last_hidden_state[0]
+    return hidden[batch.predict_at]
 
 
 def _packed_attention(
@@ -220,12 +196,6 @@ def _packed_attention(
     return attend(query, key, value, layout, scaling), None
 
 
-def _register() -> None:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_PACKED, _packed_attention)
-
-
 def prompt_tensors(
     model: Any, chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]
 ) -> PromptTensors:
@@ -237,7 +207,7 @@ def prompt_tensors(
         positions = positions[:, 0]
     else:
         positions = torch.arange(input_ids.shape[1]).unsqueeze(0)
-    vision = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
+    vision = {key: value for key, value in inputs.items() if key not in NOT_VISION}
     return PromptTensors(input_ids=input_ids[0], positions=positions, vision=vision)
 
 
@@ -247,21 +217,14 @@ def freeze(model: Any, parts: Collection[str]) -> None:
         if part_of_parameter(name) in parts:
             parameter.requires_grad_(False)
     if "lm_head" in parts and model.lm_head.weight.requires_grad:
-        raise CheckpointError(
-            "the student's lm_head and embeddings are one matrix. Put both or neither in learner.frozen."
-        )
+        both = "the student's lm_head and embeddings are one matrix"
+        raise CheckpointError(f"{both}. Put both or neither in learner.frozen.")
 
 
 def checkpoint_activations(model: Any) -> None:
     """Have each layer compute its activations again on the way back."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()  # transformers checkpoints in training mode only
-
-
-def part_of_parameter(name: str) -> str | None:
-    """Like ``masks.part_of``, for every parameter: biases and norms belong to the part that they stand in."""
-    stem = name.rpartition(".")[0].replace("norm", "").replace("pos_embed", "").replace("position_embedding", "")
-    return part_of(f"{stem}.weight")
 
 
 def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
@@ -271,8 +234,7 @@ def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> 
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    wanted = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}
-    return dict(revert_weight_conversion(_empty(checkpoint), wanted))
+    return dict(revert_weight_conversion(_empty(checkpoint), _in_dtype(state, dtype)))
 
 
 def _empty(checkpoint: Path) -> Any:
@@ -289,13 +251,22 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
     state: parameter names of the transformers model → tensors on the CPU. Everything but weights and model card is the
     checkpoint's. The directory appears whole or not at all.
     """
+    with whole_folder(target) as building:
+        _empty(checkpoint).save_pretrained(building, state_dict=_in_dtype(state, dtype))
+        beside_weights.copy(checkpoint, building, dtype)
+        for file in building.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes for its owner alone
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Where to build a directory that appears at ``target`` whole or not at all; an existing one is replaced."""
     building = target.with_name(target.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    model = _empty(checkpoint)
-    wanted = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}
-    model.save_pretrained(building, state_dict=wanted)
-    beside_weights.copy(checkpoint, building, dtype)
-    for file in building.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes for its owner alone
+    yield building
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)
+
+
+def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    return {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}

@@ -1,8 +1,5 @@
-"""RMSNorm in as few passes over memory as PyTorch's own kernels allow.
-
-Transformers writes it as six operations, on which a narrow model spends a tenth of its step on a CPU. On GPUs PyTorch
-has one kernel for it.
-"""
+"""RMSNorm in as few passes over memory as PyTorch's own kernels allow: on CPUs in half the time of the six operations
+of transformers, on which a narrow model spends a tenth of its step. On GPUs PyTorch has one kernel for it."""
 
 from __future__ import annotations
 
@@ -22,8 +19,7 @@ def speed_up(model: nn.Module) -> int:
     A module is one if its class says so by name and if it gives the same numbers: norms with an offset weight, or over
     another axis, are left as they are.
     """
-    modules = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    return sum(_replace(module) for module in modules)
+    return sum(_replace(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm"))
 
 
 def _replace(module: nn.Module) -> bool:
@@ -40,15 +36,12 @@ def _replace(module: nn.Module) -> bool:
 
     generator = torch.Generator(weight.device).manual_seed(0)
     sample = torch.randn(4, weight.shape[0], generator=generator, device=weight.device, dtype=weight.dtype)
+    coarser = max(1.0, torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps)
     with torch.no_grad():
-        if (module(sample).float() - forward(sample).float()).abs().max() > _AGREEMENT * _steps(weight.dtype):
+        if (module(sample).float() - forward(sample).float()).abs().max() > _AGREEMENT * coarser:
             return False
     module.forward = forward
     return True
-
-
-def _steps(dtype: torch.dtype) -> float:
-    return max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
 
 
 class _RmsNorm(torch.autograd.Function):

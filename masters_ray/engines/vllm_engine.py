@@ -17,6 +17,7 @@ from masters_ray.config import Engine, MaskScope, Part, Sampling
 from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.parts import parts_in
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
 
@@ -51,15 +52,12 @@ class Mask:
 
     @property
     def parts(self) -> list[Part]:
-        return [part for part in get_args(Part) if getattr(self.scope, part)]
+        return parts_in(self.scope)
 
 
 class VllmEngine:
     """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node, or in several processes on its
-    CPU.
-
-    Its methods may be called from several threads: all requests run in one batch (vllm_loop).
-    """
+    CPU. Its methods may be called from several threads: all requests run in one batch (vllm_loop)."""
 
     def __init__(
         self,
@@ -84,42 +82,36 @@ class VllmEngine:
         from masters_ray.engines.vllm_worker import MASKED
 
         self._folder = folder
-        self._mask = mask
+        self._parts = None if mask is None else mask.parts
+        self._ratio = None if mask is None else mask.ratio
+        """At which the weights are masked; None while others are loaded."""
         self._report: MaskReport | None = None
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0)
         self._vocabulary = vocabulary
         self._sleeps = sleeps and not current_platform.is_cpu()
-        options: dict[str, Any] = {"enable_sleep_mode": True} if self._sleeps else {}
+        options: dict[str, Any] = {
+            **dataclasses.asdict(engine),  # as vLLM calls them, but for the pictures
+            "model": str(folder),
+            "tensor_parallel_size": tensor_parallel,
+            "gpu_memory_utilization": engine.gpu_memory_utilization or 0.9,
+            "limit_mm_per_prompt": {"image": engine.max_pictures, "video": 0},
+            "skip_mm_profiling": engine.kv_cache_memory_bytes is not None,
+            "max_logprobs": max(20, top_k),
+            "worker_extension_cls": "masters_ray.engines.vllm_worker.InPlaceLoading",
+            "generation_config": "vllm",
+            "disable_log_stats": True,
+            "enable_sleep_mode": self._sleeps,
+        }
+        del options["max_pictures"]
         if mask is not None:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
-            options["enable_chunked_prefill"] = False
-            # The smallest that its attention takes: only whole blocks of a prompt are found again in the cache.
-            options["block_size"] = 32
-        if engine.kv_cache_memory_bytes is not None:
-            options |= {"kv_cache_memory_bytes": engine.kv_cache_memory_bytes, "skip_mm_profiling": True}
-        self.loop = EngineLoop(
-            partial(
-                _start,
-                model=str(folder),
-                dtype=engine.dtype,
-                tensor_parallel_size=tensor_parallel,
-                max_model_len=engine.max_model_len,
-                max_num_seqs=engine.max_num_seqs,
-                max_num_batched_tokens=engine.max_num_batched_tokens,
-                gpu_memory_utilization=engine.gpu_memory_utilization or 0.9,
-                enforce_eager=engine.enforce_eager,
-                limit_mm_per_prompt={"image": engine.max_pictures, "video": 0},
-                max_logprobs=max(20, top_k),
-                worker_extension_cls="masters_ray.engines.vllm_worker.InPlaceLoading",
-                generation_config="vllm",
-                disable_log_stats=True,
-                **options,
-            )
-        )
+            # The block is the smallest that CPU attention takes: whole ones alone are found again in the cache.
+            options |= {"enable_chunked_prefill": False, "block_size": 32}
+        self.loop = EngineLoop(partial(_start, **options))
         # A process that takes the place of one that died may do so while the student learns.
         self.sleep()
 
@@ -138,17 +130,15 @@ class VllmEngine:
         Raises ReplicaError when the engine was not started with a mask, or when the workers of a tensor-parallel group
         disagree.
         """
-        if self._mask is None:
+        if self._parts is None:
             raise ReplicaError(f"{self._folder}: this engine was started without a mask")
         with self._masking:
-            again = ratio != self._mask.ratio
-            if again or self._report is None:
-                self._report = None
-                self._mask = dataclasses.replace(self._mask, ratio=ratio)
-                reports = self.loop.alone(partial(_mask, folder=str(self._folder), mask=self._mask, again=again))
-                if any(report != reports[0] for report in reports):
-                    raise ReplicaError(f"workers of one engine masked {self._folder} differently: {reports}")
-                self._report = MaskReport(**reports[0])
+            if ratio != self._ratio:
+                self._ratio = self._report = None
+                self._workers("load_masked", str(self._folder), ratio, self._parts, renews=True)
+                self._ratio = ratio
+            if self._report is None:
+                self._report = MaskReport(**self._agreed("mask_report"))
             return self._report
 
     def load(self, invitation: Invitation) -> dict[str, str]:
@@ -160,14 +150,38 @@ class VllmEngine:
         ReplicaError when the workers of a tensor-parallel group disagree.
         """
         try:
-            digests = self.loop.alone(partial(_load, invitation=dataclasses.asdict(invitation)))
+            return self._agreed("load_student", dataclasses.asdict(invitation), renews=True)
+        except ReplicaError:
+            raise
         except Exception as error:
             raise ReplicaLostError(
                 f"{self._folder}: the student's weights were not taken in ({type(error).__name__}: {error})"
             ) from error
-        if any(one != digests[0] for one in digests):
-            raise ReplicaError(f"workers of one engine took in different weights for {self._folder}")
-        return digests[0]
+
+    def _agreed(self, method: str, *arguments: Any, renews: bool = False) -> dict[str, Any]:
+        """What all workers of the engine answer. Raises ReplicaError when their answers differ."""
+        answers = self._workers(method, *arguments, renews=renews)
+        for key in sorted(set().union(*answers)):
+            said = [one.get(key) for one in answers]
+            if any(one != said[0] for one in said):
+                raise ReplicaError(
+                    f"workers of one engine hold different weights of {self._folder}: {method} has {key} {said}"
+                )
+        return answers[0]
+
+    def _workers(self, method: str, *arguments: Any, renews: bool = False) -> list[dict[str, Any]]:
+        """What each worker answers to a call of its ``method`` while the engine has no request; renews: what was
+        computed with the old weights is dropped then."""
+
+        def call(llm: Any) -> list[dict[str, Any]]:
+            answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
+            if renews:
+                llm.reset_prefix_cache()
+                llm.llm_engine.reset_mm_cache()
+                llm.llm_engine.reset_encoder_cache()
+            return answers
+
+        return self.loop.alone(call)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
@@ -176,32 +190,22 @@ class VllmEngine:
 
         A prompt's answers depend on its seed, not on what else is in the batch.
         """
-        options = [
-            {
-                "n": answers,
-                "seed": seed,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "repetition_penalty": sampling.repetition_penalty,
-                "max_tokens": sampling.max_tokens,
-                "logprobs": top_k,
-                "flat_logprobs": True,
-            }
-            for seed in seeds
-        ]
-        return [
-            output if isinstance(output, Refused) else _written(output, top_k)
-            for output in self._generate(prompts, options)
-        ]
+        drawn = dataclasses.asdict(sampling) | {"n": answers, "logprobs": top_k, "flat_logprobs": True}
+        outputs = self._generate(prompts, [drawn | {"seed": seed} for seed in seeds])
+        return [output if isinstance(output, Refused) else _written(output, top_k) for output in outputs]
 
     def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Completion | Refused]:
         """The greedy answer to each prompt."""
-        options = [{"temperature": 0.0, "max_tokens": max_tokens}] * len(prompts)
-        return [
-            output if isinstance(output, Refused) else _completion(output.outputs[0])
-            for output in self._generate(prompts, options)
-        ]
+        outputs = self._generate(prompts, [{"temperature": 0.0, "max_tokens": max_tokens}] * len(prompts))
+        return [output if isinstance(output, Refused) else _completion(output.outputs[0]) for output in outputs]
+
+    def _generate(self, prompts: Sequence[Prompt], options: list[dict[str, Any]]) -> list[Any]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        common = {"detokenize": False, "logit_bias": self._never or None, "output_kind": RequestOutputKind.FINAL_ONLY}
+        parameters = [SamplingParams(**common, **option) for option in options]
+        return self.loop.ask([(_request(prompt), one) for prompt, one in zip(prompts, parameters, strict=True)])
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], top_k: int) -> list[Scored | Refused]:
         """Next-token distributions at every token of ``answers[i]`` after ``prompts[i]``, temperature 1, no penalties.
@@ -209,11 +213,17 @@ class VllmEngine:
         With top_k = 0 the distributions are empty, and only the answer's own tokens are scored. What the prefix cache
         holds of a prompt is not computed again, unless the reply is not whole then: the engine leaves positions that it
         took from the cache unscored, and so it may those before a request was preempted. A reply that is not whole
-        without the cache either is refused.
+        without the cache either is refused, and so is an answer with a token that the model has no row for.
         """
         from vllm import SamplingParams
 
-        found: list[Scored | Refused | str] = [self._unknown(answer) or "" for answer in answers]
+        rows = self._vocabulary
+        found: dict[int, Scored | Refused] = {
+            index: Refused(reason=f"the answer has token {max(answer)}; {self._folder} knows {rows} tokens")
+            for index, answer in enumerate(answers)
+            if rows is not None and max(answer) >= rows
+        }
+        wanted = [index for index in range(len(answers)) if index not in found]
         for cached in (True, False):
             parameters = SamplingParams(
                 max_tokens=1,
@@ -223,36 +233,15 @@ class VllmEngine:
                 detokenize=False,
                 skip_reading_prefix_cache=not cached,
             )
-            asked = [index for index, one in enumerate(found) if isinstance(one, str)]
-            whole = [
-                Prompt(token_ids=[*prompts[index].token_ids, *answers[index]], pictures=prompts[index].pictures)
-                for index in asked
-            ]
-            for index, output in zip(asked, self.loop.ask([(_request(one), parameters) for one in whole]), strict=True):
+            asked = [index for index in wanted if not isinstance(found.get(index), Scored)]
+            outputs = self.loop.ask([(_request(prompts[index], answers[index]), parameters) for index in asked])
+            for index, output in zip(asked, outputs, strict=True):
                 found[index] = output if isinstance(output, Refused) else _asked(output, answers[index], top_k)
-        return [Refused(reason=one) if isinstance(one, str) else one for one in found]
-
-    def _unknown(self, answer: Sequence[int]) -> Refused | None:
-        """Why an answer with a token that the model has no row for cannot be scored."""
-        if self._vocabulary is None or max(answer) < self._vocabulary:
-            return None
-        return Refused(reason=f"the answer has token {max(answer)}; {self._folder} knows {self._vocabulary} tokens")
-
-    def _generate(self, prompts: Sequence[Prompt], options: list[dict[str, Any]]) -> list[Any]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        parameters = [
-            SamplingParams(
-                detokenize=False, logit_bias=self._never or None, output_kind=RequestOutputKind.FINAL_ONLY, **option
-            )
-            for option in options
-        ]
-        return self.loop.ask([(_request(prompt), one) for prompt, one in zip(prompts, parameters, strict=True)])
+        return [found[index] for index in range(len(answers))]
 
 
-def _request(prompt: Prompt) -> Any:
-    request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids}
+def _request(prompt: Prompt, answer: Sequence[int] = ()) -> Any:
+    request: dict[str, Any] = {"prompt_token_ids": [*prompt.token_ids, *answer]}
     if prompt.pictures:
         request["multi_modal_data"] = {"image": list(prompt.pictures)}
     return request
@@ -264,36 +253,13 @@ def _start(**options: Any) -> Any:
     return LLM(**options)
 
 
-def _mask(llm: Any, *, folder: str, mask: Mask, again: bool) -> list[dict[str, Any]]:
-    """What each worker of the engine says of its masked weights; they are masked ``again`` if so asked."""
-    if again:
-        llm.collective_rpc("load_masked", args=(folder, mask.ratio, mask.parts))
-        _forget(llm)
-    reports: list[dict[str, Any]] = llm.collective_rpc("mask_report")
-    return reports
-
-
-def _load(llm: Any, *, invitation: dict[str, Any]) -> list[dict[str, str]]:
-    """What each worker of the engine says of the tensors that it has loaded."""
-    digests: list[dict[str, str]] = llm.collective_rpc("load_student", args=(invitation,))
-    _forget(llm)
-    return digests
-
-
-def _forget(llm: Any) -> None:
-    """Drop what was computed with weights that are no longer there."""
-    llm.reset_prefix_cache()
-    llm.llm_engine.reset_mm_cache()
-    llm.llm_engine.reset_encoder_cache()
-
-
 def _written(output: Any, top_k: int) -> list[tuple[Completion, Scored]] | Refused:
     found = []
     for answer in output.outputs:
         written = _completion(answer)
         scored = _scores(len(output.prompt_token_ids), answer.logprobs, written.token_ids, top_k)
-        if isinstance(scored, str):
-            return Refused(reason=scored)
+        if isinstance(scored, Refused):
+            return scored
         found.append((written, scored))
     return found
 
@@ -305,15 +271,15 @@ def _completion(answer: Any) -> Completion:
     return Completion(token_ids=tuple(answer.token_ids), finish=answer.finish_reason)
 
 
-def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | str:
-    """The scores of an answer that was asked for as the end of a prompt, or what is wrong with the reply."""
+def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
+    """The scores of an answer that was asked for as the end of a prompt."""
     prompt_tokens = len(output.prompt_token_ids) - len(answer)
     if output.num_cached_tokens >= prompt_tokens:
-        return "the engine took tokens of the answer from its cache and did not score them"
+        return Refused(reason="the engine took tokens of the answer from its cache and did not score them")
     return _scores(prompt_tokens, output.prompt_logprobs, answer, top_k)
 
 
-def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) -> Scored | str:
+def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
     """The answer's positions in vLLM's flat log-probs, per position its own token, then the top k; or what is wrong
     with the reply. Only its last positions are the answer's, and only if each is there with the token it should have:
     a reply that lacks the first ones looks the same."""
@@ -329,14 +295,14 @@ def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) ->
             top_ids[row] = flat.token_ids[start + 1 : end][:top_k]
             top_logprobs[row] = flat.logprobs[start + 1 : end][:top_k]
     if there < tokens:
-        return f"the engine scored {there} of the answer's {tokens} tokens"
+        return Refused(reason=f"the engine scored {there} of the answer's {tokens} tokens")
     if not (np.isfinite(own).all() and (top_logprobs <= _ROUNDING).all() and (own <= _ROUNDING).all()):
-        return (
-            "the engine gave a log-probability that is none (not a number, or infinite); is the checkpoint whole? If "
-            "so, try engine.dtype=float32"
+        return Refused(
+            reason="the engine gave a log-probability that is none (not a number, or infinite); is the checkpoint "
+            "whole? If so, try engine.dtype=float32"
         )
     if (np.diff(np.sort(top_ids), axis=-1) == 0).any():
-        return f"the engine gave a token twice among the {top_k} likeliest"
+        return Refused(reason=f"the engine gave a token twice among the {top_k} likeliest")
     left_out = np.clip(1.0 - np.exp(top_logprobs.astype(np.float64)).sum(-1), 0.0, 1.0).astype(np.float32)
     scores = TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
     return Scored(prompt_tokens=prompt_tokens, top=scores, own=own)

@@ -7,7 +7,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from masters_ray.errors import ReplicaLostError
@@ -16,137 +17,99 @@ from masters_ray.records import Refused
 T = TypeVar("T")
 
 
-@dataclass(eq=False)
-class _Asked:
-    """What a caller waits for: one outcome per request."""
-
-    requests: Sequence[tuple[Any, Any]]
-    outcomes: list[Any]
-    missing: int
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
-
-
-@dataclass(eq=False)
-class _Alone:
-    """An action on the engine itself, while it has no request."""
-
-    action: Callable[[Any], Any]
-    wakes: bool = True
-    """Whether the engine must be awake for it."""
-    result: Any = None
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
-
-
 class EngineLoop:
     """Owns an engine and the only thread that touches it.
 
     A caller's requests join the batch that runs and leave it one by one, so the engine is full as long as all callers
-    together ask for enough.
+    together ask for enough. Nobody waits for ever: the thread outlives the engine, and fails whatever it is asked then.
     """
 
     def __init__(self, build: Callable[[], Any]) -> None:
         """build: makes the vLLM LLM, on the loop's thread. Raises what it raises."""
-        self._inbox: queue.SimpleQueue[_Asked | _Alone] = queue.SimpleQueue()
-        self._under_way: dict[str, tuple[_Asked, int]] = {}
+        self._inbox: queue.SimpleQueue[tuple[Callable[[Any], None], list[Future[Any]]]] = queue.SimpleQueue()
+        """What the thread has to do with the engine, and what is waited for."""
+        self._begun: list[Future[Any]] = []
+        """Of what is taken in at present: not under way yet."""
+        self._under_way: dict[str, Future[Any]] = {}
         self._numbers = itertools.count()
-        self._broken: BaseException | None = None
         self._asleep = False
         self.busy_seconds = 0.0
         """Time in which the engine had requests and worked on them."""
-        built: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        built: Future[None] = Future()
         threading.Thread(target=self._run, args=(build, built), name="vllm", daemon=True).start()
-        if error := built.get():
-            raise error
+        built.result()
 
     def ask(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
         """(prompt, SamplingParams) → vLLM's RequestOutput, or Refused, for each. Waits for all of them; may be called
         from several threads. Raises ReplicaLostError when the engine broke."""
-        asked = _Asked(requests=requests, outcomes=[None] * len(requests), missing=len(requests))
+        outcomes: list[Future[Any]] = [Future() for _ in requests]
         if requests:
-            self._wait(asked)
-        return asked.outcomes
+            self._inbox.put((partial(self._add, requests, outcomes), outcomes))
+        return [outcome.result() for outcome in outcomes]
 
-    def alone(self, action: Callable[[Any], T]) -> T:
-        """``action(llm)`` once all requests before it are answered."""
-        waiting = _Alone(action)
-        self._wait(waiting)
-        result: T = waiting.result
-        return result
+    def alone(self, action: Callable[[Any], T], *, wakes: bool = True) -> T:
+        """``action(llm)`` once all requests before it are answered. Raises what it raises, and ReplicaLostError when
+        the engine broke. wakes: it needs an engine that is awake."""
+        outcome: Future[T] = Future()
+        self._inbox.put((partial(self._act, action, wakes, outcome), [outcome]))
+        return outcome.result()
 
     def sleep(self) -> None:
         """Have the engine give up the GPUs' memory once all requests before are answered; the next request or action
-        wakes it. Needs an engine with vLLM's sleep mode. Raises ReplicaLostError when the engine broke."""
-        self._wait(_Alone(self._fall_asleep, wakes=False))
+        wakes it. Needs an engine with vLLM's sleep mode. Raises as ``alone``."""
+        self.alone(self._fall_asleep, wakes=False)
 
-    def _fall_asleep(self, llm: Any) -> None:
-        if not self._asleep:
-            llm.sleep(level=1)
-            self._asleep = True
-
-    def _wait(self, one: _Asked | _Alone) -> None:
-        self._inbox.put(one)
-        while not one.done.wait(timeout=1.0):
-            if self._broken is not None:
-                break
-        error = one.error if one.done.is_set() else self._broken
-        if isinstance(one, _Alone) and one.error is not None:
-            raise one.error
-        if error is not None:
-            raise ReplicaLostError(f"the engine broke: {type(error).__name__}: {error}") from error
-
-    def _run(self, build: Callable[[], Any], built: queue.SimpleQueue[BaseException | None]) -> None:
+    def _run(self, build: Callable[[], Any], built: Future[None]) -> None:
         try:
             llm = build()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            built.put(error)
+            built.set_exception(error)
             return
-        built.put(None)
+        built.set_result(None)
         try:
             while True:
                 self._turn(llm)
         except BaseException as error:  # noqa: BLE001 - handed to every caller
-            self._broken = error
-            for asked, _ in self._under_way.values():
-                asked.error = error
-                asked.done.set()
+            broken = error
+        waiting = [*self._begun, *self._under_way.values()]
+        while True:
+            for outcome in waiting:
+                if not outcome.done():
+                    lost = ReplicaLostError(f"the engine broke: {type(broken).__name__}: {broken}")
+                    lost.__cause__ = broken
+                    outcome.set_exception(lost)
+            _, waiting = self._inbox.get()
 
     def _turn(self, llm: Any) -> None:
         """Take in what has come; one step of the engine if it has anything to do."""
-        if not self._under_way:
-            self._begin(llm, self._inbox.get())
-        while not self._inbox.empty():
-            self._begin(llm, self._inbox.get())
-        if self._under_way:
-            self._step(llm)
+        while not self._under_way or not self._inbox.empty():
+            begin, self._begun = self._inbox.get()
+            begin(llm)
+            self._begun = []
+        self._step(llm)
 
-    def _begin(self, llm: Any, one: _Asked | _Alone) -> None:
-        if self._asleep and (isinstance(one, _Asked) or one.wakes):
-            llm.wake_up()
-            self._asleep = False
-        if isinstance(one, _Asked):
-            self._take(llm, one)
-            return
-        while self._under_way:
-            self._step(llm)
-        try:
-            one.result = one.action(llm)
-        except Exception as error:  # noqa: BLE001 - handed to the caller
-            one.error = error
-        one.done.set()
-
-    def _take(self, llm: Any, asked: _Asked) -> None:
+    def _add(self, requests: Sequence[tuple[Any, Any]], outcomes: Sequence[Future[Any]], llm: Any) -> None:
         from vllm.exceptions import VLLMValidationError
 
-        for place, (prompt, parameters) in enumerate(asked.requests):
+        self._wake(llm)
+        for (prompt, parameters), outcome in zip(requests, outcomes, strict=True):
             name = str(next(self._numbers))
             try:
                 llm.llm_engine.add_request(name, prompt, parameters)
             except (ValueError, VLLMValidationError) as error:  # about this request, which the engine has not taken
-                self._deliver(asked, place, Refused(reason=_first_cause(error)))
+                outcome.set_result(Refused(reason=_first_cause(error)))
             else:
-                self._under_way[name] = asked, place
+                self._under_way[name] = outcome
+
+    def _act(self, action: Callable[[Any], T], wakes: bool, outcome: Future[T], llm: Any) -> None:
+        while self._under_way:
+            self._step(llm)
+        if wakes:
+            self._wake(llm)
+        try:
+            outcome.set_result(action(llm))
+        except Exception as error:  # noqa: BLE001 - handed to the caller
+            outcome.set_exception(error)
 
     def _step(self, llm: Any) -> None:
         began = time.monotonic()
@@ -154,15 +117,17 @@ class EngineLoop:
         self.busy_seconds += time.monotonic() - began
         for output in outputs:
             if output.finished:
-                asked, place = self._under_way.pop(output.request_id)
-                self._deliver(asked, place, output)
+                self._under_way.pop(output.request_id).set_result(output)
 
-    @staticmethod
-    def _deliver(asked: _Asked, place: int, outcome: Any) -> None:
-        asked.outcomes[place] = outcome
-        asked.missing -= 1
-        if not asked.missing:
-            asked.done.set()
+    def _fall_asleep(self, llm: Any) -> None:
+        if not self._asleep:
+            llm.sleep(level=1)
+            self._asleep = True
+
+    def _wake(self, llm: Any) -> None:
+        if self._asleep:
+            llm.wake_up()
+            self._asleep = False
 
 
 def _first_cause(error: BaseException) -> str:

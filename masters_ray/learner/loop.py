@@ -314,7 +314,7 @@ class _Worker:
             settings = self._job.settings
             with writing(self._job.export_to, LearnerError, SafetensorError):
                 if settings.lora.rank:
-                    state = adapters.export(state, self._folder, self._job.adapters_to, settings.lora)
+                    state = adapters.merged(state, self._folder, settings.lora, self._job.adapters_to)
                 hf.export(state, self._folder, self._job.export_to, settings.dtype)
 
     def _skip(self, step: Step, reason: str, losses: Sequence[float] = ()) -> None:

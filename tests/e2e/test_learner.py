@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from masters_ray.engines import hf
 from masters_ray.learner.job import LearnerNews
+from masters_ray.parts import part_of_parameter
 from masters_ray.records import Problem, RolloutGroup
 from tests.conftest import PAIR
 from tests.e2e.learning import RATE, rollouts, state, stored, train
@@ -48,7 +48,7 @@ def test_every_row_is_trained_on_once_in_stage_order(plain: Plain) -> None:
     assert plain.told.rewards
     before = state(PAIR / "student")
     changed = {name for name in before if not torch.equal(before[name], plain.trained[name])}
-    frozen = {name for name in before if hf.part_of_parameter(name) == "vision"}
+    frozen = {name for name in before if part_of_parameter(name) == "vision"}
     assert changed
     assert not changed & frozen, "the vision tower is frozen by default"
     assert any("language_model.layers" in name for name in changed)

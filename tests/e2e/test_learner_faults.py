@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 
 from masters_ray import store
 from masters_ray.config import Lora
-from masters_ray.engines import hf
 from masters_ray.errors import LearnerError
 from masters_ray.learner.checkpoints import find
 from masters_ray.learner.job import LearnerNews
 from masters_ray.learner.trainer import fit
+from masters_ray.parts import part_of_parameter
 from masters_ray.records import Problem, RolloutGroup, StepMetrics
 from tests.conftest import PAIR, ROOT
 from tests.e2e.learn_alone import SETTINGS
@@ -187,7 +187,7 @@ def test_adapters_are_trained_alone_exported_alone_and_merged_without_a_row_that
         expected = tensor
         if f"{stem}.lora_A.weight" in adapters:
             changed += 1
-            assert hf.part_of_parameter(name) == "language"
+            assert part_of_parameter(name) == "language"
             product = adapters[f"{stem}.lora_B.weight"].float() @ adapters[f"{stem}.lora_A.weight"].float()
             expected = tensor + 8 / 4 * product
             assert float(product.abs().max()) > 0

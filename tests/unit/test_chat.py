@@ -75,7 +75,7 @@ def test_special_tokens_that_a_model_wrote_in_letters_are_text_for_the_judge() -
     assert (
         chat.tokenizer.decode(chat.token_ids(again)).split(f"{END}\n<|im_start|>user\n{strange}")[1].startswith(wrote)
     )
-    with pytest.raises(DataError, match=re.escape("found '<|im_end|>'")):
+    with pytest.raises(DataError, match=re.escape("holds the special token '<|im_end|>'")):
         chat.inputs(again, [])
 
 
@@ -84,11 +84,11 @@ def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(t
         for one in content["added_tokens"]:
             one["special"] = False
 
-    def forget(content: dict[str, Any]) -> None:
-        content["extra_special_tokens"] = []
-
-    chat = Chat(changed(tmp_path, tokenizer=change, tokenizer_config=forget))
-    assert reserved.special_tokens(tmp_path / "changed") == {IMAGE, "<|video_pad|>", END, "<|endoftext|>"}
+    folder = changed(
+        tmp_path, tokenizer=change, tokenizer_config=lambda content: content.update(extra_special_tokens=[])
+    )
+    chat = Chat(folder)
+    assert reserved.special_tokens(folder) == {IMAGE, "<|video_pad|>", END, "<|endoftext|>"}
     assert said(chat, f"a {IMAGE} b") == f"a {IMAGE} b".join(said(chat, "@").split("@"))
 
 
@@ -132,15 +132,16 @@ def test_a_system_turn_that_the_template_does_not_take_goes_to_the_user(tmp_path
     assert chat.text([system, user]) == Chat(PAIR / "student").text([together])
 
 
-def test_a_template_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
-    folder = changed(tmp_path, template="{% for one in messages %}{{ one['content'] }}{% endfor %}")
-    with pytest.raises(CheckpointError, match="takes a list of pictures and texts"):
-        Chat(folder)
-
-
-def test_a_template_that_is_none_is_refused_with_its_fault(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"takes a list of pictures and texts.*found .*Expected an expression"):
-        Chat(changed(tmp_path, template=TEMPLATE + "{% if %}"))
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{% for one in messages %}{{ one['content'] }}{% endfor %}", "one that leaves the texts out"),
+        (TEMPLATE + "{% if %}", "its chat template does not take the messages: Expected an expression"),
+    ],
+)
+def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: Path, template: str, fault: str) -> None:
+    with pytest.raises(CheckpointError, match=f"takes a list of pictures and texts.*found .*{fault}"):
+        Chat(changed(tmp_path, template=template))
 
 
 def test_a_template_that_asks_for_the_time_is_told_the_same_on_every_day(

@@ -14,36 +14,42 @@ from masters_ray.masks import MaskReport, mask_smallest, masked, zeroed_count
 from masters_ray.parts import part_of
 from tests.conftest import PAIR
 
-
-def test_the_smallest_entries_are_zeroed_and_the_others_kept() -> None:
-    weight = torch.tensor([[3.0, -1.0], [1.5, -2.0]])
-    assert mask_smallest(weight, 0.5).tolist() == [[3.0, 0.0], [0.0, -2.0]]
+UP = "model.layers.0.mlp.up_proj.weight"
 
 
-def test_ties_at_the_threshold_go_by_position_so_that_the_count_is_exact() -> None:
-    weight = torch.tensor([1.0, -1.0, 1.0, 1.0, 2.0])
-    assert mask_smallest(weight, 0.4).tolist() == [0.0, 0.0, 1.0, 1.0, 2.0]
+def run(tensors: dict[str, Tensor], ratio: float, part: Part = "language") -> tuple[dict[str, Tensor], MaskReport]:
+    """The masked stream as a whole, and its report."""
+    result: list[MaskReport] = []
+    stream = dict(masked(tensors.items(), ratio, frozenset({part}), result))
+    return stream, result[0]
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.999])
+@pytest.mark.parametrize(
+    ("weight", "ratio", "expected"),
+    [
+        ([[3.0, -1.0], [1.5, -2.0]], 0.5, [[3.0, 0.0], [0.0, -2.0]]),
+        ([1.0, -1.0, 1.0, 1.0, 2.0], 0.4, [0.0, 0.0, 1.0, 1.0, 2.0]),  # ties go by position
+    ],
+)
+def test_the_smallest_entries_are_zeroed_and_the_others_kept(weight: Any, ratio: float, expected: Any) -> None:
+    assert mask_smallest(torch.tensor(weight), ratio).tolist() == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_exactly_the_floor_of_ratio_times_entries_is_zeroed(ratio: float, dtype: torch.dtype) -> None:
+def test_exactly_the_floor_of_ratio_times_entries_is_zeroed_and_a_smaller_ratio_keeps_a_superset(
+    dtype: torch.dtype,
+) -> None:
     weight = torch.randn(37, 53, generator=torch.Generator().manual_seed(1)).to(dtype)
     weight[weight == 0] = 1
-    result = mask_smallest(weight, ratio)
-    assert int((result == 0).sum()) == zeroed_count(weight.numel(), ratio)
-    assert torch.equal(result[result != 0], weight[result != 0])
-
-
-def test_counts_read_the_ratio_as_the_decimal_that_was_written() -> None:
-    assert zeroed_count(100, 0.29) == 29  # int(0.29 * 100) is 28
-
-
-def test_a_smaller_ratio_keeps_a_superset() -> None:
-    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
-    kept = [mask_smallest(weight, ratio) != 0 for ratio in (0.2, 0.1, 0.05)]
-    assert (kept[0] <= kept[1]).all()
-    assert (kept[1] <= kept[2]).all()
+    before = torch.ones_like(weight, dtype=torch.bool)
+    for ratio in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.999):
+        result = mask_smallest(weight, ratio)
+        kept = result != 0
+        assert int((~kept).sum()) == zeroed_count(weight.numel(), ratio)
+        assert torch.equal(result[kept], weight[kept])
+        assert (kept <= before).all()
+        before = kept
+    assert zeroed_count(100, 0.29) == 29, "the decimal that was written: int(0.29 * 100) is 28"
 
 
 @pytest.fixture(scope="module")
@@ -79,35 +85,33 @@ def prune_by_torch(layer: nn.Linear, percent: int, order: Tensor | None = None) 
     return count
 
 
-@pytest.mark.parametrize("percent", [5, 20, 40])
-def test_the_entries_that_torch_prune_zeroes_in_every_matrix_of_the_shipped_teacher(teacher: Any, percent: int) -> None:
+def test_what_is_zeroed_is_what_torch_prune_zeroes_apart_from_ties_which_it_takes_as_it_likes(teacher: Any) -> None:
     layers = linear_layers(teacher, "language")
     assert len(layers) == 7 * teacher.config.text_config.num_hidden_layers
     for name, layer in layers.items():
-        weight = layer.weight.detach()
-        found = mask_smallest(weight, percent / 100)
-        freely, ordered = copy.deepcopy(layer), copy.deepcopy(layer)
-        count = prune_by_torch(freely, percent)
+        weight, pruned = layer.weight.detach(), copy.deepcopy(layer)
+        count = prune_by_torch(pruned, 20)
+        found = mask_smallest(weight, 0.2)
         assert int((found == 0).sum()) == count, name
-        threshold = weight[freely.weight != weight].abs().max()
-        clear = weight.abs() != threshold  # among equal magnitudes torch takes any
-        assert torch.equal(found[clear], freely.weight[clear]), name
-        prune_by_torch(ordered, percent, by_position(weight))
-        assert torch.equal(found, ordered.weight), name
+        clear = weight.abs() != weight[pruned.weight != weight].abs().max()
+        assert torch.equal(found[clear], pruned.weight[clear]), name
 
 
-@pytest.mark.parametrize("part", ["language", "vision", "projector"])
-def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(teacher: Any, part: Part) -> None:
+@pytest.mark.parametrize(
+    ("part", "percent"), [("language", 5), ("language", 20), ("language", 40), ("vision", 20), ("projector", 20)]
+)
+def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(
+    teacher: Any, part: Part, percent: int
+) -> None:
     model = copy.deepcopy(teacher)
     layers = linear_layers(model, part)
-    zeroed = sum(prune_by_torch(layer, 20, by_position(layer.weight.detach())) for layer in layers.values())
+    zeroed = sum(prune_by_torch(layer, percent, by_position(layer.weight.detach())) for layer in layers.values())
     expected = model.state_dict()
-    result: list[MaskReport] = []
-    stream = dict(masked(weights.tensors(PAIR / "teacher"), 0.2, frozenset({part}), result))
+    stream, report = run(dict(weights.tensors(PAIR / "teacher")), percent / 100, part)
     assert stream.keys() == expected.keys() - {"lm_head.weight"}  # that one is the embeddings
     assert [name for name, tensor in stream.items() if not torch.equal(tensor, expected[name])] == []
-    assert result[0].matrices == len(layers) > 0
-    assert result[0].sparsity == zeroed / sum(layer.weight.numel() for layer in layers.values())
+    assert report.matrices == len(layers) > 0
+    assert report.sparsity == zeroed / sum(layer.weight.numel() for layer in layers.values())
 
 
 @pytest.mark.parametrize(
@@ -139,76 +143,55 @@ def test_every_matrix_of_a_checkpoint_belongs_to_a_part(name: str, part: str | N
 
 
 def test_a_stream_is_masked_in_scope_only_and_reports_sparsity_and_digest() -> None:
-    tensors = {
-        "model.language_model.layers.0.mlp.up_proj.weight": torch.arange(1.0, 11.0).reshape(2, 5),
-        "model.language_model.embed_tokens.weight": torch.ones(2, 2),
-    }
-
-    def run(ratio: float) -> tuple[dict[str, torch.Tensor], MaskReport]:
-        result: list[MaskReport] = []
-        stream = dict(masked(tensors.items(), ratio, frozenset({"language"}), result))
-        return stream, result[0]
-
-    stream, report = run(0.25)
-    assert stream["model.language_model.layers.0.mlp.up_proj.weight"].tolist() == [[0, 0, 3, 4, 5], [6, 7, 8, 9, 10]]
-    assert stream["model.language_model.embed_tokens.weight"].tolist() == [[1, 1], [1, 1]]
+    tensors = {UP: torch.arange(1.0, 11.0).reshape(2, 5), "model.embed_tokens.weight": torch.ones(2, 2)}
+    stream, report = run(tensors, 0.25)
+    assert stream[UP].tolist() == [[0, 0, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert stream["model.embed_tokens.weight"].tolist() == [[1, 1], [1, 1]]
     assert (report.sparsity, report.matrices) == (0.2, 1)
-    assert report.digest == run(0.25)[1].digest
-    assert report.digest != run(0.0)[1].digest
+    assert report.digest == run(tensors, 0.25)[1].digest != run(tensors, 0.0)[1].digest
 
 
 def test_the_report_lists_what_was_masked_and_what_was_not() -> None:
     tensors = {f"model.layers.{layer}.mlp.up_proj.weight": torch.ones(2, 2) for layer in range(3)}
     tensors |= {"model.layers.0.mlp.experts.down_proj": torch.ones(4, 2, 2), "lm_head.weight": torch.ones(2, 2)}
-    tensors |= {"model.norm.weight": torch.ones(2)}
-    result: list[MaskReport] = []
-    dict(masked(tensors.items(), 0.5, frozenset({"language"}), result))
-    assert result[0].masked == {"model.layers.*.mlp.experts.down_proj": 4, "model.layers.*.mlp.up_proj.weight": 3}
-    assert (result[0].unmasked, result[0].matrices) == ({"lm_head.weight": 1}, 7)
+    tensors |= {"model.norm.weight": torch.ones(2), "model.layers.0.conv.weight": torch.ones(2, 3, 4)}
+    stream, report = run(tensors, 0.5)
+    assert report.masked == {"model.layers.*.mlp.experts.down_proj": 4, "model.layers.*.mlp.up_proj.weight": 3}
+    assert (report.unmasked, report.matrices) == ({"lm_head.weight": 1}, 7)
+    for name in ("model.norm.weight", "model.layers.0.conv.weight"):  # three axes, and no experts
+        assert torch.equal(stream[name], tensors[name])
 
 
 def test_a_mask_that_would_touch_nothing_is_an_error() -> None:
-    awq = [("model.layers.0.mlp.up_proj.qweight", torch.zeros(8, 8, dtype=torch.int32))]
+    awq = {"model.layers.0.mlp.up_proj.qweight": torch.zeros(8, 8, dtype=torch.int32)}
     with pytest.raises(CheckpointError, match="none of the checkpoint's weights is a matrix of language"):
-        dict(masked(awq, 0.2, frozenset({"language"}), []))
-    assert dict(masked(awq, 0.0, frozenset({"language"}), [])).keys() == {awq[0][0]}
+        run(awq, 0.2)
+    assert run(awq, 0.0)[0].keys() == awq.keys()
 
 
-@pytest.mark.parametrize("name", ["model.language_model.layers.0.mlp.up_proj.weight", "model.visual.merger.norm.bias"])
+@pytest.mark.parametrize("name", [UP, "model.visual.merger.norm.bias"])
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_a_checkpoint_that_holds_numbers_that_are_none_is_refused(name: str, number: float) -> None:
-    tensor = torch.ones((4, 4) if name.endswith("weight") else 4)
+    tensor = torch.ones((4, 4) if name == UP else 4)
     tensor.view(-1)[3] = number
     for ratio in (0.0, 0.5):
         with pytest.raises(CheckpointError, match=f"{name} holds numbers that are none"):
-            dict(masked([(name, tensor)], ratio, frozenset({"language"}), []))
+            run({name: tensor}, ratio)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
 def test_a_quantised_matrix_is_not_masked_but_named(dtype: torch.dtype) -> None:
-    packed = [("model.layers.0.mlp.up_proj.weight", torch.zeros(8, 8).to(dtype))]
     with pytest.raises(CheckpointError, match="up_proj.weight is quantised"):
-        dict(masked(packed, 0.2, frozenset({"language"}), []))
+        run({UP: torch.zeros(8, 8).to(dtype)}, 0.2)
 
 
 def test_each_expert_of_a_mixture_model_is_a_matrix_of_its_own() -> None:
     """One tensor for all experts gives what a tensor for each gives: a threshold per expert, and exact counts."""
     generator = torch.Generator().manual_seed(3)
     experts = torch.randn(4, 6, 5, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 1.0]).reshape(4, 1, 1)
-    scope, together, apart = frozenset[Any]({"language"}), list[MaskReport](), list[MaskReport]()
     name = "model.layers.0.mlp.experts"
-    whole = dict(masked({f"{name}.down_proj": experts}.items(), 0.25, scope, together))
-    single = dict(
-        masked({f"{name}.{i}.down_proj.weight": one for i, one in enumerate(experts)}.items(), 0.25, scope, apart)
-    )
+    whole, together = run({f"{name}.down_proj": experts}, 0.25)
+    single, apart = run({f"{name}.{i}.down_proj.weight": one for i, one in enumerate(experts)}, 0.25)
     assert torch.equal(whole[f"{name}.down_proj"], torch.stack(list(single.values())))
     assert (whole[f"{name}.down_proj"] == 0).sum((1, 2)).tolist() == [7] * 4
-    assert (together[0].sparsity, together[0].matrices) == (apart[0].sparsity, apart[0].matrices) == (28 / 120, 4)
-
-
-def test_a_tensor_with_three_axes_that_holds_no_experts_is_left_alone() -> None:
-    tensor = torch.ones(2, 3, 4)
-    tensors = {"model.layers.0.conv.weight": tensor, "model.layers.0.up.weight": torch.ones(2, 2)}
-    assert torch.equal(
-        dict(masked(tensors.items(), 0.5, frozenset({"language"}), []))["model.layers.0.conv.weight"], tensor
-    )
+    assert (together.sparsity, together.matrices) == (apart.sparsity, apart.matrices) == (28 / 120, 4)

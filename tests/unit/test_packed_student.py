@@ -32,6 +32,7 @@ from masters_ray.learner.feed import own_parts, steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.terms import batch_terms
 from masters_ray.packing import PackedBatch, PromptTensors, pack
+from masters_ray.parts import part_of_parameter
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, problem, scored
 
@@ -319,5 +320,5 @@ def test_freezing_one_of_two_tied_matrices_is_refused() -> None:
         hf.freeze(qwen3(), ["lm_head"])
     model = qwen3()
     hf.freeze(model, ["vision", "embeddings", "lm_head"])
-    trained = {hf.part_of_parameter(name) for name, one in model.named_parameters() if one.requires_grad}
+    trained = {part_of_parameter(name) for name, one in model.named_parameters() if one.requires_grad}
     assert trained == {"language", "projector", None}

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
@@ -19,46 +18,89 @@ from masters_ray.weight_sync.stream import Invitation
 REPORT = {"ratio": 0.1, "sparsity": 0.1, "matrices": 7, "digest": "a"}
 
 
-@pytest.mark.parametrize(("of_second", "agree"), [(REPORT, True), (REPORT | {"digest": "b"}, False)])
-def test_workers_that_are_masked_differently_make_no_engine(
-    of_second: dict[str, Any], agree: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class FakeLlm(SimpleNamespace):
+    """Two workers; remembers in ``told`` what they were asked and how it slept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool = True) -> None:
+        platform = SimpleNamespace(is_cpu=lambda: on_cpu)
+        monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+        monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
+        monkeypatch.setattr(vllm_engine, "_start", self._started)
+        self.told: list[Any] = []
+        self.reports = [REPORT, REPORT]
+        self.fails = False
+        self.weights: Any = None
+        """What the workers say of a student's weights, or what they raise."""
+        self.llm_engine = self
+        self.reset_mm_cache = self.reset_encoder_cache = lambda: None
+
+    def _started(self, **options: Any) -> Any:
+        self.told.append(options.get("enable_sleep_mode", False))
+        return self
+
+    def collective_rpc(self, name: str, args: tuple[Any, ...]) -> list[Any]:
+        self.told.append(name)
+        if self.fails:
+            raise OSError("gone")
+        if name == "mask_report":
+            return self.reports
+        if name == "load_masked":
+            self.reports = [report | {"ratio": args[1]} for report in self.reports]
+            return [None, None]
+        if isinstance(self.weights, Exception):
+            raise self.weights
+        return self.weights
+
+    def reset_prefix_cache(self) -> None:
+        self.told.append("forgotten")
+
+    def sleep(self, level: int) -> None:
+        self.told.append(level)
+
+    def wake_up(self) -> None:
+        self.told.append("awake")
+
+
+def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = SimpleNamespace(is_cpu=lambda: True)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
-    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
-    llm = SimpleNamespace(collective_rpc=lambda name: [REPORT, of_second])
-    monkeypatch.setattr(vllm_engine, "_start", lambda **options: llm)
+    llm = FakeLlm(monkeypatch)
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, mask=Mask(scope=MaskScope(), ratio=0.1))
-    if agree:
+    for _ in range(2):
         assert vars(engine.mask(0.1)) == REPORT | {"masked": {}, "unmasked": {}}
-    else:
-        with pytest.raises(ReplicaError, match=f"workers of one engine masked {tmp_path} differently: .*'b'"):
-            engine.mask(0.1)
+    assert engine.mask(0.2).ratio == 0.2
+    assert llm.told == [False, "mask_report", "load_masked", "forgotten", "mask_report"]
+    llm.fails = True
+    with pytest.raises(OSError, match="gone"):
+        engine.mask(0.1)
+    llm.fails = False
+    for ratio in (0.1, 0.2):
+        assert engine.mask(ratio).ratio == ratio, "what was left half done is not taken for whole"
+    llm.reports = [REPORT, REPORT | {"digest": "b"}]
+    with pytest.raises(ReplicaError, match=rf"one engine hold different weights of {tmp_path}: .* digest \['a', 'b'\]"):
+        engine.mask(0.3)
+    with pytest.raises(ReplicaError, match="started without a mask"):
+        VllmEngine(tmp_path, Engine()).mask(0.1)
 
 
 @pytest.mark.parametrize(
     ("told", "raised"),
     [
         ([{"w": "a"}, {"w": "a"}], None),
-        ([{"w": "a"}, {"w": "b"}], "workers of one engine took in different weights"),
+        ([{"w": "a"}, {"w": "b"}], "workers of one engine hold different weights"),
         (RuntimeError("Connection closed by peer"), "not taken in .RuntimeError: Connection closed by peer"),
     ],
 )
 def test_students_weights_are_taken_in_by_all_workers_or_the_engine_is_lost(
     told: Any, raised: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = SimpleNamespace(is_cpu=lambda: True)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
-    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
+    llm = FakeLlm(monkeypatch)
+    llm.weights = told
     invitation = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
-    llm = MagicMock()
-    llm.collective_rpc = MagicMock(side_effect=[told])
-    monkeypatch.setattr(vllm_engine, "_start", lambda **options: llm)
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2)
     if raised is None:
         assert engine.load(invitation) == {"w": "a"}
-        llm.collective_rpc.assert_called_once_with("load_student", args=(vars(invitation),))
-        llm.reset_prefix_cache.assert_called_once()
+        assert llm.told == [False, "load_student", "forgotten"]
     else:
         with pytest.raises(ReplicaError, match=raised) as caught:
             engine.load(invitation)
@@ -77,22 +119,12 @@ def test_an_answer_is_told_with_how_it_ended_and_one_that_the_engine_gave_up_is_
 def test_an_engine_that_sleeps_does_so_once_it_is_loaded_and_never_on_a_cpu(
     on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = SimpleNamespace(is_cpu=lambda: on_cpu)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
-    monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
-    told: list[Any] = []
-    llm = SimpleNamespace(sleep=lambda level: told.append(level), wake_up=lambda: told.append("awake"))
-
-    def start(**options: Any) -> Any:
-        told.append(options.get("enable_sleep_mode", False))
-        return llm
-
-    monkeypatch.setattr(vllm_engine, "_start", start)
+    llm = FakeLlm(monkeypatch, on_cpu=on_cpu)
     engine = VllmEngine(tmp_path, Engine(), sleeps=True)
     engine.sleep()
     engine.loop.alone(lambda _: None)
     engine.sleep()
-    assert told == ([False] if on_cpu else [True, 1, "awake", 1])
-    told.clear()
+    assert llm.told == ([False] if on_cpu else [True, 1, "awake", 1])
+    llm.told.clear()
     VllmEngine(tmp_path, Engine()).sleep()
-    assert told == [False], "one that was not told to"
+    assert llm.told == [False], "one that was not told to"
