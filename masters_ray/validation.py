@@ -32,7 +32,7 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
 def examined(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, list[Complaint]]:
     """Like ``load``, with the complaints beside the configuration. Raises ConfigError when the file cannot be read."""
     config, complaints = read(file, overrides)
-    known = {complaint.where.split(" (")[0] for complaint in complaints}
+    known = {complaint.where for complaint in complaints}
     complaints += [one for one in (*_data(config), *_checkpoints(config), *_stores(config)) if one.where not in known]
     return config, complaints
 

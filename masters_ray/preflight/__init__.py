@@ -27,7 +27,7 @@ def validate(file: str | Path, overrides: list[str], *, whole: bool) -> str:
     """Look at everything that can be looked at without starting anything, and say what is found; whole: at all rows.
     Returns what was not looked at, "" for nothing. Raises ConfigError with every complaint."""
     config, complaints = validation.examined(file, overrides)
-    wrong = {complaint.where.split(" (")[0] for complaint in complaints}
+    wrong = {complaint.where for complaint in complaints}
 
     def sound(*keys: str) -> bool:
         return not any(where.startswith(keys) for where in wrong)

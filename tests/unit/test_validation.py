@@ -129,8 +129,8 @@ def test_several_complaints_come_together() -> None:
         "data.held_out.path",
         "student.checkpoint",
         "schedule.max_ratio",
-        "learner.workrs (command line)",
-        "teacher.replicas (command line)",
+        "learner.workrs",
+        "teacher.replicas",
     }
 
 
