@@ -4,9 +4,9 @@ YAML files in conf/ say only what differs from the schema's defaults; ``key=valu
 differs from the file. ``load`` merges the three, lists every violation at once, and reads no file but the YAML.
 """
 
-from masters_ray.config.check import marks as marks
+from masters_ray.config.check import scopes as scopes
 from masters_ray.config.check import violations as violations
-from masters_ray.config.fields import Mark as Mark
+from masters_ray.config.fields import KeyScope as KeyScope
 from masters_ray.config.load import load as load
 from masters_ray.config.load import read as read
 from masters_ray.config.load import to_yaml as to_yaml

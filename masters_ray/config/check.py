@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from masters_ray.config import rules
-from masters_ray.config.fields import MISSING, Mark
+from masters_ray.config.fields import MISSING, KeyScope
 from masters_ray.config.schema import Config
 from masters_ray.errors import Complaint
 
@@ -23,13 +23,13 @@ _SCHEMA = TypeAdapter(Config)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class SchemaKey:
     """What the schema says of a key."""
 
     kind: Any = None
     """Its type; None for a key that is unknown."""
     default: Any = MISSING
-    marks: frozenset[Mark] = frozenset()
+    scopes: frozenset[KeyScope] = frozenset()
 
     @property
     def is_section(self) -> bool:
@@ -47,21 +47,23 @@ class Key:
 
 
 @functools.cache
-def known_keys() -> dict[str, Key]:
+def known_keys() -> dict[str, SchemaKey]:
     """Every dotted key in the schema's order, sections and elements of lists (``growth[].schedule``) too."""
     return dict(_keys(Config, ""))
 
 
-def _keys(section: Any, prefix: str) -> Iterator[tuple[str, Key]]:
+def _keys(section: Any, prefix: str) -> Iterator[tuple[str, SchemaKey]]:
     kinds, annotated = get_type_hints(section), get_type_hints(section, include_extras=True)
     for one in dataclasses.fields(section):
         key, kind = prefix + one.name, kinds[one.name]
         default = one.default_factory() if callable(one.default_factory) else one.default
-        told = frozenset(mark for mark in getattr(annotated[one.name], "__metadata__", ()) if isinstance(mark, Mark))
-        yield key, Key(kind=kind, default=MISSING if default is dataclasses.MISSING else default, marks=told)
+        told = getattr(annotated[one.name], "__metadata__", ())
+        default = MISSING if default is dataclasses.MISSING else default
+        own = frozenset(scope for scope in told if isinstance(scope, KeyScope))
+        yield key, SchemaKey(kind=kind, default=default, scopes=own)
         if get_origin(kind) is list:
             key, kind = f"{key}[]", get_args(kind)[0]
-            yield key, Key(kind=kind)
+            yield key, SchemaKey(kind=kind)
         if dataclasses.is_dataclass(kind):
             yield from _keys(kind, f"{key}.")
 
@@ -71,14 +73,14 @@ def _in_schema(key: str) -> str:
     return re.sub(r"\[\d+\]", "[]", key)
 
 
-def key_of(key: str) -> Key:
-    return known_keys().get(_in_schema(key), Key())
+def key_of(key: str) -> SchemaKey:
+    return known_keys().get(_in_schema(key), SchemaKey())
 
 
-def marks(key: str) -> frozenset[Mark]:
+def scopes(key: str) -> frozenset[KeyScope]:
     """Of a key and the sections that it is in."""
     prefixes = itertools.accumulate(_in_schema(key).split("."), "{}.{}".format)
-    return frozenset[Mark]().union(*(key_of(one).marks for one in prefixes))
+    return frozenset[KeyScope]().union(*(key_of(one).scopes for one in prefixes))
 
 
 def violations(config: Config) -> list[Complaint]:

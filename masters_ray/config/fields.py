@@ -19,18 +19,18 @@ MISSING = "???"
 """Default of a text that must be given."""
 
 
-class Mark(Enum):
-    """What stays valid when a key changes. On a section it marks all keys of it."""
+class KeyScope(Enum):
+    """What a key decides, and so what stays valid when it changes. A section's holds for all keys in it."""
 
     RESUMABLE = auto()
-    """It says where and how work is done, not what it is: may change between two calls of the same run."""
+    """Where and how work is done, not what it is: may change between two calls of the same run."""
     LEARNING = auto()
-    """It says how the student learns, no rollout depends on it: may change until the learner has taken a step."""
+    """How the student learns; no rollout depends on it: may change until the learner has taken a step."""
     LATER = auto()
-    """It says what happens once training has begun: rows made before do not depend on it."""
+    """What happens once training has begun: rows made before do not depend on it."""
 
 
-class Section:
+class ConfigSection:
     """Base of the schema's dataclasses: how pydantic checks them."""
 
     __pydantic_config__: ClassVar = ConfigDict(
@@ -56,8 +56,10 @@ def only(holds: Callable[[Any], bool], expected: str, remedy: str = "") -> After
 
 def _whole(value: Any) -> Any:
     """1e5, 2.0 and 0x10 are whole numbers too; 010, which YAML takes for 8, is none."""
+    if not isinstance(value, str):
+        return value
     try:
-        return value if not isinstance(value, str) else float(value) if set(".eE") & set(value) else int(value, 0)
+        return float(value) if set(".eE") & set(value) else int(value, 0)
     except ValueError as error:
         raise refusal("a whole number") from error
 

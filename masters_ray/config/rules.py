@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from masters_ray.config.schema import Config, Learner, MaskScope, Part, Rollout, Schedule, Student, Teacher
+from masters_ray.config.schema import Config, HostedModel, Learner, MaskScope, Part, Rollout, Schedule, Teacher
 from masters_ray.errors import Complaint
 
 Broken = tuple[str, str, Any, str]
@@ -97,7 +97,7 @@ def _schedule(teacher: str, mask: MaskScope, schedule: Schedule) -> Iterator[Bro
         yield f"{key}.stages", expected, shares, "Take them out, or set stage_data=share."
 
 
-def _replicas(name: str, model: Teacher | Student) -> Iterator[Broken]:
+def _replicas(name: str, model: HostedModel) -> Iterator[Broken]:
     ranks, most = model.tensor_parallel, model.max_replicas
     if ranks > 1 and not float(model.gpus).is_integer():
         expected = f"a whole number with {name}.tensor_parallel = {ranks}"
@@ -108,7 +108,7 @@ def _replicas(name: str, model: Teacher | Student) -> Iterator[Broken]:
         yield f"{name}.max_replicas", expected, most, remedy
 
 
-def _engine(name: str, model: Teacher | Student, config: Config) -> Iterator[Broken]:
+def _engine(name: str, model: HostedModel, config: Config) -> Iterator[Broken]:
     engine, written = model.engine, config.rollout.sampling.max_tokens
     longest = max(written, config.evaluation_tokens)
     key = "rollout.sampling.max_tokens" if longest == written else "evaluation.max_tokens"

@@ -10,16 +10,16 @@ from pydantic import Field
 from masters_ray.config.fields import (
     MISSING,
     Checkpoint,
+    ConfigSection,
     Directory,
     Int,
-    Mark,
+    KeyScope,
     MaskRatio,
     NonNegativeFloat,
     NonNegativeInt,
     Place,
     PositiveFloat,
     PositiveInt,
-    Section,
     Share,
     Text,
     only,
@@ -35,11 +35,10 @@ CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "gloo", "nccl", "ipc"]
 """How the learner's weights reach the engines of online iterations."""
-Placement = Literal["auto", "beside", "turns"]
 
 
 @dataclass
-class Run(Section):
+class Run(ConfigSection):
     """What the run is called and where it writes."""
 
     dir: Directory = MISSING
@@ -49,16 +48,16 @@ class Run(Section):
 
 
 @dataclass
-class Cluster(Section):
-    local_cpus: Annotated[PositiveInt | None, Mark.RESUMABLE] = None
+class Cluster(ConfigSection):
+    local_cpus: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
     """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: what the machine has."""
-    grows: Annotated[bool, Mark.RESUMABLE] = False
+    grows: Annotated[bool, KeyScope.RESUMABLE] = False
     """Nodes are added to the cluster as they are asked for, by an autoscaler that Ray does not know of: what today's
     nodes do not hold is told of and waited for. Ray's own autoscaler (version 2) is seen without this key."""
 
 
 @dataclass
-class DataSource(Section):
+class DataSource(ConfigSection):
     """Rows with question, answer, image (one or a list; a path relative to the file, or bytes), and optionally choices,
     id and kind."""
 
@@ -74,7 +73,7 @@ class DataSource(Section):
 
 
 @dataclass
-class Data(Section):
+class Data(ConfigSection):
     train: DataSource = field(default_factory=DataSource)
     held_out: DataSource = field(default_factory=DataSource)
     """What accuracy is measured on."""
@@ -92,30 +91,30 @@ class Data(Section):
 
 
 @dataclass
-class Engine(Section):
+class Engine(ConfigSection):
     """A vLLM engine."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: PositiveInt = 8192
     """Tokens of prompt and answer together."""
-    max_num_seqs: Annotated[PositiveInt, Mark.RESUMABLE] = 256
+    max_num_seqs: Annotated[PositiveInt, KeyScope.RESUMABLE] = 256
     """Sequences decoded at the same time."""
-    max_num_batched_tokens: Annotated[PositiveInt, Mark.RESUMABLE] = 8192
+    max_num_batched_tokens: Annotated[PositiveInt, KeyScope.RESUMABLE] = 8192
     """Tokens of one engine step."""
-    gpu_memory_utilization: Annotated[PositiveFloat | None, Mark.RESUMABLE] = None
+    gpu_memory_utilization: Annotated[PositiveFloat | None, KeyScope.RESUMABLE] = None
     """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the part of the GPU that its replica reserves;
     where learner and rollouts take turns, 0.6 of a GPU for all engines on it: the learner's weights stay there."""
-    kv_cache_memory_bytes: Annotated[PositiveInt | None, Mark.RESUMABLE] = None
+    kv_cache_memory_bytes: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
     """Size of the KV cache; default: on a GPU what gpu_memory_utilization leaves, on a CPU two sequences of
     max_model_len tokens and at least 64 MiB."""
-    enforce_eager: Annotated[bool, Mark.RESUMABLE] = False
+    enforce_eager: Annotated[bool, KeyScope.RESUMABLE] = False
     """No CUDA graphs and no compilation: a faster start, slower tokens."""
     max_pictures: PositiveInt = 1
     """Pictures of one question."""
 
 
 @dataclass
-class MaskScope(Section):
+class MaskScope(ConfigSection):
     """Which weights are masked beside the linear layers of the language model (METHOD: the paper masks those)."""
 
     language: bool = True
@@ -126,19 +125,18 @@ class MaskScope(Section):
 
 
 @dataclass
-class HostedModel(Section):
+class HostedModel(ConfigSection):
     """A model and the replicas that hold it while rollouts are made."""
 
     checkpoint: Checkpoint = MISSING
-    replicas: Annotated[PositiveInt, Mark.RESUMABLE] = 1
-    max_replicas: Annotated[PositiveInt | None, Mark.RESUMABLE] = None
-    """Replicas up to this many are added while rollouts run, as the cluster finds room for them (and an autoscaling
-    cluster grows for them); default: replicas."""
-    cpus: Annotated[NonNegativeFloat, Mark.RESUMABLE] = 1.0
+    replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
+    max_replicas: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
+    """Replicas up to this many are added while rollouts run, as a cluster finds room or grows; default: replicas."""
+    cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
     """CPUs that Ray reserves for a replica."""
-    gpus: Annotated[NonNegativeFloat, Mark.RESUMABLE] = 0.0
+    gpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 0.0
     """GPUs that Ray reserves for each tensor-parallel rank of a replica."""
-    tensor_parallel: Annotated[PositiveInt, Mark.RESUMABLE] = 1
+    tensor_parallel: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
     engine: Engine = field(default_factory=Engine)
 
 
@@ -151,11 +149,11 @@ class Teacher(HostedModel):
 
 @dataclass
 class Student(HostedModel):
-    pass
+    """The model that learns."""
 
 
 @dataclass
-class Judge(Section):
+class Judge(ConfigSection):
     """Who says which answers are right, by their source (appendix F.7), and with how many replicas of each judge. CPUs,
     GPUs and engine of a judge replica are those of the model that judges."""
 
@@ -167,17 +165,17 @@ class Judge(Section):
     choice; vqa: exact with number words as digits, without punctuation (VQA). Judges are compared with it too."""
     reasoning: bool = False
     """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
-    follows_student: Annotated[bool, Mark.LATER] = False
+    follows_student: Annotated[bool, KeyScope.LATER] = False
     """In online iterations the student judge has the weights of the student that writes, not those before training."""
-    replicas: Annotated[PositiveInt, Mark.RESUMABLE] = 1
-    share_process: Annotated[bool, Mark.RESUMABLE] = True
+    replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
+    share_process: Annotated[bool, KeyScope.RESUMABLE] = True
     """Judge in the processes that host the student replicas (same weights); further replicas get their own."""
     max_tokens: PositiveInt = 256
     """Longest text of a judge call."""
 
 
 @dataclass
-class Sampling(Section):
+class Sampling(ConfigSection):
     """How rollouts are drawn (the paper's values)."""
 
     temperature: PositiveFloat = 1.0
@@ -189,55 +187,54 @@ class Sampling(Section):
 
 
 @dataclass
-class Rollout(Section):
+class Rollout(ConfigSection):
     teacher_answers: NonNegativeInt = 4
     student_answers: NonNegativeInt = 4
     student_refresh: Literal["run", "stage"] = "run"
-    """Which student writes: the one before training (run), or the one at the start of each stage (stage), which learns
-    between the stages."""
+    """run: the student before training writes; stage: the one at the start of each stage, which learns in between."""
     sampling: Sampling = field(default_factory=Sampling)
-    batch_rows: Annotated[PositiveInt, Mark.RESUMABLE] = 64
+    batch_rows: Annotated[PositiveInt, KeyScope.RESUMABLE] = 64
     """Questions that go through the engines together and are stored as one shard; what is repeated after a kill."""
-    store: Annotated[Place | None, Mark.RESUMABLE] = None
+    store: Annotated[Place | None, KeyScope.RESUMABLE] = None
     """Where the stages' stores lie, a path or an address such as s3://bucket/folder; default: rollouts in run.dir."""
-    reuse: Annotated[list[Place], Mark.RESUMABLE] = field(default_factory=list)
+    reuse: Annotated[list[Place], KeyScope.RESUMABLE] = field(default_factory=list)
     """Directories of other runs' stores; their rows that were made by the same recipe are taken over."""
-    online_fraction: Annotated[Share, Mark.LATER] = 0.0
+    online_fraction: Annotated[Share, KeyScope.LATER] = 0.0
     """Fraction of the iterations whose questions the current student and the stage's teacher answer afresh while the
     student learns (appendix F.2), evenly spread. 0: fully offline, no engine runs then; 1: online RL."""
-    max_staleness: Annotated[NonNegativeInt, Mark.LATER] = 8
+    max_staleness: Annotated[NonNegativeInt, KeyScope.LATER] = 8
     """Optimizer steps that a fresh answer's writer may be behind the student that learns from it. Rollouts of coming
     iterations are made while the learner works on the ones before; 0: strictly on-policy, it waits for them."""
-    max_wait_seconds: Annotated[PositiveFloat, Mark.RESUMABLE] = 1800.0
+    max_wait_seconds: Annotated[PositiveFloat, KeyScope.RESUMABLE] = 1800.0
     """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
-    weight_transfer: Annotated[Literal["auto", Transfer], Mark.RESUMABLE] = "auto"
+    weight_transfer: Annotated[Literal["auto", Transfer], KeyScope.RESUMABLE] = "auto"
     """How the learner's weights reach the student's engines. object_store: Ray's; nccl: from GPU to GPU; ipc: on one
     GPU that both use; gloo: from CPU to CPU. auto: nccl where learner and student have GPUs of their own, ipc where
     they take turns on one, the object store otherwise."""
-    spare_rows: Annotated[bool, Mark.LATER] = False
+    spare_rows: Annotated[bool, KeyScope.LATER] = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
-    placement: Annotated[Placement, Mark.RESUMABLE] = "auto"
+    placement: Annotated[Literal["auto", "beside", "turns"], KeyScope.RESUMABLE] = "auto"
     """Where the replicas of online iterations run. beside: on CPUs and GPUs of their own; turns: on the learner's,
     asleep while the student learns (one node); auto: beside if the cluster has room, otherwise in turns."""
-    pictures: Annotated[Literal["embed", "reference"], Mark.RESUMABLE] = "embed"
+    pictures: Annotated[Literal["embed", "reference"], KeyScope.RESUMABLE] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
-    max_restarts: Annotated[Int, Mark.RESUMABLE] = 10
+    max_restarts: Annotated[Int, KeyScope.RESUMABLE] = 10
     """How often a replica whose process died is started again."""
-    max_set_aside_share: Annotated[Share, Mark.RESUMABLE] = 0.05
+    max_set_aside_share: Annotated[Share, KeyScope.RESUMABLE] = 0.05
     """Fraction of a stage's questions that may end without a row before the stage stops: pictures that cannot be
     opened, prompts that an engine does not take, fewer than two readable verdicts, replicas that die. Also the fraction
     of the held-out questions that a model may not be asked, and of all questions whose stored rows the learner may be
     unable to read (one row always may)."""
-    max_unjudged_share: Annotated[Share, Mark.RESUMABLE] = 0.25
+    max_unjudged_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
     """Fraction of a stage's answers of which neither judge call may be readable."""
-    max_empty_share: Annotated[Share, Mark.RESUMABLE] = 0.25
+    max_empty_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
     """Fraction of a stage's answers that may be without a word."""
-    max_cut_share: Annotated[Share, Mark.RESUMABLE] = 0.5
+    max_cut_share: Annotated[Share, KeyScope.RESUMABLE] = 0.5
     """Fraction of a stage's answers, the teacher's or the student's, that may be cut at sampling.max_tokens."""
 
 
 @dataclass
-class ScheduledStage(Section):
+class ScheduledStage(ConfigSection):
     ratio: MaskRatio
     """Fraction of every masked matrix that is zero."""
     share: PositiveFloat | None = None
@@ -245,7 +242,7 @@ class ScheduledStage(Section):
 
 
 @dataclass
-class Schedule(Section):
+class Schedule(ConfigSection):
     """Mask ratio r falls from max_ratio by step to 0 in equal stages (METHOD 2)."""
 
     max_ratio: MaskRatio = 0.2
@@ -257,7 +254,7 @@ class Schedule(Section):
 
 
 @dataclass
-class Growth(Section):
+class Growth(ConfigSection):
     """A further teacher, which goes on where the one before it ended (teacher growth)."""
 
     teacher: Teacher = field(default_factory=Teacher)
@@ -265,7 +262,7 @@ class Growth(Section):
 
 
 @dataclass
-class Reward(Section):
+class Reward(ConfigSection):
     alpha: NonNegativeFloat = 1.0
     """Weight of the distillation reward beside the accuracy reward."""
     rho: NonNegativeFloat = 0.0
@@ -279,7 +276,7 @@ class Reward(Section):
 
 
 @dataclass
-class Lora(Section):
+class Lora(ConfigSection):
     """Low-rank adapters on the language model's linear layers, trained instead of all weights."""
 
     rank: NonNegativeInt = 0
@@ -289,29 +286,27 @@ class Lora(Section):
 
 
 @dataclass
-class Learner(Section):
+class Learner(ConfigSection):
     workers: PositiveInt = 1
-    cpus: Annotated[NonNegativeFloat, Mark.RESUMABLE] = 1.0
+    cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
     """CPUs that Ray reserves for a worker."""
-    gpus: Annotated[float, only(lambda gpus: gpus in (0, 1), "0 or 1"), Mark.RESUMABLE] = 0.0
+    gpus: Annotated[float, only(lambda gpus: gpus in (0, 1), "0 or 1"), KeyScope.RESUMABLE] = 0.0
     """GPUs of a worker; more workers take more GPUs."""
     zero_stage: Annotated[NonNegativeInt, Field(le=3)] = 2
     offload: Literal["nothing", "optimizer", "everything"] = "nothing"
     """What ZeRO keeps in the CPU's memory: the optimizer's state (stages 1 to 3), and the weights too (stage 3)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and activations; with bfloat16 the optimizer keeps float32 master weights."""
-    activation_checkpointing: Annotated[bool, Mark.RESUMABLE] = False
+    activation_checkpointing: Annotated[bool, KeyScope.RESUMABLE] = False
     """Compute each layer's activations again on the way back instead of keeping them."""
     frozen: list[Part] = field(default_factory=lambda: ["vision"])
-    """Parts that are not trained: vision, projector, language, embeddings, lm_head. With adapters nothing else is
-    trained, whatever stands here."""
+    """Parts that are not trained. With adapters nothing else is trained, whatever stands here."""
     lora: Lora = field(default_factory=Lora)
     groups_per_step: PositiveInt = 64
     """Groups (questions) of one optimizer step, over all workers."""
-    tokens_per_micro_batch: Annotated[PositiveInt, Mark.RESUMABLE] = 16384
-    """Most tokens of one forward and backward pass of one worker; a group with more goes alone. Decides memory and
-    speed, never the result."""
-    logits_mib: Annotated[PositiveInt, Mark.RESUMABLE] = 64
+    tokens_per_micro_batch: Annotated[PositiveInt, KeyScope.RESUMABLE] = 16384
+    """Tokens of one pass of one worker; a larger group goes alone. Decides memory and speed, never the result."""
+    logits_mib: Annotated[PositiveInt, KeyScope.RESUMABLE] = 64
     """Most MiB of float32 logits held at a time; the head works through larger ones tile by tile."""
     learning_rate: NonNegativeFloat = 1e-6
     """0 leaves the student as it is: a run that only tries everything out."""
@@ -333,34 +328,34 @@ class Learner(Section):
     teacher: Literal["stored", "live"] = "stored"
     """stored: the scores that the rollouts hold, the teacher.top_k likeliest tokens and the rest; live: every worker
     holds the masked teacher, and distributions are compared over the whole vocabulary."""
-    max_logprob_gap: Annotated[NonNegativeFloat | None, Mark.RESUMABLE] = None
+    max_logprob_gap: Annotated[NonNegativeFloat | None, KeyScope.RESUMABLE] = None
     """Nats: how far learner and engine may be apart on the untrained student's answers to a question, mean over their
     tokens; default: 0.01 where both compute in float32, otherwise 0.1 (docs/LEARNER.md). Single rows above are left
     out, more than 1 % of those that are compared before the first step stop the run."""
     updates_per_step: PositiveInt = 1
     """Optimizer updates on the groups of one step; the later ones clip the ratio to the first."""
-    checkpoint_every: Annotated[PositiveInt, Mark.RESUMABLE] = 50
+    checkpoint_every: Annotated[PositiveInt, KeyScope.RESUMABLE] = 50
     """Optimizer steps between checkpoints."""
-    checkpoints_kept: Annotated[PositiveInt, Mark.RESUMABLE] = 2
+    checkpoints_kept: Annotated[PositiveInt, KeyScope.RESUMABLE] = 2
     """The last ones."""
-    max_failures: Annotated[NonNegativeInt, Mark.RESUMABLE] = 0
+    max_failures: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 0
     """How often a lost worker group is restarted from the last checkpoint."""
-    max_skipped_in_a_row: Annotated[NonNegativeInt, Mark.RESUMABLE] = 3
+    max_skipped_in_a_row: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 3
     """Steps whose loss or gradient is not finite are skipped; one more than this in a row stops the run."""
 
 
 @dataclass
-class Evaluation(Section):
+class Evaluation(ConfigSection):
     marked_by: Literal["judge", "rule"] = "judge"
     """judge: the student as it was at the start; rule: judge.rule, for short labels."""
     max_tokens: PositiveInt | None = None
     """Longest greedy answer; default: rollout.sampling.max_tokens, which leaves reasoning as much room."""
-    examples: Annotated[NonNegativeInt, Mark.LATER] = 6
+    examples: Annotated[NonNegativeInt, KeyScope.LATER] = 6
     """Questions shown in the report with their answers and rewards."""
 
 
 @dataclass
-class Config(Section):
+class Config(ConfigSection):
     run: Run = field(default_factory=Run)
     cluster: Cluster = field(default_factory=Cluster)
     data: Data = field(default_factory=Data)
@@ -371,8 +366,8 @@ class Config(Section):
     schedule: Schedule = field(default_factory=Schedule)
     growth: list[Growth] = field(default_factory=list)
     """Larger teachers of the same family, each with its own schedule; the student is carried on."""
-    reward: Annotated[Reward, Mark.LEARNING] = field(default_factory=Reward)
-    learner: Annotated[Learner, Mark.LEARNING] = field(default_factory=Learner)
+    reward: Annotated[Reward, KeyScope.LEARNING] = field(default_factory=Reward)
+    learner: Annotated[Learner, KeyScope.LEARNING] = field(default_factory=Learner)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from masters_ray.config import Config, Mark, as_written, marks, to_yaml
+from masters_ray.config import Config, KeyScope, as_written, scopes, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError, writing
 from masters_ray.files import read_object, write_json, write_text
 from masters_ray.store import Folder
@@ -29,15 +29,15 @@ class RunDirectory:
         if self._claim.exists():
             # A key that came after the run was begun counts as its default.
             earlier = settings_of(Config()) | read_object(self._claim)
-            free = {Mark.RESUMABLE} if self._has_learned else {Mark.RESUMABLE, Mark.LEARNING}
+            free = {KeyScope.RESUMABLE} if self._has_learned else {KeyScope.RESUMABLE, KeyScope.LEARNING}
             different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
-            different = [key for key in different if not marks(key) & free]
+            different = [key for key in different if not scopes(key) & free]
             if different:
                 raise ConfigError([self._refusal(key, earlier, settings) for key in sorted(different)])
 
     def _refusal(self, key: str, earlier: dict[str, Any], settings: dict[str, Any]) -> Complaint:
         remedy = "Choose another run.dir, set it back, or delete the directory."
-        if Mark.LEARNING in marks(key):
+        if KeyScope.LEARNING in scopes(key):
             remedy = (
                 "Set it back, or choose another run.dir; to learn anew from this run's rollouts, delete all in its "
                 "directory but rollouts, evaluation, settings.json and journal.json."
@@ -159,7 +159,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     """Dotted key → value of everything that decides a run's outcome."""
     settings = _flat(as_written(asdict(config)))
     settings.pop("run.dir")
-    return {key: value for key, value in settings.items() if Mark.RESUMABLE not in marks(key)}
+    return {key: value for key, value in settings.items() if KeyScope.RESUMABLE not in scopes(key)}
 
 
 def rollout_settings(config: Config) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def rollout_settings(config: Config) -> dict[str, Any]:
     settings = settings_of(config)
     if config.rollout.student_refresh == "stage":
         return settings
-    return {key: value for key, value in settings.items() if not marks(key) & {Mark.LEARNING, Mark.LATER}}
+    return {key: value for key, value in settings.items() if not scopes(key) & {KeyScope.LEARNING, KeyScope.LATER}}
 
 
 def holds_rows_of(one: Config, other: Config) -> bool:

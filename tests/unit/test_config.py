@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from masters_ray.config import Mark, MaskScope, load, marks, violations
+from masters_ray.config import KeyScope, MaskScope, load, scopes, violations
 from masters_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -263,8 +263,8 @@ def test_a_configuration_changed_in_the_program_is_checked_too() -> None:
 
 
 def test_keys_in_sections_and_lists_say_what_their_change_leaves_valid() -> None:
-    assert marks("growth[1].teacher.engine.max_num_seqs") == marks("teacher.replicas") == {Mark.RESUMABLE}
-    assert marks("learner.logits_mib") == {Mark.RESUMABLE, Mark.LEARNING}
-    assert marks("learner.lora.rank") == marks("reward.no_longer_there") == {Mark.LEARNING}
-    assert marks("rollout.spare_rows") == {Mark.LATER}
-    assert marks("run.seed") == marks("growth[0].schedule.stages[0].ratio") == marks("nothing") == frozenset()
+    assert scopes("growth[1].teacher.engine.max_num_seqs") == scopes("teacher.replicas") == {KeyScope.RESUMABLE}
+    assert scopes("learner.logits_mib") == {KeyScope.RESUMABLE, KeyScope.LEARNING}
+    assert scopes("learner.lora.rank") == scopes("reward.no_longer_there") == {KeyScope.LEARNING}
+    assert scopes("rollout.spare_rows") == {KeyScope.LATER}
+    assert scopes("run.seed") == scopes("growth[0].schedule.stages[0].ratio") == scopes("nothing") == frozenset()
