@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     if rollout.reuse:
         words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
     if any(_stays_behind(one.teacher.checkpoint) for one in config.growth):
-        growth = [configuration.as_dict(one) for one in config.growth]
+        growth = [asdict(one) for one in config.growth]
         for teacher in (one["teacher"] for one in growth):
             if _stays_behind(teacher["checkpoint"]):
                 teacher["checkpoint"] = _place(teacher["checkpoint"], root)

@@ -1,9 +1,28 @@
-"""Every key of a configuration with its default and its unit."""
+"""Every key of a configuration with its default, its unit, its bounds, and what a change of it leaves valid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from masters_ray.config.fields import (
+    MISSING,
+    Checkpoint,
+    ConfigSection,
+    Directory,
+    Int,
+    KeyScope,
+    MaskRatio,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Place,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    only,
+)
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
 """What a vision-language model is made of."""
@@ -15,83 +34,82 @@ CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines of online iterations."""
-Placement = Literal["auto", "beside", "turns"]
 
 
 @dataclass
-class Run:
+class Run(ConfigSection):
     """What the run is called and where it writes."""
 
-    dir: str = "???"
+    dir: Directory = MISSING
     """Directory of everything that the run writes; on a cluster a path that every node sees."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Decides the order of the data and every sampled token."""
 
 
 @dataclass
-class Cluster:
-    local_cpus: int | None = None
+class Cluster(ConfigSection):
+    local_cpus: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
     """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: what the machine has."""
-    grows: bool = False
+    grows: Annotated[bool, KeyScope.RESUMABLE] = False
     """Nodes are added to the cluster as they are asked for, by an autoscaler that Ray does not know of: what today's
     nodes do not hold is told of and waited for. Ray's own autoscaler (version 2) is seen without this key."""
 
 
 @dataclass
-class DataSource:
+class DataSource(ConfigSection):
     """Rows with question, answer, image (one or a list; a path relative to the file, or bytes), and optionally choices,
     id and kind."""
 
     format: Literal["jsonl", "parquet"] = "jsonl"
-    path: str | None = None
+    path: Place | None = None
     """The file."""
-    rows: int | None = None
+    rows: PositiveInt | None = None
     """Take this many rows, kinds balanced, in the seeded order; default: all."""
 
 
 @dataclass
-class Data:
+class Data(ConfigSection):
     train: DataSource = field(default_factory=DataSource)
     held_out: DataSource = field(default_factory=DataSource)
     """What accuracy is measured on."""
-    max_quarantined_share: float = 0.01
+    max_quarantined_share: Share = 0.01
     """Fraction of the rows asked for that may be set aside before the run stops."""
     order: Literal["seeded", "easy_to_hard"] = "seeded"
     """easy_to_hard: by how hard the unmasked first teacher finds a question (curriculum, appendix F.1)."""
     difficulty: Difficulty = "rating"
     """rating: the teacher is asked for a number from 1 to 10; likelihood: the tenth in which its mean log-probability
     of the label lies, for teachers that cannot be asked."""
-    max_unrated_share: float = 0.25
+    max_unrated_share: Share = 0.25
     """Fraction of the questions that the teacher may fail to rate; they stand in the middle."""
-    max_picture_pixels: int = 50_000_000
-    """Pixels of the largest picture that is decoded; a larger one is set aside."""
+    max_picture_pixels: Annotated[PositiveInt, Field(le=178_956_970)] = 50_000_000
+    """Pixels of the largest picture that is decoded; a larger one is set aside. Pillow opens none above the bound."""
 
 
 @dataclass
-class Engine:
+class Engine(ConfigSection):
     """A vLLM engine."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    max_model_len: int = 8192
+    max_model_len: PositiveInt = 8192
     """Tokens of prompt and answer together."""
-    max_num_seqs: int = 256
+    max_num_seqs: Annotated[PositiveInt, KeyScope.RESUMABLE] = 256
     """Sequences decoded at the same time."""
-    max_num_batched_tokens: int = 8192
+    max_num_batched_tokens: Annotated[PositiveInt, KeyScope.RESUMABLE] = 8192
     """Tokens of one engine step."""
-    gpu_memory_utilization: float | None = None
+    gpu_memory_utilization: Annotated[PositiveFloat | None, KeyScope.RESUMABLE] = None
     """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the part of the GPU that its replica reserves;
     where learner and rollouts take turns, 0.6 of a GPU for all engines on it: the learner's weights stay there."""
-    kv_cache_memory_bytes: int | None = None
+    kv_cache_memory_bytes: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
     """Size of the KV cache; default: on a GPU what gpu_memory_utilization leaves, on a CPU two sequences of
     max_model_len tokens and at least 64 MiB."""
-    enforce_eager: bool = False
+    enforce_eager: Annotated[bool, KeyScope.RESUMABLE] = False
     """No CUDA graphs and no compilation: a faster start, slower tokens."""
-    max_pictures: int = 1
+    max_pictures: PositiveInt = 1
     """Pictures of one question."""
 
 
 @dataclass
-class MaskScope:
+class MaskScope(ConfigSection):
     """Which weights are masked beside the linear layers of the language model (METHOD: the paper masks those)."""
 
     language: bool = True
@@ -102,38 +120,35 @@ class MaskScope:
 
 
 @dataclass
-class Teacher:
-    checkpoint: str = "???"
-    replicas: int = 1
-    max_replicas: int | None = None
-    """Replicas up to this many are added while rollouts run, as the cluster finds room for them (and an autoscaling
-    cluster grows for them); default: replicas."""
-    cpus: float = 1.0
+class HostedModel(ConfigSection):
+    """A model and the replicas that hold it while rollouts are made."""
+
+    checkpoint: Checkpoint = MISSING
+    replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
+    max_replicas: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
+    """Replicas up to this many are added while rollouts run, as a cluster finds room or grows; default: replicas."""
+    cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
     """CPUs that Ray reserves for a replica."""
-    gpus: float = 0.0
+    gpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 0.0
     """GPUs that Ray reserves for each tensor-parallel rank of a replica."""
-    tensor_parallel: int = 1
+    tensor_parallel: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
     engine: Engine = field(default_factory=Engine)
+
+
+@dataclass
+class Teacher(HostedModel):
     mask: MaskScope = field(default_factory=MaskScope)
-    top_k: int = 50
+    top_k: PositiveInt = 50
     """Log-probabilities kept per answer token; the mass of all other tokens is kept as one number."""
 
 
 @dataclass
-class Student:
-    checkpoint: str = "???"
-    replicas: int = 1
-    max_replicas: int | None = None
-    """Replicas up to this many are added while rollouts run, as the cluster finds room for them (and an autoscaling
-    cluster grows for them); default: replicas."""
-    cpus: float = 1.0
-    gpus: float = 0.0
-    tensor_parallel: int = 1
-    engine: Engine = field(default_factory=Engine)
+class Student(HostedModel):
+    """The model that learns."""
 
 
 @dataclass
-class Judge:
+class Judge(ConfigSection):
     """Who says which answers are right, by their source (appendix F.7), and with how many replicas of each judge. CPUs,
     GPUs and engine of a judge replica are those of the model that judges."""
 
@@ -145,87 +160,87 @@ class Judge:
     choice; vqa: exact with number words as digits, without punctuation (VQA). Judges are compared with it too."""
     reasoning: bool = False
     """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
-    follows_student: bool = False
+    follows_student: Annotated[bool, KeyScope.LATER] = False
     """In online iterations the student judge has the weights of the student that writes, not those before training."""
-    replicas: int = 1
-    share_process: bool = True
+    replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
+    share_process: Annotated[bool, KeyScope.RESUMABLE] = True
     """Judge in the processes that host the student replicas (same weights); further replicas get their own."""
-    max_tokens: int = 256
+    max_tokens: PositiveInt = 256
     """Longest text of a judge call."""
 
 
 @dataclass
-class Sampling:
+class Sampling(ConfigSection):
     """How rollouts are drawn (the paper's values)."""
 
-    temperature: float = 1.0
-    top_p: float = 0.9
-    top_k: int = 50
-    repetition_penalty: float = 1.05
-    max_tokens: int = 1024
+    temperature: PositiveFloat = 1.0
+    """Not 0: the answers of a group must differ."""
+    top_p: Annotated[PositiveFloat, Field(le=1)] = 0.9
+    top_k: Annotated[Int, only(lambda tokens: tokens == -1 or tokens >= 1, "at least 1, or -1 for all")] = 50
+    repetition_penalty: PositiveFloat = 1.05
+    max_tokens: PositiveInt = 1024
 
 
 @dataclass
-class Rollout:
-    teacher_answers: int = 4
-    student_answers: int = 4
+class Rollout(ConfigSection):
+    teacher_answers: NonNegativeInt = 4
+    student_answers: NonNegativeInt = 4
     student_refresh: Literal["run", "stage"] = "run"
-    """Which student writes: the one before training (run), or the one at the start of each stage (stage), which learns
-    between the stages."""
+    """run: the student before training writes; stage: the one at the start of each stage, which learns in between."""
     sampling: Sampling = field(default_factory=Sampling)
-    batch_rows: int = 64
+    batch_rows: Annotated[PositiveInt, KeyScope.RESUMABLE] = 64
     """Questions that go through the engines together and are stored as one shard; what is repeated after a kill."""
-    store: str | None = None
+    store: Annotated[Place | None, KeyScope.RESUMABLE] = None
     """Where the stages' stores lie, a path or an address such as s3://bucket/folder; default: rollouts in run.dir."""
-    reuse: list[str] = field(default_factory=list)
+    reuse: Annotated[list[Place], KeyScope.RESUMABLE] = field(default_factory=list)
     """Directories of other runs' stores; their rows that were made by the same recipe are taken over."""
-    online_fraction: float = 0.0
+    online_fraction: Annotated[Share, KeyScope.LATER] = 0.0
     """Fraction of the iterations whose questions the current student and the stage's teacher answer afresh while the
     student learns (appendix F.2), evenly spread. 0: fully offline, no engine runs then; 1: online RL."""
-    max_staleness: int = 8
+    max_staleness: Annotated[NonNegativeInt, KeyScope.LATER] = 8
     """Optimizer steps that a fresh answer's writer may be behind the student that learns from it. Rollouts of coming
     iterations are made while the learner works on the ones before; 0: strictly on-policy, it waits for them."""
-    max_wait_seconds: float = 1800.0
+    max_wait_seconds: Annotated[PositiveFloat, KeyScope.RESUMABLE] = 1800.0
     """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
-    weight_transfer: Literal["auto"] | Transfer = "auto"
+    weight_transfer: Annotated[Literal["auto", Transfer], KeyScope.RESUMABLE] = "auto"
     """How the learner's weights reach the student's engines. object_store: Ray's; nccl: from GPU to GPU. auto: nccl
     where learner and student have GPUs of their own, the object store otherwise."""
-    spare_rows: bool = False
+    spare_rows: Annotated[bool, KeyScope.LATER] = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
-    placement: Placement = "auto"
+    placement: Annotated[Literal["auto", "beside", "turns"], KeyScope.RESUMABLE] = "auto"
     """Where the replicas of online iterations run. beside: on CPUs and GPUs of their own; turns: on the learner's,
     asleep while the student learns (one node); auto: beside if the cluster has room, otherwise in turns."""
-    pictures: Literal["embed", "reference"] = "embed"
+    pictures: Annotated[Literal["embed", "reference"], KeyScope.RESUMABLE] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
-    max_restarts: int = 10
+    max_restarts: Annotated[Int, KeyScope.RESUMABLE] = 10
     """How often a replica whose process died is started again."""
-    max_set_aside_share: float = 0.05
+    max_set_aside_share: Annotated[Share, KeyScope.RESUMABLE] = 0.05
     """Fraction of a stage's questions that may end without a row before the stage stops: pictures that cannot be
     opened, prompts that an engine does not take, fewer than two readable verdicts, replicas that die. Also the fraction
     of the held-out questions that a model may not be asked, and of all questions whose stored rows the learner may be
     unable to read (one row always may)."""
-    max_unjudged_share: float = 0.25
+    max_unjudged_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
     """Fraction of a stage's answers of which neither judge call may be readable."""
-    max_empty_share: float = 0.25
+    max_empty_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
     """Fraction of a stage's answers that may be without a word."""
-    max_cut_share: float = 0.5
+    max_cut_share: Annotated[Share, KeyScope.RESUMABLE] = 0.5
     """Fraction of a stage's answers, the teacher's or the student's, that may be cut at sampling.max_tokens."""
 
 
 @dataclass
-class ScheduledStage:
-    ratio: float = -1.0
-    """Fraction of every masked matrix that is zero; must be given."""
-    share: float | None = None
+class ScheduledStage(ConfigSection):
+    ratio: MaskRatio
+    """Fraction of every masked matrix that is zero."""
+    share: PositiveFloat | None = None
     """Fraction of the iterations; default: every stage the same."""
 
 
 @dataclass
-class Schedule:
+class Schedule(ConfigSection):
     """Mask ratio r falls from max_ratio by step to 0 in equal stages (METHOD 2)."""
 
-    max_ratio: float = 0.2
-    step: float = 0.05
+    max_ratio: MaskRatio = 0.2
+    step: PositiveFloat = 0.05
     stages: list[ScheduledStage] = field(default_factory=list)
     """Ratios and shares one by one, in place of max_ratio and step."""
     stage_data: Literal["share", "all"] = "share"
@@ -233,7 +248,7 @@ class Schedule:
 
 
 @dataclass
-class Growth:
+class Growth(ConfigSection):
     """A further teacher, which goes on where the one before it ended (teacher growth)."""
 
     teacher: Teacher = field(default_factory=Teacher)
@@ -241,12 +256,12 @@ class Growth:
 
 
 @dataclass
-class Reward:
-    alpha: float = 1.0
+class Reward(ConfigSection):
+    alpha: NonNegativeFloat = 1.0
     """Weight of the distillation reward beside the accuracy reward."""
-    rho: float = 0.0
+    rho: NonNegativeFloat = 0.0
     """Weight of the reasoning reward (appendix F.3); above 0 it needs judge.reasoning."""
-    least_spread: float = 0.0
+    least_spread: NonNegativeFloat = 0.0
     """Nats. A group whose answers' divergences lie closer together gets no distillation reward, which would stretch
     what rounding and storing leave of them from 0 to 1."""
     cut_answers: CutAnswers = "judge"
@@ -255,88 +270,86 @@ class Reward:
 
 
 @dataclass
-class Lora:
+class Lora(ConfigSection):
     """Low-rank adapters on the language model's linear layers, trained instead of all weights."""
 
-    rank: int = 0
+    rank: NonNegativeInt = 0
     """0: no adapters, the weights themselves are trained."""
-    alpha: int = 32
+    alpha: PositiveInt = 32
     """An adapter's product is scaled by alpha / rank."""
 
 
 @dataclass
-class Learner:
-    workers: int = 1
-    cpus: float = 1.0
+class Learner(ConfigSection):
+    workers: PositiveInt = 1
+    cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
     """CPUs that Ray reserves for a worker."""
-    gpus: float = 0.0
-    """GPUs of a worker: 0 or 1."""
-    zero_stage: int = 2
+    gpus: Annotated[float, only(lambda gpus: gpus in (0, 1), "0 or 1"), KeyScope.RESUMABLE] = 0.0
+    """GPUs of a worker; more workers take more GPUs."""
+    zero_stage: Annotated[NonNegativeInt, Field(le=3)] = 2
     offload: Literal["nothing", "optimizer", "everything"] = "nothing"
     """What ZeRO keeps in the CPU's memory: the optimizer's state (stages 1 to 3), and the weights too (stage 3)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and activations; with bfloat16 the optimizer keeps float32 master weights."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, KeyScope.RESUMABLE] = False
     """Compute each layer's activations again on the way back instead of keeping them."""
-    frozen: list[str] = field(default_factory=lambda: ["vision"])
-    """Parts that are not trained: vision, projector, language, embeddings, lm_head. With adapters nothing else is
-    trained, whatever stands here."""
+    frozen: list[Part] = field(default_factory=lambda: ["vision"])
+    """Parts that are not trained. With adapters nothing else is trained, whatever stands here."""
     lora: Lora = field(default_factory=Lora)
-    groups_per_step: int = 64
+    groups_per_step: PositiveInt = 64
     """Groups (questions) of one optimizer step, over all workers."""
-    tokens_per_micro_batch: int = 16384
-    """Most tokens of one forward and backward pass of one worker; a group with more goes alone. Decides memory and
-    speed, never the result."""
-    logits_mib: int = 64
+    tokens_per_micro_batch: Annotated[PositiveInt, KeyScope.RESUMABLE] = 16384
+    """Tokens of one pass of one worker; a larger group goes alone. Decides memory and speed, never the result."""
+    logits_mib: Annotated[PositiveInt, KeyScope.RESUMABLE] = 64
     """Most MiB of float32 logits held at a time; the head works through larger ones tile by tile."""
-    learning_rate: float = 1e-6
+    learning_rate: NonNegativeFloat = 1e-6
     """0 leaves the student as it is: a run that only tries everything out."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Optimizer steps over which the learning rate rises linearly; constant afterwards."""
-    weight_decay: float = 0.0
-    gradient_clipping: float = 1.0
-    policy_weight: float = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    gradient_clipping: PositiveFloat = 1.0
+    policy_weight: NonNegativeFloat = 1.0
     """Weight of the GRPO loss; 0 leaves plain distillation by the divergence."""
-    jsd_weight: float = 1.0
+    jsd_weight: NonNegativeFloat = 1.0
     """Weight of the divergence to the teacher."""
-    kl_beta: float = 0.1
+    kl_beta: NonNegativeFloat = 0.1
     """Weight of the KL estimate against the student before training, inside the GRPO loss."""
     kl_estimator: KlEstimator = "k3"
-    clip_epsilon: float = 0.2
+    clip_epsilon: Annotated[PositiveFloat, Field(lt=1)] = 0.2
     """How far a ratio of new to old probability counts; offline groups feel it when updates_per_step is above 1."""
     aggregation: Aggregation = "answer"
     """answer: every answer of a group weighs the same; token: every answer token of a step does."""
     teacher: Literal["stored", "live"] = "stored"
     """stored: the scores that the rollouts hold, the teacher.top_k likeliest tokens and the rest; live: every worker
     holds the masked teacher, and distributions are compared over the whole vocabulary."""
-    max_logprob_gap: float | None = None
+    max_logprob_gap: Annotated[NonNegativeFloat | None, KeyScope.RESUMABLE] = None
     """Nats: how far learner and engine may be apart on the untrained student's answers to a question, mean over their
     tokens; default: 0.01 where both compute in float32, otherwise 0.1 (docs/LEARNER.md). Single rows above are left
     out, more than 1 % of those that are compared before the first step stop the run."""
-    updates_per_step: int = 1
+    updates_per_step: PositiveInt = 1
     """Optimizer updates on the groups of one step; the later ones clip the ratio to the first."""
-    checkpoint_every: int = 50
+    checkpoint_every: Annotated[PositiveInt, KeyScope.RESUMABLE] = 50
     """Optimizer steps between checkpoints."""
-    checkpoints_kept: int = 2
+    checkpoints_kept: Annotated[PositiveInt, KeyScope.RESUMABLE] = 2
     """The last ones."""
-    max_failures: int = 0
+    max_failures: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 0
     """How often a lost worker group is restarted from the last checkpoint."""
-    max_skipped_in_a_row: int = 3
+    max_skipped_in_a_row: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 3
     """Steps whose loss or gradient is not finite are skipped; one more than this in a row stops the run."""
 
 
 @dataclass
-class Evaluation:
+class Evaluation(ConfigSection):
     marked_by: Literal["judge", "rule"] = "judge"
     """judge: the student as it was at the start; rule: judge.rule, for short labels."""
-    max_tokens: int | None = None
+    max_tokens: PositiveInt | None = None
     """Longest greedy answer; default: rollout.sampling.max_tokens, which leaves reasoning as much room."""
-    examples: int = 6
+    examples: Annotated[NonNegativeInt, KeyScope.LATER] = 6
     """Questions shown in the report with their answers and rewards."""
 
 
 @dataclass
-class Config:
+class Config(ConfigSection):
     run: Run = field(default_factory=Run)
     cluster: Cluster = field(default_factory=Cluster)
     data: Data = field(default_factory=Data)
@@ -347,8 +360,8 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     growth: list[Growth] = field(default_factory=list)
     """Larger teachers of the same family, each with its own schedule; the student is carried on."""
-    reward: Reward = field(default_factory=Reward)
-    learner: Learner = field(default_factory=Learner)
+    reward: Annotated[Reward, KeyScope.LEARNING] = field(default_factory=Reward)
+    learner: Annotated[Learner, KeyScope.LEARNING] = field(default_factory=Learner)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property

@@ -3,10 +3,8 @@ written."""
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 
 class Written(str):
@@ -39,23 +37,3 @@ def joined(folder: str, name: str) -> str:
     """A path in a directory, which may be ``Written``."""
     path = str(Path(folder) / name)
     return Written(path, f"{folder.written}/{name}") if isinstance(folder, Written) else path
-
-
-def remember(section: Any, tree: dict[str, Any]) -> None:
-    """Make the texts of a section that are interpolations in ``tree`` ``Written``; not those of which the schema lists
-    all: a run must notice when they change."""
-    hints = typing.get_type_hints(type(section))
-    for entry in dataclasses.fields(section):
-        if typing.get_origin(hints[entry.name]) is not Literal:
-            value = getattr(section, entry.name)
-            setattr(section, entry.name, _remembered(value, tree[entry.name]))
-
-
-def _remembered(value: Any, written: Any) -> Any:
-    if dataclasses.is_dataclass(value) and isinstance(written, dict):
-        remember(value, written)
-    elif isinstance(value, list) and isinstance(written, list):
-        return [_remembered(one, other) for one, other in zip(value, written, strict=True)]
-    elif isinstance(value, str) and isinstance(written, str) and value != written:
-        return Written(value, written)
-    return value

@@ -7,62 +7,14 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from masters_ray.config import Config, as_dict, as_written, to_yaml
+from masters_ray.config import Config, KeyScope, as_written, scopes, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError, writing
 from masters_ray.files import read_object, write_json, write_text
 from masters_ray.store import Folder
-
-_FREE = (
-    "replicas",
-    "max_replicas",
-    "cpus",
-    "gpus",
-    "tensor_parallel",
-    "local_cpus",
-    "share_process",
-    "max_failures",
-    "max_restarts",
-    "batch_rows",
-    "max_wait_seconds",
-    "placement",
-    "weight_transfer",
-    "store",
-    "reuse",
-    "pictures",
-    "max_set_aside_share",
-    "max_unjudged_share",
-    "max_empty_share",
-    "max_cut_share",
-    "checkpoints_kept",
-    "checkpoint_every",
-    "max_skipped_in_a_row",
-    "tokens_per_micro_batch",
-    "logits_mib",
-    "activation_checkpointing",
-    "max_logprob_gap",
-    "grows",
-    "gpu_memory_utilization",
-    "kv_cache_memory_bytes",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "enforce_eager",
-)
-"""Keys that may change between two calls of the same run: they decide where and how work is done, not what it is."""
-
-
-_LEARNING = ("learner.", "reward.")
-"""Keys that may change as well until the learner has taken a step: no rollout depends on them."""
-
-_ONLINE = (
-    "rollout.online_fraction",
-    "rollout.max_staleness",
-    "rollout.spare_rows",
-    "judge.follows_student",
-)
-"""Keys that say what happens while the student learns: rows that were made before do not depend on them."""
 
 
 class RunDirectory:
@@ -77,16 +29,15 @@ class RunDirectory:
         if self._claim.exists():
             # A key that came after the run was begun counts as its default.
             earlier = settings_of(Config()) | read_object(self._claim)
-            earlier = {key: value for key, value in earlier.items() if key.rpartition(".")[2] not in _FREE}
+            free = {KeyScope.RESUMABLE} if self._has_learned else {KeyScope.RESUMABLE, KeyScope.LEARNING}
             different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
-            if not self._has_learned:
-                different = [key for key in different if not key.startswith(_LEARNING)]
+            different = [key for key in different if not scopes(key) & free]
             if different:
                 raise ConfigError([self._refusal(key, earlier, settings) for key in sorted(different)])
 
     def _refusal(self, key: str, earlier: dict[str, Any], settings: dict[str, Any]) -> Complaint:
         remedy = "Choose another run.dir, set it back, or delete the directory."
-        if key.startswith(_LEARNING):
+        if KeyScope.LEARNING in scopes(key):
             remedy = (
                 "Set it back, or choose another run.dir; to learn anew from this run's rollouts, delete all in its "
                 "directory but rollouts, evaluation, settings.json and journal.json."
@@ -206,9 +157,9 @@ class RunDirectory:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Dotted key → value of everything that decides a run's outcome."""
-    settings = _flat(as_written(as_dict(config)))
+    settings = _flat(as_written(asdict(config)))
     settings.pop("run.dir")
-    return settings
+    return {key: value for key, value in settings.items() if KeyScope.RESUMABLE not in scopes(key)}
 
 
 def rollout_settings(config: Config) -> dict[str, Any]:
@@ -217,8 +168,7 @@ def rollout_settings(config: Config) -> dict[str, Any]:
     settings = settings_of(config)
     if config.rollout.student_refresh == "stage":
         return settings
-    aside = (*_LEARNING, *_ONLINE, "evaluation.examples")
-    return {key: value for key, value in settings.items() if not key.startswith(aside)}
+    return {key: value for key, value in settings.items() if not scopes(key) & {KeyScope.LEARNING, KeyScope.LATER}}
 
 
 def holds_rows_of(one: Config, other: Config) -> bool:
@@ -239,6 +189,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat[f"{prefix}{key}"] = len(value)
             for number, one in enumerate(value):
                 flat |= _flat(one, f"{prefix}{key}[{number}].")
-        elif key not in _FREE:
+        else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -10,7 +10,7 @@ import pytest
 
 from masters_ray import cli, submit
 from masters_ray import config as configuration
-from masters_ray.config import Config, Written, rules
+from masters_ray.config import Config, Written, violations
 from masters_ray.errors import ConfigError, StoreError, masked
 from masters_ray.files import read_json
 from masters_ray.pipeline.directory import RunDirectory
@@ -44,7 +44,7 @@ def test_an_address_with_credentials_is_refused_and_not_repeated(address: str, s
     assert str(caught.value).startswith(f"{shown}: expected an address without credentials")
     config = Config()
     config.rollout.reuse = ["here", address]
-    told = {one.where: str(one) for one in rules.violations(config)}["rollout.reuse[1]"]
+    told = {one.where: str(one) for one in violations(config)}["rollout.reuse[1]"]
     assert told.startswith(f"rollout.reuse[1]: expected an address without credentials, found '{shown}'.")
 
 
@@ -73,7 +73,7 @@ def test_an_address_that_gives_no_access_by_itself_is_taken(address: str) -> Non
     config = Config()
     config.rollout.store = address
     assert masked(address) == address
-    assert not [one for one in rules.violations(config) if one.where == "rollout.store"]
+    assert not [one for one in violations(config) if one.where == "rollout.store"]
 
 
 @pytest.fixture

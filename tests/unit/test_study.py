@@ -126,9 +126,9 @@ def test_rows_differ_in_nothing_but_what_their_table_compares(name: str, compare
         ("seeds: [0, 1]", "seedz: [0, 1]", "seedz .*unknown key(.|\n)*seeds .*expected a list"),
         ("No mask!", "Whole", "names that differ in letters and digits"),
         ("No mask!", "whole", "duplicate key whole"),
-        ("schedule: {{max_ratio: 0}}", "schedule: {{max_ration: 0}}", "max_ration .*variant No mask!"),
+        ("schedule: {{max_ratio: 0}}", "schedule: {{max_ration: 0}}", "max_ration, variant No mask!"),
         ("schedule: {{max_ratio: 0}}", "rollout.store: /x", "rollout.store, variant No mask!"),
-        ("base: conf/demo.yaml", "base: conf/none.yaml", "none.yaml.*no such file"),
+        ("base: conf/demo.yaml", "base: conf/none.yaml", "none.yaml.*No such file"),
         ("variants:", "variants: [", "expected a study in YAML"),
     ],
 )

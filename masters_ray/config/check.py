@@ -1,0 +1,135 @@
+"""What the schema says of every key; what is wrong with a configuration, each complaint with its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from masters_ray.config import rules
+from masters_ray.config.fields import MISSING, KeyScope
+from masters_ray.config.schema import Config
+from masters_ray.errors import Complaint
+
+_SCHEMA = TypeAdapter(Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaKey:
+    """What the schema says of a key."""
+
+    kind: Any = None
+    """Its type; None for a key that is unknown."""
+    default: Any = MISSING
+    scopes: frozenset[KeyScope] = frozenset()
+
+    @property
+    def is_section(self) -> bool:
+        return dataclasses.is_dataclass(self.kind)
+
+    @property
+    def is_text(self) -> bool:
+        """A text or null, or one of a few texts."""
+        return self.kind in (str, str | None) or get_origin(self.kind) is Literal
+
+    @property
+    def fallback(self) -> Any:
+        """Stands in place of a value that cannot be used."""
+        return "" if self.default == MISSING else self.default
+
+
+@functools.cache
+def known_keys() -> dict[str, SchemaKey]:
+    """Every dotted key in the schema's order, sections and elements of lists (``growth[].schedule``) too."""
+    return dict(_keys(Config, ""))
+
+
+def _keys(section: Any, prefix: str) -> Iterator[tuple[str, SchemaKey]]:
+    kinds, annotated = get_type_hints(section), get_type_hints(section, include_extras=True)
+    for one in dataclasses.fields(section):
+        key, kind = prefix + one.name, kinds[one.name]
+        default = one.default_factory() if callable(one.default_factory) else one.default
+        told = getattr(annotated[one.name], "__metadata__", ())
+        default = MISSING if default is dataclasses.MISSING else default
+        own = frozenset(scope for scope in told if isinstance(scope, KeyScope))
+        yield key, SchemaKey(kind=kind, default=default, scopes=own)
+        if get_origin(kind) is list:
+            key, kind = f"{key}[]", get_args(kind)[0]
+            yield key, SchemaKey(kind=kind)
+        if dataclasses.is_dataclass(kind):
+            yield from _keys(kind, f"{key}.")
+
+
+def _in_schema(key: str) -> str:
+    """growth[1].schedule → growth[].schedule, as in ``known_keys``."""
+    return re.sub(r"\[\d+\]", "[]", key)
+
+
+def key_of(key: str) -> SchemaKey:
+    return known_keys().get(_in_schema(key), SchemaKey())
+
+
+def scopes(key: str) -> frozenset[KeyScope]:
+    """Of a key and the sections that it is in."""
+    prefixes = itertools.accumulate(_in_schema(key).split("."), "{}.{}".format)
+    return frozenset[KeyScope]().union(*(key_of(one).scopes for one in prefixes))
+
+
+def violations(config: Config) -> list[Complaint]:
+    """Everything that is wrong with a configuration; touches no file."""
+    return checked(dataclasses.asdict(config), [])[1]
+
+
+def checked(values: dict[str, Any], complaints: list[Complaint]) -> tuple[Config, list[Complaint]]:
+    """The configuration of plain values, with the ``fallback`` of those that are wrong, and all complaints. complaints:
+    those there are already, of keys that have their ``fallback``."""
+    try:
+        config = _SCHEMA.validate_python(values)
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            complaints.append(_complaint(one))
+            path = [str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), one["loc"])]
+            section = functools.reduce(lambda found, name: found[name], path[:-1], values)
+            section[path[-1]] = key_of(".".join(path)).fallback
+        config = _SCHEMA.validate_python(values)
+    known = {complaint.where for complaint in complaints}
+    return config, [*complaints, *rules.broken(config, known)]
+
+
+def _complaint(error: Any) -> Complaint:
+    """error: one of pydantic's."""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return unknown(key)
+        case "missing":
+            return wrong(key, None, "a value")
+        case "refused":
+            return wrong(key, error["input"], **error["ctx"])
+    return wrong(key, error["input"], error["msg"].removeprefix("Input should be ").partition(", unable to")[0])
+
+
+def unknown(key: str) -> Complaint:
+    """A complaint of a key that the schema does not have."""
+    near = difflib.get_close_matches(_in_schema(key), [known for known in known_keys() if known[-1] != "]"], n=1)
+    remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py for the keys."
+    return Complaint(where=key, expected="a known key", found="an unknown one", remedy=remedy)
+
+
+def wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint:
+    """A complaint of a value. remedy: by default what the schema has in its place."""
+    known = key_of(key)
+    if known.is_section:
+        expected, remedy = "a mapping", "Set keys below it."
+    elif not remedy:
+        needed = f"Set {key} in the file or on the command line."
+        remedy = needed if known.default == MISSING else f"The default is {json.dumps(known.default)}."
+    return Complaint(where=key, expected=expected, found=repr(found), remedy=remedy)

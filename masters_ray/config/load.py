@@ -1,0 +1,146 @@
+"""Defaults, a YAML file and ``key=value`` words become one Config; every violation is listed at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from masters_ray.config.check import checked, key_of, known_keys, unknown, wrong
+from masters_ray.config.schema import Config
+from masters_ray.config.written import Written, as_written
+from masters_ray.errors import Complaint, ConfigError
+
+
+class _Texts(yaml.SafeLoader):
+    """Every scalar but null is a text: the schema says whether 1e5 and yes are a number and a truth or names."""
+
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
+        first: [(tag, pattern) for tag, pattern in found if tag.endswith((":null", ":merge"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {name for name in names if names.count(name) > 1 and name != "<<"}:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load(file: str | Path, overrides: list[str] | None = None) -> Config:
+    """Defaults, then ``file``, then ``key=value`` words.
+
+    Raises ConfigError with every violation: unknown keys, wrong types, missing keys and broken rules.
+    """
+    config, complaints = read(file, overrides)
+    if complaints:
+        raise ConfigError(complaints)
+    return config
+
+
+def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, list[Complaint]]:
+    """Like ``load``, with the violations beside the configuration; what they are about has its default or is empty."""
+    complaints: list[Complaint] = []
+    tree: DictConfig = OmegaConf.create(yaml.load(to_yaml(Config()), _Texts))  # type: ignore[assignment]
+    for key, value in [*_of_file(Path(file), complaints), *_of_words(overrides or [], complaints)]:
+        complaints += _assign(tree, key, value)
+    values = _followed(tree, OmegaConf.to_container(tree), "", complaints)
+    return checked(values, complaints)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included, interpolations as they are written."""
+    return OmegaConf.to_yaml(OmegaConf.create(as_written(dataclasses.asdict(config))))
+
+
+def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf. Raises ConfigError when the file cannot be read: there is nothing else to say
+    then."""
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Texts)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        found, remedy = " ".join(str(error).split()), "Mend the file, or name one such as conf/demo.yaml."
+        complaint = Complaint(where=str(file), expected="a YAML file", found=found, remedy=remedy)
+        raise ConfigError([complaint]) from error
+    if isinstance(content, dict | None):
+        yield from _leaves(content or {})
+    else:
+        remedy = "Start with keys such as 'run:'."
+        complaints.append(Complaint(where=str(file), expected="a mapping", found=repr(content), remedy=remedy))
+
+
+def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            remedy = "Write for instance learner.workers=2."
+            complaints.append(Complaint(where=word, expected="key=value", found="no '='", remedy=remedy))
+            continue
+        try:
+            word.encode()  # a locale that is not UTF-8 leaves pieces of characters
+            yield from _leaves(_value(key, text), key)
+        except (yaml.YAMLError, UnicodeEncodeError) as error:
+            where, found = repr(word)[1:-1], " ".join(str(error).split())
+            expected = "a YAML value in UTF-8"
+            complaints.append(Complaint(where=where, expected=expected, found=found, remedy="Quote the value."))
+
+
+def _value(key: str, text: str) -> Any:
+    """What a word means for a key: YAML, but a text stays as it was typed unless it is quoted."""
+    typed = key_of(key).is_text and text not in ("", "null", "~") and text[0] not in "\"'"
+    return text if typed else yaml.load(text, _Texts)
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and (tree or not prefix):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _assign(tree: DictConfig, key: str, value: Any) -> Iterator[Complaint]:
+    if key not in known_keys() or "[" in key:
+        yield unknown(key)
+    elif key_of(key).is_section:
+        yield wrong(key, value, "a mapping")
+    else:
+        try:
+            OmegaConf.update(tree, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            yield _leads_nowhere(key, value, error)
+
+
+def _followed(tree: DictConfig, value: Any, key: str, complaints: list[Complaint]) -> Any:
+    """The values at a key of ``tree``, with interpolations followed. value: as written."""
+    if isinstance(value, dict):
+        dotted = {name: f"{key}.{name}" if key else str(name) for name in value}
+        return {name: _followed(tree, one, dotted[name], complaints) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_followed(tree, one, f"{key}[{number}]", complaints) for number, one in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    try:
+        found = OmegaConf.select(tree, key)
+        if OmegaConf.is_config(found):
+            return yaml.load(OmegaConf.to_yaml(found, resolve=True), _Texts)
+    except InterpolationToMissingValueError:  # the missing key has a complaint of its own
+        return key_of(key).fallback
+    except (OmegaConfBaseException, RecursionError) as error:
+        complaints.append(_leads_nowhere(key, value, error))
+        return key_of(key).fallback
+    return None if found is None else Written(str(found), value)
+
+
+def _leads_nowhere(key: str, found: Any, error: Exception) -> Complaint:
+    told = str(error).partition("\n")[0].rstrip(".")
+    remedy = (
+        f"{told}. ${{oc.env:NAME}} is a variable of the environment, ${{oc.env:NAME,x}} one with a default, "
+        "${run.seed} another key."
+    )
+    return wrong(getattr(error, "full_key", None) or key, found, "an interpolation that leads to a value", remedy)
