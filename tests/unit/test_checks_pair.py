@@ -79,8 +79,8 @@ def test_several_complaints_come_together() -> None:
         "data.held_out.path",
         "student.checkpoint",
         "schedule.max_ratio",
-        "learner.workrs (command line)",
-        "teacher.replicas (command line)",
+        "learner.workrs",
+        "teacher.replicas",
         "teacher.top_k",
     }
     assert "none.jsonl: none. Set data.*.path to an existing file" in found["data.train.path"]

@@ -44,7 +44,7 @@ learner.offload=${run.dir}
 TOGETHER = """
 rollout.teacher_answers=1|rollout.student_answers=0 -> rollout.teacher_answers + rollout.student_answers
 teacher.gpus=0.5|teacher.tensor_parallel=2 -> teacher.gpus
-data.train.format=jsonl -> data.train.path
+data.train.path=null -> data.train.path
 reward.rho=0.5 -> judge.reasoning
 judge.reasoning=true|judge.of_teacher=rule -> judge.reasoning
 learner.policy_weight=0|learner.jsd_weight=0 -> learner.policy_weight
