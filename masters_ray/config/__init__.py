@@ -2,6 +2,9 @@
 
 YAML files in conf/ say only what differs from the schema's defaults; ``key=value`` words on the command line say what
 differs from the file. ``load`` merges the three, lists every violation at once, and reads no file but the YAML.
+
+A key is a field in schema.py: default, unit, bounds and ``KeyScope`` (types of fields.py). OmegaConf merges and follows
+interpolations (load.py), pydantic checks each key (check.py), rules.py what keys must obey together.
 """
 
 from masters_ray.config.check import scopes as scopes
