@@ -28,16 +28,13 @@ class Folder:
     Every method raises StoreError, which names the file, when the place refuses what is asked.
     """
 
-    def __init__(self, where: Where, filesystem: Any = None) -> None:
-        """filesystem: a pyarrow file system in which ``where`` is a path; default: what ``where`` names. Raises
-        StoreError when it names none."""
+    def __init__(self, where: Where) -> None:
+        """Raises StoreError when ``where`` names no place."""
         self._name = str(where)
         self.filesystem: Any
         self._path: str
         if isinstance(where, Folder):
             self.filesystem, self._path = where.filesystem, where._path
-        elif filesystem is not None:
-            self.filesystem, self._path = filesystem, self._name
         elif "://" in self._name:
             self.filesystem, self._path = _at_address(self._name)
         else:
@@ -48,8 +45,8 @@ class Folder:
         return self._name
 
     def __truediv__(self, name: str) -> Folder:
-        child = Folder(self.path(name), self.filesystem)
-        child._name = f"{self._name.rstrip('/')}/{name}"
+        child = Folder(self)
+        child._name, child._path = f"{self._name.rstrip('/')}/{name}", self.path(name)
         return child
 
     def path(self, name: str) -> str:

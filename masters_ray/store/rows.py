@@ -149,9 +149,10 @@ def table(rows: Sequence[Row], top: Ragged, reference: Ragged, behaviour: Ragged
         raise StoreError(f"scores to store: expected those of {len(lengths)} answers, token by token")
     numbers = {**top.columns, "reference_logprobs": reference.columns.get(OWN)}
     numbers["behaviour_logprobs"] = behaviour.columns.get(OWN) if behaviour is not None else None
-    written = pa.RecordBatch.from_pylist(
-        [vars(one.answer) | vars(one) | {"reasoning": _to_stored(one.reasoning)} for one in judged], schema=_WRITTEN
-    )
+    texts = {name: [getattr(one.answer, name) for one in judged] for name in ("source", "text", "finish", "token_ids")}
+    verdicts = {name: [getattr(one, name) for one in judged] for name in ("accuracy", "verdict")}
+    reasoning = {"reasoning": [_to_stored(one.reasoning) for one in judged]}
+    written = pa.RecordBatch.from_pydict(texts | verdicts | reasoning, schema=_WRITTEN)
     scores = [_lists(numbers.get(field.name), lengths, field.type) for field in _SCORES]
     questions = [
         vars(row)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
-from pyarrow import fs
 
 from masters_ray import cli, store
 from masters_ray.errors import StoreError
@@ -16,23 +15,6 @@ from tests.builders import group, written
 
 KEY = {"a": 1}
 GROUPS = [group(position=position) for position in range(2)]
-
-
-def objects(tmp_path: Path) -> Folder:
-    """A place that is no disk to the store: it has no names to rename and nothing to flush."""
-    (tmp_path / "bucket").mkdir()
-    return Folder("bucket", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
-
-
-def test_a_store_in_an_object_store_is_written_gone_on_with_finished_and_read(tmp_path: Path) -> None:
-    folder = objects(tmp_path) / "stage-0"
-    (tmp_path / "bucket" / "stage-0").mkdir()
-    written(folder, KEY, GROUPS[1:])
-    written(folder, KEY, GROUPS[:1]).finish({})
-    assert [row.position for row in store.read(folder)] == [0, 1]
-    assert store.shard_names(folder) == ["shard-00000000.parquet", "shard-00000001.parquet"]
-    with pytest.raises(StoreError, match="never written over"):
-        store.Writer(folder, KEY)
 
 
 def test_an_address_and_a_path_name_the_same_place(tmp_path: Path) -> None:
@@ -95,6 +77,9 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     store.reopen(folder, store.survey(folder).broken)
     written(folder, KEY, GROUPS[:1]).finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
+    assert store.shard_names(folder) == ["shard-00000000.parquet", "shard-00000001.parquet"]
+    with pytest.raises(StoreError, match="never written over"):
+        store.Writer(folder, KEY)
     assert Folder(f"{bucket}/run").folders() == ["stage-0"]
     assert Folder(folder).folders() == []
     assert list(look.verify(folder)) == [f"{folder}: 2 shards, 2 rows, all read"]
