@@ -28,7 +28,7 @@ def in_turns(deployments: Sequence[Deployment], gpus: int) -> list[Deployment]:
     placed = [
         dataclasses.replace(one, devices=own) for one, own in zip(deployments, assigned(deployments, gpus), strict=True)
     ]
-    most = max(1.0, *_on_each_gpu(placed, lambda one: min(1.0, one.gpus)).values())
+    most = max([1.0, *_on_each_gpu(placed, lambda one: min(1.0, one.gpus)).values()])
     found = []
     for one in placed:
         memory = _FOR_ENGINES * min(1.0, one.gpus) / most if one.gpus else one.spec.memory
