@@ -48,6 +48,7 @@ def test_engines_on_gpus_sleep_and_threads_are_as_many_as_ever() -> None:
     assert (on_gpu.devices, on_gpu.spec.sleeps) == (("0",), True)
     assert (on_cpu.devices, on_cpu.spec.sleeps) == (("",), False)
     assert environment(on_cpu)["OMP_NUM_THREADS"] == "3"
+    assert in_turns([kind(2, 0)], 0)[0].devices == ("", ""), "on a node without a GPU"
 
 
 def memory(deployments: list[Deployment]) -> list[float]:
