@@ -94,7 +94,7 @@ def transfer(config: Config, turns: Turns | None) -> Transfer:
         complaint = Complaint(
             where="rollout.weight_transfer",
             expected="nccl only where learner and student have GPUs of their own",
-            found=f"nccl, and they {'run beside each other' if turns is None else f'take turns on {turns}'}",
+            found=f"nccl, and they take turns on {turns}",
             remedy="auto takes what fits.",
         )
         raise ConfigError([complaint])
