@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -300,7 +301,82 @@ class LogprobMismatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOutcome:
+class AnswerTally:
+    """Counts over the answers of a stage; tallies of batches add up."""
+
+    rows: int = 0
+    """Groups stored."""
+    answers: int = 0
+    unjudged: int = 0
+    """Answers left out because neither judge call was readable."""
+    empty: int = 0
+    """Answers without a word."""
+    compared: int = 0
+    """Answers that a model has judged readably, and the rule as well; of these the next three are."""
+    judge_right: int = 0
+    rule_right: int = 0
+    judge_rule_agreements: int = 0
+    """Both say the same."""
+    defused_answers: int = 0
+    """Answers that hold tags of a judge's prompts."""
+    defused_questions: int = 0
+    """Questions that do, or whose label or choices do."""
+    teacher_written: int = 0
+    teacher_cut: int = 0
+    """Cut at their longest length."""
+    teacher_judged: int = 0
+    teacher_right: int = 0
+    student_written: int = 0
+    student_cut: int = 0
+    student_judged: int = 0
+    student_right: int = 0
+    reasoning_judged: int = 0
+    reasoning_right: int = 0
+    tokens: int = 0
+    """Scored tokens of stored answers."""
+    tail_mass_sum: float = 0.0
+    """Their teacher mass outside the stored top k."""
+
+    def __add__(self, other: AnswerTally) -> AnswerTally:
+        return AnswerTally(
+            **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(AnswerTally)}
+        )
+
+    @classmethod
+    def total(cls, parts: Iterable[Mapping[str, Any]]) -> AnswerTally:
+        """The sum of tallies that were noted as plain values."""
+        total = AnswerTally()
+        for part in parts:
+            total += AnswerTally(**part)
+        return total
+
+    @property
+    def accuracy_by_source(self) -> dict[str, float]:
+        """Mean R_acc of the teacher's and of the student's answers."""
+        return self._rates("right", "judged")
+
+    @property
+    def cut_by_source(self) -> dict[str, float]:
+        """Share of the teacher's and of the student's answers that were cut."""
+        return self._rates("cut", "written")
+
+    @property
+    def reasoning(self) -> float | None:
+        """Mean R_rea; None when nobody was asked."""
+        return self.reasoning_right / self.reasoning_judged if self.reasoning_judged else None
+
+    @property
+    def tail_mass(self) -> float:
+        """Mean teacher mass outside the stored top k, over tokens."""
+        return self.tail_mass_sum / self.tokens if self.tokens else 0.0
+
+    def _rates(self, part: str, whole: str) -> dict[str, float]:
+        counts = {one: (getattr(self, f"{one}_{part}"), getattr(self, f"{one}_{whole}")) for one in get_args(Source)}
+        return {source: found / of for source, (found, of) in counts.items() if of}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOutcome(AnswerTally):
     """What making one stage's rollouts took and achieved."""
 
     stage: int
@@ -313,31 +389,6 @@ class StageOutcome:
     unmasked: dict[str, int]
     """The teacher's matrices that no mask touched, in the same way."""
     teacher_digest: str
-    rows: int
-    """Groups stored."""
     seconds: float
-    answers: int
-    unjudged: int
-    """Answers left out because neither judge call was readable."""
-    empty: int
-    """Answers without a word."""
     set_aside: dict[str, int]
     """Questions without a row, by kind (Rejected)."""
-    cut_by_source: dict[str, float]
-    """Share of the teacher's and of the student's answers that were cut at their longest length."""
-    compared: int
-    """Answers that a model has judged readably, and the rule as well; of these the next three are."""
-    judge_right: int
-    rule_right: int
-    judge_rule_agreements: int
-    """Both say the same."""
-    defused_answers: int
-    """Answers that hold tags of a judge's prompts."""
-    defused_questions: int
-    """Questions that do, or whose label or choices do."""
-    accuracy_by_source: dict[str, float]
-    """Mean R_acc of the teacher's and of the student's answers."""
-    reasoning: float | None
-    """Mean R_rea; None when nobody was asked."""
-    left_out: float
-    """Mean teacher mass outside the stored top k."""

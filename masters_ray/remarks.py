@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from masters_ray import evaluate
 from masters_ray.evaluate import Marked, wilson
+from masters_ray.records import AnswerTally
 
 _MANY_CUT = 0.05
 """From this share of cut answers on a person is told."""
@@ -14,38 +14,13 @@ _CHANCE = 0.1
 """Share of answers on which a judge and a rule that both fit the labels may differ."""
 
 
-class Counts(Protocol):
-    """Of a stage's answers; as of StageOutcome."""
-
-    @property
-    def cut_by_source(self) -> Mapping[str, float]: ...
-
-    @property
-    def compared(self) -> int: ...
-
-    @property
-    def judge_right(self) -> int: ...
-
-    @property
-    def rule_right(self) -> int: ...
-
-    @property
-    def judge_rule_agreements(self) -> int: ...
-
-    @property
-    def defused_answers(self) -> int: ...
-
-    @property
-    def defused_questions(self) -> int: ...
-
-
-def of(where: str, counts: Counts, rule: str) -> list[str]:
+def of(where: str, counts: AnswerTally, rule: str) -> list[str]:
     """All that there is to say. where: what the answers are of, for instance "stage 0"."""
     found = (cut(where, counts), defused(where, counts), disagreement(where, counts, rule))
     return [one for one in found if one]
 
 
-def cut(where: str, counts: Counts) -> str:
+def cut(where: str, counts: AnswerTally) -> str:
     """Which answers were cut, if they are more than a few."""
     many = [f"{share:.1%} of the {source}'s" for source, share in counts.cut_by_source.items() if share > _MANY_CUT]
     if not many:
@@ -66,7 +41,7 @@ def held_out_cut(share: float, longest: int) -> str:
     )
 
 
-def defused(where: str, counts: Counts) -> str:
+def defused(where: str, counts: AnswerTally) -> str:
     """Answers and questions that hold tags of a judge's prompts."""
     if not counts.defused_answers + counts.defused_questions:
         return ""
@@ -77,12 +52,12 @@ def defused(where: str, counts: Counts) -> str:
     )
 
 
-def kappa(counts: Counts) -> float:
+def kappa(counts: AnswerTally) -> float:
     """Cohen's κ of judge and rule."""
     return evaluate.kappa(counts.compared, counts.judge_right, counts.rule_right, counts.judge_rule_agreements)
 
 
-def disagreement(where: str, counts: Counts, rule: str) -> str:
+def disagreement(where: str, counts: AnswerTally, rule: str) -> str:
     """Whether judge and rule differ on more answers than can be: the 95 % interval of the share lies above 10 %."""
     n, same = counts.compared, counts.judge_rule_agreements
     return _disagreement(where, rule, n, same, counts.judge_right, counts.rule_right)

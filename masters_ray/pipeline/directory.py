@@ -23,8 +23,19 @@ class RunDirectory:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError when the directory holds a run with other settings, listing every key that differs."""
         self.root = Path(config.run.dir).absolute()
+        self.data = self.root / "data"
+        """The questions in their seeded order."""
+        self.rollouts = Folder(config.rollout.store or self.root / "rollouts")
+        """The stores of all stages."""
+        self.learner = self.root / "learner"
+        """The learner's checkpoints, skipped steps and Ray Train's state."""
+        self.student = self.root / "student"
+        """The trained student, a Hugging Face directory."""
+        self.adapters = self.root / "student_adapters"
+        """The trained adapters alone (learner.lora), a peft directory."""
+        self.tensorboard = self.root / "tensorboard"
+        self._claim = self.root / "settings.json"
         self._config = to_yaml(config)
-        self._rollouts = Folder(config.rollout.store or self.root / "rollouts")
         self._settings = settings = settings_of(config)
         if self._claim.exists():
             # A key that came after the run was begun counts as its default.
@@ -96,30 +107,16 @@ class RunDirectory:
         return self.file("summary.json").exists()
 
     @property
-    def _claim(self) -> Path:
-        return self.root / "settings.json"
-
-    @property
-    def data(self) -> Path:
-        """The questions in their seeded order."""
-        return self.root / "data"
-
-    @property
-    def rollouts(self) -> Folder:
-        """Where the stores of all stages lie."""
-        return self._rollouts
-
-    @property
     def owner_of_rollouts(self) -> Path | None:
         """The directory of another run whose rollouts this one uses, if it does."""
-        if not self._rollouts.on_disk:
+        if not self.rollouts.on_disk:
             return None
-        owner = Path(self._rollouts.path("")).parent
+        owner = Path(self.rollouts.path("")).parent
         return owner if owner.resolve() != self.root.resolve() and (owner / self._claim.name).exists() else None
 
     def stage(self, index: int) -> Folder:
         """The store of one stage's rollouts."""
-        return self._rollouts / f"stage-{index}"
+        return self.rollouts / f"stage-{index}"
 
     def online(self, index: int) -> Folder:
         """The store of one stage's online iterations; it is this run's alone, whatever ``rollout.store`` says."""
@@ -128,28 +125,9 @@ class RunDirectory:
     def evaluation(self, name: str) -> Path:
         return self.root / "evaluation" / f"{name}.json"
 
-    @property
-    def learner(self) -> Path:
-        """The learner's checkpoints, skipped steps and Ray Train's state."""
-        return self.root / "learner"
-
-    @property
-    def student(self) -> Path:
-        """The trained student, a Hugging Face directory."""
-        return self.root / "student"
-
     def student_after(self, stage: int) -> Path:
         """The student that has learned from all stages up to this one, where stages are learned one by one."""
         return self.root / "students" / f"stage-{stage}"
-
-    @property
-    def adapters(self) -> Path:
-        """The trained adapters alone (learner.lora), a peft directory."""
-        return self.root / "student_adapters"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
 
     def file(self, name: str) -> Path:
         return self.root / name

@@ -19,8 +19,8 @@ from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.actors.replicas import Replicas
 from masters_ray.pipeline.parallel import at_once
 from masters_ray.pipeline.recipes import Earlier, Recipe
-from masters_ray.pipeline.tally import Tally
-from masters_ray.records import Answer, JudgedAnswer, Problem, Refused, Rejected, Source
+from masters_ray.pipeline.tally import tally
+from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Refused, Rejected, Source
 from masters_ray.store import Ragged
 
 Batch = Sequence[tuple[int, Problem]]
@@ -37,7 +37,7 @@ class MadeBatch:
     """store.SCHEMA, in the batch's order."""
     rejected: dict[int, Rejected] = field(default_factory=dict)
     """By position: the questions of the batch that have no row."""
-    tally: Tally = field(default_factory=Tally)
+    tally: AnswerTally = field(default_factory=AnswerTally)
 
 
 class CallClock:
@@ -222,14 +222,14 @@ class GroupMaker:
             )
             for one in kept
         ]
-        tally = Tally.of(
+        counts = tally(
             [(one.problem, one.judged) for one in questions if not _refusal(one, scores)],
             recipe.judging.settings,
             rows=len(rows),
             tokens=int(top.lengths.sum()),
-            left_out=store.left_out(top) if rows else 0.0,
+            tail_mass_sum=store.left_out(top) if rows else 0.0,
         )
-        return MadeBatch(rows=store.table(rows, top, reference, *behaviour), rejected=rejected, tally=tally)
+        return MadeBatch(rows=store.table(rows, top, reference, *behaviour), rejected=rejected, tally=counts)
 
 
 @dataclass

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 from masters_ray.config import Rollout
 from masters_ray.errors import DataError
-from masters_ray.pipeline.tally import Tally
-from masters_ray.records import Rejected
+from masters_ray.records import AnswerTally, Rejected
 
 _ENOUGH_ANSWERS = 400
 """From so many answers on a share of them says something."""
@@ -24,7 +23,7 @@ class Limits:
         self.set_aside: Counter[str] = Counter()
         """Questions without a row, by kind."""
 
-    def look(self, rejected: Iterable[Rejected], tally: Tally, *, finished: bool = False) -> None:
+    def look(self, rejected: Iterable[Rejected], tally: AnswerTally, *, finished: bool = False) -> None:
         """rejected: further questions without a row. finished: all questions were asked, so that every answer counts
         however few there are."""
         for one in rejected:

@@ -29,9 +29,8 @@ from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.parallel import in_parallel
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe, Recipes
-from masters_ray.pipeline.tally import Tally
 from masters_ray.progress import say
-from masters_ray.records import OnlineStep, Rejected
+from masters_ray.records import AnswerTally, OnlineStep, Rejected
 from masters_ray.schedule import Stage
 from masters_ray.weight_sync.broker import Order
 
@@ -70,7 +69,7 @@ class OnlineRollouts:
         """broker: a RolloutBroker actor. owner: of the replicas; they are closed when the block is left."""
         self._plan, self._directory, self._owner = plan, directory, owner
         self.broker = broker
-        self._tallies: dict[int, Tally] = dict.fromkeys(plan.stages, Tally())
+        self._tallies: dict[int, AnswerTally] = dict.fromkeys(plan.stages, AnswerTally())
         self._limits = {index: self._limits_of(index) for index in plan.stages}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="online rollouts", daemon=True)
@@ -231,7 +230,7 @@ def finish(folder: store.Folder, rule: Rule) -> None:
     accounts = store.read_accounts(folder, on_damage=say_damage)
     if not accounts or folder.has(store.MANIFEST):
         return
-    total = Tally.total(account.noted["tally"] for account in accounts.values())
+    total = AnswerTally.total(account.noted["tally"] for account in accounts.values())
     store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
     for remark in remarks.of(str(folder), total, rule):
         say(remark)

@@ -21,9 +21,9 @@ from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
 from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.parallel import in_parallel
 from masters_ray.pipeline.recipes import Earlier, Recipe
-from masters_ray.pipeline.tally import Tally
+from masters_ray.pipeline.tally import tally_of_stored
 from masters_ray.progress import say, track
-from masters_ray.records import Problem, Rejected
+from masters_ray.records import AnswerTally, Problem, Rejected, StageOutcome
 
 _TRIES_TOGETHER = 2
 _TRIES_ALONE = 3
@@ -76,17 +76,34 @@ def roll_out(
         todo = unasked(questions, positions, done, recipe.rollout.batch_rows)
         for batch, stored in in_parallel(work.together, todo, calls_at_once(replicas)):
             if stored:
-                advance(len(batch), work.tally.note())
+                advance(len(batch), _note(work.tally))
             limits.look(work.newly_rejected(), work.tally)
         for row in (row for batch in work.suspects for row in batch):
             work.alone(row)
-            advance(1, work.tally.note())
+            advance(1, _note(work.tally))
         limits.look(work.newly_rejected(), work.tally, finished=True)
-    outcome = work.tally.outcome(recipe.stage, report, work.seconds(), limits.set_aside)
+    outcome = StageOutcome(
+        stage=recipe.stage.index,
+        ratio=recipe.stage.ratio,
+        sparsity=report.sparsity,
+        masked=report.masked,
+        unmasked=report.unmasked,
+        teacher_digest=report.digest,
+        seconds=work.seconds(),
+        set_aside=dict(limits.set_aside),
+        **vars(work.tally),
+    )
     writer.finish(dataclasses.asdict(outcome))
     for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judging.settings.rule):
         say(remark)
     return [work.rejected[position] for position in sorted(work.rejected)]
+
+
+def _note(tally: AnswerTally) -> str:
+    """For the progress line."""
+    cut = {source: f", {share:.0%} cut" for source, share in tally.cut_by_source.items() if share}
+    rates = tally.accuracy_by_source.items()
+    return "  ".join(f"{source} right {rate:.0%}{cut.get(source, '')}" for source, rate in rates)
 
 
 def calls_at_once(replicas: Replicas) -> int:
@@ -146,7 +163,7 @@ class StageWork:
         every batch."""
         self.suspects: list[Batch] = []
         """Batches on which replicas died."""
-        self.tally = Tally.total(account.noted["tally"] for account in before)
+        self.tally = AnswerTally.total(account.noted["tally"] for account in before)
         self.rejected: dict[int, Rejected] = {}
         """By position, those of earlier calls too."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
@@ -216,7 +233,7 @@ class StageWork:
         return MadeBatch(
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
-            tally=made.tally + Tally.of_stored(store.groups(reused), self._recipe.judging.settings),
+            tally=made.tally + tally_of_stored(store.groups(reused), self._recipe.judging.settings),
         )
 
     def _store(self, batch: Batch, made: MadeBatch) -> None:

@@ -114,7 +114,7 @@ def _accuracy(summary: Summary) -> dict[str, Any]:
 
 def _stages(summary: Summary) -> dict[str, Any]:
     """What is to be said of the stages, and the sums that a template cannot make."""
-    most = max((stage.left_out for stage in summary.stages), default=0.0)
+    most = max((stage.tail_mass for stage in summary.stages), default=0.0)
 
     def about(stage: StageOutcome) -> str:
         return f"stage {stage.stage}"

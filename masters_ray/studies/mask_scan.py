@@ -149,7 +149,7 @@ def scanned(
                 },
                 teacher_reasoning=_share(of_teacher, "reasoning"),
                 teacher_cut=outcome.cut_by_source.get("teacher"),
-                left_out=outcome.left_out,
+                left_out=outcome.tail_mass,
             )
         )
     return found

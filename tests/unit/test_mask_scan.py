@@ -51,7 +51,7 @@ def judged(right: float, reasoning: int | None = None, questions: int = 40) -> l
 
 
 def made(ratio: float) -> StageOutcome:
-    return stage_outcome(ratio=ratio, cut_by_source={"teacher": ratio / 2})
+    return stage_outcome(ratio=ratio, teacher_written=1000, teacher_cut=round(500 * ratio))
 
 
 def scanned(reasoning: int | None = None, **levels: float) -> list[Scanned]:

@@ -22,8 +22,7 @@ from masters_ray.pipeline import inputs, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import HeldOut, all_marks
-from masters_ray.pipeline.tally import Tally
-from masters_ray.records import Problem, RolloutGroup
+from masters_ray.records import AnswerTally, Problem, RolloutGroup
 from tests.builders import group, png
 from tests.conftest import PAIR, ROOT
 from tests.fakes import FakePool, FakeReplicas
@@ -165,7 +164,7 @@ def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_w
     directory = RunDirectory(config)
     directory.student.mkdir(parents=True)  # the learner had ended
     row = group(stage=1)
-    noted = {"tally": dataclasses.asdict(Tally())}
+    noted = {"tally": dataclasses.asdict(AnswerTally())}
     writer = store.Writer(directory.online(1), {})
     writer.write(store.table_of([row]), store.Account(asked={row.position: "a"}, rejected={}, noted=noted))
     monkeypatch.setattr(pipeline, "make_rollouts", lambda *_, **__: None)

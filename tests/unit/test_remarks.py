@@ -8,13 +8,13 @@ import math
 import pytest
 
 from masters_ray import remarks
-from masters_ray.pipeline.tally import Tally
+from masters_ray.records import AnswerTally
 from masters_ray.studies.statistics import agreement
 
 
-def compared(both: int, judge: int, rule: int, neither: int) -> Tally:
+def compared(both: int, judge: int, rule: int, neither: int) -> AnswerTally:
     """Answers that both call right, only one does, and neither does."""
-    return Tally(
+    return AnswerTally(
         compared=both + judge + rule + neither,
         judge_right=both + judge,
         rule_right=both + rule,
@@ -33,7 +33,7 @@ def compared(both: int, judge: int, rule: int, neither: int) -> Tally:
         (compared(0, 0, 0, 0), ""),
     ],
 )
-def test_a_disagreement_is_told_when_its_interval_lies_above_a_tenth(counts: Tally, told: str) -> None:
+def test_a_disagreement_is_told_when_its_interval_lies_above_a_tenth(counts: AnswerTally, told: str) -> None:
     found = remarks.disagreement("stage 0", counts, "exact")
     if not told or "9.9%" in told:
         assert found == "", "an interval that reaches down to a tenth may be chance"
@@ -50,7 +50,7 @@ def test_kappa_is_that_of_the_studies() -> None:
 
 
 def test_few_cut_answers_are_not_spoken_of() -> None:
-    counts = Tally(teacher_written=100, teacher_cut=5, student_written=100, student_cut=6)
+    counts = AnswerTally(teacher_written=100, teacher_cut=5, student_written=100, student_cut=6)
     assert remarks.cut("stage 1", counts).startswith("stage 1: 6.0% of the student's answers are cut")
     assert remarks.cut("stage 1", dataclasses.replace(counts, student_cut=5)) == ""
     assert remarks.held_out_cut(0.051, 64).startswith("5.1% of the held-out answers are cut at 64 tokens")

@@ -307,7 +307,7 @@ def test_a_judge_that_differs_from_the_rule_and_tags_of_its_prompts_are_told_in_
 def test_values_that_were_not_measured(tmp_path: Path) -> None:
     def lacking(content: dict[str, Any]) -> None:
         content["judge"]["agreement_with_rule"] = None
-        content["stages"][0] |= {"accuracy_by_source": {"student": 0.5}, "compared": 0}
+        content["stages"][0] |= {"teacher_judged": 0, "student_judged": 4, "student_right": 2, "compared": 0}
         content["accuracy"]["teacher"]["by_kind"].pop("place")
         content["accuracy"]["student_before"] |= {"value": None, "low": None, "high": None}
         content["phases"] = {}

@@ -16,7 +16,7 @@ from masters_ray.errors import CheckpointError, DataError, ReplicaError, Replica
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Earlier, Recipe
-from masters_ray.records import Picture, Problem
+from masters_ray.records import Picture, Problem, StageOutcome
 from masters_ray.schedule import Stage
 from masters_ray.store import look
 from tests.builders import group, png, problem
@@ -68,11 +68,11 @@ def roll_out(folder: Path, replicas: FakeReplicas, problems: Problems = PROBLEMS
     return rollouts.roll_out(recipe(**rollout), problems, positions, replicas, folder)  # type: ignore[arg-type]
 
 
-def made(folder: Path) -> dict[str, Any]:
+def made(folder: Path) -> StageOutcome:
     """What the manifest of a finished stage says."""
     manifest = store.read_manifest(folder)
     assert manifest is not None
-    return manifest.made_by
+    return StageOutcome(**manifest.made_by)
 
 
 def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_answers(tmp_path: Path) -> None:
@@ -85,16 +85,16 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
     manifest = store.read_manifest(tmp_path)
     assert manifest is not None
     assert len(manifest.shards) == 3
-    told = manifest.made_by
-    assert (told["rows"], told["answers"], told["unjudged"], told["judge_rule_agreements"]) == (5, 20, 0, 20)
-    assert told["accuracy_by_source"] == {"teacher": 0.5, "student": 0.5}
+    told = made(tmp_path)
+    assert (told.rows, told.answers, told.unjudged, told.judge_rule_agreements) == (5, 20, 0, 20)
+    assert told.accuracy_by_source == {"teacher": 0.5, "student": 0.5}
 
 
 def test_the_left_out_mass_that_a_stage_tells_is_the_mean_over_the_tokens_of_its_rows(tmp_path: Path) -> None:
     roll_out(tmp_path, FakeReplicas())
     rows = [answer.teacher.left_out for row in store.read(tmp_path) for answer in row.answers]
     everything = np.concatenate(rows)
-    assert made(tmp_path)["left_out"] == pytest.approx(everything.mean(), rel=1e-6)
+    assert made(tmp_path).tail_mass == pytest.approx(everything.mean(), rel=1e-6)
     assert everything.std() > 1e-3
 
 
@@ -396,7 +396,7 @@ def test_a_stage_stops_when_too_many_questions_are_set_aside_and_goes_on_when_mo
         roll_out(tmp_path, replicas, max_set_aside_share=0.3)
     wait_for_what_runs_on()
     roll_out(tmp_path, replicas, max_set_aside_share=0.4)
-    assert made(tmp_path)["set_aside"] == {"engine": 2}
+    assert made(tmp_path).set_aside == {"engine": 2}
 
 
 def test_a_stage_stops_when_too_many_answers_cannot_be_judged(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_cut_answers_are_counted_by_source_and_too_many_stop_a_stage(
         roll_out(tmp_path, replicas, max_cut_share=0.4)
     wait_for_what_runs_on()
     roll_out(tmp_path, replicas, max_cut_share=0.5)
-    assert made(tmp_path)["cut_by_source"] == {"teacher": 0.0, "student": 0.5}
+    assert made(tmp_path).cut_by_source == {"teacher": 0.0, "student": 0.5}
     told = capsys.readouterr().out
     assert "teacher right 50%  student right 50%, 50% cut" in told
     assert "stage 0: 50.0% of the student's answers are cut" in told
@@ -433,7 +433,7 @@ def test_tags_of_a_judges_prompts_in_questions_and_answers_are_counted_and_told(
     replicas = FakeReplicas(student=student, judge=FakePool("judge", {"red": 1, "blue": 0, student.says[1]: 0}))
     roll_out(tmp_path, replicas, Problems([*PROBLEMS, odd]))
     found = made(tmp_path)
-    assert (found["defused_answers"], found["defused_questions"]) == (6, 1)
+    assert (found.defused_answers, found.defused_questions) == (6, 1)
     assert "6 answers and 1 questions hold tags of the judge's prompts" in capsys.readouterr().out
 
 
@@ -443,14 +443,17 @@ def test_a_judge_that_differs_from_the_rule_more_than_it_can_is_told(
     roll_out(tmp_path / "a", FakeReplicas())
     assert "differ" not in capsys.readouterr().out
     roll_out(tmp_path / "b", FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": 1})))
-    counts = [made(tmp_path / "b")[name] for name in ("compared", "judge_right", "rule_right", "judge_rule_agreements")]
+    counts = [
+        getattr(made(tmp_path / "b"), name)
+        for name in ("compared", "judge_right", "rule_right", "judge_rule_agreements")
+    ]
     assert counts == [20, 20, 10, 10]
     told = capsys.readouterr().out
     assert "stage 0: the judge and the rule (exact) differ on 50.0% of 20 answers" in told
     assert "the judge calls 100.0% right, the rule 50.0%" in told
     by_rule = recipe(judge=Judge(of_teacher="rule", of_student="rule"))
     rollouts.roll_out(by_rule, PROBLEMS, range(5), FakeReplicas(), tmp_path / "c")  # type: ignore[arg-type]
-    assert made(tmp_path / "c")["compared"] == 0, "a rule is not compared with itself"
+    assert made(tmp_path / "c").compared == 0, "a rule is not compared with itself"
 
 
 def test_a_rule_judges_without_replicas(tmp_path: Path) -> None:
@@ -468,7 +471,7 @@ def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp
     rollouts.roll_out(with_reasoning, PROBLEMS, range(5), FakeReplicas(), tmp_path / "a")  # type: ignore[arg-type]
     rows = list(store.read(tmp_path / "a"))
     assert [one.judged.reasoning for one in rows[0].answers] == [1, 0, 1, 0]
-    assert made(tmp_path / "a")["reasoning"] == 0.5
+    assert made(tmp_path / "a").reasoning == 0.5
     roll_out(tmp_path / "b", FakeReplicas())
     assert [one.judged.reasoning for one in next(iter(store.read(tmp_path / "b"))).answers] == [None] * 4
 
