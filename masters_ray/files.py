@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from masters_ray.errors import MastersError, StoreError, writing
 
@@ -19,13 +19,15 @@ T = TypeVar("T")
 MADE_AGAIN = "Delete it to make it again."
 """Remedy for a damaged file that the same command writes once more."""
 
+_TOLD = 3
+"""Wrong values of a record that its error names."""
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A field of a record for a number that may be missing: NaN in Python, null in JSON."""
 
 
 def read_record(file: Path, kind: type[T], remedy: str) -> T:
     """The JSON file as a ``kind``: a dataclass, or a list or dict of them. Types are strict (1 is no text, "1" no
-    number); unknown keys are ignored. Raises StoreError with file, key, what was expected and the remedy."""
+    number); unknown keys are ignored. Raises StoreError with file, keys, what was expected and the remedy."""
     return _record(file, "", _text(file, remedy), TypeAdapter(kind), remedy)
 
 
@@ -71,13 +73,17 @@ def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str)
     try:
         return kind.validate_json(content, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
-        missing = first["type"] == "missing"
-        expected = "a value" if missing else first["msg"].removeprefix("Input should be ")
-        found = "none" if missing else repr(first["input"])
-        short = found if len(found) <= 60 else f"{found[:60]}…"
-        raise StoreError(f"{where}: {key or 'the top'}: expected {expected}, found {short}. {remedy}") from error
+        told = [_complaint(one) for one in error.errors(include_url=False)]
+        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        raise StoreError(f"{where}: {'; '.join(told[:_TOLD])}{more}. {remedy}") from error
+
+
+def _complaint(error: ErrorDetails) -> str:
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
+    found, expected = repr(error["input"]), error["msg"].replace("Input should be", "expected", 1)
+    if error["type"] == "missing":
+        found, expected = "none", "expected a value"
+    return f"{place or 'the top'}: {expected}, found {found if len(found) <= 60 else f'{found[:60]}…'}"
 
 
 def read_json(file: Path) -> Any:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import StoreError
-from masters_ray.files import read_lines, read_object, write_json
+from masters_ray.files import read_object, read_record, read_records, write_json
 from masters_ray.records import OnlineStep, StepMetrics
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Rates:
         """Of a rates.json, or as ``measured``. Raises StoreError, which names file and key."""
         if path.suffix != ".json":
             return measured(path)
-        return _checked(TypeAdapter(cls).validate_json, path.read_bytes(), str(path), _BY_HAND)
+        return read_record(path, cls, _BY_HAND)
 
     def save(self, path: Path) -> None:
         """Whole or not at all; an existing file is replaced."""
@@ -158,13 +158,4 @@ def _calls(lines: Sequence[OnlineStep]) -> dict[str, dict[str, float]]:
 
 
 def _read_rows(kind: type[T], file: Path) -> list[T]:
-    check = TypeAdapter(kind).validate_python
-    return [_checked(check, row, f"{file}: line {number}", _ANEW) for number, row in enumerate(read_lines(file), 1)]
-
-
-def _checked(check: Callable[[Any], T], content: Any, place: str, remedy: str) -> T:
-    try:
-        return check(content)
-    except ValidationError as error:
-        told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}, found {one['input']!r:.80}" for one in error.errors())
-        raise StoreError(f"{place}: {'; '.join(told)}. {remedy}") from error
+    return read_records(file, kind, _ANEW) if file.exists() else []

@@ -128,7 +128,7 @@ def curve_chart(
     values[~np.isfinite(values)] = np.nan
     seen = values[np.isfinite(values)]
     steep = seen.size > 2 and seen.min() > 0 and seen.max() > 50 * np.median(seen)
-    figure, axes = _panel(metrics, f"{label}, log scale" if steep else label)
+    figure, axes = _panel(metrics, f"{label} (log)" if steep else label)
     if steep:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

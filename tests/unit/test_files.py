@@ -43,14 +43,22 @@ def test_what_is_written_is_read_and_a_number_that_is_none_is_null(tmp_path: Pat
     [
         ('{"count": true, "parts": [], "by_name": {}}', "count: expected a valid integer, found True. Mend it."),
         ('{"count": "2", "parts": [], "by_name": {}}', "count: expected a valid integer, found '2'. Mend it."),
-        ('{"count": 2, "parts": [{"name": 3}]}', "parts[0].name: expected a valid string, found 3. Mend it."),
-        ('{"count": 2, "parts": [{"name": ""}]}', "parts[0].share: expected a value, found none. Mend it."),
+        (
+            '{"count": 2, "parts": [{"name": 3}]}',
+            "parts[0].name: expected a valid string, found 3; parts[0].share: expected a value, found none; "
+            "by_name: expected a value, found none. Mend it.",
+        ),
+        (
+            '{"parts": [{}, {}]}',
+            "count: expected a value, found none; parts[0].name: expected a value, found none; "
+            "parts[0].share: expected a value, found none; and 3 more. Mend it.",
+        ),
         ('{"count": 2, "parts": [], "by_name": {"a": []}}', "by_name.a: expected a valid number, found []. Mend it."),
         ("7", "the top: expected an object, found 7. Mend it."),
         ("{", "not JSON (Expecting property name"),
     ],
 )
-def test_the_first_wrong_value_is_named(content: str, told: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(content: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(StoreError) as error:
         read_record(tmp_path / "x.json", Whole, "Mend it.")

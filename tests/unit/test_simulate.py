@@ -118,7 +118,7 @@ def test_questions_are_those_of_the_configuration_unless_given(rates: Path, caps
         (("--questions", "0"), "data.train.rows: expected at least 1, or null for all, found 0"),
         (("data.train.rows=null",), "data.train.rows: expected a number, found none. Set it or"),
         (("rollout.max_stalenes=0",), "Did you mean rollout.max_staleness?"),
-        (("--rates", "none.json"), "none.json cannot be used (No such file or directory)"),
+        (("--rates", "none.json"), "none.json: missing. Mend the file"),
         (
             ("--rates", "/"),
             "/: expected two optimizer steps or more, as the first warms up, and an online iteration with",
