@@ -129,7 +129,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _faults(folder: Path, names: list[str]) -> Iterator[str]:
-    """Why the weights cannot be read, and what lies beside them that somebody would read in their place."""
+    """Why the weights cannot be read, and what lies beside them that transformers or vLLM would read instead."""
     if below := [name for name in names if "/" in name]:
         yield f"{_INDEX} places weights below ({below[0]}), where vLLM does not look. Move the files beside it."
     if adapters := [name for name in _ADAPTERS if (folder / name).exists()]:
@@ -139,7 +139,7 @@ def _faults(folder: Path, names: list[str]) -> Iterator[str]:
         yield f"expected weights in safetensors, found {_instead(folder, missing)}"
     others = [file.name for file in sorted(folder.glob("*.safetensors")) if file.name not in names]
     indexed = (folder / _INDEX).is_file()
-    if indexed:  # which nearly all others are read without
+    if indexed:  # nobody reads the other files then
         others = [name for name in others if name == _SINGLE or name.startswith("consolidated")]
     if others:
         beside = _INDEX if indexed else _SINGLE

@@ -28,7 +28,7 @@ class Chat:
     """What a model's prompts are made with. Text and token ids may be asked for from several threads.
 
     A special token in a message's text is encoded letter by letter, as text. The tokenizer's start token stands once
-    before a prompt, whether or not the template writes it. A template that asks for the time is told one that stays.
+    before a prompt, whether or not the template writes it. A template that asks for the time always gets the same.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Chat:
         self._prepare_template()
 
     def _prepare_template(self) -> None:
-        """Learn what the template takes. Raises CheckpointError when there is none that takes pictures and text."""
+        """Find out what the template takes. Raises CheckpointError when it does not take pictures and text."""
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
             raise CheckpointError(f"{self.folder}: has no chat template. Use an instruction-tuned checkpoint.")
@@ -64,7 +64,7 @@ class Chat:
         try:
             part = self._rendered([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
             if _PROBE not in part or "'text'" in part:
-                raise CheckpointError("one that leaves the texts out")
+                raise CheckpointError("a template that leaves the texts out")
         except CheckpointError as error:
             wanted = "a chat template that takes a list of pictures and texts and leaves the texts as they are"
             remedy = "Use the chat template of the model's processor (chat_template.jinja)."

@@ -260,7 +260,7 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Where to build a directory that appears at ``target`` whole or not at all; an existing one is replaced."""
+    """Where to build a directory that appears at ``target`` whole or not at all, in place of what is there."""
     building = target.with_name(target.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     yield building

@@ -62,18 +62,13 @@ def end_ids(folder: Path) -> set[int]:
 
 def pattern(folders: Iterable[Path]) -> str:
     """A regular expression that finds every special token of these checkpoints in a text, the longest first; one that
-    finds nothing when there is none."""
+    finds nothing when there is none. Case does not count for a tokenizer that folds it."""
     rules: dict[str, str] = {}
     for folder in folders:
-        tokenizer = _read(folder / "tokenizer.json")
-        flags, normalizer = _added(tokenizer), json.dumps(tokenizer.get("normalizer"))
+        normalizer = json.dumps(_read(folder / "tokenizer.json").get("normalizer"))
         folds = '"Lowercase"' in normalizer or '"lowercase": true' in normalizer
         for token in special_tokens(folder):
-            of_token = flags.get(token, {})
-            rule = re.escape(token)
-            if of_token.get("single_word"):
-                rule = rf"(?<!\w){rule}(?!\w)"
-            rules[token] = f"(?i:{rule})" if folds and of_token.get("normalized") else rule
+            rules[token] = f"(?i:{re.escape(token)})" if folds else re.escape(token)
     return "|".join(rules[token] for token in sorted(rules, key=lambda token: (-len(token), token))) or NO_SPECIAL
 
 

@@ -109,7 +109,7 @@ class VllmEngine:
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
         if current_platform.is_cpu():
             # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
-            # The block is the smallest that CPU attention takes: whole ones alone are found again in the cache.
+            # 32 is the smallest block that CPU attention takes: the cache finds whole blocks of a prompt again.
             options |= {"enable_chunked_prefill": False, "block_size": 32}
         self.loop = EngineLoop(partial(_start, **options))
         # A process that takes the place of one that died may do so while the student learns.
@@ -159,7 +159,7 @@ class VllmEngine:
             ) from error
 
     def _agreed(self, method: str, *arguments: Any, renews: bool = False) -> dict[str, Any]:
-        """What all workers of the engine answer. Raises ReplicaError when their answers differ."""
+        """What all workers of the engine answer alike. Raises ReplicaError when their answers differ."""
         answers = self._workers(method, *arguments, renews=renews)
         for key in sorted(set().union(*answers)):
             said = [one.get(key) for one in answers]

@@ -29,7 +29,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[tuple[Callable[[Any], None], list[Future[Any]]]] = queue.SimpleQueue()
         """What the thread has to do with the engine, and what is waited for."""
         self._begun: list[Future[Any]] = []
-        """Of what is taken in at present: not under way yet."""
+        """Outcomes of what the thread takes in at present and has not put under way."""
         self._under_way: dict[str, Future[Any]] = {}
         self._numbers = itertools.count()
         self._asleep = False

@@ -135,7 +135,7 @@ def test_a_system_turn_that_the_template_does_not_take_goes_to_the_user(tmp_path
 @pytest.mark.parametrize(
     ("template", "fault"),
     [
-        ("{% for one in messages %}{{ one['content'] }}{% endfor %}", "one that leaves the texts out"),
+        ("{% for one in messages %}{{ one['content'] }}{% endfor %}", "a template that leaves the texts out"),
         (TEMPLATE + "{% if %}", "its chat template does not take the messages: Expected an expression"),
     ],
 )

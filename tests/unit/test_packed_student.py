@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -51,64 +52,30 @@ TEXT = {
 SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 
 
+VISION = {"hidden_size": 16, "intermediate_size": 24}
+QWEN_VISION = VISION | {"depth": 2, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+
+
 def qwen3() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
-    return Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(
-            text_config=TEXT | {"head_dim": 16, "rope_parameters": rope, "tie_word_embeddings": True},
-            vision_config={
-                "depth": 2,
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_heads": 2,
-                "patch_size": 4,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0],
-            },
-            tie_word_embeddings=True,
-            **SPECIAL,
-        )
-    )
+    rope = ROPE | {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = TEXT | {"head_dim": 16, "rope_parameters": rope, "tie_word_embeddings": True}
+    vision = QWEN_VISION | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **SPECIAL)
+    return Qwen3VLForConditionalGeneration(config)
 
 
 def qwen2_5() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            text_config=TEXT | {"rope_parameters": rope},
-            vision_config={
-                "depth": 2,
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_heads": 2,
-                "patch_size": 4,
-                "out_hidden_size": 32,
-                "window_size": 16,
-                "fullatt_block_indexes": [1],
-            },
-            **SPECIAL,
-        )
-    )
+    text = TEXT | {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}
+    vision = QWEN_VISION | {"window_size": 16, "fullatt_block_indexes": [1]}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **SPECIAL))
 
 
 def internvl() -> Any:
-    return InternVLForConditionalGeneration(
-        InternVLConfig(
-            text_config=TEXT | {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "patch_size": [4, 4],
-                "image_size": [16, 16],
-            },
-            image_token_id=IMAGE,
-            image_seq_length=4,
-            downsample_ratio=0.5,
-        )
-    )
+    text = TEXT | {"model_type": "qwen2", "rope_parameters": ROPE}
+    vision = VISION | {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": [4, 4], "image_size": [16, 16]}
+    pictures: dict[str, Any] = {"image_token_id": IMAGE, "image_seq_length": 4, "downsample_ratio": 0.5}
+    return InternVLForConditionalGeneration(InternVLConfig(text_config=text, vision_config=vision, **pictures))
 
 
 def qwen_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[int]) -> dict[str, Tensor]:
@@ -133,14 +100,10 @@ def internvl_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[
     return {"input_ids": torch.tensor([[*ids, *text]]), "pixel_values": torch.randn(len(pictures), 3, 16, 16)}
 
 
-class _Ready:
-    """Stands for a Chat: the inputs are there already."""
-
-    def __init__(self, inputs: dict[str, Tensor]) -> None:
-        self._inputs = inputs
-
-    def inputs(self, *_: Any) -> dict[str, Tensor]:
-        return self._inputs
+def as_read(model: Any, inputs: Sequence[dict[str, Tensor]]) -> list[PromptTensors]:
+    """Prompts whose inputs stand in for what a Chat makes."""
+    chats: list[Any] = [SimpleNamespace(inputs=lambda *_, ready=ready: ready) for ready in inputs]
+    return [hf.prompt_tensors(model, chat, [], []) for chat in chats]
 
 
 FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] = {
@@ -167,10 +130,9 @@ def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tens
         given["mm_token_type_ids"] = torch.cat([kinds, kinds.new_zeros(tokens.shape)], 1)
     start = inputs["input_ids"].shape[1] - 1
     logprobs = model(**given).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
-    scores = [
-        torch.from_numpy(one) for one in (answer.teacher.top_ids, answer.teacher.top_logprobs, answer.teacher.left_out)
-    ]
-    ids, top_logprobs, left_out = scores[0].long(), *scores[1:]
+    teacher = answer.teacher
+    ids, top_logprobs, left_out = map(torch.from_numpy, (teacher.top_ids, teacher.top_logprobs, teacher.left_out))
+    ids = ids.long()
     outside = 1 - logprobs.detach().gather(-1, ids).exp().sum(-1)
     divergences = top_k_jsd(logprobs, ids, top_logprobs, left_out)
     return logprobs.gather(-1, tokens.T).squeeze(-1), divergences, left_out_error(left_out, outside)
@@ -189,7 +151,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], 
     torch.manual_seed(0)
     model = make().float().eval()
     inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
-    prompts: list[PromptTensors] = [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
+    prompts = as_read(model, inputs)
     return model, inputs, pack(GROUPS, prompts, pad_id=0, multiple_of=8)
 
 
@@ -223,8 +185,7 @@ def student() -> tuple[hf.PackedStudent, list[PromptTensors]]:
     torch.manual_seed(0)
     model = qwen3().float().eval()
     inputs = [qwen_prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
-    prompts: list[PromptTensors] = [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
-    return hf.PackedStudent(model, logits_bytes=2**20), prompts
+    return hf.PackedStudent(model, logits_bytes=2**20), as_read(model, inputs)
 
 
 ASKED = problem()

@@ -72,14 +72,8 @@ class Worker:
         )
         hidden = torch.arange(self._at, self._at + tokens).unsqueeze(-1).float()
         self._at += tokens
-        found: dict[str, LogprobsTensors] = self._worker.compute_prompt_logprobs(
-            None,
-            hidden,
-            batch,
-            None,
-            None,
-            np.array([LENGTH]),
-        )
+        given = (None, hidden, batch, None, None, np.array([LENGTH]))
+        found: dict[str, LogprobsTensors] = self._worker.compute_prompt_logprobs(*given)
         return found.get("r")
 
 
@@ -197,10 +191,9 @@ def test_an_answer_is_taken_with_the_scores_of_all_its_tokens_or_its_question_is
     [found] = engine.generate([Prompt(token_ids=[1, 2])], Sampling(), answers=1, seeds=[0], top_k=2)
     if lost:
         assert isinstance(found, Refused) and "scored 0 of the answer's 3 tokens" in found.reason
-    else:
-        assert (
-            isinstance(found, list) and found[0][0].token_ids == (11, 12, 13) and found[0][1].own.tolist() == [-1.0] * 3
-        )
+        return
+    assert isinstance(found, list)
+    assert found[0][0].token_ids == (11, 12, 13) and found[0][1].own.tolist() == [-1.0] * 3
 
 
 def test_padding_and_tokens_that_another_model_has_no_row_for_are_never_written(
