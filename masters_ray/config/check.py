@@ -20,6 +20,18 @@ from masters_ray.config.schema import Config
 from masters_ray.errors import Complaint
 
 _SCHEMA = TypeAdapter(Config)
+_WORDS = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}",
+    "finite_number": "a finite number",
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+}
+"""Kinds of pydantic's errors → what was expected."""
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|[-+.]*(nan|inf)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +126,9 @@ def _complaint(error: Any) -> Complaint:
             return wrong(key, None, "a value")
         case "refused":
             return wrong(key, error["input"], **error["ctx"])
-    return wrong(key, error["input"], error["msg"].removeprefix("Input should be ").partition(", unable to")[0])
+    if error["type"] in _WORDS:
+        return wrong(key, error["input"], _WORDS[error["type"]].format(**error.get("ctx", {})))
+    return wrong(key, error["input"], error["msg"].removeprefix("Input should be "))
 
 
 def unknown(key: str) -> Complaint:
@@ -132,4 +146,5 @@ def wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint
     elif not remedy:
         needed = f"Set {key} in the file or on the command line."
         remedy = needed if known.default == MISSING else f"The default is {json.dumps(known.default)}."
-    return Complaint(where=key, expected=expected, found=repr(found), remedy=remedy)
+    told = found if isinstance(found, str) and _NUMBER.fullmatch(found) else repr(found)
+    return Complaint(where=key, expected=expected, found=told, remedy=remedy)

@@ -200,11 +200,7 @@ def _examples(
     rewards = {(row.stage, row.position): row for row in rows}
     wanted = [rewards[place] for place in _spread(sorted(rewards), count)]
     found = {_place(group): group for group in _groups(directory, wanted)}
-    trained = [
-        _trained_example(found[_place(row)], row)
-        for row in wanted
-        if _place(row) in found and _is_of(row, found[_place(row)])
-    ]
+    trained = [_trained_example(found[_place(row)], row) for row in wanted if _place(row) in found]
     after = {one.id: one for one in marks["student_after"]}
     pairs = {before.id: (before, after[before.id]) for before in marks["student_before"]}
     changed = {id: pair for id, pair in pairs.items() if pair[0].correct != pair[1].correct}
@@ -214,13 +210,6 @@ def _examples(
 
 def _place(one: GroupRewards | RolloutGroup) -> tuple[int, int, int | None]:
     return one.stage, one.position, one.version
-
-
-def _is_of(rewards: GroupRewards, group: RolloutGroup) -> bool:
-    """Whether there is a reward for each answer: a line of an older run, which says no version, may be about a fresh
-    group at the place of the stored one."""
-    lists = (rewards.divergences, rewards.distillation, rewards.advantages)
-    return all(len(one) == len(group.answers) for one in lists)
 
 
 def _groups(directory: RunDirectory, wanted: Sequence[GroupRewards]) -> Iterator[RolloutGroup]:

@@ -157,7 +157,7 @@ def test_what_does_not_fit_together_or_stands_in_a_list_is_refused_with_its_key(
     [
         ("learner.workrs=2", "expected a known key, found an unknown one. Did you mean learner.workers?"),
         ("teacher.replicas=two", "expected a whole number, found 'two'. The default is 1."),
-        ("rollout.teacher_answers=-1", "expected greater than or equal to 0, found '-1'. The default is 4."),
+        ("rollout.teacher_answers=-1", "expected at least 0, found -1. The default is 4."),
         ("student.checkpoint=???", "expected a value, found '???'. Set student.checkpoint in the file or"),
         (
             "teacher.max_replicas=2",
@@ -165,7 +165,7 @@ def test_what_does_not_fit_together_or_stands_in_a_list_is_refused_with_its_key(
         ),
         ("schedule.step=0.15", "0.2 gives 2 stages"),
         ("learner.offload=off", "expected 'nothing', 'optimizer' or 'everything', found 'off'"),
-        ("learner.cpus=nan", "expected a finite number, found 'nan'"),
+        ("learner.cpus=nan", "expected a finite number, found nan"),
         ("teacher.checkpoint=runs/[a]", "found 'runs/[a]'"),
         ("student.engine.gpu_memory_utilization=0.3", "at most student.gpus = 0.25: other replicas on the same GPU ha"),
         ("run.dir=${nope}", "found '${nope}'. Interpolation key 'nope' not found. ${oc.env:NAME} is a variable of"),
