@@ -152,7 +152,7 @@ def moved(checkpoint: Path) -> dict[str, torch.Tensor]:
     ("asks_learner", "model", "ranks"),
     [
         (False, "student", 1),
-        (True, "student", 1),
+        pytest.param(True, "student", 1, marks=long_form),
         # The toy student's vision has three heads, which two ranks cannot share.
         pytest.param(True, "teacher", 2, marks=long_form),
     ],
