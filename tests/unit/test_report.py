@@ -328,7 +328,8 @@ def test_how_often_the_reasoning_supports_the_answer_is_told_of_the_stages_that_
     assert "whose reasoning supports them" not in read.text
 
     def asked(content: dict[str, Any]) -> None:
-        content["stages"][0]["reasoning"], content["stages"][3]["reasoning"] = 0.8249, 0.0
+        content["stages"][0] |= {"reasoning_judged": 10000, "reasoning_right": 8249}
+        content["stages"][3] |= {"reasoning_judged": 10}
 
     expected = "Answers whose reasoning supports them, by the same judges: 82.5 % in stage 0, 0.0 % in stage 3."
     assert expected in Page(written(tmp_path, asked)).text
@@ -336,7 +337,7 @@ def test_how_often_the_reasoning_supports_the_answer_is_told_of_the_stages_that_
 
 def test_warnings_for_the_reader(tmp_path: Path, read: Page) -> None:
     def worrying(content: dict[str, Any]) -> None:
-        content["stages"][2]["left_out"] = 0.95
+        content["stages"][2]["tail_mass_sum"] = 0.95 * content["stages"][2]["tokens"]
         content["accuracy"]["teacher"]["value"] = 0.3
         content["evaluation"]["left_out"] = 5
         content["data"]["overlap"] = {"same_question": 7, "same_picture": 9, "examples": ["q1"]}
