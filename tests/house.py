@@ -3,6 +3,7 @@
 * No file has more than LINES lines, and the algorithm (pipeline/run.py) fits on a screen.
 * No class name stands twice.
 * No files import each other in a circle, imports inside functions included.
+* Only files named vllm_* import vLLM.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def complaints(package: Path) -> list[str]:
             if isinstance(node, ast.ClassDef):
                 classes[node.name].append(module)
     found += [f"class {name} stands in {' and '.join(where)}" for name, where in classes.items() if len(where) > 1]
+    for module, tree in trees.items():
+        if "vllm" in _outside(tree) and not module.rpartition(".")[2].startswith("vllm_"):
+            found.append(f"{module} imports vLLM")
     imports = {module: _imported(module, tree, set(trees)) for module, tree in trees.items()}
     try:
         TopologicalSorter(imports).prepare()
@@ -61,6 +65,14 @@ def _imported(module: str, tree: ast.AST, modules: set[str]) -> set[str]:
             if inner - modules:
                 found.add(node.module)
     return (found & modules) - {module}
+
+
+def _outside(tree: ast.AST) -> set[str]:
+    """The top names of all modules that are imported."""
+    nodes = list(ast.walk(tree))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
 
 
 if __name__ == "__main__":
