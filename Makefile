@@ -73,10 +73,12 @@ bench-store: .venv/.done-bench
 
 # What making rollouts costs beside the engines' own work.
 bench-pregen: setup
+	$(BIN)/python -m examples.easy_vqa
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
 # What online iterations cost, measured and forecast.
 bench-semi-online: setup
+	$(BIN)/python -m examples.easy_vqa
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.semi_online
 
 # Faults of every kind while rollouts are made, ROUNDS times, six minutes each on two cores.

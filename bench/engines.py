@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.scale import at
 from masters_ray import cluster, store, weights
 from masters_ray.actors import deployments
 from masters_ray.actors.model import Model
@@ -31,9 +32,9 @@ from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
 from masters_ray.schedule import Stage
 
-_LAYERS = 32
+_LAYERS = at(32, 6)
 """Of the teacher: a real pair's teacher costs several times its student and judge."""
-_ROWS, _WARM = 640, 128
+_ROWS, _WARM = at((640, 128), (48, 16))
 _STAGE = Stage(index=0, ratio=0.1)
 _SECONDS_BETWEEN_LOOKS = 0.25
 
@@ -126,7 +127,7 @@ def _config(folder: Path) -> Config:
     if not teacher.exists():
         _deepen(Path("examples/toy/pair/teacher"), teacher)
     words = [f"run.dir={folder / 'run'}", f"teacher.checkpoint={teacher}", f"data.train.rows={_ROWS + _WARM}"]
-    return load("conf/demo.yaml", [*words, "rollout.batch_rows=16"])
+    return load("conf/demo.yaml", [*words, f"rollout.batch_rows={at(16, 4)}"])
 
 
 def _teacher(config: Config) -> Model:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.aims import Aim, Figure, Outcome, Run
 from bench.groups import Task
+from bench.scale import at
 from bench.timing import ratios, spread
 
 
@@ -50,7 +51,8 @@ _MEMORY_REPEATS = 3
 
 
 def _memory_vs_trl(run: Run, repeats: int) -> Outcome:
-    times = {32: min(repeats, _MEMORY_REPEATS), 128: 1}
+    short, long = at((32, 128), (4, 8))
+    times = {short: min(repeats, _MEMORY_REPEATS), long: 1}
     found = {
         (side, tokens): _memory(run, side, tokens, times[tokens]) for tokens in times for side in ("masters", "trl")
     }
@@ -59,18 +61,18 @@ def _memory_vs_trl(run: Run, repeats: int) -> Outcome:
         return found["masters", tokens][entry] / found["trl", tokens][entry]
 
     also = {
-        "above_weights_and_gradients": ratio("above", 32),
-        "at_128_tokens": ratio("growth", 128),
-        "at_128_tokens_above_weights_and_gradients": ratio("above", 128),
+        "above_weights_and_gradients": ratio("above", short),
+        "at_128_tokens": ratio("growth", long),
+        "at_128_tokens_above_weights_and_gradients": ratio("above", long),
     }
     rows = [one["row"] for one in found.values()]
     raw = {f"{side}-{tokens}": one["raw"] for (side, tokens), one in found.items()}
-    return Outcome(value=ratio("growth", 32), rows=rows, raw=raw, also=also)
+    return Outcome(value=ratio("growth", short), rows=rows, raw=raw, also=also)
 
 
-_LENGTHS = (16, 32, 64, 128, 256, 512)
+_LENGTHS = at((16, 32, 64, 128, 256, 512), (4, 8))
 """Tokens of an answer, each twice the one before."""
-_LONGER = (*_LENGTHS, 1024)
+_LONGER = (*_LENGTHS, 2 * _LENGTHS[-1])
 
 
 def _memory_by_length(run: Run, repeats: int) -> Outcome:
@@ -148,7 +150,7 @@ def _seconds(values: list[float]) -> dict[str, float]:
 @cache
 def figures() -> dict[str, Figure]:
     """By key, in the order in which they are taken."""
-    small, large = Task(side=14), Task(side=28)
+    small, large = Task(side=at(14, 2)), Task(side=at(28, 4))
     trl = f"answer tokens per second against TRL, {small.answers} × {small.tokens} tokens, "
     return {
         "speed_vs_trl": Figure(

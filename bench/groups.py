@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import models
+from bench.scale import at
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.packing import PackedBatch, PromptTensors, pack
@@ -25,10 +26,10 @@ class Task:
 
     text: int = 34
     """Tokens of the prompt besides the picture's."""
-    side: int = 14
+    side: int = at(14, 2)
     """The picture is side × side tokens."""
     answers: int = 8
-    tokens: int = 32
+    tokens: int = at(32, 4)
     """Of each answer."""
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bench.scale import at
 from masters_ray.engines import hf
 
 END, IMAGE, VIDEO, PICTURE_STARTS, PICTURE_ENDS = 1, 2, 3, 4, 5
@@ -33,17 +34,17 @@ class Size:
     """Width of the vision tower's matrices."""
 
 
-STUDENT = Size(hidden=512, intermediate=1536, layers=6, heads=8, key_heads=4)
+TINY = Size(hidden=64, intermediate=128, layers=2, heads=2, key_heads=1, vocabulary=512)
+STUDENT = at(Size(hidden=512, intermediate=1536, layers=6, heads=8, key_heads=4), TINY)
 """22 million parameters."""
-TEACHER = Size(hidden=1024, intermediate=3584, layers=6, heads=16, key_heads=8)
+TEACHER = at(Size(hidden=1024, intermediate=3584, layers=6, heads=16, key_heads=8), TINY)
 """Four times the student's parameters."""
 NARROW = replace(STUDENT, vision=512)
-WIDE = Size(hidden=1024, intermediate=3072, layers=6, heads=16, key_heads=8, vision=512)
-WIDEST = Size(hidden=2048, intermediate=6144, layers=3, heads=32, key_heads=16, vision=512)
+WIDE = at(Size(hidden=1024, intermediate=3072, layers=6, heads=16, key_heads=8, vision=512), TINY)
+WIDEST = at(Size(hidden=2048, intermediate=6144, layers=3, heads=32, key_heads=16, vision=512), TINY)
 """No matrix of these three is narrower than 512."""
-LARGE_VOCABULARY = Size(hidden=256, intermediate=768, layers=4, heads=4, key_heads=2, vocabulary=151_936)
+LARGE_VOCABULARY = at(Size(hidden=256, intermediate=768, layers=4, heads=4, key_heads=2, vocabulary=151_936), TINY)
 """Whose logits would weigh more than everything else."""
-TINY = Size(hidden=64, intermediate=128, layers=2, heads=2, key_heads=1, vocabulary=512)
 
 
 def build(size: Size, seed: int = 0) -> Any:

@@ -16,9 +16,10 @@ from typing import Any
 from bench.aims import Aim, entry
 from bench.command import command
 from bench.report import machine
+from bench.scale import at
 from bench.timing import ratios
 
-FEW, MANY = 10_000, 100_000
+FEW, MANY = at((10_000, 100_000), (100, 400))
 _MORE = 64
 """Questions that are left when a run goes on."""
 _SHOWN_OF_A_FAILURE = 3000

@@ -17,6 +17,7 @@ from typing import Any
 from bench.aims import Aim, entry
 from bench.command import command
 from bench.report import machine
+from bench.scale import at
 from masters_ray import config
 from masters_ray.plan.forecast import forecast
 from masters_ray.plan.rates import Rates
@@ -30,6 +31,7 @@ _ALONE = ("rollout.online_fraction=0.2", "rollout.max_staleness=0")
 """A run in which learner and rollouts wait for each other, so that its rates hold no sharing of cores."""
 _MOST_REPLICAS = 8
 _SHOWN_OF_A_FAILURE = 3000
+_SIZE = at([], ["data.train.rows=96", "data.held_out.rows=12", "evaluation.examples=2"])
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _run(folder: Path, words: list[str] | tuple[str, ...], rollouts: Path | None
     more = [f"rollout.store={rollouts / 'rollouts'}"] if rollouts else []
     program = Path(sys.executable).with_name("masters-ray")
     done = subprocess.run(
-        [program, "run", BASE, f"run.dir={folder}", *words, *more], capture_output=True, text=True, check=False
+        [program, "run", BASE, f"run.dir={folder}", *_SIZE, *words, *more], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"masters-ray run {' '.join(words)}: {(done.stdout + done.stderr)[-_SHOWN_OF_A_FAILURE:]}")
@@ -124,7 +126,7 @@ def _journal(folder: Path) -> dict[str, Any]:
 
 def _forecast_seconds(rates: Rates, share: float, *words: str) -> float:
     """Of the learner's phase."""
-    return forecast(config.load(BASE, [f"rollout.online_fraction={share}", *words]), rates).learning.seconds
+    return forecast(config.load(BASE, [*_SIZE, f"rollout.online_fraction={share}", *words]), rates).learning.seconds
 
 
 def _dedicated(rates: Rates) -> dict[str, Any]:

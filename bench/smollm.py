@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch.nn.utils import prune
 
+from bench.scale import at
 from examples.real_weights import pretrained
 
 _TEXTS = ("README.md", "docs/METHOD.md", "docs/LEARNER.md")
-_WINDOW = 1024
-_WINDOWS = 6
+_WINDOW = at(1024, 256)
+_WINDOWS = at(6, 1)
 _PRUNED = 0.3
 
 

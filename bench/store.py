@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from bench.aims import Aim, entry
 from bench.command import command
 from bench.report import machine
+from bench.scale import at
 from bench.smollm import Distributions, distributions
 from masters_ray.records import Answer, JudgedAnswer, RolloutGroup, ScoredAnswer, TokenScores
 from masters_ray.store import rows
@@ -27,7 +28,7 @@ KS = (8, 16, 32, 50, 64, 128)
 _TOKENS = 300
 """Of each answer."""
 _ANSWERS = 8
-_READ_ROWS = 64
+_READ_ROWS = at(64, 4)
 _COLUMNS = ("top_gaps", "top_roots", "left_out_roots")
 
 

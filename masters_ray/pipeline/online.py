@@ -25,10 +25,10 @@ from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.groups import GroupMaker
-from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.parallel import in_parallel
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe, Recipes
+from masters_ray.pipeline.tally import Limits
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, OnlineStep, Rejected
 from masters_ray.schedule import Stage
@@ -97,7 +97,7 @@ class OnlineRollouts:
         try:
             while not self._stopping.is_set():
                 order: Order | None = ray.get(self.broker.next_order.remote(_PATIENCE))
-                if order is not None:
+                if order is not None and not self._stopping.is_set():
                     rows = self._try(order)
                     self._owner.give_way()
                     ray.get(self.broker.deliver.remote(order, rows))

@@ -18,10 +18,9 @@ from masters_ray.masks import MaskReport
 from masters_ray.pipeline.contents import misplaced
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
-from masters_ray.pipeline.limits import Limits
 from masters_ray.pipeline.parallel import in_parallel
 from masters_ray.pipeline.recipes import Earlier, Recipe
-from masters_ray.pipeline.tally import tally_of_stored
+from masters_ray.pipeline.tally import Limits, tally_of_stored
 from masters_ray.progress import say, track
 from masters_ray.records import AnswerTally, Problem, Rejected, StageOutcome
 
