@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from masters_ray import cluster, store, weights
-from masters_ray.actors import deployments
-from masters_ray.actors.model import Model
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Replicas, environment
 from masters_ray.config import Config, load
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.pipeline import inputs, recipes, rollouts
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
+from masters_ray.replicas import deployments
+from masters_ray.replicas.model import ReplicaModel
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.spawn import Replicas, environment
 from masters_ray.schedule import Stage
 
 _LAYERS = 32
@@ -68,7 +68,7 @@ def direct(folder: Path) -> dict[str, Any]:
     return {"tokens_per_s": tokens / seconds, "rows_per_s": len(rows) / seconds}
 
 
-def _again(model: Model, config: Config, recipe: Recipe, rows: list[RolloutGroup]) -> int:
+def _again(model: ReplicaModel, config: Config, recipe: Recipe, rows: list[RolloutGroup]) -> int:
     """Tokens of the answers that the teacher writes and scores."""
     k, sampling = config.teacher.top_k, config.rollout.sampling
     prompts: Any = model.prompts([row.problem for row in rows])
@@ -129,9 +129,9 @@ def _config(folder: Path) -> Config:
     return load("conf/demo.yaml", [*words, "rollout.batch_rows=16"])
 
 
-def _teacher(config: Config) -> Model:
+def _teacher(config: Config) -> ReplicaModel:
     mask = Mask(scope=config.teacher.mask, ratio=_STAGE.ratio)
-    return Model(Path(config.teacher.checkpoint), config.teacher.engine, top_k=config.teacher.top_k, mask=mask)
+    return ReplicaModel(Path(config.teacher.checkpoint), config.teacher.engine, top_k=config.teacher.top_k, mask=mask)
 
 
 def _deepen(source: Path, target: Path) -> None:

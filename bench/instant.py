@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from masters_ray import cluster, data, store
-from masters_ray.actors.host import Expected, Host, HostSpec
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
-from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Cluster, DataSource, Engine, Judge, Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, Problem
+from masters_ray.replicas.actor import Expected, ReplicaActor, ReplicaSpec
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.model import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.replicas.spawn import Deployment, Replicas
 from masters_ray.schedule import Stage
 from tests.builders import png, scores
 
@@ -37,10 +37,10 @@ _MOST = 512
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-class InstantHost(Host):
+class InstantHost(ReplicaActor):
     """A replica without an engine."""
 
-    def __init__(self, spec: HostSpec) -> None:
+    def __init__(self, spec: ReplicaSpec) -> None:
         self._ending = threading.Event()
         self._first: float | None = None
         answers = [scores(TOKENS, k=TOP_K, seed=seed, vocabulary=1000) for seed in range(_MOST)]
@@ -93,7 +93,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source = _source(folder, rows)
     deployments = [
-        Deployment(spec=HostSpec(checkpoint="none", roles=roles, engine=Engine()), replicas=1, cpus=0.5, gpus=0)
+        Deployment(spec=ReplicaSpec(checkpoint="none", roles=roles, engine=Engine()), replicas=1, cpus=0.5, gpus=0)
         for roles in (("teacher",), ("student", "judge"))
     ]
     recipe = Recipe(

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from masters_ray import placement, store
-from masters_ray.actors import deployments
+from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import LearnerError
@@ -16,6 +15,7 @@ from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
 from masters_ray.progress import say, track
+from masters_ray.replicas import deployments, placement
 from masters_ray.schedule import Stage
 
 

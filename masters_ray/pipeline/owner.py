@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from masters_ray.actors import deployments
-from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Config
 from masters_ray.pipeline.parallel import at_once
-from masters_ray.placement import Turns
+from masters_ray.replicas import deployments
+from masters_ray.replicas.placement import Turns
+from masters_ray.replicas.spawn import Deployment, Replicas
 
 
 class ReplicaOwner:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 from masters_ray import report, schedule, store, weights
-from masters_ray.actors import deployments
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.pipeline import learning, online, outcome, rollouts
@@ -28,8 +27,9 @@ from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
-from masters_ray.placement import Turns
 from masters_ray.progress import say
+from masters_ray.replicas import deployments
+from masters_ray.replicas.placement import Turns
 
 Block = Sequence[tuple[schedule.Stage, range]]
 """Stages that one set of replicas makes, with the positions of their questions."""

@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masters_ray import store
-from masters_ray.actors import deployments
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joined
 from masters_ray.errors import DataError
 from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
@@ -29,6 +25,10 @@ from masters_ray.pipeline.judging import JUDGES
 from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
+from masters_ray.replicas import deployments
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.spawn import Replicas
 from masters_ray.report.render import render
 from masters_ray.studies.statistics import Agreement, agreement
 

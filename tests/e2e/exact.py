@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from masters_ray.actors.host import Host, HostSpec, Role
-from masters_ray.actors.model import Model, ScoredBatch, WrittenBatch
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Deployment
-from masters_ray.actors.teacher import Teacher
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.records import Answer, Problem, Scored
+from masters_ray.replicas.actor import ReplicaActor, ReplicaSpec, Role
+from masters_ray.replicas.model import ReplicaModel, ScoredBatch, WrittenBatch
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.spawn import Deployment
+from masters_ray.replicas.teacher import TeacherRole
 from masters_ray.store import Ragged
 
 TOP_K = 16
@@ -24,12 +24,12 @@ class ExactPlayer:
     """Answers and scores as teachers and students do, but tells its scores as the engine gives them, not as they are
     stored: columns top_ids, top_logprobs and own."""
 
-    def __init__(self, model: Model, role: Role) -> None:
+    def __init__(self, model: ReplicaModel, role: Role) -> None:
         self._model, self._role = model, role
         self._top_k = TOP_K if role == "teacher" else 0
         self.mask = model.engine.mask
         self.answer_greedily = model.answer_greedily
-        teacher = Teacher(model, self._top_k)
+        teacher = TeacherRole(model, self._top_k)
         self.rate, self.label_likelihoods = teacher.rate, teacher.label_likelihoods
 
     def answer(self, problems: list[Problem], sampling: Sampling, answers: int, seeds: list[int]) -> WrittenBatch:
@@ -49,8 +49,8 @@ def exactly(scored: Sequence[Scored]) -> Ragged:
     return Ragged(lengths=np.array([len(one.own) for one in scored]), columns=columns)
 
 
-class ExactHost(Host):
-    def __init__(self, spec: HostSpec) -> None:
+class ExactHost(ReplicaActor):
+    def __init__(self, spec: ReplicaSpec) -> None:
         super().__init__(spec)
         self._players = {role: ExactPlayer(self._model, role) for role in spec.roles}
 
@@ -74,7 +74,7 @@ def deployment(
 ) -> Deployment:
     mask = Mask(scope=scope or MaskScope(), ratio=0.2) if role == "teacher" else None
     return Deployment(
-        spec=HostSpec(
+        spec=ReplicaSpec(
             checkpoint=str(checkpoint),
             roles=(role,),
             engine=engine,

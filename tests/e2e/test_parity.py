@@ -14,8 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from masters_ray import masks, weights
-from masters_ray.actors.model import ScoredBatch
-from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
 from masters_ray.data.pictures import encoded as bytes_of
@@ -32,6 +30,8 @@ from masters_ray.records import (
     RolloutGroup,
     ScoredAnswer,
 )
+from masters_ray.replicas.model import ScoredBatch
+from masters_ray.replicas.spawn import Replicas
 from tests.builders import group, scores
 from tests.conftest import PAIR
 from tests.e2e.exact import Drawn, ExactHost, by_answer, deployment, score

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from masters_ray import cluster
-from masters_ray.actors import replicas as replicas_module
-from masters_ray.actors.host import Host, HostSpec, Role, mask_to_begin_with
-from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Cluster, Engine, MaskScope
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.replicas import spawn as replicas_module
+from masters_ray.replicas.actor import ReplicaActor, ReplicaSpec, Role, mask_to_begin_with
+from masters_ray.replicas.spawn import Deployment, Replicas
 from tests.e2e.runs import long_form
 
 pytestmark = pytest.mark.e2e
@@ -57,11 +57,11 @@ class Scripted:
             os._exit(1)
 
 
-class TinyHost(Host):
+class TinyHost(ReplicaActor):
     """The first process of a directory starts at once; others when there is no file "hold", and not at all when there
     is one "broken"."""
 
-    def __init__(self, spec: HostSpec) -> None:
+    def __init__(self, spec: ReplicaSpec) -> None:
         folder = Path(spec.checkpoint)
         try:
             (folder / "first").touch(exist_ok=False)
@@ -98,7 +98,7 @@ def folder(tmp_path: Path) -> Path:
 
 def deployment(folder: Path, *roles: Role, joining: int = 0) -> Deployment:
     mask = Mask(scope=MaskScope(), ratio=0.0) if "teacher" in roles else None
-    spec = HostSpec(checkpoint=str(folder), roles=roles, engine=Engine(), mask=mask)
+    spec = ReplicaSpec(checkpoint=str(folder), roles=roles, engine=Engine(), mask=mask)
     return Deployment(spec=spec, replicas=1, may_join=joining, cpus=1, gpus=0, max_restarts=10)
 
 

@@ -15,8 +15,6 @@ import ray
 import torch
 
 from masters_ray import checks, config, store, weights
-from masters_ray.actors.host import Host, HostSpec
-from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Engine
 from masters_ray.data import decode
 from masters_ray.engines import hf
@@ -29,6 +27,8 @@ from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
+from masters_ray.replicas.actor import ReplicaActor, ReplicaSpec
+from masters_ray.replicas.spawn import Deployment, Replicas
 from masters_ray.weight_sync.broker import Order, RolloutBroker
 from masters_ray.weight_sync.publisher import WeightSender, publish
 from masters_ray.weight_sync.student_weights import StudentWeights
@@ -134,7 +134,7 @@ class DamagingSender(WeightSender):
         super().keep(version, tensors)
 
 
-class KillableHost(Host):
+class KillableHost(ReplicaActor):
     def pid(self) -> int:
         return os.getpid()
 
@@ -161,7 +161,7 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
     local_ray: None, toy_engine: Engine, questions: list[Problem], asks_learner: bool, model: str, ranks: int
 ) -> None:
     """From the object store, or from a learner on the CPU that replicas ask, as they do over NCCL."""
-    spec = HostSpec(checkpoint=str(PAIR / model), roles=("student",), engine=toy_engine, tensor_parallel=ranks)
+    spec = ReplicaSpec(checkpoint=str(PAIR / model), roles=("student",), engine=toy_engine, tensor_parallel=ranks)
     deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)
     answers = [[(40, 41, 2)] for _ in questions]
     broker = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)

@@ -15,15 +15,15 @@ import pytest
 import ray
 
 from masters_ray import checks, cluster
-from masters_ray.actors.host import Host
-from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Cluster
 from masters_ray.errors import ConfigError
 from masters_ray.files import append_lines, read_lines
 from masters_ray.pipeline import learning, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.placement import Turns
+from masters_ray.replicas.actor import ReplicaActor
+from masters_ray.replicas.placement import Turns
+from masters_ray.replicas.spawn import Replicas
 from masters_ray.weight_sync.broker import Order, RolloutBroker
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form, summary
@@ -42,7 +42,7 @@ class Watched:
     file: str
 
 
-class WatchedHost(Host, Watched):
+class WatchedHost(ReplicaActor, Watched):
     def _guarded(self, expected: Any, action: Callable[[], Any]) -> Any:
         began = time.monotonic()
         try:
@@ -84,7 +84,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     """Three processes of half a CPU make rollouts; the learner has one, and reading its data takes a whole CPU."""
     monkeypatch.chdir(ROOT)
     asked, waited = tmp_path / "asked.jsonl", tmp_path / "waited.jsonl"
-    host = type("Host", (WatchedHost,), {"file": str(asked)})
+    host = type("ReplicaActor", (WatchedHost,), {"file": str(asked)})
     monkeypatch.setattr(owner, "Replicas", partial(Replicas, host=host))
 
     @contextmanager

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from masters_ray.actors import replicas
-from masters_ray.actors.devices import DEVICES, assigned, in_turns, show_own_devices
-from masters_ray.actors.host import HostSpec, Role
-from masters_ray.actors.replicas import Deployment, Replicas, environment
 from masters_ray.config import Engine
 from masters_ray.errors import ConfigError
+from masters_ray.replicas import spawn
+from masters_ray.replicas.actor import ReplicaSpec, Role
+from masters_ray.replicas.devices import DEVICES, assigned, in_turns, show_own_devices
+from masters_ray.replicas.spawn import Deployment, Replicas, environment
 
 
 def kind(replicas: int, gpus: float, tensor_parallel: int = 1, role: Role = "teacher", cpus: float = 3.0) -> Deployment:
-    spec = HostSpec(checkpoint="none", roles=(role,), engine=Engine(), tensor_parallel=tensor_parallel)
+    spec = ReplicaSpec(checkpoint="none", roles=(role,), engine=Engine(), tensor_parallel=tensor_parallel)
     return Deployment(spec=spec, replicas=replicas, cpus=cpus, gpus=gpus)
 
 
@@ -99,7 +99,7 @@ def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
         wait=lambda waiting: ([waiting[0]], waiting[1:]),
         kill=lambda _: None,
     )
-    monkeypatch.setattr(replicas, "ray", stand_in)
+    monkeypatch.setattr(spawn, "ray", stand_in)
     wanted = [kind(2, 1, 2)]
     Replicas(in_turns(wanted, 4) if turns else wanted).close()
     assert [(one["num_cpus"], one["num_gpus"]) for one in ray.asked] == reserved

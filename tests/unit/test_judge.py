@@ -1,5 +1,5 @@
-from masters_ray.actors.judge import Judge, Verdict
 from masters_ray.records import Reply
+from masters_ray.replicas.judge import JudgeRole, Verdict
 from tests.builders import problem
 
 
@@ -21,11 +21,11 @@ class Parrot:
 
 def judge(model: Parrot, *answers: str) -> list[Verdict]:
     """Verdicts of answers to one question."""
-    return Judge(model, 10).judge([problem()], [answers], False)[0]  # type: ignore[arg-type]
+    return JudgeRole(model, 10).judge([problem()], [answers], False)[0]  # type: ignore[arg-type]
 
 
 def judge_with_reasoning(model: Parrot, *answers: str) -> list[list[Verdict]]:
-    return Judge(model, 10).judge([problem()], [answers], True)  # type: ignore[arg-type]
+    return JudgeRole(model, 10).judge([problem()], [answers], True)  # type: ignore[arg-type]
 
 
 def test_a_readable_first_call_is_enough() -> None:

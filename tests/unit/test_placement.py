@@ -2,8 +2,8 @@ import pytest
 
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
-from masters_ray.placement import Turns, crowded, decide, fit, place
-from masters_ray.processes import Processes
+from masters_ray.replicas.placement import Turns, crowded, decide, fit, place
+from masters_ray.replicas.processes import Processes
 from tests.conftest import ROOT
 
 ONLINE = "rollout.online_fraction=0.5"

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
-from masters_ray.actors import pool as pool_module
-from masters_ray.actors.pool import CALLS_AT_ONCE, Pool
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.replicas import pool as pool_module
+from masters_ray.replicas.pool import CALLS_AT_ONCE, Pool
 
 
 class Actor:
@@ -45,7 +45,7 @@ def report(digest: str = "same") -> MaskReport:
     return MaskReport(ratio=0.2, sparsity=0.2, matrices=1, digest=digest)
 
 
-CREATION = """The actor died because of an error raised in its creation task, \x1b[36mray::Host.__init__()\x1b[39m
+CREATION = """The actor died because of an error raised in creation, \x1b[36mray::ReplicaActor.__init__()\x1b[39m
   File "/x/vllm/engine/arg_utils.py", line 7, in create_model_config
     return ModelConfig(
 ValueError: an earlier one

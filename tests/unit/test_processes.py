@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from masters_ray import config, processes
-from masters_ray.processes import Processes
+from masters_ray import config
+from masters_ray.replicas import processes
+from masters_ray.replicas.processes import Processes
 from tests.conftest import ROOT
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.actors import deployments
 from masters_ray.errors import ConfigError
 from masters_ray.pipeline import inputs
-from masters_ray.placement import Turns, transfer
+from masters_ray.replicas import deployments
+from masters_ray.replicas.placement import Turns, transfer
 from tests.conftest import PAIR, ROOT
 from tests.sources import good, jsonl
 

@@ -14,16 +14,16 @@ import ray
 from ray.experimental import internal_kv
 
 from masters_ray import weights
-from masters_ray.actors.devices import show_own_devices
-from masters_ray.actors.judge import Judge
-from masters_ray.actors.model import Model
-from masters_ray.actors.rollout import Student
-from masters_ray.actors.teacher import Teacher
 from masters_ray.config import Engine
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError, ReplicaLostError
 from masters_ray.masks import MaskReport
-from masters_ray.processes import Role
+from masters_ray.replicas.devices import show_own_devices
+from masters_ray.replicas.judge import JudgeRole
+from masters_ray.replicas.model import ReplicaModel
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.rollout import StudentRole
+from masters_ray.replicas.teacher import TeacherRole
 from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.student_weights import StudentWeights
 
@@ -34,7 +34,7 @@ Expected = MaskReport | StudentWeights
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostSpec:
+class ReplicaSpec:
     """What a process loads and plays. Roles share it when their weights are the same."""
 
     checkpoint: str
@@ -61,13 +61,13 @@ class HostSpec:
         return self.memory if self.engine.gpu_memory_utilization is None else self.engine.gpu_memory_utilization
 
 
-class Host:
+class ReplicaActor:
     """Loads the model once; answers calls of its roles, several at a time."""
 
-    def __init__(self, spec: HostSpec) -> None:
+    def __init__(self, spec: ReplicaSpec) -> None:
         show_own_devices()
         self._ending = threading.Event()
-        self._model = model = Model(
+        self._model = model = ReplicaModel(
             weights.locate(spec.checkpoint),
             dataclasses.replace(spec.engine, gpu_memory_utilization=spec.utilization),
             tensor_parallel=spec.tensor_parallel,
@@ -79,11 +79,11 @@ class Host:
         )
         self._receiver = WeightReceiver(model.engine.load, spec.tensor_parallel)
         players: dict[Role, Any] = {
-            "teacher": Teacher(model, spec.top_k),
-            "student": Student(model),
-            "reference": Student(model),
-            "judge": Judge(model, spec.judge_max_tokens),
-            "teacher_judge": Judge(model, spec.judge_max_tokens),
+            "teacher": TeacherRole(model, spec.top_k),
+            "student": StudentRole(model),
+            "reference": StudentRole(model),
+            "judge": JudgeRole(model, spec.judge_max_tokens),
+            "teacher_judge": JudgeRole(model, spec.judge_max_tokens),
         }
         self._players = {role: players[role] for role in spec.roles}
 
@@ -140,7 +140,7 @@ def remember_ratio(ratio: float) -> None:
         internal_kv._internal_kv_put(_ratio_key(), str(ratio))
 
 
-def mask_to_begin_with(spec: HostSpec) -> Mask | None:
+def mask_to_begin_with(spec: ReplicaSpec) -> Mask | None:
     """The spec's mask, at the ratio that is remembered."""
     said = internal_kv._internal_kv_get(_ratio_key()) if spec.mask is not None else None
     return spec.mask if said is None or spec.mask is None else dataclasses.replace(spec.mask, ratio=float(said))

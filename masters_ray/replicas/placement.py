@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from masters_ray import processes
 from masters_ray.config import Config, Transfer
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.processes import Processes
 from masters_ray.progress import say
+from masters_ray.replicas import processes
+from masters_ray.replicas.processes import Processes
 
 _INEXACT = 1e-9
 """Amounts are sums of fractions such as 0.1."""

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch, own_logprobs
 from masters_ray.config import Sampling
 from masters_ray.masks import MaskReport
 from masters_ray.prompts import difficulty_messages, parse_difficulty
 from masters_ray.records import Problem, Refused, Reply, Scored
+from masters_ray.replicas.model import ReplicaModel, ScoredBatch, TokenIds, WrittenBatch, own_logprobs
 from masters_ray.store import OWN, Ragged, top_scores
 
 _RATING_TOKENS = 64
 
 
-class Teacher:
+class TeacherRole:
     """A replica of the teacher."""
 
-    def __init__(self, model: Model, top_k: int) -> None:
+    def __init__(self, model: ReplicaModel, top_k: int) -> None:
         self._model, self._top_k = model, top_k
 
     def mask(self, ratio: float) -> MaskReport:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from masters_ray.actors.model import Model, ScoredBatch, TokenIds, WrittenBatch, own_logprobs
 from masters_ray.config import Sampling
 from masters_ray.records import Problem, Refused, Reply
+from masters_ray.replicas.model import ReplicaModel, ScoredBatch, TokenIds, WrittenBatch, own_logprobs
 
 
-class Student:
+class StudentRole:
     """A replica of the student."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ReplicaModel) -> None:
         self._model = model
 
     def answer(

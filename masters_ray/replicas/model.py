@@ -45,7 +45,7 @@ class WrittenBatch:
     scored: ScoredBatch
 
 
-class Model:
+class ReplicaModel:
     """One engine with its chat template."""
 
     def __init__(

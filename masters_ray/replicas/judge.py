@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from masters_ray.actors.model import Model
 from masters_ray.prompts import (
     EVALUATION,
     PARSING,
@@ -18,6 +17,7 @@ from masters_ray.prompts import (
     with_choices,
 )
 from masters_ray.records import Problem, Refused
+from masters_ray.replicas.model import ReplicaModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Verdict:
     """Whether the reasoning supports the answer, 0 or 1; None when nobody asked, or neither call was readable."""
 
 
-class Judge:
+class JudgeRole:
     """A replica of the judge. Greedy, so that the same case has the same verdict."""
 
-    def __init__(self, model: Model, max_tokens: int) -> None:
+    def __init__(self, model: ReplicaModel, max_tokens: int) -> None:
         self._model, self._max_tokens = model, max_tokens
 
     def judge(

@@ -19,12 +19,12 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from masters_ray.actors.host import Expected, Role, remember_ratio
 from masters_ray.config import Engine
 from masters_ray.data.texts import cut
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
 from masters_ray.progress import say
+from masters_ray.replicas.actor import Expected, Role, remember_ratio
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 CALLS_AT_ONCE = 3

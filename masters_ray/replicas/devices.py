@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from masters_ray.errors import Complaint, ConfigError
 
 if TYPE_CHECKING:
-    from masters_ray.actors.replicas import Deployment
+    from masters_ray.replicas.spawn import Deployment
 
 _FOR_ENGINES = 0.6
 """Fraction of a GPU's memory that all engines on it take together where the learner's weights and optimizer stay."""

@@ -9,18 +9,18 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from masters_ray.actors.devices import DEVICES
-from masters_ray.actors.host import Host, HostSpec, Role, remember_ratio
-from masters_ray.actors.pool import CALLS_AT_ONCE, SECONDS_TO_END, Pool, ready_again, replica_error
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.progress import say
+from masters_ray.replicas.actor import ReplicaActor, ReplicaSpec, Role, remember_ratio
+from masters_ray.replicas.devices import DEVICES
+from masters_ray.replicas.pool import CALLS_AT_ONCE, SECONDS_TO_END, Pool, ready_again, replica_error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """How many processes of one kind, and what Ray reserves for each."""
 
-    spec: HostSpec
+    spec: ReplicaSpec
     replicas: int
     """Started before anything is done."""
     cpus: float
@@ -46,7 +46,7 @@ class Replicas:
     each joins its pools whenever it is ready, or is told of and left out when it cannot be.
     """
 
-    def __init__(self, deployments: list[Deployment], host: type = Host) -> None:
+    def __init__(self, deployments: list[Deployment], host: type = ReplicaActor) -> None:
         """Spawn every process and wait until each of the first ones has loaded its model. host: the class that runs in
         them. Raises ReplicaError when one of those cannot."""
         self._host = host

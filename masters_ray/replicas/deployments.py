@@ -1,4 +1,4 @@
-"""What the processes of a run load: a HostSpec for each kind that ``processes`` lists."""
+"""What the processes of a run load: a ReplicaSpec for each kind that ``processes`` lists."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import processes, weight_files, weights
-from masters_ray.actors.devices import in_turns
-from masters_ray.actors.host import HostSpec
-from masters_ray.actors.replicas import Deployment
+from masters_ray import weight_files, weights
 from masters_ray.config import Config, JudgedBy
 from masters_ray.engines import reserved
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.placement import Turns
-from masters_ray.processes import Processes
+from masters_ray.replicas import processes
+from masters_ray.replicas.actor import ReplicaSpec
+from masters_ray.replicas.devices import in_turns
+from masters_ray.replicas.placement import Turns
+from masters_ray.replicas.processes import Processes
+from masters_ray.replicas.spawn import Deployment
 
 
 def making(config: Config, first_ratio: float, writer: Path | None = None) -> list[Deployment]:
@@ -65,7 +66,7 @@ def _deployed(
             size = weights.cache_bytes(weights.locate(model.checkpoint), engine)
             engine = dataclasses.replace(engine, kv_cache_memory_bytes=size)
         judges_alone = one.roles == ("teacher_judge",)
-        spec = HostSpec(
+        spec = ReplicaSpec(
             checkpoint=str(student) if student is not None and writes else absolute(model.checkpoint),
             roles=one.roles,
             engine=engine,
