@@ -9,7 +9,7 @@ import numpy as np
 from masters_ray.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused, Reply
 from masters_ray.replicas.judge import Verdict
-from masters_ray.replicas.model import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.store import Ragged, own_logprobs, top_scores
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import scores

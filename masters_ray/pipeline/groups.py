@@ -17,9 +17,9 @@ from masters_ray.pipeline.parallel import at_once
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import Tally
 from masters_ray.records import Answer, JudgedAnswer, Problem, Refused, Rejected, Source
-from masters_ray.replicas.actor import Role
 from masters_ray.replicas.judge import Verdict
-from masters_ray.replicas.model import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.store import Ragged
 

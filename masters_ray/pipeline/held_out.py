@@ -19,9 +19,9 @@ from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Refused, Rejected, Reply
-from masters_ray.replicas.actor import Role
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.processes import Role
 
 _AT_A_TIME = 128
 """Questions that a replica is handed at a time."""

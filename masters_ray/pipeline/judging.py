@@ -9,9 +9,9 @@ from typing import Any
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.marking import RULES
 from masters_ray.records import Answer, Problem, Source
-from masters_ray.replicas.actor import Role
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.processes import Role
 
 JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}
 """Models that judge → the role that their replicas play."""

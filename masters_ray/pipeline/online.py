@@ -30,7 +30,7 @@ from masters_ray.pipeline.recipes import OnlineWriter, Recipe, Recipes
 from masters_ray.pipeline.tally import Tally
 from masters_ray.progress import say
 from masters_ray.records import OnlineStep, Rejected
-from masters_ray.replicas.actor import Role
+from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.schedule import Stage
 from masters_ray.weight_sync.broker import Order

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from masters_ray.config import Config, Transfer
 from masters_ray.errors import Complaint, ConfigError
@@ -18,9 +17,6 @@ _INEXACT = 1e-9
 
 Nodes = Sequence[Mapping[str, float]]
 """What each node has in all: "CPU" and "GPU"; what it has not may be left out."""
-
-_Phases = dict[str, list[Processes]]
-"""What is done → the processes that run at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +50,20 @@ def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = Fa
 def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | None, list[Complaint]]:
     """How a run is placed, as ``place``; and what it asks for at one time and these nodes do not hold. Replicas that
     may join later (max_replicas) do not count: nothing waits for them."""
-    online = learns and config.rollout.online_fraction > 0
+    online, wanted = learns and config.rollout.online_fraction > 0, config.rollout.placement
+    learned = online or config.rollout.student_refresh == "stage"
     making = {
-        "making rollouts" + (f" with {key}" if number else ""): processes.making(
-            config, number, learned=online or config.rollout.student_refresh == "stage"
-        )
+        "making rollouts" + (f" with {key}" if number else ""): processes.making(config, number, learned=learned)
         for number, key in enumerate(list(config.models)[:-1])
     }
     if not learns:
         return None, _not_held(making, nodes)
-    workers = [processes.learning(config.learner)]
-    alone = making | {"measuring the trained student": processes.measuring(config), "the learner": workers}
-    wanted = config.rollout.placement
+    workers = Processes(key="learner", count=config.learner.workers, cpus=config.learner.cpus, gpus=config.learner.gpus)
+    alone = making | {"measuring the trained student": processes.measuring(config), "the learner": [workers]}
     if not online:
         return None, _not_held(alone, nodes)
     if wanted != "turns":
-        beside = {f"learning while {doing}": [*workers, *replicas] for doing, replicas in making.items()}
+        beside = {f"learning while {doing}": [workers, *replicas] for doing, replicas in making.items()}
         complaints = _not_held(beside | alone, nodes)
         if not complaints or wanted == "beside" or len(nodes) != 1:
             return None, complaints
@@ -84,108 +78,68 @@ def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | N
 def transfer(config: Config, turns: Turns | None) -> Transfer:
     """How the learner's weights reach the student's engines, if there are online iterations. turns: where both take
     turns. Raises ConfigError when conf has a way that does not fit."""
-    if config.rollout.online_fraction == 0:
-        return "object_store"
     wanted = config.rollout.weight_transfer
     fits = turns is None and config.learner.gpus == config.student.gpus == 1
+    if config.rollout.online_fraction == 0:
+        return "object_store"
     if wanted == "auto":
         return "nccl" if fits else "object_store"
     if wanted == "nccl" and not fits:
-        complaint = Complaint(
-            where="rollout.weight_transfer",
-            expected="nccl only where learner and student have GPUs of their own",
-            found=f"nccl, and they take turns on {turns}",
-            remedy="auto takes what fits.",
-        )
-        raise ConfigError([complaint])
+        expected = "nccl only where learner and student have GPUs of their own"
+        found = f"nccl, and they take turns on {turns}"
+        raise ConfigError([Complaint("rollout.weight_transfer", expected, found, "auto takes what fits.")])
     return wanted
 
 
-def _not_held(phases: _Phases, nodes: Nodes) -> list[Complaint]:
-    """What these nodes do not hold of phases that follow one another, each key once."""
-    found: dict[str, Complaint] = {}
+def _not_held(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> list[Complaint]:
+    """What these nodes do not hold of phases that follow one another: what is done → the processes that run at the same
+    time."""
+    found = []
     for doing, asked in phases.items():
-        kinds = _merged(asked)
-        told = [*itertools.chain(*(_too_large(kind, nodes) for kind in kinds)), *_sums(doing, kinds, nodes)]
-        for complaint in told or crowded(doing, kinds, nodes):
-            found.setdefault(complaint.where, complaint)
-    return list(found.values())
+        kinds: dict[str, Processes] = {}  # by model: for the room that they take it is all the same what they do
+        for one in asked:
+            so_far = kinds.get(one.key, replace(one, roles=(), count=0))
+            kinds[one.key] = replace(one, roles=so_far.roles + one.roles, count=so_far.count + one.count)
+        found.append(crowded(doing, list(kinds.values()), nodes))
+    return [one for one in found if one is not None]
 
 
-def _merged(asked: Sequence[Processes]) -> list[Processes]:
-    """Those of one model as one kind: for the room that they take it is all the same what they do."""
-    kinds: dict[str, Processes] = {}
-    for one in asked:
-        so_far = kinds.get(one.key, dataclasses.replace(one, roles=(), count=0))
-        kinds[one.key] = dataclasses.replace(one, roles=so_far.roles + one.roles, count=so_far.count + one.count)
-    return list(kinds.values())
-
-
-def _keys(kind: Processes) -> tuple[str, str, str]:
-    """The keys that decide the number of processes, their CPUs, their GPUs."""
-    if kind.key == "learner":
-        return "learner.workers", "learner.cpus", "learner.gpus"
-    judges = {"judge", "reference", "teacher_judge"} & set(kind.roles)
-    count = f"{kind.key}.replicas" + (" with judge.replicas" if judges else "")
-    return count, f"{kind.key}.cpus", f"{kind.key}.gpus x {kind.key}.tensor_parallel"
-
-
-def _too_large(kind: Processes, nodes: Nodes) -> Iterator[Complaint]:
-    """Nothing when at least one node holds one process of this kind."""
-    _, by_cpus, by_gpus = _keys(kind)
-    fits = True
-    for name, key, asked in (("CPU", by_cpus, kind.cpus), ("GPU", by_gpus, kind.gpus)):
-        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        if asked > most + _INEXACT:
-            fits = False
-            expected = f"at most {most:g}, the most {name}s of one node: a process lies on one node with all its ranks"
-            yield Complaint(key, expected, f"{asked:g}", f"Lower it, or use nodes with more {name}s.")
-    if fits and not any(fit(kind, node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes):
-        found = f"{kind.cpus:g} CPUs with {kind.gpus:g} GPUs, which no node has"
-        yield Complaint(f"{by_cpus} with {by_gpus}", "a node that has both", found, f"Lower {by_cpus}.")
-
-
-def _sums(doing: str, kinds: Sequence[Processes], nodes: Nodes) -> Iterator[Complaint]:
-    """Nothing when all nodes together have what is asked for."""
-    # One CPU more where the student learns: the dataset is read by tasks beside the workers.
-    cpus = float(any(kind.key == "learner" for kind in kinds)) + sum(kind.count * kind.cpus for kind in kinds)
-    for name, asked in (("CPU", cpus), ("GPU", sum(kind.count * kind.gpus for kind in kinds))):
-        there = sum(node.get(name, 0.0) for node in nodes)
-        if asked > there + _INEXACT:
-            remedy = "Lower replicas or workers or what each reserves, or use a larger cluster."
-            yield Complaint(f"{name} for {doing}", f"at most the cluster's {there:g}", f"{asked:g}", remedy)
-
-
-def crowded(doing: str, kinds: Sequence[Processes], nodes: Nodes) -> list[Complaint]:
-    """Empty when the nodes hold these kinds of processes beside each other, each process on one node."""
+def crowded(doing: str, kinds: Sequence[Processes], nodes: Nodes) -> Complaint | None:
+    """None when the nodes hold these kinds of processes beside each other, each process on one node."""
     *others, last = kinds
-    held = _held(kinds, nodes)
-    if held.get(tuple(kind.count for kind in others), -1) >= last.count:
-        return []
-    # As many of the first kinds as there may be with at least one of the last.
-    best = max((counts for counts, most in held.items() if most), default=tuple(0 for _ in others))
-    room = ("for instance " if others else "at most ") + " with ".join(map(str, (*best, held[best])))
-    return [
-        Complaint(
-            where=f"{' beside '.join(_keys(kind)[0] for kind in kinds)} for {doing}",
-            expected=f"{room}, counted node by node: a process lies on one node",
-            found=" with ".join(str(kind.count) for kind in kinds),
-            remedy="Choose replicas or workers that fill a node without a rest, lower them, or use more nodes.",
-        )
-    ]
-
-
-def _held(kinds: Sequence[Processes], nodes: Nodes) -> dict[tuple[int, ...], int]:
-    """Numbers of processes of all kinds but the last → the most of the last that the nodes hold beside them."""
-    held = {(0,) * (len(kinds) - 1): 0}
+    held = {(0,) * len(others): 0}
+    """Numbers of processes of all kinds but the last → the most of the last beside them, on the nodes so far."""
     for node in nodes:
         here = list(_on_one_node(kinds, node.get("CPU", 0.0), node.get("GPU", 0.0)))
         grown: dict[tuple[int, ...], int] = {}
-        for (before, most), (*more, last) in itertools.product(held.items(), here):
-            counts = tuple(min(kind.count, a + b) for kind, a, b in zip(kinds, before, more, strict=False))
-            grown[counts] = max(grown.get(counts, 0), most + last)
+        for (before, most), (*more, added) in itertools.product(held.items(), here):
+            counts = tuple(min(kind.count, a + b) for kind, a, b in zip(others, before, more, strict=True))
+            grown[counts] = max(grown.get(counts, 0), min(last.count, most + added))
         held = grown
-    return held
+    learns = any(kind.key == "learner" for kind in kinds)
+    spare = sum(node.get("CPU", 0.0) for node in nodes) - sum(kind.count * kind.cpus for kind in kinds) + _INEXACT
+    if held.get(tuple(kind.count for kind in others), -1) >= last.count and spare >= learns:
+        return None
+    # As many of the first kinds as there may be with at least one of the last.
+    best = max((counts for counts, most in held.items() if most), default=(0,) * len(others))
+    room = ("for instance " if others else "at most ") + " with ".join(map(str, (*best, held[best])))
+    sizes = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
+    there = " and ".join(f"{sizes.count(size)} with {size}" for size in dict.fromkeys(sizes))
+    reading = ", and reading the data takes one CPU" if learns else ""
+    return Complaint(
+        where=f"{' beside '.join(_counted_by(kind) for kind in kinds)} for {doing}",
+        expected=f"{room} on the nodes ({there}): a process lies on one node with all its ranks{reading}",
+        found=" with ".join(f"{kind.count} of {kind.cpus:g} CPUs and {kind.gpus:g} GPUs" for kind in kinds),
+        remedy="Lower replicas or workers, or the cpus, gpus or tensor_parallel of each, or use more or larger nodes.",
+    )
+
+
+def _counted_by(kind: Processes) -> str:
+    """The key that decides how many processes there are."""
+    if kind.key == "learner":
+        return "learner.workers"
+    judges = {"judge", "reference", "teacher_judge"} & set(kind.roles)
+    return f"{kind.key}.replicas" + (" with judge.replicas" if judges else "")
 
 
 def _on_one_node(kinds: Sequence[Processes], cpus: float, gpus: float) -> Iterator[tuple[int, ...]]:

@@ -1,3 +1,4 @@
+from masters_ray.prompts import Message
 from masters_ray.records import Reply
 from masters_ray.replicas.judge import JudgeRole, Verdict
 from tests.builders import problem
@@ -10,10 +11,8 @@ class Parrot:
         self.asked: list[str] = []
         self._replies = replies
 
-    def text_prompts(self, conversations: list) -> list[str]:
-        return [messages[-1]["content"] for messages in conversations]
-
-    def reply(self, prompts: list[str], max_tokens: int) -> list[Reply]:
+    def reply(self, conversations: list[list[Message]], max_tokens: int) -> list[Reply]:
+        prompts = [str(messages[-1]["content"]) for messages in conversations]
         self.asked += prompts
         said = [next(text for key, text in self._replies.items() if key in prompt) for prompt in prompts]
         return [Reply(text=text, finish="stop") for text in said]
