@@ -41,10 +41,8 @@ class FakePool:
         self._digest = digest
 
     @property
-    def calls_at_once(self) -> int:
+    def most_calls_at_once(self) -> int:
         return 2
-
-    most_calls_at_once = calls_at_once
 
     def mask(self, ratio: float) -> list[MaskReport]:
         return [

@@ -41,7 +41,7 @@ def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = Fa
     if complaints and not grows:
         raise ConfigError(complaints)
     for one in complaints:
-        say(f"the cluster has to grow, which is waited for: {one.where} is {one.found}, its nodes hold {one.expected}")
+        say(f"the cluster has to grow, which is waited for: {one}")
     if learns:
         transfer(config, turns)
     return turns

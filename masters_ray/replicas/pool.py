@@ -67,7 +67,9 @@ class Pool:
         self._expected = None
         remember_ratio(ratio)
         found: list[MaskReport] = self.everywhere("mask", ratio)
-        self._expected = found[0]
+        with self._changed:
+            self._expected = found[0]
+            self._changed.notify_all()
         return found
 
     def hold(self, weights: StudentWeights) -> None:
@@ -146,7 +148,7 @@ class Pool:
         """Return when nothing is waited for any more: what runs on after Ray is shut down would start another Ray."""
         with self._changed:
             if not self._changed.wait_for(lambda: not self._under_way, timeout=_SECONDS_TO_END):
-                raise ReplicaError(f"{self.role}: a call did not end in {_SECONDS_TO_END} s after the replicas did")
+                raise ReplicaError(f"{self.role}: a call did not end {_SECONDS_TO_END} s after the last replica")
 
     def _take(self, method: str) -> PooledReplica:
         with self._changed:
@@ -181,6 +183,10 @@ class Pool:
             self._result(ready.remote(), "start")
             # The weights of one that is back are compared at its next call, whose caller is told if they are others.
             if joins:
+                with (
+                    self._changed
+                ):  # a teacher's weights are compared with those of the first ones, once they are masked
+                    self._changed.wait_for(lambda: self._closed or self._expected or self.role != "teacher")
                 self._result(ready.remote(self._expected), "start")
                 say(f"{self.role}: a replica has joined")
         except MastersError as error:

@@ -18,13 +18,9 @@ class Parrot:
         return [Reply(text=text, finish="stop") for text in said]
 
 
-def judge(model: Parrot, *answers: str) -> list[Verdict]:
+def judge(model: Parrot, *answers: str, reasoning: bool = False) -> list[Verdict]:
     """Verdicts of answers to one question."""
-    return JudgeRole(model, 10).judge([problem()], [answers], False)[0]  # type: ignore[arg-type]
-
-
-def judge_with_reasoning(model: Parrot, *answers: str) -> list[list[Verdict]]:
-    return JudgeRole(model, 10).judge([problem()], [answers], True)  # type: ignore[arg-type]
+    return JudgeRole(model, 10).judge([problem()], [answers], reasoning)[0]  # type: ignore[arg-type]
 
 
 def test_a_readable_first_call_is_enough() -> None:
@@ -60,7 +56,7 @@ def test_the_reasoning_is_asked_after_apart_and_without_the_label() -> None:
             "<question>\nwhat color is the shape?\n</question>\n<generated text>\nIt glows": "Hm. <support>0</support>",
         }
     )
-    [[verdict]] = judge_with_reasoning(model, "It glows, so red")
+    [verdict] = judge(model, "It glows, so red", reasoning=True)
     assert (verdict.accuracy, verdict.reasoning, verdict.text) == (1, 0, "<answer>1</answer>")
     assert len(model.asked) == 2
 
@@ -77,7 +73,7 @@ def test_an_unreadable_call_on_the_reasoning_is_parsed_by_a_prompt_of_its_own() 
             "<generated text>\n": "<answer>1</answer>",
         }
     )
-    [verdicts] = judge_with_reasoning(model, "It glows, so red", "It is dark, so red")
+    verdicts = judge(model, "It glows, so red", "It is dark, so red", reasoning=True)
     assert [(one.accuracy, one.reasoning) for one in verdicts] == [(1, 1), (1, None)]
     assert [prompt for prompt in model.asked if "overall_summary" in prompt] == []
     assert len(model.asked) == 6
