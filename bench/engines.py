@@ -21,15 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from bench.scale import at
 from masters_ray import cluster, store, weights
-from masters_ray.actors import deployments
-from masters_ray.actors.model import Model
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Replicas, environment
 from masters_ray.config import Config, load
-from masters_ray.engines.vllm_engine import Mask
 from masters_ray.pipeline import inputs, recipes, rollouts
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
+from masters_ray.replicas import processes
+from masters_ray.replicas.model import ReplicaModel
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.spawn import Replicas, environment
+from masters_ray.replicas.spec import ReplicaSpec, specs
 from masters_ray.schedule import Stage
 
 _LAYERS = at(32, 6)
@@ -45,7 +45,7 @@ def flow(folder: Path) -> dict[str, Any]:
     train, _ = inputs.load(config, folder / "data")
     with (
         cluster.connected(config.cluster),
-        Replicas(deployments.making(config, first_ratio=_STAGE.ratio)) as replicas,
+        Replicas(_specs(config)) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
         recipe = recipes.recipe(config, _STAGE, student, student, recipes.judging(config, student))
@@ -58,8 +58,9 @@ def flow(folder: Path) -> dict[str, Any]:
 def direct(folder: Path) -> dict[str, Any]:
     """The stored rows' questions, answered and scored again by the teacher alone."""
     config = _config(folder)
-    os.environ |= environment(deployments.making(config, first_ratio=_STAGE.ratio)[0])  # as in a replica's process
-    model = _teacher(config)
+    teacher, *_ = _specs(config)
+    os.environ |= environment(teacher)  # as in a replica's process
+    model = ReplicaModel(teacher)
     rows = list(store.read(folder / "store"))
     recipe = recipes.recipe(config, _STAGE, "", "", recipes.judging(config, ""))
     _again(model, config, recipe, rows[: _WARM // 4])
@@ -69,10 +70,10 @@ def direct(folder: Path) -> dict[str, Any]:
     return {"tokens_per_s": tokens / seconds, "rows_per_s": len(rows) / seconds}
 
 
-def _again(model: Model, config: Config, recipe: Recipe, rows: list[RolloutGroup]) -> int:
+def _again(model: ReplicaModel, config: Config, recipe: Recipe, rows: list[RolloutGroup]) -> int:
     """Tokens of the answers that the teacher writes and scores."""
     k, sampling = config.teacher.top_k, config.rollout.sampling
-    prompts: Any = model.prompts([row.problem for row in rows])
+    prompts: Any = [model.prompt(row.problem) for row in rows]
     seeds = [recipe.seed_of("teacher", row.problem.id) for row in rows]
     written: Any = model.engine.generate(
         prompts, sampling, answers=config.rollout.teacher_answers, seeds=seeds, top_k=k
@@ -99,7 +100,7 @@ class _Looks:
 
     def _look(self) -> None:
         while not self._done.wait(_SECONDS_BETWEEN_LOOKS):
-            [busy] = self._pool.busy_seconds()
+            [busy] = self._pool.everywhere("busy_seconds")
             self._seen.append((time.monotonic(), len(list(self._folder.glob("shard-*.parquet"))), busy))
 
     def between(self, low: float, high: float) -> dict[str, float]:
@@ -130,9 +131,8 @@ def _config(folder: Path) -> Config:
     return load("conf/demo.yaml", [*words, f"rollout.batch_rows={at(16, 4)}"])
 
 
-def _teacher(config: Config) -> Model:
-    mask = Mask(scope=config.teacher.mask, ratio=_STAGE.ratio)
-    return Model(Path(config.teacher.checkpoint), config.teacher.engine, top_k=config.teacher.top_k, mask=mask)
+def _specs(config: Config) -> list[ReplicaSpec]:
+    return specs(config, processes.making(config, learned=False), _STAGE.ratio)
 
 
 def _deepen(source: Path, target: Path) -> None:

@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 
 from masters_ray import cluster, data, store
-from masters_ray.actors.host import Expected, Host, HostSpec
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
-from masters_ray.actors.replicas import Deployment, Replicas
-from masters_ray.config import Cluster, DataSource, Engine, Judge, Rollout
+from masters_ray.config import Cluster, DataSource, Judge, Rollout
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, Problem
+from masters_ray.replicas.actor import Expected, ReplicaActor
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.replicas.spawn import Replicas
+from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.schedule import Stage
-from tests.builders import png, scores
+from tests.builders import png, replica_spec, scores
 
 TOP_K = 50
 TOKENS = 4
@@ -37,11 +38,10 @@ _MOST = 512
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-class InstantHost(Host):
+class InstantActor(ReplicaActor):
     """A replica without an engine."""
 
-    def __init__(self, spec: HostSpec) -> None:
-        self._ending = threading.Event()
+    def _load(self, spec: ReplicaSpec) -> None:
         self._first: float | None = None
         answers = [scores(TOKENS, k=TOP_K, seed=seed, vocabulary=1000) for seed in range(_MOST)]
         logprobs = [np.full(TOKENS, -1.0, np.float32)] * _MOST
@@ -60,10 +60,11 @@ class InstantHost(Host):
             for role, first in (("teacher", 10), ("student", 20))
         }
 
+    def mask(self, ratio: float) -> MaskReport:
+        return MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest="d" * 64)
+
     def call(self, role: str, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
         """What ``method`` of a real player would return, of the same size."""
-        if method == "mask":
-            return MaskReport(ratio=arguments[0], sparsity=arguments[0], matrices=1, digest="d" * 64)
         if method == "first_call":
             return self._first
         self._first = self._first or time.time()
@@ -92,10 +93,7 @@ def main() -> None:
     folder, rows, asked = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)
     source = _source(folder, rows)
-    deployments = [
-        Deployment(spec=HostSpec(checkpoint="none", roles=roles, engine=Engine()), replicas=1, cpus=0.5, gpus=0)
-        for roles in (("teacher",), ("student", "judge"))
-    ]
+    specs = [replica_spec(*roles) for roles in (("teacher",), ("student", "judge"))]
     recipe = Recipe(
         stage=Stage(index=0, ratio=0.2),
         rollout=Rollout(),
@@ -104,7 +102,7 @@ def main() -> None:
         student_digest="s" * 64,
         made_with={"top_k": TOP_K},
     )
-    with cluster.connected(Cluster(local_cpus=4)), Replicas(deployments, InstantHost) as replicas:
+    with cluster.connected(Cluster(local_cpus=4)), Replicas(specs, InstantActor) as replicas:
         began = time.time()
         loaded = data.load(source, 0, 0.01, spool=folder / "train.sqlite")
         read = time.time() - began

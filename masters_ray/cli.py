@@ -19,7 +19,7 @@ from masters_ray.progress import say
 if TYPE_CHECKING:
     from masters_ray.config import Config
     from masters_ray.pipeline.directory import RunDirectory
-    from masters_ray.placement import Turns
+    from masters_ray.replicas.placement import Turns
 
 
 def main(words: list[str] | None = None) -> int:

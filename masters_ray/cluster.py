@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from masters_ray import placement, stopping
+from masters_ray import stopping
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import ClusterError, Complaint, ConfigError, LearnerError, MastersError, ReplicaError
-from masters_ray.placement import Turns
 from masters_ray.progress import say
+from masters_ray.replicas import placement
+from masters_ray.replicas.placement import Turns
 
 _TOKEN = secrets.token_hex(32)
 """What the Ray on this machine asks of whoever connects: only this process and its children have it."""

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from masters_ray import schedule, store
+from masters_ray.config import Engine
 from masters_ray.data import Overlap
 from masters_ray.evaluate import Accuracy, Interval
 from masters_ray.records import (
@@ -29,6 +30,8 @@ from masters_ray.records import (
     StepMetrics,
     TokenScores,
 )
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.report import summary as facts
 from masters_ray.schedule import Iteration, Stage
 
@@ -118,6 +121,12 @@ def group(
         teacher_digest="t" * 64,
         student_digest="s" * 64,
     )
+
+
+def replica_spec(*roles: Role, **changes: Any) -> ReplicaSpec:
+    """One process on half a CPU."""
+    content: dict[str, Any] = {"key": "student", "checkpoint": "none", "engine": Engine(), "count": 1}
+    return ReplicaSpec(roles=roles, **(content | {"cpus": 0.5, "gpus": 0.0} | changes))
 
 
 def account(*groups: RolloutGroup, rejected: dict[int, Rejected] | None = None) -> store.Account:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused, Reply
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.store import Ragged, own_logprobs, top_scores
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import scores
@@ -41,10 +41,8 @@ class FakePool:
         self._digest = digest
 
     @property
-    def calls_at_once(self) -> int:
+    def most_calls_at_once(self) -> int:
         return 2
-
-    most_calls_at_once = calls_at_once
 
     def mask(self, ratio: float) -> list[MaskReport]:
         return [

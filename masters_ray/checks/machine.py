@@ -13,11 +13,12 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from masters_ray import cluster, placement, processes, weights
+from masters_ray import cluster, weights
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, from_error
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.records import Picture, Problem
+from masters_ray.replicas import placement, processes
 from masters_ray.schedule import ratios
 from masters_ray.store import Folder
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
-from masters_ray import processes, store
+from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.group import GroupConfig
@@ -35,7 +35,7 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker:
     ``on_news`` is called in this thread with what is new. broker: a RolloutBroker actor, for online iterations.
     Raises LearnerError with the worker's own words.
     """
-    settings, workers = job.settings, processes.learning(job.settings)
+    settings = job.settings
     news = Queue(actor_options={"num_cpus": 0})
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -44,7 +44,9 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker:
         train_loop_config={"job": job, "news": news, "broker": broker, "stores": list(stores)},
         torch_config=GroupConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=workers.resources
+            num_workers=settings.workers,
+            use_gpu=bool(settings.gpus),
+            resources_per_worker={"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
         ),
         run_config=ray.train.RunConfig(
             name="train",

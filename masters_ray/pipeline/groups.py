@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from masters_ray import data, store
-from masters_ray.actors.host import Role
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.model import ScoredBatch, TokenIds, WrittenBatch
-from masters_ray.actors.replicas import Replicas
 from masters_ray.pipeline.parallel import at_once
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import tally
 from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Refused, Rejected, Source
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.replicas.spawn import Replicas
 from masters_ray.store import Ragged
 
 Batch = Sequence[tuple[int, Problem]]

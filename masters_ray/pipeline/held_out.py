@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from masters_ray import data, remarks, store, weights
-from masters_ray.actors.host import Role
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.pool import Pool
 from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
 from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
@@ -22,6 +19,9 @@ from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Refused, Rejected, Reply
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.processes import Role
 
 _AT_A_TIME = 128
 """Questions that a replica is handed at a time."""

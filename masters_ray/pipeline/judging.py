@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from masters_ray.actors.host import Role
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.pool import Pool
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.marking import RULES
 from masters_ray.records import Answer, Problem, Source
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.processes import Role
 
 JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}
 """Models that judge → the role that their replicas play."""

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from masters_ray import placement, store
-from masters_ray.actors import deployments
+from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import LearnerError
@@ -16,6 +15,8 @@ from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
 from masters_ray.progress import say, track
+from masters_ray.replicas import placement
+from masters_ray.replicas.spec import absolute
 from masters_ray.schedule import Stage
 
 
@@ -70,7 +71,7 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
             )
     indices = {stage.index for stage in plan}
     return LearnerJob(
-        checkpoint=deployments.absolute(config.student.checkpoint),
+        checkpoint=absolute(config.student.checkpoint),
         settings=config.learner,
         reward=config.reward,
         seed=config.run.seed,
@@ -92,7 +93,7 @@ def _live_sources(config: Config) -> tuple[LiveSource, ...]:
     """The run's teachers as the learner loads them."""
     teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
     return tuple(
-        LiveSource(checkpoint=deployments.absolute(one.checkpoint), parts=tuple(Mask(scope=one.mask, ratio=0.0).parts))
+        LiveSource(checkpoint=absolute(one.checkpoint), parts=tuple(Mask(scope=one.mask, ratio=0.0).parts))
         for one in teachers
     )
 

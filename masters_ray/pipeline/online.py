@@ -14,8 +14,6 @@ import ray
 from ray.exceptions import RayError
 
 from masters_ray import remarks, schedule, store
-from masters_ray.actors.host import Role
-from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config, Rule
 from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
@@ -31,6 +29,8 @@ from masters_ray.pipeline.recipes import OnlineWriter, Recipe, Recipes
 from masters_ray.pipeline.tally import Limits
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, OnlineStep, Rejected
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.spawn import Replicas
 from masters_ray.schedule import Stage
 from masters_ray.weight_sync.broker import Order
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from masters_ray.actors import deployments
-from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Config
 from masters_ray.pipeline.parallel import at_once
-from masters_ray.placement import Turns
+from masters_ray.replicas import processes
+from masters_ray.replicas.placement import Turns
+from masters_ray.replicas.spawn import Replicas
+from masters_ray.replicas.spec import ReplicaSpec, in_turns, specs
 
 
 class ReplicaOwner:
@@ -22,7 +23,7 @@ class ReplicaOwner:
         self._key: Hashable = None
         self._replicas: Replicas | None = None
         for teacher in range(len(config.schedules)) if turns is not None else ():
-            self._online_deployments(teacher, 0.0)
+            self._online_specs(teacher, 0.0)
 
     def __enter__(self) -> ReplicaOwner:
         return self
@@ -30,7 +31,7 @@ class ReplicaOwner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def get(self, key: Hashable, wanted: Callable[[], list[Deployment]]) -> Replicas:
+    def get(self, key: Hashable, wanted: Callable[[], list[ReplicaSpec]]) -> Replicas:
         """The replicas that were started under this key; others are stopped first. Raises ReplicaError when they cannot
         start."""
         if self._replicas is None or key != self._key:
@@ -40,7 +41,7 @@ class ReplicaOwner:
 
     def online(self, teacher: int, ratio: float) -> Replicas:
         """Those of online iterations with one of the run's teachers; a teacher that is started is masked at ratio."""
-        return self.get(("online", teacher), lambda: self._online_deployments(teacher, ratio))
+        return self.get(("online", teacher), lambda: self._online_specs(teacher, ratio))
 
     def give_way(self) -> None:
         """In turns: return once all replicas have given up their GPUs' memory. Nothing may be under way on them. Raises
@@ -54,5 +55,7 @@ class ReplicaOwner:
         if replicas is not None:
             replicas.close()
 
-    def _online_deployments(self, teacher: int, ratio: float) -> list[Deployment]:
-        return deployments.online(self._config.of_teacher(teacher), ratio, self.turns)
+    def _online_specs(self, teacher: int, ratio: float) -> list[ReplicaSpec]:
+        config = self._config.of_teacher(teacher)
+        found = specs(config, processes.online(config), ratio)
+        return found if self.turns is None else in_turns(found, self.turns.gpus)

@@ -11,8 +11,6 @@ from typing import Any
 import pyarrow as pa
 
 from masters_ray import remarks, store
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Replicas
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.masks import MaskReport
 from masters_ray.pipeline.contents import misplaced
@@ -23,6 +21,8 @@ from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import Limits, tally_of_stored
 from masters_ray.progress import say, track
 from masters_ray.records import AnswerTally, Problem, Rejected, StageOutcome
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.spawn import Replicas
 
 _TRIES_TOGETHER = 2
 _TRIES_ALONE = 3

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 from masters_ray import report, schedule, store, weights
-from masters_ray.actors import deployments
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.pipeline import learning, online, outcome, rollouts
@@ -28,8 +27,10 @@ from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
-from masters_ray.placement import Turns
 from masters_ray.progress import say
+from masters_ray.replicas import processes
+from masters_ray.replicas.placement import Turns
+from masters_ray.replicas.spec import specs
 
 Block = Sequence[tuple[schedule.Stage, range]]
 """Stages that one set of replicas makes, with the positions of their questions."""
@@ -101,7 +102,8 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
         rollouts.stores_in(place)
     ratio = todo[0][0].ratio if todo else 0.0
     with phase("start of the engines"):
-        wanted = partial(deployments.making, config, ratio, run.recipes.writer(first))
+        writer = run.recipes.writer(first)
+        wanted = partial(specs, config, processes.making(config, learned=writer is not None), ratio, writer)
         key = ("before training", first.index)
         replicas = run.owner.online(first.teacher, ratio) if keep else run.owner.get(key, wanted)
     directory.claim()
@@ -132,7 +134,7 @@ def measure_trained(run: RunContext) -> None:
         online.finish(run.directory.online(stage.index), run.config.judge.rule)
     trained = weights.digest(run.directory.student)
     if not run.measured.is_measured("student_after", trained):
-        wanted = partial(deployments.measuring, run.config, run.directory.student)
+        wanted = partial(specs, run.config, processes.measuring(run.config), student=run.directory.student)
         with run.journal.phase("evaluation after"):
             replicas = run.owner.get("after training", wanted)
             run.measured.measure(replicas.pools, "student", "student_after", trained)

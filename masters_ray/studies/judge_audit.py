@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masters_ray import store
-from masters_ray.actors import deployments
-from masters_ray.actors.judge import Verdict
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joined
 from masters_ray.errors import DataError
 from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
@@ -29,6 +25,11 @@ from masters_ray.pipeline.judging import JUDGES
 from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
+from masters_ray.replicas import processes
+from masters_ray.replicas.judge import Verdict
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.spawn import Replicas
+from masters_ray.replicas.spec import specs
 from masters_ray.report.render import render
 from masters_ray.studies.statistics import Agreement, agreement
 
@@ -219,7 +220,7 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditC
     orders = {"first": order, "again": order[::2][::-1] + order[1::2]}
     files = {name: folder / f"{judge}-{name}.json" for name in orders}
     if not all(file.exists() for file in files.values()):
-        with Replicas([deployments.judging(config, judge)]) as replicas:
+        with Replicas(specs(config, [processes.judging(config, judge)])) as replicas:
             for name, file in files.items():
                 if not file.exists():
                     pool = replicas.pools[JUDGES[judge]]

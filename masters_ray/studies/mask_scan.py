@@ -19,7 +19,6 @@ from typing import TypeVar
 from markupsafe import Markup
 
 from masters_ray import store
-from masters_ray.actors.deployments import absolute
 from masters_ray.config import Config, Schedule, ScheduledStage, as_written, joined
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.evaluate import Interval
@@ -29,6 +28,7 @@ from masters_ray.pipeline import run
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import JudgedText, StageOutcome
+from masters_ray.replicas.spec import absolute
 from masters_ray.report.charts import ChartLine, line_chart
 from masters_ray.report.render import render
 from masters_ray.studies.statistics import resampled_mean, resampled_share

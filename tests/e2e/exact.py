@@ -7,52 +7,38 @@ from pathlib import Path
 
 import numpy as np
 
-from masters_ray.actors.host import Host, HostSpec, Role
-from masters_ray.actors.model import Model, ScoredBatch, WrittenBatch
-from masters_ray.actors.pool import Pool
-from masters_ray.actors.replicas import Deployment
-from masters_ray.actors.teacher import Teacher
-from masters_ray.config import Engine, MaskScope, Sampling
+from masters_ray.config import Engine, MaskScope
 from masters_ray.engines.vllm_engine import Mask
 from masters_ray.records import Answer, Problem, Scored
+from masters_ray.replicas.actor import ReplicaActor
+from masters_ray.replicas.pool import Pool
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.rollout import RolloutRole, ScoredBatch
+from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.store import Ragged
+from tests.builders import replica_spec
 
 TOP_K = 16
 
 
-class ExactPlayer:
-    """Answers and scores as teachers and students do, but tells its scores as the engine gives them, not as they are
-    stored: columns top_ids, top_logprobs and own."""
+class ExactRole(RolloutRole):
+    """Columns top_ids, top_logprobs and own."""
 
-    def __init__(self, model: Model, role: Role) -> None:
-        self._model, self._role = model, role
-        self._top_k = TOP_K if role == "teacher" else 0
-        self.mask = model.engine.mask
-        self.answer_greedily = model.answer_greedily
-        teacher = Teacher(model, self._top_k)
-        self.rate, self.label_likelihoods = teacher.rate, teacher.label_likelihoods
-
-    def answer(self, problems: list[Problem], sampling: Sampling, answers: int, seeds: list[int]) -> WrittenBatch:
-        given = {"answers": answers, "seeds": seeds, "top_k": self._top_k, "pack": exactly}
-        return self._model.answer(self._role, problems, sampling, **given)  # type: ignore[arg-type]
-
-    def score(self, problems: list[Problem], answers: list[list[tuple[int, ...]]]) -> ScoredBatch:
-        return self._model.score(problems, answers, top_k=self._top_k, pack=exactly)
+    def _stored(self, scored: Sequence[Scored]) -> Ragged:
+        columns = {
+            "top_ids": np.concatenate([one.top.top_ids for one in scored]),
+            "top_logprobs": np.concatenate([one.top.top_logprobs for one in scored]),
+            "own": np.concatenate([one.own for one in scored]),
+        }
+        return Ragged(lengths=np.array([len(one.own) for one in scored]), columns=columns)
 
 
-def exactly(scored: Sequence[Scored]) -> Ragged:
-    columns = {
-        "top_ids": np.concatenate([one.top.top_ids for one in scored]),
-        "top_logprobs": np.concatenate([one.top.top_logprobs for one in scored]),
-        "own": np.concatenate([one.own for one in scored]),
-    }
-    return Ragged(lengths=np.array([len(one.own) for one in scored]), columns=columns)
-
-
-class ExactHost(Host):
-    def __init__(self, spec: HostSpec) -> None:
-        super().__init__(spec)
-        self._players = {role: ExactPlayer(self._model, role) for role in spec.roles}
+class ExactActor(ReplicaActor):
+    def _load(self, spec: ReplicaSpec) -> None:
+        super()._load(spec)
+        teaches = "teacher" in spec.roles
+        role = ExactRole(self._model, "teacher" if teaches else "student", TOP_K if teaches else 0)
+        self._roles = dict.fromkeys(spec.roles, role)
 
 
 Drawn = list[tuple[Answer, ...]]
@@ -69,20 +55,9 @@ def by_answer(scored: ScoredBatch, answers: Drawn, column: str) -> list[list[np.
     return [[next(pieces) for _ in group] for group in answers]
 
 
-def deployment(
+def exact_spec(
     checkpoint: Path, engine: Engine, role: Role, scope: MaskScope | None = None, tensor_parallel: int = 1
-) -> Deployment:
+) -> ReplicaSpec:
     mask = Mask(scope=scope or MaskScope(), ratio=0.2) if role == "teacher" else None
-    return Deployment(
-        spec=HostSpec(
-            checkpoint=str(checkpoint),
-            roles=(role,),
-            engine=engine,
-            tensor_parallel=tensor_parallel,
-            top_k=TOP_K,
-            mask=mask,
-        ),
-        replicas=1,
-        cpus=0.5,
-        gpus=0,
-    )
+    more = {"engine": engine, "tensor_parallel": tensor_parallel, "top_k": TOP_K, "mask": mask}
+    return replica_spec(role, checkpoint=str(checkpoint), **more)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +17,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from masters_ray import masks, weights
-from masters_ray.actors.model import ScoredBatch
-from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
 from masters_ray.data.pictures import encoded as bytes_of
@@ -24,17 +25,11 @@ from masters_ray.engines.chat import Chat
 from masters_ray.errors import ReplicaError
 from masters_ray.packing import pack
 from masters_ray.prompts import question_messages
-from masters_ray.records import (
-    Answer,
-    JudgedAnswer,
-    Picture,
-    Problem,
-    RolloutGroup,
-    ScoredAnswer,
-)
+from masters_ray.records import Answer, JudgedAnswer, Picture, Problem, ScoredAnswer
+from masters_ray.replicas.spawn import Replicas
 from tests.builders import group, scores
 from tests.conftest import PAIR
-from tests.e2e.exact import Drawn, ExactHost, by_answer, deployment, score
+from tests.e2e.exact import Drawn, ExactActor, by_answer, exact_spec, score
 from tests.e2e.runs import long_form
 
 pytestmark = pytest.mark.e2e
@@ -46,18 +41,15 @@ END = 2
 @pytest.fixture(scope="module")
 def problems(questions: list[Problem]) -> list[Problem]:
     """Real pictures, one of them also large and oblong, so that it is resized and expands to more tokens."""
-    encoded = io.BytesIO()
-    Image.open(io.BytesIO(bytes_of(questions[0].pictures[0]))).convert("RGB").resize((200, 120)).save(encoded, "PNG")
-    large = Problem(
-        id="large", question=questions[0].question, label="red", pictures=(Picture(data=encoded.getvalue()),)
-    )
-    return [*questions, large]
+    first, encoded = questions[0], io.BytesIO()
+    decode(first.pictures[0]).resize((200, 120)).save(encoded, "PNG")
+    return [*questions, dataclasses.replace(first, id="large", pictures=(Picture(data=encoded.getvalue()),))]
 
 
 @pytest.fixture(scope="module")
 def pools(local_ray: None, toy_engine: Engine) -> Iterator[Replicas]:
-    both = [deployment(PAIR / "teacher", toy_engine, "teacher"), deployment(PAIR / "student", toy_engine, "student")]
-    with Replicas(both, ExactHost) as replicas:
+    both = [exact_spec(PAIR / "teacher", toy_engine, "teacher"), exact_spec(PAIR / "student", toy_engine, "student")]
+    with Replicas(both, ExactActor) as replicas:
         yield replicas
 
 
@@ -74,17 +66,10 @@ def answers(pools: Replicas, problems: list[Problem]) -> Drawn:
     return drawn
 
 
-def tops(scored: ScoredBatch, answers: Drawn) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
-    return by_answer(scored, answers, "top_ids"), by_answer(scored, answers, "top_logprobs")
-
-
 def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None) -> Path:
     """The teacher's checkpoint, masked and saved as an ordinary directory."""
     source = PAIR / "teacher"
-    folder.mkdir()
-    for file in source.iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     result: list[masks.MaskReport] = []
     parts: list[masks.Part] = [part for part, masked in vars(scope or MaskScope()).items() if masked]  # type: ignore[misc]
     stream = masks.masked(weights.tensors(source), ratio, frozenset(parts), result)
@@ -95,17 +80,14 @@ def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None
 def learner_logprobs(checkpoint: Path, problems: list[Problem], answers: Drawn) -> list[list[np.ndarray]]:
     """What the learner's model, packed as in training, gives to each answer's tokens."""
     model, chat = hf.load_model(checkpoint, "float32"), Chat(checkpoint)
-    rows: list[RolloutGroup] = []
-    for problem, drawn in zip(problems, answers, strict=True):
-        scored = [
-            ScoredAnswer(
-                judged=JudgedAnswer(answer=answer, accuracy=0, verdict=""),
-                teacher=scores(len(answer.token_ids)),
-                reference_logprobs=np.zeros(len(answer.token_ids), np.float32),
-            )
-            for answer in drawn
-        ]
-        rows.append(group(scored, of=problem))
+
+    def scored(answer: Answer) -> ScoredAnswer:
+        judged, tokens = JudgedAnswer(answer=answer, accuracy=0, verdict=""), len(answer.token_ids)
+        nothing = np.zeros(tokens, np.float32)
+        return ScoredAnswer(judged=judged, teacher=scores(tokens), reference_logprobs=nothing)
+
+    pairs = zip(problems, answers, strict=True)
+    rows = [group([scored(answer) for answer in drawn], of=problem) for problem, drawn in pairs]
     prompts = [hf.prompt_tensors(model, chat, question_messages(one), _pictures(one)) for one in problems]
     batch = pack(rows, prompts, pad_id=0)
     with torch.no_grad():
@@ -120,9 +102,7 @@ def _pictures(problem: Problem) -> list[Image.Image]:
 
 
 def largest_difference(ones: list[list[np.ndarray]], others: list[list[np.ndarray]]) -> float:
-    pairs = [
-        (one, other) for left, right in zip(ones, others, strict=True) for one, other in zip(left, right, strict=True)
-    ]
+    pairs = list(zip(itertools.chain(*ones), itertools.chain(*others), strict=True))
     assert len({float(one[0]) for one, _ in pairs}) > 3, "the log-probabilities must differ between answers"
     return max(float(np.abs(one - other).max()) for one, other in pairs)
 
@@ -137,19 +117,15 @@ def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
     ratio: float, pools: Replicas, problems: list[Problem], answers: Drawn, tmp_path: Path
 ) -> None:
     teacher = pools.pools["teacher"]
-    report = teacher.call("mask", ratio)
+    report = teacher.mask(ratio)[0]
     assert report.sparsity == pytest.approx(ratio, abs=1e-4)
-    ids, logprobs = tops(score(teacher, problems, answers), answers)
+    tokens = score(teacher, problems, answers).tokens.columns
     model = learner_logprobs(masked_checkpoint(ratio, tmp_path / "masked"), problems, answers)
-    compared = 0
-    for question, drawn in enumerate(answers):
-        for number, answer in enumerate(drawn):
-            for row, token in enumerate(answer.token_ids):
-                found = logprobs[question][number][row][ids[question][number][row] == token]
-                if len(found):
-                    assert abs(found[0] - model[question][number][row]) < 1e-3
-                    compared += 1
-    assert compared > 20
+    own = np.array([token for drawn in answers for answer in drawn for token in answer.token_ids])
+    row, column = np.nonzero(tokens["top_ids"] == own[:, None])
+    assert len(row) > 20
+    gaps = tokens["top_logprobs"][row, column] - np.concatenate(list(itertools.chain(*model)))[row]
+    assert np.abs(gaps).max() < 1e-3
 
 
 def test_engine_and_learner_count_the_same_tokens_in_a_prompt(
@@ -185,18 +161,18 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
     that of the checkpoint's own, as the engine starts and as it is masked again."""
     seeds = list(range(len(problems)))
     plain = masked_checkpoint(0.2, tmp_path / "masked", scope)
-    deployments = [
-        deployment(PAIR / "teacher", toy_engine, "teacher", scope, tensor_parallel),
-        deployment(plain, toy_engine, "student"),
+    specs = [
+        exact_spec(PAIR / "teacher", toy_engine, "teacher", scope, tensor_parallel),
+        exact_spec(plain, toy_engine, "student"),
     ]
-    with Replicas(deployments, ExactHost) as both:
+    with Replicas(specs, ExactActor) as both:
         teacher, student = both.pools["teacher"], both.pools["student"]
         written = student.call("answer", problems, SAMPLING, 2, seeds).answers
         greedy = student.call("answer_greedily", problems, 6)
         loaded = by_answer(score(student, problems, written), written, "own")
         for ratios in ([0.2], [0.0, 0.2]):  # as it was started, and masked again after another ratio
             for ratio in ratios:
-                assert teacher.call("mask", ratio).sparsity == pytest.approx(ratio, abs=1e-4)
+                assert teacher.mask(ratio)[0].sparsity == pytest.approx(ratio, abs=1e-4)
                 difference = largest_difference(by_answer(score(teacher, problems, written), written, "own"), loaded)
                 assert difference < 1e-5 if ratio else difference > 1e-2
             again = teacher.call("answer", problems, SAMPLING, 2, seeds).answers
@@ -212,7 +188,7 @@ def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
     teacher = pools.pools["teacher"]
     reports, found = [], []
     for ratio in (0.0, 0.2, 0.0):
-        reports.append(teacher.call("mask", ratio))
+        reports.append(teacher.mask(ratio)[0])
         found.append(score(teacher, problems, answers).tokens.columns["top_logprobs"])
     assert np.array_equal(found[0], found[2])
     assert not np.array_equal(found[0], found[1])
@@ -220,16 +196,7 @@ def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
 
 
 def test_answers_depend_on_their_seed_and_not_on_their_company(pools: Replicas, problems: list[Problem]) -> None:
-    student = pools.pools["student"]
-    hot = Sampling(max_tokens=6, temperature=2.0)
-    together = student.call("answer", problems, hot, 2, list(range(len(problems)))).answers
-    alone = student.call("answer", problems[3:4], hot, 2, [3]).answers
-    assert [one.token_ids for one in alone[0]] == [one.token_ids for one in together[3]]
-
-
-def test_calls_from_several_threads_share_an_engine_and_get_their_own_answers(
-    pools: Replicas, problems: list[Problem]
-) -> None:
+    """Calls from several threads share an engine."""
     student = pools.pools["student"]
     hot = Sampling(max_tokens=6, temperature=2.0)
     seeds = list(range(len(problems)))
@@ -243,7 +210,7 @@ def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
     pools: Replicas, problems: list[Problem]
 ) -> None:
     teacher = pools.pools["teacher"]
-    teacher.call("mask", 0.1)
+    teacher.mask(0.1)
     seeds = list(range(len(problems)))
     written = teacher.call("answer", problems, Sampling(max_tokens=6, temperature=2.0), 3, seeds)
     on_the_way, afterwards = written.scored, score(teacher, problems, written.answers)
@@ -276,7 +243,7 @@ def test_how_hard_a_question_is_comes_from_the_unmasked_teacher_and_is_told_for_
     """By the likelihood of its label, as the learner would give it, and by a number if the teacher says one; a question
     that the engine refuses has neither, and the others keep their places."""
     teacher, chat = pools.pools["teacher"], Chat(PAIR / "teacher")
-    teacher.call("mask", 0.0)
+    teacher.mask(0.0)
     asked = [problems[0], too_long(problems[0]), *problems[1:]]
     likelihoods = teacher.call("label_likelihoods", asked)
     assert likelihoods.pop(1) is None
@@ -344,7 +311,7 @@ def test_a_checkpoint_that_cannot_be_loaded_stops_the_start_with_its_name(
     folder = masked_checkpoint(0.0, tmp_path / "torn")
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ReplicaError, match="a replica of student could not start"):
-        Replicas([deployment(folder, toy_engine, "student")])
+        Replicas([exact_spec(folder, toy_engine, "student")])
 
 
 def test_the_default_scope_masks_the_language_models_matrices_only() -> None:

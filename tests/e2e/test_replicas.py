@@ -13,20 +13,24 @@ from typing import Any
 import pytest
 
 from masters_ray import cluster
-from masters_ray.actors import replicas as replicas_module
-from masters_ray.actors.host import Host, HostSpec, Role, mask_to_begin_with
-from masters_ray.actors.replicas import Deployment, Replicas
-from masters_ray.config import Cluster, Engine, MaskScope
+from masters_ray.config import Cluster, MaskScope
 from masters_ray.engines.vllm_engine import Mask
-from masters_ray.errors import CheckpointError, ReplicaLostError
+from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError
 from masters_ray.masks import MaskReport
+from masters_ray.replicas import pool as pool_module
+from masters_ray.replicas.actor import ReplicaActor, mask_to_begin_with
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.spawn import Replicas
+from masters_ray.replicas.spec import ReplicaSpec
+from tests.builders import replica_spec
 from tests.e2e.runs import long_form
 
 pytestmark = pytest.mark.e2e
 
 
 class Scripted:
-    """Engine and player in one. A file die-at-METHOD-N in the checkpoint's directory costs one process its life."""
+    """Engine and role in one. A file die-at-METHOD-N in the checkpoint's directory costs one process its life; a file
+    break-at-METHOD-N its engine."""
 
     def __init__(self, folder: Path, ratio: float) -> None:
         self._folder = folder
@@ -39,42 +43,43 @@ class Scripted:
         return self._changes
 
     def mask(self, ratio: float) -> MaskReport:
-        self._die("mask")
+        self._end("mask")
         self._changes += ratio != self._ratio
         self._ratio = ratio
         return MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=self._digest)
 
     def answer(self, thing: Any = None) -> tuple[int, float, Any]:
-        self._die("answer")
+        self._end("answer")
         return os.getpid(), self._ratio, thing
 
-    def _die(self, method: str) -> None:
-        for file in self._folder.glob(f"die-at-{method}-*"):
+    def _end(self, method: str) -> None:
+        for file in self._folder.glob(f"*-at-{method}-*"):
             try:
                 file.unlink()
             except FileNotFoundError:
                 continue
+            if file.name.startswith("break"):
+                raise ReplicaLostError("the engine broke")
             os._exit(1)
 
 
-class TinyHost(Host):
+class TinyActor(ReplicaActor):
     """The first process of a directory starts at once; others when there is no file "hold", and not at all when there
     is one "broken"."""
 
-    def __init__(self, spec: HostSpec) -> None:
+    def _load(self, spec: ReplicaSpec) -> None:
         folder = Path(spec.checkpoint)
         try:
             (folder / "first").touch(exist_ok=False)
         except FileExistsError:
             while (folder / "hold").exists():
                 time.sleep(0.05)
-            if (folder / "broken").exists():
-                raise RuntimeError("no room in memory") from None
+        if (folder / "broken").exists():
+            raise RuntimeError("no room in memory")
         mask = mask_to_begin_with(spec)
         scripted = Scripted(folder, mask.ratio if mask else 0.0)
-        self._ending = threading.Event()
         self._model: Any = SimpleNamespace(engine=scripted)
-        self._players = dict.fromkeys(spec.roles, scripted)
+        self._roles = dict.fromkeys(spec.roles, scripted)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +91,7 @@ def _three_cpus() -> Iterator[None]:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(replicas_module, "say", lines.append)
+    monkeypatch.setattr(pool_module, "say", lines.append)
     return lines
 
 
@@ -96,15 +101,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def deployment(folder: Path, *roles: Role, joining: int = 0) -> Deployment:
+def tiny(folder: Path, *roles: Role, may_join: int = 0, max_restarts: int = 10) -> ReplicaSpec:
     mask = Mask(scope=MaskScope(), ratio=0.0) if "teacher" in roles else None
-    spec = HostSpec(checkpoint=str(folder), roles=roles, engine=Engine(), mask=mask)
-    return Deployment(spec=spec, replicas=1, may_join=joining, cpus=1, gpus=0, max_restarts=10)
+    more = {"may_join": may_join, "max_restarts": max_restarts}
+    return replica_spec(*roles, checkpoint=str(folder), cpus=1, mask=mask, **more)
 
 
-def deaths(folder: Path, method: str, count: int) -> None:
+def ends(folder: Path, what: str, count: int) -> None:
+    """what: die-at-METHOD or break-at-METHOD."""
     for number in range(count):
-        (folder / f"die-at-{method}-{number}").touch()
+        (folder / f"{what}-{number}").touch()
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -115,31 +121,42 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_replica_that_dies_while_it_is_masked_or_asked_comes_back_masked(folder: Path) -> None:
-    with Replicas([deployment(folder, "teacher")], TinyHost) as replicas:
+    with Replicas([tiny(folder, "teacher")], TinyActor) as replicas:
         pool = replicas.pools["teacher"]
-        deaths(folder, "mask", 2)
+        ends(folder, "die-at-mask", 2)
         [report] = pool.mask(0.2)
         assert report.ratio == 0.2
         first, _, _ = pool.call("answer")
-        deaths(folder, "answer", 2)
+        ends(folder, "die-at-answer", 1)
+        ends(folder, "break-at-answer", 1)
         again, ratio, thing = pool.call_again("answer", pool.share("shared"))
         assert again != first
         assert (ratio, thing) == (0.2, "shared")
         assert pool.call("changes") == 0, "a process that takes another's place is masked while it loads"
+        ends(folder, "break-at-mask", 1)
         pool.mask(0.1)
-        assert pool.call("changes") == 1
-        deaths(folder, "answer", 1)
+        ends(folder, "die-at-answer", 1)
         with pytest.raises(ReplicaLostError, match="teacher.answer: its process died"):
             pool.call("answer")
 
 
+def test_a_replica_that_cannot_start_or_dies_too_often_is_told_of(folder: Path) -> None:
+    with Replicas([tiny(folder, "teacher", max_restarts=1)], TinyActor) as replicas:
+        ends(folder, "die-at-mask", 2)
+        with pytest.raises(ReplicaError, match="mask: no replica is left .*rollout.max_restarts.* process died"):
+            replicas.pools["teacher"].mask(0.2)
+    (folder / "broken").touch()
+    with pytest.raises(ReplicaError, match="a replica of student and judge could not start: RuntimeError: no room in"):
+        Replicas([tiny(folder, "student", "judge")], TinyActor)
+
+
 @long_form
 def test_a_process_that_comes_back_with_other_weights_is_refused(folder: Path) -> None:
-    with Replicas([deployment(folder, "teacher")], TinyHost) as replicas:
+    with Replicas([tiny(folder, "teacher")], TinyActor) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
         (folder / "weights").write_text("changed")
-        deaths(folder, "answer", 1)
+        ends(folder, "die-at-answer", 1)
         with pytest.raises(CheckpointError, match="holds other weights than the first ones"):
             pool.call_again("answer")
 
@@ -147,29 +164,29 @@ def test_a_process_that_comes_back_with_other_weights_is_refused(folder: Path) -
 @long_form
 def test_replicas_join_when_there_is_room_and_one_that_waits_for_room_is_stopped(folder: Path, said: list[str]) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "student", "judge", joining=4)], TinyHost) as replicas:
-        student, judge = replicas.pools["student"], replicas.pools["judge"]
-        assert (student.calls_at_once, student.most_calls_at_once) == (3, 15)
+    with Replicas([tiny(folder, "student", "judge", may_join=4)], TinyActor) as replicas:
+        student = replicas.pools["student"]
+        assert student.most_calls_at_once == 15
         student.call("answer")
         (folder / "hold").unlink()
-        until(lambda: judge.calls_at_once == student.calls_at_once == 9)
-        assert judge.most_calls_at_once == 15
-        assert said == ["an added replica of student and judge has joined"] * 2
+        until(lambda: len(said) == 4)
+        assert sorted(said) == ["judge: a replica has joined"] * 2 + ["student: a replica has joined"] * 2
+        assert student.most_calls_at_once == 15
         began = time.monotonic()
     assert time.monotonic() - began < 15
-    assert len(said) == 2
-    assert not any(thread.name.startswith("added replica") for thread in threading.enumerate())
+    assert len(said) == 4
+    assert not any(thread.name.endswith("joining") for thread in threading.enumerate())
 
 
 @long_form
 def test_a_replica_that_joins_a_masked_pool_is_masked_also_if_it_dies_on_the_way(folder: Path, said: list[str]) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "teacher", joining=1)], TinyHost) as replicas:
+    with Replicas([tiny(folder, "teacher", may_join=1)], TinyActor) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
-        deaths(folder, "mask", 1)
+        ends(folder, "die-at-mask", 1)
         (folder / "hold").unlink()
-        until(lambda: pool.calls_at_once == 6)
+        until(lambda: said == ["teacher: a replica has joined"])
         assert {pool.call("answer")[1] for _ in range(2)} == {0.2}
         assert len(pool.mask(0.1)) == 2
 
@@ -183,13 +200,12 @@ def test_an_added_replica_that_cannot_work_is_left_out_and_the_others_go_on(
     file: str, content: str, reason: str, folder: Path, said: list[str]
 ) -> None:
     (folder / "hold").touch()
-    with Replicas([deployment(folder, "teacher", joining=1)], TinyHost) as replicas:
+    with Replicas([tiny(folder, "teacher", may_join=1)], TinyActor) as replicas:
         pool = replicas.pools["teacher"]
         pool.mask(0.2)
         (folder / file).write_text(content)
         (folder / "hold").unlink()
         until(lambda: pool.most_calls_at_once == 3)
         [told] = said
-        assert "an added replica of teacher is left out, and the others go on" in told
-        assert reason in told
+        assert "teacher: a replica is left out, 1 are left: " in told and reason in told
         assert pool.call("answer")[1] == 0.2

@@ -15,8 +15,6 @@ import ray
 import torch
 
 from masters_ray import checks, config, store, weights
-from masters_ray.actors.host import Host, HostSpec
-from masters_ray.actors.replicas import Deployment, Replicas
 from masters_ray.config import Engine
 from masters_ray.data import decode
 from masters_ray.engines import hf
@@ -29,9 +27,12 @@ from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
+from masters_ray.replicas.actor import ReplicaActor
+from masters_ray.replicas.spawn import Replicas
 from masters_ray.weight_sync.broker import Order, RolloutBroker
 from masters_ray.weight_sync.publisher import WeightSender, publish
 from masters_ray.weight_sync.student_weights import StudentWeights
+from tests.builders import replica_spec
 from tests.conftest import PAIR, ROOT
 from tests.e2e.runs import SMALL, long_form, masters_ray, summary
 
@@ -134,7 +135,7 @@ class DamagingSender(WeightSender):
         super().keep(version, tensors)
 
 
-class KillableHost(Host):
+class KillableActor(ReplicaActor):
     def pid(self) -> int:
         return os.getpid()
 
@@ -161,8 +162,8 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
     local_ray: None, toy_engine: Engine, questions: list[Problem], asks_learner: bool, model: str, ranks: int
 ) -> None:
     """From the object store, or from a learner on the CPU that replicas ask, as they do over NCCL."""
-    spec = HostSpec(checkpoint=str(PAIR / model), roles=("student",), engine=toy_engine, tensor_parallel=ranks)
-    deployment = Deployment(spec=spec, replicas=1, cpus=0.5, gpus=0, max_restarts=3)
+    more = {"engine": toy_engine, "tensor_parallel": ranks, "max_restarts": 3}
+    spec = replica_spec("student", checkpoint=str(PAIR / model), **more)
     answers = [[(40, 41, 2)] for _ in questions]
     broker = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)
     ray.get(broker.begin.remote(0, {}))
@@ -175,7 +176,7 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
         ray.get(broker.deliver.remote(order, store.SCHEMA.empty_table()))
         return order.weights
 
-    with Replicas([deployment], KillableHost) as replicas:
+    with Replicas([spec], KillableActor) as replicas:
         pool = replicas.pools["student"]
 
         def scored() -> np.ndarray:

@@ -15,15 +15,15 @@ import pytest
 import ray
 
 from masters_ray import checks, cluster
-from masters_ray.actors.host import Host
-from masters_ray.actors.replicas import Replicas
 from masters_ray.config import Cluster
 from masters_ray.errors import ConfigError
 from masters_ray.files import append_lines, read_lines
 from masters_ray.pipeline import learning, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.placement import Turns
+from masters_ray.replicas.actor import ReplicaActor
+from masters_ray.replicas.placement import Turns
+from masters_ray.replicas.spawn import Replicas
 from masters_ray.weight_sync.broker import Order, RolloutBroker
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form, summary
@@ -42,11 +42,11 @@ class Watched:
     file: str
 
 
-class WatchedHost(Host, Watched):
-    def _guarded(self, expected: Any, action: Callable[[], Any]) -> Any:
+class WatchedActor(ReplicaActor, Watched):
+    def _guarded(self, action: Callable[[], Any], expected: Any = None) -> Any:
         began = time.monotonic()
         try:
-            return super()._guarded(expected, action)
+            return super()._guarded(action, expected)
         finally:
             self.note("asked", began)
 
@@ -84,8 +84,8 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     """Three processes of half a CPU make rollouts; the learner has one, and reading its data takes a whole CPU."""
     monkeypatch.chdir(ROOT)
     asked, waited = tmp_path / "asked.jsonl", tmp_path / "waited.jsonl"
-    host = type("Host", (WatchedHost,), {"file": str(asked)})
-    monkeypatch.setattr(owner, "Replicas", partial(Replicas, host=host))
+    actor_class = type("ReplicaActor", (WatchedActor,), {"file": str(asked)})
+    monkeypatch.setattr(owner, "Replicas", partial(Replicas, actor_class=actor_class))
 
     @contextmanager
     def broker_of(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
@@ -98,7 +98,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     words = [*SMALL, "data.train.rows=24", "data.held_out.rows=6", "learner.groups_per_step=4"]
     words += ["rollout.online_fraction=0.5", "rollout.max_staleness=1", "schedule.max_ratio=0"]
     words += [f"run.dir={tmp_path / 'run'}"]
-    with pytest.raises(ConfigError, match="CPU for learning while making rollouts"):
+    with pytest.raises(ConfigError, match="for learning while making rollouts"):
         cluster.place(checks.load("conf/demo.yaml", [*words, "rollout.placement=beside"]))
     settings = checks.load("conf/demo.yaml", words)
     turns = cluster.place(settings)

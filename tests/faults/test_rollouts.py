@@ -63,7 +63,7 @@ def kill(process: subprocess.Popen[bytes], victim: str, dice: random.Random) -> 
     if victim == "driver":
         chosen = [psutil.Process(process.pid), *family]
     else:
-        name = "ray::Host" if victim == "replica" else "raylet"
+        name = "ray::ReplicaActor" if victim == "replica" else "raylet"
         chosen = [dice.choice([one for one in family if name in " ".join(one.cmdline()[:1]) or one.name() == name])]
     for one in chosen:
         try:

@@ -1,5 +1,6 @@
-from masters_ray.actors.judge import Judge, Verdict
+from masters_ray.prompts import Message
 from masters_ray.records import Reply
+from masters_ray.replicas.judge import JudgeRole, Verdict
 from tests.builders import problem
 
 
@@ -10,22 +11,16 @@ class Parrot:
         self.asked: list[str] = []
         self._replies = replies
 
-    def text_prompts(self, conversations: list) -> list[str]:
-        return [messages[-1]["content"] for messages in conversations]
-
-    def reply(self, prompts: list[str], max_tokens: int) -> list[Reply]:
+    def reply(self, conversations: list[list[Message]], max_tokens: int) -> list[Reply]:
+        prompts = [str(messages[-1]["content"]) for messages in conversations]
         self.asked += prompts
         said = [next(text for key, text in self._replies.items() if key in prompt) for prompt in prompts]
         return [Reply(text=text, finish="stop") for text in said]
 
 
-def judge(model: Parrot, *answers: str) -> list[Verdict]:
+def judge(model: Parrot, *answers: str, reasoning: bool = False) -> list[Verdict]:
     """Verdicts of answers to one question."""
-    return Judge(model, 10).judge([problem()], [answers], False)[0]  # type: ignore[arg-type]
-
-
-def judge_with_reasoning(model: Parrot, *answers: str) -> list[list[Verdict]]:
-    return Judge(model, 10).judge([problem()], [answers], True)  # type: ignore[arg-type]
+    return JudgeRole(model, 10).judge([problem()], [answers], reasoning)[0]  # type: ignore[arg-type]
 
 
 def test_a_readable_first_call_is_enough() -> None:
@@ -61,7 +56,7 @@ def test_the_reasoning_is_asked_after_apart_and_without_the_label() -> None:
             "<question>\nwhat color is the shape?\n</question>\n<generated text>\nIt glows": "Hm. <support>0</support>",
         }
     )
-    [[verdict]] = judge_with_reasoning(model, "It glows, so red")
+    [verdict] = judge(model, "It glows, so red", reasoning=True)
     assert (verdict.accuracy, verdict.reasoning, verdict.text) == (1, 0, "<answer>1</answer>")
     assert len(model.asked) == 2
 
@@ -78,7 +73,7 @@ def test_an_unreadable_call_on_the_reasoning_is_parsed_by_a_prompt_of_its_own() 
             "<generated text>\n": "<answer>1</answer>",
         }
     )
-    [verdicts] = judge_with_reasoning(model, "It glows, so red", "It is dark, so red")
+    verdicts = judge(model, "It glows, so red", "It is dark, so red", reasoning=True)
     assert [(one.accuracy, one.reasoning) for one in verdicts] == [(1, 1), (1, None)]
     assert [prompt for prompt in model.asked if "overall_summary" in prompt] == []
     assert len(model.asked) == 6

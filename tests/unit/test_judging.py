@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from masters_ray import store
-from masters_ray.actors.judge import Verdict
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import Judging
 from masters_ray.records import Answer
+from masters_ray.replicas.judge import Verdict
 from tests.builders import problem
 from tests.fakes import FakePool, FakeReplicas
 from tests.unit.test_rollouts import PROBLEMS, recipe

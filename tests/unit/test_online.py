@@ -13,7 +13,6 @@ import pytest
 
 from masters_ray import config as configuration
 from masters_ray import schedule, store
-from masters_ray.actors.replicas import Deployment
 from masters_ray.config import Config
 from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
 from masters_ray.files import read_lines
@@ -22,7 +21,8 @@ from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.recipes import Recipes
-from masters_ray.placement import Turns
+from masters_ray.replicas.placement import Turns
+from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.weight_sync.broker import RolloutBroker
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import problem
@@ -358,7 +358,7 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
 ) -> None:
     started: list[FakeReplicas] = []
 
-    def start(deployments: list[Deployment]) -> FakeReplicas:
+    def start(deployments: list[ReplicaSpec]) -> FakeReplicas:
         assert [one.devices for one in deployments] == [None if turns is None else ("",)] * 3
         started.append(course_replicas())
         return started[-1]

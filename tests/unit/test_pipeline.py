@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 
 from masters_ray import config as configuration
 from masters_ray import store
-from masters_ray.actors.judge import Verdict
 from masters_ray.config import Config
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs, owner
@@ -23,6 +22,7 @@ from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import HeldOut, all_marks
 from masters_ray.records import AnswerTally, Problem, RolloutGroup
+from masters_ray.replicas.judge import Verdict
 from tests.builders import group, png
 from tests.conftest import PAIR, ROOT
 from tests.fakes import FakePool, FakeReplicas

@@ -2,8 +2,8 @@ import pytest
 
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
-from masters_ray.placement import Turns, crowded, decide, fit, place
-from masters_ray.processes import Processes
+from masters_ray.replicas.placement import Turns, crowded, decide, fit, place, transfer
+from masters_ray.replicas.processes import Processes
 from tests.conftest import ROOT
 
 ONLINE = "rollout.online_fraction=0.5"
@@ -15,8 +15,8 @@ def loaded(*overrides: str) -> configuration.Config:
     return configuration.load(ROOT / "conf" / "demo.yaml", list(overrides))
 
 
-def told(nodes: list[dict[str, float]], *overrides: str) -> dict[str, str]:
-    return {one.where: str(one) for one in decide(loaded(*overrides), nodes)[1]}
+def told(nodes: list[dict[str, float]], *overrides: str) -> list[str]:
+    return [str(one) for one in decide(loaded(*overrides), nodes)[1]]
 
 
 def turns(nodes: list[dict[str, float]], *overrides: str) -> Turns | None:
@@ -31,8 +31,8 @@ def kind(count: int, gpus: float, cpus: float = 1.0) -> Processes:
 
 
 def test_a_cluster_with_room_has_nothing_to_complain_about() -> None:
-    assert told([{"CPU": 2.0}]) == {}
-    assert told([{"CPU": 8.0, "GPU": 4.0}] * 2, "teacher.gpus=1", "teacher.tensor_parallel=4") == {}
+    assert told([{"CPU": 2.0}]) == []
+    assert told([{"CPU": 8.0, "GPU": 4.0}] * 2, "teacher.gpus=1", "teacher.tensor_parallel=4") == []
 
 
 @pytest.mark.parametrize("online", [[], [ONLINE]])
@@ -44,18 +44,18 @@ def test_what_makes_rollouts_only_needs_no_room_for_a_learner(online: list[str])
     assert decide(config, nodes, learns=False) == (None, [])
     assert place(config, nodes, learns=False) is None
     too_few = decide(config, [{"CPU": 16.0, "GPU": 3.0}], learns=False)[1]
-    assert [one.where for one in too_few] == ["GPU for making rollouts"]
+    assert [one.where.partition(" for ")[2] for one in too_few] == ["making rollouts"]
 
 
 def test_what_a_growing_cluster_does_not_hold_today_is_told_and_not_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = loaded("teacher.gpus=8", "learner.workers=64")
-    with pytest.raises(ConfigError, match="teacher.gpus x teacher.tensor_parallel"):
+    with pytest.raises(ConfigError, match="teacher.replicas beside .* of 0.5 CPUs and 8 GPUs"):
         place(config, [{"CPU": 4.0}])
     assert place(config, [{"CPU": 4.0}], grows=True) is None
     said = " ".join(capsys.readouterr().out.split())
-    assert "the cluster has to grow, which is waited for: teacher.gpus x teacher.tensor_parallel is 8" in said
+    assert "the cluster has to grow, which is waited for: teacher.replicas beside" in said and "8 GPUs" in said
 
 
 FOUR_GPUS = [{"CPU": 8.0, "GPU": 4.0}] * 2
@@ -63,46 +63,45 @@ ONE_GPU = [{"CPU": 8.0, "GPU": 1.0}] * 2
 UNEQUAL = [{"CPU": 32.0}, {"CPU": 4.0, "GPU": 4.0}]
 WIDE = "teacher.gpus=1 teacher.tensor_parallel=8"
 TWO_KINDS = "teacher.gpus=1 teacher.tensor_parallel=3 teacher.replicas=2 student.gpus=1 student.tensor_parallel=2"
-BOTH = "student.cpus with student.gpus x student.tensor_parallel"
-BESIDE = "teacher.replicas beside student.replicas with judge.replicas for making rollouts"
 TURNS = " ".join([ONLINE, *ON_GPUS])
+BESIDE = "for making rollouts: expected for instance"
+SPARE = "one node with all its ranks, and reading the data takes one CPU, found 1 of"
 
 
 @pytest.mark.parametrize(
-    ("nodes", "words", "where", "part"),
+    ("nodes", "words", "parts"),
     [
-        ([{"CPU": 1.0}] * 2, "teacher.replicas=4 teacher.max_replicas=40", "CPU for making rollouts", "2, found 2.5"),
-        (FOUR_GPUS, WIDE, "teacher.gpus x teacher.tensor_parallel", "at most 4, the most GPUs of one node: a process"),
-        (UNEQUAL, "student.gpus=1 student.cpus=8", BOTH, "no node has"),
-        (UNEQUAL, "learner.cpus=33", "learner.cpus", "at most 32, the most CPUs of one node"),
-        (FOUR_GPUS, TWO_KINDS, BESIDE, "for instance 1 with 1, counted node by node: a process lies on one node, fou"),
-        ([{"CPU": 1.0}], ONLINE, "CPU for making rollouts CPU for the learner", "at most the cluster's 1, found 1.5"),
-        ([{"CPU": 2.0}], f"{ONLINE} rollout.placement=beside", "CPU for learning while making rollouts", "2, found 3"),
-        (ONE_GPU, TURNS, "GPU for learning while making rollouts", "at most the cluster's 2, found 4"),
+        ([{"CPU": 1.0}] * 2, "teacher.replicas=4 teacher.max_replicas=40", [f"{BESIDE} 3 with 1 on the nodes (2 wi"]),
+        (FOUR_GPUS, WIDE, ["0 with 1 on the nodes (2 with 8 CPUs and 4 GPUs)", "found 1 of 0.5 CPUs and 8 GPUs with"]),
+        (UNEQUAL, "student.gpus=1 student.cpus=8", [f"{BESIDE} 0 with 0 on the nodes (1 with 32 CPUs and 0 GPUs and"]),
+        (UNEQUAL, "learner.cpus=33", ["learner.workers for the learner: expected at most 0 on the nodes (1 with 32"]),
         (
-            ONE_GPU,
-            f"{TURNS} rollout.placement=turns",
-            "rollout.placement",
-            "turns are taken on one node, found turns, a",
+            FOUR_GPUS,
+            TWO_KINDS,
+            ["teacher.replicas beside student.replicas with judge.replicas", f"{BESIDE} 1 with 1 on"],
         ),
+        ([{"CPU": 1.0}], ONLINE, [f"{BESIDE} 1 with 1", "for the learner: expected at most 1 on", SPARE]),
+        ([{"CPU": 2.0}], f"{ONLINE} rollout.placement=beside", ["for learning while making rollouts", SPARE]),
+        (ONE_GPU, TURNS, ["for learning while making rollouts: expected for instance 1 with 0 with 2 on the nodes"]),
+        (ONE_GPU, f"{TURNS} rollout.placement=turns", ["rollout.placement", "on one node, found turns, and 2 nodes"]),
     ],
 )
 def test_what_nodes_do_not_hold_is_refused_with_what_is_asked_and_what_there_is(
-    nodes: list[dict[str, float]], words: str, where: str, part: str
+    nodes: list[dict[str, float]], words: str, parts: list[str]
 ) -> None:
-    found = told(nodes, *words.split())
-    assert " ".join(found) == where
-    assert part in next(iter(found.values()))
+    found = "\n".join(told(nodes, *words.split()))
+    assert [part for part in parts if part not in found] == [], found
 
 
 def test_replicas_are_counted_node_by_node() -> None:
     three = ["teacher.gpus=1", "teacher.tensor_parallel=3"]
-    assert told(FOUR_GPUS, *three, "teacher.replicas=2") == {}
-    beside = ["student.gpus=1", "student.replicas=2", "judge.replicas=2"]
-    assert told(FOUR_GPUS, *three, "teacher.replicas=2", *beside) == {}
-    assert "GPU for making rollouts" in told(FOUR_GPUS, *three, "teacher.replicas=3")
-    assert [one.expected.split(",")[0] for one in crowded("x", [kind(3, 3.0)], FOUR_GPUS)] == ["at most 2"]
-    assert crowded("x", [kind(2, 3.0)], FOUR_GPUS) == []
+    assert told(FOUR_GPUS, *three, "teacher.replicas=2") == []
+    assert (
+        told(FOUR_GPUS, *three, "teacher.replicas=2", "student.gpus=1", "student.replicas=2", "judge.replicas=2") == []
+    )
+    assert told(FOUR_GPUS, *three, "teacher.replicas=3") != []
+    assert "teacher.replicas for x: expected at most 2 on" in str(crowded("x", [kind(3, 3.0)], FOUR_GPUS))
+    assert crowded("x", [kind(2, 3.0)], FOUR_GPUS) is None
 
 
 @pytest.mark.parametrize(("held", "of"), [(10, 1.0), (3, 3.0), (1, 8.0)])
@@ -124,6 +123,30 @@ def test_learner_and_rollouts_take_turns_on_one_node_that_does_not_hold_both() -
     assert turns([{"CPU": 64.0}], "rollout.placement=turns") == Turns(cpus=64.0, gpus=0), "whatever would fit"
     assert decide(loaded("rollout.placement=turns"), [{"CPU": 2.0}]) == (None, []), "nothing is made while it learns"
     found = told([{"CPU": 8.0, "GPU": 1.0}], ONLINE, *ON_GPUS)
-    assert "at most the cluster's 1, found 2" in found["GPU for the learner"] and "GPU for making rollouts" in found
+    assert [one.split(" for ")[1].partition(":")[0] for one in found] == ["making rollouts", "the learner"]
     assert str(Turns(cpus=8.0, gpus=2)) == "one node of 8 CPUs and 2 GPUs"
     assert str(Turns(cpus=1.0, gpus=0)) == "one node of 1 CPU"
+
+
+@pytest.mark.parametrize(
+    ("words", "beside"),
+    [
+        ("", "object_store"),
+        ("learner.gpus=1 student.gpus=1", "nccl"),
+        ("learner.gpus=1 student.gpus=1 student.replicas=2", "nccl"),
+        ("learner.gpus=1 student.gpus=0.25", "object_store"),
+        ("learner.gpus=1", "object_store"),
+        ("learner.gpus=1 student.gpus=1 rollout.weight_transfer=object_store", "object_store"),
+    ],
+)
+def test_weights_go_from_gpu_to_gpu_where_both_sides_have_one_of_their_own(words: str, beside: str) -> None:
+    config = loaded(ONLINE, *words.split())
+    assert [transfer(config, turns) for turns in (None, Turns(cpus=8.0, gpus=1))] == [beside, "object_store"]
+
+
+def test_weights_do_not_go_a_way_that_there_is_not() -> None:
+    nccl = ["learner.gpus=1", "student.gpus=1", "rollout.weight_transfer=nccl"]
+    assert transfer(loaded(ONLINE, *nccl), None) == "nccl"
+    with pytest.raises(ConfigError, match="found nccl, and they take turns .*auto takes what fits"):
+        transfer(loaded(ONLINE, *nccl), Turns(cpus=8.0, gpus=1))
+    assert transfer(loaded(*nccl), None) == "object_store", "it means nothing without online iterations"

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from masters_ray import config, processes
-from masters_ray.processes import Processes
+from masters_ray import config
+from masters_ray.replicas import processes
+from masters_ray.replicas.processes import Processes
 from tests.conftest import ROOT
 
 
@@ -65,7 +66,5 @@ def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(
 
 
 def test_processes_reserve_what_all_their_ranks_need() -> None:
-    config = loaded("teacher.gpus=1 teacher.tensor_parallel=2 learner.workers=3 learner.cpus=2")
-    assert processes.making(config, learned=False)[0].resources == {"CPU": 0.5, "GPU": 2}
-    workers = processes.learning(config.learner)
-    assert (workers.count, workers.resources) == (3, {"CPU": 2.0})
+    config = loaded("teacher.gpus=1 teacher.tensor_parallel=2")
+    assert [(one.cpus, one.gpus) for one in processes.making(config, learned=False)] == [(0.5, 2), (0.5, 0)]

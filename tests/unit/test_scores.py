@@ -21,12 +21,13 @@ from vllm.v1.worker.gpu.sample import prompt_logprob
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
 from masters_ray import weight_files
-from masters_ray.actors.model import Model
 from masters_ray.config import Engine, Sampling
 from masters_ray.engines import hf, vllm_engine
 from masters_ray.engines.chat import Chat
 from masters_ray.engines.vllm_engine import Prompt, VllmEngine
 from masters_ray.records import Refused, Scored
+from masters_ray.replicas.model import ReplicaModel
+from tests.builders import replica_spec
 from tests.conftest import PAIR
 
 PROMPT, ANSWER, K, CHUNK, VOCABULARY = 300, 600, 3, 640, 5000
@@ -211,7 +212,7 @@ def test_padding_and_tokens_that_another_model_has_no_row_for_are_never_written(
     save_file(padded, tmp_path / "model.safetensors")
 
     def banned(folder: Path, common: int | None = None) -> set[int]:
-        model = Model(folder, Engine(), common=common)
+        model = ReplicaModel(replica_spec("student", checkpoint=str(folder), common=common))
         replying(model.engine, lambda _, parameters: Refused(reason=repr(sorted(parameters.logit_bias))), monkeypatch)
         [found] = model.engine.generate([Prompt(token_ids=[1])], Sampling(), answers=1, seeds=[0], top_k=0)
         assert isinstance(found, Refused)

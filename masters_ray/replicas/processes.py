@@ -1,17 +1,11 @@
-"""Which processes a run starts, how many, and what one of them reserves. Placement checks and spawning both ask here.
-
-making rollouts       teachers, teacher judges; students, judges and the reference policy
-online iterations     the same, beside or in turns with the learner's workers
-measuring             the trained student and its judge
-learning              the learner's workers
-"""
+"""Which processes a run starts, how many, and what one of them reserves: for placement checks and for spawning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from masters_ray.config import Config, JudgedBy, Learner
+from masters_ray.config import Config, JudgedBy
 
 Role = Literal["teacher", "student", "reference", "judge", "teacher_judge"]
 """A judge is the student as it was at the start (or the one that writes, if conf says so), and so is the reference
@@ -35,31 +29,21 @@ class Processes:
     gpus: float
     """Of one process, all its tensor-parallel ranks together."""
 
-    @property
-    def resources(self) -> dict[str, float]:
-        """As Ray names them."""
-        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
-
 
 def making(config: Config, number: int = 0, *, learned: bool) -> list[Processes]:
-    """What makes rollouts with teacher ``number``. learned: the student that writes is not the one before training any
-    more, so that judge and reference policy need processes of their own. Otherwise student and judge share processes as
-    far as there are both and conf says so; students that join later then judge, too."""
+    """What makes rollouts with teacher ``number``. learned: the student that writes has learned, so that judge and
+    reference policy need processes of their own. Otherwise student and judge share processes as far as there are both
+    and conf says so; students that join later then judge, too."""
     students, judge = config.student.replicas, config.judge
     judges = judge.replicas if "student" in config.judges else 0
-    if learned:
-        staying: tuple[Role, ...] = ("reference", "judge") if judges else ("reference",)
-        found = [
-            _replicas(config, "student", ("student",), students, joins=True),
-            _replicas(config, "student", staying, judge.replicas),
-        ]
-    else:
-        shared = min(students, judges) if judge.share_process else 0
-        found = [
-            _replicas(config, "student", ("student", "judge"), shared, joins=True),
-            _replicas(config, "student", ("student",), students - shared, joins=not shared),
-            _replicas(config, "student", ("judge",), judges - shared),
-        ]
+    shared = min(students, judges) if judge.share_process and not learned else 0
+    others = judge.replicas if learned else judges - shared
+    staying: tuple[Role, ...] = ("judge",) if not learned else ("reference", "judge") if judges else ("reference",)
+    found = [
+        _replicas(config, "student", ("student", "judge"), shared, joins=True),
+        _replicas(config, "student", ("student",), students - shared, joins=not shared),
+        _replicas(config, "student", staying, others),
+    ]
     return [*_teachers(config, number), *(one for one in found if one.count)]
 
 
@@ -85,10 +69,6 @@ def judging(config: Config, judge: JudgedBy, number: int = 0) -> Processes:
     if judge == "teacher":
         return _replicas(config, list(config.models)[number], ("teacher_judge",), config.judge.replicas)
     return _replicas(config, "student", ("judge",), config.judge.replicas)
-
-
-def learning(learner: Learner) -> Processes:
-    return Processes(key="learner", count=learner.workers, cpus=learner.cpus, gpus=learner.gpus)
 
 
 def _teachers(config: Config, number: int) -> list[Processes]:

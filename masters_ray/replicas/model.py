@@ -1,0 +1,75 @@
+"""A checkpoint on an engine, with its chat template: what the roles have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from masters_ray import weight_files, weights
+from masters_ray.data import BadPictureError, decode
+from masters_ray.engines import hf
+from masters_ray.engines.chat import Chat
+from masters_ray.engines.vllm_engine import Prompt, VllmEngine
+from masters_ray.prompts import Message, question_messages
+from masters_ray.records import Problem, Refused, Reply
+from masters_ray.replicas.spec import ReplicaSpec
+
+T = TypeVar("T")
+Messages = Callable[[Problem], Sequence[Message]]
+
+
+class ReplicaModel:
+    def __init__(self, spec: ReplicaSpec) -> None:
+        """Raises as VllmEngine, and CheckpointError when weights are missing."""
+        folder = weights.locate(spec.checkpoint)
+        hf.superfluous(folder)  # vLLM fuses matrices, and does not miss one of them
+        self.chat = Chat(folder)
+        engine, vocabulary = spec.engine, weight_files.vocabulary(folder)
+        known = max(self.chat.tokenizer.get_vocab().values()) + 1
+        # Rows without a token, or without one that all models of the run have.
+        padding = range(known if spec.common is None else min(known, spec.common), vocabulary or 0)
+        if 0 < spec.share < 1 and engine.gpu_memory_utilization is None:
+            engine = replace(engine, gpu_memory_utilization=0.9 * spec.share)
+        never = {*self.chat.placeholder_ids(), *spec.never}
+        self.engine = VllmEngine(
+            folder,
+            engine,
+            tensor_parallel=spec.tensor_parallel,
+            top_k=spec.top_k,
+            mask=spec.mask,
+            banned=[*sorted(one for one in never if vocabulary is None or one < vocabulary), *padding],
+            vocabulary=vocabulary,
+            sleeps=spec.sleeps,
+        )
+
+    def prompt(self, problem: Problem, messages: Messages = question_messages) -> Prompt | Refused:
+        """What ``messages`` makes of the problem as the engine wants it, pictures decoded."""
+        try:
+            pictures = tuple(decode(picture) for picture in problem.pictures)
+        except BadPictureError as error:
+            return Refused(reason=str(error), kind="picture")
+        return Prompt(token_ids=self.chat.token_ids(messages(problem)), pictures=pictures)
+
+    def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to what ``messages`` makes of each problem."""
+        prompts, refused = sorted_out({index: self.prompt(one, messages) for index, one in enumerate(problems)})
+        found = refused | dict(zip(prompts, self._greedy([*prompts.values()], max_tokens), strict=True))
+        return [found[index] for index in range(len(problems))]
+
+    def reply(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to each conversation without pictures."""
+        return self._greedy([Prompt(token_ids=self.chat.token_ids(messages)) for messages in conversations], max_tokens)
+
+    def _greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply | Refused]:
+        return [
+            one if isinstance(one, Refused) else Reply(text=self.chat.decode(one.token_ids), finish=one.finish)
+            for one in self.engine.generate_greedy(prompts, max_tokens)
+        ]
+
+
+def sorted_out(outcomes: Mapping[int, T | Refused]) -> tuple[dict[int, T], dict[int, Refused]]:
+    return (
+        {index: one for index, one in outcomes.items() if not isinstance(one, Refused)},
+        {index: one for index, one in outcomes.items() if isinstance(one, Refused)},
+    )

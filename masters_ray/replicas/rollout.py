@@ -1,0 +1,116 @@
+"""Teacher, student and reference policy: they answer the questions and score answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from masters_ray import store
+from masters_ray.config import Sampling
+from masters_ray.prompts import difficulty_messages, parse_difficulty, question_messages
+from masters_ray.records import Answer, Problem, Refused, Reply, Scored, Source
+from masters_ray.replicas.model import ReplicaModel, sorted_out
+from masters_ray.store import Ragged
+
+TokenIds = tuple[int, ...]
+_RATING_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBatch:
+    """What a model said of answers to a batch of questions."""
+
+    prompt_tokens: list[int]
+    """Of each question with its pictures; 0 where there was no answer to score."""
+    refused: dict[int, Refused]
+    """By the question's index in the batch."""
+    tokens: Ragged
+    """Of all other answers, question by question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenBatch:
+    """What a model wrote to a batch of questions, and what it said of it on the way."""
+
+    answers: list[tuple[Answer, ...]]
+    """To each question; none where it was refused."""
+    scored: ScoredBatch
+
+
+class RolloutRole:
+    def __init__(self, model: ReplicaModel, source: Source, top_k: int) -> None:
+        """top_k: likeliest next tokens that are kept with every token; 0: the token's own log-probability alone."""
+        self._model, self._source, self._top_k = model, source, top_k
+
+    def answer(
+        self, problems: Sequence[Problem], sampling: Sampling, answers: int, seeds: Sequence[int | None]
+    ) -> WrittenBatch:
+        """``answers`` sampled answers to each problem that has a seed, scored while they are written."""
+        asked = {index: seed for index, seed in enumerate(seeds) if seed is not None}
+        prompts, refused = sorted_out({index: self._model.prompt(problems[index]) for index in asked})
+        drawn = self._model.engine.generate(
+            [*prompts.values()],
+            sampling,
+            answers=answers,
+            seeds=[asked[index] for index in prompts],
+            top_k=self._top_k,
+        )
+        written, refused_later = sorted_out(dict(zip(prompts, drawn, strict=True)))
+        texts = [
+            tuple(
+                Answer(source=self._source, text=self._model.chat.decode(one.token_ids), **vars(one))
+                for one, _ in written.get(index, ())
+            )
+            for index in range(len(problems))
+        ]
+        scored = {index: [score for _, score in own] for index, own in written.items()}
+        return WrittenBatch(answers=texts, scored=self._batch(len(problems), scored, refused | refused_later))
+
+    def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]]) -> ScoredBatch:
+        """What the model gives to each token of every answer to each problem, temperature 1; a problem may have
+        none."""
+        return self._batch(len(problems), *self._scores(problems, answers, self._top_k))
+
+    def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[Reply | Refused]:
+        """The greedy answer to each problem, or why it could not be asked."""
+        return self._model.greedy(problems, question_messages, max_tokens)
+
+    def rate(self, problems: Sequence[Problem]) -> list[int | None]:
+        """How hard each question is, from 1 to 10 (appendix F.1); None where nothing can be read, or the engine refuses
+        it."""
+        said = self._model.greedy(problems, difficulty_messages, _RATING_TOKENS)
+        return [None if isinstance(one, Refused) else parse_difficulty(one.text) for one in said]
+
+    def label_likelihoods(self, problems: Sequence[Problem]) -> list[float | None]:
+        """Mean log-probability of the label's tokens as the answer to each question, in nats; None where the engine
+        refuses it."""
+        labels = [[self._model.chat.answer_ids(problem.label)] for problem in problems]
+        found, _ = self._scores(problems, labels, 0)
+        return [float(found[index][0].own.mean()) if index in found else None for index in range(len(problems))]
+
+    def _scores(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]], top_k: int
+    ) -> tuple[dict[int, list[Scored]], dict[int, Refused]]:
+        """By the problem's index: the scores of its answers, or why one of them could not be scored."""
+        asked = {index: self._model.prompt(problems[index]) for index, group in enumerate(answers) if group}
+        prompts, refused = sorted_out(asked)
+        pairs = [(index, token_ids) for index in prompts for token_ids in answers[index]]
+        said = self._model.engine.score([prompts[index] for index, _ in pairs], [ids for _, ids in pairs], top_k)
+        found: dict[int, list[Scored]] = {index: [] for index in prompts}
+        for (index, _), one in zip(pairs, said, strict=True):
+            if isinstance(one, Refused):
+                refused[index] = one
+                found.pop(index, None)
+            elif index in found:
+                found[index].append(one)
+        return found, refused
+
+    def _batch(self, questions: int, found: Mapping[int, Sequence[Scored]], refused: dict[int, Refused]) -> ScoredBatch:
+        prompt_tokens = [found[index][0].prompt_tokens if found.get(index) else 0 for index in range(questions)]
+        tokens = self._stored([one for index in sorted(found) for one in found[index]])
+        return ScoredBatch(prompt_tokens=prompt_tokens, refused=refused, tokens=tokens)
+
+    def _stored(self, scored: Sequence[Scored]) -> Ragged:
+        if self._top_k:
+            return store.top_scores([one.top for one in scored])
+        return store.own_logprobs([one.own for one in scored])

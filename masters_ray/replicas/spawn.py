@@ -1,0 +1,118 @@
+"""Where replicas are spawned and stopped: the only place that makes Ray actors of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from masters_ray.errors import ReplicaError
+from masters_ray.replicas.actor import DEVICES, ReplicaActor, remember_ratio
+from masters_ray.replicas.pool import CALLS_AT_ONCE, Pool, replica_error
+from masters_ray.replicas.processes import Role
+from masters_ray.replicas.spec import ReplicaSpec
+
+
+class Replicas:
+    """All pools of a run; stops its actors when the block is left.
+
+    Each spec's ``count`` processes are there from the start. Those that ``may_join`` are asked of the cluster then, and
+    each joins its pools whenever it is ready, or is told of and left out when it cannot be.
+    """
+
+    def __init__(self, specs: Sequence[ReplicaSpec], actor_class: type = ReplicaActor) -> None:
+        """Wait until each of the first processes has loaded its model. Raises ReplicaError when one cannot."""
+        self._class, self._actors = actor_class, list[Any]()
+        self.pools: dict[Role, Pool] = {}
+        try:
+            self._start(specs)
+            # Not sooner: they could take the room that another spec's first replicas need. In turn, so that what room
+            # there is goes to all specs.
+            turns = range(max((one.may_join for one in specs), default=0))
+            for spec in (one for turn in turns for one in specs if turn < one.may_join):
+                actor = self._spawned(spec)
+                for role in spec.roles:
+                    self.pools[role].join(actor)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Replicas:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop every process; what it was doing is dropped. Raises ReplicaError when something does not end."""
+        for pool in self.pools.values():
+            pool.close()
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        for pool in self.pools.values():
+            pool.wait_until_idle()
+
+    def _start(self, specs: Sequence[ReplicaSpec]) -> None:
+        by_role: dict[Role, list[Any]] = {}
+        loading: dict[Any, ReplicaSpec] = {}
+        for mask in (one.mask for one in specs if one.mask is not None):
+            remember_ratio(mask.ratio)
+        for spec in specs:
+            for number in range(spec.count):
+                actor = self._spawned(spec, number)
+                loading[actor.ready.remote()] = spec
+                for role in spec.roles:
+                    by_role.setdefault(role, []).append(actor)
+                if spec.sleeps or 0 < spec.share < 1:
+                    # While an engine measures how much of a GPU is free, no other one may load or fall asleep.
+                    _wait_for_all(loading)
+        _wait_for_all(loading)
+        self.pools = {role: Pool(role, actors) for role, actors in by_role.items()}
+
+    def _spawned(self, spec: ReplicaSpec, number: int = 0) -> Any:
+        variables, reserved = environment(spec), (spec.cpus, spec.gpus)
+        if spec.devices is not None:
+            # Whatever the cluster was started with, Ray must not hide all GPUs from a process that reserves none.
+            variables |= {DEVICES: spec.devices[number], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+            reserved = (0, 0)
+        options: dict[str, Any] = {
+            "num_cpus": reserved[0],
+            "num_gpus": reserved[1],
+            "max_restarts": spec.max_restarts,
+            # Beside calls: what is asked of the process itself.
+            "max_concurrency": CALLS_AT_ONCE * len(spec.roles) + 1,
+            "runtime_env": {"env_vars": variables},
+        }
+        actor = ray.remote(self._class).options(**options).remote(spec)
+        self._actors.append(actor)
+        return actor
+
+
+def _wait_for_all(loading: Mapping[Any, ReplicaSpec]) -> None:
+    waiting = list(loading)
+    while waiting:
+        [ready], waiting = ray.wait(waiting)
+        try:
+            ray.get(ready)
+        except RayError as error:
+            told = replica_error(error, "loading its model")
+            raise ReplicaError(f"a replica of {' and '.join(loading[ready].roles)} could not start: {told}") from error
+
+
+def environment(spec: ReplicaSpec) -> dict[str, str]:
+    """The variables of a process."""
+    variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+    if spec.gpus == 0:
+        variables |= {
+            # One busy thread per reserved CPU: replicas that share cores are many times slower with more.
+            "OMP_NUM_THREADS": str(max(1, int(spec.cpus))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The engine in the actor's own process: one process less to start and to feed.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if spec.tensor_parallel == 1 else "1",
+        }
+        if spec.engine.enforce_eager:
+            variables["TORCH_COMPILE_DISABLE"] = "1"
+    return variables
