@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from masters_ray.config import Learner, Part, Reward, Transfer
-from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetrics
 from masters_ray.schedule import Iteration
 
 
@@ -135,12 +137,4 @@ class LearnerNews:
     @classmethod
     def of(cls, plain: dict[str, Any]) -> LearnerNews:
         """The inverse."""
-        return cls(
-            steps=[StepMetrics(**one) for one in plain["steps"]],
-            rewards={int(step): [GroupRewards(**one) for one in told] for step, told in plain["rewards"].items()},
-            skipped=[SkippedStep(**one) for one in plain["skipped"]],
-            left_out=[
-                LeftOut(step=one["step"], rows=[Rejected(**row) for row in one["rows"]])
-                for one in plain.get("left_out", [])  # a checkpoint of an older version has none
-            ],
-        )
+        return TypeAdapter(cls).validate_python(plain)

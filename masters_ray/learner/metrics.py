@@ -1,35 +1,39 @@
-"""What the workers report of a step: sums over groups that all of them add up."""
+"""What the workers report of a step: a row of numbers for each of its groups, which all of them add up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from masters_ray.grpo import GroupTerms
+from masters_ray.grpo import LossOutputs
 from masters_ray.learner.agreement import row_gaps
+from masters_ray.learner.collate import MicroBatch
 from masters_ray.learner.job import GroupRewards
-from masters_ray.packing import PackedBatch
-from masters_ray.records import RolloutGroup
+
+_SHOWN_GROUPS = 2
+"""Groups of a step whose rewards are told."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
     """A step over all workers."""
 
-    means: dict[str, float]
-    """Fields of StepMetrics that are means over groups."""
-    answer_tokens: int
+    losses: list[float]
+    """Of its groups."""
+    metrics: dict[str, float]
+    """Fields of StepMetrics: means over the groups or, of logprob_mismatch, over the tokens of fresh groups."""
     padding: int
     """Tokens of padding."""
     operations: float
     """Floating-point operations."""
-    behaviour_gap: float
-    """Mean distance of the learner's log-probabilities to the writing student's, nats per token of fresh groups."""
+    rewards: list[GroupRewards]
+    """Of some of this worker's groups."""
     gaps: Tensor
-    """The same as ``agreement.row_gaps``, [groups, 3]; 0 for groups that are not fresh."""
+    """As ``agreement.row_gaps``, [groups, 3], of the learner and the student that wrote; 0 for groups that are not
+    fresh."""
 
 
 class StepTally:
@@ -37,69 +41,51 @@ class StepTally:
 
     def __init__(self, groups: int) -> None:
         """groups: of the step, over all workers."""
-        self._sums = dict.fromkeys(_MEANS, 0.0)
-        self._answer_tokens = self._padding = 0
+        self._metrics: dict[str, Tensor] = {}
         self._gaps = torch.zeros(groups, 3, dtype=torch.float64)
-        self.losses = torch.zeros(groups, dtype=torch.float64)
-        """[groups of the step], each where it stands in the step; 0 for other workers' groups."""
-        self.rewards: list[GroupRewards] = []
-        """Of this worker's groups."""
+        self._padding = 0
+        self._rewards: list[GroupRewards] = []
 
-    def add(
-        self,
-        groups: Sequence[RolloutGroup],
-        indices: list[int],
-        terms: Sequence[GroupTerms],
-        batch: PackedBatch,
-        new_logprobs: Tensor,
-    ) -> None:
-        """A micro-batch of this worker's own groups, ``indices`` of the step. new_logprobs: [answer tokens]"""
-        for term in terms:
-            for name, value in _MEANS.items():
-                self._sums[name] += float(value(term))
-        self._answer_tokens += len(batch.targets)
-        self._padding += batch.layout.padding
-        fresh = torch.tensor([group.version is not None for group in groups]).unsqueeze(-1)
-        self._gaps[indices] = row_gaps(new_logprobs, batch.behaviour_logprobs, batch) * fresh
-        self.losses[indices] = torch.stack([term.loss.detach().double().cpu() for term in terms])
-        self.rewards += [_rewards(group, one) for group, one in zip(groups, terms, strict=True)]
+    def add(self, micro: MicroBatch, outputs: LossOutputs, new_logprobs: Tensor) -> None:
+        """A micro-batch; a dummy leaves no trace. new_logprobs: [answer tokens]"""
+        for name, values in outputs.metrics.items():
+            column = self._metrics.setdefault(name, torch.zeros(len(self._gaps), dtype=torch.float64))
+            if micro.indices:
+                column[micro.indices] = values.double().cpu()
+        if not micro.indices:
+            return
+        self._padding += micro.batch.layout.padding
+        fresh = [index for index, group in enumerate(micro.groups) if group.version is not None]
+        gaps = row_gaps(new_logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
+        self._gaps[[micro.indices[index] for index in fresh]] = gaps[fresh]
+        sizes = [len(group.answers) for group in micro.groups]
+        of_answers = outputs.divergences, outputs.distillation, outputs.old.advantages
+        for group, *numbers in zip(micro.groups, *(one.split(sizes) for one in of_answers), strict=True):
+            divergences, distillation, advantages = (one.tolist() for one in numbers)
+            self._rewards.append(
+                GroupRewards(
+                    stage=group.stage,
+                    position=group.position,
+                    divergences=divergences,
+                    distillation=distillation,
+                    advantages=advantages,
+                    version=group.version,
+                )
+            )
 
     def joined(self, over_workers: Callable[[Tensor], Tensor], operations: int) -> StepTotals:
         """All workers' tallies. operations: floating-point operations that this worker has spent on the step."""
-        own = [*self._sums.values(), self._answer_tokens, self._padding, operations]
-        *sums, answer_tokens, padding, operations_of_all = over_workers(torch.tensor(own, dtype=torch.float64)).tolist()
-        gaps = over_workers(self._gaps)
-        gap, fresh = gaps[:, :2].sum(0).tolist()
+        columns = over_workers(torch.stack([*self._metrics.values(), *self._gaps.unbind(-1)]))
+        padding, all_operations = over_workers(torch.tensor([self._padding, operations], dtype=torch.float64)).tolist()
+        metrics = dict(zip(self._metrics, columns, strict=False))
+        gaps = columns[len(metrics) :].T
+        distance, tokens = gaps[:, :2].sum(0).tolist()
+        means = {name: float(values.mean()) for name, values in metrics.items()}
         return StepTotals(
-            means={name: value / len(self.losses) for name, value in zip(_MEANS, sums, strict=True)},
-            answer_tokens=round(answer_tokens),
+            losses=metrics["loss"].tolist(),
+            metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
             padding=round(padding),
-            operations=operations_of_all,
-            behaviour_gap=gap / fresh if fresh else 0.0,
+            operations=all_operations,
+            rewards=self._rewards[:_SHOWN_GROUPS],
             gaps=gaps,
         )
-
-
-_MEANS: dict[str, Callable[[GroupTerms], Tensor | float]] = {
-    "loss": lambda term: term.loss.detach(),
-    "policy_loss": lambda term: term.policy_loss,
-    "kl": lambda term: term.kl,
-    "jsd": lambda term: term.jsd,
-    "jsd_error_bound": lambda term: term.jsd_error,
-    "accuracy_reward": lambda term: term.accuracy.mean(),
-    "distillation_reward": lambda term: term.distillation.mean(),
-    "advantage_spread": lambda term: term.advantages.std(correction=0),
-    "flat_groups": lambda term: float(not term.advantages.any()),
-    "clipped": lambda term: term.clipped,
-}
-
-
-def _rewards(group: RolloutGroup, terms: GroupTerms) -> GroupRewards:
-    return GroupRewards(
-        stage=group.stage,
-        position=group.position,
-        divergences=terms.divergences.tolist(),
-        distillation=terms.distillation.tolist(),
-        advantages=terms.advantages.tolist(),
-        version=group.version,
-    )

@@ -44,7 +44,7 @@ def test_every_row_is_trained_on_once_in_stage_order(plain: Plain) -> None:
     assert [one.tokens for one in steps] == [
         sum(row.prompt_tokens + 6 for row in rows) for rows in (plain.rows[:4], plain.rows[4:5], plain.rows[5:])
     ]
-    assert all(one.gradient_norm > 0 and 0 < one.flop_utilisation < 1 and one.waste == 0 for one in steps)
+    assert all(one.grad_norm > 0 and 0 < one.mfu < 1 and one.padding_fraction == 0 for one in steps)
     assert plain.told.rewards
     before = state(PAIR / "student")
     changed = {name for name in before if not torch.equal(before[name], plain.trained[name])}
@@ -65,7 +65,7 @@ def assert_same(told: LearnerNews, exported: Path, plain: Plain) -> None:
             "jsd",
             "jsd_error_bound",
             "distillation_reward",
-            "gradient_norm",
+            "grad_norm",
             "accuracy_reward",
         ):
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-3, abs=1e-5), name

@@ -33,7 +33,7 @@ from tests.e2e.learn_alone import SETTINGS
 from tests.e2e.learning import job, rollouts, state, stored, train, written_by_its_student
 
 pytestmark = pytest.mark.e2e
-TIMES = ("seconds", "tokens_per_second", "flop_utilisation", "memory_gib")
+TIMES = ("seconds", "tokens_per_second", "mfu", "memory_gib")
 """Fields of StepMetrics that differ between equal runs."""
 
 

@@ -20,7 +20,6 @@ from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
 from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
-from masters_ray.learner.terms import objective
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored
 from tests.conftest import PAIR
@@ -229,7 +228,7 @@ class Worker:
         """The mean over ``workers``, as DeepSpeed takes it, of what each adds up; the weights stay as they are."""
         worker = self._worker
         self._aggregate(aggregation)
-        worker._workers, worker._packer._multiple = workers, multiple_of
+        worker._workers, worker._collator._multiple = workers, multiple_of
         worker._job = replace(worker._job, settings=replace(worker._job.settings, tokens_per_micro_batch=budget))
         kept = []
         for rank in range(workers):
@@ -240,7 +239,7 @@ class Worker:
 
     def second_gradient(self, move: Callable[[Any], None]) -> dict[str, Tensor]:
         """Of a step's second update, when the first one moves the weights by ``move``; they are back afterwards."""
-        worker, model = self._worker, self._worker._engine.model
+        worker, model = self._worker, self._worker._engine._engine.module.model
         self._aggregate("answer")
         before = {name: one.detach().clone() for name, one in model.named_parameters()}
         worker._workers, worker._rank = 1, 0
@@ -267,10 +266,10 @@ class Worker:
 
     def _aggregate(self, aggregation: Aggregation) -> None:
         settings = replace(self._worker._job.settings, aggregation=aggregation)
-        self._worker._objective = objective(settings, self._worker._job.reward)
+        self._worker._loss = replace(self._worker._loss, learner=settings)
 
     def _keep(self) -> None:
-        parameters = self._worker._engine.model.named_parameters()
+        parameters = self._worker._engine._engine.module.model.named_parameters()
         self._kept = {name: one.grad.clone() for name, one in parameters if one.grad is not None}
 
     @staticmethod
@@ -313,7 +312,7 @@ def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
         # where longer answers weigh more, advantages do not cancel and carry those 1e-6 nats into the loss
         assert told.loss == pytest.approx(wanted.loss, rel=1e-6 if aggregation == "answer" else 1e-5)
         assert told.jsd_error_bound == pytest.approx(wanted.lacking, rel=1e-4)
-        assert told.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
+        assert told.grad_norm == pytest.approx(norm.item(), rel=1e-5)
 
 
 def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
@@ -337,8 +336,8 @@ def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
         assert (gradient - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
     [told] = worker.told[-1].steps
     per_group = torch.tensor(plain.clipped).split([sum(lengths) for lengths in LENGTHS])
-    assert told.clipped == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
-    assert 0.1 < told.clipped < 0.9
+    assert told.clip_fraction == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
+    assert 0.1 < told.clip_fraction < 0.9
     assert told.loss == pytest.approx(expected["answer"].loss, rel=1e-6), "what is told is the first update's"
     with torch.no_grad():
         for name, one in plain.model.named_parameters():
