@@ -106,19 +106,19 @@ class Optimizer:
 
     def step(self, batches: Sequence[MicroBatch]) -> int:
         """One step with all that the learner's loop does but read rows and report. Returns its necessary operations."""
-        from masters_ray.learner.metrics import StepTally
+        from masters_ray.learner.metrics import step_totals
 
         groups = sum(len(micro.indices) for micro in batches)
         tokens = sum(len(micro.batch.targets) for micro in batches)
-        tally = StepTally(groups)
+        made = []
         for micro in batches:
             with self._operations.counted(micro.batch):
                 student = self._engine(micro.batch)
             outputs = group_losses(self._config, micro.batch, student, tokens / groups)
             self._engine.add_gradient(outputs.loss.sum() / groups)
-            tally.add(micro, outputs, student[0])
+            made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
         operations = self._operations.take()
-        tally.joined(self._engine.over_workers, operations)
+        step_totals(groups, made, self._engine.over_workers, operations)
         if self._engine.update(self._config.learner.learning_rate) is None:
             raise RuntimeError("the gradient is not finite")
         return operations

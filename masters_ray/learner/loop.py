@@ -31,7 +31,7 @@ from masters_ray.learner.collate import Collator, Part, own_parts
 from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.job import LearnerJob, LearnerNews
 from masters_ray.learner.live import LiveTeacher
-from masters_ray.learner.metrics import StepTally, StepTotals
+from masters_ray.learner.metrics import StepTotals, step_totals
 from masters_ray.packing import PackedBatch
 from masters_ray.records import LeftOut, SkippedStep, StepMetrics
 from masters_ray.weight_sync.broker import ask
@@ -76,7 +76,10 @@ class _Worker:
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
         if job.turns and job.online:
-            self._wait_for_the_turn()
+            # Engines that still work for a group of workers that was lost have to sleep.
+            if self._rank == 0:
+                ask(broker, "clear")
+            self._wait_for_the_others()
         model = hf.load_model(self._folder, settings.dtype)
         if settings.lora.rank:
             adapters.add(model, settings.lora)
@@ -112,7 +115,8 @@ class _Worker:
         )
 
     def _wait_for_the_others(self) -> None:
-        self._engine.over_workers(torch.zeros(1))
+        if self._workers > 1:
+            torch.distributed.all_reduce(torch.zeros(1, device=self._device))
 
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
         """Parameter names of the transformers model → tensors, adapters merged (and written), on rank 0; the other
@@ -125,13 +129,6 @@ class _Worker:
     def _as_checkpoint(self) -> dict[str, Tensor] | None:
         state = self._whole_student()
         return None if state is None else hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
-
-    def _wait_for_the_turn(self) -> None:
-        """Until engines that still work for a group of workers that was lost sleep."""
-        if self._rank == 0:
-            ask(self._broker, "clear")
-        if self._workers > 1:
-            torch.distributed.all_reduce(torch.zeros(1, device=self._device))
 
     def compare(self, stores: Sequence[store.Where]) -> None:
         """The student as it was loaded, untrained, with the engine's log-probabilities in the stores of all stages.
@@ -267,7 +264,7 @@ class _Worker:
         """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
         micro-batch; filled if this is the first."""
         step, engine, again = part.step, self._engine, bool(old)
-        groups, tally = len(step.table), StepTally(len(step.table))
+        groups, made = len(step.table), []
         for index, micro in enumerate(part.micro_batches):
             batch = micro.batch.to(self._device)
             scores = self._live.scores(step.plan, batch) if self._live else None
@@ -278,8 +275,8 @@ class _Worker:
             if not again:
                 old.append(outputs.old)
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
-            tally.add(micro, outputs, student[0])
-        totals = tally.joined(engine.over_workers, self._operations.take())
+            made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
+        totals = step_totals(groups, made, engine.over_workers, self._operations.take())
         norm = engine.update(learning_rate(self._job.settings, step.number))
         if norm is None:
             ids = zip(step.table["id"].to_pylist(), totals.losses, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ class StepTotals:
     """Of its groups."""
     metrics: dict[str, float]
     """Fields of StepMetrics: means over the groups or, of logprob_mismatch, over the tokens of fresh groups."""
-    padding: int
+    padding: float
     """Tokens of padding."""
     operations: float
     """Floating-point operations."""
@@ -36,56 +36,51 @@ class StepTotals:
     fresh."""
 
 
-class StepTally:
-    """What one worker adds up over the micro-batches of a step."""
+def step_totals(
+    groups: int,
+    made: Sequence[tuple[MicroBatch, LossOutputs, Tensor]],
+    over_workers: Callable[[Tensor], Tensor],
+    operations: int,
+) -> StepTotals:
+    """Of a step of so many groups over all workers. made: this worker's micro-batches with their answer tokens'
+    log-probabilities; a dummy leaves no trace. operations: that this worker has spent on the step."""
+    names = list(made[0][1].metrics)
+    table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
+    own = [one for one in made if one[0].indices]
+    for micro, outputs, logprobs in own:
+        gaps = row_gaps(logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
+        gaps[[group.version is None for group in micro.groups]] = 0.0
+        metrics = torch.stack([values.double().cpu() for values in outputs.metrics.values()], 1)
+        table[micro.indices] = torch.cat([metrics, gaps], 1)
+    columns = over_workers(table)
+    sums = torch.tensor([sum(micro.batch.layout.padding for micro, *_ in own), operations], dtype=torch.float64)
+    padding, all_operations = over_workers(sums).tolist()
+    gaps = columns[:, len(names) :]
+    distance, tokens, _ = gaps.sum(0).tolist()
+    means = dict(zip(names, columns.mean(0).tolist(), strict=False))
+    return StepTotals(
+        losses=columns[:, names.index("loss")].tolist(),
+        metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
+        padding=padding,
+        operations=all_operations,
+        rewards=[rewards for micro, outputs, _ in own for rewards in _rewards(micro, outputs)][:_SHOWN_GROUPS],
+        gaps=gaps,
+    )
 
-    def __init__(self, groups: int) -> None:
-        """groups: of the step, over all workers."""
-        self._metrics: dict[str, Tensor] = {}
-        self._gaps = torch.zeros(groups, 3, dtype=torch.float64)
-        self._padding = 0
-        self._rewards: list[GroupRewards] = []
 
-    def add(self, micro: MicroBatch, outputs: LossOutputs, new_logprobs: Tensor) -> None:
-        """A micro-batch; a dummy leaves no trace. new_logprobs: [answer tokens]"""
-        for name, values in outputs.metrics.items():
-            column = self._metrics.setdefault(name, torch.zeros(len(self._gaps), dtype=torch.float64))
-            if micro.indices:
-                column[micro.indices] = values.double().cpu()
-        if not micro.indices:
-            return
-        self._padding += micro.batch.layout.padding
-        fresh = [index for index, group in enumerate(micro.groups) if group.version is not None]
-        gaps = row_gaps(new_logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
-        self._gaps[[micro.indices[index] for index in fresh]] = gaps[fresh]
-        sizes = [len(group.answers) for group in micro.groups]
-        of_answers = outputs.divergences, outputs.distillation, outputs.old.advantages
-        for group, *numbers in zip(micro.groups, *(one.split(sizes) for one in of_answers), strict=True):
-            divergences, distillation, advantages = (one.tolist() for one in numbers)
-            self._rewards.append(
-                GroupRewards(
-                    stage=group.stage,
-                    position=group.position,
-                    divergences=divergences,
-                    distillation=distillation,
-                    advantages=advantages,
-                    version=group.version,
-                )
-            )
-
-    def joined(self, over_workers: Callable[[Tensor], Tensor], operations: int) -> StepTotals:
-        """All workers' tallies. operations: floating-point operations that this worker has spent on the step."""
-        columns = over_workers(torch.stack([*self._metrics.values(), *self._gaps.unbind(-1)]))
-        padding, all_operations = over_workers(torch.tensor([self._padding, operations], dtype=torch.float64)).tolist()
-        metrics = dict(zip(self._metrics, columns, strict=False))
-        gaps = columns[len(metrics) :].T
-        distance, tokens = gaps[:, :2].sum(0).tolist()
-        means = {name: float(values.mean()) for name, values in metrics.items()}
-        return StepTotals(
-            losses=metrics["loss"].tolist(),
-            metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
-            padding=round(padding),
-            operations=all_operations,
-            rewards=self._rewards[:_SHOWN_GROUPS],
-            gaps=gaps,
+def _rewards(micro: MicroBatch, outputs: LossOutputs) -> list[GroupRewards]:
+    sizes = [len(group.answers) for group in micro.groups]
+    of_answers = outputs.divergences, outputs.distillation, outputs.old.advantages
+    return [
+        GroupRewards(
+            stage=group.stage,
+            position=group.position,
+            divergences=divergences.tolist(),
+            distillation=distillation.tolist(),
+            advantages=advantages.tolist(),
+            version=group.version,
         )
+        for group, divergences, distillation, advantages in zip(
+            micro.groups, *(one.split(sizes) for one in of_answers), strict=True
+        )
+    ]
