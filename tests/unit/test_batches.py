@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masters_ray import store
+from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.batches import Fresh, Plans, Step, micro_batches, prefetch, steps
 from masters_ray.learner.collate import own_parts
 from masters_ray.learner.job import StagePlan
+from masters_ray.learner.loop import learning_rate
 from masters_ray.packing import sequence_tokens
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, scored
@@ -58,6 +60,11 @@ def test_rows_are_cut_into_steps_whatever_the_size_of_the_batches(size: int) -> 
     assert [(step.number, positions(step)) for step in found] == [(1, [0, 1, 2, 3]), (2, [4])]
     assert [token for step in found for token in step.tokens] == [sequence_tokens(row) for row in rows()]
     assert [step.number for step in planned(size=size, skip=1)] == [2], "steps that were taken are passed over"
+
+
+def test_the_learning_rate_rises_and_stays() -> None:
+    settings = Learner(learning_rate=1.0, warmup_steps=4)
+    assert [learning_rate(settings, step) for step in (1, 2, 5, 100)] == [0.2, 0.4, 1.0, 1.0]
 
 
 def test_missing_and_disordered_rows_stop_the_learner() -> None:
