@@ -77,9 +77,9 @@ def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
 
 def mismatch(
     step: Step, gaps: Tensor, bound: float, on_policy: bool = False
-) -> tuple[LogprobMismatch, dict[int, str]] | None:
-    """How far the rows of a step are apart, and why the learner shall do without some of them, by position: they are
-    further apart than ``bound``. None when no row was compared. Raises LearnerError when they are too many.
+) -> tuple[LogprobMismatch, dict[tuple[int, int], str]] | None:
+    """How far the rows of a step are apart, and why the learner shall do without those that are further apart than
+    ``bound``, by stage and position. None when no row was compared. Raises LearnerError when they are too many.
 
     gaps: as ``row_gaps``, [rows of the step, 3]; 0 for rows that were not compared. on_policy: fresh answers and not
     those of the untrained student. Then only those count that the very weights wrote which learn from them, and not
@@ -114,7 +114,7 @@ def mismatch(
         apart=len(apart),
     )
     positions = step.table["position"].to_pylist()
-    return found, {positions[index]: _UNFIT.format(means[index], bound) for index in apart}
+    return found, {(found.stage, positions[index]): _UNFIT.format(means[index], bound) for index in apart}
 
 
 def compared(
@@ -122,7 +122,7 @@ def compared(
     logprobs: Callable[[PackedBatch], Tensor],
     over_workers: Callable[[Tensor], Tensor],
     bound: float,
-) -> tuple[LogprobMismatch, dict[int, str]] | None:
+) -> tuple[LogprobMismatch, dict[tuple[int, int], str]] | None:
     """``mismatch`` of the stored reference log-probabilities of a stage's ``sample`` and ``logprobs``, the untrained
     student's of a batch's answer tokens. Every worker must call it together, with its part of the sample.
 

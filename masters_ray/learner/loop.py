@@ -115,8 +115,10 @@ class _Worker:
         )
 
     def _wait_for_the_others(self) -> None:
+        meeting = torch.zeros(1, device=self._device)
         if self._workers > 1:
-            torch.distributed.all_reduce(torch.zeros(1, device=self._device))
+            torch.distributed.all_reduce(meeting)
+        meeting.item()  # NCCL does not wait by itself
 
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
         """Parameter names of the transformers model → tensors, adapters merged (and written), on rank 0; the other
@@ -145,11 +147,11 @@ class _Worker:
             [part] = own_parts([step], self._rank, self._collator.pack)
             found = agreement.compared(part, logprobs, self._engine.over_workers, self._largest_gap)
             if found is not None:
-                one, reasons = found
+                one, unfit = found
                 note = f"learner and engine agree on {one.rows} rows to {one.mean_gap:.1e} nats per token"
                 note = f"stage {one.stage}: {note} (the furthest, {one.row}; {one.bound:g} is allowed)"
                 self._report(LearnerNews(agreements=[one], notes=[note]))
-                self._collator.unfit |= {(one.stage, position): reason for position, reason in reasons.items()}
+                self._collator.unfit |= unfit
 
     def parts(self, done: int) -> Iterator[Part]:
         """This rank's part of every step after the first ``done``."""
@@ -297,7 +299,7 @@ class _Worker:
             "students": self.publisher.students,
             "random": torch.get_rng_state(),
             "skipped_in_a_row": self._skipped_in_a_row,
-            "told": self._told.as_plain(),
+            "told": self._told.as_json(),
         }
         self.checkpoints.save(number, lambda folder: self._engine.save(folder, state))
 

@@ -30,7 +30,7 @@ def part(rows: int, *unreadable: int, version: int | None = None) -> Part:
     return found
 
 
-Found = tuple[LogprobMismatch, dict[int, str]] | None
+Found = tuple[LogprobMismatch, dict[tuple[int, int], str]] | None
 
 
 def agreed(found: Part, apart: Mapping[int, float], bound: float = 0.1) -> Found:
@@ -57,8 +57,8 @@ def test_the_row_that_is_furthest_apart_is_told_whatever_the_mean_over_all_rows(
 def test_one_row_that_is_apart_is_left_out_and_several_stop_the_learner_with_its_name(gap: float) -> None:
     found = agreed(part(40), {7: gap})
     assert found
-    assert found[0].row == "p7" and found[0].apart == 1 and list(found[1]) == [7]
-    assert "nats per token apart on it, more than 0.1; did its picture change" in found[1][7]
+    assert found[0].row == "p7" and found[0].apart == 1 and list(found[1]) == [(0, 7)]
+    assert "nats per token apart on it, more than 0.1; did its picture change" in found[1][0, 7]
     causes = "checkpoint.*processor files.*template.*pictures.*start or end tokens.*kernels.*quantised.*windows"
     with pytest.raises(LearnerError, match=rf"in 2 of 40 rows, most in p7 \(.*{causes}.*learner.max_logprob_gap"):
         agreed(part(40), {7: gap, 30: 0.55})
