@@ -7,6 +7,7 @@ that is not finite; without ZeRO it skips none, so that is done here.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
@@ -79,11 +79,9 @@ class StudentEngine:
                 parameter.grad = torch.zeros_like(parameter)
         if self._engine.dp_world_size > 1:
             self._engine.buffered_allreduce_fallback()
-        total = get_total_norm([one.grad for one in parameters if one.grad is not None])
-        norm = float(total)
-        if taken := bool(torch.isfinite(total)):
-            if norm > self._clipping:
-                clip_grads_with_norm_(parameters, self._clipping, total, foreach=True)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._clipping))
+        taken = math.isfinite(norm)
+        if taken:
             self._engine.optimizer.step()
         self._engine.zero_grad()
         return norm if taken else None
