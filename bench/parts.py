@@ -34,8 +34,8 @@ def against_trl(repeats: int, side: int) -> Raw:
     asked = question(ours.model, task)
     batch = packed([asked])
     trl = sides.Trl(models.build(models.STUDENT))
-    terms = ours.backward(batch, jsd_weight=0.0)
-    inputs = sides.Trl.inputs(asked, terms.advantages)
+    outputs = ours.backward(batch, jsd_weight=0.0)
+    inputs = sides.Trl.inputs(asked, outputs.old.advantages)
     trl.backward(inputs)
     difference = _gradient_difference(ours.model, trl.model)
     if not difference < _AGREEMENT:

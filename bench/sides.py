@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bench.groups import Question, packed
 from bench.models import LOGITS_BYTES
-from masters_ray.batching import micro_batches
 from masters_ray.config import Learner
 from masters_ray.engines.hf import PackedStudent, PackedTeacher
-from masters_ray.grpo import GroupTerms, Objective, group_terms
+from masters_ray.grpo import LossConfig, LossOutputs, group_losses
 from masters_ray.packing import PackedBatch, sequence_tokens
+
+if TYPE_CHECKING:
+    from masters_ray.learner.collate import MicroBatch
 
 KL_BETA = 0.1
 CLIP = 0.2
-
-
-def one_question(
-    batch: PackedBatch, given: tuple[Tensor, Tensor, Tensor], answers: Tensor, jsd_weight: float = 1.0
-) -> GroupTerms:
-    """The loss's terms of those ``answers`` (bool [A]) of a batch, taken as one group. given: of the batch, by a
-    PackedStudent."""
-    logprobs, divergences, errors = given
-    tokens = answers[batch.answer_of]
-    answer_of = batch.answer_of[tokens]
-    return group_terms(
-        Objective(kl_beta=KL_BETA, clip_epsilon=CLIP, jsd_weight=jsd_weight),
-        new_logprobs=logprobs[tokens],
-        reference_logprobs=batch.reference_logprobs[tokens],
-        token_jsd=divergences[tokens],
-        token_jsd_error=errors[tokens],
-        answer_of=answer_of - answer_of.min(),
-        accuracy=batch.accuracy[answers],
-        reasoning=batch.reasoning[answers],
-        tokens_per_group=len(answer_of),
-    )
 
 
 class Masters:
@@ -49,16 +31,19 @@ class Masters:
         self.model = model
         self.student = PackedStudent(model, LOGITS_BYTES)
 
-    def backward(self, batch: PackedBatch, jsd_weight: float = 1.0, teacher: PackedTeacher | None = None) -> GroupTerms:
+    def backward(
+        self, batch: PackedBatch, jsd_weight: float = 1.0, teacher: PackedTeacher | None = None
+    ) -> LossOutputs:
         """All answers of the batch are one group's, however they are packed. teacher: asked in place of the batch's
         stored scores."""
         self.model.zero_grad(set_to_none=True)
-        everything = torch.ones_like(batch.accuracy, dtype=torch.bool)
         with torch.no_grad():
             scores = None if teacher is None else teacher(batch)
-        terms = one_question(batch, self.student(batch, scores), everything, jsd_weight)
-        terms.loss.backward()
-        return terms
+        config = LossConfig(learner=Learner(kl_beta=KL_BETA, clip_epsilon=CLIP, jsd_weight=jsd_weight))
+        one_group = replace(batch, group_of=torch.zeros_like(batch.group_of))
+        outputs = group_losses(config, one_group, self.student(batch, scores), len(batch.targets))
+        outputs.loss.sum().backward()
+        return outputs
 
 
 class Trl:
@@ -92,10 +77,6 @@ class Trl:
         self._step.loss(inputs).backward()
 
 
-MicroBatch = tuple[list[int], list[Question], PackedBatch]
-"""Places in the step, the questions there, and the same packed."""
-
-
 class Optimizer:
     """Whole optimizer steps of the learner's engine: DeepSpeed without ZeRO, AdamW, clipping; one worker."""
 
@@ -105,32 +86,39 @@ class Optimizer:
 
         alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ.update(alone)
-        settings = Learner(zero_stage=0, dtype="float32", frozen=["vision"])
-        self.model = model
+        settings = Learner(zero_stage=0, dtype="float32", kl_beta=KL_BETA, clip_epsilon=CLIP)
+        self.model, self._config = model, LossConfig(learner=settings)
         self._operations = OperationCounter(model)
         self._engine = StudentEngine(PackedStudent(model, LOGITS_BYTES), settings, torch.device("cpu"))
 
     @staticmethod
     def batches(questions: Sequence[Question], budget: int) -> list[MicroBatch]:
         """Micro-batches of at most ``budget`` tokens."""
+        from masters_ray.learner.batches import micro_batches
+        from masters_ray.learner.collate import MicroBatch
+
         rounds = micro_batches([sequence_tokens(one.group) for one in questions], workers=1, budget=budget)
         chosen = [(indices, [questions[index] for index in indices]) for [indices] in rounds]
-        return [(indices, some, packed(some)) for indices, some in chosen]
+        return [
+            MicroBatch(indices=indices, groups=[one.group for one in some], batch=packed(some))
+            for indices, some in chosen
+        ]
 
     def step(self, batches: Sequence[MicroBatch]) -> int:
         """One step with all that the learner's loop does but read rows and report. Returns its necessary operations."""
-        from masters_ray.learner.metrics import StepTally
+        from masters_ray.learner.metrics import step_totals
 
-        groups = sum(len(indices) for indices, _, _ in batches)
-        tally = StepTally(groups)
-        for indices, questions, batch in batches:
-            with self._operations.counted(batch):
-                given = self._engine.terms(batch)
-            terms = [one_question(batch, given, batch.group_of == group) for group in range(len(indices))]
-            self._engine.gradients.add(torch.stack([term.loss for term in terms]).sum() / groups)
-            tally.add([one.group for one in questions], indices, terms, batch, given[0])
+        groups = sum(len(micro.indices) for micro in batches)
+        tokens = sum(len(micro.batch.targets) for micro in batches)
+        made = []
+        for micro in batches:
+            with self._operations.counted(micro.batch):
+                student = self._engine(micro.batch)
+            outputs = group_losses(self._config, micro.batch, student, tokens / groups)
+            self._engine.add_gradient(outputs.loss.sum() / groups)
+            made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
         operations = self._operations.take()
-        tally.joined(self._engine.over_workers, operations)
-        if self._engine.gradients.apply() is None:
+        step_totals(groups, made, self._engine.over_workers, operations)
+        if self._engine.update(self._config.learner.learning_rate) is None:
             raise RuntimeError("the gradient is not finite")
         return operations

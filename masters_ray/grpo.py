@@ -1,19 +1,55 @@
-"""Group relative policy optimisation on one group (METHOD 6; appendix section B, eq. 9 to 11)."""
+"""The Masters loss: group relative policy optimisation and the divergence (METHOD 6; appendix B, eq. 9 to 11)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from masters_ray.config import Aggregation, CutAnswers, KlEstimator
+from masters_ray.config import KlEstimator, Learner, Reward
+from masters_ray.packing import PackedBatch
 from masters_ray.rewards import distillation_rewards
 
 EPSILON = 1e-6
 """Added to the standard deviation of the rewards."""
 FLAT = 1e-4
 """A group whose rewards spread less has advantage 0: rounding noise must not become a gradient of full size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The sections of the configuration that weigh rewards and losses."""
+
+    learner: Learner = field(default_factory=Learner)
+    reward: Reward = field(default_factory=Reward)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldPolicy:
+    """What every update on a batch is compared with, as the first one found it."""
+
+    logprobs: Tensor
+    """[tokens], of the student that wrote in an online iteration, otherwise of the one before the first update."""
+    advantages: Tensor
+    """[answers]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutputs:
+    """Loss of every group of a batch, and what is reported of it."""
+
+    loss: Tensor
+    """[groups]: policy_weight · (−clipped objective + kl_beta · KL) + jsd_weight · JSD; only this has a gradient."""
+    metrics: dict[str, Tensor]
+    """[groups] each, by those fields of StepMetrics that are means over groups."""
+    old: OldPolicy
+    """For later updates on the batch."""
+    distillation: Tensor
+    """[answers], R_distill"""
+    divergences: Tensor
+    """[answers], D_j in nats"""
 
 
 def advantages(rewards: Tensor) -> Tensor:
@@ -49,132 +85,76 @@ def is_clipped(ratio: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
     return ((advantage > 0) & (ratio > 1 + clip_epsilon)) | ((advantage < 0) & (ratio < 1 - clip_epsilon))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """How rewards and losses are weighed (METHOD 4 and 6; the paper's values)."""
-
-    alpha: float = 1.0
-    """Of the distillation reward, beside the accuracy reward."""
-    rho: float = 0.0
-    """Of the reasoning reward."""
-    least_spread: float = 0.0
-    """Nats; divergences of a group that lie closer together make no distillation reward."""
-    cut_answers: CutAnswers = "judge"
-    """What answers get that were cut at their longest length: their rewards, R_acc = R_rea = 0, or advantage 0."""
-    policy_weight: float = 1.0
-    """Of L_GRPO; 0 leaves the divergence alone."""
-    jsd_weight: float = 1.0
-    kl_beta: float = 0.1
-    kl_estimator: KlEstimator = "k3"
-    clip_epsilon: float = 0.2
-    aggregation: Aggregation = "answer"
-    """answer: every answer of a group weighs the same; token: every answer token of a step does."""
+def segment_means(values: Tensor, segment_of: Tensor, segments: int) -> Tensor:
+    """[values] with the segment (0 … segments−1) of each → [segments]."""
+    totals = values.new_zeros(segments).index_add(0, segment_of, values)
+    return totals / torch.bincount(segment_of, minlength=segments)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OldPolicy:
-    """What the first update on a group is compared with, and what the later ones are."""
-
-    logprobs: Tensor
-    """[tokens], of the student that wrote in an online iteration, otherwise of the one before the first update."""
-    advantages: Tensor
-    """[G]"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupTerms:
-    """Loss and its parts for one group; every field is a scalar tensor unless said otherwise."""
-
-    loss: Tensor
-    """policy_weight · L_GRPO + jsd_weight · JSD; the only field with a gradient."""
-    policy_loss: Tensor
-    """The clipped objective, negative."""
-    kl: Tensor
-    """The estimate against the reference policy, in nats."""
-    jsd: Tensor
-    """In nats."""
-    jsd_error: Tensor
-    """Most that ``jsd`` can be below the divergence over the whole vocabulary, in nats."""
-    clipped: Tensor
-    """Fraction of the tokens whose ratio is cut off, so that the policy gradient does not move them."""
-    old: OldPolicy
-    """For later updates on the group."""
-    accuracy: Tensor
-    """[G], R_acc as it counts"""
-    distillation: Tensor
-    """[G], R_distill"""
-    divergences: Tensor
-    """[G], D_j in nats"""
-
-    @property
-    def advantages(self) -> Tensor:
-        """[G]"""
-        return self.old.advantages
-
-
-def answer_means(per_token: Tensor, answer_of: Tensor, answers: int) -> Tensor:
-    """Mean over the tokens of each answer: [tokens] with the answer of each token → [answers]."""
-    totals = per_token.new_zeros(answers).index_add(0, answer_of, per_token)
-    return totals / torch.bincount(answer_of, minlength=answers)
-
-
-def group_terms(
-    objective: Objective,
-    *,
-    new_logprobs: Tensor,
-    reference_logprobs: Tensor,
-    token_jsd: Tensor,
-    token_jsd_error: Tensor,
-    answer_of: Tensor,
-    accuracy: Tensor,
-    reasoning: Tensor,
+def group_losses(
+    config: LossConfig,
+    batch: PackedBatch,
+    student: tuple[Tensor, Tensor, Tensor],
     tokens_per_group: float,
-    cut: Tensor | None = None,
-    behaviour_logprobs: Tensor | None = None,
     old: OldPolicy | None = None,
-) -> GroupTerms:
-    """The Masters loss of one group (METHOD 6): −mean_j mean_t [ratio·A_j − β·KL_t] + mean_j D_j.
+) -> LossOutputs:
+    """−mean_j mean_t [ratio·A_j − β·KL_t] + mean_j D_j of each group of a batch (METHOD 6).
 
-    new_logprobs, reference_logprobs, token_jsd, and what that leaves out at most, token_jsd_error: [tokens] over all
-    answers, each belonging to answer ``answer_of`` (0 … G−1); accuracy, reasoning: [G]. The advantages come from R_acc
-    + alpha · R_distill + rho · R_rea, detached. tokens_per_group: answer tokens of the step over its groups, by which
-    token sums are divided when every token weighs the same. cut: bool [G], answers that were cut; default: none.
-    behaviour_logprobs: [tokens], of an older student that wrote the answers in an online iteration, to which the ratio
-    is taken and clipped (eq. 9); default: the ratio of the first update is 1 (eq. 11). old: of the first update on this
-    group; default: this is the first.
+    student: of each answer token its log-probability, its JSD to the teacher and the most that the JSD leaves out, as
+    ``hf.PackedStudent`` gives them. The advantages come from R_acc + alpha · R_distill + rho · R_rea, detached. The
+    ratio is taken, and clipped, to the student that wrote in an online iteration (eq. 9), otherwise it is 1 in the
+    first update (eq. 11). tokens_per_group: answer tokens of the step over its groups, by which token sums are divided
+    when every token weighs the same. old: of the first update on this batch; None: this is the first.
     """
-    answers = accuracy.shape[0]
+    logprobs, token_jsd, token_jsd_error = student
+    learner, reward = config.learner, config.reward
+    sizes = torch.bincount(batch.group_of).tolist()
+    answers, groups, group_of_token = len(batch.group_of), len(sizes), batch.group_of[batch.answer_of]
+
+    def by_group(function: Callable[[Tensor], Tensor], per_answer: Tensor) -> Tensor:
+        return torch.cat([function(one) for one in per_answer.split(sizes)])
 
     def aggregated(per_token: Tensor) -> Tensor:
-        if objective.aggregation == "token":
-            return per_token.sum() / tokens_per_group
-        return answer_means(per_token, answer_of, answers).mean()
+        """[tokens] → [groups]"""
+        if learner.aggregation == "token":
+            return per_token.new_zeros(groups).index_add(0, group_of_token, per_token) / tokens_per_group
+        return segment_means(segment_means(per_token, batch.answer_of, answers), batch.group_of, groups)
 
-    divergences = answer_means(token_jsd, answer_of, answers).detach()
-    distillation = distillation_rewards(divergences, objective.least_spread)
-    if cut is not None and objective.cut_answers == "zero":
-        accuracy, reasoning = accuracy.masked_fill(cut, 0.0), reasoning.masked_fill(cut, 0.0)
+    divergences = segment_means(token_jsd, batch.answer_of, answers).detach()
+    distillation = by_group(lambda group: distillation_rewards(group, reward.least_spread), divergences)
+    accuracy, reasoning = batch.accuracy, batch.reasoning
+    if reward.cut_answers == "zero":
+        accuracy, reasoning = accuracy.masked_fill(batch.cut, 0.0), reasoning.masked_fill(batch.cut, 0.0)
     if old is None:
-        relative = advantages(accuracy + objective.alpha * distillation + objective.rho * reasoning)
-        if cut is not None and objective.cut_answers == "mask":
-            relative = relative.masked_fill(cut, 0.0)
-        before = new_logprobs.detach() if behaviour_logprobs is None else behaviour_logprobs
+        relative = by_group(advantages, accuracy + reward.alpha * distillation + reward.rho * reasoning)
+        if reward.cut_answers == "mask":
+            relative = relative.masked_fill(batch.cut, 0.0)
+        before = torch.where(batch.fresh[batch.answer_of], batch.behaviour_logprobs, logprobs.detach())
         old = OldPolicy(logprobs=before, advantages=relative)
-    advantage = old.advantages[answer_of]
-    ratio = (new_logprobs - old.logprobs).exp()
-    policy_loss = -aggregated(clipped_objective(ratio, advantage, objective.clip_epsilon))
-    kl = aggregated(kl_estimates(objective.kl_estimator, new_logprobs, reference_logprobs))
+    advantage = old.advantages[batch.answer_of]
+    ratio = (logprobs - old.logprobs).exp()
+    policy_loss = -aggregated(clipped_objective(ratio, advantage, learner.clip_epsilon))
+    kl = aggregated(kl_estimates(learner.kl_estimator, logprobs, batch.reference_logprobs))
     jsd = aggregated(token_jsd)
-    grpo = policy_loss + objective.kl_beta * kl
-    return GroupTerms(
-        loss=objective.policy_weight * grpo + objective.jsd_weight * jsd,
-        policy_loss=policy_loss.detach(),
-        kl=kl.detach(),
-        jsd=jsd.detach(),
-        jsd_error=aggregated(token_jsd_error).detach(),
-        clipped=is_clipped(ratio.detach(), advantage, objective.clip_epsilon).float().mean(),
+    loss = learner.policy_weight * (policy_loss + learner.kl_beta * kl) + learner.jsd_weight * jsd
+    metrics = {
+        "loss": loss,
+        "policy_loss": policy_loss,
+        "kl": kl,
+        "jsd": jsd,
+        "jsd_error_bound": aggregated(token_jsd_error),
+        "accuracy_reward": segment_means(accuracy, batch.group_of, groups),
+        "distillation_reward": segment_means(distillation, batch.group_of, groups),
+        "advantage_std": by_group(lambda group: group.std(0, correction=0, keepdim=True), old.advantages),
+        "zero_std_groups": by_group(lambda group: ~group.any(0, keepdim=True), old.advantages),
+        "clip_fraction": segment_means(
+            is_clipped(ratio, advantage, learner.clip_epsilon).to(ratio.dtype), group_of_token, groups
+        ),
+    }
+    return LossOutputs(
+        loss=loss,
+        metrics={name: value.detach() for name, value in metrics.items()},
         old=old,
-        accuracy=accuracy,
         distillation=distillation,
         divergences=divergences,
     )

@@ -41,30 +41,18 @@ def live_terms(
     two vocabularies are padded to different widths, the common part is compared, and the rest of each as one outcome.
     logits_bytes: about how much is held at a time. The first two are differentiable in hidden, weight and bias.
     """
+
+    def of(hidden: Tensor, targets: Tensor, teacher_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs = linear(hidden, weight, bias).float().log_softmax(-1)
+        own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        p, q = linear(teacher_hidden, teacher.weight, teacher.bias).float().softmax(-1), logprobs.exp()
+        if p.shape == q.shape:
+            return own, jsd(p, q), torch.zeros_like(own)
+        common = min(p.shape[-1], q.shape[-1])
+        p, q = (with_rest(one[:, :common], one[:, common:].sum(-1)) for one in (p, q))
+        return own, jsd(p, q), left_out_error(p[:, -1], q[:, -1]).detach()
+
     rows = max(1, logits_bytes // (4 * _BUFFERS * max(len(weight), len(teacher.weight))))
-    found = [
-        checkpoint(_terms, *states, weight, bias, teacher.weight, teacher.bias, use_reentrant=False)
-        for states in zip(hidden.split(rows), targets.split(rows), teacher.hidden.split(rows), strict=True)
-    ]
-    logprobs, divergences, errors = zip(*found, strict=True)
+    slices = zip(hidden.split(rows), targets.split(rows), teacher.hidden.split(rows), strict=True)
+    logprobs, divergences, errors = zip(*(checkpoint(of, *one, use_reentrant=False) for one in slices), strict=True)
     return torch.cat(logprobs), torch.cat(divergences), torch.cat(errors)
-
-
-def _terms(
-    hidden: Tensor,
-    targets: Tensor,
-    teacher_hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    teacher_weight: Tensor,
-    teacher_bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    student = linear(hidden, weight, bias).float().log_softmax(-1)
-    teacher = linear(teacher_hidden, teacher_weight, teacher_bias).float().log_softmax(-1)
-    own = student.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    p, q = teacher.exp(), student.exp()
-    if p.shape == q.shape:
-        return own, jsd(p, q), torch.zeros_like(own)
-    common = min(p.shape[-1], q.shape[-1])
-    p, q = (with_rest(one[:, :common], one[:, common:].sum(-1)) for one in (p, q))
-    return own, jsd(p, q), left_out_error(p[:, -1], q[:, -1]).detach()

@@ -10,7 +10,7 @@ sequences. The last token of an answer is only predicted, never read, so it is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,9 +95,8 @@ def pack(
     Raises UnreadableRowError for the first group with an unjudged or empty answer, or with another number of teacher
     log-probabilities than those before it.
     """
-    width = groups[0].answers[0].teacher.top_ids.shape[1]
     for group in groups:
-        _check(group, width)
+        _check(group, width=groups[0].answers[0].teacher.top_ids.shape[1])
     input_ids: list[Tensor] = []
     positions: list[Tensor] = []
     predict_at: list[Tensor] = []
@@ -120,8 +119,8 @@ def pack(
     positions.append(torch.zeros((len(positions[0]), padding), dtype=torch.long))
     answers = [answer for group in groups for answer in group.answers]
     judged = [answer.judged for answer in answers]
-    tokens = torch.tensor([len(one.answer.token_ids) for one in judged])
     pictured = {name: None for prompt in prompts for name in prompt.vision}
+    behaviour = ((one.behaviour_logprobs, np.zeros_like(one.reference_logprobs)) for one in answers)
     return PackedBatch(
         input_ids=torch.cat(input_ids),
         positions=torch.cat(positions, dim=1),
@@ -129,32 +128,27 @@ def pack(
         vision={name: torch.cat([one.vision[name] for one in prompts if name in one.vision]) for name in pictured},
         predict_at=torch.cat(predict_at),
         targets=torch.tensor([token for one in judged for token in one.answer.token_ids]),
-        answer_of=torch.repeat_interleave(tokens),
+        answer_of=torch.repeat_interleave(torch.tensor([len(one.answer.token_ids) for one in judged])),
         group_of=torch.repeat_interleave(torch.tensor([len(group.answers) for group in groups])),
         accuracy=torch.tensor([float(one.accuracy or 0) for one in judged]),
         reasoning=torch.tensor([float(one.reasoning or 0) for one in judged]),
         cut=torch.tensor([one.answer.finish == "length" for one in judged]),
-        reference_logprobs=_joined([one.reference_logprobs for one in answers]),
-        behaviour_logprobs=_joined(
-            [
-                np.zeros_like(one.reference_logprobs) if one.behaviour_logprobs is None else one.behaviour_logprobs
-                for one in answers
-            ]
-        ),
+        reference_logprobs=_joined(one.reference_logprobs for one in answers),
+        behaviour_logprobs=_joined(nothing if own is None else own for own, nothing in behaviour),
         fresh=torch.tensor([one.behaviour_logprobs is not None for one in answers]),
-        top_ids=_joined([one.teacher.top_ids for one in answers]).long(),
-        top_logprobs=_joined([one.teacher.top_logprobs for one in answers]),
-        left_out=_joined([one.teacher.left_out for one in answers]),
+        top_ids=_joined(one.teacher.top_ids for one in answers).long(),
+        top_logprobs=_joined(one.teacher.top_logprobs for one in answers),
+        left_out=_joined(one.teacher.left_out for one in answers),
     )
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))
+def _joined(arrays: Iterable[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(list(arrays)))
 
 
-def unreadable(group: RolloutGroup, reason: object) -> UnreadableRowError:
+def unreadable(group: RolloutGroup, reason: str) -> UnreadableRowError:
     """Why no sequence can be made of a group."""
-    return UnreadableRowError(group.problem.id, group.stage, group.position, str(reason))
+    return UnreadableRowError(group.problem.id, group.stage, group.position, reason)
 
 
 def _check(group: RolloutGroup, width: int) -> None:

@@ -201,14 +201,14 @@ class StepMetrics:
     """Teacher and current student, nats."""
     accuracy_reward: float
     distillation_reward: float
-    advantage_spread: float
+    advantage_std: float
     """Population standard deviation of the advantages."""
-    flat_groups: float
+    zero_std_groups: float
     """Fraction of groups whose rewards do not differ."""
-    clipped: float
+    clip_fraction: float
     """Fraction of tokens whose ratio of new to old probability was cut off in the step's last update; 0 with one update
     on groups without an age."""
-    gradient_norm: float
+    grad_norm: float
     """Before clipping, of the step's first update."""
     learning_rate: float
     groups: int
@@ -217,20 +217,20 @@ class StepMetrics:
     """Tokens of all sequences, prompts once."""
     tokens_per_second: float
     """The same per second of the step, over all workers."""
-    waste: float
+    padding_fraction: float
     """Fraction of what the workers could have computed that was padding, or waiting for a longer micro-batch."""
     seconds: float
     """Wall time of the step, without waiting for fresh answers."""
-    waited: float
+    rollout_wait_s: float
     """Seconds that the learner waited for the step's fresh answers."""
     fresh: int
     """Groups that were answered afresh, in an online iteration; 0 in an offline one."""
     age: float
     """Mean over those of the optimizer steps by which the student who wrote is behind; 0 without."""
-    behaviour_gap: float
+    logprob_mismatch: float
     """Mean distance of the learner's log-probabilities to the writing student's, nats per token of those groups; 0
     without."""
-    flop_utilisation: float
+    mfu: float
     """Necessary operations (``learner.work``) per second and worker, as a fraction of the device's rate at one large
     matrix product."""
     memory_gib: float

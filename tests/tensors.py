@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from masters_ray.config import Learner, Reward
+from masters_ray.grpo import LossConfig
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -16,3 +23,18 @@ def top_k(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     exactly; nested for all k, ties or not. logprobs: [tokens, vocabulary]."""
     values, ids = logprobs.sort(dim=-1, descending=True, stable=True)
     return ids[:, :k], values[:, :k], (1 - values[:, :k].exp().sum(-1)).clamp(min=0)
+
+
+def loss_config(**weights: Any) -> LossConfig:
+    """Of weights of the learner's section or the rewards', wherever they belong."""
+    rewards = {name: weights.pop(name) for name in list(weights) if name in Reward.__dataclass_fields__}
+    return LossConfig(learner=Learner(**weights), reward=Reward(**rewards))
+
+
+def loss_batch(reference: Tensor, answer_of: Tensor, accuracy: Sequence[float], **more: Any) -> Any:
+    """What a loss reads of a batch: by default one group of answers that end and were written before training."""
+    accuracies = reference.new_tensor(accuracy)
+    answers = torch.zeros(len(accuracies), dtype=torch.bool)
+    usual = {"group_of": answers.long(), "reasoning": torch.zeros_like(accuracies), "cut": answers, "fresh": answers}
+    usual |= {"reference_logprobs": reference, "behaviour_logprobs": torch.zeros_like(reference)}
+    return SimpleNamespace(**usual | {"answer_of": answer_of, "accuracy": accuracies} | more)

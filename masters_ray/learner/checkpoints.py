@@ -34,13 +34,30 @@ class Found:
     workers: int
     """How many wrote it; only as many can go on from it."""
 
+    def intact(self, rank: int) -> bool:
+        """Whether the files that worker ``rank`` wrote are as it wrote them, to the byte."""
+        note = _read_note(self.folder, rank)
+        return note is not None and all(
+            (self.folder / name).is_file() and _sha256(self.folder / name) == digest
+            for name, digest in note["sha256"].items()
+        )
+
+
+def find(folder: Path) -> list[Found]:
+    """All complete checkpoints in a directory, oldest first."""
+    complete = []
+    for candidate in sorted(folder.glob("step-*")):
+        first = _read_note(candidate, 0)
+        if first is not None and all(_read_note(candidate, rank) for rank in range(1, first["workers"])):
+            complete.append(Found(folder=candidate, step=first["step"], workers=first["workers"]))
+    return complete
+
 
 class Checkpoints:
-    """One worker's view of the directory of checkpoints."""
+    """One worker's writer of checkpoints."""
 
     def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:
-        self._folder, self._workers, self._kept = folder, workers, kept
-        self.rank = rank
+        self._folder, self._rank, self._workers, self._kept = folder, rank, workers, kept
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         prefix = f"masters-ray-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{rank}-"
@@ -58,26 +75,17 @@ class Checkpoints:
         """
         self.wait()
         local = self._staging / f"step-{step}"
-        try:
+        # torch.save tells a full disk as a RuntimeError.
+        with writing(f"{local} (in TMPDIR, from where it is copied)", LearnerError, RuntimeError):
             write(local)
-        except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
-            raise LearnerError(
-                f"{local}: a checkpoint cannot be written before it is copied: {error}. Is there room? TMPDIR chooses "
-                "another directory."
-            ) from error
         self._writing = self._writer.submit(self._publish, local, step)
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what went wrong while it was."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            try:
-                writing.result()
-            except OSError as error:
-                raise LearnerError(
-                    f"{self._folder}: a checkpoint cannot be written: {error}. Make room and start the same run again: "
-                    "it goes on from the last whole one."
-                ) from error
+        """Until nothing is being written. Raises LearnerError when it could not be."""
+        unfinished, self._writing = self._writing, None
+        if unfinished is not None:
+            with writing(f"{self._folder}: a checkpoint", LearnerError):
+                unfinished.result()
 
     def close(self) -> None:
         """Wait, and remove the local directory."""
@@ -87,62 +95,34 @@ class Checkpoints:
             self._writer.shutdown()
             shutil.rmtree(self._staging, ignore_errors=True)
 
-    def complete(self) -> list[Found]:
-        """All complete checkpoints, oldest first."""
-        return find(self._folder)
-
-    def intact(self, found: Found) -> bool:
-        """Whether the files that this worker wrote are as it wrote them, to the byte."""
-        note = _read_note(found.folder, self.rank)
-        return note is not None and all(
-            (found.folder / name).is_file() and _sha256(found.folder / name) == content
-            for name, content in note["sha256"].items()
-        )
-
     def _publish(self, local: Path, step: int) -> None:
         target = self._folder / f"step-{step:08d}"
-        _note(target, self.rank).unlink(missing_ok=True)
+        note = _note(target, self._rank)
+        note.unlink(missing_ok=True)
         digests = {}
         for file in sorted(path for path in local.rglob("*") if path.is_file()):
-            name = file.relative_to(local)
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            digests[str(name)] = _copy(file, target / name)
+            copy = target / file.relative_to(local)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+            _flush(copy)
+            digests[str(file.relative_to(local))] = _sha256(file)
         shutil.rmtree(local)
-        note = {"step": step, "workers": self._workers, "sha256": digests}
-        unfinished = target / f"rank-{self.rank:05d}.tmp"
-        unfinished.write_text(json.dumps(note, indent=1), encoding="utf-8")
+        unfinished = note.with_suffix(".tmp")
+        content = {"step": step, "workers": self._workers, "sha256": digests}
+        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
         _flush(unfinished)
-        unfinished.replace(_note(target, self.rank))
-        if self.rank == 0:
+        unfinished.replace(note)
+        if self._rank == 0:
             self._remove_old()
 
     def _remove_old(self) -> None:
         """All but the last; parts that were cut short by a kill as well."""
-        found = self.complete()
-        keep = {one.folder for one in found[-self._kept :]}
-        newest = found[-1].step if found else -1
+        kept = [one.folder for one in find(self._folder)[-self._kept :]]
         for folder in self._folder.glob("step-*"):
-            if folder not in keep and _step(folder) <= newest:
+            if kept and folder not in kept and folder.name <= kept[-1].name:
                 for note in folder.glob("rank-*.json"):
                     note.unlink()  # first: it counts no more, whatever happens to the rest
                 shutil.rmtree(folder)
-
-
-def find(folder: Path) -> list[Found]:
-    """All complete checkpoints in a directory, oldest first."""
-    complete = []
-    for candidate in sorted(folder.glob("step-*")):
-        first = _read_note(candidate, 0)
-        if first is None:
-            continue
-        workers = int(first["workers"])
-        if all(_read_note(candidate, rank) is not None for rank in range(1, workers)):
-            complete.append(Found(folder=candidate, step=first["step"], workers=workers))
-    return complete
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
 
 
 def _note(folder: Path, rank: int) -> Path:
@@ -155,17 +135,6 @@ def _read_note(folder: Path, rank: int) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):  # a note that cannot be read counts as none
         return None
     return content
-
-
-def _copy(source: Path, target: Path) -> str:
-    """Copy a file, down to the disk. Returns its SHA-256."""
-    digest = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
-        while piece := read.read(1 << 22):
-            digest.update(piece)
-            write.write(piece)
-    _flush(target)
-    return digest.hexdigest()
 
 
 def _sha256(file: Path) -> str:

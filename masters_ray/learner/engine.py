@@ -1,29 +1,35 @@
-"""DeepSpeed around the student: terms, gradient, update, save, resume, gather."""
+"""DeepSpeed around the student: forward, a step's gradient, update, checkpoint, whole weights.
+
+How many micro-batches make a step varies from step to step, so DeepSpeed leaves that to the caller
+(``managed_gradient_accumulation: false``). From ZeRO stage 1 on it reduces, measures and clips a gradient and skips one
+that is not finite; without ZeRO it skips none, so that is done here.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from masters_ray.config import Learner
-from masters_ray.engines.hf import PackedStudent
-from masters_ray.learner import saved
-from masters_ray.learner.gradients import Gradients
-from masters_ray.live import LiveScores
-from masters_ray.packing import PackedBatch
+from masters_ray.errors import LearnerError
 
 _PREFIX = "model."
 """What PackedStudent puts before the transformers model's parameter names."""
+_TAG = "student"
 
 
 class StudentEngine:
-    """The student under DeepSpeed on one rank of a worker group."""
+    """A module under DeepSpeed on one rank of a worker group."""
 
-    def __init__(self, module: PackedStudent, settings: Learner, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, settings: Learner, device: torch.device) -> None:
         import deepspeed
         import deepspeed.ops
 
@@ -41,36 +47,69 @@ class StudentEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=adamw, model_parameters=trainable, config=deepspeed_config(settings)
         )
-        self._zero_stage = settings.zero_stage
-        self.gradients = Gradients(self._engine, settings.gradient_clipping)
-        self.model: Any = module.model
+        self._zero_stage, self._clipping = settings.zero_stage, settings.gradient_clipping
 
-    def terms(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What ``PackedStudent`` gives: log-probability, divergence and the divergence's error of each answer token."""
-        return self._engine(batch, teacher)
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward."""
+        return self._engine(*inputs)
 
-    def set_learning_rate(self, rate: float) -> None:
+    def add_gradient(self, loss: Tensor) -> None:
+        """Backward: adds a micro-batch's gradient to the step's. Workers count as their mean. A loss that is not finite
+        makes the whole gradient so, also where its own gradient is finite."""
+        poison = loss.detach() * 0.0  # 0, or NaN
+        self._engine.backward(loss * (1.0 + poison))
+
+    def update(self, learning_rate: float) -> float | None:
+        """The optimizer's step on the gradient, clipped. Returns the norm over all parameters and workers, before
+        clipping; None: it is not finite, and weights and optimizer are as if the step had never been."""
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
+        if self._zero_stage == 0:
+            return self._update_without_zero()
+        self._engine.step()
+        self._clear_stale()
+        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
+
+    def _update_without_zero(self) -> float | None:
+        """Every worker holds the whole gradient in ``.grad``."""
+        parameters = [one for one in self._engine.module.parameters() if one.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                # Adam would leave out what this step did not use instead of letting it coast.
+                parameter.grad = torch.zeros_like(parameter)
+        if self._engine.dp_world_size > 1:
+            self._engine.buffered_allreduce_fallback()
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._clipping))
+        taken = math.isfinite(norm)
+        if taken:
+            self._engine.optimizer.step()
+        self._engine.zero_grad()
+        return norm if taken else None
+
+    def _clear_stale(self) -> None:
+        """Set buffers to zero that DeepSpeed would add to where a parameter is not used by every micro-batch."""
+        zero = self._engine.optimizer
+        held: list[Tensor] = []
+        if self._zero_stage == 3:
+            zero.grad_partitions_flat_buffer.zero_()
+            held = zero.fp32_partitioned_groups_flat if zero.offload_optimizer else []
+        elif getattr(zero, "cpu_offload", False):
+            for sums in zero.accumulated_grads_in_cpu.values():
+                sums.zero_()
+            held = zero.single_partition_of_fp32_groups
+        for parameter in held:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
 
     def over_workers(self, values: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> Tensor:
-        """The sum of ``values`` over all ranks, or what ``operation`` makes of them."""
+        """The sum of ``values`` over all ranks, or what ``operation`` makes of them, on the CPU."""
         values = values.to(self._engine.device)
         torch.distributed.all_reduce(values, operation)
         return values.cpu()
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """This rank's part of a checkpoint: optimizer, trained weights, and ``state``, in ``folder``."""
-        saved.save(self._engine, folder, state)
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Everything that ``save`` wrote. Returns its ``state``. Frozen weights stay those of the checkpoint that the
-        student was loaded from. Raises LearnerError when reading it would run code."""
-        return saved.load(self._engine, folder)
-
-    def trained_state(self, keep: bool) -> dict[str, Tensor]:
-        """Parameter names of the transformers model → whole tensors on the CPU, for every parameter, gathered one after
-        the other; nothing on ranks that do not ``keep`` them. Every rank must call it together."""
+    def whole_weights(self, keep: bool) -> dict[str, Tensor]:
+        """Parameter names of the transformers model → whole tensors on the CPU, gathered one after the other; nothing
+        on ranks that do not ``keep`` them. Every rank must call it together."""
         import deepspeed
 
         state: dict[str, Tensor] = {}
@@ -80,11 +119,40 @@ class StudentEngine:
                     state[name.removeprefix(_PREFIX)] = parameter.detach().cpu().clone()
         return state
 
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """This rank's part of a checkpoint: optimizer, trained weights, and ``state`` (tensors and plain values)."""
+        self._engine.save_checkpoint(
+            str(folder), tag=_TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Everything that ``save`` wrote. Returns its ``state``. Frozen weights stay those of the checkpoint that the
+        student was loaded from. Raises LearnerError for a file that would run code."""
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        # The files are pickles, which name functions, and DeepSpeed has torch.load call whatever they name. From now on
+        # it takes tensors, plain values and the classes that DeepSpeed writes, whatever it is asked for.
+        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+        try:
+            _, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            raise LearnerError(
+                f"{folder}: expected tensors, plain values and DeepSpeed's own, found "
+                f"{named[1] if named else str(error).splitlines()[0]}. Nothing of it was run: this is no checkpoint of "
+                f"the learner's. Delete {folder.parent} to train from the start."
+            ) from error
+        return dict(state)
+
 
 def deepspeed_config(settings: Learner) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings."""
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
     on_cpu = {"device": "cpu", "pin_memory": settings.gpus > 0}
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.offload != "nothing":
         zero["offload_optimizer"] = on_cpu
     if settings.offload == "everything":
@@ -93,7 +161,7 @@ def deepspeed_config(settings: Learner) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # Without ZeRO, gradients.py clips.
+        # Without ZeRO, StudentEngine clips.
         "gradient_clipping": settings.gradient_clipping if settings.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -6,10 +6,11 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from masters_ray.config import Learner, Part, Reward, Transfer
-from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetrics
 from masters_ray.schedule import Iteration
 
 
@@ -114,7 +115,7 @@ class LearnerNews:
     skipped: list[SkippedStep] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     agreements: list[LogprobMismatch] = field(default_factory=list)
-    """Of each stage; measured whenever the learner starts."""
+    """Of each stage."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who waits."""
 
@@ -126,21 +127,12 @@ class LearnerNews:
         self.agreements += news.agreements
         self.notes += news.notes
 
-    def as_plain(self) -> dict[str, Any]:
-        """All but the notes as JSON has it, for a checkpoint: numpy's numbers would not be read without code."""
-        told = dataclasses.asdict(self) | {"notes": [], "agreements": []}
-        plain: dict[str, Any] = json.loads(json.dumps(told))
-        return plain
+    def as_json(self) -> str:
+        """What a checkpoint holds of it: not the notes, and no agreements, which are measured whenever the learner
+        starts."""
+        return json.dumps(dataclasses.asdict(self) | {"notes": [], "agreements": []})
 
     @classmethod
-    def of(cls, plain: dict[str, Any]) -> LearnerNews:
+    def of(cls, text: str) -> LearnerNews:
         """The inverse."""
-        return cls(
-            steps=[StepMetrics(**one) for one in plain["steps"]],
-            rewards={int(step): [GroupRewards(**one) for one in told] for step, told in plain["rewards"].items()},
-            skipped=[SkippedStep(**one) for one in plain["skipped"]],
-            left_out=[
-                LeftOut(step=one["step"], rows=[Rejected(**row) for row in one["rows"]])
-                for one in plain.get("left_out", [])  # a checkpoint of an older version has none
-            ],
-        )
+        return TypeAdapter(cls).validate_json(text)

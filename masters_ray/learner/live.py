@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -35,7 +34,7 @@ class LiveTeacher:
 
     def _load(self, plan: StagePlan) -> hf.PackedTeacher:
         source = self._sources[plan.teacher]
-        folder: Path = weights.locate(source.checkpoint)
+        folder = weights.locate(source.checkpoint)
         model, report = hf.load_masked(folder, self._dtype, plan.ratio, frozenset(source.parts))
         if report.digest != plan.teacher_digest:
             raise LearnerError(

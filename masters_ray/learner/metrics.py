@@ -1,4 +1,4 @@
-"""What the workers report of a step: sums over groups that all of them add up."""
+"""What the workers report of a step: a row of numbers for each of its groups, which all of them add up."""
 
 from __future__ import annotations
 
@@ -8,98 +8,79 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masters_ray.grpo import GroupTerms
+from masters_ray.grpo import LossOutputs
 from masters_ray.learner.agreement import row_gaps
+from masters_ray.learner.collate import MicroBatch
 from masters_ray.learner.job import GroupRewards
-from masters_ray.packing import PackedBatch
-from masters_ray.records import RolloutGroup
+
+_SHOWN_GROUPS = 2
+"""Groups of a step whose rewards are told."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
     """A step over all workers."""
 
-    means: dict[str, float]
-    """Fields of StepMetrics that are means over groups."""
-    answer_tokens: int
-    padding: int
+    losses: list[float]
+    """Of its groups."""
+    metrics: dict[str, float]
+    """Fields of StepMetrics: means over the groups or, of logprob_mismatch, over the tokens of fresh groups."""
+    padding: float
     """Tokens of padding."""
     operations: float
     """Floating-point operations."""
-    behaviour_gap: float
-    """Mean distance of the learner's log-probabilities to the writing student's, nats per token of fresh groups."""
+    rewards: list[GroupRewards]
+    """Of some of this worker's groups."""
     gaps: Tensor
-    """The same as ``agreement.row_gaps``, [groups, 3]; 0 for groups that are not fresh."""
+    """As ``agreement.row_gaps``, [groups, 3], of the learner and the student that wrote; 0 for groups that are not
+    fresh."""
 
 
-class StepTally:
-    """What one worker adds up over the micro-batches of a step."""
-
-    def __init__(self, groups: int) -> None:
-        """groups: of the step, over all workers."""
-        self._sums = dict.fromkeys(_MEANS, 0.0)
-        self._answer_tokens = self._padding = 0
-        self._gaps = torch.zeros(groups, 3, dtype=torch.float64)
-        self.losses = torch.zeros(groups, dtype=torch.float64)
-        """[groups of the step], each where it stands in the step; 0 for other workers' groups."""
-        self.rewards: list[GroupRewards] = []
-        """Of this worker's groups."""
-
-    def add(
-        self,
-        groups: Sequence[RolloutGroup],
-        indices: list[int],
-        terms: Sequence[GroupTerms],
-        batch: PackedBatch,
-        new_logprobs: Tensor,
-    ) -> None:
-        """A micro-batch of this worker's own groups, ``indices`` of the step. new_logprobs: [answer tokens]"""
-        for term in terms:
-            for name, value in _MEANS.items():
-                self._sums[name] += float(value(term))
-        self._answer_tokens += len(batch.targets)
-        self._padding += batch.layout.padding
-        fresh = torch.tensor([group.version is not None for group in groups]).unsqueeze(-1)
-        self._gaps[indices] = row_gaps(new_logprobs, batch.behaviour_logprobs, batch) * fresh
-        self.losses[indices] = torch.stack([term.loss.detach().double().cpu() for term in terms])
-        self.rewards += [_rewards(group, one) for group, one in zip(groups, terms, strict=True)]
-
-    def joined(self, over_workers: Callable[[Tensor], Tensor], operations: int) -> StepTotals:
-        """All workers' tallies. operations: floating-point operations that this worker has spent on the step."""
-        own = [*self._sums.values(), self._answer_tokens, self._padding, operations]
-        *sums, answer_tokens, padding, operations_of_all = over_workers(torch.tensor(own, dtype=torch.float64)).tolist()
-        gaps = over_workers(self._gaps)
-        gap, fresh = gaps[:, :2].sum(0).tolist()
-        return StepTotals(
-            means={name: value / len(self.losses) for name, value in zip(_MEANS, sums, strict=True)},
-            answer_tokens=round(answer_tokens),
-            padding=round(padding),
-            operations=operations_of_all,
-            behaviour_gap=gap / fresh if fresh else 0.0,
-            gaps=gaps,
-        )
-
-
-_MEANS: dict[str, Callable[[GroupTerms], Tensor | float]] = {
-    "loss": lambda term: term.loss.detach(),
-    "policy_loss": lambda term: term.policy_loss,
-    "kl": lambda term: term.kl,
-    "jsd": lambda term: term.jsd,
-    "jsd_error_bound": lambda term: term.jsd_error,
-    "accuracy_reward": lambda term: term.accuracy.mean(),
-    "distillation_reward": lambda term: term.distillation.mean(),
-    "advantage_spread": lambda term: term.advantages.std(correction=0),
-    "flat_groups": lambda term: float(not term.advantages.any()),
-    "clipped": lambda term: term.clipped,
-}
-
-
-def _rewards(group: RolloutGroup, terms: GroupTerms) -> GroupRewards:
-    return GroupRewards(
-        stage=group.stage,
-        position=group.position,
-        divergences=terms.divergences.tolist(),
-        distillation=terms.distillation.tolist(),
-        advantages=terms.advantages.tolist(),
-        version=group.version,
+def step_totals(
+    groups: int,
+    made: Sequence[tuple[MicroBatch, LossOutputs, Tensor]],
+    over_workers: Callable[[Tensor], Tensor],
+    operations: int,
+) -> StepTotals:
+    """Of a step of so many groups over all workers. made: this worker's micro-batches with their answer tokens'
+    log-probabilities; a dummy leaves no trace. operations: that this worker has spent on the step."""
+    names = list(made[0][1].metrics)
+    table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
+    own = [one for one in made if one[0].indices]
+    for micro, outputs, logprobs in own:
+        gaps = row_gaps(logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
+        gaps[[group.version is None for group in micro.groups]] = 0.0
+        metrics = torch.stack([values.double().cpu() for values in outputs.metrics.values()], 1)
+        table[micro.indices] = torch.cat([metrics, gaps], 1)
+    columns = over_workers(table)
+    sums = torch.tensor([sum(micro.batch.layout.padding for micro, *_ in own), operations], dtype=torch.float64)
+    padding, all_operations = over_workers(sums).tolist()
+    gaps = columns[:, len(names) :]
+    distance, tokens, _ = gaps.sum(0).tolist()
+    means = dict(zip(names, columns.mean(0).tolist(), strict=False))
+    return StepTotals(
+        losses=columns[:, names.index("loss")].tolist(),
+        metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
+        padding=padding,
+        operations=all_operations,
+        rewards=[rewards for micro, outputs, _ in own for rewards in _rewards(micro, outputs)][:_SHOWN_GROUPS],
+        gaps=gaps,
     )
+
+
+def _rewards(micro: MicroBatch, outputs: LossOutputs) -> list[GroupRewards]:
+    sizes = [len(group.answers) for group in micro.groups]
+    of_answers = outputs.divergences, outputs.distillation, outputs.old.advantages
+    return [
+        GroupRewards(
+            stage=group.stage,
+            position=group.position,
+            divergences=divergences.tolist(),
+            distillation=distillation.tolist(),
+            advantages=advantages.tolist(),
+            version=group.version,
+        )
+        for group, divergences, distillation, advantages in zip(
+            micro.groups, *(one.split(sizes) for one in of_answers), strict=True
+        )
+    ]

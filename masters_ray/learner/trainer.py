@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +15,13 @@ import ray
 import ray.train
 from ray.data import DataContext, ExecutionOptions
 from ray.exceptions import RayActorError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.util.queue import Queue
 
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.group import GroupConfig
 from masters_ray.learner.job import LearnerJob, LearnerNews
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
@@ -60,25 +63,22 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker:
             datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
         ),
     )
-    outcome: dict[str, Any] = {}
+    ended: Future[BaseException | None] = Future()
 
     def run() -> None:
         try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
-            outcome["error"] = error
+            ended.set_result(trainer.fit().error)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread below
+            ended.set_result(error)
 
-    thread = threading.Thread(target=run, name="learner", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
+    threading.Thread(target=run, name="learner", daemon=True).start()
+    while not ended.done():
+        wait([ended], _POLL_SECONDS)
         _tell(news, on_news)
     _tell(news, on_news)
     news.shutdown(force=True)
-    if "error" in outcome:
-        raise LearnerError(_cause(outcome["error"])) from outcome["error"]
-    if outcome["result"].error:
-        raise LearnerError(_cause(outcome["result"].error)) from outcome["result"].error
+    if (error := ended.result()) is not None:
+        raise LearnerError(_cause(error)) from error
 
 
 @contextmanager
@@ -106,6 +106,35 @@ def environment(settings: Learner) -> dict[str, str]:
             "GLIBC_TUNABLES": ALLOCATOR,
         }
     return variables
+
+
+class _OneAddress(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Before the workers meet."""
+        worker_group.execute(_listen_at_one_address)
+        super().on_start(worker_group, backend_config)
+
+
+class GroupConfig(TorchConfig):
+    """A torch process group whose store listens at its node's address only: torch's own does on all interfaces."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _OneAddress
+
+
+def _listen_at_one_address() -> None:
+    # The package has a function of the module's name.
+    module: Any = importlib.import_module("torch.distributed.rendezvous")
+    theirs = module.TCPStore
+
+    def store(host_name: str, port: int, *, is_master: bool, **options: Any) -> Any:
+        if is_master:
+            family = socket.AF_INET6 if ":" in host_name else socket.AF_INET
+            options["master_listen_fd"] = socket.create_server((host_name, port), family=family, backlog=4096).detach()
+        return theirs(host_name, port, is_master=is_master, **options)
+
+    module.TCPStore = store
 
 
 def _tell(news: Queue, on_news: OnNews) -> None:

@@ -155,7 +155,7 @@ def _online(
         groups=groups,
         mean_age=sum(step.age * step.fresh for step in fresh) / groups if groups else None,
         largest_age=max((oldest.get(step.step, step.age) for step in fresh), default=None),
-        waited_seconds=sum(step.waited for step in steps),
+        waited_seconds=sum(step.rollout_wait_s for step in steps),
         placement=placement,
     )
 

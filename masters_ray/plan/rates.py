@@ -131,7 +131,7 @@ def measured(run_dir: Path) -> Rates:
     # Version 0 is what the engines start with: its costs count only when there is no other.
     handed_out = [line for line in online if line.version > 0] or online
     publishing = {line.version: line.publish_seconds for line in online}
-    waited = sum(line.waited for line in steps.values())
+    waited = sum(line.rollout_wait_s for line in steps.values())
     spent = sum(line.seconds for line in steps.values()) + waited + sum(publishing.values())
     return Rates(
         learner_seconds=median(steps[number].seconds for number in sorted(steps)[1:]),

@@ -15,15 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor, nn
 
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner import saved
-from masters_ray.learner.engine import deepspeed_config
-from masters_ray.learner.gradients import Gradients
+from masters_ray.learner.engine import StudentEngine
 
 CASES: dict[str, dict[str, Any]] = {
     "float32 stage 0": {"zero_stage": 0},
@@ -64,27 +61,17 @@ def loss_of(model: Any, step: int, micro: int, rank: int, whole: bool) -> Tensor
     return model(ids, whole).float().log_softmax(-1)[:, 3].mean() * -1.0
 
 
-def engine_of(settings: Learner) -> Any:
-    engine, *_ = deepspeed.initialize(
-        model=Model(),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True),
-        config=deepspeed_config(settings),
-    )
-    return engine
+def engine_of(settings: Learner) -> StudentEngine:
+    return StudentEngine(Model(), settings, torch.device("cpu"))
 
 
-def weights_of(engine: Any) -> list[Tensor]:
-    found = []
-    for parameter in engine.module.parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3):
-            found.append(parameter.detach().float().clone())
-    return found
+def weights_of(engine: StudentEngine) -> list[Tensor]:
+    return [one.float() for one in engine.whole_weights(keep=True).values()]
 
 
 def trained(settings: Learner, rank: int, workers: int, poisoned: bool) -> tuple[list[Tensor], list[float]]:
     """Weights and gradient norms after the plan; the poisoned step is dropped or was never there."""
     engine = engine_of(settings)
-    gradient = Gradients(engine, settings.gradient_clipping)
     norms = []
     for step, micro_batches in enumerate(PLAN):
         if step == POISONED and not poisoned:
@@ -93,8 +80,8 @@ def trained(settings: Learner, rank: int, workers: int, poisoned: bool) -> tuple
             loss = loss_of(engine, step, micro, rank, whole)
             if step == POISONED and micro == 0 and rank == workers - 1:
                 loss = loss * float("nan")
-            gradient.add(loss)
-        norm = gradient.apply()
+            engine.add_gradient(loss)
+        norm = engine.update(RATE)
         assert (norm is None) is (step == POISONED), f"{norm} on rank {rank}"
         if norm is not None:
             norms.append(norm)
@@ -106,15 +93,14 @@ def gone_on(settings: Learner, rank: int, folder: Path) -> dict[str, Any]:
     what it says of the checkpoint once a file of it names a program."""
     engines = [engine_of(settings) for _ in range(2)]
 
-    def step(engine: Any, number: int) -> None:
-        gradient = Gradients(engine, settings.gradient_clipping)
-        gradient.add(loss_of(engine, number, 0, rank, whole=True))
-        gradient.apply()
+    def step(engine: StudentEngine, number: int) -> None:
+        engine.add_gradient(loss_of(engine, number, 0, rank, whole=True))
+        engine.update(RATE)
 
     step(engines[0], 0)
-    saved.save(engines[0], folder, {"random": torch.get_rng_state(), "told": {"steps": [{"loss": 1.0}]}})
+    engines[0].save(folder, {"random": torch.get_rng_state(), "told": {"steps": [{"loss": 1.0}]}})
     torch.distributed.barrier()
-    told = saved.load(engines[1], folder)["told"]
+    told = engines[1].load(folder)["told"]
     for engine in engines:
         step(engine, 1)
     torch.distributed.barrier()
@@ -122,9 +108,9 @@ def gone_on(settings: Learner, rank: int, folder: Path) -> dict[str, Any]:
         for file in folder.rglob("*.pt"):
             torch.save({"module": Program(folder / "ran")}, file)
     torch.distributed.barrier()
+    refusal = ""
     try:
-        saved.load(engines[1], folder)
-        refusal = ""
+        engines[1].load(folder)
     except LearnerError as error:
         refusal = str(error)
     return {
@@ -176,18 +162,14 @@ def mean_distance(ones: list[Tensor], others: list[Tensor]) -> float:
 def small_updates_add_up(settings: Learner, rank: int) -> list[int]:
     """Weights that differ from the start after 1 and after 60 steps far below a bfloat16 weight's resolution."""
     engine = engine_of(settings)
-    gradient = Gradients(engine, settings.gradient_clipping)
     start = weights_of(engine)
     moved = []
-    for group in engine.optimizer.param_groups:
-        group["lr"] = 2e-5
-    for step in range(60):
-        gradient.add(loss_of(engine, 0, 0, rank, whole=True))
-        gradient.apply()
-        if step in (0, 59):
-            now = weights_of(engine)
-            moved.append(sum(int((one != other).sum()) for one, other in zip(start, now, strict=True)))
-    return moved
+    for _ in range(60):
+        engine.add_gradient(loss_of(engine, 0, 0, rank, whole=True))
+        engine.update(2e-5)
+        pairs = zip(start, weights_of(engine), strict=True)
+        moved.append(sum(int((one != other).sum()) for one, other in pairs))
+    return [moved[0], moved[-1]]
 
 
 def run(rank: int, workers: int, port: int, folder: str) -> None:
@@ -199,8 +181,6 @@ def run(rank: int, workers: int, port: int, folder: str) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
     found: dict[str, Any] = {}
     for number, (name, chosen) in enumerate(CASES.items()):
         settings = Learner(**{"dtype": "float32", "gradient_clipping": 0.5, **chosen})

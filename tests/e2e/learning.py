@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from masters_ray import store, weights
+from masters_ray import weights
 from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
 from masters_ray.engines import hf
@@ -20,7 +20,7 @@ from masters_ray.learner.trainer import fit
 from masters_ray.packing import pack
 from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
-from tests.builders import group, iterations, scored
+from tests.builders import group, iterations, scored, written
 from tests.conftest import PAIR
 
 RATE = 1e-4
@@ -30,19 +30,14 @@ STAGES = (5, 4)
 
 def rollouts(problems: Sequence[Problem]) -> list[RolloutGroup]:
     """Nine groups in two stages, answers of several lengths, with the untrained student's own log-probabilities."""
-    rows = [
-        group(
-            [
-                scored([40 + index, 41, 2], k=4, seed=3 * index),
-                scored([50 + index, 2], k=4, seed=3 * index + 1, accuracy=index % 2, source="student"),
-                scored([60, 61, 62, 2], k=4, seed=3 * index + 2, accuracy=0, source="student"),
-            ],
-            position=index,
-            stage=0 if index < STAGES[0] else 1,
-            of=problem,
-        )
-        for index, problem in enumerate(problems[: sum(STAGES)])
-    ]
+    rows = []
+    for index, problem in enumerate(problems[: sum(STAGES)]):
+        tokens = ([40 + index, 41, 2], [50 + index, 2], [60, 61, 62, 2])
+        answers = [
+            scored(ids, k=4, seed=3 * index + place, accuracy=right, source="student" if place else "teacher")
+            for place, (ids, right) in enumerate(zip(tokens, (1, index % 2, 0), strict=True))
+        ]
+        rows.append(group(answers, position=index, stage=int(index >= STAGES[0]), of=problem))
     return with_references(rows)
 
 
@@ -56,10 +51,9 @@ def with_references(rows: Sequence[RolloutGroup]) -> list[RolloutGroup]:
         prompt = hf.prompt_tensors(model, chat, question_messages(row.problem), pictures)
         with torch.no_grad():
             logprobs, *_ = student(pack([row], [prompt], pad_id=0))
-        lengths = [len(answer.judged.answer.token_ids) for answer in row.answers]
-        pieces = [piece.numpy() for piece in logprobs.split(lengths)]
+        pieces = logprobs.split([len(answer.judged.answer.token_ids) for answer in row.answers])
         answers = tuple(
-            dataclasses.replace(answer, reference_logprobs=piece)
+            dataclasses.replace(answer, reference_logprobs=piece.numpy())
             for answer, piece in zip(row.answers, pieces, strict=True)
         )
         found.append(dataclasses.replace(row, answers=answers, prompt_tokens=len(prompt.input_ids)))
@@ -77,14 +71,9 @@ def written_by_its_student(row: RolloutGroup, spoilt: bool = False) -> RolloutGr
 
 def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:
     """One store per stage."""
-    folders = []
-    for stage in range(len(STAGES)):
-        folders.append(folder / f"stage-{stage}")
-        own = [row for row in rows if row.stage == stage]
-        writer = store.Writer(folders[-1], {"stage": stage})
-        asked = {row.position: row.problem.digest for row in own}
-        writer.write(store.table_of(own), store.Account(asked=asked, rejected={}, noted={}))
-        writer.finish({})
+    folders = [folder / f"stage-{stage}" for stage in range(len(STAGES))]
+    for stage, place in enumerate(folders):
+        written(place, {"stage": stage}, [row for row in rows if row.stage == stage]).finish({})
     return folders
 
 
@@ -106,7 +95,6 @@ def job(root: Path, **settings: Any) -> LearnerJob:
 def train(root: Path, folders: list[Path], **settings: Any) -> LearnerNews:
     """Everything that the worker group reported. The student lies in ``root/student`` afterwards."""
     told = LearnerNews()
-
     fit(job(root, **settings), folders, told.add)
     return told
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +31,12 @@ from tests.e2e.learn_alone import SETTINGS
 from tests.e2e.learning import job, rollouts, state, stored, train, written_by_its_student
 
 pytestmark = pytest.mark.e2e
-TIMES = ("seconds", "tokens_per_second", "flop_utilisation", "memory_gib")
+TIMES = ("seconds", "tokens_per_second", "mfu", "memory_gib")
 """Fields of StepMetrics that differ between equal runs."""
+
+
+Course = tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]]
+"""What each step reported, and the trained weights."""
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +54,7 @@ def curve(steps: list[StepMetrics]) -> dict[int, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    local_ray: None, rows: list[RolloutGroup], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]]:
+def uninterrupted(local_ray: None, rows: list[RolloutGroup], tmp_path_factory: pytest.TempPathFactory) -> Course:
     """Nine steps of one group."""
     root = tmp_path_factory.mktemp("uninterrupted")
     told = train(root, stored(root / "rollouts", rows), **SETTINGS)
@@ -63,7 +63,7 @@ def uninterrupted(
 
 
 def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
-    uninterrupted: tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]], rows: list[RolloutGroup], tmp_path: Path
+    uninterrupted: Course, rows: list[RolloutGroup], tmp_path: Path
 ) -> None:
     at = random.SystemRandom().randint(3, 7)
     print(f"the worker is killed after step {at}")
@@ -71,8 +71,7 @@ def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
     killed: list[int] = []
 
     def on_news(news: LearnerNews) -> None:
-        told.steps += news.steps
-        told.notes += news.notes
+        told.add(news)
         if not killed and any(step.step >= at for step in news.steps):
             for process in psutil.Process().children(recursive=True):  # another Ray of the machine has its own
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -89,14 +88,9 @@ def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
 
 
 def learn_alone(folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.learn_alone", str(folder)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "tests.e2e.learn_alone", str(folder)]
+    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=nothing, text=True, start_new_session=True)
 
 
 def steps_of(lines: list[str]) -> list[StepMetrics]:
@@ -104,7 +98,7 @@ def steps_of(lines: list[str]) -> list[StepMetrics]:
 
 
 def test_a_driver_killed_at_any_step_goes_on_to_the_bit_past_a_torn_checkpoint(
-    uninterrupted: tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]], rows: list[RolloutGroup], tmp_path: Path
+    uninterrupted: Course, rows: list[RolloutGroup], tmp_path: Path
 ) -> None:
     stored(tmp_path / "rollouts", rows)
     at = random.SystemRandom().randint(4, 7)
@@ -116,12 +110,10 @@ def test_a_driver_killed_at_any_step_goes_on_to_the_bit_past_a_torn_checkpoint(
         before.append(line)
         if steps_of([line]) and steps_of([line])[0].step >= at:
             break
-    everything = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-    for pid in everything:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    driver = psutil.Process(process.pid)
+    for one in (driver, *driver.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
     complete = find(tmp_path / "learner" / "checkpoints")
     assert complete
@@ -149,14 +141,9 @@ def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are
     written = [written_by_its_student(row, spoilt=row.position in bad) for row in rows]
     folders = stored(tmp_path / "rollouts", written)
     told = LearnerNews()
-
-    def on_news(news: LearnerNews) -> None:
-        told.steps += news.steps
-        told.skipped += news.skipped
-
     last = rf"2 steps in a row were skipped; .* step 5: the loss of {rows[4].problem.id} "
     with pytest.raises(LearnerError, match=last):
-        fit(job(tmp_path, **SETTINGS, max_skipped_in_a_row=1), folders, on_news)
+        fit(job(tmp_path, **SETTINGS, max_skipped_in_a_row=1), folders, told.add)
     assert [one.step for one in told.steps] == [1, 3]
     assert [one.step for one in told.skipped] == [2, 4, 5]
     saved = store.groups(pq.read_table(Path(told.skipped[0].saved) / "rows.parquet"))
@@ -181,15 +168,13 @@ def test_adapters_are_trained_alone_exported_alone_and_merged_without_a_row_that
     assert config["base_model_name_or_path"] == str(PAIR / "student")
     before, after = state(PAIR / "student"), state(tmp_path / "student")
     assert before.keys() == after.keys()
-    changed = 0
+    changed = {name for name in before if f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight" in adapters}
+    assert {part_of_parameter(name) for name in changed} == {"language"} and len(changed) == len(adapters) / 2
     for name, tensor in before.items():
-        stem = "base_model.model." + name.removesuffix(".weight")
         expected = tensor
-        if f"{stem}.lora_A.weight" in adapters:
-            changed += 1
-            assert part_of_parameter(name) == "language"
+        if name in changed:
+            stem = "base_model.model." + name.removesuffix(".weight")
             product = adapters[f"{stem}.lora_B.weight"].float() @ adapters[f"{stem}.lora_A.weight"].float()
+            assert product.any()
             expected = tensor + 8 / 4 * product
-            assert float(product.abs().max()) > 0
         assert torch.allclose(after[name], expected, rtol=1e-2, atol=1e-3), name
-    assert changed == len(adapters) / 2 > 0

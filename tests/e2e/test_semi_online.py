@@ -86,7 +86,7 @@ def test_a_learner_that_changes_nothing_agrees_with_the_engine_before_and_after_
         for row, expected in zip(rows, learners(rows), strict=True):
             written = np.concatenate([answer.behaviour_logprobs for answer in row.answers])
             assert np.abs(written - expected).max() <= CLOSE
-    gaps = [step["behaviour_gap"] for step in read_lines(run / "metrics.jsonl")]
+    gaps = [step["logprob_mismatch"] for step in read_lines(run / "metrics.jsonl")]
     assert len(gaps) == 12 and max(gaps) <= CLOSE
 
 
@@ -213,7 +213,7 @@ def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has
     driven(tmp_path, monkeypatch, "learner.learning_rate=0")
     assert "4 of its 4 iterations are online, weights by gloo" in capsys.readouterr().out
     assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(4))
-    assert max(step["behaviour_gap"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
+    assert max(step["logprob_mismatch"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
 
 
 @contextmanager

@@ -40,7 +40,7 @@ WRITERS = {number: schedule.version_for(number, max_staleness=1) for number in O
 LEARNED, TAKEN_OVER, HALF_MADE = 4, (5, 6), 8
 PATIENCE = 600
 """Seconds for what takes a minute on two quiet cores."""
-TIMES = ("seconds", "waited", "tokens_per_second", "flop_utilisation", "memory_gib")
+TIMES = ("seconds", "rollout_wait_s", "tokens_per_second", "mfu", "memory_gib")
 """Fields of a step's metrics that differ between equal runs."""
 
 

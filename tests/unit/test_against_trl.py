@@ -15,10 +15,10 @@ from bench import models
 from bench.groups import Question, Task, packed, question
 from bench.sides import CLIP, KL_BETA, Masters
 from masters_ray.divergence import top_k_jsd
-from masters_ray.grpo import Objective, advantages, answer_means, clipped_objective, group_terms, kl_estimates
+from masters_ray.grpo import advantages, clipped_objective, group_losses, kl_estimates, segment_means
 from masters_ray.head import answer_terms
 from masters_ray.records import ScoredAnswer
-from tests.tensors import random, top_k
+from tests.tensors import loss_batch, loss_config, random, top_k
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
 LENGTHS = (5, 1, 3, 5, 2)
@@ -136,7 +136,7 @@ def test_the_clipped_objective_and_k3_are_trls(trl: Trl) -> None:
     weights = torch.tensor([1.2, -0.7, -1.1, 0.4, 0.2])
     objective = clipped_objective((new - old).exp(), weights[ANSWER_OF], CLIP)
     objective = objective - KL_BETA * kl_estimates("k3", new, reference)
-    ours = -answer_means(objective, ANSWER_OF, len(LENGTHS)).mean()
+    ours = -segment_means(objective, ANSWER_OF, len(LENGTHS)).mean()
     assert_same_gradients(ours, trl.loss(new, weights, reference, old), [new])
     told = trl.step.trainer._metrics["train"]
     assert told["clip_ratio/low_mean"][-1] >= 2 / len(new) and told["clip_ratio/high_mean"][-1] >= 2 / len(new)
@@ -161,20 +161,11 @@ def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -
     theirs = trl.loss(new, advantage, reference) + divergences.mean()
 
     scores = top_k(teacher, vocabulary)
-    found, token_jsd, errors = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=2**20)
-    terms = group_terms(
-        Objective(kl_beta=KL_BETA, clip_epsilon=CLIP),
-        new_logprobs=found,
-        reference_logprobs=reference,
-        token_jsd=token_jsd,
-        token_jsd_error=errors,
-        answer_of=ANSWER_OF,
-        accuracy=accuracy,
-        reasoning=torch.zeros(len(LENGTHS)),
-        tokens_per_group=tokens,
-    )
-    assert torch.allclose(terms.advantages, advantage, atol=2e-5)
-    assert_same_gradients(terms.loss, theirs, [hidden, weight])
+    student = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=2**20)
+    batch = loss_batch(reference, ANSWER_OF, accuracy.tolist())
+    found = group_losses(loss_config(kl_beta=KL_BETA, clip_epsilon=CLIP), batch, student, tokens)
+    assert torch.allclose(found.old.advantages, advantage, atol=2e-5)
+    assert_same_gradients(found.loss.sum(), theirs, [hidden, weight])
 
 
 def cut(answer: ScoredAnswer, length: int) -> ScoredAnswer:
@@ -200,7 +191,7 @@ def test_a_packed_group_gives_every_weight_the_gradient_that_trl_gives_it(trl: T
     asked = question(ours.model, Task(text=7, side=3, answers=len(LENGTHS), tokens=max(LENGTHS)))
     answers = tuple(cut(*one) for one in zip(asked.group.answers, LENGTHS, strict=True))
     asked = Question(group=replace(asked.group, answers=answers), inputs=asked.inputs, prompt=asked.prompt)
-    terms = ours.backward(packed([asked]), jsd_weight=0.0)
+    outputs = ours.backward(packed([asked]), jsd_weight=0.0)
     given = asked.inputs
     inputs = prepared(
         given["input_ids"][0],
@@ -208,13 +199,13 @@ def test_a_packed_group_gives_every_weight_the_gradient_that_trl_gives_it(trl: T
         given["pixel_values"],
         given["image_grid_thw"],
         given["mm_token_type_ids"][0],
-        terms.advantages,
+        outputs.old.advantages,
         padded(torch.cat([torch.from_numpy(one.reference_logprobs) for one in answers])),
     )
     trl.step.model.zero_grad(set_to_none=True)
     theirs = trl.step.loss(inputs)
     theirs.backward()
-    assert terms.loss.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-7)  # advantages cancel, k3 remains
+    assert outputs.loss.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-7)  # advantages cancel, k3 remains
     expected = {name: one.grad for name, one in trl.step.model.named_parameters() if one.grad is not None}
     found = {name: one.grad for name, one in ours.model.named_parameters() if one.grad is not None}
     assert expected.keys() == found.keys() and len(expected) > 20

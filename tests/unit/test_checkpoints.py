@@ -14,17 +14,14 @@ from masters_ray.errors import LearnerError
 from masters_ray.learner.checkpoints import Checkpoints, find
 
 
-def opened(folder: Path, rank: int = 0, workers: int = 1, kept: int = 2) -> Checkpoints:
-    return Checkpoints(folder, rank=rank, workers=workers, kept=kept)
-
-
-def save(checkpoints: Checkpoints, step: int, content: str = "") -> None:
+def save(folder: Path, step: int, *, rank: int = 0, workers: int = 1, kept: int = 2) -> None:
     def write(local: Path) -> None:
         (local / "student").mkdir(parents=True)
-        (local / "student" / f"weights-{checkpoints.rank}.pt").write_text(content or f"after {step}")
+        (local / "student" / f"weights-{rank}.pt").write_text(f"after {step}")
 
+    checkpoints = Checkpoints(folder, rank=rank, workers=workers, kept=kept)
     checkpoints.save(step, write)
-    checkpoints.wait()
+    checkpoints.close()
 
 
 def steps(folder: Path) -> list[int]:
@@ -32,70 +29,75 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_the_last_are_kept(tmp_path: Path) -> None:
-    checkpoints = opened(tmp_path)
-    for step in (10, 20, 30, 40, 50, 60):
-        save(checkpoints, step)
-    assert steps(tmp_path) == [50, 60]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000050", "step-00000060"]
-    assert (tmp_path / "step-00000060" / "student" / "weights-0.pt").read_text() == "after 60"
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step)
+    assert steps(tmp_path) == [30, 40]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000030", "step-00000040"]
+    assert (tmp_path / "step-00000040" / "student" / "weights-0.pt").read_text() == "after 40"
 
 
-def test_a_checkpoint_counts_once_every_worker_has_written_its_part(tmp_path: Path) -> None:
-    first, second = opened(tmp_path, 0, workers=2), opened(tmp_path, 1, workers=2)
-    save(first, 10)
-    assert steps(tmp_path) == []
-    save(second, 10)
-    assert steps(tmp_path) == [10]
+def test_a_checkpoint_counts_once_every_worker_has_written_its_part_and_a_note_that_can_be_read(tmp_path: Path) -> None:
+    for rank, expected in ((0, []), (1, [10])):
+        save(tmp_path, 10, rank=rank, workers=2)
+        assert steps(tmp_path) == expected
     assert find(tmp_path)[0].workers == 2
+    (tmp_path / "step-00000010" / "rank-00001.json").write_text("{")
+    assert steps(tmp_path) == []
 
 
 def test_a_part_that_a_kill_left_behind_is_written_over_and_removed_later(tmp_path: Path) -> None:
-    torn = tmp_path / "step-00000010" / "student"
-    torn.mkdir(parents=True)
-    (torn / "weights-0.pt").write_text("tor")
-    checkpoints = opened(tmp_path, kept=1)
-    assert checkpoints.complete() == []
-    save(checkpoints, 10)
-    assert (torn / "weights-0.pt").read_text() == "after 10"
+    torn = tmp_path / "step-00000010" / "student" / "weights-0.pt"
+    torn.parent.mkdir(parents=True)
+    torn.write_text("tor")
+    assert find(tmp_path) == []
+    save(tmp_path, 10, kept=1)
+    assert torn.read_text() == "after 10"
     (tmp_path / "step-00000015").mkdir()
-    save(checkpoints, 20)
+    save(tmp_path, 20, kept=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
 
 
 def test_a_changed_byte_is_found(tmp_path: Path) -> None:
-    checkpoints = opened(tmp_path)
-    save(checkpoints, 10)
-    (found,) = checkpoints.complete()
-    assert checkpoints.intact(found)
-    file = tmp_path / "step-00000010" / "student" / "weights-0.pt"
+    save(tmp_path, 10)
+    [found] = find(tmp_path)
+    file = found.folder / "student" / "weights-0.pt"
+    assert found.intact(0) and not found.intact(1)
     file.write_text("After 10")
-    assert not checkpoints.intact(found)
+    assert not found.intact(0)
     file.unlink()
-    assert not checkpoints.intact(found)
+    assert not found.intact(0)
 
 
 def test_writing_goes_on_beside_training_and_the_next_one_waits(tmp_path: Path) -> None:
-    checkpoints = opened(tmp_path)
-    big = "x" * 50_000_000
-
     def write(local: Path) -> None:
         local.mkdir(parents=True)
-        (local / "weights-0.pt").write_text(big)
+        (local / "weights-0.pt").write_text("x" * 50_000_000)
 
+    checkpoints = Checkpoints(tmp_path, rank=0, workers=1, kept=2)
     checkpoints.save(1, write)
     assert steps(tmp_path) == [], "copying fifty megabytes to the disk takes longer than coming back"
-    save(checkpoints, 2)
-    assert steps(tmp_path) == [1, 2]
+    checkpoints.save(2, write)
+    assert steps(tmp_path) == [1]
     checkpoints.close()
+    assert steps(tmp_path) == [1, 2]
 
 
 def test_an_error_while_writing_reaches_the_next_call(tmp_path: Path) -> None:
-    checkpoints = opened(tmp_path / "folder")
+    checkpoints = Checkpoints(tmp_path / "folder", rank=0, workers=1, kept=2)
     (tmp_path / "folder").rmdir()
     (tmp_path / "folder").write_text("a file stands where the directory was")
     checkpoints.save(1, lambda local: local.mkdir(parents=True))
-    with pytest.raises(LearnerError, match="a checkpoint cannot be written"):
+    with pytest.raises(LearnerError, match="folder: a checkpoint: cannot be written"):
         checkpoints.wait()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
+def test_a_full_local_disk_is_named_with_what_to_do(error: Exception, tmp_path: Path) -> None:
+    def write(_: Path) -> None:
+        raise error
+
+    with pytest.raises(LearnerError, match=r"step-7 \(in TMPDIR.*: cannot be written .*Make room"):
+        Checkpoints(tmp_path, rank=0, workers=1, kept=2).save(7, write)
 
 
 WRITES_FOREVER = """
@@ -125,30 +127,12 @@ def test_a_kill_while_writing_leaves_whole_checkpoints_only(delay: float, tmp_pa
     time.sleep(delay)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    checkpoints = opened(tmp_path)
-    found = checkpoints.complete()
+    found = find(tmp_path)
     assert found, "the second of three is whole"
     for one in found:
-        assert checkpoints.intact(one)
+        assert one.intact(0)
         parts = [file.read_bytes() for file in sorted(one.folder.glob("part-*"))]
         assert [set(part) for part in parts] == [{one.step % 256}] * 20
         assert json.loads((one.folder / "rank-00000.json").read_text())["step"] == one.step
-    save(checkpoints, 1000)
+    save(tmp_path, 1000)
     assert steps(tmp_path)[-1] == 1000
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
-def test_a_full_local_disk_is_named_with_what_to_do(error: Exception, tmp_path: Path) -> None:
-    def write(_: Path) -> None:
-        raise error
-
-    with pytest.raises(LearnerError, match=r"step-7: a checkpoint cannot be written .* TMPDIR"):
-        opened(tmp_path).save(7, write)
-
-
-def test_a_note_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
-    checkpoints = opened(tmp_path)
-    save(checkpoints, 10)
-    save(checkpoints, 20)
-    (tmp_path / "step-00000020" / "rank-00000.json").write_text("{")
-    assert steps(tmp_path) == [10]

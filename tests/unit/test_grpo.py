@@ -8,17 +8,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masters_ray.grpo import (
-    GroupTerms,
-    Objective,
+    LossOutputs,
     OldPolicy,
     advantages,
-    answer_means,
     clipped_objective,
-    group_terms,
+    group_losses,
     is_clipped,
     kl_estimates,
 )
 from masters_ray.rewards import distillation_rewards
+from tests.tensors import loss_batch, loss_config
 
 CLOSE = [0.1000, 0.1010, 0.1005]
 
@@ -84,112 +83,97 @@ def test_the_objective_is_clipped_on_the_side_that_would_gain() -> None:
     assert is_clipped(ratio, advantage, 0.2).tolist() == [True, False, False, True]
 
 
-def test_answer_means_weigh_answers_and_not_tokens() -> None:
-    values, answer_of = torch.tensor([1.0, 3.0, 10.0]), torch.tensor([0, 0, 1])
-    assert answer_means(values, answer_of, 2).tolist() == [2.0, 10.0]
+def losses(new: Tensor, jsd: list[float], batch: Any, old: OldPolicy | None = None, **weights: Any) -> LossOutputs:
+    """Of a batch without errors whose groups have as many tokens as the step's on average."""
+    student = new, new.new_tensor(jsd), torch.zeros(len(new))
+    return group_losses(loss_config(**weights), batch, student, len(new) / (1 + int(batch.group_of.max())), old)
 
 
-def terms(objective: Objective, new: Tensor, jsd: list[float], accuracy: list[float], **more: Any) -> GroupTerms:
-    """Of answers of one token each, near the reference policy and without errors, but for what ``more`` says."""
-    usual: dict[str, Any] = {
-        "reference_logprobs": new.detach(),
-        "token_jsd_error": torch.zeros(len(new)),
-        "answer_of": torch.arange(len(new)),
-        "reasoning": torch.zeros(len(accuracy)),
-        "tokens_per_group": float(len(new)),
-    }
-    usual |= {"new_logprobs": new, "token_jsd": new.new_tensor(jsd), "accuracy": new.new_tensor(accuracy)}
-    return group_terms(objective, **usual | more)
+def near(*expected: float) -> Any:
+    return pytest.approx(list(expected), abs=1e-5)
 
 
-def test_the_loss_of_a_group_by_hand() -> None:
-    """Two answers: tokens (0, 0) and (1). JSD 0.2, 0.4 | 0.1, so D = 0.3, 0.1 and R_distill = 0, 1.
+def test_the_loss_of_groups_by_hand() -> None:
+    """Two groups of two answers. The first: tokens (0, 0) and (1). JSD 0.2, 0.4 | 0.1, so D = 0.3, 0.1 and R_distill =
+    0, 1. The second is the same with twice the JSD and other rewards.
 
     R_acc = 1, 0 gives R = 1, 1: flat, A = 0. With alpha 0: A = +1, -1 and the objective's mean is 0 at ratio 1.
     KL: d = 0.5 on the last token only: mean_j mean_t = (0 + k3) / 2.
     """
-    new = torch.tensor([-1.0, -1.0, -2.0], requires_grad=True)
+    new = torch.tensor([-1.0, -1.0, -2.0] * 2, requires_grad=True)
+    k3 = math.exp(0.5) - 1.5
 
-    def of(cut: list[bool] | None = None, **weights: Any) -> GroupTerms:
-        return terms(
-            Objective(**weights),
-            new,
-            [0.2, 0.4, 0.1],
-            [1.0, 0.0],
-            reference_logprobs=torch.tensor([-1.0, -1.0, -1.5]),
-            token_jsd_error=torch.tensor([0.01, 0.03, 0.04]),
-            answer_of=torch.tensor([0, 0, 1]),
-            reasoning=torch.tensor([0.0, 1.0]),
-            tokens_per_group=1.5,
-            cut=None if cut is None else torch.tensor(cut),
+    def of(cut: tuple[bool, ...] = (False, False), **weights: Any) -> LossOutputs:
+        batch = loss_batch(
+            torch.tensor([-1.0, -1.0, -1.5] * 2),
+            torch.tensor([0, 0, 1, 2, 2, 3]),
+            [1.0, 0.0, 0.0, 1.0],
+            group_of=torch.tensor([0, 0, 1, 1]),
+            reasoning=torch.tensor([0.0, 1.0, 0.0, 0.0]),
+            cut=torch.tensor([*cut, False, False]),
         )
+        errors = torch.tensor([0.01, 0.03, 0.04] * 2)
+        student = new, torch.tensor([0.2, 0.4, 0.1, 0.4, 0.8, 0.2]), errors
+        return group_losses(loss_config(**weights), batch, student, 1.5)
 
-    flat, kl = of(), (math.exp(0.5) - 1.5) / 2
-    assert flat.distillation.tolist() == pytest.approx([0.0, 1.0])
-    assert flat.advantages.tolist() == [0.0, 0.0]
-    assert flat.loss.item() == pytest.approx(0.1 * kl + 0.2)
-    assert flat.jsd_error.item() == pytest.approx((0.02 + 0.04) / 2)
+    both = of()
+    assert both.distillation.tolist() == near(0, 1, 0, 1)
+    assert both.divergences.tolist() == near(0.3, 0.1, 0.6, 0.2)
+    assert both.old.advantages.tolist() == near(0, 0, -1, 1)
+    assert both.loss.tolist() == near(0.1 * k3 / 2 + 0.2, 0.1 * k3 / 2 + 0.4)
+    told = {name: values.tolist() for name, values in both.metrics.items()}
+    assert told.pop("loss") == both.loss.tolist() and told.pop("kl") == near(k3 / 2, k3 / 2)
+    assert told.pop("jsd") == near(0.2, 0.4) and told.pop("jsd_error_bound") == near(0.03, 0.03)
+    assert told.pop("accuracy_reward") == told.pop("distillation_reward") == [0.5, 0.5]
+    assert told.pop("advantage_std") == near(0, 1) and told.pop("zero_std_groups") == [True, False]
+    assert told.pop("policy_loss") == near(0, 0) and told.pop("clip_fraction") == [0, 0] and not told
 
     sharp = of(alpha=0.0)
-    assert sharp.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
-    sharp.loss.backward()
+    assert sharp.old.advantages.tolist() == near(1, -1, -1, 1)
+    sharp.loss[0].backward()
     # d/dnew of -mean_j mean_t ratio·A: -1/4, -1/4, +1/2; of beta·KL on the last token: 0.1/2·(1 - e^0.5)
     assert new.grad is not None
-    assert new.grad.tolist() == pytest.approx([-0.25, -0.25, 0.5 + 0.05 * (1 - math.exp(0.5))], abs=1e-5)
+    assert new.grad.tolist() == near(-0.25, -0.25, 0.5 + 0.05 * (1 - math.exp(0.5)), 0, 0, 0)
 
     # the reasoning reward evens the accuracy out; without the policy's loss only the divergence is left
-    assert of(alpha=0.0, rho=1.0).advantages.tolist() == [0.0, 0.0]
-    # the divergences, 0.3 and 0.1, lie too close together to count
+    assert of(alpha=0.0, rho=1.0).old.advantages[:2].tolist() == [0.0, 0.0]
+    # the first group's divergences, 0.3 and 0.1, lie too close together to count
     apart = of(least_spread=0.25)
-    assert apart.distillation.tolist() == [0.0, 0.0]
-    assert apart.advantages.tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
-    assert of(policy_weight=0.0).loss.item() == pytest.approx(0.2)
-    assert of(policy_weight=0.0, jsd_weight=0.5).loss.item() == pytest.approx(0.1)
+    assert apart.distillation.tolist() == near(0, 0, 0, 1)
+    assert apart.old.advantages[:2].tolist() == near(1, -1)
+    assert of(policy_weight=0.0).loss.tolist() == near(0.2, 0.4)
+    assert of(policy_weight=0.0, jsd_weight=0.5).loss.tolist() == near(0.1, 0.2)
+    assert of(kl_beta=0.3, jsd_weight=2.0).loss.tolist() == near(0.3 * k3 / 2 + 0.4, 0.3 * k3 / 2 + 0.8)
+    # R = 1, 1.5
+    assert of(alpha=1.5).old.advantages[:2].tolist() == near(-1, 1)
     # the right answer was cut: its judge's word counts, or it is wrong, or only the divergence is learned from it
-    for what, relative, counted in (("judge", [1, -1], [1, 0]), ("zero", [0, 0], [0, 0]), ("mask", [0, -1], [1, 0])):
-        cut = of([True, False], alpha=0.0, cut_answers=what)
-        assert cut.advantages.tolist() == pytest.approx(relative, abs=1e-5)
-        assert (cut.accuracy.tolist(), cut.jsd.item()) == (counted, pytest.approx(0.2))
-    # every token alike: sums over the group's tokens, over 1.5 tokens per group of the step
+    for what, relative, counted in (("judge", [1, -1], 0.5), ("zero", [0, 0], 0.0), ("mask", [0, -1], 0.5)):
+        cut = of((True, False), alpha=0.0, cut_answers=what)
+        assert cut.old.advantages.tolist() == near(*relative, -1, 1)
+        assert cut.metrics["accuracy_reward"].tolist() == [counted, 0.5]
+        assert cut.metrics["jsd"].tolist() == near(0.2, 0.4)
+    # every token alike: sums over a group's tokens, over 1.5 tokens per group of the step
     by_token = of(aggregation="token")
-    assert by_token.jsd.item() == pytest.approx(0.7 / 1.5)
-    assert by_token.jsd_error.item() == pytest.approx(0.08 / 1.5)
-    assert by_token.kl.item() == pytest.approx((math.exp(0.5) - 1.5) / 1.5)
-    assert by_token.divergences.tolist() == pytest.approx([0.3, 0.1])
+    assert by_token.metrics["jsd"].tolist() == near(0.7 / 1.5, 1.4 / 1.5)
+    assert by_token.metrics["jsd_error_bound"].tolist() == near(0.08 / 1.5, 0.08 / 1.5)
+    assert by_token.metrics["kl"].tolist() == near(k3 / 1.5, k3 / 1.5)
+    assert by_token.divergences[:2].tolist() == near(0.3, 0.1)
 
 
-def test_a_later_update_is_clipped_against_the_first_with_its_advantages() -> None:
-    """One token per answer; the first update found log-probabilities 0 and advantages ±1. Now the ratios are 1.5 and
-    0.9: the first is cut at 1.2 and has no gradient, the second counts as it is."""
+@pytest.mark.parametrize("written", ["before the first update", "in an online iteration"])
+def test_the_ratio_is_clipped_to_the_policy_that_wrote(written: str) -> None:
+    """One token per answer, log-probabilities 0 and advantages ±1 there. Now the ratios are 1.5 and 0.9: the first is
+    cut at 1.2 and has no gradient, the second counts as it is."""
     new = torch.tensor([1.5, 0.9]).log().requires_grad_()
-    old = OldPolicy(logprobs=torch.zeros(2), advantages=torch.tensor([1.0, -1.0]))
-    found = terms(Objective(kl_beta=0.0, jsd_weight=0.0), new, [0.1, 0.2], [0.0, 0.0], old=old)
-    assert found.policy_loss.item() == pytest.approx(-(1.2 - 0.9) / 2)
-    assert found.clipped.item() == 0.5
-    found.loss.backward()
+    batch = loss_batch(new.detach(), torch.arange(2), [1.0, 0.0])
+    batch.fresh = torch.tensor([written == "in an online iteration"] * 2)
+    old = None if batch.fresh.all() else OldPolicy(logprobs=torch.zeros(2), advantages=torch.tensor([1.0, -1.0]))
+    found = losses(new, [0.2, 0.1], batch, old, alpha=0.0, kl_beta=0.0, jsd_weight=0.0)
+    assert found.metrics["policy_loss"].tolist() == near(-(1.2 - 0.9) / 2)
+    assert found.metrics["clip_fraction"].tolist() == [0.5]
+    found.loss.sum().backward()
     assert new.grad is not None
-    assert new.grad.tolist() == pytest.approx([0.0, 0.45])  # d/dnew of 0.9 / 2
-
-
-def test_the_advantages_of_a_group_by_hand_weigh_right_and_close_answers() -> None:
-    """Three answers of one token each; JSD 0.3, 0.1, 0.2 makes R_distill 0, 1, 1/2.
-
-    R_acc = 1, 1, 0 and alpha 1/2 give R = 1, 3/2, 1/4. Their mean is 11/12, the deviations are 1/12, 7/12, −8/12, and
-    the variance is (1 + 49 + 64)/(144·3) = 19/72.
-    """
-    new = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    weights = Objective(alpha=0.5, kl_beta=0.3, jsd_weight=2.0)
-    reference = new.detach() + math.log(2)
-    found = terms(weights, new, [0.3, 0.1, 0.2], [1.0, 1.0, 0.0], reference_logprobs=reference)
-    expected = [one / 12 / math.sqrt(19 / 72) for one in (1, 7, -8)]
-    assert found.distillation.tolist() == pytest.approx([0, 1, 0.5])
-    assert found.advantages.tolist() == pytest.approx(expected, rel=1e-5)
-    # the objective is the mean of the advantages, 0; k3 is 2 − ln 2 − 1 at each token; the mean JSD is 0.2
-    assert found.loss.item() == pytest.approx(0.3 * (1 - math.log(2)) + 2 * 0.2, rel=1e-6)
-    # a third of −A_j, and of beta times d(k3)/dnew = 1 − e^(ln 2) = −1
-    found.loss.backward()
-    assert new.grad is not None
-    assert new.grad.tolist() == pytest.approx([-(one + 0.3) / 3 for one in expected], rel=1e-5)
+    assert new.grad.tolist() == near(0.0, 0.45)  # d/dnew of 0.9 / 2
 
 
 @st.composite
@@ -206,19 +190,14 @@ def test_permuting_a_group_permutes_its_rewards_and_advantages_and_leaves_its_lo
 ) -> None:
     lengths, accuracy, divergences, order = group
 
-    def of(answers: list[int]) -> GroupTerms:
+    def of(answers: list[int]) -> LossOutputs:
         counts = torch.tensor([lengths[one] for one in answers])
         whose = torch.repeat_interleave(torch.tensor(answers), counts).double()
-        return terms(
-            Objective(),
-            -1 - whose / 9,
-            [divergences[int(one)] / 40 for one in whose],
-            [accuracy[one] for one in answers],
-            reference_logprobs=-1.5 + whose.sin() / 2,
-            answer_of=torch.repeat_interleave(counts),
-        )
+        right = [float(accuracy[one]) for one in answers]
+        batch = loss_batch(-1.5 + whose.sin() / 2, torch.repeat_interleave(counts), right)
+        return losses(-1 - whose / 9, [divergences[int(one)] / 40 for one in whose], batch)
 
     before, after = of(list(range(len(order)))), of(order)
     assert torch.equal(after.distillation, before.distillation[order])
-    assert torch.allclose(after.advantages, before.advantages[order], atol=1e-9)
+    assert torch.allclose(after.old.advantages, before.old.advantages[order], atol=1e-9)
     assert after.loss.item() == pytest.approx(before.loss.item(), abs=1e-9)

@@ -60,7 +60,7 @@ def test_steps_skips_and_rewards_are_recorded_once_wherever_a_kill_cut_their_fil
     ends = [index + 1 for index, byte in enumerate(lines) if byte == ord("\n")]
     for cut in {0, *ends, *(end - 7 for end in ends)}:
         file.write_bytes(lines[:cut])
-        before_checkpoint = LearnerNews.of(news(1, 3, skipped=2).as_plain())
+        before_checkpoint = LearnerNews.of(news(1, 3, skipped=2).as_json())
         told(directory, before_checkpoint, whole[2])
         assert content(directory) == expected, f"cut after {cut} bytes"
         told(directory, *whole)

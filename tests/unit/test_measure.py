@@ -3,15 +3,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
-from masters_ray.learner.measure import Measure
+from masters_ray.learner.measure import measure
 from masters_ray.prompts import question_messages
 from masters_ray.records import RolloutGroup
-from tests.builders import group, scored
+from tests.builders import group, scored, written
 from tests.conftest import PAIR
 
 
@@ -22,12 +21,10 @@ def test_a_row_that_cannot_be_read_is_named_and_the_others_are_measured(tmp_path
     tokens = len(hf.prompt_tensors(model, chat, question_messages(group().problem), pictures).input_ids)
     rows: list[RolloutGroup] = [group([scored([40, 2]), scored([41, 2], seed=1)], position=place) for place in range(3)]
     rows = [dataclasses.replace(row, prompt_tokens=tokens + (row.position == 1)) for row in rows]
-    writer = store.Writer(tmp_path / "stage-0", {"stage": 0})
-    asked = {row.position: row.problem.digest for row in rows}
-    writer.write(store.table_of(rows), store.Account(asked=asked, rejected={}, noted={}))
-    writer.finish({})
-    found, unreadable = Measure(str(student), Learner(cpus=0.5, dtype="float32")).of(str(tmp_path / "stage-0"))
+    folder = tmp_path / "stage-0"
+    written(folder, {"stage": 0}, rows).finish({})
+    [(found, unreadable)] = measure(str(student), Learner(cpus=0.5, dtype="float32"), [folder])
     assert [one.position for one in found] == [place for place in (0, 2) for _ in rows[place].answers]
     assert all(one.nats > 0 for one in found)
     [reason] = unreadable
-    assert f"position 1): expected a prompt of {tokens + 1} tokens" in reason
+    assert f"p1, stage 0, position 1: expected a prompt of {tokens + 1} tokens" in reason

@@ -7,12 +7,10 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from masters_ray import config as configuration
@@ -20,7 +18,6 @@ from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
-from masters_ray.learner.metrics import _rewards
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.outcome import _example, _examples, _online
 from masters_ray.records import Picture, RolloutGroup
@@ -136,17 +133,10 @@ def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_not
     assert gone == f"picture {paths[1]} does not exist"
 
 
-@pytest.mark.parametrize("version", [None, 7])
-def test_rewards_say_which_student_wrote(version: int | None) -> None:
-    terms: Any = SimpleNamespace(**dict.fromkeys(("divergences", "distillation", "advantages"), torch.zeros(2)))
-    told = _rewards(written("x", 3, version=version), terms)
-    assert (told.position, told.version) == (3, version)
-
-
 def test_the_largest_age_is_that_of_a_group_where_it_is_known() -> None:
     """Step 1 was answered twice; step 2 offline; of step 3 only the mean is known; step 4 came too late."""
     fresh = [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 1.5), (4, 0, 0.0)]
-    steps = [step(number, fresh=groups, age=age, waited=0.5) for number, groups, age in fresh]
+    steps = [step(number, fresh=groups, age=age, rollout_wait_s=0.5) for number, groups, age in fresh]
     answered = [
         {"step": 1, "ages": [8]},
         {"step": 1, "ages": [0, 0, 3]},

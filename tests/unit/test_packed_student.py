@@ -24,14 +24,14 @@ from transformers import (
 )
 
 from masters_ray import store
-from masters_ray.config import Aggregation
+from masters_ray.config import Aggregation, Learner
 from masters_ray.divergence import left_out_error, top_k_jsd
 from masters_ray.engines import hf, norm
 from masters_ray.errors import CheckpointError
-from masters_ray.grpo import Objective
-from masters_ray.learner.feed import own_parts, steps
+from masters_ray.grpo import LossConfig, group_losses
+from masters_ray.learner.batches import steps
+from masters_ray.learner.collate import own_parts
 from masters_ray.learner.job import StagePlan
-from masters_ray.learner.terms import batch_terms
 from masters_ray.packing import PackedBatch, PromptTensors, pack
 from masters_ray.parts import part_of_parameter
 from masters_ray.records import RolloutGroup
@@ -225,7 +225,7 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     aggregation: Aggregation,
 ) -> None:
     model, prompts = student
-    weights = Objective(aggregation=aggregation)
+    config = LossConfig(learner=Learner(aggregation=aggregation))
     rows = [replace(row, prompt_tokens=len(prompts[row.position % 2].input_ids)) for row in rows]
     table = store.table_of(rows)
 
@@ -235,9 +235,9 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     @torch.no_grad()
     def losses(batch: PackedBatch, tokens_per_group: float) -> list[list[float]]:
         """Of each group its loss, and the advantages, which cancel in its value where answers weigh the same."""
-        logprobs, divergences, errors = model(batch)
-        terms = batch_terms(weights, batch, logprobs, divergences, errors, tokens_per_group, None)
-        return [[one.loss.item(), *one.advantages.tolist()] for one in terms]
+        found = group_losses(config, batch, model(batch), tokens_per_group)
+        advantages = found.old.advantages.split(torch.bincount(batch.group_of).tolist())
+        return [[loss, *one.tolist()] for loss, one in zip(found.loss.tolist(), advantages, strict=True)]
 
     tokens = sum(len(answer.judged.answer.token_ids) for row in rows for answer in row.answers)
     alone = [losses(packed([row]), tokens / len(rows))[0] for row in store.groups(table)]
@@ -250,7 +250,7 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         for micro in part.micro_batches:
             assert micro.batch.layout.length % multiple_of == 0
             terms = losses(micro.batch, step.answer_tokens / len(step.table))
-            for index, loss in zip([] if micro.filler else micro.indices, terms, strict=False):
+            for index, loss in zip(micro.indices, terms, strict=False):
                 found[index].append(loss)
     assert [len(one) for one in found] == [1] * len(rows), "each row once"
     for [one], other in zip(found, alone, strict=True):

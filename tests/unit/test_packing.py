@@ -1,4 +1,5 @@
 import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,8 @@ import torch
 
 from masters_ray import store
 from masters_ray.errors import UnreadableRowError
-from masters_ray.packing import PromptTensors, pack, sequence_tokens
-from masters_ray.records import ScoredAnswer
+from masters_ray.packing import PackedBatch, PromptTensors, pack, sequence_tokens, unreadable
+from masters_ray.records import RolloutGroup, ScoredAnswer
 from tests.builders import group, scored
 
 
@@ -17,6 +18,22 @@ def prompt(length: int, axes: int = 3, patches: int = 0) -> PromptTensors:
     return PromptTensors(
         input_ids=torch.arange(100, 100 + length), positions=torch.arange(length).expand(axes, length), vision=vision
     )
+
+
+def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
+    return pack(groups, [prompt(row.prompt_tokens) for row in groups], pad_id=0)
+
+
+def packed_but(*positions: int) -> Callable[[Sequence[RolloutGroup]], PackedBatch]:
+    """Packs all rows but these."""
+
+    def others(groups: Sequence[RolloutGroup]) -> PackedBatch:
+        for row in groups:
+            if row.position in positions:
+                raise unreadable(row, "its picture is gone")
+        return packed(groups)
+
+    return others
 
 
 def test_the_prompt_stands_once_and_an_answers_last_token_is_only_predicted() -> None:
@@ -62,8 +79,7 @@ def test_pictures_are_joined_in_order_and_what_only_the_student_that_wrote_knows
 
 def test_the_tokens_of_a_group_are_known_before_it_is_packed() -> None:
     row = group([scored([5, 6, 1]), scored([7, 1])])
-    packed = pack([row], [prompt(row.prompt_tokens)], pad_id=0)
-    assert sequence_tokens(row) == len(packed.input_ids) == 23 == store.sequence_tokens(store.table_of([row]))[0]
+    assert sequence_tokens(row) == len(packed([row]).input_ids) == 23 == store.sequence_tokens(store.table_of([row]))[0]
 
 
 @pytest.mark.parametrize(

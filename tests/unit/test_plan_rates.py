@@ -41,7 +41,7 @@ def online_line(step: int, version: int, **changes: Any) -> dict[str, Any]:
 
 def step_line(step: int, seconds: float) -> dict[str, Any]:
     unknown = dict.fromkeys((field.name for field in dataclasses.fields(StepMetrics)), 0)
-    return unknown | {"step": step, "seconds": seconds, "waited": 0.5, "jsd_error_bound": math.nan}
+    return unknown | {"step": step, "seconds": seconds, "rollout_wait_s": 0.5, "jsd_error_bound": math.nan}
 
 
 STEPS = [step_line(step, seconds) for step, seconds in enumerate((9.0, 1.0, 2.0, 1.5, 3.0), 1)]

@@ -82,7 +82,7 @@ def metrics(steps: int = 50) -> list[StepMetrics]:
         done, stage = number / steps, min(4, 5 * (number - 1) // steps)
         jsd = 0.09 * (1 - done) ** 2 + 0.02 + chance.gauss(0, 0.003)
         values = {"loss": jsd, "kl": 0.04 * done, "jsd": jsd, "accuracy_reward": 0.75 + 0.02 * stage}
-        values |= {"gradient_norm": abs(chance.gauss(1.2, 0.4)) + 0.1, "jsd_error_bound": 0.004}
+        values |= {"grad_norm": abs(chance.gauss(1.2, 0.4)) + 0.1, "jsd_error_bound": 0.004}
         rows.append(step(number, stage=stage, mask_ratio=0.2 - 0.05 * stage, **values))
     return rows
 
@@ -282,7 +282,7 @@ def test_online_iterations_are_told_of_and_drawn(tmp_path: Path, read: Page) -> 
         content["online"] |= {"steps": 2, "share": 0.5, "groups": 9, "mean_age": 1.25, "largest_age": 3.0}
 
     build(tmp_path, online)
-    rows = [step(number, fresh=5, age=1.5, clipped=0.01) for number in range(1, 5)]
+    rows = [step(number, fresh=5, age=1.5, clip_fraction=0.01) for number in range(1, 5)]
     (tmp_path / report.METRICS).write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
     told = Page(report.write(tmp_path).read_text(encoding="utf-8"))
     assert "in 2 of 4 optimizer steps (50.0 %)" in told.text
@@ -315,7 +315,7 @@ def test_values_that_were_not_measured(tmp_path: Path) -> None:
 
     build(tmp_path, lacking, steps=4)
     with (tmp_path / report.METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dataclasses.asdict(step(5, gradient_norm=float("nan"), jsd=float("inf")))) + "\n")
+        file.write(json.dumps(dataclasses.asdict(step(5, grad_norm=float("nan"), jsd=float("inf")))) + "\n")
     read = Page(report.write(tmp_path).read_text(encoding="utf-8"))
     assert "How often the judge agrees with the rule was not measured." in read.text
     assert "One of the two accuracies was not measured" in read.text
@@ -450,7 +450,7 @@ def test_numbers_as_people_write_them() -> None:
 
 
 def test_a_log_scale_has_plain_numbers_on_its_axis() -> None:
-    rows = [step(number, gradient_norm=value) for number, value in enumerate((1.0, 1.2, 0.9, 1.1, 400.0), 1)]
-    drawn = charts.curve_chart(rows, "gradient_norm", "norm")
+    rows = [step(number, grad_norm=value) for number, value in enumerate((1.0, 1.2, 0.9, 1.1, 400.0), 1)]
+    drawn = charts.curve_chart(rows, "grad_norm", "norm")
     assert "mathdefault" not in drawn
     assert ">100<" in drawn

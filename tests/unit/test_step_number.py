@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,9 +19,8 @@ from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
 from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
-from masters_ray.learner.terms import objective
 from masters_ray.records import Problem, RolloutGroup, TokenScores
-from tests.builders import group, iterations, problem, scored
+from tests.builders import group, iterations, problem, scored, written
 from tests.conftest import PAIR
 
 ALPHA, RHO, BETA = 0.7, 0.4, 0.2
@@ -191,18 +189,17 @@ class Worker:
 
         from masters_ray.learner import loop
 
-        writer = store.Writer(folder / "store", {"stage": 0})
-        asked = {row.position: row.problem.digest for row in rows}
-        writer.write(store.table_of(rows), store.Account(asked=asked, rejected={}, noted={}))
-        writer.finish({})
+        written(folder / "store", {"stage": 0}, rows).finish({})
         self.told: list[LearnerNews] = []
         self._kept: dict[str, Tensor] = {}
-        shard = SimpleNamespace(iter_batches=lambda **_: self._tables(folder / "store"))
+        self._moves: list[Callable[[Any], None]] = []
+        [file] = store.shard_names(folder / "store")
+        table = store.read_shard(folder / "store", file)
+        shard = SimpleNamespace(iter_batches=lambda **_: iter([table]))
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(ray.train, "get_dataset_shard", lambda _: shard)
         patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-        patch.setattr(ray, "get", lambda answer: answer)
         alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         for name, value in alone.items():
             patch.setenv(name, value)
@@ -222,60 +219,35 @@ class Worker:
         )
         news: Any = SimpleNamespace(put=self.told.append)
         self._worker: Any = loop._Worker(job, news, None)
-        self._optimizer = self._worker._engine._engine.optimizer
-        patch.setattr(self._optimizer, "step", self._keep)
+        self._engine = self._worker._engine._engine
+        self.model = self._engine.module.model
+        patch.setattr(self._engine.optimizer, "step", self._keep)
 
-    def gradient(self, workers: int, budget: int, multiple_of: int, aggregation: Aggregation) -> dict[str, Tensor]:
-        """The mean over ``workers``, as DeepSpeed takes it, of what each adds up; the weights stay as they are."""
+    def gradient(
+        self, *moves: Callable[[Any], None], workers: int = 1, multiple_of: int = 1, **settings: Any
+    ) -> dict[str, Tensor]:
+        """Of a step's last update, the mean over ``workers``, as DeepSpeed takes it, of what each adds up. The weights
+        stay as they are, but for ``moves``, one after each update."""
         worker = self._worker
-        self._aggregate(aggregation)
-        worker._workers, worker._packer._multiple = workers, multiple_of
-        worker._job = replace(worker._job, settings=replace(worker._job.settings, tokens_per_micro_batch=budget))
+        chosen = replace(worker._job.settings, updates_per_step=max(1, len(moves)), **settings)
+        worker._job, worker._loss = replace(worker._job, settings=chosen), replace(worker._loss, learner=chosen)
+        worker._workers, worker._collator._multiple = workers, multiple_of
         kept = []
         for rank in range(workers):
-            worker._rank = rank
+            worker._rank, self._moves = rank, list(moves)
             worker.step(worker.parts(0))
             kept.append(self._kept)
         return {name: torch.stack([one[name] for one in kept]).mean(0) for name in kept[0]}
-
-    def second_gradient(self, move: Callable[[Any], None]) -> dict[str, Tensor]:
-        """Of a step's second update, when the first one moves the weights by ``move``; they are back afterwards."""
-        worker, model = self._worker, self._worker._engine.model
-        self._aggregate("answer")
-        before = {name: one.detach().clone() for name, one in model.named_parameters()}
-        worker._workers, worker._rank = 1, 0
-        settings = replace(worker._job.settings, tokens_per_micro_batch=200, updates_per_step=2)
-        job, worker._job = worker._job, replace(worker._job, settings=settings)
-        moves = iter([move, lambda _: None])
-
-        def step() -> None:
-            self._keep()
-            next(moves)(model)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self._optimizer, "step", step)
-            worker.step(worker.parts(0))
-        worker._job = job
-        with torch.no_grad():
-            for name, one in model.named_parameters():
-                one.copy_(before[name])
-        return self._kept
 
     def close(self) -> None:
         self._worker.checkpoints.close()
         torch.distributed.destroy_process_group()
 
-    def _aggregate(self, aggregation: Aggregation) -> None:
-        settings = replace(self._worker._job.settings, aggregation=aggregation)
-        self._worker._objective = objective(settings, self._worker._job.reward)
-
     def _keep(self) -> None:
-        parameters = self._worker._engine.model.named_parameters()
-        self._kept = {name: one.grad.clone() for name, one in parameters if one.grad is not None}
-
-    @staticmethod
-    def _tables(folder: Path) -> Iterator[pa.Table]:
-        return (pq.read_table(folder / name) for name in store.shard_names(folder))
+        """In place of the optimizer's step."""
+        self._kept = {name: one.grad.clone() for name, one in self.model.named_parameters() if one.grad is not None}
+        if self._moves:
+            self._moves.pop(0)(self.model)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +273,9 @@ def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
     aggregation: Aggregation,
 ) -> None:
     wanted = expected[aggregation]
-    found = worker.gradient(workers, budget, multiple_of, aggregation)
+    found = worker.gradient(
+        workers=workers, multiple_of=multiple_of, tokens_per_micro_batch=budget, aggregation=aggregation
+    )
     trained = {name: one for name, one in wanted.gradients.items() if "visual" not in name or "merger" in name}
     assert found.keys() == trained.keys()
     for name, gradient in trained.items():
@@ -313,33 +287,41 @@ def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
         # where longer answers weigh more, advantages do not cancel and carry those 1e-6 nats into the loss
         assert told.loss == pytest.approx(wanted.loss, rel=1e-6 if aggregation == "answer" else 1e-5)
         assert told.jsd_error_bound == pytest.approx(wanted.lacking, rel=1e-4)
-        assert told.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
+        assert told.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+
+
+@contextmanager
+def restored(model: Any) -> Iterator[None]:
+    """Afterwards the weights are what they were."""
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    yield
+    with torch.no_grad():
+        for name, one in model.named_parameters():
+            one.copy_(before[name])
+
+
+def move(model: Any) -> None:
+    """Far enough that a good part of the ratios leaves 1 ± 0.2."""
+    with torch.no_grad():
+        for name, one in model.named_parameters():
+            if "language_model.layers" in name:
+                one += 0.004 * torch.arange(one.numel()).reshape(one.shape).sin()
 
 
 def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
     worker: Worker, plain: Plain, rows: list[RolloutGroup], expected: dict[Aggregation, Expected]
 ) -> None:
-    def move(model: Any) -> None:
-        """Far enough that a good part of the ratios leaves 1 ± 0.2."""
-        with torch.no_grad():
-            for name, one in model.named_parameters():
-                if "language_model.layers" in name:
-                    one += 0.004 * torch.arange(one.numel()).reshape(one.shape).sin()
-
-    found = worker.second_gradient(move)
-    before = {name: one.detach().clone() for name, one in plain.model.named_parameters()}
-    move(plain.model)
-    plain.model.zero_grad()
-    plain.clipped.clear()
-    plain.loss(rows).backward()
+    with restored(worker.model), restored(plain.model):
+        found = worker.gradient(move, lambda _: None, tokens_per_micro_batch=200, aggregation="answer")
+        move(plain.model)
+        plain.model.zero_grad()
+        plain.clipped.clear()
+        plain.loss(rows).backward()
     gradients = {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
     for name, gradient in found.items():
         assert (gradient - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
     [told] = worker.told[-1].steps
     per_group = torch.tensor(plain.clipped).split([sum(lengths) for lengths in LENGTHS])
-    assert told.clipped == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
-    assert 0.1 < told.clipped < 0.9
+    assert told.clip_fraction == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
+    assert 0.1 < told.clip_fraction < 0.9
     assert told.loss == pytest.approx(expected["answer"].loss, rel=1e-6), "what is told is the first update's"
-    with torch.no_grad():
-        for name, one in plain.model.named_parameters():
-            one.copy_(before[name])

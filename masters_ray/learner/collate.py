@@ -1,0 +1,130 @@
+"""Stored rows → packed micro-batches: a worker's part of every optimizer step, and its rows that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from masters_ray import attention, store
+from masters_ray.data import decode
+from masters_ray.engines import hf
+from masters_ray.engines.chat import Chat
+from masters_ray.errors import UnreadableRowError
+from masters_ray.learner.batches import Step
+from masters_ray.packing import PackedBatch, PromptTensors, pack, unreadable
+from masters_ray.prompts import question_messages
+from masters_ray.records import Rejected, RolloutGroup
+
+Pack = Callable[[Sequence[RolloutGroup]], PackedBatch]
+"""Raises UnreadableRowError for the first group that cannot be packed."""
+
+
+class Collator:
+    """Reads each group's question and pictures as the model wants them."""
+
+    def __init__(self, checkpoint: Path, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self._model = model
+        self._chat = Chat(checkpoint)
+        self._multiple = 128 if attention.kernel_for(device, dtype) == "flex" else 1
+        self._pad_id = self._chat.tokenizer.pad_token_id or 0
+        self._vocabulary: int = model.config.get_text_config().vocab_size
+        self.unfit: dict[tuple[int, int], str] = {}
+        """Stage and position of stored rows that nothing shall be learned from, and why."""
+
+    def pack(self, groups: Sequence[RolloutGroup]) -> PackedBatch:
+        """One batch of these groups, on the CPU. Raises UnreadableRowError for the first that cannot be read: a picture
+        is gone, the prompt has not as many tokens as the engine read, the processor fails on it, it is ``unfit``."""
+        return pack(groups, [self._prompt(group) for group in groups], self._pad_id, self._multiple)
+
+    def _prompt(self, group: RolloutGroup) -> PromptTensors:
+        reason = self.unfit.get((group.stage, group.position), "") if group.version is None else ""
+        if reason:
+            raise unreadable(group, reason)
+        try:
+            pictures = [decode(picture) for picture in group.problem.pictures]
+            prompt = hf.prompt_tensors(self._model, self._chat, question_messages(group.problem), pictures)
+        except MemoryError:
+            raise
+        except Exception as error:  # a processor raises what it likes
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise unreadable(group, f"the processor cannot read its question or pictures ({told})") from error
+        if (found := len(prompt.input_ids)) != group.prompt_tokens:
+            raise unreadable(
+                group,
+                f"expected a prompt of {group.prompt_tokens} tokens, as the engine read it, found {found}. Did its "
+                "pictures or the student's processor files change since?",
+            )
+        largest = max((token for one in group.answers for token in one.judged.answer.token_ids), default=0)
+        if largest >= self._vocabulary:
+            raise unreadable(group, f"an answer has token {largest}; the student knows {self._vocabulary} tokens")
+        return prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One worker's part of a round."""
+
+    indices: list[int]
+    """Rows of the step. None: a dummy, some row with weight 0, for a rank with nothing left takes part in the
+    collectives all the same."""
+    groups: list[RolloutGroup]
+    batch: PackedBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One worker's part of a step."""
+
+    step: Step
+    micro_batches: list[MicroBatch]
+    """One a round; none when there is nothing that the worker can read."""
+    unreadable: dict[int, Rejected]
+    """Rows of the step that the worker was to read and cannot."""
+
+    def without(self, rows: Collection[int]) -> Part:
+        """The same as if the step did not have these rows, none of which is in a micro-batch but a dummy."""
+        kept = [index for index in range(len(self.step.table)) if index not in rows]
+        place = {index: number for number, index in enumerate(kept)}
+        rounds = [[[place[index] for index in one if index in place] for one in each] for each in self.step.rounds]
+        step = replace(self.step, table=self.step.table.take(pa.array(kept, pa.int64())), rounds=rounds)
+        made = [replace(one, indices=[place[index] for index in one.indices]) for one in self.micro_batches]
+        return Part(step=step, micro_batches=made, unreadable={})
+
+
+def own_parts(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[Part]:
+    """Worker ``rank``'s part of every step, all its micro-batches packed: how many rows a step has is known before
+    anything is learned from it. A dummy holds a row of the step, if one can be read, or the last that could be."""
+    spare: MicroBatch | None = None
+    for step in steps:
+        failed: dict[int, Rejected] = {}
+        made: list[MicroBatch] = []
+        for workers in step.rounds:
+            one = read(step.table, workers[rank], pack, failed)
+            spare = one or spare
+            if one is None:
+                others = (index for index in [*workers[0], *range(len(step.table))] if index not in failed)
+                dummies = (read(step.table, [index], pack, {}) for index in others)
+                dummy = next((found for found in dummies if found), spare)
+                one = replace(dummy, indices=[]) if dummy else None
+            made += [one] if one else []
+        yield Part(step=step, micro_batches=made if len(made) == len(step.rounds) else [], unreadable=failed)
+
+
+def read(table: pa.Table, indices: Sequence[int], pack: Pack, failed: dict[int, Rejected]) -> MicroBatch | None:
+    """These rows of a table without those that cannot be read, which are noted in ``failed``; None when none is
+    left."""
+    left = list(indices)
+    while left:
+        groups = store.groups(table.take(left))
+        try:
+            return MicroBatch(indices=left, groups=groups, batch=pack(groups))
+        except UnreadableRowError as error:
+            bad = left.pop([group.position for group in groups].index(error.position))
+            reason = f"stage {error.stage}, position {error.position}: {error.reason}"
+            failed[bad] = Rejected(row=error.row, reason=reason, kind="learner")
+    return None

@@ -1,0 +1,209 @@
+"""Rows of the dataset become optimizer steps, and their rows micro-batches of the workers."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masters_ray import store
+from masters_ray.config import Learner
+from masters_ray.errors import LearnerError
+from masters_ray.learner.batches import Fresh, Plans, Step, micro_batches, prefetch, steps
+from masters_ray.learner.collate import own_parts
+from masters_ray.learner.job import StagePlan
+from masters_ray.learner.loop import learning_rate
+from masters_ray.packing import sequence_tokens
+from masters_ray.records import RolloutGroup
+from tests.builders import group, iterations, scored
+from tests.unit.test_packing import packed
+
+PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
+PLANS = [(PLAN, one) for one in iterations((5,), 4)]
+ONLINE = [(PLAN, one) for one in iterations((5,), 4, online_fraction=1)]
+
+
+def rows(count: int = 5) -> list[RolloutGroup]:
+    return [group([scored([5] * (index + 1)), scored([6, 1])], position=index) for index in range(count)]
+
+
+def planned(
+    groups: Sequence[RolloutGroup] | None = None,
+    plans: Plans = PLANS,
+    *,
+    workers: int = 2,
+    size: int = 3,
+    skip: int = 0,
+) -> list[Step]:
+    """Of groups that come ``size`` at a time."""
+    groups = rows() if groups is None else groups
+    whole = store.table_of(groups)
+    tables = (whole.slice(start, size) for start in range(0, len(groups), size))
+    return list(steps(tables, plans, workers, 25, skip))
+
+
+def positions(step: Step) -> list[int]:
+    found: list[int] = step.table["position"].to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_rows_are_cut_into_steps_whatever_the_size_of_the_batches(size: int) -> None:
+    found = planned(size=size)
+    assert [(step.number, positions(step)) for step in found] == [(1, [0, 1, 2, 3]), (2, [4])]
+    assert [token for step in found for token in step.tokens] == [sequence_tokens(row) for row in rows()]
+    assert [step.number for step in planned(size=size, skip=1)] == [2], "steps that were taken are passed over"
+
+
+def test_the_learning_rate_rises_and_stays() -> None:
+    settings = Learner(learning_rate=1.0, warmup_steps=4)
+    assert [learning_rate(settings, step) for step in (1, 2, 5, 100)] == [0.2, 0.4, 1.0, 1.0]
+
+
+def test_missing_and_disordered_rows_stop_the_learner() -> None:
+    with pytest.raises(LearnerError, match="stage 0: expected 5 rows in the dataset, found 4"):
+        planned(rows(4))
+    with pytest.raises(LearnerError, match="out of order at stage 0, position 1"):
+        planned(rows(3)[::-1])
+
+
+def test_which_questions_a_step_has_does_not_depend_on_those_that_were_set_aside() -> None:
+    there = [row for row in rows() if row.position not in (1, 4)]
+    first, second = planned(there, [(replace(PLAN, rows=3), one) for _, one in PLANS])
+    assert (positions(first), positions(second)) == ([0, 2, 3], [])
+    assert second.rounds == [], "a step without rows is told, not taken"
+    [part] = own_parts([second], 0, packed)
+    assert (part.step, part.micro_batches, part.unreadable) == (second, [], {})
+
+
+def fresh(number: int, *versions: int) -> pa.Table:
+    """Rows of iteration ``number`` of PLANS, one for each version of its writer."""
+    made = []
+    for row, version in zip(rows()[4 * (number - 1) :], versions, strict=False):
+        answers = [replace(one, behaviour_logprobs=one.reference_logprobs - 1) for one in row.answers]
+        made.append(replace(row, version=version, answers=tuple(answers)))
+    return store.table_of(made)
+
+
+def online(take: Fresh, max_staleness: int = 0) -> list[Step]:
+    return list(steps(iter([store.table_of(rows())]), ONLINE, 1, 50, 0, take, max_staleness))
+
+
+def test_an_online_iteration_has_its_fresh_rows_and_knows_their_ages() -> None:
+    first, second = online({1: fresh(1, 0, 0), 2: fresh(2, 1)}.get, max_staleness=1)
+    assert (positions(first), first.ages, first.note) == ([0, 1], [0, 0], "")
+    assert (positions(second), second.ages, second.note) == ([4], [0], "")
+    assert [one.version for one in store.groups(second.table)] == [1]
+
+
+def test_rows_whose_writer_is_too_old_are_not_learned_from() -> None:
+    [_, second] = online({1: fresh(1, 0), 2: fresh(2, 0)}.get)
+    assert (positions(second), second.ages) == ([4], []), "the stored row is there instead"
+    assert second.note == "iteration 2: none of its questions has a fresh group; it learns from 1 stored ones"
+    [_, second] = online({1: fresh(1, 0), 2: pa.concat_tables([fresh(1, 0), fresh(2, 1)])}.get)
+    assert (positions(second), second.note) == ([4], "iteration 2: 1 fresh groups are too old and left out")
+
+
+def test_an_iteration_whose_answers_do_not_come_goes_on_with_what_is_stored_and_says_so() -> None:
+    said = "iteration 1: its fresh answers did not come in time;"
+    first, second = online(lambda _: None)
+    assert (positions(first), positions(second)) == ([0, 1, 2, 3], [4])
+    assert first.note == f"{said} it learns from 4 stored ones"
+    [first, _] = steps(iter([]), [(replace(PLAN, rows=0), one) for _, one in ONLINE], 1, 50, 0)
+    assert (first.rounds, first.note) == ([], f"{said} none is stored, it is left out")
+
+
+def test_what_the_workers_could_have_computed_is_counted() -> None:
+    [step] = planned(rows(2), [(replace(PLAN, rows=2), one) for one in iterations((2,), 2)])
+    assert [len(one) for one in step.rounds] == [2]
+    assert step.capacity == 2 * max(step.tokens)
+
+
+def until(made: list[int], count: int) -> None:
+    deadline = time.monotonic() + 5
+    while len(made) < count and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def test_items_are_made_one_ahead_on_another_thread_but_where_that_is_not_allowed() -> None:
+    made: list[int] = []
+    threads = set()
+
+    def items() -> Iterator[int]:
+        for index in range(5):
+            threads.add(threading.get_ident())
+            made.append(index)
+            yield index
+
+    coming = prefetch(items(), halts=lambda index: index == 2)
+    assert next(coming) == 0
+    until(made, 2)
+    assert made == [0, 1] and threading.get_ident() not in threads
+    assert [next(coming), next(coming)] == [1, 2]
+    time.sleep(0.05)
+    assert made == [0, 1, 2]
+    assert next(coming) == 3
+    until(made, 5)
+    assert made == [0, 1, 2, 3, 4] and list(coming) == [4]
+
+
+def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_then() -> None:
+    """Two workers, eight rows in steps of two: the last two are online."""
+    plan = replace(PLAN, rows=8)
+    plans = [(plan, replace(one, online=one.number > 2)) for one in iterations((8,), 2)]
+    asked: list[int] = []
+    coming = steps(iter([store.table_of(rows(8))]), plans, 2, 25, 0, fresh=asked.append)
+    seen: dict[int, list[int]] = {}
+    for part in prefetch(own_parts(coming, 0, packed), lambda part: part.step.number + 1 in (3, 4)):
+        time.sleep(0.02)
+        seen[part.step.number] = list(asked)
+    assert seen == {1: [], 2: [], 3: [3], 4: [3, 4]}
+
+
+def test_an_error_while_making_an_item_reaches_the_one_who_waits_for_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise LearnerError("torn row")
+
+    coming = prefetch(items())
+    assert next(coming) == 1
+    with pytest.raises(LearnerError, match="torn row"):
+        next(coming)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "workers", "expected"),
+    [
+        ([7, 5, 5, 3], 2, [[[0, 3], [1, 2]]]),
+        ([20, 1, 1], 1, [[[0]], [[1, 2]]]),  # above the budget: alone
+        ([3, 4], 3, [[[1], [0], []]]),  # fewer groups than workers
+        ([], 3, []),
+    ],
+)
+def test_micro_batches_within_a_budget_of_ten(tokens: list[int], workers: int, expected: list[list[list[int]]]) -> None:
+    assert micro_batches(tokens, workers, budget=10) == expected
+
+
+@given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 5), st.integers(1, 12))
+def test_every_group_stands_in_one_micro_batch_within_the_budget(tokens: list[int], workers: int, budget: int) -> None:
+    rounds = micro_batches(tokens, workers, budget)
+    assert all(len(one) == workers for one in rounds)
+    batches = [batch for one in rounds for batch in one]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(tokens)))
+    assert all(batch == sorted(batch) for batch in batches)
+    assert all(sum(tokens[index] for index in batch) <= budget or len(batch) == 1 for batch in batches)
+
+
+def test_workers_of_a_round_have_about_the_same_to_do() -> None:
+    draw = random.Random(0)
+    tokens = [draw.randint(300, 1500) for _ in range(256)]
+    for one in micro_batches(tokens, workers=4, budget=8192):
+        loads = [sum(tokens[index] for index in batch) for batch in one]
+        assert max(loads) - min(loads) < 0.02 * max(loads)

@@ -1,0 +1,131 @@
+"""A worker's part of a step; a row that cannot be read is named with its reason, and the others are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from masters_ray.data import decode
+from masters_ray.engines import hf
+from masters_ray.errors import UnreadableRowError
+from masters_ray.learner.collate import Collator, own_parts
+from masters_ray.prompts import question_messages
+from masters_ray.records import Picture, RolloutGroup
+from tests.builders import group, iterations, scored
+from tests.conftest import PAIR
+from tests.unit.test_batches import PLAN, planned, rows
+from tests.unit.test_packing import packed, packed_but
+
+MODEL: Any = SimpleNamespace(
+    model=SimpleNamespace(), config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=60))
+)
+
+
+@pytest.fixture
+def collator() -> Collator:
+    return Collator(PAIR / "student", MODEL, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def good(collator: Collator) -> RolloutGroup:
+    row = group(position=7, stage=2)
+    pictures = [decode(picture) for picture in row.problem.pictures]
+    prompt = hf.prompt_tensors(MODEL, collator._chat, question_messages(row.problem), pictures)
+    return replace(row, prompt_tokens=len(prompt.input_ids))
+
+
+def with_picture(row: RolloutGroup, picture: Picture) -> RolloutGroup:
+    return replace(row, problem=replace(row.problem, pictures=(picture,)))
+
+
+BROKEN: dict[str, Callable[[RolloutGroup], RolloutGroup]] = {
+    "/nowhere/x.png": lambda row: with_picture(row, Picture(path="/nowhere/x.png")),
+    "the processor cannot read its question or pictures": lambda row: with_picture(row, Picture(data=b"torn")),
+    "expected a prompt of 5 tokens, as the engine read it": lambda row: replace(row, prompt_tokens=5),
+    "an answer has token 60; the student knows 60 tokens": lambda row: replace(
+        row, answers=(scored([5, 60]), row.answers[1])
+    ),
+    "an answer has no tokens": lambda row: replace(row, answers=(scored([]), row.answers[1])),
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_a_row_that_cannot_be_read_is_named(reason: str, collator: Collator, good: RolloutGroup) -> None:
+    assert len(collator.pack([good]).layout.spans) == 1
+    with pytest.raises(UnreadableRowError) as told:
+        collator.pack([replace(good, position=1), BROKEN[reason](good)])
+    assert str(told.value).startswith("p7 (stage 2, position 7): ") and reason in str(told.value)
+
+
+@pytest.mark.parametrize("error", [StopIteration(), TypeError("'NoneType' object is not an iterator"), MemoryError()])
+def test_whatever_a_processor_raises_is_the_rows_but_a_lack_of_memory(
+    error: Exception, collator: Collator, good: RolloutGroup
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    collator._chat = SimpleNamespace(inputs=fail)  # type: ignore[assignment]
+    with pytest.raises(type(error) if isinstance(error, MemoryError) else UnreadableRowError) as told:
+        collator.pack([good])
+    if isinstance(told.value, UnreadableRowError):
+        assert str(told.value).startswith("p7 (stage 2") and f"({type(error).__name__}: " in str(told.value)
+
+
+def test_a_row_that_is_unfit_is_left_out_as_it_is_stored_and_not_as_it_is_written_anew(
+    collator: Collator, good: RolloutGroup
+) -> None:
+    collator.unfit = {(2, 7): "apart"}
+    with pytest.raises(UnreadableRowError, match="p7 .*: apart"):
+        collator.pack([good])
+    assert collator.pack([replace(good, version=3)]).layout.spans
+    assert collator.pack([replace(good, position=8)]).layout.spans
+
+
+def test_each_row_is_trained_on_by_one_worker_and_a_worker_without_rows_gets_a_dummy() -> None:
+    per_worker = [list(own_parts(planned(workers=3), rank, packed)) for rank in range(3)]
+    for number, size in ((1, 4), (2, 1)):
+        parts = [parts[number - 1] for parts in per_worker]
+        assert len({len(part.micro_batches) for part in parts}) == 1, "every worker takes part in every round"
+        mine = [one for part in parts for one in part.micro_batches]
+        assert sorted(index for one in mine for index in one.indices) == list(range(size))
+        assert all(one.groups[0].position // 4 == number - 1 for one in mine), "a dummy is of the step, too"
+        own = [one for one in mine if one.indices]
+        assert [[row.position - 4 * (number - 1) for row in one.groups] for one in own] == [one.indices for one in own]
+    assert any(not one.indices for parts in per_worker for part in parts for one in part.micro_batches)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_row_that_cannot_be_read_is_told_and_its_step_is_that_of_the_others(workers: int) -> None:
+    there = [row for row in rows() if row.position != 2]
+    expected = planned(there, [(replace(PLAN, rows=4), one) for one in iterations((5,), 4)])[0]
+    taken = []
+    for rank in range(workers):
+        part, _ = own_parts(planned(workers=workers), rank, packed_but(2))
+        reasons = [(row.row, row.reason, row.kind) for row in part.unreadable.values()]
+        assert reasons in ([], [("p2", "stage 0, position 2: its picture is gone", "learner")])
+        without = part.without({2})
+        for name in ("table", "tokens", "answer_tokens"):
+            assert getattr(without.step, name) == getattr(expected, name)
+        assert sorted(row for each in without.step.rounds for one in each for row in one) == [0, 1, 2]
+        assert len(without.micro_batches) == len(without.step.rounds)
+        own = [one for one in without.micro_batches if one.indices]
+        assert [[row.position for row in one.groups] for one in own] == [
+            [expected.table["position"][index].as_py() for index in one.indices] for one in own
+        ]
+        taken += [index for one in own for index in one.indices]
+    assert sorted(taken) == [0, 1, 2]
+
+
+def test_a_worker_that_can_read_no_row_of_a_step_takes_part_with_one_of_an_earlier_step_or_says_so() -> None:
+    first, second = own_parts(planned(workers=1), 0, packed_but(4))
+    assert list(second.unreadable) == [0] and [one.indices for one in second.micro_batches] == [[]]
+    assert second.micro_batches[0].groups == first.micro_batches[-1].groups
+    assert len(second.without(second.unreadable).step.table) == 0
+    first, second = own_parts(planned(workers=1), 0, packed_but(0, 1, 2, 3))
+    assert sorted(first.unreadable) == [0, 1, 2, 3] and first.micro_batches == []
+    assert not second.unreadable and [one.indices for one in second.micro_batches] == [[0]]
