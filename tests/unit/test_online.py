@@ -358,8 +358,8 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
 ) -> None:
     started: list[FakeReplicas] = []
 
-    def start(deployments: list[ReplicaSpec]) -> FakeReplicas:
-        assert [one.devices for one in deployments] == [None if turns is None else ("",)] * 3
+    def start(specs: list[ReplicaSpec]) -> FakeReplicas:
+        assert [one.devices for one in specs] == [None if turns is None else ("",)] * 3
         started.append(course_replicas())
         return started[-1]
 
