@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from masters_ray.config import Learner, Reward
+from masters_ray.data import decode
+from masters_ray.engines import hf
+from masters_ray.engines.chat import Chat
 from masters_ray.grpo import LossConfig
+from masters_ray.packing import PromptTensors
+from masters_ray.prompts import question_messages
+from masters_ray.records import Problem
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -38,3 +44,9 @@ def loss_batch(reference: Tensor, answer_of: Tensor, accuracy: Sequence[float], 
     usual = {"group_of": answers.long(), "reasoning": torch.zeros_like(accuracies), "cut": answers, "fresh": answers}
     usual |= {"reference_logprobs": reference, "behaviour_logprobs": torch.zeros_like(reference)}
     return SimpleNamespace(**usual | {"answer_of": answer_of, "accuracy": accuracies} | more)
+
+
+def prompt_of(model: Any, chat: Chat, problem: Problem) -> PromptTensors:
+    """As the collator makes it."""
+    pictures = [decode(picture) for picture in problem.pictures]
+    return hf.prompt_tensors(model, chat, question_messages(problem), pictures)

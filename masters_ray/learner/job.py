@@ -74,11 +74,6 @@ class LearnerJob:
         return [(by_stage[one.stage], one) for one in self.iterations]
 
     @property
-    def most_unreadable(self) -> int:
-        """Rows."""
-        return max(1, int(self.max_set_aside_share * sum(len(one.positions) for one in self.iterations)))
-
-    @property
     def online(self) -> list[int]:
         """The iterations that want fresh groups."""
         return [one.number for one in self.iterations if one.online]

@@ -27,8 +27,7 @@ class LiveTeacher:
         those that the stage's rows were made with."""
         if self._teacher is None or self._loaded != (plan.teacher, plan.ratio):
             self._teacher = None  # before the next one is loaded
-            self._teacher = self._load(plan)
-            self._loaded = plan.teacher, plan.ratio
+            self._teacher, self._loaded = self._load(plan), (plan.teacher, plan.ratio)
         with torch.no_grad():
             return self._teacher(batch)
 

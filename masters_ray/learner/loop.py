@@ -249,7 +249,9 @@ class _Worker:
         if not rows:
             return part
         self._report(LearnerNews(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
-        count, most = sum(len(one.rows) for one in self._told.left_out), self._job.most_unreadable
+        count = sum(len(one.rows) for one in self._told.left_out)
+        questions = sum(len(one.positions) for one in self._job.iterations)
+        most = max(1, int(self._job.max_set_aside_share * questions))
         first = next(iter(rows.values()))
         example = f"for example {first.row}, {first.reason}"
         if count > most:
@@ -281,10 +283,10 @@ class _Worker:
         totals = step_totals(groups, made, engine.over_workers, self._operations.take())
         norm = engine.update(learning_rate(self._job.settings, step.number))
         if norm is None:
-            ids = zip(step.table["id"].to_pylist(), totals.losses, strict=True)
-            bad = [id for id, loss in ids if not math.isfinite(loss)]
-            reason = f"the loss of {', '.join(bad)} is not finite" if bad else "its gradient is not finite"
-            self._skip(step, reason, totals.losses)
+            ids = step.table["id"].to_pylist()
+            bad = [id for id, loss in zip(ids, totals.losses, strict=True) if not math.isfinite(loss)]
+            what = f"the loss of {', '.join(bad)}" if bad else "its gradient"
+            self._skip(step, f"{what} is not finite", totals.losses)
             return None
         if not again:
             agreement.mismatch(step, totals.gaps, self._largest_gap, on_policy=True)

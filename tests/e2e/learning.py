@@ -12,16 +12,15 @@ import torch
 
 from masters_ray import weights
 from masters_ray.config import Learner, Reward
-from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
 from masters_ray.learner.trainer import fit
 from masters_ray.packing import pack
-from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
 from tests.builders import group, iterations, scored, written
 from tests.conftest import PAIR
+from tests.tensors import prompt_of
 
 RATE = 1e-4
 STAGES = (5, 4)
@@ -47,8 +46,7 @@ def with_references(rows: Sequence[RolloutGroup]) -> list[RolloutGroup]:
     student = hf.PackedStudent(model, logits_bytes=2**26)
     found = []
     for row in rows:
-        pictures = [decode(picture) for picture in row.problem.pictures]
-        prompt = hf.prompt_tensors(model, chat, question_messages(row.problem), pictures)
+        prompt = prompt_of(model, chat, row.problem)
         with torch.no_grad():
             logprobs, *_ = student(pack([row], [prompt], pad_id=0))
         pieces = logprobs.split([len(answer.judged.answer.token_ids) for answer in row.answers])

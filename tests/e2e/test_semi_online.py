@@ -16,7 +16,6 @@ import torch
 
 from masters_ray import checks, config, store, weights
 from masters_ray.config import Engine
-from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import WeightSyncError
@@ -25,7 +24,6 @@ from masters_ray.packing import pack
 from masters_ray.pipeline import learning
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, RolloutGroup
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.spawn import Replicas
@@ -35,6 +33,7 @@ from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import replica_spec
 from tests.conftest import PAIR, ROOT
 from tests.e2e.runs import SMALL, long_form, masters_ray, summary
+from tests.tensors import prompt_of
 
 pytestmark = pytest.mark.e2e
 CLOSE = 1e-3
@@ -69,8 +68,7 @@ def learners(rows: Sequence[RolloutGroup]) -> list[np.ndarray]:
     model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
     student, found = hf.PackedStudent(model, logits_bytes=2**26), []
     for row in rows:
-        pictures = [decode(picture) for picture in row.problem.pictures]
-        prompt = hf.prompt_tensors(model, chat, question_messages(row.problem), pictures)
+        prompt = prompt_of(model, chat, row.problem)
         with torch.no_grad():
             found.append(student(pack([row], [prompt], pad_id=0))[0].numpy())
     return found

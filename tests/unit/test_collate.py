@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from masters_ray.data import decode
-from masters_ray.engines import hf
 from masters_ray.errors import UnreadableRowError
 from masters_ray.learner.collate import Collator, own_parts
-from masters_ray.prompts import question_messages
 from masters_ray.records import Picture, RolloutGroup
 from tests.builders import group, iterations, scored
 from tests.conftest import PAIR
+from tests.tensors import prompt_of
 from tests.unit.test_batches import PLAN, planned, rows
 from tests.unit.test_packing import packed, packed_but
 
@@ -34,9 +32,7 @@ def collator() -> Collator:
 @pytest.fixture
 def good(collator: Collator) -> RolloutGroup:
     row = group(position=7, stage=2)
-    pictures = [decode(picture) for picture in row.problem.pictures]
-    prompt = hf.prompt_tensors(MODEL, collator._chat, question_messages(row.problem), pictures)
-    return replace(row, prompt_tokens=len(prompt.input_ids))
+    return replace(row, prompt_tokens=len(prompt_of(MODEL, collator._chat, row.problem).input_ids))
 
 
 def with_picture(row: RolloutGroup, picture: Picture) -> RolloutGroup:

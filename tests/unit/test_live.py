@@ -10,7 +10,6 @@ from torch.nn.functional import linear
 
 from masters_ray import weights
 from masters_ray.config import Part
-from masters_ray.data import decode
 from masters_ray.divergence import top_k_jsd
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
@@ -21,12 +20,11 @@ from masters_ray.learner.live import LiveTeacher
 from masters_ray.live import LiveScores, live_terms
 from masters_ray.masks import MaskReport, masked
 from masters_ray.packing import PackedBatch, pack
-from masters_ray.prompts import question_messages
 from masters_ray.records import Problem, TokenScores
 from masters_ray.store import codec
 from tests.builders import group, scored
 from tests.conftest import PAIR
-from tests.tensors import random, top_k
+from tests.tensors import prompt_of, random, top_k
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 30
 
@@ -55,13 +53,7 @@ def test_live_and_stored_agree_when_k_is_the_vocabulary(logits_bytes: int) -> No
 def batch(questions: list[Problem]) -> PackedBatch:
     model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
     rows = [group([scored([40, 41, 2]), scored([50, 2], accuracy=0)], of=problem) for problem in questions[:2]]
-    prompts = [
-        hf.prompt_tensors(
-            model, chat, question_messages(row.problem), [decode(picture) for picture in row.problem.pictures]
-        )
-        for row in rows
-    ]
-    return pack(rows, prompts, pad_id=0)
+    return pack(rows, [prompt_of(model, chat, row.problem) for row in rows], pad_id=0)
 
 
 def plan(ratio: float) -> StagePlan:

@@ -4,21 +4,19 @@ import dataclasses
 from pathlib import Path
 
 from masters_ray.config import Learner
-from masters_ray.data import decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
 from masters_ray.learner.measure import measure
-from masters_ray.prompts import question_messages
 from masters_ray.records import RolloutGroup
 from tests.builders import group, scored, written
 from tests.conftest import PAIR
+from tests.tensors import prompt_of
 
 
 def test_a_row_that_cannot_be_read_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
     student = PAIR / "student"
     model, chat = hf.load_model(student, "float32"), Chat(student)
-    pictures = [decode(picture) for picture in group().problem.pictures]
-    tokens = len(hf.prompt_tensors(model, chat, question_messages(group().problem), pictures).input_ids)
+    tokens = len(prompt_of(model, chat, group().problem).input_ids)
     rows: list[RolloutGroup] = [group([scored([40, 2]), scored([41, 2], seed=1)], position=place) for place in range(3)]
     rows = [dataclasses.replace(row, prompt_tokens=tokens + (row.position == 1)) for row in rows]
     folder = tmp_path / "stage-0"
