@@ -139,7 +139,7 @@ class _Worker:
     def _wait_for_the_turn(self) -> None:
         """Until engines that still work for a group of workers that was lost sleep."""
         if self._rank == 0:
-            ask(self._broker, "clear")
+            ask(self._broker, "begin", None, {})
         if self._workers > 1:
             torch.distributed.all_reduce(torch.zeros(1, device=self._device))
 

@@ -85,25 +85,20 @@ class RolloutBroker:
         self._invitations: dict[int, Invitation | None] = {}
         """By the number of the request."""
 
-    def clear(self) -> None:
-        """In turns, before workers of the learner start: nothing is wanted before ``begin``. Returns when an order that
-        was given to those before is brought back. Raises LearnerError when that takes longer than max_wait_seconds, or
-        when the rollouts have failed."""
+    def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
+        """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``;
+        None: in turns, its workers are about to be started. students: as ``Order.students``.
+
+        In turns returns when an order that was given to those before is brought back. Raises LearnerError when that
+        takes longer than max_wait_seconds, or when the rollouts have failed."""
         with self._changed:
-            self._restart(None, {})
+            self._check()
+            self._restart(learned, students)
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._at_work or self._failure is not None, timeout=self._max_wait)
             self._check()
             if self._at_work:
                 raise LearnerError(self._never_back("the start before"))
-
-    def begin(self, learned: int, students: Mapping[int, str]) -> None:
-        """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``.
-        students: as ``Order.students``."""
-        with self._changed:
-            self._check()
-            self._restart(learned, students)
-            self._changed.notify_all()
 
     def keep(self, piece: bytes) -> list[Any]:
         """A reference, in a list, to what lives as long as this actor does: longer than the worker that sends it."""
