@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from threading import Thread
@@ -73,14 +74,14 @@ _SIMULATED = (
     _option("--replicas", _REPLICAS, action="append", default=[], metavar="teacher=2,student=4"),
     *_CONFIGURED,
 )
-_FOLDER = _option("folder", "such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0", nargs="+")
-
-
-class _WholeWords(argparse.ArgumentParser):
-    """Of a command: takes no beginnings of its options for them."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
+_LOOKS = (
+    "inspect: how far it is, and what its rows are made of; verify: read every shard and row, exit code 1 when "
+    "something is damaged; stats: counts, accuracies, bytes, reasons of the questions set aside"
+)
+_STORED = (
+    _option("look", _LOOKS, choices=("inspect", "verify", "stats")),
+    _option("folder", "such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0", nargs="+"),
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,31 +93,25 @@ def _parser() -> argparse.ArgumentParser:
         "130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
     )
     parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
-    _add(commands, "run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", *_CONFIGURED)
-    _add(commands, "generate", _generate, "make a run's rollouts only; run goes on with them", *_CONFIGURED)
-    looks = commands.add_parser("store", help="look at stored rollouts").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    _add(looks, "inspect", _store, "how far it is, and what its rows are made of", _FOLDER)
-    _add(looks, "verify", _store, "read every shard and row; exit code 1 when something is damaged", _FOLDER)
-    _add(looks, "stats", _store, "counts, accuracies, bytes, reasons of the questions set aside", _FOLDER)
-    _add(commands, "validate", _validate, "check all that can be checked without starting anything", *_VALIDATED)
-    _add(commands, "submit", _submit, "hand a run to a cluster as a Ray job and follow its log", *_SUBMITTED)
-    _add(commands, "mask-scan", _mask_scan, "which mask ratio to start with, from a sample", _RATIOS, *_SAMPLED)
-    _add(commands, "judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", _RATIO, *_SAMPLED)
-    _add(commands, "simulate", _simulate, "what online iterations would cost, from measured rates", *_SIMULATED)
-    _add(commands, "study", _study, "run the variants of a configuration with several seeds, compare them", _STUDY)
+    whole_words: Any = partial(argparse.ArgumentParser, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=whole_words)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], help: str, *options: _Option) -> None:
+        added = commands.add_parser(name, help=help)
+        for option, settings in options:
+            added.add_argument(option, **settings)
+        added.set_defaults(command=command)
+
+    add("run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", *_CONFIGURED)
+    add("generate", _generate, "make a run's rollouts only; run goes on with them", *_CONFIGURED)
+    add("store", _store, "look at stored rollouts", *_STORED)
+    add("validate", _validate, "check all that can be checked without starting anything", *_VALIDATED)
+    add("submit", _submit, "hand a run to a cluster as a Ray job and follow its log", *_SUBMITTED)
+    add("mask-scan", _mask_scan, "which mask ratio to start with, from a sample", _RATIOS, *_SAMPLED)
+    add("judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", _RATIO, *_SAMPLED)
+    add("simulate", _simulate, "what online iterations would cost, from measured rates", *_SIMULATED)
+    add("study", _study, "run the variants of a configuration with several seeds, compare them", _STUDY)
     return parser
-
-
-def _add(
-    commands: Any, name: str, command: Callable[[argparse.Namespace], int | None], help: str, *options: _Option
-) -> None:
-    added = commands.add_parser(name, help=help)
-    for option, settings in options:
-        added.add_argument(option, **settings)
-    added.set_defaults(command=command, name=name)
 
 
 def _parsed(words: list[str] | None) -> argparse.Namespace:
@@ -137,7 +132,13 @@ def _run(arguments: argparse.Namespace) -> None:
     config = checks.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     if directory.finished:
-        _finished(config, directory)
+        from masters_ray import report
+        from masters_ray.pipeline import contents
+
+        say(f"{directory.root} holds this run, finished; delete the directory to run it again")
+        for line in contents.changed_since(config, directory):
+            say(line)
+        say(f"report {report.write(directory.root)}")
         return
     with _on_ray(config) as (directory, turns):
         from masters_ray.pipeline import run
@@ -145,16 +146,6 @@ def _run(arguments: argparse.Namespace) -> None:
         written = run.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
-
-
-def _finished(config: Config, directory: RunDirectory) -> None:
-    from masters_ray import report
-    from masters_ray.pipeline import contents
-
-    say(f"{directory.root} holds this run, finished; delete the directory to run it again")
-    for line in contents.changed_since(config, directory):
-        say(line)
-    say(f"report {report.write(directory.root)}")
 
 
 @contextmanager
@@ -192,7 +183,7 @@ def _store(arguments: argparse.Namespace) -> None:
 
     for folder in arguments.folder:
         try:
-            for line in getattr(look, arguments.name)(folder):
+            for line in getattr(look, arguments.look)(folder):
                 say(line)
         except DamagedError as error:
             raise DamagedError(f"{error}\nThe command that made the store makes what is damaged again.") from error
@@ -215,35 +206,36 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _mask_scan(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import mask_scan
 
-    config = mask_scan.scan_config(_loaded(arguments), mask_scan.parse_ratios(arguments.ratios), arguments.questions)
-    _examined(config, arguments.config, mask_scan.scan)
+    def sampled(config: Config) -> Config:
+        return mask_scan.scan_config(config, mask_scan.parse_ratios(arguments.ratios), arguments.questions)
+
+    _examined(arguments, sampled, mask_scan.scan)
 
 
 def _judge_audit(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import judge_audit
 
-    config = judge_audit.audit_config(_loaded(arguments), arguments.questions, arguments.ratio)
-    _examined(config, arguments.config, judge_audit.audit)
+    def sampled(config: Config) -> Config:
+        return judge_audit.audit_config(config, arguments.questions, arguments.ratio)
+
+    _examined(arguments, sampled, judge_audit.audit)
 
 
-def _loaded(arguments: argparse.Namespace) -> Config:
-    """The command's configuration. Raises ConfigError for a sample without questions, too."""
+def _examined(
+    arguments: argparse.Namespace,
+    sampled: Callable[[Config], Config],
+    examine: Callable[[Config, RunDirectory, str], Path],
+) -> None:
     from masters_ray import checks
-    from masters_ray.errors import Complaint, ConfigError
-
-    if arguments.questions < 1:
-        raise ConfigError([Complaint("--questions", "at least 1", str(arguments.questions), "Raise it.")])
-    return checks.load(arguments.config, [*arguments.overrides, f"data.train.rows={arguments.questions}"])
-
-
-def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDirectory, str], Path]) -> None:
     from masters_ray.config import violations
     from masters_ray.errors import ConfigError
 
+    words = [*arguments.overrides, f"data.train.rows={arguments.questions}"]
+    config = sampled(checks.load(arguments.config, words))
     if broken := violations(config):
         raise ConfigError(broken)
     with _on_ray(config, learns=False) as (directory, _):
-        say(f"page {examine(config, directory, config_file)}")
+        say(f"page {examine(config, directory, arguments.config)}")
 
 
 def _simulate(arguments: argparse.Namespace) -> None:

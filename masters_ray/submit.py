@@ -50,9 +50,7 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
         metadata={"name": Path(config_file).stem},
     )
     say(f"job {job} submitted: {entrypoint}")
-    if not follow:
-        return 0
-    return _follow(client, job, address)
+    return _follow(client, job, address) if follow else 0
 
 
 def _client(address: str | None) -> Any:
@@ -82,22 +80,17 @@ def _client(address: str | None) -> Any:
 
 def _handed_over(client: Any, **job: Any) -> str:
     """The id of a job that the cluster has taken; waits for a cluster that is still starting."""
-    deadline, told = time.monotonic() + _SECONDS_TO_START, False
+    deadline = time.monotonic() + _SECONDS_TO_START
     while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
-            if _STARTING not in str(error):
-                raise SubmitError(f"the cluster did not take the job: {str(error).rstrip('.')}.") from error
-            if time.monotonic() > deadline:
+            told = str(error).rstrip(".")
+            if _STARTING not in told or time.monotonic() > deadline:
                 raise SubmitError(
-                    f"the cluster's head node took no job in {_SECONDS_TO_START} seconds ({str(error).rstrip('.')}). "
-                    "Does another Ray of that machine hold its agent's port, 52365? Then start the head node with "
-                    "--dashboard-agent-listen-port=0."
+                    f"the cluster did not take the job ({told}). Where no agent comes up, another Ray of the head "
+                    "node may hold its port, 52365: start with --dashboard-agent-listen-port=0."
                 ) from error
-            if not told:
-                told = True
-                say(f"waiting up to {_SECONDS_TO_START} seconds for the head node's agent, which takes jobs")
             time.sleep(1)
 
 
@@ -123,16 +116,15 @@ def _follow(client: Any, job: str, address: str | None) -> int:
 
 def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     """Overrides that make relative paths mean on the cluster what they mean here; what travels stays relative."""
-    rollout, models, data = config.rollout, config.models, config.data
-    paths = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
-    paths |= {f"{name}.checkpoint": models[name].checkpoint for name in ("teacher", "student")}
-    words = {"run.dir": _place(config.run.dir, root)}
-    words |= {key: _place(path, root) for key, path in paths.items() if path and _stays_behind(path)}
-    if rollout.store:
-        words["rollout.store"] = _place(rollout.store, root)
+    rollout, data = config.rollout, config.data
+    inputs = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
+    inputs |= {f"{name}.checkpoint": config.models[name].checkpoint for name in ("teacher", "student")}
+    paths = {"run.dir": config.run.dir, "rollout.store": rollout.store}
+    paths |= {key: path for key, path in inputs.items() if path and _stays_behind(path)}
+    words = {key: _place(path, root) for key, path in paths.items() if path}
     if rollout.reuse:
         words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
-    if any(_stays_behind(one.teacher.checkpoint) for one in config.growth):
+    if config.growth:
         growth = [asdict(one) for one in config.growth]
         for teacher in (one["teacher"] for one in growth):
             if _stays_behind(teacher["checkpoint"]):
