@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import masters_ray
 from masters_ray import stopping
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from masters_ray.config import Config
     from masters_ray.pipeline.directory import RunDirectory
     from masters_ray.placement import Turns
+
+_Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -44,46 +45,6 @@ def main(words: list[str] | None = None) -> int:
     return exit_code
 
 
-_Option = tuple[str, dict[str, Any]]
-
-
-def _option(name: str, help: str, **settings: Any) -> _Option:
-    """As ``add_argument`` takes it."""
-    return name, {"help": help, **settings}
-
-
-_CONFIGURED = (
-    _option("config", "a YAML file such as conf/demo.yaml"),
-    _option("overrides", "what differs from the file", nargs="*", metavar="key=value"),
-)
-_SAMPLED = (_option("--questions", "size of the sample; default: %(default)s", type=int, default=200), *_CONFIGURED)
-_RATIOS = _option("--ratios", "with commas between; default: %(default)s", default="0.5,0.4,0.3,0.2,0.1,0")
-_RATIO = _option("--ratio", "mask of the teacher that answers; default: %(default)s", type=float, default=0.0)
-_VALIDATED = (_option("--all", "look at all rows, not at the first 200 alone", action="store_true"), *_CONFIGURED)
-_SUBMITTED = (
-    _option("--address", "of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265"),
-    _option("--no-follow", "return once the job is accepted", action="store_true"),
-    *_CONFIGURED,
-)
-_STUDY = _option("file", "a YAML file such as conf/study/alpha.yaml")
-_REPLICAS = "compare these, too: of teacher, student, judge (with the reference policy)"
-_SIMULATED = (
-    _option("--rates", "a run with online iterations, or a rates.json; default: run.dir", type=Path),
-    _option("--questions", "of the run; default: data.train.rows", type=int),
-    _option("--shares", "online fractions; default: %(default)s", default="0,0.05,0.1,0.2,0.5,1"),
-    _option("--replicas", _REPLICAS, action="append", default=[], metavar="teacher=2,student=4"),
-    *_CONFIGURED,
-)
-_LOOKS = (
-    "inspect: how far it is, and what its rows are made of; verify: read every shard and row, exit code 1 when "
-    "something is damaged; stats: counts, accuracies, bytes, reasons of the questions set aside"
-)
-_STORED = (
-    _option("look", _LOOKS, choices=("inspect", "verify", "stats")),
-    _option("folder", "such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0", nargs="+"),
-)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="masters-ray",
@@ -93,24 +54,47 @@ def _parser() -> argparse.ArgumentParser:
         "130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
     )
     parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
-    whole_words: Any = partial(argparse.ArgumentParser, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=whole_words)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], help: str, *options: _Option) -> None:
-        added = commands.add_parser(name, help=help)
-        for option, settings in options:
-            added.add_argument(option, **settings)
+    def add(name: str, command: _Command, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, parents=parents, allow_abbrev=False)
         added.set_defaults(command=command)
+        return added
 
-    add("run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", *_CONFIGURED)
-    add("generate", _generate, "make a run's rollouts only; run goes on with them", *_CONFIGURED)
-    add("store", _store, "look at stored rollouts", *_STORED)
-    add("validate", _validate, "check all that can be checked without starting anything", *_VALIDATED)
-    add("submit", _submit, "hand a run to a cluster as a Ray job and follow its log", *_SUBMITTED)
-    add("mask-scan", _mask_scan, "which mask ratio to start with, from a sample", _RATIOS, *_SAMPLED)
-    add("judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", _RATIO, *_SAMPLED)
-    add("simulate", _simulate, "what online iterations would cost, from measured rates", *_SIMULATED)
-    add("study", _study, "run the variants of a configuration with several seeds, compare them", _STUDY)
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument("config", help="a YAML file such as conf/demo.yaml")
+    configured.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the file")
+    sampled = argparse.ArgumentParser(add_help=False, parents=[configured])
+    sampled.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
+
+    add("run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", configured)
+    add("generate", _generate, "make a run's rollouts only; run goes on with them", configured)
+    store = add("store", _store, "look at stored rollouts")
+    looks = (
+        "inspect: how far it is, and what its rows are made of; verify: read every shard and row, exit code 1 when "
+        "something is damaged; stats: counts, accuracies, bytes, reasons of the questions set aside"
+    )
+    store.add_argument("look", choices=("inspect", "verify", "stats"), help=looks)
+    store.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
+    validate = add("validate", _validate, "check all that can be checked without starting anything", configured)
+    validate.add_argument("--all", action="store_true", help="look at all rows, not at the first 200 alone")
+    submit = add("submit", _submit, "hand a run to a cluster as a Ray job and follow its log", configured)
+    submit.add_argument("--address", help="of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265")
+    submit.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
+    scan = add("mask-scan", _mask_scan, "which mask ratio to start with, from a sample", sampled)
+    scan.add_argument("--ratios", default="0.5,0.4,0.3,0.2,0.1,0", help="with commas between; default: %(default)s")
+    audit = add("judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", sampled)
+    audit.add_argument(
+        "--ratio", type=float, default=0.0, help="mask of the teacher that answers; default: %(default)s"
+    )
+    simulate = add("simulate", _simulate, "what online iterations would cost, from measured rates", configured)
+    simulate.add_argument("--rates", type=Path, help="a run with online iterations, or a rates.json; default: run.dir")
+    simulate.add_argument("--questions", type=int, help="of the run; default: data.train.rows")
+    simulate.add_argument("--shares", default="0,0.05,0.1,0.2,0.5,1", help="online fractions; default: %(default)s")
+    pools = "compare these, too: of teacher, student, judge (with the reference policy)"
+    simulate.add_argument("--replicas", action="append", default=[], metavar="teacher=2,student=4", help=pools)
+    study = add("study", _study, "run the variants of a configuration with several seeds, compare them")
+    study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
     return parser
 
 

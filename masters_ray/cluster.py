@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from masters_ray import placement, stopping
 from masters_ray.config import Cluster, Config
@@ -38,17 +38,6 @@ _LONGEST_FOLDER = 30
 _TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id")
 
 
-class _Watch(NamedTuple):
-    """How it is noticed that Ray is lost."""
-
-    look: Callable[[], str | None]
-    """What is wrong."""
-    seconds: float
-    """Between two looks."""
-    patience: float
-    """Seconds for which something may be wrong."""
-
-
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
     """Ray is there inside the block. Raises ConfigError when RAY_ADDRESS leads nowhere, ClusterError when no Ray can be
@@ -56,14 +45,13 @@ def connected(cluster: Cluster) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     address = None if address == "local" else address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with _existing(address) if address else _own(cluster) as watch:
+    with _existing(address) if address else _own(cluster):
         import ray
 
         resources = ray.cluster_resources()
         where = f"cluster {address}" if address else "this machine"
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
-        with _watched(watch):
-            yield
+        yield
 
 
 def place(config: Config, *, learns: bool = True) -> Turns | None:
@@ -89,12 +77,11 @@ def resources(cluster: Cluster) -> dict[str, float]:
 
 
 @contextmanager
-def _existing(address: str) -> Iterator[_Watch]:
+def _existing(address: str) -> Iterator[None]:
     import ray
     from ray._private.authentication import authentication_token_setup as tokens
     from ray.exceptions import AuthenticationError, RaySystemError
 
-    expected, found = "the address of a running cluster, such as auto or 10.0.0.1:6379", address
     try:
         if address.startswith("http"):
             raise ValueError("that is a dashboard's address: hand the run over with masters-ray submit")
@@ -105,23 +92,25 @@ def _existing(address: str) -> Iterator[_Watch]:
             if not tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
                 raise
             _init()
-    except AuthenticationError as error:
-        found += ", which asks for a token"
-        remedy = "Copy the head node's ~/.ray/auth_token to the same place here, set RAY_AUTH_MODE=token on every node."
-        raise ConfigError([Complaint("RAY_ADDRESS", expected, found, remedy)]) from error
-    except (OSError, RuntimeError, ValueError, RaySystemError) as error:
-        found += f" ({' '.join(str(error).split())})"
+    except (AuthenticationError, OSError, RuntimeError, ValueError, RaySystemError) as error:
+        expected, told = "the address of a running cluster, such as auto or 10.0.0.1:6379", " ".join(str(error).split())
         remedy = "Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone."
-        raise ConfigError([Complaint("RAY_ADDRESS", expected, found, remedy)]) from error
+        if isinstance(error, AuthenticationError):
+            told = "which asks for a token"
+            remedy = (
+                "Copy the head node's ~/.ray/auth_token to the same place here, set RAY_AUTH_MODE=token on every node."
+            )
+        raise ConfigError([Complaint("RAY_ADDRESS", expected, f"{address} ({told})", remedy)]) from error
     try:
         # After 60 seconds Ray ends this process without a word of ours.
-        yield _Watch(partial(_unreachable, ray.get_runtime_context().gcs_address), seconds=2.5, patience=50)
+        with _watched(partial(_unreachable, ray.get_runtime_context().gcs_address), seconds=2.5, patience=50):
+            yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _own(cluster: Cluster) -> Iterator[_Watch]:
+def _own(cluster: Cluster) -> Iterator[None]:
     """A Ray of this process: on the loopback, behind a token, with its files in a directory that goes with it."""
     import ray
 
@@ -137,7 +126,8 @@ def _own(cluster: Cluster) -> Iterator[_Watch]:
     ended = False
     try:
         _start(cluster, folder)
-        yield _Watch(_dead_process, seconds=0.25, patience=0.25)
+        with _watched(_dead_process, seconds=0.25, patience=0.5):
+            yield
         ended = True
     except BaseException as error:
         ended = isinstance(error, KeyboardInterrupt | MastersError) and not isinstance(error, _IN_A_PROCESS)
@@ -201,21 +191,22 @@ def _told_in_short(data: dict[str, Any], **_: Any) -> None:
 
 
 @contextmanager
-def _watched(watch: _Watch) -> Iterator[None]:
-    """When Ray is lost inside the block, this process ends: nothing that waits for Ray would."""
+def _watched(look: Callable[[], str | None], seconds: float, patience: float) -> Iterator[None]:
+    """When Ray is lost inside the block, this process ends: nothing that waits for Ray would. look: what is wrong;
+    seconds: between two looks; patience: seconds for which something may be wrong."""
     left = threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         good = time.monotonic()
-        while not left.wait(watch.seconds):
-            told = watch.look()
+        while not left.wait(seconds):
+            told = look()
             if told is None:
                 good = time.monotonic()
-            elif time.monotonic() - good > watch.patience and not stopping.asked():
+            elif time.monotonic() - good > patience and not stopping.asked():
                 print(f"masters-ray: {told}", file=sys.stderr)
                 stopping.end(stopping.GOES_ON, 1)
 
-    thread = threading.Thread(target=look, name="watch over Ray", daemon=True)
+    thread = threading.Thread(target=watch, name="watch over Ray", daemon=True)
     thread.start()
     try:
         yield

@@ -32,13 +32,12 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
     cluster's nodes must see. Raises ConfigError for a bad configuration, SubmitError when no cluster can be reached.
     """
     root = Path.cwd()
-    absent = [name for name in _REQUIRED if not (root / name).is_dir()]
-    if absent:
+    inside = (root / config_file).resolve().is_relative_to(root)
+    if not inside or not all((root / name).is_dir() for name in _REQUIRED):
         raise SubmitError(
-            f"{root}: no {', '.join(absent)} here; submit from the project's directory, which travels with the job"
+            f"{config_file}: submit from the project's directory, which travels with the job: expected "
+            f"{', '.join(_REQUIRED)} in {root}, and the configuration below it"
         )
-    if not (root / config_file).resolve().is_relative_to(root):
-        raise SubmitError(f"{config_file}: the configuration must lie below {root}, which travels with the job")
     config = configuration.load(config_file, overrides)
     words = [os.path.relpath(root / config_file, root), *overrides, *_absolute_paths(config, root)]
     entrypoint = shlex.join(["python", "jobs/distil.py", *words])
@@ -64,17 +63,12 @@ def _client(address: str | None) -> Any:
     chosen = address or os.environ.get("RAY_ADDRESS") or _DEFAULT_ADDRESS
     try:
         return JobSubmissionClient(chosen)
-    except AuthenticationError as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise SubmitError(
-            f"{chosen}: the cluster asks for a token and has not been given the right one. Copy the head node's "
+            f"{chosen}: no cluster takes jobs there ({str(error).rstrip('.')}). Give the dashboard's address with "
+            f"--address: on the head node {_DEFAULT_ADDRESS}, elsewhere http://HEAD:8265, where it answers if the head "
+            "node was started with --dashboard-host=0.0.0.0. If it asks for a token, copy the head node's "
             "~/.ray/auth_token to the same place here, or set RAY_AUTH_TOKEN."
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        told = str(error).rstrip(".")
-        raise SubmitError(
-            f"{chosen}: no cluster answers there ({told}). Give the dashboard's address with --address: on the head "
-            f"node {_DEFAULT_ADDRESS}, elsewhere http://HEAD:8265, where the dashboard answers if it was started with "
-            "ray start --head --dashboard-host=0.0.0.0."
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -14,15 +14,8 @@ from masters_ray import cluster, placement, weights
 from masters_ray.checks.context import CheckContext, Findings, NotChecked
 from masters_ray.config import Config
 from masters_ray.errors import Complaint
-from masters_ray.records import Picture, Problem
-from masters_ray.schedule import ratios
 from masters_ray.store import Folder
 
-_SAMPLED = 64
-"""Questions whose pictures stand for all."""
-_PER_LOGPROB = 2
-_PER_TOKEN = 12
-"""Bytes of a stored answer token: for each kept log-probability (measured: 97 in all with 50), and beside them."""
 _OPTIMIZER = 12
 """Bytes of a trained parameter in a checkpoint beside the weight: a float32 copy and two moments."""
 
@@ -42,7 +35,7 @@ def placed(context: CheckContext) -> Findings:
 
 
 def room(context: CheckContext) -> Findings:
-    """run.dir and rollout.store can be written, and have room for what a run makes in any case."""
+    """run.dir and rollout.store can be written, and run.dir has room for what the learner makes."""
     config = context.config
     run_dir = Path(config.run.dir)
     store = Folder(config.rollout.store or run_dir)
@@ -52,16 +45,13 @@ def room(context: CheckContext) -> Findings:
     elif config.rollout.store:
         yield from writable("rollout.store", Path(store.path("")))
     if "student" in context.folders:
-        needed, free = learner_bytes(config, weights.parameter_count(context.folders["student"])), _free(run_dir)
+        needed = learner_bytes(config, weights.parameter_count(context.folders["student"]))
+        free = shutil.disk_usage(nearest(run_dir)).free
         yield f"room: the learner writes up to {decimal(needed)} in {run_dir}, where {decimal(free)} are free"
         if needed > free:
             expected = f"{decimal(needed)} for the learner's checkpoints and the trained student"
             remedy = "Make room, choose another run.dir, or lower learner.checkpoints_kept."
             yield Complaint("run.dir", expected, f"{decimal(free)} in {run_dir}", remedy)
-    if context.questions is not None and store.on_disk:
-        rollouts = rollout_bytes(config, context.loaded["train"].problems, context.questions)
-        most = f"{decimal(rollouts)} in {store}, where {decimal(_free(Path(store.path(''))))} are free"
-        yield f"room: rollouts are up to {most}; few answers are as long as they may be"
 
 
 def nearest(path: Path) -> Path:
@@ -90,26 +80,3 @@ def learner_bytes(config: Config, parameters: int) -> int:
     if config.learner.lora.rank:
         return weight * parameters
     return parameters * (weight + (config.learner.checkpoints_kept + 1) * (weight + _OPTIMIZER))
-
-
-def rollout_bytes(config: Config, problems: Sequence[Problem], questions: int) -> int:
-    """Of the stages' stores at most: every answer as long as it may be. problems: those whose pictures are weighed."""
-    pictures = 0
-    if config.rollout.pictures == "embed":
-        sample = problems[:_SAMPLED]
-        pictures = sum(_bytes(picture) for problem in sample for picture in problem.pictures) // len(sample)
-    total = 0.0
-    for number, plan in enumerate(config.schedules):
-        per_token = _PER_LOGPROB * config.of_teacher(number).teacher.top_k + _PER_TOKEN
-        row = pictures + config.group_size * config.rollout.sampling.max_tokens * per_token
-        passes = len(ratios(plan)) if plan.stage_data == "all" else 1 / len(config.schedules)
-        total += questions * passes * row
-    return int(total)
-
-
-def _free(path: Path) -> int:
-    return shutil.disk_usage(nearest(path)).free
-
-
-def _bytes(picture: Picture) -> int:
-    return len(picture.data) if picture.data is not None else Path(picture.path or "").stat().st_size
