@@ -190,19 +190,15 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _mask_scan(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import mask_scan
 
-    def sampled(config: Config) -> Config:
-        return mask_scan.scan_config(config, mask_scan.parse_ratios(arguments.ratios), arguments.questions)
-
-    _examined(arguments, sampled, mask_scan.scan)
+    ratios, questions = mask_scan.parse_ratios(arguments.ratios), arguments.questions
+    _examined(arguments, lambda config: mask_scan.scan_config(config, ratios, questions), mask_scan.scan)
 
 
 def _judge_audit(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import judge_audit
 
-    def sampled(config: Config) -> Config:
-        return judge_audit.audit_config(config, arguments.questions, arguments.ratio)
-
-    _examined(arguments, sampled, judge_audit.audit)
+    questions, ratio = arguments.questions, arguments.ratio
+    _examined(arguments, lambda config: judge_audit.audit_config(config, questions, ratio), judge_audit.audit)
 
 
 def _examined(

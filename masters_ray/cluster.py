@@ -65,15 +65,14 @@ def place(config: Config, *, learns: bool = True) -> Turns | None:
     return placement.place(config, nodes, learns=learns, grows=grows)
 
 
-def resources(cluster: Cluster) -> dict[str, float]:
+def local_resources(cluster: Cluster) -> dict[str, float]:
     """What the Ray that run starts on this machine would have."""
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-    from ray._private.utils import get_num_cpus
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
-    manager = get_accelerator_manager_for_resource("GPU")
-    visible, found = manager.get_current_process_visible_accelerator_ids(), manager.get_current_node_num_accelerators()
-    gpus = found if visible is None else min(found, len(visible))
-    return {"CPU": float(cluster.local_cpus or get_num_cpus()), "GPU": float(gpus)}
+    spec = ResourceAndLabelSpec(num_cpus=cluster.local_cpus)
+    spec.resolve(is_head=True, node_ip_address="127.0.0.1")
+    found: dict[str, float] = spec.to_resource_dict()
+    return found
 
 
 @contextmanager

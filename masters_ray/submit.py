@@ -118,7 +118,7 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     words = {key: _place(path, root) for key, path in paths.items() if path}
     if rollout.reuse:
         words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
-    if config.growth:
+    if any(_stays_behind(one.teacher.checkpoint) for one in config.growth):
         growth = [asdict(one) for one in config.growth]
         for teacher in (one["teacher"] for one in growth):
             if _stays_behind(teacher["checkpoint"]):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from masters_ray.checks import machine, pair, paths, prompts, rows
+from masters_ray.checks import pair, places, prompts, rows
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config, read
 from masters_ray.errors import Complaint, ConfigError
@@ -31,23 +31,23 @@ class Check:
 
 
 QUICK = (
-    Check("data", "files that can be read", paths.data_files),
+    Check("data", "files that can be read", rows.files),
     Check("checkpoints", "whole ones", pair.located),
     Check("student.checkpoint", "one that can be trained", pair.student),
     Check("student.checkpoint", "the same family as the teacher's", pair.teachers),
-    Check("run.dir", "a whole path", paths.not_in_a_copy),
+    Check("run.dir", "a whole path", places.not_in_a_copy),
 )
 """Data files, headers of checkpoints: takes seconds, needs no torch."""
 THOROUGH = (
-    Check("run.dir", "a directory that this run can use", paths.directory),
-    Check("rollout.reuse", "directories with stores", paths.reuse),
-    Check("placement", "a cluster", machine.placed),
+    Check("run.dir", "a directory and a store that this run can use", places.directory),
+    Check("rollout.reuse", "directories with stores", places.reuse),
+    Check("placement", "a cluster", places.placed),
     Check("data.train", "questions", partial(rows.source, name="train")),
     Check("data.held_out", "questions", partial(rows.source, name="held_out")),
     Check("data.held_out", "questions", rows.overlap),
     Check("prompts", "prompts", prompts.prompts),
     Check("schedule", "questions for every stage", rows.stages),
-    Check("rollout.store", "a place to write", machine.room),
+    Check("rollout.store", "a place to write", places.room),
     Check("rollout.online_fraction", "iterations", rows.online_iterations),
 )
 
@@ -68,7 +68,7 @@ def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
     checked, "" for nothing. Raises ConfigError with every complaint."""
     config, complaints = read(file, overrides)
     context = CheckContext(config=config, all_rows=all_rows)
-    near = machine.nearest(Path(config.run.dir or "."))
+    near = places.nearest(Path(config.run.dir or "."))
     beside = near if all_rows and near.is_dir() and os.access(near, os.W_OK) else None  # /tmp may be too small
     not_checked: list[str] = []
     with tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=beside, ignore_cleanup_errors=True) as scratch:

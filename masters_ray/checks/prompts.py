@@ -91,9 +91,8 @@ def _of_model(
             yield from _shown(chat, name, next(iter(found.values())).read[0][1])
         measured[digest] = found
     chats[name] = chat
-    for source, lengths in measured[digest].items():
-        yield from _failures(context, name, source, lengths)
-        yield from _fit(context, name, source, lengths.read)
+    for source in context.loaded:
+        yield from _fit(context, name, source, measured[digest][source])
 
 
 def _known(folder: Path) -> None:
@@ -136,39 +135,31 @@ def _shown(chat: Chat, name: str, problem: Problem) -> Findings:
     yield f"  right, as a judge is told: {ground_truth(problem)}"
 
 
-def _failures(context: CheckContext, name: str, source: str, lengths: _Measured) -> Findings:
-    """What the processor fails on is set aside by a run, if it is not too much."""
-    if not lengths.failed:
-        return
-    count, of = len(lengths.failed), len(lengths.failed) + len(lengths.read)
-    found = f"{count} of {of} questions on which its processor fails ({lengths.failed[0]})"
-    if count <= context.config.rollout.max_set_aside_share * of:
-        yield f"{name}: data.{source} has {found}; they are set aside"
-    else:
-        remedy = "Take them out, or raise rollout.max_set_aside_share."
-        yield Complaint(f"data.{source}", f"questions that {name} can be asked", found, remedy)
-
-
-def _fit(context: CheckContext, name: str, source: str, lengths: Sequence[tuple[int, Problem]]) -> Findings:
-    """A prompt as long as max_model_len is refused by the engine; one that leaves less than the longest answer may end
-    in answers that are cut."""
-    config, key, count = context.config, f"{name}.engine.max_model_len", len(lengths)
-    limit = config.models[name].engine.max_model_len
+def _fit(context: CheckContext, name: str, source: str, measured: _Measured) -> Findings:
+    """A prompt as long as max_model_len is refused by the engine, one that leaves less than the longest answer may end
+    in answers that are cut. What has no prompt is set aside by a run, if it is not too much."""
+    config, key, limit = context.config, f"data.{source}", context.config.models[name].engine.max_model_len
     most = config.rollout.sampling.max_tokens if source == "train" else config.evaluation_tokens
-    longest, problem = max(lengths, key=lambda one: one[0])
-    cut = sum(limit - most < tokens < limit for tokens, _ in lengths)
-    shortest = min(tokens for tokens, _ in lengths)
+    lengths, failed = [tokens for tokens, _ in measured.read], len(measured.failed)
+    count, longest = len(lengths), max(lengths)
+    which = measured.read[lengths.index(longest)][1].id
+    cut = sum(limit - most < tokens < limit for tokens in lengths)
     yield (
-        f"{name}: prompts of data.{source} have {shortest} to {longest} tokens (the longest: {problem.id}), answers "
-        f"up to {most}, together at most {limit}: {cut} of {count} prompts leave less for them"
+        f"{name}: prompts of {key} have {min(lengths)} to {longest} tokens (the longest: {which}), answers up to "
+        f"{most}, together at most {limit}: {cut} of {count} prompts leave less for them"
     )
-    refused = sum(tokens >= limit for tokens, _ in lengths)
-    if refused > config.rollout.max_set_aside_share * count:
-        expected = f"more than the prompts of data.{source}, up to {longest} tokens"
+    allowed = config.rollout.max_set_aside_share
+    if failed:
+        found = f"{failed} of {failed + count} questions on which its processor fails ({measured.failed[0]})"
+        remedy = "Take them out, or raise rollout.max_set_aside_share."
+        complaint = Complaint(key, f"questions that {name} can be asked", found, remedy)
+        yield complaint if failed > allowed * (failed + count) else f"{name}: {key} has {found}; they are set aside"
+    if refused := sum(tokens >= limit for tokens in lengths):
+        expected = f"more than the prompts of {key}, up to {longest} tokens"
         remedy = "Raise it, use smaller pictures, or take the rows out."
-        yield Complaint(key, expected, f"{limit}, and {refused} of {count} do not fit", remedy)
-    elif refused:
-        yield f"  {refused} of {count} prompts do not fit {key} and are set aside"
+        found = f"{limit}, and {refused} of {count} do not fit"
+        complaint = Complaint(f"{name}.engine.max_model_len", expected, found, remedy)
+        yield complaint if refused > allowed * count else f"  {refused} of {count} do not fit and are set aside"
 
 
 def _expanded(name: str, chat: Chat, problems: Sequence[Problem], lengths: dict[str, list[int]]) -> Findings:

@@ -11,6 +11,7 @@ from masters_ray import data, schedule
 from masters_ray.checks.context import CheckContext, Findings, NotChecked
 from masters_ray.data import sources
 from masters_ray.data.texts import cut
+from masters_ray.errors import Complaint
 from masters_ray.pipeline import inputs
 from masters_ray.records import Rejected
 
@@ -22,6 +23,14 @@ _REASON = 300
 """Characters of a reason."""
 _KINDS = 8
 _ITERATIONS = 12
+
+
+def files(context: CheckContext) -> Findings:
+    """Data files are there, in a form that is read."""
+    for name, source in (("train", context.config.data.train), ("held_out", context.config.data.held_out)):
+        if source.path and (other := data.in_place_of(source)):
+            found, _, remedy = other.partition(". ")
+            yield Complaint(f"data.{name}.path", f"a {source.format} file", f"{source.path}: {found}", remedy)
 
 
 def source(context: CheckContext, name: str) -> Findings:

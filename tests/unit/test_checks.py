@@ -1,4 +1,4 @@
-"""What ``validate`` says of data, directories, prompts and the machine."""
+"""What ``validate`` says of data, directories, prompts and the places."""
 
 import fcntl
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from masters_ray import checks, config
-from masters_ray.checks import machine, rows
+from masters_ray.checks import places, rows
 from masters_ray.errors import ConfigError
 from masters_ray.pipeline.directory import RunDirectory
 from tests.builders import png
@@ -170,12 +170,12 @@ def test_a_link_that_leads_nowhere_is_no_directory(tmp_path: Path, target: str, 
     link = tmp_path / "itself"
     link.symlink_to(tmp_path / target)
     for path in (link, link / "run"):
-        [told] = machine.writable("run.dir", path)
+        [told] = places.writable("run.dir", path)
         assert f"{link} cannot be ({why}" in str(told)
 
 
 def test_a_name_that_is_too_long_is_no_directory(tmp_path: Path) -> None:
-    assert "File name too long" in str(*machine.writable("run.dir", tmp_path / ("a" * 400)))
+    assert "File name too long" in str(*places.writable("run.dir", tmp_path / ("a" * 400)))
 
 
 def test_a_login_node_without_torch_looks_at_what_it_can(tmp_path: Path) -> None:
@@ -193,5 +193,5 @@ def test_a_login_node_without_torch_looks_at_what_it_can(tmp_path: Path) -> None
 
 
 def test_what_the_learner_writes_is_estimated_from_its_keys() -> None:
-    assert machine.learner_bytes(config.load(DEMO), 1000) == 1000 * (4 + 3 * (4 + 12))
-    assert machine.learner_bytes(config.load(DEMO, ["learner.lora.rank=8"]), 1000) == 4000
+    assert places.learner_bytes(config.load(DEMO), 1000) == 1000 * (4 + 3 * (4 + 12))
+    assert places.learner_bytes(config.load(DEMO, ["learner.lora.rank=8"]), 1000) == 4000

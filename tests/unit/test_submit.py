@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masters_ray import checks, cli, submit
-from masters_ray.checks.paths import COPY
+from masters_ray.checks.places import COPY
 from masters_ray.cli import main
 from masters_ray.config import Config, Growth, Teacher, violations
 from masters_ray.errors import ConfigError, SubmitError

@@ -1,4 +1,4 @@
-"""The machine or the cluster: room for processes, and on disks."""
+"""Where a run works: its directory, its stores, the cluster."""
 
 from __future__ import annotations
 
@@ -14,10 +14,43 @@ from masters_ray import cluster, placement, weights
 from masters_ray.checks.context import CheckContext, Findings, NotChecked
 from masters_ray.config import Config
 from masters_ray.errors import Complaint
+from masters_ray.files import read_json
+from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.store import Folder
 
+COPY = "working_dir_files"
+"""Directory of the copies that Ray makes of what is submitted."""
 _OPTIMIZER = 12
 """Bytes of a trained parameter in a checkpoint beside the weight: a float32 copy and two moments."""
+
+
+def not_in_a_copy(context: CheckContext) -> Findings:
+    """A job's run.dir does not lie in Ray's copy of what was submitted, which Ray removes."""
+    run_dir = context.config.run.dir
+    if run_dir and COPY in Path.cwd().parts and not Path(run_dir).is_absolute():
+        found = f"{run_dir!r}, which lies in the job's copy of the project and goes with it"
+        remedy = "Write run.dir=/shared/…, or hand the run over with masters-ray submit."
+        yield Complaint("run.dir", "a whole path that every node sees", found, remedy)
+
+
+def directory(context: CheckContext) -> Findings:
+    """run.dir holds no other run, none that is under way, no damaged records."""
+    held = RunDirectory(context.config)
+    held.look_at_lock()
+    if held.file("journal.json").exists():
+        read_json(held.file("journal.json"))
+    if held.finished:
+        yield f"{held.root} holds this run, finished: run would only write its report again"
+
+
+def reuse(context: CheckContext) -> Findings:
+    """Directories of rollout.reuse hold stores."""
+    if context.config.rollout.reuse:
+        from masters_ray.pipeline.rollouts import stores_in
+
+        for folder in context.config.rollout.reuse:
+            stores_in(folder)
+    yield from ()
 
 
 def placed(context: CheckContext) -> Findings:
@@ -27,8 +60,8 @@ def placed(context: CheckContext) -> Findings:
         with cluster.connected(config.cluster):
             cluster.place(config)
         return
-    here = cluster.resources(config.cluster)
-    if not here["GPU"] and any(model.gpus for model in (*config.models.values(), config.learner)):
+    here = cluster.local_resources(config.cluster)
+    if not here.get("GPU") and any(model.gpus for model in (*config.models.values(), config.learner)):
         yield NotChecked("placement was not looked at, since there is no GPU here and RAY_ADDRESS is not set")
     else:
         placement.place(config, [here])
@@ -38,8 +71,8 @@ def room(context: CheckContext) -> Findings:
     """run.dir and rollout.store can be written, and run.dir has room for what the learner makes."""
     config = context.config
     run_dir = Path(config.run.dir)
-    store = Folder(config.rollout.store or run_dir)
     yield from writable("run.dir", run_dir)
+    store = Folder(config.rollout.store or run_dir)
     if not store.on_disk:
         store.try_out()
     elif config.rollout.store:
