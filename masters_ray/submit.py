@@ -65,7 +65,7 @@ def _client(address: str | None) -> Any:
         return JobSubmissionClient(chosen)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise SubmitError(
-            f"{chosen}: no cluster takes jobs there ({str(error).rstrip('.')}). Give the dashboard's address with "
+            f"{chosen}: no cluster answers there ({str(error).rstrip('.')}). Give the dashboard's address with "
             f"--address: on the head node {_DEFAULT_ADDRESS}, elsewhere http://HEAD:8265, where it answers if the head "
             "node was started with --dashboard-host=0.0.0.0. If it asks for a token, copy the head node's "
             "~/.ray/auth_token to the same place here, or set RAY_AUTH_TOKEN."
