@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module, metadata
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import masters_ray
 from masters_ray import stopping
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from masters_ray.config import Config
     from masters_ray.pipeline.directory import RunDirectory
     from masters_ray.replicas.placement import Turns
+
+_Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -43,46 +45,6 @@ def main(words: list[str] | None = None) -> int:
     return exit_code
 
 
-_Option = tuple[str, dict[str, Any]]
-
-
-def _option(name: str, help: str, **settings: Any) -> _Option:
-    """As ``add_argument`` takes it."""
-    return name, {"help": help, **settings}
-
-
-_CONFIGURED = (
-    _option("config", "a YAML file such as conf/demo.yaml"),
-    _option("overrides", "what differs from the file", nargs="*", metavar="key=value"),
-)
-_SAMPLED = (_option("--questions", "size of the sample; default: %(default)s", type=int, default=200), *_CONFIGURED)
-_RATIOS = _option("--ratios", "with commas between; default: %(default)s", default="0.5,0.4,0.3,0.2,0.1,0")
-_RATIO = _option("--ratio", "mask of the teacher that answers; default: %(default)s", type=float, default=0.0)
-_VALIDATED = (_option("--all", "look at all rows, not at the first 200 alone", action="store_true"), *_CONFIGURED)
-_SUBMITTED = (
-    _option("--address", "of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265"),
-    _option("--no-follow", "return once the job is accepted", action="store_true"),
-    *_CONFIGURED,
-)
-_STUDY = _option("file", "a YAML file such as conf/study/alpha.yaml")
-_REPLICAS = "compare these, too: of teacher, student, judge (with the reference policy)"
-_SIMULATED = (
-    _option("--rates", "a run with online iterations, or a rates.json; default: run.dir", type=Path),
-    _option("--questions", "of the run; default: data.train.rows", type=int),
-    _option("--shares", "online fractions; default: %(default)s", default="0,0.05,0.1,0.2,0.5,1"),
-    _option("--replicas", _REPLICAS, action="append", default=[], metavar="teacher=2,student=4"),
-    *_CONFIGURED,
-)
-_FOLDER = _option("folder", "such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0", nargs="+")
-
-
-class _WholeWords(argparse.ArgumentParser):
-    """Of a command: takes no beginnings of its options for them."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="masters-ray",
@@ -92,31 +54,48 @@ def _parser() -> argparse.ArgumentParser:
         "130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
     )
     parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
-    _add(commands, "run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", *_CONFIGURED)
-    _add(commands, "generate", _generate, "make a run's rollouts only; run goes on with them", *_CONFIGURED)
-    looks = commands.add_parser("store", help="look at stored rollouts").add_subparsers(
-        required=True, metavar="COMMAND"
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: _Command, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, parents=parents, allow_abbrev=False)
+        added.set_defaults(command=command)
+        return added
+
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument("config", help="a YAML file such as conf/demo.yaml")
+    configured.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the file")
+    sampled = argparse.ArgumentParser(add_help=False, parents=[configured])
+    sampled.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
+
+    add("run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", configured)
+    add("generate", _generate, "make a run's rollouts only; run goes on with them", configured)
+    store = add("store", _store, "look at stored rollouts")
+    looks = (
+        "inspect: how far it is, and what its rows are made of; verify: read every shard and row, exit code 1 when "
+        "something is damaged; stats: counts, accuracies, bytes, reasons of the questions set aside"
     )
-    _add(looks, "inspect", _store, "how far it is, and what its rows are made of", _FOLDER)
-    _add(looks, "verify", _store, "read every shard and row; exit code 1 when something is damaged", _FOLDER)
-    _add(looks, "stats", _store, "counts, accuracies, bytes, reasons of the questions set aside", _FOLDER)
-    _add(commands, "validate", _validate, "check all that can be checked without starting anything", *_VALIDATED)
-    _add(commands, "submit", _submit, "hand a run to a cluster as a Ray job and follow its log", *_SUBMITTED)
-    _add(commands, "mask-scan", _mask_scan, "which mask ratio to start with, from a sample", _RATIOS, *_SAMPLED)
-    _add(commands, "judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", _RATIO, *_SAMPLED)
-    _add(commands, "simulate", _simulate, "what online iterations would cost, from measured rates", *_SIMULATED)
-    _add(commands, "study", _study, "run the variants of a configuration with several seeds, compare them", _STUDY)
+    store.add_argument("look", choices=("inspect", "verify", "stats"), help=looks)
+    store.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
+    validate = add("validate", _validate, "check all that can be checked without starting anything", configured)
+    validate.add_argument("--all", action="store_true", help="look at all rows, not at the first 200 alone")
+    submit = add("submit", _submit, "hand a run to a cluster as a Ray job and follow its log", configured)
+    submit.add_argument("--address", help="of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265")
+    submit.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
+    scan = add("mask-scan", _mask_scan, "which mask ratio to start with, from a sample", sampled)
+    scan.add_argument("--ratios", default="0.5,0.4,0.3,0.2,0.1,0", help="with commas between; default: %(default)s")
+    audit = add("judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", sampled)
+    audit.add_argument(
+        "--ratio", type=float, default=0.0, help="mask of the teacher that answers; default: %(default)s"
+    )
+    simulate = add("simulate", _simulate, "what online iterations would cost, from measured rates", configured)
+    simulate.add_argument("--rates", type=Path, help="a run with online iterations, or a rates.json; default: run.dir")
+    simulate.add_argument("--questions", type=int, help="of the run; default: data.train.rows")
+    simulate.add_argument("--shares", default="0,0.05,0.1,0.2,0.5,1", help="online fractions; default: %(default)s")
+    pools = "compare these, too: of teacher, student, judge (with the reference policy)"
+    simulate.add_argument("--replicas", action="append", default=[], metavar="teacher=2,student=4", help=pools)
+    study = add("study", _study, "run the variants of a configuration with several seeds, compare them")
+    study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
     return parser
-
-
-def _add(
-    commands: Any, name: str, command: Callable[[argparse.Namespace], int | None], help: str, *options: _Option
-) -> None:
-    added = commands.add_parser(name, help=help)
-    for option, settings in options:
-        added.add_argument(option, **settings)
-    added.set_defaults(command=command, name=name)
 
 
 def _parsed(words: list[str] | None) -> argparse.Namespace:
@@ -137,7 +116,13 @@ def _run(arguments: argparse.Namespace) -> None:
     config = checks.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
     if directory.finished:
-        _finished(config, directory)
+        from masters_ray import report
+        from masters_ray.pipeline import contents
+
+        say(f"{directory.root} holds this run, finished; delete the directory to run it again")
+        for line in contents.changed_since(config, directory):
+            say(line)
+        say(f"report {report.write(directory.root)}")
         return
     with _on_ray(config) as (directory, turns):
         from masters_ray.pipeline import run
@@ -145,16 +130,6 @@ def _run(arguments: argparse.Namespace) -> None:
         written = run.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
-
-
-def _finished(config: Config, directory: RunDirectory) -> None:
-    from masters_ray import report
-    from masters_ray.pipeline import contents
-
-    say(f"{directory.root} holds this run, finished; delete the directory to run it again")
-    for line in contents.changed_since(config, directory):
-        say(line)
-    say(f"report {report.write(directory.root)}")
 
 
 @contextmanager
@@ -192,7 +167,7 @@ def _store(arguments: argparse.Namespace) -> None:
 
     for folder in arguments.folder:
         try:
-            for line in getattr(look, arguments.name)(folder):
+            for line in getattr(look, arguments.look)(folder):
                 say(line)
         except DamagedError as error:
             raise DamagedError(f"{error}\nThe command that made the store makes what is damaged again.") from error
@@ -215,35 +190,32 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _mask_scan(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import mask_scan
 
-    config = mask_scan.scan_config(_loaded(arguments), mask_scan.parse_ratios(arguments.ratios), arguments.questions)
-    _examined(config, arguments.config, mask_scan.scan)
+    ratios, questions = mask_scan.parse_ratios(arguments.ratios), arguments.questions
+    _examined(arguments, lambda config: mask_scan.scan_config(config, ratios, questions), mask_scan.scan)
 
 
 def _judge_audit(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import judge_audit
 
-    config = judge_audit.audit_config(_loaded(arguments), arguments.questions, arguments.ratio)
-    _examined(config, arguments.config, judge_audit.audit)
+    questions, ratio = arguments.questions, arguments.ratio
+    _examined(arguments, lambda config: judge_audit.audit_config(config, questions, ratio), judge_audit.audit)
 
 
-def _loaded(arguments: argparse.Namespace) -> Config:
-    """The command's configuration. Raises ConfigError for a sample without questions, too."""
+def _examined(
+    arguments: argparse.Namespace,
+    sampled: Callable[[Config], Config],
+    examine: Callable[[Config, RunDirectory, str], Path],
+) -> None:
     from masters_ray import checks
-    from masters_ray.errors import Complaint, ConfigError
-
-    if arguments.questions < 1:
-        raise ConfigError([Complaint("--questions", "at least 1", str(arguments.questions), "Raise it.")])
-    return checks.load(arguments.config, [*arguments.overrides, f"data.train.rows={arguments.questions}"])
-
-
-def _examined(config: Config, config_file: str, examine: Callable[[Config, RunDirectory, str], Path]) -> None:
     from masters_ray.config import violations
     from masters_ray.errors import ConfigError
 
+    words = [*arguments.overrides, f"data.train.rows={arguments.questions}"]
+    config = sampled(checks.load(arguments.config, words))
     if broken := violations(config):
         raise ConfigError(broken)
     with _on_ray(config, learns=False) as (directory, _):
-        say(f"page {examine(config, directory, config_file)}")
+        say(f"page {examine(config, directory, arguments.config)}")
 
 
 def _simulate(arguments: argparse.Namespace) -> None:

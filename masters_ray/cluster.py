@@ -37,9 +37,6 @@ _IN_A_PROCESS = (ClusterError, LearnerError, ReplicaError)
 _LONGEST_FOLDER = 30
 """Bytes of the path in which Ray makes its directory: a socket's path may have 107, of which Ray takes 76."""
 _TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id")
-_SECONDS_BETWEEN_LOOKS = 0.25
-_SECONDS_UNREACHABLE = 50.0
-"""How long a cluster may not answer; after 60 seconds Ray ends this process without a word of ours."""
 
 
 @contextmanager
@@ -49,14 +46,13 @@ def connected(cluster: Cluster) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     address = None if address == "local" else address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with _existing(address) if address else _own(cluster) as lost:
+    with _existing(address) if address else _own(cluster):
         import ray
 
         resources = ray.cluster_resources()
         where = f"cluster {address}" if address else "this machine"
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
-        with _watched(lost):
-            yield
+        yield
 
 
 def place(config: Config, *, learns: bool = True) -> Turns | None:
@@ -70,13 +66,22 @@ def place(config: Config, *, learns: bool = True) -> Turns | None:
     return placement.place(config, nodes, learns=learns, grows=grows)
 
 
+def local_resources(cluster: Cluster) -> dict[str, float]:
+    """What the Ray that run starts on this machine would have."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    spec = ResourceAndLabelSpec(num_cpus=cluster.local_cpus)
+    spec.resolve(is_head=True, node_ip_address="127.0.0.1")
+    found: dict[str, float] = spec.to_resource_dict()
+    return found
+
+
 @contextmanager
-def _existing(address: str) -> Iterator[Callable[[], str | None]]:
+def _existing(address: str) -> Iterator[None]:
     import ray
     from ray._private.authentication import authentication_token_setup as tokens
     from ray.exceptions import AuthenticationError, RaySystemError
 
-    expected, found = "the address of a running cluster, such as auto or 10.0.0.1:6379", address
     try:
         if address.startswith("http"):
             raise ValueError("that is a dashboard's address: hand the run over with masters-ray submit")
@@ -87,27 +92,32 @@ def _existing(address: str) -> Iterator[Callable[[], str | None]]:
             if not tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
                 raise
             _init()
-    except AuthenticationError as error:
-        found += ", which asks for a token"
-        remedy = "Copy the head node's ~/.ray/auth_token to the same place here, set RAY_AUTH_MODE=token on every node."
-        raise ConfigError([Complaint("RAY_ADDRESS", expected, found, remedy)]) from error
-    except (OSError, RuntimeError, ValueError, RaySystemError) as error:
-        found += f" ({' '.join(str(error).split())})"
+    except (AuthenticationError, OSError, RuntimeError, ValueError, RaySystemError) as error:
+        expected, told = "the address of a running cluster, such as auto or 10.0.0.1:6379", " ".join(str(error).split())
         remedy = "Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone."
-        raise ConfigError([Complaint("RAY_ADDRESS", expected, found, remedy)]) from error
+        if isinstance(error, AuthenticationError):
+            told = "which asks for a token"
+            remedy = (
+                "Copy the head node's ~/.ray/auth_token to the same place here, set RAY_AUTH_MODE=token on every node."
+            )
+        raise ConfigError([Complaint("RAY_ADDRESS", expected, f"{address} ({told})", remedy)]) from error
     try:
-        yield _unreachable(ray.get_runtime_context().gcs_address)
+        # After 60 seconds Ray ends this process without a word of ours.
+        with _watched(partial(_unreachable, ray.get_runtime_context().gcs_address), seconds=2.5, patience=50):
+            yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _own(cluster: Cluster) -> Iterator[Callable[[], str | None]]:
+def _own(cluster: Cluster) -> Iterator[None]:
     """A Ray of this process: on the loopback, behind a token, with its files in a directory that goes with it."""
     import ray
 
     before, spared = dict(os.environ), stopping.children()
-    folder = _folder()
+    asked = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    short = asked if len(os.fsencode(asked)) <= _LONGEST_FOLDER else "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="mr-", dir=short))
     # Ray turns its token mode on by itself for such a cluster, unless it was told something else.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.update(_LOOPBACK)
@@ -115,8 +125,9 @@ def _own(cluster: Cluster) -> Iterator[Callable[[], str | None]]:
         os.environ["TMPDIR"] = str(folder)  # the engines have sockets, too
     ended = False
     try:
-        _started(cluster, folder)
-        yield _dead_process
+        _start(cluster, folder)
+        with _watched(_dead_process, seconds=0.25, patience=0.5):
+            yield
         ended = True
     except BaseException as error:
         ended = isinstance(error, KeyboardInterrupt | MastersError) and not isinstance(error, _IN_A_PROCESS)
@@ -133,63 +144,42 @@ def _own(cluster: Cluster) -> Iterator[Callable[[], str | None]]:
             say(f"the logs of its processes: {folder}/session_latest/logs")
 
 
-def _folder() -> Path:
-    """A new directory for Ray's files. Raises ClusterError when there is no place for it."""
-    asked = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    for place in dict.fromkeys((asked, "/tmp", "/var/tmp", "/dev/shm")):
-        if len(os.fsencode(place)) <= _LONGEST_FOLDER:
-            try:
-                return Path(tempfile.mkdtemp(prefix="mr-", dir=place))
-            except OSError:
-                continue
-    raise ClusterError(
-        f"Ray needs a directory for its sockets and logs whose path has at most {_LONGEST_FOLDER} bytes; neither "
-        f"{asked} nor /tmp can be used. Set RAY_TMPDIR to a short path that can be written."
-    )
-
-
-def _started(cluster: Cluster, folder: Path) -> None:
-    """Raises ClusterError when Ray does not come up."""
+def _start(cluster: Cluster, folder: Path) -> None:
+    """Raises ClusterError when Ray does not come up, on a busy machine after a second try."""
     import ray
-    from ray._private import ray_constants
 
-    # Without this Ray replaces the loopback's address by that of a network's interface.
-    ray_constants.ENABLE_RAY_CLUSTER = False
     options = {"address": "local", "num_cpus": cluster.local_cpus, "include_dashboard": False}
-    try:
-        for last in (False, True):
-            try:
-                _init(**options, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
-                break
-            except Exception as error:  # Ray raises bare ones
-                ray.shutdown()
-                told = " ".join(str(error).split())
-                if last or "timed out" not in told:
-                    raise ClusterError(
-                        f"Ray did not start on this machine ({type(error).__name__}: {told}). Usual causes: too little "
-                        f"memory, a full {folder.parent} or /dev/shm, too few processes or open files (ulimit -u, "
-                        f"ulimit -n), or a machine that is too busy. Its logs: {folder}"
-                    ) from error
-                say(f"Ray did not start in time and is started again ({told})")
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = True
+    for last in (False, True):
+        try:
+            _init(**options, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
+            return
+        except Exception as error:  # Ray raises bare ones
+            ray.shutdown()
+            told = " ".join(str(error).split())
+            if last or "timed out" not in told:
+                raise ClusterError(
+                    f"Ray did not start on this machine ({type(error).__name__}: {told}). Usual causes: too little "
+                    f"memory, a full {folder.parent} or /dev/shm, too few processes or open files (ulimit -u, "
+                    f"ulimit -n), or a machine that is too busy. Its logs: {folder}"
+                ) from error
+            say(f"Ray did not start in time and is started again ({told})")
 
 
 def _init(**options: Any) -> None:
     """Raises whatever Ray does."""
     import ray
-    from ray._private import parameter, utils
+    from ray._private import parameter, ray_constants, utils
     from ray._private import worker as ray_worker
 
     ray_worker.print_to_stdstream = _told_in_short
-    theirs, parameters = utils.set_sigterm_handler, parameter.RayParams
     utils.set_sigterm_handler = lambda _: None
     # Jobs are handed over through an agent's usual port: it is left to the clusters of this machine.
-    parameter.RayParams = partial(parameters, dashboard_agent_listen_port=0)
+    parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    # Otherwise Ray replaces the loopback's address by that of a network's interface.
+    ray_constants.ENABLE_RAY_CLUSTER = options.get("address") != "local"
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     finally:
-        utils.set_sigterm_handler, parameter.RayParams = theirs, parameters
         stopping.listen()
 
 
@@ -201,13 +191,18 @@ def _told_in_short(data: dict[str, Any], **_: Any) -> None:
 
 
 @contextmanager
-def _watched(lost: Callable[[], str | None]) -> Iterator[None]:
-    """When Ray is lost inside the block, this process ends: nothing that waits for Ray would."""
+def _watched(look: Callable[[], str | None], seconds: float, patience: float) -> Iterator[None]:
+    """When Ray is lost inside the block, this process ends: nothing that waits for Ray would. look: what is wrong;
+    seconds: between two looks; patience: seconds for which something may be wrong."""
     left = threading.Event()
 
     def watch() -> None:
-        while not left.wait(_SECONDS_BETWEEN_LOOKS):
-            if (told := lost()) and not stopping.asked() and not left.wait(_SECONDS_BETWEEN_LOOKS):
+        good = time.monotonic()
+        while not left.wait(seconds):
+            told = look()
+            if told is None:
+                good = time.monotonic()
+            elif time.monotonic() - good > patience and not stopping.asked():
                 print(f"masters-ray: {told}", file=sys.stderr)
                 stopping.end(stopping.GOES_ON, 1)
 
@@ -225,36 +220,21 @@ def _dead_process() -> str | None:
     from ray._private import worker as ray_worker
 
     node = ray_worker._global_node
-    for name in ("gcs_server", "raylet"):
-        for info in node.all_processes.get(name, ()) if node else ():
-            code = info.process.poll()
-            if code is not None:
-                how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-                return (
-                    f"Ray's {name} on this machine ended ({how}). When memory runs out the system kills processes: "
-                    f"see dmesg, and Ray's logs in {node.get_logs_dir_path()}"
-                )
+    for name, process in node.dead_processes() if node else ():
+        if name in ("gcs_server", "raylet"):
+            return (
+                f"Ray's {name} on this machine ended (exit code {process.returncode}). When memory runs out the system "
+                f"kills processes: see dmesg, and Ray's logs in {node.get_logs_dir_path()}"
+            )
     return None
 
 
-def _unreachable(address: str) -> Callable[[], str | None]:
-    """What tells when a cluster has not answered for long; it is asked now and then."""
-    heard = looked = time.monotonic()
-
-    def look() -> str | None:
-        nonlocal heard, looked
-        now = time.monotonic()
-        if now - looked > _SECONDS_UNREACHABLE / 10:
-            looked = now
-            try:
-                _knock(address)
-                heard = now
-            except OSError:
-                if now - heard > _SECONDS_UNREACHABLE:
-                    return f"the cluster at {address} has not answered for {_SECONDS_UNREACHABLE:.0f} seconds"
-        return None
-
-    return look
+def _unreachable(address: str) -> str | None:
+    try:
+        _knock(address)
+    except OSError as error:
+        return f"the cluster at {address} does not answer any more ({error})"
+    return None
 
 
 def _knock(address: str) -> None:

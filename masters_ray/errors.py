@@ -1,20 +1,5 @@
 """Every error that masters_ray raises on purpose, one class for each boundary at which something can go wrong.
 
-    MastersError
-    ├── ConfigError        a configuration that breaks rules; carries every complaint at once
-    ├── DataError          a source that cannot be read, or too many rows set aside
-    ├── CheckpointError    model weights, tokenizer or processor that cannot be used
-    ├── StoreError         a rollout store that is missing, incomplete or made by other settings
-    │   └── DamagedError       a file of it that is not as it was written
-    ├── ReplicaError       an actor that died or answered wrongly
-    │   ├── ReplicaLostError   its process is gone; another one takes its place
-    │   ├── WeightSyncError    it holds other weights than the learner sent
-    │   └── WeightsGoneError   the learner that had the weights is no longer there
-    ├── LearnerError       training that stopped before its end
-    │   └── UnreadableRowError   a stored row that it cannot learn from; the others go on without it
-    ├── SubmitError        a Ray job that could not be handed over
-    └── ClusterError       a Ray that cannot be started on this machine
-
 All of them pickle (Ray carries them between processes), keep their cause, and say what was expected and how to mend it.
 """
 

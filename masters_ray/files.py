@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
@@ -33,12 +33,10 @@ def read_record(file: Path, kind: type[T], remedy: str) -> T:
 
 def read_records(file: Path, kind: type[T], remedy: str) -> list[T]:
     """The same of every line of a JSON-lines file. A last line that a kill cut short does not count."""
-    *lines, last = _text(file, remedy).split("\n")
-    if _is_json(last):
-        lines.append(last)
+    whole, _, _ = _text(file, remedy).rpartition("\n")
     adapter = TypeAdapter(kind)
-    numbered = [(f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    return [_record(file, where, line, adapter, remedy) for where, line in numbered]
+    lines = [(f"line {number}", line) for number, line in enumerate(whole.split("\n"), 1) if line.strip()]
+    return [_record(file, where, line, adapter, remedy) for where, line in lines]
 
 
 def as_json(record: Any) -> Any:
@@ -53,14 +51,6 @@ def _text(file: Path, remedy: str) -> str:
         raise StoreError(f"{file}: missing. {remedy}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{file}: cannot be read ({error}). {remedy}") from error
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str) -> T:
@@ -92,36 +82,26 @@ def read_json(file: Path) -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The same of a file that holds an object. Raises StoreError when it holds something else, too."""
+    """The same of a file that holds an object."""
     return read_record(file, dict[str, Any], MADE_AGAIN)
 
 
 def read_lines(file: Path) -> list[Any]:
-    """Content of a JSON-lines file of the run; empty when there is none. A last line that a kill cut short does not
-    count. Raises StoreError when another line is damaged."""
-    if not file.exists():
-        return []
-    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise StoreError(f"{file}: a line is not JSON ({error}). {MADE_AGAIN}") from error
+    """The same of every line of a JSON-lines file, as ``read_records``; empty when there is no file."""
+    return read_records(file, Any, MADE_AGAIN) if file.exists() else []
 
 
 def append_lines(file: Path, rows: Sequence[Any]) -> None:
     """Add rows to a JSON-lines file of the run; a last line that a kill cut short is taken off first."""
-    with writing(file), _for_adding(file) as lines:
-        if lines.tell():
-            lines.seek(-1, os.SEEK_END)
-            if lines.read() != b"\n":
-                lines.seek(0)
-                lines.truncate(lines.read().rfind(b"\n") + 1)
-        lines.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def _for_adding(file: Path) -> IO[bytes]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.open("ab+")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+") as lines:
+            if lines.tell():
+                lines.seek(-1, os.SEEK_END)
+                if lines.read() != b"\n":
+                    lines.seek(0)
+                    lines.truncate(lines.read().rfind(b"\n") + 1)
+            lines.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def write_json(file: Path, content: Any) -> None:

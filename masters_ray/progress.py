@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 console = Console(highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
@@ -27,14 +27,7 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     if not console.is_terminal:
         yield _lines(title, total, done)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
 

@@ -32,13 +32,12 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
     cluster's nodes must see. Raises ConfigError for a bad configuration, SubmitError when no cluster can be reached.
     """
     root = Path.cwd()
-    absent = [name for name in _REQUIRED if not (root / name).is_dir()]
-    if absent:
+    inside = (root / config_file).resolve().is_relative_to(root)
+    if not inside or not all((root / name).is_dir() for name in _REQUIRED):
         raise SubmitError(
-            f"{root}: no {', '.join(absent)} here; submit from the project's directory, which travels with the job"
+            f"{config_file}: submit from the project's directory, which travels with the job: expected "
+            f"{', '.join(_REQUIRED)} in {root}, and the configuration below it"
         )
-    if not (root / config_file).resolve().is_relative_to(root):
-        raise SubmitError(f"{config_file}: the configuration must lie below {root}, which travels with the job")
     config = configuration.load(config_file, overrides)
     words = [os.path.relpath(root / config_file, root), *overrides, *_absolute_paths(config, root)]
     entrypoint = shlex.join(["python", "jobs/distil.py", *words])
@@ -50,9 +49,7 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
         metadata={"name": Path(config_file).stem},
     )
     say(f"job {job} submitted: {entrypoint}")
-    if not follow:
-        return 0
-    return _follow(client, job, address)
+    return _follow(client, job, address) if follow else 0
 
 
 def _client(address: str | None) -> Any:
@@ -66,38 +63,28 @@ def _client(address: str | None) -> Any:
     chosen = address or os.environ.get("RAY_ADDRESS") or _DEFAULT_ADDRESS
     try:
         return JobSubmissionClient(chosen)
-    except AuthenticationError as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise SubmitError(
-            f"{chosen}: the cluster asks for a token and has not been given the right one. Copy the head node's "
+            f"{chosen}: no cluster answers there ({str(error).rstrip('.')}). Give the dashboard's address with "
+            f"--address: on the head node {_DEFAULT_ADDRESS}, elsewhere http://HEAD:8265, where it answers if the head "
+            "node was started with --dashboard-host=0.0.0.0. If it asks for a token, copy the head node's "
             "~/.ray/auth_token to the same place here, or set RAY_AUTH_TOKEN."
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        told = str(error).rstrip(".")
-        raise SubmitError(
-            f"{chosen}: no cluster answers there ({told}). Give the dashboard's address with --address: on the head "
-            f"node {_DEFAULT_ADDRESS}, elsewhere http://HEAD:8265, where the dashboard answers if it was started with "
-            "ray start --head --dashboard-host=0.0.0.0."
         ) from error
 
 
 def _handed_over(client: Any, **job: Any) -> str:
     """The id of a job that the cluster has taken; waits for a cluster that is still starting."""
-    deadline, told = time.monotonic() + _SECONDS_TO_START, False
+    deadline = time.monotonic() + _SECONDS_TO_START
     while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
-            if _STARTING not in str(error):
-                raise SubmitError(f"the cluster did not take the job: {str(error).rstrip('.')}.") from error
-            if time.monotonic() > deadline:
+            told = str(error).rstrip(".")
+            if _STARTING not in told or time.monotonic() > deadline:
                 raise SubmitError(
-                    f"the cluster's head node took no job in {_SECONDS_TO_START} seconds ({str(error).rstrip('.')}). "
-                    "Does another Ray of that machine hold its agent's port, 52365? Then start the head node with "
-                    "--dashboard-agent-listen-port=0."
+                    f"the cluster did not take the job ({told}). Where no agent comes up, another Ray of the head "
+                    "node may hold its port, 52365: start with --dashboard-agent-listen-port=0."
                 ) from error
-            if not told:
-                told = True
-                say(f"waiting up to {_SECONDS_TO_START} seconds for the head node's agent, which takes jobs")
             time.sleep(1)
 
 
@@ -123,13 +110,12 @@ def _follow(client: Any, job: str, address: str | None) -> int:
 
 def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     """Overrides that make relative paths mean on the cluster what they mean here; what travels stays relative."""
-    rollout, models, data = config.rollout, config.models, config.data
-    paths = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
-    paths |= {f"{name}.checkpoint": models[name].checkpoint for name in ("teacher", "student")}
-    words = {"run.dir": _place(config.run.dir, root)}
-    words |= {key: _place(path, root) for key, path in paths.items() if path and _stays_behind(path)}
-    if rollout.store:
-        words["rollout.store"] = _place(rollout.store, root)
+    rollout, data = config.rollout, config.data
+    inputs = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
+    inputs |= {f"{name}.checkpoint": config.models[name].checkpoint for name in ("teacher", "student")}
+    paths = {"run.dir": config.run.dir, "rollout.store": rollout.store}
+    paths |= {key: path for key, path in inputs.items() if path and _stays_behind(path)}
+    words = {key: _place(path, root) for key, path in paths.items() if path}
     if rollout.reuse:
         words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
     if any(_stays_behind(one.teacher.checkpoint) for one in config.growth):

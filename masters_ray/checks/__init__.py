@@ -10,10 +10,11 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from masters_ray.checks import machine, pair, paths, prompts, rows
-from masters_ray.checks.context import CheckContext, Findings, NotChecked
+from masters_ray.checks import pair, places, prompts, rows
+from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config, read
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.progress import say
@@ -21,84 +22,81 @@ from masters_ray.progress import say
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the tables below; the function's docstring says what it checks."""
+    """A row of the tables below: the function's docstring says what it checks; an error that it raises is a complaint
+    that ``expected`` was not found at ``where``."""
 
-    name: str
+    where: str
+    expected: str
     run: Callable[[CheckContext], Findings]
-    needs: tuple[str, ...] = ()
-    """Prefixes of keys: the check is skipped when an earlier table has complained about such a key."""
 
 
-_RUN = ("run.", "rollout.store")
 QUICK = (
-    Check("data files", paths.data_files),
-    Check("checkpoints", pair.located),
-    Check("student", pair.student),
-    Check("lengths", pair.lengths),
-    Check("teachers", pair.teachers),
-    Check("stores", paths.addresses),
-    Check("job", paths.not_in_a_copy),
+    Check("data", "files that can be read", rows.files),
+    Check("checkpoints", "whole ones", pair.located),
+    Check("student.checkpoint", "one that can be trained", pair.student),
+    Check("student.checkpoint", "the same family as the teacher's", pair.teachers),
+    Check("run.dir", "a whole path", places.not_in_a_copy),
 )
-"""Data files, headers of checkpoints, addresses: takes seconds, needs no torch."""
+"""Data files, headers of checkpoints: takes seconds, needs no torch."""
 THOROUGH = (
-    Check("run directory", paths.directory, _RUN),
-    Check("stores to take over", paths.reuse, ("rollout.reuse",)),
-    Check("placement", machine.placed),
-    Check("training rows", rows.train, ("data.train", "data.max")),
-    Check("held-out rows", rows.held_out, ("data.held_out", "data.max")),
-    Check("overlap", rows.overlap),
-    Check("prompts", prompts.prompts),
-    Check("stages", rows.stages),
-    Check("room", machine.room, _RUN),
-    Check("memory", machine.memory, _RUN),
-    Check("GPUs", machine.gpus),
-    Check("online iterations", rows.online_iterations, ("",)),
+    Check("run.dir", "a directory and a store that this run can use", places.directory),
+    Check("rollout.reuse", "directories with stores", places.reuse),
+    Check("placement", "a cluster", places.placed),
+    Check("data.train", "questions", partial(rows.source, name="train")),
+    Check("data.held_out", "questions", partial(rows.source, name="held_out")),
+    Check("data.held_out", "questions", rows.overlap),
+    Check("prompts", "prompts", prompts.prompts),
+    Check("schedule", "questions for every stage", rows.stages),
+    Check("rollout.store", "a place to write", places.room),
+    Check("rollout.online_fraction", "iterations", rows.online_iterations),
 )
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
     """The configuration, checked by itself and by ``QUICK``. Raises ConfigError with every complaint of both kinds."""
-    context = _checked(file, overrides or [], all_rows=False)
-    if context.complaints:
-        raise ConfigError(context.complaints)
-    return context.config
+    config, complaints = read(file, overrides or [])
+    found, not_checked = _run(QUICK, CheckContext(config=config), complaints)
+    for one in not_checked:
+        say(one)
+    if complaints := complaints + found:
+        raise ConfigError(complaints)
+    return config
 
 
 def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
     """Run the checks of both tables. all_rows: read all rows of the data, not the first ones. Returns what was not
     checked, "" for nothing. Raises ConfigError with every complaint."""
-    context = _checked(file, overrides, all_rows=all_rows)
-    near = machine.nearest(Path(context.config.run.dir or "."))
+    config, complaints = read(file, overrides)
+    context = CheckContext(config=config, all_rows=all_rows)
+    near = places.nearest(Path(config.run.dir or "."))
     beside = near if all_rows and near.is_dir() and os.access(near, os.W_OK) else None  # /tmp may be too small
+    not_checked: list[str] = []
     with tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=beside, ignore_cleanup_errors=True) as scratch:
         context.scratch = Path(scratch)
-        context.complaints += _complaints(THOROUGH, context)
-    if context.complaints:
-        raise ConfigError(context.complaints)
-    if absent := " and ".join(name for name in context.config.models if name not in context.models):
-        context.not_checked.append(f"{absent}: not downloaded yet, and not checked")
-    return "; ".join(context.not_checked)
+        for table in (QUICK, THOROUGH):
+            found, left_out = _run(table, context, complaints)
+            complaints += found
+            not_checked += left_out
+    if complaints:
+        raise ConfigError(complaints)
+    return "; ".join(not_checked)
 
 
-def _checked(file: str | Path, overrides: list[str], *, all_rows: bool) -> CheckContext:
-    """The configuration and the complaints of QUICK. Raises ConfigError when the file cannot be read."""
-    config, complaints = read(file, overrides)
-    context = CheckContext(config=config, all_rows=all_rows, complaints=complaints)
-    known = context.keys()
-    context.complaints += [one for one in _complaints(QUICK, context) if one.where not in known]
-    context.complained = context.keys()
-    return context
-
-
-def _complaints(checks: Sequence[Check], context: CheckContext) -> list[Complaint]:
-    """Run the checks; remarks are printed."""
-    complaints = []
+def _run(
+    checks: Sequence[Check], context: CheckContext, before: Sequence[Complaint]
+) -> tuple[list[Complaint], list[str]]:
+    """Complaints of the checks, and what was not checked; remarks are printed. before: earlier complaints; another one
+    about such a key, or its section, is a consequence and left out."""
+    keys = [complaint.where for complaint in before]
+    complaints: list[Complaint] = []
+    not_checked: list[str] = []
     for check in checks:
-        for found in check.run(context) if context.clean(*check.needs) else ():
+        for found in guarded(check.where, check.expected, check.run(context)):
             if isinstance(found, Complaint):
-                complaints.append(found)
+                if not any(key.startswith(found.where) for key in keys):
+                    complaints.append(found)
             elif isinstance(found, NotChecked):
-                context.not_checked.append(found)
+                not_checked.append(found)
             else:
                 say(found)
-    return list(dict.fromkeys(complaints))
+    return list(dict.fromkeys(complaints)), not_checked

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from masters_ray.config import Config
 from masters_ray.data import Loaded
-from masters_ray.errors import Complaint
+from masters_ray.errors import Complaint, ConfigError, MastersError
 
 
 class NotChecked(str):
@@ -26,40 +26,26 @@ class CheckContext:
     config: Config
     all_rows: bool = False
     """Read all rows of the data, not the first ones."""
-    complaints: list[Complaint] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    complained: set[str] = field(default_factory=set)
-    """Keys of the complaints of the first table."""
     scratch: Path = Path()
     """A directory for temporary files."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Key of ``config.models`` → directory of its checkpoint, if that is on this machine and complete."""
     loaded: dict[str, Loaded] = field(default_factory=dict)
     """"train" and "held_out" → their rows, if they could be read."""
-    partial: set[str] = field(default_factory=set)
-    """Those of which only the first rows were read."""
-
-    @property
-    def models(self) -> dict[str, Path]:
-        """``folders`` without the checkpoints that have complaints."""
-        return {name: folder for name, folder in self.folders.items() if f"{name}.checkpoint" not in self.complained}
-
-    @property
-    def questions(self) -> int | None:
-        """Training questions of the run; None when the number is not known."""
-        if "train" not in self.loaded:
-            return None
-        return self.config.data.train.rows if "train" in self.partial else len(self.loaded["train"].problems)
-
-    def keys(self) -> set[str]:
-        """Keys that have complaints."""
-        return {complaint.where.split(" (")[0] for complaint in self.complaints}
-
-    def clean(self, *prefixes: str) -> bool:
-        """Whether no key with such a prefix has complaints."""
-        return not any(key.startswith(prefixes) for key in self.complained)
+    questions: int | None = None
+    """Training questions of the run; None when the number is not known."""
 
 
-def from_error(where: str, expected: str, error: Exception, remedy: str = "") -> Complaint:
-    """An error's words as a complaint."""
-    return Complaint(where, expected, str(error).rstrip("."), remedy)
+def guarded(where: str, expected: str, findings: Findings, *others: type[Exception]) -> Findings:
+    """The findings; an error of masters_ray, or one of others, becomes a complaint about ``where``, and a package that
+    is missing NotChecked."""
+    try:
+        yield from findings
+    except ConfigError as error:
+        yield from error.complaints
+    except MastersError as error:
+        yield Complaint(where, expected, str(error).rstrip("."))
+    except ImportError as error:
+        yield NotChecked(f"{where}: not looked at, since {str(error.name).partition('.')[0]} is not installed here")
+    except others as error:
+        yield Complaint(where, expected, f"{type(error).__name__}: {error}".rstrip("."))

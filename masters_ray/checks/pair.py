@@ -3,43 +3,35 @@ JSON files alone."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from masters_ray import weight_files, weights
-from masters_ray.checks.context import CheckContext, Findings, from_error
+from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.engines import reserved
-from masters_ray.errors import CheckpointError, Complaint
+from masters_ray.errors import Complaint
 from masters_ray.parts import is_unknown, matrices_in, part_of
 from masters_ray.schedule import ratios
 
 _SHOWN = 3
-_LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn"})
-"""Scalings of positions whose factor max_position_embeddings holds already, or that have none."""
-_SAMPLING = (
-    *("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"),
-    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"),
-)
-"""Keys of generation_config.json that change what is sampled."""
 
 
 def located(context: CheckContext) -> Findings:
     """Checkpoints are here, and whole; those of the Hub may not be downloaded yet."""
-    for name, model in context.config.models.items():
-        key = f"{name}.checkpoint"
-        try:
-            folder = weights.locate_locally(model.checkpoint)
-        except CheckpointError as error:
-            yield from_error(key, "a checkpoint's directory or a model id of the Hub", error)
-            continue
-        if folder is None:
-            yield f"{key}: {model.checkpoint} is not downloaded yet and was not checked"
-        elif wrong := weights.check(folder):
-            found, remedy = f"{folder}: {'; '.join(wrong)}", "Download or export it again."
-            remedy = "" if found.endswith(remedy.rstrip(".")) else remedy
-            yield Complaint(key, "a readable checkpoint in safetensors with tokenizer and processor", found, remedy)
-        else:
-            context.folders[name] = folder
+    for name in context.config.models:
+        expected = "a checkpoint's directory or a model id of the Hub"
+        yield from guarded(f"{name}.checkpoint", expected, _located(context, name))
+
+
+def _located(context: CheckContext, name: str) -> Findings:
+    checkpoint = context.config.models[name].checkpoint
+    folder = weights.locate_locally(checkpoint)
+    if folder is None:
+        yield NotChecked(f"{name}.checkpoint: {checkpoint} is not downloaded yet and was not checked")
+    elif wrong := weights.check(folder):
+        expected = "a readable checkpoint in safetensors with tokenizer and processor"
+        yield Complaint(f"{name}.checkpoint", expected, f"{folder}: {'; '.join(wrong)}", "Download or export it again.")
+    else:
+        context.folders[name] = folder
 
 
 def student(context: CheckContext) -> Findings:
@@ -51,17 +43,7 @@ def student(context: CheckContext) -> Findings:
     if tied and not learner.lora.rank and len({"embeddings", "lm_head"} & set(learner.frozen)) == 1:
         expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
         yield Complaint("learner.frozen", expected, str(list(learner.frozen)), "Name both, or take it out.")
-    yield from _quantised("student", "trained", folder, "Take the checkpoint that it was made of.")
-
-
-def lengths(context: CheckContext) -> Findings:
-    """No engine is asked for longer sequences than its model was made for."""
-    for name, folder in context.folders.items():
-        key, asked = f"{name}.engine.max_model_len", context.config.models[name].engine.max_model_len
-        longest = most_positions(folder)
-        if longest is not None and asked > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
-            expected = f"at most {longest}, the max_position_embeddings of {folder}"
-            yield Complaint(key, expected, str(asked), f"Set {key}={longest}, or less.")
+    yield from _quantised("student", "trained", folder)
 
 
 def teachers(context: CheckContext) -> Findings:
@@ -80,39 +62,17 @@ def teachers(context: CheckContext) -> Findings:
             yield from ends(name, folder, ours)
 
 
-def most_positions(folder: Path) -> int | None:
-    """Tokens of the longest sequence that a model can read, as vLLM reckons it; None when config.json does not say."""
-    whole = weight_files.read_config(folder)
-    text = whole.get("text_config") or whole
-    stated = text.get("max_position_embeddings", whole.get("max_position_embeddings"))
-    if not isinstance(stated, int):
-        return None
-    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    held = kind in _LONGER_BY_NOTHING or "gemma3" in str(whole.get("model_type"))
-    return int(stated * ((not held and scaling.get("factor")) or 1.0))
-
-
 def ends(name: str, teacher: Path, student: Path) -> Findings:
-    """The answers of both can end with the same token. name: the teacher's key in the configuration."""
-    try:
-        theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
-    except CheckpointError as error:
-        yield from_error("eos_token_id", "tokens that end an answer", error)
-        return
+    """The answers of both can end with the same token. name: the teacher's key in the configuration. Raises
+    CheckpointError when a checkpoint names no tokens that end its answers."""
+    theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
     if not theirs & ours:
         expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
         remedy = "Give generation_config.json of either the eos_token_id of the other, if its chat template ends so."
         yield Complaint("student.checkpoint", expected, f"{sorted(ours) or 'none'} in {student}", remedy)
-        return
-    if theirs != ours:
+    elif theirs != ours:
         kept = f"; {name} is kept from writing {sorted(theirs - ours)}" if theirs - ours else ""
         yield f"answers of {name} end with tokens {sorted(theirs)}, the student's with {sorted(ours)}{kept}"
-    for model, folder in ((name, teacher), ("student", student)):
-        file = folder / "generation_config.json"
-        content = weight_files.read_json(file) if file.is_file() else {}
-        if ignored := [f"{key} {content[key]}" for key in _SAMPLING if content.get(key) is not None]:
-            yield f"{model}: generation_config.json sets {', '.join(ignored)}; rollout.sampling is used instead"
 
 
 def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Findings:
@@ -120,8 +80,7 @@ def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Find
     one = context.config.of_teacher(number)
     if not any(ratio > 0 for ratio, _ in ratios(one.schedule)) and context.config.learner.teacher == "stored":
         return
-    remedy = "Take the checkpoint that it was made of; a teacher whose ratios are all 0 may be quantised."
-    if complaints := list(_quantised(name, "masked", folder, remedy)):
+    if complaints := list(_quantised(name, "masked", folder)):
         yield from complaints
         return
     held = weight_files.headers(folder)
@@ -133,17 +92,15 @@ def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Find
     if unknown := sorted(weight for weight, entry in held.items() if is_unknown(weight, entry.shape)):
         matrices = sum(matrices_in(weight, entry.shape) for weight, entry in held.items())
         found = f"{len(unknown)} of {matrices} matrices in no known part: {', '.join(unknown[:_SHOWN])}"
-        remedy = (
-            "This model's family is not supported as a masked teacher: whether these belong to the masked parts cannot "
-            "be told."
-        )
         expected = "weights whose names say which part of the model they belong to"
+        remedy = "This model's family is not supported as a masked teacher."
         yield Complaint(f"{name}.checkpoint", expected, found, remedy)
 
 
-def _quantised(name: str, to_be: str, folder: Path, remedy: str) -> Findings:
+def _quantised(name: str, to_be: str, folder: Path) -> Findings:
     if packed := weight_files.quantisation(folder):
         expected = f"weights that can be {to_be}: float32, float16 or bfloat16"
+        remedy = "Take the checkpoint that it was made of; a teacher whose ratios are all 0 may be quantised."
         yield Complaint(f"{name}.checkpoint", expected, f"{folder}, which is quantised: {packed}", remedy)
 
 

@@ -78,7 +78,7 @@ class _Worker:
         if job.turns and job.online:
             # Engines that still work for a group of workers that was lost have to sleep.
             if self._rank == 0:
-                ask(broker, "clear")
+                ask(broker, "begin", None, {})
             self._wait_for_the_others()
         model = hf.load_model(self._folder, settings.dtype)
         if settings.lora.rank:

@@ -25,20 +25,8 @@ def report(
     cases = itertools.product(fractions.split(","), choices)
     found = [forecast(load([f"rollout.online_fraction={fraction}", *choice]), rates) for fraction, choice in cases]
     yield f"rates of {source}, {found[0].steps} iterations, at most {config.rollout.max_staleness} steps behind"
-    yield _shared(config, rates)
     yield ""
     yield from columns([_cells(one, found[0]) for one in found])
-
-
-def _shared(config: Config, rates: Rates) -> str:
-    """Whether learner and replicas work on the same CPUs, and what of that the rates hold."""
-    if config.rollout.placement == "turns":
-        return "learner and replicas take turns"
-    if config.learner.gpus + config.teacher.gpus + config.student.gpus:
-        return "learner and replicas share no cores"
-    if rates.overlap is None:
-        return "learner and replicas share cores: what that costs is here as far as it is in the rates"
-    return f"learner and replicas share cores: the rates hold its cost at an overlap of {_percent(rates.overlap)}"
 
 
 def _cells(one: Forecast, first: Forecast) -> dict[str, str]:

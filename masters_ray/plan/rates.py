@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import StoreError
-from masters_ray.files import read_object, read_record, read_records, write_json
+from masters_ray.files import read_object, read_record, read_records
 from masters_ray.records import OnlineStep, StepMetrics
-
-T = TypeVar("T")
 
 _BY_HAND = "Mend the file; the fields of Rates in masters_ray/plan/rates.py are its keys."
 _ANEW = "Name a run with rollout.online_fraction above 0, or a rates.json (--rates)."
@@ -96,8 +93,6 @@ class Rates:
     calls: Annotated[dict[str, Annotated[dict[_Role, _Seconds], Field(min_length=1)]], Field(min_length=1)]
     """Method, in the order in which a batch goes through them → seconds of a replica for each question, by the role
     that is called; a method's roles are called at once. Example: ``{"answer": {"teacher": 0.25, "student": 0.1}}``."""
-    overlap: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Fraction of the measured rollouts' seconds in which the learner did not wait for them; None: not known."""
 
     @classmethod
     def load(cls, path: Path) -> Rates:
@@ -105,10 +100,6 @@ class Rates:
         if path.suffix != ".json":
             return measured(path)
         return read_record(path, cls, _BY_HAND)
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all; an existing file is replaced."""
-        write_json(path, dataclasses.asdict(self))
 
 
 def measured(run_dir: Path) -> Rates:
@@ -119,8 +110,8 @@ def measured(run_dir: Path) -> Rates:
     all calls takes these out: with it ``GroupMaking`` needs what iterations took. What shared cores cost stays.
     """
     # A step that was taken again after a restart counts once, as it was taken last.
-    online = list({line.step: line for line in _read_rows(OnlineStep, run_dir / "online.jsonl")}.values())
-    steps = {line.step: line for line in _read_rows(StepMetrics, run_dir / "metrics.jsonl")}
+    online = list({line.step: line for line in read_records(run_dir / "online.jsonl", OnlineStep, _ANEW)}.values())
+    steps = {line.step: line for line in read_records(run_dir / "metrics.jsonl", StepMetrics, _ANEW)}
     calls = _calls(online)
     if not calls or len(steps) < 2:
         wanted = "two optimizer steps or more, as the first warms up, and an online iteration with calls"
@@ -131,15 +122,13 @@ def measured(run_dir: Path) -> Rates:
     # Version 0 is what the engines start with: its costs count only when there is no other.
     handed_out = [line for line in online if line.version > 0] or online
     publishing = {line.version: line.publish_seconds for line in online}
-    waited = sum(line.rollout_wait_s for line in steps.values())
-    spent = sum(line.seconds for line in steps.values()) + waited + sum(publishing.values())
+    spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
     return Rates(
         learner_seconds=median(steps[number].seconds for number in sorted(steps)[1:]),
         publish_seconds=median(line.publish_seconds for line in handed_out),
         load_seconds=median(line.load_seconds for line in handed_out),
         start_seconds=max(0.0, phases["learner"] - spent) if "learner" in phases else None,
         calls={method: {role: costs[role] * shared for role in costs} for method, costs in calls.items()},
-        overlap=max(0.0, 1 - waited / sum(line.seconds for line in online)),
     )
 
 
@@ -155,7 +144,3 @@ def _calls(lines: Sequence[OnlineStep]) -> dict[str, dict[str, float]]:
         if total["questions"]:
             found[method][role] = total["seconds"] / total["questions"]
     return dict(found)
-
-
-def _read_rows(kind: type[T], file: Path) -> list[T]:
-    return read_records(file, kind, _ANEW) if file.exists() else []

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,7 @@ class Order:
     iteration: int
     weights: StudentWeights
     students: Mapping[int, str]
-    """Version → digest of the students that this learner was before it was started or went on: what they wrote is
-    good."""
+    """Version → digest of the students that this learner was before it went on: what they wrote is good."""
     start: int
     """Which of the learner's starts it is for."""
 
@@ -85,25 +84,18 @@ class RolloutBroker:
         self._invitations: dict[int, Invitation | None] = {}
         """By the number of the request."""
 
-    def clear(self) -> None:
-        """In turns, before workers of the learner start: nothing is wanted before ``begin``. Returns when an order that
-        was given to those before is brought back. Raises LearnerError when that takes longer than max_wait_seconds, or
-        when the rollouts have failed."""
-        with self._changed:
-            self._restart(None, {})
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._at_work or self._failure is not None, timeout=self._max_wait)
-            self._check()
-            if self._at_work:
-                raise LearnerError(self._never_back("the start before"))
+    def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
+        """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``;
+        None: in turns, its workers are about to be started. students: as ``Order.students``.
 
-    def begin(self, learned: int, students: Mapping[int, str]) -> None:
-        """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``.
-        students: as ``Order.students``."""
+        In turns returns when an order that was given to those before is brought back. Raises LearnerError when that
+        takes longer than max_wait_seconds, or when the rollouts have failed."""
         with self._changed:
             self._check()
             self._restart(learned, students)
-            self._changed.notify_all()
+            self._wait(lambda: not self._at_work, self._max_wait)
+            if self._at_work:
+                raise LearnerError(self._never_back("the start before"))
 
     def keep(self, piece: bytes) -> list[Any]:
         """A reference, in a list, to what lives as long as this actor does: longer than the worker that sends it."""
@@ -122,11 +114,9 @@ class RolloutBroker:
         """Where the learner sends a version to the replica that asks. ranks: workers of its engine. Raises
         WeightsGoneError when the learner that had it is gone or no longer has it, LearnerError when it cannot send."""
         with self._changed:
-            start, number = self._start, next(self._numbers)
+            number = next(self._numbers)
             self._requests.append(WeightRequest(number=number, version=version, ranks=ranks))
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: number in self._invitations or self._start != start or bool(self._failure))
-            self._check()
+            self._wait(lambda: number in self._invitations)
             invitation = self._invitations.pop(number, None)
         if invitation is None:
             raise WeightsGoneError(f"version {version} of the student is gone with the learner that had it")
@@ -135,8 +125,7 @@ class RolloutBroker:
     def next_request(self, patience: float) -> WeightRequest | None:
         """What the learner shall send next; None when nobody asks for ``patience`` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._requests), timeout=patience)
-            return self._requests.popleft() if self._requests else None
+            return self._requests.popleft() if self._changed.wait_for(lambda: self._requests, patience) else None
 
     def invite(self, request: WeightRequest, invitation: Invitation | None) -> None:
         """Where the learner sends what a replica asked for; None: it does not have that version."""
@@ -156,8 +145,8 @@ class RolloutBroker:
     def wanted(self, order: Order) -> bool:
         """In turns: whether somebody waits for the order and max_wait_seconds are not over."""
         with self._changed:
-            late = time.monotonic() >= self._deadlines.get(order.iteration, math.inf)
-            return self._failure is None and order.start == self._start and not late
+            in_time = time.monotonic() < self._deadlines.get(order.iteration, math.inf)
+            return self._failure is None and order.start == self._start and in_time
 
     def deliver(self, order: Order, groups: pa.Table | None) -> None:
         """The rows of an iteration; dropped when nobody waits for them any more. In turns this brings the order back;
@@ -174,21 +163,15 @@ class RolloutBroker:
         have failed, or do not stop within another max_wait_seconds."""
         with self._changed:
             start = self._start
-
-            def over() -> bool:
-                return iteration in self._rows or self._failure is not None or start != self._start
-
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)
             self._waiting[iteration] += 1
-            self._changed.notify_all()
-            self._changed.wait_for(over, timeout=max(0.0, deadline - time.monotonic()))
-            # Engines at work hold what the learner needs to go on: it waits until they sleep.
-            self._changed.wait_for(lambda: over() or not self._at_work, timeout=self._max_wait)
-            self._check()
+            self._wait(lambda: iteration in self._rows, max(0.0, deadline - time.monotonic()))
+            if start == self._start:  # engines at work hold what the learner needs to go on: it waits until they sleep
+                self._wait(lambda: iteration in self._rows or not self._at_work, self._max_wait)
             if start != self._start:
                 raise LearnerError(f"iteration {iteration} was waited for by a worker that is gone")
             self._waiting[iteration] -= 1
-            if self._at_work and not over():
+            if self._at_work and iteration not in self._rows:
                 raise LearnerError(self._never_back(f"iteration {iteration}"))
             rows = self._rows.setdefault(iteration, None)
             self._tell()
@@ -204,6 +187,14 @@ class RolloutBroker:
         with self._changed:
             self._failure = reason
             self._changed.notify_all()
+
+    def _wait(self, found: Callable[[], bool], seconds: float | None = None) -> None:
+        """Until something is found, or the learner starts anew; for so long at most. Raises LearnerError when the
+        rollouts have failed."""
+        start = self._start
+        self._changed.notify_all()
+        self._changed.wait_for(lambda: found() or self._failure is not None or start != self._start, seconds)
+        self._check()
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -106,7 +106,7 @@ def test_only_who_has_the_token_reaches_it_and_when_it_dies_the_program_ends_wit
     assert process.returncode == 1
     assert out == ""
     first, second = told.splitlines()
-    assert first.startswith("masters-ray: Ray's gcs_server on this machine ended (killed by signal 9)")
+    assert first.startswith("masters-ray: Ray's gcs_server on this machine ended (exit code -9)")
     assert second == "masters-ray: the same command goes on from what is finished."
     psutil.wait_procs(children, timeout=10)
     assert not [child for child in children if child.is_running()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -52,9 +52,10 @@ class WatchedActor(ReplicaActor, Watched):
 
 
 class WatchedBroker(RolloutBroker, Watched):
-    def clear(self) -> None:
-        self.note("clear", time.monotonic())
-        super().clear()
+    def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
+        if learned is None:
+            self.note("clear", time.monotonic())
+        super().begin(learned, students)
 
     def take(self, iteration: int) -> pa.Table | None:
         began = time.monotonic()

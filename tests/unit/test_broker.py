@@ -33,7 +33,7 @@ def started(
     """workers: of the learner, if it takes turns with the rollouts. published: a version that is there."""
     broker = RolloutBroker(online, max_staleness, wait, workers)
     if workers is not None:
-        broker.clear()
+        broker.begin(None, {})
     broker.begin(learned, {learned: "a digest"})
     if published is not None:
         broker.publish(weights(published))
@@ -169,7 +169,7 @@ def test_whoever_waits_is_told_why_the_rollouts_stopped(in_turns: int | None, wa
     time.sleep(0.5)
     broker.fail("version 3 arrived with other weights")
     assert [one.end() for one in waiting] == ["version 3 arrived with other weights"] * 2
-    for call in (lambda: broker.publish(weights(0)), broker.clear, lambda: broker.begin(0, {})):
+    for call in (lambda: broker.publish(weights(0)), lambda: broker.begin(None, {}), lambda: broker.begin(0, {})):
         with pytest.raises(LearnerError, match="version 3"):
             call()
 
@@ -258,7 +258,7 @@ def test_in_turns_replicas_that_do_not_stop_stop_the_learner() -> None:
     told = "rollouts of iteration 1 did not stop within 0.1 s after they were to. Raise rollout.max_wait_seconds"
     assert told in waiting.end()
     with pytest.raises(LearnerError, match="rollouts of the start before did not stop"):
-        broker.clear()
+        broker.begin(None, {})
 
 
 def test_in_turns_an_iteration_that_nobody_took_up_is_left_out_when_its_time_is_over() -> None:
@@ -270,7 +270,7 @@ def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_bac
     broker = started([1], workers=2, published=0)
     gone = workers(broker, 1)
     before = order(broker)
-    starting = Waiting(broker.clear)
+    starting = Waiting(broker.begin, None, {})
     assert [one.end() for one in gone] == [GONE] * 2
     assert starting.found == "nothing yet" and not broker.wanted(before)
     broker.deliver(before, ROWS)

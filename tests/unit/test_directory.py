@@ -108,7 +108,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("{}\n{\n{}\n")
     with pytest.raises(StoreError, match="x.json: not JSON"):
         read_json(tmp_path / "x.json")
-    with pytest.raises(StoreError, match="x.jsonl: a line is not JSON"):
+    with pytest.raises(StoreError, match="x.jsonl: line 2: not JSON"):
         read_lines(tmp_path / "x.jsonl")
 
 

@@ -45,7 +45,6 @@ def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pyte
     assert called(capsys, "--rates", rates, *THREE) == (
         0,
         f"rates of {rates}, 3 iterations, at most 8 steps behind\n"
-        "learner and replicas share cores: what that costs is here as far as it is in the rates\n"
         "\n"
         "online  teacher  student  judge  rollouts  learning  slower  learner busy  waited  teacher busy  "
         "student busy  judge busy  mean age  oldest  fresh  stored  syncs\n"
@@ -57,31 +56,16 @@ def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pyte
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "second"),
-    [
-        (("teacher.gpus=1",), "learner and replicas share no cores"),
-        (("rollout.placement=turns",), "learner and replicas take turns"),
-    ],
-)
-def test_it_says_whether_learner_and_replicas_share_cores(
-    words: tuple[str, ...], second: str, rates: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, told, _ = called(capsys, *words, "--rates", rates, *THREE)
-    assert (code, told.splitlines()[1]) == (0, second)
-
-
 def test_rates_are_those_of_a_run(rates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By default of the configuration's own. Its start takes 10 s and a step 1.75 s."""
     run = tmp_path / "run"
     code, _, error = called(capsys, f"run.dir={run}", *THREE)
-    assert code == 1 and f"{run}: expected two optimizer steps or more" in error
+    assert code == 1 and f"{run}/online.jsonl: missing. Name a run" in error
     run.mkdir()
     write_run(run)
     for words in ((f"run.dir={run}",), ("--rates", run)):
         code, told, _ = called(capsys, *words, *THREE)
         assert (code, told.splitlines()[0]) == (0, f"rates of {run}, 3 iterations, at most 8 steps behind")
-        assert "the rates hold its cost at an overlap of 90 %" in told
         assert column(told, "learning")[0] == "15.2 s"
 
 
@@ -119,10 +103,7 @@ def test_questions_are_those_of_the_configuration_unless_given(rates: Path, caps
         (("data.train.rows=null",), "data.train.rows: expected a number, found none. Set it or"),
         (("rollout.max_stalenes=0",), "Did you mean rollout.max_staleness?"),
         (("--rates", "none.json"), "none.json: missing. Mend the file"),
-        (
-            ("--rates", "/"),
-            "/: expected two optimizer steps or more, as the first warms up, and an online iteration with",
-        ),
+        (("--rates", "/"), "/online.jsonl: missing. Name a run"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_before_anything_is_shown(

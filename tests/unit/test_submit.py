@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masters_ray import checks, cli, submit
-from masters_ray.checks.paths import COPY
+from masters_ray.checks.places import COPY
 from masters_ray.cli import main
 from masters_ray.config import Config, Growth, Teacher, violations
 from masters_ray.errors import ConfigError, SubmitError
@@ -80,12 +80,12 @@ def test_the_program_says_what_is_wrong_without_a_traceback(
 
 
 @pytest.mark.parametrize("command", ["mask-scan", "judge-audit"])
-def test_a_sample_without_questions_is_refused_by_its_option(
+def test_a_sample_without_questions_is_refused(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert main([command, DEMO, "--questions", "0"]) == 1
-    assert "--questions: expected at least 1, found 0" in capsys.readouterr().err
+    assert "data.train.rows: expected at least 1, found 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["student.checkpoint=/{}", "rollout.reuse=[/{}]"])

@@ -1,0 +1,116 @@
+"""Where a run works: its directory, its stores, the cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from masters_ray import cluster, weights
+from masters_ray.checks.context import CheckContext, Findings, NotChecked
+from masters_ray.config import Config
+from masters_ray.errors import Complaint
+from masters_ray.files import read_json
+from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.replicas import placement
+from masters_ray.store import Folder
+
+COPY = "working_dir_files"
+"""Directory of the copies that Ray makes of what is submitted."""
+_OPTIMIZER = 12
+"""Bytes of a trained parameter in a checkpoint beside the weight: a float32 copy and two moments."""
+
+
+def not_in_a_copy(context: CheckContext) -> Findings:
+    """A job's run.dir does not lie in Ray's copy of what was submitted, which Ray removes."""
+    run_dir = context.config.run.dir
+    if run_dir and COPY in Path.cwd().parts and not Path(run_dir).is_absolute():
+        found = f"{run_dir!r}, which lies in the job's copy of the project and goes with it"
+        remedy = "Write run.dir=/shared/…, or hand the run over with masters-ray submit."
+        yield Complaint("run.dir", "a whole path that every node sees", found, remedy)
+
+
+def directory(context: CheckContext) -> Findings:
+    """run.dir holds no other run, none that is under way, no damaged records."""
+    held = RunDirectory(context.config)
+    held.look_at_lock()
+    if held.file("journal.json").exists():
+        read_json(held.file("journal.json"))
+    if held.finished:
+        yield f"{held.root} holds this run, finished: run would only write its report again"
+
+
+def reuse(context: CheckContext) -> Findings:
+    """Directories of rollout.reuse hold stores."""
+    if context.config.rollout.reuse:
+        from masters_ray.pipeline.rollouts import stores_in
+
+        for folder in context.config.rollout.reuse:
+            stores_in(folder)
+    yield from ()
+
+
+def placed(context: CheckContext) -> Findings:
+    """The cluster at RAY_ADDRESS, or the Ray that run would start here, holds what is asked for at one time."""
+    config = context.config
+    if os.environ.get("RAY_ADDRESS"):
+        with cluster.connected(config.cluster):
+            cluster.place(config)
+        return
+    here = cluster.local_resources(config.cluster)
+    if not here.get("GPU") and any(model.gpus for model in (*config.models.values(), config.learner)):
+        yield NotChecked("placement was not looked at, since there is no GPU here and RAY_ADDRESS is not set")
+    else:
+        placement.place(config, [here])
+
+
+def room(context: CheckContext) -> Findings:
+    """run.dir and rollout.store can be written, and run.dir has room for what the learner makes."""
+    config = context.config
+    run_dir = Path(config.run.dir)
+    yield from writable("run.dir", run_dir)
+    store = Folder(config.rollout.store or run_dir)
+    if not store.on_disk:
+        store.try_out()
+    elif config.rollout.store:
+        yield from writable("rollout.store", Path(store.path("")))
+    if "student" in context.folders:
+        needed = learner_bytes(config, weights.parameter_count(context.folders["student"]))
+        free = shutil.disk_usage(nearest(run_dir)).free
+        yield f"room: the learner writes up to {decimal(needed)} in {run_dir}, where {decimal(free)} are free"
+        if needed > free:
+            expected = f"{decimal(needed)} for the learner's checkpoints and the trained student"
+            remedy = "Make room, choose another run.dir, or lower learner.checkpoints_kept."
+            yield Complaint("run.dir", expected, f"{decimal(free)} in {run_dir}", remedy)
+
+
+def nearest(path: Path) -> Path:
+    """The directory itself, or the one above it that is there, were it a link that leads nowhere."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
+
+
+def writable(key: str, path: Path) -> Iterator[Complaint]:
+    """Nothing when files can be written in a directory, or it can be made; leaves nothing behind."""
+    near = nearest(path)
+    try:
+        path.exists()  # raises for what may not be looked at, or has too long a name
+        with tempfile.TemporaryFile(dir=near) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        remedy = "Choose another directory, mend its link or permissions, or make room."
+        found = f"{path}: {near} cannot be ({error.strerror})"
+        yield Complaint(key, "a directory that can be written", found, remedy)
+
+
+def learner_bytes(config: Config, parameters: int) -> int:
+    """Of checkpoints (those kept, and one that is being written) and the exported student. Adapters' own
+    checkpoints are small and not counted."""
+    weight = 2 if config.learner.dtype == "bfloat16" else 4
+    if config.learner.lora.rank:
+        return weight * parameters
+    return parameters * (weight + (config.learner.checkpoints_kept + 1) * (weight + _OPTIMIZER))
