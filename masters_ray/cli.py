@@ -98,9 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     looks = commands.add_parser("store", help="look at stored rollouts").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    _add(looks, "inspect", _store, "how far it is, and what its rows are made of", _FOLDER)
-    _add(looks, "verify", _store, "read every shard and row; exit code 1 when something is damaged", _FOLDER)
-    _add(looks, "stats", _store, "counts, accuracies, bytes, reasons of the questions set aside", _FOLDER)
+    _add(looks, "inspect", _store, "how far it is, what its rows are made of, what was set aside and why", _FOLDER)
+    _add(looks, "verify", _store, "read and count every shard and row; exit code 1 when something is damaged", _FOLDER)
     _add(commands, "validate", _validate, "check all that can be checked without starting anything", *_VALIDATED)
     _add(commands, "submit", _submit, "hand a run to a cluster as a Ray job and follow its log", *_SUBMITTED)
     _add(commands, "mask-scan", _mask_scan, "which mask ratio to start with, from a sample", _RATIOS, *_SAMPLED)
