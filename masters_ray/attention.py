@@ -166,10 +166,8 @@ class _Blocks(torch.autograd.Function):
         dtype = torch.promote_types(query.dtype, torch.float32)
         total = query.new_full((1, heads, length), -torch.inf, dtype=dtype)
         for queries, keys, causal in _calls(layout):
-            q = _shared_first(queries.of(query), shared)
-            k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
-            found = _KERNEL(q, k, v, 0.0, causal, scale=scale)
-            part, part_sum = (_shared_last(tensor, shared) for tensor in found)
+            k, v = (keys.of(tensor).repeat_interleave(shared, 1) for tensor in (key, value))
+            part, part_sum = _KERNEL(queries.of(query), k, v, 0.0, causal, scale=scale)
             before_sum = queries.of(total)
             joint = torch.logaddexp(before_sum, part_sum)
             part *= (part_sum - joint).exp_().unsqueeze(-1)
@@ -184,15 +182,15 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         query, key, value, mixed, total = ctx.saved_tensors
         shared = query.shape[1] // key.shape[1]
-        of_queries = (gradients[0].transpose(1, 2), query, mixed.transpose(1, 2), total)
+        given = gradients[0].transpose(1, 2)
         grad_query, grad_key, grad_value = (_zeros_by_token(tensor) for tensor in (query, key, value))
         for queries, keys, causal in _calls(ctx.layout):
-            given, q, out, sums = (_shared_first(queries.of(tensor), shared) for tensor in of_queries)
-            k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
-            grad_q, grad_k, grad_v = _KERNEL_BACKWARD(given, q, k, v, out, sums, 0.0, causal, scale=ctx.scale)
-            queries.add(grad_query, _shared_last(grad_q, shared))
-            keys.add(grad_key, _added_up(grad_k, shared))
-            keys.add(grad_value, _added_up(grad_v, shared))
+            given_here, q, out, sums = map(queries.of, (given, query, mixed.transpose(1, 2), total))
+            k, v = (keys.of(tensor).repeat_interleave(shared, 1) for tensor in (key, value))
+            grad_q, grad_k, grad_v = _KERNEL_BACKWARD(given_here, q, k, v, out, sums, 0.0, causal, scale=ctx.scale)
+            queries.add(grad_query, grad_q)
+            keys.add(grad_key, grad_k.unflatten(1, (-1, shared)).sum(2))
+            keys.add(grad_value, grad_v.unflatten(1, (-1, shared)).sum(2))
         return grad_query, grad_key, grad_value, None, None
 
 
@@ -261,32 +259,6 @@ def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
             alone = _Rows(start, (length,))
             yield alone, alone, True
             start += length
-
-
-# Query heads that share a key head lie on the batch axis, so that no key is repeated in memory for a single stretch.
-
-
-def _shared_first(rows: Tensor, shared: int) -> Tensor:
-    """[rows, heads, …] → [shared · rows, key heads, …]"""
-    return rows.unflatten(1, (-1, shared)).movedim(2, 0).flatten(0, 1)
-
-
-def _shared_last(rows: Tensor, shared: int) -> Tensor:
-    """The reverse."""
-    return rows.unflatten(0, (shared, -1)).movedim(0, 2).flatten(1, 2)
-
-
-def _repeated(rows: Tensor, shared: int) -> Tensor:
-    """[rows, key heads, …] → [shared · rows, key heads, …]"""
-    return rows.expand(shared, *rows.shape).flatten(0, 1)
-
-
-def _added_up(rows: Tensor, shared: int) -> Tensor:
-    """The sum over what ``_repeated`` gave, in place."""
-    total, *others = rows.unflatten(0, (shared, -1))
-    for other in others:
-        total += other
-    return total
 
 
 def _zeros_by_token(tensor: Tensor) -> Tensor:

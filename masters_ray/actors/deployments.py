@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import processes, weight_files, weights
+from masters_ray import processes, weights
 from masters_ray.actors.devices import in_turns
 from masters_ray.actors.host import HostSpec
 from masters_ray.actors.replicas import Deployment
@@ -92,7 +92,7 @@ def _deployed(
 
 def _common(config: Config) -> int | None:
     """Tokens that teacher and student both have rows for: their heads may be padded to different widths."""
-    widths = [weight_files.vocabulary(weights.locate(one.checkpoint)) for one in (config.teacher, config.student)]
+    widths = [weights.vocabulary(weights.locate(one.checkpoint)) for one in (config.teacher, config.student)]
     return min((width for width in widths if width is not None), default=None)
 
 

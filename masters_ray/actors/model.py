@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from masters_ray import store, weight_files
+from masters_ray import store, weights
 from masters_ray.config import Engine, Sampling
 from masters_ray.data import BadPictureError, decode
 from masters_ray.engines import hf
@@ -66,7 +66,7 @@ class Model:
         tokens that it must not write, beside those that stand for pictures and those without a row in all models."""
         hf.superfluous(folder)  # vLLM fuses matrices, and does not miss one of them
         self.chat = Chat(folder)
-        vocabulary = weight_files.vocabulary(folder)
+        vocabulary = weights.vocabulary(folder)
         known = [max(self.chat.tokenizer.get_vocab().values()) + 1, *([] if common is None else [common])]
         padding = range(min(known), vocabulary or 0)  # rows without a token, or without one that all models have
         marks = sorted(one for one in {*self.chat.placeholder_ids(), *never} if vocabulary is None or one < vocabulary)

@@ -83,9 +83,8 @@ class VllmEngine:
 
         self._folder = folder
         self._parts = None if mask is None else mask.parts
-        self._ratio = None if mask is None else mask.ratio
-        """At which the weights are masked; None while others are loaded."""
         self._report: MaskReport | None = None
+        """Of the masked weights in place; None: not asked for yet, or others are being loaded."""
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0)
         self._vocabulary = vocabulary
@@ -133,12 +132,9 @@ class VllmEngine:
         if self._parts is None:
             raise ReplicaError(f"{self._folder}: this engine was started without a mask")
         with self._masking:
-            if ratio != self._ratio:
-                self._ratio = self._report = None
-                self._workers("load_masked", str(self._folder), ratio, self._parts, renews=True)
-                self._ratio = ratio
-            if self._report is None:
-                self._report = MaskReport(**self._agreed("mask_report"))
+            if self._report is None or self._report.ratio != ratio:
+                self._report = None
+                self._report = MaskReport(**self._agreed("masked_at", str(self._folder), ratio, self._parts))
             return self._report
 
     def load(self, invitation: Invitation) -> dict[str, str]:
@@ -150,7 +146,7 @@ class VllmEngine:
         ReplicaError when the workers of a tensor-parallel group disagree.
         """
         try:
-            return self._agreed("load_student", dataclasses.asdict(invitation), renews=True)
+            return self._agreed("load_student", dataclasses.asdict(invitation))
         except ReplicaError:
             raise
         except Exception as error:
@@ -158,9 +154,18 @@ class VllmEngine:
                 f"{self._folder}: the student's weights were not taken in ({type(error).__name__}: {error})"
             ) from error
 
-    def _agreed(self, method: str, *arguments: Any, renews: bool = False) -> dict[str, Any]:
-        """What all workers of the engine answer alike. Raises ReplicaError when their answers differ."""
-        answers = self._workers(method, *arguments, renews=renews)
+    def _agreed(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """What all workers answer alike to a call of their ``method``, which loads weights, while the engine has no
+        request; what was computed with the old ones is dropped. Raises ReplicaError when their answers differ."""
+
+        def call(llm: Any) -> list[dict[str, Any]]:
+            answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
+            llm.reset_prefix_cache()
+            llm.llm_engine.reset_mm_cache()
+            llm.llm_engine.reset_encoder_cache()
+            return answers
+
+        answers = self.loop.alone(call)
         for key in sorted(set().union(*answers)):
             said = [one.get(key) for one in answers]
             if any(one != said[0] for one in said):
@@ -168,20 +173,6 @@ class VllmEngine:
                     f"workers of one engine hold different weights of {self._folder}: {method} has {key} {said}"
                 )
         return answers[0]
-
-    def _workers(self, method: str, *arguments: Any, renews: bool = False) -> list[dict[str, Any]]:
-        """What each worker answers to a call of its ``method`` while the engine has no request; renews: what was
-        computed with the old weights is dropped then."""
-
-        def call(llm: Any) -> list[dict[str, Any]]:
-            answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
-            if renews:
-                llm.reset_prefix_cache()
-                llm.llm_engine.reset_mm_cache()
-                llm.llm_engine.reset_encoder_cache()
-            return answers
-
-        return self.loop.alone(call)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
