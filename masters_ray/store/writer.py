@@ -12,12 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from masters_ray.errors import DamagedError, StoreError
-from masters_ray.progress import say
+from masters_ray.errors import StoreError
 from masters_ray.store import shards
 from masters_ray.store.folder import Folder, Where
 from masters_ray.store.rows import PARQUET
-from masters_ray.store.shards import FORMAT, KEY, MANIFEST, SHARD, Account, Manifest
+from masters_ray.store.shards import FORMAT, KEY, MANIFEST, Account, Manifest
 
 _RETIRED = "retired-"
 """How the names of directories begin whose shards' questions have other places now, or are not asked any more."""
@@ -100,23 +99,17 @@ class Writer:
 
     def _claim(self, wanted: dict[str, Any]) -> None:
         """Write the key, unless the shards were made by another."""
-        found: dict[str, Any] = {}
-        try:
-            found = self._folder.read_object(KEY) if self._folder.has(KEY) else {}
-        except DamagedError as error:
-            say(str(error))
-        if found == wanted:
-            return
         made_by = {key for _, key in shards.footers(self._folder, None, on_damage=lambda _: None).values()}
-        if found.get("format", FORMAT) == FORMAT and made_by == {self._key}:
-            say(f"{self._folder / KEY}: not what the shards were made by; it is written again")
-        elif found or self._folder.names(SHARD):
-            names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-            told = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
+        if made_by and self._key not in made_by:
+            try:
+                found = shards.read_key(self._folder)
+                names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+                told = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
+            except StoreError as error:
+                told = str(error)
             raise StoreError(
-                f"{self._folder}: its rows were made by something else, and are not mixed with others "
-                f"({told if found else f'{KEY} is lost, and its shards are not of this recipe'}). Choose another "
-                "run.dir, set it back, or delete the directory."
+                f"{self._folder}: its rows were made by something else, and are not mixed with others ({told}). Choose "
+                "another run.dir, set it back, or delete the directory."
             )
         self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
 
