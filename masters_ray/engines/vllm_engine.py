@@ -116,7 +116,7 @@ class VllmEngine:
 
     def sleep(self) -> None:
         """Give up the GPUs' memory, if the engine was told that it sleeps: weights move to the CPU's, the KV cache is
-        dropped. Whatever is asked next wakes it. Raises ReplicaLostError when the engine broke."""
+        dropped. Whatever is asked next wakes it. Raises ReplicaLostError when it does not fall asleep."""
         if self._sleeps:
             try:
                 self.loop.sleep()
@@ -214,20 +214,20 @@ class VllmEngine:
             for index, answer in enumerate(answers)
             if rows is not None and max(answer) >= rows
         }
-        wanted = [index for index in range(len(answers)) if index not in found]
-        for cached in (True, False):
+        left = [index for index in range(len(answers)) if index not in found]
+        for uncached in (False, True):
             parameters = SamplingParams(
                 max_tokens=1,
                 temperature=0.0,
                 prompt_logprobs=top_k,
                 flat_logprobs=True,
                 detokenize=False,
-                skip_reading_prefix_cache=not cached,
+                skip_reading_prefix_cache=uncached,
             )
-            asked = [index for index in wanted if not isinstance(found.get(index), Scored)]
-            outputs = self.loop.ask([(_request(prompts[index], answers[index]), parameters) for index in asked])
-            for index, output in zip(asked, outputs, strict=True):
+            outputs = self.loop.ask([(_request(prompts[index], answers[index]), parameters) for index in left])
+            for index, output in zip(left, outputs, strict=True):
                 found[index] = output if isinstance(output, Refused) else _asked(output, answers[index], top_k)
+            left = [index for index in left if isinstance(found[index], Refused)]
         return [found[index] for index in range(len(answers))]
 
 
