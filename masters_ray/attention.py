@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -24,9 +25,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 Kernel = Literal["blocks", "flex", "dense"]
-
-_MOST_PADDING = 2.0
-"""Answers of one group are attended together, padded to the longest, up to this many times their tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,16 +164,14 @@ class _Blocks(torch.autograd.Function):
         dtype = torch.promote_types(query.dtype, torch.float32)
         total = query.new_full((1, heads, length), -torch.inf, dtype=dtype)
         for queries, keys, causal in _calls(layout):
-            q = _shared_first(queries.of(query), shared)
-            k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
-            found = _KERNEL(q, k, v, 0.0, causal, scale=scale)
-            part, part_sum = (_shared_last(tensor, shared) for tensor in found)
-            before_sum = queries.of(total)
+            k, v = (keys.of(tensor).repeat_interleave(shared, 1) for tensor in (key, value))
+            part, part_sum = _KERNEL(queries.of(query), k, v, 0.0, causal, scale=scale)
+            before, before_sum = queries.of(out), queries.of(total)
             joint = torch.logaddexp(before_sum, part_sum)
             part *= (part_sum - joint).exp_().unsqueeze(-1)
-            part += queries.of(out) * (before_sum - joint).exp_().unsqueeze(-1)
-            queries.put(out, part)
-            queries.put(total, joint)
+            part += before * (before_sum - joint).exp_().unsqueeze(-1)
+            before.copy_(part)
+            before_sum.copy_(joint)
         ctx.save_for_backward(query, key, value, mixed, total)
         ctx.layout, ctx.scale = layout, scale
         return mixed
@@ -184,15 +180,15 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         query, key, value, mixed, total = ctx.saved_tensors
         shared = query.shape[1] // key.shape[1]
-        of_queries = (gradients[0].transpose(1, 2), query, mixed.transpose(1, 2), total)
+        given = gradients[0].transpose(1, 2)
         grad_query, grad_key, grad_value = (_zeros_by_token(tensor) for tensor in (query, key, value))
         for queries, keys, causal in _calls(ctx.layout):
-            given, q, out, sums = (_shared_first(queries.of(tensor), shared) for tensor in of_queries)
-            k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
-            grad_q, grad_k, grad_v = _KERNEL_BACKWARD(given, q, k, v, out, sums, 0.0, causal, scale=ctx.scale)
-            queries.add(grad_query, _shared_last(grad_q, shared))
-            keys.add(grad_key, _added_up(grad_k, shared))
-            keys.add(grad_value, _added_up(grad_v, shared))
+            given_here, q, out, sums = map(queries.of, (given, query, mixed.transpose(1, 2), total))
+            k, v = (keys.of(tensor).repeat_interleave(shared, 1) for tensor in (key, value))
+            grad_q, grad_k, grad_v = _KERNEL_BACKWARD(given_here, q, k, v, out, sums, 0.0, causal, scale=ctx.scale)
+            queries.of(grad_query).add_(grad_q)
+            keys.of(grad_key).add_(grad_k.unflatten(1, (-1, shared)).sum(2))
+            keys.of(grad_value).add_(grad_v.unflatten(1, (-1, shared)).sum(2))
         return grad_query, grad_key, grad_value, None, None
 
 
@@ -202,91 +198,31 @@ _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 @dataclass(frozen=True)
 class _Rows:
-    """Stretches of tokens that follow one another, taken as a batch, padded at their ends to the longest."""
+    """Stretches of equally many tokens that follow one another, taken as a batch."""
 
     start: int
-    lengths: tuple[int, ...]
+    length: int
+    stretches: int = 1
 
     def of(self, tensor: Tensor) -> Tensor:
-        """[1, heads, length, …] → [stretches, heads, longest, …]; padding is zero, and without any it is a view."""
-        if len(set(self.lengths)) == 1:
-            return self._batch(tensor)
-        part = self._part(tensor)
-        rows = part.new_zeros(len(self.lengths), part.shape[0], max(self.lengths), *part.shape[2:])
-        for row, piece in zip(rows, part.split(self.lengths, 1), strict=True):
-            row[:, : piece.shape[1]] = piece
-        return rows
-
-    def put(self, tensor: Tensor, rows: Tensor) -> None:
-        """The reverse of ``of``, written into ``tensor``."""
-        for place, row in self._places(tensor, rows):
-            place.copy_(row)
-
-    def add(self, tensor: Tensor, rows: Tensor) -> None:
-        """The same, added to what is there."""
-        for place, row in self._places(tensor, rows):
-            place.add_(row)
-
-    def _places(self, tensor: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(view of ``tensor``, what belongs there)"""
-        if len(set(self.lengths)) == 1:
-            yield self._batch(tensor), rows
-            return
-        for row, piece in zip(rows, self._part(tensor).split(self.lengths, 1), strict=True):
-            yield piece, row[:, : piece.shape[1]]
-
-    def _part(self, tensor: Tensor) -> Tensor:
-        return tensor[0, :, self.start : self.start + sum(self.lengths)]
-
-    def _batch(self, tensor: Tensor) -> Tensor:
-        return self._part(tensor).unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
+        """[1, heads, tokens, …] → a view [stretches, heads, length, …]"""
+        part = tensor[0, :, self.start : self.start + self.stretches * self.length]
+        return part.unflatten(1, (self.stretches, self.length)).transpose(0, 1)
 
 
 def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
     """(queries, keys, whether a query sees only the keys up to its place) of each call: every prompt against itself,
-    its answers against it, and each answer against itself. Answers go together unless padding them would cost too
-    much."""
+    its answers against it, and each answer against itself, those of one length in a row together."""
     for span in layout.spans:
-        prompt, lengths = _Rows(span.start, (span.prompt,)), tuple(length for length in span.answers if length)
+        prompt = _Rows(span.start, span.prompt)
         yield prompt, prompt, True
-        if not lengths:
-            continue
-        yield _Rows(span.answers_start, (sum(lengths),)), prompt, False
-        if max(lengths) * len(lengths) <= _MOST_PADDING * sum(lengths):
-            together = _Rows(span.answers_start, lengths)
-            yield together, together, True
-            continue
         start = span.answers_start
-        for length in lengths:
-            alone = _Rows(start, (length,))
-            yield alone, alone, True
-            start += length
-
-
-# Query heads that share a key head lie on the batch axis, so that no key is repeated in memory for a single stretch.
-
-
-def _shared_first(rows: Tensor, shared: int) -> Tensor:
-    """[rows, heads, …] → [shared · rows, key heads, …]"""
-    return rows.unflatten(1, (-1, shared)).movedim(2, 0).flatten(0, 1)
-
-
-def _shared_last(rows: Tensor, shared: int) -> Tensor:
-    """The reverse."""
-    return rows.unflatten(0, (shared, -1)).movedim(0, 2).flatten(1, 2)
-
-
-def _repeated(rows: Tensor, shared: int) -> Tensor:
-    """[rows, key heads, …] → [shared · rows, key heads, …]"""
-    return rows.expand(shared, *rows.shape).flatten(0, 1)
-
-
-def _added_up(rows: Tensor, shared: int) -> Tensor:
-    """The sum over what ``_repeated`` gave, in place."""
-    total, *others = rows.unflatten(0, (shared, -1))
-    for other in others:
-        total += other
-    return total
+        if span.end > start:
+            yield _Rows(start, span.end - start), prompt, False
+        for length, run in groupby(length for length in span.answers if length):
+            answers = _Rows(start, length, len(list(run)))
+            yield answers, answers, True
+            start += answers.stretches * length
 
 
 def _zeros_by_token(tensor: Tensor) -> Tensor:

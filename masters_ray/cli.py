@@ -71,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     add("generate", _generate, "make a run's rollouts only; run goes on with them", configured)
     store = add("store", _store, "look at stored rollouts")
     looks = (
-        "inspect: how far it is, and what its rows are made of; verify: read every shard and row, exit code 1 when "
-        "something is damaged; stats: counts, accuracies, bytes, reasons of the questions set aside"
+        "inspect: how far it is, what its rows are made of, what was set aside and why; verify: read and count every "
+        "shard and row, exit code 1 when something is damaged"
     )
-    store.add_argument("look", choices=("inspect", "verify", "stats"), help=looks)
+    store.add_argument("look", choices=("inspect", "verify"), help=looks)
     store.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
     validate = add("validate", _validate, "check all that can be checked without starting anything", configured)
     validate.add_argument("--all", action="store_true", help="look at all rows, not at the first 200 alone")

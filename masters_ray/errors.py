@@ -122,14 +122,16 @@ class ClusterError(MastersError):
 
 
 @contextmanager
-def writing(what: object, kind: type[MastersError] = StoreError, *others: type[Exception]) -> Iterator[None]:
+def writing(
+    what: object, kind: type[MastersError] = StoreError, *others: type[Exception], done: str = "written"
+) -> Iterator[None]:
     """What the system says inside the block, of a full disk for one, becomes a ``kind`` that names the file. others:
-    what libraries raise in place of OSError."""
+    what libraries raise in place of OSError. done: what is done there."""
     caught: tuple[type[Exception], ...] = (OSError, *others)
     try:
         yield
     except caught as error:
         raise kind(
-            f"{what}: cannot be written ({error}). Make room or mend the directory, and call again: what is finished "
+            f"{what}: cannot be {done} ({error}). Make room or mend the directory, and call again: what is finished "
             "stays."
         ) from error

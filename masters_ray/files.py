@@ -19,6 +19,8 @@ T = TypeVar("T")
 MADE_AGAIN = "Delete it to make it again."
 """Remedy for a damaged file that the same command writes once more."""
 
+HALF_WRITTEN = ".tmp"
+"""How a file's name ends until all of it is there."""
 _TOLD = 3
 """Wrong values of a record that its error names."""
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -111,8 +113,16 @@ def write_json(file: Path, content: Any) -> None:
 
 def write_text(file: Path, text: str, kind: type[MastersError] = StoreError) -> None:
     """Whole or not at all; an existing file is replaced. Raises a ``kind`` when it cannot be written."""
-    temporary = file.with_name(file.name + ".tmp")
+    write_bytes(file, text.encode(), kind)
+
+
+def write_bytes(file: Path, content: bytes | memoryview, kind: type[MastersError] = StoreError) -> None:
+    """The same of bytes. They are on the device before the file has its name."""
+    temporary = file.with_name(file.name + HALF_WRITTEN)
     with writing(file, kind):
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("wb") as whole:
+            whole.write(content)
+            whole.flush()
+            os.fsync(whole.fileno())
         temporary.replace(file)

@@ -8,7 +8,6 @@ otherwise every tile is computed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -71,14 +70,14 @@ class _AnswerTerms(torch.autograd.Function):
         logits_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, vocabulary = hidden.shape[0], weight.shape[0]
-        tiles = _Tiles(tokens, vocabulary, logits_bytes, hidden.device)
+        tiles = _tiles(tokens, vocabulary, logits_bytes, hidden.device)
         wanted = torch.cat([top_ids, targets.unsqueeze(-1)], -1)
         chosen = torch.full(wanted.shape, torch.nan, device=hidden.device)
         highest = torch.full((tokens, 1), -torch.inf, device=hidden.device)
         total = torch.zeros_like(highest)
         logits = highest
-        for columns in tiles.columns():
-            for rows in tiles.rows():
+        for columns in tiles[1]:
+            for rows in tiles[0]:
                 logits = _logits(hidden[rows], weight, bias, columns)
                 _gather(logits, wanted[rows], columns, into=chosen[rows])
                 top = torch.maximum(highest[rows], logits.amax(-1, keepdim=True))
@@ -91,7 +90,7 @@ class _AnswerTerms(torch.autograd.Function):
         divergence, slope = jsd_and_slope(with_rest(top_probabilities, left_out), student)
         ctx.save_for_backward(hidden, weight, bias, wanted, log_total, student, slope)
         ctx.tiles = tiles
-        ctx.kept = logits.div_(total) if tiles.single else None
+        ctx.kept = logits.div_(total) if list(map(len, tiles)) == [1, 1] else None
         error = left_out_error(left_out, student[:, -1])
         ctx.mark_non_differentiable(error)
         return chosen[:, -1].contiguous(), divergence, error
@@ -107,10 +106,9 @@ class _AnswerTerms(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros(len(weight), device=hidden.device) if needs_bias else None
-        tiles: _Tiles = ctx.tiles
-        for columns in tiles.columns():
+        for columns in ctx.tiles[1]:
             here = None if grad_weight is None else grad_weight[columns].float()  # float32: the gradient itself
-            for rows in tiles.rows():
+            for rows in ctx.tiles[0]:
                 if ctx.kept is not None:
                     slopes, ctx.kept = ctx.kept, None
                 else:
@@ -129,23 +127,17 @@ class _AnswerTerms(torch.autograd.Function):
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None, None
 
 
-class _Tiles:
-    """How tokens × vocabulary is cut."""
-
-    def __init__(self, tokens: int, vocabulary: int, logits_bytes: int, device: torch.device) -> None:
-        self._tokens, self._vocabulary = tokens, vocabulary
-        self._rows, self._columns = tokens, vocabulary
-        self.single = 4 * tokens * vocabulary <= logits_bytes
-        if not self.single:
-            cells = (min(logits_bytes, _CPU_TILE_BYTES) if device.type == "cpu" else logits_bytes) // 4
-            self._columns = min(vocabulary, max(_LEAST_COLUMNS, cells // max(1, tokens)))
-            self._rows = max(1, cells // self._columns)
-
-    def rows(self) -> Iterator[slice]:
-        return _slices(self._tokens, self._rows)
-
-    def columns(self) -> Iterator[slice]:
-        return _slices(self._vocabulary, self._columns)
+def _tiles(tokens: int, vocabulary: int, logits_bytes: int, device: torch.device) -> tuple[list[slice], list[slice]]:
+    """How tokens × vocabulary is cut: (slices of the tokens, slices of the vocabulary)."""
+    cells, rows, columns = logits_bytes // 4, tokens, vocabulary
+    if tokens * vocabulary > cells:
+        cells = min(cells, _CPU_TILE_BYTES // 4) if device.type == "cpu" else cells
+        columns = min(vocabulary, max(_LEAST_COLUMNS, cells // tokens))
+        rows = max(1, cells // columns)
+    return (
+        [slice(start, min(tokens, start + rows)) for start in range(0, tokens, rows)],
+        [slice(start, min(vocabulary, start + columns)) for start in range(0, vocabulary, columns)],
+    )
 
 
 def _gather(tile: Tensor, wanted: Tensor, columns: slice, into: Tensor) -> None:
@@ -162,10 +154,6 @@ def _scatter(tile: Tensor, wanted: Tensor, columns: slice, at_top: Tensor, at_ta
     tile[row, wanted[row, place] - columns.start] = at_top[row, place]
     row = inside[:, -1].nonzero().squeeze(-1)
     tile[row, wanted[row, -1] - columns.start] += at_target[row, 0]
-
-
-def _slices(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(total, start + size)) for start in range(0, total, size))
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:

@@ -1,39 +1,52 @@
-"""Checkpoints on disk: what is in them, what identifies them. Imports torch only to handle tensors."""
+"""The files of a checkpoint: where they lie, which ones transformers, vLLM and the masked loader read alike, what their
+headers say, what identifies them. Needs torch only to read tensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from masters_ray.config import Engine
 from masters_ray.errors import CheckpointError
-from masters_ray.weight_files import headers, parameter_count, read_config, read_json, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "cache_bytes",
-    "check",
-    "digest",
-    "headers",
-    "locate",
-    "locate_locally",
-    "parameter_count",
-    "prompt_digest",
-    "tensors",
-    "tokenizer_identity",
-    "weight_files",
-]
-
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ALSO_READ = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+_PLAIN_NUMBERS = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
+"""Types of tensors that hold one number an entry; I64 and BOOL are tables of positions and masks."""
+_QUANTISED = ("quantization_config", "compression_config")
+_LFS = b"version https://git-lfs"
+_POINTER = "a pointer of git-lfs and not the file itself: run git lfs pull where it was cloned"
+_INSTEAD = {
+    "*.safetensors": f"without {_INDEX}. Download the index too, or rename a single file to {_SINGLE}.",
+    "*.gguf": "whose weights are quantised. Take the checkpoint that it was made of.",
+    "*.bin": "which runs code when it is read. Save the model again with transformers' save_pretrained.",
+}
+"""What may lie there in place of safetensors → what to do."""
+_AGAIN = "Download or export it again."
+_SHOWN = 3
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _CACHED_SEQUENCES = 2
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+class Entry(NamedTuple):
+    """What a header says of a tensor."""
+
+    dtype: str
+    """As safetensors has it: "F32", "BF16", "I32", …"""
+    shape: tuple[int, ...]
 
 
 def locate(checkpoint: str) -> Path:
@@ -42,8 +55,7 @@ def locate(checkpoint: str) -> Path:
 
     Raises CheckpointError when it is neither, and when the Hub does not deliver all of it.
     """
-    local = locate_locally(checkpoint)
-    if local is not None:
+    if (local := locate_locally(checkpoint)) is not None:
         return local
     from huggingface_hub import snapshot_download
 
@@ -82,18 +94,56 @@ def locate_locally(checkpoint: str) -> Path | None:
 
 def _lacking(folder: Path) -> list[str]:
     """The files that a checkpoint needs and that are not there; other programs download a few of a model's alone."""
-    index = folder / "model.safetensors.index.json"
-    weights = (
-        sorted(set((read_json(index).get("weight_map") or {}).values())) if index.is_file() else ["model.safetensors"]
-    )
-    found = [name for name in (*_NEEDED, *weights) if not (folder / name).is_file()]
-    return found if any((folder / name).is_file() for name in _PROCESSORS) else [*found, " or ".join(_PROCESSORS)]
+    return _lacking_beside_weights(folder) + [name for name in _names(folder) if not (folder / name).is_file()]
+
+
+def _lacking_beside_weights(folder: Path) -> list[str]:
+    lacking = [name for name in _NEEDED if not (folder / name).is_file()]
+    found = any((folder / name).is_file() for name in _PROCESSORS)
+    return lacking if found else [*lacking, " or ".join(_PROCESSORS)]
+
+
+def check(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint's files, a phrase each; reads headers, not weights."""
+    wrong = [f"no {name}" for name in _lacking_beside_weights(folder)]
+    for name in (*_NEEDED, *_PROCESSORS, *_ALSO_READ):
+        if (folder / name).is_file():
+            try:
+                content = read_json(folder / name)
+                if name == "config.json" and not (isinstance(content, dict) and content.get("model_type")):
+                    wrong.append("config.json names no model_type")
+            except CheckpointError as error:
+                wrong.append(str(error))
+    try:
+        headers(folder)
+    except CheckpointError as error:
+        wrong.append(str(error).removeprefix(f"{folder}: "))
+    return [one.rstrip(".") for one in wrong]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in the index's order. Raises CheckpointError when one is missing, and when
+    further files lie there that transformers or vLLM would read in place of these."""
+    names = _names(folder)
+    if fault := _fault(folder, names):
+        raise CheckpointError(f"{folder}: {fault}")
+    return [folder / name for name in names]
+
+
+def headers(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a checkpoint by its name. Raises CheckpointError when a file is not whole, or when the index
+    places a tensor elsewhere than it lies."""
+    held = {file.name: _header(file) for file in weight_files(folder)}
+    lie = {(name, file) for file, entries in held.items() for name in entries}
+    placed = set((_weight_map(folder) or dict.fromkeys(held[_SINGLE], _SINGLE)).items())
+    if wrong := sorted({name for name, _ in lie ^ placed}):
+        mixed = f"{_INDEX} and the files do not agree on {some(wrong)}: they are of different exports"
+        raise CheckpointError(f"{folder}: {mixed}. {_AGAIN}")
+    return {name: entry for entries in held.values() for name, entry in entries.items()}
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every (name, tensor) of a checkpoint, one file after the other, names sorted within a file."""
-    from safetensors import safe_open
-
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as content:
             for name in sorted(content.keys()):
@@ -107,6 +157,42 @@ def digest(folder: Path) -> str:
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
     return total.hexdigest()
+
+
+def prompt_digest(folder: Path) -> str:
+    """SHA-256 over the files that make a prompt of a question: tokenizer, chat template, processors."""
+    total = hashlib.sha256()
+    for name in (*_NEEDED[1:], *_PROCESSORS, "chat_template.jinja", "chat_template.json"):
+        file = folder / name
+        total.update(f"{name} {file.is_file()}".encode())
+        if file.is_file():
+            total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def parameter_count(folder: Path) -> int:
+    """Entries of all weights, read from the files' headers."""
+    return sum(math.prod(entry.shape) for entry in headers(folder).values())
+
+
+def vocabulary(folder: Path) -> int | None:
+    """Tokens that a checkpoint has rows for, padding included; None: it names neither head nor embeddings as usual."""
+    usual = ("lm_head.weight", "embed_tokens.weight", "tok_embeddings.weight")
+    return min((entry.shape[0] for name, entry in headers(folder).items() if name.endswith(usual)), default=None)
+
+
+def quantisation(folder: Path) -> str | None:
+    """How a checkpoint's weights are packed, in words; None when every entry is a number of its own. Packed are
+    matrices of AWQ and GPTQ (I32), bitsandbytes (U8, I8), FP8 (F8_E4M3), …"""
+    config = read_config(folder)
+    for section in (config, config.get("text_config") or {}):
+        for key in _QUANTISED:
+            if found := section.get(key):
+                method = found.get("quant_method") if isinstance(found, dict) else None
+                return f"{key} in config.json ({method or 'no method named'})"
+    matrices = {name: entry.dtype for name, entry in headers(folder).items() if len(entry.shape) >= 2}
+    packed = sorted(name for name, dtype in matrices.items() if dtype not in _PLAIN_NUMBERS)
+    return f"packed numbers in {some(packed)}" if packed else None
 
 
 def cache_bytes(folder: Path, engine: Engine) -> int:
@@ -123,37 +209,6 @@ def cache_bytes(folder: Path, engine: Engine) -> int:
     return max(2**26, _CACHED_SEQUENCES * engine.max_model_len * per_token)
 
 
-def prompt_digest(folder: Path) -> str:
-    """SHA-256 over the files that make a prompt of a question: tokenizer, chat template, processors."""
-    total = hashlib.sha256()
-    for name in (*_NEEDED[1:], *_PROCESSORS, "chat_template.jinja", "chat_template.json"):
-        file = folder / name
-        total.update(f"{name} {file.is_file()}".encode())
-        if file.is_file():
-            total.update(file.read_bytes())
-    return total.hexdigest()
-
-
-def check(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint's files, a phrase each; reads headers, not weights."""
-    wrong = [f"no {name}" for name in _NEEDED if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in _PROCESSORS):
-        wrong.append(f"no {' or '.join(_PROCESSORS)}")
-    for name in (*_NEEDED, *_PROCESSORS, *_ALSO_READ):
-        if (folder / name).is_file():
-            try:
-                content = read_json(folder / name)
-                if name == "config.json" and not (isinstance(content, dict) and content.get("model_type")):
-                    wrong.append("config.json names no model_type")
-            except CheckpointError as error:
-                wrong.append(str(error))
-    try:
-        headers(folder)
-    except (CheckpointError, ValueError, KeyError, OSError) as error:
-        wrong.append(str(error).removeprefix(f"{folder}: "))
-    return [one.rstrip(".") for one in wrong]
-
-
 def tokenizer_identity(folder: Path) -> dict[str, Any]:
     """What two tokenizers must share for their ids to mean the same: model, added tokens, pre-tokenizer, normalizer."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -166,3 +221,86 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
         "pre-tokenizer": content.get("pre_tokenizer"),
         "normalizer": content.get("normalizer"),
     }
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises CheckpointError when it is no mapping."""
+    content = read_json(folder / "config.json")
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{folder}: config.json is not JSON with a mapping. {_AGAIN}")
+    return content
+
+
+def read_json(file: Path) -> Any:
+    """Raises CheckpointError when it cannot be read, is no JSON, or stands for a file of git-lfs."""
+    try:
+        content = file.read_bytes()
+        if content.startswith(_LFS):
+            raise CheckpointError(f"{file.name} is {_POINTER}")
+        return json.loads(content)
+    except (OSError, ValueError) as error:
+        told = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else f"is not JSON ({error})"
+        raise CheckpointError(f"{file.name} {told}") from error
+
+
+def some(names: list[str]) -> str:
+    """Example: ``a.weight, b.weight, c.weight and 12 more``."""
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _names(folder: Path) -> list[str]:
+    """The weight files that there should be, in the index's order."""
+    return list(dict.fromkeys((_weight_map(folder) or {"": _SINGLE}).values()))
+
+
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """Tensor → file, as the index has it; None without an index."""
+    if not (folder / _INDEX).is_file():
+        return None
+    content = read_json(folder / _INDEX)
+    placed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+        raise CheckpointError(f"{_INDEX}: expected a weight_map of tensors to files, found none")
+    return placed
+
+
+def _fault(folder: Path, names: list[str]) -> str | None:
+    """Why the weights cannot be read, or what lies beside them that transformers or vLLM would read instead."""
+    if below := [name for name in names if "/" in name]:
+        return f"{_INDEX} places weights below ({below[0]}), where vLLM does not look. Move the files beside it."
+    if adapters := [name for name in _ADAPTERS if (folder / name).exists()]:
+        remedy = "Merge them (peft: merge_and_unload, save_pretrained) into a directory of its own, or move them."
+        return f"{' and '.join(adapters)}: low-rank adapters, which transformers would add to the model. {remedy}"
+    if missing := [folder / name for name in names if not (folder / name).is_file()]:
+        return f"expected weights in safetensors, found {_instead(folder, missing)}"
+    others = [file.name for file in sorted(folder.glob("*.safetensors")) if file.name not in names]
+    beside = _INDEX if (folder / _INDEX).is_file() else _SINGLE
+    if beside == _INDEX:  # nobody reads the other files then
+        others = [name for name in others if name == _SINGLE or name.startswith("consolidated")]
+    if others:
+        return f"{some(others)} beside {beside}: transformers and vLLM would not read the same files. Move it away."
+    return None
+
+
+def _instead(folder: Path, missing: list[Path]) -> str:
+    """What there is in place of the weights that are missing, with the remedy."""
+    if any(file.is_symlink() for file in missing):
+        return f"{missing[0].name} as a link to a file that is not there. Download it again."
+    for kind, remedy in _INSTEAD.items() if missing[0].name == _SINGLE else ():
+        for file in sorted(folder.glob(kind)):
+            return f"{file.name}, {remedy}"
+    return f"no {some([file.name for file in missing])}. {_AGAIN}"
+
+
+def _header(file: Path) -> dict[str, Entry]:
+    """Raises CheckpointError when the file is not whole."""
+    try:
+        with safe_open(file, framework="numpy") as content:
+            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - it is no mapping
+            return {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as content:
+            pointer = content.read(len(_LFS)) == _LFS
+        found = _POINTER if pointer else f"cut off where its header says more, or no safetensors file ({error})"
+        raise CheckpointError(f"{file.name} is {found}") from error

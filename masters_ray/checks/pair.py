@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masters_ray import weight_files, weights
+from masters_ray import weights
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.engines import reserved
 from masters_ray.errors import Complaint
@@ -38,7 +38,7 @@ def student(context: CheckContext) -> Findings:
     """The student's weights can be trained, and the parts frozen that conf names."""
     if (folder := context.folders.get("student")) is None:
         return
-    learner, content = context.config.learner, weight_files.read_config(folder)
+    learner, content = context.config.learner, weights.read_config(folder)
     tied = content.get("tie_word_embeddings", content.get("text_config", {}).get("tie_word_embeddings", False))
     if tied and not learner.lora.rank and len({"embeddings", "lm_head"} & set(learner.frozen)) == 1:
         expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
@@ -53,7 +53,7 @@ def teachers(context: CheckContext) -> Findings:
         if (folder := context.folders.get(name)) is None:
             continue
         yield from _masked(context, number, name, folder)
-        top_k, vocabulary = context.config.of_teacher(number).teacher.top_k, weight_files.vocabulary(folder)
+        top_k, vocabulary = context.config.of_teacher(number).teacher.top_k, weights.vocabulary(folder)
         if vocabulary is not None and top_k > vocabulary:
             expected = f"at most the vocabulary's {vocabulary}"
             yield Complaint(f"{name}.top_k", expected, str(top_k), "50 keeps nearly all of the mass.")
@@ -83,7 +83,7 @@ def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Find
     if complaints := list(_quantised(name, "masked", folder)):
         yield from complaints
         return
-    held = weight_files.headers(folder)
+    held = weights.headers(folder)
     parts = {part for part, chosen in vars(one.teacher.mask).items() if chosen}
     if not any(matrices_in(weight, entry.shape) for weight, entry in held.items() if part_of(weight) in parts):
         expected = f"matrices of {' or '.join(sorted(parts)) or 'some part'} in {folder}"
@@ -98,7 +98,7 @@ def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Find
 
 
 def _quantised(name: str, to_be: str, folder: Path) -> Findings:
-    if packed := weight_files.quantisation(folder):
+    if packed := weights.quantisation(folder):
         expected = f"weights that can be {to_be}: float32, float16 or bfloat16"
         remedy = "Take the checkpoint that it was made of; a teacher whose ratios are all 0 may be quantised."
         yield Complaint(f"{name}.checkpoint", expected, f"{folder}, which is quantised: {packed}", remedy)

@@ -14,7 +14,7 @@ from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, Complaint
 from masters_ray.prompts import ground_truth, question_messages
 from masters_ray.records import Problem
-from masters_ray.weight_files import read_config
+from masters_ray.weights import read_config
 
 if TYPE_CHECKING:
     from masters_ray.engines.chat import Chat

@@ -23,8 +23,7 @@ from masters_ray.masks import MaskReport, masked
 from masters_ray.packing import PackedBatch, PromptTensors
 from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter, without_numbers
 from masters_ray.prompts import Message
-from masters_ray.weight_files import quantisation, read_config, some
-from masters_ray.weights import tensors
+from masters_ray.weights import quantisation, read_config, some, tensors
 
 _PACKED = "masters_packed"
 

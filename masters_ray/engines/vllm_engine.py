@@ -83,9 +83,8 @@ class VllmEngine:
 
         self._folder = folder
         self._parts = None if mask is None else mask.parts
-        self._ratio = None if mask is None else mask.ratio
-        """At which the weights are masked; None while others are loaded."""
         self._report: MaskReport | None = None
+        """Of the masked weights in place; None: not asked for yet, or others are being loaded."""
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0)
         self._vocabulary = vocabulary
@@ -117,7 +116,7 @@ class VllmEngine:
 
     def sleep(self) -> None:
         """Give up the GPUs' memory, if the engine was told that it sleeps: weights move to the CPU's, the KV cache is
-        dropped. Whatever is asked next wakes it. Raises ReplicaLostError when the engine broke."""
+        dropped. Whatever is asked next wakes it. Raises ReplicaLostError when it does not fall asleep."""
         if self._sleeps:
             try:
                 self.loop.sleep()
@@ -133,12 +132,9 @@ class VllmEngine:
         if self._parts is None:
             raise ReplicaError(f"{self._folder}: this engine was started without a mask")
         with self._masking:
-            if ratio != self._ratio:
-                self._ratio = self._report = None
-                self._workers("load_masked", str(self._folder), ratio, self._parts, renews=True)
-                self._ratio = ratio
-            if self._report is None:
-                self._report = MaskReport(**self._agreed("mask_report"))
+            if self._report is None or self._report.ratio != ratio:
+                self._report = None
+                self._report = MaskReport(**self._agreed("masked_at", str(self._folder), ratio, self._parts))
             return self._report
 
     def load(self, invitation: Invitation) -> dict[str, str]:
@@ -150,7 +146,7 @@ class VllmEngine:
         ReplicaError when the workers of a tensor-parallel group disagree.
         """
         try:
-            return self._agreed("load_student", dataclasses.asdict(invitation), renews=True)
+            return self._agreed("load_student", dataclasses.asdict(invitation))
         except ReplicaError:
             raise
         except Exception as error:
@@ -158,9 +154,18 @@ class VllmEngine:
                 f"{self._folder}: the student's weights were not taken in ({type(error).__name__}: {error})"
             ) from error
 
-    def _agreed(self, method: str, *arguments: Any, renews: bool = False) -> dict[str, Any]:
-        """What all workers of the engine answer alike. Raises ReplicaError when their answers differ."""
-        answers = self._workers(method, *arguments, renews=renews)
+    def _agreed(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """What all workers answer alike to a call of their ``method``, which loads weights, while the engine has no
+        request; what was computed with the old ones is dropped. Raises ReplicaError when their answers differ."""
+
+        def call(llm: Any) -> list[dict[str, Any]]:
+            answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
+            llm.reset_prefix_cache()
+            llm.llm_engine.reset_mm_cache()
+            llm.llm_engine.reset_encoder_cache()
+            return answers
+
+        answers = self.loop.alone(call)
         for key in sorted(set().union(*answers)):
             said = [one.get(key) for one in answers]
             if any(one != said[0] for one in said):
@@ -168,20 +173,6 @@ class VllmEngine:
                     f"workers of one engine hold different weights of {self._folder}: {method} has {key} {said}"
                 )
         return answers[0]
-
-    def _workers(self, method: str, *arguments: Any, renews: bool = False) -> list[dict[str, Any]]:
-        """What each worker answers to a call of its ``method`` while the engine has no request; renews: what was
-        computed with the old weights is dropped then."""
-
-        def call(llm: Any) -> list[dict[str, Any]]:
-            answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
-            if renews:
-                llm.reset_prefix_cache()
-                llm.llm_engine.reset_mm_cache()
-                llm.llm_engine.reset_encoder_cache()
-            return answers
-
-        return self.loop.alone(call)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
@@ -223,20 +214,20 @@ class VllmEngine:
             for index, answer in enumerate(answers)
             if rows is not None and max(answer) >= rows
         }
-        wanted = [index for index in range(len(answers)) if index not in found]
-        for cached in (True, False):
+        left = [index for index in range(len(answers)) if index not in found]
+        for uncached in (False, True):
             parameters = SamplingParams(
                 max_tokens=1,
                 temperature=0.0,
                 prompt_logprobs=top_k,
                 flat_logprobs=True,
                 detokenize=False,
-                skip_reading_prefix_cache=not cached,
+                skip_reading_prefix_cache=uncached,
             )
-            asked = [index for index in wanted if not isinstance(found.get(index), Scored)]
-            outputs = self.loop.ask([(_request(prompts[index], answers[index]), parameters) for index in asked])
-            for index, output in zip(asked, outputs, strict=True):
+            outputs = self.loop.ask([(_request(prompts[index], answers[index]), parameters) for index in left])
+            for index, output in zip(left, outputs, strict=True):
                 found[index] = output if isinstance(output, Refused) else _asked(output, answers[index], top_k)
+            left = [index for index in left if isinstance(found[index], Refused)]
         return [found[index] for index in range(len(answers))]
 
 

@@ -28,8 +28,6 @@ class EngineLoop:
         """build: makes the vLLM LLM, on the loop's thread. Raises what it raises."""
         self._inbox: queue.SimpleQueue[tuple[Callable[[Any], None], list[Future[Any]]]] = queue.SimpleQueue()
         """What the thread has to do with the engine, and what is waited for."""
-        self._begun: list[Future[Any]] = []
-        """Outcomes of what the thread takes in at present and has not put under way."""
         self._under_way: dict[str, Future[Any]] = {}
         self._numbers = itertools.count()
         self._asleep = False
@@ -66,27 +64,23 @@ class EngineLoop:
             built.set_exception(error)
             return
         built.set_result(None)
+        taken: list[Future[Any]] = []
         try:
             while True:
-                self._turn(llm)
+                while not self._under_way or not self._inbox.empty():
+                    begin, taken = self._inbox.get()
+                    begin(llm)
+                self._step(llm)
         except BaseException as error:  # noqa: BLE001 - handed to every caller
             broken = error
-        waiting = [*self._begun, *self._under_way.values()]
+        taken += self._under_way.values()
         while True:
-            for outcome in waiting:
+            for outcome in taken:
                 if not outcome.done():
                     lost = ReplicaLostError(f"the engine broke: {type(broken).__name__}: {broken}")
                     lost.__cause__ = broken
                     outcome.set_exception(lost)
-            _, waiting = self._inbox.get()
-
-    def _turn(self, llm: Any) -> None:
-        """Take in what has come; one step of the engine if it has anything to do."""
-        while not self._under_way or not self._inbox.empty():
-            begin, self._begun = self._inbox.get()
-            begin(llm)
-            self._begun = []
-        self._step(llm)
+            _, taken = self._inbox.get()
 
     def _add(self, requests: Sequence[tuple[Any, Any]], outcomes: Sequence[Future[Any]], llm: Any) -> None:
         from vllm.exceptions import VLLMValidationError

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import LoadConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.platforms import current_platform
 from vllm.utils.nccl import unpinned_nccl_env
 
 from masters_ray.config import Part
-from masters_ray.engines.vllm_head import renew_head
 from masters_ray.masks import MaskReport, masked
 from masters_ray.weight_sync.stream import Invitation, received
 from masters_ray.weight_sync.student_weights import tensor_digest
@@ -58,15 +59,16 @@ class InPlaceLoading:
     rank: int
     device: torch.device
 
-    def mask_report(self) -> dict[str, Any]:
-        """The fields of the MaskReport of the weights in place."""
-        return dataclasses.asdict(self.model_runner.get_model().mask_report)
-
-    def load_masked(self, checkpoint: str, ratio: float, parts: list[Part]) -> None:
-        """Load ``checkpoint`` again, in place, the matrices of ``parts`` masked at ``ratio``."""
-        reports: list[MaskReport] = []
-        self._reload(masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports))
-        self.model_runner.get_model().mask_report = reports[0]
+    def masked_at(self, checkpoint: str, ratio: float, parts: list[Part]) -> dict[str, Any]:
+        """Have the weights be those of ``checkpoint``, the matrices of ``parts`` masked at ``ratio``: loaded again, in
+        place, unless they are already. Returns the MaskReport's fields."""
+        model = self.model_runner.get_model()
+        if model.mask_report is None or model.mask_report.ratio != ratio:
+            model.mask_report = None  # what is half loaded is not taken for whole
+            reports: list[MaskReport] = []
+            self._reload(masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports))
+            model.mask_report = reports[0]
+        return dataclasses.asdict(model.mask_report)
 
     def load_student(self, invitation: dict[str, Any]) -> dict[str, str]:
         """Load in place the tensors, all of a checkpoint's, that a TensorStream sends. invitation: an Invitation's
@@ -85,4 +87,9 @@ class InPlaceLoading:
 
     def _reload(self, stream: Iterator[tuple[str, Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=stream)
-        renew_head(self.model_runner.get_model())
+        if current_platform.is_cpu():
+            # On CPU the head multiplies by a packed copy of its weights. A head that is tied to the embeddings is in
+            # no checkpoint, so that loading in place renews the embeddings and leaves the copy as it was.
+            for module in self.model_runner.get_model().modules():
+                if isinstance(module, ParallelLMHead):
+                    module.quant_method.process_weights_after_loading(module)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from masters_ray import weight_files, weights
+from masters_ray import weights
 from masters_ray.data import BadPictureError, decode
 from masters_ray.engines import hf
 from masters_ray.engines.chat import Chat
@@ -25,7 +25,7 @@ class ReplicaModel:
         folder = weights.locate(spec.checkpoint)
         hf.superfluous(folder)  # vLLM fuses matrices, and does not miss one of them
         self.chat = Chat(folder)
-        engine, vocabulary = spec.engine, weight_files.vocabulary(folder)
+        engine, vocabulary = spec.engine, weights.vocabulary(folder)
         known = max(self.chat.tokenizer.get_vocab().values()) + 1
         # Rows without a token, or without one that all models of the run have.
         padding = range(known if spec.common is None else min(known, spec.common), vocabulary or 0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from masters_ray import weight_files, weights
+from masters_ray import weights
 from masters_ray.config import Config, Engine
 from masters_ray.engines import reserved
 from masters_ray.engines.vllm_engine import Mask
@@ -56,7 +56,7 @@ def specs(
     """What these processes load with the configuration's first teacher. ratio: of its mask; student: the one that
     writes, default: as before training."""
     theirs, ours = (weights.locate(one.checkpoint) for one in (config.teacher, config.student))
-    widths = [width for folder in (theirs, ours) if (width := weight_files.vocabulary(folder)) is not None]
+    widths = [width for folder in (theirs, ours) if (width := weights.vocabulary(folder)) is not None]
     # What a model must not write because it means something to the other one: the placeholders of both; and a teacher
     # what ends its answers and not the student's, which would learn a foreign end.
     placeholders = reserved.placeholder_ids(theirs) | reserved.placeholder_ids(ours)

@@ -45,23 +45,12 @@ def decode(gaps: np.ndarray, roots: np.ndarray, left_out_roots: np.ndarray) -> T
     for start in range(0, tokens, _BLOCK):
         part = slice(start, start + _BLOCK)
         np.cumsum(gaps[part], axis=-1, out=top_ids[part])
-        rest, total = _squares(roots[part], left_out_roots[part])
+        wide, rest = roots[part].astype(np.float32), np.square(left_out_roots[part], dtype=np.float32)
+        total = np.einsum("tk,tk->t", wide, wide) + rest
         np.take(_LOG, roots[part], mode="clip", out=top_logprobs[part])
         top_logprobs[part] -= np.log(total)[:, None]
         left_out[part] = rest / total
     return TokenScores(top_ids=top_ids, top_logprobs=top_logprobs, left_out=left_out)
-
-
-def left_out(roots: np.ndarray, left_out_roots: np.ndarray) -> np.ndarray:
-    """The left-out mass of each token, float32 [T], as ``decode`` gives it. roots: [T, k]."""
-    rest, total = _squares(roots, left_out_roots)
-    return rest / total
-
-
-def _squares(roots: np.ndarray, left_out_roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(square of the left-out root, sum of all squares) of each token."""
-    wide, rest = roots.astype(np.float32), np.square(left_out_roots, dtype=np.float32)
-    return rest, np.einsum("tk,tk->t", wide, wide) + rest
 
 
 def _roots(probabilities: np.ndarray) -> np.ndarray:

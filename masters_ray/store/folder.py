@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 from pyarrow import fs
 
-from masters_ray.errors import DamagedError, StoreError, masked
+from masters_ray.errors import DamagedError, StoreError, masked, writing
+from masters_ray.files import HALF_WRITTEN, write_bytes
 
-_LEFTOVER = ".tmp"
 DAMAGED = ".damaged"
 """How the names of files end that were set aside; nothing lists them."""
 
@@ -22,8 +23,7 @@ class Folder:
 
     ``where`` is a path, or an address that pyarrow's file systems know: ``s3://bucket/…``, ``gs://bucket/…``,
     ``file:///…``; keys and regions come from the environment, as for all programs that use these. An object store
-    shows an object only when all of it has arrived; on a disk a file is written under another name, flushed to the
-    device and renamed.
+    shows an object only when all of it has arrived; ``files.write_bytes`` does the same on a disk.
 
     Every method raises StoreError, which names the file, when the place refuses what is asked.
     """
@@ -55,18 +55,18 @@ class Folder:
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
-        if self.on_disk:
-            return Path(self.path(name)).is_file()
         return bool(self._ask("read", name, self.filesystem.get_file_info, self.path(name)).is_file)
 
     def names(self, beginning: str = "") -> list[str]:
         """Files whose name begins so, sorted; none when the directory is not there."""
         found = [name for name, is_file in self._entries() if is_file]
-        return sorted(name for name in found if name.startswith(beginning) and not name.endswith((_LEFTOVER, DAMAGED)))
+        return sorted(
+            name for name in found if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))
+        )
 
-    def folders(self) -> list[str]:
-        """Directories in it, sorted."""
-        return sorted(name for name, is_file in self._entries() if not is_file)
+    def folders(self, beginning: str = "") -> list[str]:
+        """Directories in it whose name begins so, sorted."""
+        return sorted(name for name, is_file in self._entries() if not is_file and name.startswith(beginning))
 
     def read(self, name: str) -> bytes:
         """A file's content."""
@@ -75,34 +75,34 @@ class Folder:
 
     def read_object(self, name: str) -> dict[str, Any]:
         """A JSON file's content. Raises DamagedError when it is no JSON object."""
-        try:
-            found = json.loads(self.read(name))
-        except ValueError as error:
-            raise DamagedError(f"{self / name}: not as it was written: not JSON ({error})") from error
-        if not isinstance(found, dict):
-            raise DamagedError(f"{self / name}: not as it was written: it is no JSON object")
-        return found
+        content = self.read(name)
+        with undamaged(self / name):
+            found = json.loads(content)
+            if not isinstance(found, dict):
+                raise TypeError("it is no JSON object")
+            return found
 
     def open(self, name: str) -> Any:
         """A file for reading at any place."""
-        opener = pa.OSFile if self.on_disk else self.filesystem.open_input_file
-        return self._ask("read", name, opener, self.path(name))
+        return self._ask("read", name, self.filesystem.open_input_file, self.path(name))
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """A whole file, in place of one of the same name."""
-        self._ask("written", name, self._put, self.path(name), content)
+        if self.on_disk:
+            write_bytes(Path(self.path(name)), content)
+            return
+        with writing(self / name), self.filesystem.open_output_stream(self.path(name)) as stream:
+            stream.write(content)
 
     def remove(self, name: str) -> None:
         """Delete a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
-    def move(self, name: str, into: Folder, new_name: str = "") -> str:
-        """Put a file into a directory of the same file system, by default under the name that it has; returns its
-        name there."""
+    def move(self, name: str, into: Folder, new_name: str = "") -> None:
+        """Put a file into a directory of the same file system, by default under the name that it has."""
         if into is not self:
             into._ask("made", "", self.filesystem.create_dir, into._path)
         self._ask("moved", name, self.filesystem.move, self.path(name), into.path(new_name or name))
-        return new_name or name
 
     def remove_folder(self, name: str) -> None:
         """Delete a directory with all that is in it."""
@@ -115,25 +115,15 @@ class Folder:
 
     def clear(self) -> None:
         """Remove what a killed writer left half-written."""
-        if self.on_disk:
-            for leftover in Path(self._path).glob(f"*{_LEFTOVER}"):
-                leftover.unlink()
-
-    def _put(self, path: str, content: bytes | pa.Buffer) -> None:
-        if not self.on_disk:
-            with self.filesystem.open_output_stream(path) as stream:
-                stream.write(content)
-            return
-        Path(self._path).mkdir(parents=True, exist_ok=True)
-        with Path(path + _LEFTOVER).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(path + _LEFTOVER).replace(path)
+        for name, _ in self._entries():
+            if name.endswith(HALF_WRITTEN):
+                self.remove(name)
 
     def _entries(self) -> list[tuple[str, bool]]:
         """(name, whether it is a file) of all that is in it."""
-        if self.on_disk:
+        if (
+            self.on_disk
+        ):  # not by pyarrow, whose threads for this now and then abort a process that ends right afterwards
             place = Path(self._path)
             entries = self._ask("listed", "", lambda: list(place.iterdir())) if place.is_dir() else []
             return [(one.name, one.is_file()) for one in entries]
@@ -142,13 +132,18 @@ class Folder:
         return [(one.base_name, one.is_file) for one in found]
 
     def _ask(self, done: str, name: str, ask: Any, *arguments: Any) -> Any:
-        try:
+        with writing(self / name if name else self, done=done):
             return ask(*arguments)
-        except OSError as error:
-            raise StoreError(
-                f"{self / name if name else self}: cannot be {done} ({error}). Make room or mend the directory, and "
-                "call again: what is stored stays."
-            ) from error
+
+
+@contextmanager
+def undamaged(where: object) -> Iterator[None]:
+    """What parsers raise inside the block becomes a DamagedError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DamagedError(f"{where}: not as it was written ({told})") from error
 
 
 Where: TypeAlias = str | Path | Folder

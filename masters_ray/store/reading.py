@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +14,7 @@ from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
 from masters_ray.records import JudgedText, RolloutGroup
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.rows import JUDGED, SCHEMA, groups, judged_texts
+from masters_ray.store.rows import SCHEMA, groups
 from masters_ray.store.shards import MANIFEST, SHARD, read_accounts, read_manifest, read_rows
 
 if TYPE_CHECKING:
@@ -67,23 +67,20 @@ def read_shard(folder: Where, name: str) -> pa.Table:
 
 
 def read_judged(folder: Where) -> Iterator[JudgedText]:
-    """The answers of a store, finished or not, the latest shard first; scores are not read. A damaged shard is said and
-    passed over."""
-    opened = Folder(folder)
-    for name in reversed(opened.names(SHARD)):
-        try:
-            with opened.open(name) as file:
-                rows = read_rows(file, opened / name, JUDGED)
-        except DamagedError as error:
-            say(f"{error}: its verdicts are asked again")
-            continue
-        yield from judged_texts(rows)
-
-
-class _Place(NamedTuple):
-    folder: Folder
-    shard: str
-    position: int
+    """The answers of a finished store as their judge saw them."""
+    for row in read(folder):
+        asked = {name: getattr(row.problem, name) for name in ("kind", "question", "label", "choices")}
+        for one in (answer.judged for answer in row.answers):
+            assert one.accuracy is not None  # no other is stored
+            yield JudgedText(
+                **asked,
+                position=row.position,
+                source=one.answer.source,
+                text=one.answer.text,
+                accuracy=one.accuracy,
+                verdict=one.verdict,
+                reasoning=one.reasoning,
+            )
 
 
 class Lookup:
@@ -93,7 +90,7 @@ class Lookup:
     def __init__(self, folders: Iterable[Where]) -> None:
         """Reads the accounts only. What a damaged shard holds is not found; the person who waits is told."""
         self._places = {
-            digest: _Place(folder, name, position)
+            digest: (folder, name, position)
             for folder in map(Folder, folders)
             for name, account in read_accounts(folder, on_damage=_told).items()
             for position, digest in account.asked.items()
@@ -110,21 +107,18 @@ class Lookup:
         """The rows of those of the questions that have one, a table of one row each."""
         found = {}
         for digest in digests:
-            if (place := self._places.get(digest)) is not None:
+            if digest in self._places:
+                folder, name, position = self._places[digest]
                 try:
-                    found[digest] = self._row(place)
+                    with self._lock:
+                        shard = self._held(folder, name)
+                    if (index := pc.index(shard["position"], position).as_py()) < 0:
+                        raise DamagedError(f"{folder / name}: no row at position {position}")
+                    found[digest] = shard.slice(index, 1)
                 except DamagedError as error:
                     _told(error)
-                    self._places = {key: one for key, one in self._places.items() if one[:2] != place[:2]}
+                    self._places = {key: one for key, one in self._places.items() if one[:2] != (folder, name)}
         return found
-
-    def _row(self, place: _Place) -> pa.Table:
-        with self._lock:
-            shard = self._held(place.folder, place.shard)
-        index = pc.index(shard["position"], place.position).as_py()
-        if index < 0:
-            raise DamagedError(f"{place.folder / place.shard}: no row at position {place.position}")
-        return shard.slice(index, 1)
 
 
 def _told(error: DamagedError) -> None:

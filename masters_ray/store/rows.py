@@ -15,7 +15,6 @@ from masters_ray.errors import StoreError
 from masters_ray.records import (
     Answer,
     JudgedAnswer,
-    JudgedText,
     Picture,
     Problem,
     RolloutGroup,
@@ -78,6 +77,7 @@ SCHEMA = pa.schema(
     ]
 )
 _ANSWERS = SCHEMA.get_field_index("answers")
+_TOP = ("top_gaps", "top_roots", "left_out_roots")
 _NONE = -1
 """In place of None."""
 OWN = "own_logprobs"
@@ -121,13 +121,13 @@ def top_scores(scores: Sequence[TokenScores]) -> Ragged:
         raise StoreError(f"scores to store: expected one k, found {sorted(widths)}")
     names = ("top_ids", "top_logprobs", "left_out")
     together = TokenScores(**{name: np.concatenate([getattr(one, name) for one in scores]) for name in names})
-    columns = dict(zip(("top_gaps", "top_roots", "left_out_roots"), codec.encode(together), strict=True))
+    columns = dict(zip(_TOP, codec.encode(together), strict=True))
     return Ragged(lengths=_lengths([one.left_out for one in scores]), columns=columns)
 
 
 def left_out(top: Ragged) -> float:
     """The teacher's mass outside the top k, summed over the tokens of ``top_scores``."""
-    return float(codec.left_out(top.columns["top_roots"], top.columns["left_out_roots"]).sum())
+    return float(codec.decode(*(top.columns[name] for name in _TOP)).left_out.sum())
 
 
 def own_logprobs(logprobs: Sequence[np.ndarray]) -> Ragged:
@@ -206,26 +206,11 @@ def groups(table: pa.Table) -> list[RolloutGroup]:
 
 def scores(answers: pa.StructArray) -> TokenScores:
     """The teacher's scores of all tokens of some stored answers, one answer after the other."""
-    return codec.decode(*(_numbers(answers, name) for name in ("top_gaps", "top_roots", "left_out_roots")))
+    return codec.decode(*(_numbers(answers, name) for name in _TOP))
 
 
-_ASKED = ("position", "kind", "question", "label", "choices")
-_SAID = ("source", "text", "accuracy", "verdict", "reasoning")
-JUDGED = (*_ASKED, *(f"answers.list.element.{name}" for name in _SAID))
-"""The columns of a file that ``judged_texts`` needs."""
-
-
-def judged_texts(table: pa.Table) -> list[JudgedText]:
-    """The answers in a table with the columns JUDGED, row after row."""
-    return [
-        JudgedText(
-            **{name: row[name] for name in _ASKED}
-            | {name: answer[name] for name in _SAID}
-            | {"choices": tuple(row["choices"]), "reasoning": _from_stored(answer["reasoning"])}
-        )
-        for row in table.to_pylist()
-        for answer in row["answers"]
-    ]
+def _numbers(answers: pa.StructArray, name: str) -> np.ndarray:
+    return answers.field(name).flatten().to_numpy()
 
 
 def sequence_tokens(table: pa.Table) -> list[int]:
@@ -272,10 +257,6 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
     if start != len(teacher.left_out) or start != len(reference):
         raise StoreError(f"stored answers: {start} tokens, but scores of {len(teacher.left_out)}")
     return found
-
-
-def _numbers(answers: pa.StructArray, name: str) -> np.ndarray:
-    return answers.field(name).flatten().to_numpy()
 
 
 def _to_stored(value: int | None) -> int:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
 from masters_ray.records import Rejected
-from masters_ray.store.folder import DAMAGED, Folder, Where
-from masters_ray.store.rows import PARQUET
+from masters_ray.store.folder import DAMAGED, Folder, Where, undamaged
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
@@ -102,8 +101,9 @@ def read_key(folder: Where) -> dict[str, Any]:
     """What the rows of a store are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)
     if not opened.has(KEY):
-        finished = opened.has(MANIFEST)
-        told = f" beside {MANIFEST}: the command that made the store mends it" if finished else ", so no store"
+        told = (
+            f" beside {MANIFEST}: the command that made the store mends it" if opened.has(MANIFEST) else ", so no store"
+        )
         raise StoreError(f"{folder}: no {KEY}{told}. A run's stores are in its rollouts/stage-N.")
     return opened.read_object(KEY)
 
@@ -115,10 +115,10 @@ def read_manifest(folder: Where) -> Manifest | None:
     if not opened.has(MANIFEST):
         return None
     content = opened.read_object(MANIFEST)
-    if content.get("format", FORMAT) != FORMAT:
+    if (found := content.get("format", FORMAT)) != FORMAT:
         raise StoreError(
-            f"{opened / MANIFEST}: expected format {FORMAT}, found {content['format']}: another version of this "
-            "program wrote it. Use that, or choose another run.dir."
+            f"{opened / MANIFEST}: expected format {FORMAT}, found {found}: another version of this program wrote it. "
+            "Use that, or choose another run.dir."
         )
     if content.pop("digest", "") != digest_of(content):
         raise DamagedError(f"{opened / MANIFEST}: changed after it was written")
@@ -126,26 +126,17 @@ def read_manifest(folder: Where) -> Manifest | None:
     return Manifest(**content)
 
 
-def shard_bytes(rows: pa.Table, account: Account, key: str) -> pa.Buffer:
-    """A shard's file. key: digest of the store's key."""
-    file = pa.BufferOutputStream()
-    metadata = {b"account": json.dumps(asdict(account)), b"key": key}
-    pq.write_table(rows.replace_schema_metadata(metadata), file, **PARQUET)
-    return file.getvalue()
-
-
-def read_rows(file: Any, where: object, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a shard, or these columns of it. Raises DamagedError when a byte of the table is not as it was
-    written."""
-    with _undamaged(where):
+def read_rows(file: Any, where: Folder) -> pa.Table:
+    """The table in a shard. Raises DamagedError when a byte of it is not as it was written."""
+    with undamaged(where):
         # Without Arrow's threads: a process that ends while they do is aborted now and then, and a shard is small.
-        return pq.ParquetFile(file, page_checksum_verification=True).read(columns, use_threads=False)
+        return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
 
 
 def account_in(file: Any, where: Folder) -> tuple[Account, str]:
     """The account of a shard, and the digest of the key that its rows were made by. Raises DamagedError when they
     cannot be read, or are not those of the file's rows and name."""
-    with _undamaged(where):
+    with undamaged(where):
         found = pq.read_metadata(file)
         content = json.loads(found.metadata[b"account"])
         account = Account(
@@ -153,19 +144,9 @@ def account_in(file: Any, where: Folder) -> tuple[Account, str]:
             rejected={int(position): Rejected(**one) for position, one in content["rejected"].items()},
             noted=content["noted"],
         )
-        key = found.metadata[b"key"].decode()
-    if found.num_rows != account.rows or not str(where).endswith(f"/{account.name}"):
-        raise DamagedError(f"{where}: {found.num_rows} rows and an account of {account.rows} in {account.name}")
-    return account, key
-
-
-@contextmanager
-def _undamaged(where: object) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise DamagedError(f"{where}: a damaged shard ({told})") from error
+        if found.num_rows != account.rows or not str(where).endswith(f"/{account.name}"):
+            raise ValueError(f"{found.num_rows} rows and an account of {account.rows} in {account.name}")
+        return account, found.metadata[b"key"].decode()
 
 
 def read_accounts(
@@ -173,13 +154,20 @@ def read_accounts(
 ) -> dict[str, Account]:
     """Shard → account, in the order of their first positions. within: of the shards that begin at one of these
     positions. on_damage: told of shards that are damaged, which are left out. Raises DamagedError without it."""
+    return {name: account for name, (account, _) in footers(folder, within, on_damage).items()}
+
+
+def footers(
+    folder: Where, within: range | None, on_damage: Callable[[DamagedError], None] | None
+) -> dict[str, tuple[Account, str]]:
+    """``read_accounts`` with what ``account_in`` says of each shard."""
     opened = Folder(folder)
     names = [name for name in opened.names(SHARD) if within is None or first_position(name) in within]
 
-    def read(name: str) -> Account | None:
+    def read(name: str) -> tuple[Account, str] | None:
         try:
             with opened.open(name) as file:
-                return account_in(file, opened / name)[0]
+                return account_in(file, opened / name)
         except DamagedError as error:
             if on_damage is None:
                 raise
@@ -187,8 +175,7 @@ def read_accounts(
             return None
 
     with ThreadPoolExecutor(1 if opened.on_disk else _READ_AT_ONCE) as threads:
-        found = zip(names, threads.map(read, names), strict=True)
-        return {name: account for name, account in found if account is not None}
+        return {name: found for name, found in zip(names, threads.map(read, names), strict=True) if found is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,33 +202,33 @@ def survey(folder: Where) -> Survey:
         except DamagedError as error:
             found.broken[name] = str(error)
 
-    manifest = key = None
+    manifest = key = listed = None
     with noting(MANIFEST):
-        manifest = read_manifest(opened)
+        if (manifest := read_manifest(opened)) is not None:
+            listed = {shard["name"]: shard["sha256"] for shard in manifest.shards}
     with noting(KEY):
         key = digest_of(read_key(opened)) if opened.has(KEY) else None
     if manifest is not None and key != manifest.key:
         key = manifest.key
         found.broken.setdefault(KEY, f"{opened / KEY}: not the key that the rows were made by")
-    listed = None if manifest is None else {shard["name"]: shard["sha256"] for shard in manifest.shards}
     taken = set[int]()
     for name in opened.names(SHARD):
         with noting(name):
-            content = opened.read(name)
+            where, content = opened / name, opened.read(name)
             digest = hashlib.sha256(content).hexdigest()
             if listed is not None and (expected := listed.pop(name, "")) != digest:
                 told = "other bytes than the manifest says" if expected else "not in the manifest"
-                raise DamagedError(f"{opened / name}: {told}")
-            account, made_by = account_in(pa.BufferReader(content), opened / name)
+                raise DamagedError(f"{where}: {told}")
+            account, made_by = account_in(pa.BufferReader(content), where)
             if key not in (None, made_by):
-                raise DamagedError(
-                    f"{opened / name}: made by another recipe than that of key.json, or in another store"
-                )
+                raise DamagedError(f"{where}: made by another recipe than that of key.json, or in another store")
             if listed is None:
-                _compare(account, read_rows(pa.BufferReader(content), opened / name), opened / name)
+                rows = read_rows(pa.BufferReader(content), where)
+                if sorted(rows["position"].to_pylist()) != sorted(account.asked.keys() - account.rejected.keys()):
+                    raise DamagedError(f"{where}: its rows are not those of its account")
             if twice := taken & account.asked.keys():
                 raise DamagedError(
-                    f"{opened / name}: holds questions that another shard holds too, position {min(twice)} first"
+                    f"{where}: holds questions that another shard holds too, position {min(twice)} first"
                 )
             found.accounts[name], found.digests[name] = account, digest
             taken |= account.asked.keys()
@@ -249,16 +236,14 @@ def survey(folder: Where) -> Survey:
     return found
 
 
-def _compare(account: Account, rows: pa.Table, where: Folder) -> None:
-    if sorted(rows["position"].to_pylist()) != sorted(account.asked.keys() - account.rejected.keys()):
-        raise DamagedError(f"{where}: its rows are not those of its account")
-
-
 def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
     """Rename what a survey found broken, so that it is made again. Raises StoreError when that cannot be done."""
     opened = Folder(folder)
     for name in sorted(broken.keys() - {KEY}):  # a writer, who knows what the key must be, writes it over
-        kept = f"; what is there is kept as {opened.move(name, opened, name + DAMAGED)}" if opened.has(name) else ""
+        kept = ""
+        if opened.has(name):
+            opened.move(name, opened, name + DAMAGED)
+            kept = f"; what is there is kept as {name}{DAMAGED}"
         say(f"{broken[name]}. It is made again{kept}")
 
 

@@ -112,7 +112,7 @@ def tear(folder: Path, shard: Path) -> None:
     """A shard whose end is missing is named, and made again once it is deleted."""
     shard.write_bytes(shard.read_bytes()[:-100])
     told = refused(folder)
-    assert f"{shard.name}: a damaged shard" in told
+    assert f"{shard.name}: not as it was written" in told
     assert "Delete it to make its rows again" in told
     shard.unlink()
 
@@ -124,7 +124,7 @@ def overwrite_bytes(folder: Path, shard: Path, dice: random.Random) -> None:
     content[start : start + 64] = bytes(64)
     shard.write_bytes(content)
     told = refused(folder)
-    assert f"{shard.name}: a damaged shard" in told
+    assert f"{shard.name}: not as it was written" in told
     assert not (shard.parent / store.MANIFEST).exists()
     shard.unlink()
 

@@ -146,7 +146,7 @@ def test_once_the_student_is_trained_a_change_of_the_data_is_said_and_nothing_is
     told = capsys.readouterr().out
     assert "1 of its questions are no longer there as they were asked (2)" in told
     assert "The run is finished with the questions as they were" in told
-    assert "shard-00000001.parquet: a damaged shard" in told
+    assert "shard-00000001.parquet: not as it was written" in told
     assert [row.problem.id for row in store.read(RunDirectory(config).stage(1))] == [
         row.problem.id for row in before[1]
     ]

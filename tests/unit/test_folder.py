@@ -82,7 +82,7 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
         store.Writer(folder, KEY)
     assert Folder(f"{bucket}/run").folders() == ["stage-0"]
     assert Folder(folder).folders() == []
-    assert list(look.verify(folder)) == [f"{folder}: 2 shards, 2 rows, all read"]
+    assert next(look.verify(folder)) == f"{folder}: 2 shards, 2 rows, all read"
     assert cli.main(["store", "verify", folder]) == 0
     digest = GROUPS[1].problem.digest
     assert store.Lookup([folder]).rows([digest])[digest]["position"].to_pylist() == [1]

@@ -22,21 +22,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_inspect_tells_the_account_and_the_key(folder: Path) -> None:
+def test_inspect_tells_the_account_and_the_key_and_reasons(folder: Path) -> None:
     told = list(look.inspect(folder))
     assert told[:2] == [f"{folder}: finished", "3 questions = 2 rows + 1 set aside, in 2 shards"]
-    assert "  mask_ratio: 0.2" in told
+    assert "  mask_ratio: 0.2" in told and "set aside, 1: dark" in told
     (folder / "manifest.json").unlink()
     assert next(look.inspect(folder)) == f"{folder}: not finished"
 
 
-def test_stats_count_answers_tokens_and_reasons(folder: Path) -> None:
-    told = list(look.stats(folder))
-    assert told[0] == "2 rows, 4 answers, 6 answer tokens"
+def test_verify_counts_answers_and_tokens(folder: Path) -> None:
+    told = list(look.verify(folder))
+    assert told[0] == f"{folder}: 2 shards, 2 rows, all read"
     assert "  teacher: 2 answers, 100.0% right, 0.0% cut" in told
     assert "  student: 2 answers, 0.0% right, 50.0% cut" in told
-    assert "set aside, 1: dark" in told
-    assert any(line.startswith("  top_gaps: ") for line in told)
+    assert told[-1].startswith("  6 answer tokens, mass outside the teacher's top k ")
 
 
 def test_the_program_looks_at_several_stores_and_names_what_is_damaged(
@@ -48,7 +47,7 @@ def test_the_program_looks_at_several_stores_and_names_what_is_damaged(
 
     assert main(["store", "verify", str(folder), str(folder)]) == 0
     assert capsys.readouterr().out.count(f"{folder}: 2 shards, 2 rows, all read") == 2
-    for word in ("inspect", "verify", "stats"):
+    for word in ("inspect", "verify"):
         assert "no key.json, so no store" in complaint(word, folder / "none")
     shard = folder / "shard-00000002.parquet"
     content = bytearray(shard.read_bytes())

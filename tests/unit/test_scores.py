@@ -20,7 +20,7 @@ from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.sample import prompt_logprob
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
-from masters_ray import weight_files
+from masters_ray import weights
 from masters_ray.config import Engine, Sampling
 from masters_ray.engines import hf, vllm_engine
 from masters_ray.engines.chat import Chat
@@ -205,7 +205,7 @@ def test_padding_and_tokens_that_another_model_has_no_row_for_are_never_written(
     for file in (PAIR / "student").iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "model.safetensors").unlink()
-    rows = weight_files.vocabulary(PAIR / "student")
+    rows = weights.vocabulary(PAIR / "student")
     assert rows is not None
     tokens = max(Chat(PAIR / "student").tokenizer.get_vocab().values()) + 1
     padded = {"lm_head.weight": torch.zeros(rows + 64, 1), "model.embed_tokens.weight": torch.zeros(rows + 70, 1)}

@@ -42,11 +42,9 @@ class FakeLlm(SimpleNamespace):
         self.told.append(name)
         if self.fails:
             raise OSError("gone")
-        if name == "mask_report":
-            return self.reports
-        if name == "load_masked":
+        if name == "masked_at":
             self.reports = [report | {"ratio": args[1]} for report in self.reports]
-            return [None, None]
+            return self.reports
         if isinstance(self.weights, Exception):
             raise self.weights
         return self.weights
@@ -69,7 +67,7 @@ def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_r
     for _ in range(2):
         assert vars(engine.mask(0.1)) == REPORT | {"masked": {}, "unmasked": {}}
     assert engine.mask(0.2).ratio == 0.2
-    assert llm.told == [False, "mask_report", "load_masked", "forgotten", "mask_report"]
+    assert llm.told == [False, *["masked_at", "forgotten"] * 2]
     llm.fails = True
     with pytest.raises(OSError, match="gone"):
         engine.mask(0.1)
