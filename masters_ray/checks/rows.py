@@ -76,7 +76,7 @@ def _source(context: CheckContext, name: str, source: DataSource) -> Findings:
     accepted = loaded.accepted
     looked = f"the first {FIRST} rows" if more else f"all {accepted + len(loaded.rejected)} rows"
     yield f"{where}  {looked} of {source.path}: {accepted} questions{_kinds(loaded.problems)}"
-    yield from (f"  pictures: {count} {data.CHANGES[change]}" for change, count in sorted(loaded.changes.items()))
+    yield from (f"  pictures: {count} {change}" for change, count in sorted(loaded.changes.items()))
     yield from (f"  {remark}" for remark in loaded.remarks)
     yield from (f"  set aside: {line}" for line in _reasons(loaded.rejected))
     if not more and source.rows is not None and source.rows > accepted:

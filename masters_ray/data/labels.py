@@ -95,23 +95,19 @@ def right_choice(label: str, choices: Sequence[Choice], usual: Reading) -> str:
             return found[reading].text
     raise BadRowError(
         f"answer: {shown(label)} is none of the choices {shown([one.text for one in choices])}; expected the text of "
-        f"one, its letter ({choices[0].key} to {choices[-1].key}) or its index (0 to {len(choices) - 1}), if the "
-        "labels of its source are indices"
+        f"one, its letter ({choices[0].key} to {choices[-1].key}) or, if all labels are, its index from 0"
     )
 
 
 def _by_text(label: str, choices: Sequence[Choice]) -> Choice | None:
-    for name in ("text", "written"):
-        for choice in choices:
-            if getattr(choice, name) == label:
-                return choice
-    alike = [one for one in choices if one.text.casefold() == label.casefold()]
-    if len(alike) == 1:
-        return alike[0]
-    if marked := _MARKED.fullmatch(label):
-        parts = (marked[1].casefold(), marked[2].casefold())
-        return next((one for one in choices if (one.key.casefold(), one.text.casefold()) == parts), None)
-    return None
+    marked = _MARKED.fullmatch(label)
+    parts = tuple(part.casefold() for part in marked.groups()) if marked else None
+    ways = (
+        [one for one in choices if label in (one.text, one.written)],
+        [one for one in choices if one.text.casefold() == label.casefold()],
+        [one for one in choices if (one.key.casefold(), one.text.casefold()) == parts],
+    )
+    return next((found[0] for found in ways if len(found) == 1), None)
 
 
 def _on_one_line(text: str) -> str:
