@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from masters_ray.config.check import checked, key_of, known_keys, unknown, wrong
+from masters_ray.config.fields import Written, as_written
 from masters_ray.config.schema import Config
-from masters_ray.config.written import Written, as_written
 from masters_ray.errors import Complaint, ConfigError
 
 
