@@ -20,7 +20,7 @@ def broken(config: Config, known: set[str]) -> Iterator[Complaint]:
     are left out."""
     for key, expected, found, remedy in _all(config):
         if known.isdisjoint(re.findall(r"[\w.\[\]]+", f"{key} {expected}")):
-            yield Complaint(where=key, expected=expected, found=repr(found), remedy=remedy)
+            yield Complaint(key, expected, repr(found), remedy)
 
 
 def _all(config: Config) -> Iterator[Broken]:

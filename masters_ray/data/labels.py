@@ -38,8 +38,8 @@ class Choice(NamedTuple):
 
 
 def choices_of(value: Any) -> list[Choice]:
-    """The choices, by their letters, of a list of texts or of {label, text}, of a mapping of letters to texts, of
-    {label: […], text: […]}, or of one of these as JSON or Python; none: a free question. Raises BadRowError."""
+    """The choices, by their letters, of a list of texts or of {label, text}, a mapping of letters to texts,
+    {label: […], text: […]}, or one of these as JSON or Python; none: a free question. Raises BadRowError."""
     pairs = _pairs(_parsed(value))
     if not pairs:
         return []
