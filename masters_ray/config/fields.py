@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from enum import Enum, auto
@@ -119,12 +120,12 @@ Place = Annotated[
     only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path", "Write ://."),
 ]
 """A path or an address. Nobody but a shell knows what ~ is, and an address with one slash is a directory's name."""
-Directory = Annotated[
+_NO_PATTERN = ("a path without *, ? and [, which vLLM reads as a pattern", "Choose or link another directory.")
+Directory = Annotated[Place, only(lambda path: not set("*?[") & set(str(Path(path).absolute())), *_NO_PATTERN)]
+Checkpoint = Annotated[
     Place,
     only(
-        lambda path: not set("*?[") & set(str(Path(path).absolute())),
-        "a path without *, ? and [, which vLLM reads as a pattern",
-        "Choose or link another directory.",
+        lambda name: not set("*?[") & set(str(Path(name).absolute()) if os.path.lexists(name) else name), *_NO_PATTERN
     ),
 ]
-"""A directory, or the name of weights on the Hub."""
+"""A directory with weights, or a name on the Hub where there is no such directory."""

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from masters_ray.config.fields import (
     MISSING,
+    Checkpoint,
     ConfigSection,
     Directory,
     Int,
@@ -118,7 +119,7 @@ class MaskScope(ConfigSection):
 class HostedModel(ConfigSection):
     """A model and the replicas that hold it while rollouts are made."""
 
-    checkpoint: Directory = MISSING
+    checkpoint: Checkpoint = MISSING
     replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
     max_replicas: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
     """Replicas up to this many are added while rollouts run, as a cluster finds room or grows; default: replicas."""
