@@ -65,10 +65,8 @@ def choices_of(value: Any) -> list[Choice]:
         choices.sort(key=lambda one: one.key)
     for name in ("text", "key"):
         names = [getattr(choice, name) for choice in choices]
-        if "" in names:
-            raise BadRowError(f"choices: entry {names.index('') + 1} is empty")
-        if twice := [one for one in names if names.count(one) > 1]:
-            raise BadRowError(f"choices: {shown(twice[0])} stands there twice")
+        if "" in names or len(set(names)) < len(names):
+            raise BadRowError(f"choices: one is empty or stands there twice: {shown(names)}")
     return choices
 
 

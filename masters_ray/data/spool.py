@@ -83,7 +83,9 @@ class Problems(Sequence[Problem]):
             return [self[position] for position in range(len(self))[where]]
         query = "SELECT content FROM seeded JOIN problem USING (row) WHERE position = ?"
         [(content,)] = self._ask(query, range(len(self))[where])
-        return _problem(content)
+        fields = msgpack.unpackb(content)
+        pictures = tuple(Picture(**picture) for picture in fields["pictures"])
+        return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
 
     @cached_property
     def digests(self) -> np.ndarray:
@@ -103,9 +105,9 @@ class Problems(Sequence[Problem]):
     def pictures_are_as_noted(self) -> bool:
         """Whether each picture file that was looked at is as it was then."""
         noted = self._ask("SELECT path, size, mtime_ns FROM file")
-        count = threads()
-        with ThreadPoolExecutor(count) as executor:
-            return all(executor.map(_as_noted, [noted[first::count] for first in range(count)]))
+        parts = [noted[first :: threads()] for first in range(threads())]
+        with ThreadPoolExecutor(len(parts)) as executor:
+            return all(executor.map(lambda part: all(stamp(path) == (size, ns) for path, size, ns in part), parts))
 
     def _ask(self, query: str, *values: int) -> list[tuple[Any, ...]]:
         try:
@@ -196,10 +198,6 @@ def stamp(path: str) -> Stamp:
     return -1, -1
 
 
-def _as_noted(files: Sequence[tuple[str, int, int]]) -> bool:
-    return all(stamp(path) == (size, mtime_ns) for path, size, mtime_ns in files)
-
-
 def _connected(file: Path, options: str) -> sqlite3.Connection:
     name = quote(os.fsencode(file.absolute()))
     return sqlite3.connect(f"file:{name}?{options}", uri=True, check_same_thread=False)
@@ -207,9 +205,3 @@ def _connected(file: Path, options: str) -> sqlite3.Connection:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_DIGEST]
-
-
-def _problem(content: bytes) -> Problem:
-    fields = msgpack.unpackb(content)
-    pictures = tuple(Picture(**picture) for picture in fields["pictures"])
-    return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
