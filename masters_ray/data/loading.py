@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 import random
@@ -148,10 +149,12 @@ def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) ->
     """
     shuffled = list(range(len(kinds)))
     random.Random(seed).shuffle(shuffled)
-    by_kind: dict[str, itertools.count[int]] = defaultdict(itertools.count)
-    order = [(row, kind) for row in shuffled if (kind := kinds[row]) is not None]
-    turns = sorted((next(by_kind[kind]), kind, place) for place, (_, kind) in enumerate(order))
-    return [order[place][0] for place in sorted(place for *_, place in turns[:wanted])]
+    order = [row for row in shuffled if kinds[row] is not None]
+    if wanted is None or wanted >= len(order):
+        return order
+    numbers: dict[str | None, itertools.count[int]] = defaultdict(itertools.count)
+    turns = ((next(numbers[kinds[row]]), kinds[row] or "", place) for place, row in enumerate(order))
+    return [order[place] for place in sorted(place for *_, place in heapq.nsmallest(wanted, turns))]
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
