@@ -56,7 +56,7 @@ def matches(answer: str, label: str) -> bool:
     said, right = normalise(answer), normalise(label)
     if not right:  # a label of punctuation alone stands for itself
         return plain(answer).strip() == plain(label).strip() != ""
-    return bool(said) and said == right
+    return said == right
 
 
 def exact(answer: str, problem: Problem) -> bool:
