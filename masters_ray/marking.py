@@ -23,7 +23,6 @@ _NUMBERS = (
     (r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", "", "."),  # 12.5e3
 )
 """Form of a number, what groups its thousands, and what begins its fraction."""
-_TOLERANCE = 0.05
 _VQA_SIGNS = ';/[]"{}()=+\\_-><@`!'
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _VQA_NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)} | {"none": "0"}
@@ -53,33 +52,28 @@ _CLAUSE = re.compile(r"([,.;:](?=\s)|\n|\s(?=because\b))")
 
 
 def matches(answer: str, label: str) -> bool:
-    """The exact rule for short labels: both say the same after ``normalise``. An empty answer matches nothing.
-
-    A judge that follows appendix section D agrees with it wherever the label is the whole core point; an answer that
-    repeats itself ("red red") is wrong under both.
-    """
+    """Whether both say the same after ``normalise``. An empty answer matches nothing."""
     said, right = normalise(answer), normalise(label)
     if not right:  # a label of punctuation alone stands for itself
         return plain(answer).strip() == plain(label).strip() != ""
-    return bool(said) and said == right
+    return said == right
 
 
 def exact(answer: str, problem: Problem) -> bool:
-    """``matches`` the label."""
+    """``matches`` the label, as a judge by appendix section D says wherever the label is the whole core point."""
     return matches(answer, problem.label)
 
 
 def relaxed(answer: str, problem: Problem) -> bool:
-    """ChartQA's rule: a number may be off by 5 % of the label, anything else must match. A percentage is a hundredth of
-    its number, so that "12%" is "0.12" and not "12".
+    """ChartQA's rule: a number may be off by 5 % of the label, anything else must match. "12%" is "0.12" and not "12".
 
-    Looser than benchmarks in what is a number: signs of currency, a full stop after it, digits in groups ("1,000",
-    "1 000") and decimal commas ("12,5") do not count; and in what matches: as ``matches`` says.
+    Looser than benchmarks: signs of currency, a full stop after it, digits in groups ("1,000", "1 000") and decimal
+    commas ("12,5") are taken in numbers, and all else is compared as ``matches`` does.
     """
     label, said = _number(problem.label), _number(answer)
     if not label or said is None:
         return matches(answer, problem.label) or (label == said == 0)
-    return abs(said - label) / abs(label) <= _TOLERANCE
+    return abs(said - label) / abs(label) <= 0.05
 
 
 def vqa(answer: str, problem: Problem) -> bool:
@@ -102,12 +96,8 @@ def choice(answer: str, problem: Problem) -> bool:
     return right is not None and right == chosen(answer, problem.choices)
 
 
-RULES: Mapping[Rule, Callable[[str, Problem], bool]] = {
-    "exact": exact,
-    "relaxed": relaxed,
-    "choice": choice,
-    "vqa": vqa,
-}
+RULES: Mapping[Rule, Callable[[str, Problem], bool]]
+RULES = {"exact": exact, "relaxed": relaxed, "choice": choice, "vqa": vqa}
 
 
 def _number(text: str) -> float | None:

@@ -1,8 +1,5 @@
-"""Every text that is put before a model: the questions, and the two judge prompts of appendix section D, verbatim.
-The two prompts about the reasoning are this project's own: the paper names that reward and gives none (appendix F.3).
-
-Pure text: importing this module costs nothing.
-"""
+"""Every text that is put before a model: the questions, the two judge prompts of appendix section D, verbatim, and this
+project's own about reasoning (appendix F.3, which gives none) and difficulty (appendix F.1, which gives the scale)."""
 
 from __future__ import annotations
 
@@ -17,6 +14,8 @@ from masters_ray.wording import lettered
 
 Message = dict[str, Any]
 """One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""
+Asked: TypeAlias = Problem | JudgedText
+"""A question as it stands in the data or in a store."""
 _SAID = r"overall[\s_-]*summary|explanation"
 """Tags around what a judge said itself, whose score stays."""
 _TAGS = rf"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|{_SAID}|difficulty"
@@ -35,12 +34,11 @@ class JudgePrompt:
     user: str
     """With {} for each text that is inserted."""
     tag: str | None = None
-    """Around the score in what the judge says; None: it says nothing else."""
+    """Around the score; None: the judge says nothing else."""
     defuses: str = _TAGS
     """The tags that no inserted text may hold, as a regular expression."""
 
     def messages(self, *inserted: str) -> list[Message]:
-        """The two turns with those texts, ``defused``."""
         user = self.user.format(*(defused(text, self.defuses) for text in inserted))
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
@@ -79,8 +77,7 @@ Provide the numerical evaluation score after giving a brief explanation.
 The evaluation score should be wrapped in <answer> </answer> tag.""",
     tag="answer",
 )
-"""The Prediction Evaluation Prompt, appendix section D; of the question, the label (as of ``with_choices`` and
-``ground_truth``) and the answer."""
+"""The Prediction Evaluation Prompt; of the question ``with_choices``, its ``ground_truth`` and the answer."""
 
 PARSING = JudgePrompt(
     system="""\
@@ -96,7 +93,7 @@ Please output your integer accuracy score (0 or 1)
 based on the summary above without any text.""",
     defuses=_SAID,
 )
-"""The Accuracy Reward Parsing Prompt, appendix section D; of what the judge said to the first one."""
+"""The Accuracy Reward Parsing Prompt; of what the judge said to the first one."""
 
 REASONING = JudgePrompt(
     system="""\
@@ -120,8 +117,8 @@ Provide the numerical evaluation score after giving a brief explanation.
 The evaluation score should be wrapped in <support> </support> tag.""",
     tag="support",
 )
-"""Whether the reasoning in an answer supports what it ends with [ours; appendix F.3 says what it measures]; of the
-question and the answer. Its tag is its own: what an explanation quotes of the generated text may hold answer tags."""
+"""Whether an answer's reasoning supports what it ends with [ours]; of the question and the answer. Its tag is its own:
+what an explanation quotes of the generated text may hold answer tags."""
 
 REASONING_PARSING = JudgePrompt(
     system="""\
@@ -140,20 +137,14 @@ Please output your integer reasoning score (0 or 1)
 based on the explanation above without any text.""",
     defuses=_SAID,
 )
-"""Reads what the judge said of the reasoning [ours, as the Accuracy Reward Parsing Prompt]."""
+"""Reads what the judge said of the reasoning [ours]."""
 
 DIFFICULTY = """\
 Above is a question about the picture, and here is its right answer: {label}
 How hard is it to answer the question from the picture alone? Give a whole number from 1 (anybody sees it at once) \
 to 10 (it takes several steps of expert reasoning).
 Output the number alone, wrapped in <difficulty> </difficulty> tag."""
-"""What follows a question whose difficulty is asked for [ours; appendix F.1 has the scale]."""
-
-_DIFFICULTY_TAG = re.compile(r"<difficulty>\s*(10|[1-9])\s*</difficulty>", re.IGNORECASE)
-
-
-Asked: TypeAlias = Problem | JudgedText
-"""A question as it stands in the data or in a store."""
+"""What follows a question whose difficulty is asked for [ours]."""
 
 
 def with_choices(asked: Asked) -> str:
@@ -175,11 +166,10 @@ def _lines(choices: Sequence[str]) -> list[str]:
 
 def defused(text: str, tags: str = _TAGS) -> str:
     """The text with a blank for each bracket of every tag that the prompts of a judge use, so that what is inserted can
-    neither end its part of the prompt nor hold a score. All else stays as it is, byte by byte. A blank, because a small
-    judge may never have read brackets of another kind.
+    neither end its part of the prompt nor hold a score. All else stays as it is, byte by byte.
 
-    A tag is one in any case, also with blanks, invisible characters or attributes in it, with full-width brackets or
-    letters, or with HTML entities for its brackets. tags: a regular expression of their names.
+    Tags count in any case and width, with blanks, invisible characters or attributes in them, and with HTML entities
+    for their brackets. tags: a regular expression of their names.
 
     Example: ``"a < b <Answer>1</Answer>"`` gives ``"a < b  Answer 1 /Answer "``.
     """
@@ -189,8 +179,8 @@ def defused(text: str, tags: str = _TAGS) -> str:
 
 
 def _blanked(text: str, pattern: str) -> str:
-    """The text with a blank for what the groups open and close of a regular expression find in it, when it is read
-    without regard to case, width and invisible characters."""
+    """The text with a blank for what the groups open and close of the pattern find, whatever the case and width, and
+    with invisible characters left out."""
     if _MAY_OPEN.search(text) is None:
         return text
     letters, places = [], []
@@ -209,27 +199,22 @@ def _blanked(text: str, pattern: str) -> str:
 
 
 def question_messages(problem: Problem) -> list[Message]:
-    """One user turn: an ``{"type": "image"}`` entry for each picture, then the question ``with_choices``.
-
-    The pictures themselves are not in the messages; they are handed to the processor beside them, in the same order.
-    """
-    content: list[Message] = [{"type": "image"} for _ in problem.pictures]
-    content.append({"type": "text", "text": with_choices(problem)})
-    return [{"role": "user", "content": content}]
+    """One user turn: ``{"type": "image"}`` for each picture, which the processor gets beside the messages in the same
+    order, then the question ``with_choices``."""
+    images = [{"type": "image"} for _ in problem.pictures]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": with_choices(problem)}]}]
 
 
 def difficulty_messages(problem: Problem) -> list[Message]:
     """The question with its pictures and its label, and how hard it is (appendix F.1): one user turn."""
-    harmless = dataclasses.replace(
-        problem, question=defused(problem.question), choices=tuple(map(defused, problem.choices))
-    )
-    [turn] = question_messages(harmless)
+    choices = tuple(map(defused, problem.choices))
+    [turn] = question_messages(dataclasses.replace(problem, question=defused(problem.question), choices=choices))
     asked = {"type": "text", "text": DIFFICULTY.format(label=defused(ground_truth(problem)))}
     return [turn | {"content": [*turn["content"], asked]}]
 
 
 def parse_difficulty(text: str) -> int | None:
     """The number from 1 to 10 in the last tags, or standing alone; None when there is none."""
-    found = _DIFFICULTY_TAG.findall(text)
+    found = re.findall(r"(?i)<difficulty>\s*(10|[1-9])\s*</difficulty>", text)
     bare = found[-1] if found else text.strip()
     return int(bare) if bare.isdecimal() and 1 <= int(bare) <= 10 else None

@@ -59,24 +59,25 @@ def kappa(counts: AnswerTally) -> float:
 
 def disagreement(where: str, counts: AnswerTally, rule: str) -> str:
     """Whether judge and rule differ on more answers than can be: the 95 % interval of the share lies above 10 %."""
-    n, same = counts.compared, counts.judge_rule_agreements
-    return _disagreement(where, rule, n, same, counts.judge_right, counts.rule_right)
+    n = counts.compared
+    if not n or (differ := wilson(n - counts.judge_rule_agreements, n)).low <= _CHANCE:
+        return ""
+    return (
+        f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "
+        f"{differ.low:.1%} to {differ.high:.1%}): the judge calls {counts.judge_right / n:.1%} right, the rule "
+        f"{counts.rule_right / n:.1%}. One of the two does not fit these labels. Read what they differ on with "
+        "masters-ray judge-audit; judge.rule chooses another rule, judge.of_teacher, judge.of_student and "
+        "evaluation.marked_by who judges."
+    )
 
 
 def held_out_disagreement(where: str, marked: Sequence[Marked], rule: str) -> str:
     """The same of held-out answers that the judge marked: the accuracy is what the judge says of them."""
-    both = [(one.correct, one.by_rule) for one in marked if one.by_rule is not None]
-    judged, ruled = sum(judge for judge, _ in both), sum(by_rule for _, by_rule in both)
-    return _disagreement(where, rule, len(both), sum(judge == by_rule for judge, by_rule in both), judged, ruled)
-
-
-def _disagreement(where: str, rule: str, n: int, same: int, judged: int, ruled: int) -> str:
-    """same: answers of n on which both agree; judged, ruled: those that each calls right."""
-    if not n or (differ := wilson(n - same, n)).low <= _CHANCE:
-        return ""
-    return (
-        f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "
-        f"{differ.low:.1%} to {differ.high:.1%}): the judge calls {judged / n:.1%} right, the rule {ruled / n:.1%}. "
-        "One of the two does not fit these labels. Read what they differ on with masters-ray judge-audit; judge.rule "
-        "chooses another rule, judge.of_teacher, judge.of_student and evaluation.marked_by who judges."
+    both = [one for one in marked if one.by_rule is not None]
+    counts = AnswerTally(
+        compared=len(both),
+        judge_right=sum(one.correct for one in both),
+        rule_right=sum(bool(one.by_rule) for one in both),
+        judge_rule_agreements=sum(one.correct == one.by_rule for one in both),
     )
+    return disagreement(where, counts, rule)

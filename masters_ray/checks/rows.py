@@ -48,7 +48,7 @@ def source(context: CheckContext, name: str) -> Findings:
     yield f"{where}  {looked} of {source.path}: {loaded.accepted} questions"
     if len(kinds) > 1:
         yield f"  most frequent kinds: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common(_KINDS))}"
-    yield from (f"  pictures: {count} {data.CHANGES[change]}" for change, count in sorted(loaded.changes.items()))
+    yield from (f"  pictures: {count} {change}" for change, count in sorted(loaded.changes.items()))
     yield from (f"  {remark}" for remark in loaded.remarks)
     yield from _reasons(loaded.rejected)
     if more:

@@ -135,7 +135,7 @@ def unknown(key: str) -> Complaint:
     """A complaint of a key that the schema does not have."""
     near = difflib.get_close_matches(_in_schema(key), [known for known in known_keys() if known[-1] != "]"], n=1)
     remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py for the keys."
-    return Complaint(where=key, expected="a known key", found="an unknown one", remedy=remedy)
+    return Complaint(key, "a known key", "an unknown one", remedy)
 
 
 def wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint:
@@ -147,4 +147,4 @@ def wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint
         needed = f"Set {key} in the file or on the command line."
         remedy = needed if known.default == MISSING else f"The default is {json.dumps(known.default)}."
     told = found if isinstance(found, str) and _NUMBER.fullmatch(found) else repr(found)
-    return Complaint(where=key, expected=expected, found=told, remedy=remedy)
+    return Complaint(key, expected, told, remedy)

@@ -12,11 +12,42 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from masters_ray.config.written import Written
 from masters_ray.errors import masked
 
 MISSING = "???"
 """Default of a text that must be given."""
+
+
+class Written(str):
+    """A text from elsewhere (``${oc.env:…}``): used as it is there, shown as the configuration has it."""
+
+    written: str
+
+    def __new__(cls, text: str, written: str) -> Written:
+        found = super().__new__(cls, text)
+        found.written = written
+        return found
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return str(self), self.written
+
+    def __repr__(self) -> str:
+        return repr(self.written)
+
+
+def as_written(value: Any) -> Any:
+    """A value, or mappings and lists of values, with what was written in place of what that stands for."""
+    if isinstance(value, dict):
+        return {key: as_written(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [as_written(one) for one in value]
+    return value.written if isinstance(value, Written) else value
+
+
+def joined(folder: str, name: str) -> str:
+    """A path in a directory, which may be ``Written``."""
+    path = str(Path(folder) / name)
+    return Written(path, f"{folder.written}/{name}") if isinstance(folder, Written) else path
 
 
 class KeyScope(Enum):
@@ -75,12 +106,7 @@ MaskRatio = Annotated[float, Field(ge=0, lt=1)]
 """A fraction of each masked matrix."""
 
 _ONE_SLASH = re.compile("(s3|gs|gcs|abfss?|hdfs|file|https?):/(?!/)", re.IGNORECASE)
-_ENVIRONMENT = (
-    "Leave them to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS …) or "
-    "to the machine's role."
-)
-_NO_PATTERN = "a path without *, ? and [, which vLLM reads as a pattern"
-
+_ENVIRONMENT = "Leave them to the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY …) or to the machine's role."
 Text = Annotated[
     str,
     WrapValidator(lambda value, check: value if isinstance(value, Written) else check(value)),
@@ -94,15 +120,12 @@ Place = Annotated[
     only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path", "Write ://."),
 ]
 """A path or an address. Nobody but a shell knows what ~ is, and an address with one slash is a directory's name."""
-Directory = Annotated[
-    Place, only(lambda path: not set("*?[") & set(str(Path(path).absolute())), _NO_PATTERN, "Choose another one.")
-]
+_NO_PATTERN = ("a path without *, ? and [, which vLLM reads as a pattern", "Choose or link another directory.")
+Directory = Annotated[Place, only(lambda path: not set("*?[") & set(str(Path(path).absolute())), *_NO_PATTERN)]
 Checkpoint = Annotated[
     Place,
     only(
-        lambda name: not set("*?[") & set(str(Path(name).absolute()) if os.path.lexists(name) else name),
-        _NO_PATTERN,
-        "Choose or link another directory.",
+        lambda name: not set("*?[") & set(str(Path(name).absolute()) if os.path.lexists(name) else name), *_NO_PATTERN
     ),
 ]
 """A directory with weights, or a name on the Hub where there is no such directory."""

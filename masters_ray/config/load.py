@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from masters_ray.config.check import checked, key_of, known_keys, unknown, wrong
+from masters_ray.config.fields import Written, as_written
 from masters_ray.config.schema import Config
-from masters_ray.config.written import Written, as_written
 from masters_ray.errors import Complaint, ConfigError
 
 
@@ -65,29 +65,25 @@ def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any
         content = yaml.load(file.read_text(encoding="utf-8"), _Texts)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         found, remedy = " ".join(str(error).split()), "Mend the file, or name one such as conf/demo.yaml."
-        complaint = Complaint(where=str(file), expected="a YAML file", found=found, remedy=remedy)
-        raise ConfigError([complaint]) from error
+        raise ConfigError([Complaint(str(file), "a YAML file", found, remedy)]) from error
     if isinstance(content, dict | None):
         yield from _leaves(content or {})
     else:
-        remedy = "Start with keys such as 'run:'."
-        complaints.append(Complaint(where=str(file), expected="a mapping", found=repr(content), remedy=remedy))
+        complaints.append(Complaint(str(file), "a mapping", repr(content), "Start with keys such as 'run:'."))
 
 
 def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            remedy = "Write for instance learner.workers=2."
-            complaints.append(Complaint(where=word, expected="key=value", found="no '='", remedy=remedy))
+            complaints.append(Complaint(word, "key=value", "no '='", "Write for instance learner.workers=2."))
             continue
         try:
             word.encode()  # a locale that is not UTF-8 leaves pieces of characters
             yield from _leaves(_value(key, text), key)
         except (yaml.YAMLError, UnicodeEncodeError) as error:
-            where, found = repr(word)[1:-1], " ".join(str(error).split())
-            expected = "a YAML value in UTF-8"
-            complaints.append(Complaint(where=where, expected=expected, found=found, remedy="Quote the value."))
+            found = " ".join(str(error).split())
+            complaints.append(Complaint(repr(word)[1:-1], "a YAML value in UTF-8", found, "Quote the value."))
 
 
 def _value(key: str, text: str) -> Any:

@@ -51,14 +51,12 @@ class Cluster(ConfigSection):
     local_cpus: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
     """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: what the machine has."""
     grows: Annotated[bool, KeyScope.RESUMABLE] = False
-    """Nodes are added to the cluster as they are asked for, by an autoscaler that Ray does not know of: what today's
-    nodes do not hold is told of and waited for. Ray's own autoscaler (version 2) is seen without this key."""
+    """An autoscaler unknown to Ray adds nodes: wait for what today's do not hold. Ray's own needs no key."""
 
 
 @dataclass
 class DataSource(ConfigSection):
-    """Rows with question, answer, image (one or a list; a path relative to the file, or bytes), and optionally choices,
-    id and kind."""
+    """Rows with question, answer, image (a path relative to the file, bytes, or a list), maybe choices, id and kind."""
 
     format: Literal["jsonl", "parquet"] = "jsonl"
     path: Place | None = None
@@ -77,8 +75,7 @@ class Data(ConfigSection):
     order: Literal["seeded", "easy_to_hard"] = "seeded"
     """easy_to_hard: by how hard the unmasked first teacher finds a question (curriculum, appendix F.1)."""
     difficulty: Difficulty = "rating"
-    """rating: the teacher is asked for a number from 1 to 10; likelihood: the tenth in which its mean log-probability
-    of the label lies, for teachers that cannot be asked."""
+    """From 1 to 10. rating: the teacher is asked; likelihood: the tenth of its mean log-probability of the label."""
     max_unrated_share: Share = 0.25
     """Fraction of the questions that the teacher may fail to rate; they stand in the middle."""
     max_picture_pixels: Annotated[PositiveInt, Field(le=178_956_970)] = 50_000_000
@@ -100,8 +97,7 @@ class Engine(ConfigSection):
     """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the part of the GPU that its replica reserves;
     where learner and rollouts take turns, 0.6 of a GPU for all engines on it: the learner's weights stay there."""
     kv_cache_memory_bytes: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Size of the KV cache; default: on a GPU what gpu_memory_utilization leaves, on a CPU two sequences of
-    max_model_len tokens and at least 64 MiB."""
+    """Default: on a GPU what is left, on a CPU two sequences of max_model_len tokens and at least 64 MiB."""
     enforce_eager: Annotated[bool, KeyScope.RESUMABLE] = False
     """No CUDA graphs and no compilation: a faster start, slower tokens."""
     max_pictures: PositiveInt = 1
@@ -149,15 +145,13 @@ class Student(HostedModel):
 
 @dataclass
 class Judge(ConfigSection):
-    """Who says which answers are right, by their source (appendix F.7), and with how many replicas of each judge. CPUs,
-    GPUs and engine of a judge replica are those of the model that judges."""
+    """Who says which answers are right (appendix F.7). A judge's CPUs, GPUs and engine are those of its model."""
 
     of_teacher: JudgedBy = "student"
     """student: as it was at the start; teacher: without a mask, in processes of its own; rule: no model."""
     of_student: JudgedBy = "student"
     rule: Rule = "exact"
-    """exact: the same words as the label; relaxed: numbers may be off by 5 % (ChartQA); choice: the letter or text of a
-    choice; vqa: exact with number words as digits, without punctuation (VQA). Judges are compared with it too."""
+    """Of marking.RULES; judges are compared with it too."""
     reasoning: bool = False
     """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
     follows_student: Annotated[bool, KeyScope.LATER] = False
@@ -195,30 +189,25 @@ class Rollout(ConfigSection):
     reuse: Annotated[list[Place], KeyScope.RESUMABLE] = field(default_factory=list)
     """Directories of other runs' stores; their rows that were made by the same recipe are taken over."""
     online_fraction: Annotated[Share, KeyScope.LATER] = 0.0
-    """Fraction of the iterations whose questions the current student and the stage's teacher answer afresh while the
-    student learns (appendix F.2), evenly spread. 0: fully offline, no engine runs then; 1: online RL."""
+    """Fraction of the iterations, evenly spread, with fresh answers (appendix F.2). 0: fully offline; 1: online RL."""
     max_staleness: Annotated[NonNegativeInt, KeyScope.LATER] = 8
-    """Optimizer steps that a fresh answer's writer may be behind the student that learns from it. Rollouts of coming
-    iterations are made while the learner works on the ones before; 0: strictly on-policy, it waits for them."""
+    """Optimizer steps that a fresh answer's writer may be behind the learner, which works meanwhile; 0: on-policy."""
     max_wait_seconds: Annotated[PositiveFloat, KeyScope.RESUMABLE] = 1800.0
     """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
     weight_transfer: Annotated[Literal["auto", Transfer], KeyScope.RESUMABLE] = "auto"
-    """How the learner's weights reach the student's engines. object_store: Ray's; nccl: from GPU to GPU. auto: nccl
-    where learner and student have GPUs of their own, the object store otherwise."""
+    """auto: nccl, from GPU to GPU, where learner and student have GPUs of their own; otherwise Ray's object store."""
     spare_rows: Annotated[bool, KeyScope.LATER] = False
     """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
     placement: Annotated[Literal["auto", "beside", "turns"], KeyScope.RESUMABLE] = "auto"
-    """Where the replicas of online iterations run. beside: on CPUs and GPUs of their own; turns: on the learner's,
-    asleep while the student learns (one node); auto: beside if the cluster has room, otherwise in turns."""
+    """Online replicas run beside: on their own CPUs and GPUs; turns: on the learner's (one node); auto: what fits."""
     pictures: Annotated[Literal["embed", "reference"], KeyScope.RESUMABLE] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
     max_restarts: Annotated[Int, KeyScope.RESUMABLE] = 10
     """How often a replica whose process died is started again."""
     max_set_aside_share: Annotated[Share, KeyScope.RESUMABLE] = 0.05
-    """Fraction of a stage's questions that may end without a row before the stage stops: pictures that cannot be
-    opened, prompts that an engine does not take, fewer than two readable verdicts, replicas that die. Also the fraction
-    of the held-out questions that a model may not be asked, and of all questions whose stored rows the learner may be
-    unable to read (one row always may)."""
+    """Fraction of a stage's questions that may end without a row (bad picture, prompt or verdicts, dead replicas)
+    before the stage stops; of held-out questions that may not be asked; of rows that the learner may not read (one
+    always may)."""
     max_unjudged_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
     """Fraction of a stage's answers of which neither judge call may be readable."""
     max_empty_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
@@ -262,11 +251,9 @@ class Reward(ConfigSection):
     rho: NonNegativeFloat = 0.0
     """Weight of the reasoning reward (appendix F.3); above 0 it needs judge.reasoning."""
     least_spread: NonNegativeFloat = 0.0
-    """Nats. A group whose answers' divergences lie closer together gets no distillation reward, which would stretch
-    what rounding and storing leave of them from 0 to 1."""
+    """Nats. Answers' divergences that lie closer together give no distillation reward, which would be rounding."""
     cut_answers: CutAnswers = "judge"
-    """What an answer gets that was cut at rollout.sampling.max_tokens. judge: what its judge says of the text that is
-    there; zero: R_acc = R_rea = 0; mask: advantage 0, so that only the divergence is learned from it."""
+    """At rollout.sampling.max_tokens. judge: judged as they stand; zero: R_acc = R_rea = 0; mask: advantage 0."""
 
 
 @dataclass
@@ -320,8 +307,7 @@ class Learner(ConfigSection):
     aggregation: Aggregation = "answer"
     """answer: every answer of a group weighs the same; token: every answer token of a step does."""
     teacher: Literal["stored", "live"] = "stored"
-    """stored: the scores that the rollouts hold, the teacher.top_k likeliest tokens and the rest; live: every worker
-    holds the masked teacher, and distributions are compared over the whole vocabulary."""
+    """stored: by teacher.top_k likeliest tokens; live: every worker holds it, and compares whole distributions."""
     max_logprob_gap: Annotated[NonNegativeFloat | None, KeyScope.RESUMABLE] = None
     """Nats: how far learner and engine may be apart on the untrained student's answers to a question, mean over their
     tokens; default: 0.01 where both compute in float32, otherwise 0.1 (docs/LEARNER.md). Single rows above are left

@@ -1,26 +1,7 @@
 """Sources of problems: jsonl or parquet, in a deterministic order, bad rows set aside with their reason."""
 
 from masters_ray.data.loading import Loaded, Overlap, load, overlap, refuse_too_many, write_quarantine
-from masters_ray.data.pictures import CHANGES, PILLOW_MAX_PIXELS, check, decode, with_embedded_pictures
+from masters_ray.data.pictures import PILLOW_MAX_PIXELS, check, decode, with_embedded_pictures
 from masters_ray.data.sources import in_place_of
 from masters_ray.data.spool import Problems
 from masters_ray.data.texts import NO_SPECIAL, BadPictureError, special_in
-
-__all__ = [
-    "CHANGES",
-    "NO_SPECIAL",
-    "PILLOW_MAX_PIXELS",
-    "BadPictureError",
-    "Loaded",
-    "Overlap",
-    "Problems",
-    "check",
-    "decode",
-    "in_place_of",
-    "load",
-    "overlap",
-    "refuse_too_many",
-    "special_in",
-    "with_embedded_pictures",
-    "write_quarantine",
-]

@@ -38,8 +38,8 @@ class Choice(NamedTuple):
 
 
 def choices_of(value: Any) -> list[Choice]:
-    """The choices, by their letters, of a list of texts or of {label, text}, of a mapping of letters to texts, of
-    {label: […], text: […]}, or of one of these as JSON or Python; none: a free question. Raises BadRowError."""
+    """The choices, by their letters, of a list of texts or of {label, text}, a mapping of letters to texts,
+    {label: […], text: […]}, or one of these as JSON or Python; none: a free question. Raises BadRowError."""
     pairs = _pairs(_parsed(value))
     if not pairs:
         return []
@@ -65,10 +65,8 @@ def choices_of(value: Any) -> list[Choice]:
         choices.sort(key=lambda one: one.key)
     for name in ("text", "key"):
         names = [getattr(choice, name) for choice in choices]
-        if "" in names:
-            raise BadRowError(f"choices: entry {names.index('') + 1} is empty")
-        if twice := [one for one in names if names.count(one) > 1]:
-            raise BadRowError(f"choices: {shown(twice[0])} stands there twice")
+        if "" in names or len(set(names)) < len(names):
+            raise BadRowError(f"choices: one is empty or stands there twice: {shown(names)}")
     return choices
 
 
@@ -95,23 +93,19 @@ def right_choice(label: str, choices: Sequence[Choice], usual: Reading) -> str:
             return found[reading].text
     raise BadRowError(
         f"answer: {shown(label)} is none of the choices {shown([one.text for one in choices])}; expected the text of "
-        f"one, its letter ({choices[0].key} to {choices[-1].key}) or its index (0 to {len(choices) - 1}), if the "
-        "labels of its source are indices"
+        f"one, its letter ({choices[0].key} to {choices[-1].key}) or, if all labels are, its index from 0"
     )
 
 
 def _by_text(label: str, choices: Sequence[Choice]) -> Choice | None:
-    for name in ("text", "written"):
-        for choice in choices:
-            if getattr(choice, name) == label:
-                return choice
-    alike = [one for one in choices if one.text.casefold() == label.casefold()]
-    if len(alike) == 1:
-        return alike[0]
-    if marked := _MARKED.fullmatch(label):
-        parts = (marked[1].casefold(), marked[2].casefold())
-        return next((one for one in choices if (one.key.casefold(), one.text.casefold()) == parts), None)
-    return None
+    marked = _MARKED.fullmatch(label)
+    parts = tuple(part.casefold() for part in marked.groups()) if marked else None
+    ways = (
+        [one for one in choices if label in (one.text, one.written)],
+        [one for one in choices if one.text.casefold() == label.casefold()],
+        [one for one in choices if (one.key.casefold(), one.text.casefold()) == parts],
+    )
+    return next((found[0] for found in ways if len(found) == 1), None)
 
 
 def _on_one_line(text: str) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from masters_ray.data.texts import bare, cut
+from masters_ray.data.texts import bare, cut, shown
 
 USED = ("id", "question", "answer", "image", "choices", "kind")
 """The columns that are read."""
 _ROWS = "masters_ray reads one question a row, with the columns question, answer and image"
 _CONVERT = f"{_ROWS}: convert it."
-_UNPACK = "Unpack it first."
+_UNPACK = f"Unpack it; {_ROWS}."
+_A_LINE = f"Write an object a line: jq -c '(arrays | .[]), objects' FILE > FILE.jsonl. {_ROWS}."
 _HEAD = 1 << 16
 _MAGIC = {
     rb"\x1f\x8b": ("gzip", _UNPACK),
@@ -23,7 +24,7 @@ _MAGIC = {
     rb"\xfd7zXZ\0": ("xz", _UNPACK),
     rb"\x28\xb5\x2f\xfd": ("zstd", _UNPACK),
     rb"PK\x03\x04": ("a zip archive or a spreadsheet", _UNPACK),
-    rb".{257}ustar": ("a tar archive (webdataset)", f"Unpack it; {_ROWS}."),
+    rb".{257}ustar": ("a tar archive (webdataset)", _UNPACK),
     rb"SQLite format 3\0": ("an SQLite database", _CONVERT),
     rb"\x89HDF": ("HDF5", _CONVERT),
     rb"ARROW1": ("Arrow", "Write it as parquet: pyarrow.parquet.write_table(pyarrow.feather.read_table(…), …)."),
@@ -33,15 +34,19 @@ _MAGIC = {
     rb"%PDF": ("a PDF", _CONVERT),
     rb"%!PS": ("PostScript", _CONVERT),
     rb".{4}ftyp(hei[cx]|hevc|mif1|msf1)": ("HEIC", _CONVERT),
-    rb"(\xef\xbb\xbf)?\s*\[\s*\{": ("a JSON array", f"Write an object a line: jq -c '.[]' FILE > FILE.jsonl. {_ROWS}."),
-    rb"(\xef\xbb\xbf)?\s*\{\s*\n": (
-        "JSON over several lines",
-        f"Write an object a line: jq -c . FILE > FILE.jsonl. {_ROWS}.",
-    ),
+    rb"(\xef\xbb\xbf)?\s*\[\s*\{": ("a JSON array", _A_LINE),
+    rb"(\xef\xbb\xbf)?\s*\{\s*\n": ("JSON over several lines", _A_LINE),
     rb"\s*<svg": ("an SVG", _CONVERT),
     rb"\s*<": ("HTML or XML", "Was a page of a web site stored in place of the file? Download it again."),
 }
 """How the content of a file begins → what it is, and what to do if it should be rows."""
+_NO_FILE = {
+    r"[A-Za-z0-9+.-]+:/": "an address. Copy the file to a path that every node sees.",
+    r".*[*?\[{]": "a pattern of names. Join the files into one.",
+    r"[\w-]+/[\w-]+$": "none. Of a data set of the Hub, datasets.load_dataset(…, split=…).to_parquet(…) writes a file.",
+    "": "none. Set data.*.path to an existing file; a relative path starts at the current directory.",
+}
+"""How a path begins at which there is nothing → what it is, a full stop, and what to do."""
 _LAYOUTS = {
     "conversations": "LLaVA's layout (conversations)",
     "messages": "the layout of OpenAI and ms-swift (messages)",
@@ -66,8 +71,14 @@ def in_place_of(path: str, format: str) -> str | None:
     """What is at a path in place of a file of that format, a full stop, and what to do; None when it may be one, by its
     first bytes. Raises OSError or ValueError."""
     file = Path(path)
+    if file.is_dir():
+        ends = Counter(one.suffix for one in file.iterdir()).most_common(3)
+        held = ", ".join(f"{count} {end or 'without an ending'}" for end, count in ends)
+        return f"a folder ({held}). Join the files of a split into one; of save_to_disk, with Dataset.to_parquet(…)."
+    if not file.exists():
+        return next(told for first, told in _NO_FILE.items() if re.match(first, path))
     if not file.is_file():
-        return _elsewhere(path, format)
+        return "a device or a pipe. Write its content to a file."
     with file.open("rb") as content:
         head = content.read(_HEAD)
     if known := magic(head):
@@ -76,43 +87,14 @@ def in_place_of(path: str, format: str) -> str | None:
     if not head.strip():
         return f"no row ({len(head)} bytes). Was it written to its end?"
     start = bare(head.decode("utf-8", "replace"))
-    found = "parquet" if head.startswith(b"PAR1") else "jsonl" if start.startswith("{") else "neither"
-    if found not in (format, "neither"):
+    found = "parquet" if head.startswith(b"PAR1") else "jsonl" if re.search(r"^\{", start, re.MULTILINE) else None
+    if found not in (format, None):
         return f"{found}. Set data.*.format={found}."
-    return _other_text(start) if format == "jsonl" and found == "neither" else None
-
-
-def _elsewhere(path: str, format: str) -> str:
-    """What lies at a path that is no ordinary file, and what to do."""
-    place = Path(path)
-    single = f"masters_ray reads one {format} file"
-    if re.match(r"[A-Za-z0-9+.-]+:/", path):
-        return f"an address. {single}: copy it to a path that every node sees."
-    if place.is_dir():
-        names = [one.name for one in place.iterdir()]
-        if "state.json" in names or "dataset_dict.json" in names:
-            return "a folder of datasets.save_to_disk. Write it with Dataset.to_parquet(…)."
-        ends = Counter(Path(name).suffix for name in names)
-        held = ", ".join(f"{count} {end or 'without an ending'}" for end, count in ends.most_common(3))
-        return f"a folder ({held or 'empty'}). {single}: join the files of a split into one."
-    if place.exists():
-        return f"a device or a pipe. {single}: write its content to one."
-    if re.search(r"[*?\[{]", path):
-        return f"a pattern of names. {single}: join the files into one."
-    if re.fullmatch(r"[\w-]+/[\w-]+", path):
-        written = f"datasets.load_dataset({path!r}, split=…).to_parquet(…)"
-        return f"none. Of a data set of the Hub, write a file with {written}, and set data.*.path to it."
-    return "none. Set data.*.path to an existing file; a relative path starts at the current directory."
-
-
-def _other_text(start: str) -> str | None:
-    if "\0" in start:
-        return f"no text. {_CONVERT}"
-    for name, mark in (("tsv", "\t"), ("csv", ","), ("csv", ";")):
-        columns = [column.strip(' "') for column in start.splitlines()[0].split(mark)]
-        if len(columns) > 1 and "\n{" not in start and all(re.fullmatch(r"[\w .-]{1,40}", one) for one in columns):
-            return f"{name} with the columns {_listed(columns)}. {_CONVERT}"
-    return None
+    line = start.splitlines()[0]
+    is_binary_or_table = "\0" in start or re.fullmatch(r'[\w ."-]+([,;\t][\w ."-]+)+', line)
+    return (
+        f"lines such as {shown(line)}. {_CONVERT}" if format == "jsonl" and not found and is_binary_or_table else None
+    )
 
 
 def wrong_columns(row: Mapping[str, Any]) -> str | None:
@@ -125,27 +107,18 @@ def wrong_columns(row: Mapping[str, Any]) -> str | None:
         return f"holds {layout}; {_ROWS}: convert it"
     meant = {} if row.get("choices") else {"choices": _like_choices(row, given)}
     meant |= {key: [one for one in given if re.fullmatch(rf"(?i:{_ALIKE[key]})(_?\d+)?", one)] for key in missing}
-    found = "; ".join(_renamed(key, names) for key, names in meant.items() if names)
+    found = "; ".join(
+        f"{cut(', '.join(names))} may be meant as {key}: rename it" for key, names in meant.items() if names
+    )
+    found += " (several pictures or choices go into one list)" if found else ""
     if not missing:
         return found or None
     null = [key for key in missing if key in row]
     told = f"no {', '.join(missing)}" + (f" ({', '.join(null)} is null)" if null else "")
-    return f"{told}; {found or f'the columns are {_listed(map(str, row))}'}; {_ROWS}"
-
-
-def _renamed(key: str, names: list[str]) -> str:
-    """The sentence about columns that may be meant as ``key``."""
-    remedy = "rename it"
-    if len(names) > 1:
-        remedy = "put them into one list" if key in ("image", "choices") else "rename one: a single text is read"
-    return f"{_listed(names)} may be meant as {key}: {remedy}"
+    return f"{told}; {found or 'the columns are ' + cut(', '.join(map(str, row)))}; {_ROWS}"
 
 
 def _like_choices(row: Mapping[str, Any], given: list[str]) -> list[str]:
     named = [key for key in given if _CHOICES.fullmatch(key) and row[key] not in ([], {}, "", "[]")]
     lettered = [key for key in ascii_uppercase if row.get(key) is not None]
     return named + (lettered if lettered[:2] == ["A", "B"] else [])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return cut(", ".join(names))

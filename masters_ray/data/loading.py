@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 import random
 import time
-from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import PIL
 from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.mapping import MappedRow, Mapper
-from masters_ray.data.pictures import PILLOW_MAX_PIXELS, Change
+from masters_ray.data.pictures import PILLOW_MAX_PIXELS
 from masters_ray.data.spool import FORMAT, Problems, SpoolWriter, new_spool, opened, threads
 from masters_ray.data.texts import NO_SPECIAL, cut
 from masters_ray.errors import DataError
@@ -46,10 +46,8 @@ class Loaded:
     accepted: int
     """Rows of the source that can be used; ``problems`` are those that were taken."""
     rejected: list[Rejected]
-    changes: dict[Change, int]
-    """Pictures of the rows that can be used, by what decoding them takes beside."""
-    unused: dict[str, int]
-    """Column that is not read → rows that have a value in it."""
+    changes: dict[str, int]
+    """What decoding takes beside, in words → after how many pictures of the rows that can be used."""
     remarks: list[str]
     """What a person should know of the source."""
 
@@ -67,12 +65,11 @@ def load(
 ) -> Loaded:
     """Read a source (of its first rows, ``first``), shuffle it by ``seed``, take ``source.rows`` with kinds balanced.
 
-    Problems lie in ``spool``. One that was made of the same file and the same pictures in the same way is opened, and
-    the source is not read; another one, or a damaged one, is made again. A row is dropped when it is no problem, has
-    more than ``max_pictures``, a picture that cannot be decoded or has more than ``max_pixels`` pixels, or a text in
-    which the regular expression ``special`` finds a token that tokenizers read as a mark. Raises DataError when the
-    file cannot be read, the spool cannot be written, or more than ``max_quarantined_share`` of the rows are dropped, or
-    all.
+    Problems lie in ``spool``, which is opened again if the same file and the same pictures made it in the same way. A
+    row is dropped when it is no problem, has more than ``max_pictures``, a picture that cannot be decoded or has more
+    than ``max_pixels`` pixels, or a text in which the regular expression ``special`` finds a special token of a
+    tokenizer. Raises DataError when the file cannot be read, the spool cannot be written, or more than
+    ``max_quarantined_share`` of the rows are dropped, or all.
     """
     file = sources.origin(source)
     found = file.stat()
@@ -85,8 +82,8 @@ def load(
     if problems is None:
         with new_spool(spool) as writer:
             mapper = Mapper(source, max_pictures, max_pixels, special)
-            read, note = _collect(source, mapper, writer, first)
-            writer.finish(_seeded_order(*writer.kinds(), read, seed, source.rows), key, note)
+            kinds, note = _collect(source, mapper, writer, first)
+            writer.finish(_seeded_order(kinds, seed, source.rows), key, note)
         problems = Problems(spool)
     rejected = [Rejected(**one) for one in problems.note["rejected"]]
     loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
@@ -94,13 +91,15 @@ def load(
     return loaded
 
 
-def _collect(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None) -> tuple[int, dict[str, Any]]:
-    """Write the rows that can be used. Returns how many rows were read, and what was found in them: the fields of
+def _collect(
+    source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None
+) -> tuple[list[str | None], dict[str, Any]]:
+    """Write the rows that can be used. Returns the kind of each row, None for one that cannot, and the other fields of
     ``Loaded`` as plain values."""
-    read = 0
+    kinds: list[str | None] = []
     rejected: list[Rejected] = []
     unused: Counter[str] = Counter()
-    changes: Counter[Change] = Counter()
+    changes: Counter[str] = Counter()
     renamed: list[str] = []
     said = time.monotonic()
     for mapped in _mapped(mapper, itertools.islice(sources.rows(source), first)):
@@ -109,20 +108,30 @@ def _collect(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int
         changes.update(mapped.changes)
         if isinstance(mapped.outcome, Rejected):
             rejected.append(mapped.outcome)
-        elif (id := writer.add(read, mapped.outcome, mapped.where)) is not None:
-            renamed.append(id)
-        read += 1
+            kinds.append(None)
+        else:
+            if (id := writer.add(len(kinds), mapped.outcome, mapped.where)) is not None:
+                renamed.append(id)
+            kinds.append(mapped.outcome.kind)
         if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
             said = time.monotonic()
-            say(f"{source.path}: {read} rows are read, their pictures decoded")
-    columns = {cut(column): count for column, count in unused.items()}
-    return read, {
-        "accepted": read - len(rejected),
-        "rejected": [asdict(one) for one in rejected],
-        "changes": changes,
-        "unused": columns,
-        "remarks": _remarks(columns, renamed, int(max(writer.kinds()[1], default=0))),
-    }
+            say(f"{source.path}: {len(kinds)} rows are read, their pictures decoded")
+    remarks = []
+    if unused:
+        columns = (f"{cut(name)} ({count} row{'s' * (count > 1)})" for name, count in unused.items())
+        remarks.append(f"columns that are not used: {cut(', '.join(columns), _LONGEST)}")
+    if renamed:
+        remarks.append(
+            f"{len(renamed)} rows have the id of an earlier one, which was made unique by their row numbers "
+            f"({renamed[0]})"
+        )
+    if (many := len({kind for kind in kinds if kind is not None})) > _MANY_KINDS:
+        remarks.append(
+            f"{many} kinds of question, too many to compare one by one (accuracy is the mean over them): "
+            "group them in the column kind, or leave it out"
+        )
+    told = [asdict(one) for one in rejected]
+    return kinds, {"accepted": len(kinds) - len(told), "rejected": told, "changes": changes, "remarks": remarks}
 
 
 def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
@@ -132,48 +141,26 @@ def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator
             yield from executor.map(mapper, part)
 
 
-def _seeded_order(rows: np.ndarray, kinds: np.ndarray, read: int, seed: int, wanted: int | None) -> np.ndarray:
+def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) -> list[int]:
     """The usable rows, shuffled by ``seed``, of which ``wanted`` are taken: from the kinds in turn while they last.
 
-    kinds: of each row, from 1, int64 as the rows. All ``read`` rows take part in the shuffle: the others keep their
-    order when one is mended.
+    kinds: of each row; None: it cannot be used, but takes part in the shuffle: the others keep their order when it is
+    mended.
     """
-    shuffled = array("q", range(read))
+    shuffled = list(range(len(kinds)))
     random.Random(seed).shuffle(shuffled)
-    kind_of = np.zeros(read, np.int64)
-    kind_of[rows] = kinds
-    order = np.array(shuffled)
-    order = order[kind_of[order] > 0]
-    kinds = kind_of[order]
-    grouped = np.argsort(kinds, kind="stable")
-    turns = np.empty_like(order)
-    turns[grouped] = np.arange(len(order)) - np.searchsorted(kinds[grouped], kinds[grouped])
-    return order[np.sort(np.lexsort((kinds, turns))[:wanted])]
+    order = [row for row in shuffled if kinds[row] is not None]
+    if wanted is None or wanted >= len(order):
+        return order
+    numbers: dict[str | None, itertools.count[int]] = defaultdict(itertools.count)
+    turns = ((next(numbers[kinds[row]]), kinds[row] or "", place) for place, row in enumerate(order))
+    return [order[place] for place in sorted(place for *_, place in heapq.nsmallest(wanted, turns))]
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
     """One JSON object per row that was set aside: row, reason and kind. An empty file says that there was none."""
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected]
     write_text(file, "".join(lines), DataError)
-
-
-def _remarks(unused: Mapping[str, int], renamed: Sequence[str], kinds: int) -> list[str]:
-    remarks = [f"columns that are not used: {_columns(unused)}"] if unused else []
-    if renamed:
-        remarks.append(
-            f"{len(renamed)} rows have the id of an earlier one, which was made unique by their row numbers "
-            f"({renamed[0]})"
-        )
-    if kinds > _MANY_KINDS:
-        remarks.append(
-            f"{kinds} kinds of question, too many to compare one by one (accuracy is the mean over them): "
-            "group them in the column kind, or leave it out"
-        )
-    return remarks
-
-
-def _columns(unused: Mapping[str, int]) -> str:
-    return cut(", ".join(f"{column} ({count} row{'s' * (count > 1)})" for column, count in unused.items()), _LONGEST)
 
 
 def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
@@ -185,16 +172,15 @@ def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
         raise DataError(f"{source.path}: expected rows with question, answer and image, found none.")
     reasons = Counter(one.reason for one in rejected)
     firsts = {one.reason: one.row for one in reversed(rejected)}
-    examples = "\n".join(
-        f"  {firsts[reason]}: {cut(reason, _LONGEST)}" + (f" (and {count - 1} more)" if count > 1 else "")
+    examples = [
+        f"{firsts[reason]}: {cut(reason, _LONGEST)}" + (f" (and {count - 1} more)" if count > 1 else "")
         for reason, count in list(reasons.items())[:_REASONS_TOLD]
+    ]
+    lines = "\n  ".join([*examples, *loaded.remarks])
+    raise DataError(
+        f"{source.path}: {len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows "
+        f"{allowed:g} (never all). The first of them:\n  {lines}\nMend the rows, or raise data.max_quarantined_share."
     )
-    told, remedy = f"none of {total} rows can be used", "Mend the rows."
-    if loaded.accepted:
-        told = f"{len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g}"
-        remedy = "Mend the rows, or raise data.max_quarantined_share."
-    columns = f"Columns that are not used: {_columns(loaded.unused)}.\n" if loaded.unused else ""
-    raise DataError(f"{source.path}: {told}. The first of them:\n{examples}\n{columns}{remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)

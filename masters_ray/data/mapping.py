@@ -12,7 +12,7 @@ from typing import Any
 from masters_ray.config import DataSource
 from masters_ray.data import layouts, sources
 from masters_ray.data.labels import READINGS, Reading, choices_of, readings, right_choice
-from masters_ray.data.pictures import Change, Checked, check, named
+from masters_ray.data.pictures import Checked, check, named
 from masters_ray.data.spool import Stamp, stamp
 from masters_ray.data.texts import BadPictureError, BadRowError, as_text, check_texts, shown
 from masters_ray.records import Picture, Problem, Rejected
@@ -34,7 +34,7 @@ class MappedRow:
     """The problem with the digests of its pictures."""
     unused: list[str]
     """Columns that are not read and have a value."""
-    changes: list[Change]
+    changes: list[str]
     """What decoding its pictures takes beside."""
     files: list[tuple[str, Stamp]]
     """Those of its pictures that were looked at, as they were before."""
@@ -55,18 +55,16 @@ class Mapper:
         where, row = read
         columns = row if isinstance(row, dict) else {}
         unused = [key for key, value in columns.items() if value is not None and key not in layouts.USED]
-        checked: list[Checked] = []
+        changes: list[str] = []
         files: list[tuple[str, Stamp]] = []
         outcome: Problem | Rejected
         try:
             problem = self._problem(row, where)
-            for picture in problem.pictures:
-                checked.append(self._checked(picture, files))
+            checked = [self._checked(picture, files) for picture in problem.pictures]
             outcome = replace(problem, pictures=tuple(one.picture for one in checked))
+            changes = [change for one in checked for change in one.changes]
         except BadRowError as error:
             outcome = Rejected(row=where, reason=str(error), kind=error.kind)
-            checked.clear()
-        changes = [change for one in checked for change in one.changes]
         return MappedRow(where=where, outcome=outcome, unused=unused, changes=changes, files=files)
 
     def _problem(self, row: sources.Row, where: str) -> Problem:
@@ -76,25 +74,31 @@ class Mapper:
         if wrong := layouts.wrong_columns(row):
             raise BadRowError(wrong)
         question, label = as_text(row["question"], "question"), as_text(row["answer"], "answer")
-        for key, text in (("question", question), ("answer", label)):
-            if not text:
-                raise BadRowError(f"empty {key}")
+        if not question or not label:
+            raise BadRowError(f"empty {'answer' if question else 'question'}")
         images = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        if not images or images == [""]:
-            raise BadRowError(f"image: expected a picture, found {images or 'an empty list'}; every question needs one")
         choices = choices_of(row.get("choices"))
         problem = Problem(
             id=_name(row.get("id"), "id") or where,
             question=question,
             label=right_choice(label, choices, self._usual),
-            pictures=tuple(_picture(image, self._folder) for image in images),
+            pictures=tuple(self._picture(image) for image in images),
             choices=tuple(choice.text for choice in choices),
             kind=_name(row.get("kind"), "kind") or "all",
         )
-        if len(images) > self._max_pictures:
-            raise BadRowError(f"{len(images)} pictures; the engines take {self._max_pictures} (engine.max_pictures)")
+        if not 1 <= len(images) <= self._max_pictures:
+            raise BadRowError(f"{len(images)} pictures, expected 1 to engine.max_pictures = {self._max_pictures}")
         check_texts(problem, self._special)
         return problem
+
+    def _picture(self, image: Any) -> Picture:
+        if isinstance(image, dict):  # the struct of bytes and path that datasets libraries write
+            image = image.get("bytes") or image.get("path")
+        if isinstance(image, bytes):
+            return Picture(data=image)
+        if isinstance(image, str) and image:
+            return named(image, self._folder)
+        raise BadRowError(f"image: expected a path or bytes, found {shown(image)}")
 
     def _checked(self, picture: Picture, files: list[tuple[str, Stamp]]) -> Checked:
         """The picture, decoded once; its file is noted in ``files``. Raises BadPictureError."""
@@ -116,8 +120,8 @@ class Mapper:
 
 
 def _usual_reading(source: DataSource) -> Reading:
-    """How most labels of the first rows name their choices. Where a label may be read in several ways, as an index
-    among choices that are numbers, the others of its source decide; without them it is the text of a choice."""
+    """How most labels of the first rows name their choices; for a label that may be read in several ways, as an index
+    among choices that are numbers. A tie: the text of a choice."""
     counts: Counter[Reading] = Counter()
     for _, row in itertools.islice(sources.rows(source), _FIRST):
         if isinstance(row, dict):
@@ -137,13 +141,3 @@ def _name(value: Any, key: str) -> str | None:
     if len(text) > _LONGEST_NAME:
         raise BadRowError(f"{key}: expected at most {_LONGEST_NAME} characters, found {len(text)}")
     return text or None
-
-
-def _picture(image: Any, folder: Path) -> Picture:
-    if isinstance(image, dict):  # the struct of bytes and path that datasets libraries write
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        return Picture(data=image)
-    if isinstance(image, str):
-        return named(image, folder)
-    raise BadRowError(f"image: expected a path or bytes, found {shown(image)}")

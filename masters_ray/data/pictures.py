@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -27,33 +27,22 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from masters_ray.data.layouts import magic
-from masters_ray.data.texts import BadPictureError, BadRowError
+from masters_ray.data.texts import BadPictureError, BadRowError, cut
 from masters_ray.records import Picture, Problem
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow opens no picture with more pixels."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 """Not EPS or WMF, which start other programs, nor containers of other formats."""
-Change = Literal["turned", "on_white", "scaled", "first_frame"]
-"""What was done to a picture beside decoding it."""
-CHANGES: dict[Change, str] = {
-    "turned": "turned upright",
-    "on_white": "transparent and put on white",
-    "scaled": "scaled from 16 or 32 bits of grey to 8",
-    "first_frame": "animated or of several pages, of which the first is taken",
-}
-"""In words, after how many pictures."""
+TURNED = "turned upright"
+ON_WHITE = "transparent and put on white"
+SCALED = "scaled from 16 bits of grey to 8"
+FIRST_FRAME = "animated or of several pages, of which the first is taken"
 
 _AT_A_TIME = 100_000_000
 """Pixels that all threads of a process decode at a time; each may need 20 bytes."""
-_WHITE = 255
-_SPREAD = {"L;2": 85, "L;4": 17}
-"""Pillow's name of grey of few bits → the step between two of its greys among 256."""
-_UNUSED_ALPHA = ("BMP", "TGA")
-"""Formats whose writers often leave the fourth byte of a pixel at 0."""
 _MAX_BYTES = 1 << 30
 """Of a file; no picture with PILLOW_MAX_PIXELS needs more."""
-_LONGEST_NAME = 100
 _BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{60})")
 """How base64 begins: as an address, or as that of a PNG, JPEG, GIF or WebP does."""
 
@@ -67,33 +56,18 @@ _decoding = 0
 _freed = threading.Condition()
 
 
-@contextlib.contextmanager
-def _room(pixels: int) -> Iterator[None]:
-    """Wait until the threads of the process decode few enough pixels that these fit in."""
-    global _decoding
-    with _freed:
-        _freed.wait_for(lambda: not _decoding or _decoding + pixels <= _AT_A_TIME)
-        _decoding += pixels
-    try:
-        yield
-    finally:
-        with _freed:
-            _decoding -= pixels
-            _freed.notify_all()
-
-
 class Checked(NamedTuple):
     picture: Picture
     """With its digest."""
-    changes: frozenset[Change]
-    """What decoding it takes beside."""
+    changes: frozenset[str]
+    """What decoding it takes beside, in words that follow a number of pictures."""
 
 
 def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Checked:
     """Read and decode a picture. Raises BadPictureError when it is missing, broken, or larger than ``max_pixels``."""
     content = encoded(picture)
     _, changes = _rgb(_name(picture), content, max_pixels)
-    return Checked(replace(picture, digest=hashlib.sha256(content).hexdigest()), changes)
+    return Checked(replace(picture, digest=hashlib.sha256(content).hexdigest()), frozenset(changes))
 
 
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
@@ -109,18 +83,15 @@ def with_embedded_pictures(problem: Problem) -> Problem:
 
 
 def encoded(picture: Picture) -> bytes:
-    """The encoded bytes. Raises BadPictureError when its file is missing, not an ordinary one, unreadable, larger than
-    any picture, or not as it was when the data were read."""
+    """The encoded bytes. Raises BadPictureError when its file is missing, not an ordinary one, unreadable, or not as it
+    was when the data were read."""
     if picture.data is not None:
         return picture.data
-    name = _name(picture)
-    path = Path(picture.path or "")
+    name, path = _name(picture), Path(picture.path or "")
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for somebody who writes
-            raise BadPictureError(f"{name} is not an ordinary file")
-        if found.st_size > _MAX_BYTES:
-            raise BadPictureError(f"{name} has {found.st_size} bytes: too large for a picture")
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:  # opening a pipe would wait for a writer
+            raise BadPictureError(f"{name} is not an ordinary file of at most 1 GiB")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BadPictureError(f"{name} does not exist") from None
@@ -138,18 +109,17 @@ def named(text: str, folder: Path) -> Picture:
     Raises BadRowError for any other address.
     """
     if _BASE64.match(text):
+        letters = "".join(_BASE64.sub("", text).split())  # mail's lines, and a blank behind the comma
         try:
-            letters = "".join(_BASE64.sub("", text).split())  # mail's lines, and a blank behind the comma
             return Picture(data=base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True))
         except binascii.Error as error:
-            raise BadRowError(f"image: {_shortened(text)!r} is not base64: {error}") from None
-    scheme, colon, rest = text.partition(":")
-    if scheme.lower() == "file" and (whole := re.fullmatch(r"(?://(?:localhost)?)?(/(?!/).*)", rest, re.DOTALL)):
+            raise BadRowError(f"image: {cut(text)!r} is not base64: {error}") from None
+    if whole := re.fullmatch(r"(?i:file):(?://(?:localhost)?)?(/(?!/).*)", text, re.DOTALL):
         return Picture(path=unquote(whole[1]))
-    if colon and (rest.startswith("//") or scheme.lower() in ("data", "file")):
+    if re.match(r"(?i)[^:]*://|(data|file):", text):
         raise BadRowError(
-            f"image: {_shortened(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not "
-            "fetched from elsewhere."
+            f"image: {cut(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not fetched from "
+            "elsewhere."
         )
     path = folder / text
     if not text.isascii() and not path.exists():  # a name that was typed on one system and written on another
@@ -159,31 +129,25 @@ def named(text: str, folder: Path) -> Picture:
 
 
 def _name(picture: Picture) -> str:
-    return "embedded picture" if picture.path is None else f"picture {_shortened(picture.path)}"
+    return "embedded picture" if picture.path is None else f"picture {cut(picture.path)}"
 
 
-def _shortened(text: str) -> str:
-    """A name that fits into a line of a terminal and cannot govern it."""
-    short = text if len(text) <= _LONGEST_NAME else f"{text[:29]} … {text[-68:]}"
-    return "".join(letter if letter.isprintable() else "?" for letter in short)
-
-
-def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, frozenset[Change]]:
+def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[str]]:
     """The picture's first frame as RGB without metadata, and what was done for it.
 
     Raises BadPictureError, which begins with ``name``; for more than ``max_pixels`` before the picture is decoded.
     """
-    changes: set[Change] = set()
+    changes: set[str] = set()
     try:
         with _opened(name, content, max_pixels) as image:
             turned = image.format == "TIFF" and _is_turned(image)  # Pillow turns those itself, and forgets it
             image.load()
             if turned or _is_turned(image):
-                changes.add("turned")
+                changes.add(TURNED)
                 ImageOps.exif_transpose(image, in_place=True)
             pixels = _on_white(_eight_bits(name, image, changes), changes)
             if getattr(image, "is_animated", False):  # last: a GIF reads on for it
-                changes.add("first_frame")
+                changes.add(FIRST_FRAME)
     except (BadPictureError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -195,32 +159,33 @@ def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, froze
     except Exception as error:  # whatever Pillow's readers raise for content that is not what its format demands
         raise BadPictureError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
     pixels.info = {}  # what reads an orientation there would turn it again
-    return pixels, frozenset(changes)
+    return pixels, changes
 
 
 @contextlib.contextmanager
 def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture with its header read."""
+    """The picture with its header read; it waits until the threads of the process decode few enough other pixels."""
+    global _decoding
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        width, height = image.size
-        if not 1 <= width * height <= max_pixels:
-            raise BadPictureError(f"{name} has {width} x {height} pixels; data.max_picture_pixels allows {max_pixels}")
-        with _room(width * height):
-            if image.format != "PNG":
-                yield image
-                return
-            image.verify()  # the checksums of its pixels, which decoding ignores
-            with Image.open(io.BytesIO(content), formats=("PNG",)) as again:
-                _spread_clear(again)
-                yield again
-
-
-def _spread_clear(image: Image.Image) -> None:
-    """Scale the transparent grey of a PNG with 2 or 4 bits as Pillow scales its pixels."""
-    clear = image.info.get("transparency")
-    spread = _SPREAD.get(next((str(tile.args) for tile in getattr(image, "tile", ())), ""))
-    if spread is not None and isinstance(clear, int):
-        image.info["transparency"] = clear * spread
+        pixels = image.width * image.height
+        if not 1 <= pixels <= max_pixels:
+            size = f"{image.width} x {image.height}"
+            raise BadPictureError(f"{name} has {size} pixels; data.max_picture_pixels allows {max_pixels}")
+        with _freed:
+            _freed.wait_for(lambda: not _decoding or _decoding + pixels <= _AT_A_TIME)
+            _decoding += pixels
+        try:
+            if image.format == "PNG":
+                image.verify()  # the checksums of its pixels, which decoding ignores
+                image = Image.open(io.BytesIO(content), formats=FORMATS)
+                if isinstance(clear := image.info.get("transparency"), int) and image.tile:
+                    # Pillow scales grey of 2 and 4 bits to 8, but not the grey that is transparent.
+                    image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
+            yield image
+        finally:
+            with _freed:
+                _decoding -= pixels
+                _freed.notify_all()
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -230,51 +195,35 @@ def _is_turned(image: Image.Image) -> bool:
     return False
 
 
-def _eight_bits(name: str, image: Image.Image, changes: set[Change]) -> Image.Image:
-    """A picture with 16 or 32 bits of grey as one with 8; others as they are.
-
-    Of 16 bits the high ones are taken (Pillow's own conversion clips them). Floats are grey from 0 to 1, or from 0 to
-    255 when one is above 1.
-    """
+def _eight_bits(name: str, image: Image.Image, changes: set[str]) -> Image.Image:
+    """A picture with 16 bits of grey as one with their high 8 (Pillow's own conversion clips them); others as they
+    are."""
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
-    clear = image.info.get("transparency")
-    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
-        bits = 12 if tags.get(BITSPERSAMPLE) == (12,) else 16
-        grey = (values >> bits - 8).astype(np.uint8)
-    elif image.mode == "F":
-        lowest, highest = float(values.min()), float(values.max())
-        if not 0 <= lowest <= highest <= _WHITE:  # NaN neither
-            raise BadPictureError(
-                f"{name} has floats from {lowest:g} to {highest:g}, expected 0 to 1 or 0 to 255: which of them is "
-                "white cannot be known. Save it with 8 bits."
-            )
-        grey = np.rint(values * (_WHITE if highest <= 1 else 1)).astype(np.uint8)
-    else:
+    is_16 = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
+    if not is_16 or tags.get(BITSPERSAMPLE, (16,)) != (16,) or tags.get(PHOTOMETRIC_INTERPRETATION) == 0:
         raise BadPictureError(
-            f"{name} has 32-bit integers: which of them is white cannot be known. Save it with 8 or 16 bits."
+            f"{name} has grey of 12 or 32 bits or floats, or with white as zero, whose brightness cannot be known. "
+            "Save it with 8 or 16 bits."
         )
-    changes.add("scaled")
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which Pillow inverts for 8 bits alone
-        grey = _WHITE - grey
-    if isinstance(clear, int):
-        changes.add("on_white")
-        grey = np.where(values == clear, np.uint8(_WHITE), grey)
+    changes.add(SCALED)
+    values = np.asarray(image)
+    grey = (values >> 8).astype(np.uint8)
+    if isinstance(clear := image.info.get("transparency"), int):
+        changes.add(ON_WHITE)
+        grey[values == clear] = 255
     return Image.fromarray(grey)
 
 
-def _on_white(image: Image.Image, changes: set[Change]) -> Image.Image:
+def _on_white(image: Image.Image, changes: set[str]) -> Image.Image:
     """As RGB, what is transparent over white."""
-    if image.mode == "La":
-        image = image.convert("LA")
     if image.has_transparency_data:
         format_, image = image.format, image.convert("RGBA")
         alpha = image.getchannel("A").getextrema()
-        if alpha == (0, 0) and format_ in _UNUSED_ALPHA:
+        if alpha == (0, 0) and format_ in ("BMP", "TGA"):  # whose writers often leave the fourth byte of a pixel at 0
             return image.convert("RGB")
-        if alpha != (_WHITE, _WHITE):
-            changes.add("on_white")
+        if alpha != (255, 255):
+            changes.add(ON_WHITE)
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

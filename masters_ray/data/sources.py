@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,42 +23,41 @@ _ROWS = 64
 """Rows of a parquet file that are in memory at a time: each may hold pictures."""
 _BUFFER = 1 << 20
 """Bytes that are read of a parquet file's column at a time."""
-_LONGEST_PATH = 500
 
 
 def origin(source: DataSource) -> Path:
     """The file that the rows stand in. Raises DataError when there is none, or when it begins like another format."""
     if found := in_place_of(source):
-        raise DataError(f"{cut(source.path or '', _LONGEST_PATH)}: expected a {source.format} file, found {found}")
+        raise DataError(f"{cut(source.path or '', 500)}: expected a {source.format} file, found {found}")
     return Path(source.path or "")
 
 
 def in_place_of(source: DataSource) -> str | None:
     """What is at a source's path in place of a file of its format, a full stop, and what to do; None when nothing is.
     Raises DataError when the file cannot be opened."""
-    path = source.path or ""
     try:
-        return layouts.in_place_of(path, source.format)
+        return layouts.in_place_of(source.path or "", source.format)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(source, error) from error
 
 
 def rows(source: DataSource) -> Iterator[tuple[str, Row]]:
     """(where, row) of every row. Raises DataError when the file cannot be read."""
     file = origin(source)
     try:
-        for number, row in _READERS[source.format](file):
+        for number, row in _jsonl(file) if source.format == "jsonl" else _parquet(file):
             yield f"{file}:{number}", row
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(file, error) from error
+        raise _unreadable(source, error) from error
 
 
-def _unreadable(file: str | Path, error: Exception) -> DataError:
+def _unreadable(source: DataSource, error: Exception) -> DataError:
     reason = cut(" ".join(str(error).split()), 300)
-    return DataError(f"{file}: cannot be read: is it damaged, or cut short? ({reason}). Copy or write it again.")
+    return DataError(f"{source.path}: cannot be read: is it damaged, or cut short? ({reason}). Copy or write it again.")
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
+    """(row number from 1, row) of every row."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -67,6 +65,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
+    """(row number from 1, row) of every row."""
     number = 0
     with pq.ParquetFile(file, buffer_size=_BUFFER) as content:
         names = content.schema_arrow.names
@@ -77,30 +76,18 @@ def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
             number += len(batch)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {"jsonl": _jsonl, "parquet": _parquet}
-"""By the source's format: (row number from 1, row) of every row of a file."""
-
-
 def _object(line: bytes) -> Row:
     """The JSON object in a line."""
     try:
-        text = line.decode("utf-8-sig")
         # As Decimals numbers keep the zeros that people wrote, as those of 12.40.
-        found = json.loads(text, object_pairs_hook=_each_key_once, parse_float=Decimal)
+        found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_float=Decimal)
     except BadRowError as error:
         return error
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start + 1}"
         return BadRowError(f"not UTF-8: {reason}. Of Latin-1 text, iconv -f latin1 -t utf-8 makes it")
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            return BadRowError(f"not JSON: {error}")
-        after = "a comma" if text[error.pos :].strip() == "," else "something"
-        return BadRowError(f"not JSON: {after} stands after the value, at character {error.pos + 1}")
-    except RecursionError:
-        return BadRowError("not JSON that can be read: too many brackets inside each other")
-    except (ValueError, ArithmeticError):
-        return BadRowError("not JSON that can be read: a number has too many digits")
+    except (ValueError, ArithmeticError, RecursionError) as error:  # too many digits, too many brackets in each other
+        return BadRowError(f"not JSON that can be read: {cut(str(error))}")
     if not isinstance(found, dict):
         return BadRowError(f"expected an object with question, answer and image, found {type(found).__name__}")
     return found
@@ -109,8 +96,7 @@ def _object(line: bytes) -> Row:
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise BadRowError(f"{shown(key)} stands there twice: keep one")
+        raise BadRowError(f"one of the keys {shown([key for key, _ in pairs])} stands there twice: keep one")
     return found
 
 

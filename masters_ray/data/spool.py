@@ -1,7 +1,8 @@
 """A source on disk, ready to use: its problems in their seeded order, read when they are asked for.
 
-An SQLite file: ``problem`` has a row for each usable row of the source, ``seeded`` their order with all digests,
-``file`` the picture files that were looked at, and ``note`` what the source was and what else was found in it.
+An SQLite file: ``problem`` has a row for each usable row of the source, ``seeded`` those that were taken, in
+their order, ``file`` the picture files that were looked at, and ``note`` what the source was and what else was found in
+it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 from urllib.parse import quote
@@ -28,14 +30,14 @@ import numpy as np
 from masters_ray.errors import DataError, writing
 from masters_ray.records import Picture, Problem
 
-FORMAT = 4
+FORMAT = 5
 """Counts up when the same source would be written in another way."""
 _TABLES = """
 PRAGMA page_size = 32768;
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 CREATE TABLE problem (
-    row INTEGER PRIMARY KEY, id TEXT UNIQUE, kind TEXT, digest TEXT, asked TEXT, shown TEXT, content BLOB
+    row INTEGER PRIMARY KEY, id TEXT UNIQUE, digest TEXT, asked TEXT, shown TEXT, content BLOB
 );
 CREATE TABLE seeded (position INTEGER PRIMARY KEY, row INTEGER, digest TEXT, asked TEXT, shown TEXT);
 CREATE TABLE file (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER) WITHOUT ROWID;
@@ -54,7 +56,6 @@ class Problems(Sequence[Problem]):
         """Raises DataError when the file is missing or not a whole spool."""
         self._file = file
         self._lock = threading.Lock()
-        self._digests: dict[str, np.ndarray] = {}
         try:
             self._connection = _connected(file, "mode=ro&immutable=1")
             [(size,)] = self._ask("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
@@ -82,20 +83,20 @@ class Problems(Sequence[Problem]):
             return [self[position] for position in range(len(self))[where]]
         query = "SELECT content FROM seeded JOIN problem USING (row) WHERE position = ?"
         [(content,)] = self._ask(query, range(len(self))[where])
-        return _problem(content)
+        fields = msgpack.unpackb(content)
+        pictures = tuple(Picture(**picture) for picture in fields["pictures"])
+        return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
 
-    @property
+    @cached_property
     def digests(self) -> np.ndarray:
         """``Problem.digest`` of every problem, S16 [problems]; read once, without the problems themselves."""
         return self.column("digest")
 
     def column(self, name: Literal["digest", "asked", "shown"]) -> np.ndarray:
-        """The digests of every problem, of what its pictures show, or of that and what is asked of them; S16
-        [problems], read once."""
-        if name not in self._digests:
-            found = self._ask(f"SELECT {name} FROM seeded ORDER BY position")
-            self._digests[name] = np.array([digest for (digest,) in found], f"S{_DIGEST}")
-        return self._digests[name]
+        """The digest of every problem, of what its pictures show (shown), or of that and its words (asked); S16
+        [problems]."""
+        found = self._ask(f"SELECT {name} FROM seeded ORDER BY position")
+        return np.array([digest for (digest,) in found], f"S{_DIGEST}")
 
     def digest(self, position: int) -> str:
         """``self[position].digest``, without reading the problem."""
@@ -104,9 +105,9 @@ class Problems(Sequence[Problem]):
     def pictures_are_as_noted(self) -> bool:
         """Whether each picture file that was looked at is as it was then."""
         noted = self._ask("SELECT path, size, mtime_ns FROM file")
-        count = threads()
-        with ThreadPoolExecutor(count) as executor:
-            return all(executor.map(_as_noted, [noted[first::count] for first in range(count)]))
+        parts = [noted[first :: threads()] for first in range(threads())]
+        with ThreadPoolExecutor(len(parts)) as executor:
+            return all(executor.map(lambda part: all(stamp(path) == (size, ns) for path, size, ns in part), parts))
 
     def _ask(self, query: str, *values: int) -> list[tuple[Any, ...]]:
         try:
@@ -144,9 +145,9 @@ class SpoolWriter:
             problem = replace(problem, id=f"{problem.id}#{where.rpartition(':')[2]}")
         seen = [picture.digest or picture.path for picture in problem.pictures]
         words = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", problem.question).casefold()))
-        values = (row, problem.id, problem.kind, problem.digest, _digest([words, seen]), _digest(seen))
         content = msgpack.packb(vars(problem) | {"pictures": [vars(picture) for picture in problem.pictures]})
-        self._connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, content))
+        values = (row, problem.id, problem.digest, _digest([words, seen]), _digest(seen), content)
+        self._connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?)", values)
         return None if problem.id == given else problem.id
 
     def looked_at(self, files: Sequence[tuple[str, Stamp]]) -> None:
@@ -154,18 +155,10 @@ class SpoolWriter:
         rows = [(path, *noted) for path, noted in files]
         self._connection.executemany("INSERT OR IGNORE INTO file VALUES (?, ?, ?)", rows)
 
-    def kinds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows, and the kind of each: its place from 1 among the kinds' names; int64 [rows]."""
-        found = self._connection.execute("SELECT row, dense_rank() OVER (ORDER BY kind) FROM problem")
-        numbers = np.fromiter(found, np.dtype("i8, i8"))
-        return numbers["f0"], numbers["f1"]
-
-    def finish(self, order: np.ndarray, key: Sequence[Any], note: Mapping[str, Any]) -> None:
-        """order: the rows in their seeded order; key: all that decides the content; note: whatever else is to be
-        kept."""
+    def finish(self, order: Sequence[int], key: Sequence[Any], note: Mapping[str, Any]) -> None:
+        """order: the rows in their seeded order; key: all that decides the content; note: what else is to be kept."""
         self._connection.executemany(
-            "INSERT INTO seeded SELECT ?, row, digest, asked, shown FROM problem WHERE row = ?",
-            enumerate(order.tolist()),
+            "INSERT INTO seeded SELECT ?, row, digest, asked, shown FROM problem WHERE row = ?", enumerate(order)
         )
         self._connection.execute("INSERT INTO note VALUES (?, ?)", [json.dumps(key), json.dumps(note)])
 
@@ -205,10 +198,6 @@ def stamp(path: str) -> Stamp:
     return -1, -1
 
 
-def _as_noted(files: Sequence[tuple[str, int, int]]) -> bool:
-    return all(stamp(path) == (size, mtime_ns) for path, size, mtime_ns in files)
-
-
 def _connected(file: Path, options: str) -> sqlite3.Connection:
     name = quote(os.fsencode(file.absolute()))
     return sqlite3.connect(f"file:{name}?{options}", uri=True, check_same_thread=False)
@@ -216,9 +205,3 @@ def _connected(file: Path, options: str) -> sqlite3.Connection:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_DIGEST]
-
-
-def _problem(content: bytes) -> Problem:
-    fields = msgpack.unpackb(content)
-    pictures = tuple(Picture(**picture) for picture in fields["pictures"])
-    return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})

@@ -40,14 +40,15 @@ class BadPictureError(BadRowError):
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut after about 100 characters."""
+    """A value for a message, in about 100 characters."""
     return cut(repr(value[: 2 * _SHOWN] if isinstance(value, str | bytes | list | tuple) else value))
 
 
 def cut(text: str, most: int = _SHOWN) -> str:
-    """The text for a message: on one line, of at most so many characters, without any that cannot be written."""
-    line = "".join(one if one.isprintable() else "\ufffd" for one in text[:most])
-    return line if len(text) <= most else f"{line}…"
+    """The text for a message: on one line, of about so many characters from both ends, without any that cannot be
+    written."""
+    short = text if len(text) <= most else f"{text[: most // 3]} … {text[-most * 2 // 3 :]}"
+    return "".join(one if one.isprintable() else "\ufffd" for one in short)
 
 
 def bare(text: str) -> str:
@@ -116,10 +117,8 @@ def check_texts(problem: Problem, special: str) -> None:
     asked |= {f"choice {number}": choice for number, choice in enumerate(problem.choices, 1)}
     named = {"id": problem.id, "kind": problem.kind, "image": "".join(one.path or "" for one in problem.pictures)}
     for key, text in (asked | named).items():
-        if "\0" in text:
-            raise BadRowError(f"{key}: holds the character NUL: take it out")
-        if re.search("[\ud800-\udfff]", text):
-            raise BadRowError(f"{key}: expected Unicode, found half of a surrogate pair")
+        if re.search("[\0\ud800-\udfff]", text):
+            raise BadRowError(f"{key}: holds the character NUL or half of a surrogate pair: take it out")
     for key, text in asked.items():
         if (token := special_in(text, special)) is not None:
             raise SpecialTokenError(

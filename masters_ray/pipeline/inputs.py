@@ -53,7 +53,7 @@ def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
         aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
         say(f"{len(loaded.problems)} {name} questions{aside}")
         if loaded.changes:
-            changes = ", ".join(f"{count} {data.CHANGES[change]}" for change, count in sorted(loaded.changes.items()))
+            changes = ", ".join(f"{count} {change}" for change, count in sorted(loaded.changes.items()))
             say(f"{name} pictures: {changes}")
         for remark in loaded.remarks:
             say(f"{name} questions: {remark}")

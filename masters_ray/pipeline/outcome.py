@@ -123,8 +123,7 @@ def _split(loaded: data.Loaded) -> facts.SplitFacts:
         problems=len(loaded.problems),
         quarantined=len(loaded.rejected),
         digest=digest_of(loaded.problems),
-        changed_pictures={str(change): count for change, count in loaded.changes.items()},
-        unused_columns=loaded.unused,
+        changed_pictures=loaded.changes,
         remarks=loaded.remarks,
     )
 

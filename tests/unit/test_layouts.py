@@ -66,11 +66,12 @@ def _sqlite() -> bytes:
         (json.dumps([good(1)]).encode(), "a JSON array. Write an object a line: jq -c"),
         (json.dumps([{"conversations": []}], indent=1).encode(), "a JSON array; its rows have LLaVA's layout"),
         (b"[\n " + ROW.encode() + b"]", "a JSON array. Write"),
-        (json.dumps(good(1), indent=2).encode() * 2, "JSON over several lines. Write an object a line: jq -c ."),
-        (b"\xef\xbb\xbfid,question,answer,image\n1,q?,a,a.png\n", "csv with the columns id, question, answer, image"),
-        (b"question;answer;image\n", "csv with the columns question, answer, image"),
-        (png(), "no text. masters_ray reads one question a row"),
-        (b"index\tquestion\tA\tB\tanswer\timage\n", "tsv with the columns index, question, A, B, answer, image"),
+        (json.dumps(good(1), indent=2).encode() * 2, "JSON over several lines. Write an object a line: jq -c"),
+        (
+            b"\xef\xbb\xbfid,question,answer,image\n1,q?,a,a.png\n",
+            "lines such as 'id,question,answer,image'. masters_ray reads one",
+        ),
+        (png(), "PNG'. masters_ray reads one question a row"),
     ],
 )
 def test_a_file_that_is_not_jsonl_is_named_with_its_remedy(tmp_path: Path, content: bytes, told: str) -> None:
@@ -99,7 +100,7 @@ def test_what_is_no_file_is_named_with_its_remedy(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, told in {
         "shards": "a folder (1 .parquet)",
-        "saved": "a folder of datasets.save_to_disk. Write it with Dataset.to_parquet",
+        "saved": "a folder (1 .json). Join the files of a split into one; of save_to_disk, with Dataset.to_parquet",
         "pipe": "a device or a pipe",
         "*.jsonl": "a pattern of names",
         "none.jsonl": "none.jsonl: expected a jsonl file, found none. Set data.*.path to an existing file",

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from masters_ray.data import BadPictureError, check, decode
+from masters_ray.data import BadPictureError, check, decode, pictures
 from masters_ray.engines import vllm_engine, vllm_loop
 from masters_ray.engines.chat import Chat
 from masters_ray.prompts import question_messages
@@ -130,7 +130,8 @@ class Look(NamedTuple):
     changes: frozenset[str] = frozenset()
 
 
-TURNED, ON_WHITE, SCALED, FIRST = (frozenset({one}) for one in ("turned", "on_white", "scaled", "first_frame"))
+CHANGES = (pictures.TURNED, pictures.ON_WHITE, pictures.SCALED, pictures.FIRST_FRAME)
+TURNED, ON_WHITE, SCALED, FIRST = (frozenset({one}) for one in CHANGES)
 LOSSY = 16
 P3 = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 JPEG = partial(saved, RGB, "JPEG", quality=95)
@@ -210,13 +211,8 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         "png 16 bits": sixteen(GREY, 0),
         "jp2 16 bits": saved(Image.fromarray(HIGH), "JPEG2000"),
         "pgm 16 bits": saved(Image.fromarray(HIGH).convert("I"), "PPM"),
-        "pfm": lambda: b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + (FLOATS[::-1] / np.float32(255)).tobytes(),
-        "tiff 12 bits": tiff(twelve_bits(), 12),
         "tiff 16 bits": tiff(HIGH, 16),
-        "tiff 16 bits, white zero": tiff(65535 - HIGH, 16, photometric=0),
         "tiff 16 bits, big end first": saved(Image.frombytes("I;16B", RGB.size, HIGH.astype(">u2").tobytes()), "TIFF"),
-        "tiff floats to 1": tiff(FLOATS / np.float32(255), 32, sample=3),
-        "tiff floats to 255": tiff(FLOATS, 32, sample=3),
     },
     Look(BLACK_AND_WHITE): {
         "png of one bit": few_bits(1),
@@ -254,9 +250,11 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
         (saved(RGB, "GIF")()[:60], "cannot be decoded"),
         (saved(RGB, "WEBP")()[:-40], "cannot be decoded"),
         (tiff(quarters(GREY)[:-9], 8)(), "cannot be decoded"),
-        (tiff(quarters(GREY, "<i4"), 32, sample=2)(), "32-bit integers: which of them is white"),
-        (tiff(FLOATS * np.float32(9), 32, sample=3)(), "floats from 0 to 2295, expected 0 to 1"),
-        (tiff(FLOATS * np.float32("nan"), 32, sample=3)(), "floats from nan to nan"),
+        (b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + FLOATS.tobytes(), "brightness cannot be known"),
+        (tiff(twelve_bits(), 12)(), "brightness cannot be known"),
+        (tiff(65535 - HIGH, 16, photometric=0)(), "brightness cannot be known"),
+        (tiff(quarters(GREY, "<i4"), 32, sample=2)(), "brightness cannot be known"),
+        (tiff(FLOATS, 32, sample=3)(), "brightness cannot be known"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )

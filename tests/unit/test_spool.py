@@ -14,7 +14,7 @@ from PIL import Image
 
 from masters_ray import data
 from masters_ray.config import DataSource
-from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Loaded, Problems, loading, mapping, sources, spool
+from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Loaded, Problems, loading, mapping, pictures, sources, spool
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from masters_ray.records import Problem, Rejected
@@ -247,6 +247,6 @@ def test_what_was_done_to_pictures_is_counted_and_said_by_every_call(
     source = jsonl(tmp_path, [good(number, image=image) for number, image in enumerate(images)])
     for _ in range(2):
         loaded = load(source)
-        assert loaded.changes == {"on_white": 2, "turned": 1}
+        assert loaded.changes == {pictures.ON_WHITE: 2, pictures.TURNED: 1}
         inputs.told(loaded, loaded)
         assert "training pictures: 2 transparent and put on white, 1 turned upright\n" in capsys.readouterr().out
