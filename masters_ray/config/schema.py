@@ -151,7 +151,7 @@ class Judge(ConfigSection):
     """student: as it was at the start; teacher: without a mask, in processes of its own; rule: no model."""
     of_student: JudgedBy = "student"
     rule: Rule = "exact"
-    """Of marking.RULES; judges are compared with it too."""
+    """relaxed: numbers within 5 % (ChartQA); choice: its letter or text; vqa: VQA's. Judges are compared with it."""
     reasoning: bool = False
     """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
     follows_student: Annotated[bool, KeyScope.LATER] = False
