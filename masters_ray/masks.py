@@ -77,7 +77,9 @@ def masked(
     took: Counter[str] = Counter()
     left: Counter[str] = Counter()
     for name, tensor in tensors:
-        _expect_numbers(name, tensor)
+        numbers = tensor.float() if tensor.itemsize == 1 else tensor
+        if tensor.dtype.is_floating_point and not torch.isfinite(numbers).all():
+            raise CheckpointError(f"{name} holds numbers that are none (NaN, infinite): the checkpoint is damaged")
         count = matrices_in(name, tensor.shape)
         if count and part_of(name) in parts:
             if ratio > 0 and not (tensor.dtype.is_floating_point and tensor.itemsize > 1):
@@ -105,13 +107,6 @@ def masked(
             digest=digest.hexdigest(),
         )
     )
-
-
-def _expect_numbers(name: str, tensor: Tensor) -> None:
-    if not tensor.dtype.is_floating_point:
-        return
-    if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
-        raise CheckpointError(f"{name} holds numbers that are none (NaN, infinite): the checkpoint is damaged")
 
 
 def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
