@@ -189,12 +189,7 @@ def step(number: int, **changes: Any) -> StepMetrics:
 
 def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
     return facts.SplitFacts(
-        problems=problems,
-        quarantined=quarantined,
-        digest="d" * 64,
-        changed_pictures={},
-        unused_columns={},
-        remarks=[],
+        problems=problems, quarantined=quarantined, digest="d" * 64, changed_pictures={}, unused_columns={}, remarks=[]
     )
 
 

@@ -1,7 +1,5 @@
 """Messages become token ids: texts stay texts, the start token stands once, whatever tokenizer and template do."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -72,9 +70,8 @@ def test_special_tokens_that_a_model_wrote_in_letters_are_text_for_the_judge() -
     assert said(chat, wrote) == wrote.join(plain)
     strange = "\ufdd00\ufdd1 \ufdd0999\ufdd1"
     again = [{"role": "system", "content": wrote}, {"role": "user", "content": strange + wrote}]
-    assert (
-        chat.tokenizer.decode(chat.token_ids(again)).split(f"{END}\n<|im_start|>user\n{strange}")[1].startswith(wrote)
-    )
+    decoded = chat.tokenizer.decode(chat.token_ids(again))
+    assert decoded.split(f"{END}\n<|im_start|>user\n{strange}")[1].startswith(wrote)
     with pytest.raises(DataError, match=re.escape("holds the special token '<|im_end|>'")):
         chat.inputs(again, [])
 
@@ -84,9 +81,8 @@ def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(t
         for one in content["added_tokens"]:
             one["special"] = False
 
-    folder = changed(
-        tmp_path, tokenizer=change, tokenizer_config=lambda content: content.update(extra_special_tokens=[])
-    )
+    none: dict[str, list[str]] = {"extra_special_tokens": []}
+    folder = changed(tmp_path, tokenizer=change, tokenizer_config=lambda content: content.update(none))
     chat = Chat(folder)
     assert reserved.special_tokens(folder) == {IMAGE, "<|video_pad|>", END, "<|endoftext|>"}
     assert said(chat, f"a {IMAGE} b") == f"a {IMAGE} b".join(said(chat, "@").split("@"))
@@ -109,27 +105,19 @@ ONLY_PARTS = """\
 {%- for part in message['content'] | selectattr('type', 'equalto', 'image') -%}<|image_pad|>{%- endfor -%}
 {%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] }}{%- endfor -%}
 {%- endfor -%}"""
-NO_SYSTEM = (
-    """\
-{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"""
-    + TEMPLATE
-)
+NO_SYSTEM = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('not supported') }}{%- endif -%}" + TEMPLATE
 SILENT_SYSTEM = "{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + TEMPLATE
 
 
-def test_a_template_that_takes_no_plain_strings_is_given_lists(tmp_path: Path) -> None:
+def test_templates_that_take_no_plain_strings_or_no_system_turn_are_given_what_they_take(tmp_path: Path) -> None:
     chat = Chat(changed(tmp_path, template=ONLY_PARTS))
     system, user = prompts.PARSING.messages("it is red")
     assert chat.text([system, user]) == f"[system]{system['content']}[user]{user['content']}"
     assert chat.text(question_messages(problem())) == f"[user]{IMAGE}what color is the shape?"
-
-
-@pytest.mark.parametrize("template", [NO_SYSTEM, SILENT_SYSTEM])
-def test_a_system_turn_that_the_template_does_not_take_goes_to_the_user(tmp_path: Path, template: str) -> None:
-    chat = Chat(changed(tmp_path, template=template))
-    system, user = prompts.PARSING.messages("it is red")
     together = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
-    assert chat.text([system, user]) == Chat(PAIR / "student").text([together])
+    for name, template in (("no", NO_SYSTEM), ("silent", SILENT_SYSTEM)):
+        chat = Chat(changed(tmp_path / name, template=template))
+        assert chat.text([system, user]) == Chat(PAIR / "student").text([together])
 
 
 @pytest.mark.parametrize(
@@ -144,9 +132,7 @@ def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: P
         Chat(changed(tmp_path, template=template))
 
 
-def test_a_template_that_asks_for_the_time_is_told_the_same_on_every_day(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_template_is_told_the_same_time_on_every_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chat = Chat(changed(tmp_path, template="Today is {{ strftime_now('%H:%M:%S.%f %d %b %Y') }}. " + TEMPLATE))
     assert chat.text(question_messages(problem())).startswith("Today is 12:00:00.000000 01 Jan 2026.<|im_start|>")
     assert not caplog.records
@@ -162,9 +148,8 @@ def test_a_template_in_the_tokenizers_configuration_is_taken(named: bool, tmp_pa
 
 def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     def another(content: dict[str, Any]) -> None:
-        content.update(
-            processor_class="Gemma3Processor", image_processor={"image_processor_type": "Gemma3ImageProcessor"}
-        )
+        kind = {"image_processor_type": "Gemma3ImageProcessor"}
+        content.update(processor_class="Gemma3Processor", image_processor=kind)
 
     with pytest.raises(CheckpointError, match=r"changed: the processor cannot be loaded \(AttributeError: .*boi_token"):
         Chat(changed(tmp_path, processor_config=another, tokenizer_config=another))

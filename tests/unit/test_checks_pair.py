@@ -1,7 +1,5 @@
 """What is said of checkpoints and of how they fit each other, before anything starts."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -20,18 +18,12 @@ from masters_ray.engines.chat import Chat
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.prompts import question_messages
 from tests.builders import picture, problem
-from tests.conftest import PAIR, ROOT
+from tests.conftest import DEMO, PAIR
 from tests.unit.test_chat import TEMPLATE, changed, starts_with
 
-DEMO = ROOT / "conf" / "demo.yaml"
 TEACHER, STUDENT = PAIR / "teacher", PAIR / "student"
 PROBLEMS = [problem(), problem(id="two", pictures=2)]
 SYSTEM = "<|im_start|>system\nLook closely.<|im_end|>"
-
-
-@pytest.fixture(autouse=True)
-def _in_the_projects_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
 
 
 def complaints(*overrides: str) -> dict[str, str]:
@@ -62,38 +54,19 @@ def test_the_demo_has_nothing_to_complain_about() -> None:
     assert list(ends("teacher", TEACHER, STUDENT)) == []
 
 
-def test_several_complaints_come_together() -> None:
-    found = complaints(
-        "data.train.format=jsonl",
-        "data.train.path=none.jsonl",
-        "data.held_out.format=parquet",
-        "data.held_out.path=none.parquet",
-        "student.checkpoint=nowhere",
-        "schedule.max_ratio=1.2",
-        "learner.workrs=2",
-        "teacher.replicas=two",
-        "teacher.top_k=100000",
-    )
+def test_several_complaints_come_together(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"conversations": []}]')
+    words = ["data.train.format=jsonl", "data.train.path=none.jsonl", "data.held_out.format=jsonl"]
+    words += [f"data.held_out.path={tmp_path}/rows.json", "student.checkpoint=nowhere", "schedule.max_ratio=1.2"]
+    found = complaints(*words, "learner.workrs=2", "teacher.replicas=two", "teacher.top_k=100000")
     assert set(found) == {
-        "data.train.path",
-        "data.held_out.path",
-        "student.checkpoint",
-        "schedule.max_ratio",
-        "learner.workrs",
-        "teacher.replicas",
-        "teacher.top_k",
+        *("data.train.path", "data.held_out.path", "student.checkpoint", "schedule.max_ratio"),
+        *("learner.workrs", "teacher.replicas", "teacher.top_k"),
     }
     assert "none.jsonl: none. Set data.*.path to an existing file" in found["data.train.path"]
+    assert "a JSON array; its rows have LLaVA's layout (conversations). Write an object" in found["data.held_out.path"]
     assert "found nowhere: no such directory, and no model id" in found["student.checkpoint"]
     assert "at most the vocabulary's" in found["teacher.top_k"]
-
-
-def test_data_in_another_form_are_refused_by_their_path(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text('[{"conversations": []}]')
-    words = [f"data.{name}.format=jsonl" for name in ("train", "held_out")]
-    found = complaints(*words, f"data.train.path={tmp_path}", f"data.held_out.path={tmp_path}/rows.json")
-    assert f"{tmp_path}: a folder (1 .json). masters_ray reads one jsonl file" in found["data.train.path"]
-    assert "a JSON array; its rows have LLaVA's layout (conversations). Write an object" in found["data.held_out.path"]
 
 
 def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -125,9 +98,7 @@ def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> N
     assert "differs in vocabulary" in found and "choose a pair of one family" in found
 
 
-def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_engine_takes_more_tokens_than_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ("max_model_len", "max_num_batched_tokens")
     words = [f"{model}.engine.{key}=4097" for model in ("teacher", "student") for key in keys]
     found = complaints(*words)
@@ -142,13 +113,11 @@ def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(
 
 
 @pytest.mark.parametrize("frozen", ["vision,lm_head", "embeddings"])
-def test_half_of_a_matrix_cannot_be_frozen(frozen: str) -> None:
+def test_half_of_a_matrix_cannot_be_frozen_nor_what_adapters_train(frozen: str) -> None:
     assert "one matrix" in complaints(f"learner.frozen=[{frozen}]")["learner.frozen"]
     checks.load(DEMO, [f"learner.frozen=[{frozen}]", "learner.lora.rank=4"])
     checks.load(DEMO, ["learner.frozen=[lm_head,embeddings]"])
 
-
-def test_adapters_train_the_language_model_and_so_it_cannot_be_frozen() -> None:
     found = complaints("learner.frozen=[vision,language]", "learner.lora.rank=8")["learner.frozen"]
     assert "adapters train the language model" in found
     checks.load(DEMO, ["learner.frozen=[vision,language]"])
@@ -165,8 +134,6 @@ def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path, dty
     assert "can be trained" in found["student.checkpoint"]
     checks.load(DEMO, [f"teacher.checkpoint={folder}", "schedule.max_ratio=0"])  # it is never masked
 
-
-def test_what_config_json_says_of_quantisation_is_enough(tmp_path: Path) -> None:
     awq = {"quantization_config": {"quant_method": "awq"}}
     text = json.loads((STUDENT / "config.json").read_text())["text_config"]
     for name, said in (("whole", awq), ("text", {"text_config": text | awq})):
@@ -183,7 +150,7 @@ def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path)
     assert "21 of 39 matrices in no known part: model.transformer.blocks.0.mlp" in found["teacher.checkpoint"]
 
 
-def test_a_teacher_with_a_system_line_is_told_and_not_refused(tmp_path: Path) -> None:
+def test_a_teacher_with_a_system_line_or_more_tokens_for_a_picture_is_told_and_not_refused(tmp_path: Path) -> None:
     teacher = Chat(changed(tmp_path, template=SYSTEM + TEMPLATE))
     [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
     more = len(Chat(STUDENT).answer_ids(SYSTEM))
@@ -191,12 +158,9 @@ def test_a_teacher_with_a_system_line_is_told_and_not_refused(tmp_path: Path) ->
     told = f"question p has {len(asked) + more} tokens for it and {len(asked)} for the student"
     assert "by its chat template" in str(note) and told in str(note)
 
-
-def test_a_teacher_whose_pictures_have_more_tokens_is_told(tmp_path: Path) -> None:
-    def larger(content: dict[str, Any]) -> None:
-        content["image_processor"]["size"] = {"shortest_edge": 16384, "longest_edge": 16384}
-
-    teacher = Chat(changed(tmp_path, processor_config=larger))
+    size = {"shortest_edge": 16384, "longest_edge": 16384}
+    larger = changed(tmp_path / "larger", processor_config=lambda content: content["image_processor"].update(size=size))
+    teacher = Chat(larger)
     [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
     assert "by the tokens of its pictures" in str(note)
 

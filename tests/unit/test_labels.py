@@ -1,7 +1,5 @@
 """Choices and labels in the forms of data sets; every label becomes the text of a choice."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -60,27 +58,21 @@ def test_each_choice_is_one_line(read: Read) -> None:
     assert read(("red\n B. green", choices), ("B", choices)) == [(lines[0], lines), (lines[1], lines)]
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        ["A. red", "B. blue"],
-        ["(A) red", "(B) blue"],
-        ["a) red", "b)blue"],
-        ["A: red", "B: blue"],
+FORMS: list[Any] = [
+    *(["A. red", "B. blue"], ["(A) red", "(B) blue"], ["a) red", "b)blue"], ["A: red", "B: blue"]),
+    *(
+        ["B. blue", "A. red"],
         {"A": "red", "B": "blue"},
         {"B": "blue", "A": "red", "C": None},
-        [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}],
-        [{"key": "A", "value": "red"}, {"key": "B", "value": "blue"}],
-        {"label": ["A", "B"], "text": ["red", "blue"]},
         [["A", "red"], ["B", "blue"]],
-        "['red', 'blue']",
-        '["red", "blue"]',
-        '{"A": "red", "B": "blue"}',
-        "A. red\nB. blue",
-        ["B. blue", "A. red"],
-        {"text": ["red", "blue"]},
-    ],
-)
+    ),
+    *([{name: "A", text: "red"}, {name: "B", text: "blue"}] for name, text in (("label", "text"), ("key", "value"))),
+    *({"label": ["A", "B"], "text": ["red", "blue"]}, {"text": ["red", "blue"]}),
+    *("['red', 'blue']", '["red", "blue"]', '{"A": "red", "B": "blue"}', "A. red\nB. blue"),
+]
+
+
+@pytest.mark.parametrize("choices", FORMS)
 def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Read, choices: Any) -> None:
     assert read(("B", choices), ("blue", choices)) == [("blue", TWO)] * 2
 
@@ -104,9 +96,7 @@ def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Read, ch
         ("Z", list(string.ascii_lowercase), "z"),
     ],
 )
-def test_what_may_be_read_in_two_ways_is_the_text_of_a_choice(
-    read: Read, label: Any, choices: Any, expected: str
-) -> None:
+def test_what_may_be_read_in_two_ways_is_a_choice_s_text(read: Read, label: Any, choices: Any, expected: str) -> None:
     [(found, _)] = read((label, choices))
     assert found == expected
 
@@ -127,19 +117,13 @@ def test_how_the_other_labels_of_a_source_are_written_decides_what_alone_may_be_
     ("label", "choices", "reason"),
     [
         ("green", TWO, r"'green' is none of the choices \['red', 'blue'\]; expected .* \(A to B\) .* \(0 to 1\)"),
-        ("E", TWO, "'E' is none"),
-        (2, TWO, "'2' is none"),
-        (-1, TWO, "'-1' is none"),
+        *((label, TWO, f"'{label}' is none") for label in ("E", 2, -1, "A, B", "B. red")),
         (True, TWO, "answer: True may stand for"),
-        ("A, B", TWO, "'A, B' is none"),
         (["A", "B"], TWO, "expected a single text, found 2"),
-        ("B. red", TWO, "'B. red' is none"),
-        ("A", ["red"], "expected 2 to 26, which have letters, found 1"),
-        ("A", [str(n) for n in range(30)], "expected 2 to 26, which have letters, found 30"),
+        *(("A", list(map(str, range(n))), f"expected 2 to 26, which have letters, found {n}") for n in (1, 30)),
         ("A", ["red", "", "blue"], "choices: entry 2 is empty"),
         ("A", ["red", None], "choices: entry 2: expected a text or a number, found None"),
-        ("A", ["red", " red "], "'red' stands there twice"),
-        ("A", ["A. red", "B. red"], "'red' stands there twice"),
+        *(("A", choices, "'red' stands there twice") for choices in (["red", " red "], ["A. red", "B. red"])),
         ("A", ["A. red", "A. blue"], "'A' stands there twice"),
         ("A", ["B. red", "C. blue"], "'A' is none of the choices"),
         ("A", "yes,no", "expected a list of texts, found 'yes,no'"),
@@ -154,9 +138,9 @@ def test_a_label_that_is_none_of_the_choices_or_choices_that_are_none_drop_the_r
         read((label, choices))
 
 
-@pytest.mark.parametrize("choices", [None, [], {}, "", " "])
-def test_without_choices_a_letter_is_a_free_answer(read: Read, choices: Any) -> None:
-    assert read(("B", choices)) == [("B", ())]
+def test_without_choices_a_letter_is_a_free_answer(read: Read) -> None:
+    nothing: list[Any] = [None, [], {}, "", " "]
+    assert [read(("B", choices)) for choices in nothing] == [[("B", ())]] * 5
 
 
 @pytest.mark.parametrize(

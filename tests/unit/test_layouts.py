@@ -34,10 +34,9 @@ def _tar() -> bytes:
     return content.getvalue()
 
 
-def _arrow(stream: bool) -> bytes:
+def _arrow(write: Any) -> bytes:
     content = io.BytesIO()
-    schema = pa.schema([("question", pa.string())])
-    (pa.ipc.new_stream if stream else pa.ipc.new_file)(content, schema).close()
+    write(content, pa.schema([("question", pa.string())])).close()
     return content.getvalue()
 
 
@@ -52,8 +51,8 @@ def _sqlite() -> bytes:
     [
         (gzip.compress(ROW.encode(), mtime=0), "gzip. Unpack it"),
         (_tar(), "a tar archive"),
-        (_arrow(False), "Arrow. Write it as parquet"),
-        (_arrow(True), "save_to_disk writes it. Write it with Dataset.to_parquet"),
+        (_arrow(pa.ipc.new_file), "Arrow. Write it as parquet"),
+        (_arrow(pa.ipc.new_stream), "save_to_disk writes it. Write it with Dataset.to_parquet"),
         (_sqlite(), "an SQLite database"),
         (b"PAR1", "parquet. Set data.*.format=parquet"),
         (b"PK\x03\x04rest", "a zip archive"),

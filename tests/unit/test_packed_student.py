@@ -1,7 +1,5 @@
 """A packed batch gives what each answer alone gives, in value and in gradient, for every model family."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,17 +8,10 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import transformers as families
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import (
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
 
 from masters_ray import store
 from masters_ray.config import Aggregation
@@ -37,78 +28,48 @@ from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, problem, scored
 
 IMAGE, VIDEO, START, END = 2, 3, 4, 5
-TEXT = {
-    "vocab_size": 80,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
+TEXT = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1}
+VISION = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
 }
 SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 
 def qwen3() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
-    return Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(
-            text_config=TEXT | {"head_dim": 16, "rope_parameters": rope, "tie_word_embeddings": True},
-            vision_config={
-                "depth": 2,
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_heads": 2,
-                "patch_size": 4,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0],
-            },
-            tie_word_embeddings=True,
-            **SPECIAL,
-        )
+    rope = ROPE | {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    config = families.Qwen3VLConfig(
+        text_config=TEXT | {"head_dim": 16, "rope_parameters": rope, "tie_word_embeddings": True},
+        vision_config=VISION | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        tie_word_embeddings=True,
+        **SPECIAL,
     )
+    return families.Qwen3VLForConditionalGeneration(config)
 
 
 def qwen2_5() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            text_config=TEXT | {"rope_parameters": rope},
-            vision_config={
-                "depth": 2,
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_heads": 2,
-                "patch_size": 4,
-                "out_hidden_size": 32,
-                "window_size": 16,
-                "fullatt_block_indexes": [1],
-            },
-            **SPECIAL,
-        )
-    )
+    text = TEXT | {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}
+    vision = VISION | {"window_size": 16, "fullatt_block_indexes": [1]}
+    config = families.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **SPECIAL)
+    return families.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def internvl() -> Any:
-    return InternVLForConditionalGeneration(
-        InternVLConfig(
-            text_config=TEXT | {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "patch_size": [4, 4],
-                "image_size": [16, 16],
-            },
-            image_token_id=IMAGE,
-            image_seq_length=4,
-            downsample_ratio=0.5,
-        )
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = families.InternVLConfig(
+        text_config=TEXT | {"model_type": "qwen2", "rope_parameters": ROPE},
+        vision_config=vision | {"patch_size": [4, 4], "image_size": [16, 16]},
+        image_token_id=IMAGE,
+        image_seq_length=4,
+        downsample_ratio=0.5,
     )
+    return families.InternVLForConditionalGeneration(config)
 
 
 def qwen_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[int]) -> dict[str, Tensor]:
@@ -156,24 +117,26 @@ PICTURES = [[(2, 3), (3, 2)], [(2, 2)]]
 TEXTS = [[30, 31, 32], [33]]
 
 
+LONGER = {"input_ids", "mm_token_type_ids"}
+"""Inputs that have a number for each token, 0 for each of an answer's in the latter."""
+
+
 def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(log-probabilities, JSD, what that may lack) of one answer's tokens, from a sequence that holds the prompt and it
     alone."""
     tokens = torch.tensor([answer.judged.answer.token_ids])
-    given = dict(inputs)
-    given["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
-    if "mm_token_type_ids" in inputs:
-        kinds = inputs["mm_token_type_ids"]
-        given["mm_token_type_ids"] = torch.cat([kinds, kinds.new_zeros(tokens.shape)], 1)
+    longer = {name: torch.cat([inputs[name], tokens * (name == "input_ids")], 1) for name in LONGER & inputs.keys()}
     start = inputs["input_ids"].shape[1] - 1
-    logprobs = model(**given).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
-    scores = [
-        torch.from_numpy(one) for one in (answer.teacher.top_ids, answer.teacher.top_logprobs, answer.teacher.left_out)
-    ]
-    ids, top_logprobs, left_out = scores[0].long(), *scores[1:]
+    logprobs = model(**(inputs | longer)).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
+    ids, top_logprobs, left_out = map(torch.from_numpy, vars(answer.teacher).values())
+    ids = ids.long()
     outside = 1 - logprobs.detach().gather(-1, ids).exp().sum(-1)
     divergences = top_k_jsd(logprobs, ids, top_logprobs, left_out)
     return logprobs.gather(-1, tokens.T).squeeze(-1), divergences, left_out_error(left_out, outside)
+
+
+def prompts_of(model: Any, inputs: list[dict[str, Tensor]]) -> list[PromptTensors]:
+    return [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
 
 
 def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
@@ -189,12 +152,10 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], 
     torch.manual_seed(0)
     model = make().float().eval()
     inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
-    prompts: list[PromptTensors] = [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
-    return model, inputs, pack(GROUPS, prompts, pad_id=0, multiple_of=8)
+    return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("logits_bytes", [2**20, 1], ids=["whole", "tiled"])
+@pytest.mark.parametrize(("logits_bytes", "checkpointed"), [(2**20, False), (1, True)])
 def test_packed_groups_equal_separate_sequences(
     logits_bytes: int, checkpointed: bool, case: tuple[Any, list[dict[str, Tensor]], PackedBatch]
 ) -> None:
@@ -210,8 +171,10 @@ def test_packed_groups_equal_separate_sequences(
     loss(*found).backward()
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=3e-6)
-    wanted = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
-    got = {name: parameter.grad for name, parameter in changed.named_parameters() if parameter.grad is not None}
+    wanted, got = (
+        {name: parameter.grad for name, parameter in one.named_parameters() if parameter.grad is not None}
+        for one in (plain, changed)
+    )
     assert wanted.keys() == got.keys()
     for name, gradient in wanted.items():
         assert torch.allclose(got[name], gradient, atol=2e-5 * max(1.0, float(gradient.abs().max()))), name
@@ -223,37 +186,29 @@ def student() -> tuple[hf.PackedStudent, list[PromptTensors]]:
     torch.manual_seed(0)
     model = qwen3().float().eval()
     inputs = [qwen_prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
-    prompts: list[PromptTensors] = [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
-    return hf.PackedStudent(model, logits_bytes=2**20), prompts
+    return hf.PackedStudent(model, logits_bytes=2**20), prompts_of(model, inputs)
 
 
-ASKED = problem()
+ASKED, AGGREGATIONS = problem(), get_args(Aggregation)
 
 
 @st.composite
 def stored_rows(draw: st.DrawFn) -> list[RolloutGroup]:
     """Groups of a step, with answers of drawn lengths; their prompts take turns."""
     sizes = draw(st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=5))
-    return [
-        group(
-            [
-                scored([10 + 9 * place + token for token in range(length)], accuracy=place % 2, seed=length + place)
-                for place, length in enumerate(lengths)
-            ],
-            position=position,
-            of=ASKED,
-        )
-        for position, lengths in enumerate(sizes)
-    ]
+    rows = []
+    for position, lengths in enumerate(sizes):
+        answers = [
+            scored([10 + 9 * place + token for token in range(length)], accuracy=place % 2, seed=length + place)
+            for place, length in enumerate(lengths)
+        ]
+        rows.append(group(answers, position=position, of=ASKED))
+    return rows
 
 
 @settings(max_examples=25)
 @given(
-    stored_rows(),
-    st.integers(1, 3),
-    st.integers(1, 120),
-    st.sampled_from([1, 7, 128]),
-    st.sampled_from(get_args(Aggregation)),
+    stored_rows(), st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(AGGREGATIONS)
 )
 def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     student: tuple[hf.PackedStudent, list[PromptTensors]],
@@ -296,13 +251,13 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
-def test_all_norms_are_made_faster_and_stay_the_same(case: tuple[Any, list[dict[str, Tensor]], PackedBatch]) -> None:
+def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(
+    case: tuple[Any, list[dict[str, Tensor]], PackedBatch],
+) -> None:
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5
 
-
-def test_a_norm_of_another_kind_is_left_alone() -> None:
     class OffsetRMSNorm(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
