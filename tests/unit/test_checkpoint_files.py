@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint lie, which are read and what they lack; a trained student is written as its source is."""
+"""Where a checkpoint's files lie, which are read and what they lack; a trained student is written as its source is."""
 
 import json
 import os
@@ -12,13 +12,13 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from masters_ray import weights
 from masters_ray.checks.prompts import incomplete
 from masters_ray.engines import hf
 from masters_ray.errors import CheckpointError
+from tests.builders import checkpoint
 from tests.conftest import PAIR
 
 ONE, TWO = {"a": torch.ones(2, 2)}, {"b": torch.ones(3)}
@@ -130,7 +130,7 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = tmp_path / "models--org--tiny"
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text("a" * 40)
-    return shutil.copytree(PAIR / "student", model / "snapshots" / ("a" * 40), ignore=shutil.ignore_patterns(WEIGHTS))
+    return checkpoint(model / "snapshots" / ("a" * 40))
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, deliver: Callable[[], None]) -> None:
@@ -171,17 +171,9 @@ def test_what_the_hub_does_not_deliver_is_told(snapshot: Path, monkeypatch: pyte
 QUERIES = "model.language_model.layers.1.self_attn.q_proj.weight"
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
-    shutil.copytree(PAIR / "student", folder)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 @pytest.mark.parametrize("lacks", [QUERIES, "model.visual.blocks.0.attn.qkv.bias", "model.language_model.norm.weight"])
 def test_weights_that_are_missing_are_named_before_and_while_they_are_loaded(lacks: str, tmp_path: Path) -> None:
-    folder = rewritten(tmp_path / "student", lambda tensors: tensors.pop(lacks))
+    folder = checkpoint(tmp_path / "student", tensors=lambda tensors: tensors.pop(lacks))
     with pytest.raises(CheckpointError, match=f"student: expected all weights of the model, found none of .*{lacks}"):
         hf.superfluous(folder)
     [told] = incomplete("student", folder)
@@ -191,7 +183,7 @@ def test_weights_that_are_missing_are_named_before_and_while_they_are_loaded(lac
 
 
 def test_weights_of_another_shape_are_told_with_both(tmp_path: Path) -> None:
-    folder = rewritten(tmp_path / "student", lambda tensors: tensors.update({QUERIES: torch.ones(8, 4)}))
+    folder = checkpoint(tmp_path / "student", tensors=lambda tensors: tensors.update({QUERIES: torch.ones(8, 4)}))
     for load in (hf.superfluous, lambda folder: hf.load_model(folder, "float32")):
         with pytest.raises(CheckpointError, match=r"q_proj.weight of the shape \[128, 128\], .* found \[8, 4\]"):
             load(folder)
@@ -200,11 +192,11 @@ def test_weights_of_another_shape_are_told_with_both(tmp_path: Path) -> None:
 def test_weights_of_no_part_are_told_and_layers_that_config_json_does_not_count_refused(tmp_path: Path) -> None:
     assert hf.superfluous(PAIR / "student") == hf.superfluous(PAIR / "teacher") == []
     other = "model.language_model.extra.weight"
-    folder = rewritten(tmp_path / "student", lambda tensors: tensors.setdefault(other, tensors[QUERIES].clone()))
+    folder = checkpoint(tmp_path / "student", tensors=lambda held: held.update({other: held[QUERIES].clone()}))
     [told] = incomplete("student", folder)
     assert f"student: 1 weights in {folder} belong to no part of its model ({other})" in str(told)
     further = QUERIES.replace("layers.1", "layers.9")
-    folder = rewritten(tmp_path / "more", lambda tensors: tensors.setdefault(further, tensors[QUERIES].clone()))
+    folder = checkpoint(tmp_path / "more", tensors=lambda held: held.update({further: held[QUERIES].clone()}))
     with pytest.raises(CheckpointError, match=f"fewer layers than the weights have: 1 are of .*{further}"):
         hf.superfluous(folder)
 
@@ -218,7 +210,7 @@ SETTINGS = {"eos_token_id": [2, 0], "temperature": 0.7, "top_p": 0.8, "top_k": 2
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """The toy student with all that a checkpoint of the Hub may have beside its weights."""
-    folder = shutil.copytree(PAIR / "student", tmp_path / "models--org--tiny" / "snapshots" / "abc")
+    folder = checkpoint(tmp_path / "models--org--tiny" / "snapshots" / "abc", weights=True)
     more = dict.fromkeys(LEFT_OUT | {"LICENSE", "NOTICE.md", "merges.txt"}, "mine")
     more |= {"generation_config.json": json.dumps(SETTINGS), "chat_template.json": '{"chat_template": "x"}'}
     more |= {"additional_chat_templates/tools.jinja": "{{ messages }}", "README.md": CARD}

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from masters_ray.checks import machine, rows
 from masters_ray.errors import ConfigError
 from masters_ray.pipeline import inputs
 from masters_ray.pipeline.directory import RunDirectory
-from tests.builders import png
+from tests.builders import checkpoint, png
 from tests.conftest import DEMO, PAIR
 
 
@@ -118,14 +117,13 @@ def test_what_the_processor_fails_on_is_the_rows_and_not_the_checkpoints(tmp_pat
     ],
 )
 def test_a_config_json_that_does_not_fit_is_a_complaint(change: dict[str, Any], told: str, tmp_path: Path) -> None:
-    folder = shutil.copytree(PAIR / "student", tmp_path / "student")
-    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    folder = checkpoint(tmp_path / "student", weights=True, config=change)
     assert told in complaints(words(tmp_path, THREE, f"student.checkpoint={folder}"))["student.checkpoint"]
 
 
 @pytest.mark.parametrize("name", ["patch_size", "temporal_patch_size", "merge_size"])
 def test_a_processor_that_cuts_other_patches_than_the_model_has_is_a_complaint(name: str, tmp_path: Path) -> None:
-    folder = shutil.copytree(PAIR / "student", tmp_path / "student")
+    folder = checkpoint(tmp_path / "student", weights=True)
     [file] = [one for one in folder.glob("*processor_config.json") if f'"{name}"' in one.read_text()]
     text = file.read_text()
     file.write_text(re.sub(rf'("{name}": )(\d+)', lambda found: f"{found[1]}{int(found[2]) * 2}", text, count=1))
@@ -141,9 +139,9 @@ def test_prompts_that_lose_something_are_told(tmp_path: Path, said: Said) -> Non
     assert "questions of data.held_out to less" not in seen
     assert "3 of 3 prompts leave less than rollout.sampling.max_tokens" in seen
 
-    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
-    template = teacher / "chat_template.jinja"
-    template.write_text("<|im_start|>system\nLook closely.<|im_end|>" + template.read_text())
+    template = (PAIR / "teacher" / "chat_template.jinja").read_text()
+    template = f"<|im_start|>system\nLook closely.<|im_end|>{template}"
+    teacher = checkpoint(tmp_path / "teacher", "teacher", weights=True, template=template)
     seen = said(words(tmp_path, THREE, f"teacher.checkpoint={teacher}"))
     assert "teacher reads another prompt than the student, by its chat template" in seen
 

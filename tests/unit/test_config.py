@@ -198,16 +198,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "expected a mapping, found ['a']" in complaints(file)[str(file)]
 
 
-def test_gpus_limits_and_ratios_at_their_bounds_are_taken(file: Path) -> None:
+def test_values_at_their_bounds_are_taken_and_texts_stay_as_they_were_typed(file: Path) -> None:
     load(file, ["data.max_picture_pixels=178956970", "teacher.replicas=3", "teacher.max_replicas=3"])
     load(file, ["student.gpus=1", "student.engine.gpu_memory_utilization=0.95", "schedule.max_ratio=0"])
     online = ["rollout.online_fraction=1", "student.gpus=1", "learner.gpus=1", "rollout.weight_transfer=nccl"]
     assert load(file, online).rollout.online_fraction == 1.0
-
-
-@pytest.mark.parametrize("text", ["1e5", "yes", "007", "a #b", "*x", "%x", "@x", "[x", "a: b", "!x", "x?y", "ü"])
-def test_a_text_stays_as_it_was_typed(file: Path, text: str) -> None:
-    assert load(file, [f"rollout.store={text}"]).rollout.store == text
+    for text in ("1e5", "yes", "007", "a #b", "*x", "%x", "@x", "[x", "a: b", "!x", "x?y", "ü"):
+        assert load(file, [f"rollout.store={text}"]).rollout.store == text
 
 
 def test_texts_of_lists_and_of_the_file_stay_as_they_were_typed(tmp_path: Path) -> None:

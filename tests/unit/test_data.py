@@ -34,9 +34,6 @@ def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path)
     assert [decode(picture).size for picture in problem.pictures] == [(64, 64), (64, 64)]
     del row["id"]
     assert ids(load(jsonl(tmp_path, [row]), max_pictures=2)) == [f"{tmp_path}/rows.jsonl:1"]
-
-
-def test_parquet_rows_hold_bytes_or_the_struct_of_bytes_and_path(tmp_path: Path) -> None:
     for image in ({"bytes": png((8, 8)), "path": None}, png((8, 8))):
         [problem] = load(parquet(tmp_path / "rows.parquet", [{"answer": "a", "image": image}])).problems
         assert decode(problem.pictures[0]).size == (8, 8)
@@ -179,7 +176,7 @@ def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_
     assert loaded.remarks == [told]
 
 
-def test_columns_that_are_not_used_are_told_also_of_a_source_that_is_opened_again(tmp_path: Path) -> None:
+def test_columns_that_are_not_used_are_told_also_when_opened_again_and_a_kind_for_every_row(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [good(1, hint="x", weight=2), good(2, hint=None, weight=3)])
     for _ in range(2):
         loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.sqlite")
@@ -190,8 +187,6 @@ def test_columns_that_are_not_used_are_told_also_of_a_source_that_is_opened_agai
     with pytest.raises(DataError, match=r"image: expected .*\nColumns that are not used: hint \(1 row\)"):
         load(jsonl(tmp_path, [good(1, hint="x", image=[["a.png"]])]))
 
-
-def test_a_kind_for_every_row_is_told(tmp_path: Path) -> None:
     rows = [good(number, kind=number) for number in range(51)]
     assert load(jsonl(tmp_path, rows[:50])).remarks == []
     [remark] = load(jsonl(tmp_path, rows)).remarks
@@ -205,6 +200,8 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
     told = r"1 of 2 rows cannot be used; .*allows 0\.1\. (.|\n)*rows.jsonl:2: picture .*none.png does not exist"
     with pytest.raises(DataError, match=told):
         load(source, 0.1)
+    with pytest.raises(DataError, match=r"a.png has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
+        load(source, max_pixels=64 * 64 - 1)
     rows = [{"question": "q?", "answer": ["x" * 10**6, "y"], "image": "a.png", "z" * 10**5: 1}] * 3
     with pytest.raises(DataError, match=r"(?s)none of 3 rows.*\(and 2 more\)") as error:
         load(jsonl(tmp_path, rows))

@@ -69,10 +69,10 @@ def by_position(weight: Tensor) -> Tensor:
     return weight.abs().double() * (1 + torch.arange(weight.numel()).reshape(weight.shape) * 2.0**-27)
 
 
-def prune_by_torch(layer: nn.Linear, percent: int, order: Tensor | None = None) -> int:
+def prune_by_torch(layer: nn.Linear, percent: int) -> int:
     """Entries that torch.nn.utils.prune has zeroed in ``layer``."""
     count = layer.weight.numel() * percent // 100
-    prune.l1_unstructured(layer, "weight", amount=count, importance_scores=order)
+    prune.l1_unstructured(layer, "weight", amount=count, importance_scores=by_position(layer.weight.detach()))
     prune.remove(layer, "weight")
     return count
 
@@ -83,7 +83,7 @@ def prune_by_torch(layer: nn.Linear, percent: int, order: Tensor | None = None) 
 def test_a_masked_checkpoint_is_the_model_that_torch_has_pruned(teacher: Any, part: Part, percent: int) -> None:
     model = copy.deepcopy(teacher)
     layers = linear_layers(model, part)
-    zeroed = sum(prune_by_torch(layer, percent, by_position(layer.weight.detach())) for layer in layers.values())
+    zeroed = sum(prune_by_torch(layer, percent) for layer in layers.values())
     expected = model.state_dict()
     stream, report = run(dict(weights.tensors(PAIR / "teacher")), percent / 100, part)
     assert stream.keys() == expected.keys() - {"lm_head.weight"}  # that one is the embeddings

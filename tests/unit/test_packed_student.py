@@ -1,9 +1,10 @@
 """A packed batch gives what each answer alone gives, in value and in gradient, for every model family."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -74,16 +75,13 @@ def internvl() -> Any:
 
 def qwen_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[int]) -> dict[str, Tensor]:
     """pictures: merged patches (height, width) of each."""
-    ids, pixels = [], []
     patch = model.config.vision_config
     values = 3 * patch.temporal_patch_size * patch.patch_size**2
-    for height, width in pictures:
-        ids += [START, *[IMAGE] * (height * width), END]
-        pixels.append(torch.randn(4 * height * width, values))
+    ids = [token for height, width in pictures for token in (START, *[IMAGE] * (height * width), END)]
     input_ids = torch.tensor([[*ids, *text]])
     return {
         "input_ids": input_ids,
-        "pixel_values": torch.cat(pixels),
+        "pixel_values": torch.randn(4 * sum(height * width for height, width in pictures), values),
         "image_grid_thw": torch.tensor([[1, 2 * height, 2 * width] for height, width in pictures]),
         "mm_token_type_ids": (input_ids == IMAGE).int(),
     }
@@ -94,21 +92,7 @@ def internvl_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[
     return {"input_ids": torch.tensor([[*ids, *text]]), "pixel_values": torch.randn(len(pictures), 3, 16, 16)}
 
 
-class _Ready:
-    """Stands for a Chat: the inputs are there already."""
-
-    def __init__(self, inputs: dict[str, Tensor]) -> None:
-        self._inputs = inputs
-
-    def inputs(self, *_: Any) -> dict[str, Tensor]:
-        return self._inputs
-
-
-FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] = {
-    "Qwen3-VL": (qwen3, qwen_prompt),
-    "Qwen2.5-VL": (qwen2_5, qwen_prompt),
-    "InternVL": (internvl, internvl_prompt),
-}
+FAMILIES = {qwen3: qwen_prompt, qwen2_5: qwen_prompt, internvl: internvl_prompt}
 GROUPS = [
     group([scored([10, 11, 12, 1], seed=1), scored([13, 1], seed=2), scored([14], seed=3)]),
     group([scored([20, 21, 1], seed=4), scored([22, 23, 24, 25, 26, 27, 28, 1], seed=5)], position=1),
@@ -136,7 +120,8 @@ def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tens
 
 
 def prompts_of(model: Any, inputs: list[dict[str, Tensor]]) -> list[PromptTensors]:
-    return [hf.prompt_tensors(model, _Ready(one), [], []) for one in inputs]  # type: ignore[arg-type]
+    chats: list[Any] = [SimpleNamespace(inputs=lambda *_, one=one: one) for one in inputs]
+    return [hf.prompt_tensors(model, chat, [], []) for chat in chats]
 
 
 def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
@@ -145,10 +130,13 @@ def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
     return (weights * logprobs).sum() + (weights.flip(0) * divergences).sum()
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
-def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], PackedBatch]:
+Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
+
+
+@pytest.fixture(params=FAMILIES.items(), scope="module", ids=lambda one: one[0].__name__)
+def case(request: pytest.FixtureRequest) -> Case:
     """A model, the prompts as it reads them, and both groups packed."""
-    make, prompt = FAMILIES[request.param]
+    make, prompt = request.param
     torch.manual_seed(0)
     model = make().float().eval()
     inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
@@ -156,9 +144,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], 
 
 
 @pytest.mark.parametrize(("logits_bytes", "checkpointed"), [(2**20, False), (1, True)])
-def test_packed_groups_equal_separate_sequences(
-    logits_bytes: int, checkpointed: bool, case: tuple[Any, list[dict[str, Tensor]], PackedBatch]
-) -> None:
+def test_packed_groups_equal_separate_sequences(logits_bytes: int, checkpointed: bool, case: Case) -> None:
     model, inputs, batch = case
     plain, changed = copy.deepcopy(model), copy.deepcopy(model)
     answers = [(given, one) for given, row in zip(inputs, GROUPS, strict=True) for one in row.answers]
@@ -180,8 +166,11 @@ def test_packed_groups_equal_separate_sequences(
         assert torch.allclose(got[name], gradient, atol=2e-5 * max(1.0, float(gradient.abs().max()))), name
 
 
+Student = tuple[hf.PackedStudent, list[PromptTensors]]
+
+
 @pytest.fixture(scope="module")
-def student() -> tuple[hf.PackedStudent, list[PromptTensors]]:
+def student() -> Student:
     """A model and two prompts with pictures."""
     torch.manual_seed(0)
     model = qwen3().float().eval()
@@ -211,7 +200,7 @@ def stored_rows(draw: st.DrawFn) -> list[RolloutGroup]:
     stored_rows(), st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(AGGREGATIONS)
 )
 def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
-    student: tuple[hf.PackedStudent, list[PromptTensors]],
+    student: Student,
     rows: list[RolloutGroup],
     workers: int,
     budget: int,
@@ -251,9 +240,7 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
-def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(
-    case: tuple[Any, list[dict[str, Tensor]], PackedBatch],
-) -> None:
+def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Case) -> None:
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5

@@ -54,7 +54,7 @@ def test_evaluation_and_parsing_prompts_are_the_appendix_texts() -> None:
     assert PARSING.messages("same colour. <answer>1</answer>") == turns(PARSING_SYSTEM.strip(), PARSING_USER.strip())
 
 
-def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own() -> None:
+def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own_and_braces_are_kept_by_all() -> None:
     """They stand beside the appendix's two and borrow their manner, not their words for the score."""
     system, user = REASONING.messages("what color is the shape?", "it glows, so red")
     assert "wrapped in <support> </support> tag" in system["content"] and "<answer>" not in system["content"]
@@ -68,9 +68,6 @@ def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own() -
         "content": "<explanation>\nIt follows.\n</explanation>\n"
         "Please output your integer reasoning score (0 or 1)\nbased on the explanation above without any text.",
     }
-
-
-def test_braces_in_an_answer_are_kept() -> None:
     for prompt, texts in ((EVALUATION, 3), (PARSING, 1), (REASONING, 2), (prompts.REASONING_PARSING, 1)):
         assert "{label} {0} {}" in prompt.messages(*["{label} {0} {}"] * texts)[1]["content"]
 

@@ -1,6 +1,7 @@
 """Pretrained language weights inside Qwen2.5-VL: what is kept of them, and that their pair's build can be cut short."""
 
 import json
+import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from examples.real_weights import build, models, pretrained
 from examples.real_weights.recipe import RECIPES, RealRecipe, RealShape
-from examples.real_weights.tokenizer import RENAMED, make_tokenizer, renamed
+from examples.real_weights.tokenizer import RENAMED, make_tokenizer
 from examples.real_weights.train import RealTrainer
 from examples.toy import build as toy_build
 from examples.toy import examples, manifest, pictures
@@ -89,7 +90,6 @@ def test_on_text_it_is_the_language_model_of_the_kept_layers(llama: LlamaForCaus
     assert _furthest(model, llama, ids) > 0.1
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert not any(bias.any() for name, bias in model.named_parameters() if name.endswith("q_proj.bias"))
-
     config = LlamaConfig(**(llama.config.to_dict() | {"attention_bias": True}))
     with pytest.raises(ValueError, match=r"unexpected .*o_proj\.bias"):
         models.make_model(TINY.shape, words.make_tokenizer(), 3, LlamaForCausalLM(config))
@@ -103,7 +103,7 @@ def test_image_tokens_start_as_large_as_the_embeddings(trainer: RealTrainer, mon
     torch.testing.assert_close(seen.square().mean(), words_of_it.square().mean(), rtol=1e-3, atol=0)
 
 
-def test_the_projector_s_work_may_be_done_later(trainer: RealTrainer, few: pictures.Pictures) -> None:
+def test_the_projector_s_work_may_be_done_later_and_not_the_tower_s(trainer: RealTrainer, few: Any) -> None:
     with torch.no_grad():
         seen = trainer.given(trainer.keep(few.pixels, chunk=7))
         torch.testing.assert_close(seen.merged, see(trainer.model, few.pixels).merged)
@@ -112,14 +112,9 @@ def test_the_projector_s_work_may_be_done_later(trainer: RealTrainer, few: pictu
         quick = picture_hidden(trainer.model, batch.ids, seen.rows(torch.arange(2)))
         stock = toy.stock_hidden(trainer.model, batch.ids, few.pixels[:2])
     torch.testing.assert_close(quick, stock, atol=1e-4, rtol=1e-4)
-
-
-def test_what_learns_after_the_tower(trainer: RealTrainer) -> None:
     trainer.learning()
     learned = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    assert all(
-        ".layers." in name or ".merger." in name or name.endswith("language_model.norm.weight") for name in learned
-    )
+    assert all(re.search(r"\.layers\.|\.merger\.|language_model\.norm\.weight$", name) for name in learned)
     assert sum(".merger." in name for name in learned) == 5
 
 
@@ -131,33 +126,17 @@ def test_the_stage_ends_once_the_worst_kind_is_in_the_band(trainer: RealTrainer)
     assert not trainer.enough({"colour": 1.0, "shape": 1.0, "place": 1.0})
 
 
-def test_accuracy_in_chunks_is_that_of_all(trainer: RealTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = trainer.keep(trainer.data.held_out.pixels).rows(torch.tensor([row for row, *_ in trainer.rows]))
-    whole = trainer.accuracy(held)
-    monkeypatch.setattr("examples.real_weights.train.CHUNK", 4)
-    assert trainer.accuracy(held) == pytest.approx(whole)
-    assert set(whole) == {"colour", "shape", "place"}
-
-
 def test_a_module_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
     modules = {name: torch.nn.Linear(3, 2) for name in ("slow", "fast")}
     before = {name: module.weight.clone() for name, module in modules.items()}
     stage = Stage(steps=1, rate=1e-2, warmup=1, report_every=1)
-    Loop(
-        name="language",
-        recipe=TINY,
-        stage=stage,
-        modules=dict(modules),
-        checkpoints=Checkpoints(tmp_path, TINY),
-        console=Console(quiet=True),
-        draw=lambda random, figures: torch.stack([module(torch.ones(3)).sum() for module in modules.values()]).sum(),
-        look=dict,
-        enough=lambda figures: False,
-        factors={"fast": 10.0},
-    ).run()
-    moved = {name: (before[name] - module.weight).detach() for name, module in modules.items()}
-    torch.testing.assert_close(moved["slow"], torch.full((2, 3), 1e-2), atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(moved["fast"], torch.full((2, 3), 1e-1), atol=1e-6, rtol=1e-4)
+    parts: dict[str, Any] = {"name": "language", "recipe": TINY, "stage": stage, "modules": dict(modules)}
+    parts |= {"checkpoints": Checkpoints(tmp_path, TINY), "console": Console(quiet=True), "look": dict}
+    parts["draw"] = lambda *_: torch.stack([module(torch.ones(3)).sum() for module in modules.values()]).sum()
+    Loop(**parts, enough=lambda figures: False, factors={"fast": 10.0}).run()
+    for name, rate in (("slow", 1e-2), ("fast", 1e-1)):
+        moved = (before[name] - modules[name].weight).detach()
+        torch.testing.assert_close(moved, torch.full((2, 3), rate), atol=1e-6, rtol=1e-4)
 
 
 def test_how_far_matrices_are_from_where_they_were() -> None:
@@ -167,17 +146,6 @@ def test_how_far_matrices_are_from_where_they_were() -> None:
     trained[0, 0], trained[1, 4] = 21.0, 0.5  # at 0.2 two entries go: 1 and 2 before, 2 and 0.5 now
     changed = ((20.0**2 + 9.5**2) / 385) ** 0.5
     assert build.difference([(trained, origin)]) == {"relative_change": round(changed, 4), "same_mask_at_0.2": 0.5}
-
-
-def test_tokens_are_renamed_in_both_places() -> None:
-    state = {
-        "model": {"type": "BPE", "vocab": {"<jupyter_code>": 0, "a": 1}},
-        "added_tokens": [{"id": 0, "content": "<jupyter_code>", "special": True}],
-    }
-    assert renamed(state) == {
-        "model": {"type": "BPE", "vocab": {"<|image_pad|>": 0, "a": 1}},
-        "added_tokens": [{"id": 0, "content": "<|image_pad|>", "special": True}],
-    }
 
 
 def test_a_missing_package_is_told_of_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,21 +165,13 @@ def test_a_build_cut_short_has_the_same_weights(
     monkeypatch.setattr(toy_build, "read_pictures", lambda split: few)
     monkeypatch.setattr(pretrained, "load_model", lambda: llama)
     monkeypatch.setattr(RealTrainer, "judged", 2)
-    pair = toy_build.Pair(
-        about="tiny",
-        recipes={"student": TINY},
-        tokenizer=words.make_tokenizer,
-        processor=models.make_processor,
-        trainer=RealTrainer,
-        asked=2,
-        judged=2,
-        told=build.compared,
-    )
+    made_of: dict[str, Any] = {"tokenizer": words.make_tokenizer, "processor": models.make_processor}
+    made_of |= {"trainer": RealTrainer, "told": build.compared, "recipes": {"student": TINY}}
+    pair = toy_build.Pair(about="tiny", asked=2, judged=2, **made_of)
 
-    def go(name: str, stop_after: int | None = None) -> bool:
+    def go(name: str, **stop: Any) -> bool:
         folder = tmp_path / name
-        quiet = Console(quiet=True)
-        return toy_build.build_pair(pair, folder, "student", work=folder / "work", console=quiet, stop_after=stop_after)
+        return toy_build.build_pair(pair, folder, "student", work=folder / "work", console=Console(quiet=True), **stop)
 
     folder = toy.same_weights(go, tmp_path, "student")
     written = json.loads((tmp_path / "cut" / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]

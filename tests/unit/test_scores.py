@@ -76,16 +76,13 @@ def flat(tensors: LogprobsTensors, begin: FlatLogprobs) -> Any:
     return processor.prompt_logprobs
 
 
-Reply = Callable[[Any, SamplingParams], Any]
-
-
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
     monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
     return VllmEngine(tmp_path, Engine(), vocabulary=VOCABULARY)
 
 
-def replying(engine: VllmEngine, reply: Reply) -> None:
+def replying(engine: VllmEngine, reply: Callable[[Any, SamplingParams], Any]) -> None:
     engine.loop.ask = lambda requests: [reply(*one) for one in requests]  # type: ignore[method-assign]
 
 
@@ -131,7 +128,8 @@ def whole(change: Callable[[Tensor, Tensor], object]) -> Any:
     return flat(tensors, create_prompt_logprobs(True))
 
 
-CHANGES: dict[str, Callable[[Tensor, Tensor], object]] = {
+Change = Callable[[Tensor, Tensor], object]
+CHANGES: dict[str, Change] = {
     "own is not a number": lambda ids, logprobs: logprobs[-5, :1].fill_(torch.nan),
     "own is impossible": lambda ids, logprobs: logprobs[-5, :1].fill_(-torch.inf),
     "a top one is not a number": lambda ids, logprobs: logprobs[-5, 2:3].fill_(torch.nan),
@@ -142,9 +140,7 @@ CHANGES: dict[str, Callable[[Tensor, Tensor], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_reply_that_is_no_score_refuses_its_answer(
-    change: Callable[[Tensor, Tensor], object], engine: VllmEngine
-) -> None:
+def test_a_reply_that_is_no_score_refuses_its_answer(change: Change, engine: VllmEngine) -> None:
     tries: list[bool] = []
 
     def reply(_: Any, parameters: SamplingParams) -> Any:

@@ -3,6 +3,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -105,23 +106,18 @@ def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monk
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
 def test_a_cluster_that_does_not_answer_is_named_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from masters_ray.cluster import connected
-    from masters_ray.config import Cluster
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Cluster()):
+    with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Config().cluster):
         raise AssertionError("connected to nothing")
 
 
-class Interrupted:
-    """A cluster whose job's log is followed until Ctrl-C."""
-
-    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+def test_a_job_that_is_no_longer_followed_goes_on_and_can_be_found(capsys: pytest.CaptureFixture[str]) -> None:
+    async def until_ctrl_c(_: str) -> AsyncIterator[str]:
         yield "a line\n"
         raise KeyboardInterrupt
 
-
-def test_a_job_that_is_no_longer_followed_goes_on_and_can_be_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert submit._follow(Interrupted(), "job-1", "http://head:8265") == 130
+    assert submit._follow(Mock(tail_job_logs=until_ctrl_c), "job-1", "http://head:8265") == 130
     told = capsys.readouterr().out
     assert "job job-1 goes on; follow it with: ray job logs --follow --address http://head:8265 job-1" in told
     assert "stop it with: ray job stop --address http://head:8265 job-1" in told
@@ -138,24 +134,13 @@ def test_a_run_in_the_jobs_own_copy_of_the_project_is_refused(tmp_path: Path, mo
     checks.load(DEMO, [f"run.dir={tmp_path}", *pair])
 
 
-class Starting:
-    """A cluster whose agent comes up after some refusals."""
-
-    def __init__(self, refusals: int, told: str = "No available agent to submit job") -> None:
-        self.refusals, self._told = refusals, told
-
-    def submit_job(self, **_: object) -> str:
-        self.refusals -= 1
-        if self.refusals >= 0:
-            raise RuntimeError(f"Request failed with status code 500: {self._told}")
-        return "job-1"
-
-
 def test_a_cluster_that_is_still_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting, full = (RuntimeError(f"status code 500: {told}") for told in ("No available agent to", "disk full"))
     monkeypatch.setattr(submit.time, "sleep", lambda _: None)
-    assert submit._handed_over(Starting(3), entrypoint="x") == "job-1"
+    agent = Mock(**{"submit_job.side_effect": [starting, starting, starting, "job-1", full, starting]})
+    assert submit._handed_over(agent, entrypoint="x") == "job-1"
     with pytest.raises(SubmitError, match="did not take the job.*disk full"):
-        submit._handed_over(Starting(1, "disk full"), entrypoint="x")
+        submit._handed_over(agent, entrypoint="x")
     monkeypatch.setattr(submit, "_SECONDS_TO_START", 0)
     with pytest.raises(SubmitError, match="No available agent"):
-        submit._handed_over(Starting(99), entrypoint="x")
+        submit._handed_over(agent, entrypoint="x")
