@@ -218,7 +218,7 @@ def test_any_number_of_steps(tmp_path: Path, steps: int) -> None:
     read = Page(html)
     assert read.tags.count("svg") == (12 if steps else 1)
     assert ("No optimizer step was recorded." in read.text) == (steps == 0)
-    assert ("pale line is every step" in read.text) == (steps > charts.FEW)
+    assert ("pale line is every step" in read.text) == (charts.FEW < steps < 20_000)
 
 
 def test_a_repeated_step_counts_once_and_a_line_that_was_cut_short_not_at_all(tmp_path: Path) -> None:
