@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from masters_ray import schedule, store
 from masters_ray.config import Engine
@@ -34,6 +38,36 @@ from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.report import summary as facts
 from masters_ray.schedule import Iteration, Stage
+from tests.conftest import PAIR
+
+Change = dict[str, Any] | Callable[[dict[str, Any]], object]
+"""Values to set in the content of a JSON file, or what is done to it."""
+
+
+def checkpoint(
+    folder: Path,
+    of: str = "student",
+    *,
+    weights: bool = False,
+    tensors: Callable[[dict[str, Any]], object] | None = None,
+    template: str | None = None,
+    **files: Change,
+) -> Path:
+    """A copy of a shipped model. weights: also its weights; tensors: what is done to them; files: by their names."""
+    ignored = None if weights or tensors else shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(PAIR / of, folder, ignore=ignored, dirs_exist_ok=True)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    for name, change in files.items():
+        file = folder / f"{name}.json"
+        content = json.loads(file.read_text())
+        content.update(change) if isinstance(change, dict) else change(content)
+        file.write_text(json.dumps(content))
+    if tensors is not None:
+        held = load_file(folder / "model.safetensors")
+        tensors(held)
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def picture(size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -203,11 +237,7 @@ def step(number: int, **changes: Any) -> StepMetrics:
 
 def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
     return facts.SplitFacts(
-        problems=problems,
-        quarantined=quarantined,
-        digest="d" * 64,
-        changed_pictures={},
-        remarks=[],
+        problems=problems, quarantined=quarantined, digest="d" * 64, changed_pictures={}, remarks=[]
     )
 
 

@@ -17,6 +17,13 @@ hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("quick")
 ROOT = Path(__file__).parents[1]
 PAIR = ROOT / "examples" / "toy" / "pair"
+DEMO = ROOT / "conf" / "demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where paths of the configurations in conf/ begin."""
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="session", autouse=True)

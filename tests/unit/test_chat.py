@@ -1,10 +1,6 @@
 """Messages become token ids: texts stay texts, the start token stands once, whatever tokenizer and template do."""
 
-from __future__ import annotations
-
-import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,26 +12,14 @@ from masters_ray.engines import reserved
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError, DataError
 from masters_ray.prompts import question_messages
-from tests.builders import picture, problem
+from tests.builders import checkpoint, picture, problem
 from tests.conftest import PAIR
 
-Change = Callable[[dict[str, Any]], None]
 TEMPLATE = (PAIR / "student" / "chat_template.jinja").read_text()
 END, IMAGE = "<|im_end|>", "<|image_pad|>"
 
 
-def changed(folder: Path, *, tokenizer: Change | None = None, template: str = TEMPLATE, **files: Change) -> Path:
-    """The student's checkpoint without its weights, its files changed."""
-    target = shutil.copytree(PAIR / "student", folder / "changed", ignore=shutil.ignore_patterns("*.safetensors"))
-    (target / "chat_template.jinja").write_text(template)
-    for name, change in {**({"tokenizer": tokenizer} if tokenizer else {}), **files}.items():
-        content = json.loads((target / f"{name}.json").read_text())
-        change(content)
-        (target / f"{name}.json").write_text(json.dumps(content))
-    return target
-
-
-def starts_with(token: str) -> Change:
+def starts_with(token: str) -> Callable[[dict[str, Any]], None]:
     """A tokenizer that puts a token before every text, as Llama's and Gemma's do."""
 
     def change(content: dict[str, Any]) -> None:
@@ -72,9 +56,8 @@ def test_special_tokens_that_a_model_wrote_in_letters_are_text_for_the_judge() -
     assert said(chat, wrote) == wrote.join(plain)
     strange = "\ufdd00\ufdd1 \ufdd0999\ufdd1"
     again = [{"role": "system", "content": wrote}, {"role": "user", "content": strange + wrote}]
-    assert (
-        chat.tokenizer.decode(chat.token_ids(again)).split(f"{END}\n<|im_start|>user\n{strange}")[1].startswith(wrote)
-    )
+    decoded = chat.tokenizer.decode(chat.token_ids(again))
+    assert decoded.split(f"{END}\n<|im_start|>user\n{strange}")[1].startswith(wrote)
     with pytest.raises(DataError, match=re.escape("holds the special token '<|im_end|>'")):
         chat.inputs(again, [])
 
@@ -84,9 +67,7 @@ def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(t
         for one in content["added_tokens"]:
             one["special"] = False
 
-    folder = changed(
-        tmp_path, tokenizer=change, tokenizer_config=lambda content: content.update(extra_special_tokens=[])
-    )
+    folder = checkpoint(tmp_path, tokenizer=change, tokenizer_config={"extra_special_tokens": []})
     chat = Chat(folder)
     assert reserved.special_tokens(folder) == {IMAGE, "<|video_pad|>", END, "<|endoftext|>"}
     assert said(chat, f"a {IMAGE} b") == f"a {IMAGE} b".join(said(chat, "@").split("@"))
@@ -95,12 +76,11 @@ def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(t
 @pytest.mark.parametrize("template", [TEMPLATE, "<|reserved_3|>" + TEMPLATE])
 def test_the_start_token_stands_once_in_the_engines_and_in_the_learners_prompt(tmp_path: Path, template: str) -> None:
     plain = Chat(PAIR / "student")
-    chat = Chat(changed(tmp_path, tokenizer=starts_with("<|reserved_3|>"), template=template))
+    chat = Chat(checkpoint(tmp_path, tokenizer=starts_with("<|reserved_3|>"), template=template))
     messages, pixels = question_messages(problem()), [picture()]
     assert chat.token_ids(messages) == [634, *plain.token_ids(messages)]
-    [expected] = plain.inputs(messages, pixels)["input_ids"].tolist()
-    [found] = chat.inputs(messages, pixels)["input_ids"].tolist()
-    assert found == [634, *expected]
+    expected, found = (one.inputs(messages, pixels)["input_ids"].tolist() for one in (plain, chat))
+    assert found == [[634, *expected[0]]]
     assert chat.answer_ids("red") == plain.answer_ids("red")
 
 
@@ -109,27 +89,19 @@ ONLY_PARTS = """\
 {%- for part in message['content'] | selectattr('type', 'equalto', 'image') -%}<|image_pad|>{%- endfor -%}
 {%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] }}{%- endfor -%}
 {%- endfor -%}"""
-NO_SYSTEM = (
-    """\
-{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"""
-    + TEMPLATE
-)
+NO_SYSTEM = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('not supported') }}{%- endif -%}" + TEMPLATE
 SILENT_SYSTEM = "{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + TEMPLATE
 
 
-def test_a_template_that_takes_no_plain_strings_is_given_lists(tmp_path: Path) -> None:
-    chat = Chat(changed(tmp_path, template=ONLY_PARTS))
+def test_templates_that_take_no_plain_strings_or_no_system_turn_are_given_what_they_take(tmp_path: Path) -> None:
+    chat = Chat(checkpoint(tmp_path, template=ONLY_PARTS))
     system, user = prompts.PARSING.messages("it is red")
     assert chat.text([system, user]) == f"[system]{system['content']}[user]{user['content']}"
     assert chat.text(question_messages(problem())) == f"[user]{IMAGE}what color is the shape?"
-
-
-@pytest.mark.parametrize("template", [NO_SYSTEM, SILENT_SYSTEM])
-def test_a_system_turn_that_the_template_does_not_take_goes_to_the_user(tmp_path: Path, template: str) -> None:
-    chat = Chat(changed(tmp_path, template=template))
-    system, user = prompts.PARSING.messages("it is red")
     together = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
-    assert chat.text([system, user]) == Chat(PAIR / "student").text([together])
+    for name, template in (("no", NO_SYSTEM), ("silent", SILENT_SYSTEM)):
+        chat = Chat(checkpoint(tmp_path / name, template=template))
+        assert chat.text([system, user]) == Chat(PAIR / "student").text([together])
 
 
 @pytest.mark.parametrize(
@@ -141,13 +113,11 @@ def test_a_system_turn_that_the_template_does_not_take_goes_to_the_user(tmp_path
 )
 def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: Path, template: str, fault: str) -> None:
     with pytest.raises(CheckpointError, match=f"takes a list of pictures and texts.*found .*{fault}"):
-        Chat(changed(tmp_path, template=template))
+        Chat(checkpoint(tmp_path, template=template))
 
 
-def test_a_template_that_asks_for_the_time_is_told_the_same_on_every_day(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    chat = Chat(changed(tmp_path, template="Today is {{ strftime_now('%H:%M:%S.%f %d %b %Y') }}. " + TEMPLATE))
+def test_a_template_is_told_the_same_time_on_every_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chat = Chat(checkpoint(tmp_path, template="Today is {{ strftime_now('%H:%M:%S.%f %d %b %Y') }}. " + TEMPLATE))
     assert chat.text(question_messages(problem())).startswith("Today is 12:00:00.000000 01 Jan 2026.<|im_start|>")
     assert not caplog.records
 
@@ -155,19 +125,16 @@ def test_a_template_that_asks_for_the_time_is_told_the_same_on_every_day(
 @pytest.mark.parametrize("named", [False, True])
 def test_a_template_in_the_tokenizers_configuration_is_taken(named: bool, tmp_path: Path) -> None:
     inside = [{"name": "default", "template": TEMPLATE}] if named else TEMPLATE
-    folder = changed(tmp_path, tokenizer_config=lambda content: content.update(chat_template=inside))
+    folder = checkpoint(tmp_path, tokenizer_config={"chat_template": inside})
     (folder / "chat_template.jinja").unlink()
     assert Chat(folder).text(question_messages(problem())) == Chat(PAIR / "student").text(question_messages(problem()))
 
 
 def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    def another(content: dict[str, Any]) -> None:
-        content.update(
-            processor_class="Gemma3Processor", image_processor={"image_processor_type": "Gemma3ImageProcessor"}
-        )
-
-    with pytest.raises(CheckpointError, match=r"changed: the processor cannot be loaded \(AttributeError: .*boi_token"):
-        Chat(changed(tmp_path, processor_config=another, tokenizer_config=another))
+    kind = {"image_processor_type": "Gemma3ImageProcessor"}
+    another = {"processor_class": "Gemma3Processor", "image_processor": kind}
+    with pytest.raises(CheckpointError, match=r"another: the processor cannot be loaded \(AttributeError: .*boi_token"):
+        Chat(checkpoint(tmp_path / "another", processor_config=another, tokenizer_config=another))
 
 
 def test_placeholders_come_from_configuration_and_processor_and_are_there(tmp_path: Path) -> None:
@@ -183,5 +150,5 @@ def test_placeholders_come_from_configuration_and_processor_and_are_there(tmp_pa
         content["extra_special_tokens"].remove("<|video_pad|>")
 
     assert Chat(PAIR / "student").placeholder_ids() == [5, 6]
-    folder = changed(tmp_path, tokenizer=without_video, config=another, tokenizer_config=fewer)
+    folder = checkpoint(tmp_path, tokenizer=without_video, config=another, tokenizer_config=fewer)
     assert {5, 632, 633} <= set(Chat(folder).placeholder_ids())

@@ -2,10 +2,9 @@
 
 import fcntl
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,8 @@ from masters_ray import checks, config
 from masters_ray.checks import places, rows
 from masters_ray.errors import ConfigError
 from masters_ray.pipeline.directory import RunDirectory
-from tests.builders import png
-from tests.conftest import PAIR, ROOT
-
-DEMO = ROOT / "conf" / "demo.yaml"
-
-
-@pytest.fixture(autouse=True)
-def _in_the_projects_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+from tests.builders import checkpoint, png
+from tests.conftest import DEMO, PAIR
 
 
 def row(number: int, **other: Any) -> dict[str, Any]:
@@ -49,20 +41,29 @@ def complaints(overrides: list[str], *, all_rows: bool = False) -> dict[str, str
     return {one.where: str(one) for one in caught.value.complaints}
 
 
-def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train = [
-        *(row(number, choices=["red", "blue"]) for number in range(2)),
-        row(2, kind="shape", choices=["red", "blue"], hint="round"),
-        row(3, question=" "),
-        row(4, image="b.png"),
-    ]
+Said = Callable[[list[str]], str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What is said of a configuration without a complaint."""
+
+    def validated(overrides: list[str]) -> str:
+        assert checks.validate(DEMO, overrides, all_rows=False) == ""
+        return capsys.readouterr().out
+
+    return validated
+
+
+def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behind(tmp_path: Path, said: Said) -> None:
+    two = ["red", "blue"]
+    train = [row(0, choices=two), row(1, choices=two), row(2, kind="shape", choices=two, hint="round")]
+    train += [row(3, question=" "), row(4, image="b.png")]
     overrides = words(tmp_path, train, "data.max_quarantined_share=0.5", "data.train.rows=9")
+    overrides.append("rollout.online_fraction=0.25")
     before = sorted(tmp_path.rglob("*"))
-    assert checks.validate(DEMO, overrides, all_rows=False) == ""
+    output = said(overrides)
     assert sorted(tmp_path.rglob("*")) == before
-    said = capsys.readouterr().out
     for told in (
         f"data.train  all 5 rows of {tmp_path}/train.jsonl: 3 questions\n  most frequent kinds: colour 2, shape 1\n",
         f"1 × empty question ({tmp_path}/train.jsonl:4)",
@@ -73,8 +74,9 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
         "right, as a judge is told: A. red",
         "student: prompts of data.held_out have",
         "room: the learner writes up to",
+        "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)",
     ):
-        assert told in said
+        assert told in output
 
 
 def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> None:
@@ -85,17 +87,18 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
     assert {"student.checkpoint", "learner.zer"} <= found.keys()
     assert "stage 0 of 3 has none" in complaints(words(tmp_path, train[:2]))["schedule"]
     assert "train.jsonl: no row (0 bytes)" in complaints(words(tmp_path, []))["data.train.path"]
-    found = complaints(words(tmp_path, THREE, f"rollout.reuse=[{tmp_path}]"))
-    assert "holds no store" in found["rollout.reuse"]
+    assert "holds no store" in complaints(words(tmp_path, THREE, f"rollout.reuse=[{tmp_path}]"))["rollout.reuse"]
+    (tmp_path / "file").touch()
+    for key in ("run.dir", "rollout.store"):
+        found = complaints(words(tmp_path, THREE, f"{key}={tmp_path / 'file' / 'run'}"))
+        assert f"{tmp_path / 'file'} cannot be (Not a directory)" in found[key]
 
 
-def test_what_the_processor_fails_on_is_the_rows_and_not_the_checkpoints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_processor_fails_on_is_the_rows_and_not_the_checkpoints(tmp_path: Path, said: Said) -> None:
     (tmp_path / "narrow.png").write_bytes(png((1, 1000)))
     many = [row(0, image="narrow.png"), *(row(number) for number in range(1, 150))]
-    checks.validate(DEMO, words(tmp_path, many), all_rows=False)
-    assert "student: data.train has 1 of 150 questions on which its processor fails (q0: " in capsys.readouterr().out
+    told = "student: data.train has 1 of 150 questions on which its processor fails (q0: "
+    assert told in said(words(tmp_path, many))
     few = complaints(words(tmp_path, many[:4]))
     assert "1 of 4 questions on which its processor fails (q0: ValueError" in few["data.train"]
     assert "student.checkpoint" not in few
@@ -104,30 +107,26 @@ def test_what_the_processor_fails_on_is_the_rows_and_not_the_checkpoints(
 
 
 def test_a_model_that_transformers_does_not_know_is_a_complaint(tmp_path: Path) -> None:
-    folder = shutil.copytree(PAIR / "student", tmp_path / "student")
-    content = json.loads((folder / "config.json").read_text()) | {"model_type": "internvl_chat"}
-    (folder / "config.json").write_text(json.dumps(content))
+    folder = checkpoint(tmp_path / "student", weights=True, config={"model_type": "internvl_chat"})
     told = complaints(words(tmp_path, THREE, f"student.checkpoint={folder}"))["student.checkpoint"]
     assert "found model_type 'internvl_chat'" in told
 
 
-def test_answers_that_may_be_cut_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checks.validate(DEMO, words(tmp_path, THREE, "rollout.sampling.max_tokens=1020"), all_rows=False)
-    assert "answers up to 1020, together at most 1024: 3 of 3 prompts leave less for them" in capsys.readouterr().out
+def test_answers_that_may_be_cut_and_a_teacher_that_reads_another_prompt_are_told(tmp_path: Path, said: Said) -> None:
+    seen = said(words(tmp_path, THREE, "rollout.sampling.max_tokens=1020"))
+    assert "answers up to 1020, together at most 1024: 3 of 3 prompts leave less for them" in seen
+
+    template = (PAIR / "teacher" / "chat_template.jinja").read_text()
+    template = f"<|im_start|>system\nLook closely.<|im_end|>{template}"
+    teacher = checkpoint(tmp_path / "teacher", "teacher", weights=True, template=template)
+    seen = said(words(tmp_path, THREE, f"teacher.checkpoint={teacher}"))
+    assert "teacher reads another prompt than the student, by its chat template" in seen
 
 
 def test_prompts_that_no_engine_takes_are_a_complaint_about_each_model(tmp_path: Path) -> None:
     found = complaints(words(tmp_path, [row(n, question="what color? " * (500 if n else 1)) for n in range(3)]))
-    assert "2 of 3 do not fit" in found["teacher.engine.max_model_len"]
-    assert "2 of 3 do not fit" in found["student.engine.max_model_len"]
-
-
-def test_a_teacher_that_reads_another_prompt_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
-    template = teacher / "chat_template.jinja"
-    template.write_text("<|im_start|>system\nLook closely.<|im_end|>" + template.read_text())
-    assert checks.validate(DEMO, words(tmp_path, THREE, f"teacher.checkpoint={teacher}"), all_rows=False) == ""
-    assert "teacher reads another prompt than the student, by its chat template" in capsys.readouterr().out
+    for model in ("teacher", "student"):
+        assert "2 of 3 do not fit" in found[f"{model}.engine.max_model_len"]
 
 
 def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) -> None:
@@ -137,12 +136,6 @@ def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) 
     left = "rows after the first 200 of data.train were not looked at (--all)"
     assert checks.validate(DEMO, overrides, all_rows=False) == left
     assert "10 of 210 rows cannot be used" in complaints(overrides, all_rows=True)["data.train"]
-
-
-def test_online_iterations_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checks.validate(DEMO, words(tmp_path, THREE, "rollout.online_fraction=0.25"), all_rows=False)
-    told = "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)"
-    assert told in capsys.readouterr().out
 
 
 def test_another_run_in_the_directory_is_a_complaint_and_so_is_one_under_way(tmp_path: Path) -> None:
@@ -158,23 +151,13 @@ def test_another_run_in_the_directory_is_a_complaint_and_so_is_one_under_way(tmp
     assert "not JSON" in complaints(overrides)["run.dir"]
 
 
-@pytest.mark.parametrize("key", ["run.dir", "rollout.store"])
-def test_a_directory_that_cannot_be_made_is_a_complaint(tmp_path: Path, key: str) -> None:
-    (tmp_path / "file").write_text("")
-    found = complaints(words(tmp_path, THREE, f"{key}={tmp_path / 'file' / 'run'}"))
-    assert f"{tmp_path / 'file'} cannot be (Not a directory)" in found[key]
-
-
-@pytest.mark.parametrize(("target", "why"), [("itself", "Too many levels of"), ("nowhere", "No such file")])
-def test_a_link_that_leads_nowhere_is_no_directory(tmp_path: Path, target: str, why: str) -> None:
-    link = tmp_path / "itself"
-    link.symlink_to(tmp_path / target)
-    for path in (link, link / "run"):
-        [told] = places.writable("run.dir", path)
-        assert f"{link} cannot be ({why}" in str(told)
-
-
-def test_a_name_that_is_too_long_is_no_directory(tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_and_a_name_that_is_too_long_are_no_directories(tmp_path: Path) -> None:
+    for name, target, why in (("itself", "itself", "Too many levels of"), ("astray", "nowhere", "No such file")):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / target)
+        for path in (link, link / "run"):
+            [told] = places.writable("run.dir", path)
+            assert f"{link} cannot be ({why}" in str(told)
     assert "File name too long" in str(*places.writable("run.dir", tmp_path / ("a" * 400)))
 
 

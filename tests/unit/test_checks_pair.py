@@ -1,17 +1,12 @@
 """What is said of checkpoints and of how they fit each other, before anything starts."""
 
-from __future__ import annotations
-
 import json
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from masters_ray import checks
 from masters_ray.checks.pair import ends
@@ -19,19 +14,13 @@ from masters_ray.checks.prompts import same_ids
 from masters_ray.engines.chat import Chat
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.prompts import question_messages
-from tests.builders import picture, problem
-from tests.conftest import PAIR, ROOT
-from tests.unit.test_chat import TEMPLATE, changed, starts_with
+from tests.builders import checkpoint, picture, problem
+from tests.conftest import DEMO, PAIR
+from tests.unit.test_chat import TEMPLATE, starts_with
 
-DEMO = ROOT / "conf" / "demo.yaml"
 TEACHER, STUDENT = PAIR / "teacher", PAIR / "student"
 PROBLEMS = [problem(), problem(id="two", pictures=2)]
 SYSTEM = "<|im_start|>system\nLook closely.<|im_end|>"
-
-
-@pytest.fixture(autouse=True)
-def _in_the_projects_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
 
 
 def complaints(*overrides: str) -> dict[str, str]:
@@ -40,64 +29,29 @@ def complaints(*overrides: str) -> dict[str, str]:
     return {complaint.where: str(complaint) for complaint in caught.value.complaints}
 
 
-def copied(folder: Path, **config: Any) -> Path:
-    """A copy of the shipped student; config: what config.json says beside."""
-    shutil.copytree(STUDENT, folder)
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | config))
-    return folder
-
-
-def rewritten(folder: Path, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]) -> Path:
-    """A copy of the shipped student, its tensors changed."""
-    shutil.copytree(STUDENT, folder)
-    held = load_file(folder / "model.safetensors")
-    save_file(dict(change(name, one) for name, one in held.items()), folder / "model.safetensors")
-    return folder
-
-
 def test_the_demo_has_nothing_to_complain_about() -> None:
     checks.load(DEMO)
     assert list(same_ids({"teacher": Chat(TEACHER), "student": Chat(STUDENT)}, PROBLEMS)) == []
     assert list(ends("teacher", TEACHER, STUDENT)) == []
 
 
-def test_several_complaints_come_together() -> None:
-    found = complaints(
-        "data.train.format=jsonl",
-        "data.train.path=none.jsonl",
-        "data.held_out.format=parquet",
-        "data.held_out.path=none.parquet",
-        "student.checkpoint=nowhere",
-        "schedule.max_ratio=1.2",
-        "learner.workrs=2",
-        "teacher.replicas=two",
-        "teacher.top_k=100000",
-    )
+def test_several_complaints_come_together(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"conversations": []}]')
+    words = ["data.train.format=jsonl", "data.train.path=none.jsonl", "data.held_out.format=jsonl"]
+    words += [f"data.held_out.path={tmp_path}/rows.json", "student.checkpoint=nowhere", "schedule.max_ratio=1.2"]
+    found = complaints(*words, "learner.workrs=2", "teacher.replicas=two", "teacher.top_k=100000")
     assert set(found) == {
-        "data.train.path",
-        "data.held_out.path",
-        "student.checkpoint",
-        "schedule.max_ratio",
-        "learner.workrs",
-        "teacher.replicas",
-        "teacher.top_k",
+        *("data.train.path", "data.held_out.path", "student.checkpoint", "schedule.max_ratio"),
+        *("learner.workrs", "teacher.replicas", "teacher.top_k"),
     }
     assert "none.jsonl: none. Set data.*.path to an existing file" in found["data.train.path"]
+    assert "a JSON array; its rows have LLaVA's layout (conversations). Write an object" in found["data.held_out.path"]
     assert "found nowhere: no such directory, and no model id" in found["student.checkpoint"]
     assert "at most the vocabulary's" in found["teacher.top_k"]
 
 
-def test_data_in_another_form_are_refused_by_their_path(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text('[{"conversations": []}]')
-    words = [f"data.{name}.format=jsonl" for name in ("train", "held_out")]
-    found = complaints(*words, f"data.train.path={tmp_path}", f"data.held_out.path={tmp_path}/rows.json")
-    assert f"{tmp_path}: a folder (1 .json). masters_ray reads one jsonl file" in found["data.train.path"]
-    assert "a JSON array; its rows have LLaVA's layout (conversations). Write an object" in found["data.held_out.path"]
-
-
 def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
-    folder = copied(tmp_path / "student")
+    folder = checkpoint(tmp_path / "student", weights=True)
     weights = folder / "model.safetensors"
 
     def told() -> str:
@@ -115,72 +69,66 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> None:
-    folder = copied(tmp_path / "student")
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    one, other = list(vocabulary)[300:302]
-    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    def swapped(tokenizer: dict[str, Any]) -> None:
+        vocabulary = tokenizer["model"]["vocab"]
+        one, other = list(vocabulary)[300:302]
+        vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+
+    folder = checkpoint(tmp_path / "student", weights=True, tokenizer=swapped)
     found = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
     assert "differs in vocabulary" in found and "choose a pair of one family" in found
 
 
 @pytest.mark.parametrize("frozen", ["vision,lm_head", "embeddings"])
-def test_half_of_a_matrix_cannot_be_frozen(frozen: str) -> None:
+def test_half_of_a_matrix_cannot_be_frozen_nor_what_adapters_train(frozen: str) -> None:
     assert "one matrix" in complaints(f"learner.frozen=[{frozen}]")["learner.frozen"]
     checks.load(DEMO, [f"learner.frozen=[{frozen}]", "learner.lora.rank=4"])
     checks.load(DEMO, ["learner.frozen=[lm_head,embeddings]"])
 
-
-def test_adapters_train_the_language_model_and_so_it_cannot_be_frozen() -> None:
     found = complaints("learner.frozen=[vision,language]", "learner.lora.rank=8")["learner.frozen"]
-    assert "adapters train the language model" in found
+    assert "no language with learner.lora.rank above 0" in found and "Adapters train just that part" in found
     checks.load(DEMO, ["learner.frozen=[vision,language]"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8, torch.int32])
 def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path, dtype: torch.dtype) -> None:
-    def packed(name: str, one: torch.Tensor) -> tuple[str, torch.Tensor]:
-        return name, torch.zeros_like(one, dtype=dtype) if "mlp.up_proj" in name else one
+    def packed(tensors: dict[str, Any]) -> None:
+        tensors.update({name: one.to(dtype) for name, one in tensors.items() if "mlp.up_proj" in name})
 
-    folder = rewritten(tmp_path / "packed", packed)
+    folder = checkpoint(tmp_path / "packed", tensors=packed)
     found = complaints(f"teacher.checkpoint={folder}", f"student.checkpoint={folder}")
     assert "packed numbers in model.language_model.layers.0.mlp.up_proj.weight" in found["teacher.checkpoint"]
     assert "can be trained" in found["student.checkpoint"]
     checks.load(DEMO, [f"teacher.checkpoint={folder}", "schedule.max_ratio=0"])  # it is never masked
 
-
-def test_what_config_json_says_of_quantisation_is_enough(tmp_path: Path) -> None:
     awq = {"quantization_config": {"quant_method": "awq"}}
     text = json.loads((STUDENT / "config.json").read_text())["text_config"]
     for name, said in (("whole", awq), ("text", {"text_config": text | awq})):
-        folder = copied(tmp_path / name, **said)
+        folder = checkpoint(tmp_path / name, weights=True, config=said)
         assert "(awq)" in complaints(f"teacher.checkpoint={folder}")["teacher.checkpoint"]
 
 
 def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path) -> None:
-    def renamed(name: str, one: torch.Tensor) -> tuple[str, torch.Tensor]:
-        return name.replace("language_model.layers", "transformer.blocks"), one
+    def renamed(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("language_model.layers", "transformer.blocks")] = tensors.pop(name)
 
-    found = complaints(f"teacher.checkpoint={rewritten(tmp_path / 'other', renamed)}")
+    found = complaints(f"teacher.checkpoint={checkpoint(tmp_path / 'other', tensors=renamed)}")
     assert "matrices of language" in found["teacher.mask"]
     assert "21 of 39 matrices in no known part: model.transformer.blocks.0.mlp" in found["teacher.checkpoint"]
 
 
-def test_a_teacher_with_a_system_line_is_told_and_not_refused(tmp_path: Path) -> None:
-    teacher = Chat(changed(tmp_path, template=SYSTEM + TEMPLATE))
+def test_a_teacher_with_a_system_line_or_more_tokens_for_a_picture_is_told_and_not_refused(tmp_path: Path) -> None:
+    teacher = Chat(checkpoint(tmp_path, template=SYSTEM + TEMPLATE))
     [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
     more = len(Chat(STUDENT).answer_ids(SYSTEM))
     [asked] = Chat(STUDENT).inputs(question_messages(PROBLEMS[0]), [picture()])["input_ids"]
     told = f"question p has {len(asked) + more} tokens for it and {len(asked)} for the student"
     assert "by its chat template" in str(note) and told in str(note)
 
-
-def test_a_teacher_whose_pictures_have_more_tokens_is_told(tmp_path: Path) -> None:
-    def larger(content: dict[str, Any]) -> None:
-        content["image_processor"]["size"] = {"shortest_edge": 16384, "longest_edge": 16384}
-
-    teacher = Chat(changed(tmp_path, processor_config=larger))
+    size = {"shortest_edge": 16384, "longest_edge": 16384}
+    larger = checkpoint(tmp_path / "larger", processor_config=lambda one: one["image_processor"].update(size=size))
+    teacher = Chat(larger)
     [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
     assert "by the tokens of its pictures" in str(note)
 
@@ -198,33 +146,33 @@ def test_a_teacher_whose_pictures_have_more_tokens_is_told(tmp_path: Path) -> No
     ],
 )
 def test_a_template_that_would_make_wrong_prompts_is_refused(tmp_path: Path, template: str, told: str) -> None:
-    student = Chat(changed(tmp_path, tokenizer=starts_with("<|reserved_3|>"), template=template))
+    student = Chat(checkpoint(tmp_path, tokenizer=starts_with("<|reserved_3|>"), template=template))
     [complaint] = same_ids({"teacher": Chat(TEACHER), "student": student}, PROBLEMS)
     assert isinstance(complaint, Complaint) and complaint.where == "student.checkpoint"
     assert re.search(told, complaint.found)
 
 
-def ending(folder: Path, eos: Any, **more: Any) -> Path:
-    return changed(folder, generation_config=lambda content: content.update(eos_token_id=eos, **more))
+def ending(folder: Path, eos: Any) -> Path:
+    return checkpoint(folder, generation_config={"eos_token_id": eos})
 
 
 def test_ends_that_differ_are_told_and_those_that_have_nothing_in_common_refused(tmp_path: Path) -> None:
     told = "answers of teacher end with tokens [0, 2], the student's with [2]; teacher is kept from writing [0]"
     assert list(ends("teacher", ending(tmp_path / "two", [2, 0]), STUDENT)) == [told]
     assert list(ends("teacher", ending(tmp_path / "same", 2), STUDENT)) == []
-    folder = changed(
+    folder = checkpoint(
         tmp_path,
-        generation_config=lambda content: content.update(eos_token_id=0),
-        tokenizer_config=lambda content: content.update(eos_token="<|endoftext|>"),
+        weights=True,
+        generation_config={"eos_token_id": 0},
+        tokenizer_config={"eos_token": "<|endoftext|>"},
     )
-    shutil.copyfile(STUDENT / "model.safetensors", folder / "model.safetensors")
     told = complaints(f"teacher.checkpoint={folder}")["student.checkpoint"]
     assert told.startswith("student.checkpoint: expected a token that ends answers of teacher too")
 
 
-@pytest.mark.parametrize("end", ['"<|im_end|>"', "2.5", "true", "-1", "[[2]]", '{"a": 2}', '[2, "3"]'])
-def test_ends_of_answers_that_are_no_tokens_are_refused(tmp_path: Path, end: str) -> None:
-    folder = copied(tmp_path / "student")
-    (folder / "generation_config.json").write_text('{"eos_token_id": ' + end + "}")
-    told = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
-    assert f"generation_config.json: eos_token_id: expected a token's id or a list of them, found {end}" in told
+def test_ends_of_answers_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "student", weights=True)
+    for end in ('"<|im_end|>"', "2.5", "true", "-1", "[[2]]", '{"a": 2}', '[2, "3"]'):
+        (folder / "generation_config.json").write_text('{"eos_token_id": ' + end + "}")
+        told = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+        assert f"generation_config.json: eos_token_id: expected a token's id or a list of them, found {end}" in told

@@ -1,7 +1,5 @@
 """What gives access, and what the environment holds, reaches nothing that a run or a message shows."""
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 from masters_ray import cli, submit
 from masters_ray import config as configuration
 from masters_ray.config import Config, Written, violations
-from masters_ray.errors import ConfigError, StoreError, masked
+from masters_ray.errors import StoreError, masked
 from masters_ray.files import read_json
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.store import Folder
@@ -48,32 +46,28 @@ def test_an_address_with_credentials_is_refused_and_not_repeated(address: str, s
     assert told.startswith(f"rollout.reuse[1]: expected an address without credentials, found '{shown}'.")
 
 
-def test_the_program_repeats_no_credentials_whatever_is_wrong_with_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_repeats_no_credentials_whatever_is_wrong_with_the_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHO", "HUSHKEY:HUSHED")
     address = "s3://HUSHKEY:HUS/HED@bucket/x"
     words = [f"{key}={address}" for key in ("run.dir", "teacher.checkpoint", "rollout.stor", "rollout.reuse")]
     assert cli.main(["validate", DEMO, *words, address]) == 1
+    assert cli.main(["validate", DEMO, "rollout.store=s3://${oc.env:WHO}@bucket/x"]) == 1
     assert cli.main(["store", "verify", address]) == 1
     told = "".join(capsys.readouterr())
     assert told.count("s3://…@bucket/x") >= 3
     assert "HUS" not in told
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "s3://bucket/a@b/c",
-        "s3://bucket/x?region=eu&endpoint_override=http%3A%2F%2Fhost:9000",
-        "gs://anonymous@bucket/x",
-        "abfs://container@account.dfs.core.windows.net/x",
-        "https://host:8080/a@b",
-        "data/a:b@c.jsonl",
-    ],
-)
-def test_an_address_that_gives_no_access_by_itself_is_taken(address: str) -> None:
-    config = Config()
-    config.rollout.store = address
-    assert masked(address) == address
-    assert not [one for one in violations(config) if one.where == "rollout.store"]
+def test_an_address_that_gives_no_access_by_itself_is_taken() -> None:
+    addresses = "s3://bucket/a@b/c s3://bucket/x?region=eu&endpoint_override=http%3A%2F%2Fhost:9000 data/a:b@c.jsonl"
+    more = "gs://anonymous@bucket/x abfs://container@account.dfs.core.windows.net/x https://host:8080/a@b"
+    for address in f"{addresses} {more}".split():
+        config = Config()
+        config.rollout.store = address
+        assert masked(address) == address
+        assert not [one for one in violations(config) if one.where == "rollout.store"]
 
 
 @pytest.fixture
@@ -118,10 +112,3 @@ def test_an_entry_point_names_what_the_environment_holds_as_it_is_written(
     assert f"data.train.path={tmp_path}/${{oc.env:PLACE}}/a.jsonl" in words
     assert "hidden-place" not in " ".join(words)
     assert "rollout.store=s3://${oc.env:PLACE}/x" in words
-
-
-def test_a_wrong_value_from_the_environment_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WHO", "HUSHKEY:HUSHED")
-    with pytest.raises(ConfigError) as caught:
-        configuration.load(DEMO, ["rollout.store=s3://${oc.env:WHO}@bucket/x"])
-    assert "HUS" not in str(caught.value)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from masters_ray import data
-from masters_ray.data import Loaded, decode, write_quarantine
+from masters_ray.data import Loaded, decode
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from tests.builders import png
@@ -34,13 +34,9 @@ def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path)
     assert [decode(picture).size for picture in problem.pictures] == [(64, 64), (64, 64)]
     del row["id"]
     assert ids(load(jsonl(tmp_path, [row]), max_pictures=2)) == [f"{tmp_path}/rows.jsonl:1"]
-
-
-def test_parquet_rows_hold_bytes_or_the_struct_of_bytes_and_path(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"answer": "a", "image": {"bytes": png((8, 8)), "path": None}}]
-    for content, size in ((rows, (8, 8)), ([{"answer": "a"}], (64, 64))):
-        [problem] = load(parquet(tmp_path / "rows.parquet", content)).problems
-        assert decode(problem.pictures[0]).size == size
+    for image in ({"bytes": png((8, 8)), "path": None}, png((8, 8))):
+        [problem] = load(parquet(tmp_path / "rows.parquet", [{"answer": "a", "image": image}])).problems
+        assert decode(problem.pictures[0]).size == (8, 8)
 
 
 PICTURE = {"image": "a.png"}
@@ -51,7 +47,6 @@ BAD: list[tuple[Any, str]] = [
     (good(3, image="broken.png"), "broken.png cannot be decoded"),
     (good(4, image="text.png"), "text.png cannot be decoded"),
     (good(5, question="  "), "empty question"),
-    (good(6, answer=""), "empty answer"),
     (good(7, image=[]), "0 pictures, expected 1 to engine.max_pictures = 1"),
     (good(8, image=3), "image: expected a path or bytes, found 3"),
     (good(8, image=""), "image: expected a path or bytes, found ''"),
@@ -63,8 +58,6 @@ BAD: list[tuple[Any, str]] = [
     ("{not json", "not JSON that can be read: "),
     ("# a comment", "not JSON that can be read: Expecting value"),
     (json.dumps(good(13)) + ",", "not JSON that can be read: Extra data"),
-    ('{"question": "q?', "not JSON that can be read: "),
-    ("[1]", "expected an object with question, answer and image, found list"),
     ("3", "expected an object with question, answer and image, found int"),
     ('{"question": "q?", "question": "r?"}', "one of the keys ['question', 'question'] stands there twice"),
     (ANSWER + "NaN}", "answer: expected a number, found nan"),
@@ -86,18 +79,14 @@ BAD: list[tuple[Any, str]] = [
     (PICTURE | {"Question": "q?", "Answer": "a"}, "Question may be meant as question: rename it"),
     (PICTURE | {"question": "q?", "answers": ["a", "b"]}, "answers may be meant as answer: rename it"),
     (
-        PICTURE | {"question": "q?", "multiple_choice_answer": "a", "answers": [{"answer": "a"}]},
+        PICTURE | {"question": "q?", "multiple_choice_answer": "a", "answers": ["a"]},
         "multiple_choice_answer, answers may be meant as answer: rename it",
     ),
     (PAIR | {"images": ["a.png"]}, "no image; images may be meant as image: rename it"),
     (PAIR | {"image_1": "a.png", "image_2": "b.png"}, "image_1, image_2 may be meant as image: rename it (several"),
     (PAIR | {"image_1": "a.png", "options": ["a", "b"]}, "options may be meant as choices: rename it; image_1 may"),
     (good(14, options=["a", "b"]), "options may be meant as choices: rename it"),
-    (good(14, Options="['red', 'blue']"), "Options may be meant as choices: rename it"),
-    (
-        good(14, A="red", B="blue"),
-        "A, B may be meant as choices: rename it (several pictures or choices go into one list)",
-    ),
+    (good(14, A="red", B="blue"), "A, B may be meant as choices: rename it (several pictures or choices go into one l"),
     (good(14, option_a="red", option_b="blue"), "option_a, option_b may be meant as choices"),
     (PAIR, "no image; the columns are question, answer; masters_ray reads one question a row"),
     (PAIR | {"image": None}, "no image (image is null)"),
@@ -116,23 +105,14 @@ def test_every_bad_row_is_dropped_with_its_reason(tmp_path: Path) -> None:
     assert max(map(len, reasons)) < 300
 
 
-@pytest.mark.parametrize(
-    ("written", "expected"),
-    [
-        ("3", "3"),
-        ("3.0", "3"),
-        ("12.40", "12.40"),
-        ("1e3", "1000"),
-        ("-0.0", "0"),
-        ("1e-7", "0.0000001"),
-        ("1e999999999", "1E+999999999"),
-        ('" \\n red\\u200b\\ufeff "', "red"),
-        ('"a\u2028b"', "a\u2028b"),
-        ('"👩\u200d🚀"', "👩\u200d🚀"),
-    ],
-)
-def test_an_answer_in_json_is_what_people_meant(tmp_path: Path, written: str, expected: str) -> None:
-    assert labels(load(jsonl(tmp_path, [ANSWER + written + "}"]))) == [expected]
+def test_an_answer_in_json_is_what_people_meant(tmp_path: Path) -> None:
+    expected = {"3": "3", "4.0": "4", "12.40": "12.40", "1e3": "1000", "-0.0": "0", "1e-7": "0.0000001"}
+    expected |= {"1e999999999": "1E+999999999", '" \\n red\\u200b\\ufeff "': "red"}
+    expected |= {'"a\u2028b"': "a\u2028b", '"👩\u200d🚀"': "👩\u200d🚀"}
+    assert labels(load(jsonl(tmp_path, [ANSWER + one + "}" for one in expected]))) == sorted(expected.values())
+
+
+TEXTS = (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_view())
 
 
 @pytest.mark.parametrize(
@@ -144,9 +124,7 @@ def test_an_answer_in_json_is_what_people_meant(tmp_path: Path, written: str, ex
         ([Decimal("12.40"), Decimal("-1.00")], pa.decimal128(4, 2), ["-1.00", "12.40"]),
         ([datetime(2018, 1, 2), datetime(2018, 1, 2, 3, 4)], pa.timestamp("s"), ["2018-01-02", "2018-01-02 03:04:00"]),
         ([date(2018, 1, 2)], pa.date32(), ["2018-01-02"]),
-        (["a", "b"], pa.dictionary(pa.int32(), pa.string()), ["a", "b"]),
-        (["a", "b"], pa.large_string(), ["a", "b"]),
-        (["a", "b"], pa.string_view(), ["a", "b"]),
+        *((["a", "b"], kind, ["a", "b"]) for kind in TEXTS),
         ([b"a", b"\xff"], pa.binary(), ["a"]),
         ([["red"], ["red", "blue"], []], pa.list_(pa.string()), ["red"]),
     ],
@@ -174,29 +152,17 @@ def test_text_that_is_not_utf_8_costs_its_row(tmp_path: Path) -> None:
     assert (labels(loaded), loaded.rejected[0].row) == (["blue", "red"], f"{source.path}:2")
 
 
-def test_the_quarantine_file_has_a_row_for_each(tmp_path: Path) -> None:
-    loaded = load(jsonl(tmp_path, [good(1), good(2, answer=" ")]))
-    write_quarantine(tmp_path / "quarantine.jsonl", loaded.rejected)
-    dropped = {"row": f"{tmp_path}/rows.jsonl:2", "reason": "empty answer", "kind": "row"}
-    assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == dropped
-
-
 def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_path: Path) -> None:
-    rows = [
-        good(1, question="<|image_pad|> what is it?"),
-        good(2, answer="red<|im_end|>"),
-        good(3, choices=["red", "<|IM_END|>", "a<|im_end|>b"]),
-        good(4, question="\uff1c|im_end|\uff1e full width"),
-        good(5, question="<|im_\nend|> {{ 7 * 7 }} <|IM_END|>"),
-    ]
+    bad = {
+        "question: '<|image_pad|>'": good(1, question="<|image_pad|> what is it?"),
+        "answer: '<|im_end|>'": good(2, answer="red<|im_end|>"),
+        "choice 3: '<|im_end|>'": good(3, choices=["red", "<|IM_END|>", "a<|im_end|>b"]),
+        "question: '<|im_end|>'": good(4, question="\uff1c|im_end|\uff1e full width"),
+    }
+    rows = [*bad.values(), good(5, question="<|im_\nend|> {{ 7 * 7 }} <|IM_END|>")]
     loaded = load(jsonl(tmp_path, rows), special=r"<\|image_pad\|>|<\|im_end\|>")
     assert ids(loaded) == ["q5"]
-    assert [(one.kind, one.reason.split(" is a ")[0]) for one in loaded.rejected] == [
-        ("text", "question: '<|image_pad|>'"),
-        ("text", "answer: '<|im_end|>'"),
-        ("text", "choice 3: '<|im_end|>'"),
-        ("text", "question: '<|im_end|>'"),
-    ]
+    assert [(one.kind, one.reason.split(" is a ")[0]) for one in loaded.rejected] == [("text", told) for told in bad]
     assert len(load(jsonl(tmp_path, rows)).problems) == 5
 
 
@@ -209,7 +175,7 @@ def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_
     assert loaded.remarks == [told]
 
 
-def test_columns_that_are_not_used_are_told_also_of_a_source_that_is_opened_again(tmp_path: Path) -> None:
+def test_columns_that_are_not_used_are_told_also_when_opened_again_and_a_kind_for_every_row(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [good(1, hint="x", weight=2), good(2, hint=None, weight=3)])
     for _ in range(2):
         loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.sqlite")
@@ -219,8 +185,6 @@ def test_columns_that_are_not_used_are_told_also_of_a_source_that_is_opened_agai
     with pytest.raises(DataError, match=r"image: expected .*\n  columns that are not used: hint \(1 row\)"):
         load(jsonl(tmp_path, [good(1, hint="x", image=[["a.png"]])]))
 
-
-def test_a_kind_for_every_row_is_told(tmp_path: Path) -> None:
     rows = [good(number, kind=number) for number in range(51)]
     assert load(jsonl(tmp_path, rows[:50])).remarks == []
     [remark] = load(jsonl(tmp_path, rows)).remarks
@@ -234,6 +198,12 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
     told = r"1 of 2 rows cannot be used; .*allows 0\.1 (.|\n)*rows.jsonl:2: picture .*none.png does not exist"
     with pytest.raises(DataError, match=told):
         load(source, 0.1)
+    for pictures, name in (
+        (source, "a.png"),
+        (parquet(tmp_path / "rows.parquet", [{"answer": "a"}]), "embedded picture"),
+    ):
+        with pytest.raises(DataError, match=f"{name} has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
+            load(pictures, max_pixels=64 * 64 - 1)
     rows = [{"question": "q?", "answer": ["x" * 10**6, "y"], "image": "a.png", "z" * 10**5: 1}] * 3
     with pytest.raises(DataError, match=r"(?s)3 of 3 rows.*\(and 2 more\)") as error:
         load(jsonl(tmp_path, rows))
@@ -242,9 +212,7 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
 
 def test_held_out_questions_that_are_training_questions_are_counted_by_words_and_pictures(tmp_path: Path) -> None:
     def problems(*questions: tuple[str, bytes]) -> data.Problems:
-        rows = [
-            {"id": str(n), "question": one, "image": shown, "answer": "a"} for n, (one, shown) in enumerate(questions)
-        ]
+        rows = [{"id": str(n), "question": q, "image": shown, "answer": "a"} for n, (q, shown) in enumerate(questions)]
         return load(parquet(tmp_path / "rows.parquet", rows)).problems
 
     first, second, third = png(), png((8, 8)), png((9, 9))

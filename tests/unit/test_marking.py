@@ -66,14 +66,12 @@ def test_an_answer_is_right_in_the_forms_that_people_write(
         assert [answer for answer in right + wrong if marking.matches(answer, label)] == right
 
 
-@pytest.mark.parametrize(
-    "choices", [("Ff", "ff", "FF"), ("a dog", "dog"), ("(1, 2)", "1, 2"), ("O", "o"), ("?", "!"), ("$x$", "x")]
-)
-def test_choices_that_differ_in_case_articles_or_signs_alone_are_told_apart(choices: tuple[str, ...]) -> None:
-    for label in choices:
-        for letter, said in zip("ABC", choices, strict=False):
+@pytest.mark.parametrize("choices", ["Ff|ff|FF", "a dog|dog", "(1, 2)|1, 2", "O|o", "?|!", "$x$|x"])
+def test_choices_that_differ_in_case_articles_or_signs_alone_are_told_apart(choices: str) -> None:
+    for label in choices.split("|"):
+        for letter, said in zip("ABC", choices.split("|"), strict=False):
             for answer in (said, f"({letter})", f"{letter}."):
-                assert marking.choice(answer, problem(label, *choices)) is (said == label)
+                assert marking.choice(answer, problem(label, *choices.split("|"))) is (said == label)
 
 
 def table() -> list[tuple[Rule, str, str, str, bool, bool, str]]:
@@ -98,9 +96,7 @@ def test_rules_mark_as_the_benchmarks_do_or_have_a_reason_not_to() -> None:
     assert (len(table()) >= 180, same["choice"] >= 60, same["relaxed"] >= 30, same["vqa"] >= 30) == (True,) * 4
 
 
-@pytest.mark.parametrize(
-    "answer", ["\n" * 4000, "(" * 4000, "<answer>" * 500, "a " * 2000, "\\boxed{" * 500, "B" * 4000]
-)
-def test_long_answers_are_marked_without_delay(answer: str) -> None:
-    for rule in marking.RULES.values():
-        assert rule(answer, problem("blue", "red", "blue")) is False
+def test_long_answers_are_marked_without_delay() -> None:
+    answers = ("\n" * 4000, "(" * 4000, "<answer>" * 500, "a " * 2000, "\\boxed{" * 500, "B" * 4000)
+    asked = problem("blue", "red", "blue")
+    assert not any(rule(answer, asked) for rule in marking.RULES.values() for answer in answers)

@@ -24,21 +24,13 @@ def run(tensors: dict[str, Tensor], ratio: float, part: Part = "language") -> tu
     return stream, result[0]
 
 
-@pytest.mark.parametrize(
-    ("weight", "ratio", "expected"),
-    [
-        ([[3.0, -1.0], [1.5, -2.0]], 0.5, [[3.0, 0.0], [0.0, -2.0]]),
-        ([1.0, -1.0, 1.0, 1.0, 2.0], 0.4, [0.0, 0.0, 1.0, 1.0, 2.0]),  # ties go by position
-    ],
-)
-def test_the_smallest_entries_are_zeroed_and_the_others_kept(weight: Any, ratio: float, expected: Any) -> None:
-    assert mask_smallest(torch.tensor(weight), ratio).tolist() == expected
+def test_the_smallest_entries_are_zeroed_by_position_where_they_tie_and_the_others_kept() -> None:
+    assert mask_smallest(torch.tensor([[3.0, -1.0], [1.5, -2.0]]), 0.5).tolist() == [[3, 0], [0, -2]]
+    assert mask_smallest(torch.tensor([1.0, -1.0, 1.0, 1.0, 2.0]), 0.4).tolist() == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_exactly_the_floor_of_ratio_times_entries_is_zeroed_and_a_smaller_ratio_keeps_a_superset(
-    dtype: torch.dtype,
-) -> None:
+def test_the_floor_of_ratio_times_entries_is_zeroed_and_less_keeps_a_superset(dtype: torch.dtype) -> None:
     weight = torch.randn(37, 53, generator=torch.Generator().manual_seed(1)).to(dtype)
     weight[weight == 0] = 1
     before = torch.ones_like(weight, dtype=torch.bool)
@@ -77,35 +69,21 @@ def by_position(weight: Tensor) -> Tensor:
     return weight.abs().double() * (1 + torch.arange(weight.numel()).reshape(weight.shape) * 2.0**-27)
 
 
-def prune_by_torch(layer: nn.Linear, percent: int, order: Tensor | None = None) -> int:
+def prune_by_torch(layer: nn.Linear, percent: int) -> int:
     """Entries that torch.nn.utils.prune has zeroed in ``layer``."""
     count = layer.weight.numel() * percent // 100
-    prune.l1_unstructured(layer, "weight", amount=count, importance_scores=order)
+    prune.l1_unstructured(layer, "weight", amount=count, importance_scores=by_position(layer.weight.detach()))
     prune.remove(layer, "weight")
     return count
-
-
-def test_what_is_zeroed_is_what_torch_prune_zeroes_apart_from_ties_which_it_takes_as_it_likes(teacher: Any) -> None:
-    layers = linear_layers(teacher, "language")
-    assert len(layers) == 7 * teacher.config.text_config.num_hidden_layers
-    for name, layer in layers.items():
-        weight, pruned = layer.weight.detach(), copy.deepcopy(layer)
-        count = prune_by_torch(pruned, 20)
-        found = mask_smallest(weight, 0.2)
-        assert int((found == 0).sum()) == count, name
-        clear = weight.abs() != weight[pruned.weight != weight].abs().max()
-        assert torch.equal(found[clear], pruned.weight[clear]), name
 
 
 @pytest.mark.parametrize(
     ("part", "percent"), [("language", 5), ("language", 20), ("language", 40), ("vision", 20), ("projector", 20)]
 )
-def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(
-    teacher: Any, part: Part, percent: int
-) -> None:
+def test_a_masked_checkpoint_is_the_model_that_torch_has_pruned(teacher: Any, part: Part, percent: int) -> None:
     model = copy.deepcopy(teacher)
     layers = linear_layers(model, part)
-    zeroed = sum(prune_by_torch(layer, percent, by_position(layer.weight.detach())) for layer in layers.values())
+    zeroed = sum(prune_by_torch(layer, percent) for layer in layers.values())
     expected = model.state_dict()
     stream, report = run(dict(weights.tensors(PAIR / "teacher")), percent / 100, part)
     assert stream.keys() == expected.keys() - {"lm_head.weight"}  # that one is the embeddings
@@ -114,44 +92,34 @@ def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(
     assert report.sparsity == zeroed / sum(layer.weight.numel() for layer in layers.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("model.language_model.layers.0.self_attn.q_proj.weight", "language"),
-        ("model.layers.3.mlp.gate_proj.weight", "language"),
-        ("language_model.model.layers.1.mlp.down_proj.weight", "language"),
-        ("model.visual.blocks.0.attn.qkv.weight", "vision"),
-        ("vision_model.encoder.layers.0.attn.qkv.weight", "vision"),
-        ("model.visual.merger.linear_fc1.weight", "projector"),
-        ("model.visual.deepstack_merger_list.0.linear_fc2.weight", "projector"),
-        ("mlp1.1.weight", "projector"),
-        ("model.language_model.embed_tokens.weight", "embeddings"),
-        ("lm_head.weight", "lm_head"),
-        ("model.language_model.layers.0.mlp.experts.gate_up_proj", "language"),
-        ("model.layers.0.mlp.experts.7.down_proj.weight", "language"),
-        ("model.language_model.layers.0.mlp.experts.gate_up_proj_bias", None),
-        ("model.connector.modality_projection.proj.weight", "projector"),
-        ("model.audio_tower.layers.0.self_attn.q_proj.weight", None),
-        ("mtp.layers.0.mlp.up_proj.weight", None),
-        ("model.visual.pos_embed.weight", None),
-        ("model.language_model.layers.0.input_layernorm.weight", None),
-        ("model.language_model.layers.0.self_attn.q_proj.bias", None),
-    ],
-)
-def test_every_matrix_of_a_checkpoint_belongs_to_a_part(name: str, part: str | None) -> None:
-    assert part_of(name) == part
+PARTS = """
+language: model.language_model.layers.0.self_attn.q_proj.weight model.layers.3.mlp.gate_proj.weight
+language: language_model.model.layers.1.mlp.down_proj.weight model.language_model.layers.0.mlp.experts.gate_up_proj
+language: model.layers.0.mlp.experts.7.down_proj.weight
+vision: model.visual.blocks.0.attn.qkv.weight vision_model.encoder.layers.0.attn.qkv.weight
+projector: model.visual.merger.linear_fc1.weight model.visual.deepstack_merger_list.0.linear_fc2.weight
+projector: mlp1.1.weight model.connector.modality_projection.proj.weight
+embeddings: model.language_model.embed_tokens.weight
+lm_head: lm_head.weight
+None: model.language_model.layers.0.mlp.experts.gate_up_proj_bias model.audio_tower.layers.0.self_attn.q_proj.weight
+None: mtp.layers.0.mlp.up_proj.weight model.visual.pos_embed.weight
+None: model.language_model.layers.0.input_layernorm.weight model.language_model.layers.0.self_attn.q_proj.bias
+"""
 
 
-def test_a_stream_is_masked_in_scope_only_and_reports_sparsity_and_digest() -> None:
+def test_every_matrix_of_a_checkpoint_belongs_to_a_part() -> None:
+    for line in PARTS.strip().splitlines():
+        part, *names = line.split()
+        assert {name: f"{part_of(name)}:" for name in names} == dict.fromkeys(names, part)
+
+
+def test_a_stream_is_masked_in_scope_only_and_reports_what_was_masked_sparsity_and_digest() -> None:
     tensors = {UP: torch.arange(1.0, 11.0).reshape(2, 5), "model.embed_tokens.weight": torch.ones(2, 2)}
     stream, report = run(tensors, 0.25)
     assert stream[UP].tolist() == [[0, 0, 3, 4, 5], [6, 7, 8, 9, 10]]
     assert stream["model.embed_tokens.weight"].tolist() == [[1, 1], [1, 1]]
     assert (report.sparsity, report.matrices) == (0.2, 1)
     assert report.digest == run(tensors, 0.25)[1].digest != run(tensors, 0.0)[1].digest
-
-
-def test_the_report_lists_what_was_masked_and_what_was_not() -> None:
     tensors = {f"model.layers.{layer}.mlp.up_proj.weight": torch.ones(2, 2) for layer in range(3)}
     tensors |= {"model.layers.0.mlp.experts.down_proj": torch.ones(4, 2, 2), "lm_head.weight": torch.ones(2, 2)}
     tensors |= {"model.norm.weight": torch.ones(2), "model.layers.0.conv.weight": torch.ones(2, 3, 4)}
@@ -162,27 +130,21 @@ def test_the_report_lists_what_was_masked_and_what_was_not() -> None:
         assert torch.equal(stream[name], tensors[name])
 
 
-def test_a_mask_that_would_touch_nothing_is_an_error() -> None:
+def test_a_mask_that_would_touch_nothing_quantised_matrices_or_numbers_that_are_none_is_refused() -> None:
     awq = {"model.layers.0.mlp.up_proj.qweight": torch.zeros(8, 8, dtype=torch.int32)}
     with pytest.raises(CheckpointError, match="none of the checkpoint's weights is a matrix of language"):
         run(awq, 0.2)
     assert run(awq, 0.0)[0].keys() == awq.keys()
 
-
-@pytest.mark.parametrize("name", [UP, "model.visual.merger.norm.bias"])
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_checkpoint_that_holds_numbers_that_are_none_is_refused(name: str, number: float) -> None:
-    tensor = torch.ones((4, 4) if name == UP else 4)
-    tensor.view(-1)[3] = number
-    for ratio in (0.0, 0.5):
-        with pytest.raises(CheckpointError, match=f"{name} holds numbers that are none"):
-            run({name: tensor}, ratio)
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
-def test_a_quantised_matrix_is_not_masked_but_named(dtype: torch.dtype) -> None:
-    with pytest.raises(CheckpointError, match="up_proj.weight is quantised"):
-        run({UP: torch.zeros(8, 8).to(dtype)}, 0.2)
+    for dtype in (torch.float8_e4m3fn, torch.int8, torch.uint8):
+        with pytest.raises(CheckpointError, match="up_proj.weight is quantised"):
+            run({UP: torch.zeros(8, 8).to(dtype)}, 0.2)
+    for name in (UP, "model.visual.merger.norm.bias"):
+        for number, ratio in ((math.nan, 0.0), (math.inf, 0.0), (math.nan, 0.5), (math.inf, 0.5)):
+            tensor = torch.ones((4, 4) if name == UP else 4)
+            tensor.view(-1)[3] = number
+            with pytest.raises(CheckpointError, match=f"{name} holds numbers that are none"):
+                run({name: tensor}, ratio)
 
 
 def test_each_expert_of_a_mixture_model_is_a_matrix_of_its_own() -> None:

@@ -1,11 +1,8 @@
 """Which groups a run shows beside their rewards, and what it says of its online iterations."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +12,16 @@ from PIL import Image
 
 from masters_ray import config as configuration
 from masters_ray import store
-from masters_ray.config import Config
 from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.outcome import _example, _examples, _online
 from masters_ray.records import Picture, RolloutGroup
+from tests import builders
 from tests.builders import group, png, problem, scored, step
 from tests.conftest import ROOT
 
 NOBODY: dict[str, Any] = {"student_before": [], "student_after": []}
-
-
-def settings(folder: Path) -> Config:
-    return configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={folder}"])
 
 
 def written(text: str, position: int, answers: int = 2, version: int | None = None) -> RolloutGroup:
@@ -39,11 +32,8 @@ def written(text: str, position: int, answers: int = 2, version: int | None = No
     return dataclasses.replace(group([one] * answers, position=position), version=version)
 
 
-def put(folder: store.Folder, groups: Sequence[RolloutGroup], finished: bool) -> None:
-    writer = store.Writer(folder, {})
-    for one in groups:
-        account = store.Account(asked={one.position: one.problem.digest}, rejected={}, noted={})
-        writer.write(store.table_of([one]), account)
+def put(folder: store.Folder, *groups: RolloutGroup, finished: bool = True) -> None:
+    writer = builders.written(folder, {}, *([one] for one in groups))
     if finished:
         writer.finish({})
 
@@ -52,12 +42,7 @@ def rewards(position: int, divergence: float, answers: int = 2, version: int | N
     numbers = [divergence] * answers
     return dataclasses.asdict(
         GroupRewards(
-            stage=0,
-            position=position,
-            divergences=numbers,
-            distillation=numbers,
-            advantages=numbers,
-            version=version,
+            stage=0, position=position, divergences=numbers, distillation=numbers, advantages=numbers, version=version
         )
     )
 
@@ -70,55 +55,34 @@ def shown(directory: RunDirectory, count: int = 9) -> list[tuple[str, int, float
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(settings(tmp_path))
+    return RunDirectory(configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={tmp_path}"]))
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_fresh_group_is_shown_with_its_own_answers_also_if_its_store_was_not_closed(
+def test_a_fresh_group_is_shown_with_its_own_answers_also_of_an_open_store(
     closed: bool, directory: RunDirectory
 ) -> None:
-    put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
-    put(directory.online(0), [written("fresh", position, 3, version=4) for position in (1, 2)], closed)
+    put(directory.stage(0), written("stored", 0), written("stored", 1))
+    put(directory.online(0), *(written("fresh", place, 3, version=4) for place in (1, 2)), finished=closed)
     fresh = [rewards(position, 0.2, 3, version=4) for position in (1, 2)]
     append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1), *fresh])
     assert shown(directory) == [("stored", 2, 0.1), ("fresh", 3, 0.2), ("fresh", 3, 0.2)]
 
 
-def test_a_stored_group_that_was_learned_in_place_of_a_fresh_one_is_shown_with_its_own_answers(
-    directory: RunDirectory,
-) -> None:
-    put(directory.stage(0), [written("stored", 0)], True)
-    put(directory.online(0), [written("came too late", 0, version=0)], True)
-    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1)])
-    assert shown(directory) == [("stored", 2, 0.1)]
+def test_the_last_reward_of_a_question_is_that_of_the_group_that_was_learned(directory: RunDirectory) -> None:
+    put(directory.stage(0), written("stored", 0))
+    put(directory.online(0), written("fresh", 0, version=0), finished=False)
+    for text, divergence, version in (("stored", 0.1, None), ("fresh", 0.2, 0), ("stored", 0.3, None)):
+        append_lines(directory.file("rewards.jsonl"), [rewards(0, divergence, version=version)])
+        assert shown(directory) == [(text, 2, divergence)]
 
 
-def test_the_last_reward_of_a_question_counts(directory: RunDirectory) -> None:
-    put(directory.stage(0), [written("stored", 0)], True)
-    put(directory.online(0), [written("fresh", 0, version=0)], False)
-    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1), rewards(0, 0.2, version=0)])
-    assert shown(directory) == [("fresh", 2, 0.2)]
-    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.3)])
-    assert shown(directory) == [("stored", 2, 0.3)]
-
-
-def test_rewards_whose_group_is_gone_or_has_other_answers_are_left_out(directory: RunDirectory) -> None:
-    """Version 2 was written over by version 3; of position 1 an older run says too little; 2 was never stored."""
-    put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
-    put(directory.online(0), [written("fresh", 0, version=3)], False)
-    lacking = rewards(1, 0.2, answers=1)
-    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), lacking, rewards(2, 0.1)])
-    assert shown(directory) == []
-
-
-def test_rewards_of_an_older_run_have_no_version_and_count_as_those_of_stored_groups(directory: RunDirectory) -> None:
-    put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
-    rows = [rewards(position, 0.1) for position in (0, 1)]
-    for row in rows:
-        del row["version"]
-    rows[1]["advantages"] = [0.1] * 3  # of a fresh group with three answers
-    append_lines(directory.file("rewards.jsonl"), rows)
-    assert shown(directory) == [("stored", 2, 0.1)]
+def test_rewards_whose_group_is_gone_are_left_out(directory: RunDirectory) -> None:
+    """Version 2 was written over by version 3; position 2 was never stored."""
+    put(directory.stage(0), written("stored", 0), written("stored", 1))
+    put(directory.online(0), written("fresh", 0, version=3), finished=False)
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), rewards(1, 0.2), rewards(2, 0.1)])
+    assert shown(directory) == [("stored", 2, 0.2)]
 
 
 def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_nothing_else(tmp_path: Path) -> None:
@@ -137,12 +101,8 @@ def test_the_largest_age_is_that_of_a_group_where_it_is_known() -> None:
     """Step 1 was answered twice; step 2 offline; of step 3 only the mean is known; step 4 came too late."""
     fresh = [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 1.5), (4, 0, 0.0)]
     steps = [step(number, fresh=groups, age=age, rollout_wait_s=0.5) for number, groups, age in fresh]
-    answered = [
-        {"step": 1, "ages": [8]},
-        {"step": 1, "ages": [0, 0, 3]},
-        {"step": 4, "ages": [9]},
-        {"step": 5, "ages": []},
-    ]
+    ages: list[tuple[int, list[int]]] = [(1, [8]), (1, [0, 0, 3]), (4, [9]), (5, [])]
+    answered: list[dict[str, Any]] = [{"step": number, "ages": found} for number, found in ages]
     found = _online(0.5, steps, answered)
     assert (found.largest_age, found.mean_age, found.steps, found.waited_seconds) == (3, 1.125, 2, 2.0)
     assert _online(0.5, steps, []).largest_age == 1.5

@@ -1,9 +1,7 @@
 """A packed batch gives what each answer alone gives, in value and in gradient, for every model family."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,17 +9,10 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import transformers as families
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import (
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
 
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner
@@ -38,22 +29,11 @@ from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, problem, scored
 
 IMAGE, VIDEO, START, END = 2, 3, 4, 5
-TEXT = {
-    "vocab_size": 80,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
-SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
-
-
+TEXT = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1}
 VISION = {"hidden_size": 16, "intermediate_size": 24}
 QWEN_VISION = VISION | {"depth": 2, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32}
+SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 
@@ -61,35 +41,34 @@ def qwen3() -> Any:
     rope = ROPE | {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
     text = TEXT | {"head_dim": 16, "rope_parameters": rope, "tie_word_embeddings": True}
     vision = QWEN_VISION | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **SPECIAL)
-    return Qwen3VLForConditionalGeneration(config)
+    config = families.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **SPECIAL)
+    return families.Qwen3VLForConditionalGeneration(config)
 
 
 def qwen2_5() -> Any:
     text = TEXT | {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}
     vision = QWEN_VISION | {"window_size": 16, "fullatt_block_indexes": [1]}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **SPECIAL))
+    config = families.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **SPECIAL)
+    return families.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def internvl() -> Any:
     text = TEXT | {"model_type": "qwen2", "rope_parameters": ROPE}
     vision = VISION | {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": [4, 4], "image_size": [16, 16]}
     pictures: dict[str, Any] = {"image_token_id": IMAGE, "image_seq_length": 4, "downsample_ratio": 0.5}
-    return InternVLForConditionalGeneration(InternVLConfig(text_config=text, vision_config=vision, **pictures))
+    config = families.InternVLConfig(text_config=text, vision_config=vision, **pictures)
+    return families.InternVLForConditionalGeneration(config)
 
 
 def qwen_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[int]) -> dict[str, Tensor]:
     """pictures: merged patches (height, width) of each."""
-    ids, pixels = [], []
     patch = model.config.vision_config
     values = 3 * patch.temporal_patch_size * patch.patch_size**2
-    for height, width in pictures:
-        ids += [START, *[IMAGE] * (height * width), END]
-        pixels.append(torch.randn(4 * height * width, values))
+    ids = [token for height, width in pictures for token in (START, *[IMAGE] * (height * width), END)]
     input_ids = torch.tensor([[*ids, *text]])
     return {
         "input_ids": input_ids,
-        "pixel_values": torch.cat(pixels),
+        "pixel_values": torch.randn(4 * sum(height * width for height, width in pictures), values),
         "image_grid_thw": torch.tensor([[1, 2 * height, 2 * width] for height, width in pictures]),
         "mm_token_type_ids": (input_ids == IMAGE).int(),
     }
@@ -100,17 +79,7 @@ def internvl_prompt(model: Any, pictures: Sequence[tuple[int, int]], text: list[
     return {"input_ids": torch.tensor([[*ids, *text]]), "pixel_values": torch.randn(len(pictures), 3, 16, 16)}
 
 
-def as_read(model: Any, inputs: Sequence[dict[str, Tensor]]) -> list[PromptTensors]:
-    """Prompts whose inputs stand in for what a Chat makes."""
-    chats: list[Any] = [SimpleNamespace(inputs=lambda *_, ready=ready: ready) for ready in inputs]
-    return [hf.prompt_tensors(model, chat, [], []) for chat in chats]
-
-
-FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] = {
-    "Qwen3-VL": (qwen3, qwen_prompt),
-    "Qwen2.5-VL": (qwen2_5, qwen_prompt),
-    "InternVL": (internvl, internvl_prompt),
-}
+FAMILIES = {qwen3: qwen_prompt, qwen2_5: qwen_prompt, internvl: internvl_prompt}
 GROUPS = [
     group([scored([10, 11, 12, 1], seed=1), scored([13, 1], seed=2), scored([14], seed=3)]),
     group([scored([20, 21, 1], seed=4), scored([22, 23, 24, 25, 26, 27, 28, 1], seed=5)], position=1),
@@ -119,23 +88,27 @@ PICTURES = [[(2, 3), (3, 2)], [(2, 2)]]
 TEXTS = [[30, 31, 32], [33]]
 
 
+LONGER = {"input_ids", "mm_token_type_ids"}
+"""Inputs that have a number for each token, 0 for each of an answer's in the latter."""
+
+
 def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(log-probabilities, JSD, what that may lack) of one answer's tokens, from a sequence that holds the prompt and it
     alone."""
     tokens = torch.tensor([answer.judged.answer.token_ids])
-    given = dict(inputs)
-    given["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
-    if "mm_token_type_ids" in inputs:
-        kinds = inputs["mm_token_type_ids"]
-        given["mm_token_type_ids"] = torch.cat([kinds, kinds.new_zeros(tokens.shape)], 1)
+    longer = {name: torch.cat([inputs[name], tokens * (name == "input_ids")], 1) for name in LONGER & inputs.keys()}
     start = inputs["input_ids"].shape[1] - 1
-    logprobs = model(**given).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
-    teacher = answer.teacher
-    ids, top_logprobs, left_out = map(torch.from_numpy, (teacher.top_ids, teacher.top_logprobs, teacher.left_out))
+    logprobs = model(**(inputs | longer)).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
+    ids, top_logprobs, left_out = map(torch.from_numpy, vars(answer.teacher).values())
     ids = ids.long()
     outside = 1 - logprobs.detach().gather(-1, ids).exp().sum(-1)
     divergences = top_k_jsd(logprobs, ids, top_logprobs, left_out)
     return logprobs.gather(-1, tokens.T).squeeze(-1), divergences, left_out_error(left_out, outside)
+
+
+def prompts_of(model: Any, inputs: list[dict[str, Tensor]]) -> list[PromptTensors]:
+    chats: list[Any] = [SimpleNamespace(inputs=lambda *_, one=one: one) for one in inputs]
+    return [hf.prompt_tensors(model, chat, [], []) for chat in chats]
 
 
 def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
@@ -144,22 +117,21 @@ def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
     return (weights * logprobs).sum() + (weights.flip(0) * divergences).sum()
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
-def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], PackedBatch]:
+Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
+
+
+@pytest.fixture(params=FAMILIES.items(), scope="module", ids=lambda one: one[0].__name__)
+def case(request: pytest.FixtureRequest) -> Case:
     """A model, the prompts as it reads them, and both groups packed."""
-    make, prompt = FAMILIES[request.param]
+    make, prompt = request.param
     torch.manual_seed(0)
     model = make().float().eval()
     inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
-    prompts = as_read(model, inputs)
-    return model, inputs, pack(GROUPS, prompts, pad_id=0, multiple_of=8)
+    return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("logits_bytes", [2**20, 1], ids=["whole", "tiled"])
-def test_packed_groups_equal_separate_sequences(
-    logits_bytes: int, checkpointed: bool, case: tuple[Any, list[dict[str, Tensor]], PackedBatch]
-) -> None:
+@pytest.mark.parametrize(("logits_bytes", "checkpointed"), [(2**20, False), (1, True)])
+def test_packed_groups_equal_separate_sequences(logits_bytes: int, checkpointed: bool, case: Case) -> None:
     model, inputs, batch = case
     plain, changed = copy.deepcopy(model), copy.deepcopy(model)
     answers = [(given, one) for given, row in zip(inputs, GROUPS, strict=True) for one in row.answers]
@@ -172,52 +144,50 @@ def test_packed_groups_equal_separate_sequences(
     loss(*found).backward()
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=3e-6)
-    wanted = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
-    got = {name: parameter.grad for name, parameter in changed.named_parameters() if parameter.grad is not None}
+    wanted, got = (
+        {name: parameter.grad for name, parameter in one.named_parameters() if parameter.grad is not None}
+        for one in (plain, changed)
+    )
     assert wanted.keys() == got.keys()
     for name, gradient in wanted.items():
         assert torch.allclose(got[name], gradient, atol=2e-5 * max(1.0, float(gradient.abs().max()))), name
 
 
+Student = tuple[hf.PackedStudent, list[PromptTensors]]
+
+
 @pytest.fixture(scope="module")
-def student() -> tuple[hf.PackedStudent, list[PromptTensors]]:
+def student() -> Student:
     """A model and two prompts with pictures."""
     torch.manual_seed(0)
     model = qwen3().float().eval()
     inputs = [qwen_prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
-    return hf.PackedStudent(model, logits_bytes=2**20), as_read(model, inputs)
+    return hf.PackedStudent(model, logits_bytes=2**20), prompts_of(model, inputs)
 
 
-ASKED = problem()
+ASKED, AGGREGATIONS = problem(), get_args(Aggregation)
 
 
 @st.composite
 def stored_rows(draw: st.DrawFn) -> list[RolloutGroup]:
     """Groups of a step, with answers of drawn lengths; their prompts take turns."""
     sizes = draw(st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=5))
-    return [
-        group(
-            [
-                scored([10 + 9 * place + token for token in range(length)], accuracy=place % 2, seed=length + place)
-                for place, length in enumerate(lengths)
-            ],
-            position=position,
-            of=ASKED,
-        )
-        for position, lengths in enumerate(sizes)
-    ]
+    rows = []
+    for position, lengths in enumerate(sizes):
+        answers = [
+            scored([10 + 9 * place + token for token in range(length)], accuracy=place % 2, seed=length + place)
+            for place, length in enumerate(lengths)
+        ]
+        rows.append(group(answers, position=position, of=ASKED))
+    return rows
 
 
 @settings(max_examples=25)
 @given(
-    stored_rows(),
-    st.integers(1, 3),
-    st.integers(1, 120),
-    st.sampled_from([1, 7, 128]),
-    st.sampled_from(get_args(Aggregation)),
+    stored_rows(), st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(AGGREGATIONS)
 )
 def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
-    student: tuple[hf.PackedStudent, list[PromptTensors]],
+    student: Student,
     rows: list[RolloutGroup],
     workers: int,
     budget: int,
@@ -257,13 +227,11 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
-def test_all_norms_are_made_faster_and_stay_the_same(case: tuple[Any, list[dict[str, Tensor]], PackedBatch]) -> None:
+def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Case) -> None:
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5
 
-
-def test_a_norm_of_another_kind_is_left_alone() -> None:
     class OffsetRMSNorm(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,10 +1,7 @@
 """Encodings that people's pictures have: their pixels, and that engine and learner get the same ones of each."""
 
-from __future__ import annotations
-
 import io
 import os
-import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable
@@ -30,15 +27,16 @@ Make = Callable[[], bytes]
 
 COLOURS: Colours = ((220, 30, 30), (30, 200, 30), (30, 30, 220), (200, 200, 30))
 """Of the quarters: above left and right, below left and right."""
-CLEAR_ON_WHITE: Colours = ((255, 255, 255), (30, 200, 30), (143, 143, 238), (200, 200, 30))
+WHITE = (255, 255, 255)
+CLEAR_ON_WHITE: Colours = (WHITE, COLOURS[1], (143, 143, 238), COLOURS[3])
 """The same when the first quarter is transparent, and the third by 127 of 255."""
 CLEAR = ((0, 0, 0, 0), *((*colour, alpha) for colour, alpha in zip(COLOURS[1:], (255, 127, 255), strict=True)))
-ONE_CLEAR: Colours = ((255, 255, 255), *COLOURS[1:])
+ONE_CLEAR: Colours = (WHITE, *COLOURS[1:])
 GREY = (0, 85, 170, 255)
 GREYS: Colours = tuple((value, value, value) for value in GREY)
-GREY_CLEAR: Colours = ((255, 255, 255), *GREYS[1:])
+GREY_CLEAR: Colours = (WHITE, *GREYS[1:])
 GREY_ALPHA = ((0, 0), (85, 255), (170, 255), (255, 255))
-BLACK_AND_WHITE: Colours = ((0,) * 3, (0,) * 3, (255,) * 3, (255,) * 3)
+BLACK_AND_WHITE: Colours = ((0,) * 3, (0,) * 3, WHITE, WHITE)
 WIDTH, HEIGHT = 96, 64
 STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 """EXIF orientation → Pillow's transposition that a camera has done to the upright picture."""
@@ -85,7 +83,7 @@ def xmp(orientation: int) -> Make:
 
 
 def frames(kind: str, **options: Any) -> Make:
-    others = [Image.new("RGB", (WIDTH, HEIGHT), "black"), Image.new("RGB", (WIDTH, HEIGHT), "white")]
+    others = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("black", "white")]
     return saved(RGB, kind, save_all=True, append_images=others, **options)
 
 
@@ -139,11 +137,8 @@ SHORTS = struct.pack(">HHH", *(257 * value for value in COLOURS[0]))
 ANIMALS: dict[Look, dict[str, Make]] = {
     Look(COLOURS): {
         **{f"rgb {kind}": saved(RGB, kind) for kind in ("JPEG2000", "GIF", "BMP", "DIB", "PPM")},
-        **{
-            f"tiff {one}": saved(RGB, "TIFF", compression=one) for one in ("tiff_lzw", "tiff_adobe_deflate", "packbits")
-        },
-        **{f"palette {kind}": saved(PALETTE, kind) for kind in ("BMP", "TIFF")},
-        **{f"palette of {bits} bits": saved(PALETTE, "PNG", bits=bits) for bits in (2, 8)},
+        "tiff packed": saved(RGB, "TIFF", compression="tiff_lzw"),
+        "palette": saved(PALETTE, "PNG", bits=2),
         "opaque rgba": saved(RGB.convert("RGBA"), "PNG"),
         "rgb of 16 bits": sixteen(COLOURS, 2),
         "tiff cmyk": saved(RGB.convert("CMYK"), "TIFF"),
@@ -156,12 +151,8 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         **{f"tiff {mode}": saved(RGB.convert(mode), "TIFF") for mode in ("YCbCr", "LAB")},
         "jpeg exif 1": turned(1, "JPEG", quality=95),
         "jpeg broken exif": JPEG(exif=b"Exif\0\0broken"),
-        "jpeg 4:2:0": JPEG(subsampling=2),
-        "jpeg progressive": JPEG(progressive=True),
-        "jpeg rgb": JPEG(keep_rgb=True),
         "jpeg cmyk": saved(RGB.convert("CMYK"), "JPEG", quality=95),
         "jpeg with a profile": JPEG(icc_profile=P3),
-        "tiff jpeg": saved(RGB, "TIFF", compression="jpeg", quality=95),
         "avif": saved(RGB, "AVIF", quality=95),
         "webp": saved(RGB, "WEBP", quality=95),
     },
@@ -171,8 +162,8 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         "jpeg xmp 6": xmp(6),
     },
     Look(COLOURS, changes=TURNED): {
-        **{f"png exif {one}": turned(one, "PNG") for one in (5, 6)},
-        **{f"tiff exif {one}": turned(one, "TIFF") for one in (3, 6, 7)},
+        "png exif 5": turned(5, "PNG"),
+        "tiff exif 7": turned(7, "TIFF"),
         "webp exif 6": turned(6, "WEBP", lossless=True),
     },
     Look(COLOURS, changes=FIRST): {
@@ -198,15 +189,13 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         "grey with a clear value": saved(L, "PNG", transparency=0),
     },
     Look(GREY_CLEAR, changes=SCALED | ON_WHITE): {
-        "grey of 16 bits with a clear value": sixteen(GREY, 0, (b"tRNS", b"\0\0")),
+        "grey of 16 bits with a clear value": sixteen(GREY, 0, (b"tRNS", b"\0\0"))
     },
     Look(GREYS): {
         **{f"png {bits} bits": few_bits(bits) for bits in (2, 4)},
         "png 8 bits": saved(L, "PNG"),
-        "webp grey": saved(L, "WEBP", lossless=True),
         "tiff 8 bits, white zero": tiff(255 - quarters(GREY), 8, photometric=0),
     },
-    Look(GREYS, LOSSY): {"jpeg grey": saved(L, "JPEG", quality=95)},
     Look(GREYS, changes=SCALED): {
         "png 16 bits": sixteen(GREY, 0),
         "jp2 16 bits": saved(Image.fromarray(HIGH), "JPEG2000"),
@@ -217,7 +206,6 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     Look(BLACK_AND_WHITE): {
         "png of one bit": few_bits(1),
         "tiff of one bit": saved(ONE_BIT, "TIFF", compression="group4"),
-        **{f"{kind} of one bit": saved(ONE_BIT, kind) for kind in ("PPM", "BMP")},
     },
 }
 ZOO = {name: (make, *look) for look, makes in ANIMALS.items() for name, make in makes.items()}
@@ -242,7 +230,6 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "PostScript is none of PNG, JPEG"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG is none of"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is none of"),
-        (b"\x1f\x8b\x08\0", "gzip is none of"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"", "an empty file is none of"),
         (png(8, 0, bytes(HEIGHT * WIDTH))[:-20] + bytes(20), "broken PNG file|Truncated"),
@@ -283,31 +270,22 @@ def qwen(folder: Path) -> Path:
 
 def internvl(folder: Path) -> Path:
     """The processor and the configuration of an InternVL without weights."""
-    from transformers import (
-        AutoTokenizer,
-        GotOcr2ImageProcessor,
-        InternVLConfig,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-    )
+    import transformers as hf
 
     marks = {"start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>"}
     marks |= {"context_image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
-    tokenizer = AutoTokenizer.from_pretrained(qwen(folder), extra_special_tokens=marks)
-    size = {"height": 28, "width": 28}
-    InternVLProcessor(
-        GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4),
-        tokenizer,
-        InternVLVideoProcessor(size=size),
-        image_seq_length=1,
-        chat_template=tokenizer.chat_template,
-    ).save_pretrained(folder)
+    tokenizer = hf.AutoTokenizer.from_pretrained(qwen(folder), extra_special_tokens=marks)
+    template, size = tokenizer.chat_template, {"height": 28, "width": 28}
+    images = hf.GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
+    video = hf.InternVLVideoProcessor(size=size)
+    processor = hf.InternVLProcessor(images, tokenizer, video, image_seq_length=1, chat_template=template)
+    processor.save_pretrained(folder)
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
-    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    InternVLConfig(
-        text_config=text,
-        vision_config=vision | {"patch_size": [14, 14], "image_size": [28, 28]},
+    vision = {"hidden_size": 16, "intermediate_size": 24, "patch_size": [14, 14], "image_size": [28, 28]}
+    hf.InternVLConfig(
+        text_config=text | layers | {"num_key_value_heads": 2},
+        vision_config=vision | layers,
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         image_seq_length=1,
         downsample_ratio=0.5,
@@ -357,9 +335,7 @@ def test_the_tensor_that_enters_the_engines_model_is_the_learners(sides: tuple[A
 
 
 @pytest.mark.parametrize("sides", [qwen], indirect=True)
-def test_a_picture_that_is_too_long_for_a_processor_is_refused_with_the_processors_reason(
-    sides: tuple[Any, Chat],
-) -> None:
+def test_a_picture_that_is_too_long_is_refused_with_the_processors_reason(sides: tuple[Any, Chat]) -> None:
     from vllm import SamplingParams
 
     reader, chat = sides
@@ -367,6 +343,5 @@ def test_a_picture_that_is_too_long_for_a_processor_is_refused_with_the_processo
     asked = vllm_engine._request(vllm_engine.Prompt(token_ids=token_ids, pictures=(Image.new("RGB", (2010, 10)),)))
     with pytest.raises(ValueError, match="Failed to apply") as refused:
         reader.process_inputs("long", asked, SamplingParams(max_tokens=1), ("generate",))
-    assert re.fullmatch(
-        r"absolute aspect ratio must be smaller than 200, got 201\.0", vllm_loop._first_cause(refused.value)
-    )
+    told = "absolute aspect ratio must be smaller than 200, got 201.0"
+    assert vllm_loop._first_cause(refused.value) == told

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import pickle
 import struct
 import subprocess
 import sys
@@ -16,14 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from masters_ray.data import (
-    PILLOW_MAX_PIXELS,
-    BadPictureError,
-    check,
-    decode,
-    pictures,
-    with_embedded_pictures,
-)
+from masters_ray.data import PILLOW_MAX_PIXELS, BadPictureError, check, decode, pictures, with_embedded_pictures
 from masters_ray.data.pictures import named
 from masters_ray.data.texts import BadRowError
 from masters_ray.records import Picture
@@ -56,21 +48,10 @@ def test_pillows_limits_are_those_that_are_named() -> None:
 
 def test_pillow_does_not_warn_of_a_large_picture_that_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(huge_png(10000, 10000))
-    program = (
-        "from masters_ray.data import BadPictureError, check; from masters_ray.records import Picture\n"
-        f"try: check(Picture(path={str(tmp_path / 'x.png')!r}), 10**8)\n"
-        "except BadPictureError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert (done.stderr, "image file is truncated" in done.stdout) == ("", True)
-
-
-@pytest.mark.parametrize("look", [check, decode])
-def test_a_missing_picture_and_one_that_is_no_picture_are_told_apart(look: type, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_text("no picture")
-    for name, told in {"y": "does not exist$", "x": "cannot be decoded: its content is none of PNG, JPEG, "}.items():
-        with pytest.raises(BadPictureError, match=rf"{name}.png {told}"):
-            look(Picture(path=str(tmp_path / f"{name}.png")))
+    call = f"check(Picture(path={str(tmp_path / 'x.png')!r}), 10**8)"
+    program = f"from masters_ray.data import check; from masters_ray.records import Picture; {call}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "image file is truncated" in done.stderr and "Warning" not in done.stderr
 
 
 def test_a_question_is_known_by_what_its_pictures_hold_and_not_by_where_they_lie(tmp_path: Path) -> None:
@@ -86,16 +67,9 @@ def test_a_question_is_known_by_what_its_pictures_hold_and_not_by_where_they_lie
 @pytest.mark.parametrize(
     "spelling",
     [
-        "x y.png",
-        "./x y.png",
-        "{folder}/x y.png",
-        "file://{folder}/x%20y.png",
-        "file://localhost{folder}/x%20y.png",
-        "file:{folder}/x y.png",
-        "data:image/png;base64,{base64}",
-        "DATA:;base64,{base64}",
-        "{base64}",
-        unicodedata.normalize("NFD", "x ü.png"),
+        *("x y.png", "./x y.png", "{folder}/x y.png", "file:{folder}/x y.png", unicodedata.normalize("NFD", "x ü.png")),
+        *("file://{folder}/x%20y.png", "file://localhost{folder}/x%20y.png"),
+        *("data:image/png;base64,{base64}", "DATA:;base64,{base64}", "{base64}"),
     ],
 )
 def test_a_picture_may_be_named_in_the_ways_that_people_name_them(spelling: str, tmp_path: Path) -> None:
@@ -105,11 +79,11 @@ def test_a_picture_may_be_named_in_the_ways_that_people_name_them(spelling: str,
     assert decode(named(text, tmp_path)).size == (64, 64)
 
 
-@pytest.mark.parametrize("start", ["data:image/png;base64,", "data:image/png;base64, ", ""])
-def test_base64_may_stand_in_lines_and_lack_its_end(start: str, tmp_path: Path) -> None:
+def test_base64_may_stand_in_lines_and_lack_its_end(tmp_path: Path) -> None:
     whole = png((40, 40))
-    for lines in (base64.b64encode(whole).decode().rstrip("="), base64.encodebytes(whole).decode()):
-        assert named(start + lines, tmp_path).data == whole
+    for start in ("data:image/png;base64,", "data:image/png;base64, ", ""):
+        for lines in (base64.b64encode(whole).decode().rstrip("="), base64.encodebytes(whole).decode()):
+            assert named(start + lines, tmp_path).data == whole
 
 
 @pytest.mark.parametrize(
@@ -180,8 +154,3 @@ def test_a_fourth_byte_that_nobody_set_hides_nothing(kind: str, tmp_path: Path) 
     file = tmp_path / "x"
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file, kind)
     assert decode(Picture(data=file.read_bytes())).getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_a_bad_picture_crosses_processes() -> None:
-    error = pickle.loads(pickle.dumps(BadPictureError("picture x.png does not exist")))
-    assert (type(error), str(error)) == (BadPictureError, "picture x.png does not exist")

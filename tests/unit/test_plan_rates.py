@@ -1,6 +1,4 @@
-"""Rates of a run, and of a file."""
-
-from __future__ import annotations
+"""Rates of a run, and of a file; and the command ``masters-ray simulate`` that forecasts with them."""
 
 import dataclasses
 import json
@@ -11,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from masters_ray.cli import main
 from masters_ray.errors import StoreError
 from masters_ray.files import write_json
 from masters_ray.plan.rates import Rates
@@ -22,21 +21,11 @@ exactly = pytest.approx
 
 def online_line(step: int, version: int, **changes: Any) -> dict[str, Any]:
     """32 questions, answered by the teacher in 8 s and by the student in 3.2 s; none was judged. Groups take 8 s."""
-    line = OnlineStep(
-        step=step,
-        stage=0,
-        version=version,
-        ages=[step - 1 - version] * 30,
-        rejected=2,
-        seconds=8.0 + 0.2 * step,
-        publish_seconds=0.1 * step,
-        load_seconds=0.2 * step,
-        calls={
-            "teacher.answer": {"calls": 2, "questions": 32, "seconds": 8.0},
-            "student.answer": {"calls": 2, "questions": 32, "seconds": 3.2},
-            "judge.judge": {"calls": 0, "questions": 0, "seconds": 0.0},
-        },
-    )
+    calls = {"teacher.answer": (2, 32, 8.0), "student.answer": (2, 32, 3.2), "judge.judge": (0, 0, 0.0)}
+    told = {name: dict(zip(("calls", "questions", "seconds"), one, strict=True)) for name, one in calls.items()}
+    seconds = {"seconds": 8.0 + 0.2 * step, "publish_seconds": 0.1 * step, "load_seconds": 0.2 * step}
+    ages = [step - 1 - version] * 30
+    line = OnlineStep(step=step, stage=0, version=version, ages=ages, rejected=2, calls=told, **seconds)
     return dataclasses.asdict(line) | changes
 
 
@@ -82,12 +71,10 @@ def test_a_step_that_was_taken_again_counts_once(tmp_path: Path) -> None:
     assert Rates.load(write_run(tmp_path, again)) == Rates.load(write_run(tmp_path))
 
 
-@pytest.mark.parametrize(("phases", "start"), [("{}", None), ('{"learner": 3.0}', 0.0)])
-def test_the_start_is_unknown_while_the_learner_works_and_never_below_zero(
-    phases: str, start: float | None, tmp_path: Path
-) -> None:
-    (write_run(tmp_path) / "journal.json").write_text(f'{{"phases": {phases}}}')
-    assert Rates.load(tmp_path).start_seconds == start
+def test_the_start_is_unknown_while_the_learner_works_and_never_below_zero(tmp_path: Path) -> None:
+    for phases, start in (("{}", None), ('{"learner": 3.0}', 0.0)):
+        (write_run(tmp_path) / "journal.json").write_text(f'{{"phases": {phases}}}')
+        assert Rates.load(tmp_path).start_seconds == start
 
 
 @pytest.mark.parametrize(
@@ -125,20 +112,14 @@ def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
         assert Rates.load(tmp_path / "rates.json") == one
 
 
-BY_HAND: dict[str, Any] = {
-    "learner_seconds": 2,
-    "publish_seconds": 0.5,
-    "load_seconds": 0.25,
-    "start_seconds": None,
-    "calls": {"answer": {"student": 0.5}},
-}
+BY_HAND: dict[str, Any] = dict.fromkeys(("learner_seconds", "publish_seconds", "load_seconds"), 2)
+BY_HAND |= {"start_seconds": None, "calls": {"answer": {"student": 0.5}}}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learner_seconds": None}, "rates.json: learner_seconds: expected a valid number"),
-        ({"learner_seconds": 0}, "learner_seconds: expected greater than 0"),
+        ({"learner_seconds": 0}, "rates.json: learner_seconds: expected greater than 0"),
         ({"publish_seconds": -1}, "publish_seconds: expected greater than or equal to 0"),
         ({"load_seconds": True}, "load_seconds: expected a valid number"),
         ({"start_seconds": math.nan}, "start_seconds: expected a finite number"),
@@ -156,12 +137,110 @@ def test_wrong_rates_are_named_by_file_and_key(tmp_path: Path, changes: dict[str
         Rates.load(file)
     assert "Mend the file; the fields of Rates in" in str(caught.value)
 
-
-def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:
-    file = tmp_path / "rates.json"
     file.write_text('{"learner_seconds": -1, "publish_seconds": 0, "start_seconds": 1, "calls": {"a": {"judge": 1}}}')
     with pytest.raises(StoreError, match=r"learner_seconds: .*-1; load_seconds: expected a value"):
         Rates.load(file)
     file.write_text("{")
     with pytest.raises(StoreError, match=r"rates.json: not JSON"):
         Rates.load(file)
+
+
+THREE = ("--questions", "48", "--shares", "0,1")
+"""Three stages of 16 questions, an iteration each, all of them by the student before training."""
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Path:
+    """A rates.json: a start of 10 s and steps of 1 s. An iteration of the demo is one batch, answered in 2 s and judged
+    in 1 s."""
+    file = tmp_path / "rates.json"
+    costs = {"learner_seconds": 1, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
+    file.write_text(json.dumps(costs | {"calls": {"answer": {"teacher": 0.125}, "judge": {"judge": 0.0625}}}))
+    return file
+
+
+def called(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    """(exit code, output, errors) of ``masters-ray simulate conf/demo.yaml WORDS``."""
+    code = main(["simulate", "conf/demo.yaml", *map(str, words)])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def column(output: str, name: str) -> list[str]:
+    head, *rows = (re.split(r"\s{2,}", line.strip()) for line in output.split("\n\n")[1].splitlines())
+    return [row[head.index(name)] for row in rows]
+
+
+def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without online iterations 3 · 3 s before learning, then 10 + 3 · 1 s. With all three none, and the learner steps
+    at 13, 16 and 19 s."""
+    assert called(capsys, "--rates", rates, *THREE) == (
+        0,
+        f"rates of {rates}, 3 iterations, at most 8 steps behind\n"
+        "\n"
+        "online  teacher  student  judge  rollouts  learning  slower  learner busy  waited  teacher busy  "
+        "student busy  judge busy  mean age  oldest  fresh  stored  syncs\n"
+        "   0 %        1        1      1     9.0 s    13.0 s  1.00 ×          23 %   0.0 s           0 %"
+        "           0 %         0 %         –       –      0       0      0\n"
+        " 100 %        1        1      1     0.0 s    20.0 s  1.54 ×          15 %   7.0 s          30 %"
+        "           0 %        15 %       1.0       2      3       0      0\n",
+        "",
+    )
+
+
+def test_rates_are_those_of_a_run(rates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default of the configuration's own. Its start takes 10 s and a step 1.75 s."""
+    run = tmp_path / "run"
+    code, _, error = called(capsys, f"run.dir={run}", *THREE)
+    assert code == 1 and f"{run}/online.jsonl: missing. Name a run" in error
+    run.mkdir()
+    write_run(run)
+    for words in ((f"run.dir={run}",), ("--rates", run)):
+        code, told, _ = called(capsys, *words, *THREE)
+        assert (code, told.splitlines()[0]) == (0, f"rates of {run}, 3 iterations, at most 8 steps behind")
+        assert column(told, "learning")[0] == "15.2 s"
+
+
+def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On-policy iterations of 2 batches of 32 questions, whose answers take 4 s and verdicts 2 s: 10 + 3 · (4 + 4 + 2 +
+    1) s. A teacher for each saves an iteration 2 s, a judge for each 2 s more."""
+    words = ("rollout.max_staleness=0", "learner.groups_per_step=64", "--rates", rates, "--questions", "192")
+    choices = ("--replicas", "teacher=2", "--replicas", "teacher=2,judge=2")
+    _, told, _ = called(capsys, *words, "--shares", "1", *choices)
+    assert "3 iterations, at most 0 steps behind" in told
+    assert [column(told, pool) for pool in ("teacher", "student", "judge")] == [list("122"), list("111"), list("112")]
+    assert column(told, "learning") == ["43.0 s", "37.0 s", "31.0 s"]
+
+
+def test_questions_are_those_of_the_configuration_unless_given(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """2160 and 320 questions at 16 a step; the latter's stages of 106, 107 and 107 take 7 each."""
+    assert "135 iterations" in called(capsys, "--rates", rates)[1]
+    assert "21 iterations" in called(capsys, "--rates", rates, "--questions", "320")[1]
+    assert column(called(capsys, "--rates", rates)[1], "online") == ["0 %", "5 %", "10 %", "20 %", "50 %", "100 %"]
+
+
+REFUSED = """
+--shares 0,1.5 -> rollout.online_fraction: expected at most 1, found 1.5
+--shares 0,,1 -> rollout.online_fraction: expected a number, found None
+--shares nan -> rollout.online_fraction: expected a finite number, found nan
+--replicas teacher -> teacher: expected key=value, found no '='
+--replicas teacher=0 -> teacher.replicas: expected at least 1, found 0
+--replicas teacher=1.5 -> teacher.replicas: expected a whole number, found 1.5
+--replicas judges=2 -> judges.replicas: expected a known key
+--questions 0 -> data.train.rows: expected at least 1, found 0
+data.train.rows=null -> data.train.rows: expected a number, found none. Set it or
+rollout.max_stalenes=0 -> Did you mean rollout.max_staleness?
+--rates none.json -> none.json: missing. Mend the file
+--rates / -> /online.jsonl: missing. Name a run
+"""
+
+
+@pytest.mark.parametrize("row", REFUSED.strip().splitlines())
+def test_what_cannot_be_simulated_is_refused(row: str, rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, _, told = row.partition(" -> ")
+    code, output, error = called(capsys, "--rates", rates, "--shares", "0,1", *words.split())
+    assert (code, output) == (1, "")
+    assert told in error
+    with pytest.raises(SystemExit, match="2"):
+        called(capsys, "--rates", rates, "--questions", "many")
+    assert "argument --questions: invalid" in capsys.readouterr().err

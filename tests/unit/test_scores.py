@@ -1,7 +1,5 @@
 """What an engine says of an answer's tokens is taken whole or not at all."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,17 +58,11 @@ class Worker:
 
     def step(self) -> LogprobsTensors | None:
         tokens = min(CHUNK, LENGTH - self._at)
-        batch = SimpleNamespace(
-            idx_mapping_np=np.array([0]),
-            num_computed_prefill_tokens_np=np.array([self._at]),
-            prefill_len_np=np.array([LENGTH]),
-            num_tokens=tokens,
-            query_start_loc=None,
-            idx_mapping=None,
-            query_start_loc_np=np.array([0, tokens]),
-            num_scheduled_tokens=np.array([tokens]),
-            req_ids=["r"],
-        )
+        arrays = {"idx_mapping": [0], "num_computed_prefill_tokens": [self._at], "prefill_len": [LENGTH]}
+        arrays |= {"query_start_loc": [0, tokens]}
+        batch = SimpleNamespace(num_tokens=tokens, query_start_loc=None, idx_mapping=None, req_ids=["r"])
+        batch.num_scheduled_tokens = np.array([tokens])
+        vars(batch).update({f"{name}_np": np.array(values) for name, values in arrays.items()})
         hidden = torch.arange(self._at, self._at + tokens).unsqueeze(-1).float()
         self._at += tokens
         given = (None, hidden, batch, None, None, np.array([LENGTH]))
@@ -84,17 +76,14 @@ def flat(tensors: LogprobsTensors, begin: FlatLogprobs) -> Any:
     return processor.prompt_logprobs
 
 
-Reply = Callable[[Any, SamplingParams], Any]
-
-
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
     monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
     return VllmEngine(tmp_path, Engine(), vocabulary=VOCABULARY)
 
 
-def replying(engine: VllmEngine, reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.loop, "ask", lambda requests: [reply(*one) for one in requests])
+def replying(engine: VllmEngine, reply: Callable[[Any, SamplingParams], Any]) -> None:
+    engine.loop.ask = lambda requests: [reply(*one) for one in requests]  # type: ignore[method-assign]
 
 
 def output(logprobs: Any, cached: int = 0) -> Any:
@@ -106,7 +95,7 @@ def asked(engine: VllmEngine) -> Scored | Refused:
     return found
 
 
-def test_a_request_that_is_preempted_between_chunks_is_asked_again_without_the_cache(
+def test_a_preempted_request_is_asked_again_without_the_cache(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(monkeypatch)
@@ -122,7 +111,7 @@ def test_a_request_that_is_preempted_between_chunks_is_asked_again_without_the_c
         rows.append(len(found.logprobs))
         return output(flat(found, create_prompt_logprobs(True)))
 
-    replying(engine, reply, monkeypatch)
+    replying(engine, reply)
     found = asked(engine)
     assert isinstance(found, Scored)
     assert rows == [LENGTH - CHUNK - 1, LENGTH - 1], "the first reply was short of the answer's 600 tokens"
@@ -139,7 +128,8 @@ def whole(change: Callable[[Tensor, Tensor], object]) -> Any:
     return flat(tensors, create_prompt_logprobs(True))
 
 
-CHANGES: dict[str, Callable[[Tensor, Tensor], object]] = {
+Change = Callable[[Tensor, Tensor], object]
+CHANGES: dict[str, Change] = {
     "own is not a number": lambda ids, logprobs: logprobs[-5, :1].fill_(torch.nan),
     "own is impossible": lambda ids, logprobs: logprobs[-5, :1].fill_(-torch.inf),
     "a top one is not a number": lambda ids, logprobs: logprobs[-5, 2:3].fill_(torch.nan),
@@ -150,56 +140,44 @@ CHANGES: dict[str, Callable[[Tensor, Tensor], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_reply_that_is_no_score_refuses_its_answer_with_the_reason(
-    change: Callable[[Tensor, Tensor], object], engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reply_that_is_no_score_refuses_its_answer(change: Change, engine: VllmEngine) -> None:
     tries: list[bool] = []
 
     def reply(_: Any, parameters: SamplingParams) -> Any:
         tries.append(bool(parameters.skip_reading_prefix_cache))
         return output(whole(change))
 
-    replying(engine, reply, monkeypatch)
+    replying(engine, reply)
     found = asked(engine)
     assert isinstance(found, Refused) and found.reason.startswith("the engine ")
     assert tries == [False, True], "asked again, once"
 
 
-def test_a_probability_of_nothing_among_the_top_is_one(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    reply = output(whole(lambda ids, logprobs: logprobs[-5, 3:].fill_(-torch.inf)))
-    replying(engine, lambda *_: reply, monkeypatch)
+def test_nothing_is_a_probability_and_a_token_without_a_row_is_not_asked_for(engine: VllmEngine) -> None:
+    nothing = output(whole(lambda ids, logprobs: logprobs[-5, 3:].fill_(-torch.inf)))
+    replying(engine, lambda *_: nothing)
     assert isinstance(asked(engine), Scored)
-
-
-def test_an_answer_with_a_token_that_the_model_has_no_row_for_is_refused_before_it_is_asked(
-    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replying(engine, lambda *_: pytest.fail("asked"), monkeypatch)
+    replying(engine, lambda *_: pytest.fail("asked"))
     [found] = engine.score([Prompt(token_ids=[1])], [[5, VOCABULARY]], 0)
     assert isinstance(found, Refused) and "token 5000; " in found.reason and "knows 5000 tokens" in found.reason
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_an_answer_is_taken_with_the_scores_of_all_its_tokens_or_its_question_is_refused(
-    lost: int, engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = create_sample_logprobs(True)
-    for token in (11, 12, 13)[lost:]:
-        told.append_fast([token, 1000, 1001], [-1.0, -0.5, -2.0], iter([3, 1, 2]), [None] * 3)
-    answer = SimpleNamespace(token_ids=[11, 12, 13], logprobs=told, finish_reason="stop")
-    reply = SimpleNamespace(prompt_token_ids=[1, 2], outputs=[answer])
-    replying(engine, lambda *_: reply, monkeypatch)
-    [found] = engine.generate([Prompt(token_ids=[1, 2])], Sampling(), answers=1, seeds=[0], top_k=2)
-    if lost:
-        assert isinstance(found, Refused) and "scored 0 of the answer's 3 tokens" in found.reason
-        return
-    assert isinstance(found, list)
-    assert found[0][0].token_ids == (11, 12, 13) and found[0][1].own.tolist() == [-1.0] * 3
+def test_an_answer_is_taken_with_the_scores_of_all_its_tokens_or_its_question_is_refused(engine: VllmEngine) -> None:
+    def generated(*scored: int) -> Any:
+        told = create_sample_logprobs(True)
+        for token in scored:
+            told.append_fast([token, 1000, 1001], [-1.0, -0.5, -2.0], iter([3, 1, 2]), [None] * 3)
+        answer = SimpleNamespace(token_ids=[11, 12, 13], logprobs=told, finish_reason="stop")
+        replying(engine, lambda *_: SimpleNamespace(prompt_token_ids=[1, 2], outputs=[answer]))
+        return engine.generate([Prompt(token_ids=[1, 2])], Sampling(), answers=1, seeds=[0], top_k=2)
+
+    [[(answer, scored)]] = generated(11, 12, 13)
+    assert (answer.token_ids, scored.own.tolist()) == ((11, 12, 13), [-1.0] * 3)
+    [refused] = generated(12, 13)
+    assert "scored 0 of the answer's 3 tokens" in refused.reason
 
 
-def test_padding_and_tokens_that_another_model_has_no_row_for_are_never_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_without_a_row_in_some_model_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
     monkeypatch.setattr(hf, "superfluous", lambda _: [])  # it has two weights
     for file in (PAIR / "student").iterdir():
@@ -213,7 +191,7 @@ def test_padding_and_tokens_that_another_model_has_no_row_for_are_never_written(
 
     def banned(folder: Path, common: int | None = None) -> set[int]:
         model = ReplicaModel(replica_spec("student", checkpoint=str(folder), common=common))
-        replying(model.engine, lambda _, parameters: Refused(reason=repr(sorted(parameters.logit_bias))), monkeypatch)
+        replying(model.engine, lambda _, parameters: Refused(reason=repr(sorted(parameters.logit_bias))))
         [found] = model.engine.generate([Prompt(token_ids=[1])], Sampling(), answers=1, seeds=[0], top_k=0)
         assert isinstance(found, Refused)
         return set(json.loads(found.reason))

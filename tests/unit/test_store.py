@@ -1,17 +1,23 @@
+"""A store of scored rollouts: what is written is read, at a path or an address, and what is damaged is told."""
+
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 
-from masters_ray import store
+from masters_ray import cli, store
+from masters_ray.cli import main
 from masters_ray.errors import StoreError
 from masters_ray.records import Rejected, RolloutGroup, TokenScores
-from masters_ray.store import codec, look
+from masters_ray.store import Folder, codec, look
 from tests.builders import account, group, problem, scored, scores, written
 
 KEY = {"ratio": 0.2}
@@ -35,13 +41,10 @@ def distributions(given: TokenScores) -> np.ndarray:
 
 @pytest.mark.parametrize("version", [None, 4])
 def test_groups_come_back_as_they_were_in_the_order_of_their_shards(version: int | None, tmp_path: Path) -> None:
-    fresh = [None] * 2 if version is None else [np.full(length, -0.5, np.float32) for length in (2, 1)]
-    answers = [
-        dataclasses.replace(one, behaviour_logprobs=logprobs)
-        for one, logprobs in zip(
-            (scored([5, 1], k=3), scored([7], k=3, source="student", accuracy=0, finish="length")), fresh, strict=True
-        )
-    ]
+    answers = [scored([5, 1], k=3), scored([7], k=3, source="student", accuracy=0, finish="length")]
+    if version is not None:
+        fresh = (np.full(length, -0.5, np.float32) for length in (2, 1))
+        answers = [dataclasses.replace(one, behaviour_logprobs=own) for one, own in zip(answers, fresh, strict=True)]
     asked = [dataclasses.replace(problem(id=f"p{i}", pictures=i), choices=("a", "b")[:i]) for i in range(3)]
     groups = [dataclasses.replace(group(answers, position=i, of=one), version=version) for i, one in enumerate(asked)]
     manifest = written(tmp_path, KEY, groups[2:], groups[:2]).finish({"ratio": 0.2})
@@ -79,24 +82,19 @@ def test_scores_come_back_as_distributions_within_the_error_that_is_stated(token
 
 
 @pytest.mark.parametrize(
-    ("ids", "logprobs", "left_out", "message"),
+    ("id", "logprob", "left_out", "message"),
     [
-        ([3, 3], [-1.0, -1.0], 0.2, "different token ids"),
-        ([-1, 3], [-1.0, -1.0], 0.2, "different token ids"),
-        ([1, 3], [0.5, -1.0], 0.2, "between 0 and 1"),
-        ([1, 3], [np.nan, -1.0], 0.2, "between 0 and 1"),
-        ([1, 3], [-1.0, -1.0], -0.2, "between 0 and 1"),
+        *((id, -1.0, 0.2, "different token ids") for id in (3, -1)),
+        *((1, logprob, 0.2, "between 0 and 1") for logprob in (0.5, np.nan)),
+        (1, -1.0, -0.2, "between 0 and 1"),
     ],
 )
-def test_scores_that_are_no_distribution_are_refused(
-    ids: list[int], logprobs: list[float], left_out: float, message: str
+def test_scores_that_are_no_distribution_or_damaged_are_refused(
+    id: int, logprob: float, left_out: float, message: str
 ) -> None:
-    arrays = np.array([ids], np.int32), np.array([logprobs], np.float32), np.array([left_out], np.float32)
+    ids, logprobs = np.array([[id, 3]], np.int32), np.array([[logprob, -1.0]], np.float32)
     with pytest.raises(StoreError, match=message):
-        codec.encode(TokenScores(top_ids=arrays[0], top_logprobs=arrays[1], left_out=arrays[2]))
-
-
-def test_damaged_scores_are_noticed() -> None:
+        codec.encode(TokenScores(top_ids=ids, top_logprobs=logprobs, left_out=np.array([left_out], np.float32)))
     with pytest.raises(StoreError, match="5 ids and 6 probabilities for 2 tokens"):
         codec.decode(np.ones(5, np.uint32), np.ones(6, np.uint16), np.ones(2, np.uint16))
 
@@ -255,3 +253,121 @@ def test_rows_of_retired_shards_are_found_until_the_store_is_finished(tmp_path: 
     assert [store.moved(row, 7, 2)["position"].to_pylist() for row in rows.values()] == [[7]] * 3
     written(tmp_path, KEY, *shards).finish({})
     assert store.retired(tmp_path) == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards: positions 0 and 1, of which 1 is set aside, and 2."""
+    right = scored([5, 1], k=3)
+    wrong, cut = (scored([7], k=3, source="student", accuracy=0, finish=one) for one in ("stop", "length"))
+    first, second, third = group((right, cut)), group(position=1), group((right, wrong), position=2)
+    writer = store.Writer(tmp_path, {"mask_ratio": 0.2})
+    writer.write(store.table_of([first]), account(first, second, rejected={1: Rejected(row="p1", reason="dark")}))
+    writer.write(store.table_of([third]), account(third))
+    writer.finish({})
+    return tmp_path
+
+
+def test_inspect_tells_account_key_and_reasons_and_verify_counts_answers_and_tokens(folder: Path) -> None:
+    told = list(look.verify(folder))
+    assert told[0] == f"{folder}: 2 shards, 2 rows, all read"
+    assert {"  teacher: 2 answers, 100.0% right, 0.0% cut", "  student: 2 answers, 0.0% right, 50.0% cut"} <= set(told)
+    assert told[-1].startswith("  6 answer tokens, mass outside the teacher's top k ")
+    found = list(look.inspect(folder))
+    assert found[:2] == [f"{folder}: finished", "3 questions = 2 rows + 1 set aside, in 2 shards"]
+    assert {"  mask_ratio: 0.2", "set aside, 1: dark"} <= set(found)
+    (folder / "manifest.json").unlink()
+    assert next(look.inspect(folder)) == f"{folder}: not finished"
+
+
+def test_several_stores_are_looked_at_and_damage_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def complaint(*words: object) -> str:
+        assert main(["store", *map(str, words)]) == 1
+        return capsys.readouterr().err
+
+    assert main(["store", "verify", str(folder), str(folder)]) == 0
+    assert capsys.readouterr().out.count(f"{folder}: 2 shards, 2 rows, all read") == 2
+    for word in ("inspect", "verify"):
+        assert "no key.json, so no store" in complaint(word, folder / "none")
+    shard = folder / "shard-00000002.parquet"
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 255
+    shard.write_bytes(content)
+    (folder / "shard-00000000.parquet").rename(folder / "shard-00000007.parquet")
+    told = complaint("verify", folder)
+    assert "shard-00000002.parquet: other bytes than the manifest says" in told
+    assert "shard-00000007.parquet: not in the manifest" in told
+    assert "shard-00000000.parquet: in the manifest, but gone" in told
+    assert "The command that made the store makes what is damaged again." in told
+    for text, wrong in (("[]", "it is no JSON object"), ("{}", "changed after it was written")):
+        (folder / "manifest.json").write_text(text)
+        assert wrong in complaint("verify", folder)
+    (folder / "key.json").unlink()
+    assert "no key.json beside manifest.json: the command that made the store mends it" in complaint("verify", folder)
+
+
+def test_an_address_and_a_path_name_the_same_place_where_nothing_is_before_it_is_written(tmp_path: Path) -> None:
+    by_address = Folder(f"file://{tmp_path}") / "a"
+    by_address.write("x.json", b"{}")
+    by_path = Folder(tmp_path / "a")
+    assert by_path.read("x.json") == b"{}"
+    assert (by_address.names(), by_path.names("x"), by_path.names("y")) == (["x.json"], ["x.json"], [])
+    assert Folder(tmp_path).folders() == ["a"]
+    assert str(by_address) == f"file://{tmp_path}/a"
+    folder = Folder(tmp_path / "nowhere")
+    assert not folder.has("x")
+    assert (folder.names(), folder.folders()) == ([], [])
+    with pytest.raises(StoreError, match="nowhere/x: cannot be read"):
+        folder.read("x")
+    with pytest.raises(StoreError, match="ftp2://x: expected a path, or an address such as s3://bucket/folder"):
+        Folder("ftp2://x")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of an object store on this machine that speaks S3's protocol."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    address = f"http://127.0.0.1:{port}"
+    settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucket: str) -> None:
+    folder = f"{bucket}/run/stage-0"
+    written(folder, KEY, GROUPS[1:2])
+    writer = written(folder, KEY, GROUPS[:1])
+    with pytest.raises(StoreError, match="made by something else"):
+        store.Writer(folder, {"ratio": 0.1})
+    [first, second] = store.read_accounts(folder).items()
+    writer.retire(dict([second]))
+    retired = [Folder(folder) / name for name in store.retired(folder)]
+    assert len(store.Lookup(retired)) == 1
+    writer.write(store.read_shard(retired[0], second[0]), second[1])
+    writer.finish({})
+    Folder(folder).write(first[0], b"torn")
+    store.reopen(folder, store.survey(folder).broken)
+    written(folder, KEY, GROUPS[:1]).finish({})
+    assert [row.position for row in store.read(folder)] == [0, 1]
+    assert store.shard_names(folder) == ["shard-00000000.parquet", "shard-00000001.parquet"]
+    with pytest.raises(StoreError, match="never written over"):
+        store.Writer(folder, KEY)
+    assert Folder(f"{bucket}/run").folders() == ["stage-0"]
+    assert Folder(folder).folders() == []
+    assert next(look.verify(folder)) == f"{folder}: 2 shards, 2 rows, all read"
+    assert cli.main(["store", "verify", folder]) == 0
+    digest = GROUPS[1].problem.digest
+    assert store.Lookup([folder]).rows([digest])[digest]["position"].to_pylist() == [1]
+    with pytest.raises(StoreError, match="s3://other/tried: cannot be written"):
+        Folder("s3://other").try_out()
+    Folder(f"{bucket}/run").try_out()
+    assert Folder(f"{bucket}/run").names() == []
+    with pytest.raises(StoreError, match="s3://other/stage-0/key.json: cannot be written"):
+        store.Writer("s3://other/stage-0", KEY)

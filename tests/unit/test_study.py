@@ -1,11 +1,8 @@
 """Studies: what is refused, what runs, what it comes to; and that conf/study has the paper's tables (F.6 to F.8)."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,11 +31,6 @@ variants:
 """
 
 
-@pytest.fixture(autouse=True)
-def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-
-
 def written(tmp_path: Path, text: str = TEXT) -> str:
     file = tmp_path / "study.yaml"
     file.write_text(text.format(dir=tmp_path / "runs"))
@@ -57,12 +49,11 @@ def test_every_variant_is_a_run_of_its_own_for_each_seed(tmp_path: Path) -> None
 
 def rows(name: str) -> list[Config]:
     """The configuration of each variant of a study in conf/study, in the order of the file."""
-    study = studies.read(f"conf/study/{name}")
-    settings = [study.changes | changes for changes in study.variants.values()]
-    return [
-        configuration.load(study.base, [f"{key}={json.dumps(value)}" for key, value in each.items()])
-        for each in settings
-    ]
+    study, found = studies.read(f"conf/study/{name}"), []
+    for changes in study.variants.values():
+        words = [f"{key}={json.dumps(value)}" for key, value in (study.changes | changes).items()]
+        found.append(configuration.load(study.base, words))
+    return found
 
 
 def rewards(config: Config) -> tuple[str, ...]:
@@ -81,41 +72,28 @@ def test_every_study_in_conf_has_valid_variants_and_changes_no_unknown_key(name:
 def test_the_components_are_the_five_rows_of_f8(name: str) -> None:
     found = rows(name)
     masked = [any(ratio for ratio, _ in ratios(config.schedule)) for config in found]
-    assert list(zip(masked, map(rewards, found), strict=True)) == [
-        (False, ()),
-        (True, ()),
-        (False, ("R_acc",)),
-        (False, ("R_acc", "R_distill")),
-        (True, ("R_acc", "R_distill")),
-    ]
+    both = ("R_acc", "R_distill")
+    rewarded = [(False, ()), (True, ()), (False, ("R_acc",)), (False, both), (True, both)]
+    assert list(zip(masked, map(rewards, found), strict=True)) == rewarded
     assert all(config.learner.jsd_weight == 1 for config in found), "all of them distil"
-    assert {config.reward.alpha for config in found if "R_distill" in rewards(config)} == {1}
+    assert {config.reward.alpha for config in found if rewards(config) == both} == {1}
 
 
-def test_the_judges_are_the_three_rows_of_f7_and_two_more() -> None:
-    found = {(config.judge.of_student, config.judge.of_teacher) for config in rows("judge.yaml")}
+def test_judges_and_sources_are_the_three_rows_of_f7_and_two_more_and_of_f6_with_both_rewards() -> None:
+    judges = {(config.judge.of_student, config.judge.of_teacher) for config in rows("judge.yaml")}
     paper = {("student", "teacher"), ("teacher", "teacher"), ("student", "student")}
-    assert found == paper | {("teacher", "student"), ("rule", "rule")}
-
-
-def test_the_sources_are_the_three_rows_of_f6_with_both_rewards() -> None:
+    assert judges == paper | {("teacher", "student"), ("rule", "rule")}
     found = rows("sources.yaml")
     splits = [(config.rollout.student_answers, config.rollout.teacher_answers) for config in found]
     assert splits == [(8, 0), (4, 4), (0, 8)]
     assert {rewards(config) for config in found} == {("R_acc", "R_distill")}
-
-
-@pytest.mark.parametrize(
-    ("name", "compared"),
-    [
-        ("components.yaml", {"schedule.max_ratio", "learner.policy_weight", "reward.alpha"}),
-        ("judge.yaml", {"judge.of_teacher", "judge.of_student"}),
-        ("sources.yaml", {"rollout.teacher_answers", "rollout.student_answers"}),
-    ],
-)
-def test_rows_differ_in_nothing_but_what_their_table_compares(name: str, compared: set[str]) -> None:
-    variants = studies.read(f"conf/study/{name}").variants
-    assert {key for changes in variants.values() for key in changes} == compared
+    for name, compared in {
+        "components.yaml": {"schedule.max_ratio", "learner.policy_weight", "reward.alpha"},
+        "judge.yaml": {"judge.of_teacher", "judge.of_student"},
+        "sources.yaml": {"rollout.teacher_answers", "rollout.student_answers"},
+    }.items():
+        variants = studies.read(f"conf/study/{name}").variants.values()
+        assert {key for changes in variants for key in changes} == compared, "rows differ in nothing else"
 
 
 @pytest.mark.parametrize(
@@ -141,10 +119,9 @@ def finished(
     folder: Path, correct: list[int], jsd: float, first: int, learning: float = 10.0, waited: float = 0.0
 ) -> None:
     """learning: wall seconds of the learner's phase, of which it waited so many; first: the first question."""
-    made = summary()
     value = sum(correct) / len(correct)
-    accuracies = dataclasses.replace(made.accuracy, student_after=accuracy(value, value, value))
-    online = dataclasses.replace(made.online, waited_seconds=waited)
+    accuracies = dataclasses.replace(summary().accuracy, student_after=accuracy(value, value, value))
+    online = dataclasses.replace(summary().online, waited_seconds=waited)
     phases = {"rollouts": 99.0, "learner": learning}
     write_json(folder / "summary.json", as_json(summary(accuracy=accuracies, online=online, phases=phases)))
     steps = [step(number, jsd=1.0 if number < 18 else jsd) for number in range(20)]
@@ -230,10 +207,9 @@ class Runs:
         monkeypatch.setattr(studies.cluster, "connected", self._connected)
         monkeypatch.setattr(studies.cluster, "place", lambda config: None)
 
-    @contextmanager
-    def _connected(self, cluster: Cluster) -> Iterator[None]:
+    def _connected(self, cluster: Cluster) -> AbstractContextManager[None]:
         self.clusters += 1
-        yield
+        return nullcontext()
 
     def _run(self, config: Config, directory: RunDirectory, base: str, turns: None) -> None:
         assert base == "conf/demo.yaml"
@@ -253,9 +229,7 @@ def leave(folder: Path, alone: bool = True) -> None:
             (folder / "evaluation" / f"{name}.json").write_text(json.dumps(f"{name} of {folder.parent.name}"))
 
 
-def test_a_study_runs_what_is_not_finished_and_shares_the_rollouts_that_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, runs = studies.read(written(tmp_path, FOUR)), Runs(monkeypatch)
     leave(tmp_path / "runs" / "whole" / "seed-3")
     of_whole, of_no_mask = (str(tmp_path / "runs" / name / "seed-3" / "rollouts") for name in ("whole", "no-mask"))
@@ -270,20 +244,10 @@ def test_a_study_runs_what_is_not_finished_and_shares_the_rollouts_that_are_the_
         "no-mask": [],
         "no-mask-distilled": ["student_before of no-mask", "teacher of no-mask"],
     }
-    assert page.is_file() and (tmp_path / "runs" / studies.MARKDOWN).is_file()
+    assert (tmp_path / "runs" / studies.MARKDOWN).is_file()
     studies.run(study)
     assert (len(runs.made), runs.clusters) == (3, 1), "all is finished: no Ray is started"
-
-
-def test_what_one_seed_cannot_tell_is_null_and_not_a_number_that_json_does_not_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Runs(monkeypatch)
-    page = studies.run(studies.read(written(tmp_path, FOUR)))
-
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is not JSON")
-
-    content = json.loads((tmp_path / "runs" / studies.RESULT).read_text(), parse_constant=refuse)
+    result = (tmp_path / "runs" / studies.RESULT).read_text()
+    content = json.loads(result, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert content["outcomes"][1]["difference"] == {"value": 0.0, "low": None, "high": None, "n": 1}
     assert "over the held-out questions, since there is one seed" in page.read_text()

@@ -3,6 +3,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,34 +26,22 @@ def config() -> Config:
     return chosen
 
 
-def test_paths_mean_on_the_cluster_what_they_mean_here(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "data").mkdir()
+def test_paths_mean_the_same_on_the_cluster(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data", "models/large", "examples/toy/pair/teacher"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "data" / "rows.jsonl").write_text("")
-    (tmp_path / "examples" / "toy" / "pair" / "teacher").mkdir(parents=True)
-    config.data.train.path = "data/rows.jsonl"
-    config.data.held_out.path = "/shared/rows.jsonl"
     monkeypatch.chdir(tmp_path)
+    config.data.train.path, config.data.held_out.path = "data/rows.jsonl", "/shared/rows.jsonl"
     # the toy pair travels with the job, a model id is no path, an absolute path stays
-    assert submit._absolute_paths(config, tmp_path) == [
-        f"run.dir={tmp_path}/runs/x",
-        f"data.train.path={tmp_path}/data/rows.jsonl",
-    ]
-
-
-def test_stores_and_further_teachers_mean_the_same_there_too(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "models" / "large").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
+    here = [f"run.dir={tmp_path}/runs/x", f"data.train.path={tmp_path}/data/rows.jsonl"]
+    assert submit._absolute_paths(config, tmp_path) == here
     config.rollout.store, config.rollout.reuse = "runs/stores", ["runs/old", "s3://bucket/old"]
-    config.growth = [Growth(teacher=Teacher(checkpoint="models/large")), Growth(teacher=Teacher(checkpoint="org/name"))]
+    config.growth = [Growth(teacher=Teacher(checkpoint=name)) for name in ("models/large", "org/name")]
     words = dict(word.split("=", 1) for word in submit._absolute_paths(config, tmp_path))
     assert words["rollout.store"] == f"{tmp_path}/runs/stores"
     assert json.loads(words["rollout.reuse"]) == [f"{tmp_path}/runs/old", "s3://bucket/old"]
-    growth = json.loads(words["growth"])
-    assert [one["teacher"]["checkpoint"] for one in growth] == [f"{tmp_path}/models/large", "org/name"]
+    checkpoints = [one["teacher"]["checkpoint"] for one in json.loads(words["growth"])]
+    assert checkpoints == [f"{tmp_path}/models/large", "org/name"]
     config.rollout.store, config.rollout.reuse = "s3://bucket/run", []
     assert "rollout.store=s3://bucket/run" in submit._absolute_paths(config, tmp_path)
 
@@ -66,42 +55,26 @@ def test_only_what_the_job_needs_travels(tmp_path: Path) -> None:
 def test_submitting_from_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SubmitError, match="submit from the project's directory"):
-        submit.submit(str(ROOT / "conf" / "demo.yaml"), [], None)
+        submit.submit(str(ROOT / DEMO), [], None)
 
 
-def test_the_program_says_what_is_wrong_without_a_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    assert main(["validate", "conf/demo.yaml", "learner.workrs=2"]) == 1
-    assert "Did you mean learner.workers?" in capsys.readouterr().err
-    assert main(["validate", "conf/demo.yaml"]) == 0
+def test_the_program_says_what_is_wrong_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*words: str) -> str:
+        assert main(list(words)) == 1
+        return capsys.readouterr().err
+
+    assert main(["validate", DEMO]) == 0
     assert "no complaint" in capsys.readouterr().out
+    assert "Did you mean learner.workers?" in told("validate", DEMO, "learner.workrs=2")
+    for command in ("mask-scan", "judge-audit"):
+        assert "data.train.rows: expected at least 1, found 0" in told(command, DEMO, "--questions", "0")
+    long = "/" + "a" * 400
+    for word in (f"student.checkpoint={long}", f"rollout.reuse=[{long}]"):
+        said = told("validate", DEMO, word)
+        assert long in said and "File name too long" in said
 
 
-@pytest.mark.parametrize("command", ["mask-scan", "judge-audit"])
-def test_a_sample_without_questions_is_refused(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    assert main([command, DEMO, "--questions", "0"]) == 1
-    assert "data.train.rows: expected at least 1, found 0" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("word", ["student.checkpoint=/{}", "rollout.reuse=[/{}]"])
-def test_a_path_that_the_system_refuses_is_named_without_a_traceback(
-    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    name = "a" * 400
-    assert main(["validate", "conf/demo.yaml", f"run.dir={tmp_path}", word.format(name)]) == 1
-    told = capsys.readouterr().err
-    assert f"/{name}" in told and "File name too long" in told
-
-
-def test_a_name_on_the_hub_is_not_a_path_below_the_current_directory(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_on_the_hub_is_no_path(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "a [b]"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -119,18 +92,12 @@ def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monk
         return 0
 
     monkeypatch.setattr(cli, "_mask_scan", scan)
-    assert main(["mask-scan", "conf/demo.yaml", "--ratios", "0.2,0", "run.dir=x"]) == 0
-    assert main(["mask-scan", "conf/demo.yaml", "a=1", "--ratios", "0.2,0", "b=2", "--questions", "7", "c=3"]) == 0
+    assert main(["mask-scan", DEMO, "--ratios", "0.2,0", "run.dir=x"]) == 0
+    assert main(["mask-scan", DEMO, "a=1", "--ratios", "0.2,0", "b=2", "--questions", "7", "c=3"]) == 0
     assert taken == [["run.dir=x"], ["a=1", "b=2", "c=3"]]
-    for words in (
-        ["mask-scan", "x", "--ratio", "0.2,0"],
-        ["validate", "x", "--al"],
-        ["mask-scan", "x", "--none"],
-        ["store", "verify", "x", "--none"],
-        [],
-    ):
+    for words in ("mask-scan x --ratio 0.2,0", "validate x --al", "mask-scan x --none", "store verify x --none", ""):
         with pytest.raises(SystemExit, match="2"):
-            main(words)
+            main(words.split())
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert "masters-ray 0." in capsys.readouterr().out
@@ -139,23 +106,18 @@ def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monk
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
 def test_a_cluster_that_does_not_answer_is_named_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from masters_ray.cluster import connected
-    from masters_ray.config import Cluster
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Cluster()):
+    with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Config().cluster):
         raise AssertionError("connected to nothing")
 
 
-class Interrupted:
-    """A cluster whose job's log is followed until Ctrl-C."""
-
-    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+def test_a_job_that_is_no_longer_followed_goes_on_and_can_be_found(capsys: pytest.CaptureFixture[str]) -> None:
+    async def until_ctrl_c(_: str) -> AsyncIterator[str]:
         yield "a line\n"
         raise KeyboardInterrupt
 
-
-def test_a_job_that_is_no_longer_followed_goes_on_and_can_be_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert submit._follow(Interrupted(), "job-1", "http://head:8265") == 130
+    assert submit._follow(Mock(tail_job_logs=until_ctrl_c), "job-1", "http://head:8265") == 130
     told = capsys.readouterr().out
     assert "job job-1 goes on; follow it with: ray job logs --follow --address http://head:8265 job-1" in told
     assert "stop it with: ray job stop --address http://head:8265 job-1" in told
@@ -172,24 +134,13 @@ def test_a_run_in_the_jobs_own_copy_of_the_project_is_refused(tmp_path: Path, mo
     checks.load(DEMO, [f"run.dir={tmp_path}", *pair])
 
 
-class Starting:
-    """A cluster whose agent comes up after some refusals."""
-
-    def __init__(self, refusals: int, told: str = "No available agent to submit job") -> None:
-        self.refusals, self._told = refusals, told
-
-    def submit_job(self, **_: object) -> str:
-        self.refusals -= 1
-        if self.refusals >= 0:
-            raise RuntimeError(f"Request failed with status code 500: {self._told}")
-        return "job-1"
-
-
 def test_a_cluster_that_is_still_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting, full = (RuntimeError(f"status code 500: {told}") for told in ("No available agent to", "disk full"))
     monkeypatch.setattr(submit.time, "sleep", lambda _: None)
-    assert submit._handed_over(Starting(3), entrypoint="x") == "job-1"
+    agent = Mock(**{"submit_job.side_effect": [starting, starting, starting, "job-1", full, starting]})
+    assert submit._handed_over(agent, entrypoint="x") == "job-1"
     with pytest.raises(SubmitError, match="did not take the job.*disk full"):
-        submit._handed_over(Starting(1, "disk full"), entrypoint="x")
+        submit._handed_over(agent, entrypoint="x")
     monkeypatch.setattr(submit, "_SECONDS_TO_START", 0)
     with pytest.raises(SubmitError, match="No available agent"):
-        submit._handed_over(Starting(99), entrypoint="x")
+        submit._handed_over(agent, entrypoint="x")

@@ -1,12 +1,83 @@
+"""Attention within packed groups, and the head with its losses, equal the plain computation."""
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from masters_ray.attention import Kernel, Layout, Span, attend, kernel_for
 from masters_ray.divergence import jsd, left_out_error, top_k_jsd, with_rest
 from masters_ray.head import answer_terms
 from masters_ray.live import LiveScores, live_terms
 from tests.tensors import random, top_k
+
+CPU = torch.device("cpu")
+
+
+def layout(*groups: tuple[int, list[int]], padding: int = 0) -> Layout:
+    spans: list[Span] = []
+    for prompt, answers in groups:
+        spans.append(Span(start=spans[-1].end if spans else 0, prompt=prompt, answers=tuple(answers)))
+    return Layout(spans=tuple(spans), length=spans[-1].end + padding)
+
+
+def test_an_answer_sees_its_prompt_and_itself_and_no_group_sees_another() -> None:
+    # group 1: prompt 2, answers of 2 and 1 tokens; group 2: prompt 1, answers of 0 and 1; one token of padding
+    found = layout((2, [2, 1]), (1, [0, 1]), padding=1)
+    rows = "10000000 11000000 11100000 11110000 11001000 00000100 00000110 00000001"
+    assert ["".join(map(str, row)) for row in found.dense_mask(CPU).int().tolist()] == rows.split()
+    assert found.pairs == 16, "the ones above without padding's"
+
+
+LAYOUTS = {
+    "one group": layout((20, [5, 5, 5])),
+    "one answer": layout((7, [9])),
+    "answers that read nothing": layout((6, [0, 3, 0]), (4, [0])),
+    "several groups, padded": layout((20, [5, 0, 3]), (7, [1, 9, 9, 2]), padding=4),
+    "one long answer among short ones": layout((3, [40, 2, 2, 2])),
+}
+
+
+def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The output and the gradients of query, key and value, without padding."""
+    real = shape.length - shape.padding
+    query, key, value = (
+        random(1, shape.length, count, 8, seed=count + place).to(dtype).transpose(1, 2).requires_grad_()
+        for place, count in enumerate((heads, key_heads, key_heads))
+    )
+    out = attend(query, key, value, shape, scale=0.3, kernel=kernel)
+    given = random(*out.shape, seed=9).to(dtype)
+    given[:, real:] = 0
+    return [out[:, :real].detach(), *(one[:, :, :real] for one in torch.autograd.grad(out, [query, key, value], given))]
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_block_kernel_equals_the_dense_mask_in_value_and_gradient(name: str, heads: tuple[int, int]) -> None:
+    dense, blocks = (run(kernel, LAYOUTS[name], *heads) for kernel in ("dense", "blocks"))
+    for one, other in zip(dense, blocks, strict=True):
+        assert torch.allclose(one, other, atol=2e-6)
+
+
+def test_in_bfloat16_it_is_as_close_to_float32_as_the_dense_mask_is() -> None:
+    shape = LAYOUTS["several groups, padded"]
+    exact = run("dense", shape, 4, 2)
+    dense, blocks = (run(kernel, shape, 4, 2, torch.bfloat16) for kernel in ("dense", "blocks"))
+    for right, one, other in zip(exact, dense, blocks, strict=True):
+        assert other.dtype == torch.bfloat16
+        assert (other.float() - right).norm() < 1.5 * (one.float() - right).norm() + 1e-3 * right.norm()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_the_block_mask_of_flex_attention_is_the_same_mask_and_a_cpu_has_a_kernel_by_its_dtype() -> None:
+    shape = LAYOUTS["several groups, padded"]
+    query, key, value = (random(1, count, shape.length, 16, seed=count) for count in (4, 2, 2))
+    dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))
+    assert torch.allclose(dense[:, : -shape.padding], flex[:, : -shape.padding], atol=1e-6)
+    assert kernel_for(CPU, torch.float32) == "blocks"
+    assert kernel_for(CPU, torch.float16) == "dense"
+
 
 TOKENS, WIDTH, VOCABULARY = 12, 8, 5000
 
@@ -47,8 +118,7 @@ def assert_same_gradients(found: Terms, expected: Terms, of: list[Tensor]) -> No
 SIZES = pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("k", [1, 50, VOCABULARY], ids="k={}".format)
+@pytest.mark.parametrize(("k", "with_bias"), [(1, True), (50, False), (VOCABULARY, True)])
 @SIZES
 def test_it_equals_the_plain_computation_in_value_and_gradient(k: int, logits_bytes: int, with_bias: bool) -> None:
     hidden, weight, bias, *rest = inputs(k)
@@ -60,13 +130,10 @@ def test_it_equals_the_plain_computation_in_value_and_gradient(k: int, logits_by
     assert_same_gradients(found, expected, leaves)
 
 
-def test_a_frozen_head_still_passes_the_gradient_on() -> None:
+def test_a_frozen_head_passes_the_gradient_on_and_bfloat16_sums_over_tiles_in_float32() -> None:
     hidden, weight, _, *rest = inputs(4)
-    found = answer_terms(hidden.requires_grad_(), weight, None, *rest, logits_bytes=1)
-    assert_same_gradients(found, plainly(hidden, weight, None, *rest), [hidden])
-
-
-def test_bfloat16_sums_over_tiles_in_float32() -> None:
+    frozen = answer_terms(hidden.requires_grad_(), weight, None, *rest, logits_bytes=1)
+    assert_same_gradients(frozen, plainly(hidden, weight, None, *rest), [hidden])
     hidden, weight, _, *rest = inputs(8)
     low = [hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()]
     exact = [one.detach().float().requires_grad_() for one in low]
@@ -134,9 +201,9 @@ def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
         assert torch.allclose(lacking_live, errors, atol=1e-5)
 
 
-@pytest.mark.parametrize("logits_bytes", [2**30, 1], ids=["whole", "single-tokens"])
-def test_a_token_that_the_head_has_no_row_for_has_no_log_probability(logits_bytes: int) -> None:
+def test_a_token_that_the_head_has_no_row_for_has_no_log_probability() -> None:
     (hidden, weight, targets, *scores), _, _ = padded(VOCABULARY, VOCABULARY, 50)
     targets[3] = VOCABULARY
-    own, _, _ = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=logits_bytes)
-    assert own.isnan().nonzero().tolist() == [[3]]
+    for logits_bytes in (2**30, 1):
+        own, _, _ = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=logits_bytes)
+        assert own.isnan().nonzero().tolist() == [[3]]
