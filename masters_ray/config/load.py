@@ -68,7 +68,7 @@ def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any
         complaint = Complaint(where=str(file), expected="a YAML file", found=found, remedy=remedy)
         raise ConfigError([complaint]) from error
     if isinstance(content, dict | None):
-        yield from _leaves(content or {})
+        yield from leaves(content or {})
     else:
         remedy = "Start with keys such as 'run:'."
         complaints.append(Complaint(where=str(file), expected="a mapping", found=repr(content), remedy=remedy))
@@ -83,7 +83,7 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
             continue
         try:
             word.encode()  # a locale that is not UTF-8 leaves pieces of characters
-            yield from _leaves(_value(key, text), key)
+            yield from leaves(_value(key, text), key)
         except (yaml.YAMLError, UnicodeEncodeError) as error:
             where, found = repr(word)[1:-1], " ".join(str(error).split())
             expected = "a YAML value in UTF-8"
@@ -96,10 +96,11 @@ def _value(key: str, text: str) -> Any:
     return text if typed else yaml.load(text, _Texts)
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested mappings; an empty one below the top is a leaf."""
     if isinstance(tree, dict) and (tree or not prefix):
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -16,8 +16,7 @@ from masters_ray.errors import LearnerError, UnreadableRowError
 from masters_ray.grpo import answer_means
 from masters_ray.learner.packer import Packer
 from masters_ray.learner.trainer import environment
-from masters_ray.packing import PackedBatch, sequence_tokens
-from masters_ray.records import RolloutGroup, Source
+from masters_ray.records import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,56 +39,25 @@ class Measure:
         model = hf.load_model(folder, settings.dtype)
         self._student = hf.PackedStudent(model, settings.logits_mib * 2**20).to(self._device)
         self._packer = Packer(folder, model, self._device, getattr(torch, settings.dtype))
-        self._budget = settings.tokens_per_micro_batch
 
+    @torch.no_grad()
     def of(self, folder: str) -> tuple[list[Divergence], list[str]]:
-        """Every answer of a finished store, in its order; which rows cannot be read, and why."""
-        self._unreadable: list[str] = []
-        found = [one for groups in self._batches(store.read(folder)) for one in self._measured(groups)]
-        return found, self._unreadable
-
-    def _batches(self, groups: Iterable[RolloutGroup]) -> Iterator[list[RolloutGroup]]:
-        """Neighbours within the budget of tokens; a larger group goes alone."""
-        batch: list[RolloutGroup] = []
-        tokens = 0
-        for group in groups:
-            own = sequence_tokens(group)
-            if batch and tokens + own > self._budget:
-                yield batch
-                batch, tokens = [], 0
-            batch.append(group)
-            tokens += own
-        if batch:
-            yield batch
-
-    def _packed(self, groups: list[RolloutGroup]) -> PackedBatch | None:
-        """A batch of the groups that can be read, which stay in the list; None when there is none."""
-        while groups:
+        """Every answer of a finished store, in its order, a group at a time; which rows cannot be read, and why."""
+        found, unreadable = [], []
+        for group in store.read(folder):
             try:
-                return self._packer.pack(groups)
+                batch = self._packer.pack([group]).to(self._device)
             except UnreadableRowError as error:
-                self._unreadable.append(str(error))
-                groups[:] = [group for group in groups if group.position != error.position]
-        return None
-
-    def _measured(self, groups: list[RolloutGroup]) -> list[Divergence]:
-        batch = self._packed(groups)
-        if batch is None:
-            return []
-        batch = batch.to(self._device)
-        with torch.no_grad():
+                unreadable.append(str(error))
+                continue
             _, per_token, _ = self._student(batch)
-        nats = answer_means(per_token.float(), batch.answer_of, len(batch.accuracy)).tolist()
-        answers = [(group, answer.judged) for group in groups for answer in group.answers]
-        return [
-            Divergence(
-                position=group.position,
-                kind=group.problem.kind,
-                source=judged.answer.source,
-                nats=value,
-            )
-            for (group, judged), value in zip(answers, nats, strict=True)
-        ]
+            nats = answer_means(per_token.float(), batch.answer_of, len(group.answers)).tolist()
+            sources = [answer.judged.answer.source for answer in group.answers]
+            found += [
+                Divergence(position=group.position, kind=group.problem.kind, source=source, nats=value)
+                for source, value in zip(sources, nats, strict=True)
+            ]
+        return found, unreadable
 
 
 def divergences(
