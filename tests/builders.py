@@ -198,7 +198,6 @@ def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
         quarantined=quarantined,
         digest="d" * 64,
         changed_pictures={},
-        unused_columns={},
         remarks=[],
     )
 

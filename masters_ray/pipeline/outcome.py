@@ -115,7 +115,6 @@ def _split(loaded: data.Loaded) -> facts.SplitFacts:
         quarantined=len(loaded.rejected),
         digest=digest_of(loaded.problems),
         changed_pictures={str(change): count for change, count in loaded.changes.items()},
-        unused_columns=loaded.unused,
         remarks=loaded.remarks,
     )
 

@@ -54,7 +54,6 @@ _SETTINGS: dict[Any, Any] = {
 }
 _styled = matplotlib.rc_context(_SETTINGS)
 _LONGEST_NAME = 30
-_MOST_BANDS = 40
 FEW = 60
 """Up to so many steps every step gets a marker; of more, the strong line is a moving mean."""
 MANY = 600
@@ -231,7 +230,7 @@ def _over_steps(metrics: Sequence[StepMetrics], label: str) -> tuple[Figure, Axe
     stages = _stages(metrics)
     start, end, largest = stages[0][0], stages[-1][1], max(ratio for _, _, ratio in stages)
     above = blended_transform_factory(axes.transData, axes.transAxes)
-    for left, right, ratio in stages if len(stages) <= _MOST_BANDS else ():
+    for left, right, ratio in stages:
         if ratio > 0:
             axes.axvspan(left, right, color=COLOURS["band"], alpha=0.06 + 0.2 * ratio / largest, linewidth=0)
         if (right - left) / (end - start) > 0.085:

@@ -121,10 +121,8 @@ class SplitFacts:
     """Of the questions, in whatever order."""
     changed_pictures: dict[str, int]
     """What decoding took beside → pictures."""
-    unused_columns: dict[str, int]
-    """Column that is not read → rows that have a value in it."""
     remarks: list[str]
-    """What a person should know of the source."""
+    """What a person should know of the source, such as columns that are not used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,11 +45,9 @@ from masters_ray.report.summary import read_metrics, read_summary
 from masters_ray.studies import publish
 from masters_ray.studies.statistics import mean, resampled_mean
 
-_SHARED = ("student_before", "teacher")
-"""Accuracies that do not depend on how the student learns."""
-
-
-Changes = Annotated[dict[str, Any], BeforeValidator(lambda tree: dict(leaves(tree or {})))]
+Changes = Annotated[
+    dict[str, Any], BeforeValidator(lambda tree: dict(leaves(tree or {})) if isinstance(tree, dict | None) else tree)
+]
 """Dotted key → value; in the file nested and dotted keys alike."""
 
 
@@ -106,10 +104,12 @@ def read(file: str) -> Study:
         content = OmegaConf.to_container(OmegaConf.load(file))
         return dataclasses.replace(TypeAdapter(Study).validate_json(json.dumps(content), strict=True), file=file)
     except ValidationError as error:
-        keys = [".".join(map(str, one["loc"])) or "the study" for one in error.errors()]
-        told = [one["msg"].removeprefix("Value error, ") for one in error.errors()]
-        found = [str(one["input"])[:80] for one in error.errors()]
-        raise _refusal(file, *zip(keys, told, found, strict=True)) from error
+        expected = {"missing": "a value", "unexpected_keyword_argument": "a known key"}
+        wrong = []
+        for one in error.errors():
+            told = expected.get(one["type"], re.sub("^(Value error, |Input should be )", "", one["msg"]))
+            wrong.append((".".join(map(str, one["loc"])) or "the study", told, str(one["input"])[:80]))
+        raise _refusal(file, *wrong) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise _refusal(file, ("the file", "a study in YAML", " ".join(str(error).split()))) from error
 
@@ -256,7 +256,7 @@ def _make(config: Config, others: Iterable[Config], base: str) -> None:
     with directory.locked():
         if same:
             say(f"rollouts are those of {same[0]}")
-            for name in _SHARED:
+            for name in ("student_before", "teacher"):  # accuracies that do not depend on how the student learns
                 write_json(directory.evaluation(name), read_json(RunDirectory(stores[same[0]]).evaluation(name)))
         make_run(config, directory, base, cluster.place(config))
 
