@@ -13,7 +13,10 @@ from tests.conftest import ROOT
 
 CASES = [
     AuditCase(
-        position=index // 2, problem=problem(id=str(index // 2)), source=("teacher", "student")[index % 2], text=text
+        position=index // 2,
+        problem=problem(id=str(index // 2), pictures=0),
+        source=("teacher", "student")[index % 2],
+        text=text,
     )
     for index, text in enumerate(["red", "blue", "red", "<b>", "red", "green"])
 ]
@@ -45,23 +48,31 @@ def test_judges_are_compared_on_what_both_could_judge() -> None:
 
 def test_every_answer_on_which_not_all_say_the_same_is_listed_once() -> None:
     found = disagreements(CASES, PASSES)
-    assert [(one.id, one.answer) for one in found] == [("1", "<b>"), ("2", "red")]
+    assert [(one.problem.id, one.text) for one in found] == [("1", "<b>"), ("2", "red")]
     assert found[1].verdicts == {"student": None, "teacher": 1, "rule": 1}
     assert found[1].said == {"student": "yes", "teacher": "no"}
 
 
 def test_a_judges_own_figures() -> None:
-    found = judge_audit._judged("student", CASES, PASSES["student"], AGAIN)
+    found = judge_audit.judge_figures("student", CASES, PASSES["student"], AGAIN)
     assert (found.answers, found.unjudged, found.seconds_per_answer) == (6, 1, 2.0)
     assert found.right == {"teacher": 1.0, "student": pytest.approx(1 / 3)}
     assert found.consistency == pytest.approx(5 / 6)
 
 
-def test_of_a_rule_nothing_is_told_that_was_not_measured() -> None:
-    rule = judge_audit._judged("rule", CASES, PASSES["rule"])
-    assert judge_audit.table([rule], []).splitlines()[1].split() == ["rule", "6", "0.0%", "–", "–"]
+def published(folder: Path, *judges: str) -> tuple[list[str], str]:
+    """The terminal's lines and the page of these judges."""
+    passes = {name: [PASSES[name]] for name in judges}
+    page = judge_audit.publish_audit(config(), folder, "demo.yaml", CASES, passes)
+    return (folder / "judge_audit.txt").read_text().splitlines(), page.read_text()
+
+
+def test_of_a_rule_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
+    lines, page = published(tmp_path, "rule")
+    assert lines[1].split() == ["rule", "6", "0.0%", "–", "–"]
     numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
-    assert f"<td>rule</td>{numbers}" in judge_audit.page(config(), [rule], [], [])
+    assert f"<td>rule</td>{numbers}" in page
+    assert "All judges said the same" in page
 
 
 def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:
@@ -71,10 +82,8 @@ def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:
     assert configuration.violations(audit) == []
 
 
-def test_table_and_page_show_judges_pairs_and_disagreements() -> None:
-    judged = [judge_audit._judged(name, CASES, one) for name, one in PASSES.items()]
-    compared = pairs(CASES, PASSES)
-    assert len(judge_audit.table(judged, compared).splitlines()) == 1 + 3 + 1 + 9
-    page = judge_audit.page(config(), judged, compared, disagreements(CASES, PASSES))
-    assert "unreadable" in page and "&lt;b&gt;" in page
-    assert "All judges said the same" in judge_audit.page(config(), judged, compared, [])
+def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
+    lines, page = published(tmp_path, *PASSES)
+    assert len(lines) == 1 + 3 + 1 + 9
+    assert "unreadable" in page and "&lt;b&gt;" in page and "All judges said the same" not in page
+    assert len((tmp_path / "disagreements.jsonl").read_text().splitlines()) == 2

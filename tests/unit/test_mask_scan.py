@@ -64,10 +64,13 @@ def scanned(reasoning: int | None = None, **levels: float) -> list[Scanned]:
     )
 
 
-def shown(found: list[Scanned]) -> tuple[list[str], str]:
+def shown(folder: Path, found: list[Scanned]) -> tuple[list[str], str]:
     """The terminal's lines and the page."""
     config = mask_scan.scan_config(configuration.load(DEMO), [one.ratio for one in found], 40)
-    return mask_scan.table(found).splitlines(), mask_scan.page(config, found, advise(found))
+    page = mask_scan.publish_scan(config, folder, str(DEMO), found)
+    *lines, advice = (folder / "mask_scan.txt").read_text().splitlines()
+    assert advice == advise(found).text
+    return lines, page.read_text()
 
 
 def test_means_are_over_questions_and_comparisons_are_paired() -> None:
@@ -150,24 +153,24 @@ def test_the_masked_teachers_rewards_are_over_its_own_answers_with_intervals_ove
 
 
 @pytest.mark.parametrize(("reasoning", "told"), [(None, False), (1, True)])
-def test_a_reward_that_nobody_asked_for_is_in_no_table(reasoning: int | None, told: bool) -> None:
-    lines, page = shown(scanned(r40=0.2, r0=0.1, reasoning=reasoning))
+def test_a_reward_that_nobody_asked_for_is_in_no_table(reasoning: int | None, told: bool, tmp_path: Path) -> None:
+    lines, page = shown(tmp_path, scanned(r40=0.2, r0=0.1, reasoning=reasoning))
     assert ("R_rea" in lines[0], "R_rea" in page) == (told, told)
     assert lines[1].split()[5] == "20.0%" and ">cut</th>" in page
     assert lines[1].split()[-1] == ("100.0%" if told else "80.0%")
 
 
-def test_a_teacher_that_wrote_nothing_has_no_rewards() -> None:
+def test_a_teacher_that_wrote_nothing_has_no_rewards(tmp_path: Path) -> None:
     [found] = mask_scan.scanned([made(0.0)], [rows(0.1)], [[]])
     assert (found.teacher_right, found.teacher_right_by_kind, found.teacher_reasoning) == (None, {}, None)
-    lines, page = shown([found])
+    lines, page = shown(tmp_path, [found])
     assert lines[1].split()[-1] == "–"
     assert "The teacher wrote no answers" in page
 
 
-def test_table_and_page_show_every_ratio() -> None:
+def test_table_and_page_show_every_ratio(tmp_path: Path) -> None:
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
-    lines, page = shown(found)
+    lines, page = shown(tmp_path, found)
     assert [line.split()[0] for line in lines[1:]] == ["0.4", "0.2", "0"]
     assert page.count("<svg") == 2
     assert "40.0 %" in page and "Over-masked: 0.4" in page

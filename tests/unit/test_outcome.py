@@ -19,12 +19,10 @@ from masters_ray.config import Config
 from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.outcome import _example, _examples, _online
+from masters_ray.pipeline.outcome import _example, _learned, _online
 from masters_ray.records import Picture, RolloutGroup
 from tests.builders import group, png, problem, scored, step
 from tests.conftest import ROOT
-
-NOBODY: dict[str, Any] = {"student_before": [], "student_after": []}
 
 
 def settings(folder: Path) -> Config:
@@ -64,8 +62,8 @@ def rewards(position: int, divergence: float, answers: int = 2, version: int | N
 
 def shown(directory: RunDirectory, count: int = 9) -> list[tuple[str, int, float]]:
     """What the first answer of each example says, how many there are, and the divergence beside it."""
-    examples = _examples(directory, count, [], NOBODY)
-    return [(one.answers[0].text, len(one.answers), one.answers[0].divergence) for one in examples]
+    found = [(one.answers, one.rewards) for one in _learned(directory, count)]
+    return [(answers[0].answer.text, len(answers), told.divergences[0]) for answers, told in found if told]
 
 
 @pytest.fixture
@@ -102,23 +100,12 @@ def test_the_last_reward_of_a_question_counts(directory: RunDirectory) -> None:
     assert shown(directory) == [("stored", 2, 0.3)]
 
 
-def test_rewards_whose_group_is_gone_or_has_other_answers_are_left_out(directory: RunDirectory) -> None:
-    """Version 2 was written over by version 3; of position 1 an older run says too little; 2 was never stored."""
+def test_rewards_whose_group_is_gone_are_left_out(directory: RunDirectory) -> None:
+    """Version 2 was written over by version 3; position 2 was never stored."""
     put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
     put(directory.online(0), [written("fresh", 0, version=3)], False)
-    lacking = rewards(1, 0.2, answers=1)
-    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), lacking, rewards(2, 0.1)])
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), rewards(2, 0.1)])
     assert shown(directory) == []
-
-
-def test_rewards_of_an_older_run_have_no_version_and_count_as_those_of_stored_groups(directory: RunDirectory) -> None:
-    put(directory.stage(0), [written("stored", position) for position in (0, 1)], True)
-    rows = [rewards(position, 0.1) for position in (0, 1)]
-    for row in rows:
-        del row["version"]
-    rows[1]["advantages"] = [0.1] * 3  # of a fresh group with three answers
-    append_lines(directory.file("rewards.jsonl"), rows)
-    assert shown(directory) == [("stored", 2, 0.1)]
 
 
 def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_nothing_else(tmp_path: Path) -> None:
