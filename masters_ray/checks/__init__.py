@@ -34,12 +34,14 @@ QUICK = (
     Check("data", "files that can be read", rows.files),
     Check("checkpoints", "whole ones", pair.located),
     Check("student.checkpoint", "one that can be trained", pair.student),
+    Check("checkpoints", "readable configurations", pair.lengths),
     Check("student.checkpoint", "the same family as the teacher's", pair.teachers),
     Check("run.dir", "a whole path", places.not_in_a_copy),
 )
 """Data files, headers of checkpoints: takes seconds, needs no torch."""
 THOROUGH = (
     Check("run.dir", "a directory and a store that this run can use", places.directory),
+    Check("rollout.store", "rows of this configuration", places.recipes),
     Check("rollout.reuse", "directories with stores", places.reuse),
     Check("placement", "a cluster", places.placed),
     Check("data.train", "questions", partial(rows.source, name="train")),
