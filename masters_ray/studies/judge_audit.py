@@ -119,7 +119,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
         for one in row.answers
     ]
     if not cases:
-        raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store stats.")
+        raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store inspect.")
     kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
     passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
     rule = RULES[config.judge.rule]
