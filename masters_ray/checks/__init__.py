@@ -16,7 +16,7 @@ from pathlib import Path
 from masters_ray.checks import pair, places, prompts, rows
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config, read
-from masters_ray.errors import Complaint, ConfigError
+from masters_ray.errors import ConfigError
 from masters_ray.progress import say
 
 
@@ -34,12 +34,14 @@ QUICK = (
     Check("data", "files that can be read", rows.files),
     Check("checkpoints", "whole ones", pair.located),
     Check("student.checkpoint", "one that can be trained", pair.student),
+    Check("checkpoints", "readable configurations", pair.lengths),
     Check("student.checkpoint", "the same family as the teacher's", pair.teachers),
     Check("run.dir", "a whole path", places.not_in_a_copy),
 )
 """Data files, headers of checkpoints: takes seconds, needs no torch."""
 THOROUGH = (
     Check("run.dir", "a directory and a store that this run can use", places.directory),
+    Check("rollout.store", "rows of this configuration", places.recipes),
     Check("rollout.reuse", "directories with stores", places.reuse),
     Check("placement", "a cluster", places.placed),
     Check("data.train", "questions", partial(rows.source, name="train")),
@@ -55,10 +57,11 @@ THOROUGH = (
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
     """The configuration, checked by itself and by ``QUICK``. Raises ConfigError with every complaint of both kinds."""
     config, complaints = read(file, overrides or [])
-    found, not_checked = _run(QUICK, CheckContext(config=config), complaints)
-    for one in not_checked:
+    context = CheckContext(config=config, complaints=complaints)
+    _run(QUICK, context)
+    for one in context.not_checked:
         say(one)
-    if complaints := complaints + found:
+    if complaints:
         raise ConfigError(complaints)
     return config
 
@@ -67,36 +70,27 @@ def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
     """Run the checks of both tables. all_rows: read all rows of the data, not the first ones. Returns what was not
     checked, "" for nothing. Raises ConfigError with every complaint."""
     config, complaints = read(file, overrides)
-    context = CheckContext(config=config, all_rows=all_rows)
+    context = CheckContext(config=config, complaints=complaints, all_rows=all_rows)
     near = places.nearest(Path(config.run.dir or "."))
     beside = near if all_rows and near.is_dir() and os.access(near, os.W_OK) else None  # /tmp may be too small
-    not_checked: list[str] = []
     with tempfile.TemporaryDirectory(prefix=".masters-validate-", dir=beside, ignore_cleanup_errors=True) as scratch:
         context.scratch = Path(scratch)
-        for table in (QUICK, THOROUGH):
-            found, left_out = _run(table, context, complaints)
-            complaints += found
-            not_checked += left_out
+        _run(QUICK, context)
+        _run(THOROUGH, context)
     if complaints:
         raise ConfigError(complaints)
-    return "; ".join(not_checked)
+    return "; ".join(context.not_checked)
 
 
-def _run(
-    checks: Sequence[Check], context: CheckContext, before: Sequence[Complaint]
-) -> tuple[list[Complaint], list[str]]:
-    """Complaints of the checks, and what was not checked; remarks are printed. before: earlier complaints; another one
-    about such a key, or its section, is a consequence and left out."""
-    keys = [complaint.where for complaint in before]
-    complaints: list[Complaint] = []
-    not_checked: list[str] = []
+def _run(checks: Sequence[Check], context: CheckContext) -> None:
+    """The context gets complaints and what was not checked; remarks are printed. A complaint about a key of an earlier
+    table's complaint, or about its section, is a consequence and left out."""
+    known = [complaint.where for complaint in context.complaints]
     for check in checks:
         for found in guarded(check.where, check.expected, check.run(context)):
-            if isinstance(found, Complaint):
-                if not any(key.startswith(found.where) for key in keys):
-                    complaints.append(found)
-            elif isinstance(found, NotChecked):
-                not_checked.append(found)
-            else:
+            if isinstance(found, NotChecked):
+                context.not_checked.append(found)
+            elif isinstance(found, str):
                 say(found)
-    return list(dict.fromkeys(complaints)), not_checked
+            elif found not in context.complaints and not any(key.startswith(found.where) for key in known):
+                context.complaints.append(found)

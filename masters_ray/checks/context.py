@@ -24,6 +24,8 @@ class CheckContext:
     """A configuration, and what earlier checks found that later ones use."""
 
     config: Config
+    complaints: list[Complaint]
+    not_checked: list[str] = field(default_factory=list)
     all_rows: bool = False
     """Read all rows of the data, not the first ones."""
     scratch: Path = Path()

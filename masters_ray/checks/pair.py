@@ -3,6 +3,7 @@ JSON files alone."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from masters_ray import weights
@@ -13,6 +14,8 @@ from masters_ray.parts import is_unknown, matrices_in, part_of
 from masters_ray.schedule import ratios
 
 _SHOWN = 3
+_LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn"})
+"""Scalings of positions whose factor max_position_embeddings holds already, or that have none."""
 
 
 def located(context: CheckContext) -> Findings:
@@ -44,6 +47,29 @@ def student(context: CheckContext) -> Findings:
         expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
         yield Complaint("learner.frozen", expected, str(list(learner.frozen)), "Name both, or take it out.")
     yield from _quantised("student", "trained", folder)
+
+
+def lengths(context: CheckContext) -> Findings:
+    """No engine is asked for longer sequences than its model was made for."""
+    for name, folder in context.folders.items():
+        key, asked = f"{name}.engine.max_model_len", context.config.models[name].engine.max_model_len
+        longest = most_positions(folder)
+        if longest is not None and asked > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
+            expected = f"at most {longest}, the max_position_embeddings of {folder}"
+            yield Complaint(key, expected, str(asked), f"Set {key}={longest}, or less.")
+
+
+def most_positions(folder: Path) -> int | None:
+    """Tokens of the longest sequence that a model can read, as vLLM reckons it; None when config.json does not say."""
+    whole = weights.read_config(folder)
+    text = whole.get("text_config") or whole
+    stated = text.get("max_position_embeddings", whole.get("max_position_embeddings"))
+    if not isinstance(stated, int):
+        return None
+    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    held = kind in _LONGER_BY_NOTHING or "gemma3" in str(whole.get("model_type"))
+    return int(stated * ((not held and scaling.get("factor")) or 1.0))
 
 
 def teachers(context: CheckContext) -> Findings:

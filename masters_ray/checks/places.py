@@ -10,17 +10,20 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from masters_ray import cluster, weights
-from masters_ray.checks.context import CheckContext, Findings, NotChecked
+from masters_ray import cluster, schedule, weights
+from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config
-from masters_ray.errors import Complaint
+from masters_ray.errors import Complaint, StoreError
 from masters_ray.files import read_json
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.replicas import placement
-from masters_ray.store import Folder
+from masters_ray.store import MANIFEST, Folder
 
 COPY = "working_dir_files"
 """Directory of the copies that Ray makes of what is submitted."""
+_ANY_NUMBER = 10**6
+"""Of questions: how many there are changes no stage."""
+_BY_WEIGHTS = {"student_digest", "reference_digest"}
 _OPTIMIZER = 12
 """Bytes of a trained parameter in a checkpoint beside the weight: a float32 copy and two moments."""
 
@@ -42,6 +45,36 @@ def directory(context: CheckContext) -> Findings:
         read_json(held.file("journal.json"))
     if held.finished:
         yield f"{held.root} holds this run, finished: run would only write its report again"
+
+
+def recipes(context: CheckContext) -> Findings:
+    """No finished store was made by another recipe, as far as it can be told without reading weights."""
+    held = RunDirectory(context.config)
+    if held.student.exists() or context.folders.keys() != context.config.models.keys():
+        return
+    for stage, _ in schedule.plan(context.config.schedules, _ANY_NUMBER):
+        folder = held.stage(stage.index)
+        if folder.has(MANIFEST):
+            yield from guarded(
+                "rollout.store", f"rows of this configuration in {folder}", _recipe(context, stage, folder)
+            )
+
+
+def _recipe(context: CheckContext, stage: schedule.Stage, folder: Folder) -> Findings:
+    from masters_ray.pipeline import contents
+    from masters_ray.pipeline.judging import Judging
+    from masters_ray.pipeline.recipes import recipe
+
+    config = context.config.of_teacher(stage.teacher)
+    settings = recipe(config, stage, "", "", Judging(settings=config.judge, models={})).settings
+    try:
+        other = contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS})
+    except StoreError as error:
+        yield f"{folder}: {error} A run mends that, or says why it cannot"
+        return
+    if other:
+        remedy = "Set it back, or choose another run.dir and rollout.store."
+        yield Complaint("rollout.store", f"rows of this configuration in {folder}", other, remedy)
 
 
 def reuse(context: CheckContext) -> Findings:

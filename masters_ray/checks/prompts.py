@@ -24,6 +24,12 @@ _COMPARED = 3
 _REPEATED = re.compile(r"([<\[]\S{1,40}?[>\]])\1{3,}")
 """A picture's tokens, shown as one of them with their number."""
 _MARK = chr(0x10FFFF)
+_PATCHES = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
+"""How processors cut pictures → the key of vision_config that has to agree."""
 
 
 class _Measured(NamedTuple):
@@ -96,10 +102,13 @@ def _of_model(
 
 
 def _known(folder: Path) -> None:
-    """Raises CheckpointError when transformers has no vision-language model of this type."""
+    """Raises CheckpointError when transformers has no vision-language model of this type, or vLLM cannot tell it."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = read_config(folder).get("model_type")
+    content = read_config(folder)
+    kind = content.get("model_type")
+    if not content.get("architectures"):
+        raise CheckpointError(f"{folder}: config.json names no architectures, by which engines know a model")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise CheckpointError(
             f"{folder}: expected a vision-language model that transformers knows (AutoModelForImageTextToText), found "
@@ -166,6 +175,15 @@ def _expanded(name: str, chat: Chat, problems: Sequence[Problem], lengths: dict[
     """lengths gets the tokens of each question with its pictures. Raises CheckpointError when something is wrong with
     the ids."""
     marks, found = set(chat.placeholder_ids()), []
+    content = read_config(chat.folder)
+    cutter, vision = getattr(chat.processor, "image_processor", None), content.get("vision_config") or {}
+    for key, theirs in _PATCHES.items():
+        cut, wanted = getattr(cutter, key, None), vision.get(theirs)
+        if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
+            raise CheckpointError(
+                f"the processor cuts pictures with {key} {cut}, config.json has vision_config.{theirs} {wanted}"
+            )
+    stands_for = content.get("image_token_id", content.get("image_token_index"))
     for problem in problems:
         asked = chat.token_ids(question_messages(problem))
         if (there := sum(token_id in marks for token_id in asked)) != len(problem.pictures):
@@ -173,6 +191,10 @@ def _expanded(name: str, chat: Chat, problems: Sequence[Problem], lengths: dict[
         if chat.start and asked[: 2 * len(chat.start)] == 2 * chat.start:
             raise CheckpointError("the chat template writes the start token twice")
         learned = _ids(chat, problem)
+        if problem.pictures and isinstance(stands_for, int) and stands_for not in learned:
+            raise CheckpointError(
+                f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
+            )
         if not _expands(asked, learned, marks):
             raise CheckpointError(
                 f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes "

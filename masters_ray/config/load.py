@@ -67,7 +67,7 @@ def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any
         found, remedy = " ".join(str(error).split()), "Mend the file, or name one such as conf/demo.yaml."
         raise ConfigError([Complaint(str(file), "a YAML file", found, remedy)]) from error
     if isinstance(content, dict | None):
-        yield from _leaves(content or {})
+        yield from leaves(content or {})
     else:
         complaints.append(Complaint(str(file), "a mapping", repr(content), "Start with keys such as 'run:'."))
 
@@ -80,7 +80,7 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
             continue
         try:
             word.encode()  # a locale that is not UTF-8 leaves pieces of characters
-            yield from _leaves(_value(key, text), key)
+            yield from leaves(_value(key, text), key)
         except (yaml.YAMLError, UnicodeEncodeError) as error:
             found = " ".join(str(error).split())
             complaints.append(Complaint(repr(word)[1:-1], "a YAML value in UTF-8", found, "Quote the value."))
@@ -92,10 +92,11 @@ def _value(key: str, text: str) -> Any:
     return text if typed else yaml.load(text, _Texts)
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested mappings; an empty one below the top is a leaf."""
     if isinstance(tree, dict) and (tree or not prefix):
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree
 

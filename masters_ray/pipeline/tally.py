@@ -110,7 +110,7 @@ class Limits:
             if count > allowed * answers:
                 raise DataError(
                     f"{self._folder}: {count} of {answers} answers {name}; rollout.{key} allows {allowed:g}. "
-                    f"{remedy}Look at them with: masters-ray store stats {self._folder}. If that is what you want, "
+                    f"{remedy}Look at them with: masters-ray store verify {self._folder}. If that is what you want, "
                     f"raise rollout.{key}, and call again: what is stored stays."
                 )
 

@@ -1,7 +1,7 @@
 """The report of one run: a single HTML file that explains itself, for a reader who has seen neither code nor run.
 
     summary.json ─┐
-    metrics.jsonl ─┼─► inputs (typed records) ─► page (values, charts) ─► templates/report.html.jinja ─► report.html
+    metrics.jsonl ─┼─► summary (typed records) ─► values, charts ─► templates/report.html.jinja ─► report.html
     examples.json ─┘
 
 The file needs nothing beside itself: pictures are data URIs, charts are inline SVG, there is no script. Model answers
@@ -10,25 +10,86 @@ are untrusted text; the templates escape every value. The same inputs give the s
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from masters_ray import remarks
 from masters_ray.files import write_text
-from masters_ray.report.inputs import EXAMPLES, METRICS, SUMMARY, read_examples, read_metrics, read_summary
-from masters_ray.report.page import run_page
+from masters_ray.records import StepMetrics
+from masters_ray.report.charts import Series, curve_chart, mask_chart, rows_chart
+from masters_ray.report.numbers import percent
+from masters_ray.report.render import render
+from masters_ray.report.summary import Accuracies, Example, Summary, read_examples, read_metrics, read_summary
 
 REPORT = "report.html"
+_MOST_KINDS = 50
+"""Kinds whose accuracies are shown, those with the most questions first."""
 
-__all__ = ["EXAMPLES", "METRICS", "REPORT", "SUMMARY", "write"]
+
+def write(folder: Path) -> Path:
+    """Write a run's ``report.html`` from its three files; returns its path. Raises StoreError, naming file and remedy,
+    when one of them is missing, unreadable or lacks a value; an existing report then stays."""
+    page = _page(read_summary(folder), read_metrics(folder), read_examples(folder))
+    write_text(folder / REPORT, page)
+    return folder / REPORT
 
 
-def write(run_dir: Path) -> Path:
-    """Write ``report.html`` into ``run_dir`` from its summary.json, metrics.jsonl and examples.json; returns its path.
+def _page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Example]) -> str:
+    """The whole report as one HTML document."""
+    found = summary.accuracy
+    asked = Counter({kind: rate.n for kind, rate in found.student_after.by_kind.items()})
+    kinds = sorted(kind for kind, _ in asked.most_common(_MOST_KINDS))
+    labels = ["all kinds (mean)", *kinds]
+    first = 1 if len(kinds) == 1 else 0  # a single kind is the mean
+    series = [
+        Series(label, colour, marker, [of, *(of.by_kind.get(kind) for kind in kinds)][first:])
+        for label, colour, marker, of in (
+            ("student before", "before", "o", found.student_before),
+            ("student after", "after", "D", found.student_after),
+            ("teacher", "teacher", "s", found.teacher),
+        )
+    ]
+    phases = {name: seconds for name, seconds in summary.phases.items() if math.isfinite(seconds)}
+    rest = summary.wall_seconds - sum(phases.values())
+    if rest > 0.005 * summary.wall_seconds:
+        phases["everything else"] = rest
+    return render(
+        __package__,
+        "report.html.jinja",
+        name=Path(summary.run.dir).name or summary.run.dir,
+        summary=summary,
+        verdict=verdict(found),
+        kinds=kinds,
+        hidden=len(asked) - len(kinds),
+        accuracy_chart=rows_chart("accuracy", labels[first:], series, "accuracy on held-out questions (%)"),
+        all_set_aside=sum(sum(stage.set_aside.values()) for stage in summary.stages),
+        examples=examples,
+        metrics=metrics,
+        mask_chart=mask_chart,
+        curve=partial(curve_chart, metrics),
+        remarks=remarks,
+        phases=phases,
+    )
 
-    An existing report is replaced in one step. Raises StoreError, naming the file and the remedy, when an input is
-    missing, unreadable or lacks a value.
-    """
-    summary = read_summary(run_dir / SUMMARY)
-    metrics = read_metrics(run_dir / METRICS)
-    examples = read_examples(run_dir / EXAMPLES)
-    write_text(run_dir / REPORT, run_page(summary, metrics, examples))
-    return run_dir / REPORT
+
+def verdict(found: Accuracies) -> str:
+    """Whether the 95 % intervals before and after are apart, and how much of the way to the teacher is made: plain."""
+    before, after, teacher = found.student_before, found.student_after, found.teacher
+    change = after.value - before.value
+    if not math.isfinite(change):
+        return "One of the two accuracies was not measured, so there is nothing to compare."
+    direction = "gain" if change > 0 else "loss" if change < 0 else "difference"
+    told = f"a {direction} of {100 * abs(change):.1f} points"
+    if not (before.high < after.low or after.high < before.low):
+        return (
+            f"The two 95 % intervals overlap: on so many questions {told} may still be chance, though it need not be."
+        )
+    told = f"The two 95 % intervals are apart: {told}, more than the choice of questions explains."
+    if change > 0 and after.value >= teacher.value:
+        told += " The student is now level with its teacher or above it."
+    elif change > 0:
+        told += f" That is {percent(change / (teacher.value - before.value), 0)} of the way to its teacher."
+    return told

@@ -1,4 +1,4 @@
-"""Numbers as people write them: the filters of the templates."""
+"""Numbers as people write them: the filters of the templates. What was not measured, None or NaN, is a dash."""
 
 from __future__ import annotations
 
@@ -7,48 +7,45 @@ import math
 from masters_ray.evaluate import Interval
 
 NOTHING = "–"
-"""What stands for a value that was not measured."""
+
+
+def _written(number: float | None, form: str) -> str:
+    return NOTHING if number is None or not math.isfinite(number) else form.format(number)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """A fraction in percent. Example: 0.612 gives ``61.2 %``."""
-    return NOTHING if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.{digits}f} %"
+    return _written(fraction, f"{{:.{digits}%}}").replace("%", " %")
 
 
 def small_percent(fraction: float) -> str:
     """A fraction near 0 in percent, with two significant digits. Example: 0.00031 gives ``0.031 %``."""
-    if not math.isfinite(fraction):
-        return NOTHING
-    return "0 %" if fraction == 0 else f"{float(f'{100 * fraction:.2g}'):.15g} %"
+    return _written(float(f"{100 * fraction:.2g}"), "{:.15g} %")
 
 
-def interval(found: Interval, digits: int = 0) -> str:
-    """The bounds in percent, without the sign. Example: 0.571 … 0.652 gives ``57–65``."""
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return NOTHING
-    return f"{100 * found.low:.{digits}f}–{100 * found.high:.{digits}f}"
-
-
-def whole(number: float) -> str:
-    """Thousands set apart. Example: 12345 gives ``12,345``."""
-    return f"{number:,.0f}" if math.isfinite(number) else NOTHING
-
-
-def decimal(number: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A plain number. Example: 0.7 with a sign gives ``+0.70``."""
-    return NOTHING if number is None or not math.isfinite(number) else f"{number:{'+' if sign else ''}.{digits}f}"
+def interval(found: Interval, to: str = "–") -> str:
+    """The bounds in percent, without the sign. Example: 0.571 … 0.652 gives ``57.1–65.2``."""
+    return NOTHING if math.isnan(found.low) else f"{100 * found.low:.1f}{to}{100 * found.high:.1f}"
 
 
 def share(found: Interval | None) -> str:
     """A share with its bounds, both in percent. Example: ``61.2 % (57.1–65.2)``."""
-    return NOTHING if found is None else f"{percent(found.value)} ({interval(found, 1)})"
+    return NOTHING if found is None else f"{percent(found.value)} ({interval(found)})"
+
+
+def whole(number: float) -> str:
+    """Thousands set apart. Example: 12345 gives ``12,345``."""
+    return _written(number, "{:,.0f}")
+
+
+def decimal(number: float | None, digits: int = 2, sign: bool = False) -> str:
+    """A plain number. Example: 0.7 with a sign gives ``+0.70``."""
+    return _written(number, f"{{:{'+' if sign else ''}.{digits}f}}")
 
 
 def nats(number: float | None) -> str:
     """A divergence with three significant digits. Example: 0.01234 gives ``0.0123``."""
-    if number is None or not math.isfinite(number):
-        return NOTHING
-    return "0" if number == 0 else f"{number:#.3g}"
+    return "0" if number == 0 else _written(number, "{:#.3g}")
 
 
 def parameters(count: int) -> str:
@@ -61,17 +58,16 @@ def parameters(count: int) -> str:
 
 def duration(seconds: float) -> str:
     """A stretch of time. Examples: 41.23 gives ``41.2 s``, 3725 gives ``1 h 02 min``."""
-    if not math.isfinite(seconds):
-        return NOTHING
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    if seconds < 3599.5:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
+    if not 99.95 <= seconds < math.inf:
+        return _written(seconds, "{:.1f} s")
+    large, small, size = ("min", "s", 1) if seconds < 3599.5 else ("h", "min", 60)
+    whole, rest = divmod(round(seconds / size), 60)
+    return f"{whole} {large} {rest:02d} {small}"
 
 
 def ratio(part: float, whole: float) -> float:
     """part / whole; NaN where ``whole`` is 0."""
     return part / whole if whole else math.nan
+
+
+FILTERS = (percent, small_percent, interval, share, whole, decimal, nats, parameters, duration, ratio)

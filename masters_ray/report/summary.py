@@ -1,18 +1,28 @@
-"""The record of a finished run, summary.json: ``pipeline.outcome`` writes it, report and studies read it.
+"""The records of a finished run, summary.json and examples.json, which ``pipeline.outcome`` writes, and their readers.
 
-The file nests as the classes do. Accuracies and shares are fractions, times are wall seconds. A number that the run
+A file nests as the classes do. Accuracies and shares are fractions, times are wall seconds. A number that the run
 could not measure is NaN here and null in the file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from masters_ray.data import Overlap
-from masters_ray.evaluate import Accuracy
-from masters_ray.files import Measured
-from masters_ray.records import LogprobMismatch, StageOutcome
+from masters_ray.evaluate import Accuracy, Marked
+from masters_ray.files import Measured, read_record, read_records
+from masters_ray.learner.job import GroupRewards
+from masters_ray.records import JudgedAnswer, LogprobMismatch, StageOutcome, StepMetrics
+
+SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+EXAMPLES = "examples.json"
+_REMEDY = (
+    "Put it back from a copy. A run that is not finished writes it with the same command; one that is finished has to "
+    "be run again in another run.dir."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +43,8 @@ class EvaluationFacts:
     """judge or rule."""
     left_out: int
     """Questions that one of the models could not be asked; they count in no accuracy."""
-    refused: dict[str, int]
-    """teacher, student_before, student_after → questions that it could not be asked."""
     cut: dict[str, float]
-    """The same models → share of their answers that were cut at ``max_tokens``."""
+    """teacher, student_before, student_after → share of its answers that were cut at ``max_tokens``."""
     max_tokens: int
     remarks: list[str]
     """Where judge and rule differ, in sentences."""
@@ -47,7 +55,7 @@ class JudgeFacts:
     """Who judged the answers that were learned from; counts over all stages as in ``StageOutcome``."""
 
     of_teacher: str
-    """Judge of the teacher's answers: student, teacher or rule."""
+    """Judge of the teacher's answers: student, teacher or rule; of_student in the same way."""
     of_student: str
     rule: str
     """exact, relaxed, choice or vqa."""
@@ -57,11 +65,6 @@ class JudgeFacts:
     """Answers with a readable verdict."""
     unjudged: int
     compared: int
-    judge_right: int
-    rule_right: int
-    judge_rule_agreements: int
-    defused_answers: int
-    defused_questions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ class SplitFacts:
     changed_pictures: dict[str, int]
     """What decoding took beside → pictures."""
     remarks: list[str]
-    """What a person should know of the source."""
+    """What a person should know of the source, such as columns that are not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +180,40 @@ class Summary:
     """Package → its version."""
     config: str
     """The whole configuration, YAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question as the report shows it: of training with its group, or held out with the student's answers."""
+
+    id: str
+    question: str
+    label: str
+    kind: str
+    pictures: list[str]
+    """Data URIs; of a picture that is gone, why."""
+    mask_ratio: float | None = None
+    """Of the teacher; None: a held-out question, which belongs to no stage."""
+    before: Marked | None = None
+    """The student's answer to a held-out question before training."""
+    after: Marked | None = None
+    answers: list[JudgedAnswer]
+    """The group; empty for a held-out question."""
+    rewards: GroupRewards | None = None
+    """What the learner made of these answers."""
+
+
+def read_summary(folder: Path) -> Summary:
+    """Of a finished run's directory. Raises StoreError, as all here, when the file is missing or lacks a value."""
+    return read_record(folder / SUMMARY, Summary, _REMEDY)
+
+
+def read_metrics(folder: Path) -> list[StepMetrics]:
+    """The learner's steps in the order of their numbers; of a step that was repeated the later line counts."""
+    steps = {row.step: row for row in read_records(folder / METRICS, StepMetrics, _REMEDY)}
+    return [steps[step] for step in sorted(steps)]
+
+
+def read_examples(folder: Path) -> list[Example]:
+    """The questions to show; may be none."""
+    return read_record(folder / EXAMPLES, list[Example], _REMEDY)

@@ -1,1 +1,42 @@
-"""What is measured around runs: mask ratios (mask_scan), judges (judge_audit), variants of a run (study)."""
+"""What is measured around runs: mask ratios (mask_scan), judges (judge_audit), variants of a run (study).
+
+Each goes the same way: rollouts or runs ─► figures, kept as NAME.json ─► a table for the terminal and a page of the
+same figures, from templates/NAME.*.jinja
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from masters_ray.config import Config, Schedule, ScheduledStage, joined
+from masters_ray.files import as_json, write_json, write_text
+from masters_ray.progress import say
+from masters_ray.report.render import render
+
+
+def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -> Config:
+    """A configuration whose rollouts can be compared, in a directory of their own below run.dir: every ratio is a stage
+    that sees the same questions, and no cut answer stops it."""
+    return replace(
+        config,
+        run=replace(config.run, dir=joined(config.run.dir, f"{name}-{questions}")),
+        data=replace(config.data, train=replace(config.data.train, rows=questions)),
+        schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
+        rollout=replace(config.rollout, student_refresh="run", max_cut_share=1.0),
+        growth=[],
+    )
+
+
+def publish(folder: Path, study: str, figures: Mapping[str, Any], table: str = "txt", **drawn: Any) -> Path:
+    """Keep a study's figures, its table (with the ending ``table``), which is said as well, and its page, whose path is
+    returned. drawn: what the templates need beside the figures."""
+    write_json(folder / f"{study}.json", as_json(figures))
+    values = {**figures, **drawn}
+    text, page = (render(__name__, f"{study}.{ending}.jinja", **values) for ending in (table, "html"))
+    write_text(folder / f"{study}.{table}", text)
+    say(text.removesuffix("\n"))
+    write_text(folder / f"{study}.html", page)
+    return folder / f"{study}.html"

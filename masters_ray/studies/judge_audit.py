@@ -6,16 +6,15 @@ each model judges every answer twice, in another order ─► verdicts
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from masters_ray import store
-from masters_ray.config import Config, JudgedBy, Schedule, ScheduledStage, joined
+from masters_ray.config import Config, JudgedBy
 from masters_ray.errors import DataError
 from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
 from masters_ray.marking import RULES
@@ -30,12 +29,8 @@ from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import specs
-from masters_ray.report.render import render
+from masters_ray.studies import publish, sample
 from masters_ray.studies.statistics import Agreement, agreement
-
-RESULT = "judge_audit.json"
-PAGE = "judge_audit.html"
-DISAGREEMENTS = "disagreements.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +41,17 @@ class AuditCase:
     problem: Problem
     source: str
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgePass:
+    """One judge's verdicts on all cases, in their order."""
+
+    seconds: float | None
+    """Wall time over all its replicas; None: not measured."""
+    accuracy: list[int | None]
+    said: list[str]
+    """What the model wrote; empty: of a rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,88 +83,103 @@ class JudgePair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disagreement:
-    """An answer on which the judges do not all say the same: a line of disagreements.jsonl."""
+class Disagreement(AuditCase):
+    """One on which the judges do not all say the same: a line of disagreements.jsonl."""
 
-    id: str
-    question: str
-    label: str
-    source: str
-    answer: str
     verdicts: dict[str, int | None]
     """Judge → 1 right, 0 wrong, None unreadable."""
     said: dict[str, str]
     """Judge that is a model → what it wrote."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class JudgePass:
-    """One judge's verdicts on all cases, in their order."""
-
-    seconds: float | None
-    """Wall time over all its replicas; None: not measured."""
-    accuracy: list[int | None]
-    said: list[str]
-    """What the model wrote; empty: of a rule."""
-
-
 def audit_config(config: Config, questions: int, ratio: float) -> Config:
-    """The configuration whose rollouts an audit looks at: one stage, marked by the rule, so that no answer is left
-    out."""
-    return dataclasses.replace(
-        config,
-        run=dataclasses.replace(config.run, dir=joined(config.run.dir, f"judge-audit-{questions}")),
-        data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
-        schedule=Schedule(stages=[ScheduledStage(ratio=ratio)]),
-        rollout=dataclasses.replace(config.rollout, student_refresh="run", max_cut_share=1.0),
-        judge=dataclasses.replace(config.judge, of_teacher="rule", of_student="rule", reasoning=False),
-        evaluation=dataclasses.replace(config.evaluation, marked_by="rule"),
-        reward=dataclasses.replace(config.reward, rho=0.0),
-        growth=[],
+    """The configuration whose rollouts an audit looks at: marked by the rule, so that no answer is left out."""
+    return replace(
+        sample(config, "judge-audit", questions, [ratio]),
+        judge=replace(config.judge, of_teacher="rule", of_student="rule", reasoning=False),
+        evaluation=replace(config.evaluation, marked_by="rule"),
+        reward=replace(config.reward, rho=0.0),
     )
 
 
 def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
-    """Make what is missing of an audit; Ray must be started. config: of ``audit_config``. Returns the page's path."""
+    """Make what is missing of an audit; Ray must be started. config: of ``audit_config``. Returns the page's path.
+    Raises DataError when there are no answers."""
     questions, answers = config.data.train.rows or 0, config.group_size
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
     [folder] = run.generate(config, directory, config_file, measure=False)
-    cases = _cases(folder)
-    verdicts_of = directory.root / "verdicts" / store.digest_of([dataclasses.asdict(case) for case in cases])[:16]
-    asked = {judge: _asked(config, verdicts_of, judge, cases) for judge in JUDGES} | {"rule": [_by_rule(config, cases)]}
-    judged = [_judged(name, cases, *passes) for name, passes in asked.items()]
-    first: dict[str, JudgePass] = {name: passes[0] for name, passes in asked.items()}
-    compared, differing = pairs(cases, first), disagreements(cases, first)
-    lines = "".join(json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in differing)
-    write_text(directory.file(DISAGREEMENTS), lines)
-    result = {
+    cases = [
+        AuditCase(
+            position=row.position,
+            problem=replace(row.problem, pictures=()),  # a judge sees none
+            source=one.judged.answer.source,
+            text=one.judged.answer.text,
+        )
+        for row in store.read(folder)
+        for one in row.answers
+    ]
+    if not cases:
+        raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store inspect.")
+    kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
+    passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
+    rule = RULES[config.judge.rule]
+    ruled: list[int | None] = [int(rule(case.text, case.problem)) for case in cases]
+    passes["rule"] = [JudgePass(seconds=None, accuracy=ruled, said=[])]
+    return publish_audit(config, directory.root, config_file, cases, passes)
+
+
+def publish_audit(
+    config: Config,
+    folder: Path,
+    config_file: str,
+    cases: Sequence[AuditCase],
+    passes: Mapping[str, Sequence[JudgePass]],
+) -> Path:
+    """Figures, disagreements, table and page of an audit; returns the page's path. passes: of each judge, the first
+    one first."""
+    first = {name: of[0] for name, of in passes.items()}
+    differing = disagreements(cases, first)
+    lines = [json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in differing]
+    write_text(folder / "disagreements.jsonl", "".join(lines))
+    figures = {
         "answers": len(cases),
         "rule": config.judge.rule,
-        "judges": judged,
-        "pairs": compared,
+        "judges": [judge_figures(name, cases, *of) for name, of in passes.items()],
+        "pairs": pairs(cases, first),
         "disagreements": len(differing),
         "config_file": config_file,
     }
-    write_json(directory.file(RESULT), as_json(result))
-    say(table(judged, compared).removesuffix("\n"))
-    write_text(directory.file(PAGE), page(config, judged, compared, differing))
-    return directory.file(PAGE)
+    return publish(folder, "judge_audit", figures, name=folder.parent.name, config=config, differing=differing)
+
+
+def judge_figures(name: str, cases: Sequence[AuditCase], first: JudgePass, *again: JudgePass) -> JudgeFigures:
+    """What the verdicts of one judge come to."""
+    readable = [(case.source, word) for case, word in zip(cases, first.accuracy, strict=True) if word is not None]
+    right = {source: [word for of, word in readable if of == source] for source in ("teacher", "student")}
+    same = [one == other for later in again for one, other in zip(first.accuracy, later.accuracy, strict=True)]
+    return JudgeFigures(
+        name=name,
+        answers=len(cases),
+        unjudged=first.accuracy.count(None),
+        right={source: sum(words) / len(words) for source, words in right.items() if words},
+        consistency=sum(same) / len(same) if same else None,
+        seconds_per_answer=None if first.seconds is None else first.seconds / len(cases),
+    )
 
 
 def pairs(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[JudgePair]:
     """Every two judges, over all answers and by their source, as far as both judged any."""
     found = []
-    for first, second in itertools.combinations(passes, 2):
+    for (first, one), (second, other) in itertools.combinations(passes.items(), 2):
         for of in ("all", "teacher", "student"):
             both = [
-                (one, other, case.position)
-                for case, one, other in zip(cases, passes[first].accuracy, passes[second].accuracy, strict=True)
-                if one is not None and other is not None and of in ("all", case.source)
+                (mine, yours, case.position)
+                for case, mine, yours in zip(cases, one.accuracy, other.accuracy, strict=True)
+                if mine is not None and yours is not None and of in ("all", case.source)
             ]
             if both:
-                found.append(
-                    JudgePair(first=first, second=second, of=of, agreement=agreement(*zip(*both, strict=True)))
-                )
+                agreed = agreement(*zip(*both, strict=True))
+                found.append(JudgePair(first=first, second=second, of=of, agreement=agreed))
     return found
 
 
@@ -167,65 +188,23 @@ def disagreements(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -
     found: dict[tuple[str, str], Disagreement] = {}
     for index, case in enumerate(cases):
         verdicts = {name: one.accuracy[index] for name, one in passes.items()}
-        if len(set(verdicts.values())) > 1:
-            differing = Disagreement(
-                id=case.problem.id,
-                question=case.problem.question,
-                label=case.problem.label,
-                source=case.source,
-                answer=case.text,
-                verdicts=verdicts,
-                said={name: one.said[index] for name, one in passes.items() if one.said},
-            )
-            found.setdefault((case.problem.id, case.text), differing)
+        if len(set(verdicts.values())) > 1 and (case.problem.id, case.text) not in found:
+            said = {name: one.said[index] for name, one in passes.items() if one.said}
+            found[case.problem.id, case.text] = Disagreement(**vars(case), verdicts=verdicts, said=said)
     return list(found.values())
 
 
-def table(judged: Sequence[JudgeFigures], compared: Sequence[JudgePair]) -> str:
-    """The audit for a terminal."""
-    return render(__package__, "judge_audit.txt.jinja", judged=judged, compared=compared)
-
-
-def page(
-    config: Config, judged: Sequence[JudgeFigures], compared: Sequence[JudgePair], differing: Sequence[Disagreement]
-) -> str:
-    """The audit as an HTML document, for a reader who has seen neither code nor run."""
-    return render(
-        __package__,
-        "judge_audit.html.jinja",
-        name=Path(config.run.dir).parent.name,
-        config=config,
-        judged=judged,
-        compared=compared,
-        differing=differing,
-    )
-
-
-def _cases(folder: store.Folder) -> list[AuditCase]:
-    found = []
-    for row in store.read(folder):
-        problem = dataclasses.replace(row.problem, pictures=())  # a judge sees none
-        answers = [answer.judged.answer for answer in row.answers]
-        found += [
-            AuditCase(position=row.position, problem=problem, source=one.source, text=one.text) for one in answers
-        ]
-    if not found:
-        raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store.")
-    return found
-
-
 def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditCase]) -> list[JudgePass]:
-    """Both passes of one judge; kept in ``folder`` once they are there."""
+    """Both passes of one judge, in different orders; kept in ``folder`` once they are there."""
     order = list(range(len(cases)))
-    orders = {"first": order, "again": order[::2][::-1] + order[1::2]}
-    files = {name: folder / f"{judge}-{name}.json" for name in orders}
-    if not all(file.exists() for file in files.values()):
+    again = order[::2][::-1] + order[1::2]
+    orders = {folder / f"{judge}-first.json": order, folder / f"{judge}-again.json": again}
+    if missing := [file for file in orders if not file.exists()]:
         with Replicas(specs(config, [processes.judging(config, judge)])) as replicas:
-            for name, file in files.items():
-                if not file.exists():
-                    pool = replicas.pools[JUDGES[judge]]
-                    write_json(file, as_json(_pass(pool, cases, orders[name], config.rollout.batch_rows, judge)))
-    return [read_record(file, JudgePass, MADE_AGAIN) for file in files.values()]
+            for file in missing:
+                made = _pass(replicas.pools[JUDGES[judge]], cases, orders[file], config.rollout.batch_rows, judge)
+                write_json(file, as_json(made))
+    return [read_record(file, JudgePass, MADE_AGAIN) for file in orders]
 
 
 def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: int, judge: str) -> JudgePass:
@@ -242,31 +221,9 @@ def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: in
         for indices, told in in_parallel(ask, batches(order, size), pool.most_calls_at_once):
             verdicts |= {index: verdict for index, (verdict,) in zip(indices, told, strict=True)}
             advance(len(indices))
+    in_order = [verdicts[index] for index in range(len(cases))]
     return JudgePass(
         seconds=time.monotonic() - began,
-        accuracy=[verdicts[index].accuracy for index in range(len(cases))],
-        said=[verdicts[index].text for index in range(len(cases))],
-    )
-
-
-def _by_rule(config: Config, cases: Sequence[AuditCase]) -> JudgePass:
-    rule = RULES[config.judge.rule]
-    return JudgePass(seconds=None, accuracy=[int(rule(case.text, case.problem)) for case in cases], said=[])
-
-
-def _judged(name: str, cases: Sequence[AuditCase], first: JudgePass, *again: JudgePass) -> JudgeFigures:
-    right = {}
-    for source in ("teacher", "student"):
-        said = [word for case, word in zip(cases, first.accuracy, strict=True) if case.source == source]
-        readable = [word for word in said if word is not None]
-        if readable:
-            right[source] = sum(readable) / len(readable)
-    same = [one == other for later in again for one, other in zip(first.accuracy, later.accuracy, strict=True)]
-    return JudgeFigures(
-        name=name,
-        answers=len(cases),
-        unjudged=first.accuracy.count(None),
-        right=right,
-        consistency=sum(same) / len(same) if same else None,
-        seconds_per_answer=None if first.seconds is None else first.seconds / len(cases),
+        accuracy=[one.accuracy for one in in_order],
+        said=[one.text for one in in_order],
     )

@@ -9,34 +9,29 @@ stronger one distorts it.
 
 from __future__ import annotations
 
-import dataclasses
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
-
-from markupsafe import Markup
+from typing import Any, TypeVar
 
 from masters_ray import store
-from masters_ray.config import Config, Schedule, ScheduledStage, as_written, joined
+from masters_ray.config import Config, as_written
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.evaluate import Interval
-from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
+from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import run
 from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import JudgedText, StageOutcome
 from masters_ray.replicas.spec import absolute
-from masters_ray.report.charts import ChartLine, line_chart
-from masters_ray.report.render import render
+from masters_ray.report.charts import Series, line_chart
+from masters_ray.studies import publish, sample
 from masters_ray.studies.statistics import resampled_mean, resampled_share
 
 T = TypeVar("T")
-
-RESULT = "mask_scan.json"
-PAGE = "mask_scan.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,49 +72,25 @@ class Advice:
 
 
 def scan_config(config: Config, ratios: Sequence[float], questions: int) -> Config:
-    """The configuration whose rollouts a scan makes: every ratio is a stage that sees the same questions."""
-    return dataclasses.replace(
-        config,
-        run=dataclasses.replace(config.run, dir=joined(config.run.dir, f"mask-scan-{questions}")),
-        data=dataclasses.replace(config.data, train=dataclasses.replace(config.data.train, rows=questions)),
-        schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
-        # A teacher that has lost too much to end its answers is what a scan looks for.
-        rollout=dataclasses.replace(config.rollout, student_refresh="run", max_cut_share=1.0),
-        growth=[],
-    )
-
-
-def cost(config: Config) -> str:
-    """What a scan will ask of the engines, in a sentence."""
-    rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train.rows or 0
-    return (
-        f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
-        f"masked teachers and {questions * rollout.student_answers:,} of the student are written and judged, "
-        f"{questions * config.group_size * ratios:,} are scored by teacher and student"
-    )
+    """The configuration whose rollouts a scan makes."""
+    return sample(config, "mask-scan", questions, ratios)
 
 
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Make what is missing of a scan; Ray must be started. config: of ``scan_config``. Returns the page's path."""
-    say(cost(config))
+    rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train.rows or 0
+    say(
+        f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
+        f"masked teachers and {questions * rollout.student_answers:,} of the student are written and judged, "
+        f"{questions * config.group_size * ratios:,} are scored by teacher and student"
+    )
     folders = run.generate(config, directory, config_file, measure=False)
-    manifests = [_finished(folder) for folder in folders]
+    manifests = [manifest for folder in folders if (manifest := store.read_manifest(folder))]
     outcomes = [StageOutcome(**manifest.made_by) for manifest in manifests]
-    measured = _measured(config, directory, folders, manifests)
+    names = [f"stage-{index}-{manifest.digest[:16]}.json" for index, manifest in enumerate(manifests)]
+    measured = _measured(config, folders, [directory.root / "divergences" / name for name in names])
     found = scanned(outcomes, measured, [list(store.read_judged(one)) for one in folders])
-    advice = advise(found)
-    result = {
-        "questions": config.data.train.rows,
-        "ratios": found,
-        "advice": advice,
-        "config_file": config_file,
-        "teacher": as_written(config.teacher.checkpoint),
-        "student": as_written(config.student.checkpoint),
-    }
-    write_json(directory.file(RESULT), as_json(result))
-    say(table(found) + advice.text)
-    write_text(directory.file(PAGE), page(config, found, advice))
-    return directory.file(PAGE)
+    return publish_scan(config, directory.root, config_file, found)
 
 
 def scanned(
@@ -129,12 +100,12 @@ def scanned(
 ) -> list[Scanned]:
     """What the stores of the ratios say of themselves, with the divergences and the verdicts of their answers."""
     by_question = [_by_question(rows) for rows in measured]
-    means = [sum(one.values()) / len(one) for one in by_question]
-    best = by_question[means.index(min(means))]
+    best = min(by_question, key=lambda one: sum(one.values()) / len(one))
     found = []
     for outcome, rows, own, answers in zip(outcomes, measured, by_question, judged, strict=True):
         shared = sorted(own.keys() & best.keys())
         of_teacher = [one for one in answers if one.source == "teacher"]
+        right = {kind: _share(part, "accuracy") for kind, part in _parts(of_teacher, "kind")}
         found.append(
             Scanned(
                 ratio=outcome.ratio,
@@ -144,9 +115,7 @@ def scanned(
                 jsd_by_kind={kind: _mean(part) for kind, part in _parts(rows, "kind")},
                 against_best=resampled_mean([own[position] - best[position] for position in shared]),
                 teacher_right=_share(of_teacher, "accuracy"),
-                teacher_right_by_kind={
-                    kind: share for kind, part in _parts(of_teacher, "kind") if (share := _share(part, "accuracy"))
-                },
+                teacher_right_by_kind={kind: share for kind, share in right.items() if share},
                 teacher_reasoning=_share(of_teacher, "reasoning"),
                 teacher_cut=outcome.cut_by_source.get("teacher"),
                 left_out=outcome.tail_mass,
@@ -160,9 +129,8 @@ def advise(found: Sequence[Scanned]) -> Advice:
     best = min(found, key=lambda one: one.jsd.value)
     equal = [one.ratio for one in found if one is not best and not one.against_best.settled]
     overmasked = sorted(one.ratio for one in found if one.ratio > best.ratio and one.against_best.settled)
-    if best.ratio == 0:
-        text = "No mask brings the teacher nearer to the student: schedule.max_ratio=0."
-    else:
+    text = "No mask brings the teacher nearer to the student: schedule.max_ratio=0."
+    if best.ratio:
         keys = f"schedule.max_ratio={best.ratio:g} schedule.step={best.ratio / 4:g}"
         text = f"The divergence is lowest at {best.ratio:g}: {keys}."
     if best.ratio == max(one.ratio for one in found) and len(found) > 1:
@@ -174,103 +142,76 @@ def advise(found: Sequence[Scanned]) -> Advice:
     return Advice(max_ratio=best.ratio, equal=equal, overmasked=overmasked, text=text)
 
 
-def table(found: Sequence[Scanned]) -> str:
-    """The scan for a terminal."""
-    return render(__package__, "mask_scan.txt.jinja", found=found)
-
-
-def page(config: Config, found: Sequence[Scanned], advice: Advice) -> str:
-    """The scan as an HTML document, for a reader who has seen neither code nor run."""
-    divergences = (
-        ("all answers", "after", [one.jsd for one in found]),
-        ("the teacher’s answers", "teacher", [one.jsd_by_source.get("teacher") for one in found]),
-        ("the student’s answers", "before", [one.jsd_by_source.get("student") for one in found]),
-    )
-    rewards = (
-        ("right answers (R_acc)", "teacher", [one.teacher_right for one in found]),
-        ("supporting reasoning (R_rea)", "band", [one.teacher_reasoning for one in found]),
-    )
-    ratios = [100 * one.ratio for one in found]
-    return render(
-        __package__,
-        "mask_scan.html.jinja",
-        name=Path(config.run.dir).parent.name,
+def publish_scan(config: Config, folder: Path, config_file: str, found: Sequence[Scanned]) -> Path:
+    """Figures, table and page of a scan; returns the page's path."""
+    divergences = [
+        Series("all answers", "after", "o", [one.jsd for one in found]),
+        Series("the teacher’s answers", "teacher", "D", [one.jsd_by_source.get("teacher") for one in found]),
+        Series("the student’s answers", "before", "s", [one.jsd_by_source.get("student") for one in found]),
+    ]
+    rewards = [
+        Series("right answers (R_acc)", "teacher", "o", [one.teacher_right for one in found]),
+        Series("supporting reasoning (R_rea)", "band", "D", [one.teacher_reasoning for one in found]),
+    ]
+    ratios, over = [100 * one.ratio for one in found], "mask ratio (%)"
+    figures = {
+        "questions": config.data.train.rows,
+        "ratios": found,
+        "advice": advise(found),
+        "config_file": config_file,
+        "teacher": as_written(config.teacher.checkpoint),
+        "student": as_written(config.student.checkpoint),
+    }
+    return publish(
+        folder,
+        "mask_scan",
+        figures,
+        name=folder.parent.name,
         config=config,
-        found=found,
-        advice=advice,
-        jsd_chart=_chart("jsd", ratios, divergences, "JSD to the student (nats)"),
-        quality_chart=_chart("quality", ratios, rewards, "share of the teacher’s answers"),
+        jsd_chart=line_chart("jsd", ratios, divergences, over, "JSD to the student (nats)"),
+        quality_chart=line_chart("quality", ratios, rewards, over, "share of the teacher’s answers"),
         kinds=sorted({kind for one in found for kind in one.jsd_by_kind}),
         answered=sorted({kind for one in found for kind in one.teacher_right_by_kind}),
     )
 
 
-def _chart(
-    name: str, ratios: Sequence[float], series: Iterable[tuple[str, str, Sequence[Interval | None]]], y_label: str
-) -> Markup | None:
-    """The lines that have a mean at every ratio; None without such a line."""
-    lines = [ChartLine(label, colour, [mean for mean in means if mean]) for label, colour, means in series]
-    whole = [line for line in lines if len(line.means) == len(ratios)]
-    return line_chart(name, ratios, whole, "mask ratio (%)", y_label) if whole else None
-
-
-def _measured(
-    config: Config, directory: RunDirectory, folders: Sequence[store.Folder], manifests: Sequence[store.Manifest]
-) -> list[list[Divergence]]:
-    """The divergences of each store, kept in a file of its content's name once they are measured."""
-    names = [f"stage-{index}-{manifest.digest[:16]}.json" for index, manifest in enumerate(manifests)]
-    files = [directory.root / "divergences" / name for name in names]
-    missing = [index for index, file in enumerate(files) if not file.exists()]
+def _measured(config: Config, folders: Sequence[store.Folder], files: Sequence[Path]) -> list[list[Divergence]]:
+    """The divergences of each store, kept in its file once they are measured."""
+    missing = {file: folder for file, folder in zip(files, folders, strict=True) if not file.exists()}
     if missing:
         say(f"divergences of {len(missing)} ratios are measured")
-        student = absolute(config.student.checkpoint)
-        news = divergences(student, config.learner, [folders[index] for index in missing])
-        for index, (rows, unreadable) in zip(missing, news, strict=True):
-            told = f"{len(unreadable)} rows cannot be read ({unreadable[0]})" if unreadable else ""
+        news = divergences(absolute(config.student.checkpoint), config.learner, list(missing.values()))
+        for (file, folder), (rows, unreadable) in zip(missing.items(), news, strict=True):
+            told = f"{len(unreadable)} of its rows cannot be read{''.join(f' ({one})' for one in unreadable[:1])}"
             if not rows:
                 raise StoreError(
-                    f"{folders[index]}: no rows, so no divergence{told and f'; {told}'}. Look at its account with "
-                    "masters-ray store."
+                    f"{folder}: no divergence; {told}. Look at its account with masters-ray store inspect."
                 )
-            if told:
-                say(f"stage {index}: {told}; its divergence is of the others")
-            write_json(files[index], as_json(rows))
+            if unreadable:
+                say(f"{folder}: {told}; its divergence is of the others")
+            write_json(file, as_json(rows))
     return [read_record(file, list[Divergence], MADE_AGAIN) for file in files]
-
-
-def _finished(folder: store.Folder) -> store.Manifest:
-    manifest = store.read_manifest(folder)
-    if manifest is None:
-        raise StoreError(f"{folder}: not finished. Call again.")
-    return manifest
 
 
 def _by_question(rows: Iterable[Divergence]) -> dict[int, float]:
     """Position → mean over the question's answers."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for row in rows:
-        found[row.position].append(row.nats)
-    return {position: sum(values) / len(values) for position, values in found.items()}
-
-
-def _share(answers: Sequence[JudgedText], reward: str) -> Interval | None:
-    """Mean of a reward, 0 or 1, over the answers that have it; those to one question are resampled together."""
-    asked = [one for one in answers if getattr(one, reward) is not None]
-    if not asked:
-        return None
-    return resampled_share([getattr(one, reward) for one in asked], [str(one.position) for one in asked])
+    return {position: sum(one.nats for one in part) / len(part) for position, part in _parts(rows, "position")}
 
 
 def _mean(rows: Iterable[Divergence]) -> Interval:
     return resampled_mean(list(_by_question(rows).values()))
 
 
-def _parts(rows: Iterable[T], field: str) -> list[tuple[str, list[T]]]:
+def _share(answers: Sequence[JudgedText], reward: str) -> Interval | None:
+    """Mean of a reward, 0 or 1, over the answers that have it; those to one question are resampled together."""
+    asked = {index: value for index, one in enumerate(answers) if (value := getattr(one, reward)) is not None}
+    return resampled_share(list(asked.values()), [str(answers[index].position) for index in asked]) if asked else None
+
+
+def _parts(rows: Iterable[T], field: str) -> list[tuple[Any, list[T]]]:
     """Value of a field → the rows that have it, sorted."""
-    parts: dict[str, list[T]] = defaultdict(list)
-    for row in rows:
-        parts[getattr(row, field)].append(row)
-    return sorted(parts.items())
+    value = attrgetter(field)
+    return [(of, list(part)) for of, part in groupby(sorted(rows, key=value), value)]
 
 
 def parse_ratios(text: str) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,7 @@ def mean(values: Sequence[float]) -> Interval:
     value, n = sum(values) / len(values), len(values)
     if n == 1:
         return Interval(value=value, low=math.nan, high=math.nan, n=1)
-    deviation = math.sqrt(sum((one - value) ** 2 for one in values) / (n - 1))
-    half = (_T[n - 2] if n - 2 < len(_T) else _NORMAL) * deviation / math.sqrt(n)
+    half = (_T[n - 2] if n - 2 < len(_T) else _NORMAL) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(value=value, low=value - half, high=value + half, n=n)
 
 
@@ -42,14 +41,9 @@ def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = 
     question_of: of each value; None: each is a question of its own. ``n`` is the number of questions. Raises ValueError
     without values.
     """
-    if not values:
-        raise ValueError("a mean needs at least one value")
-    array = np.asarray(values, float)
-    _, index = np.unique(np.arange(len(array)) if question_of is None else np.asarray(question_of), return_inverse=True)
-    sums, counts = np.bincount(index, weights=array), np.bincount(index)
-    draws = _draws(len(sums))
-    low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
-    return Interval(value=float(array.mean()), low=float(low), high=float(high), n=len(sums))
+    columns = np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
+    questions = range(len(values)) if question_of is None else question_of
+    return _resampled(columns, questions, lambda sums: sums[0] / sums[1])
 
 
 def resampled_share(values: Sequence[int], question_of: Sequence[str]) -> Interval:
@@ -74,36 +68,36 @@ class Agreement:
     share: float
     """Fraction of the answers on which both say the same."""
     kappa: Interval
-    """Cohen's κ (``evaluate.kappa``)."""
+    """Cohen's κ (``evaluate.kappa``); n counts questions."""
 
 
 def agreement(first: Sequence[int], second: Sequence[int], question_of: Sequence[int]) -> Agreement:
     """Of verdicts 0 and 1 on the same answers. The interval resamples whole questions, since the answers to one are
     alike. Raises ValueError without answers."""
-    a, b = np.asarray(first), np.asarray(second)
-    if not len(a):
-        raise ValueError("agreement needs at least one answer that both judged")
-    _, index = np.unique(np.asarray(question_of), return_inverse=True)
-    by_question = np.zeros((index.max() + 1, 4))  # both right, first only, second only, both wrong
-    np.add.at(by_question, (index, 2 * (1 - a) + (1 - b)), 1)
-    counts = by_question.sum(0)
-    drawn = np.array([_kappa(by_question[draw].sum(0)) for draw in _draws(len(by_question))])
-    finite = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (math.nan, math.nan)
+    cells = np.eye(4)[[2 * (1 - one) + (1 - other) for one, other in zip(first, second, strict=True)]]
+    both_right, right_wrong, wrong_right, both_wrong = (int(count) for count in cells.sum(0))
     return Agreement(
-        both_right=int(counts[0]),
-        right_wrong=int(counts[1]),
-        wrong_right=int(counts[2]),
-        both_wrong=int(counts[3]),
-        share=float((counts[0] + counts[3]) / counts.sum()),
-        kappa=Interval(value=_kappa(counts), low=float(low), high=float(high), n=len(a)),
+        both_right=both_right,
+        right_wrong=right_wrong,
+        wrong_right=wrong_right,
+        both_wrong=both_wrong,
+        share=(both_right + both_wrong) / len(first),
+        kappa=_resampled(
+            cells, question_of, lambda sums: kappa(sums.sum(), sums[0] + sums[1], sums[0] + sums[2], sums[0] + sums[3])
+        ),
     )
 
 
-def _draws(questions: int) -> np.ndarray:
-    """[_RESAMPLES, questions] indices, drawn with replacement; the same for the same number of questions."""
-    return np.random.default_rng(_SEED).integers(questions, size=(_RESAMPLES, questions))
-
-
-def _kappa(counts: np.ndarray) -> float:
-    return float(kappa(counts.sum(), counts[0] + counts[1], counts[0] + counts[2], counts[0] + counts[3]))
+def _resampled(
+    columns: np.ndarray, question_of: Sequence[str] | Sequence[int], statistic: Callable[[np.ndarray], float]
+) -> Interval:
+    """A statistic of the sums of columns, [values, columns] → [columns]. Its interval draws whole questions with
+    replacement, the same ones for the same number of questions; draws that have no statistic (NaN) do not count."""
+    _, index = np.unique(np.asarray(question_of), return_inverse=True)
+    sums = np.zeros((index.max() + 1, columns.shape[1]))
+    np.add.at(sums, index, columns)
+    draws = np.random.default_rng(_SEED).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    drawn = np.array([statistic(sums[draw].sum(0)) for draw in draws])
+    finite = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (math.nan, math.nan)
+    return Interval(value=float(statistic(columns.sum(0))), low=float(low), high=float(high), n=len(sums))

@@ -20,50 +20,59 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from masters_ray import checks, cluster
 from masters_ray.config import Config
+from masters_ray.config.load import leaves
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.evaluate import Interval
-from masters_ray.files import as_json, read_json, write_json, write_text
+from masters_ray.files import read_json, write_json
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_settings
 from masters_ray.pipeline.run import run as make_run
 from masters_ray.progress import say
-from masters_ray.report import METRICS, SUMMARY
-from masters_ray.report.charts import dots_chart
-from masters_ray.report.inputs import read_metrics, read_summary
-from masters_ray.report.numbers import NOTHING, decimal
-from masters_ray.report.render import render
+from masters_ray.report.charts import Series, rows_chart
+from masters_ray.report.summary import read_metrics, read_summary
+from masters_ray.studies import publish
 from masters_ray.studies.statistics import mean, resampled_mean
 
-RESULT, PAGE, MARKDOWN = "study.json", "study.html", "study.md"
-_KEYS = {"base": str, "dir": str, "seeds": list, "changes": dict, "reference": str, "variants": dict}
-_SHARED = ("student_before", "teacher")
-"""Accuracies that do not depend on how the student learns."""
+Changes = Annotated[
+    dict[str, Any], BeforeValidator(lambda tree: dict(leaves(tree or {})) if isinstance(tree, dict | None) else tree)
+]
+"""Dotted key → value; in the file nested and dotted keys alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What the file says."""
 
-    file: str
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    file: str = ""
     base: str
     dir: Path
     seeds: tuple[int, ...]
-    changes: dict[str, Any]
+    changes: Changes = dataclasses.field(default_factory=dict)
     reference: str
     """The variant that the others are compared with."""
-    variants: dict[str, dict[str, Any]]
-    """Name → dotted key → value."""
+    variants: dict[str, Changes]
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.seeds) == len(set(self.seeds)):
+            raise ValueError("seeds to be different whole numbers such as [0, 1, 2]")
+        if self.reference not in self.variants:
+            raise ValueError(f"reference to be one of {', '.join(self.variants)}")
+        if len({_folder(name) for name in self.variants} - {""}) < len(self.variants):
+            raise ValueError("variants to have names that differ in letters and digits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,49 +101,25 @@ class VariantOutcome:
 def read(file: str) -> Study:
     """The study in a YAML file. Raises ConfigError with everything that is wrong with it."""
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        return dataclasses.replace(TypeAdapter(Study).validate_json(json.dumps(content), strict=True), file=file)
+    except ValidationError as error:
+        expected = {"missing": "a value", "unexpected_keyword_argument": "a known key"}
+        wrong = []
+        for one in error.errors():
+            told = expected.get(one["type"], re.sub("^(Value error, |Input should be )", "", one["msg"]))
+            wrong.append((".".join(map(str, one["loc"])) or "the study", told, str(one["input"])[:80]))
+        raise _refusal(file, *wrong) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        content = " ".join(str(error).split())
-    _require(file, (isinstance(content, dict), "the file", "a study in YAML", content))
-    content.setdefault("changes", {})
-    _require(
-        file,
-        *((key in _KEYS, key, f"one of {', '.join(_KEYS)}", "an unknown key") for key in content),
-        *(
-            (isinstance(content.get(key), kind), key, f"a {kind.__name__}", content.get(key))
-            for key, kind in _KEYS.items()
-        ),
-    )
-    variants = {str(name): _dotted(changes or {}) for name, changes in content["variants"].items()}
-    seeds, names = content["seeds"], ", ".join(variants)
-    different = bool(seeds) and all(isinstance(seed, int) for seed in seeds) and len(set(seeds)) == len(seeds)
-    folders = {_folder(name) for name in variants}
-    _require(
-        file,
-        (different, "seeds", "different whole numbers such as [0, 1, 2]", seeds),
-        (content["reference"] in variants, "reference", f"one of {names}", content["reference"]),
-        (len(folders - {""}) == len(variants), "variants", "names that differ in letters and digits", names),
-    )
-    return Study(
-        file=file,
-        base=content["base"],
-        dir=Path(content["dir"]),
-        seeds=tuple(seeds),
-        changes=_dotted(content["changes"]),
-        reference=content["reference"],
-        variants=variants,
-    )
+        raise _refusal(file, ("the file", "a study in YAML", " ".join(str(error).split()))) from error
 
 
-def _require(file: str, *rules: tuple[bool, str, str, Any]) -> None:
-    """Raises ConfigError with every (holds, key, expected, found) that does not hold."""
-    broken = [
-        Complaint(where=f"{key} ({file})", expected=expected, found=str(found), remedy="conf/study has examples.")
-        for holds, key, expected, found in rules
-        if not holds
-    ]
-    if broken:
-        raise ConfigError(broken)
+def _refusal(file: str, *wrong: tuple[str, str, str]) -> ConfigError:
+    """wrong: of each complaint the key, what was expected and what was found."""
+    remedy = "conf/study has examples."
+    return ConfigError(
+        [Complaint(where=f"{key} ({file})", expected=told, found=found, remedy=remedy) for key, told, found in wrong]
+    )
 
 
 def run(study: Study) -> Path:
@@ -147,35 +132,31 @@ def run(study: Study) -> Path:
         with cluster.connected(configs[todo[0]].cluster):
             for number, place in enumerate(todo, 1):
                 say(f"run {number} of {len(todo)}: {place[0]}, seed {place[1]}")
-                _make(configs[place], [one for other, one in configs.items() if other != place], study.base)
-    found = outcomes(study, configs)
-    write_json(study.dir / RESULT, as_json({"study": study, "outcomes": found}))
-    table = markdown(study, found)
-    write_text(study.dir / MARKDOWN, table)
-    say(table.removesuffix("\n"))
-    write_text(study.dir / PAGE, page(study, found))
-    return study.dir / PAGE
+                _make(configs[place], configs.values(), study.base)
+    return publish_study(study, outcomes(study, configs))
 
 
 def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[VariantOutcome]:
     """Of every variant, in the order of the file."""
-    runs = {place: _Finished(Path(config.run.dir)) for place, config in configs.items()}
+    runs = {place: _finished(Path(config.run.dir)) for place, config in configs.items()}
     reference = [runs[study.reference, seed] for seed in study.seeds]
     found = []
     for name, changes in study.variants.items():
         own = [runs[name, seed] for seed in study.seeds]
         pairs = list(zip(own, reference, strict=True))
-        by_question = [item for one, other in pairs for item in one.differences(other).items()]
+        by_question = [
+            (float(one.correct[question] - other.correct[question]), question)
+            for one, other in pairs
+            for question in one.correct.keys() & other.correct.keys()
+        ]
         found.append(
             VariantOutcome(
                 name=name,
                 changes=changes,
                 accuracies=[one.accuracy for one in own],
-                accuracy=mean([one.accuracy for one in own]),
                 difference=mean([one.accuracy - other.accuracy for one, other in pairs]),
-                difference_by_question=resampled_mean(
-                    [difference for _, difference in by_question], [question for question, _ in by_question]
-                ),
+                difference_by_question=resampled_mean(*zip(*by_question, strict=True)),
+                accuracy=mean([one.accuracy for one in own]),
                 jsd=mean([one.jsd for one in own]),
                 seconds=mean([one.seconds for one in own]),
                 waited=mean([one.waited for one in own]),
@@ -184,75 +165,63 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
     return found
 
 
-def markdown(study: Study, found: Sequence[VariantOutcome]) -> str:
-    """The table, between the command that made it and what its times are."""
-    return render(__package__, "study.md.jinja", **_values(study, found))
-
-
-def page(study: Study, found: Sequence[VariantOutcome]) -> str:
-    """The study as an HTML document, for a reader who has seen neither code nor run."""
+def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
+    """Figures, table and page of a study; returns the page's path."""
     [reference] = [one for one in found if one.name == study.reference]
+    others = [one for one in found if one is not reference]
     several = len(study.seeds) > 1
-    accuracies = [(one.name, one.accuracy, one.accuracies) for one in found]
-    differences = [
-        (
-            one.name,
-            one.difference if several else one.difference_by_question,
-            [own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)],
-        )
-        for one in found
-        if one is not reference
-    ]
-    label = f"accuracy minus that of “{reference.name}” (points)"
-    in_percent = "accuracy on held-out questions (%)"
-    return render(
-        __package__,
-        "study.html.jinja",
+    differences = [one.difference if several else one.difference_by_question for one in others]
+    by_seed = [[own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)] for one in others]
+    return publish(
+        study.dir,
+        "study",
+        {"study": study, "outcomes": found},
+        table="md",
         name=study.dir.name,
         several=several,
-        accuracy_chart=dots_chart("accuracy", accuracies, in_percent, reference.accuracy.value),
-        difference_chart=dots_chart("difference", differences, label, 0.0) if differences else None,
-        dumps=json.dumps,
-        **_values(study, found),
+        waited=any(one.waited.value > 0 for one in found),
+        accuracy_chart=rows_chart(
+            "accuracy",
+            [one.name for one in found],
+            [Series("", "after", "D", [one.accuracy for one in found])],
+            "accuracy on held-out questions (%)",
+            [one.accuracies for one in found],
+            reference.accuracy.value,
+        ),
+        difference_chart=rows_chart(
+            "difference",
+            [one.name for one in others],
+            [Series("", "after", "D", differences)],
+            f"accuracy minus that of “{study.reference}” (points)",
+            by_seed,
+            0.0,
+        ),
     )
 
 
-def _values(study: Study, found: Sequence[VariantOutcome]) -> dict[str, Any]:
-    """Of both templates. cells: a variant → its accuracy and differences with intervals, in percent and points; waited:
-    whether a learner had to wait."""
+class FinishedRun(NamedTuple):
+    """What a study compares of a run; fields as of ``VariantOutcome``."""
 
-    def bounds(mean: Interval) -> str:
-        return NOTHING if mean.n == 1 else f"{100 * mean.low:.1f} to {100 * mean.high:.1f}"
-
-    def cells(one: VariantOutcome) -> list[str]:
-        own = [decimal(100 * one.accuracy.value, 1), bounds(one.accuracy)]
-        if one.name == study.reference:
-            return [*own, "", "", ""]
-        difference = decimal(100 * one.difference.value, 1, sign=True)
-        return [*own, difference, bounds(one.difference), bounds(one.difference_by_question)]
-
-    return {"study": study, "found": found, "cells": cells, "waited": any(one.waited.value > 0 for one in found)}
+    accuracy: float
+    jsd: float
+    seconds: float
+    waited: float
+    correct: dict[str, int]
+    """Held-out question → 1 where the trained student answers rightly."""
 
 
-class _Finished:
-    """What a finished run left behind."""
-
-    def __init__(self, folder: Path) -> None:
-        """Raises StoreError when a file of the run is missing or damaged."""
-        summary = read_summary(folder / SUMMARY)
-        self.accuracy = summary.accuracy.student_after.value
-        self.seconds = summary.phases["learner"]
-        self.waited = summary.online.waited_seconds
-        steps = read_metrics(folder / METRICS)
-        last = steps[-max(1, len(steps) // 10) :]
-        self.jsd = sum(step.jsd for step in last) / len(last)
-        marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
-        self._correct = {mark.id: int(mark.correct) for mark in marks if not mark.refused}
-
-    def differences(self, other: _Finished) -> dict[str, float]:
-        """Question → 1 where only this run's student is right, −1 where only the other one's is."""
-        shared = self._correct.keys() & other._correct.keys()
-        return {question: float(self._correct[question] - other._correct[question]) for question in shared}
+def _finished(folder: Path) -> FinishedRun:
+    """Raises StoreError when a file of the run is missing or damaged."""
+    summary, steps = read_summary(folder), read_metrics(folder)
+    last = steps[-max(1, len(steps) // 10) :]
+    marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
+    return FinishedRun(
+        accuracy=summary.accuracy.student_after.value,
+        seconds=summary.phases["learner"],
+        waited=summary.online.waited_seconds,
+        jsd=sum(step.jsd for step in last) / len(last),
+        correct={mark.id: int(mark.correct) for mark in marks if not mark.refused},
+    )
 
 
 def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
@@ -261,48 +230,35 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
         for seed in study.seeds:
             folder = study.dir / _folder(name) / f"seed-{seed}"
             settings = study.changes | changes | {"run.seed": seed, "run.dir": str(folder)}
-            words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
             try:
-                config = checks.load(study.base, words)
+                config = checks.load(study.base, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
             except ConfigError as error:
-                raise ConfigError(
-                    [dataclasses.replace(one, where=f"{one.where}, variant {name}") for one in error.complaints]
-                ) from error
-            if config.rollout.store:
-                expected = "null: every run of a study keeps its rollouts in its own directory"
-                _require(study.file, (False, f"rollout.store, variant {name}", expected, config.rollout.store))
+                complaints = [
+                    dataclasses.replace(one, where=f"{one.where}, variant {name}") for one in error.complaints
+                ]
+                raise ConfigError(complaints) from error
+            expected = "null: every run of a study keeps its rollouts in its own directory"
+            if found := config.rollout.store:
+                raise _refusal(study.file, (f"rollout.store, variant {name}", expected, found))
             yield (name, seed), config
 
 
-def _make(config: Config, others: Sequence[Config], base: str) -> None:
+def _make(config: Config, others: Iterable[Config], base: str) -> None:
     """One run, with what it can share with others."""
-    stored = [one for one in others if RunDirectory(one).finished and (Path(one.run.dir) / "rollouts").is_dir()]
-    same = [one for one in stored if rollout_settings(one) == rollout_settings(config) and holds_rows_of(one, config)]
-    if same:
-        store = str(Path(same[0].run.dir) / "rollouts")
-        rollout = dataclasses.replace(config.rollout, store=store)
-    else:
-        reuse = [*config.rollout.reuse, *(str(Path(one.run.dir) / "rollouts") for one in stored)]
-        rollout = dataclasses.replace(config.rollout, reuse=reuse)
+    finished = {str(Path(one.run.dir) / "rollouts"): one for one in others if RunDirectory(one).finished}
+    stores = {store: one for store, one in finished.items() if Path(store).is_dir()}
+    settings = rollout_settings(config)
+    same = [store for store, one in stores.items() if rollout_settings(one) == settings and holds_rows_of(one, config)]
+    reuse = [*config.rollout.reuse, *([] if same else stores)]
+    rollout = dataclasses.replace(config.rollout, store=same[0] if same else None, reuse=reuse)
     config = dataclasses.replace(config, rollout=rollout)
     directory = RunDirectory(config)
     with directory.locked():
         if same:
-            say(f"rollouts are those of {same[0].run.dir}")
-            for name in _SHARED:
-                write_json(directory.evaluation(name), read_json(RunDirectory(same[0]).evaluation(name)))
+            say(f"rollouts are those of {same[0]}")
+            for name in ("student_before", "teacher"):  # accuracies that do not depend on how the student learns
+                write_json(directory.evaluation(name), read_json(RunDirectory(stores[same[0]]).evaluation(name)))
         make_run(config, directory, base, cluster.place(config))
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested and dotted keys alike → dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found |= _dotted(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _folder(name: str) -> str:

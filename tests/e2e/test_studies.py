@@ -43,9 +43,9 @@ def test_masks_are_scanned(tmp_path: Path) -> None:
     with cluster.connected(scan.cluster):
         page = mask_scan.scan(scan, RunDirectory(scan), DEMO)
         assert page.read_text().count("<svg") == 2
-        before = read(tmp_path / "mask-scan-8" / mask_scan.RESULT)
+        before = read(tmp_path / "mask-scan-8" / "mask_scan.json")
         mask_scan.scan(scan, RunDirectory(scan), DEMO)
-        assert read(tmp_path / "mask-scan-8" / mask_scan.RESULT) == before
+        assert read(tmp_path / "mask-scan-8" / "mask_scan.json") == before
     strong, none = before["ratios"]
     assert (strong["ratio"], round(strong["sparsity"], 3), none["sparsity"]) == (0.9, 0.9, 0.0)
     assert strong["teacher_right"]["value"] < none["teacher_right"]["value"], "nine tenths of the weights are missed"
@@ -65,7 +65,7 @@ def test_judges_are_audited(tmp_path: Path) -> None:
     audit = judge_audit.audit_config(config(tmp_path), 6, 0.0)
     with cluster.connected(audit.cluster):
         judge_audit.audit(audit, RunDirectory(audit), DEMO)
-    found = read(tmp_path / "judge-audit-6" / judge_audit.RESULT)
+    found = read(tmp_path / "judge-audit-6" / "judge_audit.json")
     judges = {one["name"]: one for one in found["judges"]}
     assert found["answers"] == 6 * 8
     assert judges["student"]["unjudged"] <= 2 and judges["student"]["consistency"] > 0.9
@@ -98,12 +98,12 @@ def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: P
     first = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (whole, other)]
     assert first[0]["jsd"] == pytest.approx(first[1]["jsd"], rel=1e-5), "the same rows, before the first update"
     assert first[0]["loss"] != first[1]["loss"]
-    outcomes = read(tmp_path / "study" / study.RESULT)["outcomes"]
+    outcomes = read(tmp_path / "study" / "study.json")["outcomes"]
     assert [one["name"] for one in outcomes] == ["whole", "distillation"]
     assert outcomes[0]["difference"]["value"] == 0.0
     assert "distillation" in page.read_text()
     assert outcomes[1]["seconds"]["value"] == read(other / "summary.json")["phases"]["learner"]
-    assert " | learning, s |\n" in (tmp_path / "study" / study.MARKDOWN).read_text()
+    assert " | learning, s |\n" in (tmp_path / "study" / "study.md").read_text()
     finished = (other / "summary.json").stat().st_mtime_ns
     study.run(study.read(str(file)))
     assert (other / "summary.json").stat().st_mtime_ns == finished, "what is finished is not run again"

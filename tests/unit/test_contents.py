@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from masters_ray import store
+from masters_ray import checks, store
 from masters_ray.config import Config
-from masters_ray.errors import StoreError
+from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
 from masters_ray.pipeline import contents, held_out, inputs, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.directory import RunDirectory
 from tests.builders import group
-from tests.conftest import PAIR
-from tests.unit.test_pipeline import Generate, block, generate, two_teachers
+from tests.conftest import PAIR, ROOT
+from tests.unit.test_pipeline import FEW, Generate, block, generate, two_teachers
 
 __all__ = ["generate"]  # a fixture
 
@@ -83,7 +83,7 @@ def test_a_row_that_was_removed_is_missing_from_every_stage_and_nothing_is_asked
     ],
 )
 def test_a_finished_store_of_another_recipe_is_not_taken(
-    word: str, told: str, tmp_path: Path, generate: Generate
+    word: str, told: str, tmp_path: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The settings of the run that made it are gone, or it lies elsewhere."""
     generate(two_teachers(tmp_path, *SMALL), block())
@@ -96,6 +96,21 @@ def test_a_finished_store_of_another_recipe_is_not_taken(
     with pytest.raises(StoreError, match="stage-0: its rows were made by something else") as caught:
         generate(config)
     assert told in str(caught.value)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError) as refused:
+        checks.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *SMALL, word], all_rows=False)
+    assert [told in str(one) for one in refused.value.complaints if one.where == "rollout.store"][:1] == [True]
+
+
+def test_validate_leaves_a_damaged_store_to_the_run_that_mends_it(
+    tmp_path: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = two_teachers(tmp_path, *SMALL)
+    generate(config, block())
+    Path(RunDirectory(config).stage(0).path("key.json")).unlink()
+    monkeypatch.chdir(ROOT)
+    checks.validate(tmp_path / "two.yaml", [f"run.dir={tmp_path / 'run'}", *FEW, *SMALL], all_rows=False)
+    assert "no key.json beside manifest.json: the command that made the store mends it" in capsys.readouterr().out
 
 
 def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

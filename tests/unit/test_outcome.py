@@ -15,13 +15,11 @@ from masters_ray import store
 from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.pipeline.outcome import _example, _examples, _online
+from masters_ray.pipeline.outcome import _example, _learned, _online
 from masters_ray.records import Picture, RolloutGroup
 from tests import builders
 from tests.builders import group, png, problem, scored, step
 from tests.conftest import ROOT
-
-NOBODY: dict[str, Any] = {"student_before": [], "student_after": []}
 
 
 def written(text: str, position: int, answers: int = 2, version: int | None = None) -> RolloutGroup:
@@ -47,10 +45,12 @@ def rewards(position: int, divergence: float, answers: int = 2, version: int | N
     )
 
 
-def shown(directory: RunDirectory, count: int = 9) -> list[tuple[str, int, float]]:
+def shown(directory: RunDirectory, count: int = 9) -> list[tuple[str, int, float | None]]:
     """What the first answer of each example says, how many there are, and the divergence beside it."""
-    examples = _examples(directory, count, [], NOBODY)
-    return [(one.answers[0].text, len(one.answers), one.answers[0].divergence) for one in examples]
+    return [
+        (one.answers[0].answer.text, len(one.answers), one.rewards.divergences[0] if one.rewards else None)
+        for one in _learned(directory, count)
+    ]
 
 
 @pytest.fixture

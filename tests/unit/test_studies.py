@@ -80,7 +80,10 @@ def test_answers_to_one_question_count_together_in_the_interval() -> None:
 
 CASES = [
     AuditCase(
-        position=index // 2, problem=problem(id=str(index // 2)), source=("teacher", "student")[index % 2], text=text
+        position=index // 2,
+        problem=problem(id=str(index // 2), pictures=0),
+        source=("teacher", "student")[index % 2],
+        text=text,
     )
     for index, text in enumerate(["red", "blue", "red", "<b>", "red", "green"])
 ]
@@ -106,20 +109,27 @@ def test_judges_are_compared_on_what_both_could_judge() -> None:
     judges = (("student", "teacher"), ("student", "rule"), ("teacher", "rule"))
     assert set(found) == {(*both, of) for both in judges for of in ("all", "teacher", "student")}
     listed = disagreements(CASES, PASSES)
-    assert [(one.id, one.answer) for one in listed] == [("1", "<b>"), ("2", "red")]
+    assert [(one.problem.id, one.text) for one in listed] == [("1", "<b>"), ("2", "red")]
     assert listed[1].verdicts == {"student": None, "teacher": 1, "rule": 1}
     assert listed[1].said == {"student": "yes", "teacher": "no"}
 
 
-def test_a_judges_own_figures_and_of_a_rule_nothing_that_was_not_measured() -> None:
-    found = judge_audit._judged("student", CASES, PASSES["student"], AGAIN)
+def published(folder: Path, *judges: str) -> tuple[list[str], str]:
+    """The terminal's lines and the page of these judges."""
+    passes = {name: [PASSES[name]] for name in judges}
+    page = judge_audit.publish_audit(config(), folder, "demo.yaml", CASES, passes)
+    return (folder / "judge_audit.txt").read_text().splitlines(), page.read_text()
+
+
+def test_a_judges_own_figures_and_of_a_rule_nothing_that_was_not_measured(tmp_path: Path) -> None:
+    found = judge_audit.judge_figures("student", CASES, PASSES["student"], AGAIN)
     assert (found.answers, found.unjudged, found.seconds_per_answer) == (6, 1, 2.0)
     assert found.right == {"teacher": 1.0, "student": pytest.approx(1 / 3)}
     assert found.consistency == pytest.approx(5 / 6)
-    rule = judge_audit._judged("rule", CASES, PASSES["rule"])
-    assert judge_audit.table([rule], []).splitlines()[1].split() == ["rule", "6", "0.0%", "–", "–"]
+    lines, page = published(tmp_path, "rule")
+    assert lines[1].split() == ["rule", "6", "0.0%", "–", "–"]
     numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
-    assert f"<td>rule</td>{numbers}" in judge_audit.page(config(), [rule], [], [])
+    assert f"<td>rule</td>{numbers}" in page and "All judges said the same" in page
 
 
 def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:
@@ -129,13 +139,11 @@ def test_an_audit_leaves_no_answer_out(tmp_path: Path) -> None:
     assert configuration.violations(audit) == []
 
 
-def test_table_and_page_show_judges_pairs_and_disagreements() -> None:
-    judged = [judge_audit._judged(name, CASES, one) for name, one in PASSES.items()]
-    compared = pairs(CASES, PASSES)
-    assert len(judge_audit.table(judged, compared).splitlines()) == 1 + 3 + 1 + 9
-    page = judge_audit.page(config(), judged, compared, disagreements(CASES, PASSES))
-    assert "unreadable" in page and "&lt;b&gt;" in page
-    assert "All judges said the same" in judge_audit.page(config(), judged, compared, [])
+def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
+    lines, page = published(tmp_path, *PASSES)
+    assert len(lines) == 1 + 3 + 1 + 9
+    assert "unreadable" in page and "&lt;b&gt;" in page and "All judges said the same" not in page
+    assert len((tmp_path / "disagreements.jsonl").read_text().splitlines()) == 2
 
 
 KINDS = ("colour", "shape")
@@ -186,10 +194,13 @@ def scanned(reasoning: int | None = None, **levels: float) -> list[Scanned]:
     )
 
 
-def shown(found: list[Scanned]) -> tuple[list[str], str]:
+def shown(folder: Path, found: list[Scanned]) -> tuple[list[str], str]:
     """The terminal's lines and the page."""
     config = mask_scan.scan_config(configuration.load(DEMO), [one.ratio for one in found], 40)
-    return mask_scan.table(found).splitlines(), mask_scan.page(config, found, advise(found))
+    page = mask_scan.publish_scan(config, folder, str(DEMO), found)
+    *lines, advice = (folder / "mask_scan.txt").read_text().splitlines()
+    assert advice == advise(found).text
+    return lines, page.read_text()
 
 
 def test_means_are_over_questions_and_comparisons_are_paired() -> None:
@@ -263,17 +274,18 @@ def test_the_masked_teachers_rewards_are_over_its_own_answers_with_intervals_ove
     assert strong.teacher_reasoning is not None and strong.teacher_reasoning.value == 1.0, "the student's do not count"
 
 
-def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for() -> None:
+def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for(tmp_path: Path) -> None:
     for reasoning, last in ((None, "80.0%"), (1, "100.0%")):
-        lines, page = shown(scanned(r40=0.2, r0=0.1, reasoning=reasoning))
+        lines, page = shown(tmp_path, scanned(r40=0.2, r0=0.1, reasoning=reasoning))
         assert ("R_rea" in lines[0]) == ("R_rea" in page) == bool(reasoning)
         assert (lines[1].split()[5], lines[1].split()[-1]) == ("20.0%", last) and ">cut</th>" in page
     [wrote_nothing] = mask_scan.scanned([made(0.0)], [rows(0.1)], [[]])
     assert (wrote_nothing.teacher_right, wrote_nothing.teacher_right_by_kind) == (None, {})
-    lines, page = shown([wrote_nothing])
+    assert wrote_nothing.teacher_reasoning is None
+    lines, page = shown(tmp_path, [wrote_nothing])
     assert lines[1].split()[-1] == "–" and "The teacher wrote no answers" in page
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
-    lines, page = shown(found)
+    lines, page = shown(tmp_path, found)
     assert [line.split()[0] for line in lines[1:]] == ["0.4", "0.2", "0"]
     assert page.count("<svg") == 2
     assert "40.0 %" in page and "Over-masked: 0.4" in page

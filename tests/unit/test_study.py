@@ -99,9 +99,9 @@ def test_judges_and_sources_are_the_three_rows_of_f7_and_two_more_and_of_f6_with
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("reference: whole", "reference: nobody", "reference .*expected one of whole, No mask!"),
+        ("reference: whole", "reference: nobody", "reference .*one of whole, No mask!"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds .*different whole numbers"),
-        ("seeds: [0, 1]", "seedz: [0, 1]", "seedz .*unknown key(.|\n)*seeds .*expected a list"),
+        ("seeds: [0, 1]", "seedz: [0, 1]", "seeds .*expected a value(.|\n)*seedz .*expected a known key"),
         ("No mask!", "Whole", "names that differ in letters and digits"),
         ("No mask!", "whole", "duplicate key whole"),
         ("schedule: {{max_ratio: 0}}", "schedule: {{max_ration: 0}}", "max_ration, variant No mask!"),
@@ -149,13 +149,13 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
     assert plain.difference_by_question.n == 17
     assert plain.difference_by_question.low < -0.1 < plain.difference_by_question.high
     assert plain.jsd.value == 0.25
-    lines = studies.markdown(study, [whole, plain]).splitlines()
+    page = studies.publish_study(study, [whole, plain]).read_text()
+    lines = (study.dir / "study.md").read_text().splitlines()
     assert lines[4].startswith("| whole | 70.0 | ")
     assert lines[5].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[5]
-    page = studies.page(study, [whole, plain])
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
     assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
-    alone = studies.page(study, [whole])
+    alone = studies.publish_study(study, [whole]).read_text()
     assert alone.count("<svg") == 1, "nothing to compare it with"
 
 
@@ -169,8 +169,8 @@ def test_variants_are_compared_by_the_wall_time_in_which_they_learned(waits: flo
         waited = waits * learning[place] if place[0] == "No mask!" else 0.0
         finished(Path(config.run.dir), [1, 0], 0.25, 0, learning[place], waited)
     found = studies.outcomes(study, configs)
-    page = studies.page(study, found)
-    head, rule, *rows, nothing, told = studies.markdown(study, found).splitlines()[2:]
+    page = studies.publish_study(study, found).read_text()
+    head, rule, *rows, nothing, told = (study.dir / "study.md").read_text().splitlines()[2:]
     assert nothing == "" and told.startswith("“learning, s” is the wall time in which the student learned")
     assert {line.count("|") for line in (rule, *rows)} == {head.count("|")}
     assert [row.split(" | 0.2500 | ")[1] for row in rows] == (
@@ -244,10 +244,10 @@ def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, m
         "no-mask": [],
         "no-mask-distilled": ["student_before of no-mask", "teacher of no-mask"],
     }
-    assert (tmp_path / "runs" / studies.MARKDOWN).is_file()
+    assert page.is_file() and (tmp_path / "runs" / "study.md").is_file()
     studies.run(study)
     assert (len(runs.made), runs.clusters) == (3, 1), "all is finished: no Ray is started"
-    result = (tmp_path / "runs" / studies.RESULT).read_text()
+    result = (tmp_path / "runs" / "study.json").read_text()
     content = json.loads(result, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert content["outcomes"][1]["difference"] == {"value": 0.0, "low": None, "high": None, "n": 1}
     assert "over the held-out questions, since there is one seed" in page.read_text()
