@@ -21,10 +21,10 @@ from PIL import Image
 
 from masters_ray import store
 from masters_ray.data import decode
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
-from masters_ray.packing import pack
-from masters_ray.prompts import question_messages
+from masters_ray.kernels.packing import pack
+from masters_ray.method.prompts import question_messages
+from masters_ray.models import hf
+from masters_ray.models.chat import Chat
 from masters_ray.records import Picture, RolloutGroup
 from tests.conftest import PAIR
 

@@ -20,8 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.scale import at
-from masters_ray import cluster, store, weights
+from masters_ray import cluster, store
 from masters_ray.config import Config, load
+from masters_ray.method.schedule import Stage
+from masters_ray.models import weights
 from masters_ray.pipeline import inputs, recipes, rollouts
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
@@ -30,7 +32,6 @@ from masters_ray.replicas.model import ReplicaModel
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas, environment
 from masters_ray.replicas.spec import ReplicaSpec, specs
-from masters_ray.schedule import Stage
 
 _LAYERS = at(32, 6)
 """Of the teacher: a real pair's teacher costs several times its student and judge."""

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bench import models
 from bench.scale import at
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
-from masters_ray.packing import PackedBatch, PromptTensors, pack
+from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
+from masters_ray.models import hf
+from masters_ray.models.chat import Chat
 from masters_ray.records import Answer, JudgedAnswer, Picture, Problem, RolloutGroup, ScoredAnswer, TokenScores
 
 TOP_K = 50

@@ -17,7 +17,8 @@ import numpy as np
 
 from masters_ray import cluster, data, store
 from masters_ray.config import Cluster, DataSource, Judge, Rollout
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
+from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Recipe
@@ -27,7 +28,6 @@ from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import ReplicaSpec
-from masters_ray.schedule import Stage
 from tests.builders import png, replica_spec, scores
 
 TOP_K = 50

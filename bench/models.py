@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bench.scale import at
-from masters_ray.engines import hf
+from masters_ray.models import hf
 
 END, IMAGE, VIDEO, PICTURE_STARTS, PICTURE_ENDS = 1, 2, 3, 4, 5
 FIRST_WORD = 6

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from masters_ray import schedule
 from masters_ray.config import Rollout
+from masters_ray.method import schedule
 from masters_ray.plan.comparison import columns
 from masters_ray.plan.forecast import learning
 from masters_ray.plan.rates import GroupMaking, Rates

@@ -10,8 +10,8 @@ from typing import Any
 from bench import models, sides, timing
 from bench.groups import Question, Task, packed, question
 from bench.memory import allocated, growth
-from masters_ray.engines.hf import PackedTeacher
-from masters_ray.grpo import advantages
+from masters_ray.method.grpo import advantages
+from masters_ray.models.hf import PackedTeacher
 
 Raw = dict[str, Any]
 

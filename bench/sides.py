@@ -13,9 +13,9 @@ from torch import Tensor
 from bench.groups import Question, packed
 from bench.models import LOGITS_BYTES
 from masters_ray.config import Learner
-from masters_ray.engines.hf import PackedStudent, PackedTeacher
-from masters_ray.grpo import LossConfig, LossOutputs, group_losses
-from masters_ray.packing import PackedBatch, sequence_tokens
+from masters_ray.kernels.packing import PackedBatch, sequence_tokens
+from masters_ray.method.grpo import LossConfig, LossOutputs, group_losses
+from masters_ray.models.hf import PackedStudent, PackedTeacher
 
 if TYPE_CHECKING:
     from masters_ray.learner.collate import MicroBatch

@@ -18,7 +18,7 @@ from masters_ray.progress import say
 
 if TYPE_CHECKING:
     from masters_ray.config import Config
-    from masters_ray.pipeline.directory import RunDirectory
+    from masters_ray.pipeline.run_dir import RunDirectory
     from masters_ray.replicas.placement import Turns
 
 _Command = Callable[[argparse.Namespace], int | None]
@@ -111,7 +111,7 @@ def _parsed(words: list[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> None:
     from masters_ray import checks
-    from masters_ray.pipeline.directory import RunDirectory
+    from masters_ray.pipeline.run_dir import RunDirectory
 
     config = checks.load(arguments.config, arguments.overrides)
     directory = RunDirectory(config)
@@ -137,7 +137,7 @@ def _on_ray(config: Config, *, learns: bool = True) -> Iterator[tuple[RunDirecto
     """The run's directory, nobody else's inside the block, and Ray with room for what is asked of it; learns and turns
     as of ``placement.place``. What takes seconds to import, and not Ray, is imported on a thread meanwhile."""
     from masters_ray import cluster
-    from masters_ray.pipeline.directory import RunDirectory
+    from masters_ray.pipeline.run_dir import RunDirectory
 
     def load() -> None:
         with suppress(Exception):  # raised again where it is needed

@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from masters_ray import schedule, store
+from masters_ray import store
 from masters_ray.config import Engine
 from masters_ray.data import Overlap
 from masters_ray.evaluate import Accuracy, Interval
+from masters_ray.method import schedule
+from masters_ray.method.schedule import Iteration, Stage
 from masters_ray.records import (
     Answer,
     Finish,
@@ -37,7 +39,6 @@ from masters_ray.records import (
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.report import summary as facts
-from masters_ray.schedule import Iteration, Stage
 from tests.conftest import PAIR
 
 Change = dict[str, Any] | Callable[[dict[str, Any]], object]

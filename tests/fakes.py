@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused, Reply
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
-from masters_ray.grpo import LossConfig
-from masters_ray.packing import PromptTensors
-from masters_ray.prompts import question_messages
+from masters_ray.kernels.packing import PromptTensors
+from masters_ray.method.grpo import LossConfig
+from masters_ray.method.prompts import question_messages
+from masters_ray.models import hf
+from masters_ray.models.chat import Chat
 from masters_ray.records import Problem
 
 

@@ -19,7 +19,7 @@ from examples.real_weights.train import RealTrainer
 from examples.toy import build, manifest
 from examples.toy.models import load
 from examples.toy.recipe import Recipe
-from masters_ray.masks import mask_smallest
+from masters_ray.method.masks import mask_smallest
 from masters_ray.parts import part_of
 
 HOME = Path("runs/real_weights")

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from examples.toy.examples import QuestionPrompts, Triple, evaluation_pair, make_batch, parsing_pair
 from examples.toy.forward import Features, Model, picture_hidden
 from examples.toy.pictures import grid, to_patches
-from masters_ray import marking, prompts
+from masters_ray.method import marking, prompts
 from masters_ray.records import Problem
 
 ANSWER_TOKENS = 8

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from examples import easy_vqa
-from masters_ray import marking, prompts
-from masters_ray.prompts import Message
+from masters_ray.method import marking, prompts
+from masters_ray.method.prompts import Message
 from masters_ray.records import Picture, Problem
 
 Random = np.random.Generator

@@ -7,7 +7,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from examples import easy_vqa
-from masters_ray import prompts
+from masters_ray.method import prompts
 
 END = "<|im_end|>"
 PAD = "<|endoftext|>"

@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from masters_ray import weights
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
-from masters_ray.engines import reserved
 from masters_ray.errors import Complaint
+from masters_ray.method.schedule import ratios
+from masters_ray.models import reserved, weights
 from masters_ray.parts import is_unknown, matrices_in, part_of
-from masters_ray.schedule import ratios
 
 _SHOWN = 3
 _LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn"})

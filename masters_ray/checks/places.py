@@ -10,12 +10,14 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from masters_ray import cluster, schedule, weights
+from masters_ray import cluster
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, StoreError
 from masters_ray.files import read_json
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.method import schedule
+from masters_ray.models import weights
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas import placement
 from masters_ray.store import MANIFEST, Folder
 

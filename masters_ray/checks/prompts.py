@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from masters_ray import data, weights
+from masters_ray import data
 from masters_ray.checks.context import CheckContext, Findings, guarded
 from masters_ray.checks.rows import FIRST
-from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, Complaint
-from masters_ray.prompts import ground_truth, question_messages
+from masters_ray.method.prompts import ground_truth, question_messages
+from masters_ray.models import reserved, weights
+from masters_ray.models.weights import read_config
 from masters_ray.records import Problem
-from masters_ray.weights import read_config
 
 if TYPE_CHECKING:
-    from masters_ray.engines.chat import Chat
+    from masters_ray.models.chat import Chat
 
 _COMPARED = 3
 """Questions whose ids are compared."""
@@ -82,8 +82,8 @@ def _of_model(
 ) -> Findings:
     """What a model's processor makes of the questions. measured (by the digest of the prompt files, then "train" or
     "held_out") and chats get what this model adds to the others'."""
-    from masters_ray.engines import hf
-    from masters_ray.engines.chat import Chat
+    from masters_ray.models import hf
+    from masters_ray.models.chat import Chat
 
     folder = context.folders[name]
     _known(folder)

@@ -7,11 +7,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from masters_ray import data, schedule
+from masters_ray import data
 from masters_ray.checks.context import CheckContext, Findings, NotChecked
 from masters_ray.data import sources
 from masters_ray.data.texts import cut
 from masters_ray.errors import Complaint
+from masters_ray.method import schedule
 from masters_ray.pipeline import inputs
 from masters_ray.records import Rejected
 

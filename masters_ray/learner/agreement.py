@@ -13,9 +13,9 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
+from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner.batches import Step
 from masters_ray.learner.collate import Part
-from masters_ray.packing import PackedBatch
 from masters_ray.records import LogprobMismatch
 
 _LARGEST_GAP = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1}

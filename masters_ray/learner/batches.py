@@ -15,7 +15,7 @@ import pyarrow as pa
 from masters_ray import store
 from masters_ray.errors import LearnerError
 from masters_ray.learner.job import StagePlan
-from masters_ray.schedule import Iteration
+from masters_ray.method.schedule import Iteration
 
 T = TypeVar("T")
 Plans = Sequence[tuple[StagePlan, Iteration]]

@@ -10,14 +10,15 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from masters_ray import attention, store
+from masters_ray import store
 from masters_ray.data import decode
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import UnreadableRowError
+from masters_ray.kernels import attention
+from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack, unreadable
 from masters_ray.learner.batches import Step
-from masters_ray.packing import PackedBatch, PromptTensors, pack, unreadable
-from masters_ray.prompts import question_messages
+from masters_ray.method.prompts import question_messages
+from masters_ray.models import hf
+from masters_ray.models.chat import Chat
 from masters_ray.records import Rejected, RolloutGroup
 
 Pack = Callable[[Sequence[RolloutGroup]], PackedBatch]

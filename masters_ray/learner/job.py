@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from masters_ray.config import Learner, Part, Reward, Transfer
+from masters_ray.method.schedule import Iteration
 from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetrics
-from masters_ray.schedule import Iteration
 
 
 @dataclass(frozen=True, kw_only=True)

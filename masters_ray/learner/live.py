@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from masters_ray import weights
-from masters_ray.engines import hf
 from masters_ray.errors import LearnerError
+from masters_ray.kernels.live import LiveScores
+from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner.job import LiveSource, StagePlan
-from masters_ray.live import LiveScores
-from masters_ray.packing import PackedBatch
+from masters_ray.models import hf, weights
 
 
 class LiveTeacher:

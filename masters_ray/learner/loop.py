@@ -20,11 +20,10 @@ from ray.util.queue import Queue
 from safetensors import SafetensorError
 from torch import Tensor
 
-from masters_ray import store, weights
+from masters_ray import store
 from masters_ray.config import Learner
-from masters_ray.engines import adapters, hf
 from masters_ray.errors import LearnerError, writing
-from masters_ray.grpo import LossConfig, OldPolicy, group_losses
+from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner import agreement, checkpoints, work
 from masters_ray.learner.batches import Step, prefetch, steps
 from masters_ray.learner.collate import Collator, Part, own_parts
@@ -32,7 +31,8 @@ from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.job import LearnerJob, LearnerNews
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
-from masters_ray.packing import PackedBatch
+from masters_ray.method.grpo import LossConfig, OldPolicy, group_losses
+from masters_ray.models import adapters, hf, weights
 from masters_ray.records import LeftOut, SkippedStep, StepMetrics
 from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender

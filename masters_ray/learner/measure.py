@@ -10,14 +10,14 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor
 
-from masters_ray import store, weights
+from masters_ray import store
 from masters_ray.config import Learner
-from masters_ray.engines import hf
 from masters_ray.errors import LearnerError
-from masters_ray.grpo import segment_means
 from masters_ray.learner.batches import micro_batches
 from masters_ray.learner.collate import Collator, MicroBatch, read
 from masters_ray.learner.trainer import environment
+from masters_ray.method.grpo import segment_means
+from masters_ray.models import hf, weights
 from masters_ray.records import Rejected, Source
 
 

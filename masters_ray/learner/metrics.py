@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masters_ray.grpo import LossOutputs
 from masters_ray.learner.agreement import row_gaps
 from masters_ray.learner.collate import MicroBatch
 from masters_ray.learner.job import GroupRewards
+from masters_ray.method.grpo import LossOutputs
 
 _SHOWN_GROUPS = 2
 """Groups of a step whose rewards are told."""

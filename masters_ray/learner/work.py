@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masters_ray.packing import PackedBatch
+from masters_ray.kernels.packing import PackedBatch
 
 _SIDE = {"cpu": 1024, "cuda": 8192}
 ALLOCATOR = ":".join(

@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from masters_ray import schedule, store
+from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import DamagedError, MastersError, StoreError
 from masters_ray.files import read_object
 from masters_ray.learner import checkpoints
+from masters_ray.method import schedule
+from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import held_out, inputs
 from masters_ray.pipeline.curriculum import QuestionOrder, Questions
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
-from masters_ray.schedule import Stage
 
 _NAMED = 3
 """Most questions that a message names."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from masters_ray import data, schedule, store
+from masters_ray import data, store
 from masters_ray.config import Config
 from masters_ray.evaluate import refusals
+from masters_ray.method import schedule
 from masters_ray.pipeline import held_out, inputs, online
 from masters_ray.pipeline.contents import StageStores, say_damage
 from masters_ray.pipeline.curriculum import QuestionOrder
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.recipes import Recipes
+from masters_ray.pipeline.run_dir import RunDirectory
 
 
 class RunContext:

@@ -9,10 +9,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from masters_ray import data, weights
+from masters_ray import data
 from masters_ray.config import Config, Difficulty
 from masters_ray.errors import DataError
 from masters_ray.files import append_lines, read_lines
+from masters_ray.models import weights
 from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.progress import say, track
 from masters_ray.records import Problem

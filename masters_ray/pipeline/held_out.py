@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from masters_ray import data, remarks, store, weights
+from masters_ray import data, remarks, store
 from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
 from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
 from masters_ray.files import MADE_AGAIN, as_json, read_json, read_record, write_json
-from masters_ray.marking import RULES
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.method.marking import RULES
+from masters_ray.models import weights
 from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Refused, Rejected, Reply
 from masters_ray.replicas.judge import Verdict

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from masters_ray import data, schedule, weights
+from masters_ray import data
 from masters_ray.config import Config, DataSource
-from masters_ray.engines import reserved
 from masters_ray.errors import DataError
+from masters_ray.method import schedule
+from masters_ray.method.schedule import Stage
+from masters_ray.models import reserved, weights
 from masters_ray.progress import say
-from masters_ray.schedule import Stage
 
 
 def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:

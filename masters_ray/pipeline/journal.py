@@ -14,7 +14,7 @@ from typing import Any
 from masters_ray.errors import writing
 from masters_ray.files import append_lines, read_lines, read_object, write_json, write_text
 from masters_ray.learner.job import GroupRewards, LearnerNews
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import LeftOut, Rejected, SkippedStep, StepMetrics
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from masters_ray.config import Judge, JudgedBy
-from masters_ray.marking import RULES
+from masters_ray.method.marking import RULES
 from masters_ray.records import Answer, Problem, Source
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool

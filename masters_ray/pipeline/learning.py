@@ -8,16 +8,16 @@ from pathlib import Path
 
 from masters_ray import store
 from masters_ray.config import Config
-from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import LearnerError
 from masters_ray.learner.job import LearnerJob, LearnerNews, LiveSource, StagePlan
 from masters_ray.learner.trainer import broker_of, fit
+from masters_ray.method.schedule import Stage
+from masters_ray.models.vllm_engine import Mask
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
 from masters_ray.progress import say, track
 from masters_ray.replicas import placement
 from masters_ray.replicas.spec import absolute
-from masters_ray.schedule import Stage
 
 
 def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:

@@ -13,25 +13,26 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from masters_ray import remarks, schedule, store
+from masters_ray import remarks, store
 from masters_ray.config import Config, Rule
 from masters_ray.errors import MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
-from masters_ray.masks import MaskReport
+from masters_ray.method import schedule
+from masters_ray.method.masks import MaskReport
+from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.curriculum import Questions
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.parallel import in_parallel
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe, Recipes
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.pipeline.tally import Limits
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, OnlineStep, Rejected
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
-from masters_ray.schedule import Stage
 from masters_ray.weight_sync.broker import Order
 
 T = TypeVar("T")

@@ -12,15 +12,16 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow.compute as pc
 
-from masters_ray import data, remarks, store, weights
+from masters_ray import data, remarks, store
 from masters_ray.config import as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share
 from masters_ray.files import as_json, read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
+from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import all_marks, digest_of
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
 from masters_ray.report import summary as facts

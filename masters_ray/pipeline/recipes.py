@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from masters_ray import store, weights
+from masters_ray import store
 from masters_ray.config import Config, JudgedBy, Rollout, Student, Teacher
-from masters_ray.engines import reserved
-from masters_ray.masks import MaskReport
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.method.masks import MaskReport
+from masters_ray.method.schedule import Stage
+from masters_ray.models import reserved, weights
 from masters_ray.pipeline.judging import Judging
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Source
-from masters_ray.schedule import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from masters_ray import remarks, store
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
 from masters_ray.pipeline.contents import misplaced
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch

@@ -19,14 +19,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from masters_ray import report, schedule, store, weights
+from masters_ray import report, store
 from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
+from masters_ray.method import schedule
+from masters_ray.models import weights
 from masters_ray.pipeline import learning, online, outcome, rollouts
 from masters_ray.pipeline.context import RunContext
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.replicas import processes
 from masters_ray.replicas.placement import Turns

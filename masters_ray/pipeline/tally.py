@@ -8,8 +8,8 @@ from typing import get_args
 
 from masters_ray.config import Judge, Rollout
 from masters_ray.errors import DataError
-from masters_ray.marking import RULES
-from masters_ray.prompts import defused, ground_truth, with_choices
+from masters_ray.method.marking import RULES
+from masters_ray.method.prompts import defused, ground_truth, with_choices
 from masters_ray.records import AnswerTally, JudgedAnswer, Problem, Rejected, RolloutGroup, Source
 
 _ENOUGH_ANSWERS = 400

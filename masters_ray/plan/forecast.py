@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from masters_ray import schedule
 from masters_ray.config import Config, Rollout
 from masters_ray.errors import Complaint, ConfigError
+from masters_ray.method import schedule
+from masters_ray.method.schedule import Iteration, version_for
 from masters_ray.plan.rates import Rates, making
-from masters_ray.schedule import Iteration, version_for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from ray.experimental import internal_kv
 
 from masters_ray.config import Engine
 from masters_ray.data.texts import cut
-from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError, MastersError, ReplicaError, ReplicaLostError
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
+from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas.judge import JudgeRole
 from masters_ray.replicas.model import ReplicaModel
 from masters_ray.replicas.processes import Role

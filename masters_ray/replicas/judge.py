@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masters_ray import prompts
+from masters_ray.method import prompts
 from masters_ray.records import Problem, Refused
 from masters_ray.replicas.model import ReplicaModel
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from masters_ray import weights
 from masters_ray.data import BadPictureError, decode
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
-from masters_ray.engines.vllm_engine import Prompt, VllmEngine
-from masters_ray.prompts import Message, question_messages
+from masters_ray.method.prompts import Message, question_messages
+from masters_ray.models import hf, weights
+from masters_ray.models.chat import Chat
+from masters_ray.models.vllm_engine import Prompt, VllmEngine
 from masters_ray.records import Problem, Refused, Reply
 from masters_ray.replicas.spec import ReplicaSpec
 

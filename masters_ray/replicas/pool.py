@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
 from masters_ray.progress import say
 from masters_ray.replicas.actor import Expected, remember_ratio
 from masters_ray.replicas.processes import Role

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from masters_ray import store
 from masters_ray.config import Sampling
-from masters_ray.prompts import difficulty_messages, parse_difficulty, question_messages
+from masters_ray.method.prompts import difficulty_messages, parse_difficulty, question_messages
 from masters_ray.records import Answer, Problem, Refused, Reply, Scored, Source
 from masters_ray.replicas.model import ReplicaModel, sorted_out
 from masters_ray.store import Ragged

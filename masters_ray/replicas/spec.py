@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from masters_ray import weights
 from masters_ray.config import Config, Engine
-from masters_ray.engines import reserved
-from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import Complaint, ConfigError
+from masters_ray.models import reserved, weights
+from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas.processes import Processes
 
 _BESIDE_THE_LEARNER = 0.6

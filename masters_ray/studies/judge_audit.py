@@ -17,11 +17,11 @@ from masters_ray import store
 from masters_ray.config import Config, JudgedBy
 from masters_ray.errors import DataError
 from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
-from masters_ray.marking import RULES
+from masters_ray.method.marking import RULES
 from masters_ray.pipeline import run
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.judging import JUDGES
 from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
 from masters_ray.replicas import processes
@@ -119,7 +119,9 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
         for one in row.answers
     ]
     if not cases:
-        raise DataError(f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store inspect.")
+        raise DataError(
+            f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store inspect."
+        )
     kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
     passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
     rule = RULES[config.judge.rule]

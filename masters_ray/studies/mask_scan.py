@@ -23,7 +23,7 @@ from masters_ray.evaluate import Interval
 from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import run
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import JudgedText, StageOutcome
 from masters_ray.replicas.spec import absolute

@@ -37,8 +37,8 @@ from masters_ray.errors import Complaint, ConfigError
 from masters_ray.evaluate import Interval
 from masters_ray.files import read_json, write_json
 from masters_ray.pipeline import held_out
-from masters_ray.pipeline.directory import RunDirectory, holds_rows_of, rollout_settings
 from masters_ray.pipeline.run import run as make_run
+from masters_ray.pipeline.run_dir import RunDirectory, holds_rows_of, rollout_settings
 from masters_ray.progress import say
 from masters_ray.report.charts import Series, rows_chart
 from masters_ray.report.summary import read_metrics, read_summary

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from masters_ray.errors import LearnerError, WeightsGoneError
-from masters_ray.schedule import version_for
+from masters_ray.method.schedule import version_for
 from masters_ray.weight_sync.stream import Invitation
 from masters_ray.weight_sync.student_weights import StudentWeights
 

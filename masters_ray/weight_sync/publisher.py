@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor
 
-from masters_ray.schedule import version_for
+from masters_ray.method.schedule import version_for
 from masters_ray.weight_sync.broker import WeightRequest, ask
 from masters_ray.weight_sync.stream import Backend, TensorStream
 from masters_ray.weight_sync.student_weights import StudentWeights, pieces, tensor_digest

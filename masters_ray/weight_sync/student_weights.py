@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from masters_ray.errors import WeightSyncError
-from masters_ray.masks import update_digest
+from masters_ray.method.masks import update_digest
 
 _PIECE = 256 * 2**20
 """Bytes of tensors that lie in the object store together; a process that reads them holds one piece at a time."""

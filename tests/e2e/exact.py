@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from masters_ray.config import Engine, MaskScope
-from masters_ray.engines.vllm_engine import Mask
+from masters_ray.models.vllm_engine import Mask
 from masters_ray.records import Answer, Problem, Scored
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.pool import Pool

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from masters_ray import weights
 from masters_ray.config import Learner, Reward
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
+from masters_ray.kernels.packing import pack
 from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
 from masters_ray.learner.trainer import fit
-from masters_ray.packing import pack
+from masters_ray.models import hf, weights
+from masters_ray.models.chat import Chat
 from masters_ray.records import Problem, RolloutGroup
 from tests.builders import group, iterations, scored, written
 from tests.conftest import PAIR

@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from masters_ray import masks, weights
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
 from masters_ray.data.pictures import encoded as bytes_of
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import ReplicaError
-from masters_ray.packing import pack
-from masters_ray.prompts import question_messages
+from masters_ray.kernels.packing import pack
+from masters_ray.method import masks
+from masters_ray.method.prompts import question_messages
+from masters_ray.models import hf, weights
+from masters_ray.models.chat import Chat
 from masters_ray.records import Answer, JudgedAnswer, Picture, Problem, ScoredAnswer
 from masters_ray.replicas.spawn import Replicas
 from tests.builders import group, scores

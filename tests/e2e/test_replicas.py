@@ -14,9 +14,9 @@ import pytest
 
 from masters_ray import cluster
 from masters_ray.config import Cluster, MaskScope
-from masters_ray.engines.vllm_engine import Mask
 from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
+from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas import pool as pool_module
 from masters_ray.replicas.actor import ReplicaActor, mask_to_begin_with
 from masters_ray.replicas.processes import Role

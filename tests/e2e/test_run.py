@@ -138,7 +138,7 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
 
 
 def test_the_run_leaves_a_student_a_report_and_events(finished: Finished) -> None:
-    from masters_ray.engines import hf
+    from masters_ray.models import hf
 
     run = finished.folder
     assert sum(parameter.numel() for parameter in hf.load_model(run / "student", "float32").parameters()) > 1e5

@@ -14,16 +14,16 @@ import pytest
 import ray
 import torch
 
-from masters_ray import checks, config, store, weights
+from masters_ray import checks, config, store
 from masters_ray.config import Engine
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import WeightSyncError
 from masters_ray.files import read_lines
-from masters_ray.packing import pack
+from masters_ray.kernels.packing import pack
+from masters_ray.models import hf, weights
+from masters_ray.models.chat import Chat
 from masters_ray.pipeline import learning
 from masters_ray.pipeline import run as pipeline
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Problem, RolloutGroup
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.spawn import Replicas

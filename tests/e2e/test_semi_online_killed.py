@@ -21,9 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
-from masters_ray import schedule, store
+from masters_ray import store
 from masters_ray.files import read_lines
 from masters_ray.learner.checkpoints import find
+from masters_ray.method import schedule
 from masters_ray.records import RolloutGroup
 from masters_ray.store import look
 from tests.conftest import ROOT

@@ -11,7 +11,7 @@ import pytest
 
 from masters_ray import checks, cluster, store
 from masters_ray.config import Config
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.studies import judge_audit, mask_scan, study
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form

@@ -20,7 +20,7 @@ from masters_ray.errors import ConfigError
 from masters_ray.files import append_lines, read_lines
 from masters_ray.pipeline import learning, owner
 from masters_ray.pipeline import run as pipeline
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spawn import Replicas

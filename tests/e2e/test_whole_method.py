@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from masters_ray import store, weights
+from masters_ray import store
+from masters_ray.models import weights
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form, masters_ray, summary
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from bench import models
 from bench.groups import Question, Task, packed, question
 from bench.sides import CLIP, KL_BETA, Masters
-from masters_ray.divergence import top_k_jsd
-from masters_ray.grpo import advantages, clipped_objective, group_losses, kl_estimates, segment_means
-from masters_ray.head import answer_terms
+from masters_ray.kernels.head import answer_terms
+from masters_ray.method.divergence import top_k_jsd
+from masters_ray.method.grpo import advantages, clipped_objective, group_losses, kl_estimates, segment_means
 from masters_ray.records import ScoredAnswer
 from tests.tensors import loss_batch, loss_config, random, top_k
 

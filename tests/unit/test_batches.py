@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
+from masters_ray.kernels.packing import sequence_tokens
 from masters_ray.learner.batches import Fresh, Plans, Step, micro_batches, prefetch, steps
 from masters_ray.learner.collate import own_parts
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
-from masters_ray.packing import sequence_tokens
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, scored
 from tests.unit.test_packing import packed

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from masters_ray import prompts
-from masters_ray.engines import reserved
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError, DataError
-from masters_ray.prompts import question_messages
+from masters_ray.method import prompts
+from masters_ray.method.prompts import question_messages
+from masters_ray.models import reserved
+from masters_ray.models.chat import Chat
 from tests.builders import checkpoint, picture, problem
 from tests.conftest import PAIR
 

@@ -13,9 +13,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from masters_ray import weights
-from masters_ray.engines import hf
 from masters_ray.errors import CheckpointError
+from masters_ray.models import hf, weights
 from tests.builders import checkpoint
 from tests.conftest import PAIR
 

@@ -13,7 +13,7 @@ import pytest
 from masters_ray import checks, config
 from masters_ray.checks import places, rows
 from masters_ray.errors import ConfigError
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from tests.builders import checkpoint, png
 from tests.conftest import DEMO, PAIR
 

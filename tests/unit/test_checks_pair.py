@@ -11,9 +11,9 @@ import torch
 from masters_ray import checks
 from masters_ray.checks.pair import ends
 from masters_ray.checks.prompts import same_ids
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.prompts import question_messages
+from masters_ray.method.prompts import question_messages
+from masters_ray.models.chat import Chat
 from tests.builders import checkpoint, picture, problem
 from tests.conftest import DEMO, PAIR
 from tests.unit.test_chat import TEMPLATE, starts_with

@@ -16,7 +16,7 @@ from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
 from masters_ray.pipeline import contents, held_out, inputs, owner
 from masters_ray.pipeline import run as pipeline
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from tests.builders import group
 from tests.conftest import PAIR, ROOT
 from tests.unit.test_pipeline import FEW, Generate, block, generate, two_teachers

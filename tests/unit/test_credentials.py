@@ -11,7 +11,7 @@ from masters_ray import config as configuration
 from masters_ray.config import Config, Written, violations
 from masters_ray.errors import StoreError, masked
 from masters_ray.files import read_json
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.store import Folder
 from masters_ray.studies.judge_audit import audit_config
 from tests.conftest import ROOT

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from masters_ray import prompts
 from masters_ray.errors import DataError
+from masters_ray.method import prompts
 from masters_ray.pipeline.curriculum import Difficulties, Ordered
 from tests.builders import problem
 from tests.unit.test_rollouts import Problems

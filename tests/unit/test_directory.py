@@ -8,8 +8,8 @@ from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import read_json, read_lines, write_json
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import SkippedStep, StepMetrics
 from tests.conftest import ROOT
 

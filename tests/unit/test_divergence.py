@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from masters_ray.divergence import jsd, left_out_error, top_k_jsd, with_rest
+from masters_ray.method.divergence import jsd, left_out_error, top_k_jsd, with_rest
 from tests.tensors import random, top_k
 
 

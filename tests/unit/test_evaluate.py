@@ -3,7 +3,7 @@ import math
 import pytest
 
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, mark, wilson
-from masters_ray.marking import exact
+from masters_ray.method.marking import exact
 from masters_ray.records import Problem, Refused, Reply
 from tests.builders import problem
 

@@ -13,8 +13,8 @@ from masters_ray.files import write_text
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.curriculum import Difficulties
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.run_dir import RunDirectory
 from tests.unit.test_curriculum import QUESTIONS, SAID, Rater
 from tests.unit.test_directory import config, metrics
 from tests.unit.test_journal import rewards

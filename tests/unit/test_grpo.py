@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masters_ray.grpo import (
+from masters_ray.method.grpo import (
     LossOutputs,
     OldPolicy,
     advantages,
@@ -16,7 +16,7 @@ from masters_ray.grpo import (
     is_clipped,
     kl_estimates,
 )
-from masters_ray.rewards import distillation_rewards
+from masters_ray.method.rewards import distillation_rewards
 from tests.tensors import loss_batch, loss_config
 
 CLOSE = [0.1000, 0.1010, 0.1005]

@@ -8,8 +8,8 @@ import pytest
 
 from masters_ray.files import read_lines
 from masters_ray.learner.job import GroupRewards, LearnerNews
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.journal import Journal
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep
 from tests.unit.test_directory import config, metrics
 

@@ -1,4 +1,4 @@
-from masters_ray.prompts import Message
+from masters_ray.method.prompts import Message
 from masters_ray.records import Reply
 from masters_ray.replicas.judge import JudgeRole, Verdict
 from tests.builders import problem

@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from masters_ray import weights
 from masters_ray.config import Part
-from masters_ray.divergence import top_k_jsd
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import LearnerError
-from masters_ray.grpo import LossConfig, group_losses
+from masters_ray.kernels.live import LiveScores, live_terms
+from masters_ray.kernels.packing import PackedBatch, pack
 from masters_ray.learner.job import LiveSource, StagePlan
 from masters_ray.learner.live import LiveTeacher
-from masters_ray.live import LiveScores, live_terms
-from masters_ray.masks import MaskReport, masked
-from masters_ray.packing import PackedBatch, pack
+from masters_ray.method.divergence import top_k_jsd
+from masters_ray.method.grpo import LossConfig, group_losses
+from masters_ray.method.masks import MaskReport, masked
+from masters_ray.models import hf, weights
+from masters_ray.models.chat import Chat
 from masters_ray.records import Problem, TokenScores
 from masters_ray.store import codec
 from tests.builders import group, scored

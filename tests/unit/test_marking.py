@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from masters_ray import marking
 from masters_ray.config import Rule
+from masters_ray.method import marking
 from masters_ray.records import Problem
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from masters_ray import weights
 from masters_ray.config import Part
 from masters_ray.errors import CheckpointError
-from masters_ray.masks import MaskReport, mask_smallest, masked, zeroed_count
+from masters_ray.method.masks import MaskReport, mask_smallest, masked, zeroed_count
+from masters_ray.models import weights
 from masters_ray.parts import part_of
 from tests.conftest import PAIR
 

@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from masters_ray.config import Learner
-from masters_ray.engines import hf
-from masters_ray.engines.chat import Chat
 from masters_ray.learner.measure import measure
+from masters_ray.models import hf
+from masters_ray.models.chat import Chat
 from masters_ray.records import RolloutGroup
 from tests.builders import group, scored, written
 from tests.conftest import PAIR

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from masters_ray.grpo import LossOutputs, group_losses
 from masters_ray.learner.collate import MicroBatch
 from masters_ray.learner.metrics import step_totals
+from masters_ray.method.grpo import LossOutputs, group_losses
 from masters_ray.records import RolloutGroup
 from tests.builders import group, scored
 from tests.tensors import loss_config

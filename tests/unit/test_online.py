@@ -12,15 +12,16 @@ import pyarrow as pa
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray import schedule, store
+from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
 from masters_ray.files import read_lines
+from masters_ray.method import schedule
 from masters_ray.pipeline import online, owner
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.recipes import Recipes
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.weight_sync.broker import RolloutBroker

@@ -14,8 +14,8 @@ from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.outcome import _example, _learned, _online
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Picture, RolloutGroup
 from tests import builders
 from tests.builders import group, png, problem, scored, step

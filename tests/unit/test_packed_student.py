@@ -16,14 +16,15 @@ from torch import Tensor
 
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner
-from masters_ray.divergence import left_out_error, top_k_jsd
-from masters_ray.engines import hf, norm
 from masters_ray.errors import CheckpointError
-from masters_ray.grpo import LossConfig, group_losses
+from masters_ray.kernels import norm
+from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
 from masters_ray.learner.batches import steps
 from masters_ray.learner.collate import own_parts
 from masters_ray.learner.job import StagePlan
-from masters_ray.packing import PackedBatch, PromptTensors, pack
+from masters_ray.method.divergence import left_out_error, top_k_jsd
+from masters_ray.method.grpo import LossConfig, group_losses
+from masters_ray.models import hf
 from masters_ray.parts import part_of_parameter
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, problem, scored

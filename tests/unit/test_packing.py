@@ -8,7 +8,7 @@ import torch
 
 from masters_ray import store
 from masters_ray.errors import UnreadableRowError
-from masters_ray.packing import PackedBatch, PromptTensors, pack, sequence_tokens, unreadable
+from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack, sequence_tokens, unreadable
 from masters_ray.records import RolloutGroup, ScoredAnswer
 from tests.builders import group, scored
 

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageCms
 
 from masters_ray.data import BadPictureError, check, decode, pictures
-from masters_ray.engines import vllm_engine, vllm_loop
-from masters_ray.engines.chat import Chat
-from masters_ray.prompts import question_messages
+from masters_ray.method.prompts import question_messages
+from masters_ray.models import vllm_engine, vllm_loop
+from masters_ray.models.chat import Chat
 from masters_ray.records import Picture
 from tests.builders import encoded_png, problem
 from tests.conftest import ROOT

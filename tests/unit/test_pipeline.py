@@ -19,8 +19,8 @@ from masters_ray.config import Config
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs, owner
 from masters_ray.pipeline import run as pipeline
-from masters_ray.pipeline.directory import RunDirectory
 from masters_ray.pipeline.held_out import HeldOut, all_marks
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import AnswerTally, Problem, RolloutGroup
 from masters_ray.replicas.judge import Verdict
 from tests.builders import group, png

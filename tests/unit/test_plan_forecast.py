@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from masters_ray import config as configuration
 from masters_ray.config import Rollout
+from masters_ray.method.schedule import Iteration
 from masters_ray.plan.forecast import LearningTimes, forecast, learning
 from masters_ray.plan.rates import GroupMaking, Rates
-from masters_ray.schedule import Iteration
 from tests.conftest import ROOT
 
 exactly = pytest.approx

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
 from masters_ray.replicas import pool as pool_module
 from masters_ray.replicas.actor import not_loaded
 from masters_ray.replicas.pool import CALLS_AT_ONCE, Pool, replica_error

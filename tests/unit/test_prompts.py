@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from masters_ray import prompts
+from masters_ray.method import prompts
 from masters_ray.records import Picture, Problem
 
 EVALUATION, REASONING, PARSING = prompts.EVALUATION, prompts.REASONING, prompts.PARSING
@@ -204,5 +204,7 @@ def test_a_judge_that_believes_every_tag_is_not_talked_into_a_verdict(attack: st
 
 
 def test_importing_is_light() -> None:
-    code = "import masters_ray.prompts, sys; sys.exit(bool({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    code = (
+        "import masters_ray.method.prompts, sys; sys.exit(bool({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,12 +12,12 @@ import pytest
 from masters_ray import store
 from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
+from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.records import Picture, Problem, StageOutcome
 from masters_ray.replicas.judge import Verdict
-from masters_ray.schedule import Stage
 from masters_ray.store import look
 from tests.builders import group, png, problem
 from tests.fakes import FakePool, FakeReplicas

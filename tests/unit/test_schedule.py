@@ -3,9 +3,9 @@ from fractions import Fraction
 
 import pytest
 
-from masters_ray import schedule
 from masters_ray.config import Schedule, ScheduledStage
-from masters_ray.schedule import Stage, plan, ratios
+from masters_ray.method import schedule
+from masters_ray.method.schedule import Stage, plan, ratios
 
 
 @pytest.mark.parametrize(("largest", "expected"), [(0.2, [0.2, 0.15, 0.1, 0.05, 0.0]), (0.0, [0.0])])

@@ -18,11 +18,10 @@ from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.sample import prompt_logprob
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
-from masters_ray import weights
 from masters_ray.config import Engine, Sampling
-from masters_ray.engines import hf, vllm_engine
-from masters_ray.engines.chat import Chat
-from masters_ray.engines.vllm_engine import Prompt, VllmEngine
+from masters_ray.models import hf, vllm_engine, weights
+from masters_ray.models.chat import Chat
+from masters_ray.models.vllm_engine import Prompt, VllmEngine
 from masters_ray.records import Refused, Scored
 from masters_ray.replicas.model import ReplicaModel
 from tests.builders import replica_spec

@@ -10,7 +10,7 @@ from masters_ray.config import Config
 from masters_ray.errors import ConfigError
 from masters_ray.files import as_json
 from masters_ray.learner.measure import Divergence
-from masters_ray.pipeline.directory import RunDirectory
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import JudgedText, Source, StageOutcome
 from masters_ray.studies import judge_audit, mask_scan
 from masters_ray.studies.judge_audit import AuditCase, JudgePass, disagreements, pairs

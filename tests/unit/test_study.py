@@ -12,9 +12,9 @@ from masters_ray.config import Cluster, Config
 from masters_ray.errors import ConfigError
 from masters_ray.evaluate import Marked
 from masters_ray.files import append_lines, as_json, write_json
+from masters_ray.method.schedule import ratios
 from masters_ray.pipeline import held_out
-from masters_ray.pipeline.directory import RunDirectory
-from masters_ray.schedule import ratios
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.studies import study as studies
 from tests.builders import accuracy, step, summary
 from tests.conftest import ROOT

@@ -20,8 +20,8 @@ from examples.toy.evaluate import complete
 from examples.toy.forward import picture_hidden, see, text_hidden
 from examples.toy.recipe import Recipe, Shape, Stage
 from examples.toy.tokenizer import VOCABULARY, make_tokenizer
-from masters_ray import marking, prompts
 from masters_ray.errors import CheckpointError
+from masters_ray.method import marking, prompts
 
 NAMES = ("teacher", "student")
 SIZES: dict[str, Any] = {"vision_hidden": 32, "vision_depth": 2, "vision_heads": 1, "vision_intermediate": 32}

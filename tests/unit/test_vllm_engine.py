@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from masters_ray.config import Engine, MaskScope
-from masters_ray.engines import vllm_engine
-from masters_ray.engines.vllm_engine import Mask, VllmEngine
 from masters_ray.errors import ReplicaError, ReplicaLostError
+from masters_ray.models import vllm_engine
+from masters_ray.models.vllm_engine import Mask, VllmEngine
 from masters_ray.weight_sync.stream import Invitation
 
 REPORT = {"ratio": 0.1, "sparsity": 0.1, "matrices": 7, "digest": "a"}
@@ -24,7 +24,7 @@ class FakeLlm(SimpleNamespace):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool = True) -> None:
         platform = SimpleNamespace(is_cpu=lambda: on_cpu)
         monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
-        monkeypatch.setitem(sys.modules, "masters_ray.engines.vllm_worker", SimpleNamespace(MASKED="masked"))
+        monkeypatch.setitem(sys.modules, "masters_ray.models.vllm_worker", SimpleNamespace(MASKED="masked"))
         monkeypatch.setattr(vllm_engine, "_start", self._started)
         self.told: list[Any] = []
         self.reports = [REPORT, REPORT]

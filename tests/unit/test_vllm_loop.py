@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import CheckpointError, ReplicaLostError
+from masters_ray.models.vllm_loop import EngineLoop
 from masters_ray.records import Refused
 
 

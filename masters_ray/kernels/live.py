@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from masters_ray.divergence import jsd, left_out_error, with_rest
+from masters_ray.method.divergence import jsd, left_out_error, with_rest
 
 _BUFFERS = 8
 """float32 numbers per token and vocabulary entry while a slice is worked on, both models and gradients together."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from masters_ray.config import Lora
-from masters_ray.engines.hf import whole_folder
+from masters_ray.models.hf import whole_folder
 from masters_ray.parts import part_of
 
 

@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from masters_ray.attention import Layout, attend
 from masters_ray.config import Part
-from masters_ray.engines import beside_weights, norm
-from masters_ray.engines.chat import Chat
 from masters_ray.errors import CheckpointError
-from masters_ray.head import answer_terms
-from masters_ray.live import LiveScores, live_terms
-from masters_ray.masks import MaskReport, masked
-from masters_ray.packing import PackedBatch, PromptTensors
+from masters_ray.kernels import norm
+from masters_ray.kernels.attention import Layout, attend
+from masters_ray.kernels.head import answer_terms
+from masters_ray.kernels.live import LiveScores, live_terms
+from masters_ray.kernels.packing import PackedBatch, PromptTensors
+from masters_ray.method.masks import MaskReport, masked
+from masters_ray.method.prompts import Message
+from masters_ray.models import beside_weights
+from masters_ray.models.chat import Chat
+from masters_ray.models.weights import quantisation, read_config, some, tensors
 from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter, without_numbers
-from masters_ray.prompts import Message
-from masters_ray.weights import quantisation, read_config, some, tensors
 
 _PACKED = "masters_packed"
 

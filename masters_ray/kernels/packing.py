@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masters_ray.attention import Layout, Span
 from masters_ray.errors import UnreadableRowError
+from masters_ray.kernels.attention import Layout, Span
 from masters_ray.records import RolloutGroup
 
 

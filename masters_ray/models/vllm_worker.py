@@ -23,10 +23,10 @@ from vllm.platforms import current_platform
 from vllm.utils.nccl import unpinned_nccl_env
 
 from masters_ray.config import Part
-from masters_ray.masks import MaskReport, masked
+from masters_ray.method.masks import MaskReport, masked
+from masters_ray.models.weights import tensors
 from masters_ray.weight_sync.stream import Invitation, received
 from masters_ray.weight_sync.student_weights import tensor_digest
-from masters_ray.weights import tensors
 
 MASKED = "masked"
 """vLLM load format of MaskedLoader; its extra configuration has the keys ratio and parts."""

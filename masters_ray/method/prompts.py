@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from masters_ray.method.wording import lettered
 from masters_ray.records import JudgedText, Problem
-from masters_ray.wording import lettered
 
 Message = dict[str, Any]
 """One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from masters_ray.divergence import jsd_and_slope, left_out_error, with_rest
+from masters_ray.method.divergence import jsd_and_slope, left_out_error, with_rest
 
 _CPU_TILE_BYTES = 4 * 2**20
 """What stays in a core's cache while a tile is worked on."""

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from masters_ray.data import special_in
-from masters_ray.engines import reserved
 from masters_ray.errors import CheckpointError, DataError
-from masters_ray.prompts import Message
+from masters_ray.method.prompts import Message
+from masters_ray.models import reserved
 
 _PROBE = "masters 0 probe"
 """In no template."""

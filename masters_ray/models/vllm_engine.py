@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from masters_ray.config import Engine, MaskScope, Part, Sampling
-from masters_ray.engines.vllm_loop import EngineLoop
 from masters_ray.errors import ReplicaError, ReplicaLostError
-from masters_ray.masks import MaskReport
+from masters_ray.method.masks import MaskReport
+from masters_ray.models.vllm_loop import EngineLoop
 from masters_ray.parts import parts_in
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
@@ -79,7 +79,7 @@ class VllmEngine:
         """
         from vllm.platforms import current_platform
 
-        from masters_ray.engines.vllm_worker import MASKED
+        from masters_ray.models.vllm_worker import MASKED
 
         self._folder = folder
         self._parts = None if mask is None else mask.parts
@@ -97,7 +97,7 @@ class VllmEngine:
             "limit_mm_per_prompt": {"image": engine.max_pictures, "video": 0},
             "skip_mm_profiling": engine.kv_cache_memory_bytes is not None,
             "max_logprobs": max(20, top_k),
-            "worker_extension_cls": "masters_ray.engines.vllm_worker.InPlaceLoading",
+            "worker_extension_cls": "masters_ray.models.vllm_worker.InPlaceLoading",
             "generation_config": "vllm",
             "disable_log_stats": True,
             "enable_sleep_mode": self._sleeps,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from masters_ray.config import KlEstimator, Learner, Reward
-from masters_ray.packing import PackedBatch
-from masters_ray.rewards import distillation_rewards
+from masters_ray.method.rewards import distillation_rewards
+
+if TYPE_CHECKING:
+    from masters_ray.kernels.packing import PackedBatch
 
 EPSILON = 1e-6
 """Added to the standard deviation of the rewards."""

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from masters_ray.config import Rule
+from masters_ray.method.wording import ARTICLES, lettered, normalise, plain
 from masters_ray.records import Problem
-from masters_ray.wording import ARTICLES, lettered, normalise, plain
 
 _AROUND_NUMBERS = "$€£¥₹₩ "
 _NUMBERS = (
