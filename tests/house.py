@@ -4,17 +4,20 @@
 * No class name stands twice.
 * No files import each other in a circle, imports inside functions included.
 * Only files named vllm_* import vLLM.
+* Every file that a page of the documentation names is there.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "masters_ray"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "masters_ray"
 LINES = 400
 ALGORITHM = ("pipeline/run.py", 150)
 
@@ -47,6 +50,17 @@ def complaints(package: Path) -> list[str]:
     return found
 
 
+def missing(root: Path) -> list[str]:
+    """Files with a folder in their name that README.md, CONTRIBUTING.md or a page of docs/ names and that are neither
+    in the project nor in the package; conf/mine.yaml is the reader's."""
+    found = []
+    for page in sorted([*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("examples/*.md")]):
+        for name in re.findall(r"[\w./-]*\w/[\w.-]*\w\.(?:py|md|yaml|toml|cfg)\b", page.read_text(encoding="utf-8")):
+            if name != "conf/mine.yaml" and not any((at / name).exists() for at in (root, PACKAGE, page.parent)):
+                found.append(f"{page.relative_to(root)}: {name} is not there")
+    return found
+
+
 def _module(package: Path, file: Path) -> str:
     parts = [package.name, *file.with_suffix("").parts]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -76,6 +90,6 @@ def _outside(tree: ast.AST) -> set[str]:
 
 
 if __name__ == "__main__":
-    told = complaints(PACKAGE)
+    told = complaints(PACKAGE) + missing(ROOT)
     print("\n".join(told) or "the package keeps its rules")
     sys.exit(bool(told))
