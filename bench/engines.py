@@ -133,7 +133,7 @@ def _config(folder: Path) -> Config:
 
 
 def _specs(config: Config) -> list[ReplicaSpec]:
-    return specs(config, processes.making(config, learned=False), _STAGE.ratio)
+    return specs(config, processes.for_rollouts(config, learned=False), _STAGE.ratio)
 
 
 def _deepen(source: Path, target: Path) -> None:

@@ -220,14 +220,14 @@ def _examined(
 
 def _simulate(arguments: argparse.Namespace) -> None:
     from masters_ray import config
-    from masters_ray.plan.comparison import report
+    from masters_ray.plan.comparison import compared_lines
 
     words = [*arguments.overrides, *([] if arguments.questions is None else [f"data.train.rows={arguments.questions}"])]
 
     def load(more: Sequence[str]) -> Config:
         return config.load(arguments.config, [*words, *more])
 
-    for line in report(load, arguments.rates, arguments.shares, arguments.replicas):
+    for line in compared_lines(load, arguments.rates, arguments.shares, arguments.replicas):
         say(line)
 
 

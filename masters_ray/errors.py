@@ -18,12 +18,12 @@ _NAMED_USERS = ("http://", "https://", "s3://", "ftp://", "gs://", "gcs://")
 """Where a user's name alone gives access."""
 
 
-def masked(text: str) -> str:
+def without_secrets(text: str) -> str:
     """A text with … in place of what gives access in its addresses: user and password, tokens, signatures."""
-    return _ADDRESS.sub(lambda found: found[1] + _masked(found[1].lower(), found[2]), text)
+    return _ADDRESS.sub(lambda found: found[1] + _without_secret(found[1].lower(), found[2]), text)
 
 
-def _masked(scheme: str, rest: str) -> str:
+def _without_secret(scheme: str, rest: str) -> str:
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
     _, colon, port = authority.partition(":")
@@ -49,7 +49,7 @@ class Complaint:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return masked(f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}".rstrip())
+        return without_secrets(f"{self.where}: expected {self.expected}, found {self.found}. {self.remedy}".rstrip())
 
 
 class ConfigError(MastersError):

@@ -4,7 +4,7 @@
 * No class name stands twice.
 * No files import each other in a circle, imports inside functions included.
 * Only files named vllm_* import vLLM.
-* Every file that a page of the documentation names is there.
+* Every file that a page of the documentation names is there, and docs/ARCHITECTURE.md names who calls a room.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ast
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def complaints(package: Path) -> list[str]:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
         found.append("imports in a circle: " + " → ".join(reversed(error.args[1])))
+    callers = _callers(imports)
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for room, told in re.findall(r"(\w+) ← (\w+(?: \w+)*)", page):
+        if set(told.split()) != callers[room]:
+            found.append(f"docs/ARCHITECTURE.md: {room} is called by {' '.join(sorted(callers[room]))}, not {told}")
     return found
 
 
@@ -79,6 +85,17 @@ def _imported(module: str, tree: ast.AST, modules: set[str]) -> set[str]:
             if inner - modules:
                 found.add(node.module)
     return (found & modules) - {module}
+
+
+def _callers(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Room → the rooms with a module that imports one of its modules."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module, used in imports.items():
+        for other in used:
+            (_, room, *_), (_, caller, *_) = (*other.split("."), ""), (*module.split("."), "")
+            if room and room != caller:
+                found[room].add(caller)
+    return found
 
 
 def _outside(tree: ast.AST) -> set[str]:

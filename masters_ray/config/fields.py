@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from masters_ray.errors import masked
+from masters_ray.errors import without_secrets
 
 MISSING = "???"
 """Default of a text that must be given."""
@@ -111,7 +111,7 @@ Text = Annotated[
     str,
     WrapValidator(lambda value, check: value if isinstance(value, Written) else check(value)),
     only(lambda text: text != MISSING, "a value"),
-    only(lambda text: masked(text) == text, "an address without credentials", _ENVIRONMENT),
+    only(lambda text: without_secrets(text) == text, "an address without credentials", _ENVIRONMENT),
 ]
 """It is written to the run's files, so that no address may give access by itself."""
 Place = Annotated[

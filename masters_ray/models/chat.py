@@ -48,7 +48,7 @@ class Chat:
         before = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
         self.start: list[int] = whole[:before]
         """What the tokenizer puts before a text unless it is told not to: the start token, or nothing."""
-        self._start = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
+        self._start_text = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
         self._prepare_template()
 
     def _prepare_template(self) -> None:
@@ -83,7 +83,7 @@ class Chat:
             system, user = messages[:2]
             turns[:2] = [user | {"content": self._content(f"{system['content']}\n\n{user['content']}")}]
         text = self._rendered(turns)
-        return text if text.startswith(self._start) else self._start + text
+        return text if text.startswith(self._start_text) else self._start_text + text
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt as token ids with one placeholder per picture, not yet expanded (what vLLM wants)."""

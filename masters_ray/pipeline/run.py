@@ -105,7 +105,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     ratio = todo[0][0].ratio if todo else 0.0
     with phase("start of the engines"):
         writer = run.recipes.writer(first)
-        wanted = partial(specs, config, processes.making(config, learned=writer is not None), ratio, writer)
+        wanted = partial(specs, config, processes.for_rollouts(config, learned=writer is not None), ratio, writer)
         key = ("before training", first.index)
         replicas = run.owner.online(first.teacher, ratio) if keep else run.owner.get(key, wanted)
     directory.claim()
@@ -136,7 +136,7 @@ def measure_trained(run: RunContext) -> None:
         online.finish(run.directory.online(stage.index), run.config.judge.rule)
     trained = weights.digest(run.directory.student)
     if not run.measured.is_measured("student_after", trained):
-        wanted = partial(specs, run.config, processes.measuring(run.config), student=run.directory.student)
+        wanted = partial(specs, run.config, processes.for_measuring(run.config), student=run.directory.student)
         with run.journal.phase("evaluation after"):
             replicas = run.owner.get("after training", wanted)
             run.measured.measure(replicas.pools, "student", "student_after", trained)

@@ -12,7 +12,7 @@ from masters_ray.plan.forecast import Forecast, forecast
 from masters_ray.plan.rates import Rates
 
 
-def report(
+def compared_lines(
     load: Callable[[Sequence[str]], Config], rates_from: Path | None, fractions: str, replicas: Sequence[str]
 ) -> Iterator[str]:
     """The lines to show. load: words such as ``teacher.replicas=2`` → the configuration with them. rates_from: a run's

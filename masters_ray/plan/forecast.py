@@ -20,7 +20,7 @@ from masters_ray.config import Config, Rollout
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Iteration, version_for
-from masters_ray.plan.rates import Rates, making
+from masters_ray.plan.rates import Rates, group_making
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def forecast(config: Config, rates: Rates) -> Forecast:
         raise ConfigError([unknown])
     stages = schedule.plan(config.schedules, questions)
     iterations = schedule.iterations(stages, config.learner.groups_per_step, rollout.online_fraction)
-    online, offline = (making(config, rates.calls, online=online) for online in (True, False))
+    online, offline = (group_making(config, rates.calls, online=online) for online in (True, False))
     made_before: Counter[int] = Counter()
     for one in iterations:
         made_before[one.stage] += len(one.positions) * (rollout.spare_rows or not one.online)

@@ -60,7 +60,7 @@ class GroupMaking:
         return last
 
 
-def making(config: Config, calls: Mapping[str, Mapping[str, float]], *, online: bool) -> GroupMaking:
+def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, online: bool) -> GroupMaking:
     """Of online iterations, or of the stages before learning, where the student that writes is the reference policy as
     well and is called once for both. calls: as ``Rates.calls``."""
     judge = config.judge
@@ -116,7 +116,7 @@ def measured(run_dir: Path) -> Rates:
     if not calls or len(steps) < 2:
         wanted = "two optimizer steps or more, as the first warms up, and an online iteration with calls"
         raise StoreError(f"{run_dir}: expected {wanted}, found {len(steps)} and {len(online)}. {_ANEW}")
-    made_in = making(configuration.load(run_dir / "config.yaml"), calls, online=True).seconds
+    made_in = group_making(configuration.load(run_dir / "config.yaml"), calls, online=True).seconds
     shared = median((line.seconds - line.load_seconds) / made_in(len(line.ages) + line.rejected) for line in online)
     phases = read_object(run_dir / "journal.json")["phases"]
     # Version 0 is what the engines start with: its costs count only when there is no other.

@@ -53,13 +53,13 @@ def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | N
     online, wanted = learns and config.rollout.online_fraction > 0, config.rollout.placement
     learned = online or config.rollout.student_refresh == "stage"
     making = {
-        "making rollouts" + (f" with {key}" if number else ""): processes.making(config, number, learned=learned)
+        "making rollouts" + (f" with {key}" if number else ""): processes.for_rollouts(config, number, learned=learned)
         for number, key in enumerate(list(config.models)[:-1])
     }
     if not learns:
         return None, _not_held(making, nodes)
     workers = Processes(key="learner", count=config.learner.workers, cpus=config.learner.cpus, gpus=config.learner.gpus)
-    alone = making | {"measuring the trained student": processes.measuring(config), "the learner": [workers]}
+    alone = making | {"measuring the trained student": processes.for_measuring(config), "the learner": [workers]}
     if not online:
         return None, _not_held(alone, nodes)
     if wanted != "turns":

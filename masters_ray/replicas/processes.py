@@ -30,7 +30,7 @@ class Processes:
     """Of one process, all its tensor-parallel ranks together."""
 
 
-def making(config: Config, number: int = 0, *, learned: bool) -> list[Processes]:
+def for_rollouts(config: Config, number: int = 0, *, learned: bool) -> list[Processes]:
     """What makes rollouts with teacher ``number``. learned: the student that writes has learned, so that judge and
     reference policy need processes of their own. Otherwise student and judge share processes as far as there are both
     and conf says so; students that join later then judge, too."""
@@ -47,7 +47,7 @@ def making(config: Config, number: int = 0, *, learned: bool) -> list[Processes]
     return [*_teachers(config, number), *(one for one in found if one.count)]
 
 
-def online(config: Config) -> list[Processes]:
+def for_online_rollouts(config: Config) -> list[Processes]:
     """What makes rollouts with the first teacher while the student learns. None may join later: it would take the room
     of the learner's workers."""
     follows = config.judge.follows_student
@@ -58,13 +58,13 @@ def online(config: Config) -> list[Processes]:
     ]
 
 
-def measuring(config: Config) -> list[Processes]:
+def for_measuring(config: Config) -> list[Processes]:
     """What measures the trained student: itself, and the judge unless the rule marks."""
-    judges = [judging(config, "student")] if config.evaluation.marked_by == "judge" else []
+    judges = [for_judging(config, "student")] if config.evaluation.marked_by == "judge" else []
     return [_replicas(config, "student", ("student",), config.student.replicas), *judges]
 
 
-def judging(config: Config, judge: JudgedBy, number: int = 0) -> Processes:
+def for_judging(config: Config, judge: JudgedBy, number: int = 0) -> Processes:
     """One judge and nothing else: the student, or teacher ``number`` without a mask."""
     if judge == "teacher":
         return _replicas(config, list(config.models)[number], ("teacher_judge",), config.judge.replicas)
@@ -74,7 +74,7 @@ def judging(config: Config, judge: JudgedBy, number: int = 0) -> Processes:
 def _teachers(config: Config, number: int) -> list[Processes]:
     """The masked teacher, and the one that judges if there is such a judge."""
     key = list(config.models)[number]
-    judges = [judging(config, "teacher", number)] if "teacher" in config.judges else []
+    judges = [for_judging(config, "teacher", number)] if "teacher" in config.judges else []
     return [_replicas(config, key, ("teacher",), config.models[key].replicas, joins=True), *judges]
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 from pyarrow import fs
 
-from masters_ray.errors import DamagedError, StoreError, masked, writing
+from masters_ray.errors import DamagedError, StoreError, without_secrets, writing
 from masters_ray.files import HALF_WRITTEN, write_bytes
 
 DAMAGED = ".damaged"
@@ -152,7 +152,7 @@ Where: TypeAlias = str | Path | Folder
 
 def _at_address(address: str) -> tuple[Any, str]:
     """The file system, and the path in it."""
-    if (shown := masked(address)) != address:
+    if (shown := without_secrets(address)) != address:
         raise StoreError(
             f"{shown}: expected an address without credentials. Leave them to the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."

@@ -202,7 +202,7 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditC
     again = order[::2][::-1] + order[1::2]
     orders = {folder / f"{judge}-first.json": order, folder / f"{judge}-again.json": again}
     if missing := [file for file in orders if not file.exists()]:
-        with Replicas(specs(config, [processes.judging(config, judge)])) as replicas:
+        with Replicas(specs(config, [processes.for_judging(config, judge)])) as replicas:
             for file in missing:
                 made = _pass(replicas.pools[JUDGES[judge]], cases, orders[file], config.rollout.batch_rows, judge)
                 write_json(file, as_json(made))

@@ -145,13 +145,28 @@ def advise(found: Sequence[Scanned]) -> Advice:
 def publish_scan(config: Config, folder: Path, config_file: str, found: Sequence[Scanned]) -> Path:
     """Figures, table and page of a scan; returns the page's path."""
     divergences = [
-        Series("all answers", "after", "o", [one.jsd for one in found]),
-        Series("the teacher’s answers", "teacher", "D", [one.jsd_by_source.get("teacher") for one in found]),
-        Series("the student’s answers", "before", "s", [one.jsd_by_source.get("student") for one in found]),
+        Series(label="all answers", colour="after", marker="o", means=[one.jsd for one in found]),
+        Series(
+            label="the teacher’s answers",
+            colour="teacher",
+            marker="D",
+            means=[one.jsd_by_source.get("teacher") for one in found],
+        ),
+        Series(
+            label="the student’s answers",
+            colour="before",
+            marker="s",
+            means=[one.jsd_by_source.get("student") for one in found],
+        ),
     ]
     rewards = [
-        Series("right answers (R_acc)", "teacher", "o", [one.teacher_right for one in found]),
-        Series("supporting reasoning (R_rea)", "band", "D", [one.teacher_reasoning for one in found]),
+        Series(label="right answers (R_acc)", colour="teacher", marker="o", means=[one.teacher_right for one in found]),
+        Series(
+            label="supporting reasoning (R_rea)",
+            colour="band",
+            marker="D",
+            means=[one.teacher_reasoning for one in found],
+        ),
     ]
     ratios, over = [100 * one.ratio for one in found], "mask ratio (%)"
     figures = {

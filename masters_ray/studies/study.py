@@ -183,7 +183,7 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
         accuracy_chart=rows_chart(
             "accuracy",
             [one.name for one in found],
-            [Series("", "after", "D", [one.accuracy for one in found])],
+            [Series(label="", colour="after", marker="D", means=[one.accuracy for one in found])],
             "accuracy on held-out questions (%)",
             [one.accuracies for one in found],
             reference.accuracy.value,
@@ -191,7 +191,7 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
         difference_chart=rows_chart(
             "difference",
             [one.name for one in others],
-            [Series("", "after", "D", differences)],
+            [Series(label="", colour="after", marker="D", means=differences)],
             f"accuracy minus that of “{study.reference}” (points)",
             by_seed,
             0.0,

@@ -9,7 +9,7 @@ import pytest
 from masters_ray import cli, submit
 from masters_ray import config as configuration
 from masters_ray.config import Config, Written, violations
-from masters_ray.errors import StoreError, masked
+from masters_ray.errors import StoreError, without_secrets
 from masters_ray.files import read_json
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.store import Folder
@@ -36,7 +36,7 @@ DEMO = str(ROOT / "conf" / "demo.yaml")
     ],
 )
 def test_an_address_with_credentials_is_refused_and_not_repeated(address: str, shown: str) -> None:
-    assert masked(address) == shown
+    assert without_secrets(address) == shown
     with pytest.raises(StoreError) as caught:
         Folder(address)
     assert str(caught.value).startswith(f"{shown}: expected an address without credentials")
@@ -66,7 +66,7 @@ def test_an_address_that_gives_no_access_by_itself_is_taken() -> None:
     for address in f"{addresses} {more}".split():
         config = Config()
         config.rollout.store = address
-        assert masked(address) == address
+        assert without_secrets(address) == address
         assert not [one for one in violations(config) if one.where == "rollout.store"]
 
 

@@ -68,8 +68,8 @@ def test_held_out_answers_that_are_cut_are_told(capsys: pytest.CaptureFixture[st
 
 def test_too_many_held_out_questions_that_cannot_be_asked_stop_the_run_with_examples() -> None:
     aside = [Rejected(row=f"held-out question {number}", reason="too long", kind="engine") for number in range(2)]
-    held_out.refuse_too_many(aside, 4, 0.5)
+    held_out.refuse_unasked(aside, 4, 0.5)
     with pytest.raises(DataError, match=r"2 of 4 .*max_set_aside_share allows 0.25.*\n  held-out question 0: too long"):
-        held_out.refuse_too_many(aside, 4, 0.25)
+        held_out.refuse_unasked(aside, 4, 0.25)
     with pytest.raises(DataError, match="2 of 2 held-out"):
-        held_out.refuse_too_many(aside, 2, 1.0)
+        held_out.refuse_unasked(aside, 2, 1.0)

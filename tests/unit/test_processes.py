@@ -40,7 +40,7 @@ RULE_JUDGES = "judge.of_teacher=rule judge.of_student=rule"
     ],
 )
 def test_student_and_judge_share_processes_as_far_as_there_are_both(words: str, expected: str) -> None:
-    assert listed(processes.making(loaded(words), learned=False)) == expected
+    assert listed(processes.for_rollouts(loaded(words), learned=False)) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(
     words: str, making: str, online: str
 ) -> None:
     config = loaded(words)
-    assert listed(processes.making(config, learned=True)) == f"teacher 1, {making}"
-    assert listed(processes.online(config)) == f"teacher 1, {online}"
+    assert listed(processes.for_rollouts(config, learned=True)) == f"teacher 1, {making}"
+    assert listed(processes.for_online_rollouts(config)) == f"teacher 1, {online}"
 
 
 @pytest.mark.parametrize(("who", "expected"), [("rule", "student 1"), ("judge", "student 1, judge 1")])
 def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(who: str, expected: str) -> None:
-    assert listed(processes.measuring(loaded(f"evaluation.marked_by={who}"))) == expected
+    assert listed(processes.for_measuring(loaded(f"evaluation.marked_by={who}"))) == expected
 
 
 def test_processes_reserve_what_all_their_ranks_need() -> None:
     config = loaded("teacher.gpus=1 teacher.tensor_parallel=2")
-    assert [(one.cpus, one.gpus) for one in processes.making(config, learned=False)] == [(0.5, 2), (0.5, 0)]
+    assert [(one.cpus, one.gpus) for one in processes.for_rollouts(config, learned=False)] == [(0.5, 2), (0.5, 0)]

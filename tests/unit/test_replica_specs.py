@@ -25,7 +25,7 @@ from tests.conftest import PAIR, ROOT
 def made(*words: str, student: Path | None = None) -> list[ReplicaSpec]:
     """For making rollouts with the demo's models."""
     config = configuration.load(ROOT / "conf" / "demo.yaml", list(words))
-    return specs(config, processes.making(config, learned=student is not None), 0.2, student)
+    return specs(config, processes.for_rollouts(config, learned=student is not None), 0.2, student)
 
 
 def test_an_engine_on_a_cpu_has_a_cache_of_two_sequences_when_conf_says_nothing() -> None:
