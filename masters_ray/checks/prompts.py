@@ -41,21 +41,29 @@ class _Measured(NamedTuple):
     """Questions on which it fails, and why."""
 
 
+class _Prompts(NamedTuple):
+    """A model's prompts for the questions that were loaded."""
+
+    chat: Chat
+    digest: str
+    """Of the files that make prompts."""
+    of: dict[str, _Measured]
+    """By "train" and "held_out"."""
+
+
 def prompts(context: CheckContext) -> Findings:
     """Prompts can be made, fit the engines with their pictures expanded, and are the same for engine and learner."""
     if not context.loaded:
         return
-    measured: dict[str, dict[str, _Measured]] = {}
-    chats: dict[str, Chat] = {}
-    for name in reversed(context.folders):
-        found = _of_model(context, name, measured, chats)
-        yield from guarded(f"{name}.checkpoint", "prompts", found, Exception)  # processors raise what they like
-    if "student" in chats:
+    found: dict[str, _Prompts] = {}
+    for name in reversed(context.folders):  # the student first, and processors raise what they like
+        yield from guarded(f"{name}.checkpoint", "prompts", _of_model(context, name, found), Exception)
+    if "student" in found:
         first = next(iter(context.loaded))
-        sources = [of[first].read for of in measured.values()]
+        sources = [one.of[first].read for one in found.values()]
         readable = set.intersection(*({problem.id for _, problem in read} for read in sources))
         problems = [problem for _, problem in sources[0] if problem.id in readable]
-        yield from same_ids(chats, problems[:_COMPARED])
+        yield from same_ids({name: one.chat for name, one in found.items()}, problems[:_COMPARED])
 
 
 def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings:
@@ -63,7 +71,11 @@ def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings
     teacher's prompts differ from the student's. chats: of the student and of teachers, by their keys."""
     lengths: dict[str, list[int]] = {}
     for name, chat in chats.items():
-        yield from guarded(f"{name}.checkpoint", "prompts", _expanded(name, chat, problems, lengths), Exception)
+        try:
+            lengths[name] = [_expanded_length(chat, problem) for problem in problems]
+        except Exception as error:  # noqa: BLE001 - processors raise what they like
+            said = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+            yield Complaint(f"{name}.checkpoint", "prompts", said.rstrip("."))
     if not problems or lengths.keys() != chats.keys():
         return
     asked = {name: chat.token_ids(question_messages(problems[0])) for name, chat in chats.items()}
@@ -77,11 +89,8 @@ def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings
             )
 
 
-def _of_model(
-    context: CheckContext, name: str, measured: dict[str, dict[str, _Measured]], chats: dict[str, Chat]
-) -> Findings:
-    """What a model's processor makes of the questions. measured (by the digest of the prompt files, then "train" or
-    "held_out") and chats get what this model adds to the others'."""
+def _of_model(context: CheckContext, name: str, found: dict[str, _Prompts]) -> Findings:
+    """The model's prompts, which ``found`` gets, can be made and fit its engine. The first model's are shown."""
     from masters_ray.models import hf
     from masters_ray.models.chat import Chat
 
@@ -91,14 +100,15 @@ def _of_model(
         which = f"{len(extra)} weights in {folder} belong to no part of its model ({extra[0]})"
         yield f"{name}: {which}; engines may refuse them"
     chat, digest = Chat(folder), weights.prompt_digest(folder)
-    if digest not in measured:
-        found = {source: _measure(chat, loaded.problems) for source, loaded in context.loaded.items()}
-        if not measured:
-            yield from _shown(chat, name, next(iter(found.values())).read[0][1])
-        measured[digest] = found
-    chats[name] = chat
+    _fits_its_processor(chat)
+    made = next((one.of for one in found.values() if one.digest == digest), None)
+    if made is None:
+        made = {source: _measure(chat, loaded.problems) for source, loaded in context.loaded.items()}
+    if not found:
+        yield from _shown(chat, name, next(iter(made.values())).read[0][1])
+    found[name] = _Prompts(chat, digest, made)
     for source in context.loaded:
-        yield from _fit(context, name, source, measured[digest][source])
+        yield from _fit(context, name, source, made[source])
 
 
 def _known(folder: Path) -> None:
@@ -171,44 +181,46 @@ def _fit(context: CheckContext, name: str, source: str, measured: _Measured) -> 
         yield complaint if refused > allowed * count else f"  {refused} of {count} do not fit and are set aside"
 
 
-def _expanded(name: str, chat: Chat, problems: Sequence[Problem], lengths: dict[str, list[int]]) -> Findings:
-    """lengths gets the tokens of each question with its pictures. Raises CheckpointError when something is wrong with
-    the ids."""
-    marks, found = set(chat.placeholder_ids()), []
-    content = read_config(chat.folder)
-    cutter, vision = getattr(chat.processor, "image_processor", None), content.get("vision_config") or {}
+def _fits_its_processor(chat: Chat) -> None:
+    """Raises CheckpointError when the processor cuts other patches than the model has."""
+    cutter, vision = (
+        getattr(chat.processor, "image_processor", None),
+        read_config(chat.folder).get("vision_config") or {},
+    )
     for key, theirs in _PATCHES.items():
         cut, wanted = getattr(cutter, key, None), vision.get(theirs)
         if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
             raise CheckpointError(
                 f"the processor cuts pictures with {key} {cut}, config.json has vision_config.{theirs} {wanted}"
             )
+
+
+def _expanded_length(chat: Chat, problem: Problem) -> int:
+    """Tokens of the question with its pictures. Raises CheckpointError when something is wrong with its ids."""
+    marks, content = set(chat.placeholder_ids()), read_config(chat.folder)
+    asked = chat.token_ids(question_messages(problem))
+    if (there := sum(token_id in marks for token_id in asked)) != len(problem.pictures):
+        raise CheckpointError(f"the chat template marks {there} pictures of {len(problem.pictures)}")
+    if chat.start and asked[: 2 * len(chat.start)] == 2 * chat.start:
+        raise CheckpointError("the chat template writes the start token twice")
+    learned = _ids(chat, problem)
     stands_for = content.get("image_token_id", content.get("image_token_index"))
-    for problem in problems:
-        asked = chat.token_ids(question_messages(problem))
-        if (there := sum(token_id in marks for token_id in asked)) != len(problem.pictures):
-            raise CheckpointError(f"the chat template marks {there} pictures of {len(problem.pictures)}")
-        if chat.start and asked[: 2 * len(chat.start)] == 2 * chat.start:
-            raise CheckpointError("the chat template writes the start token twice")
-        learned = _ids(chat, problem)
-        if problem.pictures and isinstance(stands_for, int) and stands_for not in learned:
-            raise CheckpointError(
-                f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
-            )
-        if not _expands(asked, learned, marks):
-            raise CheckpointError(
-                f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes "
-                "other tokens of the text than the tokenizer"
-            )
-        found.append(len(learned))
+    if problem.pictures and isinstance(stands_for, int) and stands_for not in learned:
+        raise CheckpointError(
+            f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
+        )
+    if not _expands(asked, learned, marks):
+        raise CheckpointError(
+            f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes other "
+            "tokens of the text than the tokenizer"
+        )
     end, known = chat.turn_end(), reserved.end_ids(chat.folder)
     if end is not None and end not in known:
         raise CheckpointError(
             f"its chat template ends a turn with token {end}, which generation_config.json does not name "
             f"(eos_token_id: {sorted(known)}): answers would not end"
         )
-    lengths[name] = found
-    yield from ()
+    return len(learned)
 
 
 def _expands(asked: Sequence[int], learned: Sequence[int], marks: set[int]) -> bool:
