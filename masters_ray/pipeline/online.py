@@ -226,7 +226,7 @@ class _OnlineStore:
 
 
 def finish(folder: store.Folder, rule: Rule) -> None:
-    """Closes the store of a stage's online iterations, if it is open, when learning has ended, and prints remarks.
+    """Closes the store of a stage's online iterations after training, unless it is empty or closed, and prints remarks.
     rule: the rule that the judges are compared with."""
     accounts = store.read_accounts(folder, on_damage=say_damage)
     if not accounts or folder.has(store.MANIFEST):

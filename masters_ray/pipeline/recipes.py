@@ -127,8 +127,8 @@ class Recipes:
         return self._judgings[teacher]
 
     def earlier(self, stage: Stage) -> Earlier | None:
-        """Returns the earlier rows whose student answers a stage reuses, if all stages share questions and student: of
-        the first stage with the same judge of student answers, or else of the first stage; otherwise None."""
+        """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
+        those of the first stage with the same judge of student answers, or else of the first stage. Otherwise None."""
         schedule = self._config.of_teacher(stage.teacher).schedule
         if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
             return None
@@ -161,7 +161,7 @@ def recipe(
     judging: Judging,
     online: OnlineWriter | None = None,
 ) -> Recipe:
-    """config: with the stage's teacher only. student_digest: of the writer; reference_digest: before training."""
+    """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained."""
     teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
     return Recipe(
         stage=stage,

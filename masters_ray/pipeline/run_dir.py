@@ -119,7 +119,7 @@ class RunDirectory:
         return self.rollouts / f"stage-{index}"
 
     def online(self, index: int) -> Folder:
-        """Returns the store of a stage's online iterations, which this run shares with no other (``rollout.store``)."""
+        """Returns the store of a stage's online iterations, always inside the run's directory (not rollout.store)."""
         return Folder(self.root / "online" / f"stage-{index}")
 
     def evaluation(self, name: str) -> Path:

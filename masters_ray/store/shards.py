@@ -34,7 +34,7 @@ SHARD = "shard-"
 FORMAT = 7
 _ENDING = ".parquet"
 _READ_AT_ONCE = 32
-"""Shards of an object store that are read in parallel, as each read waits for the network."""
+"""Number of shards of an object store that are read in parallel, as each read waits for the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def read_manifest(folder: Where) -> Manifest | None:
 
 
 def read_rows(file: Any, where: Folder) -> pa.Table:
-    """Returns the table in a shard. Raises DamagedError when its checksums do not match."""
+    """Returns the table in a shard. Raises DamagedError when it cannot be read or a page's checksum differs."""
     with undamaged(where):
         # Without Arrow's threads, as a process that ends while they end is sometimes aborted, and a shard is small.
         return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
