@@ -1,1 +1,1 @@
-"""From a configuration to a distilled student: the stages, and the driver that puts them in order."""
+"""The driver of a run: its stages, from a configuration to a distilled student."""

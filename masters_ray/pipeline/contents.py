@@ -1,4 +1,4 @@
-"""Whether a run's stores are as they were written, and of the questions that its data hold now."""
+"""Checks, before a run's stores are reused, that they are undamaged and hold the questions that the data hold now."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 
 _NAMED = 3
-"""Most questions that a message names."""
+"""Maximum number of questions that a message names."""
 
 
 class StageStores:
-    """The stores of a run's stages, beside the questions that it would ask now."""
+    """Compares the stores of a run's stages with the questions that the run would ask now."""
 
     def __init__(
         self,
@@ -37,21 +37,21 @@ class StageStores:
         self._folders = [place(stage.index) for stage, _ in plan for place in (directory.stage, directory.online)]
         self._spare_rows = config.rollout.spare_rows
         self._read: set[int] = set()
-        """Stages of which this call has read every file."""
+        """Indices of the stages whose files this call has read completely."""
 
     def left_out(self, stage: Stage) -> set[int]:
-        """Questions of a stage that get no row before training: those of online iterations."""
+        """Returns the positions that only online iterations answer: no row is made for them before training."""
         if self._spare_rows:
             return set()
         online = [one for one in self._iterations if one.online and one.stage == stage.index]
         return {position for one in online for position in one.positions}
 
     def is_made(self, stage: Stage, part: range, settings: Mapping[str, Any]) -> bool:
-        """Whether a stage's store is finished, whole, and of these questions. Otherwise it is opened again: what is
-        broken is set aside, and rows are made only of what is missing.
+        """Returns whether a stage's store is finished, undamaged, and holds the questions at ``part``. Reopens a store
+        that is finished but broken or stale: broken files are set aside, and only missing rows are made again.
 
-        settings: of the stage's recipe. Raises StoreError when the student has learned from what would be made again,
-        and when the store is another run's, or was made for fewer questions or by another recipe.
+        settings: ``Recipe.settings`` of the stage. Raises StoreError when the student has learned from rows that would
+        be made again, when a broken store is another run's, and when a store has another recipe or too few questions.
         """
         folder = self._directory.stage(stage.index)
         if not folder.has(store.MANIFEST):
@@ -83,14 +83,14 @@ class StageStores:
         return True
 
     def check(self, stages: Sequence[int]) -> None:
-        """Read what this call has not read yet, before anything is learned from it. Raises DamagedError."""
+        """Reads the stores that this call has not read yet, before learning. Raises DamagedError at a broken file."""
         for index in stages:
             if index not in self._read and (broken := store.survey(self._directory.stage(index)).broken):
                 raise DamagedError(f"{next(iter(broken.values()))}. The same command makes it again.")
 
     def _is_readable(self, folder: store.Folder, part: range) -> bool:
-        """For a run whose student is trained: whether there is a manifest to tell of its rows, which are not made
-        again."""
+        """Returns whether the manifest can be read; if not, reopens the store. For a run whose student is trained: its
+        rows are not made again."""
         try:
             store.read_manifest(folder)
         except DamagedError as error:
@@ -101,11 +101,11 @@ class StageStores:
         return True
 
     def _misplaced(self, accounts: Mapping[str, store.Account], part: range) -> dict[str, store.Account]:
-        """``misplaced``; while the order is not known, a question need only be somewhere."""
+        """As ``misplaced``; while the order is not known, a question may have any position."""
         return misplaced(accounts, part, self._order.questions) if self._order.known else self._gone(accounts)
 
     def _gone(self, accounts: Mapping[str, store.Account]) -> dict[str, store.Account]:
-        """Shards with questions that are no longer there."""
+        """Returns the shards with questions that the data no longer hold."""
         now = self._order.digests
         return {name: one for name, one in accounts.items() if not now.issuperset(one.asked.values())}
 
@@ -126,7 +126,7 @@ class StageStores:
             )
 
     def _learned_until(self, stage: Stage, part: range) -> int:
-        """The position up to which the learner's last checkpoint has seen a stage; the learner goes on from there."""
+        """Returns the stage's first position that the last checkpoint has not learned from; learning resumes there."""
         if self._directory.student_after(stage.index).exists():
             return part.stop
         found = checkpoints.find(self._directory.learner / "checkpoints")
@@ -138,7 +138,7 @@ class StageStores:
         return next(iter(survey.broken.values()), None) or self._changed()
 
     def _changed(self) -> str:
-        """What became of the questions that were asked."""
+        """Describes how the data differ from the questions that were asked."""
         gone: dict[str, str] = {}
         for folder in self._folders:
             accounts = store.read_accounts(folder, on_damage=lambda _: None)
@@ -153,7 +153,7 @@ class StageStores:
 
 
 def misplaced(accounts: Mapping[str, store.Account], part: range, questions: Questions) -> dict[str, store.Account]:
-    """Shards that hold a question which is another one now, or has another place."""
+    """Returns the shards with a question whose position is outside ``part`` or holds another question now."""
 
     def stands(position: int, digest: str) -> bool:
         return position in part and questions.digest(position) == digest
@@ -166,20 +166,20 @@ def misplaced(accounts: Mapping[str, store.Account], part: range, questions: Que
 
 
 def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
-    """How the recipe of a store differs from these settings (``Recipe.settings``, or a part of them); "" where it does
-    not. Raises StoreError when the store's key cannot be read."""
+    """Describes how a store's key differs from ``settings`` (``Recipe.settings`` or a part of it); "" when equal.
+    Settings that the key lacks count as equal. Raises StoreError when the key cannot be read."""
     made, wanted = store.read_key(folder), json.loads(json.dumps(settings))
     different = sorted(name for name in wanted if made.get(name, wanted[name]) != wanted[name])
     return "; ".join(f"{name}: {made[name]!r} there, {wanted[name]!r} now" for name in different)
 
 
 def say_damage(error: DamagedError) -> None:
-    """For ``store.read_accounts``, where what a damaged shard holds can be done without."""
+    """Prints the error: ``on_damage`` of ``store.read_accounts`` for callers that can do without a damaged shard."""
     say(str(error))
 
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:
-    """What a person should know of the data of a finished run, if they are not those that it was made of."""
+    """Returns a remark for each split of a finished run whose data have changed since, or cannot be loaded."""
     made_of = read_object(directory.file("summary.json")).get("data", {})
     remedies = {
         "train": "to learn from them, choose another run.dir",
@@ -197,7 +197,7 @@ def changed_since(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def _ids(folder: store.Folder, name: str, account: store.Account) -> dict[int, str]:
-    """Position → id of a shard's questions."""
+    """Returns position → id of a shard's questions."""
     rows = store.read_shard(folder, name)
     ids = dict(zip(rows["position"].to_pylist(), rows["id"].to_pylist(), strict=True))
     return ids | {place: one.row for place, one in account.rejected.items()}

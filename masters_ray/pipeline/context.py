@@ -1,4 +1,4 @@
-"""A run that is under way: its questions, its stages, and what is known of them."""
+"""What the steps of a run share: its questions, its stages, and their recipes and stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from masters_ray.pipeline.run_dir import RunDirectory
 
 
 class RunContext:
-    """Loads the data and lays out the stages when it is made; the steps of a run share it."""
+    """The state that the steps of a run share. The constructor loads the data and plans the stages."""
 
     def __init__(self, config: Config, directory: RunDirectory, journal: Journal, owner: ReplicaOwner) -> None:
         self.config, self.directory, self.journal, self.owner = config, directory, journal, owner
@@ -27,12 +27,12 @@ class RunContext:
             self.train, self.held_out_data = inputs.load(config, directory.data)
             self.overlap = inputs.told(self.train, self.held_out_data)
         self.plan = inputs.plan(config, len(self.train.problems))
-        """Every stage with the positions of its questions."""
+        """Each stage with the positions of its questions."""
         self.stages = [stage for stage, _ in self.plan]
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
         self.online = any(one.online for one in self.iterations)
         self.refreshes = config.rollout.student_refresh == "stage"
-        """The student learns after every stage, and writes in the next one."""
+        """Whether the student learns after each stage, and the trained student answers in the next."""
         self.order = QuestionOrder(config, self.train.problems, directory.file("difficulty"))
         self.recipes = Recipes(config, directory, self.plan)
         self.stores = StageStores(config, directory, self.plan, self.iterations, self.order)
@@ -40,12 +40,12 @@ class RunContext:
         self.write_quarantine([])
 
     def is_made(self, stage: schedule.Stage, part: range) -> bool:
-        """As ``StageStores.is_made``."""
+        """Calls ``StageStores.is_made`` with the settings of the stage's recipe."""
         return self.stores.is_made(stage, part, self.recipes.of(stage).settings)
 
     def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:
-        """quarantine.jsonl: the rows of the data, of the stages that are finished, of the evaluations, and those that
-        the learner went on without."""
+        """Writes quarantine.jsonl: rejected rows of the data, of the ``finished`` stages and their online iterations,
+        of the evaluations, and rows that the learner left out of a step."""
         folders = [self.directory.stage(stage.index) for stage in finished]
         in_stages = [
             row

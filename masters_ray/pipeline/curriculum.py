@@ -1,4 +1,4 @@
-"""Questions in the order of their difficulty (appendix F.1), which the unmasked teacher gives from 1 to 10."""
+"""Orders questions by difficulty from 1 to 10 (appendix F.1): the unmasked teacher's rating or its label likelihood."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CALLS: Mapping[Difficulty, str] = {"rating": "rate", "likelihood": "label_likel
 
 
 class Ordered(Sequence[Problem]):
-    """The same problems in another order."""
+    """A view of the problems in another order."""
 
     def __init__(self, problems: data.Problems, order: Sequence[int]) -> None:
-        """order: new position → old one."""
+        """order: new position → old position."""
         self._problems, self._order = problems, order
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Ordered(Sequence[Problem]):
         return self._problems[self._order[where]]
 
     def digest(self, position: int) -> str:
-        """``self[position].digest``, without reading the problem."""
+        """Returns ``self[position].digest`` without reading the problem."""
         return self._problems.digest(self._order[position])
 
 
@@ -58,7 +58,7 @@ class QuestionOrder:
     """The order in which a run asks its training questions (``data.order``)."""
 
     def __init__(self, config: Config, problems: data.Problems, folder: Path) -> None:
-        """folder: where the difficulties are kept."""
+        """folder: holds the files of difficulties."""
         self._config, self._problems, self._folder = config, problems, folder
 
     @cached_property
@@ -70,42 +70,42 @@ class QuestionOrder:
 
     @property
     def known(self) -> bool:
-        """Whether the order is the seeded one, or the first teacher has said how hard every question is."""
+        """Whether the order is seeded, or the first teacher has been asked about every question."""
         return self._difficulties is None or not self._difficulties.missing(self._problems)
 
     def ask(self, teachers: Pool) -> None:
-        """Ask the first teacher, unmasked, how hard the questions are that it was not asked about."""
+        """Asks the first teacher, which the caller has unmasked, for the difficulties that are missing."""
         if self._difficulties is not None:
             self._difficulties.ask(teachers, self._problems, self._config.rollout.batch_rows)
 
     @cached_property
     def digests(self) -> frozenset[str]:
-        """Of all questions."""
+        """The digests of all questions."""
         return frozenset(self._problems.digest(position) for position in range(len(self._problems)))
 
     @cached_property
     def questions(self) -> Questions:
-        """Raises DataError when too many questions have no difficulty."""
+        """The questions in the run's order. Raises DataError when more than data.max_unrated_share are unrated."""
         if self._difficulties is None:
             return self._problems
         return Ordered(self._problems, self._difficulties.order(self._problems, self._config.data.max_unrated_share))
 
 
 class Difficulties:
-    """What the teacher said of each question, kept in a file as it comes, so that a killed call goes on."""
+    """The teacher's output for each question, appended to a file as it arrives, so that a killed call resumes."""
 
     def __init__(self, folder: Path, difficulty: Difficulty, teacher: str) -> None:
-        """teacher: digest of its weights; another one starts a file of its own."""
+        """teacher: digest of its weights; each teacher has its own file."""
         self._difficulty = difficulty
         self._file = folder / f"{difficulty}-{teacher[:16]}.jsonl"
         self._found: dict[str, float | None] = {row["question"]: row["said"] for row in read_lines(self._file)}
 
     def missing(self, problems: data.Problems) -> list[int]:
-        """Positions of the questions that were not asked."""
+        """Returns the positions of the questions that the teacher has not been asked about."""
         return [position for position in range(len(problems)) if problems.digest(position) not in self._found]
 
     def ask(self, teachers: Pool, problems: data.Problems, size: int) -> None:
-        """Ask for what is missing, ``size`` questions at a time."""
+        """Asks about the missing questions, ``size`` in each call."""
         missing = self.missing(problems)
 
         def ask(share: Sequence[int]) -> list[float | None]:
@@ -125,8 +125,8 @@ class Difficulties:
                 advance(len(share))
 
     def order(self, problems: data.Problems, max_unrated_share: float) -> list[int]:
-        """Positions, the easiest first; equal ones stay in their order. Raises DataError when too many have no
-        difficulty."""
+        """Returns positions, easiest first; ties keep their order, and unrated questions count as 5.5. Raises DataError
+        when more than ``max_unrated_share`` are unrated."""
         said = [self._found[problems.digest(position)] for position in range(len(problems))]
         unrated = sum(one is None for one in said)
         if unrated > max_unrated_share * len(said):
@@ -146,7 +146,7 @@ def _ratings(said: Sequence[float | None]) -> np.ndarray:
 
 
 def _tenths(said: Sequence[float | None]) -> np.ndarray:
-    """1 for the tenth of the questions whose label is likeliest, 10 for the last tenth."""
+    """Returns levels: 1 for the tenth of the questions with the likeliest labels, 10 for the least likely tenth."""
     known = np.array(sorted((one for one in said if one is not None), reverse=True))
     ranks = {value: rank for rank, value in reversed(list(enumerate(known)))}
     return np.array([_MIDDLE if one is None else 1 + ranks[one] * HARDEST // len(known) for one in said], float)

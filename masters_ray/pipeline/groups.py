@@ -1,4 +1,4 @@
-"""Questions → answers, verdicts, scores → rows of the store, by calls to the replicas."""
+"""Makes groups: questions → answers, verdicts, scores → rows of the store, by calls to the replicas."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from masters_ray.replicas.spawn import Replicas
 from masters_ray.store import Ragged
 
 Batch = Sequence[tuple[int, Problem]]
-"""Questions with their positions in the seeded order of the run's data."""
+"""Questions with their positions in the order in which the run asks them."""
 Wanted = Mapping[int, Sequence[TokenIds]]
-"""Question's index in the batch → token ids of its answers."""
+"""Index of a question in the batch → token ids of its answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeBatch:
-    """What came of a batch."""
+    """The rows, rejected questions and counts of a batch."""
 
     rows: pa.Table = field(default_factory=store.SCHEMA.empty_table)
-    """store.SCHEMA, in the batch's order."""
+    """Rows of store.SCHEMA, in the batch's order."""
     rejected: dict[int, Rejected] = field(default_factory=dict)
-    """By position: the questions of the batch that have no row."""
+    """Position → why the question has no row."""
     tally: AnswerTally = field(default_factory=AnswerTally)
 
 
 class CallClock:
-    """What calls took, by pool and method; used by several threads at once."""
+    """Sums up the seconds of calls by pool and method; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class CallClock:
 
     @contextmanager
     def timed(self, call: str, questions: int) -> Iterator[None]:
-        """A call that the block makes, such as "teacher.answer"."""
+        """Times the block as one call. call: pool and method, for example "teacher.answer"."""
         began = time.monotonic()
         yield
         news = {"calls": 1.0, "questions": float(questions), "seconds": time.monotonic() - began}
@@ -59,22 +59,22 @@ class CallClock:
                 sums[name] += value
 
     def read(self) -> dict[str, dict[str, float]]:
-        """Pool and method → calls, questions, seconds; calls that failed do not count."""
+        """Returns "pool.method" → its sums of calls, questions and seconds; failed calls are not counted."""
         with self._lock:
             return {name: dict(sums) for name, sums in self._sums.items()}
 
 
 class GroupMaker:
-    """Questions → groups, by calls to the pools; used by several threads at once.
+    """Makes groups from questions by calls to the pools; thread-safe.
 
-    In an online iteration the student that writes scores the teacher's answers as well: it is the behaviour policy.
+    In an online iteration the student is the behaviour policy, and scores the teacher's answers as well.
     """
 
     def __init__(self, recipe: Recipe, replicas: Replicas, teacher_digest: str, earlier: Earlier | None = None) -> None:
         self.clock = CallClock()
         self._recipe, self._pools, self._earlier = recipe, replicas.pools, earlier
         self._teacher_digest = teacher_digest
-        # The student that writes is the reference policy until it has learned something.
+        # Until the student has learned, the student that writes is also the reference policy.
         learned = recipe.student_digest != recipe.made_with.get("reference_digest")
         self._reference: Role = "reference" if learned and "reference" in self._pools else "student"
         self._scorers: list[Role] = ["teacher", self._reference]
@@ -82,7 +82,7 @@ class GroupMaker:
             self._scorers.append("student")
 
     def make(self, batch: Batch) -> MadeBatch:
-        """The rows of these questions, in their order, and the questions that have none. Raises ReplicaLostError."""
+        """Returns the rows of the questions, in their order, and the rejected questions. Raises ReplicaLostError."""
         questions, rejected = self._opened(batch)
         if not questions:
             return MadeBatch(rejected=rejected)
@@ -102,7 +102,7 @@ class GroupMaker:
         return self._made(questions, scores, rejected)
 
     def _opened(self, batch: Batch) -> tuple[list[_Question], dict[int, Rejected]]:
-        """The batch's questions, with their pictures as conf wants them stored, and those that have none."""
+        """Returns the questions, their pictures embedded if rollout.pictures=embed, and rejects unreadable pictures."""
         found: list[_Question] = []
         rejected: dict[int, Rejected] = {}
         for position, problem in batch:
@@ -116,7 +116,7 @@ class GroupMaker:
         return found, rejected
 
     def _write(self, questions: Sequence[_Question], scores: Mapping[Role, _ModelScores], shared: Any) -> None:
-        """The answers of teacher and student; the student's from earlier rows where those are there."""
+        """Has teacher and student write answers; takes the student's from earlier rows where there are any."""
         rollout = self._recipe.rollout
         if self._earlier is not None:
             self._take_over(self._earlier, questions, scores["student"])
@@ -142,8 +142,8 @@ class GroupMaker:
             scores[source].add([[one.token_ids for one in own] for own in written.answers], written.scored)
 
     def _take_over(self, earlier: Earlier, questions: Sequence[_Question], scores: _ModelScores) -> None:
-        """The student's answers from earlier rows of the same questions, and their verdicts if the same judge gave
-        them. An answer that another judge could not read is not stored: such a question is answered again."""
+        """Takes the student's answers from earlier rows of the same questions, and their verdicts if the judge is the
+        same. If another judge could not read an answer, it is not stored, and the question is answered again."""
         found = earlier.rows.rows([one.digest for one in questions])
         token_ids: list[list[TokenIds]] = [[] for _ in questions]
         prompt_tokens = [0] * len(questions)
@@ -170,7 +170,7 @@ class GroupMaker:
         scores.add(token_ids, ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens))
 
     def _judge(self, answered: Sequence[_Question], questions: Sequence[_Question], shared: Any) -> None:
-        """Verdicts on the answers of the questions that no engine has refused."""
+        """Judges the answers of the questions in ``answered``, which no engine has refused."""
         for one in answered:
             one.written = [answer for source in ("teacher", "student") for answer in one.answers.get(source, ())]
         judging = self._recipe.judging
@@ -191,7 +191,7 @@ class GroupMaker:
             ]
 
     def _score(self, role: Role, scores: _ModelScores, wanted: Wanted, shared: Any) -> None:
-        """Have a model score the answers that it has not scored while it wrote them."""
+        """Has a model score the answers that it did not score while writing."""
         missing = scores.missing(wanted)
         if any(missing):
             with self.clock.timed(f"{role}.score", sum(map(bool, missing))):
@@ -234,22 +234,22 @@ class GroupMaker:
 
 @dataclass
 class _Question:
-    """A question on its way to a row."""
+    """The state of a question while its row is made."""
 
     index: int
-    """In its batch."""
+    """Index in its batch."""
     position: int
     digest: str
-    """Of the question as it stands in the data."""
+    """Digest of the question as the data hold it."""
     problem: Problem
     answers: dict[Source, tuple[Answer, ...]] = field(default_factory=dict)
     known: dict[str, Verdict] = field(default_factory=dict)
-    """Verdicts that came with the student's answers, by text."""
+    """Text → verdict, taken over with the student's answers."""
     written: list[Answer] = field(default_factory=list)
-    """The teacher's answers first."""
+    """All answers, the teacher's first."""
     judged: list[JudgedAnswer] = field(default_factory=list)
     readable: list[JudgedAnswer] = field(default_factory=list)
-    """Those that can be stored; a row needs two."""
+    """Answers with a readable verdict, which can be stored; a row needs two."""
 
 
 def _refusal(question: _Question, scores: Mapping[Role, _ModelScores]) -> Refused | None:
@@ -261,20 +261,20 @@ def _refusal(question: _Question, scores: Mapping[Role, _ModelScores]) -> Refuse
 
 
 class _ModelScores:
-    """What a model said of the answers of a batch so far. Answers that are equal to the token have one score, so that
-    rounding cannot prefer one of them."""
+    """A model's scores of the answers of a batch so far. Answers with equal token ids share one score, so that rounding
+    cannot make their scores differ."""
 
     def __init__(self, questions: int) -> None:
         self.prompt_tokens = [0] * questions
-        """Of each question with its pictures; 0 where the model was not asked."""
+        """Prompt length of each question, pictures included; 0 where the model was not asked."""
         self.refused: dict[int, Refused] = {}
-        """By the question's index."""
+        """Index of a question → why the engine refuses it."""
         self._places: list[dict[TokenIds, int]] = [{} for _ in range(questions)]
         self._parts: list[Ragged] = []
         self._size = 0
 
     def add(self, answers: Sequence[Sequence[TokenIds]], scored: ScoredBatch) -> None:
-        """What the model said of these answers to each question."""
+        """Adds scores. answers: for each question of the batch, the token ids of the scored answers."""
         self.refused |= scored.refused
         for index, own in enumerate(answers):
             if index in scored.refused:
@@ -286,14 +286,14 @@ class _ModelScores:
         self._parts.append(scored.tokens)
 
     def missing(self, wanted: Wanted) -> list[list[TokenIds]]:
-        """Of each question of the batch the answers without a score, each once."""
+        """Returns, for each question of the batch, the wanted answers without a score, each once."""
         return [
             [ids for ids in dict.fromkeys(wanted.get(index, ())) if ids not in places]
             for index, places in enumerate(self._places)
         ]
 
     def take(self, wanted: Wanted) -> Ragged:
-        """The scores of these answers, question after question."""
+        """Returns the scores of the wanted answers, question after question."""
         return Ragged.joined(self._parts).take(
             [self._places[index][token_ids] for index, own in wanted.items() for token_ids in own]
         )

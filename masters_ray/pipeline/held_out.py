@@ -1,4 +1,4 @@
-"""Accuracy on the held-out questions: greedy answers, their marks, and what is kept of them."""
+"""Measures accuracy on the held-out questions: greedy answers, their marks, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
 
 _AT_A_TIME = 128
-"""Questions that a replica is handed at a time."""
+"""Questions in each call to a replica."""
 _EXAMPLES = 3
 MODELS = ("teacher", "student_before", "student_after")
-"""What is measured, by the names of its files."""
+"""The models that are measured, by the names of their files."""
 
 
 class HeldOut:
-    """The held-out questions of a run and the models that were measured on them."""
+    """Measures a run's models on its held-out questions, and stores their marks."""
 
     def __init__(self, config: Config, directory: RunDirectory, problems: data.Problems) -> None:
         self._config, self._directory, self._problems = config, directory, problems
         self._digest = digest_of(problems)
 
     def is_measured(self, name: str, model: str | None) -> bool:
-        """Whether the accuracy of a model is there, of these questions and, if it is known, of these weights.
-        Otherwise says why it is measured again."""
+        """Returns whether marks of ``name`` exist for these questions and, unless ``model`` is None, for the weights
+        with this digest. Prints why an existing file is measured again."""
         file = self._directory.evaluation(name)
         if not file.exists():
             return False
@@ -59,28 +59,28 @@ class HeldOut:
         return True
 
     def measure(self, pools: Mapping[Role, Pool], role: Role, name: str, model: str) -> None:
-        """Have a pool's model answer the questions, and keep its marks as ``name``. model: digest of its weights.
-        Raises DataError when more questions cannot be asked than conf allows."""
+        """Has the pool of ``role`` answer the questions and stores the marks as ``name``. model: digest of its weights.
+        Raises DataError when more than rollout.max_set_aside_share are refused (all, by the trained student)."""
         title = f"held-out accuracy of {name.replace('_', ' ')}"
         config, longest = self._config, self._config.evaluation_tokens
         judge = pools["judge"] if config.evaluation.marked_by == "judge" else None
         marked = evaluate(pools[role], judge, config.judge.rule, self._problems, longest, title)
-        # Once the student has learned, a picture that is gone must not cost summary and report.
+        # After training, a missing picture must not cost the run its summary and report.
         allowed = 1.0 if name == "student_after" else config.rollout.max_set_aside_share
         refuse_unasked(refusals(marked), len(self._problems), allowed)
         write_marks(self._directory.evaluation(name), marked, self._digest, model)
         say_accuracy(title, marked, longest, config.judge.rule)
 
     def refuse_rows_of_another_teacher(self, made: Sequence[store.Folder], checkpoint: Path) -> None:
-        """Raises StoreError when stores are there, and the teacher that was measured after them had other weights than
-        the checkpoint has."""
+        """Raises StoreError when a store in ``made`` is finished, and the teacher that was measured had other weights
+        than the checkpoint has."""
         file = self._directory.evaluation("teacher")
         if not file.exists() or not any(folder.has(store.MANIFEST) for folder in made):
             return
         try:
             content = read_json(file)
         except StoreError:
-            return  # it is measured again
+            return  # the teacher is measured again
         now = weights.digest(checkpoint)
         if isinstance(content, dict) and content.get("model", now) != now:
             raise StoreError(
@@ -90,7 +90,7 @@ class HeldOut:
 
 
 def digest_of(problems: data.Problems) -> str:
-    """SHA-256 of the questions, in whatever order they are asked."""
+    """Returns the SHA-256 of the questions, independent of their order."""
     return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
 
 
@@ -106,17 +106,17 @@ class HeldOutMarks:
 
 
 def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
-    """questions, model: as of ``HeldOutMarks``."""
+    """Writes a file of marks. questions, model: as in ``HeldOutMarks``."""
     write_json(file, as_json(HeldOutMarks(questions=questions, model=model, marks=list(marked))))
 
 
 def read_marks(file: Path) -> list[Marked]:
-    """The marks of a model. Raises StoreError when the file is damaged."""
+    """Returns the marks in a file. Raises StoreError when it is damaged."""
     return read_record(file, HeldOutMarks, MADE_AGAIN).marks
 
 
 def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:
-    """Of each model that was measured so far."""
+    """Returns the marks of each model that has been measured, by its name in MODELS."""
     files = {name: directory.evaluation(name) for name in MODELS}
     return {name: read_marks(file) for name, file in files.items() if file.exists()}
 
@@ -124,10 +124,10 @@ def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:
 def evaluate(
     pool: Pool, judge: Pool | None, rule: Rule, problems: Sequence[Problem], max_tokens: int, title: str
 ) -> list[Marked]:
-    """Greedy answers of a pool's model to the held-out questions, marked by the judge, or by the rule without one.
+    """Returns the marks of greedy answers by a pool's model, given by the judge, or by the rule if ``judge`` is None.
 
-    An answer whose verdict cannot be read counts as wrong here. What a replica was doing when its process died is
-    asked again. A question that the model's engine does not take has no mark but the reason.
+    An answer with an unreadable verdict counts as wrong. A call whose replica died is repeated. A question that the
+    engine refuses has the reason in place of a mark.
     """
 
     def marked(share: Sequence[Problem]) -> list[Marked]:
@@ -154,8 +154,8 @@ def evaluate(
 
 
 def refuse_unasked(refused: Sequence[Rejected], questions: int, allowed: float) -> None:
-    """Raises DataError when a model could not be asked more than the share ``allowed`` of the held-out questions, or
-    none of them."""
+    """Raises DataError when a model refused more than the share ``allowed`` of the held-out questions, or all of
+    them."""
     if len(refused) <= allowed * questions and len(refused) < questions:
         return
     examples = "\n".join(f"  {one.row}: {one.reason}" for one in refused[:_EXAMPLES])
@@ -168,7 +168,7 @@ def refuse_unasked(refused: Sequence[Rejected], questions: int, allowed: float) 
 
 
 def say_accuracy(title: str, marked: Sequence[Marked], longest: int, rule: Rule) -> None:
-    """What came of the held-out questions. longest: the tokens at which answers were cut."""
+    """Prints accuracy, share of cut answers, and remarks. longest: the number of tokens at which answers are cut."""
     measured, cut = accuracy([one for one in marked if not one.refused]), cut_share(marked)
     told = f"; {cut:.1%} of the answers cut" if cut else ""
     say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n}{told})")

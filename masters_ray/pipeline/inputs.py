@@ -1,4 +1,4 @@
-"""A run's questions and the stages that they are for. Needs no torch, so that a login node can look at them."""
+"""Loads a run's questions and plans its stages. Needs no torch, so that a login node can do both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from masters_ray.progress import say
 
 
 def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
-    """The training and the held-out questions in their seeded order; they lie in ``folder``."""
+    """Returns the training and the held-out questions in their seeded order; their SQLite files are in ``folder``."""
     checkpoints = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
     models = [weights.locate(checkpoint) for checkpoint in dict.fromkeys([*checkpoints, config.student.checkpoint])]
     allowed = config.data.max_quarantined_share
@@ -33,8 +33,8 @@ def load_source(
     max_quarantined_share: float,
     first: int | None = None,
 ) -> data.Loaded:
-    """One of a run's sources; models: whose special tokens no text may hold; first: of its first rows, so many.
-    Raises DataError as ``data.load``."""
+    """Loads a source of the run. models: checkpoint folders whose special tokens no text may contain. first: number of
+    rows to read, None for all. Raises DataError as ``data.load``."""
     teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
     return data.load(
         source,
@@ -49,7 +49,7 @@ def load_source(
 
 
 def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
-    """Say what was loaded, and what a person should know of it. Returns what the two have in common."""
+    """Prints what was loaded, with remarks. Returns the overlap of training and held-out questions."""
     for name, loaded in (("training", train), ("held-out", held_out)):
         aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
         say(f"{len(loaded.problems)} {name} questions{aside}")
@@ -62,7 +62,7 @@ def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
 
 
 def told_overlap(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
-    """Say what the two have in common."""
+    """Prints and returns the overlap of training and held-out questions."""
     overlap = data.overlap(train.problems, held_out.problems)
     of = f" of {len(held_out.problems)}"
     if overlap.same_question:
@@ -78,7 +78,7 @@ def told_overlap(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
 
 
 def plan(config: Config, questions: int) -> list[tuple[Stage, range]]:
-    """The run's stages and the positions of their questions. Raises DataError when a stage has none."""
+    """Returns the run's stages with the positions of their questions. Raises DataError when a stage has none."""
     found = schedule.plan(config.schedules, questions)
     for stage, positions in found:
         if not positions:

@@ -1,4 +1,4 @@
-"""What happened so far, kept beside the run: seconds by phase, optimizer steps, rewards."""
+"""Records a run's history in its directory: seconds by phase, optimizer steps, rewards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from masters_ray.records import LeftOut, Rejected, SkippedStep, StepMetrics
 
 
 class Journal:
-    """Opened for each call of a run; adds to what earlier calls wrote. TensorBoard's event files go the same way."""
+    """Records each call of a run after earlier calls, in the run's files and in TensorBoard's event files."""
 
     def __init__(self, directory: RunDirectory, config_file: str) -> None:
         self._directory = directory
@@ -45,7 +45,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Adds this call's wall time, also when it was interrupted."""
+        """Saves this call's wall time, also when the call was interrupted."""
         self._save()
         if self._events is not None:
             with writing(self._directory.tensorboard):
@@ -63,16 +63,16 @@ class Journal:
             self._save()
 
     def note(self, name: str, value: str) -> None:
-        """A fact about the run; of several calls of a run the last one's stays."""
+        """Records a fact about the run; a later call of the run overwrites it."""
         self.content[name] = value
         self._save()
 
     def steps_done(self) -> int:
-        """Optimizer steps recorded so far, skipped ones included."""
+        """Returns the number of optimizer steps recorded so far, skipped steps included."""
         return len(self._metrics.steps | self._skipped.steps)
 
     def take(self, news: LearnerNews, advance: Callable[..., None]) -> None:
-        """Record and say what the learner tells. advance: called with the number of steps that are new, and a note."""
+        """Records and prints the learner's news. advance: called with the number of new steps, and a note."""
         for note in news.notes:
             say(note)
         for one in news.agreements:
@@ -91,9 +91,9 @@ class Journal:
             say(f"step {skipped.step} is skipped: {skipped.reason}{where}")
 
     def record(self, metrics: StepMetrics, rewards: Sequence[GroupRewards] = ()) -> int:
-        """One optimizer step and how some of its groups were rewarded, for the report; a step taken again after a
-        restart replaces its first record, also as one that was skipped: fresh answers that did not come in time may be
-        there now. Returns 1 if it is new."""
+        """Records an optimizer step and the rewards of some of its groups, for the report. A step repeated after a
+        restart replaces its first record, even if the step was skipped then: late answers may have arrived since.
+        Returns 1 if the step is new, else 0."""
         step, row = metrics.step, dataclasses.asdict(metrics)
         new = step not in self._metrics.steps | self._skipped.steps
         self._skipped.put(step, [])
@@ -106,8 +106,8 @@ class Journal:
         return int(new)
 
     def record_skipped(self, skipped: SkippedStep) -> int:
-        """A step that was not taken; replaces its record of before a restart, also as one that was. Returns 1 if it is
-        new."""
+        """Records a skipped step; replaces its record from before a restart, even if the step was taken then. Returns 1
+        if the step is new, else 0."""
         new = skipped.step not in self._metrics.steps | self._skipped.steps
         self._rewards.put(skipped.step, [])
         self._metrics.put(skipped.step, [])
@@ -115,16 +115,16 @@ class Journal:
         return int(new)
 
     def record_left_out(self, left_out: LeftOut) -> None:
-        """Stored rows that a step went on without; replaces what was told of it before a restart."""
+        """Records the stored rows that a step left out; replaces the step's record from before a restart."""
         self._left_out.put(left_out.step, [{"step": left_out.step} | dataclasses.asdict(one) for one in left_out.rows])
 
     def left_out(self) -> list[Rejected]:
-        """All of them."""
+        """Returns the rows that steps left out, in the order of the steps."""
         rows = (one for step in sorted(self._left_out.steps) for one in self._left_out.of(step))
         return [Rejected(**{name: value for name, value in row.items() if name != "step"}) for row in rows]
 
     def plot(self, name: str, value: float, step: int) -> None:
-        """A point of a curve for TensorBoard. Raises StoreError when it cannot be written."""
+        """Adds a point to a TensorBoard curve. Raises StoreError when it cannot be written."""
         with writing(self._directory.tensorboard):
             if self._events is None:
                 from torch.utils.tensorboard import SummaryWriter
@@ -133,14 +133,14 @@ class Journal:
             self._events.add_scalar(name, value, step)
 
     def _save(self) -> None:
-        """With this call's wall time so far: a kill must not lose that of the phases that are saved with it."""
+        """Saves the journal with the wall time up to now, so that a kill loses no time of the saved phases."""
         self.content["wall_seconds"] = self._before + time.monotonic() - self._began
         write_json(self._file, self.content)
 
 
 class _Steps:
-    """A JSON-lines file of the run with rows for optimizer steps, each step's once, whatever is told again after a
-    kill."""
+    """A JSON-lines file with rows of optimizer steps; it holds each step once, even when the learner reports the step
+    again after a kill."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -156,8 +156,7 @@ class _Steps:
         return self._rows.get(step, [])
 
     def put(self, step: int, rows: list[dict[str, Any]]) -> bool:
-        """The rows of a step, in place of those that are there; none: the step has none. Returns whether that changes
-        anything."""
+        """Replaces the rows of a step; an empty list deletes them. Returns whether the file changed."""
         if self._rows.get(step, []) == rows:
             return False
         follows = step > max(self._rows, default=-1)

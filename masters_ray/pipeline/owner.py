@@ -1,4 +1,4 @@
-"""The replicas of a run: one set of them lives at a time, so that sets never share devices."""
+"""Owns the replicas of a run: only one set of them runs at a time, so that sets never share devices."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from masters_ray.replicas.spec import ReplicaSpec, in_turns, specs
 
 
 class ReplicaOwner:
-    """Starts replicas when they are needed, keeps them while the same ones are asked for, and stops them."""
+    """Starts replicas when they are needed, keeps them while the same key is asked for, and stops them."""
 
     def __init__(self, config: Config, turns: Turns | None) -> None:
-        """turns: where learner and rollouts take turns. Raises ConfigError when engines on one GPU are told to take
-        more of its memory than there is."""
+        """turns: the node on which learner and rollouts take turns, if they do. Raises ConfigError when engines on the
+        same GPU are configured to take more memory than it has."""
         self.turns = turns
         self._config = config
         self._key: Hashable = None
@@ -32,25 +32,25 @@ class ReplicaOwner:
         self.close()
 
     def get(self, key: Hashable, wanted: Callable[[], list[ReplicaSpec]]) -> Replicas:
-        """The replicas that were started under this key; others are stopped first. Raises ReplicaError when they cannot
-        start."""
+        """Returns the replicas started under this key, else stops all and starts ``wanted``. Raises ReplicaError when
+        they cannot start."""
         if self._replicas is None or key != self._key:
             self.close()
             self._replicas, self._key = Replicas(wanted()), key
         return self._replicas
 
     def online(self, teacher: int, ratio: float) -> Replicas:
-        """Those of online iterations with one of the run's teachers; a teacher that is started is masked at ratio."""
+        """Returns the replicas of online iterations. teacher: its number. ratio: of its mask, if it is started now."""
         return self.get(("online", teacher), lambda: self._online_specs(teacher, ratio))
 
     def give_way(self) -> None:
-        """In turns: return once all replicas have given up their GPUs' memory. Nothing may be under way on them. Raises
+        """In turns: returns once all replicas have freed their GPU memory. No call may be in progress on them. Raises
         as ``Pool.sleep``."""
         if self.turns is not None and self._replicas is not None:
             at_once([pool.sleep for pool in self._replicas.pools.values()])
 
     def close(self) -> None:
-        """Stop the replicas; what they were doing is dropped."""
+        """Stops the replicas and drops their calls in progress."""
         replicas, self._replicas = self._replicas, None
         if replicas is not None:
             replicas.close()

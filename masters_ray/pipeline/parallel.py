@@ -1,7 +1,7 @@
-"""Calls beside each other on threads.
+"""Runs calls in parallel on threads.
 
-No circle of waiting can arise: a thread waits for its own call to a pool alone, and a pool's call waits for a free
-replica, never for what another call returns.
+Deadlock is impossible: a thread waits only for its own call to a pool, and the call waits only for a free replica,
+never for the result of another call.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
-    """Each item and what the function returned for it, as calls finish. Raises the first call's error.
+    """Yields each item with the function's result, as calls finish. Raises the error of the first call that fails.
 
-    An item is taken when a thread is free, so no more than ``threads`` are held at a time. When the iterator is left
-    early nothing more is started, and what runs is not waited for.
+    Takes an item when a thread is free, so at most ``threads`` items are held at a time. When the iterator is closed
+    early, no further call is started, and running calls are not waited for.
     """
     executor = ThreadPoolExecutor(threads)
     source = iter(items)
@@ -41,7 +41,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int) ->
 
 
 def at_once(actions: Sequence[Callable[[], R]]) -> list[R]:
-    """What each action returns, each on a thread of its own. Raises the first one's error once all have ended."""
+    """Returns each action's result; each runs on its own thread. Raises the first failed action's error at the end."""
     if len(actions) == 1:
         return [actions[0]()]
     with ThreadPoolExecutor(max(1, len(actions))) as executor:

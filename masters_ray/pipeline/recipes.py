@@ -1,4 +1,4 @@
-"""What the rows of a run's stages depend on."""
+"""Recipes: what the rows of a run's stages depend on, and so which rows a store accepts."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from masters_ray.records import Source
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineWriter:
-    """Who writes for an online iteration, whose questions are answered while the student learns."""
+    """The student that writes the answers of an online iteration."""
 
     iteration: int
     version: int
-    """Of the student: the iterations that it has learned from."""
+    """The number of iterations that the student has learned from."""
     digest: str
-    """Of its weights."""
+    """Digest of the student's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a stage's rows depend on beside its questions; a store goes on only with the same."""
+    """What a stage's rows depend on beside its questions; a store accepts only rows of the same recipe."""
 
     stage: Stage
     rollout: Rollout
     judging: Judging
     seed: int
     student_digest: str
-    """Of the student that writes."""
+    """Digest of the student that writes."""
     made_with: Mapping[str, Any]
-    """Whatever else of the configuration and the checkpoints decides the rows."""
+    """Everything else in the configuration and the checkpoints that decides the rows."""
     online: OnlineWriter | None = None
-    """None: the answers are written before training."""
+    """None for answers that are written before training."""
 
     def key(self, report: MaskReport) -> dict[str, Any]:
-        """The same as plain values, for a store. report: the teacher as it is masked."""
+        """Returns the recipe as plain values, the key of a store. report: of the masked teacher."""
         return {"teacher_digest": report.digest, **self.settings}
 
     @property
@@ -73,8 +73,8 @@ class Recipe:
         }
 
     def seed_of(self, source: Source, problem_id: str) -> int:
-        """The sampling seed of a question's answers: the same wherever and beside whatever they are sampled. Before
-        training the student is the same in all stages, so its answers are; an online iteration has its own."""
+        """Returns the sampling seed of a question's answers, independent of replica and batch. The teacher's depends on
+        the mask ratio; the student's is the same in all stages; each online iteration has its own seeds."""
         name = f"{self.seed}/teacher/{self.stage.ratio:g}" if source == "teacher" else f"{self.seed}/student"
         if self.online:
             name += f"/iteration {self.online.iteration}"
@@ -83,15 +83,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """Rows of an earlier stage whose student answers the student would write again."""
+    """Rows of an earlier stage with student answers that can be reused, because the same student wrote them."""
 
     rows: store.Lookup
     same_judge: bool
-    """The judge of these answers is that of the later stage."""
+    """Whether both stages have the same judge of student answers."""
 
 
 class Recipes:
-    """The recipes of a run's stages. Digests of weights are read when they are needed first, and once."""
+    """The recipes of a run's stages. Digests of the untrained student and of judging teachers are computed once."""
 
     def __init__(self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]]) -> None:
         self._config, self._directory, self._plan = config, directory, plan
@@ -103,12 +103,12 @@ class Recipes:
         return weights.digest(weights.locate(self._config.student.checkpoint))
 
     def writer(self, stage: Stage) -> Path | None:
-        """The student that writes in a stage; None: the one before training."""
+        """Returns the checkpoint of the student that writes in a stage; None: the student before training."""
         refreshes = self._config.rollout.student_refresh == "stage"
         return self._directory.student_after(stage.index - 1) if refreshes and stage.index else None
 
     def of(self, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
-        """The recipe of a stage, or of an online iteration in it."""
+        """Returns the recipe of a stage, or of an online iteration in it."""
         config, judging = self._config.of_teacher(stage.teacher), self.judging(stage.teacher)
         if online is None:
             writer = self.writer(stage)
@@ -121,14 +121,14 @@ class Recipes:
         return recipe(config, stage, student, self.reference, judging, online)
 
     def judging(self, teacher: int) -> Judging:
-        """Who judges the rollouts of a teacher of the run, by its number."""
+        """Returns who judges the rollouts of a teacher. teacher: its number in the run."""
         if teacher not in self._judgings:
             self._judgings[teacher] = judging(self._config.of_teacher(teacher), self.reference)
         return self._judgings[teacher]
 
     def earlier(self, stage: Stage) -> Earlier | None:
-        """What a stage takes student answers from when every stage has all questions: the first stage with the same
-        judge of them, or else the first."""
+        """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
+        those of the first stage with the same judge of student answers, or else of the first stage. Otherwise None."""
         schedule = self._config.of_teacher(stage.teacher).schedule
         if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
             return None
@@ -142,8 +142,8 @@ class Recipes:
 
 
 def judging(config: Config, reference_digest: str) -> Judging:
-    """Who judges a teacher's rollouts. config: with this teacher only; reference: the student before training. Reads
-    the teacher's weights if it judges."""
+    """Returns who judges a teacher's rollouts. config: with this teacher only. reference_digest: of the student before
+    training. Reads the teacher's weights if it judges."""
     judges = {config.judge.of_teacher, config.judge.of_student}
     models: dict[JudgedBy, str] = {}
     if "student" in judges:
@@ -161,7 +161,7 @@ def recipe(
     judging: Judging,
     online: OnlineWriter | None = None,
 ) -> Recipe:
-    """config: with the stage's teacher only. student: who writes; reference: the student before training."""
+    """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained."""
     teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
     return Recipe(
         stage=stage,
@@ -184,5 +184,5 @@ def recipe(
 
 
 def _identity(model: Teacher | Student, digest: str) -> str:
-    """What decides what a model says: its weights, the files that make its prompts, its number format."""
+    """Returns what decides a model's output: digests of its weights and of its prompt files, and its number format."""
     return f"{digest} {weights.prompt_digest(weights.locate(model.checkpoint))} {model.engine.dtype}"

@@ -1,4 +1,4 @@
-"""One stage's rollouts: its questions through the replicas into a store, whatever dies on the way."""
+"""Makes the rollouts of a stage: its questions pass through the replicas into a store, even if replicas die."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TRIES_ALONE = 3
 
 
 def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
-    """Every teacher replica at ``ratio``; all must report the same weights."""
+    """Masks every teacher replica at ``ratio``. Raises CheckpointError when they report different weights."""
     reports = pool.mask(ratio)
     if any(report != reports[0] for report in reports):
         raise CheckpointError(
@@ -47,14 +47,13 @@ def roll_out(
     earlier: Earlier | None = None,
     left_out: Set[int] = frozenset(),
 ) -> list[Rejected]:
-    """Make the rows of the questions at ``positions`` that are not ``left_out`` and their store in ``folder``, or go on
-    with it.
+    """Makes the rows of the questions at ``positions`` without ``left_out`` and stores them in ``folder``, or resumes.
 
-    Batches are made several at a time; each is stored as a shard as soon as it is finished, and not made again. A batch
-    whose replica died is made once more, and then, when nothing else is under way, question by question; a question on
-    which replicas die three times is set aside. Rows of ``rollout.reuse`` that the same recipe made are taken over, and
-    student answers from ``earlier``. Returns all questions set aside: those, those that an engine refused, and those of
-    which the judge could read fewer than two answers. Raises DataError when they are more than conf allows.
+    Several batches are made in parallel; each is stored as a shard when it is finished, and not made again. A batch
+    whose replica died is made once more, and then, after all other batches, question by question; a question on which
+    replicas die three times is set aside. Rows of ``rollout.reuse`` with the same recipe are taken over, and student
+    answers from ``earlier``. Returns all questions set aside: because replicas died, an engine refused, a picture is
+    bad, or the judge could read fewer than two answers. Raises DataError when the stage passes its ``Limits``.
     """
     report = mask_teachers(replicas.pools["teacher"], recipe.stage.ratio)
     key = recipe.key(report)
@@ -99,22 +98,22 @@ def roll_out(
 
 
 def _note(tally: AnswerTally) -> str:
-    """For the progress line."""
+    """Formats a tally for the progress line."""
     cut = {source: f", {share:.0%} cut" for source, share in tally.cut_by_source.items() if share}
     rates = tally.accuracy_by_source.items()
     return "  ".join(f"{source} right {rate:.0%}{cut.get(source, '')}" for source, rate in rates)
 
 
 def calls_at_once(replicas: Replicas) -> int:
-    """Batches under way: as many as find a place on all pools together, so that the busiest pool always has some."""
+    """Returns the batches to keep in progress: the places of all pools together, so that the busiest is never idle."""
     return sum(pool.most_calls_at_once for pool in replicas.pools.values())
 
 
 def unasked(questions: Questions, positions: range, asked: Set[int], size: int) -> Iterator[Batch]:
-    """Batches of at most ``size`` neighbours that are not among ``asked``.
+    """Yields batches of at most ``size`` neighbouring questions that are not in ``asked``.
 
-    A batch never reaches over a question that was asked, so that shards, sorted by their first position, hold rows in
-    order.
+    A batch never spans a question that was asked, so that shards, sorted by their first position, hold rows in order.
+    Example: positions 0 to 5, 2 asked, size 2: batches [0, 1], [3, 4], [5].
     """
     batch: list[int] = []
     for position in positions:
@@ -126,7 +125,7 @@ def unasked(questions: Questions, positions: range, asked: Set[int], size: int) 
 
 
 def _reusable(folders: Sequence[str], key: dict[str, Any], own: store.Where) -> store.Lookup | None:
-    """The rows of other stores that were made by the same recipe, and those that were taken out of the own one."""
+    """Returns the rows of other stores made by the same recipe, and of shards retired from the stage's own store."""
     wanted, opened = store.as_key(key), store.Folder(own)
     fitting = [one for folder in folders for one in stores_in(folder) if store.read_key(one) == wanted]
     retired = [opened / name for name in store.retired(opened)]
@@ -138,7 +137,7 @@ def _reusable(folders: Sequence[str], key: dict[str, Any], own: store.Where) -> 
 
 
 def stores_in(folder: str) -> list[store.Folder]:
-    """The stores of a directory of rollout.reuse. Raises StoreError when there are none."""
+    """Returns the stores in a directory of rollout.reuse. Raises StoreError when there are none."""
     opened = store.Folder(folder)
     stores = [opened / name for name in opened.folders() if (opened / name).has(store.KEY)]
     if not stores:
@@ -147,7 +146,7 @@ def stores_in(folder: str) -> list[store.Folder]:
 
 
 class StageWork:
-    """Batches that several threads make and store, and what they add up to."""
+    """Makes and stores batches on several threads, and sums up their results."""
 
     def __init__(
         self,
@@ -158,13 +157,13 @@ class StageWork:
         before: Sequence[store.Account] = (),
         on_stored: Callable[[pa.Table], None] = lambda _: None,
     ) -> None:
-        """reusable: rows that need not be made. before: what earlier calls stored. on_stored: called with the rows of
-        every batch."""
+        """reusable: rows to take over. before: accounts of shards that earlier calls stored. on_stored: called with the
+        rows of every batch."""
         self.suspects: list[Batch] = []
         """Batches on which replicas died."""
         self.tally = AnswerTally.total(account.noted["tally"] for account in before)
         self.rejected: dict[int, Rejected] = {}
-        """By position, those of earlier calls too."""
+        """Position → why the question is set aside, earlier calls included."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
         self._on_stored = on_stored
         self._lock = threading.Lock()
@@ -179,13 +178,13 @@ class StageWork:
         self._began = time.monotonic()
 
     def newly_rejected(self) -> list[Rejected]:
-        """Questions set aside since the last call of this method."""
+        """Returns the questions set aside since the last call of this method."""
         with self._lock:
             news, self._news = self._news, []
         return news
 
     def together(self, batch: Batch) -> bool:
-        """Make and store a batch, or put it among the suspects. Returns whether it is stored."""
+        """Makes and stores a batch, or adds it to the suspects. Returns whether it is stored."""
         for _ in range(_TRIES_TOGETHER):
             try:
                 self._store(batch, self._made(batch))
@@ -198,7 +197,7 @@ class StageWork:
         return False
 
     def alone(self, row: tuple[int, Problem]) -> None:
-        """Make and store one question, or set it aside."""
+        """Makes and stores a single question, or sets it aside."""
         position, problem = row
         for _ in range(_TRIES_ALONE):
             try:
@@ -212,11 +211,11 @@ class StageWork:
         self._store([row], MadeBatch(rejected=rejected))
 
     def seconds(self) -> float:
-        """How long the stage was worked on, by this call and earlier ones."""
+        """Returns the seconds of work on the stage, in this call and earlier calls."""
         return self._seconds_before + time.monotonic() - self._began
 
     def _made(self, batch: Batch) -> MadeBatch:
-        """The batch's rows, those that can be taken over not made again."""
+        """Returns the batch's rows; takes over reusable rows and makes the others."""
         if self._reusable is None:
             return self._maker.make(batch)
         found = self._reusable.rows([problem.digest for _, problem in batch])

@@ -6,10 +6,9 @@
     learner: stores in stage order, online iterations answered meanwhile ─► trained student
     held-out accuracy of the trained student ─► summary, report
 
-With rollout.student_refresh=stage the learner comes after every stage, and its student writes in the next one.
+With rollout.student_refresh=stage the learner runs after every stage, and the trained student answers in the next.
 
-What is finished stays finished: the same call goes on after the batches that are stored, or from the learner's last
-checkpoint.
+Finished work is kept: the same call resumes after the stored batches, or from the learner's last checkpoint.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spec import specs
 
 Block = Sequence[tuple[schedule.Stage, range]]
-"""Stages that one set of replicas makes, with the positions of their questions."""
+"""Stages that the same set of replicas makes, each with the positions of its questions."""
 
 
 def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns | None = None) -> Path:
-    """The whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails.
+    """Executes the whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails.
 
-    turns: where learner and rollouts of online iterations take turns; default: they run beside each other.
+    turns: the node on which learner and rollouts of online iterations take turns; None: they run at the same time.
     """
     if turns is not None:
         say(f"the learner and the rollouts take turns on {turns}: replicas sleep while the student learns")
@@ -50,14 +49,14 @@ def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns 
         make_rollouts(context, go_on_online=context.online)
         learning.learn(context, context.stages, directory.student)
         measure_trained(context)
-    outcome.write(context)  # the journal knows the wall time now
+    outcome.write(context)  # only now does the journal hold the whole wall time
     return report.write(directory.root)
 
 
 def generate(config: Config, directory: RunDirectory, config_file: str, *, measure: bool = True) -> list[store.Folder]:
-    """The part of a run that needs a teacher; Ray must be started. Returns the stores. ``run`` goes on with them, here
-    or where the directory is moved to. measure: teacher and student on the held-out questions, too. Raises ConfigError
-    when the student learns between the stages."""
+    """Executes the part of a run that needs a teacher; Ray must be started. Returns the stores. ``run`` resumes from
+    them, also after the directory was moved. measure: measure teacher and untrained student on the held-out questions,
+    too. Raises ConfigError with rollout.student_refresh=stage."""
     if config.rollout.student_refresh == "stage":
         expected, remedy = "run, to make all rollouts before anything is learned", "Set it, or call masters-ray run."
         complaint = Complaint(where="rollout.student_refresh", expected=expected, found="stage", remedy=remedy)
@@ -69,14 +68,14 @@ def generate(config: Config, directory: RunDirectory, config_file: str, *, measu
 
 
 def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = False) -> None:
-    """Every stage's store and, if wanted, the accuracies of the untrained student and the unmasked last teacher.
-    go_on_online: the last replicas go on as those of online iterations."""
+    """Makes every stage's store. measure: also the accuracies of the untrained student and the unmasked last teacher.
+    go_on_online: keep the last replicas for online iterations."""
     by_teacher = itertools.groupby(run.plan, key=lambda one: one[0].index if run.refreshes else one[0].teacher)
     blocks = [list(block) for _, block in by_teacher]
     for block in blocks:
         last = block is blocks[-1]
         measured = [*(["student_before"] if block is blocks[0] else []), *(["teacher"] if last else [])]
-        # With several teachers the last one's engines are not those that are wanted first.
+        # With several teachers, online iterations do not begin with the last teacher's engines.
         keep = go_on_online and last and not run.config.growth
         _make_block(run, block, measured if measure else [], keep)
         if run.refreshes and not last:
@@ -86,15 +85,15 @@ def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = Fa
 
 
 def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bool) -> None:
-    """The stores of a block and the accuracies in ``measured``, as far as they are not there. keep: the replicas go
-    on as those of online iterations."""
+    """Makes the stores of a block and the accuracies in ``measured`` that are missing. keep: start the replicas as
+    those of online iterations, and leave them running."""
     directory, phase, first = run.directory, run.journal.phase, block[0][0]
     config = run.config.of_teacher(first.teacher)
     checkpoint = weights.locate(config.teacher.checkpoint)
     todo = [(stage, part) for stage, part in block if not run.is_made(stage, part)]
     if "teacher" in measured and not directory.student.exists():
         run.measured.refuse_rows_of_another_teacher([directory.stage(one.index) for one, _ in block], checkpoint)
-    # The weights of a teacher, which may be large, are not read again to see whether they are those measured.
+    # A teacher's weights may be large: they are not read only to compare them with the weights that were measured.
     digests = {"student_before": run.recipes.reference}
     unmeasured = [name for name in measured if not run.measured.is_measured(name, digests.get(name))]
     if not todo and not unmeasured and (run.order.known or not run.online):
@@ -131,7 +130,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
 
 
 def measure_trained(run: RunContext) -> None:
-    """Close the stores of online iterations, and measure the trained student."""
+    """Closes the stores of online iterations and measures the trained student."""
     for stage in run.stages:
         online.finish(run.directory.online(stage.index), run.config.judge.rule)
     trained = weights.digest(run.directory.student)

@@ -1,4 +1,4 @@
-"""The directory of a run: where each piece lies, and whether what lies there belongs to this configuration."""
+"""The directory of a run: the path of each file, and the check that its content belongs to this configuration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from masters_ray.store import Folder
 
 
 class RunDirectory:
-    """Paths of one run. Opening it a second time goes on from what is there."""
+    """The paths of a run. Opening an existing directory resumes its run."""
 
     def __init__(self, config: Config) -> None:
-        """Raises ConfigError when the directory holds a run with other settings, listing every key that differs."""
+        """Raises ConfigError, which lists every differing key, when the directory holds a run with other settings."""
         self.root = Path(config.run.dir).absolute()
         self.data = self.root / "data"
         """The questions in their seeded order."""
@@ -38,7 +38,7 @@ class RunDirectory:
         self._config = to_yaml(config)
         self._settings = settings = settings_of(config)
         if self._claim.exists():
-            # A key that came after the run was begun counts as its default.
+            # A key that was introduced after the run began counts as its default.
             earlier = settings_of(Config()) | read_object(self._claim)
             free = {KeyScope.RESUMABLE} if self._has_learned else {KeyScope.RESUMABLE, KeyScope.LEARNING}
             different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
@@ -67,7 +67,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else works in the directory inside the block. Raises StoreError when somebody does already."""
+        """Locks the directory for the block. Raises StoreError when another process holds the lock."""
         with writing(self.root / "lock"):
             self.root.mkdir(parents=True, exist_ok=True)
             opened = (self.root / "lock").open("a+")
@@ -80,7 +80,7 @@ class RunDirectory:
             yield
 
     def look_at_lock(self) -> None:
-        """Raises StoreError when somebody works in the directory; makes nothing."""
+        """Raises StoreError when another process holds the lock; creates no file."""
         if (self.root / "lock").exists():
             with (self.root / "lock").open() as lock:
                 self._take(lock)
@@ -96,37 +96,37 @@ class RunDirectory:
             ) from None
 
     def claim(self) -> None:
-        """From now on the directory is this configuration's. Before anything is made in it, and not sooner: a run that
-        could not start leaves its settings free to be mended."""
+        """Binds the directory to this configuration. Called once the engines have started, so that a run that could not
+        start leaves its settings free to be changed."""
         write_json(self._claim, self._settings)
         write_text(self.root / "config.yaml", self._config)
 
     @property
     def finished(self) -> bool:
-        """Everything that the run makes is there; the summary comes last."""
+        """Whether the run is complete: its summary is written last."""
         return self.file("summary.json").exists()
 
     @property
     def owner_of_rollouts(self) -> Path | None:
-        """The directory of another run whose rollouts this one uses, if it does."""
+        """The directory of the other run whose rollouts this run uses, or None."""
         if not self.rollouts.on_disk:
             return None
         owner = Path(self.rollouts.path("")).parent
         return owner if owner.resolve() != self.root.resolve() and (owner / self._claim.name).exists() else None
 
     def stage(self, index: int) -> Folder:
-        """The store of one stage's rollouts."""
+        """Returns the store of a stage's rollouts."""
         return self.rollouts / f"stage-{index}"
 
     def online(self, index: int) -> Folder:
-        """The store of one stage's online iterations; it is this run's alone, whatever ``rollout.store`` says."""
+        """Returns the store of a stage's online iterations, always inside the run's directory (not rollout.store)."""
         return Folder(self.root / "online" / f"stage-{index}")
 
     def evaluation(self, name: str) -> Path:
         return self.root / "evaluation" / f"{name}.json"
 
     def student_after(self, stage: int) -> Path:
-        """The student that has learned from all stages up to this one, where stages are learned one by one."""
+        """Returns the path of the student after learning stages 0 to ``stage`` (rollout.student_refresh=stage)."""
         return self.root / "students" / f"stage-{stage}"
 
     def file(self, name: str) -> Path:
@@ -134,15 +134,15 @@ class RunDirectory:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """Dotted key → value of everything that decides a run's outcome."""
+    """Returns dotted key → value of every setting that decides a run's outcome."""
     settings = _flat(as_written(asdict(config)))
     settings.pop("run.dir")
     return {key: value for key, value in settings.items() if KeyScope.RESUMABLE not in scopes(key)}
 
 
 def rollout_settings(config: Config) -> dict[str, Any]:
-    """The part of ``settings_of`` that decides rollouts before training and the accuracies of the untrained models; all
-    of it when the student learns between the stages. Which questions have rollouts, ``holds_rows_of`` says."""
+    """Returns the part of ``settings_of`` that decides rollouts before training and accuracies of the untrained models;
+    all of it with rollout.student_refresh=stage. ``holds_rows_of`` compares which questions have rollouts."""
     settings = settings_of(config)
     if config.rollout.student_refresh == "stage":
         return settings
@@ -150,8 +150,8 @@ def rollout_settings(config: Config) -> dict[str, Any]:
 
 
 def holds_rows_of(one: Config, other: Config) -> bool:
-    """Whether the rollouts that one run makes before training hold those of another one with the same
-    ``rollout_settings``: all questions do, or the questions of the same iterations."""
+    """Returns whether the rollouts before training of ``one`` include those of ``other``, given equal
+    ``rollout_settings``: ``one`` makes them for all questions, or both have the same online iterations."""
     if one.rollout.online_fraction == 0 or one.rollout.spare_rows:
         return True
     iterations = [(each.rollout.online_fraction, each.learner.groups_per_step) for each in (one, other)]

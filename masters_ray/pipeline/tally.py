@@ -1,4 +1,4 @@
-"""Counting the answers of batches, and how much may go wrong before a stage stops."""
+"""Counts the answers of batches, and stops a stage that passes its limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from masters_ray.method.prompts import defused, ground_truth, with_choices
 from masters_ray.records import AnswerTally, JudgedAnswer, Problem, Rejected, RolloutGroup, Source
 
 _ENOUGH_ANSWERS = 400
-"""From so many answers on a share of them says something."""
+"""Number of answers from which on their shares are compared with the limits."""
 _EXAMPLES = 3
 
 
@@ -25,7 +25,7 @@ def tally(
     tokens: int,
     tail_mass_sum: float,
 ) -> AnswerTally:
-    """Of a batch's judged answers, and of the rows that are stored. judge: who judged, and the rule to compare with."""
+    """Counts a batch's judged answers and stored rows. judge: who judged, and the rule to compare with."""
     everything = [(problem, one) for problem, answers in judged for one in answers]
     by_source: dict[str, int] = {}
     for source in get_args(Source):
@@ -62,7 +62,7 @@ def tally(
 
 
 def tally_of_stored(groups: Sequence[RolloutGroup], judge: Judge) -> AnswerTally:
-    """Of rows that were made elsewhere."""
+    """Counts rows that were taken over."""
     scored = [answer for group in groups for answer in group.answers]
     return tally(
         [(group.problem, [answer.judged for answer in group.answers]) for group in groups],
@@ -78,17 +78,17 @@ def _is_defused(text: str) -> bool:
 
 
 class Limits:
-    """Looks after every batch; raises DataError with counts and examples when a limit is passed."""
+    """The limits of a stage, compared with its counts after every batch."""
 
     def __init__(self, rollout: Rollout, questions: int, folder: str) -> None:
         self._rollout, self._questions, self._folder = rollout, questions, folder
         self._examples: dict[str, list[Rejected]] = {}
         self.set_aside: Counter[str] = Counter()
-        """Questions without a row, by kind."""
+        """Number of questions without a row, by kind of rejection."""
 
     def look(self, rejected: Iterable[Rejected], tally: AnswerTally, *, finished: bool = False) -> None:
-        """rejected: further questions without a row. finished: all questions were asked, so that every answer counts
-        however few there are."""
+        """Raises DataError with counts and examples when a limit is passed. rejected: further questions without a row.
+        finished: all questions were asked, so shares of answers are compared however few answers there are."""
         for one in rejected:
             self.set_aside[one.kind] += 1
             if self.set_aside[one.kind] <= _EXAMPLES:

@@ -1,4 +1,4 @@
-"""What ``masters-ray simulate`` shows: a run with other fractions of online iterations and other replicas."""
+"""The table of ``masters-ray simulate``: forecasts for several fractions of online iterations and replica counts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from masters_ray.plan.rates import Rates
 def compared_lines(
     load: Callable[[Sequence[str]], Config], rates_from: Path | None, fractions: str, replicas: Sequence[str]
 ) -> Iterator[str]:
-    """The lines to show. load: words such as ``teacher.replicas=2`` → the configuration with them. rates_from: a run's
-    directory or a rates.json; default: run.dir. fractions: with commas between. replicas: to compare with the
-    configuration's own, such as ``teacher=2,student=4``. Raises as ``load``, ``Rates.load`` and ``forecast``.
+    """Yields the lines to print. load: overrides, for example ``teacher.replicas=2`` → the configuration. rates_from: a
+    run's directory or a rates.json; None: run.dir. fractions: separated by commas. replicas: alternatives to the
+    configuration's counts, for example ``teacher=2,student=4``. Raises as ``load``, ``Rates.load`` and ``forecast``.
     """
     config = load([])
     rates = Rates.load(source := rates_from or Path(config.run.dir))
@@ -30,7 +30,7 @@ def compared_lines(
 
 
 def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
-    """A line of the table by column. first: the one to compare with."""
+    """Returns a line of the table, column → cell. first: the forecast that "slower" is relative to."""
     times = one.learning
     return {
         "online": _percent(one.online_fraction),
@@ -50,7 +50,7 @@ def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
 
 
 def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """The keys and each row's values, each column as wide as its widest cell."""
+    """Yields a header line of the keys and a line per row, each column as wide as its widest cell."""
     table = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:

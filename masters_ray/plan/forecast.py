@@ -1,12 +1,12 @@
-"""What a run takes, phase by phase: a recurrence over its optimizer steps (appendix F.2 and F.9).
+"""Forecasts the seconds of a run's phases by a recurrence over its optimizer steps (appendix F.2 and F.9).
 
-    groups of n are begun     when those before are made and version n − 1 − max_staleness is published;
-                              in turns: when the learner has come to n
-    step n is begun           when step n − 1 is done, its version published if an iteration wants it, and, in an online
-                              iteration, the groups of n are made or max_wait_seconds are over
+    groups of step n begin    when the groups before are made and version n − 1 − max_staleness is published;
+                              in turns: when the learner has reached n
+    step n begins             when step n − 1 is done, its version is published if an iteration wants it, and, in an
+                              online iteration, the groups of n are made or max_wait_seconds have passed
 
-Version 0 is what the engines start with: handing it out is part of the start. Groups that come too late are made to
-their end; those of an iteration that the learner has passed are not begun.
+Engines start with version 0, so publishing it is part of the start. Groups that come too late are still completed;
+groups of an iteration that the learner has passed are not begun.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from masters_ray.plan.rates import Rates, group_making
 
 @dataclass(frozen=True, kw_only=True)
 class LearningTimes:
-    """The learner's phase."""
+    """Times and counts of the learner's phase."""
 
     seconds: float
-    """With the start."""
+    """Length of the phase, start included."""
     waited_seconds: float
-    """That the learner waited for groups."""
+    """Seconds that the learner waited for groups."""
     ages: tuple[int, ...]
-    """Of each iteration that was learned from its own groups: optimizer steps by which their writer was behind."""
+    """For each iteration learned from its own groups: the optimizer steps by which their writer was behind."""
     late: int
-    """Online iterations whose groups did not come in time."""
+    """Number of online iterations whose groups did not come in time."""
     questions: int
-    """Of the online iterations whose groups were begun."""
+    """Number of questions in the online iterations whose groups were begun."""
     published: int
-    """Versions that the learner handed out."""
+    """Number of versions that the learner published, without version 0."""
 
 
 def learning(
     iterations: Sequence[Iteration], making_seconds: Callable[[int], float], rates: Rates, rollout: Rollout
 ) -> LearningTimes:
-    """The recurrence above; a run whose start is not known counts as started. making_seconds: an iteration's questions
-    → seconds until their groups are made, once the student's replicas hold its version.
+    """Evaluates the recurrence above; an unknown start takes 0 s. making_seconds: number of questions of an iteration →
+    seconds until their groups are made, once the student's replicas hold the version.
 
-    Example: 10 steps of 2 s without an online one take 20 s. If the fifth is online, and its groups take 3 s, they
-    take 23 s strictly on-policy, 21 s one step behind, and 20 s two steps behind.
+    Example: 10 offline steps of 2 s take 20 s. If the fifth is online and its groups take 3 s, the steps take 23 s with
+    max_staleness 0 (strictly on-policy), 21 s with 1, and 20 s with 2.
     """
     versions = {one.number: version_for(one.number, rollout.max_staleness) for one in iterations if one.online}
     wanted = set(versions.values()) - {0}
@@ -83,23 +83,23 @@ def learning(
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a configuration's run takes."""
+    """The times of a configuration's run."""
 
     online_fraction: float
     replicas: Mapping[str, int]
-    """By pool."""
+    """Pool → number of replicas."""
     steps: int
     rollouts_seconds: float
-    """Of the stages' rollouts before learning, without the engines' start."""
+    """Seconds of the stages' rollouts before learning, without the engines' start."""
     learning: LearningTimes
     learner_busy: float
-    """Fraction of the learning phase in which the learner is at a step; publishing does not count."""
+    """Fraction of the learning phase that the learner spends on steps; publishing does not count."""
     pool_busy: Mapping[str, float]
-    """By pool: the fraction in which a replica works on a call or loads weights; mean of its replicas."""
+    """Pool → fraction of the learning phase in which a replica works on a call or loads weights; mean of replicas."""
 
 
 def forecast(config: Config, rates: Rates) -> Forecast:
-    """A configuration's run at these rates. Raises ConfigError when the number of questions is not known."""
+    """Forecasts a configuration's run at these rates. Raises ConfigError when the number of questions is not known."""
     rollout, questions = config.rollout, config.data.train.rows
     if questions is None:
         unknown = Complaint(where="data.train.rows", expected="a number", found="none", remedy="Set it or --questions.")

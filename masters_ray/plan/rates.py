@@ -1,4 +1,4 @@
-"""What a run's parts take, measured or given by hand (``rates.json``), and how long groups are made at such rates."""
+"""Seconds of a run's parts, measured or written by hand (``rates.json``), and of making groups at these rates."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _Role = Annotated[str, Field(pattern="^(teacher|student|judge|reference)$")]
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMaking:
-    """How questions become groups."""
+    """The calls by which questions become groups, and the replicas that take them."""
 
     rounds: Sequence[Mapping[str, float]]
-    """What a batch goes through: calls made at once, as pool → seconds for each question."""
+    """The rounds of calls of a batch; each is pool → seconds per question, and its calls run in parallel."""
     replicas: Mapping[str, int]
-    """By pool, named as the section of the configuration that counts them. Those of the student take over the learner's
-    weights; those of the judge keep the weights before training and are the reference policy, too."""
+    """Pool, named as its section of the configuration → number of replicas. In online iterations the student's replicas
+    load the learner's weights; the judge's keep the weights before training and are the reference policy, too."""
     batch_rows: int
-    """Questions of a batch; the last may have fewer."""
+    """Questions per batch; the last batch may have fewer."""
 
     def seconds(self, questions: int) -> float:
-        """Until the last group is made. Replicas take calls in the order in which they come, one after the other, as
-        an engine admits the sequences of several calls.
+        """Returns the seconds until the last group is made. A replica takes calls one at a time, in the order of
+        arrival, as an engine admits the sequences of several calls.
 
-        Example: two batches, whose answers take 3 s and whose verdicts 1 s, on one replica of each pool are made in
-        3 + 3 + 1 s: the first is judged while the second is answered.
+        Example: two batches whose answers take 3 s and whose verdicts take 1 s, with one replica in each pool, take
+        3 + 3 + 1 s: the first batch is judged while the second is answered.
         """
         free = {pool: [0.0] * count for pool, count in self.replicas.items()}
         todo = [(0.0, first, 0) for first in range(0, questions, self.batch_rows)]
@@ -61,8 +61,8 @@ class GroupMaking:
 
 
 def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, online: bool) -> GroupMaking:
-    """Of online iterations, or of the stages before learning, where the student that writes is the reference policy as
-    well and is called once for both. calls: as ``Rates.calls``."""
+    """Returns the group making of online iterations, or of the stages before learning, where the student that writes is
+    also the reference policy and is called once for both. calls: as ``Rates.calls``."""
     judge = config.judge
     roles = {"reference": "judge" if online else "student"}
     if judge.follows_student if online else judge.share_process:
@@ -78,38 +78,38 @@ def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, on
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Costs of a run's parts; a ``rates.json`` has these names as keys."""
+    """Seconds of a run's parts; the field names are the keys of a ``rates.json``."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     learner_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-    """Median of an optimizer step, without waiting."""
+    """Seconds of an optimizer step without waiting: median over the steps but the first."""
     publish_seconds: _Seconds
-    """That the learner spends on handing out a version of its weights: median over the versions."""
+    """Seconds that the learner spends on publishing a version of its weights: median over the versions."""
     load_seconds: _Seconds
-    """Until all replicas of the student hold a version: median over the versions."""
+    """Seconds until all replicas of the student hold a version: median over the versions."""
     start_seconds: _Seconds | None
-    """What the learner's phase takes beside steps, waiting and publishing; None: not known, it still lasts."""
+    """Seconds of the learner's phase beside steps, waiting and publishing; None: unknown, as the phase still lasts."""
     calls: Annotated[dict[str, Annotated[dict[_Role, _Seconds], Field(min_length=1)]], Field(min_length=1)]
-    """Method, in the order in which a batch goes through them → seconds of a replica for each question, by the role
-    that is called; a method's roles are called at once. Example: ``{"answer": {"teacher": 0.25, "student": 0.1}}``."""
+    """Method → role → seconds of a replica per question. Methods are in the order in which a batch calls them; a
+    method's roles are called in parallel. Example: ``{"answer": {"teacher": 0.25, "student": 0.1}}``."""
 
     @classmethod
     def load(cls, path: Path) -> Rates:
-        """Of a rates.json, or as ``measured``. Raises StoreError, which names file and key."""
+        """Reads a rates.json, or calls ``measured`` on a directory. Raises StoreError, which names file and key."""
         if path.suffix != ".json":
             return measured(path)
         return read_record(path, cls, _BY_HAND)
 
 
 def measured(run_dir: Path) -> Rates:
-    """The rates of a run that has ended or goes on. Raises StoreError, which names file and remedy, when something is
-    missing, no iteration was online, or there is no step but the first, which warms up and does not count.
+    """Returns the rates of a run that has ended or is in progress. Raises StoreError, which names file and remedy, when
+    a file is missing, no iteration was online, or only the first step, a warm-up that does not count, was taken.
 
-    A call's seconds are the wall's while it was under way, so calls that shared its replica are in them. One factor for
-    all calls takes these out: with it ``GroupMaking`` needs what iterations took. What shared cores cost stays.
+    A call's measured seconds are wall time and include other calls on the same replica. A factor common to all calls
+    corrects for this: with it, ``GroupMaking`` takes as long as iterations took. The cost of shared cores stays.
     """
-    # A step that was taken again after a restart counts once, as it was taken last.
+    # A step that was repeated after a restart counts once, as it was last taken.
     online = list({line.step: line for line in read_records(run_dir / "online.jsonl", OnlineStep, _ANEW)}.values())
     steps = {line.step: line for line in read_records(run_dir / "metrics.jsonl", StepMetrics, _ANEW)}
     calls = _calls(online)
@@ -119,7 +119,7 @@ def measured(run_dir: Path) -> Rates:
     made_in = group_making(configuration.load(run_dir / "config.yaml"), calls, online=True).seconds
     shared = median((line.seconds - line.load_seconds) / made_in(len(line.ages) + line.rejected) for line in online)
     phases = read_object(run_dir / "journal.json")["phases"]
-    # Version 0 is what the engines start with: its costs count only when there is no other.
+    # Engines start with version 0: its costs count only when there is no other version.
     handed_out = [line for line in online if line.version > 0] or online
     publishing = {line.version: line.publish_seconds for line in online}
     spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
@@ -133,7 +133,7 @@ def measured(run_dir: Path) -> Rates:
 
 
 def _calls(lines: Sequence[OnlineStep]) -> dict[str, dict[str, float]]:
-    """Before calls that shared a replica are taken out."""
+    """Returns ``Rates.calls`` as measured, before the correction for calls that share a replica."""
     totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for line in lines:
         for name, sums in line.calls.items():

@@ -1,4 +1,4 @@
-"""The rollout store: groups as parquet shards with a manifest."""
+"""The rollout store: groups in parquet shards, with a key and a manifest."""
 
 from masters_ray.store.folder import Folder, Where
 from masters_ray.store.ragged import Ragged

@@ -1,9 +1,9 @@
-"""Teacher scores as small integers: what the store keeps of each token's top-k distribution.
+"""Encodes teacher scores, each token's top-k distribution, as small integers for the store.
 
-A token's k ids are sorted; kept are their gaps, the first one counted from 0, which take fewer bits than ids. A
-probability p is kept as its *root*, the integer nearest to 511·√p, and so is the left-out mass: a step of a root moves
-a distribution by the same Hellinger distance wherever it is taken. Read back, the squares of a token's k + 1 roots are
-divided by their sum, so that what comes out is a distribution again.
+The k ids of a token are sorted and stored as gaps, the first gap from 0, which take fewer bits than ids. A probability
+p is stored as its *root*, the integer nearest to 511·√p, and the left-out mass likewise: a root that is off by 1 moves
+a distribution by the same Hellinger distance whatever p is. Decoding divides the squares of a token's k + 1 roots by
+their sum, so that the result is a distribution again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from masters_ray.records import TokenScores
 
 LEVELS = 511
 _BLOCK = 2048
-"""Tokens that are decoded at a time: what they need stays in the processor's cache."""
+"""Tokens decoded at a time, so that their arrays stay in the processor's cache."""
 _LOG = 2 * np.log(np.maximum(np.arange(LEVELS + 1), 0.25)).astype(np.float32)
-"""log of a root's square; a probability that was rounded to 0 is taken for one of a quarter of a step."""
+"""float32 [LEVELS + 1], log of each root's square; root 0, a probability rounded to 0, counts as 0.25."""
 
 
 def encode(scores: TokenScores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of T tokens → (gaps uint32 [T, k], roots uint16 [T, k], left-out roots uint16 [T]).
+    """Returns the scores of T tokens as (gaps uint32 [T, k], roots uint16 [T, k], left-out roots uint16 [T]).
 
-    Raises StoreError when a token has an id twice, or a probability that is none.
+    Raises StoreError when a token has an id twice or below 0, or a probability is not between 0 and 1.
     """
     order = np.argsort(scores.top_ids, axis=-1)
     gaps = np.diff(np.take_along_axis(scores.top_ids, order, axis=-1), axis=-1, prepend=0)
@@ -34,7 +34,7 @@ def encode(scores: TokenScores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def decode(gaps: np.ndarray, roots: np.ndarray, left_out_roots: np.ndarray) -> TokenScores:
-    """The inverse of ``encode``, ids ascending; gaps and roots may be flat. Raises StoreError when they do not fit."""
+    """Inverts ``encode``; ids ascend. gaps and roots may be flat, [T·k]. Raises StoreError when sizes do not match."""
     tokens = len(left_out_roots)
     k = roots.size // tokens if tokens else 0
     if gaps.size != tokens * k or roots.size != tokens * k:

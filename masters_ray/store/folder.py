@@ -1,4 +1,4 @@
-"""Where a store lies: a directory of a disk, or of an object store."""
+"""Access to the files of a store, in a directory on disk or in an object store."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from masters_ray.errors import DamagedError, StoreError, without_secrets, writin
 from masters_ray.files import HALF_WRITTEN, write_bytes
 
 DAMAGED = ".damaged"
-"""How the names of files end that were set aside; nothing lists them."""
+"""Suffix of files that were set aside; ``Folder.names`` leaves them out."""
 
 
 class Folder:
     """A directory whose files are written whole or not at all.
 
     ``where`` is a path, or an address that pyarrow's file systems know: ``s3://bucket/…``, ``gs://bucket/…``,
-    ``file:///…``; keys and regions come from the environment, as for all programs that use these. An object store
-    shows an object only when all of it has arrived; ``files.write_bytes`` does the same on a disk.
+    ``file:///…``; keys and regions come from the environment. An object store shows an object only after all of it has
+    arrived; ``files.write_bytes`` does the same on a disk.
 
-    Every method raises StoreError, which names the file, when the place refuses what is asked.
+    Every method raises StoreError, which names the file, when the file system refuses the operation.
     """
 
     def __init__(self, where: Where) -> None:
-        """Raises StoreError when ``where`` names no place."""
+        """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
         self.filesystem: Any
         self._path: str
@@ -50,31 +50,31 @@ class Folder:
         return child
 
     def path(self, name: str) -> str:
-        """Of a file in it, as ``filesystem`` knows it."""
+        """Returns the path of a file in the folder, for ``filesystem``."""
         return f"{self._path.rstrip('/')}/{name}"
 
     def has(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Returns whether a file exists."""
         return bool(self._ask("read", name, self.filesystem.get_file_info, self.path(name)).is_file)
 
     def names(self, beginning: str = "") -> list[str]:
-        """Files whose name begins so, sorted; none when the directory is not there."""
+        """Returns the sorted names of files that start with ``beginning``; none when the directory does not exist."""
         found = [name for name, is_file in self._entries() if is_file]
         return sorted(
             name for name in found if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))
         )
 
     def folders(self, beginning: str = "") -> list[str]:
-        """Directories in it whose name begins so, sorted."""
+        """Returns the sorted names of subdirectories that start with ``beginning``."""
         return sorted(name for name, is_file in self._entries() if not is_file and name.startswith(beginning))
 
     def read(self, name: str) -> bytes:
-        """A file's content."""
+        """Returns a file's content."""
         with self.open(name) as file:
             return bytes(self._ask("read", name, file.read))
 
     def read_object(self, name: str) -> dict[str, Any]:
-        """A JSON file's content. Raises DamagedError when it is no JSON object."""
+        """Returns a JSON file's content. Raises DamagedError when it is not a JSON object."""
         content = self.read(name)
         with undamaged(self / name):
             found = json.loads(content)
@@ -83,11 +83,11 @@ class Folder:
             return found
 
     def open(self, name: str) -> Any:
-        """A file for reading at any place."""
+        """Opens a file for reading with random access."""
         return self._ask("read", name, self.filesystem.open_input_file, self.path(name))
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """A whole file, in place of one of the same name."""
+        """Writes a whole file; replaces a file of the same name."""
         if self.on_disk:
             write_bytes(Path(self.path(name)), content)
             return
@@ -95,35 +95,33 @@ class Folder:
             stream.write(content)
 
     def remove(self, name: str) -> None:
-        """Delete a file."""
+        """Deletes a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
     def move(self, name: str, into: Folder, new_name: str = "") -> None:
-        """Put a file into a directory of the same file system, by default under the name that it has."""
+        """Moves a file into a directory of the same file system, by default under its own name."""
         if into is not self:
             into._ask("made", "", self.filesystem.create_dir, into._path)
         self._ask("moved", name, self.filesystem.move, self.path(name), into.path(new_name or name))
 
     def remove_folder(self, name: str) -> None:
-        """Delete a directory with all that is in it."""
+        """Deletes a subdirectory with all of its content."""
         self._ask("deleted", name, self.filesystem.delete_dir, self.path(name))
 
     def try_out(self) -> None:
-        """Write a file and remove it."""
+        """Tests write access: writes a file and removes it."""
         self.write("tried", b"")
         self.remove("tried")
 
     def clear(self) -> None:
-        """Remove what a killed writer left half-written."""
+        """Removes half-written files of a killed writer."""
         for name, _ in self._entries():
             if name.endswith(HALF_WRITTEN):
                 self.remove(name)
 
     def _entries(self) -> list[tuple[str, bool]]:
-        """(name, whether it is a file) of all that is in it."""
-        if (
-            self.on_disk
-        ):  # not by pyarrow, whose threads for this now and then abort a process that ends right afterwards
+        """Returns (name, whether it is a file) of each entry of the folder."""
+        if self.on_disk:  # not by pyarrow: its listing threads sometimes abort a process that ends right afterwards
             place = Path(self._path)
             entries = self._ask("listed", "", lambda: list(place.iterdir())) if place.is_dir() else []
             return [(one.name, one.is_file()) for one in entries]
@@ -138,7 +136,7 @@ class Folder:
 
 @contextmanager
 def undamaged(where: object) -> Iterator[None]:
-    """What parsers raise inside the block becomes a DamagedError that names the file."""
+    """Turns errors of parsers inside the block into a DamagedError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -147,11 +145,11 @@ def undamaged(where: object) -> Iterator[None]:
 
 
 Where: TypeAlias = str | Path | Folder
-"""What names a store."""
+"""What names a store: a path, an address, or an open folder."""
 
 
 def _at_address(address: str) -> tuple[Any, str]:
-    """The file system, and the path in it."""
+    """Returns the file system of an address and the path in it."""
     if (shown := without_secrets(address)) != address:
         raise StoreError(
             f"{shown}: expected an address without credentials. Leave them to the environment, such as "

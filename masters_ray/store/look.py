@@ -1,4 +1,4 @@
-"""What lies in a store, for people: ``masters-ray store inspect|verify``."""
+"""Describes and verifies a store for ``masters-ray store inspect|verify``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from masters_ray.store.shards import read_accounts, read_key, read_manifest, sur
 
 
 def inspect(folder: Where) -> Iterator[str]:
-    """How far the store is, what its rows are made of, and reasons of the questions that were set aside. Raises
-    StoreError when the directory holds none."""
+    """Yields lines on the store's progress, the reasons of questions set aside, and its key. Raises StoreError when the
+    directory holds no store."""
     key, accounts, manifest = read_key(folder), read_accounts(folder), read_manifest(folder)
     asked = sum(len(account.asked) for account in accounts.values())
     reasons = Counter(one.reason for account in accounts.values() for one in account.rejected.values())
@@ -30,8 +30,8 @@ def inspect(folder: Where) -> Iterator[str]:
 
 
 def verify(folder: Where) -> Iterator[str]:
-    """Read everything: key, manifest, digests, accounts, every row; and counts over the rows. Raises DamagedError with
-    all that is wrong, and StoreError when the directory holds no store."""
+    """Reads key, manifest, digests, accounts and every row; yields lines with counts of the rows. Raises DamagedError,
+    which lists every broken file, and StoreError when the directory holds no store."""
     read_key(folder)
     finished = read_manifest(folder) is not None
     found = survey(folder)

@@ -1,4 +1,4 @@
-"""Numbers per token of many answers, as few arrays."""
+"""Per-token arrays of many answers, concatenated into a few flat arrays."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
-    """Columns over the tokens of some answers, one answer after the other: what travels between processes, and is
-    stored, without an object per answer.
+    """Columns over the tokens of several answers, concatenated in the order of the answers, so that no object per
+    answer is sent between processes or stored.
 
     Example: answers of 2 and 1 tokens have ``lengths=[2, 1]`` and columns of 3 rows; ``take([1, 0])`` has the last row
     first. Without answers there are no columns.
     """
 
     lengths: np.ndarray
-    """int64 [answers], tokens of each."""
+    """int64 [answers], number of tokens of each answer."""
     columns: Mapping[str, np.ndarray]
-    """Name → array [tokens, …]."""
+    """Name → array [tokens of all answers, …]."""
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
-        """All answers of all parts, in their order."""
+        """Concatenates the answers of all parts, in order."""
         filled = [part for part in parts if len(part.lengths)]
         if len(filled) < 2:
             return filled[0] if filled else NO_ANSWERS
@@ -32,7 +32,7 @@ class Ragged:
         return cls(lengths=np.concatenate([part.lengths for part in filled]), columns=columns)
 
     def take(self, answers: Sequence[int]) -> Ragged:
-        """These answers, in this order; one may come twice."""
+        """Returns the answers at these indices, in this order; an index may repeat."""
         if not len(answers):
             return NO_ANSWERS
         starts = np.cumsum(self.lengths) - self.lengths

@@ -1,4 +1,4 @@
-"""Rows of stores: of finished ones in their order, and of any by what was asked."""
+"""Reads rows: of finished stores in the order of their positions, and of any store by a question's digest."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _SHARDS_HELD = 8
 
 
 def shard_names(folder: Where) -> list[str]:
-    """The shards of a finished store that have rows, in the order of these. Raises StoreError when it is not
-    finished."""
+    """Returns the shards of a finished store that have rows, in the rows' order. Raises StoreError when the store is
+    not finished, DamagedError when a shard is gone."""
     opened = Folder(folder)
     manifest = read_manifest(opened)
     if manifest is None:
@@ -36,42 +36,42 @@ def shard_names(folder: Where) -> list[str]:
 
 
 def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
-    """Finished stores, all on one file system, as one Ray Dataset: rows of SCHEMA, store after store, in the order of
-    their positions."""
+    """Opens finished stores on the same file system as a Ray Dataset: rows of SCHEMA, store after store, in the order
+    of their positions."""
     import ray.data
 
-    # The newer reader starts eight actors to look at the files' footers, which costs a small machine a quarter of a
-    # minute; the manifest has named the files already.
+    # The newer reader starts eight actors to read the files' footers, which takes a small machine about 15 s; the
+    # manifest has already named the files.
     ray.data.DataContext.get_current().use_datasource_v2 = False
     opened = [Folder(folder) for folder in folders]
     files = [folder.path(name) for folder in opened for name in shard_names(folder)]
     if not files:
         return ray.data.from_arrow(SCHEMA.empty_table())
     filesystem = None if opened[0].on_disk else opened[0].filesystem
-    # Neither a question mark nor "a=b" in a directory's name means anything.
+    # A question mark or "a=b" in a directory's name has no special meaning.
     options = {"file_extensions": None, "partitioning": None}
     return ray.data.read_parquet(files, schema=SCHEMA, filesystem=filesystem, **options)
 
 
 def read(folder: Where) -> Iterable[RolloutGroup]:
-    """The groups of a finished store, without Ray."""
+    """Yields the groups of a finished store, without Ray."""
     for name in shard_names(folder):
         yield from groups(read_shard(folder, name))
 
 
 def read_shard(folder: Where, name: str) -> pa.Table:
-    """The rows of one shard. Raises DamagedError when one is not as it was written."""
+    """Returns the rows of a shard. Raises DamagedError when the file has changed since it was written."""
     opened = Folder(folder)
     rows = read_rows(pa.BufferReader(opened.read(name)), opened / name)
     return rows.select(SCHEMA.names).replace_schema_metadata(None)
 
 
 def read_judged(folder: Where) -> Iterator[JudgedText]:
-    """The answers of a finished store as their judge saw them."""
+    """Yields the answers of a finished store as their judge saw them."""
     for row in read(folder):
         asked = {name: getattr(row.problem, name) for name in ("kind", "question", "label", "choices")}
         for one in (answer.judged for answer in row.answers):
-            assert one.accuracy is not None  # no other is stored
+            assert one.accuracy is not None  # only answers with an accuracy are stored
             yield JudgedText(
                 **asked,
                 position=row.position,
@@ -84,11 +84,11 @@ def read_judged(folder: Where) -> Iterator[JudgedText]:
 
 
 class Lookup:
-    """Questions' digests → their rows in some stores, finished or not, so that what was made once need not be made
-    again; used by several threads at once."""
+    """Finds questions' rows by digest in several stores, finished or not, so that rows need not be made twice;
+    thread-safe."""
 
     def __init__(self, folders: Iterable[Where]) -> None:
-        """Reads the accounts only. What a damaged shard holds is not found; the person who waits is told."""
+        """Reads only the accounts. Rows of a damaged shard are not found; a message names the shard."""
         self._places = {
             digest: (folder, name, position)
             for folder in map(Folder, folders)
@@ -100,11 +100,11 @@ class Lookup:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Questions that have a row."""
+        """The number of questions that have a row."""
         return len(self._places)
 
     def rows(self, digests: Sequence[str]) -> dict[str, pa.Table]:
-        """The rows of those of the questions that have one, a table of one row each."""
+        """Returns digest → table of a single row, for the questions that have a row."""
         found = {}
         for digest in digests:
             if digest in self._places:

@@ -1,4 +1,4 @@
-"""Groups as rows of a table, and back: one row per question with its judged and scored answers."""
+"""Converts groups to rows of a table and back: one row per question with its judged and scored answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _field(name: str, kind: pa.DataType) -> pa.Field:
 
 
 def _list(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(_field("element", kind))  # a list whose elements may be missing is read half as fast
+    return pa.list_(_field("element", kind))  # lists of nullable elements are read half as fast
 
 
 _WRITTEN = pa.schema(
@@ -41,22 +41,22 @@ _WRITTEN = pa.schema(
         _field("token_ids", _list(pa.int32())),
         _field("accuracy", pa.int8()),
         _field("verdict", pa.string()),
-        _field("reasoning", pa.int8()),  # −1: nobody was asked
+        _field("reasoning", pa.int8()),  # −1: no judge was asked
     ]
 )
 _SCORES = pa.schema(
     [
-        # The teacher's top k at each token, as codec.encode makes them; tokens × k, token by token.
+        # The teacher's top k at each token as codec.encode returns it: gaps and roots flat, [tokens × k].
         _field("top_gaps", _list(pa.uint32())),
         _field("top_roots", _list(pa.uint16())),
         _field("left_out_roots", _list(pa.uint16())),
         _field("reference_logprobs", _list(pa.float32())),
-        # Of the student that wrote in an online iteration; empty for answers that were written before training.
+        # [tokens] under the student that wrote in an online iteration; empty for answers written before training.
         _field("behaviour_logprobs", _list(pa.float32())),
     ]
 )
 _ANSWER = pa.struct([*_WRITTEN, *_SCORES])
-# One of path and data: by reference, or the encoded bytes.
+# Either path, a reference, or data, the encoded bytes.
 _PICTURE = pa.struct([pa.field("path", pa.string()), pa.field("data", pa.binary()), pa.field("digest", pa.string())])
 SCHEMA = pa.schema(
     [
@@ -79,13 +79,13 @@ SCHEMA = pa.schema(
 _ANSWERS = SCHEMA.get_field_index("answers")
 _TOP = ("top_gaps", "top_roots", "left_out_roots")
 _NONE = -1
-"""In place of None."""
+"""Stored in place of None."""
 OWN = "own_logprobs"
-"""Column of a Ragged with a student's log-probabilities."""
+"""Name of the Ragged column with a student's log-probs."""
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
-    # Numbers that differ in their low bytes only: byte by byte the high ones compress to nothing.
+    # These numbers differ only in their low bytes: split into bytes, the high bytes compress to almost nothing.
     "column_encoding": {f"answers.list.element.{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SCORES.names},
     "use_dictionary": [
         *("teacher_digest", "student_digest", "kind"),
@@ -94,12 +94,12 @@ PARQUET: dict[str, Any] = {
     "write_statistics": ["position"],
     "write_page_checksum": True,
 }
-"""How a table of SCHEMA is written: options of ``pyarrow.parquet.write_table``."""
+"""Options of ``pyarrow.parquet.write_table`` for a table of SCHEMA."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A question with its judged answers; what the models said of their tokens stands beside, in columns."""
+    """A question with its judged answers, without the scores of their tokens, which ``table`` takes as columns."""
 
     position: int
     stage: int
@@ -114,7 +114,7 @@ class Row:
 
 
 def top_scores(scores: Sequence[TokenScores]) -> Ragged:
-    """The teacher's top k at the tokens of some answers, as it is stored. Raises StoreError when it cannot be."""
+    """Encodes the teacher's scores of several answers. Raises StoreError when k differs, or as ``codec.encode``."""
     if not scores:
         return NO_ANSWERS
     if len(widths := {one.top_ids.shape[-1] for one in scores}) > 1:
@@ -126,22 +126,22 @@ def top_scores(scores: Sequence[TokenScores]) -> Ragged:
 
 
 def left_out(top: Ragged) -> float:
-    """The teacher's mass outside the top k, summed over the tokens of ``top_scores``."""
+    """Returns the teacher's mass outside the top k, summed over the tokens of ``top_scores``."""
     return float(codec.decode(*(top.columns[name] for name in _TOP)).left_out.sum())
 
 
 def own_logprobs(logprobs: Sequence[np.ndarray]) -> Ragged:
-    """A student's log-probabilities of some answers' tokens, float32 [tokens] each, as they are stored."""
+    """Joins a student's log-probs of several answers, float32 [tokens] each, for the store."""
     if not logprobs:
         return NO_ANSWERS
     return Ragged(lengths=_lengths(logprobs), columns={OWN: np.concatenate(logprobs)})
 
 
 def table(rows: Sequence[Row], top: Ragged, reference: Ragged, behaviour: Ragged | None = None) -> pa.Table:
-    """Rows of SCHEMA. top, reference, behaviour: ``top_scores``, and ``own_logprobs`` of the student before training
-    and of the one that wrote in an online iteration, of all answers, row after row.
+    """Returns rows of SCHEMA. top: ``top_scores``. reference, behaviour: ``own_logprobs`` under the student before
+    training and under the student that wrote in an online iteration. All three: of all answers, row after row.
 
-    Raises StoreError when they are of other answers.
+    Raises StoreError when their lengths are not those of the answers.
     """
     judged = [answer for row in rows for answer in row.answers]
     lengths = _lengths([one.answer.token_ids for one in judged])
@@ -170,7 +170,7 @@ def table(rows: Sequence[Row], top: Ragged, reference: Ragged, behaviour: Ragged
 
 
 def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
-    """Groups as rows of SCHEMA, all of online iterations or none. Raises StoreError when scores cannot be stored."""
+    """Returns groups, all or none of online iterations, as rows of SCHEMA. Raises StoreError as ``table``."""
     given = list(groups)
     scored = [answer for group in given for answer in group.answers]
     rows = [Row(**vars(group) | {"answers": [answer.judged for answer in group.answers]}) for group in given]
@@ -184,7 +184,7 @@ def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
 
 
 def groups(table: pa.Table) -> list[RolloutGroup]:
-    """Rows of SCHEMA → the groups that they hold. Raises StoreError when scores are not those of the answers."""
+    """Returns the groups in rows of SCHEMA. Raises StoreError when scores and answers differ in tokens."""
     lists = table["answers"].combine_chunks()
     answers = iter(_scored_answers(lists.flatten()))
     found = []
@@ -205,7 +205,7 @@ def groups(table: pa.Table) -> list[RolloutGroup]:
 
 
 def scores(answers: pa.StructArray) -> TokenScores:
-    """The teacher's scores of all tokens of some stored answers, one answer after the other."""
+    """Returns the teacher's scores of all tokens of stored answers, answer after answer."""
     return codec.decode(*(_numbers(answers, name) for name in _TOP))
 
 
@@ -214,7 +214,7 @@ def _numbers(answers: pa.StructArray, name: str) -> np.ndarray:
 
 
 def sequence_tokens(table: pa.Table) -> list[int]:
-    """What ``packing.sequence_tokens`` says of each row, without reading the scores."""
+    """Returns ``packing.sequence_tokens`` of each row, without reading the scores."""
     answers = table["answers"].combine_chunks()
     read = pc.subtract(pc.list_value_length(answers.flatten().field("token_ids")), 1).to_numpy()
     per_row = np.bincount(pc.list_parent_indices(answers).to_numpy(), read, len(table)).astype(np.int64)
@@ -222,13 +222,13 @@ def sequence_tokens(table: pa.Table) -> list[int]:
 
 
 def answer_tokens(table: pa.Table) -> int:
-    """Tokens of all answers of all rows."""
+    """Returns the number of tokens in all answers of all rows."""
     token_ids = table["answers"].combine_chunks().flatten().field("token_ids")
     return pc.sum(pc.list_value_length(token_ids)).as_py() or 0
 
 
 def moved(row: pa.Table, position: int, stage: int) -> pa.Table:
-    """A row at another place."""
+    """Returns a table's only row with another position and stage."""
     for name, value in (("position", position), ("stage", stage)):
         field = SCHEMA.field(name)
         row = row.set_column(SCHEMA.get_field_index(name), field, pa.array([value], field.type))
@@ -268,7 +268,7 @@ def _from_stored(stored: int) -> int | None:
 
 
 def _lists(values: np.ndarray | None, lengths: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """values: [tokens of all answers] or [tokens, k]; None: empty lists."""
+    """Splits values, [tokens of all answers] or [all tokens, k], into a list per answer; None: empty lists."""
     if values is None:
         return pa.array([[]] * len(lengths), kind)
     per_token = values.shape[1] if values.ndim > 1 else 1

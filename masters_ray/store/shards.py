@@ -1,12 +1,12 @@
-"""The files of a store, one by one: what they say of themselves, and which of them are as they were written.
+"""The format of a store's files, and the survey that finds damaged files.
 
 ``key.json``                what the rows are made of; rows of another key are never added
-``shard-00000032.parquet``  the questions from position 32 on that went through the engines together: rows, and in the
-                            file's metadata the digest of the key and an account of every question that was asked
+``shard-00000032.parquet``  a batch of questions that begins at position 32: its rows, and in the file's metadata the
+                            digest of the key and an account of every question that was asked
 ``manifest.json``           the shards in the order of their rows, and the digest of the key; without it the store is
                             not finished
 
-What is not as it was written costs itself: a writer that goes on sets it aside, and its questions are asked again.
+Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ from masters_ray.store.folder import DAMAGED, Folder, Where, undamaged
 MANIFEST = "manifest.json"
 KEY = "key.json"
 SHARD = "shard-"
-"""How the names of shards begin."""
+"""Prefix of the names of shards."""
 FORMAT = 7
 _ENDING = ".parquet"
 _READ_AT_ONCE = 32
-"""Of an object store, where a look takes as long as a message."""
+"""Number of shards of an object store that are read in parallel, as each read waits for the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a finished store says of itself."""
+    """The content of a finished store's manifest."""
 
     rows: int
     shards: list[dict[str, Any]]
-    """name, rows and sha256 of each, in the order of their rows"""
+    """name, rows and sha256 of each shard, in the order of their rows."""
     made_by: dict[str, Any]
-    """Whatever the writer noted: ratio, sparsity, digests, seconds, counts."""
+    """What the writer noted of the whole store: ratio, sparsity, digests, seconds, counts."""
     key: str
     """Digest of the store's key."""
 
     @property
     def digest(self) -> str:
-        """Of all rows, and of what made them."""
+        """Digest of the key and of all shards."""
         return digest_of([self.key, [shard["sha256"] for shard in self.shards]])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What became of the questions of one shard."""
+    """Which questions a shard holds: those with a row and those set aside."""
 
     asked: dict[int, str]
     """Position → digest of each question."""
     rejected: dict[int, Rejected]
-    """Questions that were set aside, by position; all others have a row."""
+    """Position → why the question was set aside; all other questions have a row."""
     noted: dict[str, Any]
-    """Whatever else the writer notes: counts, seconds."""
+    """What else the writer notes of the shard: counts, seconds."""
 
     @property
     def rows(self) -> int:
@@ -72,33 +72,33 @@ class Account:
 
     @property
     def name(self) -> str:
-        """Of its shard: shards in the order of their names hold rows in the order of their positions."""
+        """Name of the shard's file; sorted names give rows in the order of their positions."""
         return f"{SHARD}{min(self.asked):08d}{_ENDING}"
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file of a store is one, by its name."""
+    """Returns whether a file name is that of a shard."""
     return name.startswith(SHARD)
 
 
 def first_position(name: str) -> int:
-    """The first position of a shard, by its name."""
+    """Returns the first position of a shard from its name."""
     return int(name.removeprefix(SHARD).removesuffix(_ENDING))
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of plain values."""
+    """Returns the SHA-256 of plain values (JSON with sorted keys)."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
-    """A writer's key as ``read_key`` gives it."""
+    """Returns a writer's key in the form in which ``read_key`` returns it."""
     found: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
     return found
 
 
 def read_key(folder: Where) -> dict[str, Any]:
-    """What the rows of a store are made of. Raises StoreError when the directory holds no store."""
+    """Returns the key of a store: what its rows are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)
     if not opened.has(KEY):
         told = (
@@ -109,8 +109,8 @@ def read_key(folder: Where) -> dict[str, Any]:
 
 
 def read_manifest(folder: Where) -> Manifest | None:
-    """The manifest of a finished store, or None. Raises DamagedError when it is not as it was written, StoreError when
-    another version wrote it."""
+    """Returns the manifest of a finished store, or None. Raises DamagedError when it has changed since it was written,
+    StoreError when another version of the format wrote it."""
     opened = Folder(folder)
     if not opened.has(MANIFEST):
         return None
@@ -127,15 +127,15 @@ def read_manifest(folder: Where) -> Manifest | None:
 
 
 def read_rows(file: Any, where: Folder) -> pa.Table:
-    """The table in a shard. Raises DamagedError when a byte of it is not as it was written."""
+    """Returns the table in a shard. Raises DamagedError when it cannot be read or a page's checksum differs."""
     with undamaged(where):
-        # Without Arrow's threads: a process that ends while they do is aborted now and then, and a shard is small.
+        # Without Arrow's threads, as a process that ends while they end is sometimes aborted, and a shard is small.
         return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
 
 
 def account_in(file: Any, where: Folder) -> tuple[Account, str]:
-    """The account of a shard, and the digest of the key that its rows were made by. Raises DamagedError when they
-    cannot be read, or are not those of the file's rows and name."""
+    """Returns the account of a shard and the digest of its rows' key. Raises DamagedError when they cannot be read, or
+    the account does not match the file's name and number of rows."""
     with undamaged(where):
         found = pq.read_metadata(file)
         content = json.loads(found.metadata[b"account"])
@@ -152,15 +152,15 @@ def account_in(file: Any, where: Folder) -> tuple[Account, str]:
 def read_accounts(
     folder: Where, within: range | None = None, on_damage: Callable[[DamagedError], None] | None = None
 ) -> dict[str, Account]:
-    """Shard → account, in the order of their first positions. within: of the shards that begin at one of these
-    positions. on_damage: told of shards that are damaged, which are left out. Raises DamagedError without it."""
+    """Returns shard → account, in the order of first positions. within: only shards whose first position is in it.
+    on_damage: called for each damaged shard, which is left out; without it, DamagedError is raised."""
     return {name: account for name, (account, _) in footers(folder, within, on_damage).items()}
 
 
 def footers(
     folder: Where, within: range | None, on_damage: Callable[[DamagedError], None] | None
 ) -> dict[str, tuple[Account, str]]:
-    """``read_accounts`` with what ``account_in`` says of each shard."""
+    """Returns shard → ``account_in`` of it, for the shards and with the arguments of ``read_accounts``."""
     opened = Folder(folder)
     names = [name for name in opened.names(SHARD) if within is None or first_position(name) in within]
 
@@ -180,18 +180,18 @@ def footers(
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """All files of a store, read whole."""
+    """The result of reading all files of a store completely."""
 
     accounts: dict[str, Account]
-    """Of the shards that are as they were written."""
+    """Undamaged shard → its account."""
     digests: dict[str, str]
-    """SHA-256 of these."""
+    """Undamaged shard → SHA-256 of its file."""
     broken: dict[str, str]
-    """Every other file of the store → what is wrong with it."""
+    """Damaged or missing file of the store → what is wrong with it."""
 
 
 def survey(folder: Where) -> Survey:
-    """Read every file of a store, finished or not. Raises StoreError when it cannot be listed."""
+    """Reads every file of a store, finished or not. Raises StoreError when the store cannot be listed or read."""
     opened = Folder(folder)
     found = Survey(accounts={}, digests={}, broken={})
 
@@ -237,9 +237,9 @@ def survey(folder: Where) -> Survey:
 
 
 def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
-    """Rename what a survey found broken, so that it is made again. Raises StoreError when that cannot be done."""
+    """Renames broken files of a survey, so that their content is made again. Raises StoreError when that fails."""
     opened = Folder(folder)
-    for name in sorted(broken.keys() - {KEY}):  # a writer, who knows what the key must be, writes it over
+    for name in sorted(broken.keys() - {KEY}):  # a writer, which knows the key, overwrites it
         kept = ""
         if opened.has(name):
             opened.move(name, opened, name + DAMAGED)
@@ -248,7 +248,7 @@ def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
 
 
 def reopen(folder: Where, broken: Mapping[str, str]) -> None:
-    """Have a writer go on with a finished store, without what a survey found broken. Raises StoreError."""
+    """Makes a finished store writable: sets a survey's broken files aside, deletes the manifest. Raises StoreError."""
     set_aside(folder, broken)
     if (opened := Folder(folder)).has(MANIFEST):
         opened.remove(MANIFEST)

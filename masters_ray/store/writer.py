@@ -1,4 +1,4 @@
-"""Filling the store of one stage, shard by shard (``shards`` says what its files are)."""
+"""Writes the store of a stage, shard by shard; ``shards`` describes its files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from masters_ray.store.rows import PARQUET
 from masters_ray.store.shards import FORMAT, KEY, MANIFEST, Account, Manifest
 
 _RETIRED = "retired-"
-"""How the names of directories begin whose shards' questions have other places now, or are not asked any more."""
+"""Prefix of directories with shards whose questions have moved to other positions or are no longer asked."""
 
 
 class Writer:
-    """Fills a store's directory shard by shard, in any order; goes on where an earlier one of the same key stopped."""
+    """Writes a store shard by shard, in any order; resumes a store that an earlier writer of the same key left."""
 
     def __init__(self, folder: Where, key: Mapping[str, Any]) -> None:
-        """Shards that are not as they were written are set aside. Raises StoreError when the store is finished, or when
-        it was begun with another key."""
+        """Sets damaged shards aside. Raises StoreError when the store is finished, or when its shards were written with
+        another key."""
         self._folder = Folder(folder)
         if self._folder.has(MANIFEST):
             raise StoreError(
@@ -43,8 +43,8 @@ class Writer:
         self._accounts, self._digests = found.accounts, found.digests
 
     def write(self, rows: pa.Table, account: Account) -> None:
-        """Add a shard; may be called from several threads. Raises StoreError when a row was not asked for, when a
-        question has neither a row nor a reason, or when the file cannot be written."""
+        """Adds a shard; thread-safe. Raises StoreError when a row was not asked for, when a question has neither a row
+        nor a reason or is in another shard too, or when the file cannot be written."""
         stored = rows["position"].to_pylist()
         if sorted([*stored, *account.rejected]) != sorted(account.asked):
             raise StoreError(
@@ -65,21 +65,21 @@ class Writer:
             self._accounts[account.name], self._digests[account.name] = account, hashlib.sha256(content).hexdigest()
 
     def discard(self, accounts: Mapping[str, Account]) -> None:
-        """Take out these shards: their questions may be stored anew. Raises StoreError when one cannot be deleted."""
+        """Deletes these shards, so that their questions can be stored again. Raises StoreError when that fails."""
         for name in accounts:
             self._folder.remove(name)
             self._forget(name)
 
     def retire(self, accounts: Mapping[str, Account]) -> None:
-        """Take out these shards, but keep their rows where ``retired`` finds them until the store is finished. Raises
-        StoreError when one cannot be moved."""
+        """Moves these shards out of the store, to a directory in ``retired``, where their rows can be read until the
+        store is finished. Raises StoreError when a shard cannot be moved."""
         into = self._folder / f"{_RETIRED}{len(retired(self._folder))}"
         for name in accounts:
             self._folder.move(name, into)
             self._forget(name)
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
-        """Write the manifest: from now on the directory is a store. Raises StoreError when it cannot be written."""
+        """Finishes the store: writes the manifest and deletes retired shards. Raises StoreError when that fails."""
         listed = [
             {"name": name, "rows": account.rows, "sha256": self._digests[name]}
             for name, account in sorted(self._accounts.items())
@@ -98,7 +98,7 @@ class Writer:
             del self._accounts[name], self._digests[name]
 
     def _claim(self, wanted: dict[str, Any]) -> None:
-        """Write the key, unless the shards were made by another."""
+        """Writes the key. Raises StoreError when the shards were written with another key."""
         made_by = {key for _, key in shards.footers(self._folder, None, on_damage=lambda _: None).values()}
         if made_by and self._key not in made_by:
             try:
@@ -115,5 +115,5 @@ class Writer:
 
 
 def retired(folder: Where) -> list[str]:
-    """Directories of a store with shards that a writer took out of it and whose rows may be needed."""
+    """Returns the names of a store's directories of retired shards (``Writer.retire``)."""
     return Folder(folder).folders(_RETIRED)
