@@ -41,7 +41,8 @@ class RunDirectory:
             # A key that was introduced after the run began counts as its default.
             earlier = settings_of(Config()) | read_object(self._claim)
             free = {KeyScope.RESUMABLE} if self._has_learned else {KeyScope.RESUMABLE, KeyScope.LEARNING}
-            different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
+            keys = settings.keys() | earlier.keys()
+            different = [key for key in keys if not _means_the_same(settings.get(key), earlier.get(key))]
             different = [key for key in different if not scopes(key) & free]
             if different:
                 raise ConfigError([self._refusal(key, earlier, settings) for key in sorted(different)])
@@ -170,3 +171,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _means_the_same(value: Any, other: Any) -> bool:
+    """Equal, or a path and the same path made whole, as ``submit`` does: a run that began here goes on as a job. Data
+    and checkpoints are told apart by their digests anyway."""
+    if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
+        return all(map(_means_the_same, value, other))
+    if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+        return all(_means_the_same(value[key], other[key]) for key in value)
+    if isinstance(value, str) and isinstance(other, str):
+        short, whole = sorted((value, other), key=len)
+        return value == other or (Path(whole).is_absolute() and whole.endswith(f"/{os.path.normpath(short)}"))
+    return bool(value == other)

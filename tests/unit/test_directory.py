@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_how_to_learn_may_change_until_a_step_was_taken(tmp_path: Path) -> None:
         journal.record(metrics(1))
     with pytest.raises(ConfigError, match=r"learner.zero_stage: .* to learn anew from this run's rollouts"):
         RunDirectory(config(tmp_path, "learner.learning_rate=1e-5", "reward.alpha=0.5", "learner.zero_stage=3"))
+
+
+def test_a_run_with_relative_paths_goes_on_as_a_job_with_whole_ones(tmp_path: Path) -> None:
+    grown = [{"teacher": {"checkpoint": "models/larger"}, "schedule": {"max_ratio": 0.2}}]
+    RunDirectory(config(tmp_path, "data.train.path=./rows.jsonl", f"growth={json.dumps(grown)}")).claim()
+    grown[0]["teacher"]["checkpoint"] = "/home/me/models/larger"
+    RunDirectory(config(tmp_path, "data.train.path=/home/me/rows.jsonl", f"growth={json.dumps(grown)}"))
+    for other in ("other.jsonl", "/home/me/other.jsonl", "/home/me/more_rows.jsonl", "data/rows.jsonl"):
+        with pytest.raises(ConfigError, match=r"data.train.path: expected './rows.jsonl'"):
+            RunDirectory(config(tmp_path, f"data.train.path={other}", f"growth={json.dumps(grown)}"))
 
 
 def test_where_work_is_done_may_change(tmp_path: Path) -> None:
