@@ -72,8 +72,7 @@ class Layout:
         )
 
     def dense_mask(self, device: torch.device) -> Tensor:
-        """Returns bool [length, length]: query (row) sees key (column). Padding sees padding, because a softmax row must
-        not be empty."""
+        """Returns bool [length, length]: row sees column. Padding sees padding: a softmax row must not be empty."""
         if ("dense", device) not in self._masks:
             place = torch.arange(self.length, device=device)
             self._masks["dense", device] = self._sees(device)(place, place, place[:, None], place[None, :])
@@ -226,6 +225,5 @@ def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
 
 
 def _zeros_by_token(tensor: Tensor) -> Tensor:
-    """Returns zeros of shape [1, heads, length, width] that are contiguous as [1, length, heads, width], as projections
-    need them."""
+    """Returns zeros [1, heads, length, width], contiguous as [1, length, heads, width]: the layout of projections."""
     return torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

@@ -32,9 +32,9 @@ def answer_terms(
     *,
     logits_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (log-prob of each target, JSD to the stored teacher scores, error bound of the JSD), float32 [tokens] each;
-    JSD and bound in nats, as ``divergence.top_k_jsd`` and ``left_out_error``. The first two support one backward pass,
-    with gradients of hidden, weight and bias.
+    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each.
+    JSD and bound are those of ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single
+    backward pass, to hidden, weight and bias.
 
     hidden: [tokens, width], the states that predict the targets. weight, bias: the output head, [vocabulary, width] and
     [vocabulary] or None. targets: [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's as in

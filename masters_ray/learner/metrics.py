@@ -42,7 +42,7 @@ def step_totals(
     operations: int,
 ) -> StepTotals:
     """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batches, each with its outputs and
-    answer tokens' log-probs; ignores dummies. over_workers: sums over workers. operations: this worker's in the step."""
+    answer tokens' log-probs; ignores dummies. over_workers: sums over workers. operations: of this worker's step."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
     own = [one for one in made if one[0].indices]
