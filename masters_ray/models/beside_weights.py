@@ -1,5 +1,5 @@
-"""Copies all of a checkpoint but its weights to a checkpoint with new weights: configuration, tokenizer, processor, chat
-templates, licence; writes a new model card. Needs no torch."""
+"""Copies a checkpoint's files other than weights to a checkpoint with new weights: configuration, tokenizer, processor,
+chat templates, licence. Writes a new model card. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ licence and its notices, which apply to these weights too.
 
 
 def copy(source: Path, target: Path, dtype: str) -> None:
-    """Copies the files beside the weights byte for byte from ``source`` to ``target``, and removes those that ``target``
-    had. Sets ``dtype`` in ``config.json``; keeps the source's model card under another name beside a new card.
+    """Copies the files beside the weights byte for byte from ``source`` to ``target``, after removing the target's own.
+    Sets ``dtype`` in ``config.json``; writes a new model card and keeps the source's under another name.
 
     Does not copy Python code, and prints which files it skipped.
     """
@@ -65,7 +65,7 @@ def _set_dtype(file: Path, dtype: str) -> None:
 
 
 def _write_card(source: Path, target: Path) -> None:
-    """Writes the model card. It names the source by its model id, if it lies in the Hub's cache, or by its directory."""
+    """Writes the model card, which names the source: the model id if it lies in the Hub's cache, else its directory."""
     in_cache = [part for part in source.parts if part.startswith("models--")]
     name = in_cache[-1].removeprefix("models--").replace("--", "/") if in_cache else source.name
     licence = more = ""

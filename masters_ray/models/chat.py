@@ -27,13 +27,13 @@ _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
 class Chat:
     """Makes a model's prompts. Methods for text and token ids are thread-safe.
 
-    ``token_ids`` encodes a special token in a message as ordinary text. A prompt starts with the tokenizer's start token
-    exactly once, whether or not the template writes it. A template that asks for the time always gets the same.
+    ``token_ids`` encodes a special token in a message as ordinary text. A prompt starts with the tokenizer's start
+    token, which is added if the template does not write it. A template that asks for the time always gets the same.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Loads the checkpoint in ``folder``. Raises CheckpointError when the processor cannot be loaded, or has no chat
-        template that takes pictures and text."""
+        """Loads the processor in ``folder``. Raises CheckpointError when it cannot be loaded, or has no chat template
+        that takes a list of pictures and texts."""
         self.folder = folder
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
@@ -98,7 +98,7 @@ class Chat:
         return found
 
     def inputs(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> dict[str, Any]:
-        """Returns the inputs of the model's forward: token ids with expanded placeholders, and pixels; torch, batch of 1.
+        """Returns the inputs of the model's forward, torch, batch of 1: ids with placeholders expanded, and pixels.
 
         Raises DataError when a text holds a special token, which the processor might take for a picture.
         """
@@ -141,7 +141,7 @@ class Chat:
         return ids
 
     def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Returns the messages with a numbered placeholder for each text that holds a special token, and these texts."""
+        """Returns the messages with numbered placeholders for texts that hold a special token, and these texts."""
         hidden: list[str] = []
 
         def hide(content: Any) -> Any:

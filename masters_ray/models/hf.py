@@ -30,7 +30,7 @@ _PACKED = "masters_packed"
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """Loads the model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError as ``_loaded``."""
+    """Loads the model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot."""
     return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
@@ -62,8 +62,7 @@ def superfluous(folder: Path) -> list[str]:
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
-    """Returns the model, and names of checkpoint weights that it does not have. Raises CheckpointError when the model
-    cannot be loaded, or when weights are missing or have another shape."""
+    """Returns model and superfluous weights. CheckpointError: not loadable, weights missing or of another shape."""
     from transformers import AutoModelForImageTextToText
 
     with _loading(folder):
@@ -104,8 +103,8 @@ def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) 
 
 
 class PackedTeacher(nn.Module):
-    """Wraps a vision-language model; its forward returns a live teacher's scores of a packed batch. Changes ``model`` as
-    PackedStudent does, except its head and norms."""
+    """Wraps a vision-language model; its forward returns a live teacher's scores of a packed batch. Switches ``model``
+    to packed attention, but changes neither its head nor its norms."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -121,8 +120,8 @@ class PackedStudent(nn.Module):
     """Wraps a vision-language model; its forward returns the loss terms of a packed batch."""
 
     def __init__(self, model: Any, logits_bytes: int) -> None:
-        """Changes ``model``: packed attention, a head that returns loss terms, faster norms. Raises CheckpointError when
-        its configuration scales or caps logits beyond the head's product."""
+        """Changes ``model``: packed attention, a head that returns loss terms, faster norms. Raises CheckpointError if
+        its configuration scales or caps logits."""
         super().__init__()
         _read_packed(model, "student")
         norm.speed_up(model)
