@@ -1,4 +1,4 @@
-"""Attention over packed groups: an answer token sees its group's prompt and the earlier tokens of its own answer.
+"""Attention over packed groups: an answer sees only its group's prompt and itself; no group sees another.
 
 A sequence holds groups one after the other, each as
 

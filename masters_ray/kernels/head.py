@@ -104,7 +104,7 @@ class _AnswerTerms(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros(len(weight), device=hidden.device) if needs_bias else None
         for columns in ctx.tiles[1]:
-            here = None if grad_weight is None else grad_weight[columns].float()  # float32: the gradient itself
+            here = None if grad_weight is None else grad_weight[columns].float()  # a view if already float32
             for rows in ctx.tiles[0]:
                 if ctx.kept is not None:
                     slopes, ctx.kept = ctx.kept, None

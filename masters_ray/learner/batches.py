@@ -27,7 +27,7 @@ _STAGE = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An optimizer step as all workers see it."""
+    """An optimizer step: its rows, and their micro-batches on all workers. Equal on every worker."""
 
     plan: StagePlan
     number: int

@@ -26,7 +26,7 @@ from masters_ray.errors import LearnerError, writing
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A complete checkpoint."""
+    """A complete checkpoint on disk."""
 
     folder: Path
     step: int
@@ -54,7 +54,7 @@ def find(folder: Path) -> list[Found]:
 
 
 class Checkpoints:
-    """One worker's writer of checkpoints."""
+    """Writes one worker's part of every checkpoint; the worker of rank 0 also removes old checkpoints."""
 
     def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:
         self._folder, self._rank, self._workers, self._kept = folder, rank, workers, kept

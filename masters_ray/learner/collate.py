@@ -51,7 +51,7 @@ class Collator:
             prompt = hf.prompt_tensors(self._model, self._chat, question_messages(group.problem), pictures)
         except MemoryError:
             raise
-        except Exception as error:  # a processor raises what it likes
+        except Exception as error:  # processors raise errors of any kind
             told = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise unreadable(group, f"the processor cannot read its question or pictures ({told})") from error
         if (found := len(prompt.input_ids)) != group.prompt_tokens:

@@ -27,7 +27,7 @@ _TAG = "student"
 
 
 class StudentEngine:
-    """A module under DeepSpeed on one rank of a worker group."""
+    """The student module under DeepSpeed, on one rank of the worker group."""
 
     def __init__(self, module: nn.Module, settings: Learner, device: torch.device) -> None:
         import deepspeed
@@ -50,7 +50,7 @@ class StudentEngine:
         self._zero_stage, self._clipping = settings.zero_stage, settings.gradient_clipping
 
     def __call__(self, *inputs: Any) -> Any:
-        """The module's forward."""
+        """Runs the module's forward."""
         return self._engine(*inputs)
 
     def add_gradient(self, loss: Tensor) -> None:

@@ -25,7 +25,7 @@ class LiveTeacher:
         """Returns the stage's teacher scores for the batch's answers. Raises LearnerError when the digest of the masked
         weights differs from the one with which the stage's rows were made."""
         if self._teacher is None or self._loaded != (plan.teacher, plan.ratio):
-            self._teacher = None  # before the next one is loaded
+            self._teacher = None  # frees its memory before the next teacher is loaded
             self._teacher, self._loaded = self._load(plan), (plan.teacher, plan.ratio)
         with torch.no_grad():
             return self._teacher(batch)

@@ -118,7 +118,7 @@ class _Worker:
         meeting = torch.zeros(1, device=self._device)
         if self._workers > 1:
             torch.distributed.all_reduce(meeting)
-        meeting.item()  # NCCL does not wait by itself
+        meeting.item()  # NCCL's all_reduce returns before it is done
 
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
         """Returns on rank 0 the transformers model's parameter names → tensors, adapters merged (and written); None on
@@ -192,7 +192,7 @@ class _Worker:
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self.publisher.students = state["students"]
-            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read them
+            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read the news
             self._report(LearnerNews(notes=[f"the learner goes on after step {found.step}"]))
             return found.step
         return 0

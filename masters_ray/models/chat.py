@@ -161,7 +161,7 @@ class Chat:
         try:
             options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
             text: str = self.processor.apply_chat_template(list(messages), **options)
-        except Exception as error:  # a template raises what it likes
+        except Exception as error:  # templates raise errors of any kind
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
         return text
 

@@ -53,7 +53,7 @@ def end_ids(folder: Path) -> set[int]:
         raise CheckpointError(f"{file}: eos_token_id: expected a token's id or a list of them, {found}")
     tokenizer = _read(folder / "tokenizer.json")
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, list):  # a Unigram model's, with scores
+    if isinstance(vocabulary, list):  # a Unigram model lists (token, score)
         vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
     vocabulary |= {text: one["id"] for text, one in _added(tokenizer).items()}
     own = vocabulary.get(_text(_read(folder / "tokenizer_config.json").get("eos_token")))

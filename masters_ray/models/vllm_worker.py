@@ -52,7 +52,7 @@ class MaskedLoader(DefaultModelLoader):
 
 
 class InPlaceLoading:
-    """vLLM worker extension: its methods are called by name on every worker."""
+    """vLLM worker extension; vLLM calls its methods by name on every worker."""
 
     model_runner: Any
     rank: int

@@ -61,7 +61,7 @@ def locate(checkpoint: str) -> Path:
 
     try:
         folder = Path(snapshot_download(checkpoint))
-    except Exception as error:  # the client raises network, permission and name errors of many kinds
+    except Exception as error:  # the client raises many kinds of errors: network, permission, name
         raise CheckpointError(
             f"{checkpoint}: no such directory, and the model hub did not deliver it ({type(error).__name__}: {error}). "
             "Check the name, download it beforehand, or give a directory."

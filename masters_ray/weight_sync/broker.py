@@ -143,7 +143,7 @@ class RolloutBroker:
             return found
 
     def wanted(self, order: Order) -> bool:
-        """Returns whether the order belongs to the current start and its deadline, if any, has not passed."""
+        """Returns whether the order is for the current start, its deadline (if set) has not passed, nothing failed."""
         with self._changed:
             in_time = time.monotonic() < self._deadlines.get(order.iteration, math.inf)
             return self._failure is None and order.start == self._start and in_time
