@@ -98,5 +98,5 @@ def is_online(number: int, fraction: float) -> bool:
 def version_for(number: int, max_staleness: int, learned: int = 0) -> int:
     """Returns the version of the student that writes for iteration ``number``; a version counts the iterations learned.
     It is the oldest allowed, number − 1 − max_staleness, so that rollouts overlap with the iterations in between.
-    learned: the oldest version that exists, which is the one that a resumed learner starts from."""
+    learned: the oldest existing version, from which a resumed learner starts."""
     return max(learned, number - 1 - max_staleness)

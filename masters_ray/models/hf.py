@@ -36,7 +36,7 @@ def load_model(folder: Path, dtype: str) -> Any:
 
 def superfluous(folder: Path) -> list[str]:
     """Returns the names of a checkpoint's weights that its model does not have. Reads only headers; returns [] for a
-    quantised model or one that transformers does not know.
+    quantised model or a model that transformers does not know.
 
     Raises CheckpointError when the model cannot be loaded, when weights are missing or have another shape, or when the
     checkpoint has weights of more layers than config.json says.
@@ -130,7 +130,7 @@ class PackedStudent(nn.Module):
 
     def forward(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (log-prob of each answer token, JSD to the teacher in nats, its error bound in nats), float32 [answer
-        tokens] each. teacher: scores to use in place of the batch's stored ones."""
+        tokens] each. teacher: scores to use in place of those in the batch."""
         return self.model.lm_head(_predicting(self.model, batch), batch, teacher)
 
 

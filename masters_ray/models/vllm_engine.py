@@ -202,7 +202,7 @@ class VllmEngine:
         penalties. With top_k = 0 the distributions are empty, and only the answer's own tokens are scored.
 
         The first attempt uses the prefix cache. The engine does not score positions taken from the cache, nor sometimes
-        those before a preemption; such incomplete replies are asked again without the cache, then refused. An answer
+        those before a preemption; incomplete replies are requested again without the cache, then refused. An answer
         with a token id that the model has no row for is refused at once.
         """
         from vllm import SamplingParams

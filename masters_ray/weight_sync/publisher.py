@@ -81,7 +81,7 @@ def publish(
     tensors: Mapping[str, Tensor], broker: Any, version: int, began: float, sender: WeightSender | None = None
 ) -> str:
     """Publishes a version of the student to the broker; returns its digest. tensors: checkpoint tensors on the CPU.
-    began: start of publishing, from ``time.monotonic``. sender: keeps and sends the tensors; without one they go into
+    began: start of publishing, from ``time.monotonic``. sender: keeps and sends the tensors; None: they go into
     the object store. Raises LearnerError when the rollouts have failed."""
     digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
     stored = []

@@ -31,7 +31,7 @@ class WeightReceiver:
     def hold(self, weights: StudentWeights) -> None:
         """Loads these weights into the engine, unless it holds them already.
 
-        Raises WeightSyncError when the loaded tensors differ from the published ones, WeightsGoneError when the learner
+        Raises WeightSyncError when the loaded tensors differ from those published, WeightsGoneError when the learner
         that had them is gone, ReplicaLostError when loading failed and the model may be half old, half new.
         """
         with self._taking:
