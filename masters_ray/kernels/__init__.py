@@ -1,1 +1,1 @@
-"""Attention, output head and norm: what a packed step computes, without logits in memory."""
+"""Packing, attention, output head and norm of a packed training step, without the logits in memory."""

@@ -1,15 +1,15 @@
-"""Attention over packed groups: every answer sees its group's prompt and itself, and no group sees another.
+"""Attention over packed groups: an answer sees only its group's prompt and itself; no group sees another.
 
 A sequence holds groups one after the other, each as
 
     prompt │ answer 1 │ answer 2 │ … │ answer G
 
-Three kernels give the same result; ``kernel_for`` picks by what the device can do:
+Three kernels give the same result; ``kernel_for`` picks one by device and number format:
 
-* ``blocks``: the prompt's causal triangle, the answers against the prompt, and each answer against itself are three
-  calls of PyTorch's CPU flash kernel, joined by their log-sum-exp. Nothing that the mask forbids is computed.
+* ``blocks``: calls PyTorch's CPU flash kernel for the prompt's causal triangle, for the answers against the prompt and
+  for each answer against itself, and joins the results by their log-sum-exp. Computes no pair that the mask forbids.
 * ``flex``: PyTorch's FlexAttention with a block mask, on GPUs for which Triton compiles.
-* ``dense``: scaled_dot_product_attention with a boolean mask, anywhere.
+* ``dense``: scaled_dot_product_attention with a boolean mask, on any device.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Kernel = Literal["blocks", "flex", "dense"]
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Where one group stands in a sequence, in tokens."""
+    """Position and lengths of one group in a sequence, in tokens."""
 
     start: int
     prompt: int
     answers: tuple[int, ...]
-    """Tokens read of each answer; an answer's last token is only predicted, so one of a single token reads none."""
+    """Input tokens of each answer: its length − 1, because the last token is only predicted."""
 
     @property
     def answers_start(self) -> int:
@@ -47,7 +47,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The groups of one sequence, without gaps; what stands behind the last is padding."""
+    """The groups of one sequence, without gaps, followed by padding."""
 
     spans: tuple[Span, ...]
     length: int
@@ -56,12 +56,12 @@ class Layout:
 
     @property
     def padding(self) -> int:
-        """Tokens behind the last group."""
+        """Padding tokens, after the last group."""
         return self.length - self.spans[-1].end
 
     @property
     def pairs(self) -> int:
-        """(query, key) pairs that have to be computed: the measure of attention's work."""
+        """(query, key) pairs that the mask allows, padding excluded: the measure of attention's work."""
 
         def triangle(side: int) -> int:
             return side * (side + 1) // 2
@@ -72,14 +72,14 @@ class Layout:
         )
 
     def dense_mask(self, device: torch.device) -> Tensor:
-        """bool [length, length]: row sees column. Padding sees itself: no row of a softmax may be empty."""
+        """Returns bool [length, length]: row sees column. Padding sees padding: a softmax row must not be empty."""
         if ("dense", device) not in self._masks:
             place = torch.arange(self.length, device=device)
             self._masks["dense", device] = self._sees(device)(place, place, place[:, None], place[None, :])
         return self._masks["dense", device]
 
     def block_mask(self, device: torch.device) -> Any:
-        """The same as FlexAttention's block mask."""
+        """Returns ``dense_mask`` as FlexAttention's block mask."""
         if ("flex", device) not in self._masks:
             from torch.nn.attention.flex_attention import create_block_mask
 
@@ -88,8 +88,8 @@ class Layout:
         return self._masks["flex", device]
 
     def _sees(self, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """The rule of both masks, on indices of batch, head, query and key."""
-        # Of each token its group (padding: −1), and its answer within the group (the prompt: −1).
+        """Returns the rule of both masks, a function of batch, head, query and key indices."""
+        # Per token: its group (padding: −1), and its answer within the group (prompt: −1).
         group, answer = (torch.full((self.length,), -1, dtype=torch.int32) for _ in range(2))
         for index, span in enumerate(self.spans):
             group[span.start : span.end] = index
@@ -105,7 +105,7 @@ class Layout:
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The fastest kernel that this device and number format can run."""
+    """Returns the fastest kernel for this device and number format."""
     if device.type == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16):
         return "blocks"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and _has_triton():
@@ -116,10 +116,10 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, kernel: Kernel | None = None
 ) -> Tensor:
-    """Attention of one packed sequence.
+    """Computes attention over one packed sequence; returns [1, length, heads, width].
 
-    query: [1, heads, length, width]; key and value: [1, key heads, length, width], heads a multiple of key heads.
-    Returns [1, length, heads, width]. kernel: default ``kernel_for`` the query.
+    query: [1, heads, length, width]. key, value: [1, key heads, length, width]; heads is a multiple of key heads.
+    kernel: default is ``kernel_for`` the query's device and dtype.
     """
     kernel = kernel or kernel_for(query.device, query.dtype)
     if kernel == "blocks":
@@ -149,10 +149,9 @@ def _flex(compiled: bool) -> Any:
 
 
 class _Blocks(torch.autograd.Function):
-    """The calls of the CPU kernel, joined by their log-sum-exp.
+    """Calls the CPU kernel per block and joins the blocks by their log-sum-exp.
 
-    The kernel's backward is right for a part of the keys when it is given the output and the log-sum-exp over all of
-    them.
+    The kernel's backward is correct for a part of the keys if it gets the output and log-sum-exp over all keys.
     """
 
     @staticmethod
@@ -198,21 +197,21 @@ _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 @dataclass(frozen=True)
 class _Rows:
-    """Stretches of equally many tokens that follow one another, taken as a batch."""
+    """Consecutive stretches of equal length, handled as a batch."""
 
     start: int
     length: int
     stretches: int = 1
 
     def of(self, tensor: Tensor) -> Tensor:
-        """[1, heads, tokens, …] → a view [stretches, heads, length, …]"""
+        """Returns [1, heads, tokens, …] as a view [stretches, heads, length, …]."""
         part = tensor[0, :, self.start : self.start + self.stretches * self.length]
         return part.unflatten(1, (self.stretches, self.length)).transpose(0, 1)
 
 
 def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
-    """(queries, keys, whether a query sees only the keys up to its place) of each call: every prompt against itself,
-    its answers against it, and each answer against itself, those of one length in a row together."""
+    """Yields (queries, keys, causal) of each kernel call: a prompt against itself, its answers against the prompt, and
+    each answer against itself. Consecutive answers of equal length share a call."""
     for span in layout.spans:
         prompt = _Rows(span.start, span.prompt)
         yield prompt, prompt, True
@@ -226,5 +225,5 @@ def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
 
 
 def _zeros_by_token(tensor: Tensor) -> Tensor:
-    """[1, heads, length, width], laid out token by token as projections want it."""
+    """Returns zeros [1, heads, length, width], contiguous as [1, length, heads, width]: the layout of projections."""
     return torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

@@ -1,9 +1,8 @@
-"""From hidden states to the few numbers that a step needs of each answer token, without the logits in memory.
+"""Computes log-prob and JSD of each answer token from hidden states, without all logits in memory.
 
-The output head and everything behind it run over tiles of tokens × vocabulary. A tile of logits lives in one buffer
-that is turned in place into probabilities on the way there and into gradients on the way back, so the most that is ever
-held of answers × tokens × vocabulary is one tile. If all logits fit, they are one tile that waits for the gradient;
-otherwise every tile is computed again.
+The output head and everything after it run over tiles of tokens × vocabulary. A tile of logits lives in one buffer that
+becomes probabilities in place in the forward pass and gradients in the backward pass, so at most one tile is held. If
+all logits fit, they are one tile that is kept for the backward pass; otherwise backward computes every tile again.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from torch.nn.functional import linear
 from masters_ray.method.divergence import jsd_and_slope, left_out_error, with_rest
 
 _CPU_TILE_BYTES = 4 * 2**20
-"""What stays in a core's cache while a tile is worked on."""
+"""Tile size on a CPU: fits a core's cache."""
 _LEAST_COLUMNS = 2048
-"""Columns of a tile, if the vocabulary has them: narrower ones waste the matrix unit."""
+"""Minimum columns of a tile, if the vocabulary has that many: narrower tiles waste the matrix unit."""
 
 
 def answer_terms(
@@ -33,16 +32,14 @@ def answer_terms(
     *,
     logits_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probability of each target, JSD to the stored teacher scores, most that what they leave out can add to it;
-    both in nats), float32 [tokens] each.
+    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each.
+    JSD and bound are those of ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single
+    backward pass, to hidden, weight and bias.
 
-    hidden: [tokens, width], the states that predict the targets; weight: [vocabulary, width] and bias: [vocabulary]
-    or None, the output head; targets: [tokens]; top_ids and top_logprobs: [tokens, k] and left_out: [tokens], as in
-    ``divergence.top_k_jsd``, which this equals. logits_bytes: most bytes of float32 logits held at a time.
-    The first two are differentiable in hidden, weight and bias, once.
-
-    A top id that the head has no row for (its vocabulary is padded less widely than the teacher's) counts as left out.
-    A target without a row has no log-probability: NaN.
+    hidden: [tokens, width], the states that predict the targets. weight, bias: the output head, [vocabulary, width] and
+    [vocabulary] or None. targets: [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's as in
+    ``top_k_jsd``. logits_bytes: maximum bytes of float32 logits held at a time. A top id without a row in the head (the
+    teacher's vocabulary may be padded further) counts as left out; a target without a row has log-prob NaN.
     """
     probabilities = top_logprobs.exp()
     lacking = probabilities * (top_ids >= weight.shape[0])
@@ -51,7 +48,7 @@ def answer_terms(
 
 
 class _AnswerTerms(torch.autograd.Function):
-    """The first two outputs have a derivative by the logits z that needs few numbers per token:
+    """Autograd function of ``answer_terms``. The derivatives by the logits z need few numbers per token:
 
     ∂ log p_y / ∂z_v = [v = y] − p_v
     ∂ JSD / ∂z_v = p_v · (c_v − c̄), c_v = ½ ln(q_v / m_v) for v among the top k, c_rest for all others, c̄ = Σ p_v c_v
@@ -107,7 +104,7 @@ class _AnswerTerms(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros(len(weight), device=hidden.device) if needs_bias else None
         for columns in ctx.tiles[1]:
-            here = None if grad_weight is None else grad_weight[columns].float()  # float32: the gradient itself
+            here = None if grad_weight is None else grad_weight[columns].float()  # a view if already float32
             for rows in ctx.tiles[0]:
                 if ctx.kept is not None:
                     slopes, ctx.kept = ctx.kept, None
@@ -128,7 +125,7 @@ class _AnswerTerms(torch.autograd.Function):
 
 
 def _tiles(tokens: int, vocabulary: int, logits_bytes: int, device: torch.device) -> tuple[list[slice], list[slice]]:
-    """How tokens × vocabulary is cut: (slices of the tokens, slices of the vocabulary)."""
+    """Cuts tokens × vocabulary into tiles; returns (slices of the tokens, slices of the vocabulary)."""
     cells, rows, columns = logits_bytes // 4, tokens, vocabulary
     if tokens * vocabulary > cells:
         cells = min(cells, _CPU_TILE_BYTES // 4) if device.type == "cpu" else cells
@@ -141,14 +138,14 @@ def _tiles(tokens: int, vocabulary: int, logits_bytes: int, device: torch.device
 
 
 def _gather(tile: Tensor, wanted: Tensor, columns: slice, into: Tensor) -> None:
-    """The tile's entries at ``wanted`` [rows, n] tokens, for those that it has."""
+    """Copies the tile's entries at token ids ``wanted`` [rows, n] to ``into``, where the tile has that column."""
     places = (wanted - columns.start).clamp_(0, tile.shape[-1] - 1)
     inside = (wanted >= columns.start) & (wanted < columns.stop)
     into.copy_(torch.where(inside, tile.gather(-1, places), into))
 
 
 def _scatter(tile: Tensor, wanted: Tensor, columns: slice, at_top: Tensor, at_target: Tensor) -> None:
-    """Set the entries at all but the last of ``wanted`` [rows, k + 1], then add to those at the last."""
+    """Sets the tile at all but the last of ``wanted`` [rows, k + 1] to ``at_top``; adds ``at_target`` at the last."""
     inside = (wanted >= columns.start) & (wanted < columns.stop)
     row, place = inside[:, :-1].nonzero(as_tuple=True)
     tile[row, wanted[row, place] - columns.start] = at_top[row, place]
@@ -157,12 +154,12 @@ def _scatter(tile: Tensor, wanted: Tensor, columns: slice, at_top: Tensor, at_ta
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
-    """float32 [tokens, columns]"""
+    """Returns float32 [tokens, columns]."""
     return linear(hidden, weight[columns], None if bias is None else bias[columns]).float()
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left · right, summed in float32."""
+    """Adds left · right to ``total``; the sum is in the dtype of ``total``."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

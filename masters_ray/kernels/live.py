@@ -1,7 +1,7 @@
-"""What ``head`` gives of each answer token, against a teacher that is asked while the student learns (METHOD 5).
+"""Computes what ``head`` computes per answer token, against a teacher that runs during training (METHOD 5).
 
-Distributions are compared over the whole vocabulary. What is held at a time is a slice of tokens × vocabulary, computed
-again on the way back.
+It compares distributions over the whole vocabulary. It holds one slice of tokens × vocabulary at a time, and computes
+the slice again in the backward pass.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.utils.checkpoint import checkpoint
 from masters_ray.method.divergence import jsd, left_out_error, with_rest
 
 _BUFFERS = 8
-"""float32 numbers per token and vocabulary entry while a slice is worked on, both models and gradients together."""
+"""float32 buffers of a slice's size held at once, for both models and gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveScores:
-    """The teacher's side of some answer tokens."""
+    """The teacher's hidden states for some answer tokens, with its output head."""
 
     hidden: Tensor
     """[tokens, width], the states that predict the tokens"""
     weight: Tensor
-    """[vocabulary, width], its output head"""
+    """[vocabulary, width], the teacher's output head"""
     bias: Tensor | None
     """[vocabulary]"""
 
@@ -34,13 +34,12 @@ class LiveScores:
 def live_terms(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher: LiveScores, *, logits_bytes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probability of each target, JSD to the teacher, most that what was not compared can add to it; both in
-    nats), float32 [tokens] each.
+    """Returns (log-prob of each target, JSD to the teacher, error bound of the JSD), float32 [tokens] each; JSD and
+    bound in nats. The first two are differentiable in hidden, weight and bias.
 
-    hidden: [tokens, width]; weight: [vocabulary, width] and bias: [vocabulary] or None; targets: [tokens]. Where the
-    two vocabularies are padded to different widths, the common part is compared, and the rest of each as one outcome.
-    logits_bytes: about how much is held at a time. The first two are differentiable in hidden, weight and bias.
-    """
+    hidden: [tokens, width]. weight: [vocabulary, width], bias: [vocabulary] or None. targets: [tokens]. If the two
+    vocabularies are padded to different widths, the JSD is over the common tokens and the rest of each as one outcome;
+    otherwise the bound is 0. logits_bytes: approximate memory held at a time."""
 
     def of(hidden: Tensor, targets: Tensor, teacher_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logprobs = linear(hidden, weight, bias).float().log_softmax(-1)

@@ -1,5 +1,5 @@
-"""RMSNorm in as few passes over memory as PyTorch's own kernels allow: on CPUs in half the time of the six operations
-of transformers, on which a narrow model spends a tenth of its step. On GPUs PyTorch has one kernel for it."""
+"""RMSNorm in few passes over memory. On CPUs it takes half the time of transformers' six operations, on which a narrow
+model spends a tenth of its step; on GPUs PyTorch has one kernel for it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 _AGREEMENT = 1e-5
-"""Largest difference from the module that is replaced, in float32, on numbers of size 1."""
+"""Largest absolute difference from the replaced module's output, for float32 inputs of size about 1."""
 
 
 def speed_up(model: nn.Module) -> int:
-    """Replace the forward of every module that turns out to be an RMSNorm; the others stay. Returns how many.
+    """Replaces the forward of every RMSNorm module of ``model``. Returns the number of replaced modules.
 
-    A module is one if its class says so by name and if it gives the same numbers: norms with an offset weight, or over
-    another axis, are left as they are.
+    Replaces a module if its class name ends in RMSNorm and if the new forward gives the same output: norms with an
+    offset weight, or over another axis, stay as they are.
     """
     return sum(_replace(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm"))
 
@@ -29,7 +29,7 @@ def _replace(module: nn.Module) -> bool:
         return False
 
     def forward(states: Tensor) -> Tensor:
-        scale: Any = module.weight  # what the module holds when it runs: it may be partitioned or moved
+        scale: Any = module.weight  # read at run time: the weight may have been partitioned or moved
         if states.dtype == scale.dtype == torch.float32 and not states.is_cuda:
             return _RmsNorm.apply(states, scale, epsilon)
         return rms_norm(states, scale.shape, scale, epsilon)
@@ -57,7 +57,7 @@ class _RmsNorm(torch.autograd.Function):
         states, weight, scale = ctx.saved_tensors
         given = gradients[0].contiguous()
         width = states.shape[-1]
-        # Layer normalisation of states whose mean is said to be 0, less the mean that it takes off the gradient.
+        # Layer norm's backward with the states' mean given as 0; below, undo its subtraction of the gradient's mean.
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
         grad_states, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
             given, states, [width], torch.zeros_like(scale), scale, weight, None, wanted

@@ -1,11 +1,11 @@
-"""Rollout groups → tensors: each prompt once, its answers after it. The only door from lists to the learner's tensors.
+"""Packs rollout groups into the learner's tensors: each prompt once, its answers after it.
 
-A batch is one sequence of whole groups, as ``attention`` wants it:
+A batch is one sequence of whole groups, in the order that ``attention`` needs:
 
     prompt (with its pictures) │ answer 1 │ … │ answer G │ next prompt │ … │ padding
 
-Positions of an answer go on where its prompt's end, so that hidden states and gradients are those of G separate
-sequences. The last token of an answer is only predicted, never read, so it is no input.
+Each answer's positions continue those of its prompt, so hidden states and gradients equal those of G separate
+sequences. The last token of an answer is only predicted, so it is not an input.
 """
 
 from __future__ import annotations
@@ -25,56 +25,56 @@ from masters_ray.records import RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTensors:
-    """A prompt as the model reads it."""
+    """A prompt as inputs of the model."""
 
     input_ids: Tensor
     """[prompt], placeholders expanded"""
     positions: Tensor
     """[axes, prompt]: rotary position of each token; one axis, or three (time, height, width)"""
     vision: dict[str, Tensor]
-    """What the model's forward takes for the pictures; first axis: patches or pictures"""
+    """The model's forward arguments for pictures; first axis: patches or pictures"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """B groups with A answers and N answer tokens in all."""
+    """One packed sequence: B groups with A answers and N answer tokens in all."""
 
     input_ids: Tensor
     """[length]"""
     positions: Tensor
     """[axes, length]"""
     layout: Layout
-    """Where the groups stand."""
+    """Positions of the groups in the sequence."""
     vision: dict[str, Tensor]
     predict_at: Tensor
-    """[N]: where in the sequence the token is predicted from"""
+    """[N]: sequence index of the input from which the token is predicted"""
     targets: Tensor
     """[N]: the answer tokens"""
     answer_of: Tensor
-    """[N]: 0 … A−1"""
+    """[N]: 0 … A−1, the answer of each token"""
     group_of: Tensor
     """[A]: 0 … B−1, the group of each answer"""
     accuracy: Tensor
     """float32 [A], R_acc"""
     reasoning: Tensor
-    """float32 [A], R_rea; 0 where nobody was asked"""
+    """float32 [A], R_rea; 0 where no judge was asked"""
     cut: Tensor
-    """bool [A]: cut at its longest length"""
+    """bool [A]: the answer stopped at the length limit"""
     reference_logprobs: Tensor
     """float32 [N]"""
     behaviour_logprobs: Tensor
-    """float32 [N], of the student that wrote in an online iteration; 0 where ``fresh`` is false"""
+    """float32 [N], of the student version that wrote the answer; 0 where ``fresh`` is false"""
     fresh: Tensor
-    """bool [A]: written while the student learned"""
+    """bool [A]: the answer was written during training, in an online iteration"""
     top_ids: Tensor
     """[N, k], the teacher's most likely tokens"""
     top_logprobs: Tensor
     """float32 [N, k]"""
     left_out: Tensor
-    """float32 [N], teacher mass outside the k"""
+    """float32 [N], the teacher's probability mass outside the k tokens"""
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on another device."""
+        """Returns this batch on another device."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -83,17 +83,17 @@ class PackedBatch:
 
 
 def sequence_tokens(group: RolloutGroup) -> int:
-    """Tokens that the group takes in a sequence."""
+    """Returns the tokens that the group occupies in a packed sequence."""
     return group.prompt_tokens + sum(len(answer.judged.answer.token_ids) - 1 for answer in group.answers)
 
 
 def pack(
     groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors], pad_id: int, multiple_of: int = 1
 ) -> PackedBatch:
-    """One sequence of these groups, each with its prompt, padded at the end to a multiple of ``multiple_of`` tokens.
+    """Returns one sequence of the groups with their prompts, padded at the end to a multiple of ``multiple_of`` tokens.
 
-    Raises UnreadableRowError for the first group with an unjudged or empty answer, or with another number of teacher
-    log-probabilities than those before it.
+    Raises UnreadableRowError for the first group with an unjudged or empty answer, or whose number k of teacher
+    log-probabilities per token differs from the first answer's.
     """
     for group in groups:
         _check(group, width=groups[0].answers[0].teacher.top_ids.shape[1])
@@ -147,7 +147,7 @@ def _joined(arrays: Iterable[np.ndarray]) -> Tensor:
 
 
 def unreadable(group: RolloutGroup, reason: str) -> UnreadableRowError:
-    """Why no sequence can be made of a group."""
+    """Returns the error that says why a group cannot be packed."""
     return UnreadableRowError(group.problem.id, group.stage, group.position, reason)
 
 

@@ -1,4 +1,4 @@
-"""The learner: a Ray Train worker group on DeepSpeed that pulls stored groups from a Ray Dataset.
+"""The learner: a Ray Train worker group on DeepSpeed that reads stored groups from a Ray Dataset.
 
-Nothing is imported here: who only needs ``job`` starts without PyTorch and Ray Train.
+This file imports nothing, so that importing ``job`` alone does not load PyTorch and Ray Train.
 """

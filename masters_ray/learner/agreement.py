@@ -1,5 +1,5 @@
-"""Learner and engine must give the same log-probabilities where both hold the same student: row by row, for a picture
-that one of them reads otherwise moves its own row's, and hardly a mean over many."""
+"""Compares the log-probabilities that learner and engine compute for the same tokens under the same weights, row by
+row: a picture that the two read differently changes the log-probs of its row, but hardly a mean over many rows."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from masters_ray.learner.collate import Part
 from masters_ray.records import LogprobMismatch
 
 _LARGEST_GAP = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1}
-"""Nats: mean distance over a row's answer tokens, by the coarser number format of the two (docs/LEARNER.md has the
-measurements)."""
+"""Largest mean absolute difference over a row's answer tokens, in nats; the coarser number format of learner and engine
+decides (measurements: docs/LEARNER.md)."""
 _ROWS = 64
-"""Of a stage that are compared."""
+"""Rows that are compared per stage."""
 _FROM_A_SHARD = 16
 _FEW = 0.01
-"""Share of the compared rows that may be further apart than the bound; a single one always may."""
+"""Share of the compared rows that may exceed the bound; a single row always may."""
 _UNTRAINED = (
     "Did the student's checkpoint, its processor files or chat template change since the rollouts were made, or the "
     "pictures, or how they are opened? Are start or end tokens other ones? Otherwise the learner does not run this "
@@ -44,14 +44,14 @@ _ON_POLICY = (
 
 
 def largest_gap(settings: Learner, engine_dtype: str) -> float:
-    """Nats per token: how far a row of learner and engine may be apart."""
+    """Returns the largest difference allowed between learner and engine on a row, in nats per token."""
     if settings.max_logprob_gap is not None:
         return settings.max_logprob_gap
     return max(_LARGEST_GAP[settings.dtype], _LARGEST_GAP[engine_dtype])
 
 
 def sample(folder: store.Where) -> pa.Table:
-    """At least 64 rows of a finished store, or all, from shards all over it: always the same."""
+    """Returns at least 64 rows of a finished store, or all if fewer, from shards spread over it. Deterministic."""
     names = store.shard_names(folder)
     stride = -(-len(names) * _FROM_A_SHARD // _ROWS)
     each = max(_FROM_A_SHARD, -(-_ROWS // max(1, len(names))))
@@ -66,8 +66,8 @@ def sample(folder: store.Where) -> pa.Table:
 
 
 def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
-    """float64 [groups, 3] on the CPU: of each group the summed distance of two log-probabilities of its answer tokens,
-    their number, the largest distance. new, old: [answer tokens]"""
+    """Returns float64 [groups, 3] on the CPU: per group the sum of |new − old| over its answer tokens, the number of
+    tokens, and the largest |new − old|. new, old: log-probabilities, [answer tokens]."""
     distance = (new.detach() - old).abs().double().cpu()
     row, rows = batch.group_of[batch.answer_of].cpu(), len(batch.layout.spans)
     nothing = torch.zeros(rows, dtype=torch.float64)
@@ -78,12 +78,12 @@ def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
 def mismatch(
     step: Step, gaps: Tensor, bound: float, on_policy: bool = False
 ) -> tuple[LogprobMismatch, dict[tuple[int, int], str]] | None:
-    """How far the rows of a step are apart, and why the learner shall do without those that are further apart than
-    ``bound``, by stage and position. None when no row was compared. Raises LearnerError when they are too many.
+    """Returns the mismatch of a step, and (stage, position) → reason for each row to leave out because its mean gap
+    exceeds ``bound``. None when no row was compared. Raises LearnerError when too many rows exceed the bound.
 
-    gaps: as ``row_gaps``, [rows of the step, 3]; 0 for rows that were not compared. on_policy: fresh answers and not
-    those of the untrained student. Then only those count that the very weights wrote which learn from them, and not
-    even a single row may be apart if there is no other.
+    gaps: as ``row_gaps`` returns, [rows of the step, 3]; 0 for rows that were not compared. on_policy: the rows are
+    fresh answers, not the untrained student's. Then a row counts as apart only if the weights at the start of this step
+    wrote it, and the error is also raised when all compared rows are apart.
     """
     sums, tokens, most = gaps.unbind(-1)
     rows = int(tokens.count_nonzero())
@@ -123,10 +123,10 @@ def compared(
     over_workers: Callable[[Tensor], Tensor],
     bound: float,
 ) -> tuple[LogprobMismatch, dict[tuple[int, int], str]] | None:
-    """``mismatch`` of the stored reference log-probabilities of a stage's ``sample`` and ``logprobs``, the untrained
-    student's of a batch's answer tokens. Every worker must call it together, with its part of the sample.
+    """Returns ``mismatch`` of a stage's ``sample``: its stored reference log-probabilities against ``logprobs``, which
+    computes the untrained student's for a batch. All workers must call this together, each with its part of the sample.
 
-    over_workers: sums over all workers. Raises LearnerError when a worker can read none of the rows, too.
+    over_workers: sums over all workers. Raises LearnerError also when a worker can read no row of a sample of several.
     """
     step = part.step
     if over_workers(torch.tensor([float(not part.micro_batches)])).any():

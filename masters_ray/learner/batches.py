@@ -1,4 +1,4 @@
-"""Which rows of the dataset make which optimizer step, and which of them a micro-batch of which worker."""
+"""Cuts the dataset's rows into optimizer steps, and each step into micro-batches per worker."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from masters_ray.method.schedule import Iteration
 T = TypeVar("T")
 Plans = Sequence[tuple[StagePlan, Iteration]]
 Fresh = Callable[[int], pa.Table | None]
-"""An online iteration's number → its fresh rows, waited for; None when they do not come."""
+"""An online iteration's number → its fresh rows; blocks until they arrive. None when they do not come in time."""
 _STAGE = 2**40
-"""Stages' rows follow one another: a row stands at stage · _STAGE + position."""
+"""Orders rows across stages: the key of a row is stage · _STAGE + position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An optimizer step as all workers see it."""
+    """An optimizer step: its rows, and their micro-batches on all workers. Equal on every worker."""
 
     plan: StagePlan
     number: int
     """Counts from 1."""
     online: bool = False
     table: pa.Table
-    """Its rows, in the order of their positions."""
+    """Rows of the step, ordered by position."""
     rounds: list[list[list[int]]]
-    """[round][worker] → indices of rows; empty when there is nothing to learn from."""
+    """[round][worker] → row indices of a micro-batch; empty when the step has no rows."""
     note: str = ""
-    """What a person should know about where its rows come from."""
+    """Message for the user when the rows are not the planned ones; empty otherwise."""
 
     @classmethod
     def of(cls, plan: StagePlan, number: int, table: pa.Table, workers: int, budget: int, **more: Any) -> Step:
-        """With micro-batches of at most ``budget`` tokens for so many workers."""
+        """Cuts the rows into micro-batches of at most ``budget`` tokens for ``workers`` workers."""
         rounds = micro_batches(store.sequence_tokens(table), workers, budget)
         return cls(plan=plan, number=number, table=table, rounds=rounds, **more)
 
@@ -53,24 +53,24 @@ class Step:
 
     @cached_property
     def answer_tokens(self) -> int:
-        """Of all rows."""
+        """Answer tokens of all rows."""
         return store.answer_tokens(self.table)
 
     @property
     def ages(self) -> list[int]:
-        """Of its fresh rows: optimizer steps by which the writing student is behind."""
+        """Staleness of each fresh row, in optimizer steps."""
         return ages(self.table, self.number)
 
     @property
     def capacity(self) -> int:
-        """Tokens that the workers could have computed while each round's longest micro-batch was."""
+        """Tokens that all workers process if each round is filled to its longest micro-batch."""
         loads = ([sum(self.tokens[index] for index in one) for one in workers] for workers in self.rounds)
         return sum(max(workers) * len(workers) for workers in loads)
 
 
 def ages(table: pa.Table, number: int) -> list[int]:
-    """Of the rows that were written while the student learned: optimizer steps by which their writer is behind
-    iteration ``number``."""
+    """Returns the staleness at iteration ``number`` of each fresh row (version ≥ 0): the optimizer steps by which the
+    version that wrote it is behind."""
     return [number - 1 - version for version in table["version"].to_pylist() if version >= 0]
 
 
@@ -83,12 +83,12 @@ def steps(
     fresh: Fresh = lambda _: None,
     max_staleness: int = 0,
 ) -> Iterator[Step]:
-    """The stored rows of ``batches``, cut into the planned iterations; online ones have their fresh rows instead. The
-    first ``skip`` are passed over.
+    """Yields the planned iterations after number ``skip``, with the stored rows of ``batches``; online iterations use
+    their fresh rows instead.
 
-    Fresh rows whose writer is more than ``max_staleness`` steps behind are left out; an iteration without fresh rows
-    keeps its stored ones, if there are any. Raises LearnerError when rows are missing, or do not come in the order of
-    their stages and positions.
+    Drops fresh rows that are more than ``max_staleness`` steps stale; an online iteration without fresh rows uses its
+    stored rows, if it has any. Raises LearnerError when rows are missing or not ordered by stage and position.
+    budget: tokens per micro-batch.
     """
     for (plan, iteration), table in zip(plans, _stored(batches, plans), strict=True):
         if iteration.number <= skip:
@@ -100,7 +100,7 @@ def steps(
 
 
 def _or_fresh(stored: pa.Table, number: int, came: pa.Table | None, max_staleness: int) -> tuple[pa.Table, str]:
-    """The rows to learn from, and what to say of them."""
+    """Returns the rows to learn from, and the step's note."""
     reason = "its fresh answers did not come in time"
     if came is not None:
         came = came.select(store.SCHEMA.names)
@@ -115,7 +115,7 @@ def _or_fresh(stored: pa.Table, number: int, came: pa.Table | None, max_stalenes
 
 
 def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
-    """The stored rows of each planned iteration."""
+    """Yields the stored rows of each planned iteration."""
     pending, places = store.SCHEMA.empty_table(), np.empty(0, np.int64)
     last = -1
     taken: Counter[int] = Counter()
@@ -143,8 +143,8 @@ def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
 
 
 def prefetch(items: Iterator[T], halts: Callable[[T], bool] = lambda _: False) -> Iterator[T]:
-    """The same items, each made on a thread while the one before it is worked on; after one that ``halts`` the next is
-    made when it is asked for."""
+    """Yields the same items, computing each in a thread while the caller works on the item before it. After an item for
+    which ``halts`` is true, the next is computed only when the caller asks for it."""
     nothing: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         coming: Future[T] = thread.submit(next, items, nothing)
@@ -157,11 +157,11 @@ def prefetch(items: Iterator[T], halts: Callable[[T], bool] = lambda _: False) -
 
 
 def micro_batches(tokens: Sequence[int], workers: int, budget: int) -> list[list[list[int]]]:
-    """Rounds of one micro-batch per worker: ``result[round][worker]`` are indices of groups, in their order.
+    """Packs groups into rounds of one micro-batch per worker: ``result[round][worker]`` are ascending group indices.
 
-    tokens: what each group takes in a sequence. A micro-batch holds at most ``budget`` tokens, or one group that alone
-    has more. There are as few rounds as longest-first packing finds; the micro-batches of a round are the ones most
-    alike, so that workers wait little for each other. With fewer groups than workers some micro-batches are empty.
+    tokens: sequence tokens of each group. A micro-batch holds at most ``budget`` tokens, or a single longer group.
+    Longest-first packing determines the number of rounds. Micro-batches of similar length share a round, so that
+    workers wait little for each other. With fewer groups than workers some micro-batches are empty.
 
     Example: ``micro_batches([7, 5, 5, 3], workers=2, budget=10)`` is ``[[[0, 3], [1, 2]]]``.
     """
@@ -178,7 +178,7 @@ def micro_batches(tokens: Sequence[int], workers: int, budget: int) -> list[list
 
 
 def _longest_first(tokens: Sequence[int], count: int) -> list[list[int]]:
-    """``count`` bins, each group put where there is least so far, the longest first."""
+    """Puts each group, longest first, into the bin with the fewest tokens; returns ``count`` bins of group indices."""
     bins: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):

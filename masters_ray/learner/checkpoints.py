@@ -1,11 +1,11 @@
-"""Checkpoints of the worker group: written beside training, the last few kept, whole or not there.
+"""Writes and finds the worker group's checkpoints: asynchronous, atomic, only the last few kept.
 
-    step-00000050/student/…         what the workers wrote, each its own files
-                  rank-00000.json   the note of each: its files with their SHA-256, and the checkpoint's facts
+    step-00000050/student/…         the files that the workers wrote
+                  rank-00000.json   each worker's note: step, number of workers, SHA-256 of each of its files
 
-Every worker writes its own part to the node's temporary directory and goes on training while a thread copies it and, as
-the last thing, puts its note. A checkpoint counts once all notes are there, so nothing that was cut short is ever
-loaded. Ray Train's own checkpoints are not used: their index is written over in place, which a kill can tear.
+Every worker writes its part to the node's temporary directory and continues training while a thread copies the part and
+then writes the note. A checkpoint counts once all notes exist, so an incomplete checkpoint is never loaded.
+Ray Train's own checkpoints are not used: it overwrites their index in place, and a kill can leave half an index.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from masters_ray.errors import LearnerError, writing
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A complete checkpoint."""
+    """A complete checkpoint on disk."""
 
     folder: Path
     step: int
-    """Optimizer steps that it has seen."""
+    """Optimizer steps up to this checkpoint."""
     workers: int
-    """How many wrote it; only as many can go on from it."""
+    """Number of workers that wrote it; only the same number can resume from it."""
 
     def intact(self, rank: int) -> bool:
-        """Whether the files that worker ``rank`` wrote are as it wrote them, to the byte."""
+        """Returns whether all files of worker ``rank`` exist with the SHA-256 in its note."""
         note = _read_note(self.folder, rank)
         return note is not None and all(
             (self.folder / name).is_file() and _sha256(self.folder / name) == digest
@@ -44,7 +44,7 @@ class Found:
 
 
 def find(folder: Path) -> list[Found]:
-    """All complete checkpoints in a directory, oldest first."""
+    """Returns all complete checkpoints in a directory, oldest first."""
     complete = []
     for candidate in sorted(folder.glob("step-*")):
         first = _read_note(candidate, 0)
@@ -54,7 +54,7 @@ def find(folder: Path) -> list[Found]:
 
 
 class Checkpoints:
-    """One worker's writer of checkpoints."""
+    """Writes one worker's part of every checkpoint; the worker of rank 0 also removes old checkpoints."""
 
     def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:
         self._folder, self._rank, self._workers, self._kept = folder, rank, workers, kept
@@ -69,26 +69,26 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Have ``write`` fill a local directory now, and copy it in the background; waits for the one before.
+        """Calls ``write`` on a local directory, then copies that in the background; waits for the previous copy first.
 
-        Raises LearnerError when ``write`` finds no room, or when the one before could not be copied.
+        Raises LearnerError when ``write`` finds no room, or when the previous copy failed.
         """
         self.wait()
         local = self._staging / f"step-{step}"
-        # torch.save tells a full disk as a RuntimeError.
+        # torch.save reports a full disk as a RuntimeError.
         with writing(f"{local} (in TMPDIR, from where it is copied)", LearnerError, RuntimeError):
             write(local)
         self._writing = self._writer.submit(self._publish, local, step)
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises LearnerError when it could not be."""
+        """Waits until the current copy is done. Raises LearnerError when it failed."""
         unfinished, self._writing = self._writing, None
         if unfinished is not None:
             with writing(f"{self._folder}: a checkpoint", LearnerError):
                 unfinished.result()
 
     def close(self) -> None:
-        """Wait, and remove the local directory."""
+        """Waits, then removes the local directory."""
         try:
             self.wait()
         finally:
@@ -116,12 +116,12 @@ class Checkpoints:
             self._remove_old()
 
     def _remove_old(self) -> None:
-        """All but the last; parts that were cut short by a kill as well."""
+        """Removes all but the last ``kept`` complete checkpoints, and incomplete ones older than the newest of them."""
         kept = [one.folder for one in find(self._folder)[-self._kept :]]
         for folder in self._folder.glob("step-*"):
             if kept and folder not in kept and folder.name <= kept[-1].name:
                 for note in folder.glob("rank-*.json"):
-                    note.unlink()  # first: it counts no more, whatever happens to the rest
+                    note.unlink()  # before the files: without notes a half-removed checkpoint does not count
                 shutil.rmtree(folder)
 
 
@@ -132,7 +132,7 @@ def _note(folder: Path, rank: int) -> Path:
 def _read_note(folder: Path, rank: int) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads(_note(folder, rank).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # a note that cannot be read counts as none
+    except (FileNotFoundError, ValueError):  # an unreadable note counts as missing
         return None
     return content
 

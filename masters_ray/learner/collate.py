@@ -1,4 +1,4 @@
-"""Stored rows → packed micro-batches: a worker's part of every optimizer step, and its rows that cannot be read."""
+"""Turns stored rows into packed micro-batches: a worker's part of every optimizer step, and its unreadable rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pack = Callable[[Sequence[RolloutGroup]], PackedBatch]
 
 
 class Collator:
-    """Reads each group's question and pictures as the model wants them."""
+    """Packs groups into batches: applies the chat template and the processor to each question and its pictures."""
 
     def __init__(self, checkpoint: Path, model: Any, device: torch.device, dtype: torch.dtype) -> None:
         self._model = model
@@ -35,11 +35,11 @@ class Collator:
         self._pad_id = self._chat.tokenizer.pad_token_id or 0
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self.unfit: dict[tuple[int, int], str] = {}
-        """Stage and position of stored rows that nothing shall be learned from, and why."""
+        """(stage, position) → why the stored row there must not be trained on."""
 
     def pack(self, groups: Sequence[RolloutGroup]) -> PackedBatch:
-        """One batch of these groups, on the CPU. Raises UnreadableRowError for the first that cannot be read: a picture
-        is gone, the prompt has not as many tokens as the engine read, the processor fails on it, it is ``unfit``."""
+        """Returns one batch, on the CPU. Raises UnreadableRowError for the first group that is ``unfit``, lacks a
+        picture, breaks the processor, has another prompt length than the engine's, or a token beyond the vocabulary."""
         return pack(groups, [self._prompt(group) for group in groups], self._pad_id, self._multiple)
 
     def _prompt(self, group: RolloutGroup) -> PromptTensors:
@@ -51,7 +51,7 @@ class Collator:
             prompt = hf.prompt_tensors(self._model, self._chat, question_messages(group.problem), pictures)
         except MemoryError:
             raise
-        except Exception as error:  # a processor raises what it likes
+        except Exception as error:  # processors raise errors of any kind
             told = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise unreadable(group, f"the processor cannot read its question or pictures ({told})") from error
         if (found := len(prompt.input_ids)) != group.prompt_tokens:
@@ -71,8 +71,8 @@ class MicroBatch:
     """One worker's part of a round."""
 
     indices: list[int]
-    """Rows of the step. None: a dummy, some row with weight 0, for a rank with nothing left takes part in the
-    collectives all the same."""
+    """Rows of the step. Empty for a dummy micro-batch, whose loss has weight 0: a worker without rows must still take
+    part in the collectives."""
     groups: list[RolloutGroup]
     batch: PackedBatch
 
@@ -83,12 +83,12 @@ class Part:
 
     step: Step
     micro_batches: list[MicroBatch]
-    """One a round; none when there is nothing that the worker can read."""
+    """One per round; empty when the worker cannot read any row."""
     unreadable: dict[int, Rejected]
-    """Rows of the step that the worker was to read and cannot."""
+    """Row of the step → why this worker, to which it was assigned, cannot read it."""
 
     def without(self, rows: Collection[int]) -> Part:
-        """The same as if the step did not have these rows, none of which is in a micro-batch but a dummy."""
+        """Returns this part for the step without ``rows``, none of which may be in a micro-batch other than a dummy."""
         kept = [index for index in range(len(self.step.table)) if index not in rows]
         place = {index: number for number, index in enumerate(kept)}
         rounds = [[[place[index] for index in one if index in place] for one in each] for each in self.step.rounds]
@@ -98,8 +98,8 @@ class Part:
 
 
 def own_parts(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[Part]:
-    """Worker ``rank``'s part of every step, all its micro-batches packed: how many rows a step has is known before
-    anything is learned from it. A dummy holds a row of the step, if one can be read, or the last that could be."""
+    """Yields worker ``rank``'s part of every step. Packs all its micro-batches first, so that the step's readable rows
+    are known before its first gradient. A dummy holds a readable row of the step, or else the last micro-batch read."""
     spare: MicroBatch | None = None
     for step in steps:
         failed: dict[int, Rejected] = {}
@@ -117,8 +117,8 @@ def own_parts(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[Part]:
 
 
 def read(table: pa.Table, indices: Sequence[int], pack: Pack, failed: dict[int, Rejected]) -> MicroBatch | None:
-    """These rows of a table without those that cannot be read, which are noted in ``failed``; None when none is
-    left."""
+    """Packs the readable rows of ``indices`` and adds the others to ``failed``. Returns None when no row is
+    readable."""
     left = list(indices)
     while left:
         groups = store.groups(table.take(left))

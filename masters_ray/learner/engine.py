@@ -1,8 +1,8 @@
-"""DeepSpeed around the student: forward, a step's gradient, update, checkpoint, whole weights.
+"""Wraps the student in DeepSpeed: forward, gradient accumulation, update, checkpoint, gathered weights.
 
-How many micro-batches make a step varies from step to step, so DeepSpeed leaves that to the caller
-(``managed_gradient_accumulation: false``). From ZeRO stage 1 on it reduces, measures and clips a gradient and skips one
-that is not finite; without ZeRO it skips none, so that is done here.
+The number of micro-batches varies from step to step, so the caller accumulates (``managed_gradient_accumulation:
+false``). From ZeRO stage 1 on DeepSpeed reduces and clips the gradient, computes its norm, and skips a step whose
+gradient is not finite; without ZeRO it does not skip, so this module does all four.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 
 _PREFIX = "model."
-"""What PackedStudent puts before the transformers model's parameter names."""
+"""Prefix that PackedStudent adds to the transformers model's parameter names."""
 _TAG = "student"
 
 
 class StudentEngine:
-    """A module under DeepSpeed on one rank of a worker group."""
+    """The student module under DeepSpeed, on one rank of the worker group."""
 
     def __init__(self, module: nn.Module, settings: Learner, device: torch.device) -> None:
         import deepspeed
         import deepspeed.ops
 
-        # An extension that DeepSpeed would compile on the spot; only its inference uses it, and it needs a compiler.
+        # DeepSpeed would compile this extension here, which needs a compiler; only its inference uses it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl")
 
         def adamw(parameters: Any) -> torch.optim.Optimizer:
-            # PyTorch's own: DeepSpeed's needs a compiler on the machine that trains.
+            # PyTorch's AdamW: DeepSpeed's needs a compiler on the training machine.
             return torch.optim.AdamW(
                 parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
             )
@@ -50,18 +50,18 @@ class StudentEngine:
         self._zero_stage, self._clipping = settings.zero_stage, settings.gradient_clipping
 
     def __call__(self, *inputs: Any) -> Any:
-        """The module's forward."""
+        """Runs the module's forward."""
         return self._engine(*inputs)
 
     def add_gradient(self, loss: Tensor) -> None:
-        """Backward: adds a micro-batch's gradient to the step's. Workers count as their mean. A loss that is not finite
-        makes the whole gradient so, also where its own gradient is finite."""
+        """Runs backward and adds a micro-batch's gradient to the step's; workers' gradients are averaged. A non-finite
+        loss makes the step's gradient non-finite, even where the gradient of that loss is finite."""
         poison = loss.detach() * 0.0  # 0, or NaN
         self._engine.backward(loss * (1.0 + poison))
 
     def update(self, learning_rate: float) -> float | None:
-        """The optimizer's step on the gradient, clipped. Returns the norm over all parameters and workers, before
-        clipping; None: it is not finite, and weights and optimizer are as if the step had never been."""
+        """Clips the gradient and runs the optimizer step. Returns the gradient norm over all parameters and workers
+        before clipping, or None when it is not finite: then weights and optimizer state are unchanged."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._zero_stage == 0:
@@ -71,11 +71,11 @@ class StudentEngine:
         return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
 
     def _update_without_zero(self) -> float | None:
-        """Every worker holds the whole gradient in ``.grad``."""
+        """``update`` without ZeRO, where every worker holds the whole gradient in ``.grad``."""
         parameters = [one for one in self._engine.module.parameters() if one.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:
-                # Adam would leave out what this step did not use instead of letting it coast.
+                # Adam skips a parameter without a gradient; with a zero gradient its momentum still acts.
                 parameter.grad = torch.zeros_like(parameter)
         if self._engine.dp_world_size > 1:
             self._engine.buffered_allreduce_fallback()
@@ -87,7 +87,7 @@ class StudentEngine:
         return norm if taken else None
 
     def _clear_stale(self) -> None:
-        """Set buffers to zero that DeepSpeed would add to where a parameter is not used by every micro-batch."""
+        """Zeroes buffers that DeepSpeed would otherwise add to when some micro-batch does not use a parameter."""
         zero = self._engine.optimizer
         held: list[Tensor] = []
         if self._zero_stage == 3:
@@ -102,14 +102,14 @@ class StudentEngine:
                 parameter.grad.zero_()
 
     def over_workers(self, values: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> Tensor:
-        """The sum of ``values`` over all ranks, or what ``operation`` makes of them, on the CPU."""
+        """Returns ``values`` reduced over all ranks by ``operation``, on the CPU."""
         values = values.to(self._engine.device)
         torch.distributed.all_reduce(values, operation)
         return values.cpu()
 
     def whole_weights(self, keep: bool) -> dict[str, Tensor]:
-        """Parameter names of the transformers model → whole tensors on the CPU, gathered one after the other; nothing
-        on ranks that do not ``keep`` them. Every rank must call it together."""
+        """Gathers parameters one by one. Returns the transformers model's parameter names → whole tensors on the CPU;
+        empty on ranks where ``keep`` is false. All ranks must call this together."""
         import deepspeed
 
         state: dict[str, Tensor] = {}
@@ -120,20 +120,20 @@ class StudentEngine:
         return state
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """This rank's part of a checkpoint: optimizer, trained weights, and ``state`` (tensors and plain values)."""
+        """Writes this rank's part of a checkpoint: optimizer, trained weights, ``state`` (tensors and plain values)."""
         self._engine.save_checkpoint(
             str(folder), tag=_TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Everything that ``save`` wrote. Returns its ``state``. Frozen weights stay those of the checkpoint that the
-        student was loaded from. Raises LearnerError for a file that would run code."""
+        """Loads what ``save`` wrote and returns its ``state``. Frozen weights stay as the student was first loaded.
+        Raises LearnerError for a file that would run code."""
         from deepspeed.runtime.fp16.loss_scaler import LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
 
-        # The files are pickles, which name functions, and DeepSpeed has torch.load call whatever they name. From now on
-        # it takes tensors, plain values and the classes that DeepSpeed writes, whatever it is asked for.
+        # A pickle names functions, and DeepSpeed has torch.load call whatever is named. From here on torch.load accepts
+        # only tensors, plain values and the classes that DeepSpeed writes, whatever weights_only the caller passes.
         os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
@@ -150,7 +150,7 @@ class StudentEngine:
 
 
 def deepspeed_config(settings: Learner) -> dict[str, Any]:
-    """DeepSpeed's own configuration for these settings."""
+    """Returns DeepSpeed's configuration for these settings."""
     on_cpu = {"device": "cpu", "pin_memory": settings.gpus > 0}
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.offload != "nothing":
@@ -168,7 +168,7 @@ def deepspeed_config(settings: Learner) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
     }
     if settings.dtype == "bfloat16":
-        # Gradients are summed in float32, over micro-batches and over workers: in bfloat16 they lose a percent.
+        # Sum gradients over micro-batches and workers in float32: bfloat16 loses about a percent.
         config |= {
             "bf16": {"enabled": True},
             "data_types": {"grad_accum_dtype": "fp32"},

@@ -1,4 +1,4 @@
-"""What a worker group is asked to do, and what it tells while it does it."""
+"""Messages between driver and worker group: the job that a group gets, and the news that it sends while it trains."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class StagePlan:
     stage: int
     ratio: float
     rows: int
-    """Stored before training."""
+    """Rows stored before training."""
     teacher: int = 0
-    """Which of the run's teachers."""
+    """Index of the teacher among the run's teachers."""
     teacher_digest: str = ""
-    """Of its masked weights, as the rows were made with them."""
+    """Digest of the masked teacher weights with which the rows were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveSource:
-    """A teacher that is asked while the student learns."""
+    """A teacher that the learner itself runs during training."""
 
     checkpoint: str
     parts: tuple[Part, ...]
-    """Those that are masked."""
+    """Parts of the model that are masked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerJob:
-    """Train ``checkpoint`` on the dataset's rows, in their order, once; export the result."""
+    """Job: train ``checkpoint`` once on the dataset's rows, in their order, and export the student."""
 
     checkpoint: str
     settings: Learner
@@ -47,40 +47,40 @@ class LearnerJob:
     seed: int
     stages: tuple[StagePlan, ...]
     iterations: tuple[Iteration, ...]
-    """Of all stages."""
+    """Iterations of all stages."""
     max_staleness: int = 0
-    """Optimizer steps by which the writer of a fresh group may be behind."""
+    """Largest staleness of a fresh group, in optimizer steps."""
     engine_dtype: str = "float32"
-    """Of the engine that gave the reference log-probabilities."""
+    """Number format of the engine that computed the reference log-probabilities."""
     max_set_aside_share: float = 0.05
-    """Fraction of the questions whose stored rows may turn out unreadable; a single one always may."""
+    """Largest fraction of the questions whose stored rows may be unreadable; a single row always may."""
     transfer: Transfer = "object_store"
-    """How the student's weights reach the rollouts."""
+    """Route by which the student's weights reach the rollouts."""
     turns: bool = False
-    """The learner and the rollouts of online iterations take turns."""
+    """Whether the learner and the rollouts of online iterations take turns."""
     export_to: Path
-    """The trained student as a Hugging Face directory; every worker's node must see this path."""
+    """Hugging Face directory for the trained student; every worker's node must see this path."""
     adapters_to: Path
-    """The same for the adapters alone, if there are any."""
+    """Directory for the adapters alone, if there are any; every worker's node must see it."""
     live: tuple[LiveSource, ...] = ()
-    """The run's teachers, when the learner asks them itself; otherwise what they said is stored."""
+    """The run's teachers if the learner runs them itself; empty when their scores are stored."""
     storage: Path
-    """The worker group's own directory: checkpoints, skipped steps, Ray Train's state; likewise."""
+    """Directory for checkpoints, skipped steps and Ray Train's state; every worker's node must see it."""
 
     @property
     def steps(self) -> list[tuple[StagePlan, Iteration]]:
-        """Every optimizer step with its stage."""
+        """Every planned optimizer step with its stage."""
         by_stage = {plan.stage: plan for plan in self.stages}
         return [(by_stage[one.stage], one) for one in self.iterations]
 
     @property
     def online(self) -> list[int]:
-        """The iterations that want fresh groups."""
+        """Numbers of the online iterations."""
         return [one.number for one in self.iterations if one.online]
 
     @property
     def online_in_words(self) -> str:
-        """To be said when the learner starts."""
+        """Message part for the learner's start; empty without online iterations."""
         if not self.online:
             return ""
         return f"; {len(self.online)} of its {len(self.steps)} iterations are online, weights by {self.transfer}"
@@ -88,7 +88,7 @@ class LearnerJob:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRewards:
-    """How one group was rewarded in the step that trained on it; lists have one entry per answer."""
+    """Rewards of one group in the step that trained on it; lists have one entry per answer."""
 
     stage: int
     position: int
@@ -97,22 +97,22 @@ class GroupRewards:
     distillation: list[float]
     advantages: list[float]
     version: int | None = None
-    """As ``RolloutGroup.version``: a fresh group and a stored one may have the same position."""
+    """``RolloutGroup.version``; distinguishes a fresh group from a stored one of the same position."""
 
 
 @dataclass(kw_only=True)
 class LearnerNews:
-    """What a worker group tells the driver."""
+    """Report of a worker group to the driver."""
 
     steps: list[StepMetrics] = field(default_factory=list)
     rewards: dict[int, list[GroupRewards]] = field(default_factory=dict)
-    """Step → of its first groups."""
+    """Step → rewards of its first groups."""
     skipped: list[SkippedStep] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     agreements: list[LogprobMismatch] = field(default_factory=list)
-    """Of each stage."""
+    """One per stage that was compared."""
     notes: list[str] = field(default_factory=list)
-    """Sentences for the person who waits."""
+    """Messages for the user."""
 
     def add(self, news: LearnerNews) -> None:
         self.steps += news.steps
@@ -123,11 +123,11 @@ class LearnerNews:
         self.notes += news.notes
 
     def as_json(self) -> str:
-        """What a checkpoint holds of it: not the notes, and no agreements, which are measured whenever the learner
-        starts."""
+        """Returns the JSON that a checkpoint holds: without notes, and without agreements, which are measured at every
+        start of the learner."""
         return json.dumps(dataclasses.asdict(self) | {"notes": [], "agreements": []})
 
     @classmethod
     def of(cls, text: str) -> LearnerNews:
-        """The inverse."""
+        """Parses what ``as_json`` returned."""
         return TypeAdapter(cls).validate_json(text)

@@ -1,4 +1,4 @@
-"""The masked teacher inside a worker, for learning without stored scores (learner.teacher=live)."""
+"""Runs the masked teacher inside a worker, for training without stored scores (learner.teacher=live)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from masters_ray.models import hf, weights
 
 
 class LiveTeacher:
-    """Holds one masked teacher at a time: that of the stage that is trained on."""
+    """Holds one masked teacher at a time: that of the current stage."""
 
     def __init__(self, sources: Sequence[LiveSource], device: torch.device, dtype: str) -> None:
         self._sources, self._device, self._dtype = sources, device, dtype
@@ -22,10 +22,10 @@ class LiveTeacher:
         self._teacher: hf.PackedTeacher | None = None
 
     def scores(self, plan: StagePlan, batch: PackedBatch) -> LiveScores:
-        """What the stage's teacher makes of the batch's answers. Raises LearnerError when its masked weights are not
-        those that the stage's rows were made with."""
+        """Returns the stage's teacher scores for the batch's answers. Raises LearnerError when the digest of the masked
+        weights differs from the one with which the stage's rows were made."""
         if self._teacher is None or self._loaded != (plan.teacher, plan.ratio):
-            self._teacher = None  # before the next one is loaded
+            self._teacher = None  # frees its memory before the next teacher is loaded
             self._teacher, self._loaded = self._load(plan), (plan.teacher, plan.ratio)
         with torch.no_grad():
             return self._teacher(batch)

@@ -1,4 +1,4 @@
-"""What each worker of the group runs."""
+"""The training loop that each worker runs: resume, steps, checkpoints, weight publishing, export."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ROWS_AT_A_TIME = 64
 
 
 def train(config: dict[str, Any]) -> None:
-    """The loop of one worker (``train_loop_per_worker``): every step's share of groups, checkpoints, the export."""
+    """Runs the loop of one worker (Ray Train's ``train_loop_per_worker``). config: job, news, broker, stores."""
     job: LearnerJob = config["job"]
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
@@ -66,7 +66,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One rank: its share of every step."""
+    """One rank: trains on its part of every step."""
 
     def __init__(self, job: LearnerJob, news: Queue, broker: Any) -> None:
         context = ray.train.get_context()
@@ -76,7 +76,7 @@ class _Worker:
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
         if job.turns and job.online:
-            # Engines that still work for a group of workers that was lost have to sleep.
+            # Engines that still work for a lost worker group must fall asleep before this one loads its model.
             if self._rank == 0:
                 ask(broker, "begin", None, {})
             self._wait_for_the_others()
@@ -118,11 +118,11 @@ class _Worker:
         meeting = torch.zeros(1, device=self._device)
         if self._workers > 1:
             torch.distributed.all_reduce(meeting)
-        meeting.item()  # NCCL does not wait by itself
+        meeting.item()  # NCCL's all_reduce returns before it is done
 
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
-        """Parameter names of the transformers model → tensors, adapters merged (and written), on rank 0; the other
-        workers gather with it."""
+        """Returns on rank 0 the transformers model's parameter names → tensors, adapters merged (and written); None on
+        other ranks, which must call this too, to gather."""
         state, lora = self._engine.whole_weights(keep=self._rank == 0), self._job.settings.lora
         if self._rank != 0:
             return None
@@ -133,8 +133,8 @@ class _Worker:
         return None if state is None else hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
 
     def compare(self, stores: Sequence[store.Where]) -> None:
-        """The student as it was loaded, untrained, with the engine's log-probabilities in the stores of all stages.
-        Rows that are apart are not learned from; LearnerError when there are many of them."""
+        """Compares the untrained student's log-probabilities with the engine's, in the stores of all stages. Rows above
+        the bound are left out of training. Raises LearnerError when too many are."""
 
         def logprobs(batch: PackedBatch) -> Tensor:
             with torch.no_grad():
@@ -154,7 +154,7 @@ class _Worker:
                 self._collator.unfit |= unfit
 
     def parts(self, done: int) -> Iterator[Part]:
-        """This rank's part of every step after the first ``done``."""
+        """Returns this rank's part of every step after step ``done``."""
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
             iter(shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)),
@@ -172,12 +172,12 @@ class _Worker:
 
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
-            torch.cuda.empty_cache()  # for the engines
+            torch.cuda.empty_cache()  # leaves the memory to the engines
         found: pa.Table | None = ask(self._broker, "take", number)
         return found
 
     def resume(self) -> int:
-        """Load the last checkpoint that is intact on every rank. Returns the steps that it has seen; 0 without one."""
+        """Loads the newest intact checkpoint and returns its step, or 0. LearnerError when the worker count differs."""
         for found in reversed(checkpoints.find(self._job.storage / "checkpoints")):
             if found.workers != self._workers:
                 raise LearnerError(
@@ -192,13 +192,13 @@ class _Worker:
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self.publisher.students = state["students"]
-            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read them
+            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read the news
             self._report(LearnerNews(notes=[f"the learner goes on after step {found.step}"]))
             return found.step
         return 0
 
     def step(self, coming: Iterator[Part]) -> None:
-        """The updates of the step that comes, taken or skipped, and told to the driver."""
+        """Takes or skips the next step's updates, and reports the step to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
@@ -241,8 +241,8 @@ class _Worker:
         self._report(LearnerNews(steps=[metrics], rewards={step.number: first.rewards}))
 
     def _readable(self, part: Part) -> Part:
-        """The step without the rows that some worker cannot read, which are told. Raises LearnerError when there are
-        too many of them, or when this leaves a worker with nothing at all."""
+        """Returns the step without the rows that some worker cannot read, and reports those. Raises LearnerError when
+        there are too many in all, or when a worker can read no row while others can."""
         told: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(told, (part.unreadable, not part.micro_batches))
         rows = dict(sorted((index, row) for unreadable, _ in told for index, row in unreadable.items()))
@@ -265,8 +265,8 @@ class _Worker:
         return part
 
     def _update(self, part: Part, old: list[OldPolicy]) -> StepTotals | None:
-        """One update of the weights; None when it was not taken. old: of the step's first update, micro-batch by
-        micro-batch; filled if this is the first."""
+        """Updates the weights once; returns None when the update was skipped. old: the old policy of each micro-batch,
+        from the step's first update; empty in the first update, which fills it."""
         step, engine, again = part.step, self._engine, bool(old)
         groups, made = len(step.table), []
         for index, micro in enumerate(part.micro_batches):
@@ -294,7 +294,7 @@ class _Worker:
         return replace(totals, metrics=totals.metrics | {"grad_norm": norm})
 
     def save(self, number: int) -> None:
-        """This rank's part of a checkpoint after ``number`` steps."""
+        """Saves this rank's part of the checkpoint after step ``number``."""
         self.publisher.forget_before(number)
         state = {
             "step": number,
@@ -306,15 +306,15 @@ class _Worker:
         self.checkpoints.save(number, lambda folder: self._engine.save(folder, state))
 
     def export(self) -> None:
-        """Rank 0 writes the trained student; the others gather with it."""
+        """Writes the trained student on rank 0; the other ranks take part in gathering it."""
         with writing(self._job.export_to, LearnerError, SafetensorError):
             state = self._whole_student(self._job.adapters_to)
             if state is not None:
                 hf.export(state, self._folder, self._job.export_to, self._job.settings.dtype)
 
     def _skip(self, step: Step, reason: str, losses: Sequence[float] = ()) -> None:
-        """Report a step that is not taken, and save its rows if it has any; stop when too many are skipped in a row.
-        losses: of its groups."""
+        """Reports a skipped step, and saves its rows if ``losses``, the losses of its groups, are given. Raises
+        LearnerError when too many steps in a row were skipped."""
         self._skipped_in_a_row += 1
         folder = self._job.storage / "skipped" / f"step-{step.number:08d}"
         saved = str(folder) if losses else ""
@@ -340,5 +340,5 @@ class _Worker:
 
 
 def learning_rate(settings: Learner, step: int) -> float:
-    """Linear over the first ``warmup_steps`` steps (step counts from 1), then constant."""
+    """Returns the learning rate: rises linearly over ``warmup_steps`` steps (step counts from 1), then constant."""
     return settings.learning_rate * min(1.0, step / (settings.warmup_steps + 1))

@@ -1,4 +1,4 @@
-"""How far teacher and student are apart on stored rows, without learning from them."""
+"""Measures the divergence of teacher and student on stored rows, without training."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from masters_ray.records import Rejected, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """Of one stored answer."""
+    """Divergence on one stored answer."""
 
     position: int
     kind: str
     source: Source
     nats: float
-    """D_j: mean JSD of the stored teacher and the student over its tokens (METHOD 5)."""
+    """D_j: mean JSD of stored teacher and student over the answer's tokens, in nats (METHOD 5)."""
 
 
 def measure(
     checkpoint: str, settings: Learner, stores: Sequence[store.Where]
 ) -> Iterator[tuple[list[Divergence], list[str]]]:
-    """Of each finished store every answer, by position, and which rows cannot be read, and why."""
+    """Yields per finished store every answer's divergence, by position, and "row, reason" of each unreadable row."""
     folder = weights.locate(checkpoint)
     device = torch.device("cuda" if settings.gpus else "cpu")
     model = hf.load_model(folder, settings.dtype)
@@ -68,7 +68,7 @@ def _divergences(micro: MicroBatch, per_token: Tensor) -> list[Divergence]:
 def divergences(
     checkpoint: str, settings: Learner, stores: Sequence[store.Where]
 ) -> Iterator[tuple[list[Divergence], list[str]]]:
-    """``measure`` on the cluster with what ``learner`` reserves for a worker. Raises LearnerError."""
+    """Runs ``measure`` as a Ray task with the CPUs and GPUs of a learner worker. Raises LearnerError when it fails."""
     options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_retries": 0}
     task = ray.remote(measure).options(**options, runtime_env={"env_vars": environment(settings)})
     try:

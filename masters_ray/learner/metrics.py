@@ -1,4 +1,4 @@
-"""What the workers report of a step: a row of numbers for each of its groups, which all of them add up."""
+"""Sums a step's metrics over workers: each worker fills the rows of its groups in one table, then all are added."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from masters_ray.learner.job import GroupRewards
 from masters_ray.method.grpo import LossOutputs
 
 _SHOWN_GROUPS = 2
-"""Groups of a step whose rewards are told."""
+"""Groups per step whose rewards are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
-    """A step over all workers."""
+    """Totals of a step over all workers."""
 
     losses: list[float]
-    """Of its groups."""
+    """Loss of each group."""
     metrics: dict[str, float]
-    """Fields of StepMetrics: means over the groups or, of logprob_mismatch, over the tokens of fresh groups."""
+    """Fields of StepMetrics: means over groups; logprob_mismatch is a mean over the tokens of fresh groups."""
     padding: float
-    """Tokens of padding."""
+    """Padding tokens."""
     operations: float
     """Floating-point operations."""
     rewards: list[GroupRewards]
-    """Of some of this worker's groups."""
+    """Rewards of this worker's first groups."""
     gaps: Tensor
-    """As ``agreement.row_gaps``, [groups, 3], of the learner and the student that wrote; 0 for groups that are not
-    fresh."""
+    """[groups, 3], ``agreement.row_gaps`` between learner and behaviour policy; 0 for groups that are not fresh."""
 
 
 def step_totals(
@@ -42,8 +41,8 @@ def step_totals(
     over_workers: Callable[[Tensor], Tensor],
     operations: int,
 ) -> StepTotals:
-    """Of a step of so many groups over all workers. made: this worker's micro-batches with their answer tokens'
-    log-probabilities; a dummy leaves no trace. operations: that this worker has spent on the step."""
+    """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batches, each with its outputs and
+    answer tokens' log-probs; ignores dummies. over_workers: sums over workers. operations: of this worker's step."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
     own = [one for one in made if one[0].indices]

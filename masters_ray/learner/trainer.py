@@ -1,4 +1,4 @@
-"""Start the worker group, follow it, and say why it stopped if it did."""
+"""Starts the worker group, forwards its news, and turns its failure into a LearnerError."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ OnNews = Callable[[LearnerNews], None]
 
 
 def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker: Any = None) -> None:
-    """Train on the stores, in their order, and export the student; goes on from the last checkpoint in ``job.storage``.
+    """Trains on the stores in their order and exports the student; resumes from the last checkpoint in ``job.storage``.
 
-    ``on_news`` is called in this thread with what is new. broker: a RolloutBroker actor, for online iterations.
-    Raises LearnerError with the worker's own words.
+    on_news: called in this thread with every LearnerNews. broker: a RolloutBroker actor, for online iterations.
+    Raises LearnerError with the workers' own error messages.
     """
     settings = job.settings
     news = Queue(actor_options={"num_cpus": 0})
@@ -58,7 +58,7 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker:
             worker_runtime_env={"env_vars": environment(settings)},
         ),
         datasets={DATASET: store.open_dataset(stores)},
-        # Every worker sees all rows in their order and takes its own: a split's order is not reproducible.
+        # Every worker reads all rows in order and takes its own: Ray does not split in a reproducible order.
         dataset_config=ray.train.DataConfig(
             datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
         ),
@@ -83,9 +83,9 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker:
 
 @contextmanager
 def broker_of(job: LearnerJob, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
-    """The RolloutBroker actor of a job with online iterations, for ``fit`` and for what makes their rollouts.
-    replicas: of the student."""
-    # Every worker and every replica may wait in it, and so may the rollouts, while the others are answered.
+    """Starts the RolloutBroker actor of a job with online iterations, for ``fit`` and for the rollouts; kills it at the
+    end of the block. replicas: number of the student's replicas."""
+    # Every worker, every replica and the rollouts may block in a call while the actor answers the others.
     places = job.settings.workers + replicas + 8
     actor = ray.remote(RolloutBroker).options(num_cpus=0, max_concurrency=places)
     turns_of = job.settings.workers if job.turns else None
@@ -97,7 +97,7 @@ def broker_of(job: LearnerJob, max_wait_seconds: float, replicas: int) -> Iterat
 
 
 def environment(settings: Learner) -> dict[str, str]:
-    """The variables of a process that holds the student for learning."""
+    """Returns the environment variables of a process that holds the student for training."""
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if settings.gpus == 0:
         variables |= {
@@ -110,13 +110,13 @@ def environment(settings: Learner) -> dict[str, str]:
 
 class _OneAddress(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Before the workers meet."""
+        """Replaces the workers' TCPStore before they form the process group."""
         worker_group.execute(_listen_at_one_address)
         super().on_start(worker_group, backend_config)
 
 
 class GroupConfig(TorchConfig):
-    """A torch process group whose store listens at its node's address only: torch's own does on all interfaces."""
+    """Makes torch's process group store listen at its node's address only; by default it uses all interfaces."""
 
     @property
     def backend_cls(self) -> type:
@@ -124,7 +124,7 @@ class GroupConfig(TorchConfig):
 
 
 def _listen_at_one_address() -> None:
-    # The package has a function of the module's name.
+    # import_module, because torch.distributed.rendezvous as an attribute is a function.
     module: Any = importlib.import_module("torch.distributed.rendezvous")
     theirs = module.TCPStore
 
@@ -143,7 +143,7 @@ def _tell(news: Queue, on_news: OnNews) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The workers' own errors, once each, and whose processes died; or the error's text."""
+    """Returns the workers' own errors, each once, and which workers' processes died; or else the error's text."""
     failures = getattr(error, "worker_failures", None) or {}
     dead = [
         rank for rank, one in failures.items() if isinstance(getattr(one, "health_check_failure", 0), RayActorError)

@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how fast the device can do it."""
+"""Counts a step's floating-point operations and measures the device's rate: what MFU is computed from."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ ALLOCATOR = ":".join(
         "top_pad": 256 * 2**20,
     }.items()
 )
-"""How a CPU worker's memory is managed: in large pages, and kept between steps instead of given back and faulted in
-again, which costs a tenth of a step (docs/BENCHMARKS.md)."""
+"""glibc settings of a CPU worker: large pages, and memory kept between steps. Returning the memory and faulting it in
+again costs a tenth of a step (docs/BENCHMARKS.md)."""
 
 
 class OperationCounter:
-    """Counts the floating-point operations that a model's forward and backward passes cannot do without.
+    """Counts the floating-point operations that a model's forward and backward passes need at least.
 
-    Linear layers: 2 per weight and token on the way there; on the way back as many for the gradient of the input and of
-    the weight, each if it is wanted. Attention of the language model: the pairs that see each other, four operations
-    per channel there and eight back. What is computed twice, masked out or padding is not counted, nor anything that is
-    no matrix product.
+    Linear layers: 2 per weight and token in the forward pass; in the backward pass 2 for the gradient of the input and
+    2 for that of the weight, each if required. Attention of the language model, per channel and (query, key) pair that
+    the mask allows: 4 forward, 8 backward. Not counted: recomputation, masked pairs, attention of padding, anything but
+    matrix products.
     """
 
     def __init__(self, model: Any) -> None:
@@ -50,7 +50,7 @@ class OperationCounter:
 
     @contextmanager
     def counted(self, batch: PackedBatch) -> Iterator[None]:
-        """Count the pass over a batch that the block makes, its output head and its way back."""
+        """Counts the forward pass over ``batch`` that runs in the block, its output head, and its backward pass."""
         weights = getattr(self._head, "ds_numel", None) or self._head.numel()
         self._operations += 2 * len(batch.targets) * weights * (2 + self._head.requires_grad)
         self._operations += 3 * self._per_pair * batch.layout.pairs
@@ -59,7 +59,7 @@ class OperationCounter:
         self._counting = False
 
     def take(self) -> int:
-        """Operations since the last call."""
+        """Returns the operations since the last call, and resets the count."""
         operations, self._operations = self._operations, 0
         return operations
 
@@ -73,7 +73,7 @@ class OperationCounter:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
-    """Floating-point operations per second of a product of two square matrices, the median of ``repeats``."""
+    """Returns the floating-point operations per second of a product of two square matrices: median of ``repeats``."""
     side = side or _SIDE.get(device.type, 1024)
     left = torch.randn(side, side, device=device, dtype=dtype)
     seconds = []
@@ -88,7 +88,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that PyTorch held on the GPU, or that this process had resident on a CPU, so far."""
+    """Returns the peak so far, in bytes: allocated by PyTorch on a GPU, or resident memory of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,1 +1,1 @@
-"""The paper: masks, schedule, rewards, divergence, loss, prompts and rules. Knows no cluster and no model library."""
+"""The paper's method: masks, schedule, rewards, divergence, loss, prompts, rules. Needs no cluster or model library."""

@@ -1,8 +1,8 @@
 """Jensen–Shannon divergence between teacher and student next-token distributions (METHOD 5).
 
-Natural logarithm, so 0 ≤ D ≤ ln 2. The teacher's side is stored as the k most likely tokens and the mass of all
-others; both distributions are compared on those k + 1 outcomes. That is a lower bound of the divergence over the whole
-vocabulary, and equal to it when k is the vocabulary.
+Natural logarithm, so 0 ≤ D ≤ ln 2. The teacher's distribution is stored as its k most likely tokens and the tail mass
+of all others; the JSD compares both distributions on these k + 1 outcomes. It is a lower bound of the JSD over the
+whole vocabulary, and equals it when k is the vocabulary size.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _SMALLEST = 1e-30
 
 
 def top_k_jsd(student_logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, left_out: Tensor) -> Tensor:
-    """JSD per token on the k stored outcomes and "everything else", in nats.
+    """Returns the JSD per token over the k stored tokens and "everything else", in nats, [tokens].
 
-    student_logprobs: [tokens, vocab], normalised. top_ids, top_logprobs: [tokens, k], the teacher's. left_out:
-    [tokens], the teacher's mass outside the k. Returns [tokens]; differentiable in student_logprobs.
+    student_logprobs: [tokens, vocab], normalised; the result is differentiable in it. top_ids, top_logprobs: [tokens,
+    k], the teacher's. left_out: [tokens], the teacher's probability mass outside the k tokens.
 
     Example: teacher {a: 0.5, rest: 0.5} and a student with log-prob 0 on ``a`` give
     ½·(½·ln(½/¾) + ½·ln(½/¼)) + ½·ln(1/¾) = 0.2158.
@@ -28,17 +28,17 @@ def top_k_jsd(student_logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, l
 
 
 def with_rest(top: Tensor, rest: Tensor | None = None) -> Tensor:
-    """k outcomes and "everything else": [tokens, k] probabilities → [tokens, k + 1]. rest: [tokens], the mass of all
-    others; default: what is missing to 1."""
+    """Appends the mass of "everything else": [tokens, k] probabilities → [tokens, k + 1]. rest: [tokens], that mass;
+    default: 1 − the sum of ``top``, at least 0."""
     others = (1.0 - top.sum(-1)).clamp(min=0.0) if rest is None else rest
     return torch.cat([top, others.unsqueeze(-1)], -1)
 
 
 def left_out_error(teacher: Tensor, student: Tensor) -> Tensor:
-    """Most that the divergence over the whole vocabulary lies above that on k + 1 outcomes, in nats (METHOD 5).
+    """Returns an upper bound of (JSD over the whole vocabulary − JSD on k + 1 outcomes), in nats (METHOD 5).
 
-    teacher, student: the masses a and b that they have outside the k; the result has their shape. It is
-    ½ (a ln((a + b)/a) + b ln((a + b)/b)) ≤ (a + b)/2 · ln 2, and reached where the two share no token outside the k.
+    teacher, student: the masses a and b outside the k tokens; the result has their shape. The bound is
+    ½ (a ln((a + b)/a) + b ln((a + b)/b)) ≤ (a + b)/2 · ln 2, reached if the two share no token outside the k.
 
     Example: a = ½ and b = ¾ give ½ (½ ln 2.5 + ¾ ln(5/3)) = 0.4206.
     """
@@ -48,7 +48,7 @@ def left_out_error(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def jsd(p: Tensor, q: Tensor) -> Tensor:
-    """JSD of two probability tensors [..., outcomes] over the last axis, in nats."""
+    """Returns the JSD of two probability tensors [..., outcomes] over the last axis, in nats."""
     log_middle = _log((p + q) / 2)
     towards_p = (p * (_log(p) - log_middle)).sum(-1)
     towards_q = (q * (_log(q) - log_middle)).sum(-1)
@@ -56,7 +56,7 @@ def jsd(p: Tensor, q: Tensor) -> Tensor:
 
 
 def jsd_and_slope(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """``jsd`` and its derivative ½ ln(q/m) by each entry of q, m = (p + q)/2; neither carries a gradient."""
+    """Returns ``jsd`` and its derivative by each entry of q: ½ ln(q/m), m = (p + q)/2; for use without autograd."""
     slope = (_log(q) - _log((p + q) / 2)) / 2
     return jsd(p, q), slope
 

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from masters_ray.kernels.packing import PackedBatch
 
 EPSILON = 1e-6
-"""Added to the standard deviation of the rewards."""
+"""ε that is added to the standard deviation of the rewards."""
 FLAT = 1e-4
-"""A group whose rewards spread less has advantage 0: rounding noise must not become a gradient of full size."""
+"""A group with a smaller reward range has advantages 0: rounding noise must not become a full-size gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The sections of the configuration that weigh rewards and losses."""
+    """The configuration sections that hold the weights of rewards and losses."""
 
     learner: Learner = field(default_factory=Learner)
     reward: Reward = field(default_factory=Reward)
@@ -31,24 +31,24 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OldPolicy:
-    """What every update on a batch is compared with, as the first one found it."""
+    """Old log-probs and advantages, fixed in the first update on a batch and used in all updates on it."""
 
     logprobs: Tensor
-    """[tokens], of the student that wrote in an online iteration, otherwise of the one before the first update."""
+    """[tokens]: of the behaviour policy for fresh answers, otherwise of the student before the first update."""
     advantages: Tensor
     """[answers]"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossOutputs:
-    """Loss of every group of a batch, and what is reported of it."""
+    """Loss of every group of a batch, and metrics."""
 
     loss: Tensor
     """[groups]: policy_weight · (−clipped objective + kl_beta · KL) + jsd_weight · JSD; only this has a gradient."""
     metrics: dict[str, Tensor]
-    """[groups] each, by those fields of StepMetrics that are means over groups."""
+    """Field of StepMetrics → [groups], whose mean over groups is that field."""
     old: OldPolicy
-    """For later updates on the batch."""
+    """Pass it to later updates on the batch."""
     distillation: Tensor
     """[answers], R_distill"""
     divergences: Tensor
@@ -56,9 +56,9 @@ class LossOutputs:
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """A_j = (R_j − mean R) / (std R + ε) over the answers of one question; population standard deviation.
+    """Returns A_j = (R_j − mean R) / (std R + ε) over the answers of one question; population standard deviation.
 
-    rewards: [G]. A flat group (max − min < FLAT) gives zeros.
+    rewards: [G], as the result. A flat group (max − min < FLAT) gives zeros.
 
     Example: ``[2., 0.]`` gives ``[1., -1.]`` up to ε.
     """
@@ -68,8 +68,8 @@ def advantages(rewards: Tensor) -> Tensor:
 
 
 def kl_estimates(estimator: KlEstimator, new_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Schulman's estimates of KL(new ‖ reference) per sampled token, with d = reference − new: k1 = −d, k2 = d²/2,
-    k3 = exp(d) − d − 1. k1 is unbiased but pulls nowhere: the mean of its gradient over samples is zero."""
+    """Returns Schulman's estimate of KL(new ‖ reference) per sampled token, with d = reference − new: k1 = −d, k2 =
+    d²/2, k3 = exp(d) − d − 1. k1 is unbiased but does not regularise: the expectation of its gradient is zero."""
     difference = reference_logprobs - new_logprobs
     if estimator == "k1":
         return -difference
@@ -79,17 +79,17 @@ def kl_estimates(estimator: KlEstimator, new_logprobs: Tensor, reference_logprob
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
-    """min(ratio·A, clip(ratio, 1 ± ε)·A) per token (appendix eq. 9), ratio = exp(new − old). All arguments [tokens]."""
+    """Returns min(ratio·A, clip(ratio, 1 ± ε)·A) per token (appendix eq. 9). ratio = exp(new − old), A: [tokens]."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
 
 
 def is_clipped(ratio: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
-    """bool [tokens]: the ratio has gone as far as it may in the direction in which the advantage pushes it."""
+    """Returns bool [tokens]: true where clipping is active, so that the token's clipped objective has gradient 0."""
     return ((advantage > 0) & (ratio > 1 + clip_epsilon)) | ((advantage < 0) & (ratio < 1 - clip_epsilon))
 
 
 def segment_means(values: Tensor, segment_of: Tensor, segments: int) -> Tensor:
-    """[values] with the segment (0 … segments−1) of each → [segments]."""
+    """Returns the mean of each segment, [segments]. segment_of: the segment (0 … segments−1) of each value."""
     totals = values.new_zeros(segments).index_add(0, segment_of, values)
     return totals / torch.bincount(segment_of, minlength=segments)
 
@@ -101,13 +101,13 @@ def group_losses(
     tokens_per_group: float,
     old: OldPolicy | None = None,
 ) -> LossOutputs:
-    """−mean_j mean_t [ratio·A_j − β·KL_t] + mean_j D_j of each group of a batch (METHOD 6).
+    """Returns each group's loss: −mean_j mean_t [ratio·A_j − β·KL_t] + mean_j D_j, before weights (METHOD 6).
 
-    student: of each answer token its log-probability, its JSD to the teacher and the most that the JSD leaves out, as
-    ``hf.PackedStudent`` gives them. The advantages come from R_acc + alpha · R_distill + rho · R_rea, detached. The
-    ratio is taken, and clipped, to the student that wrote in an online iteration (eq. 9), otherwise it is 1 in the
-    first update (eq. 11). tokens_per_group: answer tokens of the step over its groups, by which token sums are divided
-    when every token weighs the same. old: of the first update on this batch; None: this is the first.
+    student: per answer token its log-prob, its JSD to the teacher and the JSD's error bound, as ``hf.PackedStudent``
+    returns them. Advantages come from R_acc + alpha · R_distill + rho · R_rea, detached. The ratio is to the behaviour
+    policy for fresh answers (eq. 9); otherwise it is 1 in the first update (eq. 11). tokens_per_group: the step's mean
+    answer tokens per group, the divisor of token sums with ``learner.aggregation=token``. old: the result's ``old`` of
+    the first update on this batch; None in the first update.
     """
     logprobs, token_jsd, token_jsd_error = student
     learner, reward = config.learner, config.reward

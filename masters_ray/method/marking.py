@@ -1,6 +1,6 @@
-"""Rules that mark short answers without a judge (METHOD 4): what a judge is measured against, or stands back for.
+"""Rules that mark short answers without a judge (METHOD 4): they replace a judge, or a judge is measured against them.
 
-They read as benchmarks do, after texts are ``wording.plain``.
+They follow the rules of public benchmarks, on texts that ``wording.plain`` has normalised.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _NUMBERS = (
     (r"[-+]?\d+,\d+", "", ","),  # 12,5
     (r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", "", "."),  # 12.5e3
 )
-"""Form of a number, what groups its thousands, and what begins its fraction."""
+"""(pattern of a number, characters that group its digits, its decimal separator)."""
 _VQA_SIGNS = ';/[]"{}()=+\\_-><@`!'
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _VQA_NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)} | {"none": "0"}
 
 Form = Callable[[str], str]
-"""The form in which two texts are compared."""
+"""Normaliser: two texts are equal when it maps both to the same text."""
 _MARKUP = re.compile(r"[*`$\"{}]|(?<!\w)_|_(?!\w)")
 _DECLARED = re.compile(
     r"(?:\b(?:answer|option|choice)\s*(?:(?:is|would be)\b|[:=]|(?=\s))|\bi (?:choose|select|pick)\b"
@@ -52,23 +52,23 @@ _CLAUSE = re.compile(r"([,.;:](?=\s)|\n|\s(?=because\b))")
 
 
 def matches(answer: str, label: str) -> bool:
-    """Whether both say the same after ``normalise``. An empty answer matches nothing."""
+    """Returns whether both are equal after ``normalise``. An empty answer matches nothing."""
     said, right = normalise(answer), normalise(label)
-    if not right:  # a label of punctuation alone stands for itself
+    if not right:  # a label of punctuation alone is compared as it is
         return plain(answer).strip() == plain(label).strip() != ""
     return said == right
 
 
 def exact(answer: str, problem: Problem) -> bool:
-    """``matches`` the label, as a judge by appendix section D says wherever the label is the whole core point."""
+    """Returns whether the answer ``matches`` the label; appendix D's judge asks the same if the label says it all."""
     return matches(answer, problem.label)
 
 
 def relaxed(answer: str, problem: Problem) -> bool:
-    """ChartQA's rule: a number may be off by 5 % of the label, anything else must match. "12%" is "0.12" and not "12".
+    """ChartQA's rule: a number may be off by 5 % of the label, anything else must match. "12%" equals "0.12", not "12".
 
-    Looser than benchmarks: signs of currency, a full stop after it, digits in groups ("1,000", "1 000") and decimal
-    commas ("12,5") are taken in numbers, and all else is compared as ``matches`` does.
+    Looser than benchmarks: a number may have currency signs, a trailing full stop, grouped digits ("1,000", "1 000")
+    and a decimal comma ("12,5"); other texts are compared by ``matches``.
     """
     label, said = _number(problem.label), _number(answer)
     if not label or said is None:
@@ -77,18 +77,18 @@ def relaxed(answer: str, problem: Problem) -> bool:
 
 
 def vqa(answer: str, problem: Problem) -> bool:
-    """VQA's rule: the same after number words are digits, articles, punctuation and apostrophes are gone. The label
-    stands for all annotators."""
+    """VQA's rule: equal once number words are digits and articles, punctuation and apostrophes are removed. The one
+    label takes the place of VQA's annotators."""
     said, right = _vqa_words(answer), _vqa_words(problem.label)
     return said == right if said and right else matches(answer, problem.label)
 
 
 def choice(answer: str, problem: Problem) -> bool:
-    """The letter of the right choice in the forms that benchmarks read ("B", "(b)", "The answer is B.", "B, because
-    …"), or its text, or both; without choices it must match.
+    """Accepts the right choice's letter in the forms that benchmarks read ("B", "(b)", "The answer is B.", "B, because
+    …"), its text, or both; for a problem without choices the answer must match the label.
 
-    Looser than benchmarks: the text of a choice, and a small letter. Stricter: an answer that names two choices ("A or
-    B", "B. red" where B is blue) or none by its form ("Because it is red") is wrong.
+    Looser than benchmarks: accepts a choice's text and lower-case letters. Stricter: an answer that names two choices
+    ("A or B", "B. red" where B is blue), or none in a form that is read ("Because it is red"), is wrong.
     """
     if not problem.choices:
         return matches(answer, problem.label)
@@ -122,10 +122,10 @@ def _vqa_words(text: str) -> list[str]:
 
 
 def chosen(said: str, choices: Sequence[str]) -> str | None:
-    """The text of the one choice that is named, in the form in which they are compared; None: none, two, or a letter
-    that contradicts the text beside it."""
+    """Returns the normalised text of the choice that ``said`` names; None when it names none, two, or a letter that
+    contradicts the text beside it."""
     named = lettered(choices)
-    # "Ff" and "ff" are two genotypes, and the same after ``normalise``: the loosest form in which all choices differ.
+    # The loosest form in which all choices differ: "Ff" and "ff" are two genotypes, but equal after ``normalise``.
     form = next((one for one in (normalise, _cased, plain) if len({one(text) for _, text in named}) == len(named)), str)
     texts = {letter: form(text) for letter, text in named}
     whole = form(said)
@@ -137,12 +137,12 @@ def chosen(said: str, choices: Sequence[str]) -> str | None:
 
 
 def _cased(text: str) -> str:
-    """Large and small letters and articles as they are."""
+    """Keeps case and articles; strips punctuation at the end of each word and extra blanks."""
     return " ".join(word.rstrip(".,;:!?") for word in plain(text).split())
 
 
 def _declared(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str | None]:
-    """What follows "the answer is", the last one first."""
+    """Yields what follows each "the answer is" or similar phrase, the last first."""
     for found in reversed(list(_DECLARED.finditer(said))):
         rest = said[found.end() :].strip()
         if (text := form(rest.split("\n")[0])) in texts.values():
@@ -151,7 +151,7 @@ def _declared(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str |
 
 
 def _begun(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str | None]:
-    """A letter or a text at the very beginning, unless further choices are listed below."""
+    """Yields the letter or choice text at the beginning, unless further choices are listed below."""
     labels = {label.upper() for label in _LINE_BEGINS.findall(said)}
     if len(labels) < 2:
         yield from _at(said, texts, form)
@@ -163,7 +163,7 @@ def _begun(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str | No
 
 
 def _alone(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
-    """The only letter in brackets or on a line of its own."""
+    """Yields the only letter in brackets, then the only letter on a line of its own; None where there are several."""
     for form in (_BRACKETED, _A_LINE):
         letters = {letter.upper() for letter in form.findall(said)}
         if letters:
@@ -171,7 +171,7 @@ def _alone(said: str, texts: Mapping[str, str]) -> Iterator[str | None]:
 
 
 def _at(said: str, texts: Mapping[str, str], form: Form) -> Iterator[str | None]:
-    """The letter that a text begins with, if it is meant as one: nothing follows, or punctuation, or its own text."""
+    """Yields the choice whose letter begins the text, if it is meant as a letter; None if a second choice follows."""
     found = _LETTER.match(said)
     text = texts.get(found[1].upper()) if found else None
     if found is None or text is None:

@@ -1,7 +1,7 @@
 """Magnitude masks in checkpoint coordinates (METHOD 2).
 
-A weight matrix W with N entries at ratio r loses its ⌊r·N⌋ entries of smallest magnitude; ties go by position, so that
-the sparsity is exact and the same on every device. Masks of one matrix are nested: a smaller ratio keeps a superset.
+At ratio r the mask zeroes the ⌊r·N⌋ entries of smallest magnitude of a matrix with N entries; position breaks ties, so
+that sparsity is exact and equal on every device. Masks of one matrix are nested: a smaller ratio keeps a superset.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from masters_ray.parts import matrices_in, part_of, without_numbers
 
 @dataclass(frozen=True, kw_only=True)
 class MaskReport:
-    """What masking one checkpoint achieved."""
+    """Result of masking one checkpoint."""
 
     ratio: float
-    """Fraction asked for."""
+    """Mask ratio that was asked for."""
     sparsity: float
     """Entries that the mask zeroed, as a fraction of all entries of the masked matrices."""
     matrices: int
-    """Matrices that were masked."""
+    """Number of masked matrices."""
     masked: dict[str, int] = field(default_factory=dict, repr=False)
-    """Which ones: names with * in place of numbers → how many."""
+    """Masked matrices: name with * in place of numbers → count."""
     unmasked: dict[str, int] = field(default_factory=dict, repr=False)
-    """The matrices that were left as they are, in the same way."""
+    """Matrices that were not masked, in the same form."""
     digest: str
     """SHA-256 over every tensor (masked or not) in the order of loading: name, dtype, shape, bytes."""
 
 
 def zeroed_count(entries: int, ratio: float) -> int:
-    """⌊ratio · entries⌋, with the ratio read as the decimal number that was written: 0.29 of 100 is 29."""
+    """Returns ⌊ratio · entries⌋, with the ratio taken as the decimal number that was written: 0.29 of 100 is 29."""
     return int(Fraction(repr(ratio)) * entries)
 
 
 def mask_smallest(weight: Tensor, ratio: float) -> Tensor:
-    """A copy of ``weight`` (any shape) with exactly ⌊ratio·N⌋ of its N entries zeroed, the smallest in magnitude.
+    """Returns a copy of ``weight`` (any shape) with its ⌊ratio·N⌋ entries of smallest magnitude, of N, zeroed.
 
-    Among entries of equal magnitude at the threshold the first in memory order go first.
+    Of entries of equal magnitude at the threshold the first in row-major order are zeroed.
 
     Example: ``mask_smallest(tensor([[3., -1.], [1., 2.]]), 0.25)`` is ``[[3., 0.], [1., 2.]]``.
     """
@@ -65,12 +65,12 @@ def mask_smallest(weight: Tensor, ratio: float) -> Tensor:
 def masked(
     tensors: Iterable[tuple[str, Tensor]], ratio: float, parts: frozenset[Part], result: list[MaskReport]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors one by one, matrices of ``parts`` masked at ``ratio``; a stream, never a whole copy.
+    """Yields the checkpoint's tensors one by one, the matrices of ``parts`` masked at ``ratio``.
 
-    A 3-D tensor [experts, …] is a matrix for each expert of a mixture model.
+    A 3-D tensor [experts, …] holds a matrix per expert of a mixture model; each expert's matrix is masked alone.
 
-    When the stream is exhausted, one MaskReport is appended to ``result``. Raises CheckpointError when a matrix is
-    quantised, when a tensor holds a number that is none, and when a ratio above 0 found nothing to mask.
+    Appends one MaskReport to ``result`` when the stream is exhausted. Raises CheckpointError when a tensor holds NaN or
+    infinity, and at a ratio above 0 when a matrix to mask is quantised or when no matrix is to be masked.
     """
     digest = hashlib.sha256()
     entries = zeroed = 0
@@ -110,6 +110,6 @@ def masked(
 
 
 def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
-    """Feed one named tensor into a SHA-256."""
+    """Updates a SHA-256 with a tensor's name, dtype, shape and bytes."""
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

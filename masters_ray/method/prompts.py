@@ -1,5 +1,5 @@
-"""Every text that is put before a model: the questions, the two judge prompts of appendix section D, verbatim, and this
-project's own about reasoning (appendix F.3, which gives none) and difficulty (appendix F.1, which gives the scale)."""
+"""All prompt texts: questions, the two judge prompts of appendix D, verbatim, and our own for reasoning (appendix F.3
+prints no prompt) and difficulty (appendix F.1 gives only the scale)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from masters_ray.records import JudgedText, Problem
 Message = dict[str, Any]
 """One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""
 Asked: TypeAlias = Problem | JudgedText
-"""A question as it stands in the data or in a store."""
+"""A question from the data or from a store."""
 _SAID = r"overall[\s_-]*summary|explanation"
-"""Tags around what a judge said itself, whose score stays."""
+"""Tags around a judge's own text, whose score tags stay."""
 _TAGS = rf"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|{_SAID}|difficulty"
 _OPEN, _CLOSE = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)", r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
 _TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
 _UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
-"""Categories of characters that nobody sees between two letters: zero-width, controls, combining marks."""
+"""Unicode categories ignored inside tags: zero-width and control characters, combining marks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,18 @@ class JudgePrompt:
 
     system: str
     user: str
-    """With {} for each text that is inserted."""
+    """Has {} for each text that is inserted."""
     tag: str | None = None
-    """Around the score; None: the judge says nothing else."""
+    """Name of the tag around the score; None: the judge answers with the score alone."""
     defuses: str = _TAGS
-    """The tags that no inserted text may hold, as a regular expression."""
+    """Regular expression of the tag names that are removed from inserted texts."""
 
     def messages(self, *inserted: str) -> list[Message]:
         user = self.user.format(*(defused(text, self.defuses) for text in inserted))
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def score(self, said: str) -> int | None:
-        """The 0 or 1 inside the last tags, or alone without ``tag``; None when unreadable."""
+        """Returns the 0 or 1 in the last pair of tags, or the whole text when ``tag`` is None; None when unreadable."""
         last = said
         if self.tag is not None:
             [*_, last] = ["", *re.findall(rf"(?is)<{self.tag}>((?:(?!<{self.tag}>).)*?)</{self.tag}>", said)]
@@ -77,7 +77,7 @@ Provide the numerical evaluation score after giving a brief explanation.
 The evaluation score should be wrapped in <answer> </answer> tag.""",
     tag="answer",
 )
-"""The Prediction Evaluation Prompt; of the question ``with_choices``, its ``ground_truth`` and the answer."""
+"""The Prediction Evaluation Prompt; takes the question ``with_choices``, its ``ground_truth`` and the answer."""
 
 PARSING = JudgePrompt(
     system="""\
@@ -93,7 +93,7 @@ Please output your integer accuracy score (0 or 1)
 based on the summary above without any text.""",
     defuses=_SAID,
 )
-"""The Accuracy Reward Parsing Prompt; of what the judge said to the first one."""
+"""The Accuracy Reward Parsing Prompt; takes the judge's reply to EVALUATION."""
 
 REASONING = JudgePrompt(
     system="""\
@@ -117,8 +117,8 @@ Provide the numerical evaluation score after giving a brief explanation.
 The evaluation score should be wrapped in <support> </support> tag.""",
     tag="support",
 )
-"""Whether an answer's reasoning supports what it ends with [ours]; of the question and the answer. Its tag is its own:
-what an explanation quotes of the generated text may hold answer tags."""
+"""Asks whether an answer's reasoning supports its final answer [ours]; takes the question and the answer. It has a tag
+of its own, because the judge may quote answer tags from the generated text."""
 
 REASONING_PARSING = JudgePrompt(
     system="""\
@@ -137,18 +137,18 @@ Please output your integer reasoning score (0 or 1)
 based on the explanation above without any text.""",
     defuses=_SAID,
 )
-"""Reads what the judge said of the reasoning [ours]."""
+"""Parses the judge's reply to REASONING [ours]; takes that reply."""
 
 DIFFICULTY = """\
 Above is a question about the picture, and here is its right answer: {label}
 How hard is it to answer the question from the picture alone? Give a whole number from 1 (anybody sees it at once) \
 to 10 (it takes several steps of expert reasoning).
 Output the number alone, wrapped in <difficulty> </difficulty> tag."""
-"""What follows a question whose difficulty is asked for [ours]."""
+"""Follows a question to ask for its difficulty, 1 to 10 [ours]."""
 
 
 def with_choices(asked: Asked) -> str:
-    """The question with its choices below it, a line each, lettered. Nothing is added that asks for a letter.
+    """Returns the question with its lettered choices below it, one per line. Adds no instruction to answer by letter.
 
     Example: ``"which?\\nA. red\\nB. blue"``.
     """
@@ -156,7 +156,7 @@ def with_choices(asked: Asked) -> str:
 
 
 def ground_truth(asked: Asked) -> str:
-    """The label, with its letter if it is one of the choices: ``"B. blue"``."""
+    """Returns the label, with its letter if it is one of the choices: ``"B. blue"``."""
     return dict(zip(asked.choices, _lines(asked.choices), strict=True)).get(asked.label, asked.label)
 
 
@@ -165,22 +165,22 @@ def _lines(choices: Sequence[str]) -> list[str]:
 
 
 def defused(text: str, tags: str = _TAGS) -> str:
-    """The text with a blank for each bracket of every tag that the prompts of a judge use, so that what is inserted can
-    neither end its part of the prompt nor hold a score. All else stays as it is, byte by byte.
+    """Replaces the brackets of every tag that judge prompts use by blanks, so that an inserted text can neither end its
+    section of the prompt nor hold a score. All other characters stay as they are.
 
-    Tags count in any case and width, with blanks, invisible characters or attributes in them, and with HTML entities
-    for their brackets. tags: a regular expression of their names.
+    Recognises tags in any case and width, with blanks, invisible characters or attributes in them, and with HTML
+    entities as brackets. tags: regular expression of the tag names.
 
     Example: ``"a < b <Answer>1</Answer>"`` gives ``"a < b  Answer 1 /Answer "``.
     """
     once = _blanked(text, _TAG.format(tags))
-    # Brackets around a tag may be those of a tag now; then no bracket stays.
+    # Removing a tag's brackets can leave a new tag made of the outer brackets; then remove all brackets.
     return once if _blanked(once, _TAG.format(tags)) == once else _blanked(once, f"{_OPEN}|{_CLOSE}")
 
 
 def _blanked(text: str, pattern: str) -> str:
-    """The text with a blank for what the groups open and close of the pattern find, whatever the case and width, and
-    with invisible characters left out."""
+    """Replaces what the pattern's groups ``open`` and ``close`` match by a blank each. Matching ignores case, width and
+    invisible characters."""
     if _MAY_OPEN.search(text) is None:
         return text
     letters, places = [], []
@@ -199,14 +199,14 @@ def _blanked(text: str, pattern: str) -> str:
 
 
 def question_messages(problem: Problem) -> list[Message]:
-    """One user turn: ``{"type": "image"}`` for each picture, which the processor gets beside the messages in the same
-    order, then the question ``with_choices``."""
+    """Returns one user turn: ``{"type": "image"}`` for each picture, then the question ``with_choices``. The processor
+    gets the pictures separately, in the same order."""
     images = [{"type": "image"} for _ in problem.pictures]
     return [{"role": "user", "content": [*images, {"type": "text", "text": with_choices(problem)}]}]
 
 
 def difficulty_messages(problem: Problem) -> list[Message]:
-    """The question with its pictures and its label, and how hard it is (appendix F.1): one user turn."""
+    """Returns one user turn that asks how hard a question is, given its pictures and label (appendix F.1)."""
     choices = tuple(map(defused, problem.choices))
     [turn] = question_messages(dataclasses.replace(problem, question=defused(problem.question), choices=choices))
     asked = {"type": "text", "text": DIFFICULTY.format(label=defused(ground_truth(problem)))}
@@ -214,7 +214,7 @@ def difficulty_messages(problem: Problem) -> list[Message]:
 
 
 def parse_difficulty(text: str) -> int | None:
-    """The number from 1 to 10 in the last tags, or standing alone; None when there is none."""
+    """Returns the number from 1 to 10 in the last difficulty tags, or the whole text's number; None when unreadable."""
     found = re.findall(r"(?i)<difficulty>\s*(10|[1-9])\s*</difficulty>", text)
     bare = found[-1] if found else text.strip()
     return int(bare) if bare.isdecimal() and 1 <= int(bare) <= 10 else None

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 RESOLUTION = 1e-6
-"""Nats. Divergences are compared to this precision: two equal answers differ by rounding alone, which the stretch from
-0 to 1 would blow up in a group whose divergences lie close together."""
+"""Precision to which divergences are compared, in nats. Divergences of equal answers differ by rounding, which scaling
+to [0, 1] would amplify in a group whose divergences lie close together."""
 
 
 def distillation_rewards(divergences: Tensor, least_spread: float = 0.0) -> Tensor:
-    """R_distill: 1 for the answer on which teacher and student agree best, 0 for the worst, linear in between.
+    """Returns R_distill, [G]: 1 for the answer with the smallest divergence, 0 for the largest, linear in between.
 
-    divergences: [G], one mean JSD per answer, in nats. All equal, or no further apart than ``least_spread`` (nats),
-    gives 0 for all. The result carries no gradient.
+    divergences: [G], mean JSD of each answer in nats. A range (max − min) of 0, or of at most ``least_spread`` nats,
+    gives 0 for all. The result has no gradient.
 
     Example: ``[0.1, 0.3, 0.2]`` gives ``[1.0, 0.0, 0.5]``, and zeros with a least spread of 0.2.
     """

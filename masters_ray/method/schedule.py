@@ -1,4 +1,4 @@
-"""What a run does when (METHOD 2 and 8): stages with their mask ratios, iterations, and which of them are online."""
+"""Plans a run (METHOD 2 and 8): its stages with their mask ratios, its iterations, and which iterations are online."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from masters_ray.config import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of the run with one masked teacher."""
+    """A part of the run with one masked teacher."""
 
     index: int
     """Counts from 0."""
     ratio: float
-    """Fraction of every masked matrix that is zero."""
+    """Mask ratio: fraction of every masked matrix that is zeroed."""
     teacher: int = 0
-    """Which of the run's teachers, the smallest first."""
+    """Index of the teacher among the run's teachers, the smallest first."""
 
 
 def ratios(schedule: Schedule) -> list[tuple[float, Fraction]]:
-    """(mask ratio, share of the schedule's iterations) of each stage; the shares add up to 1.
+    """Returns (mask ratio, share of the schedule's iterations) of each stage; the shares add up to 1.
 
-    max_ratio, max_ratio − step, …, 0: M = max_ratio / step + 1 equal stages (METHOD 2, eq. of the schedule), or the
-    list that the configuration gives.
+    These are M = max_ratio / step + 1 equal stages max_ratio, max_ratio − step, …, 0 (METHOD 2, eq. of the schedule),
+    or the stages that the configuration lists.
 
-    Example: ``Schedule(max_ratio=0.2, step=0.05)`` has the ratios 0.2, 0.15, 0.1, 0.05, 0.0, each for a fifth.
+    Example: ``Schedule(max_ratio=0.2, step=0.05)`` has ratios 0.2, 0.15, 0.1, 0.05, 0.0, each for a fifth of the run.
     """
     if schedule.stages:
         shares = [Fraction(1) if one.share is None else Fraction(repr(one.share)) for one in schedule.stages]
@@ -39,10 +39,10 @@ def ratios(schedule: Schedule) -> list[tuple[float, Fraction]]:
 
 
 def plan(schedules: Sequence[Schedule], rows: int) -> list[tuple[Stage, range]]:
-    """The stages of a run and the positions of the data that each one sees.
+    """Returns the stages of a run, each with the data positions that it trains on.
 
-    schedules: of each teacher. Stages that share the data split it into consecutive parts, every teacher the same part
-    of it; where a teacher's schedule says ``all``, each of its stages sees all of them.
+    schedules: one per teacher. Each teacher gets an equal consecutive part of the ``rows`` positions, which its stages
+    split by their shares; a schedule with ``stage_data=all`` gives every stage all positions.
     """
     teachers = len(schedules)
     found: list[tuple[Stage, range]] = []
@@ -58,19 +58,19 @@ def plan(schedules: Sequence[Schedule], rows: int) -> list[tuple[Stage, range]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """One optimizer step as it is planned, before anything is made."""
+    """A planned optimizer step."""
 
     number: int
     """Counts from 1, over all stages."""
     stage: int
     positions: range
-    """Of its questions in the seeded order of the data."""
+    """Positions of its questions in the seeded order of the data."""
     online: bool = False
-    """Its questions are answered afresh while the student learns."""
+    """Whether its questions are answered during training, by a recent student."""
 
 
 def iterations(plan: Sequence[tuple[Stage, range]], groups_per_step: int, online_fraction: float) -> list[Iteration]:
-    """Every iteration of a run: consecutive questions of one stage, ``groups_per_step`` or, at a stage's end, fewer.
+    """Returns all iterations of a run: consecutive questions of a stage, ``groups_per_step`` or fewer at a stage's end.
 
     Example: stages of 100 and 64 questions at 64 a step are iterations of 64, 36 and 64 questions.
     """
@@ -86,8 +86,8 @@ def iterations(plan: Sequence[tuple[Stage, range]], groups_per_step: int, online
 
 
 def is_online(number: int, fraction: float) -> bool:
-    """Whether iteration ``number`` (from 1) is online (appendix F.2). After n iterations n · fraction of them were,
-    rounded to the nearest whole number, so that they are spread evenly and the share is as exact as can be.
+    """Returns whether iteration ``number`` (from 1) is online (appendix F.2). Of the first n iterations n · fraction
+    are online, rounded to the nearest integer, which spreads them evenly.
 
     Example: with 0.2 iterations 3, 8, 13, … are online, with 1 all, with 0 none.
     """
@@ -96,7 +96,7 @@ def is_online(number: int, fraction: float) -> bool:
 
 
 def version_for(number: int, max_staleness: int, learned: int = 0) -> int:
-    """The version of the student that writes for iteration ``number``, as the iterations that it has seen: the oldest
-    one that may, ``max_staleness`` behind the weights that the iteration starts with, so that its answers are made
-    while the learner does those between. learned: the oldest version that there is, of a learner that goes on."""
+    """Returns the version of the student that writes for iteration ``number``; a version counts the iterations learned.
+    It is the oldest allowed, number − 1 − max_staleness, so that rollouts overlap with the iterations in between.
+    learned: the oldest existing version, from which a resumed learner starts."""
     return max(learned, number - 1 - max_staleness)

@@ -1,4 +1,4 @@
-"""Short texts in plain words, so that two that say the same are equal."""
+"""Normalises short texts, so that two texts that mean the same compare equal."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LATEX = re.compile(
     r"\\(?:text|mathrm|mathbf|textbf|mathit)\s*\{([^{}]*)\}|\\([%$#&])|\\[()\[\],]|^\$(?=.*\$$)|\$$(?<=.\$)"
 )
 _LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
-"""A choice with a letter of its own."""
+"""Matches a choice that brings its own letter."""
 
 
-@functools.lru_cache(maxsize=4096)  # labels and short answers come again and again
+@functools.lru_cache(maxsize=4096)  # labels and short answers recur
 def plain(text: str) -> str:
-    """A text in plain signs: NFKC; quotes, dashes and digits those of ASCII; nothing invisible; no LaTeX around it. Of
-    a text with ``<answer>`` tags or ``\\boxed{}`` what the last of them holds.
+    """Returns the text in NFKC with ASCII quotes, dashes and digits, without invisible characters and LaTeX markup. If
+    the text has ``<answer>`` tags or ``\\boxed{}``, returns the content of the last of them, in that form.
 
     Example: ``"so \\boxed{\\text{－５}}"`` gives ``"-5"``.
     """
@@ -41,8 +41,8 @@ def plain(text: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
-    """``plain``, lower case, single blanks, no punctuation at the edges of a word, no articles (unless nothing else is
-    said)."""
+    """Returns ``plain`` text in lower case with single blanks, without punctuation at word edges and without articles
+    (kept when the text has only articles)."""
     words = [word.strip(_EDGES) for word in plain(text).casefold().split()]
     words = [word for word in words if word]
     kept = [word for word in words if word not in ARTICLES]
@@ -50,7 +50,7 @@ def normalise(text: str) -> str:
 
 
 def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
-    """(letter, text) of each choice: A, B … in their order, unless each brings a letter of its own.
+    """Returns (letter, text) of each choice: A, B, … in order, unless every choice brings a distinct letter of its own.
 
     Example: ``["B. red", "D. blue"]`` gives ``[("B", "red"), ("D", "blue")]``.
     """

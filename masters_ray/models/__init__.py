@@ -1,1 +1,1 @@
-"""The models: vLLM for answering and scoring, transformers for learning."""
+"""Models and checkpoint files: vLLM for answering and scoring, transformers for training."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters (peft) on the student: put on, written alone, merged into the weights."""
+"""Low-rank adapters (LoRA, by peft) of the student: adds them, writes them alone, merges them into the weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from masters_ray.parts import part_of
 
 
 def add(model: Any, lora: Lora) -> Any:
-    """Adapters on every linear layer of the language model; they alone are trained. Returns peft's model around
-    ``model``, which is changed in place."""
+    """Adds adapters to every linear layer of the language model, in place; all other weights are frozen. Returns peft's
+    wrapper of ``model``."""
     from peft import LoraConfig, get_peft_model
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -29,10 +29,10 @@ def add(model: Any, lora: Lora) -> Any:
 def merged(
     state: Mapping[str, Tensor], checkpoint: Path, lora: Lora, write_to: Path | None = None
 ) -> dict[str, Tensor]:
-    """The whole student with the adapters merged in: parameter names of the transformers model → float32 tensors.
+    """Returns the student with merged adapters: parameter names of the transformers model → float32 tensors.
 
-    state: parameter names of the adapted model → tensors on the CPU. write_to: peft's own directory of the adapters
-    alone, which appears whole or not at all.
+    state: parameter names of the adapted model → tensors on the CPU. write_to: directory for the adapters alone in
+    peft's format, written atomically. Raises ValueError when ``state`` does not fit the adapted model.
     """
     from transformers import AutoModelForImageTextToText
 

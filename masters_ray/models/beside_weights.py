@@ -1,5 +1,5 @@
-"""What lies beside the weights of a checkpoint, for one with other weights: configuration, tokenizer, processor, chat
-templates, licence, and a model card of its own. Needs no torch."""
+"""Copies a checkpoint's files other than weights to a checkpoint with new weights: configuration, tokenizer, processor,
+chat templates, licence. Writes a new model card. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ licence and its notices, which apply to these weights too.
 
 
 def copy(source: Path, target: Path, dtype: str) -> None:
-    """Put them into ``target``, byte for byte; ``config.json`` says the number format of the new weights, and the
-    source's model card stands beside a new one. What ``target`` has beside its weights is replaced.
+    """Copies the files beside the weights byte for byte from ``source`` to ``target``, after removing the target's own.
+    Sets ``dtype`` in ``config.json``; writes a new model card and keeps the source's under another name.
 
-    Code of the source is not copied, and that is said.
+    Does not copy Python code, and prints which files it skipped.
     """
     for file in _beside_weights(target):
         file.unlink()
@@ -65,7 +65,7 @@ def _set_dtype(file: Path, dtype: str) -> None:
 
 
 def _write_card(source: Path, target: Path) -> None:
-    """The name in it is the model id of a snapshot in the Hub's cache, or a directory's."""
+    """Writes the model card, which names the source: the model id if it lies in the Hub's cache, else its directory."""
     in_cache = [part for part in source.parts if part.startswith("models--")]
     name = in_cache[-1].removeprefix("models--").replace("--", "/") if in_cache else source.name
     licence = more = ""

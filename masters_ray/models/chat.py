@@ -1,4 +1,4 @@
-"""Chat template, tokenizer and processor of a checkpoint: messages ↔ token ids, pictures → pixels."""
+"""Chat template, tokenizer and processor of a checkpoint: encodes messages and pictures, decodes token ids."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from masters_ray.method.prompts import Message
 from masters_ray.models import reserved
 
 _PROBE = "masters 0 probe"
-"""In no template."""
+"""A text that occurs in no template."""
 _TODAY = datetime(2026, 1, 1, 12)
-"""What a chat template that asks for the time is told: engine and learner read a stored prompt on different days."""
+"""Fixed time for templates that ask for it: engine and learner render the same prompt on different days."""
 _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
-"""Stands for a text while the template is filled: its number between two noncharacters."""
+"""Placeholder of a text while the template is rendered: its number between two noncharacters."""
 
 
 class Chat:
-    """What a model's prompts are made with. Text and token ids may be asked for from several threads.
+    """Makes a model's prompts. Methods for text and token ids are thread-safe.
 
-    A special token in a message's text is encoded letter by letter, as text. The tokenizer's start token stands once
-    before a prompt, whether or not the template writes it. A template that asks for the time always gets the same.
+    ``token_ids`` encodes a special token in a message as ordinary text. A prompt starts with the tokenizer's start
+    token, which is added if the template does not write it. A template that asks for the time always gets the same.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError when the processor cannot be loaded, or when it has no chat template that takes
-        pictures and text."""
+        """Loads the processor in ``folder``. Raises CheckpointError when it cannot be loaded, or has no chat template
+        that takes a list of pictures and texts."""
         self.folder = folder
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
-        self._one_at_a_time = threading.Lock()  # a fast tokenizer cannot be used by two threads at once
+        self._one_at_a_time = threading.Lock()  # a fast tokenizer is not thread-safe
         self._special = reserved.pattern([folder])
         special = reserved.special_tokens(folder)
         for token in self.tokenizer.added_tokens_decoder.values():
             if token.content in special and not token.special:
-                token.special = True  # so that the tokenizer can be told to read over it
+                token.special = True  # so that split_special_tokens applies to it
                 self.tokenizer.backend_tokenizer.add_special_tokens([token])
         whole, bare = self.tokenizer("a")["input_ids"], self._encoded("a")
         before = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
         self.start: list[int] = whole[:before]
-        """What the tokenizer puts before a text unless it is told not to: the start token, or nothing."""
+        """Ids that the tokenizer adds before a text by default: the start token, or nothing."""
         self._start_text = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
         self._prepare_template()
 
     def _prepare_template(self) -> None:
-        """Find out what the template takes. Raises CheckpointError when it does not take pictures and text."""
+        """Probes what the template accepts. Raises CheckpointError when it does not accept a list of content parts."""
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
             raise CheckpointError(f"{self.folder}: has no chat template. Use an instruction-tuned checkpoint.")
@@ -74,9 +74,9 @@ class Chat:
         self._takes_system = _PROBE in self._tried(system, {"role": "user", "content": self._content("x")})
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, up to where the assistant starts; one placeholder per picture; no think format.
+        """Returns the prompt as text, up to the assistant's turn, with one placeholder per picture; thinking disabled.
 
-        A system turn that the template does not take becomes the first paragraph of the user's turn.
+        If the template rejects system turns, the system text becomes the first paragraph of the user's turn.
         """
         turns = [message | {"content": self._content(message["content"])} for message in messages]
         if turns[0]["role"] == "system" and not self._takes_system:
@@ -86,21 +86,21 @@ class Chat:
         return text if text.startswith(self._start_text) else self._start_text + text
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt as token ids with one placeholder per picture, not yet expanded (what vLLM wants)."""
+        """Returns the prompt's token ids with one placeholder per picture, not expanded, as vLLM takes it."""
         shown, hidden = self._hide(messages)
         text = self.text(shown)
         if not hidden:
             return self._encoded(text)
         found = []
-        for index, piece in enumerate(re.split(f"({self._special})", text)):  # texts and the template's marks in turn
+        for index, piece in enumerate(re.split(f"({self._special})", text)):  # alternately text and special token
             whole = _HIDDEN.sub(lambda number: hidden[int(number[1])], piece)
             found += self._encoded(whole, split_special_tokens=index % 2 == 0)
         return found
 
     def inputs(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> dict[str, Any]:
-        """The prompt as the model's forward wants it: placeholders expanded, pixels beside; batch of one, torch.
+        """Returns the inputs of the model's forward, torch, batch of 1: ids with placeholders expanded, and pixels.
 
-        Raises DataError when a text holds a special token: the processor might take it for a picture.
+        Raises DataError when a text holds a special token, which the processor might take for a picture.
         """
         _, hidden = self._hide(messages)
         if hidden:
@@ -110,11 +110,11 @@ class Chat:
         return dict(self.processor(text=[self.text(messages)], images=list(pictures) or None, **options))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        """An answer's text as token ids, without the end of the turn."""
+        """Returns the token ids of an answer's text, without the end-of-turn token."""
         return tuple(self._encoded(text))
 
     def placeholder_ids(self) -> list[int]:
-        """Tokens that stand for pictures, videos or sounds, in ascending order: an answer must not contain them."""
+        """Returns the ids of picture, video and audio placeholders, ascending: an answer must not contain them."""
         vocabulary = self.tokenizer.get_vocab()
         found: set[int | None] = {*reserved.placeholder_ids(self.folder)}
         for kind in ("image", "video", "audio"):
@@ -123,14 +123,14 @@ class Chat:
         return sorted(token_id for token_id in found if token_id is not None)
 
     def turn_end(self) -> int | None:
-        """The token that the template writes after what the assistant said; None when it writes none."""
+        """Returns the id of the special token that the template writes after an assistant's turn, or None."""
         turns = [{"role": role, "content": self._content(_PROBE)} for role in ("user", "assistant")]
         after = self._tried(*turns, asks=False).rpartition(_PROBE)[2]
         found = re.search(self._special, after)
         return self.tokenizer.get_vocab().get(found.group()) if found else None
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Returns the text of token ids, stripped and without special tokens."""
         with self._one_at_a_time:
             return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
 
@@ -141,7 +141,7 @@ class Chat:
         return ids
 
     def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """The messages with a number in place of each text that holds a special token, and these texts."""
+        """Returns the messages with numbered placeholders for texts that hold a special token, and these texts."""
         hidden: list[str] = []
 
         def hide(content: Any) -> Any:
@@ -161,12 +161,12 @@ class Chat:
         try:
             options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
             text: str = self.processor.apply_chat_template(list(messages), **options)
-        except Exception as error:  # a template raises what it likes
+        except Exception as error:  # templates raise errors of any kind
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
         return text
 
     def _tried(self, *messages: Message, asks: bool = True) -> str:
-        """The same; nothing where the template refuses."""
+        """``_rendered``, or "" where the template refuses."""
         try:
             return self._rendered(messages, asks=asks)
         except CheckpointError:
@@ -178,7 +178,7 @@ def _processor(folder: Path) -> Any:
 
     try:
         found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # files that do not belong together, or lack a package, end in errors of many kinds
+    except Exception as error:  # mismatched files or a missing package raise errors of many kinds
         raise CheckpointError(f"{folder}: the processor cannot be loaded ({type(error).__name__}: {error})") from error
     if not hasattr(found, "tokenizer"):
         wanted = "a processor of pictures and text, as a vision-language model has in preprocessor_config.json"

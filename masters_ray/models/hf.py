@@ -1,4 +1,4 @@
-"""Student and live teacher as transformers models: prompts to tensors, packed groups to the loss's terms, export."""
+"""Student and live teacher as transformers models: loading, prompt tensors, packed forward to loss terms, export."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _PACKED = "masters_packed"
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """The model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError as ``superfluous``."""
+    """Loads the model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot."""
     return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
 def superfluous(folder: Path) -> list[str]:
-    """Weights of a checkpoint that its model does not have. Reads headers alone; nothing of a model that is quantised
-    or that transformers does not know.
+    """Returns the names of a checkpoint's weights that its model does not have. Reads only headers; returns [] for a
+    quantised model or a model that transformers does not know.
 
-    Raises CheckpointError when the model cannot be loaded, when weights are missing, have another shape, or are of more
-    layers than config.json says.
+    Raises CheckpointError when the model cannot be loaded, when weights are missing or have another shape, or when the
+    checkpoint has weights of more layers than config.json says.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils import logging
@@ -48,7 +48,7 @@ def superfluous(folder: Path) -> list[str]:
     if not known or quantisation(folder) is not None:
         return []
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it has a table of what is missing
+    logging.set_verbosity_error()  # otherwise transformers prints a table of missing weights
     logging.disable_progress_bar()
     try:
         model, extra = _loaded(folder, device_map="meta")
@@ -62,7 +62,7 @@ def superfluous(folder: Path) -> list[str]:
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
-    """The model, and what of its checkpoint it does not have."""
+    """Returns model and superfluous weights. CheckpointError: not loadable, weights missing or of another shape."""
     from transformers import AutoModelForImageTextToText
 
     with _loading(folder):
@@ -87,8 +87,8 @@ def _loading(folder: Path) -> Iterator[None]:
 
 
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
-    """The model with the matrices of ``parts`` masked at ``ratio`` in the checkpoint's own coordinates, for reading
-    only. Raises CheckpointError when it cannot be loaded."""
+    """Loads the model in evaluation mode without gradients, the matrices of ``parts`` masked at ``ratio`` in checkpoint
+    coordinates. Raises CheckpointError when it cannot be loaded."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     report: list[MaskReport] = []
@@ -103,8 +103,8 @@ def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) 
 
 
 class PackedTeacher(nn.Module):
-    """A vision-language model whose forward gives a live teacher's scores of a packed batch. Changes ``model`` as
-    PackedStudent does, its head and norms excepted."""
+    """Wraps a vision-language model; its forward returns a live teacher's scores of a packed batch. Switches ``model``
+    to packed attention, but changes neither its head nor its norms."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -117,11 +117,11 @@ class PackedTeacher(nn.Module):
 
 
 class PackedStudent(nn.Module):
-    """A vision-language model whose forward gives the loss's terms of a packed batch."""
+    """Wraps a vision-language model; its forward returns the loss terms of a packed batch."""
 
     def __init__(self, model: Any, logits_bytes: int) -> None:
-        """Changes ``model``: its language model reads packed groups, its head gives terms, its norms are faster. Raises
-        CheckpointError when its head does more to logits than a product."""
+        """Changes ``model``: packed attention, a head that returns loss terms, faster norms. Raises CheckpointError if
+        its configuration scales or caps logits."""
         super().__init__()
         _read_packed(model, "student")
         norm.speed_up(model)
@@ -129,13 +129,13 @@ class PackedStudent(nn.Module):
         self.model = model
 
     def forward(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(log-probability of each answer token, JSD to the teacher, most that what is left out can add to it; both in
-        nats), float32 [answer tokens] each. teacher: in place of the batch's stored scores."""
+        """Returns (log-prob of each answer token, JSD to the teacher in nats, its error bound in nats), float32 [answer
+        tokens] each. teacher: scores to use in place of those in the batch."""
         return self.model.lm_head(_predicting(self.model, batch), batch, teacher)
 
 
 class TermsHead(nn.Module):
-    """The output head with what follows it; a module of its own, so that ZeRO gathers its weight."""
+    """The output head with the loss terms behind it; a separate module, so that ZeRO gathers its weight."""
 
     def __init__(self, head: nn.Linear, logits_bytes: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class TermsHead(nn.Module):
     def forward(
         self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden: [answer tokens, width]. Returns what PackedStudent returns."""
+        """Returns what ``PackedStudent.forward`` returns. hidden: [answer tokens, width]."""
         student = hidden, self.weight, self.bias, batch.targets
         if teacher is not None:
             return live_terms(*student, teacher, logits_bytes=self._logits_bytes)
@@ -154,7 +154,7 @@ class TermsHead(nn.Module):
 
 
 def _read_packed(model: Any, whose: str) -> None:
-    """Have the language model read packed groups."""
+    """Switches the language model to packed attention. Raises CheckpointError for a setting that changes logits."""
     from transformers import AttentionInterface
 
     text = model.config.get_text_config()
@@ -166,7 +166,7 @@ def _read_packed(model: Any, whose: str) -> None:
 
 
 def _predicting(model: Any, batch: PackedBatch) -> Tensor:
-    """[answer tokens, width]: the states that predict the batch's answer tokens."""
+    """Returns [answer tokens, width]: the hidden states that predict the batch's answer tokens."""
     positions = batch.positions.unsqueeze(1)
     hidden: Tensor = model.model(
         input_ids=batch.input_ids.unsqueeze(0),
@@ -190,7 +190,7 @@ def _packed_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface over ``attention.attend``."""
+    """Implements transformers' attention interface by ``attention.attend``."""
     if dropout:
         raise ValueError(f"packed attention has no dropout; the configuration asks for {dropout}")
     return attend(query, key, value, layout, scaling), None
@@ -199,7 +199,7 @@ def _packed_attention(
 def prompt_tensors(
     model: Any, chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]
 ) -> PromptTensors:
-    """A prompt as ``model`` reads it, with the rotary positions that the model itself would give it."""
+    """Returns a prompt's tensors for ``model``, with the rotary positions that the model itself would compute."""
     inputs = chat.inputs(messages, pictures)
     input_ids = inputs["input_ids"]
     if hasattr(model.model, "get_rope_index"):
@@ -212,7 +212,7 @@ def prompt_tensors(
 
 
 def freeze(model: Any, parts: Collection[str]) -> None:
-    """No gradients for these parts. Raises CheckpointError when a part shares its weights with one that is trained."""
+    """Freezes these parts. Raises CheckpointError when lm_head is frozen but shares its weights with a trained part."""
     for name, parameter in model.named_parameters():
         if part_of_parameter(name) in parts:
             parameter.requires_grad_(False)
@@ -222,13 +222,13 @@ def freeze(model: Any, parts: Collection[str]) -> None:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Have each layer compute its activations again on the way back."""
+    """Has each layer recompute its activations in the backward pass."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()  # transformers checkpoints in training mode only
+    model.train()  # transformers recomputes in training mode only
 
 
 def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint with these weights, named and split as ``export`` would write them.
+    """Returns the tensors of a checkpoint with these weights, named and split as ``export`` writes them.
 
     state: parameter names of the transformers model → tensors on the CPU.
     """
@@ -238,7 +238,7 @@ def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> 
 
 
 def _empty(checkpoint: Path) -> Any:
-    """The model without memory for its weights."""
+    """Returns the model on the meta device, without memory for its weights."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
@@ -246,21 +246,21 @@ def _empty(checkpoint: Path) -> Any:
 
 
 def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: str) -> None:
-    """Write trained weights as an ordinary Hugging Face directory: weights, configuration, processor.
+    """Writes trained weights as an ordinary Hugging Face directory: weights, configuration, processor. Atomic.
 
-    state: parameter names of the transformers model → tensors on the CPU. Everything but weights and model card is the
-    checkpoint's. The directory appears whole or not at all.
+    state: parameter names of the transformers model → tensors on the CPU. All but weights, ``dtype`` in config.json and
+    model card comes from ``checkpoint``.
     """
     with whole_folder(target) as building:
         _empty(checkpoint).save_pretrained(building, state_dict=_in_dtype(state, dtype))
         beside_weights.copy(checkpoint, building, dtype)
         for file in building.glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes for its owner alone
+            file.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Where to build a directory that appears at ``target`` whole or not at all, in place of what is there."""
+    """Yields a directory to build in; at the end of the block it replaces ``target``, unless the block raises."""
     building = target.with_name(target.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     yield building

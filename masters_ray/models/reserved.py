@@ -1,5 +1,5 @@
-"""Tokens of a checkpoint that mean something beside their text, read from its JSON files: marks of turns and pictures,
-and what ends an answer. Needs neither transformers nor torch."""
+"""Reads a checkpoint's special tokens from its JSON files: marks of turns and pictures, and tokens that end an answer.
+Needs neither transformers nor torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LISTED = ("additional_special_tokens", "extra_special_tokens", "model_specific_
 
 
 def special_tokens(folder: Path) -> frozenset[str]:
-    """The texts that a checkpoint's tokenizer or processor takes for a mark, such as ``<|im_end|>`` or ``<image>``.
+    """Returns the texts of the tokenizer's and processor's special tokens, for example ``<|im_end|>`` or ``<image>``.
 
-    A mark that is a word or a single character (a padding token "!") is left out: texts hold it for its own sake.
+    Leaves out a special token that is a word or a single character (a padding token "!"): texts may well contain it.
     """
     marks = placeholder_ids(folder)
     added = _added(_read(folder / "tokenizer.json"))
@@ -35,14 +35,14 @@ def special_tokens(folder: Path) -> frozenset[str]:
 
 
 def placeholder_ids(folder: Path) -> set[int]:
-    """Ids that stand for pictures, videos or sounds, as the model's configuration has them."""
+    """Returns the ids of picture, video and audio placeholders that config.json names."""
     content = _read(folder / "config.json")
     return {value for key, value in content.items() if PLACEHOLDER_IDS.fullmatch(key) and isinstance(value, int)}
 
 
 def end_ids(folder: Path) -> set[int]:
-    """Tokens that end an answer, as vLLM reads them: the tokenizer's own end token, and all of generation_config.json,
-    or of config.json where that is missing. Raises CheckpointError when something else stands there."""
+    """Returns the ids of tokens at which vLLM ends an answer: the tokenizer's end token, and those in
+    generation_config.json, or in config.json without that file. Raises CheckpointError when an id is malformed."""
     file = folder / "generation_config.json"
     file = file if file.is_file() else folder / "config.json"
     content = _read(file)
@@ -53,7 +53,7 @@ def end_ids(folder: Path) -> set[int]:
         raise CheckpointError(f"{file}: eos_token_id: expected a token's id or a list of them, {found}")
     tokenizer = _read(folder / "tokenizer.json")
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, list):  # a Unigram model's, with scores
+    if isinstance(vocabulary, list):  # a Unigram model lists (token, score)
         vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
     vocabulary |= {text: one["id"] for text, one in _added(tokenizer).items()}
     own = vocabulary.get(_text(_read(folder / "tokenizer_config.json").get("eos_token")))
@@ -61,8 +61,8 @@ def end_ids(folder: Path) -> set[int]:
 
 
 def pattern(folders: Iterable[Path]) -> str:
-    """A regular expression that finds every special token of these checkpoints in a text, the longest first; one that
-    finds nothing when there is none. Case does not count for a tokenizer that folds it."""
+    """Returns a regular expression that matches every special token of these checkpoints, the longest first, or nothing
+    if there is none. It ignores case for a tokenizer that lower-cases."""
     rules: dict[str, str] = {}
     for folder in folders:
         normalizer = json.dumps(_read(folder / "tokenizer.json").get("normalizer"))
@@ -82,7 +82,7 @@ def _text(token: Any) -> str | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """{} where there is no such file, or no JSON object in it: ``weights.check`` complains of what is missing."""
+    """Returns {} when the file is missing or holds no JSON object; ``weights.check`` reports that."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

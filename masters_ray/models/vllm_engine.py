@@ -1,4 +1,4 @@
-"""A vLLM engine that answers and scores in token ids. Only files named vllm_* need vLLM."""
+"""A vLLM engine that generates and scores answers as token ids. Only files named vllm_* import vLLM."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
 
 _MOST_BANNED = 1024
-"""What vLLM takes as biases of one request."""
+"""Maximum number of logit biases per vLLM request."""
 _ROUNDING = 5e-4
-"""How far above 0 a log-probability may be."""
+"""Largest log-probability accepted: rounding may give a value above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     token_ids: list[int]
-    """One placeholder per picture, not expanded."""
+    """Token ids with one placeholder per picture, not expanded."""
     pictures: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What a model wrote to a prompt."""
+    """Completion of a prompt."""
 
     token_ids: tuple[int, ...]
-    """With the end-of-turn token if it was reached."""
+    """Token ids, including the end-of-turn token if it was reached."""
     finish: Finish
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """What of a checkpoint is masked, and how much of it."""
+    """Parts of a checkpoint to mask, and the mask ratio."""
 
     scope: MaskScope
     ratio: float
@@ -56,8 +56,8 @@ class Mask:
 
 
 class VllmEngine:
-    """One model on one engine; with ``tensor_parallel`` > 1 on several GPUs of one node, or in several processes on its
-    CPU. Its methods may be called from several threads: all requests run in one batch (vllm_loop)."""
+    """One model on one engine, which spans ``tensor_parallel`` GPUs of one node, or as many processes on its CPU.
+    Methods are thread-safe: requests of all threads run in one batch (vllm_loop)."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class VllmEngine:
         vocabulary: int | None = None,
         sleeps: bool = False,
     ) -> None:
-        """Load the checkpoint, masked on its way in if ``mask`` says so.
+        """Loads the checkpoint, masked if ``mask`` is given.
 
-        top_k: most log-probabilities per token that ``score`` will be asked for. banned: tokens that are never sampled,
-        the first 1,024 of them. vocabulary: tokens that it has rows for; default: unknown.
-        sleeps: give up the GPUs' memory once it is loaded, until something is asked of it; means nothing on a CPU.
+        top_k: largest ``top_k`` of later calls. banned: token ids that are never sampled; only the first 1,024 count.
+        vocabulary: number of token ids that the model has rows for; None: unknown, so ids are not checked.
+        sleeps: the engine frees the GPUs' memory after loading and in ``sleep``, until the next call; no effect on CPU.
         """
         from vllm.platforms import current_platform
 
@@ -84,13 +84,13 @@ class VllmEngine:
         self._folder = folder
         self._parts = None if mask is None else mask.parts
         self._report: MaskReport | None = None
-        """Of the masked weights in place; None: not asked for yet, or others are being loaded."""
+        """Report of the loaded masked weights; None before the first ``mask`` and while weights are being loaded."""
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0)
         self._vocabulary = vocabulary
         self._sleeps = sleeps and not current_platform.is_cpu()
         options: dict[str, Any] = {
-            **dataclasses.asdict(engine),  # as vLLM calls them, but for the pictures
+            **dataclasses.asdict(engine),  # the fields have vLLM's option names, except max_pictures
             "model": str(folder),
             "tensor_parallel_size": tensor_parallel,
             "gpu_memory_utilization": engine.gpu_memory_utilization or 0.9,
@@ -107,16 +107,16 @@ class VllmEngine:
             extra = {"ratio": mask.ratio, "parts": mask.parts}
             options |= {"load_format": MASKED, "model_loader_extra_config": extra}
         if current_platform.is_cpu():
-            # A seeded request whose prompt is cut over two steps winds its generator back, which CPU generators cannot.
-            # 32 is the smallest block that CPU attention takes: the cache finds whole blocks of a prompt again.
+            # A seeded request whose prompt is split over two steps rewinds its generator; CPU generators cannot rewind.
+            # 32 is the smallest block of CPU attention; small blocks let the prefix cache reuse more of a prompt.
             options |= {"enable_chunked_prefill": False, "block_size": 32}
         self.loop = EngineLoop(partial(_start, **options))
-        # A process that takes the place of one that died may do so while the student learns.
+        # A replacement for a dead process may start while the student trains, which then needs the GPUs' memory.
         self.sleep()
 
     def sleep(self) -> None:
-        """Give up the GPUs' memory, if the engine was told that it sleeps: weights move to the CPU's, the KV cache is
-        dropped. Whatever is asked next wakes it. Raises ReplicaLostError when it does not fall asleep."""
+        """Frees the GPUs' memory if the engine was made with ``sleeps``: weights move to CPU memory, the KV cache is
+        dropped. The next call wakes the engine. Raises ReplicaLostError when it does not fall asleep."""
         if self._sleeps:
             try:
                 self.loop.sleep()
@@ -124,10 +124,10 @@ class VllmEngine:
                 raise ReplicaLostError(f"{self._folder}: it did not fall asleep ({error})") from error
 
     def mask(self, ratio: float) -> MaskReport:
-        """The weights masked at ``ratio``, in place of those before; every cache of the old weights is dropped.
+        """Loads the weights masked at ``ratio``, unless they are loaded, and drops all caches of the old weights.
 
-        Raises ReplicaError when the engine was not started with a mask, or when the workers of a tensor-parallel group
-        disagree.
+        Raises ReplicaError when the engine was started without a mask, or when tensor-parallel workers report different
+        weights.
         """
         if self._parts is None:
             raise ReplicaError(f"{self._folder}: this engine was started without a mask")
@@ -138,12 +138,11 @@ class VllmEngine:
             return self._report
 
     def load(self, invitation: Invitation) -> dict[str, str]:
-        """The weights of a student that learns, from where the invitation says and named as in its checkpoint, in place
-        of those before; every cache of the old ones is dropped. Returns the ``tensor_digest`` of each tensor, as it
-        went into the model.
+        """Loads the weights that the invitation's sender sends, named as in the student's checkpoint, and drops all
+        caches of the old weights. Returns tensor name → ``tensor_digest``, computed as the tensor goes into the model.
 
-        Raises ReplicaLostError when that fails: the model may be half of the old and half of the new weights then.
-        ReplicaError when the workers of a tensor-parallel group disagree.
+        Raises ReplicaLostError when loading fails: the model may then hold a mix of old and new weights. Raises
+        ReplicaError when tensor-parallel workers report different digests.
         """
         try:
             return self._agreed("load_student", dataclasses.asdict(invitation))
@@ -155,8 +154,8 @@ class VllmEngine:
             ) from error
 
     def _agreed(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """What all workers answer alike to a call of their ``method``, which loads weights, while the engine has no
-        request; what was computed with the old ones is dropped. Raises ReplicaError when their answers differ."""
+        """Calls a worker ``method`` that loads weights on all workers, while no request runs; drops all caches. Returns
+        the workers' common answer. Raises ReplicaError when their answers differ."""
 
         def call(llm: Any) -> list[dict[str, Any]]:
             answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
@@ -177,16 +176,16 @@ class VllmEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, answers: int, seeds: Sequence[int], top_k: int
     ) -> list[list[tuple[Completion, Scored]] | Refused]:
-        """``answers`` sampled answers for each prompt, and what ``score`` would say of them.
+        """Samples ``answers`` answers per prompt; returns each with its scores, as ``score`` would give them.
 
-        A prompt's answers depend on its seed, not on what else is in the batch.
+        A prompt's answers depend on its seed, not on other prompts in the batch.
         """
         drawn = dataclasses.asdict(sampling) | {"n": answers, "logprobs": top_k, "flat_logprobs": True}
         outputs = self._generate(prompts, [drawn | {"seed": seed} for seed in seeds])
         return [output if isinstance(output, Refused) else _written(output, top_k) for output in outputs]
 
     def generate_greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Completion | Refused]:
-        """The greedy answer to each prompt."""
+        """Returns the greedy answer to each prompt, of at most ``max_tokens`` tokens."""
         outputs = self._generate(prompts, [{"temperature": 0.0, "max_tokens": max_tokens}] * len(prompts))
         return [output if isinstance(output, Refused) else _completion(output.outputs[0]) for output in outputs]
 
@@ -199,12 +198,12 @@ class VllmEngine:
         return self.loop.ask([(_request(prompt), one) for prompt, one in zip(prompts, parameters, strict=True)])
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], top_k: int) -> list[Scored | Refused]:
-        """Next-token distributions at every token of ``answers[i]`` after ``prompts[i]``, temperature 1, no penalties.
+        """Returns next-token distributions at every token of ``answers[i]`` after ``prompts[i]``: temperature 1, no
+        penalties. With top_k = 0 the distributions are empty, and only the answer's own tokens are scored.
 
-        With top_k = 0 the distributions are empty, and only the answer's own tokens are scored. What the prefix cache
-        holds of a prompt is not computed again, unless the reply is not whole then: the engine leaves positions that it
-        took from the cache unscored, and so it may those before a request was preempted. A reply that is not whole
-        without the cache either is refused, and so is an answer with a token that the model has no row for.
+        The first attempt uses the prefix cache. The engine does not score positions taken from the cache, nor sometimes
+        those before a preemption; incomplete replies are requested again without the cache, then refused. An answer
+        with a token id that the model has no row for is refused at once.
         """
         from vllm import SamplingParams
 
@@ -256,14 +255,14 @@ def _written(output: Any, top_k: int) -> list[tuple[Completion, Scored]] | Refus
 
 
 def _completion(answer: Any) -> Completion:
-    """Raises ReplicaError when the engine gave an answer up."""
+    """Converts vLLM's answer. Raises ReplicaError when the engine aborted it."""
     if answer.finish_reason not in get_args(Finish):
         raise ReplicaError(f"the engine ended an answer with {answer.finish_reason!r}, expected stop or length")
     return Completion(token_ids=tuple(answer.token_ids), finish=answer.finish_reason)
 
 
 def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
-    """The scores of an answer that was asked for as the end of a prompt."""
+    """Returns the scores of an answer that was sent as the end of a prompt."""
     prompt_tokens = len(output.prompt_token_ids) - len(answer)
     if output.num_cached_tokens >= prompt_tokens:
         return Refused(reason="the engine took tokens of the answer from its cache and did not score them")
@@ -271,9 +270,9 @@ def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
 
 
 def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
-    """The answer's positions in vLLM's flat log-probs, per position its own token, then the top k; or what is wrong
-    with the reply. Only its last positions are the answer's, and only if each is there with the token it should have:
-    a reply that lacks the first ones looks the same."""
+    """Reads the answer's scores from vLLM's flat log-probs, which hold per position its own token, then the top k. The
+    last positions are the answer's, but only if each has the answer's token: a reply that lacks earlier positions looks
+    alike. Returns Refused with the reason when the reply is incomplete or has invalid numbers."""
     tokens = len(answer)
     own = np.full(tokens, np.nan, np.float32)
     top_ids = np.full((tokens, top_k), -1, np.int32)

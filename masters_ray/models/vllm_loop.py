@@ -1,4 +1,4 @@
-"""Keeps one vLLM engine busy: requests of many callers in one running batch."""
+"""Runs one vLLM engine in a thread: requests of many callers share its running batch."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ T = TypeVar("T")
 
 
 class EngineLoop:
-    """Owns an engine and the only thread that touches it.
+    """Owns an engine and the only thread that uses it.
 
-    A caller's requests join the batch that runs and leave it one by one, so the engine is full as long as all callers
-    together ask for enough. Nobody waits for ever: the thread outlives the engine, and fails whatever it is asked then.
+    A caller's requests join the running batch and leave it one by one, so the engine is full while all callers together
+    have enough requests. No caller blocks forever: the thread outlives a broken engine and fails every later call.
     """
 
     def __init__(self, build: Callable[[], Any]) -> None:
-        """build: makes the vLLM LLM, on the loop's thread. Raises what it raises."""
+        """build: makes the vLLM LLM, in the loop's thread; its errors are raised here."""
         self._inbox: queue.SimpleQueue[tuple[Callable[[Any], None], list[Future[Any]]]] = queue.SimpleQueue()
-        """What the thread has to do with the engine, and what is waited for."""
+        """(action on the engine, futures that wait for it)."""
         self._under_way: dict[str, Future[Any]] = {}
         self._numbers = itertools.count()
         self._asleep = False
         self.busy_seconds = 0.0
-        """Time in which the engine had requests and worked on them."""
+        """Total time in engine steps, seconds."""
         built: Future[None] = Future()
         threading.Thread(target=self._run, args=(build, built), name="vllm", daemon=True).start()
         built.result()
 
     def ask(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
-        """(prompt, SamplingParams) → vLLM's RequestOutput, or Refused, for each. Waits for all of them; may be called
-        from several threads. Raises ReplicaLostError when the engine broke."""
+        """Returns vLLM's RequestOutput, or Refused, for each (prompt, SamplingParams). Waits for all; thread-safe.
+        Raises ReplicaLostError when the engine broke."""
         outcomes: list[Future[Any]] = [Future() for _ in requests]
         if requests:
             self._inbox.put((partial(self._add, requests, outcomes), outcomes))
         return [outcome.result() for outcome in outcomes]
 
     def alone(self, action: Callable[[Any], T], *, wakes: bool = True) -> T:
-        """``action(llm)`` once all requests before it are answered. Raises what it raises, and ReplicaLostError when
-        the engine broke. wakes: it needs an engine that is awake."""
+        """Returns ``action(llm)``, run once all earlier requests are answered. Raises what the action raises, and
+        ReplicaLostError when the engine broke. wakes: wake the engine first."""
         outcome: Future[T] = Future()
         self._inbox.put((partial(self._act, action, wakes, outcome), [outcome]))
         return outcome.result()
 
     def sleep(self) -> None:
-        """Have the engine give up the GPUs' memory once all requests before are answered; the next request or action
-        wakes it. Needs an engine with vLLM's sleep mode. Raises as ``alone``."""
+        """Frees the GPUs' memory once all earlier requests are answered; the next request or action wakes the engine.
+        Needs vLLM's sleep mode. Raises as ``alone``."""
         self.alone(self._fall_asleep, wakes=False)
 
     def _run(self, build: Callable[[], Any], built: Future[None]) -> None:
@@ -90,7 +90,7 @@ class EngineLoop:
             name = str(next(self._numbers))
             try:
                 llm.llm_engine.add_request(name, prompt, parameters)
-            except (ValueError, VLLMValidationError) as error:  # about this request, which the engine has not taken
+            except (ValueError, VLLMValidationError) as error:  # the engine rejected this request alone
                 outcome.set_result(Refused(reason=_first_cause(error)))
             else:
                 self._under_way[name] = outcome
@@ -125,7 +125,7 @@ class EngineLoop:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What a processor said of a prompt: vLLM wraps it into errors that tell whole pictures."""
+    """Returns the message of the innermost error: vLLM wraps it in errors whose text holds whole pictures."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error)

@@ -1,8 +1,7 @@
-"""What runs inside each vLLM worker: masking a checkpoint's tensors on their way into the model, and taking in those of
-a student that learns.
+"""Code inside each vLLM worker: masks a checkpoint's tensors while they are loaded, and loads a student's new weights.
 
-Both must go in through the loader: the engine fuses q, k and v, shards over tensor-parallel ranks and may repack
-matrices after loading, so that only the checkpoint's own tensors are the method's matrices.
+Both go through vLLM's loader: the engine fuses q, k and v, shards over tensor-parallel ranks and may repack matrices
+after loading, so only the checkpoint's own tensors are the method's matrices.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from masters_ray.weight_sync.stream import Invitation, received
 from masters_ray.weight_sync.student_weights import tensor_digest
 
 MASKED = "masked"
-"""vLLM load format of MaskedLoader; its extra configuration has the keys ratio and parts."""
+"""Name of MaskedLoader as a vLLM load format; its extra configuration has the keys ratio and parts."""
 
 
 @register_model_loader(MASKED)
 class MaskedLoader(DefaultModelLoader):
-    """Loads a checkpoint as vLLM always does, but from a stream that masks it; leaves its MaskReport on the model."""
+    """vLLM's default loader on a masked stream of tensors; sets ``model.mask_report`` to the MaskReport."""
 
     def __init__(self, load_config: LoadConfig) -> None:
         extra = dict(load_config.model_loader_extra_config)
@@ -44,7 +43,7 @@ class MaskedLoader(DefaultModelLoader):
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
 
     def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-        """The checkpoint's tensors, masked."""
+        """Yields the checkpoint's tensors, masked."""
         return masked(tensors(Path(model_config.model)), self._ratio, self._parts, self._reports)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
@@ -53,26 +52,26 @@ class MaskedLoader(DefaultModelLoader):
 
 
 class InPlaceLoading:
-    """vLLM worker extension: its methods are called by name on every worker."""
+    """vLLM worker extension; vLLM calls its methods by name on every worker."""
 
     model_runner: Any
     rank: int
     device: torch.device
 
     def masked_at(self, checkpoint: str, ratio: float, parts: list[Part]) -> dict[str, Any]:
-        """Have the weights be those of ``checkpoint``, the matrices of ``parts`` masked at ``ratio``: loaded again, in
-        place, unless they are already. Returns the MaskReport's fields."""
+        """Loads ``checkpoint`` in place with the matrices of ``parts`` masked at ``ratio``, unless that ratio is loaded
+        already. Returns the MaskReport's fields."""
         model = self.model_runner.get_model()
         if model.mask_report is None or model.mask_report.ratio != ratio:
-            model.mask_report = None  # what is half loaded is not taken for whole
+            model.mask_report = None  # if loading fails halfway, the next call must load again
             reports: list[MaskReport] = []
             self._reload(masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports))
             model.mask_report = reports[0]
         return dataclasses.asdict(model.mask_report)
 
     def load_student(self, invitation: dict[str, Any]) -> dict[str, str]:
-        """Load in place the tensors, all of a checkpoint's, that a TensorStream sends. invitation: an Invitation's
-        fields. Returns the ``tensor_digest`` of each, as it went into the model."""
+        """Loads in place a checkpoint's tensors from a TensorStream. invitation: an Invitation's fields. Returns tensor
+        name → ``tensor_digest``, computed as the tensor goes into the model."""
         digests: dict[str, str] = {}
 
         def noted(stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -80,7 +79,7 @@ class InPlaceLoading:
                 digests[name] = tensor_digest(name, tensor)
                 yield name, tensor
 
-        # The group is shared with a process that has none of the NCCL settings that vLLM makes for its own.
+        # The sender, in the same group, does not have the NCCL settings that vLLM makes for its own groups.
         with unpinned_nccl_env(), closing(received(Invitation(**invitation), self.rank, self.device)) as stream:
             self._reload(noted(stream))
         return digests
@@ -88,8 +87,8 @@ class InPlaceLoading:
     def _reload(self, stream: Iterator[tuple[str, Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=stream)
         if current_platform.is_cpu():
-            # On CPU the head multiplies by a packed copy of its weights. A head that is tied to the embeddings is in
-            # no checkpoint, so that loading in place renews the embeddings and leaves the copy as it was.
+            # On CPU the head multiplies by a packed copy of its weights. A head tied to the embeddings is in no
+            # checkpoint, so loading in place updates the embeddings but not the packed copy.
             for module in self.model_runner.get_model().modules():
                 if isinstance(module, ParallelLMHead):
                     module.quant_method.process_weights_after_loading(module)

@@ -1,5 +1,5 @@
-"""The files of a checkpoint: where they lie, which ones transformers, vLLM and the masked loader read alike, what their
-headers say, what identifies them. Needs torch only to read tensors."""
+"""The files of a checkpoint: locates and checks them, so that transformers, vLLM and the masked loader read the same
+files; reads headers, tensors and digests. Needs torch only to read tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ALSO_READ = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 _PLAIN_NUMBERS = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
-"""Types of tensors that hold one number an entry; I64 and BOOL are tables of positions and masks."""
+"""safetensors types with one number per entry; I64 and BOOL are tables of positions and masks."""
 _QUANTISED = ("quantization_config", "compression_config")
 _LFS = b"version https://git-lfs"
 _POINTER = "a pointer of git-lfs and not the file itself: run git lfs pull where it was cloned"
@@ -34,7 +34,7 @@ _INSTEAD = {
     "*.gguf": "whose weights are quantised. Take the checkpoint that it was made of.",
     "*.bin": "which runs code when it is read. Save the model again with transformers' save_pretrained.",
 }
-"""What may lie there in place of safetensors → what to do."""
+"""Pattern of files found in place of the expected weights → rest of the error message, with the remedy."""
 _AGAIN = "Download or export it again."
 _SHOWN = 3
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -42,18 +42,18 @@ _CACHED_SEQUENCES = 2
 
 
 class Entry(NamedTuple):
-    """What a header says of a tensor."""
+    """A tensor's entry in a safetensors header."""
 
     dtype: str
-    """As safetensors has it: "F32", "BF16", "I32", …"""
+    """safetensors' name: "F32", "BF16", "I32", …"""
     shape: tuple[int, ...]
 
 
 def locate(checkpoint: str) -> Path:
-    """The directory of a checkpoint: a path, or a model id of the Hub (downloaded once, then taken from the cache; what
-    the cache lacks of it is downloaded).
+    """Returns a checkpoint's directory. checkpoint: a path, or a model id of the Hub, of which it downloads what the
+    cache lacks.
 
-    Raises CheckpointError when it is neither, and when the Hub does not deliver all of it.
+    Raises CheckpointError when ``checkpoint`` is neither, or when the Hub does not deliver all files.
     """
     if (local := locate_locally(checkpoint)) is not None:
         return local
@@ -61,7 +61,7 @@ def locate(checkpoint: str) -> Path:
 
     try:
         folder = Path(snapshot_download(checkpoint))
-    except Exception as error:  # the client raises network, permission and name errors of many kinds
+    except Exception as error:  # the client raises many kinds of errors: network, permission, name
         raise CheckpointError(
             f"{checkpoint}: no such directory, and the model hub did not deliver it ({type(error).__name__}: {error}). "
             "Check the name, download it beforehand, or give a directory."
@@ -75,7 +75,7 @@ def locate(checkpoint: str) -> Path:
 
 
 def locate_locally(checkpoint: str) -> Path | None:
-    """Like ``locate`` without downloading: None for a model id of the Hub that is not in the cache as a whole."""
+    """``locate`` without downloading: returns None for a model id of the Hub that is not completely in the cache."""
     path = Path(checkpoint)
     if path.is_dir():
         return path
@@ -93,7 +93,7 @@ def locate_locally(checkpoint: str) -> Path | None:
 
 
 def _lacking(folder: Path) -> list[str]:
-    """The files that a checkpoint needs and that are not there; other programs download a few of a model's alone."""
+    """Returns the missing files of a checkpoint; other programs may have put only some of its files into the cache."""
     return _lacking_beside_weights(folder) + [name for name in _names(folder) if not (folder / name).is_file()]
 
 
@@ -104,7 +104,7 @@ def _lacking_beside_weights(folder: Path) -> list[str]:
 
 
 def check(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint's files, a phrase each; reads headers, not weights."""
+    """Returns the faults of a checkpoint's files, a phrase for each; reads headers, not weights."""
     wrong = [f"no {name}" for name in _lacking_beside_weights(folder)]
     for name in (*_NEEDED, *_PROCESSORS, *_ALSO_READ):
         if (folder / name).is_file():
@@ -122,8 +122,8 @@ def check(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in the index's order. Raises CheckpointError when one is missing, and when
-    further files lie there that transformers or vLLM would read in place of these."""
+    """Returns the safetensors files of a checkpoint, in the index's order. Raises CheckpointError when a file is
+    missing, or when transformers or vLLM would read other files of the directory instead."""
     names = _names(folder)
     if fault := _fault(folder, names):
         raise CheckpointError(f"{folder}: {fault}")
@@ -131,8 +131,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def headers(folder: Path) -> dict[str, Entry]:
-    """Every tensor of a checkpoint by its name. Raises CheckpointError when a file is not whole, or when the index
-    places a tensor elsewhere than it lies."""
+    """Returns tensor name → header entry for all tensors of a checkpoint. Raises CheckpointError when a file is
+    incomplete, or when index and files disagree about where a tensor is."""
     held = {file.name: _header(file) for file in weight_files(folder)}
     lie = {(name, file) for file, entries in held.items() for name in entries}
     placed = set((_weight_map(folder) or dict.fromkeys(held[_SINGLE], _SINGLE)).items())
@@ -143,7 +143,7 @@ def headers(folder: Path) -> dict[str, Entry]:
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of a checkpoint, one file after the other, names sorted within a file."""
+    """Yields every (name, tensor) of a checkpoint, file by file, names sorted within a file."""
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as content:
             for name in sorted(content.keys()):
@@ -151,7 +151,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the bytes of the weight files: identifies a checkpoint's weights."""
+    """Returns the SHA-256 of the weight files' SHA-256 digests, in their order; identifies a checkpoint's weights."""
     total = hashlib.sha256()
     for file in weight_files(folder):
         with file.open("rb") as content:
@@ -160,7 +160,7 @@ def digest(folder: Path) -> str:
 
 
 def prompt_digest(folder: Path) -> str:
-    """SHA-256 over the files that make a prompt of a question: tokenizer, chat template, processors."""
+    """Returns the SHA-256 over the files that turn a question into a prompt: tokenizer, chat template, processors."""
     total = hashlib.sha256()
     for name in (*_NEEDED[1:], *_PROCESSORS, "chat_template.jinja", "chat_template.json"):
         file = folder / name
@@ -171,19 +171,19 @@ def prompt_digest(folder: Path) -> str:
 
 
 def parameter_count(folder: Path) -> int:
-    """Entries of all weights, read from the files' headers."""
+    """Returns the number of entries of all weights, from the files' headers."""
     return sum(math.prod(entry.shape) for entry in headers(folder).values())
 
 
 def vocabulary(folder: Path) -> int | None:
-    """Tokens that a checkpoint has rows for, padding included; None: it names neither head nor embeddings as usual."""
+    """Returns the number of token ids with rows in head and embeddings, padding included; None without usual names."""
     usual = ("lm_head.weight", "embed_tokens.weight", "tok_embeddings.weight")
     return min((entry.shape[0] for name, entry in headers(folder).items() if name.endswith(usual)), default=None)
 
 
 def quantisation(folder: Path) -> str | None:
-    """How a checkpoint's weights are packed, in words; None when every entry is a number of its own. Packed are
-    matrices of AWQ and GPTQ (I32), bitsandbytes (U8, I8), FP8 (F8_E4M3), …"""
+    """Returns how a checkpoint is quantised, in words; None when it is not. Quantised matrices are those of AWQ and
+    GPTQ (I32), bitsandbytes (U8, I8), FP8 (F8_E4M3), …"""
     config = read_config(folder)
     for section in (config, config.get("text_config") or {}):
         for key in _QUANTISED:
@@ -196,8 +196,8 @@ def quantisation(folder: Path) -> str | None:
 
 
 def cache_bytes(folder: Path, engine: Engine) -> int:
-    """KV cache of an engine on a CPU when the configuration does not say: two sequences of ``max_model_len`` tokens, at
-    least 64 MiB; 1 GiB for a model whose config.json does not say how much a token takes."""
+    """Returns the default KV cache size of an engine on a CPU, in bytes: two sequences of ``max_model_len`` tokens, at
+    least 64 MiB; 1 GiB if config.json does not tell a token's size."""
     whole = read_config(folder)
     text = whole.get("text_config") or whole
     try:
@@ -210,7 +210,7 @@ def cache_bytes(folder: Path, engine: Engine) -> int:
 
 
 def tokenizer_identity(folder: Path) -> dict[str, Any]:
-    """What two tokenizers must share for their ids to mean the same: model, added tokens, pre-tokenizer, normalizer."""
+    """Returns what two tokenizers must share to give the same ids: model, added tokens, pre-tokenizer, normalizer."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = content["model"]
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges") or []]
@@ -224,7 +224,7 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. Raises CheckpointError when it is no mapping."""
+    """Returns the content of config.json. Raises CheckpointError when it is not a mapping, or as ``read_json``."""
     content = read_json(folder / "config.json")
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder}: config.json is not JSON with a mapping. {_AGAIN}")
@@ -232,7 +232,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
-    """Raises CheckpointError when it cannot be read, is no JSON, or stands for a file of git-lfs."""
+    """Returns the file's content. Raises CheckpointError when it cannot be read, or is no JSON or a git-lfs pointer."""
     try:
         content = file.read_bytes()
         if content.startswith(_LFS):
@@ -244,18 +244,18 @@ def read_json(file: Path) -> Any:
 
 
 def some(names: list[str]) -> str:
-    """Example: ``a.weight, b.weight, c.weight and 12 more``."""
+    """Joins the first names in words. Example: ``a.weight, b.weight, c.weight and 12 more``."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _names(folder: Path) -> list[str]:
-    """The weight files that there should be, in the index's order."""
+    """Returns the names of the expected weight files, in the index's order."""
     return list(dict.fromkeys((_weight_map(folder) or {"": _SINGLE}).values()))
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
-    """Tensor → file, as the index has it; None without an index."""
+    """Returns the index's tensor name → file name; None without an index. Raises CheckpointError if malformed."""
     if not (folder / _INDEX).is_file():
         return None
     content = read_json(folder / _INDEX)
@@ -266,7 +266,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 
 
 def _fault(folder: Path, names: list[str]) -> str | None:
-    """Why the weights cannot be read, or what lies beside them that transformers or vLLM would read instead."""
+    """Returns why the weights cannot be read, or which other files transformers or vLLM would read; None if neither."""
     if below := [name for name in names if "/" in name]:
         return f"{_INDEX} places weights below ({below[0]}), where vLLM does not look. Move the files beside it."
     if adapters := [name for name in _ADAPTERS if (folder / name).exists()]:
@@ -276,7 +276,7 @@ def _fault(folder: Path, names: list[str]) -> str | None:
         return f"expected weights in safetensors, found {_instead(folder, missing)}"
     others = [file.name for file in sorted(folder.glob("*.safetensors")) if file.name not in names]
     beside = _INDEX if (folder / _INDEX).is_file() else _SINGLE
-    if beside == _INDEX:  # nobody reads the other files then
+    if beside == _INDEX:  # with an index other file names are not read
         others = [name for name in others if name == _SINGLE or name.startswith("consolidated")]
     if others:
         return f"{some(others)} beside {beside}: transformers and vLLM would not read the same files. Move it away."
@@ -284,7 +284,7 @@ def _fault(folder: Path, names: list[str]) -> str | None:
 
 
 def _instead(folder: Path, missing: list[Path]) -> str:
-    """What there is in place of the weights that are missing, with the remedy."""
+    """Returns what was found in place of missing weights, with the remedy."""
     if any(file.is_symlink() for file in missing):
         return f"{missing[0].name} as a link to a file that is not there. Download it again."
     for kind, remedy in _INSTEAD.items() if missing[0].name == _SINGLE else ():
@@ -294,7 +294,7 @@ def _instead(folder: Path, missing: list[Path]) -> str:
 
 
 def _header(file: Path) -> dict[str, Entry]:
-    """Raises CheckpointError when the file is not whole."""
+    """Returns the header's entries by tensor name. Raises CheckpointError when the file is incomplete."""
     try:
         with safe_open(file, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - it is no mapping

@@ -1,4 +1,4 @@
-"""Where a learner that needs fresh groups and the rollouts that need its weights meet, while training runs."""
+"""The broker between the learner, which needs fresh groups, and the rollouts, which need its weights."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ from masters_ray.weight_sync.student_weights import StudentWeights
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """An online iteration whose groups are wanted now, and the student that writes for it."""
+    """Order to make the groups of an online iteration with the given student."""
 
     iteration: int
     weights: StudentWeights
     students: Mapping[int, str]
-    """Version → digest of the students that this learner was before it went on: what they wrote is good."""
+    """Version → digest of the versions that the learner published before it was resumed: their rows stay valid."""
     start: int
-    """Which of the learner's starts it is for."""
+    """Number of the learner's start that the order belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightRequest:
-    """A replica wants to be sent a version."""
+    """Request of a replica to be sent a version."""
 
     number: int
     version: int
     ranks: int
-    """Workers of its engine."""
+    """Number of workers of the replica's engine."""
 
 
 class RolloutBroker:
-    """Hands versions of the student to the rollouts and groups to the learner; a Ray actor, called by both at once.
+    """Passes versions of the student to the rollouts, and groups to the learner; a Ray actor, called concurrently.
 
-    Which version writes for which iteration follows from the plan alone, not from who is faster: iteration n is written
-    by version n − 1 − max_staleness, or the first one that this learner has if that is later. What a learner that goes
-    on after a kill has not reached is wanted again.
+    The plan alone decides which version writes for which iteration, not timing: version n − 1 − max_staleness writes
+    for iteration n, or the first version of this learner if that is later. After a kill, iterations that the resumed
+    learner has not done are ordered again.
 
-    Learner and rollouts may take turns: then an order is given when every worker of the learner waits for its
-    iteration, and none of them goes on before that order is brought back.
+    With turns, the broker gives an order only when every worker of the learner waits for its iteration, and no worker
+    continues before that order is returned by ``deliver``.
     """
 
     def __init__(
         self, online: Sequence[int], max_staleness: int, max_wait_seconds: float, turns_of: int | None = None
     ) -> None:
-        """online: the iterations that want fresh groups. turns_of: the learner's workers, if they and the rollouts take
-        turns."""
+        """online: numbers of the online iterations. max_wait_seconds: after it an iteration does without fresh groups.
+        turns_of: number of the learner's workers if learner and rollouts take turns."""
         self._online = sorted(online)
         self._max_staleness, self._max_wait, self._turns_of = max_staleness, max_wait_seconds, turns_of
         self._changed = threading.Condition()
-        """Held for every look at the fields below."""
+        """Guards the fields below."""
         self._failure: str | None = None
         self._at_work = False
-        """An order was given in turns and is not brought back."""
+        """With turns: an order was given and not yet returned."""
         self._start = 0
-        """Counts the learner's starts: a worker of an earlier one is gone, though it may still seem to wait."""
+        """Counts the learner's starts: a call from an earlier start comes from a worker that is gone."""
         self._numbers = itertools.count()
         self._restart(None, {})
 
@@ -76,20 +76,20 @@ class RolloutBroker:
         self._learned, self._students = learned, students
         self._weights: dict[int, StudentWeights] = {}
         self._rows: dict[int, pa.Table | None] = {}
-        """Iteration → its groups; None when it is over without any."""
+        """Iteration → its groups; None when it ended without any."""
         self._deadlines: dict[int, float] = {}
         self._waiting: Counter[int] = Counter()
-        """Iteration → workers that wait for it."""
+        """Iteration → number of workers that wait for it."""
         self._requests: deque[WeightRequest] = deque()
         self._invitations: dict[int, Invitation | None] = {}
-        """By the number of the request."""
+        """Request number → invitation; None when the learner does not have the version."""
 
     def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
-        """The learner starts, or goes on, after so many iterations, and will publish every ``schedule.version_for``;
-        None: in turns, its workers are about to be started. students: as ``Order.students``.
+        """Registers a start of the learner after ``learned`` iterations; it must then publish every version that
+        ``schedule.version_for`` names. learned=None: with turns, before the workers load. students: ``Order.students``.
 
-        In turns returns when an order that was given to those before is brought back. Raises LearnerError when that
-        takes longer than max_wait_seconds, or when the rollouts have failed."""
+        With turns, waits until an order given to the previous start is returned. Raises LearnerError when that takes
+        longer than max_wait_seconds, or when the rollouts have failed."""
         with self._changed:
             self._check()
             self._restart(learned, students)
@@ -98,12 +98,12 @@ class RolloutBroker:
                 raise LearnerError(self._never_back("the start before"))
 
     def keep(self, piece: bytes) -> list[Any]:
-        """A reference, in a list, to what lives as long as this actor does: longer than the worker that sends it."""
+        """Stores a piece; returns its reference, in a list. The piece lives as long as this actor, not its sender."""
         return [ray.put(piece)]
 
     def publish(self, weights: StudentWeights) -> list[int]:
-        """A version of the student; its pieces are from ``keep``, if it has any. Returns the versions that still write
-        for an iteration. Raises LearnerError when the rollouts have failed."""
+        """Adds a version of the student, whose pieces, if any, are from ``keep``. Returns the versions that still have
+        an iteration to write for. Raises LearnerError when the rollouts have failed."""
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
@@ -111,8 +111,8 @@ class RolloutBroker:
             return sorted(self._weights)
 
     def fetch(self, version: int, ranks: int) -> Invitation:
-        """Where the learner sends a version to the replica that asks. ranks: workers of its engine. Raises
-        WeightsGoneError when the learner that had it is gone or no longer has it, LearnerError when it cannot send."""
+        """Asks the learner for a version; returns the invitation to its transfer. ranks: workers of the engine. Raises
+        WeightsGoneError when the learner is gone or no longer has the version, LearnerError when it cannot send."""
         with self._changed:
             number = next(self._numbers)
             self._requests.append(WeightRequest(number=number, version=version, ranks=ranks))
@@ -123,19 +123,19 @@ class RolloutBroker:
         return invitation
 
     def next_request(self, patience: float) -> WeightRequest | None:
-        """What the learner shall send next; None when nobody asks for ``patience`` seconds."""
+        """Returns the next request for the learner to serve; None when there is none for ``patience`` seconds."""
         with self._changed:
             return self._requests.popleft() if self._changed.wait_for(lambda: self._requests, patience) else None
 
     def invite(self, request: WeightRequest, invitation: Invitation | None) -> None:
-        """Where the learner sends what a replica asked for; None: it does not have that version."""
+        """Answers a request of a replica. invitation: None when the learner does not have the version."""
         with self._changed:
             self._invitations[request.number] = invitation
             self._changed.notify_all()
 
     def next_order(self, patience: float) -> Order | None:
-        """The first iteration that is not answered yet, once its writer's weights are there; None when that takes
-        longer than ``patience`` seconds."""
+        """Returns the order for the first iteration without rows, once its version is published (with turns, once all
+        workers wait for it too); None when that takes longer than ``patience`` seconds."""
         with self._changed:
             found = self._changed.wait_for(self._first_order, timeout=patience)
             if found is not None:
@@ -143,14 +143,14 @@ class RolloutBroker:
             return found
 
     def wanted(self, order: Order) -> bool:
-        """In turns: whether somebody waits for the order and max_wait_seconds are not over."""
+        """Returns whether the order is for the current start, its deadline (if set) has not passed, nothing failed."""
         with self._changed:
             in_time = time.monotonic() < self._deadlines.get(order.iteration, math.inf)
             return self._failure is None and order.start == self._start and in_time
 
     def deliver(self, order: Order, groups: pa.Table | None) -> None:
-        """The rows of an iteration; dropped when nobody waits for them any more. In turns this brings the order back;
-        None: they are not made in time."""
+        """Hands in the rows of an order, None when they were not made in time; drops rows for an earlier start of the
+        learner or an iteration that has ended. With turns this returns the order."""
         with self._changed:
             self._at_work = False
             if order.start == self._start:
@@ -158,15 +158,15 @@ class RolloutBroker:
             self._tell()
 
     def take(self, iteration: int) -> pa.Table | None:
-        """The iteration's rows, waited for; None when they were not there after max_wait_seconds, or in turns when the
-        rollouts stopped after them. Every worker of the learner gets the same. Raises LearnerError when the rollouts
-        have failed, or do not stop within another max_wait_seconds."""
+        """Waits for the iteration's rows, and returns the same to every worker; None when they do not come within
+        max_wait_seconds or, with turns, until the order is returned after that. Raises LearnerError when the rollouts
+        have failed, or have not returned the order after another max_wait_seconds."""
         with self._changed:
             start = self._start
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)
             self._waiting[iteration] += 1
             self._wait(lambda: iteration in self._rows, max(0.0, deadline - time.monotonic()))
-            if start == self._start:  # engines at work hold what the learner needs to go on: it waits until they sleep
+            if start == self._start:  # working engines hold the memory that the learner needs: wait until they sleep
                 self._wait(lambda: iteration in self._rows or not self._at_work, self._max_wait)
             if start != self._start:
                 raise LearnerError(f"iteration {iteration} was waited for by a worker that is gone")
@@ -178,18 +178,18 @@ class RolloutBroker:
             return rows
 
     def forget(self, iteration: int) -> None:
-        """The learner has taken its step: rows of iterations up to this one are not asked for again."""
+        """Drops the rows of all iterations up to this one: the learner has taken the step."""
         with self._changed:
             self._rows |= dict.fromkeys(number for number in self._online if number <= iteration)
 
     def fail(self, reason: str) -> None:
-        """There will be no more rollouts, or no more weights for them; whoever waits is told why."""
+        """Ends all waiting and later calls with ``reason``: rollouts, or the sending of weights, have failed."""
         with self._changed:
             self._failure = reason
             self._changed.notify_all()
 
     def _wait(self, found: Callable[[], bool], seconds: float | None = None) -> None:
-        """Until something is found, or the learner starts anew; for so long at most. Raises LearnerError when the
+        """Waits until ``found`` is true or the learner starts again, at most ``seconds``. Raises LearnerError when the
         rollouts have failed."""
         start = self._start
         self._changed.notify_all()
@@ -216,7 +216,7 @@ class RolloutBroker:
         return [number for number in self._online if number > self._learned and number not in self._rows]
 
     def _tell(self) -> None:
-        """Drop versions that write for no iteration any more; wake whoever waits."""
+        """Drops versions that no pending iteration needs, and wakes all waiting calls."""
         needed = {self._version(number) for number in self._pending()}
         self._weights = {version: one for version, one in self._weights.items() if version in needed}
         self._changed.notify_all()
@@ -232,7 +232,7 @@ class RolloutBroker:
 
 
 def ask(broker: Any, method: str, *arguments: Any) -> Any:
-    """What a RolloutBroker actor answers the learner. Raises LearnerError with its words."""
+    """Calls a RolloutBroker actor's method and returns the result. Raises LearnerError with the actor's message."""
     try:
         return ray.get(getattr(broker, method).remote(*arguments))
     except RayTaskError as error:

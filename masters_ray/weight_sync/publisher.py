@@ -1,4 +1,4 @@
-"""The learner's side of weight sync: which versions of the student it hands out, when, and how they get away."""
+"""The learner's side of weight sync: publishes versions of the student, and sends them to replicas that ask."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from masters_ray.weight_sync.stream import Backend, TensorStream
 from masters_ray.weight_sync.student_weights import StudentWeights, pieces, tensor_digest
 
 _PATIENCE = 1.0
-"""Seconds between two looks at whether to stop."""
+"""Seconds between checks for ``close``."""
 _SECONDS_TO_CLOSE = 5.0
 
 
 class WeightPublisher:
-    """One worker's part: all gather the weights, rank 0 hands them out. Does nothing without online iterations."""
+    """Publishes versions: all workers gather the weights, rank 0 publishes them. Does nothing without a broker."""
 
     def __init__(
         self,
@@ -37,28 +37,28 @@ class WeightPublisher:
         rank: int,
         sender: WeightSender | None,
     ) -> None:
-        """broker: a RolloutBroker actor, or None. online: the iterations that want fresh groups. gather: the student as
-        a checkpoint has it, on rank 0; called by all workers together. barrier: returns when all workers have called
-        it. sender: rank 0's, if replicas ask the learner for weights."""
+        """broker: a RolloutBroker actor, or None. online: numbers of the online iterations. gather: returns the student
+        as checkpoint tensors on rank 0; all workers call it together. barrier: returns when all workers have called it.
+        sender: rank 0's, if the learner itself sends weights to replicas."""
         self._broker, self._online, self._max_staleness = broker, online, max_staleness
         self._gather, self._barrier, self._rank, self._sender = gather, barrier, rank, sender
         self._wanted: set[int] = set()
         self.students: dict[int, str] = {}
-        """Rank 0: version → digest of those that were handed out, as far as what they wrote may still be wanted."""
+        """On rank 0: version → digest of the published versions whose rows may still be used."""
 
     def begin(self, done: int) -> None:
-        """Tell the rollouts how far the student is, and hand them the weights that they write with first."""
+        """Tells the broker that ``done`` iterations are learned, and publishes that version if it writes for any."""
         if self._broker is None:
             return
         self._wanted = {version_for(number, self._max_staleness, done) for number in self._online if number > done}
         if self._rank == 0:
             ask(self._broker, "begin", done, self.students)
-        # Nobody may ask for rows before: they could be those of workers that were lost.
+        # No worker may ask for rows before this: they could be rows for the previous start's workers.
         self._barrier()
         self.publish(done)
 
     def publish(self, number: int) -> None:
-        """The student after ``number`` iterations, if it writes for one that comes."""
+        """Publishes the student after ``number`` iterations, if it writes for a later iteration."""
         if number not in self._wanted:
             return
         began = time.monotonic()
@@ -67,12 +67,12 @@ class WeightPublisher:
             self.students[number] = publish(tensors, self._broker, number, began, self._sender)
 
     def forget_before(self, number: int) -> None:
-        """What students wrote that are older than iteration ``number`` may have is not wanted any more."""
+        """Forgets versions older than ``number`` − max_staleness: their rows are too stale for what follows."""
         oldest = number - self._max_staleness
         self.students = {version: digest for version, digest in self.students.items() if version >= oldest}
 
     def close(self) -> None:
-        """Hand out nothing any more."""
+        """Stops sending weights."""
         if self._sender is not None:
             self._sender.close()
 
@@ -80,8 +80,8 @@ class WeightPublisher:
 def publish(
     tensors: Mapping[str, Tensor], broker: Any, version: int, began: float, sender: WeightSender | None = None
 ) -> str:
-    """Hand a version of the student to the broker. Returns its digest. tensors: a checkpoint's, on the CPU. began:
-    when the learner turned to it, of ``time.monotonic``. sender: what keeps and sends them; without one they go into
+    """Publishes a version of the student to the broker; returns its digest. tensors: checkpoint tensors on the CPU.
+    began: start of publishing, from ``time.monotonic``. sender: keeps and sends the tensors; None: they go into
     the object store. Raises LearnerError when the rollouts have failed."""
     digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
     stored = []
@@ -99,37 +99,37 @@ def publish(
 
 
 class WeightSender:
-    """Keeps the versions that replicas may ask for, on the CPU, and sends them on a thread, while the learner steps.
+    """Keeps versions that replicas may ask for on the CPU, and sends them from a thread while the learner trains.
 
-    Replicas are served one after the other. A transfer that fails is the replica's to tell: its process is replaced and
-    asks again.
+    It serves one replica at a time. It ignores a failed transfer: the replica reports the failure, its process is
+    replaced, and the new process asks again.
     """
 
     def __init__(self, broker: Any, device: torch.device, backend: Backend) -> None:
-        """broker: a RolloutBroker actor. device: the learner's."""
+        """broker: a RolloutBroker actor. device: the learner's, over which tensors are sent."""
         self._broker, self._device, self._backend = broker, device, backend
         self._versions: dict[int, Mapping[str, Tensor]] = {}
         self._asked = -1
-        """Version that was asked for last: a replica that is started again will want it."""
+        """Version requested last: a restarted replica will request it again."""
         self._lock = threading.Lock()
-        """Held for every look at the fields above."""
+        """Guards the fields above."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weight transfer", daemon=True)
         self._thread.start()
 
     def keep(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """From now on ``version`` can be asked for."""
+        """Keeps a version for requests."""
         with self._lock:
             self._versions[version] = tensors
 
     def drop_all_but(self, needed: Collection[int]) -> None:
-        """Forget versions that write for no iteration any more, and that no replica holds."""
+        """Forgets all versions but those in ``needed`` and the one requested last."""
         with self._lock:
             kept = {*needed, self._asked}
             self._versions = {version: tensors for version, tensors in self._versions.items() if version in kept}
 
     def close(self) -> None:
-        """Serve nobody any more; a transfer that is under way may end."""
+        """Stops serving; waits up to 5 s for a transfer in progress."""
         self._closing.set()
         self._thread.join(_SECONDS_TO_CLOSE)
 
@@ -142,8 +142,8 @@ class WeightSender:
                 if request is not None:
                     self._serve(request)
         except RayError:
-            return  # the broker is gone, and so is everything that would ask
-        except Exception as error:  # noqa: BLE001 - told to the learner, and to whoever waits
+            return  # the broker is gone, so no replica can ask
+        except Exception as error:  # noqa: BLE001 - reported to the learner and to all waiting calls
             self._broker.fail.remote(f"the student's weights cannot be sent: {type(error).__name__}: {error}")
 
     def _serve(self, request: WeightRequest) -> None:
@@ -156,5 +156,5 @@ class WeightSender:
             return
         self._stream = TensorStream(ray.util.get_node_ip_address(), request.ranks, self._backend)
         ray.get(self._broker.invite.remote(request, self._stream.invitation))
-        with suppress(RuntimeError):  # the workers fail too, and are told why by the stream, which is kept for that
+        with suppress(RuntimeError):  # the workers fail too: they read the reason from the stream, so it is kept alive
             self._stream.send(tensors.items(), self._device)

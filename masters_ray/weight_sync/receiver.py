@@ -1,4 +1,4 @@
-"""A replica's side of weight sync: its engine takes in a version of the student, compared with what was sent."""
+"""A replica's side of weight sync: loads a version of the student into its engine, and compares all digests."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _THIS_HOST = "127.0.0.1"
 
 
 class WeightReceiver:
-    """Which version of the student an engine holds."""
+    """Loads versions of the student into an engine, and knows which version the engine holds."""
 
     def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
-        """load_engine: has all of the engine's workers take the tensors in; returns the ``tensor_digest`` of each, as
-        it went into the model. ranks: the workers."""
+        """load_engine: loads the tensors on all of the engine's workers; returns tensor name → ``tensor_digest`` as
+        loaded. ranks: number of these workers."""
         self._load_engine, self._ranks = load_engine, ranks
         self._version: tuple[int, str] | None = None
         self._taking = threading.Lock()
 
     def hold(self, weights: StudentWeights) -> None:
-        """Have the engine hold these weights, unless it does.
+        """Loads these weights into the engine, unless it holds them already.
 
-        Raises WeightSyncError when what went into the model is something else, WeightsGoneError when the learner that
-        had them is gone, ReplicaLostError when the model is left half old, half new.
+        Raises WeightSyncError when the loaded tensors differ from those published, WeightsGoneError when the learner
+        that had them is gone, ReplicaLostError when loading failed and the model may be half old, half new.
         """
         with self._taking:
             wanted = weights.version, weights.digest
@@ -42,7 +42,7 @@ class WeightReceiver:
                 self._version = wanted
 
     def _from_store(self, weights: StudentWeights) -> dict[str, str]:
-        """This process reads the pieces and sends them to the engine's workers, which are told when that fails."""
+        """Reads the pieces in this process and sends the tensors to the engine's workers, which learn of a failure."""
         stream = TensorStream(_THIS_HOST, self._ranks, "gloo")
         thread = ThreadPoolExecutor(1, "weights to the engine")
         sent = thread.submit(stream.send, _tensors(weights))

@@ -1,7 +1,7 @@
-"""Tensors from one process into all workers of an engine: a process group for one transfer.
+"""Sends tensors from one process to all workers of an engine, in a process group made for the transfer.
 
-The sending end is rank 0; the engine's workers are ranks 1 to N. Name, dtype and shape of each tensor go through the
-group's store, its bytes by broadcast, one tensor after the other: neither end holds more than one beside what it had.
+The sender is rank 0; the engine's workers are ranks 1 to N. Name, dtype and shape of each tensor go through the group's
+store, its bytes by broadcast, one tensor at a time: each end needs memory for one more tensor.
 
     sender                            store                              each worker
     TensorStream(address, ranks)      here/1 … here/N          ◄──────   received(invitation, rank)
@@ -10,7 +10,7 @@ group's store, its bytes by broadcast, one tensor after the other: neither end h
                                  ──►  n: null                  ──────►   the end
                                       done/1 … done/N          ◄──────
 
-A side that is silent for two minutes counts as dead: the group is aborted, which frees a GPU that waits in NCCL.
+An end that is silent for two minutes counts as dead: the other aborts the group, which frees a GPU that waits in NCCL.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ from torch import Tensor
 from torch.distributed import BroadcastOptions, ProcessGroupGloo, TCPStore
 
 Backend = Literal["nccl", "gloo"]
-"""nccl: from GPU to GPU; gloo: from CPU to CPU of one host."""
+"""nccl: GPU to GPU; gloo: CPU to CPU on one host."""
 
 _SILENCE = timedelta(seconds=120)
 _WATCHDOG = timedelta(minutes=10)
-"""After this NCCL's own watchdog ends a process whose group could not be aborted."""
+"""Time after which NCCL's watchdog ends a process whose group could not be aborted."""
 _SECONDS_BETWEEN_LOOKS = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invitation:
-    """Where a sending end waits for the workers of an engine."""
+    """Address at which a sender waits for the workers of an engine."""
 
     address: str
     port: int
     ranks: int
-    """The engine's workers."""
+    """Number of the engine's workers."""
     backend: Backend
 
 
 class TensorStream:
-    """The sending end."""
+    """The sender of one transfer."""
 
     def __init__(self, address: str, ranks: int, backend: Backend) -> None:
-        """address: of this host, as the workers' host sees it. ranks: the engine's workers."""
+        """address: this host's, reachable from the workers. ranks: number of the engine's workers."""
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=_SILENCE)
         self._ranks = range(1, 1 + ranks)
         self.invitation = Invitation(address=address, port=self._store.port, ranks=ranks, backend=backend)
 
     def send(self, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str = "cpu") -> None:
-        """Returns when every worker has taken in all tensors; each goes over ``device``, which a GPU must be for nccl.
+        """Sends all tensors; returns when every worker has received them. device: where each tensor is sent from; must
+        be a GPU for nccl.
 
-        Raises RuntimeError when a worker does not come, is lost or is silent. What fails here is told to the workers as
-        long as this object lives.
-        """
+        Raises RuntimeError when a worker does not join, is lost or is silent. The workers can read the reason of any
+        failure here while this object lives."""
         number = 0
         try:
-            # NCCL would wait for ever for a worker that does not come.
+            # NCCL would wait forever for a worker that does not join.
             self._store.wait([f"here/{rank}" for rank in self._ranks])
             with _group(self.invitation, self._store, 0) as group:
                 for name, tensor in tensors:
@@ -85,8 +85,8 @@ class TensorStream:
 
 
 def received(invitation: Invitation, rank: int, device: torch.device) -> Generator[tuple[str, Tensor]]:
-    """A worker's end: every (name, tensor) that is sent, on ``device`` over nccl, on the CPU over gloo. rank: of the
-    worker, from 0. Raises RuntimeError when the sender fails, is lost or is silent."""
+    """Receives on a worker: yields every (name, tensor) sent, on ``device`` with nccl, on the CPU with gloo. rank: the
+    worker's, from 0. Raises RuntimeError when the sender fails, is lost or is silent."""
     store = TCPStore(invitation.address, invitation.port, is_master=False, wait_for_workers=False, timeout=_SILENCE)
     store.set(f"here/{1 + rank}", "")
     place = torch.device("cpu") if invitation.backend == "gloo" else device
@@ -105,7 +105,7 @@ def received(invitation: Invitation, rank: int, device: torch.device) -> Generat
 
 @contextmanager
 def _group(invitation: Invitation, store: TCPStore, rank: int) -> Iterator[Any]:
-    """The process group during the block; aborted when the block is left by an error."""
+    """Yields the process group; aborts it when the block ends in an error."""
     size = 1 + invitation.ranks
     group: Any
     if invitation.backend == "gloo":
@@ -125,8 +125,8 @@ def _group(invitation: Invitation, store: TCPStore, rank: int) -> Iterator[Any]:
 
 
 def _broadcast(group: Any, tensor: Tensor) -> None:
-    """tensor: contiguous; rank 0's, or what takes in its bytes. Raises RuntimeError when the other end is lost, and
-    when it is silent."""
+    """Broadcasts from rank 0. tensor: contiguous; the source on rank 0, the destination elsewhere. Raises RuntimeError
+    when the other end is lost or silent."""
     options = BroadcastOptions()
     options.rootRank = 0
     work = group.broadcast([tensor.view(-1).view(torch.uint8)], options)

@@ -1,4 +1,4 @@
-"""A version of the student on its way to the engines: what is in it, what identifies it."""
+"""A published version of the student: its digests and its pieces in the object store."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from masters_ray.errors import WeightSyncError
 from masters_ray.method.masks import update_digest
 
 _PIECE = 256 * 2**20
-"""Bytes of tensors that lie in the object store together; a process that reads them holds one piece at a time."""
+"""Bytes of tensors per piece in the object store; a reading process holds one piece at a time."""
 _NAMED = 3
-"""Tensors that an error names."""
+"""Maximum number of tensors that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentWeights:
-    """A version of the student that engines can be told to hold."""
+    """A version of the student that engines can load."""
 
     version: int
-    """Optimizer steps that it has seen."""
+    """Number of iterations learned."""
     digests: Mapping[str, str]
     """Tensor's name in the checkpoint → ``tensor_digest``, as the learner computed it."""
     pieces: tuple[Any, ...]
-    """References to what ``pieces`` makes of all tensors; none when the learner is asked for them."""
+    """Object store references to the output of ``pieces``; empty when the learner sends the tensors itself."""
     seconds: float
-    """What the learner spent on publishing them."""
+    """Time that the learner spent on publishing."""
     broker: Any = None
-    """The RolloutBroker actor through which the learner is asked."""
+    """The RolloutBroker actor through which replicas ask the learner."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all digests, in the order of the names."""
+        """SHA-256 over all names and digests, in the order of the names."""
         return _joint_digest(self.digests)
 
     def check(self, received: Mapping[str, str]) -> None:
-        """Raises WeightSyncError with both sides' digests when a tensor is missing, added or changed."""
+        """Raises WeightSyncError when ``received`` (name → digest) lacks, adds or changes a tensor."""
         if received == self.digests:
             return
         names = sorted(self.digests.keys() | received.keys())
@@ -57,7 +57,7 @@ class StudentWeights:
 
 
 def pieces(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
-    """The tensors in the safetensors format, about 256 MiB at a time."""
+    """Yields the tensors in the safetensors format, in pieces of at least 256 MiB; the last may be smaller."""
     piece: dict[str, Tensor] = {}
     for name, tensor in tensors:
         piece[name] = tensor.detach().contiguous().clone()
@@ -69,7 +69,7 @@ def pieces(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
 
 
 def tensor_digest(name: str, tensor: Tensor) -> str:
-    """SHA-256 of a tensor's name, dtype, shape and bytes."""
+    """Returns the SHA-256 of a tensor's name, dtype, shape and bytes."""
     total = hashlib.sha256()
     update_digest(total, name, tensor)
     return total.hexdigest()
