@@ -2,6 +2,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_how_to_learn_may_change_until_a_step_was_taken(tmp_path: Path) -> None:
 
 
 def test_a_run_with_relative_paths_goes_on_as_a_job_with_whole_ones(tmp_path: Path) -> None:
-    grown = [{"teacher": {"checkpoint": "models/larger"}, "schedule": {"max_ratio": 0.2}}]
+    grown: list[dict[str, Any]] = [{"teacher": {"checkpoint": "models/larger"}, "schedule": {"max_ratio": 0.2}}]
     RunDirectory(config(tmp_path, "data.train.path=./rows.jsonl", f"growth={json.dumps(grown)}")).claim()
     grown[0]["teacher"]["checkpoint"] = "/home/me/models/larger"
     RunDirectory(config(tmp_path, "data.train.path=/home/me/rows.jsonl", f"growth={json.dumps(grown)}"))
