@@ -19,9 +19,8 @@ MISSING = "???"
 
 
 class Written(str):
-    """A resolved interpolation: the value is the resolved text, ``written`` and ``repr`` the text in the configuration.
+    """A resolved interpolation, such as ``/home/me``; ``written`` and ``repr`` keep the source ``${oc.env:HOME}``."""
 
-    Example: from ``${oc.env:HOME}``, the value is ``/home/me`` and ``written`` is ``${oc.env:HOME}``."""
     written: str
 
     def __new__(cls, text: str, written: str) -> Written:
