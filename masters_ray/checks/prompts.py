@@ -1,4 +1,4 @@
-"""The prompts that models would get: one in full, their lengths, and whether engine and learner read them alike."""
+"""Checks of the models' prompts: shows one in full, their lengths, and whether engine and learner read the same ids."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ if TYPE_CHECKING:
     from masters_ray.models.chat import Chat
 
 _COMPARED = 3
-"""Questions whose ids are compared."""
+"""Number of questions whose token ids are compared."""
 _REPEATED = re.compile(r"([<\[]\S{1,40}?[>\]])\1{3,}")
-"""A picture's tokens, shown as one of them with their number."""
+"""Matches a picture's run of equal tokens, which is shown as one token and its count."""
 _MARK = chr(0x10FFFF)
 _PATCHES = {
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
     "merge_size": "spatial_merge_size",
 }
-"""How processors cut pictures → the key of vision_config that has to agree."""
+"""Attribute of an image processor → key of vision_config that must have the same value."""
 
 
 class _Measured(NamedTuple):
-    """What a processor makes of a source's questions."""
+    """A processor's outcome on a source's questions."""
 
     read: list[tuple[int, Problem]]
-    """With the tokens of the prompt."""
+    """(tokens of the prompt, problem) of each question that it can process."""
     failed: list[str]
-    """Questions on which it fails, and why."""
+    """Id and error of each question on which it fails."""
 
 
 def prompts(context: CheckContext) -> Findings:
-    """Prompts can be made, fit the engines with their pictures expanded, and are the same for engine and learner."""
+    """Checks that prompts can be made, fit the engines with their pictures expanded, and have the same ids in engine
+    and learner."""
     if not context.loaded:
         return
     measured: dict[str, dict[str, _Measured]] = {}
     chats: dict[str, Chat] = {}
     for name in reversed(context.folders):
         found = _of_model(context, name, measured, chats)
-        yield from guarded(f"{name}.checkpoint", "prompts", found, Exception)  # processors raise what they like
+        yield from guarded(f"{name}.checkpoint", "prompts", found, Exception)  # processors raise any type
     if "student" in chats:
         first = next(iter(context.loaded))
         sources = [of[first].read for of in measured.values()]
@@ -59,8 +60,8 @@ def prompts(context: CheckContext) -> Findings:
 
 
 def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings:
-    """Engine and learner have the same ids of these questions, each picture and the start token once. Remarks that a
-    teacher's prompts differ from the student's. chats: of the student and of teachers, by their keys."""
+    """Checks that engine and learner have the same ids for these questions, with each picture and the start token once.
+    Remarks when a teacher's prompts differ from the student's. chats: key of the student or a teacher → its Chat."""
     lengths: dict[str, list[int]] = {}
     for name, chat in chats.items():
         yield from guarded(f"{name}.checkpoint", "prompts", _expanded(name, chat, problems, lengths), Exception)
@@ -80,8 +81,8 @@ def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings
 def _of_model(
     context: CheckContext, name: str, measured: dict[str, dict[str, _Measured]], chats: dict[str, Chat]
 ) -> Findings:
-    """What a model's processor makes of the questions. measured (by the digest of the prompt files, then "train" or
-    "held_out") and chats get what this model adds to the others'."""
+    """Checks a model's prompts. Adds the model to ``chats``, and its outcomes to ``measured``: digest of the prompt
+    files → "train" or "held_out" → outcome."""
     from masters_ray.models import hf
     from masters_ray.models.chat import Chat
 
@@ -102,7 +103,8 @@ def _of_model(
 
 
 def _known(folder: Path) -> None:
-    """Raises CheckpointError when transformers has no vision-language model of this type, or vLLM cannot tell it."""
+    """Raises CheckpointError when transformers has no vision-language model of this type, or config.json names no
+    architectures, which vLLM needs."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     content = read_config(folder)
@@ -117,19 +119,19 @@ def _known(folder: Path) -> None:
 
 
 def _ids(chat: Chat, problem: Problem) -> list[int]:
-    """As the learner reads it: pictures expanded."""
+    """Returns the prompt's ids as the learner reads them: with pictures expanded."""
     pictures = [data.decode(picture) for picture in problem.pictures]
     ids: list[int] = chat.inputs(question_messages(problem), pictures)["input_ids"][0].tolist()
     return ids
 
 
 def _measure(chat: Chat, problems: Sequence[Problem]) -> _Measured:
-    """Raises CheckpointError when the processor fails on all questions."""
+    """Processes the first questions. Raises CheckpointError when the processor fails on all of them."""
     found = _Measured([], [])
     for problem in problems[:FIRST]:
         try:
             found.read.append((len(_ids(chat, problem)), problem))
-        except Exception as error:  # noqa: BLE001 - processors raise what they like
+        except Exception as error:  # noqa: BLE001 - processors raise any type
             found.failed.append(f"{problem.id}: {type(error).__name__}: {error}")
     if not found.read:
         raise CheckpointError(found.failed[0])
@@ -145,8 +147,9 @@ def _shown(chat: Chat, name: str, problem: Problem) -> Findings:
 
 
 def _fit(context: CheckContext, name: str, source: str, measured: _Measured) -> Findings:
-    """A prompt as long as max_model_len is refused by the engine, one that leaves less than the longest answer may end
-    in answers that are cut. What has no prompt is set aside by a run, if it is not too much."""
+    """Reports prompt lengths. A prompt of max_model_len tokens or more is refused by the engine; a shorter one that
+    leaves no room for the longest answer may get cut answers. Complains when a model cannot be asked more questions
+    than rollout.max_set_aside_share allows."""
     config, key, limit = context.config, f"data.{source}", context.config.models[name].engine.max_model_len
     most = config.rollout.sampling.max_tokens if source == "train" else config.evaluation_tokens
     lengths, failed = [tokens for tokens, _ in measured.read], len(measured.failed)
@@ -172,8 +175,8 @@ def _fit(context: CheckContext, name: str, source: str, measured: _Measured) -> 
 
 
 def _expanded(name: str, chat: Chat, problems: Sequence[Problem], lengths: dict[str, list[int]]) -> Findings:
-    """lengths gets the tokens of each question with its pictures. Raises CheckpointError when something is wrong with
-    the ids."""
+    """Adds to ``lengths`` the tokens of each question with its pictures. Raises CheckpointError when engine and learner
+    read different ids, or the processor, the chat template and config.json disagree."""
     marks, found = set(chat.placeholder_ids()), []
     content = read_config(chat.folder)
     cutter, vision = getattr(chat.processor, "image_processor", None), content.get("vision_config") or {}
@@ -212,8 +215,8 @@ def _expanded(name: str, chat: Chat, problems: Sequence[Problem], lengths: dict[
 
 
 def _expands(asked: Sequence[int], learned: Sequence[int], marks: set[int]) -> bool:
-    """Whether ``learned`` is ``asked`` with one or more tokens in the place of each mark; as texts with a character
-    for each token."""
+    """Whether ``learned`` is ``asked`` with one or more tokens in place of each mark. Compares them as texts of one
+    character per token."""
     text = "".join(_MARK if token_id in marks else chr(token_id) for token_id in asked)
     first, *others = map(re.escape, text.split(_MARK))
     *middle, last = others or [""]

@@ -253,7 +253,7 @@ class Reward(ConfigSection):
     least_spread: NonNegativeFloat = 0.0
     """Nats. A group whose divergences differ by no more gets no distillation reward, which would be rounding noise."""
     cut_answers: CutAnswers = "judge"
-    """Answers cut at rollout.sampling.max_tokens. judge: judged as usual; zero: R_acc = R_rea = 0; mask: advantage 0."""
+    """Answers cut at rollout.sampling.max_tokens. judge: as usual; zero: R_acc = R_rea = 0; mask: advantage 0."""
 
 
 @dataclass

@@ -144,7 +144,7 @@ class Pool:
             self._changed.notify_all()
 
     def wait_until_idle(self) -> None:
-        """Returns when no call waits for a replica, or raises ReplicaError: after Ray's shutdown it would start a Ray."""
+        """Returns when no call waits any more: after Ray's shutdown it would start a Ray. Raises ReplicaError."""
         with self._changed:
             if not self._changed.wait_for(lambda: not self._under_way, timeout=_SECONDS_TO_END):
                 raise ReplicaError(f"{self.role}: a call did not end {_SECONDS_TO_END} s after the last replica")
