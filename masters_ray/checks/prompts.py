@@ -42,8 +42,7 @@ class _Measured(NamedTuple):
 
 
 def prompts(context: CheckContext) -> Findings:
-    """Checks that prompts can be made, fit the engines with their pictures expanded, and have the same ids in engine
-    and learner."""
+    """Checks that prompts can be made, fit the engines with pictures expanded, and are equal in engine and learner."""
     if not context.loaded:
         return
     measured: dict[str, dict[str, _Measured]] = {}
@@ -103,8 +102,7 @@ def _of_model(
 
 
 def _known(folder: Path) -> None:
-    """Raises CheckpointError when transformers has no vision-language model of this type, or config.json names no
-    architectures, which vLLM needs."""
+    """Raises CheckpointError when transformers has no vision-language model of this type, or vLLM cannot tell it."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     content = read_config(folder)
@@ -147,9 +145,8 @@ def _shown(chat: Chat, name: str, problem: Problem) -> Findings:
 
 
 def _fit(context: CheckContext, name: str, source: str, measured: _Measured) -> Findings:
-    """Reports prompt lengths. A prompt of max_model_len tokens or more is refused by the engine; a shorter one that
-    leaves no room for the longest answer may get cut answers. Complains when a model cannot be asked more questions
-    than rollout.max_set_aside_share allows."""
+    """Reports prompt lengths, and prompts that leave less than the longest answer. Complains when more prompts fail or
+    reach max_model_len, where the engine refuses them, than rollout.max_set_aside_share allows."""
     config, key, limit = context.config, f"data.{source}", context.config.models[name].engine.max_model_len
     most = config.rollout.sampling.max_tokens if source == "train" else config.evaluation_tokens
     lengths, failed = [tokens for tokens, _ in measured.read], len(measured.failed)

@@ -67,7 +67,7 @@ def overlap(context: CheckContext) -> Findings:
 
 
 def stages(context: CheckContext) -> Findings:
-    """Checks that every stage has questions, if their number is known: all rows were read, or data.train.rows is set."""
+    """Checks that every stage has questions, if their number is known: all rows were read or data.train.rows is set."""
     if context.questions is not None:
         inputs.plan(context.config, context.questions)
     yield from ()

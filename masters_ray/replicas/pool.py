@@ -182,9 +182,7 @@ class Pool:
             self._result(ready.remote(), "start")
             # The weights of a restarted replica are checked at its next call, which raises if they differ.
             if joins:
-                with (
-                    self._changed
-                ):  # compare a joining teacher's weights once the first ones are masked
+                with self._changed:  # compare a joining teacher's weights once the first ones are masked
                     self._changed.wait_for(lambda: self._closed or self._expected or self.role != "teacher")
                 self._result(ready.remote(self._expected), "start")
                 say(f"{self.role}: a replica has joined")
