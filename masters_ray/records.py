@@ -66,7 +66,7 @@ refuses the prompt; judge: too few judged answers; replica: replicas die on it; 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A row that was set aside."""
+    """A row that was set aside, with the reason."""
 
     row: str
     """File and row number, or the question's id."""
@@ -187,7 +187,7 @@ class RolloutGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """Metrics of one optimizer step; means over the step's groups unless the field says otherwise."""
+    """Metrics of one optimizer step: means over its groups in its first update unless the field says otherwise."""
 
     step: int
     """Counts from 1."""
@@ -209,14 +209,14 @@ class StepMetrics:
     """Fraction of tokens whose probability ratio was clipped in the step's last update; 0 with a single update on
     offline groups."""
     grad_norm: float
-    """Gradient norm of the step's first update, before clipping."""
+    """Gradient norm before clipping."""
     learning_rate: float
     groups: int
     answer_tokens: int
     tokens: int
     """Tokens of all packed sequences; each prompt counts once per group."""
     tokens_per_second: float
-    """``tokens`` per second of the step, over all workers."""
+    """``tokens`` times learner.updates_per_step, per second of the step, over all workers."""
     padding_fraction: float
     """Fraction of the workers' capacity that went to padding, or to waiting for a longer micro-batch."""
     seconds: float

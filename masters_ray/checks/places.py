@@ -132,7 +132,7 @@ def writable(key: str, path: Path) -> Iterator[Complaint]:
     """Yields a complaint unless the directory can be written or made; leaves no file behind. key: named in it."""
     near = nearest(path)
     try:
-        path.exists()  # raises for what may not be looked at, or has too long a name
+        path.exists()  # raises without permission, or when a name is too long
         with tempfile.TemporaryFile(dir=near) as file:
             file.write(b"0")
             file.flush()

@@ -128,7 +128,7 @@ def _usual_reading(source: DataSource) -> Reading:
             try:
                 label, choices = as_text(row.get("answer"), "answer"), choices_of(row.get("choices"))
             except BadRowError:
-                continue  # told when the row is read
+                continue  # reported when the row is mapped
             counts.update(list(readings(label, choices)))
     return max(READINGS, key=lambda one: counts[one])
 

@@ -51,7 +51,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _decoding = 0
-"""Pixels that are being decoded now."""
+"""Pixels that all threads are decoding now."""
 _freed = threading.Condition()
 
 

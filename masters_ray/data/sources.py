@@ -57,7 +57,7 @@ def _unreadable(source: DataSource, error: Exception) -> DataError:
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
-    """(row number from 1, row) of every row."""
+    """Yields (row number from 1, row) of every row."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -65,7 +65,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
-    """(row number from 1, row) of every row."""
+    """Yields (row number from 1, row) of every row."""
     number = 0
     with pq.ParquetFile(file, buffer_size=_BUFFER) as content:
         names = content.schema_arrow.names

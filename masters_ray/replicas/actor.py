@@ -45,7 +45,7 @@ class ReplicaActor:
         self._ending = False
         try:
             self._load(spec)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - told to whoever asks
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - every later call raises it
             self._failure = not_loaded(error)
 
     def _load(self, spec: ReplicaSpec) -> None:
