@@ -1,4 +1,4 @@
-"""The program ``masters-ray``."""
+"""The command line ``masters-ray``: parses a command and calls the room that does it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; returns its exit code. Errors raised on purpose are shown without a traceback."""
+    """Runs one command and returns its exit code. A MastersError is printed without a traceback."""
     arguments = _parsed(words)
     stopping.forget()
     stopping.listen()
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parsed(words: list[str] | None) -> argparse.Namespace:
-    """Words such as run.dir=x may stand behind options, where argparse by itself takes none."""
+    """Parses the command line. Accepts ``key=value`` overrides after options too, which argparse alone refuses."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
@@ -134,19 +134,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _on_ray(config: Config, *, learns: bool = True) -> Iterator[tuple[RunDirectory, Turns | None]]:
-    """The run's directory, nobody else's inside the block, and Ray with room for what is asked of it; learns and turns
-    as of ``placement.place``. What takes seconds to import, and not Ray, is imported on a thread meanwhile."""
+    """Yields the locked run directory and the placement, with Ray connected inside the block. learns and the yielded
+    ``Turns`` are those of ``placement.place``. Imports torch and the report on a thread while Ray starts."""
     from masters_ray import cluster
     from masters_ray.pipeline.run_dir import RunDirectory
 
     def load() -> None:
-        with suppress(Exception):  # raised again where it is needed
+        with suppress(Exception):  # the import that needs the module raises it again
             for name in ("torch", "masters_ray.report"):
                 import_module(name)
 
     directory = RunDirectory(config)
     with directory.locked():
-        Thread(target=load, name="imports").start()  # no daemon: a process must not end in the middle of an import
+        Thread(target=load, name="imports").start()  # not a daemon: the process must not end during an import
         with cluster.connected(config.cluster):
             yield directory, cluster.place(config, learns=learns)
 

@@ -1,4 +1,4 @@
-"""The Ray that a run uses: an existing cluster when RAY_ADDRESS is set, else one of its own on this machine."""
+"""Connects to the cluster at RAY_ADDRESS, or starts a Ray on this machine when it is unset; watches over that Ray."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from masters_ray.replicas import placement
 from masters_ray.replicas.placement import Turns
 
 _TOKEN = secrets.token_hex(32)
-"""What the Ray on this machine asks of whoever connects: only this process and its children have it."""
+"""Token that the local Ray demands of its clients: only this process and its children have it."""
 _LOOPBACK = {
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
     "RAY_AUTH_TOKEN": _TOKEN,
 }
-"""Variables of all processes of the Ray on this machine."""
+"""Environment variables of all processes of the local Ray."""
 _IN_A_PROCESS = (ClusterError, LearnerError, ReplicaError)
-"""Errors of which the logs of Ray's processes may say more."""
+"""Errors about which the logs of Ray's processes may say more; after them and unexpected errors the logs are kept."""
 _LONGEST_FOLDER = 30
-"""Bytes of the path in which Ray makes its directory: a socket's path may have 107, of which Ray takes 76."""
+"""Longest path, bytes, in which Ray may make its directory: a socket's path may have 107, of which Ray adds 76."""
 _TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id")
 
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
-    """Ray is there inside the block. Raises ConfigError when RAY_ADDRESS leads nowhere, ClusterError when no Ray can be
-    started on this machine. When Ray ends by itself inside the block, so does this process, with two lines."""
+    """Connects Ray inside the block. Raises ConfigError when nothing answers at RAY_ADDRESS, ClusterError when Ray
+    cannot be started on this machine. Ends this process with exit code 1 when Ray is lost inside the block."""
     address = os.environ.get("RAY_ADDRESS")
     address = None if address == "local" else address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -56,7 +56,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
 
 
 def place(config: Config, *, learns: bool = True) -> Turns | None:
-    """``placement.place`` on the connected cluster."""
+    """Calls ``placement.place`` with the nodes of the connected cluster."""
     import ray
     from ray._private.state import state
 
@@ -67,7 +67,7 @@ def place(config: Config, *, learns: bool = True) -> Turns | None:
 
 
 def local_resources(cluster: Cluster) -> dict[str, float]:
-    """What the Ray that run starts on this machine would have."""
+    """Returns the resources (name → amount) that a Ray started on this machine would have."""
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
     spec = ResourceAndLabelSpec(num_cpus=cluster.local_cpus)
@@ -102,7 +102,7 @@ def _existing(address: str) -> Iterator[None]:
             )
         raise ConfigError([Complaint("RAY_ADDRESS", expected, f"{address} ({told})", remedy)]) from error
     try:
-        # After 60 seconds Ray ends this process without a word of ours.
+        # Ray itself ends this process after 60 seconds, without our message: look earlier.
         with _watched(partial(_unreachable, ray.get_runtime_context().gcs_address), seconds=2.5, patience=50):
             yield
     finally:
@@ -111,18 +111,18 @@ def _existing(address: str) -> Iterator[None]:
 
 @contextmanager
 def _own(cluster: Cluster) -> Iterator[None]:
-    """A Ray of this process: on the loopback, behind a token, with its files in a directory that goes with it."""
+    """Runs a Ray inside the block: on the loopback, behind a token, in a directory kept after ``_IN_A_PROCESS``."""
     import ray
 
     before, spared = dict(os.environ), stopping.children()
     asked = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     short = asked if len(os.fsencode(asked)) <= _LONGEST_FOLDER else "/tmp"
     folder = Path(tempfile.mkdtemp(prefix="mr-", dir=short))
-    # Ray turns its token mode on by itself for such a cluster, unless it was told something else.
+    # Ray turns its token mode on for a local cluster unless this variable says otherwise.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.update(_LOOPBACK)
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
-        os.environ["TMPDIR"] = str(folder)  # the engines have sockets, too
+        os.environ["TMPDIR"] = str(folder)  # the engines' sockets have the same limit on paths
     ended = False
     try:
         _start(cluster, folder)
@@ -145,7 +145,7 @@ def _own(cluster: Cluster) -> Iterator[None]:
 
 
 def _start(cluster: Cluster, folder: Path) -> None:
-    """Raises ClusterError when Ray does not come up, on a busy machine after a second try."""
+    """Starts Ray, a second time after a timeout. Raises ClusterError when it does not come up."""
     import ray
 
     options = {"address": "local", "num_cpus": cluster.local_cpus, "include_dashboard": False}
@@ -153,7 +153,7 @@ def _start(cluster: Cluster, folder: Path) -> None:
         try:
             _init(**options, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
             return
-        except Exception as error:  # Ray raises bare ones
+        except Exception as error:  # Ray raises bare Exceptions
             ray.shutdown()
             told = " ".join(str(error).split())
             if last or "timed out" not in told:
@@ -166,16 +166,16 @@ def _start(cluster: Cluster, folder: Path) -> None:
 
 
 def _init(**options: Any) -> None:
-    """Raises whatever Ray does."""
+    """Calls ``ray.init`` with our output, signal handlers and ports. Raises whatever Ray raises."""
     import ray
     from ray._private import parameter, ray_constants, utils
     from ray._private import worker as ray_worker
 
     ray_worker.print_to_stdstream = _told_in_short
     utils.set_sigterm_handler = lambda _: None
-    # Jobs are handed over through an agent's usual port: it is left to the clusters of this machine.
+    # Job submission uses the agent's default port: leave it to other clusters on this machine.
     parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
-    # Otherwise Ray replaces the loopback's address by that of a network's interface.
+    # Otherwise Ray replaces the loopback address by that of a network interface.
     ray_constants.ENABLE_RAY_CLUSTER = options.get("address") != "local"
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
@@ -184,7 +184,7 @@ def _init(**options: Any) -> None:
 
 
 def _told_in_short(data: dict[str, Any], **_: Any) -> None:
-    """The first sentence of what Ray has to say beside the errors that it raises: its dumps stay in its logs."""
+    """Prints the first sentence of a message of Ray; the rest stays in Ray's logs."""
     told = " ".join(str(data["lines"][0]).split())
     if not told.startswith(_TOLD_BY_US):
         say("Ray: " + told.partition(". ")[0])
@@ -192,8 +192,8 @@ def _told_in_short(data: dict[str, Any], **_: Any) -> None:
 
 @contextmanager
 def _watched(look: Callable[[], str | None], seconds: float, patience: float) -> Iterator[None]:
-    """When Ray is lost inside the block, this process ends: nothing that waits for Ray would. look: what is wrong;
-    seconds: between two looks; patience: seconds for which something may be wrong."""
+    """Ends this process when Ray is lost inside the block, since calls that wait for Ray would never return. look:
+    returns the fault or None; seconds: between two calls of it; patience: seconds for which a fault may last."""
     left = threading.Event()
 
     def watch() -> None:
@@ -216,7 +216,7 @@ def _watched(look: Callable[[], str | None], seconds: float, patience: float) ->
 
 
 def _dead_process() -> str | None:
-    """What became of a process without which the Ray on this machine is not one."""
+    """Returns a message when the local Ray's gcs_server or raylet has ended, otherwise None."""
     from ray._private import worker as ray_worker
 
     node = ray_worker._global_node
@@ -238,7 +238,7 @@ def _unreachable(address: str) -> str | None:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError when nothing listens at host:port: Ray itself would try for minutes."""
+    """Raises OSError when nothing listens at host:port within 5 seconds; Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

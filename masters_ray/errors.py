@@ -1,6 +1,6 @@
-"""Every error that masters_ray raises on purpose, one class for each boundary at which something can go wrong.
+"""The tree of errors that masters_ray raises on purpose: one class per boundary.
 
-All of them pickle (Ray carries them between processes), keep their cause, and say what was expected and how to mend it.
+All of them pickle (Ray carries them between processes), keep their cause, and say what was expected and the remedy.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _SECRET = re.compile(
     r"([?&;](?:sig|sas|[^?&;=]*(?:signature|token|secret|passw|credential|key|auth)[^?&;=]*)=)[^?&;#]+", re.IGNORECASE
 )
 _NAMED_USERS = ("http://", "https://", "s3://", "ftp://", "gs://", "gcs://")
-"""Where a user's name alone gives access."""
+"""Schemes under which the user part of an address is masked even without a password: it may be a token or key."""
 
 
 def without_secrets(text: str) -> str:
-    """A text with … in place of what gives access in its addresses: user and password, tokens, signatures."""
+    """Returns the text with … in place of the credentials in its addresses: user, password, tokens, signatures."""
     return _ADDRESS.sub(lambda found: found[1] + _without_secret(found[1].lower(), found[2]), text)
 
 
@@ -35,7 +35,7 @@ def _without_secret(scheme: str, rest: str) -> str:
 
 
 class MastersError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error that masters_ray raises on purpose."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Complaint:
     """One violated rule of a configuration."""
 
     where: str
-    """Key of the configuration or name of a file."""
+    """Key of the configuration, or a file's name."""
     expected: str
     found: str
     remedy: str = ""
@@ -66,46 +66,46 @@ class ConfigError(MastersError):
 
 
 class DataError(MastersError):
-    """A source that cannot be read, or too many rows set aside."""
+    """A data source cannot be read, or too many of its rows were set aside."""
 
 
 class CheckpointError(MastersError):
-    """Model weights, tokenizer or processor that cannot be used."""
+    """Model weights, tokenizer or processor cannot be used."""
 
 
 class StoreError(MastersError):
-    """A rollout store that is missing, incomplete or made by other settings."""
+    """A rollout store, or another file of a run, is missing, incomplete, unusable or made by other settings."""
 
 
 class DamagedError(StoreError):
-    """A file of a rollout store that is not as it was written."""
+    """The content of a rollout store's file differs from what was written."""
 
 
 class ReplicaError(MastersError):
-    """An actor that died or answered wrongly."""
+    """A replica died, failed a call, or could not load its model."""
 
 
 class ReplicaLostError(ReplicaError):
-    """A process that is gone, or whose engine broke; another one takes its place."""
+    """A replica's process died or its engine broke; Ray starts another process in its place."""
 
 
 class WeightSyncError(ReplicaError):
-    """A replica's weights are not those that the learner sent."""
+    """A replica's weights differ from those that the learner sent."""
 
 
 class WeightsGoneError(ReplicaError):
-    """The learner that had a version of the student is gone; one that goes on will hand out others."""
+    """The learner that held a version of the student is gone; a restarted learner publishes new versions."""
 
 
 class LearnerError(MastersError):
-    """Training that stopped before its end."""
+    """Training stopped before its end."""
 
 
 class UnreadableRowError(LearnerError):
-    """A stored row that no sequence can be made of."""
+    """The learner cannot make a training sequence of a stored row."""
 
     def __init__(self, row: str, stage: int, position: int, reason: str) -> None:
-        """row: its question's id."""
+        """row: id of the row's question."""
         super().__init__(row, stage, position, reason)
         self.row, self.stage, self.position, self.reason = row, stage, position, reason
 
@@ -114,19 +114,19 @@ class UnreadableRowError(LearnerError):
 
 
 class SubmitError(MastersError):
-    """A Ray job that could not be handed over."""
+    """A Ray job could not be submitted."""
 
 
 class ClusterError(MastersError):
-    """A Ray that cannot be started on this machine."""
+    """Ray cannot be started on this machine."""
 
 
 @contextmanager
 def writing(
     what: object, kind: type[MastersError] = StoreError, *others: type[Exception], done: str = "written"
 ) -> Iterator[None]:
-    """What the system says inside the block, of a full disk for one, becomes a ``kind`` that names the file. others:
-    what libraries raise in place of OSError. done: what is done there."""
+    """Raises ``kind``, naming the file ``what``, for an OSError inside the block (a full disk, for example). others:
+    exceptions that libraries raise in place of OSError. done: participle for the message."""
     caught: tuple[type[Exception], ...] = (OSError, *others)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Accuracy with intervals: by kind, and their balanced mean."""
+"""Held-out accuracy with 95 % intervals: per kind of question, and the mean over kinds."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ _Z = 1.959964
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A measured value with its two-sided 95 % interval. NaN: not measured, or a single value, which has no bounds."""
+    """A measured value with its two-sided 95 % interval. NaN: not measured, or bounds of a single observation."""
 
     value: Measured
     low: Measured
     high: Measured
     n: int
-    """Independent observations: questions, or seeds."""
+    """Number of independent observations: questions or seeds."""
 
     @property
     def settled(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Interval):
-    """The balanced mean over kinds of questions, and the kinds; fractions."""
+    """The unweighted mean over kinds of questions, with each kind's accuracy; fractions."""
 
     by_kind: dict[str, Interval]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marked:
-    """One held-out question with the greedy answer to it."""
+    """A held-out question with a model's greedy answer and its mark."""
 
     id: str
     kind: str
     label: str
     answer: str
-    """"" where the model could not be asked."""
+    """"" for a refused question."""
     finish: Finish | None
-    """None where the model could not be asked."""
+    """None for a refused question."""
     correct: bool
     refused: Refused | None = None
-    """Why the model could not be asked; the question then counts in no accuracy."""
+    """Why the model was not asked; the question then counts in no accuracy."""
     by_rule: bool | None = None
-    """What the rule says where a judge marked; None where the rule did, or the model could not be asked."""
+    """The rule's mark where a judge decided ``correct``; None where the rule did, or the question was refused."""
 
 
 def mark(
@@ -62,7 +62,7 @@ def mark(
     correct: Sequence[bool],
     by_rule: Sequence[bool] | None = None,
 ) -> list[Marked]:
-    """Answers with their marks. correct, by_rule: of each problem; False where it could not be asked."""
+    """Joins answers with their marks. correct, by_rule: per problem; the values of a refused one are False."""
     found = []
     rules: Sequence[bool | None] = [None] * len(problems) if by_rule is None else by_rule
     for problem, answer, right, ruled in zip(problems, answers, correct, rules, strict=True):
@@ -75,13 +75,13 @@ def mark(
 
 
 def cut_share(marked: Sequence[Marked]) -> float:
-    """Share of the answers that were cut; 0 without answers."""
+    """Returns the fraction of the answers that were cut; 0 without answers."""
     answered = [one.finish == "length" for one in marked if not one.refused]
     return sum(answered) / len(answered) if answered else 0.0
 
 
 def refusals(marked: Iterable[Marked]) -> list[Rejected]:
-    """The questions that could not be asked, each once."""
+    """Returns the refused questions, each once."""
     found = {one.id: one.refused for one in marked if one.refused}
     return [
         Rejected(row=f"held-out question {id}", reason=refused.reason, kind=refused.kind)
@@ -90,13 +90,13 @@ def refusals(marked: Iterable[Marked]) -> list[Rejected]:
 
 
 def answered_by_all(marks: Mapping[str, Sequence[Marked]]) -> dict[str, list[Marked]]:
-    """The marks of the questions that every model was asked: accuracies of other questions cannot be compared."""
+    """Returns each model's marks of the questions that no model refused, so that accuracies can be compared."""
     aside = {one.id for marked in marks.values() for one in marked if one.refused}
     return {name: [one for one in marked if one.id not in aside] for name, marked in marks.items()}
 
 
 def wilson(correct: int, n: int) -> Interval:
-    """A share with Wilson's 95 % interval.
+    """Returns correct / n with Wilson's 95 % interval. Raises ValueError without questions.
 
     Example: 8 of 10 gives 0.8 with 0.490 … 0.943.
     """
@@ -106,16 +106,16 @@ def wilson(correct: int, n: int) -> Interval:
     spread = 1 + _Z**2 / n
     centre = (value + _Z**2 / (2 * n)) / spread
     half = _Z * math.sqrt(value * (1 - value) / n + _Z**2 / (4 * n**2)) / spread
-    low = centre - half if correct else 0.0  # where rounding would leave the value out of its interval
+    low = centre - half if correct else 0.0  # rounding could put the bound on the wrong side of the value
     high = centre + half if correct < n else 1.0
     return Interval(value=value, low=low, high=high, n=n)
 
 
 def accuracy(marked: Sequence[Marked]) -> Accuracy:
-    """Accuracy by kind, and the mean over kinds, which no kind's frequency sways; NaN without questions.
+    """Returns accuracy per kind and their unweighted mean, whatever the kinds' frequencies; NaN without questions.
 
-    The mean's 95 % interval adds the kinds' binomial variances, each with two successes and two failures added
-    (Agresti and Coull), so that a kind without errors still has one.
+    The mean's 95 % interval adds up the kinds' binomial variances. Each kind gets two more successes and two more
+    failures (Agresti and Coull), so that its variance is above 0 even without errors.
     """
     if not marked:
         return Accuracy(value=math.nan, low=math.nan, high=math.nan, n=0, by_kind={})
@@ -131,11 +131,11 @@ def accuracy(marked: Sequence[Marked]) -> Accuracy:
 
 
 def kappa(answers: float, first: float, second: float, same: float) -> float:
-    """Cohen's κ of two judges: their agreement beyond what their rates alone would give by chance; NaN without answers,
-    or where chance explains everything.
+    """Returns Cohen's κ of two judges: agreement beyond chance at their own rates of "right". NaN without answers, or
+    when chance agreement is 1.
 
-    first, second: answers that each of the two calls right; same: on which both say the same.
-    Example: of 50 answers 25 and 30 right, 35 the same: (0.7 − 0.5) / (1 − 0.5) = 0.4.
+    answers: number of answers; first, second: answers that each judge calls right; same: answers on which both agree.
+    Example: 50 answers, of which 25 and 30 right, 35 the same: (0.7 − 0.5) / (1 − 0.5) = 0.4.
     """
     if not answers:
         return math.nan

@@ -1,4 +1,4 @@
-"""Files of a run: JSON and JSON lines, written whole or not at all, read with the reason why they cannot be."""
+"""Reads and writes a run's JSON and JSON-lines files: writes are atomic, failed reads name the file and the remedy."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from masters_ray.errors import MastersError, StoreError, writing
 T = TypeVar("T")
 
 MADE_AGAIN = "Delete it to make it again."
-"""Remedy for a damaged file that the same command writes once more."""
+"""Remedy for a damaged file that the same command writes again."""
 
 HALF_WRITTEN = ".tmp"
-"""How a file's name ends until all of it is there."""
+"""Suffix of a file's name while it is being written."""
 _TOLD = 3
-"""Wrong values of a record that its error names."""
+"""Most wrong values of a record that its error names."""
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A field of a record for a number that may be missing: NaN in Python, null in JSON."""
+"""Type of a record's field whose number may be missing: NaN in Python, null in JSON."""
 
 
 def read_record(file: Path, kind: type[T], remedy: str) -> T:
-    """The JSON file as a ``kind``: a dataclass, or a list or dict of them. Types are strict (1 is no text, "1" no
-    number); unknown keys are ignored. Raises StoreError with file, keys, what was expected and the remedy."""
+    """Reads a JSON file as a ``kind``: a dataclass, or a list or dict of them. Types are strict (1 is not a text, "1"
+    not a number); unknown keys are ignored. Raises StoreError with file, keys, what was expected and the remedy."""
     return _record(file, "", _text(file, remedy), TypeAdapter(kind), remedy)
 
 
 def read_records(file: Path, kind: type[T], remedy: str) -> list[T]:
-    """The same of every line of a JSON-lines file. A last line that a kill cut short does not count."""
+    """Reads every line of a JSON-lines file as in ``read_record``; ignores a last line that a kill cut short."""
     whole, _, _ = _text(file, remedy).rpartition("\n")
     adapter = TypeAdapter(kind)
     lines = [(f"line {number}", line) for number, line in enumerate(whole.split("\n"), 1) if line.strip()]
@@ -42,7 +42,7 @@ def read_records(file: Path, kind: type[T], remedy: str) -> list[T]:
 
 
 def as_json(record: Any) -> Any:
-    """Records as values of JSON, the inverse of ``read_record``: null stands for a number that is not finite."""
+    """Returns records as JSON values, the inverse of ``read_record``; a number that is not finite becomes null."""
     return to_jsonable_python(record, inf_nan_mode="null")
 
 
@@ -58,7 +58,7 @@ def _text(file: Path, remedy: str) -> str:
 def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str) -> T:
     where = f"{file}: {line}".removesuffix(": ")
     try:
-        # Half of a surrogate pair, which a model may write, cannot be encoded: it becomes a question mark.
+        # A model may write half of a surrogate pair, which UTF-8 cannot encode: replace it by a question mark.
         content = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
     except ValueError as error:
         raise StoreError(f"{where}: not JSON ({error}). {remedy}") from error
@@ -79,22 +79,22 @@ def _complaint(error: ErrorDetails) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """Content of a JSON file that the run makes again when it is gone. Raises StoreError when it is damaged."""
+    """Reads a JSON file that the run can make again. Raises StoreError when it is missing or damaged."""
     return read_record(file, Any, MADE_AGAIN)
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The same of a file that holds an object."""
+    """``read_json`` of a file that holds an object."""
     return read_record(file, dict[str, Any], MADE_AGAIN)
 
 
 def read_lines(file: Path) -> list[Any]:
-    """The same of every line of a JSON-lines file, as ``read_records``; empty when there is no file."""
+    """Reads every line of a JSON-lines file as ``read_records`` does; returns an empty list without a file."""
     return read_records(file, Any, MADE_AGAIN) if file.exists() else []
 
 
 def append_lines(file: Path, rows: Sequence[Any]) -> None:
-    """Add rows to a JSON-lines file of the run; a last line that a kill cut short is taken off first."""
+    """Appends rows to a JSON-lines file; first removes a last line that a kill cut short. Raises StoreError."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab+") as lines:
@@ -107,17 +107,17 @@ def append_lines(file: Path, rows: Sequence[Any]) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Whole or not at all. Raises StoreError when it cannot be written."""
+    """Writes a JSON file atomically. Raises StoreError when it cannot be written."""
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str, kind: type[MastersError] = StoreError) -> None:
-    """Whole or not at all; an existing file is replaced. Raises a ``kind`` when it cannot be written."""
+    """Writes a UTF-8 file atomically, replacing an existing one. Raises ``kind`` when it cannot be written."""
     write_bytes(file, text.encode(), kind)
 
 
 def write_bytes(file: Path, content: bytes | memoryview, kind: type[MastersError] = StoreError) -> None:
-    """The same of bytes. They are on the device before the file has its name."""
+    """Writes bytes as ``write_text`` writes a text. Syncs them to disk before the file gets its final name."""
     temporary = file.with_name(file.name + HALF_WRITTEN)
     with writing(file, kind):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Progress that a person can follow: bars in a terminal, a line now and then in a log."""
+"""Prints progress: a bar in a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ console = Console(highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[..., None]
-"""advance(count, note=""): so many more are done; the note stands behind the bar."""
+"""advance(count, note=""): adds ``count`` finished pieces and shows the note behind the bar."""
 
 
 def say(text: str) -> None:
-    """One line for the person who waits."""
+    """Prints one line."""
     console.print(text, soft_wrap=True, markup=False)
 
 
 @contextmanager
 def track(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Follow ``total`` pieces of work, ``done`` of them finished before."""
+    """Yields the function that advances a bar of ``total`` pieces, of which ``done`` are finished at the start."""
     if not console.is_terminal:
         yield _lines(title, total, done)
         return

@@ -1,4 +1,4 @@
-"""The frozen rows that cross a boundary. A stage returns a new type; it never fills a blank in an old one.
+"""Frozen records that rooms hand to each other; each stage returns a new type and never completes an old one.
 
 Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGroup ─► store ─► learner ─► StepMetrics
 """
@@ -16,17 +16,17 @@ import numpy as np
 
 Source = Literal["teacher", "student"]
 Finish = Literal["stop", "length"]
-"""How an answer ended: by an end-of-turn token, or cut at its longest length."""
+"""Why generation ended: stop: an end-of-turn token; length: the answer was cut at its token limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An encoded picture (PNG, JPEG, …): by reference or in memory. Exactly one of the two is set."""
+    """An encoded picture (PNG, JPEG, …). Exactly one of ``path`` and ``data`` is set."""
 
     path: str | None = None
     data: bytes | None = None
     digest: str | None = None
-    """SHA-256 of the encoded bytes, hexadecimal, as they were when the data were read; None: they were not yet."""
+    """SHA-256 of the encoded bytes when the data was read, hexadecimal; None: not read yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ class Problem:
     label: str
     pictures: tuple[Picture, ...]
     choices: tuple[str, ...] = ()
-    """Possible answers, if the question names them; shown to the model below the question."""
+    """Possible answers of a multiple-choice question; shown to the model below the question."""
     kind: str = "all"
-    """What accuracy is reported by."""
+    """Category of the question; accuracy is reported per kind."""
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits of everything above; pictures count by their content, wherever they lie. (One on disk
-        that was not read yet counts by its path.)"""
+        """Returns 16 hexadecimal digits of a hash over all fields. A picture counts by its content; by its path if the
+        file was not read yet."""
         pictures = [
             one.digest or (hashlib.sha256(one.data).hexdigest() if one.data is not None else one.path)
             for one in self.pictures
@@ -60,35 +60,35 @@ class Problem:
 
 
 RejectedBy = Literal["row", "text", "picture", "engine", "judge", "replica", "learner"]
-"""What a row was set aside for: it is not one, a text of it holds a special token, a picture cannot be opened, an
-engine does not take it, too few of its answers can be judged, replicas die on it, the learner cannot read it."""
+"""Why a row was set aside. row: malformed; text: a text holds a special token; picture: cannot be opened; engine: it
+refuses the prompt; judge: too few judged answers; replica: replicas die on it; learner: cannot read the stored row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A row that was set aside."""
+    """A row that was set aside, with the reason."""
 
     row: str
-    """Where it stands: file and row number, or the question's id."""
+    """File and row number, or the question's id."""
     reason: str
     kind: RejectedBy = "row"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model wrote to one problem."""
+    """A sampled answer of the teacher or the student to a problem."""
 
     source: Source
     text: str
     """Without special tokens."""
     token_ids: tuple[int, ...]
-    """At least one; the end-of-turn token is the last unless the answer was cut."""
+    """At least one token; ends with the end-of-turn token unless the answer was cut."""
     finish: Finish
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a model wrote in one greedy call."""
+    """A model's greedy answer."""
 
     text: str
     """Without special tokens."""
@@ -99,19 +99,19 @@ class Reply:
 class JudgedAnswer:
     answer: Answer
     accuracy: int | None
-    """R_acc, 0 or 1; None: neither judge call was readable (unjudged)."""
+    """R_acc, 0 or 1; None: unjudged, as neither judge call was readable."""
     verdict: str
-    """What the judge wrote in its first call."""
+    """The judge's reply to its first call."""
     reasoning: int | None = None
-    """R_rea, 0 or 1; None: nobody was asked, or the judge's call was not readable."""
+    """R_rea, 0 or 1; None: the judge was not asked, or neither of its calls was readable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedText:
-    """A stored answer as its judge saw it, without tokens and scores."""
+    """A stored answer as its judge saw it: without tokens and log-probs."""
 
     position: int
-    """Of its question."""
+    """Place of its question in the seeded order of the run's data."""
     kind: str
     question: str
     label: str
@@ -119,38 +119,38 @@ class JudgedText:
     source: Source
     text: str
     accuracy: int
-    """R_acc, 0 or 1: answers that nobody could judge are not stored."""
+    """R_acc, 0 or 1; unjudged answers are not stored."""
     verdict: str
     reasoning: int | None
-    """R_rea, 0 or 1; None: nobody was asked."""
+    """R_rea, 0 or 1; None: the judge was not asked, or neither of its calls was readable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """A teacher's next-token distributions at the tokens of one answer. numpy arrays, so that they travel cheaply."""
+    """A teacher's truncated next-token distributions at the tokens of one answer. numpy arrays serialise cheaply."""
 
     top_ids: np.ndarray
     """int32 [tokens, k], most likely first."""
     top_logprobs: np.ndarray
-    """float32 [tokens, k], temperature 1, normalised over the whole vocabulary."""
+    """float32 [tokens, k], log-probs at temperature 1, normalised over the whole vocabulary."""
     left_out: np.ndarray
-    """float32 [tokens], probability mass outside the k."""
+    """float32 [tokens], tail mass: the probability of all tokens outside the top k."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What an engine says of one answer."""
+    """An engine's scores of one answer."""
 
     prompt_tokens: int
     """Tokens of the question with its pictures."""
     top: TokenScores
     own: np.ndarray
-    """float32 [tokens], log-probabilities of the answer's own tokens, temperature 1."""
+    """float32 [tokens], log-probs of the answer's tokens at temperature 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A question that a model could not be asked: its engine would not take it, or a picture cannot be opened."""
+    """A question that a model was not asked: the engine refused its prompt, or a picture cannot be opened."""
 
     reason: str
     kind: RejectedBy = "engine"
@@ -161,14 +161,14 @@ class ScoredAnswer:
     judged: JudgedAnswer
     teacher: TokenScores
     reference_logprobs: np.ndarray
-    """float32 [tokens], log-probability of each token under the student before training."""
+    """float32 [tokens], log-probs under the reference policy: the student before training."""
     behaviour_logprobs: np.ndarray | None = None
-    """The same under the student that wrote the group's answers while it learned; None: written before training."""
+    """float32 [tokens], log-probs under the student version that wrote the group; None: written before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
-    """One question with its judged and scored answers: a row of the store."""
+    """A question with its judged and scored answers: a row of the store."""
 
     position: int
     """Place in the seeded order of the run's data."""
@@ -178,16 +178,16 @@ class RolloutGroup:
     prompt_tokens: int
     """Tokens of the question with its pictures, as the student's engine read it."""
     answers: tuple[ScoredAnswer, ...]
-    """At least 2; unjudged answers are left out and counted."""
+    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
     teacher_digest: str
     student_digest: str
     version: int | None = None
-    """Optimizer steps that the student who wrote had seen, in an online iteration; None: written before training."""
+    """Optimizer steps taken by the student that wrote the online group; None: written before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """What one optimizer step reports; means over the step's groups unless said otherwise."""
+    """Metrics of one optimizer step: means over its groups in its first update unless the field says otherwise."""
 
     step: int
     """Counts from 1."""
@@ -196,86 +196,86 @@ class StepMetrics:
     loss: float
     policy_loss: float
     kl: float
-    """k3 to the reference policy, nats."""
+    """k3 estimate of the KL divergence to the reference policy, nats."""
     jsd: float
-    """Teacher and current student, nats."""
+    """Jensen-Shannon divergence between teacher and current student, nats."""
     accuracy_reward: float
     distillation_reward: float
     advantage_std: float
     """Population standard deviation of the advantages."""
     zero_std_groups: float
-    """Fraction of groups whose rewards do not differ."""
+    """Fraction of groups whose answers all have the same reward."""
     clip_fraction: float
-    """Fraction of tokens whose ratio of new to old probability was cut off in the step's last update; 0 with one update
-    on groups without an age."""
+    """Fraction of tokens whose probability ratio was clipped in the step's last update; 0 with a single update on
+    offline groups."""
     grad_norm: float
-    """Before clipping, of the step's first update."""
+    """Gradient norm before clipping."""
     learning_rate: float
     groups: int
     answer_tokens: int
     tokens: int
-    """Tokens of all sequences, prompts once."""
+    """Tokens of all packed sequences; each prompt counts once per group."""
     tokens_per_second: float
-    """The same per second of the step, over all workers."""
+    """``tokens`` times learner.updates_per_step, per second of the step, over all workers."""
     padding_fraction: float
-    """Fraction of what the workers could have computed that was padding, or waiting for a longer micro-batch."""
+    """Fraction of the workers' capacity that went to padding, or to waiting for a longer micro-batch."""
     seconds: float
-    """Wall time of the step, without waiting for fresh answers."""
+    """Wall time of the step without ``rollout_wait_s``."""
     rollout_wait_s: float
-    """Seconds that the learner waited for the step's fresh answers."""
+    """Seconds that the learner waited for the step's online rollouts."""
     fresh: int
-    """Groups that were answered afresh, in an online iteration; 0 in an offline one."""
+    """Groups from online rollouts; 0 in an offline iteration."""
     age: float
-    """Mean over those of the optimizer steps by which the student who wrote is behind; 0 without."""
+    """Mean staleness of the fresh groups: optimizer steps by which the writer is behind the learner; 0 without any."""
     logprob_mismatch: float
-    """Mean distance of the learner's log-probabilities to the writing student's, nats per token of those groups; 0
-    without."""
+    """Mean absolute difference between the learner's and the behaviour policy's log-probs on the fresh groups, nats per
+    token; 0 without any."""
     mfu: float
-    """Necessary operations (``learner.work``) per second and worker, as a fraction of the device's rate at one large
-    matrix product."""
+    """Model FLOPs utilisation: necessary operations (``learner.work``) per second and worker, as a fraction of the rate
+    that the device reaches on one large matrix product."""
     memory_gib: float
-    """Most memory held so far on any worker: PyTorch's on a GPU, the process's on a CPU."""
+    """Peak memory of any worker so far, GiB: PyTorch's on a GPU, the process's on a CPU."""
     jsd_error_bound: float = math.nan
-    """Most that ``jsd`` can be below the divergence over the whole vocabulary, because stored scores leave tokens out;
-    nats. NaN: a step of a version that did not measure it."""
+    """Upper bound, nats, by which ``jsd`` from stored top-k scores can be below the divergence over the whole
+    vocabulary. NaN: a step recorded by a version that did not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineStep:
-    """What came of one online iteration's answers: a line of online.jsonl."""
+    """Timings and outcome of one online iteration's rollouts: a line of online.jsonl."""
 
     step: int
     stage: int
     version: int
-    """Of the student that was to write: the optimizer steps it had seen."""
+    """Student version asked for: the optimizer steps that it has taken."""
     ages: list[int]
-    """Of each group that was made: optimizer steps by which its writer was behind the learner."""
+    """Staleness of each group made: optimizer steps by which its writer was behind the learner."""
     rejected: int
     """Questions without a group."""
     seconds: float
-    """From when the weights were there to when the groups were."""
+    """From the weights' arrival to the last group."""
     publish_seconds: float
-    """What the learner spent on handing out the weights, before."""
+    """Time that the learner spent on publishing the weights, before ``seconds`` starts."""
     load_seconds: float
-    """Of ``seconds``, until all of the student's replicas held the weights."""
+    """Part of ``seconds`` until all student replicas held the weights."""
     calls: dict[str, dict[str, float]]
-    """Pool and method ("teacher.answer") → calls, questions, seconds, summed over its calls."""
+    """Pool and method ("teacher.answer") → sums over its calls: calls, questions, seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedStep:
-    """An optimizer step that was not taken: its loss or its gradient was not finite, or it has no rows."""
+    """An optimizer step that was not taken: its loss or gradient was not finite, or it had no rows."""
 
     step: int
     stage: int
     reason: str
     saved: str
-    """Directory with the step's rows (a parquet file like the store's) for inspection; "" without rows."""
+    """Directory with the step's rows (parquet, as in the store) for inspection; "" without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Stored rows that an optimizer step went on without: the learner cannot read them."""
+    """Stored rows that an optimizer step left out because the learner cannot read them."""
 
     step: int
     rows: list[Rejected]
@@ -283,26 +283,26 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobMismatch:
-    """How far the learner's log-probabilities of the untrained student are from the engine's on rows of a stage."""
+    """Difference between the learner's and the engine's log-probs of the untrained student, over rows of a stage."""
 
     stage: int
     rows: int
-    """That were compared."""
+    """Rows compared."""
     row: str
-    """The one that is furthest apart."""
+    """The row with the largest mean difference."""
     mean_gap: float
-    """Its mean distance, nats per answer token."""
+    """Mean absolute difference of ``row``, nats per answer token."""
     token_gap: float
-    """The largest distance at one token of any row, nats."""
+    """Largest difference at any token of any row, nats."""
     bound: float
-    """Largest mean distance of a row that counts as agreement."""
+    """Largest mean difference of a row that counts as agreement, nats per answer token."""
     apart: int
-    """Rows above it, which are not learned from."""
+    """Rows above ``bound``; the learner does not train on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTally:
-    """Counts over the answers of a stage; tallies of batches add up."""
+    """Counts over the answers of a stage; ``+`` adds up the tallies of batches."""
 
     rows: int = 0
     """Groups stored."""
@@ -310,20 +310,20 @@ class AnswerTally:
     unjudged: int = 0
     """Answers left out because neither judge call was readable."""
     empty: int = 0
-    """Answers without a word."""
+    """Answers without text."""
     compared: int = 0
-    """Answers that a model has judged readably, and the rule as well; of these the next three are."""
+    """Answers with a verdict of both a judge model and the rule; the next three fields count among them."""
     judge_right: int = 0
     rule_right: int = 0
     judge_rule_agreements: int = 0
-    """Both say the same."""
+    """Answers on which judge and rule agree."""
     defused_answers: int = 0
-    """Answers that hold tags of a judge's prompts."""
+    """Answers that hold tags of the judge's prompts, which the judge is shown without their brackets."""
     defused_questions: int = 0
-    """Questions that do, or whose label or choices do."""
+    """Questions whose text, label or choices hold tags of the judge's prompts."""
     teacher_written: int = 0
     teacher_cut: int = 0
-    """Cut at their longest length."""
+    """Teacher answers cut at the token limit."""
     teacher_judged: int = 0
     teacher_right: int = 0
     student_written: int = 0
@@ -335,7 +335,7 @@ class AnswerTally:
     tokens: int = 0
     """Scored tokens of stored answers."""
     tail_mass_sum: float = 0.0
-    """Their teacher mass outside the stored top k."""
+    """Sum over ``tokens`` of the teacher's probability mass outside the stored top k."""
 
     def __add__(self, other: AnswerTally) -> AnswerTally:
         return AnswerTally(
@@ -344,7 +344,7 @@ class AnswerTally:
 
     @classmethod
     def total(cls, parts: Iterable[Mapping[str, Any]]) -> AnswerTally:
-        """The sum of tallies that were noted as plain values."""
+        """Returns the sum of tallies given as mappings of field to count."""
         total = AnswerTally()
         for part in parts:
             total += AnswerTally(**part)
@@ -352,22 +352,22 @@ class AnswerTally:
 
     @property
     def accuracy_by_source(self) -> dict[str, float]:
-        """Mean R_acc of the teacher's and of the student's answers."""
+        """Mean R_acc of the teacher's and of the student's judged answers; a source without any is left out."""
         return self._rates("right", "judged")
 
     @property
     def cut_by_source(self) -> dict[str, float]:
-        """Share of the teacher's and of the student's answers that were cut."""
+        """Fraction of the teacher's and of the student's answers that were cut; a source without any is left out."""
         return self._rates("cut", "written")
 
     @property
     def reasoning(self) -> float | None:
-        """Mean R_rea; None when nobody was asked."""
+        """Mean R_rea; None when no answer has one."""
         return self.reasoning_right / self.reasoning_judged if self.reasoning_judged else None
 
     @property
     def tail_mass(self) -> float:
-        """Mean teacher mass outside the stored top k, over tokens."""
+        """Teacher's mean probability mass per token outside the stored top k; 0 without tokens."""
         return self.tail_mass_sum / self.tokens if self.tokens else 0.0
 
     def _rates(self, part: str, whole: str) -> dict[str, float]:
@@ -377,7 +377,7 @@ class AnswerTally:
 
 @dataclass(frozen=True, kw_only=True)
 class StageOutcome(AnswerTally):
-    """What making one stage's rollouts took and achieved."""
+    """Outcome of making one stage's rollouts."""
 
     stage: int
     ratio: float
@@ -385,10 +385,10 @@ class StageOutcome(AnswerTally):
     sparsity: float
     """Mask ratio achieved."""
     masked: dict[str, int]
-    """Which matrices of the teacher: names with * in place of numbers → how many."""
+    """Masked matrices of the teacher: name with * in place of layer numbers → count."""
     unmasked: dict[str, int]
-    """The teacher's matrices that no mask touched, in the same way."""
+    """Matrices of the teacher that are not masked, in the form of ``masked``."""
     teacher_digest: str
     seconds: float
     set_aside: dict[str, int]
-    """Questions without a row, by kind (Rejected)."""
+    """Questions without a row: ``Rejected.kind`` → count."""

@@ -1,4 +1,4 @@
-"""What a person should know about a stage's answers: sentences for the terminal and the report."""
+"""Warnings about a stage's or the held-out answers, as sentences for the terminal and the report; "" for none."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from masters_ray.evaluate import Marked, wilson
 from masters_ray.records import AnswerTally
 
 _MANY_CUT = 0.05
-"""From this share of cut answers on a person is told."""
+"""A warning appears above this fraction of cut answers."""
 _CHANCE = 0.1
-"""Share of answers on which a judge and a rule that both fit the labels may differ."""
+"""Fraction of answers on which judge and rule may differ although both fit the labels."""
 
 
 def of(where: str, counts: AnswerTally, rule: str) -> list[str]:
-    """All that there is to say. where: what the answers are of, for instance "stage 0"."""
+    """Returns all warnings about a stage. where: name of the answers in the sentences, such as "stage 0"."""
     found = (cut(where, counts), defused(where, counts), disagreement(where, counts, rule))
     return [one for one in found if one]
 
 
 def cut(where: str, counts: AnswerTally) -> str:
-    """Which answers were cut, if they are more than a few."""
+    """Warns when more than 5 % of the teacher's or the student's answers were cut."""
     many = [f"{share:.1%} of the {source}'s" for source, share in counts.cut_by_source.items() if share > _MANY_CUT]
     if not many:
         return ""
@@ -32,7 +32,7 @@ def cut(where: str, counts: AnswerTally) -> str:
 
 
 def held_out_cut(share: float, longest: int) -> str:
-    """The same of held-out answers. longest: the tokens at which they are cut."""
+    """Warns when more than 5 % of the held-out answers were cut. share: that fraction; longest: token limit."""
     if share <= _MANY_CUT:
         return ""
     return (
@@ -42,7 +42,7 @@ def held_out_cut(share: float, longest: int) -> str:
 
 
 def defused(where: str, counts: AnswerTally) -> str:
-    """Answers and questions that hold tags of a judge's prompts."""
+    """Warns of answers and questions that hold tags of the judge's prompts."""
     if not counts.defused_answers + counts.defused_questions:
         return ""
     return (
@@ -53,12 +53,12 @@ def defused(where: str, counts: AnswerTally) -> str:
 
 
 def kappa(counts: AnswerTally) -> float:
-    """Cohen's κ of judge and rule."""
+    """Returns Cohen's κ of judge and rule; NaN without compared answers."""
     return evaluate.kappa(counts.compared, counts.judge_right, counts.rule_right, counts.judge_rule_agreements)
 
 
 def disagreement(where: str, counts: AnswerTally, rule: str) -> str:
-    """Whether judge and rule differ on more answers than can be: the 95 % interval of the share lies above 10 %."""
+    """Warns when judge and rule differ too often: the 95 % interval of the fraction lies above 10 %."""
     n = counts.compared
     if not n or (differ := wilson(n - counts.judge_rule_agreements, n)).low <= _CHANCE:
         return ""
@@ -72,7 +72,7 @@ def disagreement(where: str, counts: AnswerTally, rule: str) -> str:
 
 
 def held_out_disagreement(where: str, marked: Sequence[Marked], rule: str) -> str:
-    """The same of held-out answers that the judge marked: the accuracy is what the judge says of them."""
+    """Warns of ``disagreement`` on held-out answers that a judge marked, whose marks are the accuracy."""
     both = [one for one in marked if one.by_rule is not None]
     counts = AnswerTally(
         compared=len(both),

@@ -1,4 +1,4 @@
-"""Signals that end the program: each ends it as Ctrl-C does, with the exit code that a shell expects of it."""
+"""Handles SIGINT, SIGTERM and SIGHUP: all end the program as Ctrl-C does, each with its exit code 128 + signal."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from types import FrameType
 GOES_ON = "the same command goes on from what is finished."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_REPEAT = 2.0
-"""timeout and closing terminals send a signal to a process and to its group, so that it comes twice."""
+"""A signal that comes again this soon is the same one: timeout and terminals signal the process and its group."""
 _SECONDS_TO_DIE = 10.0
 
 
 _first: list[tuple[signal.Signals, float]] = []
-"""The first signal that came, and when."""
+"""The first signal received and its time (monotonic seconds); empty before."""
 
 
 def listen() -> None:
-    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread; one that comes more than two
-    seconds after the first ends this process and its children at once. Signals that the process was started to ignore
-    (nohup) stay ignored. To be called again when a library has installed handlers of its own; does nothing outside the
-    main thread."""
+    """Makes Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread. A signal more than two seconds after
+    the first ends this process and its children at once. A signal that the process was started to ignore (nohup) stays
+    ignored. Call again after a library installed its own handlers; does nothing outside the main thread."""
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -33,17 +32,17 @@ def listen() -> None:
 
 
 def forget() -> None:
-    """Nothing came yet."""
+    """Forgets the signals received so far."""
     _first.clear()
 
 
 def asked() -> bool:
-    """Whether a signal came."""
+    """Whether a signal was received."""
     return bool(_first)
 
 
 def outcome() -> tuple[str, int]:
-    """What happened, in words, and the exit code: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """Returns what happened, in words, and the exit code: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     number = _first[0][0] if _first else signal.SIGINT
     return "interrupted" if number == signal.SIGINT else f"stopped by {number.name}", 128 + number
 
@@ -51,7 +50,7 @@ def outcome() -> tuple[str, int]:
 def _stop(number: int, _: FrameType | None) -> None:
     if not _first:
         _first.append((signal.Signals(number), time.monotonic()))
-        # Not a class of our own: what waits inside Ray raises this one in its place.
+        # Not a class of our own: calls that wait inside Ray would turn it into KeyboardInterrupt.
         raise KeyboardInterrupt
     if time.monotonic() - _first[0][1] > _SECONDS_TO_REPEAT:
         told, exit_code = outcome()
@@ -59,21 +58,21 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def end(told: str, exit_code: int) -> None:
-    """End this process and its children without any unwinding: what is finished lies whole on disk."""
+    """Ends this process and its children without unwinding: finished files are whole on disk. told: printed first."""
     print(f"masters-ray: {told}", file=sys.stderr, flush=True)
     end_children()
     os._exit(exit_code)
 
 
 def children() -> set[int]:
-    """Process ids of this process's descendants."""
+    """Returns the process ids of this process's descendants."""
     import psutil
 
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
 def end_children(spared: Collection[int] = ()) -> None:
-    """Kill this process's descendants, but not those that are spared, and wait until they are gone."""
+    """Kills this process's descendants except ``spared`` (process ids), and waits up to 10 s until they are gone."""
     import psutil
 
     found = [child for child in psutil.Process().children(recursive=True) if child.pid not in spared]

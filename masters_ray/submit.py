@@ -1,4 +1,4 @@
-"""Hand a run to a cluster as a Ray job, follow its log, return its exit code."""
+"""Submits a run to a cluster as a Ray job and follows its log."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from masters_ray.progress import say
 
 _REQUIRED = ("masters_ray", "conf", "jobs")
 _UPLOADED = (*_REQUIRED, "examples")
-"""What of the current directory travels with the job."""
+"""Directories below the current one that are uploaded with the job."""
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _STARTING = "No available agent"
-"""What Ray's dashboard says until the head node's own agent is up."""
+"""Ray's error until the head node's agent is up."""
 _SECONDS_TO_START = 60
 
 
 def submit(config_file: str, overrides: list[str], address: str | None, *, follow: bool = True) -> int:
-    """Submit ``jobs/distil.py`` with this configuration. Returns the job's exit code, or 0 when it is not followed.
+    """Submits ``jobs/distil.py`` with this configuration. Returns the job's exit code, or 0 when it is not followed.
 
-    The code, conf and examples travel with the job; run.dir, data and other checkpoints are paths that the
-    cluster's nodes must see. Raises ConfigError for a bad configuration, SubmitError when no cluster can be reached.
+    The code, conf, jobs and examples are uploaded with the job; run.dir, data and other checkpoints are paths that
+    every node must see. Raises ConfigError for a bad configuration, SubmitError when the job cannot be submitted.
     """
     root = Path.cwd()
     inside = (root / config_file).resolve().is_relative_to(root)
@@ -53,7 +53,7 @@ def submit(config_file: str, overrides: list[str], address: str | None, *, follo
 
 
 def _client(address: str | None) -> Any:
-    # Clusters ask for a token by default, their clients send one only when told to: before Ray is imported.
+    # Clusters demand a token by default, clients send it only if this is set before Ray is imported.
     token = os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")
     if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -73,7 +73,7 @@ def _client(address: str | None) -> Any:
 
 
 def _handed_over(client: Any, **job: Any) -> str:
-    """The id of a job that the cluster has taken; waits for a cluster that is still starting."""
+    """Submits the job and returns its id; waits up to 60 s for a cluster that is still starting."""
     deadline = time.monotonic() + _SECONDS_TO_START
     while True:
         try:
@@ -109,7 +109,7 @@ def _follow(client: Any, job: str, address: str | None) -> int:
 
 
 def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
-    """Overrides that make relative paths mean on the cluster what they mean here; what travels stays relative."""
+    """Returns overrides that make relative paths absolute; those inside uploaded directories stay relative."""
     rollout, data = config.rollout, config.data
     inputs = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
     inputs |= {f"{name}.checkpoint": config.models[name].checkpoint for name in ("teacher", "student")}
@@ -128,18 +128,18 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
 
 
 def _stays_behind(path: str) -> bool:
-    """It is here, and does not travel with the job."""
+    """Whether a path exists here and is not uploaded with the job."""
     return Path(path).exists() and Path(path).parts[0] not in _UPLOADED
 
 
 def _place(where: str, root: Path) -> str:
-    """A path as a whole one, or an address; what the configuration takes from the environment stays as it is written
-    there: a job's entry point can be read by everybody who reaches the cluster."""
+    """Returns a path made absolute, or an address. Keeps interpolations such as ${oc.env:…} unresolved: everybody who
+    reaches the cluster can read a job's entry point."""
     written = str(configuration.as_written(where))
     return written if "://" in where or Path(where).is_absolute() else f"{root}/{written}"
 
 
 def _excludes(root: Path) -> list[str]:
-    """Everything at the top that the job does not need, as patterns of a .gitignore."""
+    """Returns .gitignore patterns of the top-level entries that the job does not need."""
     kept = {*_UPLOADED, "pyproject.toml", "setup.cfg"}
     return [f"/{entry.name}" for entry in root.iterdir() if entry.name not in kept]

@@ -1,4 +1,4 @@
-"""What is checked before anything expensive starts: ``load`` for commands that go on, ``validate`` for all there is.
+"""Checks before anything expensive starts: ``load`` runs the quick ones for each command, ``validate`` runs all.
 
 A check is a function of a CheckContext. It yields complaints, which refuse the configuration, and remarks, which are
 printed. All checks of a table run in its order, and all complaints are raised together.
@@ -22,8 +22,8 @@ from masters_ray.progress import say
 
 @dataclass(frozen=True)
 class Check:
-    """A row of the tables below: the function's docstring says what it checks; an error that it raises is a complaint
-    that ``expected`` was not found at ``where``."""
+    """A row of the tables below. ``run``'s docstring says what it checks; a MastersError that it raises becomes a
+    complaint with this ``where`` and ``expected``."""
 
     where: str
     expected: str
@@ -38,7 +38,7 @@ QUICK = (
     Check("student.checkpoint", "the same family as the teacher's", pair.teachers),
     Check("run.dir", "a whole path", places.not_in_a_copy),
 )
-"""Data files, headers of checkpoints: takes seconds, needs no torch."""
+"""Checks of data files and checkpoints' headers; they take seconds and need no torch."""
 THOROUGH = (
     Check("run.dir", "a directory and a store that this run can use", places.directory),
     Check("rollout.store", "rows of this configuration", places.recipes),
@@ -55,7 +55,7 @@ THOROUGH = (
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """The configuration, checked by itself and by ``QUICK``. Raises ConfigError with every complaint of both kinds."""
+    """Loads a configuration and runs the ``QUICK`` checks. Raises ConfigError with the complaints of both."""
     config, complaints = read(file, overrides or [])
     context = CheckContext(config=config, complaints=complaints)
     _run(QUICK, context)
@@ -67,8 +67,8 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
-    """Run the checks of both tables. all_rows: read all rows of the data, not the first ones. Returns what was not
-    checked, "" for nothing. Raises ConfigError with every complaint."""
+    """Runs the checks of both tables. all_rows: read all rows of the data, not only the first 200. Returns what was not
+    checked, or "". Raises ConfigError with every complaint."""
     config, complaints = read(file, overrides)
     context = CheckContext(config=config, complaints=complaints, all_rows=all_rows)
     near = places.nearest(Path(config.run.dir or "."))
@@ -83,8 +83,8 @@ def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
 
 
 def _run(checks: Sequence[Check], context: CheckContext) -> None:
-    """The context gets complaints and what was not checked; remarks are printed. A complaint about a key of an earlier
-    table's complaint, or about its section, is a consequence and left out."""
+    """Adds complaints and what was not checked to the context; prints remarks. Leaves out a complaint about a key, or
+    the section of a key, that had a complaint before this table: it is a consequence."""
     known = [complaint.where for complaint in context.complaints]
     for check in checks:
         for found in guarded(check.where, check.expected, check.run(context)):

@@ -1,4 +1,4 @@
-"""What checks get, and what they yield."""
+"""The input and output of checks: CheckContext, Findings, NotChecked."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from masters_ray.errors import Complaint, ConfigError, MastersError
 
 
 class NotChecked(str):
-    """What a check could not look at, and why: part of ``validate``'s result."""
+    """What a check left out, and why; ``validate`` returns it."""
 
 
 Findings = Iterator[Complaint | str]
-"""Complaints, remarks, and NotChecked."""
+"""Complaints; texts are remarks, or NotChecked."""
 
 
 @dataclass(kw_only=True)
 class CheckContext:
-    """A configuration, and what earlier checks found that later ones use."""
+    """A configuration, and findings that earlier checks leave for later ones."""
 
     config: Config
     complaints: list[Complaint]
     not_checked: list[str] = field(default_factory=list)
     all_rows: bool = False
-    """Read all rows of the data, not the first ones."""
+    """Read all rows of the data, not only the first 200."""
     scratch: Path = Path()
-    """A directory for temporary files."""
+    """Directory for temporary files."""
     folders: dict[str, Path] = field(default_factory=dict)
-    """Key of ``config.models`` → directory of its checkpoint, if that is on this machine and complete."""
+    """Key of ``config.models`` → directory of its checkpoint, if that is complete and on this machine."""
     loaded: dict[str, Loaded] = field(default_factory=dict)
-    """"train" and "held_out" → their rows, if they could be read."""
+    """Source ("train", "held_out") → its rows, if they could be read."""
     questions: int | None = None
-    """Training questions of the run; None when the number is not known."""
+    """Number of training questions of the run; None: not known."""
 
 
 def guarded(where: str, expected: str, findings: Findings, *others: type[Exception]) -> Findings:
-    """The findings; an error of masters_ray, or one of others, becomes a complaint about ``where``, and a package that
-    is missing NotChecked."""
+    """Yields the findings. Turns a MastersError, or an exception of ``others``, into a complaint about ``where``, and a
+    missing package into NotChecked."""
     try:
         yield from findings
     except ConfigError as error:

@@ -1,5 +1,5 @@
-"""Checkpoints: whole, made for what is asked of them, and teacher and student made for each other. Reads headers and
-JSON files alone."""
+"""Checks that checkpoints are complete and usable, and that teacher and student fit each other. Reads only headers and
+JSON files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from masters_ray.parts import is_unknown, matrices_in, part_of
 
 _SHOWN = 3
 _LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn"})
-"""Scalings of positions whose factor max_position_embeddings holds already, or that have none."""
+"""Types of RoPE scaling whose factor is already in max_position_embeddings, or that have none."""
 
 
 def located(context: CheckContext) -> Findings:
-    """Checkpoints are here, and whole; those of the Hub may not be downloaded yet."""
+    """Checks that checkpoints are here and complete; one of the Hub that is not downloaded yet is not checked."""
     for name in context.config.models:
         expected = "a checkpoint's directory or a model id of the Hub"
         yield from guarded(f"{name}.checkpoint", expected, _located(context, name))
@@ -37,7 +37,7 @@ def _located(context: CheckContext, name: str) -> Findings:
 
 
 def student(context: CheckContext) -> Findings:
-    """The student's weights can be trained, and the parts frozen that conf names."""
+    """Checks that the student's weights can be trained, and that learner.frozen suits tied embeddings."""
     if (folder := context.folders.get("student")) is None:
         return
     learner, content = context.config.learner, weights.read_config(folder)
@@ -49,7 +49,7 @@ def student(context: CheckContext) -> Findings:
 
 
 def lengths(context: CheckContext) -> Findings:
-    """No engine is asked for longer sequences than its model was made for."""
+    """Checks that no engine's max_model_len exceeds the positions of its model."""
     for name, folder in context.folders.items():
         key, asked = f"{name}.engine.max_model_len", context.config.models[name].engine.max_model_len
         longest = most_positions(folder)
@@ -59,7 +59,7 @@ def lengths(context: CheckContext) -> Findings:
 
 
 def most_positions(folder: Path) -> int | None:
-    """Tokens of the longest sequence that a model can read, as vLLM reckons it; None when config.json does not say."""
+    """Returns the tokens of a model's longest sequence as vLLM computes it; None when config.json does not say."""
     whole = weights.read_config(folder)
     text = whole.get("text_config") or whole
     stated = text.get("max_position_embeddings", whole.get("max_position_embeddings"))
@@ -72,7 +72,7 @@ def most_positions(folder: Path) -> int | None:
 
 
 def teachers(context: CheckContext) -> Findings:
-    """Each teacher can be masked, and compared with the student token by token."""
+    """Checks that each teacher can be masked, and compared with the student token by token."""
     ours = context.folders.get("student")
     for number, name in enumerate(list(context.config.models)[:-1]):
         if (folder := context.folders.get(name)) is None:
@@ -88,8 +88,8 @@ def teachers(context: CheckContext) -> Findings:
 
 
 def ends(name: str, teacher: Path, student: Path) -> Findings:
-    """The answers of both can end with the same token. name: the teacher's key in the configuration. Raises
-    CheckpointError when a checkpoint names no tokens that end its answers."""
+    """Checks that teacher and student share an end token. name: the teacher's key in the configuration. Raises
+    CheckpointError when a checkpoint names no end token."""
     theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
     if not theirs & ours:
         expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
@@ -101,7 +101,7 @@ def ends(name: str, teacher: Path, student: Path) -> Findings:
 
 
 def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Findings:
-    """A teacher that is masked at some stage has matrices to mask, all of them known."""
+    """Checks that a teacher with a mask, or a live one, is not quantised, has matrices to mask, and no unknown ones."""
     one = context.config.of_teacher(number)
     if not any(ratio > 0 for ratio, _ in ratios(one.schedule)) and context.config.learner.teacher == "stored":
         return

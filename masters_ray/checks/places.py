@@ -1,4 +1,4 @@
-"""Where a run works: its directory, its stores, the cluster."""
+"""Checks of the places where a run works: its directory, its stores, the cluster."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from masters_ray.replicas import placement
 from masters_ray.store import MANIFEST, Folder
 
 COPY = "working_dir_files"
-"""Directory of the copies that Ray makes of what is submitted."""
+"""Name of Ray's directory of copies of submitted projects."""
 _ANY_NUMBER = 10**6
-"""Of questions: how many there are changes no stage."""
+"""A number of questions; stages' settings do not depend on it."""
 _BY_WEIGHTS = {"student_digest", "reference_digest"}
 _OPTIMIZER = 12
-"""Bytes of a trained parameter in a checkpoint beside the weight: a float32 copy and two moments."""
+"""Bytes per parameter of the optimizer's state in a checkpoint: a float32 copy and two moments."""
 
 
 def not_in_a_copy(context: CheckContext) -> Findings:
-    """A job's run.dir does not lie in Ray's copy of what was submitted, which Ray removes."""
+    """Checks that a job's run.dir is not in Ray's copy of the submitted project, which Ray removes."""
     run_dir = context.config.run.dir
     if run_dir and COPY in Path.cwd().parts and not Path(run_dir).is_absolute():
         found = f"{run_dir!r}, which lies in the job's copy of the project and goes with it"
@@ -40,7 +40,7 @@ def not_in_a_copy(context: CheckContext) -> Findings:
 
 
 def directory(context: CheckContext) -> Findings:
-    """run.dir holds no other run, none that is under way, no damaged records."""
+    """Checks that run.dir holds no other run, no run that is under way, and no damaged records."""
     held = RunDirectory(context.config)
     held.look_at_lock()
     if held.file("journal.json").exists():
@@ -50,7 +50,7 @@ def directory(context: CheckContext) -> Findings:
 
 
 def recipes(context: CheckContext) -> Findings:
-    """No finished store was made by another recipe, as far as it can be told without reading weights."""
+    """Checks that finished stores were made by this configuration's recipe, as far as it is known without weights."""
     held = RunDirectory(context.config)
     if held.student.exists() or context.folders.keys() != context.config.models.keys():
         return
@@ -80,7 +80,7 @@ def _recipe(context: CheckContext, stage: schedule.Stage, folder: Folder) -> Fin
 
 
 def reuse(context: CheckContext) -> Findings:
-    """Directories of rollout.reuse hold stores."""
+    """Checks that the directories of rollout.reuse hold stores."""
     if context.config.rollout.reuse:
         from masters_ray.pipeline.rollouts import stores_in
 
@@ -90,7 +90,7 @@ def reuse(context: CheckContext) -> Findings:
 
 
 def placed(context: CheckContext) -> Findings:
-    """The cluster at RAY_ADDRESS, or the Ray that run would start here, holds what is asked for at one time."""
+    """Checks that the cluster at RAY_ADDRESS, or a Ray on this machine, has room for what runs at one time."""
     config = context.config
     if os.environ.get("RAY_ADDRESS"):
         with cluster.connected(config.cluster):
@@ -104,7 +104,7 @@ def placed(context: CheckContext) -> Findings:
 
 
 def room(context: CheckContext) -> Findings:
-    """run.dir and rollout.store can be written, and run.dir has room for what the learner makes."""
+    """Checks that run.dir and rollout.store can be written, and that run.dir has room for what the learner writes."""
     config = context.config
     run_dir = Path(config.run.dir)
     yield from writable("run.dir", run_dir)
@@ -124,15 +124,15 @@ def room(context: CheckContext) -> Findings:
 
 
 def nearest(path: Path) -> Path:
-    """The directory itself, or the one above it that is there, were it a link that leads nowhere."""
+    """Returns the path, or its nearest ancestor that exists; a dangling link counts as existing."""
     return next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
 
 
 def writable(key: str, path: Path) -> Iterator[Complaint]:
-    """Nothing when files can be written in a directory, or it can be made; leaves nothing behind."""
+    """Yields a complaint unless the directory can be written or made; leaves no file behind. key: named in it."""
     near = nearest(path)
     try:
-        path.exists()  # raises for what may not be looked at, or has too long a name
+        path.exists()  # raises without permission, or when a name is too long
         with tempfile.TemporaryFile(dir=near) as file:
             file.write(b"0")
             file.flush()
@@ -143,8 +143,8 @@ def writable(key: str, path: Path) -> Iterator[Complaint]:
 
 
 def learner_bytes(config: Config, parameters: int) -> int:
-    """Of checkpoints (those kept, and one that is being written) and the exported student. Adapters' own
-    checkpoints are small and not counted."""
+    """Returns the bytes of the learner's checkpoints (those kept and one being written) and the exported student.
+    Adapters' checkpoints are small and not counted."""
     weight = 2 if config.learner.dtype == "bfloat16" else 4
     if config.learner.lora.rank:
         return weight * parameters

@@ -1,4 +1,4 @@
-"""The prompts that models would get: one in full, their lengths, and whether engine and learner read them alike."""
+"""Checks of the models' prompts: shows one in full, their lengths, and whether engine and learner read the same ids."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from masters_ray.models.chat import Chat
 
 _COMPARED = 3
-"""Questions whose ids are compared."""
+"""Number of questions whose token ids are compared."""
 _REPEATED = re.compile(r"([<\[]\S{1,40}?[>\]])\1{3,}")
-"""A picture's tokens, shown as one of them with their number."""
+"""Matches a picture's run of equal tokens, which is shown as one token and its count."""
 _MARK = chr(0x10FFFF)
 _PATCHES = {
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
     "merge_size": "spatial_merge_size",
 }
-"""How processors cut pictures → the key of vision_config that has to agree."""
+"""Attribute of an image processor → key of vision_config that must have the same value."""
 
 
 class _Measured(NamedTuple):
-    """What a processor makes of a source's questions."""
+    """A processor's outcome on a source's questions."""
 
     read: list[tuple[int, Problem]]
-    """With the tokens of the prompt."""
+    """(tokens of the prompt, problem) of each question that it can process."""
     failed: list[str]
-    """Questions on which it fails, and why."""
+    """Id and error of each question on which it fails."""
 
 
 class _Prompts(NamedTuple):
@@ -52,7 +52,7 @@ class _Prompts(NamedTuple):
 
 
 def prompts(context: CheckContext) -> Findings:
-    """Prompts can be made, fit the engines with their pictures expanded, and are the same for engine and learner."""
+    """Checks that prompts can be made, fit the engines with pictures expanded, and are equal in engine and learner."""
     if not context.loaded:
         return
     found: dict[str, _Prompts] = {}
@@ -67,8 +67,8 @@ def prompts(context: CheckContext) -> Findings:
 
 
 def same_ids(chats: Mapping[str, Chat], problems: Sequence[Problem]) -> Findings:
-    """Engine and learner have the same ids of these questions, each picture and the start token once. Remarks that a
-    teacher's prompts differ from the student's. chats: of the student and of teachers, by their keys."""
+    """Checks that engine and learner have the same ids for these questions, with each picture and the start token once.
+    Remarks when a teacher's prompts differ from the student's. chats: key of the student or a teacher → its Chat."""
     lengths: dict[str, list[int]] = {}
     for name, chat in chats.items():
         try:
@@ -127,19 +127,19 @@ def _known(folder: Path) -> None:
 
 
 def _ids(chat: Chat, problem: Problem) -> list[int]:
-    """As the learner reads it: pictures expanded."""
+    """Returns the prompt's ids as the learner reads them: with pictures expanded."""
     pictures = [data.decode(picture) for picture in problem.pictures]
     ids: list[int] = chat.inputs(question_messages(problem), pictures)["input_ids"][0].tolist()
     return ids
 
 
 def _measure(chat: Chat, problems: Sequence[Problem]) -> _Measured:
-    """Raises CheckpointError when the processor fails on all questions."""
+    """Processes the first questions. Raises CheckpointError when the processor fails on all of them."""
     found = _Measured([], [])
     for problem in problems[:FIRST]:
         try:
             found.read.append((len(_ids(chat, problem)), problem))
-        except Exception as error:  # noqa: BLE001 - processors raise what they like
+        except Exception as error:  # noqa: BLE001 - processors raise any type
             found.failed.append(f"{problem.id}: {type(error).__name__}: {error}")
     if not found.read:
         raise CheckpointError(found.failed[0])
@@ -155,8 +155,8 @@ def _shown(chat: Chat, name: str, problem: Problem) -> Findings:
 
 
 def _fit(context: CheckContext, name: str, source: str, measured: _Measured) -> Findings:
-    """A prompt as long as max_model_len is refused by the engine, one that leaves less than the longest answer may end
-    in answers that are cut. What has no prompt is set aside by a run, if it is not too much."""
+    """Reports prompt lengths, and prompts that leave less than the longest answer. Complains when more prompts fail or
+    reach max_model_len, where the engine refuses them, than rollout.max_set_aside_share allows."""
     config, key, limit = context.config, f"data.{source}", context.config.models[name].engine.max_model_len
     most = config.rollout.sampling.max_tokens if source == "train" else config.evaluation_tokens
     lengths, failed = [tokens for tokens, _ in measured.read], len(measured.failed)
@@ -224,8 +224,8 @@ def _expanded_length(chat: Chat, problem: Problem) -> int:
 
 
 def _expands(asked: Sequence[int], learned: Sequence[int], marks: set[int]) -> bool:
-    """Whether ``learned`` is ``asked`` with one or more tokens in the place of each mark; as texts with a character
-    for each token."""
+    """Whether ``learned`` is ``asked`` with one or more tokens in place of each mark. Compares them as texts of one
+    character per token."""
     text = "".join(_MARK if token_id in marks else chr(token_id) for token_id in asked)
     first, *others = map(re.escape, text.split(_MARK))
     *middle, last = others or [""]

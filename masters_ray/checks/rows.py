@@ -1,4 +1,4 @@
-"""The data: rows, kinds, what would be set aside, and the stages that the questions fill."""
+"""Checks of the data: its rows and kinds, what would be set aside, and whether the questions fill every stage."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from masters_ray.pipeline import inputs
 from masters_ray.records import Rejected
 
 FIRST = 200
-"""Rows of a source that are looked at unless all are."""
+"""Rows of a source that are read without ``all_rows``."""
 _REASONS = 6
-"""Reasons that are shown."""
+"""Most reasons that are shown."""
 _REASON = 300
-"""Characters of a reason."""
+"""Most characters of a reason."""
 _KINDS = 8
 _ITERATIONS = 12
 
 
 def files(context: CheckContext) -> Findings:
-    """Data files are there, in a form that is read."""
+    """Checks that data files exist and have the format that their section names."""
     for name, source in (("train", context.config.data.train), ("held_out", context.config.data.held_out)):
         if source.path and (other := data.in_place_of(source)):
             found, _, remedy = other.partition(". ")
@@ -35,8 +35,8 @@ def files(context: CheckContext) -> Findings:
 
 
 def source(context: CheckContext, name: str) -> Findings:
-    """Rows of data.train or data.held_out give questions as a run reads them, its first rows or all, and not too many
-    are set aside."""
+    """Reads the first or all rows of data.train or data.held_out as a run does; checks that not too many are set
+    aside."""
     config, source, where = context.config, getattr(context.config.data, name), f"data.{name}"
     more = not context.all_rows and next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
     first, spool = FIRST if more else None, context.scratch / f"{name}.sqlite"
@@ -60,29 +60,29 @@ def source(context: CheckContext, name: str) -> Findings:
 
 
 def overlap(context: CheckContext) -> Findings:
-    """What training and held-out questions have in common."""
+    """Prints the overlap of training and held-out questions."""
     if len(context.loaded) == 2:
         inputs.told_overlap(context.loaded["train"], context.loaded["held_out"])
     yield from ()
 
 
 def stages(context: CheckContext) -> Findings:
-    """Every stage has questions; how many there are is known once all rows were looked at, or as conf says."""
+    """Checks that every stage has questions, if their number is known: all rows were read or data.train.rows is set."""
     if context.questions is not None:
         inputs.plan(context.config, context.questions)
     yield from ()
 
 
 def online_iterations(context: CheckContext) -> Findings:
-    """Which iterations are online."""
+    """Lists the first online iterations."""
     if fraction := context.config.rollout.online_fraction:
         numbers = (str(number) for number in itertools.count(1) if schedule.is_online(number, fraction))
         yield f"online iterations: {', '.join(itertools.islice(numbers, _ITERATIONS))}, … ({fraction:.1%} of all)"
 
 
 def _reasons(rejected: Sequence[Rejected]) -> Findings:
-    """How many rows there are of the most frequent reasons, with the first of them; reasons that differ in names and
-    numbers alone are one."""
+    """Yields the most frequent reasons with their number of rows and first row. Reasons that differ only in names and
+    numbers count as one."""
     alike: dict[str, list[Rejected]] = defaultdict(list)
     for one in rejected:
         alike[re.sub(r"/\S+|'[^']*'|\d+", "…", one.reason)].append(one)

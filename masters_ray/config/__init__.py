@@ -1,10 +1,10 @@
 """The typed configuration.
 
-YAML files in conf/ say only what differs from the schema's defaults; ``key=value`` words on the command line say what
-differs from the file. ``load`` merges the three, lists every violation at once, and reads no file but the YAML.
+YAML files in conf/ hold only what differs from the schema's defaults; ``key=value`` overrides on the command line hold
+what differs from the file. ``load`` merges the three, reports every violation at once, and reads no other file.
 
-A key is a field in schema.py: default, unit, bounds and ``KeyScope`` (types of fields.py). OmegaConf merges and follows
-interpolations (load.py), pydantic checks each key (check.py), rules.py what keys must obey together.
+A key is a field in schema.py with default, unit, bounds and ``KeyScope`` (types in fields.py). OmegaConf merges and
+resolves interpolations (load.py), pydantic checks each key (check.py), rules.py checks rules across keys.
 """
 
 from masters_ray.config.check import scopes, violations

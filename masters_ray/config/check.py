@@ -1,4 +1,4 @@
-"""What the schema says of every key; what is wrong with a configuration, each complaint with its key."""
+"""Looks up keys in the schema, and lists the complaints about a configuration, each with its key."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _WORDS = {
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
 }
-"""Kinds of pydantic's errors → what was expected."""
+"""Type of a pydantic error → what was expected."""
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|[-+.]*(nan|inf)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchemaKey:
-    """What the schema says of a key."""
+    """A key's entry in the schema."""
 
     kind: Any = None
-    """Its type; None for a key that is unknown."""
+    """The key's type; None for an unknown key."""
     default: Any = MISSING
     scopes: frozenset[KeyScope] = frozenset()
 
@@ -49,18 +49,18 @@ class SchemaKey:
 
     @property
     def is_text(self) -> bool:
-        """A text or null, or one of a few texts."""
+        """Whether the value is a text, a text or null, or one of a few texts."""
         return self.kind in (str, str | None) or get_origin(self.kind) is Literal
 
     @property
     def fallback(self) -> Any:
-        """Stands in place of a value that cannot be used."""
+        """Returns the value that replaces an invalid one: the default, or "" for a key without."""
         return "" if self.default == MISSING else self.default
 
 
 @functools.cache
 def known_keys() -> dict[str, SchemaKey]:
-    """Every dotted key in the schema's order, sections and elements of lists (``growth[].schedule``) too."""
+    """Returns every dotted key in the schema's order, with sections and elements of lists (``growth[].schedule``)."""
     return dict(_keys(Config, ""))
 
 
@@ -81,7 +81,7 @@ def _keys(section: Any, prefix: str) -> Iterator[tuple[str, SchemaKey]]:
 
 
 def _in_schema(key: str) -> str:
-    """growth[1].schedule → growth[].schedule, as in ``known_keys``."""
+    """Returns the key as ``known_keys`` has it: growth[1].schedule → growth[].schedule."""
     return re.sub(r"\[\d+\]", "[]", key)
 
 
@@ -90,19 +90,19 @@ def key_of(key: str) -> SchemaKey:
 
 
 def scopes(key: str) -> frozenset[KeyScope]:
-    """Of a key and the sections that it is in."""
+    """Returns the scopes of a key and of the sections that contain it."""
     prefixes = itertools.accumulate(_in_schema(key).split("."), "{}.{}".format)
     return frozenset[KeyScope]().union(*(key_of(one).scopes for one in prefixes))
 
 
 def violations(config: Config) -> list[Complaint]:
-    """Everything that is wrong with a configuration; touches no file."""
+    """Returns all complaints about a configuration; touches no file."""
     return checked(dataclasses.asdict(config), [])[1]
 
 
 def checked(values: dict[str, Any], complaints: list[Complaint]) -> tuple[Config, list[Complaint]]:
-    """The configuration of plain values, with the ``fallback`` of those that are wrong, and all complaints. complaints:
-    those there are already, of keys that have their ``fallback``."""
+    """Returns the configuration made of plain values, with a ``fallback`` for each invalid one, and all complaints.
+    complaints: earlier ones, about keys that hold their ``fallback`` already; the list is extended."""
     try:
         config = _SCHEMA.validate_python(values)
     except ValidationError as error:
@@ -117,7 +117,7 @@ def checked(values: dict[str, Any], complaints: list[Complaint]) -> tuple[Config
 
 
 def _complaint(error: Any) -> Complaint:
-    """error: one of pydantic's."""
+    """error: a pydantic error's details."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     match error["type"]:
         case "unexpected_keyword_argument":
@@ -132,14 +132,14 @@ def _complaint(error: Any) -> Complaint:
 
 
 def unknown(key: str) -> Complaint:
-    """A complaint of a key that the schema does not have."""
+    """Returns the complaint about a key that the schema does not have."""
     near = difflib.get_close_matches(_in_schema(key), [known for known in known_keys() if known[-1] != "]"], n=1)
     remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py for the keys."
     return Complaint(key, "a known key", "an unknown one", remedy)
 
 
 def wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint:
-    """A complaint of a value. remedy: by default what the schema has in its place."""
+    """Returns the complaint about a value. remedy: default: the key's default, or to set the key."""
     known = key_of(key)
     if known.is_section:
         expected, remedy = "a mapping", "Set keys below it."

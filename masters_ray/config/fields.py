@@ -1,4 +1,4 @@
-"""What the schema says of a field beside its default: its bounds, and what a change of its value leaves valid."""
+"""Types of the schema's fields: bounds, forms of paths, and ``KeyScope``: what stays valid when a value changes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pydantic_core import PydanticCustomError
 from masters_ray.errors import without_secrets
 
 MISSING = "???"
-"""Default of a text that must be given."""
+"""Default of a required key."""
 
 
 class Written(str):
-    """A text from elsewhere (``${oc.env:…}``): used as it is there, shown as the configuration has it."""
+    """A resolved interpolation, such as ``/home/me``; ``written`` and ``repr`` keep the source ``${oc.env:HOME}``."""
 
     written: str
 
@@ -36,7 +36,7 @@ class Written(str):
 
 
 def as_written(value: Any) -> Any:
-    """A value, or mappings and lists of values, with what was written in place of what that stands for."""
+    """Returns a value, or nested mappings and lists, with ``written`` in place of each ``Written`` text."""
     if isinstance(value, dict):
         return {key: as_written(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -45,24 +45,24 @@ def as_written(value: Any) -> Any:
 
 
 def joined(folder: str, name: str) -> str:
-    """A path in a directory, which may be ``Written``."""
+    """Joins a directory, which may be ``Written``, and a name; the result is ``Written`` if the directory is."""
     path = str(Path(folder) / name)
     return Written(path, f"{folder.written}/{name}") if isinstance(folder, Written) else path
 
 
 class KeyScope(Enum):
-    """What a key decides, and so what stays valid when it changes. A section's holds for all keys in it."""
+    """When a key may change in a run that has begun. A section's scope holds for all keys in it."""
 
     RESUMABLE = auto()
-    """Where and how work is done, not what it is: may change between two calls of the same run."""
+    """Decides where and how work is done, not its result: may change between two calls of the same run."""
     LEARNING = auto()
-    """How the student learns; no rollout depends on it: may change until the learner has taken a step."""
+    """Decides how the student learns; no rollout depends on it: may change until the learner has taken a step."""
     LATER = auto()
-    """What happens once training has begun: rows made before do not depend on it."""
+    """Decides what happens once training has begun; rows made before training do not depend on it."""
 
 
 class ConfigSection:
-    """Base of the schema's dataclasses: how pydantic checks them."""
+    """Base of the schema's dataclasses: forbids unknown keys and non-finite numbers, checks defaults too."""
 
     __pydantic_config__: ClassVar = ConfigDict(
         extra="forbid", allow_inf_nan=False, validate_default=True, revalidate_instances="always"
@@ -70,12 +70,12 @@ class ConfigSection:
 
 
 def refusal(expected: str, remedy: str = "") -> PydanticCustomError:
-    """For a validator to raise: the complaint says these words."""
+    """Returns the error that a validator raises; its words become the complaint."""
     return PydanticCustomError("refused", "{expected}", {"expected": expected, "remedy": remedy})
 
 
 def only(holds: Callable[[Any], bool], expected: str, remedy: str = "") -> AfterValidator:
-    """Refuses a value that ``holds`` denies, in these words."""
+    """Returns a validator that refuses a value for which ``holds`` is false, in these words."""
 
     def check(value: Any) -> Any:
         if not holds(value):
@@ -86,7 +86,7 @@ def only(holds: Callable[[Any], bool], expected: str, remedy: str = "") -> After
 
 
 def _whole(value: Any) -> Any:
-    """1e5, 2.0 and 0x10 are whole numbers too; 010, which YAML takes for 8, is none."""
+    """Reads a text as a number: 1e5, 2.0 and 0x10 are accepted; 010, which YAML reads as 8, is refused."""
     if not isinstance(value, str):
         return value
     try:
@@ -113,13 +113,13 @@ Text = Annotated[
     only(lambda text: text != MISSING, "a value"),
     only(lambda text: without_secrets(text) == text, "an address without credentials", _ENVIRONMENT),
 ]
-"""It is written to the run's files, so that no address may give access by itself."""
+"""A text without credentials in its addresses, since it is written to the run's files."""
 Place = Annotated[
     Text,
     only(lambda place: not place.startswith("~"), "a path without ~", "Write the whole path, or $HOME."),
     only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path", "Write ://."),
 ]
-"""A path or an address. Nobody but a shell knows what ~ is, and an address with one slash is a directory's name."""
+"""A path or an address. Refuses ~, which only a shell expands, and s3:/x, which would be a directory's name."""
 _NO_PATTERN = ("a path without *, ? and [, which vLLM reads as a pattern", "Choose or link another directory.")
 Directory = Annotated[Place, only(lambda path: not set("*?[") & set(str(Path(path).absolute())), *_NO_PATTERN)]
 Checkpoint = Annotated[
@@ -128,4 +128,4 @@ Checkpoint = Annotated[
         lambda name: not set("*?[") & set(str(Path(name).absolute()) if os.path.lexists(name) else name), *_NO_PATTERN
     ),
 ]
-"""A directory with weights, or a name on the Hub where there is no such directory."""
+"""A directory with weights, or a model id of the Hub if there is no directory of that name."""

@@ -1,4 +1,4 @@
-"""Defaults, a YAML file and ``key=value`` words become one Config; every violation is listed at once."""
+"""Merges defaults, a YAML file and ``key=value`` overrides to a Config, and reports every violation at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from masters_ray.errors import Complaint, ConfigError
 
 
 class _Texts(yaml.SafeLoader):
-    """Every scalar but null is a text: the schema says whether 1e5 and yes are a number and a truth or names."""
+    """Reads every scalar but null as a text, since only the schema knows whether 1e5 or yes is a text."""
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in found if tag.endswith((":null", ":merge"))]
@@ -33,7 +33,7 @@ class _Texts(yaml.SafeLoader):
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """Defaults, then ``file``, then ``key=value`` words.
+    """Merges the defaults, ``file`` and the ``key=value`` overrides; later ones win.
 
     Raises ConfigError with every violation: unknown keys, wrong types, missing keys and broken rules.
     """
@@ -44,7 +44,8 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, list[Complaint]]:
-    """Like ``load``, with the violations beside the configuration; what they are about has its default or is empty."""
+    """Like ``load``, but returns the violations with the configuration, in which each invalid key has its default or is
+    empty. Raises ConfigError only when the file cannot be read."""
     complaints: list[Complaint] = []
     tree: DictConfig = OmegaConf.create(yaml.load(to_yaml(Config()), _Texts))  # type: ignore[assignment]
     for key, value in [*_of_file(Path(file), complaints), *_of_words(overrides or [], complaints)]:
@@ -54,13 +55,12 @@ def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, 
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration, defaults included, interpolations as they are written."""
+    """Returns the whole configuration as YAML, with defaults, and interpolations as they are written."""
     return OmegaConf.to_yaml(OmegaConf.create(as_written(dataclasses.asdict(config))))
 
 
 def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf. Raises ConfigError when the file cannot be read: there is nothing else to say
-    then."""
+    """Yields (dotted key, value) of every leaf. Raises ConfigError when the file cannot be read."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Texts)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -79,7 +79,7 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
             complaints.append(Complaint(word, "key=value", "no '='", "Write for instance learner.workers=2."))
             continue
         try:
-            word.encode()  # a locale that is not UTF-8 leaves pieces of characters
+            word.encode()  # under a locale that is not UTF-8, words may hold surrogates
             yield from leaves(_value(key, text), key)
         except (yaml.YAMLError, UnicodeEncodeError) as error:
             found = " ".join(str(error).split())
@@ -87,13 +87,13 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
 
 
 def _value(key: str, text: str) -> Any:
-    """What a word means for a key: YAML, but a text stays as it was typed unless it is quoted."""
+    """Parses an override's value as YAML; keeps the value of a text key as typed unless it is quoted or null."""
     typed = key_of(key).is_text and text not in ("", "null", "~") and text[0] not in "\"'"
     return text if typed else yaml.load(text, _Texts)
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of nested mappings; an empty one below the top is a leaf."""
+    """Yields (dotted key, value) of every leaf of nested mappings; an empty mapping below the top is a leaf."""
     if isinstance(tree, dict) and (tree or not prefix):
         for key, value in tree.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
@@ -114,7 +114,7 @@ def _assign(tree: DictConfig, key: str, value: Any) -> Iterator[Complaint]:
 
 
 def _followed(tree: DictConfig, value: Any, key: str, complaints: list[Complaint]) -> Any:
-    """The values at a key of ``tree``, with interpolations followed. value: as written."""
+    """Returns the values at a key of ``tree`` with interpolations resolved. value: the unresolved ones."""
     if isinstance(value, dict):
         dotted = {name: f"{key}.{name}" if key else str(name) for name in value}
         return {name: _followed(tree, one, dotted[name], complaints) for name, one in value.items()}

@@ -1,4 +1,4 @@
-"""What the keys of a configuration must obey together; touches no file. Bounds of single keys stand in the schema."""
+"""Rules across the keys of a configuration; touches no file. Bounds of single keys are in the schema."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from masters_ray.config.schema import Config, HostedModel, Learner, MaskScope, P
 from masters_ray.errors import Complaint
 
 Broken = tuple[str, str, Any, str]
-"""Of a broken rule: key, what was expected (with the keys that decide it), what was found, remedy."""
+"""A broken rule: key, what was expected (with the keys that decide it), what was found, remedy."""
 _INEXACT = 1e-6
 _ONLINE = "with rollout.online_fraction above 0"
 
 
 def broken(config: Config, known: set[str]) -> Iterator[Complaint]:
-    """A complaint for every broken rule. known: keys that have a complaint and here their default; rules that name them
-    are left out."""
+    """Yields a complaint for every broken rule. known: keys that have a complaint already; skips rules that name one of
+    them, since its value was replaced."""
     for key, expected, found, remedy in _all(config):
         if known.isdisjoint(re.findall(r"[\w.\[\]]+", f"{key} {expected}")):
             yield Complaint(key, expected, repr(found), remedy)
@@ -63,7 +63,7 @@ def _online(config: Config) -> Iterator[Broken]:
 
 
 def _schedule(teacher: str, mask: MaskScope, schedule: Schedule) -> Iterator[Broken]:
-    """teacher: its key."""
+    """teacher: the teacher's key, such as ``growth[0].teacher``."""
     key = f"{teacher.removesuffix('teacher')}schedule"
     ratios = [stage.ratio for stage in schedule.stages] or [schedule.max_ratio]
     if max(ratios) > 0 and not any(vars(mask).values()):

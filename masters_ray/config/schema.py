@@ -1,4 +1,4 @@
-"""Every key of a configuration with its default, its unit, its bounds, and what a change of it leaves valid."""
+"""Every key of a configuration with its default, unit, bounds, and when it may change in a run that has begun."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from masters_ray.config.fields import (
 )
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
-"""What a vision-language model is made of."""
+"""A part of a vision-language model."""
 KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
@@ -33,80 +33,79 @@ Rule = Literal["exact", "relaxed", "choice", "vqa"]
 CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "nccl"]
-"""How the learner's weights reach the engines of online iterations."""
+"""How the learner's weights reach the engines in online iterations."""
 
 
 @dataclass
 class Run(ConfigSection):
-    """What the run is called and where it writes."""
+    """The run's directory and seed."""
 
     dir: Directory = MISSING
-    """Directory of everything that the run writes; on a cluster a path that every node sees."""
+    """Directory of all that the run writes; on a cluster a path that every node sees."""
     seed: NonNegativeInt = 0
-    """Decides the order of the data and every sampled token."""
+    """Seed of the order of the data and of sampling."""
 
 
 @dataclass
 class Cluster(ConfigSection):
     local_cpus: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: what the machine has."""
+    """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: all of the machine."""
     grows: Annotated[bool, KeyScope.RESUMABLE] = False
-    """An autoscaler unknown to Ray adds nodes: wait for what today's do not hold. Ray's own needs no key."""
+    """Wait for more nodes instead of refusing the run; for autoscalers unknown to Ray (Ray's own is detected)."""
 
 
 @dataclass
 class DataSource(ConfigSection):
-    """Rows with question, answer, image (a path relative to the file, bytes, or a list), maybe choices, id and kind."""
+    """Rows with question, answer, image (path relative to the file, bytes, or a list), optionally choices, id, kind."""
 
     format: Literal["jsonl", "parquet"] = "jsonl"
     path: Place | None = None
-    """The file."""
     rows: PositiveInt | None = None
-    """Take this many rows, kinds balanced, in the seeded order; default: all."""
+    """Number of rows to take in the seeded order, kinds balanced; default: all."""
 
 
 @dataclass
 class Data(ConfigSection):
     train: DataSource = field(default_factory=DataSource)
     held_out: DataSource = field(default_factory=DataSource)
-    """What accuracy is measured on."""
+    """Questions that accuracy is measured on."""
     max_quarantined_share: Share = 0.01
-    """Fraction of the rows asked for that may be set aside before the run stops."""
+    """Fraction of the source's rows that may be set aside; above it the run stops."""
     order: Literal["seeded", "easy_to_hard"] = "seeded"
-    """easy_to_hard: by how hard the unmasked first teacher finds a question (curriculum, appendix F.1)."""
+    """easy_to_hard: curriculum by the difficulty of each question for the unmasked first teacher (appendix F.1)."""
     difficulty: Difficulty = "rating"
-    """From 1 to 10. rating: the teacher is asked; likelihood: the tenth of its mean log-probability of the label."""
+    """From 1 to 10. rating: the teacher rates the question; likelihood: decile of its mean log-prob of the label."""
     max_unrated_share: Share = 0.25
-    """Fraction of the questions that the teacher may fail to rate; they stand in the middle."""
+    """Fraction of the questions that may stay without a difficulty; they go to the middle of the order."""
     max_picture_pixels: Annotated[PositiveInt, Field(le=178_956_970)] = 50_000_000
-    """Pixels of the largest picture that is decoded; a larger one is set aside. Pillow opens none above the bound."""
+    """Pixels of the largest picture that is decoded; rows with larger ones are set aside. The bound is Pillow's."""
 
 
 @dataclass
 class Engine(ConfigSection):
-    """A vLLM engine."""
+    """Options of a vLLM engine."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: PositiveInt = 8192
-    """Tokens of prompt and answer together."""
+    """Most tokens of prompt and answer together."""
     max_num_seqs: Annotated[PositiveInt, KeyScope.RESUMABLE] = 256
-    """Sequences decoded at the same time."""
+    """Most sequences decoded at the same time."""
     max_num_batched_tokens: Annotated[PositiveInt, KeyScope.RESUMABLE] = 8192
-    """Tokens of one engine step."""
+    """Most tokens of one engine step."""
     gpu_memory_utilization: Annotated[PositiveFloat | None, KeyScope.RESUMABLE] = None
-    """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the part of the GPU that its replica reserves;
-    where learner and rollouts take turns, 0.6 of a GPU for all engines on it: the learner's weights stay there."""
+    """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the fraction of the GPU that its replica
+    reserves; in turns with the learner, whose weights stay on the GPU, all engines on a GPU share 0.6 of it."""
     kv_cache_memory_bytes: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Default: on a GPU what is left, on a CPU two sequences of max_model_len tokens and at least 64 MiB."""
+    """Default: on a GPU what is left; on a CPU room for two sequences of max_model_len tokens, at least 64 MiB."""
     enforce_eager: Annotated[bool, KeyScope.RESUMABLE] = False
-    """No CUDA graphs and no compilation: a faster start, slower tokens."""
+    """Run without CUDA graphs and compilation: the engine starts faster and generates more slowly."""
     max_pictures: PositiveInt = 1
-    """Pictures of one question."""
+    """Most pictures of one question."""
 
 
 @dataclass
 class MaskScope(ConfigSection):
-    """Which weights are masked beside the linear layers of the language model (METHOD: the paper masks those)."""
+    """Parts of the teacher whose matrices are masked (METHOD: the paper masks the language model's linear layers)."""
 
     language: bool = True
     vision: bool = False
@@ -117,14 +116,14 @@ class MaskScope(ConfigSection):
 
 @dataclass
 class HostedModel(ConfigSection):
-    """A model and the replicas that hold it while rollouts are made."""
+    """A model, and the replicas that hold it while rollouts are made."""
 
     checkpoint: Checkpoint = MISSING
     replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
     max_replicas: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Replicas up to this many are added while rollouts run, as a cluster finds room or grows; default: replicas."""
+    """Most replicas: further ones join while rollouts are made, when the cluster has room; default: replicas."""
     cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
-    """CPUs that Ray reserves for a replica."""
+    """CPUs that Ray reserves for each replica."""
     gpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 0.0
     """GPUs that Ray reserves for each tensor-parallel rank of a replica."""
     tensor_parallel: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
@@ -135,7 +134,7 @@ class HostedModel(ConfigSection):
 class Teacher(HostedModel):
     mask: MaskScope = field(default_factory=MaskScope)
     top_k: PositiveInt = 50
-    """Log-probabilities kept per answer token; the mass of all other tokens is kept as one number."""
+    """Teacher log-probs stored per answer token; the tail mass of all other tokens is stored as one number."""
 
 
 @dataclass
@@ -145,30 +144,31 @@ class Student(HostedModel):
 
 @dataclass
 class Judge(ConfigSection):
-    """Who says which answers are right (appendix F.7). A judge's CPUs, GPUs and engine are those of its model."""
+    """Judges of the answers' correctness (appendix F.7). A judge has the cpus, gpus and engine of its model."""
 
     of_teacher: JudgedBy = "student"
-    """student: as it was at the start; teacher: without a mask, in processes of its own; rule: no model."""
+    """Judge of the teacher's answers. student: before training; teacher: unmasked, in its own processes; rule: none."""
     of_student: JudgedBy = "student"
+    """Judge of the student's answers, with the same choices."""
     rule: Rule = "exact"
-    """relaxed: numbers within 5 % (ChartQA); choice: its letter or text; vqa: VQA's. Judges are compared with it."""
+    """relaxed: numbers within 5 % (ChartQA); choice: letter or text; vqa: VQA's. Judges are compared with the rule."""
     reasoning: bool = False
-    """Ask as well whether an answer's reasoning supports it (reward.rho, appendix F.3)."""
+    """Also judge whether an answer's reasoning supports it (R_rea; reward.rho, appendix F.3)."""
     follows_student: Annotated[bool, KeyScope.LATER] = False
-    """In online iterations the student judge has the weights of the student that writes, not those before training."""
+    """In online iterations, judge with the weights of the student that writes instead of those before training."""
     replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
     share_process: Annotated[bool, KeyScope.RESUMABLE] = True
-    """Judge in the processes that host the student replicas (same weights); further replicas get their own."""
+    """Judge in the student replicas' processes (same weights); judges beyond their number get their own processes."""
     max_tokens: PositiveInt = 256
-    """Longest text of a judge call."""
+    """Most tokens of a judge's reply."""
 
 
 @dataclass
 class Sampling(ConfigSection):
-    """How rollouts are drawn (the paper's values)."""
+    """Sampling of rollouts; defaults are the paper's."""
 
     temperature: PositiveFloat = 1.0
-    """Not 0: the answers of a group must differ."""
+    """Above 0, since the answers of a group must differ."""
     top_p: Annotated[PositiveFloat, Field(le=1)] = 0.9
     top_k: Annotated[Int, only(lambda tokens: tokens == -1 or tokens >= 1, "at least 1, or -1 for all")] = 50
     repetition_penalty: PositiveFloat = 1.05
@@ -180,48 +180,48 @@ class Rollout(ConfigSection):
     teacher_answers: NonNegativeInt = 4
     student_answers: NonNegativeInt = 4
     student_refresh: Literal["run", "stage"] = "run"
-    """run: the student before training writes; stage: the one at the start of each stage, which learns in between."""
+    """Which student writes offline answers. run: the one before training; stage: the one at the start of each stage."""
     sampling: Sampling = field(default_factory=Sampling)
     batch_rows: Annotated[PositiveInt, KeyScope.RESUMABLE] = 64
-    """Questions that go through the engines together and are stored as one shard; what is repeated after a kill."""
+    """Questions of one batch, stored as one shard; a kill repeats the unfinished batches."""
     store: Annotated[Place | None, KeyScope.RESUMABLE] = None
-    """Where the stages' stores lie, a path or an address such as s3://bucket/folder; default: rollouts in run.dir."""
+    """Directory of the stages' stores: path or address such as s3://bucket/folder; default: rollouts in run.dir."""
     reuse: Annotated[list[Place], KeyScope.RESUMABLE] = field(default_factory=list)
-    """Directories of other runs' stores; their rows that were made by the same recipe are taken over."""
+    """Directories of other runs' stores; rows made by the same recipe are copied instead of made again."""
     online_fraction: Annotated[Share, KeyScope.LATER] = 0.0
-    """Fraction of the iterations, evenly spread, with fresh answers (appendix F.2). 0: fully offline; 1: online RL."""
+    """Fraction of the iterations, evenly spread, with online rollouts (appendix F.2). 0: offline; 1: online RL."""
     max_staleness: Annotated[NonNegativeInt, KeyScope.LATER] = 8
-    """Optimizer steps that a fresh answer's writer may be behind the learner, which works meanwhile; 0: on-policy."""
+    """Optimizer steps by which the writer of online rollouts may be behind the learner; 0: on-policy."""
     max_wait_seconds: Annotated[PositiveFloat, KeyScope.RESUMABLE] = 1800.0
-    """Seconds that the learner waits for an iteration's fresh answers before it goes on without."""
+    """Seconds that the learner waits for an iteration's online rollouts before it goes on without."""
     weight_transfer: Annotated[Literal["auto", Transfer], KeyScope.RESUMABLE] = "auto"
-    """auto: nccl, from GPU to GPU, where learner and student have GPUs of their own; otherwise Ray's object store."""
+    """auto: nccl (GPU to GPU) where learner and student have GPUs of their own, otherwise Ray's object store."""
     spare_rows: Annotated[bool, KeyScope.LATER] = False
-    """Make rows ahead for the questions of online iterations too: trained on when fresh ones do not come in time."""
+    """Make offline rows for online iterations too; the learner trains on them when online rollouts come too late."""
     placement: Annotated[Literal["auto", "beside", "turns"], KeyScope.RESUMABLE] = "auto"
-    """Online replicas run beside: on their own CPUs and GPUs; turns: on the learner's (one node); auto: what fits."""
+    """Online replicas' devices. beside: their own; turns: the learner's (one node); auto: beside if that fits."""
     pictures: Annotated[Literal["embed", "reference"], KeyScope.RESUMABLE] = "embed"
-    """embed: stores hold the pictures' bytes and can be moved; reference: their paths, which every node must see."""
+    """embed: stores hold the pictures' bytes and can be moved; reference: paths that every node must see."""
     max_restarts: Annotated[Int, KeyScope.RESUMABLE] = 10
-    """How often a replica whose process died is started again."""
+    """Most restarts of a replica whose process died."""
     max_set_aside_share: Annotated[Share, KeyScope.RESUMABLE] = 0.05
-    """Fraction of a stage's questions that may end without a row (bad picture, prompt or verdicts, dead replicas)
-    before the stage stops; of held-out questions that may not be asked; of rows that the learner may not read (one
-    always may)."""
+    """Limit on the fraction of a stage's questions without a row (bad picture, prompt or verdicts, dead replicas), of
+    held-out questions that a model cannot be asked, and of rows that the learner cannot read (a single one is always
+    allowed). Above it the run stops."""
     max_unjudged_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
-    """Fraction of a stage's answers of which neither judge call may be readable."""
+    """Fraction of a stage's answers that may be unjudged (neither judge call readable)."""
     max_empty_share: Annotated[Share, KeyScope.RESUMABLE] = 0.25
-    """Fraction of a stage's answers that may be without a word."""
+    """Fraction of a stage's answers that may have no text."""
     max_cut_share: Annotated[Share, KeyScope.RESUMABLE] = 0.5
-    """Fraction of a stage's answers, the teacher's or the student's, that may be cut at sampling.max_tokens."""
+    """Fraction of a stage's answers, per source, that may be cut at sampling.max_tokens."""
 
 
 @dataclass
 class ScheduledStage(ConfigSection):
     ratio: MaskRatio
-    """Fraction of every masked matrix that is zero."""
+    """Fraction of the entries of every masked matrix that is zeroed."""
     share: PositiveFloat | None = None
-    """Fraction of the iterations; default: every stage the same."""
+    """Fraction of the iterations; default: equal stages."""
 
 
 @dataclass
@@ -231,14 +231,14 @@ class Schedule(ConfigSection):
     max_ratio: MaskRatio = 0.2
     step: PositiveFloat = 0.05
     stages: list[ScheduledStage] = field(default_factory=list)
-    """Ratios and shares one by one, in place of max_ratio and step."""
+    """Explicit stages in place of max_ratio and step."""
     stage_data: Literal["share", "all"] = "share"
-    """share: the stages split the data, one pass in all; all: each stage sees the whole set."""
+    """share: the stages split the data, which is passed once; all: each stage passes all of the data."""
 
 
 @dataclass
 class Growth(ConfigSection):
-    """A further teacher, which goes on where the one before it ended (teacher growth)."""
+    """A further teacher, which continues from the student of the teacher before (teacher growth)."""
 
     teacher: Teacher = field(default_factory=Teacher)
     schedule: Schedule = field(default_factory=Schedule)
@@ -247,91 +247,91 @@ class Growth(ConfigSection):
 @dataclass
 class Reward(ConfigSection):
     alpha: NonNegativeFloat = 1.0
-    """Weight of the distillation reward beside the accuracy reward."""
+    """Weight of the distillation reward; the accuracy reward has weight 1."""
     rho: NonNegativeFloat = 0.0
-    """Weight of the reasoning reward (appendix F.3); above 0 it needs judge.reasoning."""
+    """Weight of the reasoning reward (appendix F.3); above 0 it requires judge.reasoning."""
     least_spread: NonNegativeFloat = 0.0
-    """Nats. Answers' divergences that lie closer together give no distillation reward, which would be rounding."""
+    """Nats. A group whose divergences differ by no more gets no distillation reward, which would be rounding noise."""
     cut_answers: CutAnswers = "judge"
-    """At rollout.sampling.max_tokens. judge: judged as they stand; zero: R_acc = R_rea = 0; mask: advantage 0."""
+    """Answers cut at rollout.sampling.max_tokens. judge: as usual; zero: R_acc = R_rea = 0; mask: advantage 0."""
 
 
 @dataclass
 class Lora(ConfigSection):
-    """Low-rank adapters on the language model's linear layers, trained instead of all weights."""
+    """Low-rank adapters on the language model's linear layers, trained in place of the weights."""
 
     rank: NonNegativeInt = 0
-    """0: no adapters, the weights themselves are trained."""
+    """0: no adapters; the weights are trained."""
     alpha: PositiveInt = 32
-    """An adapter's product is scaled by alpha / rank."""
+    """Scales an adapter's product by alpha / rank."""
 
 
 @dataclass
 class Learner(ConfigSection):
     workers: PositiveInt = 1
     cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
-    """CPUs that Ray reserves for a worker."""
+    """CPUs that Ray reserves for each worker."""
     gpus: Annotated[float, only(lambda gpus: gpus in (0, 1), "0 or 1"), KeyScope.RESUMABLE] = 0.0
-    """GPUs of a worker; more workers take more GPUs."""
+    """GPUs of each worker; raise ``workers`` to use more."""
     zero_stage: Annotated[NonNegativeInt, Field(le=3)] = 2
     offload: Literal["nothing", "optimizer", "everything"] = "nothing"
-    """What ZeRO keeps in the CPU's memory: the optimizer's state (stages 1 to 3), and the weights too (stage 3)."""
+    """What ZeRO keeps in CPU memory. optimizer: its state (zero_stage 1 to 3); everything: weights too (stage 3)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of weights and activations; with bfloat16 the optimizer keeps float32 master weights."""
+    """Type of weights and activations; with bfloat16 the optimizer keeps float32 master weights."""
     activation_checkpointing: Annotated[bool, KeyScope.RESUMABLE] = False
-    """Compute each layer's activations again on the way back instead of keeping them."""
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
     frozen: list[Part] = field(default_factory=lambda: ["vision"])
-    """Parts that are not trained. With adapters nothing else is trained, whatever stands here."""
+    """Parts that are not trained. With lora.rank above 0 only the adapters are trained, whatever is listed here."""
     lora: Lora = field(default_factory=Lora)
     groups_per_step: PositiveInt = 64
-    """Groups (questions) of one optimizer step, over all workers."""
+    """Groups (questions) per optimizer step, over all workers."""
     tokens_per_micro_batch: Annotated[PositiveInt, KeyScope.RESUMABLE] = 16384
-    """Tokens of one pass of one worker; a larger group goes alone. Decides memory and speed, never the result."""
+    """Most tokens of a worker's micro-batch; a larger group is one alone. Affects memory and speed, not the result."""
     logits_mib: Annotated[PositiveInt, KeyScope.RESUMABLE] = 64
-    """Most MiB of float32 logits held at a time; the head works through larger ones tile by tile."""
+    """Most MiB of float32 logits held at a time; the head computes larger ones tile by tile."""
     learning_rate: NonNegativeFloat = 1e-6
-    """0 leaves the student as it is: a run that only tries everything out."""
+    """0 leaves the student unchanged, for a trial of the whole run."""
     warmup_steps: NonNegativeInt = 0
-    """Optimizer steps over which the learning rate rises linearly; constant afterwards."""
+    """Optimizer steps over which the learning rate rises linearly; it is constant afterwards."""
     weight_decay: NonNegativeFloat = 0.0
     gradient_clipping: PositiveFloat = 1.0
     policy_weight: NonNegativeFloat = 1.0
-    """Weight of the GRPO loss; 0 leaves plain distillation by the divergence."""
+    """Weight of the GRPO loss; 0 leaves plain distillation."""
     jsd_weight: NonNegativeFloat = 1.0
-    """Weight of the divergence to the teacher."""
+    """Weight of the Jensen-Shannon divergence to the teacher."""
     kl_beta: NonNegativeFloat = 0.1
-    """Weight of the KL estimate against the student before training, inside the GRPO loss."""
+    """Weight, inside the GRPO loss, of the KL estimate to the reference policy (the student before training)."""
     kl_estimator: KlEstimator = "k3"
     clip_epsilon: Annotated[PositiveFloat, Field(lt=1)] = 0.2
-    """How far a ratio of new to old probability counts; offline groups feel it when updates_per_step is above 1."""
+    """Clips probability ratios to 1 ± this; has no effect on offline groups unless updates_per_step is above 1."""
     aggregation: Aggregation = "answer"
-    """answer: every answer of a group weighs the same; token: every answer token of a step does."""
+    """Mean of the loss. answer: all answers of a group weigh the same; token: all answer tokens of a step do."""
     teacher: Literal["stored", "live"] = "stored"
-    """stored: by teacher.top_k likeliest tokens; live: every worker holds it, and compares whole distributions."""
+    """stored: compare with the stored top-k log-probs; live: each worker holds the teacher, compares whole rows."""
     max_logprob_gap: Annotated[NonNegativeFloat | None, KeyScope.RESUMABLE] = None
-    """Nats: how far learner and engine may be apart on the untrained student's answers to a question, mean over their
-    tokens; default: 0.01 where both compute in float32, otherwise 0.1 (docs/LEARNER.md). Single rows above are left
-    out, more than 1 % of those that are compared before the first step stop the run."""
+    """Nats: largest mean difference per token between the learner's and the engine's log-probs of the untrained
+    student on a row; default: 0.01 if both compute in float32, otherwise 0.1 (docs/LEARNER.md). Rows above it are left
+    out; more than 1 % of those compared before the first step stop the run."""
     updates_per_step: PositiveInt = 1
-    """Optimizer updates on the groups of one step; the later ones clip the ratio to the first."""
+    """Optimizer updates on the groups of one step; the later ones clip the ratio to the policy before the first."""
     checkpoint_every: Annotated[PositiveInt, KeyScope.RESUMABLE] = 50
     """Optimizer steps between checkpoints."""
     checkpoints_kept: Annotated[PositiveInt, KeyScope.RESUMABLE] = 2
-    """The last ones."""
+    """Number of latest checkpoints that are kept."""
     max_failures: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 0
-    """How often a lost worker group is restarted from the last checkpoint."""
+    """Most restarts of a lost worker group from the last checkpoint."""
     max_skipped_in_a_row: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 3
-    """Steps whose loss or gradient is not finite are skipped; one more than this in a row stops the run."""
+    """Steps in a row that may be skipped for a loss or gradient that is not finite; one more stops the run."""
 
 
 @dataclass
 class Evaluation(ConfigSection):
     marked_by: Literal["judge", "rule"] = "judge"
-    """judge: the student as it was at the start; rule: judge.rule, for short labels."""
+    """Who marks held-out answers. judge: the student before training; rule: judge.rule, for short labels."""
     max_tokens: PositiveInt | None = None
-    """Longest greedy answer; default: rollout.sampling.max_tokens, which leaves reasoning as much room."""
+    """Most tokens of a greedy held-out answer; default: rollout.sampling.max_tokens."""
     examples: Annotated[NonNegativeInt, KeyScope.LATER] = 6
-    """Questions shown in the report with their answers and rewards."""
+    """Number of questions that the report shows with their answers and rewards."""
 
 
 @dataclass
@@ -345,24 +345,24 @@ class Config(ConfigSection):
     rollout: Rollout = field(default_factory=Rollout)
     schedule: Schedule = field(default_factory=Schedule)
     growth: list[Growth] = field(default_factory=list)
-    """Larger teachers of the same family, each with its own schedule; the student is carried on."""
+    """Larger teachers of the same family, used one after the other, each with its schedule; the student continues."""
     reward: Annotated[Reward, KeyScope.LEARNING] = field(default_factory=Reward)
     learner: Annotated[Learner, KeyScope.LEARNING] = field(default_factory=Learner)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property
     def schedules(self) -> list[Schedule]:
-        """Of each teacher."""
+        """The schedule of each teacher, in their order."""
         return [self.schedule, *(one.schedule for one in self.growth)]
 
     @property
     def models(self) -> dict[str, Teacher | Student]:
-        """Key of the configuration → teacher or student: the teachers in their order, then the student."""
+        """Key ("teacher", "growth[0].teacher", …, "student") → model: the teachers in their order, then the student."""
         further = {f"growth[{number}].teacher": one.teacher for number, one in enumerate(self.growth)}
         return {"teacher": self.teacher, **further, "student": self.student}
 
     def of_teacher(self, number: int) -> Config:
-        """The same configuration with teacher ``number`` (from 0) as its only one."""
+        """Returns the configuration with teacher ``number`` (from 0) as its only teacher."""
         if number == 0:
             return replace(self, growth=[])
         chosen = self.growth[number - 1]
@@ -370,17 +370,17 @@ class Config(ConfigSection):
 
     @property
     def judges(self) -> set[JudgedBy]:
-        """Who judges rollouts or, with the student, held-out answers."""
+        """All judges of rollouts, and the student if it marks held-out answers."""
         marking: set[JudgedBy] = {"student"} if self.evaluation.marked_by == "judge" else set()
         return {self.judge.of_teacher, self.judge.of_student} | marking
 
     @property
     def evaluation_tokens(self) -> int:
-        """Of the longest greedy answer."""
+        """Most tokens of a greedy held-out answer."""
         longest = self.evaluation.max_tokens
         return self.rollout.sampling.max_tokens if longest is None else longest
 
     @property
     def group_size(self) -> int:
-        """G: answers of one question."""
+        """G: answers per question."""
         return self.rollout.teacher_answers + self.rollout.student_answers

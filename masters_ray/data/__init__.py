@@ -1,4 +1,4 @@
-"""Sources of problems: jsonl or parquet, in a deterministic order, bad rows set aside with their reason."""
+"""Reads jsonl or parquet sources into problems in a seeded order; sets bad rows aside with their reason."""
 
 from masters_ray.data.loading import Loaded, Overlap, load, overlap, refuse_too_many, write_quarantine
 from masters_ray.data.pictures import PILLOW_MAX_PIXELS, check, decode, with_embedded_pictures

@@ -1,4 +1,4 @@
-"""Choices and labels: in whatever form a row has them, the label becomes the text of the right choice."""
+"""Reads a row's choices and its label in all their forms; the label becomes the text of the right choice."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from typing import Any, Literal, NamedTuple
 from masters_ray.data.texts import BadRowError, as_text, shown
 
 Reading = Literal["text", "key", "index"]
-"""What a label says of its choice: its text, what stands before it (its letter), or its place, counted from 0."""
+"""How a label names its choice: by its text, its key (the letter before it), or its index from 0."""
 READINGS: tuple[Reading, ...] = ("text", "key", "index")
 
 _LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _MARKED = re.compile(r"\(?([A-Za-z](?=[).:])|\d{1,2}(?=[).]))(?:\)|[.:](?=\s))\s*(\S.*)", re.DOTALL)
-""""A. red", "(A) red", "B: blue", "1. red"; not "1: 2", a ratio."""
+"""Matches "A. red", "(A) red", "B: blue", "1. red"; not "1: 2", a ratio."""
 _KEY_NAMES = ("label", "key", "letter", "id")
 _TEXT_NAMES = ("text", "value", "content", "choice", "option")
 _LONGEST = 100_000
-"""Characters of a list that is written as a text."""
+"""Most characters of a list that is written as a text and parsed."""
 
 
 class Choice(NamedTuple):
     key: str
-    """Its letter, or what the row has in its place."""
+    """Letter of the choice, or the row's own key."""
     text: str
-    """Without a letter before it, on one line."""
+    """Text without its letter, on one line."""
     written: str
-    """As it stands in the row, on one line."""
+    """Text as the row has it, on one line."""
     place: int
-    """Where it stands in the row, from 0."""
+    """Index in the row, from 0."""
 
 
 def choices_of(value: Any) -> list[Choice]:
-    """The choices, by their letters, of a list of texts or of {label, text}, a mapping of letters to texts,
-    {label: […], text: […]}, or one of these as JSON or Python; none: a free question. Raises BadRowError."""
+    """Returns the choices, sorted by letter. value: a list of texts or of {label, text}, a mapping of letters to texts,
+    {label: […], text: […]}, or one of these as JSON or Python; empty: a free question. Raises BadRowError."""
     pairs = _pairs(_parsed(value))
     if not pairs:
         return []
@@ -71,7 +71,7 @@ def choices_of(value: Any) -> list[Choice]:
 
 
 def readings(label: str, choices: Sequence[Choice]) -> dict[Reading, Choice]:
-    """The choice that a label names, by each way to read it that finds one."""
+    """Returns, for each way to read the label that finds a choice, that choice."""
     key = label.strip("()[].: ").casefold()
     found: dict[Reading, Choice | None] = {
         "text": _by_text(_on_one_line(label), choices),
@@ -82,9 +82,9 @@ def readings(label: str, choices: Sequence[Choice]) -> dict[Reading, Choice]:
 
 
 def right_choice(label: str, choices: Sequence[Choice], usual: Reading) -> str:
-    """The text of the choice that a label names; without choices the label. usual: how the labels of the source are
-    read; where that finds none, they are read as texts, then as keys. A number is an index only where they usually are:
-    elsewhere it is a text that is wrong. Raises BadRowError."""
+    """Returns the text of the choice that a label names; without choices, the label. usual: reading of most labels of
+    the source, tried first, then text, then key. A number is read as an index only when that is ``usual``. Raises
+    BadRowError when no reading finds a choice."""
     if not choices:
         return label
     found = readings(label, choices)
@@ -109,12 +109,12 @@ def _by_text(label: str, choices: Sequence[Choice]) -> Choice | None:
 
 
 def _on_one_line(text: str) -> str:
-    """The text with a blank for every line break: each choice is a line of the question."""
+    """Replaces line breaks by blanks, since each choice is a line of the question."""
     return _LINE_BREAKS.sub(" ", text)
 
 
 def _parsed(value: Any) -> Any:
-    """Lists and mappings that are written as a text; lines "A. red" below each other."""
+    """Parses a list or mapping written as a text, and lines such as "A. red"; returns other values unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -129,7 +129,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _pairs(value: Any) -> list[tuple[Any, Any]]:
-    """(key or None, text) of every choice."""
+    """Returns (key or None, text) of every choice. Raises BadRowError."""
     if not value:
         return []
     if isinstance(value, dict):

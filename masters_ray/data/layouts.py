@@ -1,4 +1,4 @@
-"""Layouts of data that people bring and masters_ray does not read: which it is, and what to do."""
+"""Recognises file formats and row layouts that masters_ray does not read, and says how to convert them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from masters_ray.data.texts import bare, cut, shown
 
 USED = ("id", "question", "answer", "image", "choices", "kind")
-"""The columns that are read."""
+"""Columns that masters_ray reads."""
 _ROWS = "masters_ray reads one question a row, with the columns question, answer and image"
 _CONVERT = f"{_ROWS}: convert it."
 _UNPACK = f"Unpack it; {_ROWS}."
@@ -39,14 +39,14 @@ _MAGIC = {
     rb"\s*<svg": ("an SVG", _CONVERT),
     rb"\s*<": ("HTML or XML", "Was a page of a web site stored in place of the file? Download it again."),
 }
-"""How the content of a file begins → what it is, and what to do if it should be rows."""
+"""First bytes of a file (pattern) → (what it is, remedy if it should be rows)."""
 _NO_FILE = {
     r"[A-Za-z0-9+.-]+:/": "an address. Copy the file to a path that every node sees.",
     r".*[*?\[{]": "a pattern of names. Join the files into one.",
     r"[\w-]+/[\w-]+$": "none. Of a data set of the Hub, datasets.load_dataset(…, split=…).to_parquet(…) writes a file.",
     "": "none. Set data.*.path to an existing file; a relative path starts at the current directory.",
 }
-"""How a path begins at which there is nothing → what it is, a full stop, and what to do."""
+"""Beginning of a path without a file (pattern) → what it is, a full stop, and the remedy."""
 _LAYOUTS = {
     "conversations": "LLaVA's layout (conversations)",
     "messages": "the layout of OpenAI and ms-swift (messages)",
@@ -58,18 +58,18 @@ _ALIKE = {
     "answer": "answers?|label|multiple_choice_answer|ground_truth|solution|response|output",
     "image": "images?|img|pictures?|image_path|decoded_image|png|jpg",
 }
-"""Column that is read → names that people give it, before a number."""
+"""Column that is read → pattern of other names for it, which a number may follow."""
 _CHOICES = re.compile(r"(?i)(options?|candidates|multiple_choices|(option|choice)s?_?[a-f0-9]?)")
 
 
 def magic(head: bytes) -> tuple[str, str] | None:
-    """What content is by its first bytes, and what to do if it should be rows."""
+    """Returns (what the content is, remedy if it should be rows), judged by its first bytes; None: unknown."""
     return next((told for first, told in _MAGIC.items() if re.match(first, head, re.DOTALL)), None)
 
 
 def in_place_of(path: str, format: str) -> str | None:
-    """What is at a path in place of a file of that format, a full stop, and what to do; None when it may be one, by its
-    first bytes. Raises OSError or ValueError."""
+    """Returns "what is at the path. Remedy." when it is not a file of ``format`` ("jsonl", "parquet"), judged by its
+    first bytes; None when it may be one. Raises OSError or ValueError."""
     file = Path(path)
     if file.is_dir():
         ends = Counter(one.suffix for one in file.iterdir()).most_common(3)
@@ -98,8 +98,8 @@ def in_place_of(path: str, format: str) -> str | None:
 
 
 def wrong_columns(row: Mapping[str, Any]) -> str | None:
-    """Why a row's columns cannot be used; None when they can. A row with columns that look like its choices, under
-    another name, is not taken for a free question."""
+    """Returns why a row's columns cannot be used; None when they can. Also refuses a row whose choices seem to be in
+    columns of another name, which would make it a free question."""
     given = [str(key) for key, value in row.items() if value is not None]
     missing = [key for key in _ALIKE if key not in given]
     layout = next((name for key, name in _LAYOUTS.items() if key in given), None)

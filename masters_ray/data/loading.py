@@ -1,4 +1,4 @@
-"""A source in its seeded order: from its spool, or read anew into one."""
+"""Loads a source in its seeded order: from its spool, or from its file into a new spool."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from masters_ray.progress import say
 from masters_ray.records import Rejected
 
 _UNDER_WAY = 128
-"""Rows that are mapped at a time: each may hold pictures."""
+"""Rows mapped at a time; each may hold pictures in memory."""
 _SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS_COUNTED = 100
 _MANY_KINDS = 50
 _REASONS_TOLD = 5
 _LONGEST = 500
-"""Characters of a reason or of all columns in a message."""
+"""Most characters of a reason, or of all column names, in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class Loaded:
 
     problems: Problems
     accepted: int
-    """Rows of the source that can be used; ``problems`` are those that were taken."""
+    """Usable rows of the source; ``problems`` holds the ones that were taken."""
     rejected: list[Rejected]
     changes: dict[str, int]
-    """What decoding takes beside, in words → after how many pictures of the rows that can be used."""
+    """Change made while decoding, in words ("turned upright") → number of pictures, over the usable rows."""
     remarks: list[str]
-    """What a person should know of the source."""
+    """Sentences about the source, such as columns that are not read."""
 
 
 def load(
@@ -63,13 +63,13 @@ def load(
     spool: Path,
     first: int | None = None,
 ) -> Loaded:
-    """Read a source (of its first rows, ``first``), shuffle it by ``seed``, take ``source.rows`` with kinds balanced.
+    """Reads a source, shuffles it by ``seed``, takes ``source.rows`` rows with kinds balanced. first: read only the
+    first rows; None: all.
 
-    Problems lie in ``spool``, which is opened again if the same file and the same pictures made it in the same way. A
-    row is dropped when it is no problem, has more than ``max_pictures``, a picture that cannot be decoded or has more
-    than ``max_pixels`` pixels, or a text in which the regular expression ``special`` finds a special token of a
-    tokenizer. Raises DataError when the file cannot be read, the spool cannot be written, or more than
-    ``max_quarantined_share`` of the rows are dropped, or all.
+    Writes the problems to ``spool``; reuses it when the same file, pictures and arguments made it. Sets a row aside
+    when it is malformed, has more than ``max_pictures`` pictures, a picture that cannot be decoded or has more than
+    ``max_pixels`` pixels, or a text in which the regular expression ``special`` finds a tokenizer's special token.
+    Raises DataError when the file cannot be read, the spool cannot be written, or ``refuse_too_many`` does.
     """
     file = sources.origin(source)
     found = file.stat()
@@ -94,8 +94,8 @@ def load(
 def _collect(
     source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None
 ) -> tuple[list[str | None], dict[str, Any]]:
-    """Write the rows that can be used. Returns the kind of each row, None for one that cannot, and the other fields of
-    ``Loaded`` as plain values."""
+    """Writes the usable rows. Returns the kind of each row (None: not usable), and the other fields of ``Loaded`` as
+    plain values."""
     kinds: list[str | None] = []
     rejected: list[Rejected] = []
     unused: Counter[str] = Counter()
@@ -135,17 +135,17 @@ def _collect(
 
 
 def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
-    """In the order of the rows, of which few are held at a time."""
+    """Maps rows on several threads; yields them in their order and holds few at a time."""
     with ThreadPoolExecutor(threads()) as executor:
         while part := list(itertools.islice(rows, _UNDER_WAY)):
             yield from executor.map(mapper, part)
 
 
 def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) -> list[int]:
-    """The usable rows, shuffled by ``seed``, of which ``wanted`` are taken: from the kinds in turn while they last.
+    """Returns the usable rows shuffled by ``seed``; takes ``wanted`` of them from the kinds in turn while they last.
 
-    kinds: of each row; None: it cannot be used, but takes part in the shuffle: the others keep their order when it is
-    mended.
+    kinds: kind of each row; None: not usable. Unusable rows take part in the shuffle, so that mending one does not
+    change the order of the others.
     """
     shuffled = list(range(len(kinds)))
     random.Random(seed).shuffle(shuffled)
@@ -158,13 +158,13 @@ def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) ->
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
-    """One JSON object per row that was set aside: row, reason and kind. An empty file says that there was none."""
+    """Writes a JSON line (row, reason, kind) per row set aside; an empty file when there is none. Raises DataError."""
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected]
     write_text(file, "".join(lines), DataError)
 
 
 def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
-    """Raises DataError when more than ``allowed`` of the rows were dropped, or all."""
+    """Raises DataError when more than the fraction ``allowed`` of the rows was set aside, or all, or there are none."""
     rejected, total = loaded.rejected, loaded.accepted + len(loaded.rejected)
     if loaded.accepted and len(rejected) / total <= allowed:
         return
@@ -185,18 +185,18 @@ def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Held-out questions that a student also learns from: accuracy on them says what it remembers."""
+    """Held-out questions that overlap with the training data: accuracy on them may measure memory."""
 
     same_question: int
-    """That are training questions too: same words (case and punctuation aside), same pictures."""
+    """Held-out questions that are training questions too: same words (case and punctuation aside) and pictures."""
     same_picture: int
-    """Whose pictures stand in training, with other questions."""
+    """Other held-out questions whose pictures occur in training."""
     examples: list[str]
-    """Ids of the former."""
+    """Ids of the first three ``same_question``."""
 
 
 def overlap(train: Problems, held_out: Problems) -> Overlap:
-    """What two sources have in common, by digests of words and pictures' contents. Raises DataError."""
+    """Compares two sources by digests of words and of pictures' contents. Raises DataError for a damaged spool."""
     asked = np.isin(held_out.column("asked"), train.column("asked"))
     shown = np.isin(held_out.column("shown"), train.column("shown"))
     return Overlap(

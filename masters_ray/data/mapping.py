@@ -1,4 +1,4 @@
-"""Rows of a source → problems whose pictures were decoded once."""
+"""Maps rows of a source to problems; decodes each picture once to check it."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from masters_ray.data.texts import BadPictureError, BadRowError, as_text, check_
 from masters_ray.records import Picture, Problem, Rejected
 
 _FIRST = 500
-"""Rows that show how the labels of a source name their choices."""
+"""Rows read to find out how the labels of a source name their choices."""
 _LONGEST_NAME = 500
-"""Characters of an id or a kind."""
+"""Most characters of an id or a kind."""
 _REMEMBERED = 4096
-"""Picture files: the questions about one mostly stand together."""
+"""Checked picture files kept in the cache: questions about the same picture are mostly close together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappedRow:
-    """What became of a row of a source."""
+    """A row of a source as a problem, or why it is rejected."""
 
     where: str
     outcome: Problem | Rejected
-    """The problem with the digests of its pictures."""
+    """A problem has the digests of its pictures."""
     unused: list[str]
-    """Columns that are not read and have a value."""
+    """Columns with a value that are not read."""
     changes: list[str]
-    """What decoding its pictures takes beside."""
+    """Changes made while decoding its pictures, in words."""
     files: list[tuple[str, Stamp]]
-    """Those of its pictures that were looked at, as they were before."""
+    """Picture files that were read, with their stamps from before."""
 
 
 class Mapper:
-    """Makes problems of a source's rows; called by several threads at once."""
+    """Maps a source's rows to problems; thread-safe."""
 
     def __init__(self, source: DataSource, max_pictures: int, max_pixels: int, special: str) -> None:
-        """Looks at the first rows, to see how labels name their choices. special: as of ``load``. Raises DataError."""
+        """Reads the first rows to find out how labels name choices. special: as in ``load``. Raises DataError."""
         self._folder = Path(source.path or ".").parent
         self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
         self._usual = _usual_reading(source)
         self._of_file = lru_cache(_REMEMBERED)(self._look_at)
 
     def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
-        """read: one of ``sources.rows``; paths of its pictures start beside the file."""
+        """read: an item of ``sources.rows``; its pictures' paths are relative to the source's directory."""
         where, row = read
         columns = row if isinstance(row, dict) else {}
         unused = [key for key, value in columns.items() if value is not None and key not in layouts.USED]
@@ -68,7 +68,7 @@ class Mapper:
         return MappedRow(where=where, outcome=outcome, unused=unused, changes=changes, files=files)
 
     def _problem(self, row: sources.Row, where: str) -> Problem:
-        """Looks at no picture. Raises BadRowError."""
+        """Returns the row's problem without reading its pictures. Raises BadRowError."""
         if isinstance(row, BadRowError):
             raise row
         if wrong := layouts.wrong_columns(row):
@@ -101,7 +101,7 @@ class Mapper:
         raise BadRowError(f"image: expected a path or bytes, found {shown(image)}")
 
     def _checked(self, picture: Picture, files: list[tuple[str, Stamp]]) -> Checked:
-        """The picture, decoded once; its file is noted in ``files``. Raises BadPictureError."""
+        """Decodes the picture, or takes it from the cache; adds its file to ``files``. Raises BadPictureError."""
         if picture.path is None:
             return check(picture, self._max_pixels)
         before, found = self._of_file(picture.path)
@@ -111,7 +111,7 @@ class Mapper:
         return found
 
     def _look_at(self, path: str) -> tuple[Stamp, Checked | str]:
-        """The file as it was before, and its picture or why it cannot be used."""
+        """Returns the file's stamp from before reading, and its picture or why it cannot be used."""
         before = stamp(path)
         try:
             return before, check(Picture(path=path), self._max_pixels)
@@ -120,22 +120,22 @@ class Mapper:
 
 
 def _usual_reading(source: DataSource) -> Reading:
-    """How most labels of the first rows name their choices; for a label that may be read in several ways, as an index
-    among choices that are numbers. A tie: the text of a choice."""
+    """Returns how most labels of the first rows name their choices; it decides for ambiguous labels, such as a number
+    among choices that are numbers. Text wins a tie."""
     counts: Counter[Reading] = Counter()
     for _, row in itertools.islice(sources.rows(source), _FIRST):
         if isinstance(row, dict):
             try:
                 label, choices = as_text(row.get("answer"), "answer"), choices_of(row.get("choices"))
             except BadRowError:
-                continue  # told when the row is read
+                continue  # reported when the row is mapped
             counts.update(list(readings(label, choices)))
     return max(READINGS, key=lambda one: counts[one])
 
 
 def _name(value: Any, key: str) -> str | None:
-    """An id or a kind; None: the row has none."""
-    if value is None or value != value:  # NaN, the gap of a column of numbers
+    """Returns an id or a kind as a text; None: the row has none. Raises BadRowError."""
+    if value is None or value != value:  # NaN stands for a missing value in a column of numbers
         return None
     text = str(value) if isinstance(value, bool) else as_text(value, key)
     if len(text) > _LONGEST_NAME:

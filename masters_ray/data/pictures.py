@@ -1,7 +1,6 @@
-"""Pictures, by reference or in memory → the pixels that every model and every reader of a report sees: upright, on
-white, 8-bit RGB.
+"""Decodes pictures to the pixels that all models and the report use: upright, on white, 8-bit RGB.
 
-Colour profiles (ICC) are ignored, as in every server that a student will answer from.
+Colour profiles (ICC) are ignored, as inference servers do.
 """
 
 from __future__ import annotations
@@ -33,58 +32,58 @@ from masters_ray.records import Picture, Problem
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow opens no picture with more pixels."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
-"""Not EPS or WMF, which start other programs, nor containers of other formats."""
+"""Formats that are decoded; without EPS and WMF, which start other programs, and without containers of formats."""
 TURNED = "turned upright"
 ON_WHITE = "transparent and put on white"
 SCALED = "scaled from 16 bits of grey to 8"
 FIRST_FRAME = "animated or of several pages, of which the first is taken"
 
 _AT_A_TIME = 100_000_000
-"""Pixels that all threads of a process decode at a time; each may need 20 bytes."""
+"""Most pixels that all threads of a process decode at a time; a pixel may need 20 bytes."""
 _MAX_BYTES = 1 << 30
-"""Of a file; no picture with PILLOW_MAX_PIXELS needs more."""
+"""Most bytes of a file; a picture of PILLOW_MAX_PIXELS needs no more."""
 _BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{60})")
-"""How base64 begins: as an address, or as that of a PNG, JPEG, GIF or WebP does."""
+"""Beginning of base64: a data: address, or the content of a PNG, JPEG, GIF or WebP."""
 
-# Pillow warns of half the pixels that it refuses, and of metadata that nobody reads here. For the whole process:
-# warnings.catch_warnings around each picture is not safe in threads.
+# Pillow warns from half the pixels that it refuses, and of metadata that is not used here. Filtered for the whole
+# process, since warnings.catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _decoding = 0
-"""Pixels that are being decoded now."""
+"""Pixels that all threads are decoding now."""
 _freed = threading.Condition()
 
 
 class Checked(NamedTuple):
     picture: Picture
-    """With its digest."""
+    """The picture with its digest."""
     changes: frozenset[str]
-    """What decoding it takes beside, in words that follow a number of pictures."""
+    """Changes made while decoding, such as ``TURNED``; words that follow a number of pictures."""
 
 
 def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Checked:
-    """Read and decode a picture. Raises BadPictureError when it is missing, broken, or larger than ``max_pixels``."""
+    """Reads and decodes a picture. Raises BadPictureError when it is missing, broken, or larger than ``max_pixels``."""
     content = encoded(picture)
     _, changes = _rgb(_name(picture), content, max_pixels)
     return Checked(replace(picture, digest=hashlib.sha256(content).hexdigest()), frozenset(changes))
 
 
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
-    """The pixels that engine, learner, evaluation and report see. Raises BadPictureError, also when a file is not as it
-    was when the data were read."""
+    """Returns the RGB pixels for engine, learner, evaluation and report. Raises BadPictureError, also for a file that
+    has changed since the data was read."""
     return _rgb(_name(picture), encoded(picture), max_pixels)[0]
 
 
 def with_embedded_pictures(problem: Problem) -> Problem:
-    """The same problem with its pictures' encoded bytes in memory. Raises BadPictureError when one cannot be read."""
+    """Returns the problem with its pictures' encoded bytes in memory. Raises BadPictureError as ``encoded`` does."""
     pictures = tuple(Picture(data=encoded(picture), digest=picture.digest) for picture in problem.pictures)
     return replace(problem, pictures=pictures)
 
 
 def encoded(picture: Picture) -> bytes:
-    """The encoded bytes. Raises BadPictureError when its file is missing, not an ordinary one, unreadable, or not as it
-    was when the data were read."""
+    """Returns the encoded bytes. Raises BadPictureError when the file is missing, not an ordinary one of at most 1 GiB,
+    unreadable, or changed since the data was read."""
     if picture.data is not None:
         return picture.data
     name, path = _name(picture), Path(picture.path or "")
@@ -103,13 +102,13 @@ def encoded(picture: Picture) -> bytes:
 
 
 def named(text: str, folder: Path) -> Picture:
-    """What a row means by ``text``: a path, which starts at ``folder``, a ``file:`` address, or base64, with
-    ``data:image/…;base64,`` before it or without, also in lines or without the = at its end.
+    """Returns the picture that a row means by ``text``: a path relative to ``folder``, a ``file:`` address, or base64
+    with or without ``data:image/…;base64,`` before it, line breaks in it and = at its end.
 
-    Raises BadRowError for any other address.
+    Raises BadRowError for any other address, and for broken base64.
     """
     if _BASE64.match(text):
-        letters = "".join(_BASE64.sub("", text).split())  # mail's lines, and a blank behind the comma
+        letters = "".join(_BASE64.sub("", text).split())  # without MIME's line breaks and blanks behind the comma
         try:
             return Picture(data=base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True))
         except binascii.Error as error:
@@ -122,7 +121,7 @@ def named(text: str, folder: Path) -> Picture:
             "elsewhere."
         )
     path = folder / text
-    if not text.isascii() and not path.exists():  # a name that was typed on one system and written on another
+    if not text.isascii() and not path.exists():  # systems differ in the Unicode normal form of file names
         forms = (folder / unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
         path = next((one for one in forms if one.exists()), path)
     return Picture(path=str(path))
@@ -133,20 +132,20 @@ def _name(picture: Picture) -> str:
 
 
 def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[str]]:
-    """The picture's first frame as RGB without metadata, and what was done for it.
+    """Returns the picture's first frame as RGB without metadata, and the changes made to it.
 
-    Raises BadPictureError, which begins with ``name``; for more than ``max_pixels`` before the picture is decoded.
+    Raises BadPictureError, whose message begins with ``name``; for more than ``max_pixels`` before decoding.
     """
     changes: set[str] = set()
     try:
         with _opened(name, content, max_pixels) as image:
-            turned = image.format == "TIFF" and _is_turned(image)  # Pillow turns those itself, and forgets it
+            turned = image.format == "TIFF" and _is_turned(image)  # Pillow turns a TIFF in load, and drops the tag
             image.load()
             if turned or _is_turned(image):
                 changes.add(TURNED)
                 ImageOps.exif_transpose(image, in_place=True)
             pixels = _on_white(_eight_bits(name, image, changes), changes)
-            if getattr(image, "is_animated", False):  # last: a GIF reads on for it
+            if getattr(image, "is_animated", False):  # last, since a GIF is read further for it
                 changes.add(FIRST_FRAME)
     except (BadPictureError, MemoryError):
         raise
@@ -156,15 +155,15 @@ def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[s
     except Image.UnidentifiedImageError:
         told = (magic(content) or ["its content"])[0] if content else "an empty file"
         raise BadPictureError(f"{name} cannot be decoded: {told} is none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # whatever Pillow's readers raise for content that is not what its format demands
+    except Exception as error:  # Pillow's readers raise many types for malformed content
         raise BadPictureError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
-    pixels.info = {}  # what reads an orientation there would turn it again
+    pixels.info = {}  # a reader that finds an orientation there would turn the picture again
     return pixels, changes
 
 
 @contextlib.contextmanager
 def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture with its header read; it waits until the threads of the process decode few enough other pixels."""
+    """Yields the picture with its header read, once all threads together decode at most ``_AT_A_TIME`` pixels."""
     global _decoding
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         pixels = image.width * image.height
@@ -176,10 +175,10 @@ def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]
             _decoding += pixels
         try:
             if image.format == "PNG":
-                image.verify()  # the checksums of its pixels, which decoding ignores
+                image.verify()  # checks the checksums of the pixels, which decoding ignores
                 image = Image.open(io.BytesIO(content), formats=FORMATS)
                 if isinstance(clear := image.info.get("transparency"), int) and image.tile:
-                    # Pillow scales grey of 2 and 4 bits to 8, but not the grey that is transparent.
+                    # Pillow scales 2-bit and 4-bit grey to 8 bits, but not the grey value that means transparent.
                     image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
             yield image
         finally:
@@ -189,15 +188,15 @@ def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """By EXIF or XMP. False where they cannot be read: every viewer shows such a picture as it is."""
+    """Whether EXIF or XMP asks to turn the picture. False when they cannot be read, as viewers then show it as is."""
     with contextlib.suppress(Exception):
         return 2 <= int(image.getexif().get(ExifTags.Base.Orientation, 1)) <= 8
     return False
 
 
 def _eight_bits(name: str, image: Image.Image, changes: set[str]) -> Image.Image:
-    """A picture with 16 bits of grey as one with their high 8 (Pillow's own conversion clips them); others as they
-    are."""
+    """Returns 16-bit grey as its high 8 bits (Pillow's own conversion clips), other pictures unchanged. Raises
+    BadPictureError for grey of other depths."""
     if not image.mode.startswith(("I", "F")):
         return image
     tags = getattr(image, "tag_v2", {})
@@ -217,11 +216,11 @@ def _eight_bits(name: str, image: Image.Image, changes: set[str]) -> Image.Image
 
 
 def _on_white(image: Image.Image, changes: set[str]) -> Image.Image:
-    """As RGB, what is transparent over white."""
+    """Returns the picture as RGB, transparent parts over white."""
     if image.has_transparency_data:
         format_, image = image.format, image.convert("RGBA")
         alpha = image.getchannel("A").getextrema()
-        if alpha == (0, 0) and format_ in ("BMP", "TGA"):  # whose writers often leave the fourth byte of a pixel at 0
+        if alpha == (0, 0) and format_ in ("BMP", "TGA"):  # writers of these often leave the unused fourth byte at 0
             return image.convert("RGB")
         if alpha != (255, 255):
             changes.add(ON_WHITE)

@@ -1,4 +1,4 @@
-"""Rows of a source, one at a time: a reader for each kind of file."""
+"""Reads the rows of a jsonl or parquet file one at a time."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from masters_ray.data.texts import BadRowError, cut, shown
 from masters_ray.errors import DataError
 
 Row: TypeAlias = dict[str, Any] | BadRowError
-"""The columns of a row by their names, or why it cannot be read."""
+"""Column name → value of a row, or why the row cannot be read."""
 _ROWS = 64
-"""Rows of a parquet file that are in memory at a time: each may hold pictures."""
+"""Rows of a parquet file in memory at a time; each may hold pictures."""
 _BUFFER = 1 << 20
-"""Bytes that are read of a parquet file's column at a time."""
+"""Bytes read at a time from a column of a parquet file."""
 
 
 def origin(source: DataSource) -> Path:
-    """The file that the rows stand in. Raises DataError when there is none, or when it begins like another format."""
+    """Returns the source's file. Raises DataError when it is missing or begins like another format."""
     if found := in_place_of(source):
         raise DataError(f"{cut(source.path or '', 500)}: expected a {source.format} file, found {found}")
     return Path(source.path or "")
 
 
 def in_place_of(source: DataSource) -> str | None:
-    """What is at a source's path in place of a file of its format, a full stop, and what to do; None when nothing is.
-    Raises DataError when the file cannot be opened."""
+    """Returns "what is at the source's path. Remedy." when that is not a file of its format, otherwise None. Raises
+    DataError when the file cannot be opened."""
     try:
         return layouts.in_place_of(source.path or "", source.format)
     except (OSError, ValueError) as error:
@@ -42,7 +42,7 @@ def in_place_of(source: DataSource) -> str | None:
 
 
 def rows(source: DataSource) -> Iterator[tuple[str, Row]]:
-    """(where, row) of every row. Raises DataError when the file cannot be read."""
+    """Yields ("file:row number from 1", row) of every row. Raises DataError when the file cannot be read."""
     file = origin(source)
     try:
         for number, row in _jsonl(file) if source.format == "jsonl" else _parquet(file):
@@ -57,7 +57,7 @@ def _unreadable(source: DataSource, error: Exception) -> DataError:
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
-    """(row number from 1, row) of every row."""
+    """Yields (row number from 1, row) of every row."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -65,7 +65,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
-    """(row number from 1, row) of every row."""
+    """Yields (row number from 1, row) of every row."""
     number = 0
     with pq.ParquetFile(file, buffer_size=_BUFFER) as content:
         names = content.schema_arrow.names
@@ -77,16 +77,16 @@ def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _object(line: bytes) -> Row:
-    """The JSON object in a line."""
+    """Returns the JSON object in a line, or why it cannot be read."""
     try:
-        # As Decimals numbers keep the zeros that people wrote, as those of 12.40.
+        # Decimals keep trailing zeros, as in 12.40.
         found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_float=Decimal)
     except BadRowError as error:
         return error
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start + 1}"
         return BadRowError(f"not UTF-8: {reason}. Of Latin-1 text, iconv -f latin1 -t utf-8 makes it")
-    except (ValueError, ArithmeticError, RecursionError) as error:  # too many digits, too many brackets in each other
+    except (ValueError, ArithmeticError, RecursionError) as error:  # also too many digits or too deep nesting
         return BadRowError(f"not JSON that can be read: {cut(str(error))}")
     if not isinstance(found, dict):
         return BadRowError(f"expected an object with question, answer and image, found {type(found).__name__}")
@@ -116,7 +116,7 @@ def _plain(batch: pa.RecordBatch) -> list[Row]:
 
 
 def _shortest(value: Any, narrow: Any) -> Any:
-    """0.1 in place of 0.10000000149011612, which float32 makes of it."""
+    """Returns the shortest decimal that the narrow float type rounds to the value: 0.1, not 0.10000000149011612."""
     if isinstance(value, list):
         return [_shortest(one, narrow) for one in value]
     return None if value is None else float(np.format_float_scientific(narrow(value)))

@@ -1,8 +1,7 @@
-"""A source on disk, ready to use: its problems in their seeded order, read when they are asked for.
+"""The spool of a source: an SQLite file with its problems in their seeded order, each read when it is asked for.
 
-An SQLite file: ``problem`` has a row for each usable row of the source, ``seeded`` those that were taken, in
-their order, ``file`` the picture files that were looked at, and ``note`` what the source was and what else was found in
-it.
+Table ``problem`` has each usable row of the source, ``seeded`` the rows that were taken, in their order, ``file`` the
+picture files that were read, ``note`` the key of what made the spool and the other findings about the source.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from masters_ray.errors import DataError, writing
 from masters_ray.records import Picture, Problem
 
 FORMAT = 5
-"""Counts up when the same source would be written in another way."""
+"""Version of the file's format."""
 _TABLES = """
 PRAGMA page_size = 32768;
 PRAGMA journal_mode = OFF;
@@ -46,11 +45,11 @@ CREATE TABLE note (key TEXT, content TEXT);
 _DIGEST = 16
 
 Stamp: TypeAlias = tuple[int, int]
-"""Bytes of a file, and when they were written last (ns); -1 both: there is no file that can be read."""
+"""A file's size in bytes and modification time in ns; (-1, -1): no readable file."""
 
 
 class Problems(Sequence[Problem]):
-    """The problems of a spool; may be used by several threads at once."""
+    """The problems of a spool as a sequence; thread-safe."""
 
     def __init__(self, file: Path) -> None:
         """Raises DataError when the file is missing or not a whole spool."""
@@ -59,12 +58,12 @@ class Problems(Sequence[Problem]):
         try:
             self._connection = _connected(file, "mode=ro&immutable=1")
             [(size,)] = self._ask("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
-            if size != file.stat().st_size:  # SQLite does not notice that a part of its last page is missing
+            if size != file.stat().st_size:  # SQLite does not notice a truncated last page
                 raise ValueError(f"{file.stat().st_size} bytes in place of {size}")
             [(self.key, note)] = self._ask("SELECT key, content FROM note")
             [(self._length,)] = self._ask("SELECT coalesce(max(position) + 1, 0) FROM seeded")
             self.note: dict[str, Any] = json.loads(note)
-            """As of ``SpoolWriter.finish``."""
+            """The ``note`` of ``SpoolWriter.finish``."""
         except (OSError, sqlite3.Error, ValueError) as error:
             raise self._damaged(error) from error
 
@@ -78,7 +77,7 @@ class Problems(Sequence[Problem]):
     def __getitem__(self, where: slice) -> list[Problem]: ...
 
     def __getitem__(self, where: int | slice) -> Problem | list[Problem]:
-        """One problem, or a list of them. Raises IndexError beyond the end, DataError when the file is damaged."""
+        """Reads a problem, or a list of them. Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
             return [self[position] for position in range(len(self))[where]]
         query = "SELECT content FROM seeded JOIN problem USING (row) WHERE position = ?"
@@ -89,21 +88,21 @@ class Problems(Sequence[Problem]):
 
     @cached_property
     def digests(self) -> np.ndarray:
-        """``Problem.digest`` of every problem, S16 [problems]; read once, without the problems themselves."""
+        """``Problem.digest`` of every problem, S16 [problems]; read once, without reading the problems."""
         return self.column("digest")
 
     def column(self, name: Literal["digest", "asked", "shown"]) -> np.ndarray:
-        """The digest of every problem, of what its pictures show (shown), or of that and its words (asked); S16
-        [problems]."""
+        """Returns a digest per problem, S16 [problems]. digest: of the whole problem; shown: of its pictures' contents;
+        asked: of its pictures and the question's words."""
         found = self._ask(f"SELECT {name} FROM seeded ORDER BY position")
         return np.array([digest for (digest,) in found], f"S{_DIGEST}")
 
     def digest(self, position: int) -> str:
-        """``self[position].digest``, without reading the problem."""
+        """Returns ``self[position].digest`` without reading the problem."""
         return bytes(self.digests[position]).decode()
 
     def pictures_are_as_noted(self) -> bool:
-        """Whether each picture file that was looked at is as it was then."""
+        """Whether every picture file still has the stamp that it had when the source was read."""
         noted = self._ask("SELECT path, size, mtime_ns FROM file")
         parts = [noted[first :: threads()] for first in range(threads())]
         with ThreadPoolExecutor(len(parts)) as executor:
@@ -121,7 +120,7 @@ class Problems(Sequence[Problem]):
 
 
 def opened(file: Path, key: Sequence[Any]) -> Problems | None:
-    """The spool in ``file`` if it was made of ``key`` and can be read; otherwise it is to be made again."""
+    """Opens the spool in ``file``; returns None when it cannot be read or was made with another ``key``."""
     try:
         problems = Problems(file)
     except DataError:
@@ -130,15 +129,15 @@ def opened(file: Path, key: Sequence[Any]) -> Problems | None:
 
 
 class SpoolWriter:
-    """Takes the rows of a source in their order."""
+    """Writes the rows of a source in their order."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def add(self, row: int, problem: Problem, where: str) -> str | None:
-        """Keep a problem. Returns its new id if an earlier row has the same: the number of its row stands behind it.
+        """Adds a problem. When an earlier row has its id, appends the row's number to it (``id#17``) and returns that.
 
-        row: from 0; where: file and row, as of ``sources.rows``.
+        row: index from 0; where: "file:row number", as from ``sources.rows``.
         """
         given = problem.id
         while self._connection.execute("SELECT 1 FROM problem WHERE id = ?", [problem.id]).fetchone():
@@ -151,12 +150,12 @@ class SpoolWriter:
         return None if problem.id == given else problem.id
 
     def looked_at(self, files: Sequence[tuple[str, Stamp]]) -> None:
-        """Note picture files."""
+        """Records picture files and their stamps."""
         rows = [(path, *noted) for path, noted in files]
         self._connection.executemany("INSERT OR IGNORE INTO file VALUES (?, ?, ?)", rows)
 
     def finish(self, order: Sequence[int], key: Sequence[Any], note: Mapping[str, Any]) -> None:
-        """order: the rows in their seeded order; key: all that decides the content; note: what else is to be kept."""
+        """order: rows in their seeded order; key: everything that decides the content; note: further values to keep."""
         self._connection.executemany(
             "INSERT INTO seeded SELECT ?, row, digest, asked, shown FROM problem WHERE row = ?", enumerate(order)
         )
@@ -165,14 +164,14 @@ class SpoolWriter:
 
 @contextmanager
 def new_spool(file: Path) -> Iterator[SpoolWriter]:
-    """An empty spool that takes the place of ``file`` when the block is left without an error. Raises DataError when it
-    cannot be written."""
+    """Yields the writer of an empty spool, which replaces ``file`` when the block ends without an error. Raises
+    DataError when it cannot be written."""
     unfinished = file.with_name(file.name + ".tmp")
     with writing(file, DataError, sqlite3.Error):
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)
         try:
-            # Without SQLite's locks, which network disks may lack: nobody else knows the file yet.
+            # Without SQLite's locks, which network disks may lack: no other process knows the file yet.
             with closing(_connected(unfinished, "nolock=1")) as connection:
                 connection.executescript(_TABLES)
                 yield SpoolWriter(connection)
@@ -185,12 +184,12 @@ def new_spool(file: Path) -> Iterator[SpoolWriter]:
 
 
 def threads() -> int:
-    """How many look at files: more than there are CPUs, for a disk of the network serves many at a time."""
+    """Returns the number of threads that read files: twice the CPUs, for network disks serve many reads; at most 32."""
     return min(32, 2 * len(os.sched_getaffinity(0)))
 
 
 def stamp(path: str) -> Stamp:
-    """What changes when a file does."""
+    """Returns the file's stamp; (-1, -1) when it cannot be read."""
     with suppress(OSError, ValueError):
         found = Path(path).stat()
         if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):

@@ -1,4 +1,4 @@
-"""Single values of a row as the texts that people meant by them, and why a row is dropped."""
+"""Converts single values of a row to texts and checks them; the errors that say why a row is set aside."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from masters_ray.records import Problem, RejectedBy
 NO_SPECIAL = "(?!)"
 """A regular expression that matches nothing."""
 _SHOWN = 100
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 _DIGITS = 30
-"""Numbers of more digits before or after the point keep their exponent."""
+"""Numbers with more digits before or after the point keep their exponent."""
 _BLANKS = "".join(one for one in map(chr, range(0x3001)) if one.isspace())
 _INVISIBLE = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
-"""Zero-width spaces and marks of direction: copied along from web pages and spreadsheets."""
+"""Zero-width spaces and direction marks, which come along when text is copied from web pages and spreadsheets."""
 
 
 class BadRowError(Exception):
-    """Why a row cannot be used: key, what was expected and found, and the remedy. It becomes a Rejected of ``kind``."""
+    """A row cannot be used; says key, what was expected and found, and the remedy. Becomes a Rejected of ``kind``."""
 
     kind: RejectedBy = "row"
 
 
 class SpecialTokenError(BadRowError):
-    """A text that holds a special token of a tokenizer."""
+    """A text holds a special token of a tokenizer."""
 
     kind = "text"
 
 
 class BadPictureError(BadRowError):
-    """A picture that is missing, broken or too large; the message is the reason."""
+    """A picture is missing, changed, broken or too large; the message is the reason."""
 
     kind = "picture"
 
 
 def shown(value: Any) -> str:
-    """A value for a message, in about 100 characters."""
+    """Returns a value's repr for a message, in about 100 characters."""
     return cut(repr(value[: 2 * _SHOWN] if isinstance(value, str | bytes | list | tuple) else value))
 
 
 def cut(text: str, most: int = _SHOWN) -> str:
-    """The text for a message: on one line, of about so many characters from both ends, without any that cannot be
-    written."""
+    """Returns the text for a message: about ``most`` characters from both ends, with � for unprintable ones such as
+    line breaks."""
     short = text if len(text) <= most else f"{text[: most // 3]} … {text[-most * 2 // 3 :]}"
     return "".join(one if one.isprintable() else "\ufffd" for one in short)
 
 
 def bare(text: str) -> str:
-    """The text without blanks and invisible characters at its ends."""
+    """Strips blanks and invisible characters from both ends."""
     return text.strip(_BLANKS + _INVISIBLE)
 
 
 def as_text(value: Any, key: str) -> str:
-    """The text of a value: 3.0 → "3", Decimal("12.40") → "12.40", a date → "2018-01-02", ["red"] → "red".
+    """Returns a value as a text: 3.0 → "3", Decimal("12.40") → "12.40", a date → "2018-01-02", ["red"] → "red".
 
-    Raises BadRowError, which names the key, for what is not a single text, number or date, and for what may stand for
-    several texts.
+    Raises BadRowError, naming ``key``, for values that are not a single text, number or date, and for ambiguous ones
+    (true may mean yes, true or 1).
     """
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
@@ -94,15 +94,14 @@ def _number(value: float | Decimal, key: str) -> str:
     if not number.is_finite():
         raise BadRowError(f"{key}: expected a number, found {value}")
     if not number:
-        number = abs(number)  # no −0
+        number = abs(number)  # without the sign of −0
     text = format(number, "f") if abs(number.adjusted()) < _DIGITS else str(number)
-    return text.removesuffix(".0")  # whole numbers of a column that has gaps become 3.0 on the way
+    return text.removesuffix(".0")  # in a column with missing values, whole numbers are stored as 3.0
 
 
 def special_in(text: str, pattern: str) -> str | None:
-    """The first special token in a text, as it stands there or as a normalizing tokenizer would read it; None without.
-
-    pattern: a regular expression that matches all of them.
+    """Returns the first special token in a text, before or after NFKC normalisation (as tokenizers may read it), or
+    None. pattern: a regular expression that matches all special tokens.
     """
     found = re.search(pattern, text)
     if found is None and not text.isascii():
@@ -111,8 +110,8 @@ def special_in(text: str, pattern: str) -> str | None:
 
 
 def check_texts(problem: Problem, special: str) -> None:
-    """Raises SpecialTokenError for a question, an answer or a choice in which the regular expression ``special`` finds
-    a token, BadRowError for a text that cannot be written as UTF-8 or holds NUL."""
+    """Raises SpecialTokenError when the regular expression ``special`` matches in the question, the answer or a choice,
+    BadRowError for a text that holds NUL or cannot be written as UTF-8."""
     asked = {"question": problem.question, "answer": problem.label}
     asked |= {f"choice {number}": choice for number, choice in enumerate(problem.choices, 1)}
     named = {"id": problem.id, "kind": problem.kind, "image": "".join(one.path or "" for one in problem.pictures)}

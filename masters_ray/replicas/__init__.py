@@ -1,9 +1,9 @@
-"""Replicas: processes that hold a model and play roles. Plain classes; Ray is put on where they are spawned (spawn.py).
+"""Replicas: processes that hold a model and play roles. Plain classes; spawn.py alone makes Ray actors of them.
 
-processes   which processes each phase runs, and what one of them reserves
-placement   whether a cluster's nodes hold them, beside the learner or in turns with it
-spec        what each process loads; in turns: which GPUs it uses
-spawn       spawns them as Ray actors and stops them
-actor       such a process: model, rollout and judge say what it does
-pool        the driver's side: calls to the replicas of a role, whatever dies on the way
+processes   which processes each phase runs, and what each reserves
+placement   whether a cluster's nodes have room for them, beside the learner or in turns with it
+spec        what each process loads, and the GPUs it uses in turns with the learner
+spawn       starts the processes as Ray actors and stops them
+actor       the process itself; model, rollout and judge hold what it does
+pool        the driver's side: calls to the replicas of a role, and replicas that die
 """

@@ -1,4 +1,4 @@
-"""The process of a replica: one model, and the roles that it plays."""
+"""The Ray actor of a replica: a model and the roles that it plays."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 DEVICES = "MASTERS_RAY_DEVICES"
-"""Variable of a process: the GPUs that it uses when Ray reserves none for it."""
+"""Environment variable of a process: the node's GPUs that it uses when Ray reserves none for it, such as "0,1"."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS_TO_TELL = 1.0
 _NO_HELP = "For further information visit"
 _LONGEST_CAUSE = 700
 
 Expected = MaskReport | StudentWeights
-"""What a process must hold: a teacher masked like this, or this version of the student."""
+"""Weights that a replica must hold for a call: a teacher with this mask, or a version of the student."""
 
 
 class ReplicaActor:
-    """Every method raises ReplicaError when the model could not be loaded. When the engine breaks, the caller is told
-    with ReplicaLostError, and the process ends: Ray starts another one."""
+    """Hosts the model. Every method raises ReplicaError when the model could not be loaded. When the engine breaks, the
+    call raises ReplicaLostError and the process ends, so that Ray starts another one."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self._failure: ReplicaError | None = None
         self._ending = False
         try:
             self._load(spec)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - told to whoever asks
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - every later call raises it
             self._failure = not_loaded(error)
 
     def _load(self, spec: ReplicaSpec) -> None:
@@ -58,30 +58,29 @@ class ReplicaActor:
         self._roles = {role: played.get(role, student) for role in spec.roles}
 
     def ready(self, expected: Expected | None = None) -> None:
-        """Return once the model holds what is expected; errors as of ``call``."""
+        """Returns once the model holds the expected weights. Raises as ``call`` does."""
         self._guarded(lambda: None, expected)
 
     def call(self, role: Role, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
-        """``method`` of the role, with the weights that are ``expected``: a process that came later than others or in
-        the place of another one has those that it was started with. Raises CheckpointError or WeightSyncError when
-        the weights are others."""
+        """Calls ``method`` of the role with the ``expected`` weights. A process that was started late or again loads
+        them first. Raises CheckpointError (a teacher) or WeightSyncError (a student) when the weights then differ."""
         return self._guarded(lambda: getattr(self._roles[role], method)(*arguments), expected)
 
     def mask(self, ratio: float) -> MaskReport:
-        """The checkpoint's weights, masked at ``ratio``, in place of whatever the replica held."""
+        """Loads the checkpoint masked at ``ratio`` in place of the current weights; returns the mask's report."""
         return self._guarded(lambda: self._model.engine.mask(ratio))
 
     def sleep(self) -> None:
-        """Give up the GPUs' memory, if the spec says so, until something is asked of the model."""
+        """Frees the GPUs' memory, if ``spec.sleeps``, until the next call to the model."""
         self._guarded(lambda: self._model.engine.sleep())
 
     def busy_seconds(self) -> float:
-        """How long the engine has worked since it was started."""
+        """Seconds that the engine has worked since its start."""
         return self._model.engine.loop.busy_seconds
 
     def _guarded(self, action: Callable[[], Any], expected: Expected | None = None) -> Any:
         if self._ending:
-            threading.Event().wait()  # for the end, of which Ray tells, or asks the next process
+            threading.Event().wait()  # until the process ends: Ray then reports it or repeats the call elsewhere
         if self._failure is not None:
             raise self._failure
         try:
@@ -105,7 +104,7 @@ class ReplicaActor:
 
 
 def not_loaded(error: BaseException) -> ReplicaError:
-    """Why a model is not there; options of vLLM by the keys of the configuration."""
+    """Returns the error for a model that failed to load, with vLLM's options replaced by configuration keys."""
     told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
     told = " ".join(line.strip() for line in told.splitlines() if _NO_HELP not in line)
     for field in dataclasses.fields(Engine):
@@ -114,8 +113,8 @@ def not_loaded(error: BaseException) -> ReplicaError:
 
 
 def show_own_devices() -> None:
-    """Before anything looks for GPUs: those that were assigned to this process are all that it sees. They are counted
-    among those that the node's Ray shows."""
+    """Sets CUDA_VISIBLE_DEVICES to the GPUs of ``DEVICES``, which are indices into the GPUs that the node's Ray shows.
+    Call before any library looks for GPUs."""
     if own := os.environ.get(DEVICES):
         shown = os.environ.get(_VISIBLE)
         names = shown.split(",") if shown else None
@@ -123,13 +122,13 @@ def show_own_devices() -> None:
 
 
 def remember_ratio(ratio: float) -> None:
-    """A teacher of this job that is started or replaced from now on is masked at this ratio while it loads."""
+    """Has teachers of this job that start or restart from now on load their weights masked at this ratio."""
     if internal_kv._internal_kv_initialized():
         internal_kv._internal_kv_put(_ratio_key(), str(ratio))
 
 
 def mask_to_begin_with(spec: ReplicaSpec) -> Mask | None:
-    """The spec's mask, at the ratio that is remembered."""
+    """Returns the spec's mask at the ratio of ``remember_ratio``, if there is one; None without a mask."""
     if spec.mask is None or (ratio := internal_kv._internal_kv_get(_ratio_key())) is None:
         return spec.mask
     return dataclasses.replace(spec.mask, ratio=float(ratio))
@@ -140,7 +139,7 @@ def _ratio_key() -> str:
 
 
 def _end() -> None:
-    """End this process and the engine's own ones, which would keep their GPUs' memory."""
+    """Ends this process and the engine's child processes, which would otherwise keep their GPUs' memory."""
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The judge: two calls that turn an answer into an accuracy reward (METHOD 4, appendix section D)."""
+"""The judge role: turns an answer into an accuracy reward in at most two model calls (METHOD 4, appendix section D)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from masters_ray.replicas.model import ReplicaModel
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     accuracy: int | None
-    """0 or 1; None when neither call was readable."""
+    """R_acc, 0 or 1; None: neither call was readable."""
     text: str
-    """What the first call said."""
+    """The reply to the first call, or the engine's reason to refuse it."""
     reasoning: int | None = None
-    """Whether the reasoning supports the answer, 0 or 1; None when nobody asked, or neither call was readable."""
+    """R_rea: whether the reasoning supports the answer, 0 or 1; None: not asked, or neither call was readable."""
 
 
 class JudgeRole:
-    """Greedy, so that the same case has the same verdict."""
+    """Judges greedily, so that equal cases get equal verdicts."""
 
     def __init__(self, model: ReplicaModel, max_tokens: int) -> None:
         self._model, self._max_tokens = model, max_tokens
@@ -29,9 +29,9 @@ class JudgeRole:
     def judge(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str]], reasoning: bool
     ) -> list[list[Verdict]]:
-        """A verdict for each answer's text to each problem, on its reasoning too if wanted; equal cases once.
+        """Returns a verdict for each answer of each problem; equal cases are judged once. reasoning: judge R_rea too.
 
-        A case that is too long for the engine has no accuracy, and what the engine said for its text.
+        A case that the engine refuses (too long) has accuracy None and the engine's reason as its text.
         """
         cases = [
             [(prompts.with_choices(problem), prompts.ground_truth(problem), text) for text in texts]
@@ -52,8 +52,8 @@ class JudgeRole:
     def _scores(
         self, first: prompts.JudgePrompt, inserted: Sequence[tuple[str, ...]], second: prompts.JudgePrompt
     ) -> list[tuple[int | None, str]]:
-        """The 0 or 1 that the first prompt gives of each of the inserted texts, and what was said. Only where it cannot
-        be read, a second call is made, of what the judge said in the first."""
+        """Returns, for each of ``inserted``, the score 0 or 1 (None: unreadable) and the first reply. ``second`` parses
+        only those first replies whose score cannot be read."""
         replies = self._ask([first.messages(*texts) for texts in inserted])
         scores = [None if isinstance(reply, Refused) else first.score(reply) for reply in replies]
         unread = {

@@ -1,4 +1,4 @@
-"""A checkpoint on an engine, with its chat template: what the roles have in common."""
+"""A checkpoint in a vLLM engine with its chat template: what all roles share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Messages = Callable[[Problem], Sequence[Message]]
 
 class ReplicaModel:
     def __init__(self, spec: ReplicaSpec) -> None:
-        """Raises as VllmEngine, and CheckpointError when weights are missing."""
+        """Raises as VllmEngine does, and CheckpointError when weights are missing."""
         folder = weights.locate(spec.checkpoint)
-        hf.superfluous(folder)  # vLLM fuses matrices, and does not miss one of them
+        hf.superfluous(folder)  # raises for missing weights: vLLM, which fuses matrices, does not notice one
         self.chat = Chat(folder)
         engine, vocabulary = spec.engine, weights.vocabulary(folder)
         known = max(self.chat.tokenizer.get_vocab().values()) + 1
-        # Rows without a token, or without one that all models of the run have.
+        # Vocabulary rows that stand for no token, or for a token that not all models of the run have.
         padding = range(known if spec.common is None else min(known, spec.common), vocabulary or 0)
         if 0 < spec.share < 1 and engine.gpu_memory_utilization is None:
             engine = replace(engine, gpu_memory_utilization=0.9 * spec.share)
@@ -43,7 +43,7 @@ class ReplicaModel:
         )
 
     def prompt(self, problem: Problem, messages: Messages = question_messages) -> Prompt | Refused:
-        """What ``messages`` makes of the problem as the engine wants it, pictures decoded."""
+        """Returns the engine's prompt for ``messages(problem)``, pictures decoded; Refused for a bad picture."""
         try:
             pictures = tuple(decode(picture) for picture in problem.pictures)
         except BadPictureError as error:
@@ -51,13 +51,13 @@ class ReplicaModel:
         return Prompt(token_ids=self.chat.token_ids(messages(problem)), pictures=pictures)
 
     def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[Reply | Refused]:
-        """The greedy answer to what ``messages`` makes of each problem."""
+        """Returns the greedy answer to ``messages(problem)`` for each problem."""
         prompts, refused = sorted_out({index: self.prompt(one, messages) for index, one in enumerate(problems)})
         found = refused | dict(zip(prompts, self._greedy([*prompts.values()], max_tokens), strict=True))
         return [found[index] for index in range(len(problems))]
 
     def reply(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Reply | Refused]:
-        """The greedy answer to each conversation without pictures."""
+        """Returns the greedy answer to each conversation; conversations have no pictures."""
         return self._greedy([Prompt(token_ids=self.chat.token_ids(messages)) for messages in conversations], max_tokens)
 
     def _greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply | Refused]:

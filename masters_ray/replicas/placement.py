@@ -1,4 +1,4 @@
-"""Whether a cluster's nodes hold what a run asks for. A process lies on one node, whatever all nodes have together."""
+"""Checks whether a cluster's nodes have room for a run's processes; each process with all its ranks needs one node."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from masters_ray.replicas import processes
 from masters_ray.replicas.processes import Processes
 
 _INEXACT = 1e-9
-"""Amounts are sums of fractions such as 0.1."""
+"""Tolerance for amounts that are sums of fractions such as 0.1."""
 
 Nodes = Sequence[Mapping[str, float]]
-"""What each node has in all: "CPU" and "GPU"; what it has not may be left out."""
+"""Total resources of each node: "CPU" and "GPU"; a missing name means 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class Turns:
 
 
 def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = False) -> Turns | None:
-    """Where learner and rollouts of online iterations take turns; None when they need not. learns: false for commands
-    that make rollouts only; grows: the cluster may get other nodes. Raises ConfigError when these nodes are too few or
-    too small for what is asked for at one time and it does not grow, or when weights cannot go the way that conf says.
+    """Returns the node on which learner and online rollouts take turns; None when they do not. learns: False for
+    commands that only make rollouts; grows: the cluster may get more nodes. Raises ConfigError when the nodes have too
+    little room for what runs at one time and the cluster does not grow, or when rollout.weight_transfer does not fit.
     """
     turns, complaints = decide(config, nodes, learns)
     if complaints and not grows:
@@ -48,8 +48,8 @@ def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = Fa
 
 
 def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | None, list[Complaint]]:
-    """How a run is placed, as ``place``; and what it asks for at one time and these nodes do not hold. Replicas that
-    may join later (max_replicas) do not count: nothing waits for them."""
+    """Returns the placement as ``place`` does, and a complaint for each phase that these nodes have no room for.
+    Ignores replicas that may join later (max_replicas), since nothing waits for them."""
     online, wanted = learns and config.rollout.online_fraction > 0, config.rollout.placement
     learned = online or config.rollout.student_refresh == "stage"
     making = {
@@ -76,8 +76,8 @@ def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | N
 
 
 def transfer(config: Config, turns: Turns | None) -> Transfer:
-    """How the learner's weights reach the student's engines, if there are online iterations. turns: where both take
-    turns. Raises ConfigError when conf has a way that does not fit."""
+    """Returns how the learner's weights reach the student's engines in online iterations. turns: as from ``place``.
+    Raises ConfigError when rollout.weight_transfer does not fit the placement."""
     wanted = config.rollout.weight_transfer
     fits = turns is None and config.learner.gpus == config.student.gpus == 1
     if config.rollout.online_fraction == 0:
@@ -92,11 +92,11 @@ def transfer(config: Config, turns: Turns | None) -> Transfer:
 
 
 def _not_held(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> list[Complaint]:
-    """What these nodes do not hold of phases that follow one another: what is done → the processes that run at the same
-    time."""
+    """Returns a complaint for each phase that the nodes have no room for. phases: what is done → the processes that run
+    at the same time; phases run one after the other."""
     found = []
     for doing, asked in phases.items():
-        kinds: dict[str, Processes] = {}  # by model: for the room that they take it is all the same what they do
+        kinds: dict[str, Processes] = {}  # by model: roles do not change the room that a process needs
         for one in asked:
             so_far = kinds.get(one.key, replace(one, roles=(), count=0))
             kinds[one.key] = replace(one, roles=so_far.roles + one.roles, count=so_far.count + one.count)
@@ -105,10 +105,10 @@ def _not_held(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> list[C
 
 
 def crowded(doing: str, kinds: Sequence[Processes], nodes: Nodes) -> Complaint | None:
-    """None when the nodes hold these kinds of processes beside each other, each process on one node."""
+    """Returns a complaint when the nodes cannot hold all these processes at the same time, each on one node."""
     *others, last = kinds
     held = {(0,) * len(others): 0}
-    """Numbers of processes of all kinds but the last → the most of the last beside them, on the nodes so far."""
+    """Counts of all kinds but the last → most processes of the last kind beside them, on the nodes seen so far."""
     for node in nodes:
         here = list(_on_one_node(kinds, node.get("CPU", 0.0), node.get("GPU", 0.0)))
         grown: dict[tuple[int, ...], int] = {}
@@ -120,7 +120,7 @@ def crowded(doing: str, kinds: Sequence[Processes], nodes: Nodes) -> Complaint |
     spare = sum(node.get("CPU", 0.0) for node in nodes) - sum(kind.count * kind.cpus for kind in kinds) + _INEXACT
     if held.get(tuple(kind.count for kind in others), -1) >= last.count and spare >= learns:
         return None
-    # As many of the first kinds as there may be with at least one of the last.
+    # The most of the first kinds that leave room for one of the last.
     best = max((counts for counts, most in held.items() if most), default=(0,) * len(others))
     room = ("for instance " if others else "at most ") + " with ".join(map(str, (*best, held[best])))
     sizes = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
@@ -135,7 +135,7 @@ def crowded(doing: str, kinds: Sequence[Processes], nodes: Nodes) -> Complaint |
 
 
 def _counted_by(kind: Processes) -> str:
-    """The key that decides how many processes there are."""
+    """Returns the key that sets how many processes there are."""
     if kind.key == "learner":
         return "learner.workers"
     judges = {"judge", "reference", "teacher_judge"} & set(kind.roles)
@@ -143,8 +143,7 @@ def _counted_by(kind: Processes) -> str:
 
 
 def _on_one_node(kinds: Sequence[Processes], cpus: float, gpus: float) -> Iterator[tuple[int, ...]]:
-    """Every number of processes of all kinds but the last that so many CPUs and GPUs hold, with the most of the
-    last."""
+    """Yields all combinations of counts that fit into these CPUs and GPUs, with the most of the last kind for each."""
     first, *rest = kinds
     most = fit(first, cpus, gpus)
     if not rest:
@@ -156,7 +155,7 @@ def _on_one_node(kinds: Sequence[Processes], cpus: float, gpus: float) -> Iterat
 
 
 def fit(kind: Processes, cpus: float, gpus: float) -> int:
-    """How many processes so many CPUs and GPUs of one node hold; no more than are wanted."""
+    """Returns how many processes fit into these CPUs and GPUs of one node, at most ``kind.count``."""
     most = float(kind.count)
     for there, asked in ((cpus, kind.cpus), (gpus, kind.gpus)):
         if asked > 0:

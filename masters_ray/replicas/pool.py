@@ -1,4 +1,4 @@
-"""The replicas of one role: handed a few calls at a time, waited for when their process died, masked alike."""
+"""The pool of a role's replicas: spreads calls, waits for replicas that restart, keeps their weights equal."""
 
 from __future__ import annotations
 
@@ -17,53 +17,52 @@ from masters_ray.replicas.processes import Role
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 CALLS_AT_ONCE = 3
-"""Calls under way on one replica: their requests share the engine's running batch, so that it is full while one call
-begins and another one ends."""
+"""Concurrent calls per replica; their requests share the engine's batch, which stays full as calls begin and end."""
 _SECONDS_TO_END = 20
 _REPEATS = 3
 _WHATEVER_DIES = {"max_task_retries": -1, "retry_exceptions": [ReplicaLostError]}
-"""Ray makes the call again as often as it starts the process again."""
+"""Options with which Ray repeats a call each time it restarts the process."""
 
 
 @dataclass(eq=False)
 class PooledReplica:
     actor: Any
     state: Literal["joining", "ready", "away"] = "ready"
-    """Joining: its process is started for the first time, while others work. Away: it died and is started again."""
+    """joining: its process starts for the first time while others work; away: it died and is being restarted."""
     calls: int = 0
-    """Under way on it."""
+    """Calls under way."""
 
 
 class Pool:
-    """The replicas of one role; may be called from several threads.
+    """The replicas of one role; thread-safe.
 
-    A replica whose process dies is started again by Ray, up to ``max_restarts`` times, and gets no call before it is
-    ready; what it was doing ends in ReplicaLostError. Once the pool is masked, or holds a version of the student, a
-    process that joins or is started again gets the same weights before its first call. One that cannot start, or joins
-    with other weights, is left out; CheckpointError or WeightSyncError tells of one that is back with other weights.
+    Ray restarts a replica whose process dies, up to ``max_restarts`` times; its calls raise ReplicaLostError. After
+    ``mask`` or ``hold``, a process that joins or restarts loads the same weights before its first call. A replica that
+    cannot start, or joins with different weights, is left out. One that restarts with different weights raises
+    CheckpointError or WeightSyncError at its next call. No replica gets a call before it is ready.
     """
 
     def __init__(self, role: Role, actors: list[Any]) -> None:
-        """actors: with their models loaded."""
+        """actors: ReplicaActor handles whose models are loaded."""
         self.role = role
         self._replicas = [PooledReplica(actor) for actor in actors]
         self._expected: Expected | None = None
         self._lost = "none was started"
         """Why the last replica was left out."""
         self._under_way = 0
-        """Threads that wait for a replica."""
+        """Threads that wait for an answer of a replica."""
         self._closed = False
         self._changed = threading.Condition()
-        """Held for every look at the fields above."""
+        """Guards the fields above."""
 
     @property
     def most_calls_at_once(self) -> int:
-        """Calls that find a place before the next one waits, with all replicas that may still join."""
+        """Calls that run before the next one waits, with joining replicas counted."""
         with self._changed:
             return CALLS_AT_ONCE * len(self._replicas)
 
     def mask(self, ratio: float) -> list[MaskReport]:
-        """Every replica's weights masked at ``ratio``, from now on; premises and errors of ``everywhere``."""
+        """Masks every replica's weights at ``ratio``, also of later ones; returns their reports. See ``everywhere``."""
         self._expected = None
         remember_ratio(ratio)
         found: list[MaskReport] = self.everywhere("mask", ratio)
@@ -73,20 +72,20 @@ class Pool:
         return found
 
     def hold(self, weights: StudentWeights) -> None:
-        """Every replica holds this version of the student, from now on; as ``mask``, and raises WeightSyncError when a
-        replica's weights are others."""
+        """Makes every replica, also later ones, hold this version of the student. Raises WeightSyncError when a
+        replica's weights differ; otherwise as ``everywhere``."""
         self._expected = None
         self.everywhere("ready", weights)
         self._expected = weights
 
     def sleep(self) -> None:
-        """Every replica gives up its GPUs' memory, if it sleeps at all, until something is asked of it; as ``mask``."""
+        """Has every replica free its GPUs' memory, if its spec sleeps, until its next call; see ``everywhere``."""
         self.everywhere("sleep")
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
-        """What a method of ReplicaActor returns on every replica that has joined; no call may be under way. One whose
-        process dies is asked again when it is back, and left out when it will not be. Raises ReplicaError when none is
-        left."""
+        """Calls a method of ReplicaActor on every replica that has joined; returns their results. No other call may be
+        under way. Repeats the call on a replica that restarts, and leaves out one that does not. Raises ReplicaError
+        when none is left."""
         with self._changed:
             replicas = [one for one in self._replicas if one.state != "joining"]
         asked = [(one, getattr(one.actor, method).options(**_WHATEVER_DIES).remote(*arguments)) for one in replicas]
@@ -101,8 +100,8 @@ class Pool:
         return found
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """``method`` of the role on a replica that has a place free; waits for one. Raises ReplicaLostError when its
-        process dies on the way, ReplicaError, or the MastersError raised there."""
+        """Calls ``method`` of the role on the least busy replica; waits until one is free. Raises ReplicaLostError when
+        its process dies, ReplicaError when no replica is left, or the MastersError that the method raises."""
         replica = self._take(method)
         try:
             future = replica.actor.call.remote(self.role, method, *arguments, expected=self._expected)
@@ -119,7 +118,7 @@ class Pool:
                 self._changed.notify_all()
 
     def call_again(self, method: str, *arguments: Any) -> Any:
-        """``call``, made again up to three times when the replica's process dies on the way."""
+        """``call``, repeated up to three times when the replica's process dies."""
         for _ in range(_REPEATS):
             try:
                 return self.call(method, *arguments)
@@ -128,24 +127,24 @@ class Pool:
         return self.call(method, *arguments)
 
     def share(self, thing: Any) -> Any:
-        """What stands for ``thing`` as an argument of several calls, so that it is serialised once."""
+        """Returns a reference to ``thing`` to pass to several calls, so that it is serialised once."""
         return ray.put(thing)
 
     def join(self, actor: Any) -> None:
-        """Have an actor take calls when it is ready."""
+        """Adds an actor, which takes calls once it is ready."""
         replica = PooledReplica(actor)
         with self._changed:
             self._replicas.append(replica)
         self._fetch(replica, "joining")
 
     def close(self) -> None:
-        """From now on calls are refused, also those that wait for a replica."""
+        """Refuses calls from now on, waiting ones too."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def wait_until_idle(self) -> None:
-        """Return when nothing is waited for any more: what runs on after Ray is shut down would start another Ray."""
+        """Returns when no call waits any more: after Ray's shutdown it would start a Ray. Raises ReplicaError."""
         with self._changed:
             if not self._changed.wait_for(lambda: not self._under_way, timeout=_SECONDS_TO_END):
                 raise ReplicaError(f"{self.role}: a call did not end {_SECONDS_TO_END} s after the last replica")
@@ -181,11 +180,9 @@ class Pool:
         try:
             ready = replica.actor.ready.options(**_WHATEVER_DIES)
             self._result(ready.remote(), "start")
-            # The weights of one that is back are compared at its next call, whose caller is told if they are others.
+            # The weights of a restarted replica are checked at its next call, which raises if they differ.
             if joins:
-                with (
-                    self._changed
-                ):  # a teacher's weights are compared with those of the first ones, once they are masked
+                with self._changed:  # compare a joining teacher's weights once the first ones are masked
                     self._changed.wait_for(lambda: self._closed or self._expected or self.role != "teacher")
                 self._result(ready.remote(self._expected), "start")
                 say(f"{self.role}: a replica has joined")
@@ -215,7 +212,8 @@ class Pool:
 
 
 def replica_error(error: RayError, doing: str) -> MastersError:
-    """What went wrong inside or to an actor, in this package's own terms, with the cause's words."""
+    """Converts a Ray error of an actor's call to a MastersError: the method's own one, ReplicaLostError when the
+    process died, otherwise ReplicaError. doing: names the call in the message."""
     if isinstance(error, RayTaskError):
         cause = error.cause
         return cause if isinstance(cause, MastersError) else ReplicaError(f"{doing}: {type(cause).__name__}: {cause}")

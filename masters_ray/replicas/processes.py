@@ -1,4 +1,4 @@
-"""Which processes a run starts, how many, and what one of them reserves: for placement checks and for spawning."""
+"""Which replica processes each phase of a run starts, and what each reserves: read by placement and by spawning."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Literal
 from masters_ray.config import Config, JudgedBy
 
 Role = Literal["teacher", "student", "reference", "judge", "teacher_judge"]
-"""A judge is the student as it was at the start (or the one that writes, if conf says so), and so is the reference
-policy, which scores answers when another student writes them; a teacher_judge is the teacher without a mask."""
+"""judge: the student before training, or the current one with judge.follows_student; reference: the student before
+training, which scores answers that a later student wrote; teacher_judge: the unmasked teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Processes that load the same model for the same roles, and reserve the same."""
+    """Equal processes: same model, roles and reservation."""
 
     key: str
     """Section of the configuration: "teacher", "growth[0].teacher", "student" or "learner"."""
     roles: tuple[Role, ...] = ()
-    """Of replicas; the learner's workers have none."""
+    """Roles of a replica; empty for the learner's workers."""
     count: int
-    """Started before anything is done."""
+    """Processes started before any work."""
     may_join: int = 0
-    """Started beside them when there is room."""
+    """Further processes that join when the cluster has room."""
     cpus: float
-    """Of one process."""
+    """CPUs of each process."""
     gpus: float
-    """Of one process, all its tensor-parallel ranks together."""
+    """GPUs of each process, over all its tensor-parallel ranks."""
 
 
 def for_rollouts(config: Config, number: int = 0, *, learned: bool) -> list[Processes]:
-    """What makes rollouts with teacher ``number``. learned: the student that writes has learned, so that judge and
-    reference policy need processes of their own. Otherwise student and judge share processes as far as there are both
-    and conf says so; students that join later then judge, too."""
+    """Returns the processes that make rollouts with teacher ``number``. learned: a trained student writes, so judge and
+    reference policy get processes of their own. Otherwise judge and student share processes if judge.share_process, as
+    far as both numbers go, and students that join later judge too."""
     students, judge = config.student.replicas, config.judge
     judges = judge.replicas if "student" in config.judges else 0
     shared = min(students, judges) if judge.share_process and not learned else 0
@@ -48,8 +48,8 @@ def for_rollouts(config: Config, number: int = 0, *, learned: bool) -> list[Proc
 
 
 def for_online_rollouts(config: Config) -> list[Processes]:
-    """What makes rollouts with the first teacher while the student learns. None may join later: it would take the room
-    of the learner's workers."""
+    """Returns the processes that make online rollouts with the first teacher. None may join later, since it would take
+    the room of the learner's workers."""
     follows = config.judge.follows_student
     return [
         *(replace(one, may_join=0) for one in _teachers(config, 0)),
@@ -59,27 +59,27 @@ def for_online_rollouts(config: Config) -> list[Processes]:
 
 
 def for_measuring(config: Config) -> list[Processes]:
-    """What measures the trained student: itself, and the judge unless the rule marks."""
+    """Returns the processes that evaluate the trained student: its replicas, and the judge unless the rule marks."""
     judges = [for_judging(config, "student")] if config.evaluation.marked_by == "judge" else []
     return [_replicas(config, "student", ("student",), config.student.replicas), *judges]
 
 
 def for_judging(config: Config, judge: JudgedBy, number: int = 0) -> Processes:
-    """One judge and nothing else: the student, or teacher ``number`` without a mask."""
+    """Returns the processes of a judge alone: the student, or teacher ``number`` without a mask."""
     if judge == "teacher":
         return _replicas(config, list(config.models)[number], ("teacher_judge",), config.judge.replicas)
     return _replicas(config, "student", ("judge",), config.judge.replicas)
 
 
 def _teachers(config: Config, number: int) -> list[Processes]:
-    """The masked teacher, and the one that judges if there is such a judge."""
+    """Returns the masked teacher's processes, and those of the teacher judge if there is one."""
     key = list(config.models)[number]
     judges = [for_judging(config, "teacher", number)] if "teacher" in config.judges else []
     return [_replicas(config, key, ("teacher",), config.models[key].replicas, joins=True), *judges]
 
 
 def _replicas(config: Config, key: str, roles: tuple[Role, ...], count: int, *, joins: bool = False) -> Processes:
-    """joins: those up to the model's max_replicas may join."""
+    """joins: further processes up to the model's max_replicas may join."""
     model = config.models[key]
     may_join = model.max_replicas - model.replicas if joins and model.max_replicas is not None else 0
     gpus = model.gpus * model.tensor_parallel

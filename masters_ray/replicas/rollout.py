@@ -1,4 +1,4 @@
-"""Teacher, student and reference policy: they answer the questions and score answers."""
+"""The rollout role of teacher, student and reference policy: answers questions and scores answers."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ _RATING_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBatch:
-    """What a model said of answers to a batch of questions."""
+    """A model's scores of the answers to a batch of questions."""
 
     prompt_tokens: list[int]
-    """Of each question with its pictures; 0 where there was no answer to score."""
+    """Tokens of each question with its pictures; 0 for a question without scored answers."""
     refused: dict[int, Refused]
-    """By the question's index in the batch."""
+    """Index of the question in the batch → why it was refused."""
     tokens: Ragged
-    """Of all other answers, question by question."""
+    """Scores of all other answers, question by question."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenBatch:
-    """What a model wrote to a batch of questions, and what it said of it on the way."""
+    """A model's answers to a batch of questions, with the scores taken while writing."""
 
     answers: list[tuple[Answer, ...]]
-    """To each question; none where it was refused."""
+    """The answers to each question; empty for a refused one."""
     scored: ScoredBatch
 
 
 class RolloutRole:
     def __init__(self, model: ReplicaModel, source: Source, top_k: int) -> None:
-        """top_k: likeliest next tokens that are kept with every token; 0: the token's own log-probability alone."""
+        """top_k: likeliest next tokens scored at every token; 0: only the log-prob of the answer's own token."""
         self._model, self._source, self._top_k = model, source, top_k
 
     def answer(
         self, problems: Sequence[Problem], sampling: Sampling, answers: int, seeds: Sequence[int | None]
     ) -> WrittenBatch:
-        """``answers`` sampled answers to each problem that has a seed, scored while they are written."""
+        """Samples ``answers`` answers to each problem whose seed is not None, and scores them while writing."""
         asked = {index: seed for index, seed in enumerate(seeds) if seed is not None}
         prompts, refused = sorted_out({index: self._model.prompt(problems[index]) for index in asked})
         drawn = self._model.engine.generate(
@@ -67,23 +67,21 @@ class RolloutRole:
         return WrittenBatch(answers=texts, scored=self._batch(len(problems), scored, refused | refused_later))
 
     def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]]) -> ScoredBatch:
-        """What the model gives to each token of every answer to each problem, temperature 1; a problem may have
-        none."""
+        """Scores every token of the given answers to each problem at temperature 1; a problem may have no answers."""
         return self._batch(len(problems), *self._scores(problems, answers, self._top_k))
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[Reply | Refused]:
-        """The greedy answer to each problem, or why it could not be asked."""
+        """Returns the greedy answer to each problem, or why it was refused."""
         return self._model.greedy(problems, question_messages, max_tokens)
 
     def rate(self, problems: Sequence[Problem]) -> list[int | None]:
-        """How hard each question is, from 1 to 10 (appendix F.1); None where nothing can be read, or the engine refuses
-        it."""
+        """Returns the model's rating of each question's difficulty, 1 to 10 (appendix F.1); None: unreadable or
+        refused."""
         said = self._model.greedy(problems, difficulty_messages, _RATING_TOKENS)
         return [None if isinstance(one, Refused) else parse_difficulty(one.text) for one in said]
 
     def label_likelihoods(self, problems: Sequence[Problem]) -> list[float | None]:
-        """Mean log-probability of the label's tokens as the answer to each question, in nats; None where the engine
-        refuses it."""
+        """Returns the mean log-prob, nats per token, of the label as the answer to each question; None: refused."""
         labels = [[self._model.chat.answer_ids(problem.label)] for problem in problems]
         found, _ = self._scores(problems, labels, 0)
         return [float(found[index][0].own.mean()) if index in found else None for index in range(len(problems))]
@@ -91,7 +89,7 @@ class RolloutRole:
     def _scores(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]], top_k: int
     ) -> tuple[dict[int, list[Scored]], dict[int, Refused]]:
-        """By the problem's index: the scores of its answers, or why one of them could not be scored."""
+        """Returns, by the problem's index, the scores of its answers, and why an answer of it could not be scored."""
         asked = {index: self._model.prompt(problems[index]) for index, group in enumerate(answers) if group}
         prompts, refused = sorted_out(asked)
         pairs = [(index, token_ids) for index in prompts for token_ids in answers[index]]

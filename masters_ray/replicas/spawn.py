@@ -1,4 +1,4 @@
-"""Where replicas are spawned and stopped: the only place that makes Ray actors of them."""
+"""Starts and stops replicas: the only place that makes Ray actors of them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from masters_ray.replicas.spec import ReplicaSpec
 
 
 class Replicas:
-    """All pools of a run; stops its actors when the block is left.
+    """The pools of a set of replicas; a context manager that stops its actors at the end of the block.
 
-    Each spec's ``count`` processes are there from the start. Those that ``may_join`` are asked of the cluster then, and
-    each joins its pools whenever it is ready, or is told of and left out when it cannot be.
+    Starts ``count`` processes of each spec and waits for them, then asks the cluster for ``may_join`` more. Each of
+    those joins its pools when it is ready; one that cannot start is reported and left out.
     """
 
     def __init__(self, specs: Sequence[ReplicaSpec], actor_class: type = ReplicaActor) -> None:
-        """Wait until each of the first processes has loaded its model. Raises ReplicaError when one cannot."""
+        """Waits until each of the first processes has loaded its model. Raises ReplicaError when one fails."""
         self._class, self._actors = actor_class, list[Any]()
         self.pools: dict[Role, Pool] = {}
         try:
             self._start(specs)
-            # Not sooner: they could take the room that another spec's first replicas need. In turn, so that what room
-            # there is goes to all specs.
+            # Not earlier: they could take the room that another spec's first replicas need. In turns, so that all specs
+            # share the room that is left.
             turns = range(max((one.may_join for one in specs), default=0))
             for spec in (one for turn in turns for one in specs if turn < one.may_join):
                 actor = self._spawned(spec)
@@ -46,7 +46,7 @@ class Replicas:
         self.close()
 
     def close(self) -> None:
-        """Stop every process; what it was doing is dropped. Raises ReplicaError when something does not end."""
+        """Stops every process and drops its calls. Raises ReplicaError when a call does not end within 20 s."""
         for pool in self.pools.values():
             pool.close()
         for actor in self._actors:
@@ -67,7 +67,7 @@ class Replicas:
                 for role in spec.roles:
                     by_role.setdefault(role, []).append(actor)
                 if spec.sleeps or 0 < spec.share < 1:
-                    # While an engine measures how much of a GPU is free, no other one may load or fall asleep.
+                    # No other engine may load or sleep while an engine measures how much GPU memory is free.
                     _wait_for_all(loading)
         _wait_for_all(loading)
         self.pools = {role: Pool(role, actors) for role, actors in by_role.items()}
@@ -75,14 +75,14 @@ class Replicas:
     def _spawned(self, spec: ReplicaSpec, number: int = 0) -> Any:
         variables, reserved = environment(spec), (spec.cpus, spec.gpus)
         if spec.devices is not None:
-            # Whatever the cluster was started with, Ray must not hide all GPUs from a process that reserves none.
+            # Keeps Ray from hiding all GPUs from a process that reserves none, whatever the cluster was started with.
             variables |= {DEVICES: spec.devices[number], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
             reserved = (0, 0)
         options: dict[str, Any] = {
             "num_cpus": reserved[0],
             "num_gpus": reserved[1],
             "max_restarts": spec.max_restarts,
-            # Beside calls: what is asked of the process itself.
+            # One more than the pools' calls, for calls to the process itself (ready, mask, sleep).
             "max_concurrency": CALLS_AT_ONCE * len(spec.roles) + 1,
             "runtime_env": {"env_vars": variables},
         }
@@ -103,14 +103,14 @@ def _wait_for_all(loading: Mapping[Any, ReplicaSpec]) -> None:
 
 
 def environment(spec: ReplicaSpec) -> dict[str, str]:
-    """The variables of a process."""
+    """Returns the environment variables of a replica's process."""
     variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
     if spec.gpus == 0:
         variables |= {
-            # One busy thread per reserved CPU: replicas that share cores are many times slower with more.
+            # One thread per reserved CPU: with more, replicas that share cores are many times slower.
             "OMP_NUM_THREADS": str(max(1, int(spec.cpus))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # The engine in the actor's own process: one process less to start and to feed.
+            # Without tensor parallelism the engine runs in the actor's process, which saves a process per replica.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if spec.tensor_parallel == 1 else "1",
         }
         if spec.engine.enforce_eager:

@@ -1,4 +1,4 @@
-"""What the processes of replicas load, and which GPUs they use where they take turns with the learner."""
+"""What each replica process loads, and which GPUs it uses when it takes turns with the learner."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas.processes import Processes
 
 _BESIDE_THE_LEARNER = 0.6
-"""What all engines on a GPU take together where the learner's weights and optimizer stay."""
+"""Fraction of a GPU's memory for all engines on it together when the learner's weights and optimizer stay there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSpec(Processes):
-    """Processes of replicas, and what each of them loads. Roles share it when their weights are the same."""
+    """Replica processes and what each of them loads. Roles with the same weights may share a process."""
 
     checkpoint: str
     engine: Engine
     tensor_parallel: int = 1
     top_k: int = 1
-    """Teacher: log-probabilities kept per token."""
+    """Log-probs kept per token by a teacher."""
     mask: Mask | None = None
-    """Teacher: what is masked, and the ratio to start with."""
+    """A teacher's masked parts and its first ratio."""
     judge_max_tokens: int = 256
     common: int | None = None
-    """Tokens that teacher and student both have rows for; default: as many as this model has."""
+    """Number of vocabulary rows that teacher and student both have; None: all rows of this model."""
     never: tuple[int, ...] = ()
-    """Tokens that it must not write, beside its own placeholders."""
+    """Token ids that the model must not write, beside its own placeholders."""
     max_restarts: int = 0
-    """How often a process that died is started again."""
+    """Most restarts of a process that died."""
     devices: tuple[str, ...] | None = None
-    """In turns with the learner: for each process the node's GPUs that it uses, such as "0,1"; Ray reserves nothing."""
+    """In turns with the learner: GPUs of the node that each process uses, such as "0,1"; Ray then reserves nothing."""
 
     @property
     def share(self) -> float:
@@ -45,19 +45,19 @@ class ReplicaSpec(Processes):
 
     @property
     def sleeps(self) -> bool:
-        """Holds GPU memory only from when something is asked of it to when it is sent to sleep."""
+        """Whether it frees its GPU memory in ``sleep`` until the next call."""
         return self.devices is not None and self.gpus > 0
 
 
 def specs(
     config: Config, wanted: Sequence[Processes], ratio: float = 0.0, student: Path | None = None
 ) -> list[ReplicaSpec]:
-    """What these processes load with the configuration's first teacher. ratio: of its mask; student: the one that
-    writes, default: as before training."""
+    """Returns what these processes load with the configuration's first teacher. ratio: the teacher's mask ratio;
+    student: checkpoint of the student that writes; default: the one before training."""
     theirs, ours = (weights.locate(one.checkpoint) for one in (config.teacher, config.student))
     widths = [width for folder in (theirs, ours) if (width := weights.vocabulary(folder)) is not None]
-    # What a model must not write because it means something to the other one: the placeholders of both; and a teacher
-    # what ends its answers and not the student's, which would learn a foreign end.
+    # Tokens that a model must not write: the placeholders of both models; for a teacher also its end tokens that the
+    # student does not have, which the student would learn otherwise.
     placeholders = reserved.placeholder_ids(theirs) | reserved.placeholder_ids(ours)
     foreign_ends = reserved.end_ids(theirs) - reserved.end_ids(ours)
     found = []
@@ -66,7 +66,7 @@ def specs(
         engine, masked = model.engine, "teacher" in one.roles
         judges_alone = one.roles == ("teacher_judge",)
         if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
-            # A fraction of the memory is nothing for several engines that share it with all else.
+            # On a CPU vLLM's fraction of the memory does not suit engines that share it with everything else.
             size = weights.cache_bytes(weights.locate(model.checkpoint), engine)
             engine = replace(engine, kv_cache_memory_bytes=size)
         spec = ReplicaSpec(
@@ -86,20 +86,20 @@ def specs(
 
 
 def absolute(checkpoint: str) -> str:
-    """A directory's whole path: an actor's current directory is not the driver's."""
+    """Returns a directory's absolute path (an actor's current directory is another), or a model id unchanged."""
     return str(Path(checkpoint).absolute()) if Path(checkpoint).is_dir() else checkpoint
 
 
 def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
-    """The same processes on a node's ``gpus`` GPUs without a reservation; engines on GPUs sleep unless something is
-    asked of them. Those on one GPU are awake together, and share what the learner leaves of its memory.
+    """Assigns the processes to a node's ``gpus`` GPUs without reserving them; their engines can ``sleep``. Engines on
+    the same GPU are awake together and share the memory that the learner leaves.
 
-    Ranks of a process get neighbours; processes are spread so that each GPU has as little to hold as may be, and those
-    of less than a whole GPU share. Example: a teacher on 2 GPUs and two students with half a GPU each, on 4 GPUs:
+    The ranks of a process get neighbouring GPUs; processes are spread to keep the fullest GPU's load low, and those of
+    less than a whole GPU may share one. Example: a teacher on 2 GPUs and two students with half a GPU each, on 4 GPUs:
     devices ``("0,1",)`` and ``("2", "3")``.
 
-    Raises ConfigError when engines are told to take more of a GPU than there is, ValueError when a process asks for
-    more GPUs than there are.
+    Raises ConfigError when gpu_memory_utilization adds up to more than 1 on a GPU, ValueError when a process asks for
+    more GPUs than the node has.
     """
     load, taken = [0.0] * gpus, [0.0] * gpus
     places: list[list[range]] = [[] for _ in wanted]

@@ -1,11 +1,11 @@
-"""The report of one run: a single HTML file that explains itself, for a reader who has seen neither code nor run.
+"""Writes the report of a run: a single HTML file for readers who know neither the code nor the run.
 
     summary.json ─┐
     metrics.jsonl ─┼─► summary (typed records) ─► values, charts ─► templates/report.html.jinja ─► report.html
     examples.json ─┘
 
-The file needs nothing beside itself: pictures are data URIs, charts are inline SVG, there is no script. Model answers
-are untrusted text; the templates escape every value. The same inputs give the same bytes.
+The file is self-contained: pictures are data URIs, charts are inline SVG, and there is no script. Model answers are
+untrusted text: the templates escape every value. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from masters_ray.report.summary import Accuracies, Example, Summary, read_exampl
 
 REPORT = "report.html"
 _MOST_KINDS = 50
-"""Kinds whose accuracies are shown, those with the most questions first."""
+"""Most kinds whose accuracies are shown; the ones with the most questions are chosen."""
 
 
 def write(folder: Path) -> Path:
-    """Write a run's ``report.html`` from its three files; returns its path. Raises StoreError, naming file and remedy,
-    when one of them is missing, unreadable or lacks a value; an existing report then stays."""
+    """Writes a run's ``report.html`` from its three files; returns its path. Raises StoreError, naming file and remedy,
+    when a file is missing, unreadable or lacks a value; an existing report then stays."""
     page = _page(read_summary(folder), read_metrics(folder), read_examples(folder))
     write_text(folder / REPORT, page)
     return folder / REPORT
 
 
 def _page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Example]) -> str:
-    """The whole report as one HTML document."""
+    """Returns the report as an HTML document."""
     found = summary.accuracy
     asked = Counter({kind: rate.n for kind, rate in found.student_after.by_kind.items()})
     kinds = sorted(kind for kind, _ in asked.most_common(_MOST_KINDS))
     labels = ["all kinds (mean)", *kinds]
-    first = 1 if len(kinds) == 1 else 0  # a single kind is the mean
+    first = 1 if len(kinds) == 1 else 0  # with a single kind the mean is the same: leave it out
     series = [
         Series(label, colour, marker, [of, *(of.by_kind.get(kind) for kind in kinds)][first:])
         for label, colour, marker, of in (
@@ -76,7 +76,7 @@ def _page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[E
 
 
 def verdict(found: Accuracies) -> str:
-    """Whether the 95 % intervals before and after are apart, and how much of the way to the teacher is made: plain."""
+    """Says whether the 95 % intervals before and after are apart, and which part of the way to the teacher is made."""
     before, after, teacher = found.student_before, found.student_after, found.teacher
     change = after.value - before.value
     if not math.isfinite(change):

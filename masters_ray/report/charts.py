@@ -1,7 +1,7 @@
-"""The charts, as inline SVG that follows the page's light or dark colours.
+"""Draws the charts as inline SVG that follows the page's light or dark colours.
 
-Colours are drawn with placeholders of ``COLOURS`` and replaced by the style sheet's variables. Only
-``matplotlib.figure.Figure`` is used, so nothing depends on a display or on pyplot's state.
+Charts are drawn with the placeholders of ``COLOURS``, which then become the style sheet's variables. Only
+``matplotlib.figure.Figure`` is used, so that nothing depends on a display or on pyplot's state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLOURS = {
     "grid": "#dde1e6",
     "band": "#8a63b8",
 }
-"""Names of the style sheet's variables and the values that stand for them while drawing (after Okabe and Ito)."""
+"""Variable of the style sheet → colour that stands for it while drawing (after Okabe and Ito)."""
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "masters_ray",
@@ -55,24 +55,24 @@ _SETTINGS: dict[Any, Any] = {
 _styled = matplotlib.rc_context(_SETTINGS)
 _LONGEST_NAME = 30
 FEW = 60
-"""Up to so many steps every step gets a marker; of more, the strong line is a moving mean."""
+"""Up to this many steps each has a marker; with more, the strong line is a moving mean."""
 MANY = 600
-"""Points that more steps are drawn as, each the mean of neighbours."""
+"""Most points of a curve; with more steps, each point is the mean of neighbouring steps."""
 
 
 class Series(NamedTuple):
-    """Intervals that are drawn alike, one at each place of a chart."""
+    """Intervals of the same colour and marker, one per row or x value of a chart."""
 
     label: str
     colour: str
-    """A name in COLOURS."""
+    """Key of ``COLOURS``."""
     marker: str
     means: Sequence[Interval | None]
     """None: not measured."""
 
     @property
     def bounds(self) -> np.ndarray:
-        """[value, low, high] of each place; NaN where it is not measured."""
+        """float [3, places]: value, low, high; NaN: not measured."""
         rows = [(math.nan,) * 3 if one is None else (one.value, one.low, one.high) for one in self.means]
         return np.array(rows, float).reshape(-1, 3).T
 
@@ -86,10 +86,10 @@ def rows_chart(
     singles: Sequence[Sequence[float]] = (),
     reference: float | None = None,
 ) -> Markup:
-    """A row for each label, from the top: the 95 % intervals of every series, fractions drawn in percent.
+    """Draws a row per label, from the top, with the 95 % interval of every series. Fractions are drawn in percent.
 
-    singles: of each row, values that are drawn as small dots. reference: where a dashed line crosses all rows. With
-    several series the axis goes from 0 to 100 % and the values stand beside the markers.
+    name: unique on the page; singles: values of each row, drawn as small dots; reference: x of a dashed line. With
+    several series the axis goes from 0 to 100 %, and values are written beside the markers.
     """
     if not labels:
         return Markup()
@@ -124,8 +124,8 @@ def rows_chart(
 
 @_styled
 def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str) -> Markup:
-    """Lines over the same x, each point with its 95 % interval; empty where no series has any. name: tells the chart
-    from others of a page."""
+    """Draws a line per series over the same x, each point with its 95 % interval; returns an empty text when no series
+    has a value. name: unique on the page."""
     drawn = [one for one in series if any(one.means)]
     if not drawn:
         return Markup()
@@ -143,7 +143,7 @@ def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label
 
 @_styled
 def mask_chart(metrics: Sequence[StepMetrics]) -> Markup:
-    """The mask ratio in percent over the optimizer steps."""
+    """Draws the mask ratio in percent over the optimizer steps."""
     stages = _stages(metrics)
     figure, axes = _over_steps(metrics, "mask ratio (%)")
     ratios = [100 * ratio for _, _, ratio in stages]
@@ -161,8 +161,8 @@ def curve_chart(
     limits: tuple[float, float] | None = None,
     error: str | None = None,
 ) -> Markup:
-    """One field of the metrics over the optimizer steps; limits: the least that the axis spans; error: the field that
-    says how far above it the true value may be, up to a dashed line."""
+    """Draws a field of the metrics over the optimizer steps. limits: range that the y axis spans at least; error: field
+    with the most by which the true value may be higher, drawn as a dashed line."""
     steps, values = _column(metrics, "step"), _column(metrics, field)
     seen = values[np.isfinite(values)]
     steep = seen.size > 2 and seen.min() > 0 and seen.max() > 50 * np.median(seen)
@@ -188,7 +188,7 @@ def curve_chart(
 
 
 def _column(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:
-    """A field over the steps, as at most MANY means of neighbours; NaN where none is finite."""
+    """Returns a field over the steps, at most MANY means of neighbouring steps; NaN where none is finite."""
     values = np.array([getattr(row, field) for row in metrics], float)
     parts = (part[np.isfinite(part)] for part in np.array_split(values, min(len(values), MANY)))
     return np.array([part.mean() if part.size else math.nan for part in parts])
@@ -199,8 +199,8 @@ def _window(points: int) -> int:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """The values where they are few, else a centred mean over the finite ones in a window, which is cut at both
-    ends."""
+    """Returns up to FEW values unchanged; more as a centred moving mean over finite values, with a shorter window at
+    both ends."""
     if len(values) <= FEW:
         return values
     finite = np.isfinite(values)
@@ -211,13 +211,13 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _stages(metrics: Sequence[StepMetrics]) -> list[tuple[float, float, float]]:
-    """Start, end and mask ratio of consecutive steps of one stage."""
+    """Returns (start, end, mask ratio) of each run of consecutive steps of a stage; bounds are half steps outside."""
     runs = [list(rows) for _, rows in groupby(metrics, key=lambda row: (row.stage, row.mask_ratio))]
     return [(rows[0].step - 0.5, rows[-1].step + 0.5, rows[0].mask_ratio) for rows in runs]
 
 
 def _empty(width: float, height: float, grid: Literal["x", "y"]) -> tuple[Figure, Axes]:
-    """Of so many inches, with a grid behind what is drawn."""
+    """Returns an empty figure of this size in inches, with grid lines across ``grid`` behind the data."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(axis=grid)
@@ -225,7 +225,7 @@ def _empty(width: float, height: float, grid: Literal["x", "y"]) -> tuple[Figure
 
 
 def _over_steps(metrics: Sequence[StepMetrics], label: str) -> tuple[Figure, Axes]:
-    """An empty chart over the steps, with a band for each mask ratio (the darker, the more is masked)."""
+    """Returns an empty chart over the steps with a band for each stage's mask ratio: darker for higher ratios."""
     figure, axes = _empty(4.7, 2.25, grid="y")
     stages = _stages(metrics)
     start, end, largest = stages[0][0], stages[-1][1], max(ratio for _, _, ratio in stages)
@@ -247,11 +247,11 @@ def _over_steps(metrics: Sequence[StepMetrics], label: str) -> tuple[Figure, Axe
 
 
 def _svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as an ``<svg>`` element that can stand beside others in one page: ids are told apart by ``name``."""
+    """Returns the figure as an ``<svg>`` element; prefixes its ids with ``name``, so that a page can hold several."""
     file = io.StringIO()
     nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with warnings.catch_warnings():
-        # a kind's name in a script that matplotlib's font lacks: the browser has one
+        # A kind's name may be in a script that matplotlib's font lacks; the browser has a font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata=nothing, transparent=True)
     text = file.getvalue()

@@ -1,4 +1,4 @@
-"""Numbers as people write them: the filters of the templates. What was not measured, None or NaN, is a dash."""
+"""The templates' filters, which format numbers. A number that was not measured (None, NaN) becomes a dash."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ def _written(number: float | None, form: str) -> str:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction in percent. Example: 0.612 gives ``61.2 %``."""
+    """Formats a fraction in percent. Example: 0.612 gives ``61.2 %``."""
     return _written(fraction, f"{{:.{digits}%}}").replace("%", " %")
 
 
 def small_percent(fraction: float) -> str:
-    """A fraction near 0 in percent, with two significant digits. Example: 0.00031 gives ``0.031 %``."""
+    """Formats a fraction near 0 in percent with two significant digits. Example: 0.00031 gives ``0.031 %``."""
     return _written(float(f"{100 * fraction:.2g}"), "{:.15g} %")
 
 
 def interval(found: Interval, to: str = "–") -> str:
-    """The bounds in percent, without the sign. Example: 0.571 … 0.652 gives ``57.1–65.2``."""
+    """Formats the bounds in percent, without the sign %. Example: 0.571 … 0.652 gives ``57.1–65.2``."""
     return NOTHING if math.isnan(found.low) else f"{100 * found.low:.1f}{to}{100 * found.high:.1f}"
 
 
 def share(found: Interval | None) -> str:
-    """A share with its bounds, both in percent. Example: ``61.2 % (57.1–65.2)``."""
+    """Formats a fraction with its bounds, both in percent. Example: ``61.2 % (57.1–65.2)``."""
     return NOTHING if found is None else f"{percent(found.value)} ({interval(found)})"
 
 
 def whole(number: float) -> str:
-    """Thousands set apart. Example: 12345 gives ``12,345``."""
+    """Formats a whole number with commas between thousands. Example: 12345 gives ``12,345``."""
     return _written(number, "{:,.0f}")
 
 
 def decimal(number: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A plain number. Example: 0.7 with a sign gives ``+0.70``."""
+    """Formats a number with ``digits`` decimals. Example: 0.7 with a sign gives ``+0.70``."""
     return _written(number, f"{{:{'+' if sign else ''}.{digits}f}}")
 
 
 def nats(number: float | None) -> str:
-    """A divergence with three significant digits. Example: 0.01234 gives ``0.0123``."""
+    """Formats a divergence with three significant digits. Example: 0.01234 gives ``0.0123``."""
     return "0" if number == 0 else _written(number, "{:#.3g}")
 
 
 def parameters(count: int) -> str:
-    """A model's size. Example: 3_754_622_976 gives ``3.75 B``."""
+    """Formats a number of parameters. Example: 3_754_622_976 gives ``3.75 B``."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -57,7 +57,7 @@ def parameters(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A stretch of time. Examples: 41.23 gives ``41.2 s``, 3725 gives ``1 h 02 min``."""
+    """Formats a duration. Examples: 41.23 gives ``41.2 s``, 3725 gives ``1 h 02 min``."""
     if not 99.95 <= seconds < math.inf:
         return _written(seconds, "{:.1f} s")
     large, small, size = ("min", "s", 1) if seconds < 3599.5 else ("h", "min", 60)
@@ -66,7 +66,7 @@ def duration(seconds: float) -> str:
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole; NaN where ``whole`` is 0."""
+    """Returns part / whole; NaN when ``whole`` is 0."""
     return part / whole if whole else math.nan
 
 

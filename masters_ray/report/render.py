@@ -1,4 +1,4 @@
-"""Templates → text by jinja2: values in *.html.jinja are escaped; one that a template lacks is an error."""
+"""Renders templates by jinja2: values in *.html.jinja are escaped, and a value that a template misses is an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from masters_ray.report.numbers import FILTERS
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """package: where ``templates/`` with the template lies; the base page and the macros are this package's."""
+    """package: the package whose ``templates/`` has the template; the base page and the macros come from this one."""
     return _environment(package).get_template(template).render(values)
 
 
@@ -32,5 +32,5 @@ def _environment(package: str) -> Environment:
 
 
 def pick(found: Mapping[str, Any], keys: Iterable[str]) -> list[Any]:
-    """The values of these keys; None where there is none."""
+    """Returns the values of these keys; None for a missing key."""
     return [found.get(key) for key in keys]

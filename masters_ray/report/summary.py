@@ -1,7 +1,7 @@
-"""The records of a finished run, summary.json and examples.json, which ``pipeline.outcome`` writes, and their readers.
+"""The records of a finished run (summary.json, examples.json), which ``pipeline.outcome`` writes, and their readers.
 
-A file nests as the classes do. Accuracies and shares are fractions, times are wall seconds. A number that the run
-could not measure is NaN here and null in the file.
+Files nest as the classes do. Accuracies and shares are fractions, times are wall seconds. A number that the run could
+not measure is NaN here and null in the file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracies:
-    """Held-out accuracy of each model, on the questions that all of them were asked."""
+    """Held-out accuracy of each model on the questions that all models were asked."""
 
     teacher: Accuracy
-    """Without a mask."""
+    """Accuracy of the unmasked teacher."""
     student_before: Accuracy
     student_after: Accuracy
 
@@ -42,25 +42,25 @@ class EvaluationFacts:
     marked_by: str
     """judge or rule."""
     left_out: int
-    """Questions that one of the models could not be asked; they count in no accuracy."""
+    """Questions that a model could not be asked; they count in no accuracy."""
     cut: dict[str, float]
-    """teacher, student_before, student_after → share of its answers that were cut at ``max_tokens``."""
+    """Model (teacher, student_before, student_after) → fraction of its answers cut at ``max_tokens``."""
     max_tokens: int
     remarks: list[str]
-    """Where judge and rule differ, in sentences."""
+    """Warnings that judge and rule differ, as sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeFacts:
-    """Who judged the answers that were learned from; counts over all stages as in ``StageOutcome``."""
+    """The judges of the rollouts; counts are sums of ``StageOutcome`` over all stages."""
 
     of_teacher: str
-    """Judge of the teacher's answers: student, teacher or rule; of_student in the same way."""
+    """Judge of the teacher's answers: student, teacher or rule; ``of_student``: of the student's."""
     of_student: str
     rule: str
     """exact, relaxed, choice or vqa."""
     agreement_with_rule: float | None
-    """Fraction of the ``compared`` answers on which judge and rule say the same; None without such answers."""
+    """Fraction of the ``compared`` answers on which judge and rule agree; None without compared answers."""
     judged: int
     """Answers with a readable verdict."""
     unjudged: int
@@ -69,60 +69,60 @@ class JudgeFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerFacts:
-    """What the learner did in all."""
+    """Totals of the learner over the run."""
 
     steps: int
     skipped: int
-    """Steps that were not taken, because their loss or gradient was not finite."""
+    """Optimizer steps that were not taken (``SkippedStep``)."""
     groups: int
     answer_tokens: int
     tokens: int
-    """Of all sequences; a prompt counts once for its group."""
+    """Tokens of all sequences; a prompt counts once per group."""
     seconds: float
-    """Of the steps alone."""
+    """Wall seconds of the steps alone."""
     workers: int
     zero_stage: int
     left_out: int
-    """Stored rows that it could not read."""
+    """Stored rows that the learner could not read."""
     agreement: list[LogprobMismatch]
-    """By stage."""
+    """Comparison of the learner's log-probs with the engine's, per stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineFacts:
-    """Online iterations: what was asked for and what came of it. Ages are optimizer steps by which the student that
-    wrote was behind the one that learned."""
+    """Online iterations as configured and as they went. Ages are staleness: optimizer steps by which the writing
+    student was behind the learner."""
 
     fraction: float
-    """Asked for (rollout.online_fraction)."""
+    """rollout.online_fraction."""
     steps: int
-    """Optimizer steps with fresh answers."""
+    """Optimizer steps with online rollouts."""
     share: float
-    """Of all steps."""
+    """Fraction of all steps with online rollouts."""
     groups: int
     mean_age: float | None
-    """None without fresh answers."""
+    """None without online rollouts."""
     largest_age: float | None
     waited_seconds: float
-    """In which the learner stood still because fresh answers were not there yet."""
+    """Time that the learner waited for online rollouts."""
     placement: Literal["turns", "beside"] | None
-    """Whether learner and rollouts took turns on the devices or worked beside each other; None: all was offline."""
+    """Whether learner and rollouts took turns on the same devices or had their own; None: fully offline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """Where questions came from."""
+    """A source of questions."""
 
     problems: int
-    """Questions that were used."""
+    """Questions used."""
     quarantined: int
-    """Rows that were set aside."""
+    """Rows set aside."""
     digest: str
-    """Of the questions, in whatever order."""
+    """Digest of the questions, independent of their order."""
     changed_pictures: dict[str, int]
-    """What decoding took beside → pictures."""
+    """Change made while decoding, in words → number of pictures."""
     remarks: list[str]
-    """What a person should know of the source, such as columns that are not used."""
+    """Sentences about the source, such as columns that are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +134,24 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """A model as it was before the run."""
+    """A model before the run."""
 
     checkpoint: str
     digest: str
-    """SHA-256 of its weights."""
+    """SHA-256 of the weights."""
     parameters: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsFacts:
     teachers: list[ModelFacts]
-    """In the order in which they teach."""
+    """Teachers in the order of their use."""
     student: ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallFacts:
-    """How the run was called."""
+    """How the run was started."""
 
     dir: str
     seed: int
@@ -162,7 +162,7 @@ class CallFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Everything that is known of a run once it is finished."""
+    """The content of a finished run's summary.json."""
 
     accuracy: Accuracies
     evaluation: EvaluationFacts
@@ -170,50 +170,50 @@ class Summary:
     stages: list[StageOutcome]
     wall_seconds: float
     phases: dict[str, Measured]
-    """Phase → its wall seconds, in the order of the run."""
+    """Phase → wall seconds, in the order of the run."""
     learner: LearnerFacts
     online: OnlineFacts
     data: DataFacts
     models: ModelsFacts
     run: CallFacts
     versions: dict[str, str]
-    """Package → its version."""
+    """Package → version."""
     config: str
-    """The whole configuration, YAML."""
+    """The whole configuration as YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question as the report shows it: of training with its group, or held out with the student's answers."""
+    """A question that the report shows: a training question with its group, or a held-out one with two answers."""
 
     id: str
     question: str
     label: str
     kind: str
     pictures: list[str]
-    """Data URIs; of a picture that is gone, why."""
+    """Data URI of each picture, or the reason why it cannot be read."""
     mask_ratio: float | None = None
-    """Of the teacher; None: a held-out question, which belongs to no stage."""
+    """The teacher's mask ratio; None for a held-out question, which belongs to no stage."""
     before: Marked | None = None
-    """The student's answer to a held-out question before training."""
+    """The student's answer to a held-out question before training; ``after``: after training."""
     after: Marked | None = None
     answers: list[JudgedAnswer]
-    """The group; empty for a held-out question."""
+    """The group's answers; empty for a held-out question."""
     rewards: GroupRewards | None = None
-    """What the learner made of these answers."""
+    """Divergences, distillation rewards and advantages that the learner computed for ``answers``."""
 
 
 def read_summary(folder: Path) -> Summary:
-    """Of a finished run's directory. Raises StoreError, as all here, when the file is missing or lacks a value."""
+    """Reads a finished run's summary. Raises StoreError when the file is missing, damaged or lacks a value."""
     return read_record(folder / SUMMARY, Summary, _REMEDY)
 
 
 def read_metrics(folder: Path) -> list[StepMetrics]:
-    """The learner's steps in the order of their numbers; of a step that was repeated the later line counts."""
+    """Reads the learner's steps, sorted by number; the last line of a repeated step counts. Raises StoreError."""
     steps = {row.step: row for row in read_records(folder / METRICS, StepMetrics, _REMEDY)}
     return [steps[step] for step in sorted(steps)]
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """The questions to show; may be none."""
+    """Reads the questions that the report shows; may be empty. Raises StoreError."""
     return read_record(folder / EXAMPLES, list[Example], _REMEDY)

@@ -1,7 +1,7 @@
-"""What is measured around runs: mask ratios (mask_scan), judges (judge_audit), variants of a run (study).
+"""Studies around runs: mask ratios (mask_scan), judges (judge_audit), variants of a run (study).
 
-Each goes the same way: rollouts or runs ─► figures, kept as NAME.json ─► a table for the terminal and a page of the
-same figures, from templates/NAME.*.jinja
+Each works in the same way: rollouts or runs ─► figures in NAME.json ─► a table for the terminal and an HTML page, both
+from templates/NAME.*.jinja
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from masters_ray.report.render import render
 
 
 def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -> Config:
-    """A configuration whose rollouts can be compared, in a directory of their own below run.dir: every ratio is a stage
-    that sees the same questions, and no cut answer stops it."""
+    """Returns the configuration of a study's rollouts, in its own directory ``name``-``questions`` below run.dir: each
+    ratio is a stage over the same questions, and cut answers never stop it."""
     return replace(
         config,
         run=replace(config.run, dir=joined(config.run.dir, f"{name}-{questions}")),
@@ -31,8 +31,8 @@ def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -
 
 
 def publish(folder: Path, study: str, figures: Mapping[str, Any], table: str = "txt", **drawn: Any) -> Path:
-    """Keep a study's figures, its table (with the ending ``table``), which is said as well, and its page, whose path is
-    returned. drawn: what the templates need beside the figures."""
+    """Writes a study's figures (STUDY.json), its table (STUDY.``table``), which is also printed, and its page; returns
+    the page's path. drawn: further values for the templates."""
     write_json(folder / f"{study}.json", as_json(figures))
     values = {**figures, **drawn}
     text, page = (render(__name__, f"{study}.{ending}.jinja", **values) for ending in (table, "html"))

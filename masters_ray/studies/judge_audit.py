@@ -1,7 +1,7 @@
-"""How far the judges can be trusted (appendix F.7): student, teacher and rule on the same answers.
+"""The judge audit (appendix F.7): compares student, teacher and rule as judges of the same answers.
 
 teacher and student answer a sample of the data, the rule marks ─► store
-each model judges every answer twice, in another order ─► verdicts
+each model judges every answer twice, the second time in another order ─► verdicts
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from masters_ray.studies.statistics import Agreement, agreement
 
 @dataclass(frozen=True, kw_only=True)
 class AuditCase:
-    """An answer that every judge looks at."""
+    """An answer that every judge judges."""
 
     position: int
     problem: Problem
@@ -45,55 +45,55 @@ class AuditCase:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgePass:
-    """One judge's verdicts on all cases, in their order."""
+    """A judge's verdicts on all cases, in the order of the cases."""
 
     seconds: float | None
-    """Wall time over all its replicas; None: not measured."""
+    """Wall time of the pass; None: not measured."""
     accuracy: list[int | None]
     said: list[str]
-    """What the model wrote; empty: of a rule."""
+    """The model's reply per case; an empty list for the rule. ``accuracy`` is R_acc, None where unreadable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeFigures:
-    """One judge."""
+    """Figures of a judge."""
 
     name: str
     """student, teacher or rule."""
     answers: int
     unjudged: int
-    """Answers on which neither of its calls could be read."""
+    """Answers for which neither call was readable."""
     right: dict[str, float]
-    """Source of the answers → share of the readable verdicts that say right."""
+    """Source of the answers → fraction of the readable verdicts that say right."""
     consistency: float | None
-    """Share of answers with the same verdict in both passes, unreadable counted as one; None: a rule has one pass."""
+    """Fraction of answers with equal verdicts in both passes, unreadable being a verdict; None for the rule."""
     seconds_per_answer: float | None
-    """Wall time of the first pass, per answer; None: not worth measuring."""
+    """Wall seconds of the first pass per answer; None for the rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgePair:
-    """Two judges on the answers that both could judge."""
+    """The agreement of two judges on the answers that both could judge."""
 
     first: str
     second: str
     of: str
-    """all, teacher or student: whose answers."""
+    """Source of the answers: all, teacher or student."""
     agreement: Agreement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreement(AuditCase):
-    """One on which the judges do not all say the same: a line of disagreements.jsonl."""
+    """An answer with different verdicts: a line of disagreements.jsonl."""
 
     verdicts: dict[str, int | None]
     """Judge → 1 right, 0 wrong, None unreadable."""
     said: dict[str, str]
-    """Judge that is a model → what it wrote."""
+    """Judge (models only) → its reply."""
 
 
 def audit_config(config: Config, questions: int, ratio: float) -> Config:
-    """The configuration whose rollouts an audit looks at: marked by the rule, so that no answer is left out."""
+    """Returns the configuration of an audit's rollouts: judged by the rule, so that no answer is left out."""
     return replace(
         sample(config, "judge-audit", questions, [ratio]),
         judge=replace(config.judge, of_teacher="rule", of_student="rule", reasoning=False),
@@ -103,7 +103,7 @@ def audit_config(config: Config, questions: int, ratio: float) -> Config:
 
 
 def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
-    """Make what is missing of an audit; Ray must be started. config: of ``audit_config``. Returns the page's path.
+    """Makes the missing parts of an audit; Ray must be started. config: from ``audit_config``. Returns the page's path.
     Raises DataError when there are no answers."""
     questions, answers = config.data.train.rows or 0, config.group_size
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
@@ -111,7 +111,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     cases = [
         AuditCase(
             position=row.position,
-            problem=replace(row.problem, pictures=()),  # a judge sees none
+            problem=replace(row.problem, pictures=()),  # judges see no pictures
             source=one.judged.answer.source,
             text=one.judged.answer.text,
         )
@@ -137,8 +137,8 @@ def publish_audit(
     cases: Sequence[AuditCase],
     passes: Mapping[str, Sequence[JudgePass]],
 ) -> Path:
-    """Figures, disagreements, table and page of an audit; returns the page's path. passes: of each judge, the first
-    one first."""
+    """Writes figures, disagreements, table and page of an audit; returns the page's path. passes: judge → its passes in
+    order."""
     first = {name: of[0] for name, of in passes.items()}
     differing = disagreements(cases, first)
     lines = [json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in differing]
@@ -155,7 +155,7 @@ def publish_audit(
 
 
 def judge_figures(name: str, cases: Sequence[AuditCase], first: JudgePass, *again: JudgePass) -> JudgeFigures:
-    """What the verdicts of one judge come to."""
+    """Returns the figures of a judge. again: its further passes."""
     readable = [(case.source, word) for case, word in zip(cases, first.accuracy, strict=True) if word is not None]
     right = {source: [word for of, word in readable if of == source] for source in ("teacher", "student")}
     same = [one == other for later in again for one, other in zip(first.accuracy, later.accuracy, strict=True)]
@@ -170,7 +170,7 @@ def judge_figures(name: str, cases: Sequence[AuditCase], first: JudgePass, *agai
 
 
 def pairs(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[JudgePair]:
-    """Every two judges, over all answers and by their source, as far as both judged any."""
+    """Returns the agreement of every two judges, over all answers and per source; leaves out pairs without a case."""
     found = []
     for (first, one), (second, other) in itertools.combinations(passes.items(), 2):
         for of in ("all", "teacher", "student"):
@@ -186,7 +186,7 @@ def pairs(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[J
 
 
 def disagreements(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[Disagreement]:
-    """The answers on which the judges do not all say the same; each answer to a question once."""
+    """Returns the answers with different verdicts; equal answers to a question once."""
     found: dict[tuple[str, str], Disagreement] = {}
     for index, case in enumerate(cases):
         verdicts = {name: one.accuracy[index] for name, one in passes.items()}
@@ -197,7 +197,7 @@ def disagreements(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -
 
 
 def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditCase]) -> list[JudgePass]:
-    """Both passes of one judge, in different orders; kept in ``folder`` once they are there."""
+    """Returns both passes of a judge, in different orders; makes those that ``folder`` does not have."""
     order = list(range(len(cases)))
     again = order[::2][::-1] + order[1::2]
     orders = {folder / f"{judge}-first.json": order, folder / f"{judge}-again.json": again}
@@ -210,7 +210,7 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditC
 
 
 def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: int, judge: str) -> JudgePass:
-    """Asked in this order."""
+    """Judges the cases in this order, ``size`` per call; the result is in the order of the cases."""
 
     def ask(indices: Sequence[int]) -> list[list[Verdict]]:
         problems, texts = [cases[index].problem for index in indices], [[cases[index].text] for index in indices]

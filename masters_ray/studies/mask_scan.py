@@ -1,10 +1,10 @@
-"""How far masked teachers are from the student, ratio by ratio (appendix F.4), and how well they answer (F.3).
+"""The mask scan: JSD of masked teacher and student per mask ratio (appendix F.4), and quality of its answers (F.3).
 
-    each ratio: masked teacher writes, everybody is judged and scored ─► store ─► JSD to the student
+    each ratio: the masked teacher answers, all answers are judged and scored ─► store ─► JSD to the student
     the student's answers are written once
 
-The ratio with the lowest divergence is where a run should start: a weaker mask leaves the teacher harder to imitate, a
-stronger one distorts it.
+A run should start at the ratio with the lowest JSD: at a lower ratio the teacher is harder to imitate, a higher one
+distorts it.
 """
 
 from __future__ import annotations
@@ -36,48 +36,48 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Scanned:
-    """One mask ratio. Divergences are in nats, shares are fractions."""
+    """Figures of a mask ratio. Divergences are in nats, shares are fractions."""
 
     ratio: float
     sparsity: float
-    """The share of the weights that really is zero."""
+    """Mask ratio achieved."""
     jsd: Interval
-    """Over questions, each the mean of its answers."""
+    """Mean over questions of the mean JSD of a question's answers."""
     jsd_by_source: dict[str, Interval]
     jsd_by_kind: dict[str, Interval]
     against_best: Interval
-    """JSD minus that of the best ratio, question by question."""
+    """Mean over questions of the JSD minus the JSD at the best ratio."""
     teacher_right: Interval | None
-    """R_acc of the masked teacher's answers; None where it wrote none."""
+    """R_acc of the masked teacher's answers; None: no judged answer."""
     teacher_right_by_kind: dict[str, Interval]
     teacher_reasoning: Interval | None
-    """R_rea of the masked teacher's answers, if anybody was asked."""
+    """R_rea of the masked teacher's answers; None: no answer has one."""
     teacher_cut: float | None
-    """Share of the masked teacher's answers that were cut at the most tokens; None where it wrote none."""
+    """Fraction of the masked teacher's answers that were cut at the token limit; None: no answers."""
     left_out: float
-    """Mean teacher mass outside the stored top k, which the JSD does not see."""
+    """Teacher's mean probability mass per token outside the stored top k, which the JSD sums up as one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Which ratio to start from."""
+    """The ratio to start a run from."""
 
     max_ratio: float
-    """Where the divergence is lowest."""
+    """Ratio with the lowest JSD."""
     equal: list[float]
-    """Other ratios that these questions cannot tell from it."""
+    """Other ratios whose JSD does not differ from the lowest: the interval of ``against_best`` includes 0."""
     overmasked: list[float]
-    """Larger ratios with a larger divergence."""
+    """Ratios above ``max_ratio`` whose JSD differs from the lowest."""
     text: str
 
 
 def scan_config(config: Config, ratios: Sequence[float], questions: int) -> Config:
-    """The configuration whose rollouts a scan makes."""
+    """Returns the configuration of a scan's rollouts."""
     return sample(config, "mask-scan", questions, ratios)
 
 
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
-    """Make what is missing of a scan; Ray must be started. config: of ``scan_config``. Returns the page's path."""
+    """Makes the missing parts of a scan; Ray must be started. config: from ``scan_config``. Returns the page's path."""
     rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train.rows or 0
     say(
         f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
@@ -98,7 +98,7 @@ def scanned(
     measured: Sequence[Sequence[Divergence]],
     judged: Sequence[Sequence[JudgedText]],
 ) -> list[Scanned]:
-    """What the stores of the ratios say of themselves, with the divergences and the verdicts of their answers."""
+    """Returns the figures of each ratio, from its store's outcome, its answers' divergences and its judged answers."""
     by_question = [_by_question(rows) for rows in measured]
     best = min(by_question, key=lambda one: sum(one.values()) / len(one))
     found = []
@@ -125,7 +125,7 @@ def scanned(
 
 
 def advise(found: Sequence[Scanned]) -> Advice:
-    """Which ratio to start from, and which are too large."""
+    """Returns the ratio to start from, and the ratios that are too large."""
     best = min(found, key=lambda one: one.jsd.value)
     equal = [one.ratio for one in found if one is not best and not one.against_best.settled]
     overmasked = sorted(one.ratio for one in found if one.ratio > best.ratio and one.against_best.settled)
@@ -143,7 +143,7 @@ def advise(found: Sequence[Scanned]) -> Advice:
 
 
 def publish_scan(config: Config, folder: Path, config_file: str, found: Sequence[Scanned]) -> Path:
-    """Figures, table and page of a scan; returns the page's path."""
+    """Writes figures, table and page of a scan; returns the page's path."""
     divergences = [
         Series(label="all answers", colour="after", marker="o", means=[one.jsd for one in found]),
         Series(
@@ -191,7 +191,7 @@ def publish_scan(config: Config, folder: Path, config_file: str, found: Sequence
 
 
 def _measured(config: Config, folders: Sequence[store.Folder], files: Sequence[Path]) -> list[list[Divergence]]:
-    """The divergences of each store, kept in its file once they are measured."""
+    """Returns the divergences of each store; measures those whose file is missing. Raises StoreError."""
     missing = {file: folder for file, folder in zip(files, folders, strict=True) if not file.exists()}
     if missing:
         say(f"divergences of {len(missing)} ratios are measured")
@@ -209,7 +209,7 @@ def _measured(config: Config, folders: Sequence[store.Folder], files: Sequence[P
 
 
 def _by_question(rows: Iterable[Divergence]) -> dict[int, float]:
-    """Position → mean over the question's answers."""
+    """Returns position → mean JSD (nats) over the question's answers."""
     return {position: sum(one.nats for one in part) / len(part) for position, part in _parts(rows, "position")}
 
 
@@ -218,19 +218,19 @@ def _mean(rows: Iterable[Divergence]) -> Interval:
 
 
 def _share(answers: Sequence[JudgedText], reward: str) -> Interval | None:
-    """Mean of a reward, 0 or 1, over the answers that have it; those to one question are resampled together."""
+    """Returns the mean of a reward (0 or 1) over the answers that have it, resampled by question; None without any."""
     asked = {index: value for index, one in enumerate(answers) if (value := getattr(one, reward)) is not None}
     return resampled_share(list(asked.values()), [str(answers[index].position) for index in asked]) if asked else None
 
 
 def _parts(rows: Iterable[T], field: str) -> list[tuple[Any, list[T]]]:
-    """Value of a field → the rows that have it, sorted."""
+    """Returns (value of the field, rows that have it), sorted by value."""
     value = attrgetter(field)
     return [(of, list(part)) for of, part in groupby(sorted(rows, key=value), value)]
 
 
 def parse_ratios(text: str) -> list[float]:
-    """Of the command line: numbers with commas between, from the largest. Raises ConfigError."""
+    """Parses ``--ratios``: "0,0.4,0.2" gives [0.4, 0.2, 0.0]. Raises ConfigError."""
     try:
         ratios = sorted({float(word) for word in text.split(",")}, reverse=True)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Means and agreements with intervals, for what studies compare. All intervals are 95 % and two-sided."""
+"""Statistics of studies: means and agreements with two-sided 95 % intervals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NORMAL = 1.960
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Mean of independent values, with Student's interval. Raises ValueError without values.
+    """Returns the mean of independent values with Student's interval. Raises ValueError without values.
 
     Example: ``[1.0, 2.0, 3.0]`` gives 2 ± 4.303 / √3.
     """
@@ -36,10 +36,10 @@ def mean(values: Sequence[float]) -> Interval:
 
 
 def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = None) -> Interval:
-    """Mean of values of any distribution, with an interval by resampling; values of one question are drawn together.
+    """Returns the mean of values of any distribution with a bootstrap interval, which resamples whole questions.
 
-    question_of: of each value; None: each is a question of its own. ``n`` is the number of questions. Raises ValueError
-    without values.
+    question_of: question of each value; None: each value has its own. ``n`` is the number of questions. Raises
+    ValueError without values.
     """
     columns = np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
     questions = range(len(values)) if question_of is None else question_of
@@ -47,8 +47,8 @@ def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = 
 
 
 def resampled_share(values: Sequence[int], question_of: Sequence[str]) -> Interval:
-    """``resampled_mean`` of values 0 and 1. Where all are the same, resampling would be certain of it: then the
-    interval is Wilson's for as many questions. Raises ValueError without values.
+    """``resampled_mean`` of values 0 and 1. If all are equal, where resampling gives an empty interval, the interval is
+    Wilson's for that number of questions. Raises ValueError without values.
 
     Example: 20 ones on 10 questions give 1.0 with 0.722 … 1.0.
     """
@@ -58,22 +58,22 @@ def resampled_share(values: Sequence[int], question_of: Sequence[str]) -> Interv
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Two judges on the same answers."""
+    """The agreement of two judges on the same answers."""
 
     both_right: int
-    """Answers that both call right; in the names below the first judge comes first."""
+    """Answers that both call right; ``right_wrong``: the first judge says right, the second wrong."""
     right_wrong: int
     wrong_right: int
     both_wrong: int
     share: float
-    """Fraction of the answers on which both say the same."""
+    """Fraction of the answers on which both agree."""
     kappa: Interval
     """Cohen's κ (``evaluate.kappa``); n counts questions."""
 
 
 def agreement(first: Sequence[int], second: Sequence[int], question_of: Sequence[int]) -> Agreement:
-    """Of verdicts 0 and 1 on the same answers. The interval resamples whole questions, since the answers to one are
-    alike. Raises ValueError without answers."""
+    """Returns the agreement of verdicts 0 and 1 on the same answers. κ's interval resamples whole questions, since the
+    answers to a question depend on each other. Raises ValueError without answers."""
     cells = np.eye(4)[[2 * (1 - one) + (1 - other) for one, other in zip(first, second, strict=True)]]
     both_right, right_wrong, wrong_right, both_wrong = (int(count) for count in cells.sum(0))
     return Agreement(
@@ -91,8 +91,8 @@ def agreement(first: Sequence[int], second: Sequence[int], question_of: Sequence
 def _resampled(
     columns: np.ndarray, question_of: Sequence[str] | Sequence[int], statistic: Callable[[np.ndarray], float]
 ) -> Interval:
-    """A statistic of the sums of columns, [values, columns] → [columns]. Its interval draws whole questions with
-    replacement, the same ones for the same number of questions; draws that have no statistic (NaN) do not count."""
+    """Returns a statistic of the columns' sums; columns: [values, columns]. The bootstrap draws whole questions with
+    replacement, with a fixed seed; draws whose statistic is NaN do not count."""
     _, index = np.unique(np.asarray(question_of), return_inverse=True)
     sums = np.zeros((index.max() + 1, columns.shape[1]))
     np.add.at(sums, index, columns)

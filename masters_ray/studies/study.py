@@ -1,6 +1,6 @@
-"""Variants of a run, each with several seeds, and what they come to.
+"""Studies: run the variants of a configuration with several seeds each, and compare their accuracies.
 
-A study is a YAML file: a base configuration, what all its runs change, and what each variant changes beside:
+A study is a YAML file: a base configuration, changes for all runs, and further changes for each variant:
 
     base: conf/demo.yaml
     dir: runs/studies/alpha
@@ -11,8 +11,8 @@ A study is a YAML file: a base configuration, what all its runs change, and what
       alpha 0: {reward.alpha: 0}
       alpha 1: {}
 
-Runs are ordinary ones, DIR/VARIANT/seed-S. What is finished is not run again; runs that differ only in how they learn
-share their rollouts and the accuracies of the untrained models, and any stage of the same recipe is taken over.
+Runs are ordinary ones in DIR/VARIANT/seed-S. Finished runs are not repeated. Runs that differ only in how they learn
+share rollouts and the accuracies of the untrained models; other runs reuse rows made by the same recipe.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from masters_ray.studies.statistics import mean, resampled_mean
 Changes = Annotated[
     dict[str, Any], BeforeValidator(lambda tree: dict(leaves(tree or {})) if isinstance(tree, dict | None) else tree)
 ]
-"""Dotted key → value; in the file nested and dotted keys alike."""
+"""Dotted key → value; the file may have nested or dotted keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What the file says."""
+    """The content of a study's file."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
@@ -63,7 +63,7 @@ class Study:
     seeds: tuple[int, ...]
     changes: Changes = dataclasses.field(default_factory=dict)
     reference: str
-    """The variant that the others are compared with."""
+    """Name of the variant that the others are compared with."""
     variants: dict[str, Changes]
 
     def __post_init__(self) -> None:
@@ -77,29 +77,29 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantOutcome:
-    """What one variant came to, over its seeds. Accuracies are fractions."""
+    """The outcome of a variant over its seeds. Accuracies are fractions."""
 
     name: str
     changes: dict[str, Any]
     accuracies: list[float]
-    """Held-out accuracy of the trained student, seed by seed."""
+    """Held-out accuracy of the trained student for each seed."""
     accuracy: Interval
     difference: Interval
-    """To the reference, seed by seed."""
+    """Accuracy minus the reference's with the same seed; mean over seeds."""
     difference_by_question: Interval
-    """To the reference, question by question: what these questions say, for these seeds. A question that several
-    seeds asked counts as often, and is resampled as one."""
+    """Mark minus the reference's on the same question with the same seed; the mean resamples whole questions, with all
+    their seeds."""
     jsd: Interval
-    """In the last tenth of the steps, nats."""
+    """Mean JSD over the last tenth of the steps, nats."""
     seconds: Interval
-    """Wall time of the phase in which the student learned, over all calls of a run: the learner's start, steps, handing
-    over of weights and waiting. Rows made before are not in it."""
+    """Wall time of the learner's phase over all calls of a run: start, steps, weight transfer and waiting, without
+    making rows before."""
     waited: Interval
-    """Seconds of these in which the learner stood still because fresh answers were not there yet."""
+    """Seconds within ``seconds`` that the learner waited for online rollouts."""
 
 
 def read(file: str) -> Study:
-    """The study in a YAML file. Raises ConfigError with everything that is wrong with it."""
+    """Reads a study from a YAML file. Raises ConfigError with every complaint."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
         return dataclasses.replace(TypeAdapter(Study).validate_json(json.dumps(content), strict=True), file=file)
@@ -115,7 +115,7 @@ def read(file: str) -> Study:
 
 
 def _refusal(file: str, *wrong: tuple[str, str, str]) -> ConfigError:
-    """wrong: of each complaint the key, what was expected and what was found."""
+    """wrong: (key, what was expected, what was found) of each complaint."""
     remedy = "conf/study has examples."
     return ConfigError(
         [Complaint(where=f"{key} ({file})", expected=told, found=found, remedy=remedy) for key, told, found in wrong]
@@ -123,8 +123,8 @@ def _refusal(file: str, *wrong: tuple[str, str, str]) -> ConfigError:
 
 
 def run(study: Study) -> Path:
-    """Make every run of a study that is not finished, then its table. Returns the page's path. Raises ConfigError
-    before anything is started when a run's configuration is wrong, and the first MastersError of a run."""
+    """Makes every unfinished run of a study, then its table and page; returns the page's path. Raises ConfigError
+    before anything starts when a run's configuration is wrong, and the first MastersError of a run."""
     configs = dict(_configs(study))
     todo = [place for place, config in configs.items() if not RunDirectory(config).finished]
     say(f"{len(configs)} runs, {len(configs) - len(todo)} of them finished")
@@ -137,7 +137,7 @@ def run(study: Study) -> Path:
 
 
 def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[VariantOutcome]:
-    """Of every variant, in the order of the file."""
+    """Returns the variants' outcomes in the file's order. configs: (variant, seed) → its. Raises as ``_finished``."""
     runs = {place: _finished(Path(config.run.dir)) for place, config in configs.items()}
     reference = [runs[study.reference, seed] for seed in study.seeds]
     found = []
@@ -166,7 +166,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
 
 
 def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
-    """Figures, table and page of a study; returns the page's path."""
+    """Writes figures, table and page of a study; returns the page's path."""
     [reference] = [one for one in found if one.name == study.reference]
     others = [one for one in found if one is not reference]
     several = len(study.seeds) > 1
@@ -200,18 +200,18 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
 
 
 class FinishedRun(NamedTuple):
-    """What a study compares of a run; fields as of ``VariantOutcome``."""
+    """A finished run's values for ``VariantOutcome``, in the same units."""
 
     accuracy: float
     jsd: float
     seconds: float
     waited: float
     correct: dict[str, int]
-    """Held-out question → 1 where the trained student answers rightly."""
+    """Id of a held-out question → 1 if the trained student's answer is right, otherwise 0."""
 
 
 def _finished(folder: Path) -> FinishedRun:
-    """Raises StoreError when a file of the run is missing or damaged."""
+    """Reads a finished run. Raises StoreError when a file of it is missing or damaged."""
     summary, steps = read_summary(folder), read_metrics(folder)
     last = steps[-max(1, len(steps) // 10) :]
     marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
@@ -225,7 +225,7 @@ def _finished(folder: Path) -> FinishedRun:
 
 
 def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
-    """Every run's configuration. Raises ConfigError, which names the variant."""
+    """Yields ((variant, seed), configuration) of every run. Raises ConfigError, which names the variant."""
     for name, changes in study.variants.items():
         for seed in study.seeds:
             folder = study.dir / _folder(name) / f"seed-{seed}"
@@ -244,7 +244,7 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
 
 
 def _make(config: Config, others: Iterable[Config], base: str) -> None:
-    """One run, with what it can share with others."""
+    """Makes a run; shares or reuses the rollouts of the finished ones among ``others``."""
     finished = {str(Path(one.run.dir) / "rollouts"): one for one in others if RunDirectory(one).finished}
     stores = {store: one for store, one in finished.items() if Path(store).is_dir()}
     settings = rollout_settings(config)
@@ -256,7 +256,7 @@ def _make(config: Config, others: Iterable[Config], base: str) -> None:
     with directory.locked():
         if same:
             say(f"rollouts are those of {same[0]}")
-            for name in ("student_before", "teacher"):  # accuracies that do not depend on how the student learns
+            for name in ("student_before", "teacher"):  # their accuracies do not depend on the training
                 write_json(directory.evaluation(name), read_json(RunDirectory(stores[same[0]]).evaluation(name)))
         make_run(config, directory, base, cluster.place(config))
 
