@@ -23,7 +23,7 @@ from masters_ray.plan.forecast import forecast
 from masters_ray.plan.rates import Rates
 
 BASE = "conf/demo.yaml"
-SHARES = (0.0, 0.2, 0.5, 1.0)
+SHARES = at((0.0, 0.2, 0.5, 1.0), (0.0, 0.2, 0.5))
 """Online fractions that are run."""
 _MEASURED = 0.5
 """The one whose rates say what the other two with online iterations take: learner and rollouts share cores in it."""
