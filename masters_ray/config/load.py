@@ -64,7 +64,7 @@ def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Texts)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        said = str(error.strerror).lower() if isinstance(error, OSError) else " ".join(str(error).split())
+        said = str(error.strerror) if isinstance(error, OSError) else " ".join(str(error).split())
         remedy = "Mend the file, or name one such as conf/demo.yaml."
         raise ConfigError([Complaint(str(file), "a YAML file", said, remedy)]) from error
     if isinstance(content, dict | None):

@@ -213,7 +213,7 @@ def test_rays_own_submit_runs_the_entry_script(cluster: dict[str, str], tmp_path
             break
         time.sleep(1)
     assert done.returncode == 1
-    assert "none.yaml: expected a YAML file, found no such file" in done.stdout + done.stderr
+    assert "none.yaml: expected a YAML file, found No such file" in done.stdout + done.stderr
 
 
 def test_submit_to_nowhere_says_how_to_reach_a_cluster(tmp_path: Path) -> None:
