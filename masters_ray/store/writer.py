@@ -41,10 +41,11 @@ class Writer:
         found = shards.survey(self._folder)
         shards.set_aside(self._folder, found.broken)
         self._accounts, self._digests = found.accounts, found.digests
+        self._asked = {position for account in found.accounts.values() for position in account.asked}
 
     def write(self, rows: pa.Table, account: Account) -> None:
         """Adds a shard; thread-safe. Raises StoreError when a row was not asked for, when a question has neither a row
-        nor a reason or is in another shard too, or when the file cannot be written."""
+        nor a reason or is in another shard too, which is left as it is, or when the file cannot be written."""
         stored = rows["position"].to_pylist()
         if sorted([*stored, *account.rejected]) != sorted(account.asked):
             raise StoreError(
@@ -54,14 +55,21 @@ class Writer:
         file = pa.BufferOutputStream()
         metadata = {b"account": json.dumps(asdict(account)), b"key": self._key}
         pq.write_table(rows.replace_schema_metadata(metadata), file, **PARQUET)
-        self._folder.write(account.name, content := file.getvalue())
+        content = file.getvalue()
         with self._lock:
-            for one in self._accounts.values():
-                if twice := one.asked.keys() & account.asked.keys():
-                    raise StoreError(
-                        f"{self._folder}: {account.name} holds questions that another shard holds too, position "
-                        f"{min(twice)} first. Did two runs write here? Delete one of the shards."
-                    )
+            if twice := self._asked.intersection(account.asked):
+                raise StoreError(
+                    f"{self._folder}: {account.name} holds questions that another shard holds too, position "
+                    f"{min(twice)} first. Did two runs write here? Delete one of the shards."
+                )
+            self._asked.update(account.asked)
+        try:
+            self._folder.write(account.name, content)
+        except BaseException:
+            with self._lock:
+                self._asked.difference_update(account.asked)
+            raise
+        with self._lock:
             self._accounts[account.name], self._digests[account.name] = account, hashlib.sha256(content).hexdigest()
 
     def discard(self, accounts: Mapping[str, Account]) -> None:
@@ -95,7 +103,8 @@ class Writer:
 
     def _forget(self, name: str) -> None:
         with self._lock:
-            del self._accounts[name], self._digests[name]
+            self._asked.difference_update(self._accounts.pop(name).asked)
+            del self._digests[name]
 
     def _claim(self, wanted: dict[str, Any]) -> None:
         """Writes the key. Raises StoreError when the shards were written with another key."""

@@ -198,6 +198,18 @@ def test_of_two_shards_with_the_same_question_the_second_is_set_aside(tmp_path: 
     assert writer.finish({}).rows == 2
 
 
+def test_a_shard_of_questions_that_are_there_does_not_replace_theirs(tmp_path: Path) -> None:
+    writer = store.Writer(tmp_path, KEY)
+    writer.write(store.table_of(GROUPS[:2]), account(*GROUPS[:2]))
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.parquet")}
+    with pytest.raises(StoreError, match="questions that another shard holds too, position 0 first"):
+        writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.parquet")} == before
+    writer.discard(store.read_accounts(tmp_path))
+    writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
+    assert writer.finish({}).rows == 1
+
+
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize("content", ['{"format": 7, "ratio": 0.3}', "{", "[]", None])
 def test_a_key_that_was_changed_or_lost_is_told_and_written_again_from_what_the_shards_carry(
