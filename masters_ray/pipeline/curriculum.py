@@ -14,7 +14,7 @@ from masters_ray.config import Config, Difficulty
 from masters_ray.errors import DataError
 from masters_ray.files import append_lines, read_lines
 from masters_ray.models import weights
-from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
 from masters_ray.replicas.pool import Pool
@@ -115,7 +115,7 @@ class Difficulties:
             return said
 
         with track("difficulty", len(missing)) as advance:
-            for share, said in in_parallel(ask, batches(missing, size), teachers.most_calls_at_once):
+            for share, said in map_unordered(ask, batches(missing, size), teachers.most_calls_at_once):
                 rows: list[dict[str, Any]] = [
                     {"question": problems.digest(position), "said": one}
                     for position, one in zip(share, said, strict=True)

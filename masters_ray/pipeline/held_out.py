@@ -16,7 +16,7 @@ from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
 from masters_ray.files import MADE_AGAIN, as_json, read_json, read_record, write_json
 from masters_ray.method.marking import RULES
 from masters_ray.models import weights
-from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Refused, Rejected, Reply
@@ -145,7 +145,7 @@ def evaluate(
     shares = list(batches(problems, _AT_A_TIME))
     found: dict[int, list[Marked]] = {}
     with track(title, len(problems)) as advance:
-        for number, marks in in_parallel(
+        for number, marks in map_unordered(
             lambda number: marked(shares[number]), range(len(shares)), pool.most_calls_at_once
         ):
             found[number] = marks

@@ -25,7 +25,7 @@ from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.owner import ReplicaOwner
-from masters_ray.pipeline.parallel import in_parallel
+from masters_ray.pipeline.parallel import map_unordered
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe, Recipes
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.pipeline.tally import Limits
@@ -170,7 +170,7 @@ class OnlineRollouts:
         maker = GroupMaker(recipe, replicas, report.digest)
         work = rollouts.StageWork(recipe, writer, maker, on_stored=tables.append)
         todo = rollouts.unasked(self._plan.questions, iteration.positions, set(), recipe.rollout.batch_rows)
-        for _ in in_parallel(work.together, wanted(todo), rollouts.calls_at_once(replicas)):
+        for _ in map_unordered(work.together, wanted(todo), rollouts.calls_at_once(replicas)):
             pass
         for row in wanted(row for batch in work.suspects for row in batch):
             work.alone(row)
@@ -179,7 +179,7 @@ class OnlineRollouts:
         rows = pa.concat_tables(tables).sort_by("position")
         index = recipe.stage.index
         self._tallies[index] = self._tallies[index] + work.tally
-        self._limits[index].look(work.newly_rejected(), self._tallies[index])
+        self._limits[index].check(work.set_aside(), self._tallies[index])
         step = OnlineStep(
             step=order.iteration,
             stage=index,
@@ -189,14 +189,14 @@ class OnlineRollouts:
             seconds=time.monotonic() - began,
             publish_seconds=order.weights.seconds,
             load_seconds=loaded,
-            calls=maker.clock.read(),
+            calls=maker.calls(),
         )
         append_lines(self._directory.file("online.jsonl"), [dataclasses.asdict(step)])
         return rows
 
     def _limits_of(self, stage: int) -> Limits:
         questions = sum(len(one.positions) for one in self._plan.iterations.values() if one.stage == stage)
-        return Limits(self._plan.config.rollout, questions, str(self._directory.online(stage)))
+        return Limits(rollout=self._plan.config.rollout, questions=questions, folder=str(self._directory.online(stage)))
 
 
 class _OnlineStore:

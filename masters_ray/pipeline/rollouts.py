@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
@@ -16,7 +17,7 @@ from masters_ray.method.masks import MaskReport
 from masters_ray.pipeline.contents import misplaced
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
-from masters_ray.pipeline.parallel import in_parallel
+from masters_ray.pipeline.parallel import map_unordered
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import Limits, tally_of_stored
 from masters_ray.progress import say, track
@@ -67,19 +68,19 @@ def roll_out(
     maker = GroupMaker(recipe, replicas, report.digest, earlier)
     work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key, folder), before)
     wanted = sum(position not in left_out for position in positions)
-    limits = Limits(recipe.rollout, wanted, str(folder))
+    limits = Limits(rollout=recipe.rollout, questions=wanted, folder=str(folder))
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
-    limits.look(work.newly_rejected(), work.tally)
+    limits.check(work.set_aside(), work.tally)
     with track(title, wanted, len(done.intersection(positions) - left_out)) as advance:
         todo = unasked(questions, positions, done, recipe.rollout.batch_rows)
-        for batch, stored in in_parallel(work.together, todo, calls_at_once(replicas)):
+        for batch, stored in map_unordered(work.together, todo, calls_at_once(replicas)):
             if stored:
                 advance(len(batch), _note(work.tally))
-            limits.look(work.newly_rejected(), work.tally)
+            limits.check(work.set_aside(), work.tally)
         for row in (row for batch in work.suspects for row in batch):
             work.alone(row)
             advance(1, _note(work.tally))
-        limits.look(work.newly_rejected(), work.tally, finished=True)
+        limits.check(work.set_aside(), work.tally, finished=True)
     outcome = StageOutcome(
         stage=recipe.stage.index,
         ratio=recipe.stage.ratio,
@@ -88,7 +89,7 @@ def roll_out(
         unmasked=report.unmasked,
         teacher_digest=report.digest,
         seconds=work.seconds(),
-        set_aside=dict(limits.set_aside),
+        set_aside=dict(Counter(one.kind for one in work.set_aside())),
         **vars(work.tally),
     )
     writer.finish(dataclasses.asdict(outcome))
@@ -172,16 +173,14 @@ class StageWork:
             call = account.noted["call"]
             calls[call] = max(calls.get(call, 0.0), account.noted["seconds"])
             self.rejected |= account.rejected
-        self._news = list(self.rejected.values())
         self._seconds_before = sum(calls.values())
         self._call = time.time()
         self._began = time.monotonic()
 
-    def newly_rejected(self) -> list[Rejected]:
-        """Returns the questions set aside since the last call of this method."""
+    def set_aside(self) -> list[Rejected]:
+        """Returns the questions set aside so far, earlier calls included."""
         with self._lock:
-            news, self._news = self._news, []
-        return news
+            return list(self.rejected.values())
 
     def together(self, batch: Batch) -> bool:
         """Makes and stores a batch, or adds it to the suspects. Returns whether it is stored."""
@@ -243,4 +242,3 @@ class StageWork:
             self._on_stored(made.rows)
             self.tally = self.tally + made.tally
             self.rejected |= made.rejected
-            self._news += made.rejected.values()
