@@ -8,7 +8,7 @@ from masters_ray import data, store
 from masters_ray.config import Config
 from masters_ray.evaluate import refusals
 from masters_ray.method import schedule
-from masters_ray.pipeline import held_out, inputs, online
+from masters_ray.pipeline import held_out, inputs
 from masters_ray.pipeline.contents import StageStores, say_damage
 from masters_ray.pipeline.curriculum import QuestionOrder
 from masters_ray.pipeline.held_out import HeldOut
@@ -46,18 +46,17 @@ class RunContext:
     def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:
         """Writes quarantine.jsonl: rejected rows of the data, of the ``finished`` stages and their online iterations,
         of the evaluations, and rows that the learner left out of a step."""
-        folders = [self.directory.stage(stage.index) for stage in finished]
+        places = (self.directory.stage, self.directory.online)
         in_stages = [
             row
-            for folder in folders
+            for folder in (place(stage.index) for place in places for stage in finished)
             for account in store.read_accounts(folder, on_damage=say_damage).values()
             for row in account.rejected.values()
         ]
-        fresh = online.rejected_in([self.directory.online(stage.index) for stage in finished])
         marks = held_out.all_marks(self.directory) if finished else {}
         measured = refusals(one for marked in marks.values() for one in marked)
         of_data = [*self.train.rejected, *self.held_out_data.rejected]
         data.write_quarantine(
             self.directory.file("quarantine.jsonl"),
-            [*of_data, *in_stages, *fresh, *measured, *self.journal.left_out()],
+            [*of_data, *in_stages, *measured, *self.journal.left_out()],
         )

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -156,17 +156,14 @@ class StageWork:
         maker: GroupMaker,
         reusable: store.Lookup | None = None,
         before: Sequence[store.Account] = (),
-        on_stored: Callable[[pa.Table], None] = lambda _: None,
     ) -> None:
-        """reusable: rows to take over. before: accounts of shards that earlier calls stored. on_stored: called with the
-        rows of every batch."""
+        """reusable: rows to take over. before: accounts of shards that earlier calls stored."""
         self.suspects: list[Batch] = []
         """Batches on which replicas died."""
         self.tally = AnswerTally.total(account.noted["tally"] for account in before)
         self.rejected: dict[int, Rejected] = {}
         """Position → why the question is set aside, earlier calls included."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
-        self._on_stored = on_stored
         self._lock = threading.Lock()
         calls: dict[float, float] = {}
         for account in before:
@@ -239,6 +236,5 @@ class StageWork:
         asked = {position: problem.digest for position, problem in batch}
         self._writer.write(made.rows, store.Account(asked=asked, rejected=made.rejected, noted=noted))
         with self._lock:
-            self._on_stored(made.rows)
             self.tally = self.tally + made.tally
             self.rejected |= made.rejected
