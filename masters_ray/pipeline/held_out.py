@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from masters_ray import data, remarks, store
 from masters_ray.config import Config, Rule
@@ -16,6 +13,7 @@ from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
 from masters_ray.files import MADE_AGAIN, as_json, read_json, read_record, write_json
 from masters_ray.method.marking import RULES
 from masters_ray.models import weights
+from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.parallel import batches, in_parallel
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
@@ -87,11 +85,6 @@ class HeldOut:
                 f"{made[0]}: its rows were made by a teacher with other weights than {checkpoint} has now. Put them "
                 "back, or choose another run.dir."
             )
-
-
-def digest_of(problems: data.Problems) -> str:
-    """Returns the SHA-256 of the questions, independent of their order."""
-    return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
     ``export_to`` exists. Raises LearnerError, or the error that ended the rollouts of online iterations."""
     if export_to.exists():
         return
-    run.stores.check([stage.index for stage in plan])
+    run.stores.check(plan)
     job = _job(run, plan, export_to)
     done = run.journal.steps_done()
     following = (run.stages[one.stage] for one in job.iterations if one.online and one.number > done)
@@ -110,7 +110,7 @@ def _online_rollouts(run: RunContext, job: LearnerJob) -> Iterator[OnlineRollout
         config=run.config,
         stages={stage.index: stage for stage in run.stages},
         iterations={one.number: one for one in job.iterations if one.online},
-        questions=run.order.questions,
+        questions=run.questions,
         recipes=run.recipes,
     )
     rollout, replicas = run.config.rollout, run.config.student.replicas

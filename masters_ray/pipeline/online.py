@@ -169,11 +169,11 @@ class OnlineRollouts:
         tables: list[pa.Table] = []
         maker = GroupMaker(recipe, replicas, report.digest)
         work = rollouts.StageWork(recipe, writer, maker, on_stored=tables.append)
-        todo = rollouts.unasked(self._plan.questions, iteration.positions, set(), recipe.rollout.batch_rows)
-        for _ in in_parallel(work.together, wanted(todo), rollouts.calls_at_once(replicas)):
+        todo = rollouts.cut(self._plan.questions, iteration.positions, recipe.rollout.batch_rows)
+        for _ in in_parallel(work.make_batch, wanted(todo), rollouts.calls_at_once(replicas)):
             pass
         for row in wanted(row for batch in work.suspects for row in batch):
-            work.alone(row)
+            work.make_single(row)
         if left.is_set():
             return None
         rows = pa.concat_tables(tables).sort_by("position")

@@ -102,7 +102,7 @@ class Course:
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
         self.broker = RolloutBroker(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
         directory = RunDirectory(config)
-        recipes = Recipes(config, directory, plan)
+        recipes = Recipes(config, directory, plan, QUESTIONS)  # type: ignore[arg-type]
         recipes.reference = "the student before training"
         asked = OnlinePlan(
             config=config,
