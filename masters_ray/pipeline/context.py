@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from masters_ray import data
+from masters_ray import data, store
 from masters_ray.config import Config
 from masters_ray.evaluate import refusals
 from masters_ray.method import schedule
-from masters_ray.pipeline import held_out, inputs, online
-from masters_ray.pipeline.contents import StageStores
+from masters_ray.pipeline import held_out, inputs
+from masters_ray.pipeline.contents import StageStores, say_damage
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
@@ -41,9 +41,14 @@ class RunContext:
         """Writes quarantine.jsonl: rejected rows of the data, of the ``finished`` stages and their online iterations,
         of the evaluations, and rows that the learner left out of a step."""
         places = (self.directory.stage, self.directory.online)
-        rejected = online.rejected_in([place(stage.index) for place in places for stage in finished])
+        in_stages = [
+            row
+            for folder in (place(stage.index) for place in places for stage in finished)
+            for account in store.read_accounts(folder, on_damage=say_damage).values()
+            for row in account.rejected.values()
+        ]
         marks = held_out.all_marks(self.directory) if finished else {}
         measured = refusals(mark for marked in marks.values() for mark in marked)
         of_data = [*self.train.rejected, *self.held_out_data.rejected]
-        rows = [*of_data, *rejected, *measured, *self.journal.left_out()]
+        rows = [*of_data, *in_stages, *measured, *self.journal.left_out()]
         data.write_quarantine(self.directory.file("quarantine.jsonl"), rows)

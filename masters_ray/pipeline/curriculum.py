@@ -13,7 +13,7 @@ from masters_ray.errors import DataError
 from masters_ray.files import append_lines, read_lines
 from masters_ray.models import weights
 from masters_ray.pipeline.inputs import digest_of
-from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
 from masters_ray.replicas.pool import Pool
@@ -65,7 +65,7 @@ class Questions:
 
         with track("difficulty", len(unasked)) as advance:
             shares = batches(unasked, self._config.rollout.batch_rows)
-            for share, said in in_parallel(ask, shares, teachers.most_calls_at_once):
+            for share, said in map_unordered(ask, shares, teachers.most_calls_at_once):
                 news = dict(zip(map(self._problems.digest, share), said, strict=True))
                 append_lines(self._file, [{"question": digest, "said": level} for digest, level in news.items()])
                 self._said.update(news)

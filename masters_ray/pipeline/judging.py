@@ -1,14 +1,12 @@
 """Which judge gives the verdicts on which answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.method.marking import RULES
-from masters_ray.records import Answer, Problem, Source
+from masters_ray.records import Answer, JudgedAnswer, Problem, Source
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
@@ -36,21 +34,26 @@ class Judging:
             return self.settings.rule
         return f"{self.models[judge]}, reasoning {self.settings.reasoning}, {self.settings.max_tokens} tokens"
 
-    def verdicts(
+    def judge(
         self,
         pools: Mapping[Role, Pool],
         problems: Sequence[Problem],
         shared: Any,
         answers: Sequence[Sequence[Answer]],
-        known: Sequence[Mapping[str, Verdict]],
-    ) -> list[list[Verdict]]:
-        """Returns a verdict for each answer to each problem; equal texts of a problem are judged once.
+        known: Sequence[Sequence[JudgedAnswer]],
+    ) -> list[list[JudgedAnswer]]:
+        """Judges the answers to each problem; equal texts of a problem are judged once. Raises ReplicaLostError.
 
-        shared: the problems as ``Pool.share`` returned them. known: for each problem, text → earlier verdict by the
-        judge of the student's answers. Raises ReplicaLostError.
+        shared: the problems as ``Pool.share`` returned them. known: for each problem, answers that the judge of the
+        student's answers has judged before.
         """
-        of_student = self.by("student")
-        found = {(of_student, index, text): verdict for index, own in enumerate(known) for text, verdict in own.items()}
+        found = {
+            (self.by("student"), index, one.answer.text): Verdict(
+                accuracy=one.accuracy, text=one.verdict, reasoning=one.reasoning
+            )
+            for index, own in enumerate(known)
+            for one in own
+        }
         for judge, role in JUDGES.items():
             wanted = [dict.fromkeys(one.text for one in own if self.by(one.source) == judge) for own in answers]
             texts = [[text for text in own if (judge, index, text) not in found] for index, own in enumerate(wanted)]
@@ -58,11 +61,13 @@ class Judging:
                 said: list[list[Verdict]] = pools[role].call("judge", shared, texts, self.settings.reasoning)
                 for index, own in enumerate(texts):
                     found |= {(judge, index, text): one for text, one in zip(own, said[index], strict=True)}
-        return [
-            [found.get((self.by(one.source), index, one.text)) or self._by_rule(problem, one.text) for one in own]
-            for index, (problem, own) in enumerate(zip(problems, answers, strict=True))
-        ]
 
-    def _by_rule(self, problem: Problem, text: str) -> Verdict:
-        right = RULES[self.settings.rule](text, problem)
-        return Verdict(accuracy=int(right), text=f"by rule ({self.settings.rule})")
+        def judged(index: int, answer: Answer) -> JudgedAnswer:
+            by = self.by(answer.source)
+            if by == "rule":
+                right = RULES[self.settings.rule](answer.text, problems[index])
+                return JudgedAnswer(answer=answer, accuracy=int(right), verdict=f"by rule ({self.settings.rule})")
+            one = found[by, index, answer.text]
+            return JudgedAnswer(answer=answer, accuracy=one.accuracy, verdict=one.text, reasoning=one.reasoning)
+
+        return [[judged(index, one) for one in own] for index, own in enumerate(answers)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from masters_ray.config import Config
-from masters_ray.pipeline.parallel import at_once
+from masters_ray.pipeline.parallel import run_all
 from masters_ray.replicas import processes
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spawn import Replicas
@@ -47,7 +47,7 @@ class ReplicaOwner:
         """In turns: returns once all replicas have freed their GPU memory. No call may be in progress on them. Raises
         as ``Pool.sleep``."""
         if self.turns is not None and self._replicas is not None:
-            at_once([pool.sleep for pool in self._replicas.pools.values()])
+            run_all([pool.sleep for pool in self._replicas.pools.values()])
 
     def close(self) -> None:
         """Stops the replicas and drops their calls in progress."""

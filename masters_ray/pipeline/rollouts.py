@@ -4,7 +4,8 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.method.masks import MaskReport
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
-from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.recipes import OF_QUESTIONS, Earlier, Recipe
 from masters_ray.pipeline.tally import Limits, tally_of_stored
 from masters_ray.progress import say, track
@@ -60,20 +61,20 @@ def roll_out(
     todo = [position for position in positions if position not in asked]
     maker = GroupMaker(recipe, replicas, report.digest, earlier)
     work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key), before)
-    limits = Limits(recipe.rollout, len(positions), str(folder))
-    limits.look(work.newly_rejected(), work.tally)
+    limits = Limits(rollout=recipe.rollout, questions=len(positions), folder=str(folder))
+    limits.check(work.set_aside(), work.tally)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
     with track(title, len(positions), len(positions) - len(todo)) as advance:
-        for batch, stored in in_parallel(
+        for batch, stored in map_unordered(
             work.make_batch, cut(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)
         ):
             if stored:
                 advance(len(batch), _note(work.tally))
-            limits.look(work.newly_rejected(), work.tally)
+            limits.check(work.set_aside(), work.tally)
         for row in (row for batch in work.suspects for row in batch):
             work.make_single(row)
             advance(1, _note(work.tally))
-        limits.look(work.newly_rejected(), work.tally, finished=True)
+        limits.check(work.set_aside(), work.tally, finished=True)
     outcome = StageOutcome(
         stage=recipe.stage.index,
         ratio=recipe.stage.ratio,
@@ -82,7 +83,7 @@ def roll_out(
         unmasked=report.unmasked,
         teacher_digest=report.digest,
         seconds=work.seconds(),
-        set_aside=dict(limits.set_aside),
+        set_aside=dict(Counter(one.kind for one in work.set_aside())),
         **vars(work.tally),
     )
     writer.finish(dataclasses.asdict(outcome))
@@ -147,33 +148,28 @@ class StageWork:
         maker: GroupMaker,
         reusable: store.Lookup | None = None,
         before: Sequence[store.Account] = (),
-        on_stored: Callable[[pa.Table], None] = lambda _: None,
     ) -> None:
-        """reusable: rows to take over. before: accounts of shards that earlier calls stored. on_stored: called with the
-        rows of every batch."""
+        """reusable: rows to take over. before: accounts of shards that earlier calls stored."""
         self.suspects: list[Batch] = []
         """Batches on which replicas died."""
         self.tally = AnswerTally.total(account.noted["tally"] for account in before)
         self.rejected: dict[int, Rejected] = {}
         """Position → why the question is set aside, earlier calls included."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
-        self._on_stored = on_stored
         self._lock = threading.Lock()
         calls: dict[float, float] = {}
         for account in before:
             call = account.noted["call"]
             calls[call] = max(calls.get(call, 0.0), account.noted["seconds"])
             self.rejected |= account.rejected
-        self._news = list(self.rejected.values())
         self._seconds_before = sum(calls.values())
         self._call = time.time()
         self._began = time.monotonic()
 
-    def newly_rejected(self) -> list[Rejected]:
-        """Returns the questions set aside since the last call of this method."""
+    def set_aside(self) -> list[Rejected]:
+        """Returns the questions set aside so far, earlier calls included."""
         with self._lock:
-            news, self._news = self._news, []
-        return news
+            return list(self.rejected.values())
 
     def make_batch(self, batch: Batch) -> bool:
         """Makes and stores a batch, or adds it to the suspects. Returns whether it is stored."""
@@ -232,7 +228,5 @@ class StageWork:
         asked = {position: problem.digest for position, problem in batch}
         self._writer.write(made.rows, store.Account(asked=asked, rejected=made.rejected, noted=noted))
         with self._lock:
-            self._on_stored(made.rows)
             self.tally = self.tally + made.tally
             self.rejected |= made.rejected
-            self._news += made.rejected.values()

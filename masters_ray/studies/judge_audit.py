@@ -20,7 +20,7 @@ from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, writ
 from masters_ray.method.marking import RULES
 from masters_ray.pipeline import run
 from masters_ray.pipeline.judging import JUDGES
-from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
 from masters_ray.records import Problem
@@ -220,7 +220,7 @@ def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: in
     verdicts: dict[int, Verdict] = {}
     began = time.monotonic()
     with track(f"{judge} judges", len(cases)) as advance:
-        for indices, told in in_parallel(ask, batches(order, size), pool.most_calls_at_once):
+        for indices, told in map_unordered(ask, batches(order, size), pool.most_calls_at_once):
             verdicts |= {index: verdict for index, (verdict,) in zip(indices, told, strict=True)}
             advance(len(indices))
     in_order = [verdicts[index] for index in range(len(cases))]

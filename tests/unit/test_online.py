@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError,
 from masters_ray.files import read_lines
 from masters_ray.method import schedule
 from masters_ray.pipeline import online, owner
-from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
+from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.recipes import Recipes
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -64,6 +65,9 @@ def settings(folder: Path, *words: str) -> Config:
     return configuration.load(ROOT / "conf" / "demo.yaml", [*usual, *words])
 
 
+Learner = Sequence[StudentWeights]
+
+
 def weights(version: int, digest: str = "") -> StudentWeights:
     return StudentWeights(version=version, digests={"w": digest or f"of {version}"}, pieces=(), seconds=0.5)
 
@@ -86,14 +90,7 @@ class FakeOwner(ReplicaOwner):
 class Course:
     """A run's online rollouts, and what the learner sees of them."""
 
-    def __init__(
-        self,
-        folder: Path,
-        replicas: FakeReplicas,
-        *words: str,
-        learner: Sequence[StudentWeights] = (),
-        turns: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, replicas: FakeReplicas, *words: str, learner: Learner = (), turns: bool = False):
         """learner: the students that it was; it goes on as the last one. In turns it has one worker, and the student
         writes one step late."""
         config = settings(folder, *words)
@@ -104,24 +101,35 @@ class Course:
         directory = RunDirectory(config)
         recipes = Recipes(config, directory, plan, QUESTIONS)  # type: ignore[arg-type]
         recipes.reference = "the student before training"
-        asked = OnlinePlan(
+        self.owner = FakeOwner(replicas, Turns(cpus=1.0, gpus=0) if turns else None)
+        run: Any = SimpleNamespace(
             config=config,
-            stages={stage.index: stage for stage, _ in plan},
-            iterations={one.number: one for one in iterations},
-            questions=QUESTIONS,  # type: ignore[arg-type]
+            directory=directory,
+            owner=self.owner,
+            stages=[stage for stage, _ in plan],
+            iterations=iterations,
+            questions=QUESTIONS,
             recipes=recipes,
         )
-        self.owner = FakeOwner(replicas, Turns(cpus=1.0, gpus=0) if turns else None)
-        self.rollouts = OnlineRollouts(asked, directory, Near(self.broker), self.owner)
-        learned = max((one.version for one in learner), default=0)
-        self.broker.begin(learned, {one.version: one.digest for one in learner})
+        self._rollouts = OnlineRollouts(run, Near(self.broker))
+        self.broker.begin(
+            max((one.version for one in learner), default=0), {one.version: one.digest for one in learner}
+        )
+        self._rollouts.__enter__()
+        self._open = True
 
-    def __enter__(self) -> Course:
-        self.rollouts.__enter__()
-        return self
+    def close(self, error: Exception | None = None) -> None:
+        """As the learner's end or its error does."""
+        if self._open:
+            self._open = False
+            try:
+                self._rollouts.__exit__(None, error)
+            finally:
+                assert not any(one.name == "online rollouts" and one.is_alive() for one in threading.enumerate())
 
-    def __exit__(self, *_: object) -> None:
-        self.rollouts.__exit__()
+    def publish(self, *versions: int) -> None:
+        for version in versions:
+            self.broker.publish(weights(version))
 
     def take(self, iteration: int) -> pa.Table:
         rows = self.broker.take(iteration)
@@ -133,29 +141,27 @@ def course_replicas(**pools: FakePool) -> FakeReplicas:
     return FakeReplicas(**{"reference": FakePool("reference"), **pools})
 
 
+Run = Callable[..., Course]
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Course]]:
+def run(tmp_path: Path) -> Iterator[Run]:
     open_ones: list[Course] = []
 
-    def begun(
-        replicas: FakeReplicas, *words: str, learner: Sequence[StudentWeights] = (), turns: bool = False
-    ) -> Course:
+    def begun(replicas: FakeReplicas, *words: str, learner: Learner = (), turns: bool = False) -> Course:
         open_ones.append(Course(tmp_path, replicas, *words, learner=learner, turns=turns))
-        return open_ones[-1].__enter__()
+        return open_ones[-1]
 
     yield begun
     for one in open_ones:
-        one.__exit__()
+        one.close()
 
 
-def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage(
-    run: Callable[..., Course], tmp_path: Path
-) -> None:
+def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage(run: Run, tmp_path: Path) -> None:
     """At most one step behind: iterations 1 to 4 are written by versions 0, 0, 1 and 2."""
     replicas = course_replicas()
     course = run(replicas)
-    for version in (0, 1, 2):
-        course.broker.publish(weights(version))
+    course.publish(0, 1, 2)
     tables = [course.take(iteration) for iteration in (1, 2, 3, 4)]
     assert [table["position"].to_pylist() for table in tables] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [table["version"].to_pylist() for table in tables] == [[0, 0], [0, 0], [1, 1], [2, 2]]
@@ -181,11 +187,11 @@ def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage
 
 
 def test_the_writer_scores_all_answers_of_a_fresh_group_and_so_does_the_student_before_training(
-    run: Callable[..., Course],
+    run: Run,
 ) -> None:
     replicas = course_replicas()
     course = run(replicas)
-    course.broker.publish(weights(0))
+    course.publish(0)
     [first, _] = store.groups(course.take(1))
     assert all(len(one.behaviour_logprobs) == 2 for one in first.answers if one.behaviour_logprobs is not None)
     assert all(one.behaviour_logprobs is not None for one in first.answers)
@@ -193,93 +199,77 @@ def test_the_writer_scores_all_answers_of_a_fresh_group_and_so_does_the_student_
     assert set(replicas.pools["student"].scored) == {(5, 1)}, "what the teacher alone has written"
 
 
-def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run: Callable[..., Course]) -> None:
+def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run: Run) -> None:
     replicas = course_replicas()
     course = run(replicas, "judge.follows_student=true")
-    for version in (0, 1):
-        course.broker.publish(weights(version))
+    course.publish(0, 1)
     for iteration in (1, 2, 3):
         course.take(iteration)
     assert replicas.pools["judge"].held == [0, 0, 1]
     assert replicas.pools["judge"].judged.count("red") == 6, "once for each question"
 
 
-def test_what_this_learner_wrote_before_it_was_killed_is_not_made_again(run: Callable[..., Course]) -> None:
-    first = run(course_replicas())
-    for version in (0, 1):
-        first.broker.publish(weights(version))
-    before = [first.take(iteration) for iteration in (1, 2, 3)]
-    first.__exit__()
-    replicas = course_replicas()
-    # It goes on after a checkpoint of iteration 2, whose weights write for 3 and 4.
-    again = run(replicas, learner=[weights(0), weights(1), weights(2)])
-    again.broker.publish(weights(2))
-    assert again.take(3).equals(before[2]), "version 1 is a student that this learner was"
-    assert replicas.pools["student"].wrote == []
-    assert again.take(4)["version"].to_pylist() == [2, 2]
-    assert sorted(replicas.pools["student"].wrote) == ["6", "7"]
+OTHERWISE = weights(1, "another")
+"""Version 1 of a learner that began again and came out otherwise."""
 
 
-def test_what_a_student_wrote_that_this_learner_never_was_is_made_again(run: Callable[..., Course]) -> None:
-    first = run(course_replicas())
-    for version in (0, 1):
-        first.broker.publish(weights(version))
-    first.take(3)
-    first.__exit__()
-    replicas = course_replicas()
-    again = run(replicas)  # from the start, and version 1 came out otherwise
-    again.broker.publish(weights(0))
-    again.broker.publish(weights(1, "another"))
-    assert set(again.take(3)["student_digest"].to_pylist()) == {weights(1, "another").digest}
-    assert sorted(replicas.pools["student"].wrote) == ["4", "5"], "what version 0 wrote is still good"
-
-
-def test_what_a_killed_learner_wrote_is_not_taken_for_what_the_one_after_it_would_have_written(
-    run: Callable[..., Course],
+@pytest.mark.parametrize(
+    ("learner", "published", "writer", "made_again"),
+    [
+        ([weights(0), weights(1), weights(2)], [weights(2)], weights(1), []),
+        ([], [weights(0), OTHERWISE], OTHERWISE, ["4", "5"]),
+        ([weights(0), OTHERWISE, weights(2)], [weights(2)], weights(2), ["4", "5"]),
+    ],
+)
+def test_rows_of_a_call_that_was_killed_are_kept_if_a_student_that_this_learner_was_wrote_them(
+    learner: Learner, published: Learner, writer: StudentWeights, made_again: list[str], run: Run
 ) -> None:
-    """Its version 1 came out otherwise, and it was killed as well before iteration 3 was made anew."""
     first = run(course_replicas())
-    for version in (0, 1):
-        first.broker.publish(weights(version))
-    first.take(3)
-    first.__exit__()
-    again = run(course_replicas(), learner=[weights(0), weights(1, "another"), weights(2)])
-    again.broker.publish(weights(2))
-    assert set(again.take(3)["student_digest"].to_pylist()) == {weights(2).digest}
+    first.publish(0, 1)
+    before = first.take(3)
+    first.close()
+    replicas = course_replicas()
+    again = run(replicas, learner=learner)
+    for one in published:
+        again.broker.publish(one)
+    after = again.take(3)
+    assert set(after["student_digest"].to_pylist()) == {writer.digest}
+    assert after.equals(before) == (not made_again)
+    of_the_last = {"6", "7"}  # nobody has asked for them before
+    assert sorted({*replicas.pools["student"].wrote} - of_the_last) == made_again
 
 
-def test_a_batch_whose_replica_died_is_taken_again_and_the_learner_gets_whole_iterations(
-    run: Callable[..., Course],
-) -> None:
+def test_questions_whose_replicas_died_are_taken_again_and_the_learner_gets_whole_iterations(run: Run) -> None:
     class Dying(FakePool):
-        lives = 1
+        lives = 2
 
         def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
             if method == "answer" and self.lives:
-                self.lives = 0
+                self.lives -= 1
                 raise ReplicaLostError("its process died")
 
     course = run(course_replicas(student=Dying("student")))
-    course.broker.publish(weights(0))
+    course.publish(0)
     assert course.take(1)["position"].to_pylist() == [0, 1]
 
 
 def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_replicas_words(
-    run: Callable[..., Course],
+    run: Run,
 ) -> None:
     class Damaged(FakePool):
         def hold(self, weights: StudentWeights) -> None:
             raise WeightSyncError("version 0 arrived with other weights: a instead of b")
 
     course = run(course_replicas(student=Damaged("student")))
-    course.broker.publish(weights(0))
+    course.publish(0)
     with pytest.raises(LearnerError, match="rollouts of online iterations stopped: version 0 arrived with other"):
         course.broker.take(1)
-    assert isinstance(course.rollouts.error, WeightSyncError)
+    with pytest.raises(WeightSyncError, match="arrived with other weights"):
+        course.close(LearnerError("rollouts stopped"))
 
 
 def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_one_that_goes_on(
-    run: Callable[..., Course],
+    run: Run,
 ) -> None:
     class Gone(FakePool):
         def hold(self, weights: StudentWeights) -> None:
@@ -291,37 +281,19 @@ def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_
     again = threading.Event()
     student = Gone("student")
     course = run(course_replicas(student=student))
-    for version in (0, 1):
-        course.broker.publish(weights(version))
+    course.publish(0, 1)
     course.take(1)
     course.broker.begin(1, {})
     course.broker.publish(weights(1, "another"))
     again.set()
     assert set(course.take(2)["version"].to_pylist()) == {1}
     assert student.held == [0, 0, 1]
-    assert course.rollouts.error is None
 
 
-def test_stores_of_online_iterations_are_closed_when_nothing_is_learned_from_them_any_more(
-    run: Callable[..., Course], tmp_path: Path
-) -> None:
-    course = run(course_replicas())
-    course.broker.publish(weights(0))
-    course.take(1)
-    course.take(2)
-    course.__exit__()
-    folders = [RunDirectory(settings(tmp_path)).online(index) for index in (0, 1)]
-    for folder in folders:
-        online.finish(folder, "exact")
-    assert [row.position for row in store.read(folders[0])] == [0, 1, 2, 3]
-    assert store.read_manifest(folders[1]) is None, "it was never begun"
-
-
-def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes_on(run: Callable[..., Course]) -> None:
+def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes_on(run: Run) -> None:
     replicas = course_replicas()
     course = run(replicas, turns=True)
-    for version in (0, 1, 2):
-        course.broker.publish(weights(version))
+    course.publish(0, 1, 2)
     time.sleep(0.1)
     assert replicas.pools["student"].wrote == [], "nobody waits, though the weights are there"
     for iteration in (1, 2, 3, 4):
@@ -330,7 +302,7 @@ def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes
         assert len(replicas.pools["student"].wrote) == 2 * iteration
 
 
-def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: Callable[..., Course]) -> None:
+def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: Run) -> None:
     class Slow(FakePool):
         """Its first answers take longer than the learner waits; nothing else is under way meanwhile."""
 
@@ -347,7 +319,7 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: C
         teacher=Single("teacher"), **{role: Slow(role) for role in ("student", "reference", "judge")}
     )
     course = run(replicas, "rollout.max_wait_seconds=1", turns=True)
-    course.broker.publish(weights(0))
+    course.publish(0)
     assert course.broker.take(1) is None
     student = replicas.pools["student"]
     assert (student.wrote, student.asleep) == (["0"], 1), "the second batch is not begun"
@@ -377,9 +349,3 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
             assert owned.online(1, 0.0) is started[1]
             assert [one.closed for one in started] == [True, False]
         assert [one.closed for one in started] == [True, True]
-
-
-def test_threads_end_with_the_run(run: Callable[..., Course]) -> None:
-    course = run(course_replicas())
-    course.__exit__()
-    assert not any(thread.name == "online rollouts" and thread.is_alive() for thread in threading.enumerate())
