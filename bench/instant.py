@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from masters_ray import cluster, data, store
-from masters_ray.config import Cluster, DataSource, Judge, Rollout
+from masters_ray.config import Cluster, Config, DataSource, Judge, Rollout
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
+from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, Problem
@@ -107,8 +108,9 @@ def main() -> None:
         loaded = data.load(source, 0, 0.01, spool=folder / "train.sqlite")
         read = time.time() - began
         watch = _Watch(folder / "store")
+        questions = Questions(Config(), loaded.problems, folder)
         began = time.time()
-        rollouts.roll_out(recipe, loaded.problems, range(asked), replicas, folder / "store")
+        rollouts.roll_out(recipe, questions, range(asked), replicas, folder / "store")
         seconds = time.time() - began
         first = replicas.pools["teacher"].call("first_call")
     print(

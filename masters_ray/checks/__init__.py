@@ -41,10 +41,10 @@ QUICK = (
 """Checks of data files and checkpoints' headers; they take seconds and need no torch."""
 THOROUGH = (
     Check("run.dir", "a directory and a store that this run can use", places.directory),
-    Check("rollout.store", "rows of this configuration", places.recipes),
     Check("rollout.reuse", "directories with stores", places.reuse),
     Check("placement", "a cluster", places.placed),
     Check("data.train", "questions", partial(rows.source, name="train")),
+    Check("rollout.store", "rows of this configuration", places.recipes),
     Check("data.held_out", "questions", partial(rows.source, name="held_out")),
     Check("data.held_out", "questions", rows.overlap),
     Check("prompts", "prompts", prompts.prompts),

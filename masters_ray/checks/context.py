@@ -36,6 +36,8 @@ class CheckContext:
     """Source ("train", "held_out") → its rows, if they could be read."""
     questions: int | None = None
     """Number of training questions of the run; None: not known."""
+    digest: str | None = None
+    """Digest of the training questions; None: not all rows were read."""
 
 
 def guarded(where: str, expected: str, findings: Findings, *others: type[Exception]) -> Findings:

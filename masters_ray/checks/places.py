@@ -13,13 +13,13 @@ from rich.filesize import decimal
 from masters_ray import cluster
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config
-from masters_ray.errors import Complaint, StoreError
+from masters_ray.errors import Complaint
 from masters_ray.files import read_json
 from masters_ray.method import schedule
 from masters_ray.models import weights
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas import placement
-from masters_ray.store import MANIFEST, Folder
+from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder
 
 COPY = "working_dir_files"
 """Name of Ray's directory of copies of submitted projects."""
@@ -50,13 +50,14 @@ def directory(context: CheckContext) -> Findings:
 
 
 def recipes(context: CheckContext) -> Findings:
-    """Checks that finished stores were made by this configuration's recipe, as far as it is known without weights."""
+    """Checks that stores with rows were made by this configuration's recipe, as far as it is known without weights, and
+    from these data, if all rows were read."""
     held = RunDirectory(context.config)
     if held.student.exists() or context.folders.keys() != context.config.models.keys():
         return
     for stage, _ in schedule.plan(context.config.schedules, _ANY_NUMBER):
         folder = held.stage(stage.index)
-        if folder.has(MANIFEST):
+        if folder.has(MANIFEST) or folder.names(SHARD):
             yield from guarded(
                 "rollout.store", f"rows of this configuration in {folder}", _recipe(context, stage, folder)
             )
@@ -68,15 +69,10 @@ def _recipe(context: CheckContext, stage: schedule.Stage, folder: Folder) -> Fin
     from masters_ray.pipeline.recipes import recipe
 
     config = context.config.of_teacher(stage.teacher)
-    settings = recipe(config, stage, "", "", Judging(settings=config.judge, models={})).settings
-    try:
-        other = contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS})
-    except StoreError as error:
-        yield f"{folder}: {error} A run mends that, or says why it cannot"
-        return
-    if other:
-        remedy = "Set it back, or choose another run.dir and rollout.store."
-        yield Complaint("rollout.store", f"rows of this configuration in {folder}", other, remedy)
+    questions = {} if context.digest is None else {"data": context.digest}
+    settings = recipe(config, stage, "", "", Judging(settings=config.judge, models={}), questions).settings
+    if other := contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS}):
+        yield Complaint("rollout.store", f"rows of this configuration in {folder}", other, OTHER_RECIPE)
 
 
 def reuse(context: CheckContext) -> Findings:

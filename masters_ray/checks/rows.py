@@ -45,6 +45,7 @@ def source(context: CheckContext, name: str) -> Findings:
     accepted, kinds = len(loaded.problems), Counter(problem.kind for problem in loaded.problems)
     if name == "train":
         context.questions = source.rows if more else accepted
+        context.digest = None if more else inputs.digest_of(loaded.problems)
     looked = f"the first {FIRST} rows" if more else f"all {loaded.accepted + len(loaded.rejected)} rows"
     yield f"{where}  {looked} of {source.path}: {loaded.accepted} questions"
     if len(kinds) > 1:
@@ -62,7 +63,7 @@ def source(context: CheckContext, name: str) -> Findings:
 def overlap(context: CheckContext) -> Findings:
     """Prints the overlap of training and held-out questions."""
     if len(context.loaded) == 2:
-        inputs.told_overlap(context.loaded["train"], context.loaded["held_out"])
+        inputs.report_overlap(context.loaded["train"], context.loaded["held_out"])
     yield from ()
 
 

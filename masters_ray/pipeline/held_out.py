@@ -1,12 +1,9 @@
 """Measures accuracy on the held-out questions: greedy answers, their marks, and the files that hold them."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from masters_ray import data, remarks, store
 from masters_ray.config import Config, Rule
@@ -15,6 +12,7 @@ from masters_ray.evaluate import Marked, accuracy, cut_share, refusals
 from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json
 from masters_ray.method.marking import RULES
 from masters_ray.models import weights
+from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
@@ -93,11 +91,6 @@ class HeldOut:
         except StoreError as error:
             say(f"{error}: it is measured again")
             return None
-
-
-def digest_of(problems: data.Problems) -> str:
-    """Returns the SHA-256 of the questions, independent of their order."""
-    return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
 
 
 def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:

@@ -141,11 +141,11 @@ class OnlineRollouts:
             return self._run.owner.turns is None or bool(ray.get(self._broker.wanted.remote(order)))
 
         work = rollouts.StageWork(recipe, writer, maker)
-        todo = rollouts.unasked(self._run.order.questions, iteration.positions, set(), recipe.rollout.batch_rows)
-        for _ in map_unordered(work.together, takewhile(wanted, todo), rollouts.calls_at_once(replicas)):
+        todo = rollouts.cut(self._run.questions, iteration.positions, recipe.rollout.batch_rows)
+        for _ in map_unordered(work.make_batch, takewhile(wanted, todo), rollouts.calls_at_once(replicas)):
             pass
         for row in takewhile(wanted, (row for batch in work.suspects for row in batch)):
-            work.alone(row)
+            work.make_single(row)
         if work.tally.rows + len(work.rejected) < len(iteration.positions):
             return
         self._tallies[index] += work.tally
@@ -167,7 +167,7 @@ class OnlineRollouts:
     def _reusable_rows(self, order: Order, iteration: Iteration) -> pa.Table | None:
         """Returns the iteration's stored rows, if all of its questions were asked as they are now and each writer is
         the student of this order or an earlier version of it that the order lists; else None."""
-        folder, questions = self._run.directory.online(iteration.stage), self._run.order.questions
+        folder, questions = self._run.directory.online(iteration.stage), self._run.questions
         shards = store.read_accounts(folder, iteration.positions)
         asked = {position: digest for account in shards.values() for position, digest in account.asked.items()}
         if asked != {position: questions.digest(position) for position in iteration.positions}:

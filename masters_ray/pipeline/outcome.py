@@ -18,7 +18,8 @@ from masters_ray.files import as_json, read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
-from masters_ray.pipeline.held_out import all_marks, digest_of
+from masters_ray.pipeline.held_out import all_marks
+from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics

@@ -1,7 +1,5 @@
 """Recipes: what the rows of a run's stages depend on, and so which rows a store accepts."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +13,13 @@ from masters_ray.config import Config, JudgedBy, Rollout, Student, Teacher
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.models import reserved, weights
+from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Source
+
+OF_QUESTIONS = {"data", "questions"}
+"""Names of a key's values that tell which questions a store holds (``Questions.key``); no row depends on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class OnlineWriter:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a stage's rows depend on beside its questions; a store accepts only rows of the same recipe."""
+    """What a stage's rows depend on; a store accepts only rows of the same recipe."""
 
     stage: Stage
     rollout: Rollout
@@ -42,7 +44,7 @@ class Recipe:
     student_digest: str
     """Digest of the student that writes."""
     made_with: Mapping[str, Any]
-    """Everything else in the configuration and the checkpoints that decides the rows."""
+    """Everything else in the data, the configuration and the checkpoints that decides the rows."""
     online: OnlineWriter | None = None
     """None for answers that are written before training."""
 
@@ -93,8 +95,10 @@ class Earlier:
 class Recipes:
     """The recipes of a run's stages. Digests of the untrained student and of judging teachers are computed once."""
 
-    def __init__(self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]]) -> None:
-        self._config, self._directory, self._plan = config, directory, plan
+    def __init__(
+        self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]], questions: Questions
+    ) -> None:
+        self._config, self._directory, self._plan, self._questions = config, directory, plan, questions
         self._judgings: dict[int, Judging] = {}
 
     @cached_property
@@ -109,7 +113,8 @@ class Recipes:
 
     def of(self, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
         """Returns the recipe of a stage, or of an online iteration in it."""
-        config, judging = self._config.of_teacher(stage.teacher), self.judging(stage.teacher)
+        config, judging = self._config.of_teacher(stage.teacher), self._judging(stage.teacher)
+        questions = self._questions.key(self._plan[stage.index][1])
         if online is None:
             writer = self.writer(stage)
             student = self.reference if writer is None or not writer.exists() else weights.digest(writer)
@@ -118,10 +123,9 @@ class Recipes:
             if config.judge.follows_student and "student" in judging.models:
                 models = {**judging.models, "student": _identity(config.student, student)}
                 judging = dataclasses.replace(judging, models=models)
-        return recipe(config, stage, student, self.reference, judging, online)
+        return recipe(config, stage, student, self.reference, judging, questions, online)
 
-    def judging(self, teacher: int) -> Judging:
-        """Returns who judges the rollouts of a teacher. teacher: its number in the run."""
+    def _judging(self, teacher: int) -> Judging:
         if teacher not in self._judgings:
             self._judgings[teacher] = judging(self._config.of_teacher(teacher), self.reference)
         return self._judgings[teacher]
@@ -133,12 +137,11 @@ class Recipes:
         if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
             return None
 
-        def same(one: Stage) -> bool:
-            return self.judging(one.teacher).identity("student") == self.judging(stage.teacher).identity("student")
-
-        before = [one for one, _ in self._plan[: stage.index]]
-        first = next(filter(same, before), before[0])
-        return Earlier(rows=store.Lookup([self._directory.stage(first.index)]), same_judge=same(first))
+        judges = [self._judging(one.teacher).identity("student") for one, _ in self._plan[: stage.index + 1]]
+        first = judges.index(judges[-1])
+        same_judge = first < stage.index
+        rows = store.Lookup([self._directory.stage(first if same_judge else 0)])
+        return Earlier(rows=rows, same_judge=same_judge)
 
 
 def judging(config: Config, reference_digest: str) -> Judging:
@@ -159,9 +162,11 @@ def recipe(
     student_digest: str,
     reference_digest: str,
     judging: Judging,
+    questions: Mapping[str, str],
     online: OnlineWriter | None = None,
 ) -> Recipe:
-    """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained."""
+    """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained.
+    questions: as from ``Questions.key``."""
     teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
     return Recipe(
         stage=stage,
@@ -170,6 +175,7 @@ def recipe(
         seed=config.run.seed,
         student_digest=student_digest,
         made_with={
+            **questions,
             "reference_digest": reference_digest,
             "mask": dataclasses.asdict(config.teacher.mask),
             "top_k": config.teacher.top_k,

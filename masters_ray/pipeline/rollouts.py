@@ -1,12 +1,11 @@
 """Makes the rollouts of a stage: its questions pass through the replicas into a store, even if replicas die."""
 
-from __future__ import annotations
-
 import dataclasses
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,19 +13,18 @@ import pyarrow as pa
 from masters_ray import remarks, store
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.method.masks import MaskReport
-from masters_ray.pipeline.contents import misplaced
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
-from masters_ray.pipeline.parallel import map_unordered
-from masters_ray.pipeline.recipes import Earlier, Recipe
+from masters_ray.pipeline.parallel import batches, map_unordered
+from masters_ray.pipeline.recipes import OF_QUESTIONS, Earlier, Recipe
 from masters_ray.pipeline.tally import Limits, tally_of_stored
 from masters_ray.progress import say, track
 from masters_ray.records import AnswerTally, Problem, Rejected, StageOutcome
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 
-_TRIES_TOGETHER = 2
-_TRIES_ALONE = 3
+_TRIES_IN_BATCH = 2
+_TRIES_SINGLE = 3
 
 
 def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
@@ -42,43 +40,39 @@ def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
 def roll_out(
     recipe: Recipe,
     questions: Questions,
-    positions: range,
+    positions: Sequence[int],
     replicas: Replicas,
     folder: store.Where,
     earlier: Earlier | None = None,
-    left_out: Set[int] = frozenset(),
-) -> list[Rejected]:
-    """Makes the rows of the questions at ``positions`` without ``left_out`` and stores them in ``folder``, or resumes.
+) -> None:
+    """Makes the rows of the questions at ``positions`` (ascending) and stores them in ``folder``, or resumes.
 
     Several batches are made in parallel; each is stored as a shard when it is finished, and not made again. A batch
     whose replica died is made once more, and then, after all other batches, question by question; a question on which
-    replicas die three times is set aside. Rows of ``rollout.reuse`` with the same recipe are taken over, and student
-    answers from ``earlier``. Returns all questions set aside: because replicas died, an engine refused, a picture is
-    bad, or the judge could read fewer than two answers. Raises DataError when the stage passes its ``Limits``.
+    replicas die three times is set aside, as are those that an engine refuses, whose picture is bad, or of which the
+    judge could read fewer than two answers. Rows of ``rollout.reuse`` with the same recipe are taken over, and student
+    answers from ``earlier``. Raises DataError when the stage passes its ``Limits``.
     """
     report = mask_teachers(replicas.pools["teacher"], recipe.stage.ratio)
     key = recipe.key(report)
     writer = store.Writer(folder, key)
-    accounts = store.read_accounts(folder)
-    if stale := misplaced(accounts, positions, questions):
-        say(f"{folder}: {len(stale)} shards hold questions that changed or moved; rows of the others are taken over")
-        writer.retire(stale)
-    before = [account for name, account in accounts.items() if name not in stale]
-    done = {position for account in before for position in account.asked} | left_out
+    before = list(store.read_accounts(folder).values())
+    asked = {position for account in before for position in account.asked}
+    todo = [position for position in positions if position not in asked]
     maker = GroupMaker(recipe, replicas, report.digest, earlier)
-    work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key, folder), before)
-    wanted = sum(position not in left_out for position in positions)
-    limits = Limits(rollout=recipe.rollout, questions=wanted, folder=str(folder))
-    title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
+    work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key), before)
+    limits = Limits(rollout=recipe.rollout, questions=len(positions), folder=str(folder))
     limits.check(work.set_aside(), work.tally)
-    with track(title, wanted, len(done.intersection(positions) - left_out)) as advance:
-        todo = unasked(questions, positions, done, recipe.rollout.batch_rows)
-        for batch, stored in map_unordered(work.together, todo, calls_at_once(replicas)):
+    title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
+    with track(title, len(positions), len(positions) - len(todo)) as advance:
+        for batch, stored in map_unordered(
+            work.make_batch, cut(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)
+        ):
             if stored:
                 advance(len(batch), _note(work.tally))
             limits.check(work.set_aside(), work.tally)
         for row in (row for batch in work.suspects for row in batch):
-            work.alone(row)
+            work.make_single(row)
             advance(1, _note(work.tally))
         limits.check(work.set_aside(), work.tally, finished=True)
     outcome = StageOutcome(
@@ -95,7 +89,6 @@ def roll_out(
     writer.finish(dataclasses.asdict(outcome))
     for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judging.settings.rule):
         say(remark)
-    return [work.rejected[position] for position in sorted(work.rejected)]
 
 
 def _note(tally: AnswerTally) -> str:
@@ -110,30 +103,29 @@ def calls_at_once(replicas: Replicas) -> int:
     return sum(pool.most_calls_at_once for pool in replicas.pools.values())
 
 
-def unasked(questions: Questions, positions: range, asked: Set[int], size: int) -> Iterator[Batch]:
-    """Yields batches of at most ``size`` neighbouring questions that are not in ``asked``.
+def cut(questions: Questions, positions: Iterable[int], size: int) -> Iterator[Batch]:
+    """Yields batches of at most ``size`` neighbouring questions of those at ``positions``.
 
-    A batch never spans a question that was asked, so that shards, sorted by their first position, hold rows in order.
-    Example: positions 0 to 5, 2 asked, size 2: batches [0, 1], [3, 4], [5].
+    A batch never spans a question that is left out, so that shards, sorted by their first position, hold rows in order.
+    Example: positions 0, 1, 3, 4, 5, size 2: batches [0, 1], [3, 4], [5].
     """
-    batch: list[int] = []
-    for position in positions:
-        if position not in asked:
-            batch.append(position)
-        if batch and (position in asked or len(batch) == size or position == positions[-1]):
+    for _, run in itertools.groupby(enumerate(positions), key=lambda one: one[1] - one[0]):
+        for batch in batches([position for _, position in run], size):
             yield list(zip(batch, questions[batch[0] : batch[-1] + 1], strict=True))
-            batch = []
 
 
-def _reusable(folders: Sequence[str], key: dict[str, Any], own: store.Where) -> store.Lookup | None:
-    """Returns the rows of other stores made by the same recipe, and of shards retired from the stage's own store."""
-    wanted, opened = store.as_key(key), store.Folder(own)
-    fitting = [one for folder in folders for one in stores_in(folder) if store.read_key(one) == wanted]
-    retired = [opened / name for name in store.retired(opened)]
-    if not fitting and not retired:
+def _reusable(folders: Sequence[str], key: dict[str, Any]) -> store.Lookup | None:
+    """Returns the rows of stores in ``folders`` that were made by the same recipe, whatever their other questions."""
+
+    def of_rows(key: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in key.items() if name not in OF_QUESTIONS}
+
+    wanted = of_rows(store.as_key(key))
+    fitting = [one for folder in folders for one in stores_in(folder) if of_rows(store.read_key(one)) == wanted]
+    if not fitting:
         return None
-    found = store.Lookup([*fitting, *retired])
-    say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, [*fitting, *retired]))}")
+    found = store.Lookup(fitting)
+    say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, fitting))}")
     return found
 
 
@@ -179,9 +171,9 @@ class StageWork:
         with self._lock:
             return list(self.rejected.values())
 
-    def together(self, batch: Batch) -> bool:
+    def make_batch(self, batch: Batch) -> bool:
         """Makes and stores a batch, or adds it to the suspects. Returns whether it is stored."""
-        for _ in range(_TRIES_TOGETHER):
+        for _ in range(_TRIES_IN_BATCH):
             try:
                 self._store(batch, self._made(batch))
             except ReplicaLostError as error:
@@ -192,17 +184,17 @@ class StageWork:
             self.suspects.append(batch)
         return False
 
-    def alone(self, row: tuple[int, Problem]) -> None:
+    def make_single(self, row: tuple[int, Problem]) -> None:
         """Makes and stores a single question, or sets it aside."""
         position, problem = row
-        for _ in range(_TRIES_ALONE):
+        for _ in range(_TRIES_SINGLE):
             try:
                 self._store([row], self._made([row]))
             except ReplicaLostError as error:
                 told = str(error)
             else:
                 return
-        reason = f"a replica died {_TRIES_ALONE} times in a row on this question: {told}"
+        reason = f"a replica died {_TRIES_SINGLE} times in a row on this question: {told}"
         rejected = {position: Rejected(row=problem.id, reason=reason, kind="replica")}
         self._store([row], MadeBatch(rejected=rejected))
 

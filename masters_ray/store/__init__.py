@@ -34,4 +34,4 @@ from masters_ray.store.shards import (
     reopen,
     survey,
 )
-from masters_ray.store.writer import Writer, retired
+from masters_ray.store.writer import OTHER_RECIPE, Writer

@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 KEY = "key.json"
 SHARD = "shard-"
 """Prefix of the names of shards."""
-FORMAT = 7
+FORMAT = 8
 _ENDING = ".parquet"
 _READ_AT_ONCE = 32
 """Number of shards of an object store that are read in parallel, as each read waits for the network."""

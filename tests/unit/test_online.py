@@ -99,7 +99,7 @@ class Course:
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
         self.broker = RolloutBroker(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
         directory = RunDirectory(config)
-        recipes = Recipes(config, directory, plan)
+        recipes = Recipes(config, directory, plan, QUESTIONS)  # type: ignore[arg-type]
         recipes.reference = "the student before training"
         self.owner = FakeOwner(replicas, Turns(cpus=1.0, gpus=0) if turns else None)
         run: Any = SimpleNamespace(
@@ -108,7 +108,7 @@ class Course:
             owner=self.owner,
             stages=[stage for stage, _ in plan],
             iterations=iterations,
-            order=SimpleNamespace(questions=QUESTIONS),
+            questions=QUESTIONS,
             recipes=recipes,
         )
         self._rollouts = OnlineRollouts(run, Near(self.broker))

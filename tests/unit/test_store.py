@@ -250,21 +250,9 @@ def test_a_manifest_of_another_version_is_refused_and_left_as_it_is(tmp_path: Pa
     content = json.dumps({"format": 99, "rows": 0, "shards": [], "made_by": {}})
     (tmp_path / "manifest.json").write_text(content)
     for ask in (store.read_manifest, store.survey):
-        with pytest.raises(StoreError, match="expected format 7, found 99: another version"):
+        with pytest.raises(StoreError, match="expected format 8, found 99: another version"):
             ask(tmp_path)
     assert (tmp_path / "manifest.json").read_text() == content
-
-
-def test_rows_of_retired_shards_are_found_until_the_store_is_finished(tmp_path: Path) -> None:
-    shards = [[one] for one in GROUPS]
-    writer = written(tmp_path, KEY, *shards)
-    for name, one in store.read_accounts(tmp_path).items():
-        writer.retire({name: one})
-    found = store.Lookup([store.Folder(tmp_path) / name for name in store.retired(tmp_path)])
-    rows = found.rows([one.problem.digest for one in GROUPS])
-    assert [store.moved(row, 7, 2)["position"].to_pylist() for row in rows.values()] == [[7]] * 3
-    written(tmp_path, KEY, *shards).finish({})
-    assert store.retired(tmp_path) == []
 
 
 @pytest.fixture
@@ -358,13 +346,8 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     writer = written(folder, KEY, GROUPS[:1])
     with pytest.raises(StoreError, match="made by something else"):
         store.Writer(folder, {"ratio": 0.1})
-    [first, second] = store.read_accounts(folder).items()
-    writer.retire(dict([second]))
-    retired = [Folder(folder) / name for name in store.retired(folder)]
-    assert len(store.Lookup(retired)) == 1
-    writer.write(store.read_shard(retired[0], second[0]), second[1])
     writer.finish({})
-    Folder(folder).write(first[0], b"torn")
+    Folder(folder).write("shard-00000000.parquet", b"torn")
     store.reopen(folder, store.survey(folder).broken)
     written(folder, KEY, GROUPS[:1]).finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
