@@ -101,7 +101,7 @@ def main() -> None:
         judging=Judging(settings=Judge(), models={"student": "s" * 64}),
         seed=0,
         student_digest="s" * 64,
-        made_with={"top_k": TOP_K},
+        settings={"top_k": TOP_K},
     )
     with cluster.connected(Cluster(local_cpus=4)), Replicas(specs, InstantActor) as replicas:
         began = time.time()

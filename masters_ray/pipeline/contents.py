@@ -86,7 +86,7 @@ class StageStores:
         """Raises StoreError when a damaged store is another run's, or when the student has learned from its rows."""
         told = f"{self._directory.stage(stage.index)}: {next(iter(broken.values()))}."
         learned = self._learned_until(stage, part)
-        if any(store.is_shard(name) and store.first_position(name) < learned for name in broken):
+        if any(name.startswith(store.SHARD) and store.first_position(name) < learned for name in broken):
             raise StoreError(
                 f"{told} The student has learned from these rows already. Put back what was there, or choose another "
                 f"run.dir; to learn anew, delete all in {self._directory.root} but rollouts, evaluation, settings.json "

@@ -49,7 +49,7 @@ class GroupMaker:
         self._recipe, self._pools, self._earlier = recipe, replicas.pools, earlier
         self._teacher_digest = teacher_digest
         # Until the student has learned, the student that writes is also the reference policy.
-        learned = recipe.student_digest != recipe.made_with.get("reference_digest")
+        learned = recipe.student_digest != recipe.settings.get("reference_digest")
         self._reference: Role = "reference" if learned and "reference" in self._pools else "student"
         self._scorers: list[Role] = ["teacher", self._reference]
         if recipe.online:

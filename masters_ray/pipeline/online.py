@@ -4,7 +4,6 @@ import dataclasses
 import threading
 import time
 from collections import defaultdict
-from itertools import takewhile
 from typing import Any, Self
 
 import pyarrow as pa
@@ -19,7 +18,6 @@ from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.groups import GroupMaker
-from masters_ray.pipeline.parallel import map_unordered
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe
 from masters_ray.pipeline.tally import Limits
 from masters_ray.progress import say
@@ -133,10 +131,8 @@ class OnlineRollouts:
 
         work = rollouts.StageWork(recipe, writer, maker)
         todo = rollouts.cut(self._run.questions, iteration.positions, recipe.rollout.batch_rows)
-        for _ in map_unordered(work.make_batch, takewhile(wanted, todo), rollouts.calls_at_once(replicas)):
+        for _ in work.make(todo, rollouts.calls_at_once(replicas), wanted):
             pass
-        for row in takewhile(wanted, (row for batch in work.suspects for row in batch)):
-            work.make_single(row)
         if work.tally.rows + len(work.rejected) < len(iteration.positions):
             return
         self._tallies[index] += work.tally

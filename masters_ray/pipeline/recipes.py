@@ -19,7 +19,7 @@ from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Source
 
 OF_QUESTIONS = {"data", "questions"}
-"""Names of a key's values that tell which questions a store holds (``Questions.key``); no row depends on them."""
+"""Settings that tell which questions a store holds (``Questions.key``); no row depends on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,36 +43,14 @@ class Recipe:
     seed: int
     student_digest: str
     """Digest of the student that writes."""
-    made_with: Mapping[str, Any]
-    """Everything else in the data, the configuration and the checkpoints that decides the rows."""
+    settings: Mapping[str, Any]
+    """All that decides the rows, as plain values, but for the masked teacher's weights."""
     online: OnlineWriter | None = None
     """None for answers that are written before training."""
 
     def key(self, report: MaskReport) -> dict[str, Any]:
-        """Returns the recipe as plain values, the key of a store. report: of the masked teacher."""
+        """Returns the key of a store of these rows. report: of the masked teacher."""
         return {"teacher_digest": report.digest, **self.settings}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The part of ``key`` that is known before the teacher is masked."""
-        judge = self.judging.settings
-        return {
-            "mask_ratio": self.stage.ratio,
-            "student_digest": None if self.online else self.student_digest,
-            "online": self.online is not None,
-            "seed": self.seed,
-            "teacher_answers": self.rollout.teacher_answers,
-            "student_answers": self.rollout.student_answers,
-            "sampling": dataclasses.asdict(self.rollout.sampling),
-            "judge": {
-                "of_teacher": judge.of_teacher,
-                "of_student": judge.of_student,
-                "rule": judge.rule if "rule" in (judge.of_teacher, judge.of_student) else None,
-                "reasoning": judge.reasoning,
-                "max_tokens": judge.max_tokens,
-            },
-            **self.made_with,
-        }
 
     def seed_of(self, source: Source, problem_id: str) -> int:
         """Returns the sampling seed of a question's answers, independent of replica and batch. The teacher's depends on
@@ -125,23 +103,22 @@ class Recipes:
                 judging = dataclasses.replace(judging, models=models)
         return recipe(config, stage, student, self.reference, judging, questions, online)
 
-    def _judging(self, teacher: int) -> Judging:
-        if teacher not in self._judgings:
-            self._judgings[teacher] = judging(self._config.of_teacher(teacher), self.reference)
-        return self._judgings[teacher]
-
     def earlier(self, stage: Stage) -> Earlier | None:
         """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
         those of the first stage with the same judge of student answers, or else of the first stage. Otherwise None."""
         schedule = self._config.of_teacher(stage.teacher).schedule
         if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
             return None
-
         judges = [self._judging(one.teacher).identity("student") for one, _ in self._plan[: stage.index + 1]]
         first = judges.index(judges[-1])
         same_judge = first < stage.index
         rows = store.Lookup([self._directory.stage(first if same_judge else 0)])
         return Earlier(rows=rows, same_judge=same_judge)
+
+    def _judging(self, teacher: int) -> Judging:
+        if teacher not in self._judgings:
+            self._judgings[teacher] = judging(self._config.of_teacher(teacher), self.reference)
+        return self._judgings[teacher]
 
 
 def judging(config: Config, reference_digest: str) -> Judging:
@@ -167,24 +144,40 @@ def recipe(
 ) -> Recipe:
     """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained.
     questions: as from ``Questions.key``."""
-    teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
+    judge, checkpoints = config.judge, [weights.locate(one.checkpoint) for one in (config.teacher, config.student)]
+    teacher_prompts, student_prompts = map(weights.prompt_digest, checkpoints)
+    settings = {
+        **questions,
+        "mask_ratio": stage.ratio,
+        "mask": dataclasses.asdict(config.teacher.mask),
+        "student_digest": None if online else student_digest,
+        "reference_digest": reference_digest,
+        "online": online is not None,
+        "seed": config.run.seed,
+        "teacher_answers": config.rollout.teacher_answers,
+        "student_answers": config.rollout.student_answers,
+        "sampling": dataclasses.asdict(config.rollout.sampling),
+        "judge": {
+            "of_teacher": judge.of_teacher,
+            "of_student": judge.of_student,
+            "rule": judge.rule if "rule" in (judge.of_teacher, judge.of_student) else None,
+            "reasoning": judge.reasoning,
+            "max_tokens": judge.max_tokens,
+        },
+        "top_k": config.teacher.top_k,
+        "teacher_dtype": config.teacher.engine.dtype,
+        "student_dtype": config.student.engine.dtype,
+        "teacher_prompts": teacher_prompts,
+        "student_prompts": student_prompts,
+        "ends": [sorted(reserved.end_ids(folder)) for folder in checkpoints],
+    }
     return Recipe(
         stage=stage,
         rollout=config.rollout,
         judging=judging,
         seed=config.run.seed,
         student_digest=student_digest,
-        made_with={
-            **questions,
-            "reference_digest": reference_digest,
-            "mask": dataclasses.asdict(config.teacher.mask),
-            "top_k": config.teacher.top_k,
-            "teacher_dtype": config.teacher.engine.dtype,
-            "student_dtype": config.student.engine.dtype,
-            "teacher_prompts": weights.prompt_digest(teacher),
-            "student_prompts": weights.prompt_digest(student),
-            "ends": [sorted(reserved.end_ids(one)) for one in (teacher, student)],
-        },
+        settings=settings,
         online=online,
     )
 

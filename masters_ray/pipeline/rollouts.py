@@ -1,11 +1,10 @@
 """Makes the rollouts of a stage: its questions pass through the replicas into a store, even if replicas die."""
 
 import dataclasses
-import itertools
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, takewhile
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.recipes import OF_QUESTIONS, Earlier, Recipe
 from masters_ray.pipeline.tally import Limits, tally_of_stored
 from masters_ray.progress import say, track
-from masters_ray.records import AnswerTally, Problem, Rejected, StageOutcome
+from masters_ray.records import AnswerTally, Rejected, StageOutcome
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 
@@ -62,19 +61,13 @@ def roll_out(
     maker = GroupMaker(recipe, replicas, report.digest, earlier)
     work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key), before)
     limits = Limits(rollout=recipe.rollout, questions=len(positions), folder=str(folder))
-    limits.check(work.set_aside(), work.tally)
+    limits.check(list(work.rejected.values()), work.tally)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
     with track(title, len(positions), len(positions) - len(todo)) as advance:
-        for batch, stored in map_unordered(
-            work.make_batch, cut(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)
-        ):
-            if stored:
-                advance(len(batch), _note(work.tally))
-            limits.check(work.set_aside(), work.tally)
-        for row in (row for batch in work.suspects for row in batch):
-            work.make_single(row)
-            advance(1, _note(work.tally))
-        limits.check(work.set_aside(), work.tally, finished=True)
+        for batch in work.make(cut(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)):
+            advance(len(batch), _note(work.tally))
+            limits.check(list(work.rejected.values()), work.tally)
+    limits.check(list(work.rejected.values()), work.tally, finished=True)
     outcome = StageOutcome(
         stage=recipe.stage.index,
         ratio=recipe.stage.ratio,
@@ -83,7 +76,7 @@ def roll_out(
         unmasked=report.unmasked,
         teacher_digest=report.digest,
         seconds=work.seconds(),
-        set_aside=dict(Counter(one.kind for one in work.set_aside())),
+        set_aside=dict(Counter(one.kind for one in work.rejected.values())),
         **vars(work.tally),
     )
     writer.finish(dataclasses.asdict(outcome))
@@ -109,7 +102,7 @@ def cut(questions: Questions, positions: Iterable[int], size: int) -> Iterator[B
     A batch never spans a question that is left out, so that shards, sorted by their first position, hold rows in order.
     Example: positions 0, 1, 3, 4, 5, size 2: batches [0, 1], [3, 4], [5].
     """
-    for _, run in itertools.groupby(enumerate(positions), key=lambda one: one[1] - one[0]):
+    for _, run in groupby(enumerate(positions), key=lambda one: one[1] - one[0]):
         for batch in batches([position for _, position in run], size):
             yield list(zip(batch, questions[batch[0] : batch[-1] + 1], strict=True))
 
@@ -139,7 +132,7 @@ def stores_in(folder: str) -> list[store.Folder]:
 
 
 class StageWork:
-    """Makes and stores batches on several threads, and sums up their results."""
+    """Makes batches on several threads, stores each as a shard, and sums up their results."""
 
     def __init__(
         self,
@@ -150,13 +143,10 @@ class StageWork:
         before: Sequence[store.Account] = (),
     ) -> None:
         """reusable: rows to take over. before: accounts of shards that earlier calls stored."""
-        self.suspects: list[Batch] = []
-        """Batches on which replicas died."""
+        self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
         self.tally = AnswerTally.total(account.noted["tally"] for account in before)
         self.rejected: dict[int, Rejected] = {}
         """Position → why the question is set aside, earlier calls included."""
-        self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
-        self._lock = threading.Lock()
         calls: dict[float, float] = {}
         for account in before:
             call = account.noted["call"]
@@ -166,41 +156,47 @@ class StageWork:
         self._call = time.time()
         self._began = time.monotonic()
 
-    def set_aside(self) -> list[Rejected]:
-        """Returns the questions set aside so far, earlier calls included."""
-        with self._lock:
-            return list(self.rejected.values())
-
-    def make_batch(self, batch: Batch) -> bool:
-        """Makes and stores a batch, or adds it to the suspects. Returns whether it is stored."""
-        for _ in range(_TRIES_IN_BATCH):
-            try:
-                self._store(batch, self._made(batch))
-            except ReplicaLostError as error:
-                say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
+    def make(
+        self, todo: Iterable[Batch], at_once: int, wanted: Callable[[Batch], bool] = lambda _: True
+    ) -> Iterator[Batch]:
+        """Yields batches when they are stored. A batch on which replicas died twice is made at the end, question by
+        question; a question on which they die three times is set aside. wanted: no batch is begun once it is false."""
+        suspects: list[Batch] = []
+        for batch, made in map_unordered(self._attempt, takewhile(wanted, todo), at_once):
+            if isinstance(made, ReplicaLostError):
+                suspects.append(batch)
             else:
-                return True
-        with self._lock:
-            self.suspects.append(batch)
-        return False
-
-    def make_single(self, row: tuple[int, Problem]) -> None:
-        """Makes and stores a single question, or sets it aside."""
-        position, problem = row
-        for _ in range(_TRIES_SINGLE):
-            try:
-                self._store([row], self._made([row]))
-            except ReplicaLostError as error:
-                told = str(error)
-            else:
-                return
-        reason = f"a replica died {_TRIES_SINGLE} times in a row on this question: {told}"
-        rejected = {position: Rejected(row=problem.id, reason=reason, kind="replica")}
-        self._store([row], MadeBatch(rejected=rejected))
+                yield self._count(batch, made)
+        for single in takewhile(wanted, ([row] for batch in suspects for row in batch)):
+            made = self._attempt(single, _TRIES_SINGLE)
+            if isinstance(made, ReplicaLostError):
+                [(position, problem)] = single
+                reason = f"a replica died {_TRIES_SINGLE} times in a row on this question: {made}"
+                made = MadeBatch(rejected={position: Rejected(row=problem.id, reason=reason, kind="replica")})
+                self._store(single, made)
+            yield self._count(single, made)
 
     def seconds(self) -> float:
         """Returns the seconds of work on the stage, in this call and earlier calls."""
         return self._seconds_before + time.monotonic() - self._began
+
+    def _attempt(self, batch: Batch, tries: int = _TRIES_IN_BATCH) -> MadeBatch | ReplicaLostError:
+        """Makes and stores a batch. Returns the last error when replicas die each time."""
+        for _ in range(tries):
+            try:
+                made = self._made(batch)
+            except ReplicaLostError as error:
+                lost = error
+                say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
+            else:
+                self._store(batch, made)
+                return made
+        return lost
+
+    def _count(self, batch: Batch, made: MadeBatch) -> Batch:
+        self.tally += made.tally
+        self.rejected |= made.rejected
+        return batch
 
     def _made(self, batch: Batch) -> MadeBatch:
         """Returns the batch's rows; takes over reusable rows and makes the others."""
@@ -227,6 +223,3 @@ class StageWork:
         noted |= {"call": self._call, "seconds": time.monotonic() - self._began}
         asked = {position: problem.digest for position, problem in batch}
         self._writer.write(made.rows, store.Account(asked=asked, rejected=made.rejected, noted=noted))
-        with self._lock:
-            self.tally = self.tally + made.tally
-            self.rejected |= made.rejected

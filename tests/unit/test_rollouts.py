@@ -49,13 +49,14 @@ SMALL = {
 def recipe(
     stage: int = 0, ratio: float = 0.2, judge: Judge | None = None, asked: str = "these", **rollout: Any
 ) -> Recipe:
+    made_by = Rollout(**(SMALL | rollout))
     return Recipe(
         stage=Stage(index=stage, ratio=ratio),
-        rollout=Rollout(**(SMALL | rollout)),
+        rollout=made_by,
         judging=Judging(settings=judge or Judge(), models={"student": "the student", "teacher": "the teacher"}),
         seed=0,
         student_digest="s",
-        made_with={"top_k": 2, "questions": asked},
+        settings={"questions": asked, "mask_ratio": ratio, "teacher_answers": made_by.teacher_answers},
     )
 
 
