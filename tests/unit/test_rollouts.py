@@ -13,7 +13,6 @@ from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.records import Picture, Problem, Rejected, StageOutcome
 from masters_ray.replicas.judge import Verdict
@@ -53,7 +52,7 @@ def recipe(
     return Recipe(
         stage=Stage(index=stage, ratio=ratio),
         rollout=made_by,
-        judging=Judging(settings=judge or Judge(), models={"student": "the student", "teacher": "the teacher"}),
+        judge=judge or Judge(),
         seed=0,
         student_digest="s",
         settings={"questions": asked, "mask_ratio": ratio, "teacher_answers": made_by.teacher_answers},
