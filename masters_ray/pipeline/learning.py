@@ -47,19 +47,18 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
 
 def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
     config, directory, turns = run.config, run.directory, run.owner.turns
-    parts = []
-    for stage in plan:
-        manifest = store.read_manifest(directory.stage(stage.index))
-        assert manifest is not None  # its rollouts are made before the student learns from them
-        parts.append(
-            StagePlan(
-                stage=stage.index,
-                ratio=stage.ratio,
-                rows=manifest.rows,
-                teacher=stage.teacher,
-                teacher_digest=manifest.made_by["teacher_digest"],
-            )
+    manifests = [(stage, store.read_manifest(directory.stage(stage.index))) for stage in plan]
+    parts = [
+        StagePlan(
+            stage=stage.index,
+            ratio=stage.ratio,
+            rows=manifest.rows,
+            teacher=stage.teacher,
+            teacher_digest=manifest.made_by["teacher_digest"],
         )
+        for stage, manifest in manifests
+        if manifest is not None
+    ]
     indices = {stage.index for stage in plan}
     return LearnerJob(
         checkpoint=absolute(config.student.checkpoint),
