@@ -25,31 +25,29 @@ class Processes:
     """GPUs of each process, over all its tensor-parallel ranks."""
 
 
-def for_rollouts(config: Config, number: int = 0, *, learned: bool) -> list[Processes]:
+def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: bool = False) -> list[Processes]:
     """Returns the processes that make rollouts with teacher ``number``. learned: a trained student writes, so judge and
-    reference policy get processes of their own. Otherwise judge and student share processes if judge.share_process, as
-    far as both numbers go."""
+    reference policy get processes of their own, or the writer judges if it ``follows``. Otherwise judge and student
+    share processes if judge.share_process, as far as both numbers go."""
     students, judge = config.student.replicas, config.judge
-    judges = judge.replicas if "student" in config.judges else 0
-    shared = min(students, judges) if judge.share_process and not learned else 0
-    others = judge.replicas if learned else judges - shared
-    staying: tuple[Role, ...] = ("judge",) if not learned else ("reference", "judge") if judges else ("reference",)
-    found = [
-        _replicas(config, "student", ("student", "judge"), shared),
-        _replicas(config, "student", ("student",), students - shared),
-        _replicas(config, "student", staying, others),
-    ]
-    return [*_teachers(config, number), *(one for one in found if one.count)]
+    counts: dict[tuple[Role, ...], int]
+    if learned and follows:
+        counts = {("student", "judge"): students, ("reference",): judge.replicas}
+    elif learned:
+        counts = {("student",): students, ("reference", "judge"): judge.replicas}
+    else:
+        judges = judge.replicas if "student" in config.judges else 0
+        shared = min(students, judges) if judge.share_process else 0
+        counts = {("student", "judge"): shared, ("student",): students - shared, ("judge",): judges - shared}
+    key = list(config.models)[number]
+    teacher_judges = [for_judging(config, "teacher", number)] if "teacher" in config.judges else []
+    others = [_replicas(config, "student", roles, count) for roles, count in counts.items() if count]
+    return [_replicas(config, key, ("teacher",), config.models[key].replicas), *teacher_judges, *others]
 
 
 def for_online_rollouts(config: Config) -> list[Processes]:
     """Returns the processes that make online rollouts with the first teacher."""
-    follows = config.judge.follows_student
-    return [
-        *_teachers(config, 0),
-        _replicas(config, "student", ("student", "judge") if follows else ("student",), config.student.replicas),
-        _replicas(config, "student", ("reference",) if follows else ("reference", "judge"), config.judge.replicas),
-    ]
+    return for_rollouts(config, learned=True, follows=config.judge.follows_student)
 
 
 def for_measuring(config: Config) -> list[Processes]:
@@ -63,13 +61,6 @@ def for_judging(config: Config, judge: JudgedBy, number: int = 0) -> Processes:
     if judge == "teacher":
         return _replicas(config, list(config.models)[number], ("teacher_judge",), config.judge.replicas)
     return _replicas(config, "student", ("judge",), config.judge.replicas)
-
-
-def _teachers(config: Config, number: int) -> list[Processes]:
-    """Returns the masked teacher's processes, and those of the teacher judge if there is one."""
-    key = list(config.models)[number]
-    judges = [for_judging(config, "teacher", number)] if "teacher" in config.judges else []
-    return [_replicas(config, key, ("teacher",), config.models[key].replicas), *judges]
 
 
 def _replicas(config: Config, key: str, roles: tuple[Role, ...], count: int) -> Processes:

@@ -43,7 +43,7 @@ def test_student_and_judge_share_processes_as_far_as_there_are_both(words: str, 
     [
         ("student.replicas=2", "student 2, reference+judge 1", "student 2, reference+judge 1"),
         ("judge.follows_student=true", "student 1, reference+judge 1", "student+judge 1, reference 1"),
-        (RULE_JUDGES, "student 1, reference 1", "student 1, reference+judge 1"),
+        (RULE_JUDGES, *["student 1, reference+judge 1"] * 2),
     ],
 )
 def test_a_student_that_has_learned_writes_beside_the_reference_that_judges(
