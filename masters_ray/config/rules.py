@@ -50,10 +50,6 @@ def _online(config: Config) -> Iterator[Broken]:
     learner, student, rollout = config.learner, config.student, config.rollout
     if rollout.student_refresh != "run":
         yield "rollout.student_refresh", f"run {_ONLINE}", rollout.student_refresh, "The student writes anew already."
-    for name, model in config.models.items():
-        if model.max_replicas is not None and model.max_replicas > model.replicas:
-            expected = f"null or {name}.replicas = {model.replicas} {_ONLINE}"
-            yield f"{name}.max_replicas", expected, model.max_replicas, "More would take the learner's room."
     if student.engine.dtype != learner.dtype:
         expected = f"learner.dtype = {learner.dtype} {_ONLINE}"
         yield "student.engine.dtype", expected, student.engine.dtype, "The learner hands its weights to the engine."
@@ -81,12 +77,9 @@ def _schedule(teacher: str, mask: MaskScope, schedule: Schedule) -> Iterator[Bro
 
 
 def _replicas(name: str, model: HostedModel) -> Iterator[Broken]:
-    ranks, most = model.tensor_parallel, model.max_replicas
-    if ranks > 1 and not float(model.gpus).is_integer():
-        expected = f"a whole number with {name}.tensor_parallel = {ranks}"
+    if model.tensor_parallel > 1 and not float(model.gpus).is_integer():
+        expected = f"a whole number with {name}.tensor_parallel = {model.tensor_parallel}"
         yield f"{name}.gpus", expected, model.gpus, "Every rank has a GPU of its own."
-    if most is not None and most < model.replicas:
-        yield f"{name}.max_replicas", f"at least {name}.replicas = {model.replicas}, or null", most, "Raise it."
 
 
 def _engine(name: str, model: HostedModel, config: Config) -> Iterator[Broken]:

@@ -120,8 +120,6 @@ class HostedModel(ConfigSection):
 
     checkpoint: Checkpoint = MISSING
     replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
-    max_replicas: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Most replicas: further ones join while rollouts are made, when the cluster has room; default: replicas."""
     cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
     """CPUs that Ray reserves for each replica."""
     gpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 0.0

@@ -1,7 +1,5 @@
 """A checkpoint in a vLLM engine with its chat template: what all roles share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -52,18 +50,18 @@ class ReplicaModel:
 
     def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[Reply | Refused]:
         """Returns the greedy answer to ``messages(problem)`` for each problem."""
-        prompts, refused = sorted_out({index: self.prompt(one, messages) for index, one in enumerate(problems)})
-        found = refused | dict(zip(prompts, self._greedy([*prompts.values()], max_tokens), strict=True))
-        return [found[index] for index in range(len(problems))]
+        return self._greedy([self.prompt(one, messages) for one in problems], max_tokens)
 
     def reply(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Reply | Refused]:
         """Returns the greedy answer to each conversation; conversations have no pictures."""
         return self._greedy([Prompt(token_ids=self.chat.token_ids(messages)) for messages in conversations], max_tokens)
 
-    def _greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply | Refused]:
+    def _greedy(self, prompts: Sequence[Prompt | Refused], max_tokens: int) -> list[Reply | Refused]:
+        said = iter(self.engine.generate_greedy([one for one in prompts if isinstance(one, Prompt)], max_tokens))
+        outcomes = [one if isinstance(one, Refused) else next(said) for one in prompts]
         return [
             one if isinstance(one, Refused) else Reply(text=self.chat.decode(one.token_ids), finish=one.finish)
-            for one in self.engine.generate_greedy(prompts, max_tokens)
+            for one in outcomes
         ]
 
 

@@ -1,7 +1,6 @@
 """What each replica process loads, and which GPUs it uses when it takes turns with the learner."""
 
-from __future__ import annotations
-
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +41,11 @@ class ReplicaSpec(Processes):
     def share(self) -> float:
         """GPUs of each tensor-parallel rank."""
         return self.gpus / self.tensor_parallel
+
+    @property
+    def width(self) -> int:
+        """Whole GPUs that a process has a part of."""
+        return math.ceil(self.share) * self.tensor_parallel
 
     @property
     def sleeps(self) -> bool:
@@ -98,20 +102,15 @@ def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
     less than a whole GPU may share one. Example: a teacher on 2 GPUs and two students with half a GPU each, on 4 GPUs:
     devices ``("0,1",)`` and ``("2", "3")``.
 
-    Raises ConfigError when gpu_memory_utilization adds up to more than 1 on a GPU, ValueError when a process asks for
-    more GPUs than the node has.
+    Raises ConfigError when gpu_memory_utilization adds up to more than 1 on a GPU.
     """
     load, taken = [0.0] * gpus, [0.0] * gpus
     places: list[list[range]] = [[] for _ in wanted]
-    widths = [math.ceil(one.share) * one.tensor_parallel for one in wanted]
-    for index in sorted(range(len(wanted)), key=lambda index: (-widths[index], -wanted[index].share)):
-        one, width = wanted[index], widths[index]
-        if width > gpus:
-            raise ValueError(f"a replica of {' and '.join(one.roles)} needs {width} GPUs, the node has {gpus}")
+    for one, own in sorted(zip(wanted, places, strict=True), key=lambda pair: (-pair[0].width, -pair[0].share)):
         for _ in range(one.count):
-            first = min(range(gpus - width + 1), key=lambda first: max(load[first : first + width], default=0.0))
-            places[index].append(range(first, first + width))
-            for gpu in places[index][-1]:
+            parts = [range(first, first + one.width) for first in range(gpus - one.width + 1)]
+            own.append(min(parts, key=lambda part: max((load[gpu] for gpu in part), default=0.0)))
+            for gpu in own[-1]:
                 load[gpu] += min(1.0, one.share)
     found = []
     for one, own in zip(wanted, places, strict=True):
@@ -119,9 +118,9 @@ def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
         if one.gpus and engine.gpu_memory_utilization is None:
             memory = _BESIDE_THE_LEARNER * min(1.0, one.share) / max(1.0, *load)
             engine = replace(engine, gpu_memory_utilization=memory)
-        for gpu in (gpu for place in own for gpu in place):
+        for gpu in itertools.chain(*own):
             taken[gpu] += engine.gpu_memory_utilization or 0.0
-        found.append(replace(one, engine=engine, devices=tuple(",".join(map(str, place)) for place in own)))
+        found.append(replace(one, engine=engine, devices=tuple(",".join(map(str, part)) for part in own)))
     if (most := max(taken, default=0.0)) > 1 + 1e-9:
         complaint = Complaint(
             where="teacher.engine.gpu_memory_utilization with student.engine.gpu_memory_utilization",

@@ -20,7 +20,7 @@ REFUSED = """
 run.seed=-1 run.seed=x run.seed=1.5 run.seed=010 run.seed=null run.seed=[1] run.dir=runs/what? run.dir=[a]
 cluster.local_cpus=0 cluster.grows=maybe data.train.format=csv data.train.rows=0 data.max_quarantined_share=1.5
 data.max_unrated_share=-0.1 data.max_picture_pixels=0 data.max_picture_pixels=178956971 data.order=random
-teacher.checkpoint=runs/* student.checkpoint=a?b teacher.replicas=0 teacher.replicas=two teacher.max_replicas=0
+teacher.checkpoint=runs/* student.checkpoint=a?b teacher.replicas=0 teacher.replicas=two
 teacher.cpus=-1 teacher.gpus=-0.5 teacher.cpus=inf teacher.tensor_parallel=0 teacher.top_k=0 teacher.mask.vision=perhaps
 teacher.engine.dtype=int8 teacher.engine.max_model_len=1000 teacher.engine.max_num_batched_tokens=100
 student.engine.max_num_seqs=0 student.engine.max_pictures=0 student.engine.gpu_memory_utilization=0
@@ -55,7 +55,6 @@ learner.offload=everything -> learner.zero_stage
 learner.lora.rank=4|learner.frozen=[language] -> learner.frozen
 learner.frozen=[vision,wings] -> learner.frozen[1]
 rollout.online_fraction=1|rollout.student_refresh=stage -> rollout.student_refresh
-rollout.online_fraction=1|teacher.max_replicas=2 -> teacher.max_replicas
 rollout.online_fraction=1|learner.dtype=float32 -> student.engine.dtype
 rollout.online_fraction=1|rollout.weight_transfer=nccl -> rollout.weight_transfer
 rollout.online_fraction=1|rollout.weight_transfer=nccl|learner.gpus=1 -> rollout.weight_transfer
@@ -73,7 +72,6 @@ growth=[{teacher: {checkpoint: '${gone}'}}] -> growth[0].teacher.checkpoint
 growth=[{teacher: {checkpoint: '${a'}}] -> growth[0].teacher.checkpoint
 growth=[{teacher: {checkpoint: 'g*'}, scedule: 1}] -> growth[0].scedule|growth[0].teacher.checkpoint
 growth=[{teacher: {checkpoint: g, replicas: two}}] -> growth[0].teacher.replicas
-growth=[{teacher: {checkpoint: g, replicas: 3, max_replicas: 2}}] -> growth[0].teacher.max_replicas
 growth=[{teacher: {checkpoint: g, mask: {vision: 2}}}] -> growth[0].teacher.mask.vision
 growth=[{teacher: {checkpoint: g, mask: {language: no}}}] -> growth[0].teacher.mask
 growth=[{teacher: {checkpoint: g}, schedule: {step: 0.15}}] -> growth[0].schedule.step
@@ -155,7 +153,6 @@ def test_what_does_not_fit_together_or_stands_in_a_list_is_refused_with_its_key(
         ("teacher.replicas=two", "expected a whole number, found 'two'. The default is 1."),
         ("rollout.teacher_answers=-1", "expected at least 0, found -1. The default is 4."),
         ("student.checkpoint=???", "expected a value, found '???'. Set student.checkpoint in the file or"),
-        ("teacher.max_replicas=2", "expected at least teacher.replicas = 3, or null, found 2. R"),
         ("schedule.step=0.15", "0.2 gives 2 stages"),
         ("learner.offload=off", "expected 'nothing', 'optimizer' or 'everything', found 'off'"),
         ("learner.cpus=nan", "expected a finite number, found nan"),
@@ -166,7 +163,7 @@ def test_what_does_not_fit_together_or_stands_in_a_list_is_refused_with_its_key(
     ],
 )
 def test_a_complaint_says_what_was_expected_and_found_and_how_to_mend_it(file: Path, word: str, told: str) -> None:
-    assert told in complaints(file, "teacher.replicas=3", "student.gpus=0.25", word)[word.partition("=")[0]]
+    assert told in complaints(file, "student.gpus=0.25", word)[word.partition("=")[0]]
 
 
 @pytest.mark.parametrize("path", ["~/x", "~", "s3:/bucket/x", "GS:/bucket/x"])
@@ -199,7 +196,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_values_at_their_bounds_are_taken_and_texts_stay_as_they_were_typed(file: Path) -> None:
-    load(file, ["data.max_picture_pixels=178956970", "teacher.replicas=3", "teacher.max_replicas=3"])
+    load(file, ["data.max_picture_pixels=178956970"])
     load(file, ["student.gpus=1", "student.engine.gpu_memory_utilization=0.95", "schedule.max_ratio=0"])
     online = ["rollout.online_fraction=1", "student.gpus=1", "learner.gpus=1", "rollout.weight_transfer=nccl"]
     assert load(file, online).rollout.online_fraction == 1.0
@@ -211,7 +208,7 @@ def test_texts_of_lists_and_of_the_file_stay_as_they_were_typed(tmp_path: Path) 
     lists = "rollout: {store: no, reuse: [1e3, yes]}\ngrowth: [{teacher: {checkpoint: on}}]\n"
     config = load(
         write(tmp_path, MINIMAL.replace("runs/x", "1e5") + lists),
-        ["rollout.reuse=[colour,no]", "teacher.max_replicas=null", "student.checkpoint='a b'"],
+        ["rollout.reuse=[colour,no]", "data.train.rows=null", "student.checkpoint='a b'"],
     )
     assert config.run.dir == "1e5"
     assert (config.rollout.store, config.rollout.reuse) == ("no", ["colour", "no"])
@@ -241,8 +238,8 @@ def test_a_configuration_changed_in_the_program_is_checked_too() -> None:
     config = load(ROOT / "conf" / "demo.yaml")
     assert violations(config) == []
     config.teacher.top_k, config.rollout.online_fraction = 0, 1.0
-    config.student.max_replicas = 3
-    assert [one.where for one in violations(config)] == ["teacher.top_k", "student.max_replicas"]
+    config.rollout.student_refresh = "stage"
+    assert [one.where for one in violations(config)] == ["teacher.top_k", "rollout.student_refresh"]
 
 
 def test_keys_in_sections_and_lists_say_what_their_change_leaves_valid() -> None:

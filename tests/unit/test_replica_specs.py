@@ -1,7 +1,5 @@
 """What the processes of replicas load, which GPUs they use, and how they are spawned."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -12,10 +10,11 @@ from typing import Any
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.config import Engine
-from masters_ray.errors import ConfigError
+from masters_ray.config import Engine, MaskScope
+from masters_ray.errors import ConfigError, ReplicaError
+from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas import processes, spawn
-from masters_ray.replicas.actor import DEVICES, show_own_devices
+from masters_ray.replicas.actor import DEVICES, ReplicaActor, show_own_devices
 from masters_ray.replicas.spawn import Replicas, environment
 from masters_ray.replicas.spec import ReplicaSpec, in_turns, specs
 from tests.builders import replica_spec
@@ -84,11 +83,6 @@ def test_replicas_are_spread_over_the_gpus(kinds: list[ReplicaSpec], gpus: int, 
     assert [one.devices for one in in_turns(kinds, gpus)] == expected
 
 
-def test_a_replica_wider_than_the_node_is_refused() -> None:
-    with pytest.raises(ValueError, match="a replica of teacher needs 4 GPUs, the node has 2"):
-        in_turns([kind(1, 1, 4)], 2)
-
-
 def test_engines_on_gpus_sleep_and_threads_are_as_many_as_ever() -> None:
     on_gpu, on_cpu = in_turns([kind(1, 1), kind(1, 0)], 1)
     assert (on_gpu.sleeps, on_cpu.sleeps, kind(1, 1).sleeps) == (True, False, False)
@@ -116,12 +110,38 @@ def test_engines_that_are_told_to_take_more_than_their_gpu_has_are_refused() -> 
         in_turns([kind(1, 1, told=0.9)] * 2, 1)
 
 
+class Loaded(ReplicaActor):
+    """A replica without an engine, whose loading is noted."""
+
+    loads: list[float | None]
+
+    def _load(self, spec: ReplicaSpec) -> None:
+        self.loads.append(spec.mask.ratio if spec.mask else None)
+        if len(self.loads) > 1:
+            raise RuntimeError("no room in memory")
+
+
+def test_a_process_loads_its_model_once_with_the_mask_that_its_first_call_asks_for() -> None:
+    teacher = replica_spec("teacher", mask=Mask(scope=MaskScope(), ratio=0.2))
+    Loaded.loads = []
+    again = Loaded(teacher)
+    again.sleep()
+    assert Loaded.loads == [], "a process that took the place of one asleep leaves the memory to the learner"
+    again.ready(0.1)
+    again.ready(0.0)
+    failing = Loaded(teacher)
+    for _ in range(2):
+        with pytest.raises(ReplicaError, match="RuntimeError: no room in memory"):
+            failing.ready()
+    assert Loaded.loads == [0.1, 0.2]
+
+
 class Spawned:
     """In place of Ray: what was asked of it for each actor."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.ready = SimpleNamespace(remote=lambda: None)
+        self.ready = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: None))
 
     def options(self, **options: Any) -> Any:
         self.asked.append(options)
