@@ -9,7 +9,7 @@ from pathlib import Path
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.errors import Complaint
 from masters_ray.method.schedule import ratios
-from masters_ray.models import reserved, weights
+from masters_ray.models import special_tokens, weights
 from masters_ray.parts import is_unknown, matrices_in, part_of
 
 _SHOWN = 3
@@ -90,7 +90,7 @@ def teachers(context: CheckContext) -> Findings:
 def ends(name: str, teacher: Path, student: Path) -> Findings:
     """Checks that teacher and student share an end token. name: the teacher's key in the configuration. Raises
     CheckpointError when a checkpoint names no end token."""
-    theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
+    theirs, ours = special_tokens.end_ids(teacher), special_tokens.end_ids(student)
     if not theirs & ours:
         expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
         remedy = "Give generation_config.json of either the eos_token_id of the other, if its chat template ends so."

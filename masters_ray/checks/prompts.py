@@ -12,7 +12,7 @@ from masters_ray.checks.context import CheckContext, Findings, guarded
 from masters_ray.checks.rows import FIRST
 from masters_ray.errors import CheckpointError, Complaint
 from masters_ray.method.prompts import ground_truth, question_messages
-from masters_ray.models import reserved, weights
+from masters_ray.models import special_tokens, weights
 from masters_ray.models.weights import read_config
 from masters_ray.records import Problem
 
@@ -96,7 +96,7 @@ def _of_model(context: CheckContext, name: str, found: dict[str, _Prompts]) -> F
 
     folder = context.folders[name]
     _known(folder)
-    if extra := hf.superfluous(folder):
+    if extra := hf.unexpected_weights(folder):
         which = f"{len(extra)} weights in {folder} belong to no part of its model ({extra[0]})"
         yield f"{name}: {which}; engines may refuse them"
     chat, digest = Chat(folder), weights.prompt_digest(folder)
@@ -214,7 +214,7 @@ def _expanded_length(chat: Chat, problem: Problem) -> int:
             f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes other "
             "tokens of the text than the tokenizer"
         )
-    end, known = chat.turn_end(), reserved.end_ids(chat.folder)
+    end, known = chat.turn_end(), special_tokens.end_ids(chat.folder)
     if end is not None and end not in known:
         raise CheckpointError(
             f"its chat template ends a turn with token {end}, which generation_config.json does not name "

@@ -14,7 +14,7 @@ from PIL import Image
 from masters_ray.data import special_in
 from masters_ray.errors import CheckpointError, DataError
 from masters_ray.method.prompts import Message
-from masters_ray.models import reserved
+from masters_ray.models import special_tokens
 
 _PROBE = "masters 0 probe"
 """A text that occurs in no template."""
@@ -38,8 +38,8 @@ class Chat:
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
         self._one_at_a_time = threading.Lock()  # a fast tokenizer is not thread-safe
-        self._special = reserved.pattern([folder])
-        special = reserved.special_tokens(folder)
+        self._special = special_tokens.pattern([folder])
+        special = special_tokens.texts(folder)
         for token in self.tokenizer.added_tokens_decoder.values():
             if token.content in special and not token.special:
                 token.special = True  # so that split_special_tokens applies to it
@@ -116,7 +116,7 @@ class Chat:
     def placeholder_ids(self) -> list[int]:
         """Returns the ids of picture, video and audio placeholders, ascending: an answer must not contain them."""
         vocabulary = self.tokenizer.get_vocab()
-        found: set[int | None] = {*reserved.placeholder_ids(self.folder)}
+        found: set[int | None] = {*special_tokens.placeholder_ids(self.folder)}
         for kind in ("image", "video", "audio"):
             found.add(vocabulary.get(getattr(self.processor, f"{kind}_token", None)))
             found.add(getattr(self.processor, f"{kind}_token_id", None))

@@ -34,7 +34,7 @@ def load_model(folder: Path, dtype: str) -> Any:
     return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
-def superfluous(folder: Path) -> list[str]:
+def unexpected_weights(folder: Path) -> list[str]:
     """Returns the names of a checkpoint's weights that its model does not have. Reads only headers; returns [] for a
     quantised model or a model that transformers does not know.
 
@@ -62,7 +62,7 @@ def superfluous(folder: Path) -> list[str]:
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
-    """Returns model and superfluous weights. CheckpointError: not loadable, weights missing or of another shape."""
+    """Returns model and unexpected weights. CheckpointError: not loadable, weights missing or of another shape."""
     from transformers import AutoModelForImageTextToText
 
     with _loading(folder):

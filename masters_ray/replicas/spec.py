@@ -9,7 +9,7 @@ from pathlib import Path
 
 from masters_ray.config import Config, Engine
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.models import reserved, weights
+from masters_ray.models import special_tokens, weights
 from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas.processes import Processes
 
@@ -58,8 +58,8 @@ def specs(
     widths = [width for folder in (theirs, ours) if (width := weights.vocabulary(folder)) is not None]
     # Tokens that a model must not write: the placeholders of both models; for a teacher also its end tokens that the
     # student does not have, which the student would learn otherwise.
-    placeholders = reserved.placeholder_ids(theirs) | reserved.placeholder_ids(ours)
-    foreign_ends = reserved.end_ids(theirs) - reserved.end_ids(ours)
+    placeholders = special_tokens.placeholder_ids(theirs) | special_tokens.placeholder_ids(ours)
+    foreign_ends = special_tokens.end_ids(theirs) - special_tokens.end_ids(ours)
     found = []
     for one in wanted:
         model = config.models[one.key]

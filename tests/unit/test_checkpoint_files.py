@@ -172,27 +172,27 @@ QUERIES = "model.language_model.layers.1.self_attn.q_proj.weight"
 def test_weights_that_are_missing_are_named_before_and_while_they_are_loaded(lacks: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "student", tensors=lambda tensors: tensors.pop(lacks))
     with pytest.raises(CheckpointError, match=f"student: expected all weights of the model, found none of .*{lacks}"):
-        hf.superfluous(folder)
+        hf.unexpected_weights(folder)
     with pytest.raises(CheckpointError, match=f"found none of .*{lacks}"):
         hf.load_model(folder, "float32")
 
 
 def test_weights_of_another_shape_are_told_with_both(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "student", tensors=lambda tensors: tensors.update({QUERIES: torch.ones(8, 4)}))
-    for load in (hf.superfluous, lambda folder: hf.load_model(folder, "float32")):
+    for load in (hf.unexpected_weights, lambda folder: hf.load_model(folder, "float32")):
         with pytest.raises(CheckpointError, match=r"q_proj.weight of the shape \[128, 128\], .* found \[8, 4\]"):
             load(folder)
 
 
 def test_weights_of_no_part_are_told_and_layers_that_config_json_does_not_count_refused(tmp_path: Path) -> None:
-    assert hf.superfluous(PAIR / "student") == hf.superfluous(PAIR / "teacher") == []
+    assert hf.unexpected_weights(PAIR / "student") == hf.unexpected_weights(PAIR / "teacher") == []
     other = "model.language_model.extra.weight"
     folder = checkpoint(tmp_path / "student", tensors=lambda held: held.update({other: held[QUERIES].clone()}))
-    assert hf.superfluous(folder) == [other]
+    assert hf.unexpected_weights(folder) == [other]
     further = QUERIES.replace("layers.1", "layers.9")
     folder = checkpoint(tmp_path / "more", tensors=lambda held: held.update({further: held[QUERIES].clone()}))
     with pytest.raises(CheckpointError, match=f"fewer layers than the weights have: 1 are of .*{further}"):
-        hf.superfluous(folder)
+        hf.unexpected_weights(folder)
 
 
 CARD = "---\nlicense: apache-2.0\nlanguage: [en]\nlicense_link: https://example.org/L\n---\n# Tiny\n88 % right\n"

@@ -178,7 +178,7 @@ def test_an_answer_is_taken_with_the_scores_of_all_its_tokens_or_its_question_is
 
 def test_tokens_without_a_row_in_some_model_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
-    monkeypatch.setattr(hf, "superfluous", lambda _: [])  # it has two weights
+    monkeypatch.setattr(hf, "unexpected_weights", lambda _: [])  # it has two weights
     for file in (PAIR / "student").iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "model.safetensors").unlink()

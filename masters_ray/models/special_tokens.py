@@ -17,7 +17,7 @@ _NAMED = ("tokenizer_config.json", "special_tokens_map.json", "processor_config.
 _LISTED = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 
 
-def special_tokens(folder: Path) -> frozenset[str]:
+def texts(folder: Path) -> frozenset[str]:
     """Returns the texts of the tokenizer's and processor's special tokens, for example ``<|im_end|>`` or ``<image>``.
 
     Leaves out a special token that is a word or a single character (a padding token "!"): texts may well contain it.
@@ -67,7 +67,7 @@ def pattern(folders: Iterable[Path]) -> str:
     for folder in folders:
         normalizer = json.dumps(_read(folder / "tokenizer.json").get("normalizer"))
         folds = '"Lowercase"' in normalizer or '"lowercase": true' in normalizer
-        for token in special_tokens(folder):
+        for token in texts(folder):
             rules[token] = f"(?i:{re.escape(token)})" if folds else re.escape(token)
     return "|".join(rules[token] for token in sorted(rules, key=lambda token: (-len(token), token))) or NO_SPECIAL
 
