@@ -38,7 +38,6 @@ class ReplicaModel:
             top_k=spec.top_k,
             mask=spec.mask,
             banned=[*sorted(one for one in never if vocabulary is None or one < vocabulary), *padding],
-            vocabulary=vocabulary,
             sleeps=spec.sleeps,
         )
 
