@@ -96,7 +96,7 @@ class Engine(ConfigSection):
     """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the fraction of the GPU that its replica
     reserves; in turns with the learner, whose weights stay on the GPU, all engines on a GPU share 0.6 of it."""
     kv_cache_memory_bytes: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Default: on a GPU what is left; on a CPU room for two sequences of max_model_len tokens, at least 64 MiB."""
+    """Default: on a GPU what is left; on a CPU 1 GiB."""
     enforce_eager: Annotated[bool, KeyScope.RESUMABLE] = False
     """Run without CUDA graphs and compilation: the engine starts faster and generates more slowly."""
     max_pictures: PositiveInt = 1

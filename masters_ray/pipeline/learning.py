@@ -10,7 +10,7 @@ from masters_ray.config import Config
 from masters_ray.learner.job import LearnerJob, LearnerNews, LiveSource, StagePlan
 from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.method.schedule import Stage
-from masters_ray.models.vllm_engine import Mask
+from masters_ray.parts import parts_in
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.progress import say, track
@@ -83,10 +83,7 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
 def _live_sources(config: Config) -> tuple[LiveSource, ...]:
     """Returns the checkpoint and the masked parts of each teacher, for learner.teacher=live."""
     teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
-    return tuple(
-        LiveSource(checkpoint=absolute(one.checkpoint), parts=tuple(Mask(scope=one.mask, ratio=0.0).parts))
-        for one in teachers
-    )
+    return tuple(LiveSource(checkpoint=absolute(one.checkpoint), parts=tuple(parts_in(one.mask))) for one in teachers)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from masters_ray import store
 from masters_ray.config import Config, JudgedBy, Rollout, Student, Teacher
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
-from masters_ray.models import reserved, weights
+from masters_ray.models import special_tokens, weights
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -183,7 +183,7 @@ def recipe(
             "student_dtype": config.student.engine.dtype,
             "teacher_prompts": weights.prompt_digest(teacher),
             "student_prompts": weights.prompt_digest(student),
-            "ends": [sorted(reserved.end_ids(one)) for one in (teacher, student)],
+            "ends": [sorted(special_tokens.end_ids(one)) for one in (teacher, student)],
         },
         online=online,
     )

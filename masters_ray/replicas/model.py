@@ -20,7 +20,7 @@ class ReplicaModel:
     def __init__(self, spec: ReplicaSpec) -> None:
         """Raises as VllmEngine does, and CheckpointError when weights are missing."""
         folder = weights.locate(spec.checkpoint)
-        hf.superfluous(folder)  # raises for missing weights: vLLM, which fuses matrices, does not notice one
+        hf.unexpected_weights(folder)  # raises for missing weights: vLLM, which fuses matrices, does not notice one
         self.chat = Chat(folder)
         engine, vocabulary = spec.engine, weights.vocabulary(folder)
         known = max(self.chat.tokenizer.get_vocab().values()) + 1
@@ -36,7 +36,6 @@ class ReplicaModel:
             top_k=spec.top_k,
             mask=spec.mask,
             banned=[*sorted(one for one in never if vocabulary is None or one < vocabulary), *padding],
-            vocabulary=vocabulary,
             sleeps=spec.sleeps,
         )
 

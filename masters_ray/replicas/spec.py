@@ -8,12 +8,14 @@ from pathlib import Path
 
 from masters_ray.config import Config, Engine
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.models import reserved, weights
+from masters_ray.models import special_tokens, weights
 from masters_ray.models.vllm_engine import Mask
+from masters_ray.parts import parts_in
 from masters_ray.replicas.processes import Processes
 
 _BESIDE_THE_LEARNER = 0.6
 """Fraction of a GPU's memory for all engines on it together when the learner's weights and optimizer stay there."""
+_CACHE_ON_CPU = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ def specs(
     widths = [width for folder in (theirs, ours) if (width := weights.vocabulary(folder)) is not None]
     # Tokens that a model must not write: the placeholders of both models; for a teacher also its end tokens that the
     # student does not have, which the student would learn otherwise.
-    placeholders = reserved.placeholder_ids(theirs) | reserved.placeholder_ids(ours)
-    foreign_ends = reserved.end_ids(theirs) - reserved.end_ids(ours)
+    placeholders = special_tokens.placeholder_ids(theirs) | special_tokens.placeholder_ids(ours)
+    foreign_ends = special_tokens.end_ids(theirs) - special_tokens.end_ids(ours)
     found = []
     for one in wanted:
         model = config.models[one.key]
@@ -71,15 +73,14 @@ def specs(
         judges_alone = one.roles == ("teacher_judge",)
         if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
             # On a CPU vLLM's fraction of the memory does not suit engines that share it with everything else.
-            size = weights.cache_bytes(weights.locate(model.checkpoint), engine)
-            engine = replace(engine, kv_cache_memory_bytes=size)
+            engine = replace(engine, kv_cache_memory_bytes=_CACHE_ON_CPU)
         spec = ReplicaSpec(
             **vars(one),
             checkpoint=str(student) if student is not None and "student" in one.roles else absolute(model.checkpoint),
             engine=engine,
             tensor_parallel=model.tensor_parallel,
             top_k=config.teacher.top_k if masked else 1,
-            mask=Mask(scope=config.teacher.mask, ratio=ratio) if masked else None,
+            mask=Mask(parts=parts_in(config.teacher.mask), ratio=ratio) if masked else None,
             judge_max_tokens=config.judge.max_tokens,
             common=None if judges_alone else min(widths, default=None),
             never=() if judges_alone else tuple(sorted(placeholders | (foreign_ends if masked else set()))),

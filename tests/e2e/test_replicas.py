@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from masters_ray import cluster
-from masters_ray.config import Cluster, MaskScope
+from masters_ray.config import Cluster
 from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
 from masters_ray.models.vllm_engine import Mask
@@ -83,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tiny(folder: Path, *roles: Role, count: int = 1, max_restarts: int = 10) -> ReplicaSpec:
-    mask = Mask(scope=MaskScope(), ratio=0.0) if "teacher" in roles else None
+    mask = Mask(parts=["language"], ratio=0.0) if "teacher" in roles else None
     more = {"count": count, "max_restarts": max_restarts}
     return replica_spec(*roles, checkpoint=str(folder), cpus=1, mask=mask, **more)
 
