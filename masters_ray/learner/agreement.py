@@ -15,7 +15,7 @@ from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner.batches import Step
-from masters_ray.learner.collate import Part
+from masters_ray.learner.collate import WorkerStep
 from masters_ray.records import LogprobMismatch
 
 _LARGEST_GAP = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1}
@@ -118,7 +118,7 @@ def mismatch(
 
 
 def compared(
-    part: Part,
+    part: WorkerStep,
     logprobs: Callable[[PackedBatch], Tensor],
     over_workers: Callable[[Tensor], Tensor],
     bound: float,

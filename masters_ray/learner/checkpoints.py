@@ -25,7 +25,7 @@ from masters_ray.errors import LearnerError, writing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Checkpoint:
     """A complete checkpoint on disk."""
 
     folder: Path
@@ -43,17 +43,17 @@ class Found:
         )
 
 
-def find(folder: Path) -> list[Found]:
+def find(folder: Path) -> list[Checkpoint]:
     """Returns all complete checkpoints in a directory, oldest first."""
     complete = []
     for candidate in sorted(folder.glob("step-*")):
         first = _read_note(candidate, 0)
         if first is not None and all(_read_note(candidate, rank) for rank in range(1, first["workers"])):
-            complete.append(Found(folder=candidate, step=first["step"], workers=first["workers"]))
+            complete.append(Checkpoint(folder=candidate, step=first["step"], workers=first["workers"]))
     return complete
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Writes one worker's part of every checkpoint; the worker of rank 0 also removes old checkpoints."""
 
     def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:

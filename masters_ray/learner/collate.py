@@ -78,7 +78,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class WorkerStep:
     """One worker's part of a step."""
 
     step: Step
@@ -87,17 +87,17 @@ class Part:
     unreadable: dict[int, Rejected]
     """Row of the step → why this worker, to which it was assigned, cannot read it."""
 
-    def without(self, rows: Collection[int]) -> Part:
+    def without(self, rows: Collection[int]) -> WorkerStep:
         """Returns this part for the step without ``rows``, none of which may be in a micro-batch other than a dummy."""
         kept = [index for index in range(len(self.step.table)) if index not in rows]
         place = {index: number for number, index in enumerate(kept)}
         rounds = [[[place[index] for index in one if index in place] for one in each] for each in self.step.rounds]
         step = replace(self.step, table=self.step.table.take(pa.array(kept, pa.int64())), rounds=rounds)
         made = [replace(one, indices=[place[index] for index in one.indices]) for one in self.micro_batches]
-        return Part(step=step, micro_batches=made, unreadable={})
+        return WorkerStep(step=step, micro_batches=made, unreadable={})
 
 
-def own_parts(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[Part]:
+def own_parts(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[WorkerStep]:
     """Yields worker ``rank``'s part of every step. Packs all its micro-batches first, so that the step's readable rows
     are known before its first gradient. A dummy holds a readable row of the step, or else the last micro-batch read."""
     spare: MicroBatch | None = None
@@ -113,7 +113,7 @@ def own_parts(steps: Iterable[Step], rank: int, pack: Pack) -> Iterator[Part]:
                 dummy = next((found for found in dummies if found), spare)
                 one = replace(dummy, indices=[]) if dummy else None
             made += [one] if one else []
-        yield Part(step=step, micro_batches=made if len(made) == len(step.rounds) else [], unreadable=failed)
+        yield WorkerStep(step=step, micro_batches=made if len(made) == len(step.rounds) else [], unreadable=failed)
 
 
 def read(table: pa.Table, indices: Sequence[int], pack: Pack, failed: dict[int, Rejected]) -> MicroBatch | None:

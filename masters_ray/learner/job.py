@@ -101,7 +101,7 @@ class GroupRewards:
 
 
 @dataclass(kw_only=True)
-class LearnerNews:
+class LearnerReport:
     """Report of a worker group to the driver."""
 
     steps: list[StepMetrics] = field(default_factory=list)
@@ -114,7 +114,7 @@ class LearnerNews:
     notes: list[str] = field(default_factory=list)
     """Messages for the user."""
 
-    def add(self, news: LearnerNews) -> None:
+    def add(self, news: LearnerReport) -> None:
         self.steps += news.steps
         self.rewards |= news.rewards
         self.skipped += news.skipped
@@ -128,6 +128,6 @@ class LearnerNews:
         return json.dumps(dataclasses.asdict(self) | {"notes": [], "agreements": []})
 
     @classmethod
-    def of(cls, text: str) -> LearnerNews:
+    def of(cls, text: str) -> LearnerReport:
         """Parses what ``as_json`` returned."""
         return TypeAdapter(cls).validate_json(text)

@@ -26,9 +26,9 @@ from masters_ray.errors import LearnerError, writing
 from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner import agreement, checkpoints, work
 from masters_ray.learner.batches import Step, prefetch, steps
-from masters_ray.learner.collate import Collator, Part, own_parts
+from masters_ray.learner.collate import Collator, WorkerStep, own_parts
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.job import LearnerJob, LearnerNews
+from masters_ray.learner.job import LearnerJob, LearnerReport
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
 from masters_ray.method.grpo import LossConfig, OldPolicy, group_losses
@@ -96,7 +96,7 @@ class _Worker:
         self._rate = work.matmul_rate(self._device, dtype)
         self._collator = Collator(self._folder, model, self._device, dtype)
         self._skipped_in_a_row = 0
-        self._told = LearnerNews()
+        self._told = LearnerReport()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         sender = None
         if broker is not None and self._rank == 0 and job.transfer != "object_store":
@@ -110,7 +110,7 @@ class _Worker:
             rank=self._rank,
             sender=sender,
         )
-        self.checkpoints = checkpoints.Checkpoints(
+        self.checkpoints = checkpoints.CheckpointWriter(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
 
@@ -150,10 +150,10 @@ class _Worker:
                 one, unfit = found
                 note = f"learner and engine agree on {one.rows} rows to {one.mean_gap:.1e} nats per token"
                 note = f"stage {one.stage}: {note} (the furthest, {one.row}; {one.bound:g} is allowed)"
-                self._report(LearnerNews(agreements=[one], notes=[note]))
+                self._report(LearnerReport(agreements=[one], notes=[note]))
                 self._collator.unfit |= unfit
 
-    def parts(self, done: int) -> Iterator[Part]:
+    def parts(self, done: int) -> Iterator[WorkerStep]:
         """Returns this rank's part of every step after step ``done``."""
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
@@ -186,24 +186,24 @@ class _Worker:
                 )
             intact = torch.tensor(float(found.intact(self._rank)))
             if not self._engine.over_workers(intact, torch.distributed.ReduceOp.MIN):
-                self._report(LearnerNews(notes=[f"{found.folder} is damaged and passed over"]))
+                self._report(LearnerReport(notes=[f"{found.folder} is damaged and passed over"]))
                 continue
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self.publisher.students = state["students"]
-            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read the news
-            self._report(LearnerNews(notes=[f"the learner goes on after step {found.step}"]))
+            self._report(LearnerReport.of(state["told"]))  # the driver may have died before it read the news
+            self._report(LearnerReport(notes=[f"the learner goes on after step {found.step}"]))
             return found.step
         return 0
 
-    def step(self, coming: Iterator[Part]) -> None:
+    def step(self, coming: Iterator[WorkerStep]) -> None:
         """Takes or skips the next step's updates, and reports the step to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
         if part.step.note:
-            self._report(LearnerNews(notes=[part.step.note]))
+            self._report(LearnerReport(notes=[part.step.note]))
         part = self._readable(part)
         step, updates = part.step, self._job.settings.updates_per_step
         if not len(step.table):
@@ -238,9 +238,9 @@ class _Worker:
             memory_gib=float(memory) / 2**30,
             **first.metrics | {"clip_fraction": last.metrics["clip_fraction"]},
         )
-        self._report(LearnerNews(steps=[metrics], rewards={step.number: first.rewards}))
+        self._report(LearnerReport(steps=[metrics], rewards={step.number: first.rewards}))
 
-    def _readable(self, part: Part) -> Part:
+    def _readable(self, part: WorkerStep) -> WorkerStep:
         """Returns the step without the rows that some worker cannot read, and reports those. Raises LearnerError when
         there are too many in all, or when a worker can read no row while others can."""
         told: list[Any] = [None] * torch.distributed.get_world_size()
@@ -248,7 +248,7 @@ class _Worker:
         rows = dict(sorted((index, row) for unreadable, _ in told for index, row in unreadable.items()))
         if not rows:
             return part
-        self._report(LearnerNews(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
+        self._report(LearnerReport(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
         count = sum(len(one.rows) for one in self._told.left_out)
         questions = sum(len(one.positions) for one in self._job.iterations)
         most = max(1, int(self._job.max_set_aside_share * questions))
@@ -264,7 +264,7 @@ class _Worker:
             raise LearnerError(f"a worker can read no row of step {part.step.number}, others can ({example})")
         return part
 
-    def _update(self, part: Part, old: list[OldPolicy]) -> StepTotals | None:
+    def _update(self, part: WorkerStep, old: list[OldPolicy]) -> StepTotals | None:
         """Updates the weights once; returns None when the update was skipped. old: the old policy of each micro-batch,
         from the step's first update; empty in the first update, which fills it."""
         step, engine, again = part.step, self._engine, bool(old)
@@ -325,7 +325,7 @@ class _Worker:
                 pq.write_table(step.table, folder / "rows.parquet")
                 (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
         skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=saved)
-        self._report(LearnerNews(skipped=[skipped]))
+        self._report(LearnerReport(skipped=[skipped]))
         if self._skipped_in_a_row > (most := self._job.settings.max_skipped_in_a_row):
             where = f" Its rows are in {folder}." if saved else ""
             raise LearnerError(
@@ -333,7 +333,7 @@ class _Worker:
                 f"{where} learner.max_skipped_in_a_row is {most}."
             )
 
-    def _report(self, news: LearnerNews) -> None:
+    def _report(self, news: LearnerReport) -> None:
         self._told.add(news)
         if self._rank == 0:
             self._news.put(news)

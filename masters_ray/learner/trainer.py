@@ -22,20 +22,20 @@ from ray.util.queue import Queue
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import LearnerJob, LearnerNews
+from masters_ray.learner.job import LearnerJob, LearnerReport
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
 from masters_ray.weight_sync.broker import RolloutBroker
 
 _POLL_SECONDS = 0.5
 
-OnNews = Callable[[LearnerNews], None]
+OnNews = Callable[[LearnerReport], None]
 
 
 def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker: Any = None) -> None:
     """Trains on the stores in their order and exports the student; resumes from the last checkpoint in ``job.storage``.
 
-    on_news: called in this thread with every LearnerNews. broker: a RolloutBroker actor, for online iterations.
+    on_news: called in this thread with every LearnerReport. broker: a RolloutBroker actor, for online iterations.
     Raises LearnerError with the workers' own error messages.
     """
     settings = job.settings

@@ -9,7 +9,7 @@ from pathlib import Path
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import LearnerJob, LearnerNews, LiveSource, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerReport, LiveSource, StagePlan
 from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.method.schedule import Stage
 from masters_ray.models.vllm_engine import Mask
@@ -39,7 +39,7 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
         _online_rollouts(run, job) as online,
     ):
 
-        def on_news(news: LearnerNews) -> None:
+        def on_news(news: LearnerReport) -> None:
             run.journal.take(news, advance)
             if news.left_out:
                 run.write_quarantine(plan)

@@ -16,14 +16,14 @@ from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.agreement import compared, largest_gap, mismatch, row_gaps, sample
 from masters_ray.learner.batches import Step
-from masters_ray.learner.collate import Part, own_parts
+from masters_ray.learner.collate import WorkerStep, own_parts
 from masters_ray.learner.job import StagePlan
 from masters_ray.records import LogprobMismatch
 from tests.builders import group, written
 from tests.unit.test_packing import packed_but
 
 
-def part(rows: int, *unreadable: int, version: int | None = None) -> Part:
+def part(rows: int, *unreadable: int, version: int | None = None) -> WorkerStep:
     table = store.table_of([replace(group(position=place), version=version) for place in range(rows)])
     step = Step.of(StagePlan(stage=0, ratio=0.2, rows=rows), 4, table, 1, 60)
     [found] = own_parts([step], 0, packed_but(*unreadable))
@@ -33,7 +33,7 @@ def part(rows: int, *unreadable: int, version: int | None = None) -> Part:
 Found = tuple[LogprobMismatch, dict[tuple[int, int], str]] | None
 
 
-def agreed(found: Part, apart: Mapping[int, float], bound: float = 0.1) -> Found:
+def agreed(found: WorkerStep, apart: Mapping[int, float], bound: float = 0.1) -> Found:
     """Where the learner is ``apart`` from the engine by so much at one of the five tokens of a row."""
     given = {}
     for micro in found.micro_batches:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from masters_ray.errors import LearnerError
-from masters_ray.learner.checkpoints import Checkpoints, find
+from masters_ray.learner.checkpoints import CheckpointWriter, find
 
 
 def save(folder: Path, step: int, *, rank: int = 0, workers: int = 1, kept: int = 2) -> None:
@@ -19,7 +19,7 @@ def save(folder: Path, step: int, *, rank: int = 0, workers: int = 1, kept: int 
         (local / "student").mkdir(parents=True)
         (local / "student" / f"weights-{rank}.pt").write_text(f"after {step}")
 
-    checkpoints = Checkpoints(folder, rank=rank, workers=workers, kept=kept)
+    checkpoints = CheckpointWriter(folder, rank=rank, workers=workers, kept=kept)
     checkpoints.save(step, write)
     checkpoints.close()
 
@@ -73,7 +73,7 @@ def test_writing_goes_on_beside_training_and_the_next_one_waits(tmp_path: Path) 
         local.mkdir(parents=True)
         (local / "weights-0.pt").write_text("x" * 50_000_000)
 
-    checkpoints = Checkpoints(tmp_path, rank=0, workers=1, kept=2)
+    checkpoints = CheckpointWriter(tmp_path, rank=0, workers=1, kept=2)
     checkpoints.save(1, write)
     assert steps(tmp_path) == [], "copying fifty megabytes to the disk takes longer than coming back"
     checkpoints.save(2, write)
@@ -83,7 +83,7 @@ def test_writing_goes_on_beside_training_and_the_next_one_waits(tmp_path: Path) 
 
 
 def test_an_error_while_writing_reaches_the_next_call(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "folder", rank=0, workers=1, kept=2)
+    checkpoints = CheckpointWriter(tmp_path / "folder", rank=0, workers=1, kept=2)
     (tmp_path / "folder").rmdir()
     (tmp_path / "folder").write_text("a file stands where the directory was")
     checkpoints.save(1, lambda local: local.mkdir(parents=True))
@@ -97,15 +97,15 @@ def test_a_full_local_disk_is_named_with_what_to_do(error: Exception, tmp_path: 
         raise error
 
     with pytest.raises(LearnerError, match=r"step-7 \(in TMPDIR.*: cannot be written .*Make room"):
-        Checkpoints(tmp_path, rank=0, workers=1, kept=2).save(7, write)
+        CheckpointWriter(tmp_path, rank=0, workers=1, kept=2).save(7, write)
 
 
 WRITES_FOREVER = """
 import sys
 from pathlib import Path
-from masters_ray.learner.checkpoints import Checkpoints
+from masters_ray.learner.checkpoints import CheckpointWriter
 
-checkpoints = Checkpoints(Path(sys.argv[1]), rank=0, workers=1, kept=2)
+checkpoints = CheckpointWriter(Path(sys.argv[1]), rank=0, workers=1, kept=2)
 def write(local):
     local.mkdir(parents=True)
     for part in range(20):
