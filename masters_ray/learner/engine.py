@@ -5,8 +5,6 @@ false``). From ZeRO stage 1 on DeepSpeed reduces and clips the gradient, compute
 gradient is not finite; without ZeRO it does not skip, so this module does all four.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import pickle

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from masters_ray import store
-from masters_ray.config import Config
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import LearnerJob, LearnerReport, LiveSource, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
 from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.method.schedule import Stage
 from masters_ray.models.vllm_engine import Mask
@@ -32,7 +31,8 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
     if (stage := next(following, None)) is not None:
         with run.journal.phase("start of the engines"):
             run.owner.online(stage.teacher, stage.ratio)
-    say(f"the learner starts{job.online_in_words}")
+    words = f"; {len(job.online)} of its {len(job.steps)} iterations are online, weights by {job.transfer}"
+    say(f"the learner starts{words if job.online else ''}")
     with (
         run.journal.phase("learner"),
         track("learner: optimizer steps", len(job.steps), done) as advance,
@@ -60,12 +60,14 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
     parts = []
     for stage in plan:
         if (manifest := store.read_manifest(directory.stage(stage.index))) is not None:
+            teacher = config.of_teacher(stage.teacher).teacher
             parts.append(
                 StagePlan(
                     stage=stage.index,
                     ratio=stage.ratio,
                     rows=manifest.rows,
-                    teacher=stage.teacher,
+                    teacher=absolute(teacher.checkpoint),
+                    masked=tuple(Mask(scope=teacher.mask, ratio=stage.ratio).parts),
                     teacher_digest=manifest.made_by["teacher_digest"],
                 )
             )
@@ -84,17 +86,7 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
         turns=turns is not None,
         export_to=export_to,
         adapters_to=directory.adapters,
-        live=_live_sources(config) if config.learner.teacher == "live" else (),
         storage=directory.learner,
-    )
-
-
-def _live_sources(config: Config) -> tuple[LiveSource, ...]:
-    """Returns the checkpoint and the masked parts of each teacher, for learner.teacher=live."""
-    teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
-    return tuple(
-        LiveSource(checkpoint=absolute(one.checkpoint), parts=tuple(Mask(scope=one.mask, ratio=0.0).parts))
-        for one in teachers
     )
 
 

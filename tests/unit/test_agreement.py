@@ -1,7 +1,5 @@
 """Learner and engine are compared row by row."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,26 +12,22 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.agreement import compared, largest_gap, mismatch, row_gaps, sample
+from masters_ray.learner.agreement import Mismatch, compare, largest_gap, mismatch, row_gaps, sample
 from masters_ray.learner.batches import Step
-from masters_ray.learner.collate import WorkerStep, own_parts
+from masters_ray.learner.collate import WorkerStep, worker_steps
 from masters_ray.learner.job import StagePlan
-from masters_ray.records import LogprobMismatch
 from tests.builders import group, written
-from tests.unit.test_packing import packed_but
+from tests.tensors import FakeCollator
 
 
 def part(rows: int, *unreadable: int, version: int | None = None) -> WorkerStep:
     table = store.table_of([replace(group(position=place), version=version) for place in range(rows)])
     step = Step.of(StagePlan(stage=0, ratio=0.2, rows=rows), 4, table, 1, 60)
-    [found] = own_parts([step], 0, packed_but(*unreadable))
+    [found] = worker_steps([step], 0, FakeCollator(*unreadable))
     return found
 
 
-Found = tuple[LogprobMismatch, dict[tuple[int, int], str]] | None
-
-
-def agreed(found: WorkerStep, apart: Mapping[int, float], bound: float = 0.1) -> Found:
+def agreed(found: WorkerStep, apart: Mapping[int, float], bound: float = 0.1) -> Mismatch | None:
     """Where the learner is ``apart`` from the engine by so much at one of the five tokens of a row."""
     given = {}
     for micro in found.micro_batches:
@@ -41,7 +35,7 @@ def agreed(found: WorkerStep, apart: Mapping[int, float], bound: float = 0.1) ->
         given[id(micro.batch)] = own = micro.batch.reference_logprobs.clone()
         for place, index in enumerate(micro.indices):
             own[(row == place).nonzero()[2]] -= apart.get(index, 0.0)
-    return compared(found, lambda batch: given[id(batch)], lambda values: values, bound)
+    return compare(found, lambda batch: given[id(batch)], lambda values: values, bound)
 
 
 def test_the_row_that_is_furthest_apart_is_told_whatever_the_mean_over_all_rows() -> None:
@@ -59,7 +53,7 @@ def test_one_row_that_is_apart_is_left_out_and_several_stop_the_learner_with_its
     assert found
     assert found[0].row == "p7" and found[0].apart == 1 and list(found[1]) == [(0, 7)]
     assert "nats per token apart on it, more than 0.1; did its picture change" in found[1][0, 7]
-    causes = "checkpoint.*processor files.*template.*pictures.*start or end tokens.*kernels.*quantised.*windows"
+    causes = "checkpoint.*processor files.*template.*start or end tokens.*pictures.*kernels.*quantised.*windows"
     with pytest.raises(LearnerError, match=rf"in 2 of 40 rows, most in p7 \(.*{causes}.*learner.max_logprob_gap"):
         agreed(part(40), {7: gap, 30: 0.55})
 
@@ -74,7 +68,7 @@ def test_rows_that_cannot_be_read_are_not_compared_and_none_at_all_stops_the_lea
     found = agreed(part(5, 2), {})
     assert found and found[0].rows == 4
     with pytest.raises(
-        LearnerError, match=r"can read none of 3 rows of stage 0 \(p., stage 0, position .: its picture"
+        LearnerError, match="can read none of 3 rows of stage 0, for example p., stage 0, position .: its"
     ):
         agreed(part(3, 0, 1, 2), {})
     assert agreed(part(1, 0), {}) is None
