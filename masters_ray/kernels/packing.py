@@ -80,11 +80,6 @@ class PackedBatch:
         return replace(self, vision=moved(self.vision), **moved(vars(self)))
 
 
-def sequence_tokens(group: RolloutGroup) -> int:
-    """Returns the tokens that the group occupies in a packed sequence."""
-    return group.prompt_tokens + sum(len(answer.judged.answer.token_ids) - 1 for answer in group.answers)
-
-
 def pack(
     groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors], pad_id: int, multiple_of: int = 1
 ) -> PackedBatch:

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.kernels.packing import sequence_tokens
 from masters_ray.learner.batches import Fresh, Plans, Step, micro_batches, prefetch, steps
 from masters_ray.learner.collate import worker_steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, scored
-from tests.tensors import FakeCollator
+from tests.tensors import FakeCollator, packed
 
 PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
 PLANS = [(PLAN, one) for one in iterations((5,), 4)]
@@ -56,7 +55,7 @@ def positions(step: Step) -> list[int]:
 def test_rows_are_cut_into_steps_whatever_the_size_of_the_batches(size: int) -> None:
     found = planned(size=size)
     assert [(step.number, positions(step)) for step in found] == [(1, [0, 1, 2, 3]), (2, [4])]
-    assert [token for step in found for token in step.tokens] == [sequence_tokens(row) for row in rows()]
+    assert [token for step in found for token in step.tokens] == [len(packed([row]).input_ids) for row in rows()]
     assert [step.number for step in planned(size=size, skip=1)] == [2], "steps that were taken are passed over"
 
 
