@@ -157,22 +157,17 @@ def micro_batches(tokens: Sequence[int], workers: int, budget: int) -> list[list
     """
     if not tokens:
         return []
+    longest_first = sorted(range(len(tokens)), key=lambda index: -tokens[index])
     rounds = max(1, -(-sum(min(one, budget) for one in tokens) // (workers * budget)))
     while True:
-        bins = _longest_first(tokens, workers * rounds)
-        if all(len(one) == 1 or sum(tokens[index] for index in one) <= budget for one in bins if one):
+        bins: list[list[int]] = [[] for _ in range(workers * rounds)]
+        loads = [0] * len(bins)
+        for index in longest_first:
+            least = loads.index(min(loads))
+            bins[least].append(index)
+            loads[least] += tokens[index]
+        if all(load <= budget or len(one) == 1 for one, load in zip(bins, loads, strict=True)):
             break
         rounds += 1
-    bins.sort(key=lambda one: (-sum(tokens[index] for index in one), one))
-    return [bins[start : start + workers] for start in range(0, len(bins), workers)]
-
-
-def _longest_first(tokens: Sequence[int], count: int) -> list[list[int]]:
-    """Puts each group, longest first, into the bin with the fewest tokens; returns ``count`` bins of group indices."""
-    bins: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
-        least = loads.index(min(loads))
-        bins[least].append(index)
-        loads[least] += tokens[index]
-    return [sorted(one) for one in bins]
+    alike = [one for _, one in sorted((-load, sorted(one)) for one, load in zip(bins, loads, strict=True))]
+    return [alike[start : start + workers] for start in range(0, len(alike), workers)]

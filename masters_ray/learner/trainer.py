@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,6 @@ from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
 from masters_ray.weight_sync.broker import RolloutBroker
 
-_POLL_SECONDS = 0.5
 _DEAD = (
     "the process of a worker ended (killed, perhaps by the system because memory ran out: see dmesg). The same command "
     "goes on from the last checkpoint; learner.max_failures lets the learner do so by itself"
@@ -75,15 +74,11 @@ def fit(
             ended.set_result(trainer.fit().error)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread below
             ended.set_result(error)
+        reports.put(None)
 
     threading.Thread(target=run, name="learner", daemon=True).start()
-    while True:
-        is_last = ended.done()
-        for report in reports.get_nowait_batch(reports.qsize()):
-            on_report(report)
-        if is_last:
-            break
-        wait([ended], _POLL_SECONDS)
+    for report in iter(reports.get, None):
+        on_report(report)
     reports.shutdown(force=True)
     if (error := ended.result()) is not None:
         raise LearnerError(_cause(error)) from error
