@@ -75,56 +75,51 @@ def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
 
 
 def compare(
-    part: WorkerStep,
-    logprobs: Callable[[PackedBatch], Tensor],
-    over_workers: Callable[[Tensor], Tensor],
-    bound: float,
+    part: WorkerStep, logprobs: Callable[[PackedBatch], Tensor], over_workers: Callable[[Tensor], Tensor], bound: float
 ) -> Mismatch | None:
-    """Returns ``mismatch`` of a stage's ``sample``: its stored reference log-probabilities against ``logprobs``, which
+    """Returns the mismatch of a stage's ``sample``: its stored reference log-probabilities against ``logprobs``, which
     computes the untrained student's for a batch. All workers must call this together, each with its part of the sample.
 
     over_workers: sums over all workers. Returns None for a sample of a single row that cannot be read. Raises
-    LearnerError when a worker can read no row of a larger one.
+    LearnerError when a worker can read no row of a larger one, or when too many rows exceed ``bound``.
     """
-    step, rows = part.step, len(part.step.table)
+    step, rows, stage = part.step, len(part.step.table), f"stage {part.step.plan.stage}"
     if over_workers(torch.tensor([float(not part.micro_batches)])).any():
         if rows <= 1:
             return None
         examples = "".join(f", for example {row.row}, {row.reason}" for row in list(part.unreadable.values())[:1])
-        raise LearnerError(f"a worker can read none of {rows} rows of stage {step.plan.stage}{examples}")
+        raise LearnerError(f"a worker can read none of {rows} rows of {stage}{examples}")
     gaps = torch.zeros(rows, 3, dtype=torch.float64)
     for micro in part.micro_batches:
         own = logprobs(micro.batch)
         if micro.indices:
             gaps[micro.indices] = row_gaps(own, micro.batch.reference_logprobs.to(own.device), micro.batch)
-    return mismatch(step, over_workers(gaps), bound)
+    return _mismatch(step, over_workers(gaps), bound, f"{stage}: the untrained student's answers", _UNTRAINED)
 
 
-def mismatch(step: Step, gaps: Tensor, bound: float, on_policy: bool = False) -> Mismatch | None:
-    """Returns the mismatch of a step and the rows to leave out because their mean gap exceeds ``bound``. None when no
-    row was compared. Raises LearnerError when too many rows exceed the bound.
+def check_fresh(step: Step, gaps: Tensor, bound: float) -> None:
+    """Raises LearnerError when too many of a step's fresh rows exceed ``bound``. Compares those that were written by
+    the weights at the start of this step. gaps: as ``row_gaps`` returns, [rows of the step, 3]."""
+    is_own = torch.tensor([version == step.number - 1 for version in step.table["version"].to_pylist()])
+    gaps = torch.where(is_own.unsqueeze(1), gaps, 0.0)
+    _mismatch(step, gaps, bound, f"step {step.number}: fresh answers", _ON_POLICY)
 
-    gaps: as ``row_gaps`` returns, [rows of the step, 3]; 0 for rows that were not compared. on_policy: the rows are
-    fresh answers, not the untrained student's. Then a row counts as apart only if the weights at the start of this step
-    wrote it, and the error is also raised when all compared rows are apart.
-    """
+
+def _mismatch(step: Step, gaps: Tensor, bound: float, of: str, remedy: str) -> Mismatch | None:
+    """gaps: [rows of the step, 3], 0 for rows that were not compared; without any of those returns None."""
     sums, tokens, most = gaps.unbind(-1)
     rows = int(tokens.count_nonzero())
     if not rows:
         return None
     means = torch.where(tokens > 0, (sums / tokens).nan_to_num(nan=math.inf), 0.0).tolist()
-    ids, positions, versions = (step.table[name].to_pylist() for name in ("id", "position", "version"))
+    ids, positions = (step.table[name].to_pylist() for name in ("id", "position"))
     apart = [index for index, mean in enumerate(means) if mean > bound]
-    if on_policy:
-        apart = [index for index in apart if versions[index] == step.number - 1]
-    worst = max(apart or range(len(means)), key=means.__getitem__)
-    if len(apart) > max(1, int(_FEW * rows)) or (on_policy and len(apart) == rows):
-        where = f"step {step.number}" if on_policy else f"stage {step.plan.stage}"
-        answers = "fresh answers" if on_policy else "the untrained student's answers"
+    worst = max(range(len(means)), key=means.__getitem__)
+    if len(apart) > max(1, int(_FEW * rows)) or len(apart) == rows:
         raise LearnerError(
-            f"{where}: the learner's log-probabilities of {answers} differ from the engine's by more than {bound:g} "
-            f"nats per token in {len(apart)} of {rows} rows, most in {ids[worst]} ({means[worst]:.3g}, at one token "
-            f"{float(most[worst]):.3g}). {_ON_POLICY if on_policy else _UNTRAINED}"
+            f"{of}: the learner's log-probabilities differ from the engine's by more than {bound:g} nats per token in "
+            f"{len(apart)} of {rows} rows, most in {ids[worst]} ({means[worst]:.3g}, at one token "
+            f"{float(most[worst]):.3g}). {remedy}"
         )
     found = LogprobMismatch(
         stage=step.plan.stage,

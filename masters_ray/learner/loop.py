@@ -190,8 +190,9 @@ class _Worker:
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self.publisher.students = state["students"]
-            self._report(LearnerReport.of(state["history"]))  # the driver may have died before it read it
-            self._report(LearnerReport(notes=[f"the learner goes on after step {found.step}"]))
+            report = LearnerReport.of(state["history"])  # the driver may have died before it read it
+            report.notes.append(f"the learner goes on after step {found.step}")
+            self._report(report)
             return found.step
         return 0
 
@@ -286,7 +287,7 @@ class _Worker:
             self._skip(step, f"{what} is not finite")
             return None
         if is_first:
-            agreement.mismatch(step, totals.gaps, self._largest_gap, on_policy=True)
+            agreement.check_fresh(step, totals.gaps, self._largest_gap)
         self._skipped_in_a_row = 0
         return replace(totals, metrics=totals.metrics | {"grad_norm": norm})
 
