@@ -270,7 +270,7 @@ class SkippedStep:
     stage: int
     reason: str
     saved: str
-    """Directory with the step's rows (parquet, as in the store) for inspection; "" without rows."""
+    """File with the step's rows (parquet, as in the store) for inspection; "" without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
