@@ -188,10 +188,10 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _mask_scan(arguments: argparse.Namespace) -> None:
-    from masters_ray.studies import mask_scan
+    from masters_ray.studies import mask_scan, sample
 
     ratios, questions = mask_scan.parse_ratios(arguments.ratios), arguments.questions
-    _examined(arguments, lambda config: mask_scan.scan_config(config, ratios, questions), mask_scan.scan)
+    _examined(arguments, lambda config: sample(config, "mask-scan", questions, ratios), mask_scan.scan)
 
 
 def _judge_audit(arguments: argparse.Namespace) -> None:

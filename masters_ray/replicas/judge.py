@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masters_ray.method import prompts
-from masters_ray.records import Problem, Refused
+from masters_ray.records import Refused
 from masters_ray.replicas.model import ReplicaModel
 
 
@@ -27,7 +27,7 @@ class JudgeRole:
         self._model, self._max_tokens = model, max_tokens
 
     def judge(
-        self, problems: Sequence[Problem], answers: Sequence[Sequence[str]], reasoning: bool
+        self, problems: Sequence[prompts.Asked], answers: Sequence[Sequence[str]], reasoning: bool
     ) -> list[list[Verdict]]:
         """Returns a verdict for each answer of each problem; equal cases are judged once. reasoning: judge R_rea too.
 
