@@ -178,10 +178,10 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _mask_scan(arguments: argparse.Namespace) -> None:
-    from masters_ray.studies import mask_scan
+    from masters_ray.studies import mask_scan, sample
 
     ratios = mask_scan.parse_ratios(arguments.ratios)
-    _examine(arguments, lambda config: mask_scan.scan_config(config, ratios, arguments.questions), mask_scan.scan)
+    _examine(arguments, lambda config: sample(config, "mask-scan", arguments.questions, ratios), mask_scan.scan)
 
 
 def _judge_audit(arguments: argparse.Namespace) -> None:

@@ -112,6 +112,8 @@ class JudgedText:
 
     position: int
     """Place of its question in the seeded order of the run's data."""
+    id: str
+    """The question's."""
     kind: str
     question: str
     label: str

@@ -1,9 +1,7 @@
 """Every key of a configuration with its default, unit, bounds, and when it may change in a run that has begun."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -12,7 +10,6 @@ from masters_ray.config.fields import (
     Checkpoint,
     ConfigSection,
     Directory,
-    Int,
     KeyScope,
     MaskRatio,
     NonNegativeFloat,
@@ -59,7 +56,7 @@ class DataSource(ConfigSection):
     """Rows with question, answer, image (path relative to the file, bytes, or a list), optionally choices, id, kind."""
 
     format: Literal["jsonl", "parquet"] = "jsonl"
-    path: Place | None = None
+    path: Place = MISSING
     rows: PositiveInt | None = None
     """Number of rows to take in the seeded order, kinds balanced; default: all."""
 
@@ -168,7 +165,7 @@ class Sampling(ConfigSection):
     temperature: PositiveFloat = 1.0
     """Above 0, since the answers of a group must differ."""
     top_p: Annotated[PositiveFloat, Field(le=1)] = 0.9
-    top_k: Annotated[Int, only(lambda tokens: tokens == -1 or tokens >= 1, "at least 1, or -1 for all")] = 50
+    top_k: Annotated[int, only(lambda tokens: tokens == -1 or tokens >= 1, "at least 1, or -1 for all")] = 50
     repetition_penalty: PositiveFloat = 1.05
     max_tokens: PositiveInt = 1024
 
@@ -200,7 +197,7 @@ class Rollout(ConfigSection):
     """Online replicas' devices. beside: their own; turns: the learner's (one node); auto: beside if that fits."""
     pictures: Annotated[Literal["embed", "reference"], KeyScope.RESUMABLE] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: paths that every node must see."""
-    max_restarts: Annotated[Int, KeyScope.RESUMABLE] = 10
+    max_restarts: Annotated[int, KeyScope.RESUMABLE] = 10
     """Most restarts of a replica whose process died."""
     max_set_aside_share: Annotated[Share, KeyScope.RESUMABLE] = 0.05
     """Limit on the fraction of a stage's questions without a row (bad picture, prompt or verdicts, dead replicas), of
@@ -359,7 +356,7 @@ class Config(ConfigSection):
         further = {f"growth[{number}].teacher": one.teacher for number, one in enumerate(self.growth)}
         return {"teacher": self.teacher, **further, "student": self.student}
 
-    def of_teacher(self, number: int) -> Config:
+    def of_teacher(self, number: int) -> Self:
         """Returns the configuration with teacher ``number`` (from 0) as its only teacher."""
         if number == 0:
             return replace(self, growth=[])

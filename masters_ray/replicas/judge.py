@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masters_ray.method import prompts
-from masters_ray.records import Problem, Reply
+from masters_ray.records import Problem, Refused, Reply
 from masters_ray.replicas.model import ReplicaModel
 
 
@@ -25,7 +25,7 @@ class JudgeRole:
         self._model, self._max_tokens = model, max_tokens
 
     def judge(
-        self, problems: Sequence[Problem], answers: Sequence[Sequence[str]], reasoning: bool
+        self, problems: Sequence[prompts.Asked], answers: Sequence[Sequence[str]], reasoning: bool
     ) -> list[list[Verdict]]:
         """Returns a verdict for each answer of each problem; equal cases are judged once. reasoning: judge R_rea too.
 
