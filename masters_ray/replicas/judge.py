@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masters_ray.method import prompts
-from masters_ray.records import Problem, Refused, Reply
+from masters_ray.records import Reply
 from masters_ray.replicas.model import ReplicaModel
 
 
