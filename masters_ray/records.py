@@ -112,6 +112,8 @@ class JudgedText:
 
     position: int
     """Place of its question in the seeded order of the run's data."""
+    id: str
+    """The question's."""
     kind: str
     question: str
     label: str
@@ -270,7 +272,7 @@ class SkippedStep:
     stage: int
     reason: str
     saved: str
-    """Directory with the step's rows (parquet, as in the store) for inspection; "" without rows."""
+    """File with the step's rows (parquet, as in the store) for inspection; "" without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def read_shard(folder: Where, name: str) -> pa.Table:
 def read_judged(folder: Where) -> Iterator[JudgedText]:
     """Yields the answers of a finished store as their judge saw them."""
     for row in read(folder):
-        asked = {name: getattr(row.problem, name) for name in ("kind", "question", "label", "choices")}
+        asked = {name: getattr(row.problem, name) for name in ("id", "kind", "question", "label", "choices")}
         for one in (answer.judged for answer in row.answers):
             assert one.accuracy is not None  # only answers with an accuracy are stored
             yield JudgedText(

@@ -10,7 +10,7 @@ import pytest
 from masters_ray import data
 from masters_ray.errors import DataError, LearnerError, MastersError, StoreError
 from masters_ray.files import write_text
-from masters_ray.learner.checkpoints import Checkpoints
+from masters_ray.learner.checkpoints import CheckpointWriter
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -84,7 +84,7 @@ def plotted(root: Path) -> None:
         ("tensorboard", plotted, StoreError),
         ("evaluation", marks, StoreError),
         ("difficulty", difficulty, StoreError),
-        ("checkpoints", lambda root: Checkpoints(root / "checkpoints", rank=0, workers=1, kept=1), LearnerError),
+        ("checkpoints", lambda root: CheckpointWriter(root / "checkpoints", rank=0, workers=1, kept=1), LearnerError),
     ],
 )
 def test_a_file_where_a_directory_belongs_is_named(

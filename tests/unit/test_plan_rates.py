@@ -220,14 +220,14 @@ def test_questions_are_those_of_the_configuration_unless_given(rates: Path, caps
 
 
 REFUSED = """
---shares 0,1.5 -> rollout.online_fraction: expected at most 1, found 1.5
---shares 0,,1 -> rollout.online_fraction: expected a number, found None
---shares nan -> rollout.online_fraction: expected a finite number, found nan
+--shares 0,1.5 -> rollout.online_fraction: expected less than or equal to 1, found '1.5'
+--shares 0,,1 -> rollout.online_fraction: expected a valid number, found None
+--shares nan -> rollout.online_fraction: expected a finite number, found 'nan'
 --replicas teacher -> teacher: expected key=value, found no '='
---replicas teacher=0 -> teacher.replicas: expected at least 1, found 0
---replicas teacher=1.5 -> teacher.replicas: expected a whole number, found 1.5
+--replicas teacher=0 -> teacher.replicas: expected greater than or equal to 1, found '0'
+--replicas teacher=1.5 -> teacher.replicas: expected a valid integer, unable to parse string as an integer, found '1.5'
 --replicas judges=2 -> judges.replicas: expected a known key
---questions 0 -> data.train.rows: expected at least 1, found 0
+--questions 0 -> data.train.rows: expected greater than or equal to 1, found '0'
 data.train.rows=null -> data.train.rows: expected a number, found none. Set it or
 rollout.max_stalenes=0 -> Did you mean rollout.max_staleness?
 --rates none.json -> none.json: missing. Mend the file
