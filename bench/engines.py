@@ -51,7 +51,7 @@ def flow(folder: Path) -> dict[str, Any]:
         Replicas(_specs(config)) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
-        recipe = recipes.recipe(config, _STAGE, student, student, recipes.judging(config, student), {})
+        recipe = recipes.recipe(config, _STAGE, student, student, {})
         rollouts.roll_out(recipe, questions, range(_WARM), replicas, folder / "warm")
         looks = _Looks(replicas.pools["teacher"], folder / "store")
         rollouts.roll_out(recipe, questions, range(_WARM, _WARM + _ROWS), replicas, folder / "store")
@@ -65,7 +65,7 @@ def direct(folder: Path) -> dict[str, Any]:
     os.environ |= environment(teacher)  # as in a replica's process
     model = ReplicaModel(teacher)
     rows = list(store.read(folder / "store"))
-    recipe = recipes.recipe(config, _STAGE, "", "", recipes.judging(config, ""), {})
+    recipe = recipes.recipe(config, _STAGE, "", "", {})
     _again(model, config, recipe, rows[: _WARM // 4])
     began = time.monotonic()
     tokens = _again(model, config, recipe, rows)

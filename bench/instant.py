@@ -21,7 +21,6 @@ from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.curriculum import Questions
-from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, Problem
 from masters_ray.replicas.actor import Expected, ReplicaActor
@@ -98,7 +97,7 @@ def main() -> None:
     recipe = Recipe(
         stage=Stage(index=0, ratio=0.2),
         rollout=Rollout(),
-        judging=Judging(settings=Judge(), models={"student": "s" * 64}),
+        judge=Judge(),
         seed=0,
         student_digest="s" * 64,
         settings={"top_k": TOP_K},

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from masters_ray import data, store
+from masters_ray.pipeline.judging import judge_answers
 from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import tally
@@ -139,20 +140,20 @@ class GroupMaker:
 
     def _judge(self, work: _BatchWork) -> None:
         """Judges the answers of the questions that no engine has refused."""
-        judging, questions = self._recipe.judging, work.questions
+        settings, questions = self._recipe.judge, work.questions
         written = [
             [] if one.position in work.rejected else [*one.answers.get("teacher", ()), *one.answers.get("student", ())]
             for one in questions
         ]
         with self._timed("judge.judge", len(questions)):
             problems, known = [one.problem for one in questions], [one.known for one in questions]
-            judged = judging.judge(self._pools, problems, work.shared, written, known)
+            judged = judge_answers(settings, self._pools, problems, work.shared, written, known)
         for one, own in zip(questions, judged, strict=True):
             one.judged = own
             one.readable = [
                 answer
                 for answer in own
-                if answer.accuracy is not None and (answer.reasoning is not None or not judging.settings.reasoning)
+                if answer.accuracy is not None and (answer.reasoning is not None or not settings.reasoning)
             ]
 
     def _score(self, work: _BatchWork) -> None:
@@ -189,7 +190,7 @@ class GroupMaker:
         ]
         counts = tally(
             [(one.problem, one.judged) for one in answered],
-            recipe.judging.settings,
+            recipe.judge,
             rows=len(rows),
             tokens=int(top.lengths.sum()),
             tail_mass_sum=store.left_out(top) if rows else 0.0,

@@ -49,15 +49,11 @@ class HeldOut:
     def is_measured(self, name: str, model: str | None) -> bool:
         """Returns whether marks of ``name`` exist for these questions and, unless ``model`` is None, for the weights
         with this digest. Prints why an existing file is measured again."""
-        if (found := self._stored(name)) is None:
-            return False
-        if found.questions != self._digest:
-            told = "on other held-out questions than the data hold now"
-        elif model not in (None, found.model):
-            told = "with other weights than there are now"
-        else:
-            return True
-        say(f"{self._directory.evaluation(name)}: measured {told}; it is measured again")
+        found = self._stored(name)
+        if found is None or (found.questions == self._digest and model in (None, found.model)):
+            return found is not None
+        file = self._directory.evaluation(name)
+        say(f"{file}: of other held-out questions or other weights than there are now; it is measured again")
         return False
 
     def measure(self, pools: Mapping[Role, Pool], role: Role, name: str, model: str) -> None:

@@ -14,7 +14,6 @@ from masters_ray import remarks, store
 from masters_ray.config import Rule
 from masters_ray.errors import LearnerError, MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
-from masters_ray.method.schedule import Iteration
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.context import RunContext
@@ -98,8 +97,7 @@ class OnlineRollouts:
     def _rows_for(self, order: Order) -> pa.Table | None:
         """Returns the rows of an iteration, made or found; None when the order is no longer wanted, or its weights are
         lost with their learner."""
-        iteration = self._iterations[order.iteration]
-        stage = self._run.stages[iteration.stage]
+        stage = self._run.stages[self._iterations[order.iteration].stage]
         replicas = self._run.owner.online(stage.teacher, stage.ratio)
         if self._stopping.is_set():
             return None
@@ -109,27 +107,20 @@ class OnlineRollouts:
         recipe = self._run.recipes.of(stage, student)
         if stage.index not in self._writers:
             self._writers[stage.index] = store.Writer(self._run.directory.online(stage.index), recipe.key(report))
-        if (found := self._reusable_rows(order, iteration)) is not None:
+        if (found := self._reusable_rows(order)) is not None:
             return found
         try:
-            self._make(order, iteration, recipe, GroupMaker(recipe, replicas, report.digest), replicas, began)
+            self._make(order, recipe, GroupMaker(recipe, replicas, report.digest), replicas, began)
         except WeightsGoneError as gone:
             say(f"iteration {order.iteration} is answered again when the learner goes on: {gone}")
             return None
-        return self._reusable_rows(order, iteration)
+        return self._reusable_rows(order)
 
-    def _make(
-        self,
-        order: Order,
-        iteration: Iteration,
-        recipe: Recipe,
-        maker: GroupMaker,
-        replicas: Replicas,
-        began: float,
-    ) -> None:
+    def _make(self, order: Order, recipe: Recipe, maker: GroupMaker, replicas: Replicas, began: float) -> None:
         """Stores the rows of an iteration, in place of other students' rows; stops when the order is not wanted."""
-        index, writer = iteration.stage, self._writers[iteration.stage]
-        writer.discard(store.read_accounts(self._run.directory.online(index), iteration.positions))
+        iteration, index = self._iterations[order.iteration], recipe.stage.index
+        folder, writer = self._run.directory.online(index), self._writers[index]
+        writer.discard(store.read_accounts(folder, iteration.positions))
         following: tuple[Role, ...] = ("student", "judge") if self._run.config.judge.follows_student else ("student",)
         for role in following:
             replicas.pools[role].hold(order.weights)
@@ -146,7 +137,9 @@ class OnlineRollouts:
             return
         self._tallies[index] += work.tally
         self._rejected[index] |= work.rejected
-        self._limits(index).check(list(self._rejected[index].values()), self._tallies[index])
+        questions = sum(len(one.positions) for one in self._iterations.values() if one.stage == index)
+        limits = Limits(rollout=recipe.rollout, questions=questions, folder=str(folder))
+        limits.check(list(self._rejected[index].values()), self._tallies[index])
         step = OnlineStep(
             step=order.iteration,
             stage=index,
@@ -160,23 +153,18 @@ class OnlineRollouts:
         )
         append_lines(self._run.directory.file("online.jsonl"), [dataclasses.asdict(step)])
 
-    def _reusable_rows(self, order: Order, iteration: Iteration) -> pa.Table | None:
-        """Returns the iteration's stored rows, if all of its questions were asked as they are now and each writer is
-        the student of this order or an earlier version of it that the order lists; else None."""
-        folder, questions = self._run.directory.online(iteration.stage), self._run.questions
+    def _reusable_rows(self, order: Order) -> pa.Table | None:
+        """Returns the iteration's stored rows, if all of its questions were asked and each writer is the student of
+        this order or an earlier version of it that the order lists; else None."""
+        iteration = self._iterations[order.iteration]
+        folder = self._run.directory.online(iteration.stage)
         shards = store.read_accounts(folder, iteration.positions)
-        asked = {position: digest for account in shards.values() for position, digest in account.asked.items()}
-        if asked != {position: questions.digest(position) for position in iteration.positions}:
+        if {position for account in shards.values() for position in account.asked} != set(iteration.positions):
             return None
         rows = pa.concat_tables([store.read_shard(folder, name) for name in shards])
         written = zip(rows["student_digest"].to_pylist(), rows["version"].to_pylist(), strict=True)
         known = all(digest in (order.weights.digest, order.students.get(version)) for digest, version in written)
         return rows if known else None
-
-    def _limits(self, stage: int) -> Limits:
-        questions = sum(len(one.positions) for one in self._iterations.values() if one.stage == stage)
-        folder = str(self._run.directory.online(stage))
-        return Limits(rollout=self._run.config.rollout, questions=questions, folder=folder)
 
 
 def finish(folder: store.Folder, rule: Rule) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
-from masters_ray.config import Config, JudgedBy, Rollout, Student, Teacher
+from masters_ray.config import Config, Judge, Rollout
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.models import reserved, weights
 from masters_ray.pipeline.curriculum import Questions
-from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Source
 
@@ -39,7 +38,7 @@ class Recipe:
 
     stage: Stage
     rollout: Rollout
-    judging: Judging
+    judge: Judge
     seed: int
     student_digest: str
     """Digest of the student that writes."""
@@ -71,13 +70,12 @@ class Earlier:
 
 
 class Recipes:
-    """The recipes of a run's stages. Digests of the untrained student and of judging teachers are computed once."""
+    """The recipes of a run's stages."""
 
     def __init__(
         self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]], questions: Questions
     ) -> None:
         self._config, self._directory, self._plan, self._questions = config, directory, plan, questions
-        self._judgings: dict[int, Judging] = {}
 
     @cached_property
     def reference(self) -> str:
@@ -91,17 +89,13 @@ class Recipes:
 
     def of(self, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
         """Returns the recipe of a stage, or of an online iteration in it."""
-        config, judging = self._config.of_teacher(stage.teacher), self._judging(stage.teacher)
-        questions = self._questions.key(self._plan[stage.index][1])
-        if online is None:
+        if online is not None:
+            student = online.digest
+        else:
             writer = self.writer(stage)
             student = self.reference if writer is None or not writer.exists() else weights.digest(writer)
-        else:
-            student = online.digest
-            if config.judge.follows_student and "student" in judging.models:
-                models = {**judging.models, "student": _identity(config.student, student)}
-                judging = dataclasses.replace(judging, models=models)
-        return recipe(config, stage, student, self.reference, judging, questions, online)
+        questions = self._questions.key(self._plan[stage.index][1])
+        return recipe(self._config.of_teacher(stage.teacher), stage, student, self.reference, questions, online)
 
     def earlier(self, stage: Stage) -> Earlier | None:
         """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
@@ -109,28 +103,11 @@ class Recipes:
         schedule = self._config.of_teacher(stage.teacher).schedule
         if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
             return None
-        judges = [self._judging(one.teacher).identity("student") for one, _ in self._plan[: stage.index + 1]]
-        first = judges.index(judges[-1])
+        by_teacher = self._config.judge.of_student == "teacher"
+        first = next(one.index for one, _ in self._plan if not by_teacher or one.teacher == stage.teacher)
         same_judge = first < stage.index
         rows = store.Lookup([self._directory.stage(first if same_judge else 0)])
         return Earlier(rows=rows, same_judge=same_judge)
-
-    def _judging(self, teacher: int) -> Judging:
-        if teacher not in self._judgings:
-            self._judgings[teacher] = judging(self._config.of_teacher(teacher), self.reference)
-        return self._judgings[teacher]
-
-
-def judging(config: Config, reference_digest: str) -> Judging:
-    """Returns who judges a teacher's rollouts. config: with this teacher only. reference_digest: of the student before
-    training. Reads the teacher's weights if it judges."""
-    judges = {config.judge.of_teacher, config.judge.of_student}
-    models: dict[JudgedBy, str] = {}
-    if "student" in judges:
-        models["student"] = _identity(config.student, reference_digest)
-    if "teacher" in judges:
-        models["teacher"] = _identity(config.teacher, weights.digest(weights.locate(config.teacher.checkpoint)))
-    return Judging(settings=config.judge, models=models)
 
 
 def recipe(
@@ -138,7 +115,6 @@ def recipe(
     stage: Stage,
     student_digest: str,
     reference_digest: str,
-    judging: Judging,
     questions: Mapping[str, str],
     online: OnlineWriter | None = None,
 ) -> Recipe:
@@ -174,14 +150,9 @@ def recipe(
     return Recipe(
         stage=stage,
         rollout=config.rollout,
-        judging=judging,
+        judge=judge,
         seed=config.run.seed,
         student_digest=student_digest,
         settings=settings,
         online=online,
     )
-
-
-def _identity(model: Teacher | Student, digest: str) -> str:
-    """Returns what decides a model's output: digests of its weights and of its prompt files, and its number format."""
-    return f"{digest} {weights.prompt_digest(weights.locate(model.checkpoint))} {model.engine.dtype}"

@@ -80,7 +80,7 @@ def roll_out(
         **vars(work.tally),
     )
     writer.finish(dataclasses.asdict(outcome))
-    for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judging.settings.rule):
+    for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judge.rule):
         say(remark)
 
 
@@ -215,7 +215,7 @@ class StageWork:
         return MadeBatch(
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
-            tally=made.tally + tally_of_stored(store.groups(reused), self._recipe.judging.settings),
+            tally=made.tally + tally_of_stored(store.groups(reused), self._recipe.judge),
         )
 
     def _store(self, batch: Batch, made: MadeBatch) -> None:

@@ -1,5 +1,6 @@
 """Counts the answers of batches, and stops a stage that passes its limits."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -12,7 +13,7 @@ from masters_ray.records import AnswerTally, JudgedAnswer, Problem, Rejected, Ro
 
 _ENOUGH_ANSWERS = 400
 """Number of answers from which on their shares are compared with the limits."""
-_EXAMPLES = 3
+_EXAMPLES = 5
 
 
 def tally(
@@ -83,7 +84,14 @@ class Limits:
         """Raises DataError with counts and examples when a limit is passed. rejected: all questions without a row.
         finished: all questions were asked, so shares of answers are compared however few answers there are."""
         if len(rejected) > self.rollout.max_set_aside_share * self.questions:
-            raise DataError(self._set_aside(rejected))
+            kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(one.kind for one in rejected).items())
+            examples = "".join(f"\n  {one.kind}. {one.row}: {one.reason}" for one in rejected[:_EXAMPLES])
+            raise DataError(
+                f"{self.folder}: {len(rejected)} of {self.questions} questions were set aside ({kinds}); "
+                f"rollout.max_set_aside_share allows {self.rollout.max_set_aside_share:g}. The first:{examples}\nMend "
+                "what they name and choose another run.dir (rollout.reuse takes over the rows made here), or raise "
+                "rollout.max_set_aside_share and call again: what is stored stays."
+            )
         if tally.answers < _ENOUGH_ANSWERS and not finished:
             return
         cut = f"are cut at rollout.sampling.max_tokens = {self.rollout.sampling.max_tokens}"
@@ -100,20 +108,3 @@ class Limits:
                     f"them with: masters-ray store verify {self.folder}. Change what makes them, in another run.dir, "
                     f"or raise rollout.{key} and call again: what is stored stays."
                 )
-
-    def _set_aside(self, rejected: Sequence[Rejected]) -> str:
-        kinds: dict[str, list[Rejected]] = {}
-        for one in rejected:
-            kinds.setdefault(one.kind, []).append(one)
-        examples = "".join(
-            f"\n  {kind}, {len(found)} times. {one.row}: {one.reason}"
-            for kind, found in kinds.items()
-            for one in found[:_EXAMPLES]
-        )
-        allowed = self.rollout.max_set_aside_share
-        return (
-            f"{self.folder}: {len(rejected)} of {self.questions} questions were set aside; "
-            f"rollout.max_set_aside_share allows {allowed:g}. The first of each kind:{examples}\n"
-            "Mend what they name and choose another run.dir (rollout.reuse takes over the rows made here), "
-            "or raise rollout.max_set_aside_share and call again: what is stored stays."
-        )

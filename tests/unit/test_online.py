@@ -72,28 +72,12 @@ def weights(version: int, digest: str = "") -> StudentWeights:
     return StudentWeights(version=version, digests={"w": digest or f"of {version}"}, pieces=(), seconds=0.5)
 
 
-class FakeOwner(ReplicaOwner):
-    """Owns replicas that are stand-ins."""
-
-    def __init__(self, replicas: FakeReplicas, turns: Turns | None) -> None:
-        self.turns = turns
-        self.started: list[tuple[int, float]] = []
-        self._stand_ins, self._key, self._replicas = replicas, None, None
-
-    def online(self, teacher: int, ratio: float) -> Any:
-        if self._replicas is None or self._key != teacher:
-            self.started.append((teacher, ratio))
-            self._replicas, self._key = self._stand_ins, teacher  # type: ignore[assignment]
-        return self._replicas
-
-
 class Course:
     """A run's online rollouts, and what the learner sees of them."""
 
-    def __init__(self, folder: Path, replicas: FakeReplicas, *words: str, learner: Learner = (), turns: bool = False):
+    def __init__(self, config: Config, learner: Learner, turns: Turns | None) -> None:
         """learner: the students that it was; it goes on as the last one. In turns it has one worker, and the student
         writes one step late."""
-        config = settings(folder, *words)
         plan = schedule.plan(config.schedules, len(QUESTIONS))
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
@@ -101,20 +85,18 @@ class Course:
         directory = RunDirectory(config)
         recipes = Recipes(config, directory, plan, QUESTIONS)  # type: ignore[arg-type]
         recipes.reference = "the student before training"
-        self.owner = FakeOwner(replicas, Turns(cpus=1.0, gpus=0) if turns else None)
         run: Any = SimpleNamespace(
             config=config,
             directory=directory,
-            owner=self.owner,
+            owner=ReplicaOwner(config, turns),
             stages=[stage for stage, _ in plan],
             iterations=iterations,
             questions=QUESTIONS,
             recipes=recipes,
         )
         self._rollouts = OnlineRollouts(run, Near(self.broker))
-        self.broker.begin(
-            max((one.version for one in learner), default=0), {one.version: one.digest for one in learner}
-        )
+        learned = {one.version: one.digest for one in learner}
+        self.broker.begin(max(learned, default=0), learned)
         self._rollouts.__enter__()
         self._open = True
 
@@ -137,20 +119,26 @@ class Course:
         return rows
 
 
-def course_replicas(**pools: FakePool) -> FakeReplicas:
+def replicas(**pools: FakePool) -> FakeReplicas:
     return FakeReplicas(**{"reference": FakePool("reference"), **pools})
 
 
-Run = Callable[..., Course]
+Run = Callable[..., tuple[Course, dict[str, FakePool]]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Begins a course with stand-ins for the replicas, which may be started once."""
     open_ones: list[Course] = []
 
-    def begun(replicas: FakeReplicas, *words: str, learner: Learner = (), turns: bool = False) -> Course:
-        open_ones.append(Course(tmp_path, replicas, *words, learner=learner, turns=turns))
-        return open_ones[-1]
+    def begun(
+        *words: str, learner: Learner = (), turns: bool = False, **pools: FakePool
+    ) -> tuple[Course, dict[str, FakePool]]:
+        started = replicas(**pools)
+        left = [started]
+        monkeypatch.setattr(owner, "Replicas", lambda _: left.pop())
+        open_ones.append(Course(settings(tmp_path, *words), learner, Turns(cpus=1.0, gpus=0) if turns else None))
+        return open_ones[-1], started.pools
 
     yield begun
     for one in open_ones:
@@ -159,22 +147,16 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage(run: Run, tmp_path: Path) -> None:
     """At most one step behind: iterations 1 to 4 are written by versions 0, 0, 1 and 2."""
-    replicas = course_replicas()
-    course = run(replicas)
+    course, pools = run()
     course.publish(0, 1, 2)
     tables = [course.take(iteration) for iteration in (1, 2, 3, 4)]
     assert [table["position"].to_pylist() for table in tables] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [table["version"].to_pylist() for table in tables] == [[0, 0], [0, 0], [1, 1], [2, 2]]
     assert [table["mask_ratio"].to_pylist()[0] for table in tables] == [0.2, 0.2, 0.0, 0.0]
-    assert [set(table["student_digest"].to_pylist()) for table in tables[2:]] == [
-        {weights(1).digest},
-        {weights(2).digest},
-    ]
-    assert replicas.pools["student"].held == [0, 0, 1, 2] and replicas.pools["reference"].held == []
-    assert course.owner.started == [(0, 0.2)], "one set of engines for all"
-    deadline = time.monotonic() + 10
-    while len(noted := read_lines(tmp_path / "online.jsonl")) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)  # the last one is noted after it was handed over
+    digests = [set(table["student_digest"].to_pylist()) for table in tables]
+    assert digests == [{weights(version).digest} for version in (0, 0, 1, 2)]
+    assert pools["student"].held == [0, 0, 1, 2] and pools["reference"].held == []
+    noted = read_lines(tmp_path / "online.jsonl")
     assert [(one["step"], one["stage"], one["version"], one["ages"]) for one in noted] == [
         (1, 0, 0, [0, 0]),
         (2, 0, 0, [1, 1]),
@@ -186,27 +168,22 @@ def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage
     assert calls["teacher.answer"] == calls["student.answer"] == calls["judge.judge"] == (2, 2)
 
 
-def test_the_writer_scores_all_answers_of_a_fresh_group_and_so_does_the_student_before_training(
-    run: Run,
-) -> None:
-    replicas = course_replicas()
-    course = run(replicas)
+def test_the_writer_scores_all_answers_of_a_fresh_group_and_so_does_the_student_before_training(run: Run) -> None:
+    course, pools = run()
     course.publish(0)
     [first, _] = store.groups(course.take(1))
-    assert all(len(one.behaviour_logprobs) == 2 for one in first.answers if one.behaviour_logprobs is not None)
-    assert all(one.behaviour_logprobs is not None for one in first.answers)
-    assert sorted(set(replicas.pools["reference"].scored)) == [(5, 1), (6, 1), (7, 1)]
-    assert set(replicas.pools["student"].scored) == {(5, 1)}, "what the teacher alone has written"
+    assert [len(one.behaviour_logprobs) for one in first.answers] == [2] * 4  # type: ignore[arg-type]
+    assert sorted(set(pools["reference"].scored)) == [(5, 1), (6, 1), (7, 1)]
+    assert set(pools["student"].scored) == {(5, 1)}, "what the teacher alone has written"
 
 
 def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run: Run) -> None:
-    replicas = course_replicas()
-    course = run(replicas, "judge.follows_student=true")
+    course, pools = run("judge.follows_student=true")
     course.publish(0, 1)
     for iteration in (1, 2, 3):
         course.take(iteration)
-    assert replicas.pools["judge"].held == [0, 0, 1]
-    assert replicas.pools["judge"].judged.count("red") == 6, "once for each question"
+    assert pools["judge"].held == [0, 0, 1]
+    assert pools["judge"].judged.count("red") == 6, "once for each question"
 
 
 OTHERWISE = weights(1, "another")
@@ -224,19 +201,18 @@ OTHERWISE = weights(1, "another")
 def test_rows_of_a_call_that_was_killed_are_kept_if_a_student_that_this_learner_was_wrote_them(
     learner: Learner, published: Learner, writer: StudentWeights, made_again: list[str], run: Run
 ) -> None:
-    first = run(course_replicas())
+    first, _ = run()
     first.publish(0, 1)
     before = first.take(3)
     first.close()
-    replicas = course_replicas()
-    again = run(replicas, learner=learner)
+    again, pools = run(learner=learner)
     for one in published:
         again.broker.publish(one)
     after = again.take(3)
     assert set(after["student_digest"].to_pylist()) == {writer.digest}
     assert after.equals(before) == (not made_again)
     of_the_last = {"6", "7"}  # nobody has asked for them before
-    assert sorted({*replicas.pools["student"].wrote} - of_the_last) == made_again
+    assert sorted({*pools["student"].wrote} - of_the_last) == made_again
 
 
 def test_questions_whose_replicas_died_are_taken_again_and_the_learner_gets_whole_iterations(run: Run) -> None:
@@ -248,19 +224,17 @@ def test_questions_whose_replicas_died_are_taken_again_and_the_learner_gets_whol
                 self.lives -= 1
                 raise ReplicaLostError("its process died")
 
-    course = run(course_replicas(student=Dying("student")))
+    course, _ = run(student=Dying("student"))
     course.publish(0)
     assert course.take(1)["position"].to_pylist() == [0, 1]
 
 
-def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_replicas_words(
-    run: Run,
-) -> None:
+def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_replicas_words(run: Run) -> None:
     class Damaged(FakePool):
         def hold(self, weights: StudentWeights) -> None:
             raise WeightSyncError("version 0 arrived with other weights: a instead of b")
 
-    course = run(course_replicas(student=Damaged("student")))
+    course, _ = run(student=Damaged("student"))
     course.publish(0)
     with pytest.raises(LearnerError, match="rollouts of online iterations stopped: version 0 arrived with other"):
         course.broker.take(1)
@@ -268,9 +242,7 @@ def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_rep
         course.close(LearnerError("rollouts stopped"))
 
 
-def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_one_that_goes_on(
-    run: Run,
-) -> None:
+def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_one_that_goes_on(run: Run) -> None:
     class Gone(FakePool):
         def hold(self, weights: StudentWeights) -> None:
             super().hold(weights)
@@ -280,7 +252,7 @@ def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_
 
     again = threading.Event()
     student = Gone("student")
-    course = run(course_replicas(student=student))
+    course, _ = run(student=student)
     course.publish(0, 1)
     course.take(1)
     course.broker.begin(1, {})
@@ -291,15 +263,14 @@ def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_
 
 
 def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes_on(run: Run) -> None:
-    replicas = course_replicas()
-    course = run(replicas, turns=True)
+    course, pools = run(turns=True)
     course.publish(0, 1, 2)
     time.sleep(0.1)
-    assert replicas.pools["student"].wrote == [], "nobody waits, though the weights are there"
+    assert pools["student"].wrote == [], "nobody waits, though the weights are there"
     for iteration in (1, 2, 3, 4):
         assert course.take(iteration)["version"].to_pylist() == [max(0, iteration - 2)] * 2, "as without turns"
-        assert [pool.asleep for pool in replicas.pools.values()] == [iteration] * 4
-        assert len(replicas.pools["student"].wrote) == 2 * iteration
+        assert [pool.asleep for pool in pools.values()] == [iteration] * 4
+        assert len(pools["student"].wrote) == 2 * iteration
 
 
 def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: Run) -> None:
@@ -315,13 +286,11 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: R
     class Single(Slow):
         most_calls_at_once = 1
 
-    replicas = course_replicas(
-        teacher=Single("teacher"), **{role: Slow(role) for role in ("student", "reference", "judge")}
-    )
-    course = run(replicas, "rollout.max_wait_seconds=1", turns=True)
+    slow = {role: Slow(role) for role in ("student", "reference", "judge")}
+    course, pools = run("rollout.max_wait_seconds=1", turns=True, teacher=Single("teacher"), **slow)
     course.publish(0)
     assert course.broker.take(1) is None
-    student = replicas.pools["student"]
+    student = pools["student"]
     assert (student.wrote, student.asleep) == (["0"], 1), "the second batch is not begun"
     assert course.take(2)["position"].to_pylist() == [2, 3]
 
@@ -333,7 +302,7 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
 
     def start(specs: list[ReplicaSpec]) -> FakeReplicas:
         assert [one.devices for one in specs] == [None if turns is None else ("",)] * 3
-        started.append(course_replicas())
+        started.append(replicas())
         return started[-1]
 
     monkeypatch.setattr(owner, "Replicas", start)

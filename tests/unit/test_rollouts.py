@@ -13,7 +13,6 @@ from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.records import Picture, Problem, Rejected, StageOutcome
 from masters_ray.replicas.judge import Verdict
@@ -53,7 +52,7 @@ def recipe(
     return Recipe(
         stage=Stage(index=stage, ratio=ratio),
         rollout=made_by,
-        judging=Judging(settings=judge or Judge(), models={"student": "the student", "teacher": "the teacher"}),
+        judge=judge or Judge(),
         seed=0,
         student_digest="s",
         settings={"questions": asked, "mask_ratio": ratio, "teacher_answers": made_by.teacher_answers},
@@ -339,7 +338,7 @@ def test_pictures_are_stored_by_reference_if_so_asked(tmp_path: Path) -> None:
 def test_a_stage_stops_when_too_many_questions_are_set_aside_and_goes_on_when_more_are_allowed(tmp_path: Path) -> None:
     replicas = FakeReplicas()
     replicas.pools["teacher"].refuses = {"1", "2"}
-    with pytest.raises(DataError, match=r"2 of 5 questions were set aside(.|\n)*engine, 2 times. 1: (.|\n)*too long"):
+    with pytest.raises(DataError, match=r"2 of 5 questions were set aside \(engine 2\);(.|\n)*engine. 1: .*too long"):
         roll_out(tmp_path, replicas, max_set_aside_share=0.3)
     wait_for_what_runs_on()
     with pytest.raises(DataError, match="2 of 5 questions were set aside"):
