@@ -23,8 +23,6 @@ class StageStores:
     def __init__(self, config: Config, directory: RunDirectory, iterations: Sequence[schedule.Iteration]) -> None:
         self._directory, self._iterations = directory, iterations
         self._spare_rows = config.rollout.spare_rows
-        self._read: set[int] = set()
-        """Indices of the stages whose files this call has read completely."""
 
     def wanted(self, stage: Stage, part: range) -> list[int]:
         """Returns the positions in ``part`` whose rows are made before training: all but those that only online
@@ -39,8 +37,7 @@ class StageStores:
         Raises StoreError when a store has another recipe or too few questions, when a damaged store is another run's,
         and when the student has learned from rows that are damaged.
         """
-        stage = recipe.stage
-        folder = self._directory.stage(stage.index)
+        stage, folder = recipe.stage, self._directory.stage(recipe.stage.index)
         if not folder.has(store.MANIFEST):
             return False
         other = other_recipe(folder, recipe.settings)
@@ -48,9 +45,8 @@ class StageStores:
         if self._directory.student.exists():
             if other:
                 say(f"{told} The run is finished with the student that has learned from them")
-            return self._has_manifest(folder)
+            return True
         survey = store.survey(folder)
-        self._read.add(stage.index)
         if other and store.KEY not in survey.broken:
             raise StoreError(f"{told} {store.OTHER_RECIPE}")
         if survey.broken:
@@ -60,26 +56,9 @@ class StageStores:
         asked = {position for account in survey.accounts.values() for position in account.asked}
         if missing := set(self.wanted(stage, part)) - asked:
             raise StoreError(
-                f"{folder}: a finished store without {len(missing)} of the {len(part)} questions of its stage: a run "
-                "with a larger rollout.online_fraction, or another learner.groups_per_step, made it. "
-                f"{store.OTHER_RECIPE}"
+                f"{folder}: finished without {len(missing)} of the {len(part)} questions of its stage, by a larger "
+                f"rollout.online_fraction or another learner.groups_per_step. {store.OTHER_RECIPE}"
             )
-        return True
-
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Reads the stores that this call has not read yet, before learning. Raises DamagedError at a broken file."""
-        for index in (stage.index for stage in stages):
-            if index not in self._read and (broken := store.survey(self._directory.stage(index)).broken):
-                raise DamagedError(f"{next(iter(broken.values()))}. The same command makes it again.")
-
-    def _has_manifest(self, folder: store.Folder) -> bool:
-        """Returns whether the manifest can be read, and reopens the store if not. For a run whose student is trained:
-        its rows are not made again."""
-        try:
-            store.read_manifest(folder)
-        except DamagedError as error:
-            store.reopen(folder, {store.MANIFEST: str(error)})
-            return False
         return True
 
     def _refuse_to_mend(self, stage: Stage, part: range, broken: Mapping[str, str]) -> None:

@@ -44,7 +44,7 @@ class Questions:
     def key(self, part: range) -> dict[str, str]:
         """Returns what the key of a store with the questions at ``part`` says of them: "data", the digest of all
         questions in any order, and "questions", that of ``part`` in its order, once the order is known."""
-        key = {"data": self._digest}
+        key = {"data": digest_of(self._problems)}
         if self.known:
             digests = self._problems.digests[self._order[part.start : part.stop]]
             key["questions"] = hashlib.sha256(digests.tobytes()).hexdigest()
@@ -70,10 +70,6 @@ class Questions:
                 append_lines(self._file, [{"question": digest, "said": level} for digest, level in news.items()])
                 self._said.update(news)
                 advance(len(share))
-
-    @cached_property
-    def _digest(self) -> str:
-        return digest_of(self._problems)
 
     @cached_property
     def _file(self) -> Path:

@@ -34,14 +34,13 @@ def load_source(
     max_quarantined_share: float,
     first: int | None = None,
 ) -> data.Loaded:
-    """Loads a source of the run. models: checkpoint folders whose special tokens no text may contain. first: number of
-    rows to read, None for all. Raises DataError as ``data.load``."""
-    teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
+    """Loads a source as ``data.load`` does. models: checkpoint folders whose special tokens no text may contain."""
+    asked = [*(config.of_teacher(number).teacher for number in range(len(config.schedules))), config.student]
     return data.load(
         source,
         config.run.seed,
         max_quarantined_share,
-        min(engine.max_pictures for engine in [*(one.engine for one in teachers), config.student.engine]),
+        min(model.engine.max_pictures for model in asked),
         max_pixels=config.data.max_picture_pixels,
         special=special_tokens.pattern(models),
         spool=spool,
@@ -50,7 +49,7 @@ def load_source(
 
 
 def report_loaded(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
-    """Prints what was loaded, with remarks. Returns the overlap of training and held-out questions."""
+    """Prints what was loaded, with remarks. Returns ``report_overlap``."""
     for name, loaded in (("training", train), ("held-out", held_out)):
         aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
         say(f"{len(loaded.problems)} {name} questions{aside}")

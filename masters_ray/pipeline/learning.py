@@ -22,7 +22,6 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
     ``export_to`` exists. Raises LearnerError, or the error that ended the rollouts of online iterations."""
     if export_to.exists():
         return
-    run.stores.check(plan)
     job = _job(run, plan, export_to)
     done = run.journal.steps_done()
     following = (run.stages[one.stage] for one in job.iterations if one.online and one.number > done)

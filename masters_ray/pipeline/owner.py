@@ -1,8 +1,7 @@
 """Owns the replicas of a run: only one set of them runs at a time, so that sets never share devices."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
+from typing import Self
 
 from masters_ray.config import Config
 from masters_ray.pipeline.parallel import run_all
@@ -25,7 +24,7 @@ class ReplicaOwner:
         for teacher in range(len(config.schedules)) if turns is not None else ():
             self._online_specs(teacher, 0.0)
 
-    def __enter__(self) -> ReplicaOwner:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,5 +56,5 @@ class ReplicaOwner:
 
     def _online_specs(self, teacher: int, ratio: float) -> list[ReplicaSpec]:
         config = self._config.of_teacher(teacher)
-        found = specs(config, processes.for_online_rollouts(config), ratio)
-        return found if self.turns is None else in_turns(found, self.turns.gpus)
+        wanted = specs(config, processes.for_online_rollouts(config), ratio)
+        return wanted if self.turns is None else in_turns(wanted, self.turns.gpus)
