@@ -55,7 +55,7 @@ def loop(engine: FakeEngine) -> EngineLoop:
     return EngineLoop(lambda: engine)
 
 
-def fail(_: Any = None) -> None:
+def fail(*_: Any, **__: Any) -> None:
     raise RuntimeError("out of memory")
 
 
@@ -116,11 +116,16 @@ def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked(
     assert loop.alone(lambda llm: list(llm.slept)) == ["asleep at level 1", "awake"] * 2
 
 
-def test_an_engine_that_cannot_wake_is_broken(engine: FakeEngine, loop: EngineLoop) -> None:
-    loop.sleep()
-    engine.wake_up = fail  # type: ignore[method-assign]
-    with pytest.raises(ReplicaLostError, match="the engine broke: RuntimeError: out of memory"):
+@pytest.mark.parametrize("method", ["sleep", "wake_up"])
+def test_an_engine_that_cannot_sleep_or_wake_is_broken(method: str, engine: FakeEngine, loop: EngineLoop) -> None:
+    setattr(engine, method, fail)
+
+    def turn() -> None:
+        loop.sleep()
         ask(loop, "a")
+
+    with pytest.raises(ReplicaLostError, match="the engine broke: RuntimeError: out of memory"):
+        turn()
 
 
 def test_an_engine_that_cannot_be_made_is_told_to_who_asked_for_it() -> None:
