@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from masters_ray.errors import CheckpointError
@@ -95,50 +93,27 @@ def test_a_file_that_cannot_be_read_is_named_with_its_fault(
     assert fault in str(caught.value)
 
 
-NAME, WEIGHTS = "org/tiny", "model.safetensors"
-
-
-@pytest.fixture
-def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model in a cache of the Hub's client, without its weights."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    model = tmp_path / "models--org--tiny"
-    (model / "refs").mkdir(parents=True)
-    (model / "refs" / "main").write_text("a" * 40)
-    return checkpoint(model / "snapshots" / ("a" * 40))
-
-
-def hub(monkeypatch: pytest.MonkeyPatch, deliver: Callable[[], None]) -> None:
-    """Its client, whose downloads do this and bring what the cache holds then."""
-    own = huggingface_hub.snapshot_download
-
-    def download(name: str, **options: Any) -> str:
-        if not options.get("local_files_only"):
-            deliver()
-        return own(name, local_files_only=True)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-
-
-def test_a_snapshot_in_part_is_completed_and_then_cached(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_in_part_is_completed_once_and_what_the_hub_does_not_deliver_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     downloads = []
 
-    def deliver() -> None:
-        downloads.append(1)
-        shutil.copyfile(PAIR / "student" / WEIGHTS, snapshot / WEIGHTS)
+    def download(name: str, local_files_only: bool = False) -> str:
+        if name == "org/other":
+            raise LocalEntryNotFoundError("no such model")
+        if name == "org/tiny" and not local_files_only:
+            downloads.append(name)
+            shutil.copyfile(PAIR / "student" / SINGLE, tmp_path / name / SINGLE)
+        return str(tmp_path / name)
 
-    hub(monkeypatch, deliver)
-    assert weights.locate_locally(NAME) is None
-    assert [weights.locate(NAME) for _ in range(2)] == [snapshot] * 2
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    checkpoint(tmp_path / "org/tiny")
+    assert weights.locate_locally("org/tiny") is None
+    assert [weights.locate("org/tiny") for _ in range(2)] == [tmp_path / "org/tiny"] * 2
     assert len(downloads) == 1
-    weights.check(snapshot)
-
-
-def test_what_the_hub_does_not_deliver_is_told(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub(monkeypatch, lambda: None)
-    (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one.safetensors"}}')
-    with pytest.raises(CheckpointError, match=r"org/tiny: .* without one.safetensors. Download it where"):
-        weights.locate(NAME)
+    index(checkpoint(tmp_path / "org/torn"), {"a": "one.safetensors"})
+    with pytest.raises(CheckpointError, match=r"org/torn: .* without one.safetensors. Download it where"):
+        weights.locate("org/torn")
     with pytest.raises(CheckpointError, match="org/other: no such directory, and the model hub did not deliver it"):
         weights.locate("org/other")
 
