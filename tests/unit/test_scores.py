@@ -43,10 +43,6 @@ def replying(engine: VllmEngine, reply: Callable[[Any, SamplingParams], Any]) ->
     engine.loop.ask = lambda requests: [reply(*one) for one in requests]  # type: ignore[method-assign]
 
 
-def output(logprobs: Any, cached: int = 0) -> Any:
-    return SimpleNamespace(prompt_token_ids=TOKENS.tolist(), prompt_logprobs=logprobs, num_cached_tokens=cached)
-
-
 def asked(engine: VllmEngine) -> Scored | Refused:
     [found] = engine.score([Prompt(token_ids=TOKENS[:PROMPT].tolist())], [TOKENS[PROMPT:].tolist()], K)
     return found
@@ -60,7 +56,7 @@ def reply(change: Callable[[Tensor, Tensor], object] = lambda *_: None, first: i
     processor = LogprobsProcessor(None, None, create_prompt_logprobs(True), None, None, K)
     tensors = LogprobsTensors(ids, logprobs, torch.ones(LENGTH - 1, dtype=torch.int64))
     processor._update_prompt_logprobs(LogprobsTensors(*(one[first:] for one in tensors[:3])))
-    return output(processor.prompt_logprobs)
+    return SimpleNamespace(prompt_token_ids=TOKENS.tolist(), prompt_logprobs=processor.prompt_logprobs)
 
 
 def test_a_reply_that_lacks_positions_is_asked_for_again_without_the_cache(engine: VllmEngine) -> None:
