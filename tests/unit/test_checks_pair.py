@@ -134,8 +134,8 @@ def test_ends_that_differ_are_told_and_those_that_have_nothing_in_common_refused
     teacher = checkpoint(tmp_path / "two", generation_config={"eos_token_id": [2, 0]})
     told = "answers of teacher end with tokens [0, 2], the student's with [2]; teacher is kept from writing [0]"
     assert list(ends("teacher", teacher, STUDENT)) == [told]
-    others = {"generation_config": {"eos_token_id": 0}, "tokenizer_config": {"eos_token": "<|endoftext|>"}}
-    [complaint] = ends("teacher", checkpoint(tmp_path / "other", **others), STUDENT)
+    other = checkpoint(tmp_path / "other", generation_config={"eos_token_id": 0}, tokenizer_config={"eos_token": "<"})
+    [complaint] = ends("teacher", other, STUDENT)
     assert str(complaint).startswith("student.checkpoint: expected a token that ends answers of teacher too")
 
 
