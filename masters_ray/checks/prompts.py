@@ -89,7 +89,7 @@ def _lengths(
     be asked than rollout.max_set_aside_share allows."""
     config, key = context.config, f"data.{source}"
     if failed:
-        found = f"{len(failed)} of {len(failed) + len(read)} that cannot be ({failed[0]})"
+        found = f"{len(failed)} of {len(failed) + len(read)} that cannot be asked ({failed[0]})"
         remedy = f"Take them out, or raise rollout.max_set_aside_share or {name}.engine.max_model_len."
         complaint = Complaint(key, f"questions that {name} can be asked", found, remedy)
         aside = len(failed) <= config.rollout.max_set_aside_share * (len(failed) + len(read))

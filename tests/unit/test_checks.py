@@ -114,12 +114,12 @@ def test_a_place_that_cannot_be_written_is_one_complaint_among_all(tmp_path: Pat
 def test_questions_that_a_model_cannot_be_asked_are_told_or_too_many(tmp_path: Path, said: Said) -> None:
     (tmp_path / "narrow.png").write_bytes(png((1, 1000)))
     many = [row(0, image="narrow.png"), *(row(number) for number in range(1, 150))]
-    assert "student: data.train has 1 of 150 that cannot be (q0: " in said(words(tmp_path, many))
+    assert "student: data.train has 1 of 150 that cannot be asked (q0: " in said(words(tmp_path, many))
     few = complaints(words(tmp_path, many[:4]))
-    assert "found 1 of 4 that cannot be (q0: ValueError" in few["data.train"]
+    assert "found 1 of 4 that cannot be asked (q0: ValueError" in few["data.train"]
     assert "student.checkpoint" not in few
     long = complaints(words(tmp_path, [row(n, question="what color? " * (500 if n else 1)) for n in range(3)]))
-    assert "found 2 of 3 that cannot be (q" in long["data.train"]
+    assert "found 2 of 3 that cannot be asked (q" in long["data.train"]
     assert "tokens, where engine.max_model_len is 1024)" in long["data.train"]
 
 
