@@ -229,6 +229,6 @@ def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_fr
         driven(tmp_path, monkeypatch)
     told = str(caught.value)
     assert told.startswith("version 2 of the student arrived with other weights: ")
-    assert "in 1 of " in told and " sent, " in told and " received" in told
+    assert ": 1 of " in told and " sent, " in told and " received" in told
     assert [step["step"] for step in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
     assert not any(one["version"] == 2 for one in read_lines(tmp_path / "online.jsonl"))

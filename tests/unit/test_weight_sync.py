@@ -205,7 +205,7 @@ def test_a_bit_that_changed_on_the_way_is_told_with_both_values_and_nothing_is_h
             replica.hold(damaged)
         assert engine.loads == times
     [bad] = [name for name, digest in digests().items() if engine.loaded[0][name] != digest]
-    told = f"in 1 of 3 tensors ({bad}: {digests()[bad][:16]} sent, {engine.loaded[0][bad][:16]} received)"
+    told = f"1 of 3 tensors differ, such as {bad}: {digests()[bad][:16]} sent, {engine.loaded[0][bad][:16]} received"
     assert told in str(caught.value)
 
 
