@@ -112,8 +112,8 @@ def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:
 
 def test_a_replica_that_died_gets_no_call_before_it_is_ready_again_with_the_mask_of_before() -> None:
     """The call that it lost ends then; the others are answered by the other replica."""
-    asked, back = threading.Event(), threading.Event()
-    first = Actor([DIED, "again"], mask=[REPORT], ready=[lambda: asked.set() or back.wait(10)])
+    asked, back = threading.Barrier(2), threading.Event()
+    first = Actor([DIED, "again"], mask=[REPORT], ready=[lambda: (asked.wait(10), back.wait(10))])
     second = Actor(["one", "two"], mask=[REPORT])
     pool = Pool("teacher", [first, second])
     pool.mask(0.2)
