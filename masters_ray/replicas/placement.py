@@ -24,9 +24,7 @@ class Turns:
     gpus: int
 
     def __str__(self) -> str:
-        """Example: ``one node of 8 CPUs and 1 GPU``."""
-        gpus = f" and {self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else ""
-        return f"one node of {self.cpus:g} CPU{'' if self.cpus == 1 else 's'}{gpus}"
+        return f"one node of {self.cpus:g} CPUs and {self.gpus} GPUs"
 
 
 def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = False) -> Turns | None:

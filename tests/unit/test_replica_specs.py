@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -14,7 +14,7 @@ from masters_ray.config import Engine, MaskScope
 from masters_ray.errors import ConfigError, ReplicaError
 from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas import processes, spawn
-from masters_ray.replicas.actor import DEVICES, ReplicaActor, show_own_devices
+from masters_ray.replicas.actor import ReplicaActor, show_devices
 from masters_ray.replicas.spawn import Replicas, environment
 from masters_ray.replicas.spec import ReplicaSpec, in_turns, specs
 from tests.builders import replica_spec
@@ -135,11 +135,16 @@ class Spawned:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.devices: list[Any] = []
         self.ready = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: None))
 
-    def options(self, **options: Any) -> Any:
+    def options(self, **options: Any) -> Self:
         self.asked.append(options)
-        return SimpleNamespace(remote=lambda spec: self)
+        return self
+
+    def remote(self, spec: ReplicaSpec) -> Self:
+        self.devices.append(spec.devices)
+        return self
 
 
 @pytest.mark.parametrize(("turns", "reserved"), [(False, [(3.0, 2.0)] * 2), (True, [(0, 0)] * 2)])
@@ -152,8 +157,7 @@ def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
     wanted = [kind(2, 1, 2)]
     Replicas(in_turns(wanted, 4) if turns else wanted).close()
     assert [(one["num_cpus"], one["num_gpus"]) for one in spawned.asked] == reserved
-    told = [one["runtime_env"]["env_vars"].get(DEVICES) for one in spawned.asked]
-    assert told == (["0,1", "2,3"] if turns else [None, None])
+    assert spawned.devices == ([("0,1",), ("2,3",)] if turns else [None, None])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,6 @@ def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
 def test_a_process_sees_its_own_gpus_of_those_of_the_cluster(
     own: str, shown: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(DEVICES, own)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown or "")
-    show_own_devices()
+    show_devices(own)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
