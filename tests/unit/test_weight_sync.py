@@ -124,34 +124,17 @@ def test_over_nccl_all_is_the_same_but_the_group(monkeypatch: pytest.MonkeyPatch
     assert sorted(made) == [(0, 2, True), (1, 2, True)], "its watchdog comes after our own patience"
 
 
-def in_a_process(function: Any, *arguments: Any) -> None:
-    multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True).start()
-
-
 def receive_one(invitation: Invitation) -> None:
     next(received(invitation, 0, CPU))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def send_one(told: Any) -> None:
-    def dying() -> Iterator[tuple[str, Tensor]]:
-        yield from TENSORS.items()
-        os.kill(os.getpid(), signal.SIGKILL)
-
+def test_a_worker_that_dies_in_the_middle_ends_the_transfer() -> None:
     sending = TensorStream("127.0.0.1", 1, "gloo")
-    told.send(sending.invitation)
-    sending.send(dying())
-
-
-def test_a_side_that_dies_in_the_middle_ends_the_transfer() -> None:
-    sending = TensorStream("127.0.0.1", 1, "gloo")
-    in_a_process(receive_one, sending.invitation)
+    process = multiprocessing.get_context("fork").Process(target=receive_one, args=(sending.invitation,), daemon=True)
+    process.start()
     with pytest.raises(RuntimeError, match=r"[Cc]onnection (closed|reset) by peer"):
         sending.send((f"{number}", torch.ones(2**20)) for number in range(100))
-    there, here = multiprocessing.Pipe()
-    in_a_process(send_one, there)
-    with pytest.raises(RuntimeError, match=r"[Cc]onnection"):
-        ToyEngine().load(here.recv())
 
 
 @pytest.mark.parametrize("silent", ["sender", "worker"])
@@ -258,10 +241,10 @@ def test_versions_that_nobody_needs_are_dropped_but_not_the_one_that_replicas_ho
         sender.retain(version, TENSORS)
     asked(broker, 0)
     sender.drop_all_but([2])
+    for version in (0, 2):
+        asked(broker, version)
     with pytest.raises(WeightsGoneError, match="version 1 of the student is gone"):
         asked(broker, 1)
-    asked(broker, 0)
-    asked(broker, 2)
 
 
 def test_a_replica_that_is_lost_before_or_while_it_is_sent_weights_stops_nobody(
