@@ -4,14 +4,11 @@ Table ``problem`` has each usable row of the source, ``seeded`` the rows that we
 picture files that were read, ``note`` the key of what made the spool and the other findings about the source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import re
 import sqlite3
-import stat
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,7 +74,7 @@ class Problems(Sequence[Problem]):
     def __getitem__(self, where: slice) -> list[Problem]: ...
 
     def __getitem__(self, where: int | slice) -> Problem | list[Problem]:
-        """Reads a problem, or a list of them. Raises IndexError beyond the end, DataError when the file is damaged."""
+        """Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
             return [self[position] for position in range(len(self))[where]]
         query = "SELECT content FROM seeded JOIN problem USING (row) WHERE position = ?"
@@ -134,12 +131,9 @@ class SpoolWriter:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def add(self, row: int, problem: Problem, where: str) -> str | None:
-        """Adds a problem. When an earlier row has its id, appends the row's number to it (``id#17``) and returns that.
-
-        row: index from 0; where: "file:row number", as from ``sources.rows``.
-        """
-        given = problem.id
+    def add(self, row: int, problem: Problem, where: str) -> str:
+        """Adds the problem of the row with that index; returns its id, made unique (``id#17``) by the row number in
+        ``where``."""
         while self._connection.execute("SELECT 1 FROM problem WHERE id = ?", [problem.id]).fetchone():
             problem = replace(problem, id=f"{problem.id}#{where.rpartition(':')[2]}")
         seen = [picture.digest or picture.path for picture in problem.pictures]
@@ -147,7 +141,7 @@ class SpoolWriter:
         content = msgpack.packb(vars(problem) | {"pictures": [vars(picture) for picture in problem.pictures]})
         values = (row, problem.id, problem.digest, _digest([words, seen]), _digest(seen), content)
         self._connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?)", values)
-        return None if problem.id == given else problem.id
+        return problem.id
 
     def looked_at(self, files: Sequence[tuple[str, Stamp]]) -> None:
         """Records picture files and their stamps."""
@@ -164,8 +158,8 @@ class SpoolWriter:
 
 @contextmanager
 def new_spool(file: Path) -> Iterator[SpoolWriter]:
-    """Yields the writer of an empty spool, which replaces ``file`` when the block ends without an error. Raises
-    DataError when it cannot be written."""
+    """Yields the writer of a spool, which replaces ``file`` when the block ends without an error. Raises DataError when
+    it cannot be written."""
     unfinished = file.with_name(file.name + ".tmp")
     with writing(file, DataError, sqlite3.Error):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,15 +178,14 @@ def new_spool(file: Path) -> Iterator[SpoolWriter]:
 
 
 def threads() -> int:
-    """Returns the number of threads that read files: twice the CPUs, for network disks serve many reads; at most 32."""
+    """Returns the number of threads that read files: twice the CPUs, for network disks serve many reads."""
     return min(32, 2 * len(os.sched_getaffinity(0)))
 
 
 def stamp(path: str) -> Stamp:
-    """Returns the file's stamp; (-1, -1) when it cannot be read."""
     with suppress(OSError, ValueError):
         found = Path(path).stat()
-        if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
+        if os.access(path, os.R_OK):
             return found.st_size, found.st_mtime_ns
     return -1, -1
 

@@ -20,7 +20,7 @@ from masters_ray.models import vllm_engine, vllm_loop
 from masters_ray.models.chat import Chat
 from masters_ray.records import Picture
 from tests.builders import encoded_png, problem
-from tests.conftest import ROOT
+from tests.conftest import PAIR
 
 Colours = tuple[tuple[int, int, int], ...]
 Make = Callable[[], bytes]
@@ -77,9 +77,10 @@ def turned(orientation: int, kind: str, **options: Any) -> Make:
     return saved(stored, kind, exif=exif, **options)
 
 
-def xmp(orientation: int) -> Make:
-    packet = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'
-    return saved(RGB.transpose(Image.Transpose(STORED[orientation])), "JPEG", quality=95, xmp=packet.encode())
+LYING = RGB.transpose(Image.Transpose(STORED[6]))
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+UNWRITABLE = b"Exif\0\0II*\0\10\0\0\0" + struct.pack("<HHHIIHHIII", 2, 0x0112, 3, 1, 6, 296, 4, 1, 70_000, 0)
+"""Orientation 6, and a resolution unit too large for the type that Pillow writes it in."""
 
 
 def frames(kind: str, **options: Any) -> Make:
@@ -159,7 +160,8 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     Look(COLOURS, LOSSY, TURNED): {
         **{f"jpeg exif {one}": turned(one, "JPEG", quality=95) for one in range(2, 9)},
         "avif exif 8": turned(8, "AVIF", quality=95),
-        "jpeg xmp 6": xmp(6),
+        "jpeg xmp 6": saved(LYING, "JPEG", quality=95, xmp=XMP),
+        "jpeg exif 6 beside a tag that Pillow cannot write": saved(LYING, "JPEG", quality=95, exif=UNWRITABLE),
     },
     Look(COLOURS, changes=TURNED): {
         "png exif 5": turned(5, "PNG"),
@@ -215,7 +217,7 @@ ZOO = {name: (make, *look) for look, makes in ANIMALS.items() for name, make in 
 def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) -> None:
     make, expected, tolerance, changes = ZOO[name]
     picture = Picture(data=make())
-    assert check(picture).changes == changes
+    assert check(picture)[1] == changes
     pixels = decode(picture)
     assert (pixels.mode, pixels.size, pixels.info, dict(pixels.getexif())) == ("RGB", (WIDTH, HEIGHT), {}, {})
     places = [(WIDTH // 4, HEIGHT // 4), (3 * WIDTH // 4, HEIGHT // 4)]
@@ -227,10 +229,11 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "PostScript is none of PNG, JPEG"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG is none of"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is none of"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+            "what begins with b'%!PS-Adobe-3.0 .* is none of PNG, JPEG",
+        ),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic.* is none of"),
         (b"", "an empty file is none of"),
         (png(8, 0, bytes(HEIGHT * WIDTH))[:-20] + bytes(20), "broken PNG file|Truncated"),
         (saved(RGB, "JPEG")()[:-40], "truncated"),
@@ -257,15 +260,15 @@ def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(saved(RGB, "PNG")())
     (tmp_path / "link.png").symlink_to("x.png")
     reasons = {"pipe.png": "is not an ordinary file", ".": "is not an ordinary file", "loop.png": "cannot be read: "}
-    for name, reason in {**reasons, "/dev/zero": "is not an ordinary file", "x\0.png": "null"}.items():
+    for name, reason in {**reasons, "/dev/zero": "is not an ordinary file"}.items():
         with pytest.raises(BadPictureError, match=reason):
             check(Picture(path=str(tmp_path / name)))
-    link, file = (check(Picture(path=str(tmp_path / name))).picture for name in ("link.png", "x.png"))
+    link, file = (check(Picture(path=str(tmp_path / name)))[0] for name in ("link.png", "x.png"))
     assert link.digest == file.digest
 
 
 def qwen(folder: Path) -> Path:
-    return ROOT / "examples" / "toy" / "pair" / "student"
+    return PAIR / "student"
 
 
 def internvl(folder: Path) -> Path:
