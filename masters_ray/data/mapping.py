@@ -12,8 +12,8 @@ from masters_ray.data.labels import Reading, choices_of, readings, right_choice
 from masters_ray.data.layouts import USED, wrong_columns
 from masters_ray.data.pictures import check, named
 from masters_ray.data.spool import Stamp, stamp
-from masters_ray.data.texts import BadRowError, as_text, check_texts, shown
-from masters_ray.records import Picture, Problem, Rejected
+from masters_ray.data.texts import BadRowError, as_text, check_texts
+from masters_ray.records import Problem, Rejected
 
 _FIRST = 500
 """Rows read to find out how the labels of a source name their choices."""
@@ -76,7 +76,7 @@ class Mapper:
             id=_name(row.get("id"), "id") or where,
             question=question,
             label=right_choice(label, choices, self._usual),
-            pictures=tuple(self._picture(image) for image in images),
+            pictures=tuple(named(image, self._folder) for image in images),
             choices=tuple(choice.text for choice in choices),
             kind=_name(row.get("kind"), "kind") or "all",
         )
@@ -84,15 +84,6 @@ class Mapper:
             raise BadRowError(f"{len(images)} pictures, expected 1 to engine.max_pictures = {self._max_pictures}")
         check_texts(problem, self._special)
         return problem
-
-    def _picture(self, image: Any) -> Picture:
-        if isinstance(image, dict):  # the struct of bytes and path that datasets libraries write
-            image = image.get("bytes") or image.get("path")
-        if isinstance(image, bytes):
-            return Picture(data=image)
-        if isinstance(image, str) and image:
-            return named(image, self._folder)
-        raise BadRowError(f"image: expected a path or bytes, found {shown(image)}")
 
 
 def _usual_reading(source: DataSource) -> Reading:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -91,24 +92,24 @@ def encoded(picture: Picture) -> bytes:
     return content
 
 
-def named(text: str, folder: Path) -> Picture:
-    """Returns the picture that a row means by ``text``: a path relative to ``folder``, file:///…, or base64 with or
-    without ``data:image/…;base64,`` before it. Raises BadRowError for any other address, and for broken base64."""
-    if _BASE64.match(text):
-        letters = "".join(_BASE64.sub("", text).split())  # without MIME's line breaks and blanks behind the comma
-        try:
+def named(image: Any, folder: Path) -> Picture:
+    """Returns the picture that a row means: encoded bytes, a path relative to ``folder``, file:///…, base64 with or
+    without ``data:image/…;base64,`` before it, or a struct of bytes and path. Raises BadRowError for anything else."""
+    if isinstance(image, dict):  # as datasets libraries write pictures
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return Picture(data=image)
+    if isinstance(image, str) and _BASE64.match(image):
+        letters = "".join(_BASE64.sub("", image).split())  # without MIME's line breaks and blanks behind the comma
+        with contextlib.suppress(binascii.Error):
             return Picture(data=base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True))
-        except binascii.Error as error:
-            raise BadRowError(f"image: {cut(text)!r} is not base64: {error}") from None
-    if text.startswith("file:///"):
-        return Picture(path=unquote(text.removeprefix("file://")))
-    if re.match(r"(?i)[^:]*://|(data|file):", text):
-        raise BadRowError(
-            f"image: {cut(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not fetched from "
-            "elsewhere."
-        )
+    if isinstance(image, str) and image.startswith("file:///"):
+        return Picture(path=unquote(image.removeprefix("file://")))
+    if not isinstance(image, str) or not image or re.match(r"(?i)[^:]*://|(data|file):", image):
+        expected = "a path, bytes, file:///… or data:image/…;base64,…"
+        raise BadRowError(f"image: expected {expected}, found {shown(image)}. Pictures are not fetched from elsewhere.")
     # Systems differ in the Unicode normal form of file names.
-    paths = [str(folder / one) for one in (text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))]
+    paths = [str(folder / one) for one in (image, *(unicodedata.normalize(form, image) for form in ("NFC", "NFD")))]
     return Picture(path=next(filter(os.path.exists, paths), paths[0]))
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 from urllib.parse import quote
@@ -58,14 +57,15 @@ class Problems(Sequence[Problem]):
             if size != file.stat().st_size:  # SQLite does not notice a truncated last page
                 raise ValueError(f"{file.stat().st_size} bytes in place of {size}")
             [(self.key, note)] = self._ask("SELECT key, content FROM note")
-            [(self._length,)] = self._ask("SELECT coalesce(max(position) + 1, 0) FROM seeded")
             self.note: dict[str, Any] = json.loads(note)
             """The ``note`` of ``SpoolWriter.finish``."""
+            self.digests = self.column("digest")
+            """``Problem.digest`` of every problem, S16 [problems]."""
         except (OSError, sqlite3.Error, ValueError) as error:
             raise self._damaged(error) from error
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.digests)
 
     @overload
     def __getitem__(self, where: int) -> Problem: ...
@@ -82,11 +82,6 @@ class Problems(Sequence[Problem]):
         fields = msgpack.unpackb(content)
         pictures = tuple(Picture(**picture) for picture in fields["pictures"])
         return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
-
-    @cached_property
-    def digests(self) -> np.ndarray:
-        """``Problem.digest`` of every problem, S16 [problems]; read once, without reading the problems."""
-        return self.column("digest")
 
     def column(self, name: Literal["digest", "asked", "shown"]) -> np.ndarray:
         """Returns a digest per problem, S16 [problems]. digest: of the whole problem; shown: of its pictures' contents;

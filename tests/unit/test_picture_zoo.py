@@ -53,9 +53,7 @@ def quarters(values: Iterable[Any], kind: Any = np.uint8) -> np.ndarray:
 
 HIGH = (quarters(GREY, np.uint16) * 257).astype("<u2")
 """Grey of 16 bits."""
-FLOATS = quarters(GREY, "<f4")
 RGB, RGBA, L, LA = (Image.fromarray(quarters(values)) for values in (COLOURS, CLEAR, GREY, GREY_ALPHA))
-ONE_BIT = L.convert("1", dither=Image.Dither.NONE)
 PALETTE = Image.fromarray(quarters(range(4)), "P")
 PALETTE.putpalette([channel for colour in COLOURS for channel in colour])
 
@@ -73,8 +71,7 @@ def turned(orientation: int, kind: str, **options: Any) -> Make:
     """The picture as a camera that was held otherwise writes it."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = RGB if orientation == 1 else RGB.transpose(Image.Transpose(STORED[orientation]))
-    return saved(stored, kind, exif=exif, **options)
+    return saved(RGB.transpose(Image.Transpose(STORED[orientation])), kind, exif=exif, **options)
 
 
 LYING = RGB.transpose(Image.Transpose(STORED[6]))
@@ -115,12 +112,6 @@ def tiff(values: np.ndarray, bits: int, *, sample: int = 1, photometric: int = 1
     return lambda: start + struct.pack("<H", len(tags)) + entries + b"\0" * 4
 
 
-def twelve_bits() -> np.ndarray:
-    pairs = (quarters(GREY, np.uint32) * 4095 // 255).reshape(-1, 2)
-    first, second = pairs[:, 0], pairs[:, 1]
-    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8)
-
-
 class Look(NamedTuple):
     """What an animal looks like to a model."""
 
@@ -150,7 +141,6 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     },
     Look(COLOURS, LOSSY): {
         **{f"tiff {mode}": saved(RGB.convert(mode), "TIFF") for mode in ("YCbCr", "LAB")},
-        "jpeg exif 1": turned(1, "JPEG", quality=95),
         "jpeg broken exif": JPEG(exif=b"Exif\0\0broken"),
         "jpeg cmyk": saved(RGB.convert("CMYK"), "JPEG", quality=95),
         "jpeg with a profile": JPEG(icc_profile=P3),
@@ -205,10 +195,7 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         "tiff 16 bits": tiff(HIGH, 16),
         "tiff 16 bits, big end first": saved(Image.frombytes("I;16B", RGB.size, HIGH.astype(">u2").tobytes()), "TIFF"),
     },
-    Look(BLACK_AND_WHITE): {
-        "png of one bit": few_bits(1),
-        "tiff of one bit": saved(ONE_BIT, "TIFF", compression="group4"),
-    },
+    Look(BLACK_AND_WHITE): {"png of one bit": few_bits(1)},
 }
 ZOO = {name: (make, *look) for look, makes in ANIMALS.items() for name, make in makes.items()}
 
@@ -237,14 +224,12 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
         (b"", "an empty file is none of"),
         (png(8, 0, bytes(HEIGHT * WIDTH))[:-20] + bytes(20), "broken PNG file|Truncated"),
         (saved(RGB, "JPEG")()[:-40], "truncated"),
-        (saved(RGB, "GIF")()[:60], "cannot be decoded"),
         (saved(RGB, "WEBP")()[:-40], "cannot be decoded"),
         (tiff(quarters(GREY)[:-9], 8)(), "cannot be decoded"),
-        (b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + FLOATS.tobytes(), "brightness cannot be known"),
-        (tiff(twelve_bits(), 12)(), "brightness cannot be known"),
+        (tiff(quarters(GREY, "<f4"), 32, sample=3)(), "brightness cannot be known"),
+        (tiff(np.zeros((HEIGHT, WIDTH * 3 // 2), np.uint8), 12)(), "brightness cannot be known"),
         (tiff(65535 - HIGH, 16, photometric=0)(), "brightness cannot be known"),
         (tiff(quarters(GREY, "<i4"), 32, sample=2)(), "brightness cannot be known"),
-        (tiff(FLOATS, 32, sample=3)(), "brightness cannot be known"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )
@@ -281,8 +266,7 @@ def internvl(folder: Path) -> Path:
     template, size = tokenizer.chat_template, {"height": 28, "width": 28}
     images = hf.GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
     video = hf.InternVLVideoProcessor(size=size)
-    processor = hf.InternVLProcessor(images, tokenizer, video, image_seq_length=1, chat_template=template)
-    processor.save_pretrained(folder)
+    hf.InternVLProcessor(images, tokenizer, video, 1, chat_template=template).save_pretrained(folder)
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
     vision = {"hidden_size": 16, "intermediate_size": 24, "patch_size": [14, 14], "image_size": [28, 28]}

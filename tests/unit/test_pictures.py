@@ -74,13 +74,12 @@ def test_a_picture_may_be_named_in_the_ways_that_people_name_them(spelling: str,
     "text", ["https://x.org/a.png", "s3://b/a.png", "zip://a.png::b.zip", "data:image/png,abc", "file://host/a.png"]
 )
 def test_pictures_are_not_fetched(text: str, tmp_path: Path) -> None:
-    told = r"expected a path, file:///… or data:image/…;base64,… Pictures are not fetched"
-    with pytest.raises(BadRowError, match=told):
+    with pytest.raises(BadRowError, match="image: expected a path, .*Pictures are not fetched from elsewhere"):
         named(text, tmp_path)
 
 
 def test_no_name_of_a_picture_floods_a_terminal_or_governs_it(tmp_path: Path) -> None:
-    with pytest.raises(BadRowError, match="is not base64") as refused:
+    with pytest.raises(BadRowError, match="image: expected a path, bytes, file") as refused:
         named("data:image/png;base64," + "A" * 100_000 + "!", tmp_path)
     assert len(str(refused.value)) < 300
     for path in ("x" * 100_000 + ".png", "\x1b[2Jx.png"):
