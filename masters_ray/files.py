@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
-from masters_ray.errors import MastersError, StoreError, writing
+from masters_ray.errors import StoreError, writing
 
 T = TypeVar("T")
 
@@ -106,15 +106,16 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_text(file: Path, text: str, kind: type[MastersError] = StoreError) -> None:
-    """Writes a UTF-8 file atomically, replacing an existing one. Raises ``kind`` when it cannot be written."""
-    write_bytes(file, text.encode(), kind)
+def write_text(file: Path, text: str) -> None:
+    """Writes a UTF-8 file as ``write_bytes`` does."""
+    write_bytes(file, text.encode())
 
 
-def write_bytes(file: Path, content: bytes | memoryview, kind: type[MastersError] = StoreError) -> None:
-    """Writes bytes as ``write_text`` writes a text. Syncs them to disk before the file gets its final name."""
+def write_bytes(file: Path, content: bytes | memoryview) -> None:
+    """Writes a file atomically, replacing an existing one: synced to disk before it gets its final name. Raises
+    StoreError when it cannot be written."""
     temporary = file.with_name(file.name + HALF_WRITTEN)
-    with writing(file, kind):
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as whole:
             whole.write(content)

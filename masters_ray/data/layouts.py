@@ -15,6 +15,7 @@ from masters_ray.errors import DataError
 USED = ("id", "question", "answer", "image", "choices", "kind")
 """Columns that masters_ray reads."""
 _ROWS = "masters_ray reads one question a row, with the columns question, answer and image"
+_CONVERT = f"{_ROWS}: rename or convert what there is"
 _A_LINE = f"Write an object a line: jq -c '(arrays | .[]), objects' FILE > FILE.jsonl. {_ROWS}."
 _HEAD = 1 << 16
 _MAGIC = {
@@ -50,20 +51,17 @@ def reading(source: DataSource) -> Iterator[None]:
 def in_place_of(source: DataSource) -> str | None:
     """Returns "what is at the source's path. Remedy." when that is not a file of its format, judged by its first bytes;
     None when it may be one. Raises DataError when the file cannot be opened."""
+    file = Path(source.path or "")
     with reading(source):
-        return _in_place_of(Path(source.path or ""), source.format)
-
-
-def _in_place_of(file: Path, format: str) -> str | None:
-    if not file.exists():
-        return (
-            "none. Set data.*.path to one existing file: addresses and patterns of names are not read, and of a data "
-            "set of the Hub, datasets.load_dataset(…, split=…).to_parquet(…) writes a file."
-        )
-    if not file.is_file():
-        return "a folder, or no ordinary file. Join the files of a split into one; of save_to_disk, with to_parquet(…)."
-    with file.open("rb") as content:
-        head = content.read(_HEAD)
+        if not file.exists():
+            return (
+                "none. Set data.*.path to one existing file: addresses and patterns of names are not read, and of a "
+                "data set of the Hub, datasets.load_dataset(…, split=…).to_parquet(…) writes a file."
+            )
+        if not file.is_file():
+            return "a folder, or no ordinary file. Join the files of a split into one, for instance with to_parquet(…)."
+        with file.open("rb") as content:
+            head = content.read(_HEAD)
     start = bare(head.decode("utf-8", "replace"))
     if not start:
         return f"no row ({len(head)} bytes). Was it written to its end?"
@@ -71,11 +69,11 @@ def _in_place_of(file: Path, format: str) -> str | None:
         if re.match(first, head, re.DOTALL):
             return f"{found}. {remedy}"
     found = "parquet" if head.startswith(b"PAR1") else "jsonl" if re.search(r"^\s*[{\[]", start, re.MULTILINE) else ""
-    if found == format or (format == "parquet" and not found):  # pyarrow says what is wrong with it
+    if found == source.format or (source.format == "parquet" and not found):  # pyarrow says what is wrong with it
         return None
     if found:
         return f"{found}. Set data.*.format={found}."
-    return f"lines such as {shown(start.splitlines()[0])}. {_ROWS}: convert it."
+    return f"lines such as {shown(start.splitlines()[0])}. {_CONVERT}."
 
 
 def wrong_columns(row: Mapping[str, Any]) -> str | None:
@@ -86,7 +84,7 @@ def wrong_columns(row: Mapping[str, Any]) -> str | None:
     if missing:
         layout = next((name for key, name in _LAYOUTS.items() if key in given), None)
         held = f"holds {layout}" if layout else f"no {', '.join(missing)}, only {cut(', '.join(given))}"
-        return f"{held}; {_ROWS}: rename or convert them"
+        return f"{held}; {_CONVERT}"
     like = [key for key in given if _CHOICES.fullmatch(key) and row[key] not in ([], {}, "", "[]")]
     if like and not row.get("choices"):
         return f"{cut(', '.join(like))} may be meant as choices: rename it, or write them as one list"

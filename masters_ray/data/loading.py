@@ -150,9 +150,8 @@ def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) ->
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
-    """Writes a JSON line (row, reason, kind) per row set aside; an empty file when there is none. Raises DataError."""
-    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected]
-    write_text(file, "".join(lines), DataError)
+    """Writes a JSON line (row, reason, kind) per row set aside. Raises StoreError."""
+    write_text(file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected))
 
 
 def reasons(rejected: Sequence[Rejected]) -> list[str]:

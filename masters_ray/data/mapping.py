@@ -1,4 +1,4 @@
-"""Maps rows of a source to problems; decodes each picture once to check it."""
+"""Maps rows of a source to problems; decodes their pictures to check them."""
 
 import itertools
 from collections import Counter

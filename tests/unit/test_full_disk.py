@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from masters_ray import data
-from masters_ray.errors import DataError, LearnerError, MastersError, StoreError
+from masters_ray.errors import LearnerError, MastersError, StoreError
 from masters_ray.files import write_text
 from masters_ray.learner.checkpoints import Checkpoints
 from masters_ray.pipeline import held_out
@@ -47,7 +47,7 @@ WRITERS: dict[str, tuple[Write, type[MastersError]]] = {
     "rewards.jsonl": (some_rewards, StoreError),
     "evaluation/teacher.json": (marks, StoreError),
     "report.html": (lambda root: write_text(root / "report.html", "x"), StoreError),
-    "quarantine.jsonl": (lambda root: data.write_quarantine(root / "quarantine.jsonl", []), DataError),
+    "quarantine.jsonl": (lambda root: data.write_quarantine(root / "quarantine.jsonl", []), StoreError),
 }
 
 
