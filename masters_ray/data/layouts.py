@@ -83,7 +83,7 @@ def wrong_columns(row: Mapping[str, Any]) -> str | None:
     missing = [key for key in ("question", "answer", "image") if key not in given]
     if missing:
         layout = next((name for key, name in _LAYOUTS.items() if key in given), None)
-        held = f"holds {layout}" if layout else f"no {', '.join(missing)}, only {cut(', '.join(given))}"
+        held = f"holds {layout}" if layout else f"no {', '.join(missing)}, only {cut(', '.join(given)) or 'nothing'}"
         return f"{held}; {_CONVERT}"
     like = [key for key in given if _CHOICES.fullmatch(key) and row[key] not in ([], {}, "", "[]")]
     if like and not row.get("choices"):

@@ -19,7 +19,7 @@ from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.mapping import MappedRow, Mapper
 from masters_ray.data.pictures import PILLOW_MAX_PIXELS
-from masters_ray.data.spool import FORMAT, Problems, SpoolWriter, new_spool, opened, threads
+from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, new_spool, opened
 from masters_ray.data.texts import NO_SPECIAL, cut
 from masters_ray.errors import DataError
 from masters_ray.files import write_text
@@ -130,7 +130,7 @@ def _collect(
 
 def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
     """Maps rows on several threads; yields them in their order and holds few at a time."""
-    with ThreadPoolExecutor(threads()) as executor:
+    with ThreadPoolExecutor(THREADS) as executor:
         while part := list(itertools.islice(rows, _UNDER_WAY)):
             yield from executor.map(mapper, part)
 
@@ -174,7 +174,7 @@ def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
     lines = "\n  ".join([*reasons(loaded.rejected), *loaded.remarks])
     raise DataError(
         f"{source.path}: {aside} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g} (never "
-        f"all). The reasons:\n  {lines}\nMend the rows, or raise data.max_quarantined_share."
+        f"all). The most frequent reasons:\n  {lines}\nMend the rows, or raise data.max_quarantined_share."
     )
 
 

@@ -39,6 +39,8 @@ CREATE TABLE file (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER) WITHOU
 CREATE TABLE note (key TEXT, content TEXT);
 """
 _DIGEST = 16
+THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
+"""Threads that read files: more than CPUs, for network disks serve many reads."""
 
 Stamp: TypeAlias = tuple[int, int]
 """A file's size in bytes and modification time in ns; (-1, -1): no readable file."""
@@ -96,8 +98,8 @@ class Problems(Sequence[Problem]):
     def pictures_are_as_noted(self) -> bool:
         """Whether every picture file still has the stamp that it had when the source was read."""
         noted = self._ask("SELECT path, size, mtime_ns FROM file")
-        parts = [noted[first :: threads()] for first in range(threads())]
-        with ThreadPoolExecutor(len(parts)) as executor:
+        parts = [noted[first::THREADS] for first in range(THREADS)]
+        with ThreadPoolExecutor(THREADS) as executor:
             return all(executor.map(lambda part: all(stamp(path) == (size, ns) for path, size, ns in part), parts))
 
     def _ask(self, query: str, *values: int) -> list[tuple[Any, ...]]:
@@ -170,11 +172,6 @@ def new_spool(file: Path) -> Iterator[SpoolWriter]:
             unfinished.replace(file)
         finally:
             unfinished.unlink(missing_ok=True)
-
-
-def threads() -> int:
-    """Returns the number of threads that read files: twice the CPUs, for network disks serve many reads."""
-    return min(32, 2 * len(os.sched_getaffinity(0)))
 
 
 def stamp(path: str) -> Stamp:

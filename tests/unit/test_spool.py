@@ -147,24 +147,25 @@ def test_a_spool_that_cannot_be_written_is_told_and_leaves_nothing(
 def test_what_happened_to_pictures_between_two_calls_is_noticed(
     tmp_path: Path, load: Load, no_reading: Callable[[], None], capsys: pytest.CaptureFixture
 ) -> None:
-    rows = [*(good(number) for number in range(30)), *(good(30 + n, image=f"{n}.png") for n in range(4))]
-    for name, content in (("0", png()), ("1", png()), ("3", png()[:100])):
-        (tmp_path / f"{name}.png").write_bytes(content)
-    source = jsonl(tmp_path, rows)
-    loaded = load(source)
-    before = {one.id: one.digest for one in loaded.problems}
-    assert set(before) == {row["id"] for row in rows} - {"q32", "q33"}
-    assert {one.kind for one in loaded.rejected} == {"picture"}
-    (tmp_path / "0.png").write_bytes(png(colour=(0, 0, 0)))  # changed
-    (tmp_path / "1.png").unlink()  # vanished
-    for number in "23":  # mended
-        (tmp_path / f"{number}.png").write_bytes(png())
+    images = ["kept", "changed", "vanished", "missing", "broken"]
+    for name in images:
+        (tmp_path / f"{name}.png").write_bytes(png()[:100] if name == "broken" else png())
+    (tmp_path / "missing.png").unlink()
+    source = jsonl(
+        tmp_path,
+        [good(number, id=f"{image}#{number}", image=f"{image}.png") for number in range(4) for image in images],
+    )
+    before = {one.id: one.digest for one in load(source).problems}
+    assert {id.partition("#")[0] for id in before} == {"kept", "changed", "vanished"}
+    (tmp_path / "changed.png").write_bytes(png(colour=(0, 0, 0)))
+    (tmp_path / "vanished.png").unlink()
+    for mended in ("missing", "broken"):
+        (tmp_path / f"{mended}.png").write_bytes(png())
     loaded = load(source)
     after = {one.id: one.digest for one in loaded.problems}
-    assert [one.reason for one in loaded.rejected] == [f"picture {tmp_path}/1.png does not exist"]
-    assert set(after) == {row["id"] for row in rows} - {"q31"}
-    assert {name for name in after if after[name] != before.get(name)} == {"q30", "q32", "q33"}
-    assert [name for name in after if name in before] == [name for name in before if name != "q31"]
+    assert {one.reason for one in loaded.rejected} == {f"picture {tmp_path}/vanished.png does not exist"}
+    assert {id.partition("#")[0] for id in after if after[id] != before.get(id)} == {"changed", "missing", "broken"}
+    assert [id for id in after if id in before] == [id for id in before if "vanished" not in id], "the same order"
     assert capsys.readouterr().out.count("pictures have changed since its rows were read") == 1
     no_reading()
     assert [one.digest for one in load(source).problems] == list(after.values())
