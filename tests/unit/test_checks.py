@@ -67,7 +67,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
     for told in (
         f"data.train  all 5 rows of {tmp_path}/train.jsonl: 3 questions\n  most frequent kinds: colour 2, shape 1\n",
         f"1 × empty question ({tmp_path}/train.jsonl:4)",
-        "  columns that are not used: hint (1 row)\n",
+        "  columns that are not used: hint\n",
         "held-out questions",
         "data.train.rows asks for 9: all 3 are taken",
         "<|vision_start|><|image_pad|>×16<|vision_end|>what color?",

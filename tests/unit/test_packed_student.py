@@ -26,7 +26,6 @@ from masters_ray.method.divergence import left_out_error, top_k_jsd
 from masters_ray.method.grpo import LossConfig, group_losses
 from masters_ray.models import hf
 from masters_ray.parts import part_of_parameter
-from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, problem, scored
 from tests.tensors import FakeCollator
 
