@@ -109,6 +109,7 @@ TEXTS = (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_vi
         *((["a", "b"], kind, ["a", "b"]) for kind in TEXTS),
         ([b"a", b"\xff"], pa.binary(), ["a"]),
         ([["red"], ["red", "blue"], []], pa.list_(pa.string()), ["red"]),
+        ([[0.1], [0.1, 0.2]], pa.list_(pa.float32()), ["0.1"]),
     ],
 )
 def test_a_label_is_what_people_meant_whatever_the_type_of_its_column(
