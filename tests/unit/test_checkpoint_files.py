@@ -91,6 +91,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_fault(
 def test_a_snapshot_in_part_is_completed_once_and_what_the_hub_does_not_deliver_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert weights.locate_locally("~/tiny") is None, "no name that the hub knows"
     downloads = []
 
     def download(name: str, local_files_only: bool = False) -> str:
