@@ -122,13 +122,17 @@ def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
 Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
 
 
-@pytest.fixture(params=FAMILIES.items(), scope="module", ids=lambda one: one[0].__name__)
-def case(request: pytest.FixtureRequest) -> Case:
-    """A model, the prompts as it reads them, and both groups packed."""
-    make, prompt = request.param
+def made(make: Any) -> tuple[Any, list[dict[str, Tensor]]]:
+    """A model of a family, and two prompts with pictures as it reads them."""
     torch.manual_seed(0)
     model = make().float().eval()
-    inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
+    return model, [FAMILIES[make](model, *prompt) for prompt in zip(PICTURES, TEXTS, strict=True)]
+
+
+@pytest.fixture(params=FAMILIES, scope="module", ids=lambda one: one.__name__)
+def case(request: pytest.FixtureRequest) -> Case:
+    """A model, the prompts as it reads them, and both groups packed."""
+    model, inputs = made(request.param)
     return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
 
 
@@ -160,14 +164,8 @@ Student = tuple[hf.PackedStudent, list[PromptTensors]]
 
 @pytest.fixture(scope="module")
 def student() -> Student:
-    """A model and two prompts with pictures."""
-    torch.manual_seed(0)
-    model = qwen3().float().eval()
-    inputs = [qwen_prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
+    model, inputs = made(qwen3)
     return hf.PackedStudent(model, logits_bytes=2**20), prompts_of(model, inputs)
-
-
-ASKED, AGGREGATIONS = problem(), get_args(Aggregation)
 
 
 SIZES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=5)
@@ -175,7 +173,9 @@ SIZES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1
 
 
 @settings(max_examples=25)
-@given(SIZES, st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(AGGREGATIONS))
+@given(
+    SIZES, st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(get_args(Aggregation))
+)
 def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     student: Student, sizes: list[list[int]], workers: int, budget: int, multiple_of: int, aggregation: Aggregation
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
             scored([10 + 9 * place + token for token in range(length)], accuracy=place % 2, seed=length + place)
             for place, length in enumerate(lengths)
         ]
-        row = group(answers, position=position, of=ASKED)
+        row = group(answers, position=position, of=problem())
         rows.append(replace(row, prompt_tokens=len(prompts[position % 2].input_ids)))
     table = store.table_of(rows)
 
@@ -223,7 +223,6 @@ def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Ca
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5
-
     assert norm.speed_up(torch.nn.Sequential(GemmaRMSNorm(8))) == 0  # which multiplies by 1 + weight
 
 
