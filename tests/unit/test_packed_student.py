@@ -168,14 +168,13 @@ def student() -> Student:
     return hf.PackedStudent(model, logits_bytes=2**20), prompts_of(model, inputs)
 
 
+AGGREGATIONS = get_args(Aggregation)
 SIZES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=5)
 """Lengths of the answers of each group of a step; the groups' prompts take turns."""
 
 
 @settings(max_examples=25)
-@given(
-    SIZES, st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(get_args(Aggregation))
-)
+@given(SIZES, st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(AGGREGATIONS))
 def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     student: Student, sizes: list[list[int]], workers: int, budget: int, multiple_of: int, aggregation: Aggregation
 ) -> None:
