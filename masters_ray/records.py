@@ -167,8 +167,8 @@ class ScoredAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutGroup:
-    """A question with its judged and scored answers: a row of the store."""
+class Row:
+    """A question of the store without its answers."""
 
     position: int
     """Place in the seeded order of the run's data."""
@@ -177,12 +177,18 @@ class RolloutGroup:
     problem: Problem
     prompt_tokens: int
     """Tokens of the question with its pictures, as the student's engine read it."""
-    answers: tuple[ScoredAnswer, ...]
-    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
     teacher_digest: str
     student_digest: str
     version: int | None = None
     """Optimizer steps taken by the student that wrote the online group; None: written before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup(Row):
+    """A question with its judged and scored answers: a row of the store."""
+
+    answers: tuple[ScoredAnswer, ...]
+    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ class StageStores:
         except DamagedError as error:
             store.reopen(folder, {store.MANIFEST: str(error)})
             return False
-        if self._misplaced(store.read_accounts(folder, on_damage=say_damage), part):
+        if self._misplaced(store.read_accounts(folder), part):
             say(f"{folder}: {self._changed()}. The run is finished with the questions as they were.")
         return True
 
@@ -113,8 +113,8 @@ class StageStores:
         self, stage: Stage, part: range, survey: store.Survey, stale: Mapping[str, store.Account]
     ) -> None:
         learned = self._learned_until(stage, part)
-        lost = [name for name in survey.broken if store.is_shard(name) and store.first_position(name) < learned]
-        online = store.read_accounts(self._directory.online(stage.index), on_damage=say_damage)
+        lost = [name for name in survey.broken if name.startswith(store.SHARD) and store.first_position(name) < learned]
+        online = store.read_accounts(self._directory.online(stage.index))
         others = self._misplaced(online, part)
         changed = [place for one in (*stale.values(), *others.values()) for place in one.asked if place < learned]
         if learned > part.start and (lost or changed):
@@ -141,8 +141,7 @@ class StageStores:
         """Describes how the data differ from the questions that were asked."""
         gone: dict[str, str] = {}
         for folder in self._folders:
-            accounts = store.read_accounts(folder, on_damage=lambda _: None)
-            for name, account in self._gone(accounts).items():
+            for name, account in self._gone(store.read_accounts(folder)).items():
                 ids = _ids(folder, name, account)
                 lost = {place: one for place, one in account.asked.items() if one not in self._order.digests}
                 gone |= {digest: ids[place] for place, digest in lost.items()}
@@ -171,11 +170,6 @@ def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
     made, wanted = store.read_key(folder), json.loads(json.dumps(settings))
     different = sorted(name for name in wanted if made.get(name, wanted[name]) != wanted[name])
     return "; ".join(f"{name}: {made[name]!r} there, {wanted[name]!r} now" for name in different)
-
-
-def say_damage(error: DamagedError) -> None:
-    """Prints the error: ``on_damage`` of ``store.read_accounts`` for callers that can do without a damaged shard."""
-    say(str(error))
 
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:

@@ -9,7 +9,7 @@ from masters_ray.config import Config
 from masters_ray.evaluate import refusals
 from masters_ray.method import schedule
 from masters_ray.pipeline import held_out, inputs, online
-from masters_ray.pipeline.contents import StageStores, say_damage
+from masters_ray.pipeline.contents import StageStores
 from masters_ray.pipeline.curriculum import QuestionOrder
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
@@ -50,7 +50,7 @@ class RunContext:
         in_stages = [
             row
             for folder in folders
-            for account in store.read_accounts(folder, on_damage=say_damage).values()
+            for account in store.read_accounts(folder).values()
             for row in account.rejected.values()
         ]
         fresh = online.rejected_in([self.directory.online(stage.index) for stage in finished])

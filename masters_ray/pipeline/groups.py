@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from masters_ray import data, store
 from masters_ray.pipeline.parallel import at_once
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import tally
-from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Refused, Rejected, Source
+from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Refused, Rejected, Row, Source
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
-from masters_ray.store import Ragged
 
 Batch = Sequence[tuple[int, Problem]]
 """Questions with their positions in the order in which the run asks them."""
@@ -147,7 +147,7 @@ class GroupMaker:
         found = earlier.rows.rows([one.digest for one in questions])
         token_ids: list[list[TokenIds]] = [[] for _ in questions]
         prompt_tokens = [0] * len(questions)
-        logprobs = []
+        logprobs: list[np.ndarray] = []
         for one in questions:
             if one.digest not in found:
                 continue
@@ -166,7 +166,7 @@ class GroupMaker:
             token_ids[one.index] = [answer.judged.answer.token_ids for answer in stored]
             prompt_tokens[one.index] = group.prompt_tokens
             logprobs += [answer.reference_logprobs for answer in stored]
-        tokens = store.own_logprobs(logprobs)
+        tokens = pa.array(logprobs, store.LOGPROBS)
         scores.add(token_ids, ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens))
 
     def _judge(self, answered: Sequence[_Question], questions: Sequence[_Question], shared: Any) -> None:
@@ -206,30 +206,33 @@ class GroupMaker:
     ) -> MadeBatch:
         kept = [one for one in questions if one.position not in rejected]
         wanted = {one.index: [answer.answer.token_ids for answer in one.readable] for one in kept}
-        top, reference, *behaviour = (scores[role].take(wanted) for role in self._scorers)
         recipe, stage = self._recipe, self._recipe.stage
-        rows = [
-            store.Row(
+        questions_made = [
+            Row(
                 position=one.position,
                 stage=stage.index,
                 mask_ratio=stage.ratio,
                 problem=one.problem,
                 prompt_tokens=scores[self._reference].prompt_tokens[one.index],
-                answers=one.readable,
                 teacher_digest=self._teacher_digest,
                 student_digest=recipe.student_digest,
                 version=recipe.online.version if recipe.online else None,
             )
             for one in kept
         ]
+        rows, left_out = store.SCHEMA.empty_table(), np.empty(0, np.float32)
+        if kept:
+            top, reference, *behaviour = (scores[role].take(wanted) for role in self._scorers)
+            rows = store.table(questions_made, [one.readable for one in kept], top, reference, *behaviour)
+            left_out = store.decoded(top).left_out
         counts = tally(
             [(one.problem, one.judged) for one in questions if not _refusal(one, scores)],
             recipe.judging.settings,
             rows=len(rows),
-            tokens=int(top.lengths.sum()),
-            tail_mass_sum=store.left_out(top) if rows else 0.0,
+            tokens=len(left_out),
+            tail_mass_sum=float(left_out.sum()),
         )
-        return MadeBatch(rows=store.table(rows, top, reference, *behaviour), rejected=rejected, tally=counts)
+        return MadeBatch(rows=rows, rejected=rejected, tally=counts)
 
 
 @dataclass
@@ -270,7 +273,7 @@ class _ModelScores:
         self.refused: dict[int, Refused] = {}
         """Index of a question → why the engine refuses it."""
         self._places: list[dict[TokenIds, int]] = [{} for _ in range(questions)]
-        self._parts: list[Ragged] = []
+        self._parts: list[pa.Array] = []
         self._size = 0
 
     def add(self, answers: Sequence[Sequence[TokenIds]], scored: ScoredBatch) -> None:
@@ -292,8 +295,7 @@ class _ModelScores:
             for index, places in enumerate(self._places)
         ]
 
-    def take(self, wanted: Wanted) -> Ragged:
+    def take(self, wanted: Wanted) -> pa.Array:
         """Returns the scores of the wanted answers, question after question."""
-        return Ragged.joined(self._parts).take(
-            [self._places[index][token_ids] for index, own in wanted.items() for token_ids in own]
-        )
+        places = [self._places[index][token_ids] for index, own in wanted.items() for token_ids in own]
+        return pa.concat_arrays(self._parts).take(pa.array(places))

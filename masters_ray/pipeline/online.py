@@ -21,7 +21,6 @@ from masters_ray.method import schedule
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.owner import ReplicaOwner
@@ -228,7 +227,7 @@ class _OnlineStore:
 def finish(folder: store.Folder, rule: Rule) -> None:
     """Closes the store of a stage's online iterations after training, unless it is empty or closed, and prints remarks.
     rule: the rule that the judges are compared with."""
-    accounts = store.read_accounts(folder, on_damage=say_damage)
+    accounts = store.read_accounts(folder)
     if not accounts or folder.has(store.MANIFEST):
         return
     total = AnswerTally.total(account.noted["tally"] for account in accounts.values())
@@ -242,6 +241,6 @@ def rejected_in(folders: Sequence[store.Folder]) -> list[Rejected]:
     return [
         row
         for folder in folders
-        for account in store.read_accounts(folder, on_damage=say_damage).values()
+        for account in store.read_accounts(folder).values()
         for row in account.rejected.values()
     ]

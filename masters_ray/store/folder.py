@@ -59,10 +59,8 @@ class Folder:
 
     def names(self, beginning: str = "") -> list[str]:
         """Returns the sorted names of files that start with ``beginning``; none when the directory does not exist."""
-        found = [name for name, is_file in self._entries() if is_file]
-        return sorted(
-            name for name in found if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))
-        )
+        found = [name for name, is_file in self._entries() if is_file and name.startswith(beginning)]
+        return sorted(name for name in found if not name.endswith((HALF_WRITTEN, DAMAGED)))
 
     def folders(self, beginning: str = "") -> list[str]:
         """Returns the sorted names of subdirectories that start with ``beginning``."""
@@ -112,12 +110,6 @@ class Folder:
         """Tests write access: writes a file and removes it."""
         self.write("tried", b"")
         self.remove("tried")
-
-    def clear(self) -> None:
-        """Removes half-written files of a killed writer."""
-        for name, _ in self._entries():
-            if name.endswith(HALF_WRITTEN):
-                self.remove(name)
 
     def _entries(self) -> list[tuple[str, bool]]:
         """Returns (name, whether it is a file) of each entry of the folder."""

@@ -1,7 +1,5 @@
 """Describes and verifies a store for ``masters-ray store inspect|verify``."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

@@ -88,11 +88,11 @@ class Lookup:
     thread-safe."""
 
     def __init__(self, folders: Iterable[Where]) -> None:
-        """Reads only the accounts. Rows of a damaged shard are not found; a message names the shard."""
+        """Reads only the accounts. Rows of a damaged shard are not found."""
         self._places = {
             digest: (folder, name, position)
             for folder in map(Folder, folders)
-            for name, account in read_accounts(folder, on_damage=_told).items()
+            for name, account in read_accounts(folder).items()
             for position, digest in account.asked.items()
             if position not in account.rejected
         }
@@ -116,10 +116,6 @@ class Lookup:
                         raise DamagedError(f"{folder / name}: no row at position {position}")
                     found[digest] = shard.slice(index, 1)
                 except DamagedError as error:
-                    _told(error)
+                    say(str(error))
                     self._places = {key: one for key, one in self._places.items() if one[:2] != (folder, name)}
         return found
-
-
-def _told(error: DamagedError) -> None:
-    say(f"{error}; its rows are not taken over")
