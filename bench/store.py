@@ -95,7 +95,7 @@ def _reading(given: TokenScores, repeats: int) -> list[float]:
         for _ in range(repeats + 1):
             started = time.perf_counter()
             table = pq.ParquetFile(file).read(columns=columns, use_threads=False)
-            found = rows.scores(table["answers"].combine_chunks().flatten())
+            found = rows.decoded(table["answers"].combine_chunks().flatten())
             speeds.append(len(found.left_out) / (time.perf_counter() - started))
     return speeds[1:]
 

@@ -220,8 +220,9 @@ def survey(folder: Where, key: str | None = None) -> Survey:
     return found
 
 
-def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
-    """Renames broken files of a survey, so that their content is made again. Raises StoreError when that fails."""
+def reopen(folder: Where, broken: Mapping[str, str]) -> None:
+    """Makes a store writable: renames a survey's broken files, whose content is made again, and deletes the manifest.
+    Raises StoreError when that fails."""
     opened = Folder(folder)
     for name in sorted(broken.keys() - {KEY}):  # a writer, which knows the key, overwrites it
         kept = ""
@@ -229,10 +230,5 @@ def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
             opened.move(name, opened, name + DAMAGED)
             kept = f"; what is there is kept as {name}{DAMAGED}"
         say(f"{broken[name]}. It is made again{kept}")
-
-
-def reopen(folder: Where, broken: Mapping[str, str]) -> None:
-    """Makes a finished store writable: sets a survey's broken files aside, deletes the manifest. Raises StoreError."""
-    set_aside(folder, broken)
-    if (opened := Folder(folder)).has(MANIFEST):
+    if opened.has(MANIFEST):
         opened.remove(MANIFEST)

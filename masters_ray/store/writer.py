@@ -40,7 +40,7 @@ class Writer:
                 f"({_difference(self._folder, wanted)}). Choose another run.dir, set it back, or delete the directory."
             )
         self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
-        shards.set_aside(self._folder, found.broken)
+        shards.reopen(self._folder, found.broken)
         self._lock = threading.Lock()
         self._accounts, self._digests = found.accounts, found.digests
         self._asked = {position for account in found.accounts.values() for position in account.asked}
