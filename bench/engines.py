@@ -25,6 +25,7 @@ from masters_ray.config import Config, load
 from masters_ray.method.schedule import Stage
 from masters_ray.models import weights
 from masters_ray.pipeline import inputs, recipes, rollouts
+from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
 from masters_ray.replicas import processes
@@ -44,15 +45,16 @@ def flow(folder: Path) -> dict[str, Any]:
     """Rows, tokens and busy seconds between the first and the last tenths, when all engines have work."""
     config = _config(folder)
     train, _ = inputs.load(config, folder / "data")
+    questions = Questions(config, train.problems, folder)
     with (
         cluster.connected(config.cluster),
         Replicas(_specs(config)) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
-        recipe = recipes.recipe(config, _STAGE, student, student, recipes.judging(config, student))
-        rollouts.roll_out(recipe, train.problems, range(_WARM), replicas, folder / "warm")
+        recipe = recipes.recipe(config, _STAGE, student, student, {})
+        rollouts.roll_out(recipe, questions, range(_WARM), replicas, folder / "warm")
         looks = _Looks(replicas.pools["teacher"], folder / "store")
-        rollouts.roll_out(recipe, train.problems, range(_WARM, _WARM + _ROWS), replicas, folder / "store")
+        rollouts.roll_out(recipe, questions, range(_WARM, _WARM + _ROWS), replicas, folder / "store")
         return looks.between(0.15, 0.85) | {"tokens_per_row": _tokens_per_row(folder)}
 
 
@@ -63,7 +65,7 @@ def direct(folder: Path) -> dict[str, Any]:
     os.environ |= environment(teacher)  # as in a replica's process
     model = ReplicaModel(teacher)
     rows = list(store.read(folder / "store"))
-    recipe = recipes.recipe(config, _STAGE, "", "", recipes.judging(config, ""))
+    recipe = recipes.recipe(config, _STAGE, "", "", {})
     _again(model, config, recipe, rows[: _WARM // 4])
     began = time.monotonic()
     tokens = _again(model, config, recipe, rows)

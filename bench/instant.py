@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from masters_ray import cluster, data, store
-from masters_ray.config import Cluster, DataSource, Judge, Rollout
+from masters_ray.config import Cluster, Config, DataSource, Judge, Rollout
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.judging import Judging
+from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, Problem
 from masters_ray.replicas.actor import Expected, ReplicaActor
@@ -96,18 +96,19 @@ def main() -> None:
     recipe = Recipe(
         stage=Stage(index=0, ratio=0.2),
         rollout=Rollout(),
-        judging=Judging(settings=Judge(), models={"student": "s" * 64}),
+        judge=Judge(),
         seed=0,
         student_digest="s" * 64,
-        made_with={"top_k": TOP_K},
+        settings={"top_k": TOP_K},
     )
     with cluster.connected(Cluster(local_cpus=4)), Replicas(specs, InstantActor) as replicas:
         began = time.time()
         loaded = data.load(source, 0, 0.01, spool=folder / "train.sqlite")
         read = time.time() - began
         watch = _Watch(folder / "store")
+        questions = Questions(Config(), loaded.problems, folder)
         began = time.time()
-        rollouts.roll_out(recipe, loaded.problems, range(asked), replicas, folder / "store")
+        rollouts.roll_out(recipe, questions, range(asked), replicas, folder / "store")
         seconds = time.time() - began
         first = replicas.pools["teacher"].call("first_call")
     print(

@@ -63,7 +63,7 @@ def _at(k: int, real: Distributions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = _write(Path(folder) / "shard.parquet", [given])
         content = pq.ParquetFile(file).metadata.row_group(0)
-        found = rows.scores(pq.read_table(file)["answers"].combine_chunks().flatten())
+        found = rows.decoded(pq.read_table(file)["answers"].combine_chunks().flatten())
     sizes = dict.fromkeys(_COLUMNS, 0)
     for index in range(content.num_columns):
         column = content.column(index)

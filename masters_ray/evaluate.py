@@ -1,15 +1,12 @@
 """Held-out accuracy with 95 % intervals: per kind of question, and the mean over kinds."""
 
-from __future__ import annotations
-
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from masters_ray.files import Measured
-from masters_ray.records import Finish, Problem, Refused, Rejected, Reply
+from masters_ray.records import Finish, Refused, Rejected
 
 _Z = 1.959964
 """Two-sided 95 % of the normal distribution."""
@@ -56,24 +53,6 @@ class Marked:
     """The rule's mark where a judge decided ``correct``; None where the rule did, or the question was refused."""
 
 
-def mark(
-    problems: Sequence[Problem],
-    answers: Sequence[Reply | Refused],
-    correct: Sequence[bool],
-    by_rule: Sequence[bool] | None = None,
-) -> list[Marked]:
-    """Joins answers with their marks. correct, by_rule: per problem; the values of a refused one are False."""
-    found = []
-    rules: Sequence[bool | None] = [None] * len(problems) if by_rule is None else by_rule
-    for problem, answer, right, ruled in zip(problems, answers, correct, rules, strict=True):
-        asked: dict[str, Any] = {"id": problem.id, "kind": problem.kind, "label": problem.label, "correct": right}
-        if isinstance(answer, Refused):
-            found.append(Marked(**asked, answer="", finish=None, refused=answer))
-        else:
-            found.append(Marked(**asked, answer=answer.text, finish=answer.finish, by_rule=ruled))
-    return found
-
-
 def cut_share(marked: Sequence[Marked]) -> float:
     """Returns the fraction of the answers that were cut; 0 without answers."""
     answered = [one.finish == "length" for one in marked if not one.refused]
@@ -82,11 +61,12 @@ def cut_share(marked: Sequence[Marked]) -> float:
 
 def refusals(marked: Iterable[Marked]) -> list[Rejected]:
     """Returns the refused questions, each once."""
-    found = {one.id: one.refused for one in marked if one.refused}
-    return [
-        Rejected(row=f"held-out question {id}", reason=refused.reason, kind=refused.kind)
-        for id, refused in found.items()
-    ]
+    found = {
+        one.id: Rejected(row=f"held-out question {one.id}", reason=one.refused.reason, kind=one.refused.kind)
+        for one in marked
+        if one.refused
+    }
+    return list(found.values())
 
 
 def answered_by_all(marks: Mapping[str, Sequence[Marked]]) -> dict[str, list[Marked]]:
@@ -96,12 +76,7 @@ def answered_by_all(marks: Mapping[str, Sequence[Marked]]) -> dict[str, list[Mar
 
 
 def wilson(correct: int, n: int) -> Interval:
-    """Returns correct / n with Wilson's 95 % interval. Raises ValueError without questions.
-
-    Example: 8 of 10 gives 0.8 with 0.490 … 0.943.
-    """
-    if n < 1:
-        raise ValueError("a share needs at least one question")
+    """Returns correct / n with Wilson's 95 % interval; n is at least 1. Example: 8 of 10 gives 0.8, 0.490 … 0.943."""
     value = correct / n
     spread = 1 + _Z**2 / n
     centre = (value + _Z**2 / (2 * n)) / spread
@@ -119,12 +94,11 @@ def accuracy(marked: Sequence[Marked]) -> Accuracy:
     """
     if not marked:
         return Accuracy(value=math.nan, low=math.nan, high=math.nan, n=0, by_kind={})
-    tally: dict[str, list[bool]] = defaultdict(list)
-    for one in marked:
-        tally[one.kind].append(one.correct)
-    by_kind = {kind: wilson(sum(marks), len(marks)) for kind, marks in sorted(tally.items())}
+    asked = Counter(one.kind for one in marked)
+    right = Counter(one.kind for one in marked if one.correct)
+    by_kind = {kind: wilson(right[kind], asked[kind]) for kind in sorted(asked)}
     value = sum(rate.value for rate in by_kind.values()) / len(by_kind)
-    widened = [((sum(marks) + 2) / (len(marks) + 4), len(marks) + 4) for marks in tally.values()]
+    widened = [((right[kind] + 2) / (n + 4), n + 4) for kind, n in asked.items()]
     half = _Z * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(by_kind)
     low, high = max(0.0, value - half), min(1.0, value + half)
     return Accuracy(value=value, low=low, high=high, n=len(marked), by_kind=by_kind)

@@ -1,7 +1,5 @@
 """Warnings about a stage's or the held-out answers, as sentences for the terminal and the report; "" for none."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from masters_ray import evaluate
@@ -16,8 +14,7 @@ _CHANCE = 0.1
 
 def of(where: str, counts: AnswerTally, rule: str) -> list[str]:
     """Returns all warnings about a stage. where: name of the answers in the sentences, such as "stage 0"."""
-    found = (cut(where, counts), defused(where, counts), disagreement(where, counts, rule))
-    return [one for one in found if one]
+    return list(filter(None, (cut(where, counts), defused(where, counts), disagreement(where, counts, rule))))
 
 
 def cut(where: str, counts: AnswerTally) -> str:
@@ -26,8 +23,8 @@ def cut(where: str, counts: AnswerTally) -> str:
     if not many:
         return ""
     return (
-        f"{where}: {' and '.join(many)} answers are cut at rollout.sampling.max_tokens; reward.cut_answers says what "
-        "they get. If they need more room, raise rollout.sampling.max_tokens in another run.dir."
+        f"{where}: {' and '.join(many)} answers are cut; reward.cut_answers says what they get, and "
+        "a larger rollout.sampling.max_tokens gives more room, in another run.dir."
     )
 
 
@@ -47,8 +44,8 @@ def defused(where: str, counts: AnswerTally) -> str:
         return ""
     return (
         f"{where}: {counts.defused_answers} answers and {counts.defused_questions} questions hold tags of the judge's "
-        "prompts, such as <answer>; the judge was shown them without their brackets. A student that is rewarded by a "
-        "judge may learn to write its own verdict: read some of them."
+        "prompts, such as <answer>, which the judge was shown without their brackets. Read some of them: a student may "
+        "learn to write its own verdict."
     )
 
 
@@ -65,9 +62,8 @@ def disagreement(where: str, counts: AnswerTally, rule: str) -> str:
     return (
         f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "
         f"{differ.low:.1%} to {differ.high:.1%}): the judge calls {counts.judge_right / n:.1%} right, the rule "
-        f"{counts.rule_right / n:.1%}. One of the two does not fit these labels. Read what they differ on with "
-        "masters-ray judge-audit; judge.rule chooses another rule, judge.of_teacher, judge.of_student and "
-        "evaluation.marked_by who judges."
+        f"{counts.rule_right / n:.1%}. Read what they differ on with masters-ray judge-audit. judge.rule chooses "
+        "another rule, judge.of_teacher, judge.of_student and evaluation.marked_by who judges."
     )
 
 

@@ -37,6 +37,8 @@ class FakePool:
         self.cuts: set[str] = set()
         """Answers that are cut."""
         self.refuses_to_score: set[str] = set()
+        self.rated: dict[str, float | None] = {}
+        """Id of a question → how difficult it is."""
         self._verdicts = verdicts or {"red": 1, "blue": 0}
         self._reports = reports
         self._digest = digest
@@ -115,6 +117,9 @@ class FakePool:
             ]
             for group in answers
         ]
+
+    def rate(self, problems: list[Problem]) -> list[float | None]:
+        return [self.rated[one.id] for one in problems]
 
     def answer_greedily(self, problems: list[Problem], max_tokens: int) -> list[Reply | Refused]:
         return [

@@ -1,16 +1,14 @@
 """What the steps of a run share: its questions, its stages, and their recipes and stores."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from masters_ray import data, store
 from masters_ray.config import Config
 from masters_ray.evaluate import refusals
 from masters_ray.method import schedule
-from masters_ray.pipeline import held_out, inputs, online
+from masters_ray.pipeline import held_out, inputs
 from masters_ray.pipeline.contents import StageStores
-from masters_ray.pipeline.curriculum import QuestionOrder
+from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
@@ -25,39 +23,32 @@ class RunContext:
         self.config, self.directory, self.journal, self.owner = config, directory, journal, owner
         with journal.phase("data"):
             self.train, self.held_out_data = inputs.load(config, directory.data)
-            self.overlap = inputs.told(self.train, self.held_out_data)
+            self.overlap = inputs.report_loaded(self.train, self.held_out_data)
         self.plan = inputs.plan(config, len(self.train.problems))
         """Each stage with the positions of its questions."""
         self.stages = [stage for stage, _ in self.plan]
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
-        self.online = any(one.online for one in self.iterations)
+        self.online = any(iteration.online for iteration in self.iterations)
         self.refreshes = config.rollout.student_refresh == "stage"
         """Whether the student learns after each stage, and the trained student answers in the next."""
-        self.order = QuestionOrder(config, self.train.problems, directory.file("difficulty"))
-        self.recipes = Recipes(config, directory, self.plan)
-        self.stores = StageStores(config, directory, self.plan, self.iterations, self.order)
+        self.questions = Questions(config, self.train.problems, directory.file("difficulty"))
+        self.recipes = Recipes(config, directory, self.plan, self.questions)
+        self.stores = StageStores(config, directory, self.iterations)
         self.measured = HeldOut(config, directory, self.held_out_data.problems)
         self.write_quarantine([])
-
-    def is_made(self, stage: schedule.Stage, part: range) -> bool:
-        """Calls ``StageStores.is_made`` with the settings of the stage's recipe."""
-        return self.stores.is_made(stage, part, self.recipes.of(stage).settings)
 
     def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:
         """Writes quarantine.jsonl: rejected rows of the data, of the ``finished`` stages and their online iterations,
         of the evaluations, and rows that the learner left out of a step."""
-        folders = [self.directory.stage(stage.index) for stage in finished]
+        places = (self.directory.stage, self.directory.online)
         in_stages = [
             row
-            for folder in folders
+            for folder in (place(stage.index) for place in places for stage in finished)
             for account in store.read_accounts(folder).values()
             for row in account.rejected.values()
         ]
-        fresh = online.rejected_in([self.directory.online(stage.index) for stage in finished])
         marks = held_out.all_marks(self.directory) if finished else {}
-        measured = refusals(one for marked in marks.values() for one in marked)
+        measured = refusals(mark for marked in marks.values() for mark in marked)
         of_data = [*self.train.rejected, *self.held_out_data.rejected]
-        data.write_quarantine(
-            self.directory.file("quarantine.jsonl"),
-            [*of_data, *in_stages, *fresh, *measured, *self.journal.left_out()],
-        )
+        rows = [*of_data, *in_stages, *measured, *self.journal.left_out()]
+        data.write_quarantine(self.directory.file("quarantine.jsonl"), rows)

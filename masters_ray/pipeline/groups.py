@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,19 +14,19 @@ import numpy as np
 import pyarrow as pa
 
 from masters_ray import data, store
-from masters_ray.pipeline.parallel import at_once
+from masters_ray.pipeline.judging import judge_answers
+from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import tally
-from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Refused, Rejected, Row, Source
-from masters_ray.replicas.judge import Verdict
+from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Rejected, Row, Source
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
 
 Batch = Sequence[tuple[int, Problem]]
 """Questions with their positions in the order in which the run asks them."""
-Wanted = Mapping[int, Sequence[TokenIds]]
-"""Index of a question in the batch → token ids of its answers."""
+AnswerIds = Sequence[Sequence[TokenIds]]
+"""For each question of a batch, the token ids of some of its answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +40,6 @@ class MadeBatch:
     tally: AnswerTally = field(default_factory=AnswerTally)
 
 
-class CallClock:
-    """Sums up the seconds of calls by pool and method; thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sums: dict[str, dict[str, float]] = {}
-
-    @contextmanager
-    def timed(self, call: str, questions: int) -> Iterator[None]:
-        """Times the block as one call. call: pool and method, for example "teacher.answer"."""
-        began = time.monotonic()
-        yield
-        news = {"calls": 1.0, "questions": float(questions), "seconds": time.monotonic() - began}
-        with self._lock:
-            sums = self._sums.setdefault(call, dict.fromkeys(news, 0.0))
-            for name, value in news.items():
-                sums[name] += value
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """Returns "pool.method" → its sums of calls, questions and seconds; failed calls are not counted."""
-        with self._lock:
-            return {name: dict(sums) for name, sums in self._sums.items()}
-
-
 class GroupMaker:
     """Makes groups from questions by calls to the pools; thread-safe.
 
@@ -71,231 +47,234 @@ class GroupMaker:
     """
 
     def __init__(self, recipe: Recipe, replicas: Replicas, teacher_digest: str, earlier: Earlier | None = None) -> None:
-        self.clock = CallClock()
         self._recipe, self._pools, self._earlier = recipe, replicas.pools, earlier
         self._teacher_digest = teacher_digest
         # Until the student has learned, the student that writes is also the reference policy.
-        learned = recipe.student_digest != recipe.made_with.get("reference_digest")
+        learned = recipe.student_digest != recipe.settings.get("reference_digest")
         self._reference: Role = "reference" if learned and "reference" in self._pools else "student"
         self._scorers: list[Role] = ["teacher", self._reference]
         if recipe.online:
             self._scorers.append("student")
+        self._calls: list[tuple[str, int, float]] = []
+        """Pool and method, questions and seconds of each call that has returned."""
+
+    def calls(self) -> dict[str, dict[str, float]]:
+        """Returns "pool.method" → its sums of calls, questions and seconds; failed calls are not counted."""
+        sums: dict[str, dict[str, float]] = {}
+        for call, questions, seconds in self._calls:
+            of_call = sums.setdefault(call, {"calls": 0, "questions": 0, "seconds": 0.0})
+            of_call["calls"] += 1
+            of_call["questions"] += questions
+            of_call["seconds"] += seconds
+        return sums
 
     def make(self, batch: Batch) -> MadeBatch:
         """Returns the rows of the questions, in their order, and the rejected questions. Raises ReplicaLostError."""
-        questions, rejected = self._opened(batch)
-        if not questions:
-            return MadeBatch(rejected=rejected)
-        scores = {role: _ModelScores(len(questions)) for role in dict.fromkeys(("teacher", "student", *self._scorers))}
-        shared = self._pools["teacher"].share([one.problem for one in questions])
-        self._write(questions, scores, shared)
-        self._judge([one for one in questions if not _refusal(one, scores)], questions, shared)
-        wanted = {one.index: one.readable for one in questions if len(one.readable) >= 2}
-        tokens = {index: [one.answer.token_ids for one in readable] for index, readable in wanted.items()}
-        at_once([partial(self._score, role, scores[role], tokens, shared) for role in dict.fromkeys(self._scorers)])
-        for one in questions:
-            if (refusal := _refusal(one, scores)) is not None:
-                rejected[one.position] = Rejected(row=one.problem.id, reason=refusal.reason, kind=refusal.kind)
-            elif one.index not in wanted:
-                reason = f"the judge could read {len(one.readable)} of {len(one.judged)} answers"
-                rejected[one.position] = Rejected(row=one.problem.id, reason=reason, kind="judge")
-        return self._made(questions, scores, rejected)
-
-    def _opened(self, batch: Batch) -> tuple[list[_Question], dict[int, Rejected]]:
-        """Returns the questions, their pictures embedded if rollout.pictures=embed, and rejects unreadable pictures."""
-        found: list[_Question] = []
-        rejected: dict[int, Rejected] = {}
+        work = _BatchWork()
+        embed = self._recipe.rollout.pictures == "embed"
         for position, problem in batch:
             try:
-                embed = self._recipe.rollout.pictures == "embed"
                 pictured = data.with_embedded_pictures(problem) if embed else problem
+                work.questions.append(_Question(position, problem.digest, pictured))
             except data.BadPictureError as error:
-                rejected[position] = Rejected(row=problem.id, reason=str(error), kind="picture")
-            else:
-                found.append(_Question(len(found), position, problem.digest, pictured))
-        return found, rejected
+                work.rejected[position] = Rejected(row=problem.id, reason=str(error), kind="picture")
+        work.shared = self._pools["teacher"].share([one.problem for one in work.questions])
+        self._write(work)
+        self._judge(work)
+        self._score(work)
+        answered = [one for one in work.questions if one.position not in work.rejected]
+        for one in answered:
+            if not one.stored_ids:
+                reason = f"the judge could read {len(one.readable)} of {len(one.judged)} answers"
+                work.rejected[one.position] = Rejected(row=one.problem.id, reason=reason, kind="judge")
+        return self._made(work, answered)
 
-    def _write(self, questions: Sequence[_Question], scores: Mapping[Role, _ModelScores], shared: Any) -> None:
+    @contextmanager
+    def _timed(self, call: str, questions: int) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._calls.append((call, questions, time.monotonic() - began))
+
+    def _call(self, role: Role, method: str, questions: int, *arguments: Any) -> Any:
+        with self._timed(f"{role}.{method}", questions):
+            return self._pools[role].call(method, *arguments)
+
+    def _write(self, work: _BatchWork) -> None:
         """Has teacher and student write answers; takes the student's from earlier rows where there are any."""
         rollout = self._recipe.rollout
         if self._earlier is not None:
-            self._take_over(self._earlier, questions, scores["student"])
+            work.add_written("student", self._taken_over(self._earlier, work.questions))
+        calls: dict[Source, Callable[[], WrittenBatch]] = {}
         counts: dict[Source, int] = {"teacher": rollout.teacher_answers, "student": rollout.student_answers}
-
-        def write(source: Source, seeds: list[int | None]) -> tuple[Source, WrittenBatch]:
-            with self.clock.timed(f"{source}.answer", len(seeds)):
-                return source, self._pools[source].call("answer", shared, rollout.sampling, counts[source], seeds)
-
-        asked: dict[Source, list[int | None]] = {
-            source: [
-                None if source in one.answers else self._recipe.seed_of(source, one.problem.id) for one in questions
+        for source, count in counts.items():
+            seeds = [
+                None if source in one.answers else self._recipe.seed_of(source, one.problem.id)
+                for one in work.questions
             ]
-            for source, count in counts.items()
-            if count
-        }
-        calls = [
-            partial(write, source, seeds) for source, seeds in asked.items() if any(one is not None for one in seeds)
-        ]
-        for source, written in at_once(calls):
-            for question, answers in zip(questions, written.answers, strict=True):
-                question.answers.setdefault(source, answers)
-            scores[source].add([[one.token_ids for one in own] for own in written.answers], written.scored)
+            if count and any(seed is not None for seed in seeds):
+                asked = (work.shared, rollout.sampling, count, seeds)
+                calls[source] = partial(self._call, source, "answer", len(seeds), *asked)
+        for source, written in zip(calls, run_all(list(calls.values())), strict=True):
+            work.add_written(source, written)
 
-    def _take_over(self, earlier: Earlier, questions: Sequence[_Question], scores: _ModelScores) -> None:
-        """Takes the student's answers from earlier rows of the same questions, and their verdicts if the judge is the
-        same. If another judge could not read an answer, it is not stored, and the question is answered again."""
+    def _taken_over(self, earlier: Earlier, questions: Sequence[_Question]) -> WrittenBatch:
+        """Returns the student's answers in earlier rows of the same questions, and notes their verdicts if the judge is
+        the same. If another judge could not read an answer, it is not stored, and the question is answered again."""
         found = earlier.rows.rows([one.digest for one in questions])
-        token_ids: list[list[TokenIds]] = [[] for _ in questions]
-        prompt_tokens = [0] * len(questions)
-        logprobs: list[np.ndarray] = []
-        for one in questions:
+        answers: list[tuple[Answer, ...]] = [()] * len(questions)
+        prompt_tokens, logprobs = [0] * len(questions), list[np.ndarray]()
+        for index, one in enumerate(questions):
             if one.digest not in found:
                 continue
             [group] = store.groups(found[one.digest])
             stored = [answer for answer in group.answers if answer.judged.answer.source == "student"]
-            if not earlier.same_judge and len(stored) < self._recipe.rollout.student_answers:
-                continue
-            one.answers["student"] = tuple(answer.judged.answer for answer in stored)
             if earlier.same_judge:
-                one.known = {
-                    answer.judged.answer.text: Verdict(
-                        accuracy=answer.judged.accuracy, text=answer.judged.verdict, reasoning=answer.judged.reasoning
-                    )
-                    for answer in stored
-                }
-            token_ids[one.index] = [answer.judged.answer.token_ids for answer in stored]
-            prompt_tokens[one.index] = group.prompt_tokens
+                one.known = [answer.judged for answer in stored]
+            elif len(stored) < self._recipe.rollout.student_answers:
+                continue
+            answers[index] = tuple(answer.judged.answer for answer in stored)
+            prompt_tokens[index] = group.prompt_tokens
             logprobs += [answer.reference_logprobs for answer in stored]
         tokens = pa.array(logprobs, store.LOGPROBS)
-        scores.add(token_ids, ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens))
+        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens)
+        return WrittenBatch(answers=answers, scored=scored)
 
-    def _judge(self, answered: Sequence[_Question], questions: Sequence[_Question], shared: Any) -> None:
-        """Judges the answers of the questions in ``answered``, which no engine has refused."""
-        for one in answered:
-            one.written = [answer for source in ("teacher", "student") for answer in one.answers.get(source, ())]
-        judging = self._recipe.judging
-        with self.clock.timed("judge.judge", len(questions)):
-            problems, written = [one.problem for one in questions], [one.written for one in questions]
-            verdicts = judging.verdicts(self._pools, problems, shared, written, [one.known for one in questions])
-        for one, said in zip(questions, verdicts, strict=True):
-            one.judged = [
-                JudgedAnswer(
-                    answer=answer, accuracy=verdict.accuracy, verdict=verdict.text, reasoning=verdict.reasoning
-                )
-                for answer, verdict in zip(one.written, said, strict=True)
-            ]
+    def _judge(self, work: _BatchWork) -> None:
+        """Judges the answers of the questions that no engine has refused."""
+        settings, questions = self._recipe.judge, work.questions
+        written = [
+            [] if one.position in work.rejected else [*one.answers.get("teacher", ()), *one.answers.get("student", ())]
+            for one in questions
+        ]
+        with self._timed("judge.judge", len(questions)):
+            problems, known = [one.problem for one in questions], [one.known for one in questions]
+            judged = judge_answers(settings, self._pools, problems, work.shared, written, known)
+        for one, own in zip(questions, judged, strict=True):
+            one.judged = own
             one.readable = [
                 answer
-                for answer in one.judged
-                if answer.accuracy is not None and (answer.reasoning is not None or not judging.settings.reasoning)
+                for answer in own
+                if answer.accuracy is not None and (answer.reasoning is not None or not settings.reasoning)
             ]
 
-    def _score(self, role: Role, scores: _ModelScores, wanted: Wanted, shared: Any) -> None:
-        """Has a model score the answers that it did not score while writing."""
-        missing = scores.missing(wanted)
-        if any(missing):
-            with self.clock.timed(f"{role}.score", sum(map(bool, missing))):
-                scored: ScoredBatch = self._pools[role].call("score", shared, missing)
-            scores.add(missing, scored)
+    def _score(self, work: _BatchWork) -> None:
+        """Has each model score the answers that it did not score while writing."""
+        wanted = [one.stored_ids for one in work.questions]
+        missing = {role: work.scores[role].missing(wanted) for role in self._scorers}
+        asked = {role: answers for role, answers in missing.items() if any(answers)}
+        calls = [
+            partial(self._call, role, "score", sum(map(bool, answers)), work.shared, answers)
+            for role, answers in asked.items()
+        ]
+        for (role, answers), scored in zip(asked.items(), run_all(calls), strict=True):
+            work.add_scores(role, answers, scored)
 
-    def _made(
-        self,
-        questions: Sequence[_Question],
-        scores: Mapping[Role, _ModelScores],
-        rejected: dict[int, Rejected],
-    ) -> MadeBatch:
-        kept = [one for one in questions if one.position not in rejected]
-        wanted = {one.index: [answer.answer.token_ids for answer in one.readable] for one in kept}
+    def _made(self, work: _BatchWork, answered: Sequence[_Question]) -> MadeBatch:
+        """Returns a row for each question that is not rejected, and the counts over all ``answered`` ones."""
         recipe, stage = self._recipe, self._recipe.stage
-        questions_made = [
+        wanted = [[] if one.position in work.rejected else one.stored_ids for one in work.questions]
+        stored = {index: one for index, one in enumerate(work.questions) if wanted[index]}
+        questions = [
             Row(
                 position=one.position,
                 stage=stage.index,
                 mask_ratio=stage.ratio,
                 problem=one.problem,
-                prompt_tokens=scores[self._reference].prompt_tokens[one.index],
+                prompt_tokens=work.scores[self._reference].prompt_tokens[index],
                 teacher_digest=self._teacher_digest,
                 student_digest=recipe.student_digest,
                 version=recipe.online.version if recipe.online else None,
             )
-            for one in kept
+            for index, one in stored.items()
         ]
         rows, left_out = store.SCHEMA.empty_table(), np.empty(0, np.float32)
-        if kept:
-            top, reference, *behaviour = (scores[role].take(wanted) for role in self._scorers)
-            rows = store.table(questions_made, [one.readable for one in kept], top, reference, *behaviour)
+        if stored:
+            top, reference, *behaviour = (work.scores[role].take(wanted) for role in self._scorers)
+            rows = store.table(questions, [one.readable for one in stored.values()], top, reference, *behaviour)
             left_out = store.decoded(top).left_out
         counts = tally(
-            [(one.problem, one.judged) for one in questions if not _refusal(one, scores)],
-            recipe.judging.settings,
+            [(one.problem, one.judged) for one in answered],
+            recipe.judge,
             rows=len(rows),
             tokens=len(left_out),
             tail_mass_sum=float(left_out.sum()),
         )
-        return MadeBatch(rows=rows, rejected=rejected, tally=counts)
+        return MadeBatch(rows=rows, rejected=work.rejected, tally=counts)
 
 
 @dataclass
 class _Question:
     """The state of a question while its row is made."""
 
-    index: int
-    """Index in its batch."""
     position: int
     digest: str
     """Digest of the question as the data hold it."""
     problem: Problem
     answers: dict[Source, tuple[Answer, ...]] = field(default_factory=dict)
-    known: dict[str, Verdict] = field(default_factory=dict)
-    """Text → verdict, taken over with the student's answers."""
-    written: list[Answer] = field(default_factory=list)
-    """All answers, the teacher's first."""
+    known: list[JudgedAnswer] = field(default_factory=list)
+    """Answers of the student whose verdicts are taken over."""
     judged: list[JudgedAnswer] = field(default_factory=list)
     readable: list[JudgedAnswer] = field(default_factory=list)
-    """Answers with a readable verdict, which can be stored; a row needs two."""
+    """Answers with a readable verdict, which can be stored."""
+
+    @property
+    def stored_ids(self) -> list[TokenIds]:
+        """Token ids of the answers in the question's row, which needs two; empty if there is no row."""
+        return [one.answer.token_ids for one in self.readable] if len(self.readable) >= 2 else []
 
 
-def _refusal(question: _Question, scores: Mapping[Role, _ModelScores]) -> Refused | None:
-    for role, said in scores.items():
-        if (refused := said.refused.get(question.index)) is not None:
-            told = refused.reason if refused.kind == "picture" else f"the {role}'s engine refuses it: {refused.reason}"
-            return Refused(reason=told, kind=refused.kind)
-    return None
+class _BatchWork:
+    """The state of a batch while its rows are made."""
+
+    def __init__(self) -> None:
+        self.questions: list[_Question] = []
+        self.rejected: dict[int, Rejected] = {}
+        """Position → why the question gets no row."""
+        self.shared: Any = None
+        """The problems, as ``Pool.share`` returned them."""
+        self.scores: defaultdict[Role, _ModelScores] = defaultdict(_ModelScores)
+
+    def add_written(self, source: Source, written: WrittenBatch) -> None:
+        """Adds answers with their scores."""
+        for one, answers in zip(self.questions, written.answers, strict=True):
+            if answers:
+                one.answers[source] = answers
+        self.add_scores(source, [[one.token_ids for one in own] for own in written.answers], written.scored)
+
+    def add_scores(self, role: Role, answers: AnswerIds, scored: ScoredBatch) -> None:
+        """Adds a model's scores of ``answers``, and rejects the questions that it refused."""
+        self.scores[role].add(answers, scored)
+        for index, refused in scored.refused.items():
+            one = self.questions[index]
+            by = "" if refused.kind == "picture" else f"the {role}'s engine refuses it: "
+            rejected = Rejected(row=one.problem.id, reason=by + refused.reason, kind=refused.kind)
+            self.rejected.setdefault(one.position, rejected)
 
 
 class _ModelScores:
     """A model's scores of the answers of a batch so far. Answers with equal token ids share one score, so that rounding
     cannot make their scores differ."""
 
-    def __init__(self, questions: int) -> None:
-        self.prompt_tokens = [0] * questions
-        """Prompt length of each question, pictures included; 0 where the model was not asked."""
-        self.refused: dict[int, Refused] = {}
-        """Index of a question → why the engine refuses it."""
-        self._places: list[dict[TokenIds, int]] = [{} for _ in range(questions)]
+    def __init__(self) -> None:
+        self.prompt_tokens: dict[int, int] = {}
+        """Index of a question → its prompt's length, pictures included."""
+        self._places: dict[tuple[int, TokenIds], int] = {}
         self._parts: list[pa.Array] = []
-        self._size = 0
 
-    def add(self, answers: Sequence[Sequence[TokenIds]], scored: ScoredBatch) -> None:
-        """Adds scores. answers: for each question of the batch, the token ids of the scored answers."""
-        self.refused |= scored.refused
-        for index, own in enumerate(answers):
-            if index in scored.refused:
-                continue
-            self.prompt_tokens[index] = scored.prompt_tokens[index] or self.prompt_tokens[index]
-            for token_ids in own:
-                self._places[index].setdefault(token_ids, self._size)
-                self._size += 1
+    def add(self, answers: AnswerIds, scored: ScoredBatch) -> None:
+        given = [(index, ids) for index, own in enumerate(answers) if index not in scored.refused for ids in own]
+        for place, one in enumerate(given, sum(map(len, self._parts))):
+            self._places.setdefault(one, place)
         self._parts.append(scored.tokens)
+        self.prompt_tokens |= {index: count for index, count in enumerate(scored.prompt_tokens) if count}
 
-    def missing(self, wanted: Wanted) -> list[list[TokenIds]]:
-        """Returns, for each question of the batch, the wanted answers without a score, each once."""
+    def missing(self, wanted: AnswerIds) -> list[list[TokenIds]]:
+        """Returns the wanted answers without a score, each once."""
         return [
-            [ids for ids in dict.fromkeys(wanted.get(index, ())) if ids not in places]
-            for index, places in enumerate(self._places)
+            [ids for ids in dict.fromkeys(own) if (index, ids) not in self._places] for index, own in enumerate(wanted)
         ]
 
-    def take(self, wanted: Wanted) -> pa.Array:
+    def take(self, wanted: AnswerIds) -> pa.Array:
         """Returns the scores of the wanted answers, question after question."""
-        places = [self._places[index][token_ids] for index, own in wanted.items() for token_ids in own]
+        places = [self._places[index, ids] for index, own in enumerate(wanted) for ids in own]
         return pa.concat_arrays(self._parts).take(pa.array(places))

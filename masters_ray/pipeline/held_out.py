@@ -1,25 +1,22 @@
 """Measures accuracy on the held-out questions: greedy answers, their marks, and the files that hold them."""
 
-from __future__ import annotations
-
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from masters_ray import data, remarks, store
 from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
-from masters_ray.evaluate import Marked, accuracy, cut_share, mark, refusals
-from masters_ray.files import MADE_AGAIN, as_json, read_json, read_record, write_json
+from masters_ray.evaluate import Marked, accuracy, cut_share, refusals
+from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json
 from masters_ray.method.marking import RULES
 from masters_ray.models import weights
-from masters_ray.pipeline.parallel import batches, in_parallel
+from masters_ray.pipeline.inputs import digest_of
+from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
-from masters_ray.records import Problem, Refused, Rejected, Reply
+from masters_ray.records import Problem, Refused, Reply
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
@@ -29,6 +26,15 @@ _AT_A_TIME = 128
 _EXAMPLES = 3
 MODELS = ("teacher", "student_before", "student_after")
 """The models that are measured, by the names of their files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutMarks:
+    """A file of held-out answers with their marks. questions, model: digests of the questions and the weights."""
+
+    questions: str
+    model: str
+    marks: list[Marked]
 
 
 class HeldOut:
@@ -41,22 +47,12 @@ class HeldOut:
     def is_measured(self, name: str, model: str | None) -> bool:
         """Returns whether marks of ``name`` exist for these questions and, unless ``model`` is None, for the weights
         with this digest. Prints why an existing file is measured again."""
+        found = self._stored(name)
+        if found is None or (found.questions == self._digest and model in (None, found.model)):
+            return found is not None
         file = self._directory.evaluation(name)
-        if not file.exists():
-            return False
-        try:
-            content = read_json(file)
-        except StoreError as error:
-            say(f"{error}: it is measured again")
-            return False
-        found = content if isinstance(content, dict) else {}
-        if found.get("questions") != self._digest:
-            say(f"{file}: measured on other held-out questions than the data hold now; it is measured again")
-            return False
-        if model is not None and found.get("model") != model:
-            say(f"{file}: measured with other weights than there are now; it is measured again")
-            return False
-        return True
+        say(f"{file}: of other held-out questions or other weights than there are now; it is measured again")
+        return False
 
     def measure(self, pools: Mapping[Role, Pool], role: Role, name: str, model: str) -> None:
         """Has the pool of ``role`` answer the questions and stores the marks as ``name``. model: digest of its weights.
@@ -66,47 +62,33 @@ class HeldOut:
         judge = pools["judge"] if config.evaluation.marked_by == "judge" else None
         marked = evaluate(pools[role], judge, config.judge.rule, self._problems, longest, title)
         # After training, a missing picture must not cost the run its summary and report.
-        allowed = 1.0 if name == "student_after" else config.rollout.max_set_aside_share
-        refuse_unasked(refusals(marked), len(self._problems), allowed)
+        _refuse_unasked(marked, 1.0 if name == "student_after" else config.rollout.max_set_aside_share)
         write_marks(self._directory.evaluation(name), marked, self._digest, model)
         say_accuracy(title, marked, longest, config.judge.rule)
 
     def refuse_rows_of_another_teacher(self, made: Sequence[store.Folder], checkpoint: Path) -> None:
         """Raises StoreError when a store in ``made`` is finished, and the teacher that was measured had other weights
         than the checkpoint has."""
-        file = self._directory.evaluation("teacher")
-        if not file.exists() or not any(folder.has(store.MANIFEST) for folder in made):
+        if not any(folder.has(store.MANIFEST) for folder in made) or (found := self._stored("teacher")) is None:
             return
-        try:
-            content = read_json(file)
-        except StoreError:
-            return  # the teacher is measured again
-        now = weights.digest(checkpoint)
-        if isinstance(content, dict) and content.get("model", now) != now:
+        if found.model != weights.digest(checkpoint):
             raise StoreError(
                 f"{made[0]}: its rows were made by a teacher with other weights than {checkpoint} has now. Put them "
                 "back, or choose another run.dir."
             )
 
-
-def digest_of(problems: data.Problems) -> str:
-    """Returns the SHA-256 of the questions, independent of their order."""
-    return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutMarks:
-    """A file of held-out answers with their marks."""
-
-    questions: str
-    """Digest of the questions."""
-    model: str
-    """Digest of the weights that answered."""
-    marks: list[Marked]
+    def _stored(self, name: str) -> HeldOutMarks | None:
+        """Returns the marks of ``name``; None when there are none, or their file is damaged."""
+        file = self._directory.evaluation(name)
+        try:
+            return read_record(file, HeldOutMarks, MADE_AGAIN) if file.exists() else None
+        except StoreError as error:
+            say(f"{error}: it is measured again")
+            return None
 
 
 def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
-    """Writes a file of marks. questions, model: as in ``HeldOutMarks``."""
+    """Writes a file of ``HeldOutMarks``."""
     write_json(file, as_json(HeldOutMarks(questions=questions, model=model, marks=list(marked))))
 
 
@@ -130,37 +112,43 @@ def evaluate(
     engine refuses has the reason in place of a mark.
     """
 
-    def marked(share: Sequence[Problem]) -> list[Marked]:
+    def mark(share: Sequence[Problem]) -> list[Marked]:
         answers: list[Reply | Refused] = pool.call_again("answer_greedily", share, max_tokens)
-        ruled = [
-            isinstance(said, Reply) and RULES[rule](said.text, one) for one, said in zip(share, answers, strict=True)
-        ]
-        if judge is None:
-            return mark(share, answers, ruled)
-        asked = [[said.text] if isinstance(said, Reply) else [] for said in answers]
-        verdicts: list[list[Verdict]] = judge.call_again("judge", share, asked, False)
-        correct = [any(verdict.accuracy == 1 for verdict in group) for group in verdicts]
-        return mark(share, answers, correct, ruled)
+        verdicts: list[list[Verdict]] | None = None
+        if judge is not None:
+            texts = [[said.text] if isinstance(said, Reply) else [] for said in answers]
+            verdicts = judge.call_again("judge", share, texts, False)
+        found = []
+        for index, (problem, said) in enumerate(zip(share, answers, strict=True)):
+            asked: dict[str, Any] = {"id": problem.id, "kind": problem.kind, "label": problem.label}
+            if isinstance(said, Refused):
+                found.append(Marked(**asked, answer="", finish=None, correct=False, refused=said))
+                continue
+            asked |= {"answer": said.text, "finish": said.finish}
+            by_rule = RULES[rule](said.text, problem)
+            if verdicts is None:
+                found.append(Marked(**asked, correct=by_rule))
+            else:
+                found.append(Marked(**asked, correct=verdicts[index][0].accuracy == 1, by_rule=by_rule))
+        return found
 
     shares = list(batches(problems, _AT_A_TIME))
-    found: dict[int, list[Marked]] = {}
+    marks: dict[int, list[Marked]] = {}
     with track(title, len(problems)) as advance:
-        for number, marks in in_parallel(
-            lambda number: marked(shares[number]), range(len(shares)), pool.most_calls_at_once
-        ):
-            found[number] = marks
-            advance(len(marks))
-    return [one for number in sorted(found) for one in found[number]]
+        for number, found in map_unordered(lambda one: mark(shares[one]), range(len(shares)), pool.most_calls_at_once):
+            marks[number] = found
+            advance(len(found))
+    return [one for number in sorted(marks) for one in marks[number]]
 
 
-def refuse_unasked(refused: Sequence[Rejected], questions: int, allowed: float) -> None:
-    """Raises DataError when a model refused more than the share ``allowed`` of the held-out questions, or all of
-    them."""
-    if len(refused) <= allowed * questions and len(refused) < questions:
+def _refuse_unasked(marked: Sequence[Marked], allowed: float) -> None:
+    """Raises DataError when a model refused more than the share ``allowed`` of the questions, or all of them."""
+    refused = refusals(marked)
+    if len(refused) <= allowed * len(marked) and len(refused) < len(marked):
         return
     examples = "\n".join(f"  {one.row}: {one.reason}" for one in refused[:_EXAMPLES])
     raise DataError(
-        f"{len(refused)} of {questions} held-out questions could not be asked; rollout.max_set_aside_share allows "
+        f"{len(refused)} of {len(marked)} held-out questions could not be asked; rollout.max_set_aside_share allows "
         f"{allowed:g}. The first of them:\n{examples}\nMend or take out their rows, shorten the questions, use smaller "
         "pictures, or raise engine.max_model_len and choose another run.dir; or raise rollout.max_set_aside_share and "
         "call again."

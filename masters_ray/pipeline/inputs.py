@@ -1,16 +1,17 @@
 """Loads a run's questions and plans its stages. Needs no torch, so that a login node can do both."""
 
-from __future__ import annotations
-
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from masters_ray import data
 from masters_ray.config import Config, DataSource
 from masters_ray.errors import DataError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
-from masters_ray.models import reserved, weights
+from masters_ray.models import special_tokens, weights
 from masters_ray.progress import say
 
 
@@ -33,23 +34,22 @@ def load_source(
     max_quarantined_share: float,
     first: int | None = None,
 ) -> data.Loaded:
-    """Loads a source of the run. models: checkpoint folders whose special tokens no text may contain. first: number of
-    rows to read, None for all. Raises DataError as ``data.load``."""
-    teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
+    """Loads a source as ``data.load`` does. models: checkpoint folders whose special tokens no text may contain."""
+    asked = [*(config.of_teacher(number).teacher for number in range(len(config.schedules))), config.student]
     return data.load(
         source,
         config.run.seed,
         max_quarantined_share,
-        min(engine.max_pictures for engine in [*(one.engine for one in teachers), config.student.engine]),
+        min(model.engine.max_pictures for model in asked),
         max_pixels=config.data.max_picture_pixels,
-        special=reserved.pattern(models),
+        special=special_tokens.pattern(models),
         spool=spool,
         first=first,
     )
 
 
-def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
-    """Prints what was loaded, with remarks. Returns the overlap of training and held-out questions."""
+def report_loaded(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
+    """Prints what was loaded, with remarks. Returns ``report_overlap``."""
     for name, loaded in (("training", train), ("held-out", held_out)):
         aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
         say(f"{len(loaded.problems)} {name} questions{aside}")
@@ -58,10 +58,10 @@ def told(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
             say(f"{name} pictures: {changes}")
         for remark in loaded.remarks:
             say(f"{name} questions: {remark}")
-    return told_overlap(train, held_out)
+    return report_overlap(train, held_out)
 
 
-def told_overlap(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
+def report_overlap(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
     """Prints and returns the overlap of training and held-out questions."""
     overlap = data.overlap(train.problems, held_out.problems)
     of = f" of {len(held_out.problems)}"
@@ -77,13 +77,18 @@ def told_overlap(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
     return overlap
 
 
+def digest_of(problems: data.Problems) -> str:
+    """Returns the SHA-256 of the questions, independent of their order."""
+    return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
+
+
 def plan(config: Config, questions: int) -> list[tuple[Stage, range]]:
     """Returns the run's stages with the positions of their questions. Raises DataError when a stage has none."""
-    found = schedule.plan(config.schedules, questions)
-    for stage, positions in found:
+    stages = schedule.plan(config.schedules, questions)
+    for stage, positions in stages:
         if not positions:
             raise DataError(
-                f"stage {stage.index} of {len(found)} has none of the {questions} training questions. Use more "
+                f"stage {stage.index} of {len(stages)} has none of the {questions} training questions. Use more "
                 "questions, or fewer stages."
             )
-    return found
+    return stages

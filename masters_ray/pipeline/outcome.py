@@ -1,7 +1,5 @@
 """Writes the outcome of a run: summary.json for programs, examples.json for the report."""
 
-from __future__ import annotations
-
 import base64
 import io
 import platform
@@ -13,14 +11,15 @@ from typing import Any, Literal, TypeVar
 import pyarrow.compute as pc
 
 from masters_ray import data, remarks, store
-from masters_ray.config import as_written, to_yaml
+from masters_ray.config import Judge, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share
 from masters_ray.files import as_json, read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
-from masters_ray.pipeline.held_out import all_marks, digest_of
+from masters_ray.pipeline.held_out import all_marks
+from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
@@ -44,13 +43,12 @@ def write(run: RunContext) -> None:
     steps = read_metrics(directory.root) if directory.file(METRICS).exists() else []
     marks = answered_by_all(all_marks(directory))
     measured = {name: accuracy(rows) for name, rows in marks.items()}
-    disagreements = (
+    disagreements = [
         remarks.held_out_disagreement(f"held-out accuracy of {name.replace('_', ' ')}", rows, config.judge.rule)
         for name, rows in marks.items()
-    )
-    answers = sum(stages, AnswerTally())
-    agreement = answers.judge_rule_agreements / answers.compared if answers.compared else None
+    ]
     teachers = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
+    compared = [LogprobMismatch(**one) for one in noted.get("agreement", {}).values()]
     summary = facts.Summary(
         accuracy=facts.Accuracies(**measured),
         evaluation=facts.EvaluationFacts(
@@ -60,15 +58,7 @@ def write(run: RunContext) -> None:
             max_tokens=config.evaluation_tokens,
             remarks=[told for told in disagreements if told],
         ),
-        judge=facts.JudgeFacts(
-            of_teacher=config.judge.of_teacher,
-            of_student=config.judge.of_student,
-            rule=config.judge.rule,
-            agreement_with_rule=agreement,
-            judged=answers.answers - answers.unjudged,
-            unjudged=answers.unjudged,
-            compared=answers.compared,
-        ),
+        judge=_judge(config.judge, sum(stages, AnswerTally())),
         stages=stages,
         wall_seconds=noted["wall_seconds"],
         phases=noted["phases"],
@@ -82,23 +72,16 @@ def write(run: RunContext) -> None:
             workers=config.learner.workers,
             zero_stage=config.learner.zero_stage,
             left_out=len(run.journal.left_out()),
-            agreement=sorted(
-                (LogprobMismatch(**one) for one in noted.get("agreement", {}).values()), key=lambda one: one.stage
-            ),
+            agreement=sorted(compared, key=lambda one: one.stage),
         ),
-        online=_online(
-            config.rollout.online_fraction, steps, read_lines(directory.file("online.jsonl")), noted.get("placement")
-        ),
+        online=_online(config.rollout.online_fraction, steps, noted.get("placement")),
         data=facts.DataFacts(train=_split(run.train), held_out=_split(held_out), overlap=run.overlap),
-        models=facts.ModelsFacts(
-            teachers=[_model(checkpoint) for checkpoint in teachers], student=_model(config.student.checkpoint)
-        ),
-        run=facts.CallFacts(
-            dir=as_written(config.run.dir),
-            seed=config.run.seed,
-            started=noted["started"],
-            config_file=noted["config_file"],
-        ),
+        teachers=[_model(checkpoint) for checkpoint in teachers],
+        student=_model(config.student.checkpoint),
+        dir=as_written(config.run.dir),
+        seed=config.run.seed,
+        started=noted["started"],
+        config_file=noted["config_file"],
         versions=dict(_versions()),
         config=to_yaml(config),
     )
@@ -110,34 +93,40 @@ def write(run: RunContext) -> None:
         run.journal.plot(f"accuracy/{name}", found.value, len(steps))
 
 
+def _judge(judge: Judge, answers: AnswerTally) -> facts.JudgeFacts:
+    return facts.JudgeFacts(
+        of_teacher=judge.of_teacher,
+        of_student=judge.of_student,
+        rule=judge.rule,
+        agreement_with_rule=answers.judge_rule_agreements / answers.compared if answers.compared else None,
+        judged=answers.answers - answers.unjudged,
+        unjudged=answers.unjudged,
+        compared=answers.compared,
+    )
+
+
 def _split(loaded: data.Loaded) -> facts.SplitFacts:
     return facts.SplitFacts(
         problems=len(loaded.problems),
         quarantined=len(loaded.rejected),
         digest=digest_of(loaded.problems),
-        changed_pictures=loaded.changes,
         remarks=loaded.remarks,
     )
 
 
 def _online(
-    fraction: float,
-    steps: Sequence[StepMetrics],
-    answered: Sequence[dict[str, Any]],
-    placement: Literal["turns", "beside"] | None = None,
+    fraction: float, steps: Sequence[StepMetrics], placement: Literal["turns", "beside"] | None
 ) -> facts.OnlineFacts:
-    """answered: lines of online.jsonl, which hold the age of each group; for a step without a line, the mean age stands
-    for the largest."""
     fresh = [step for step in steps if step.fresh]
     groups = sum(step.fresh for step in fresh)
-    oldest = {one["step"]: max(one["ages"]) for one in answered if one["ages"]}
     return facts.OnlineFacts(
         fraction=fraction,
         steps=len(fresh),
         share=len(fresh) / len(steps) if steps else 0.0,
         groups=groups,
         mean_age=sum(step.age * step.fresh for step in fresh) / groups if groups else None,
-        largest_age=max((oldest.get(step.step, step.age) for step in fresh), default=None),
+        # One student writes all groups of an iteration.
+        largest_age=max((step.age for step in fresh), default=None),
         waited_seconds=sum(step.rollout_wait_s for step in steps),
         placement=placement,
     )
@@ -164,34 +153,41 @@ def _learned(directory: RunDirectory, count: int) -> Iterator[Example]:
     rows = read_records(file, GroupRewards, "Delete it to do without examples.") if file.exists() else []
     rewards = {(row.stage, row.position): row for row in rows}
     for row in _spread([rewards[place] for place in sorted(rewards)], count):
-        if group := _group(directory, row):
-            answers = [one.judged for one in group.answers]
-            yield _example(group.problem, mask_ratio=group.mask_ratio, answers=answers, rewards=row)
+        try:
+            group = _group(directory, row)
+        except StoreError as error:
+            say(f"{error}: the report shows no example from it")
+            continue
+        if group is None:
+            continue
+        if {len(row.divergences), len(row.distillation), len(row.advantages)} != {len(group.answers)}:
+            say(
+                f"{file}: not a number for each answer to {group.problem.id}: the report does not show it as an example"
+            )
+            continue
+        answers = [one.judged for one in group.answers]
+        yield _example(group.problem, mask_ratio=group.mask_ratio, answers=answers, rewards=row)
 
 
 def _group(directory: RunDirectory, row: GroupRewards) -> RolloutGroup | None:
     """Returns the rewarded group from its stage's store, or from the store of the online iterations, which a killed run
-    may not have closed; None when it is gone."""
+    may not have closed; None when it is gone. Raises StoreError."""
     folder = directory.stage(row.stage) if row.version is None else directory.online(row.stage)
     before = [name for name in folder.names(store.SHARD) if store.first_position(name) <= row.position]
-    try:
-        table = store.read_shard(folder, before[-1]) if before else store.SCHEMA.empty_table()
-    except StoreError as error:
-        say(f"{error}: the report shows no example from it")
+    if not before:
         return None
+    table = store.read_shard(folder, before[-1])
     found = store.groups(table.filter(pc.equal(table["position"], row.position)))
     return next((group for group in found if group.version == row.version), None)
 
 
 def _changed(held_out: Sequence[Problem], marks: dict[str, list[Marked]], count: int) -> Iterator[Example]:
     """Yields up to ``count`` held-out questions that the student answered correctly either before or after training."""
-    after = {one.id: one for one in marks["student_after"]}
-    pairs = {one.id: (one, after[one.id]) for one in marks["student_before"]}
-    shown = _spread([id for id, (one, other) in pairs.items() if one.correct != other.correct], count)
+    before, after = ({one.id: one for one in marks[name]} for name in ("student_before", "student_after"))
+    shown = _spread([id for id, one in before.items() if one.correct != after[id].correct], count)
     for problem in held_out:
         if problem.id in shown:
-            before, later = pairs[problem.id]
-            yield _example(problem, before=before, after=later, answers=[])
+            yield _example(problem, before=before[problem.id], after=after[problem.id], answers=[])
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:

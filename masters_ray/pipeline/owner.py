@@ -1,11 +1,10 @@
 """Owns the replicas of a run: only one set of them runs at a time, so that sets never share devices."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
+from typing import Self
 
 from masters_ray.config import Config
-from masters_ray.pipeline.parallel import at_once
+from masters_ray.pipeline.parallel import run_all
 from masters_ray.replicas import processes
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spawn import Replicas
@@ -25,7 +24,7 @@ class ReplicaOwner:
         for teacher in range(len(config.schedules)) if turns is not None else ():
             self._online_specs(teacher, 0.0)
 
-    def __enter__(self) -> ReplicaOwner:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,7 +46,7 @@ class ReplicaOwner:
         """In turns: returns once all replicas have freed their GPU memory. No call may be in progress on them. Raises
         as ``Pool.sleep``."""
         if self.turns is not None and self._replicas is not None:
-            at_once([pool.sleep for pool in self._replicas.pools.values()])
+            run_all([pool.sleep for pool in self._replicas.pools.values()])
 
     def close(self) -> None:
         """Stops the replicas and drops their calls in progress."""
@@ -57,5 +56,5 @@ class ReplicaOwner:
 
     def _online_specs(self, teacher: int, ratio: float) -> list[ReplicaSpec]:
         config = self._config.of_teacher(teacher)
-        found = specs(config, processes.for_online_rollouts(config), ratio)
-        return found if self.turns is None else in_turns(found, self.turns.gpus)
+        wanted = specs(config, processes.for_online_rollouts(config), ratio)
+        return wanted if self.turns is None else in_turns(wanted, self.turns.gpus)

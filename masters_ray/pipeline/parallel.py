@@ -4,8 +4,6 @@ Deadlock is impossible: a thread waits only for its own call to a pool, and the 
 never for the result of another call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -19,7 +17,7 @@ def batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
+def map_unordered(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
     """Yields each item with the function's result, as calls finish. Raises the error of the first call that fails.
 
     Takes an item when a thread is free, so at most ``threads`` items are held at a time. When the iterator is closed
@@ -40,10 +38,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int) ->
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def at_once(actions: Sequence[Callable[[], R]]) -> list[R]:
+def run_all(actions: Sequence[Callable[[], R]]) -> list[R]:
     """Returns each action's result; each runs on its own thread. Raises the first failed action's error at the end."""
-    if len(actions) == 1:
-        return [actions[0]()]
     with ThreadPoolExecutor(max(1, len(actions))) as executor:
-        running = [executor.submit(action) for action in actions]
-    return [one.result() for one in running]
+        return [one.result() for one in [executor.submit(action) for action in actions]]

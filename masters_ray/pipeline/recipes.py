@@ -1,7 +1,5 @@
 """Recipes: what the rows of a run's stages depend on, and so which rows a store accepts."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
-from masters_ray.config import Config, JudgedBy, Rollout, Student, Teacher
+from masters_ray.config import Config, Judge, Rollout
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
-from masters_ray.models import reserved, weights
-from masters_ray.pipeline.judging import Judging
+from masters_ray.models import special_tokens, weights
+from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Source
+
+OF_QUESTIONS = {"data", "questions"}
+"""Settings that tell which questions a store holds (``Questions.key``); no row depends on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,44 +34,22 @@ class OnlineWriter:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a stage's rows depend on beside its questions; a store accepts only rows of the same recipe."""
+    """What a stage's rows depend on; a store accepts only rows of the same recipe."""
 
     stage: Stage
     rollout: Rollout
-    judging: Judging
+    judge: Judge
     seed: int
     student_digest: str
     """Digest of the student that writes."""
-    made_with: Mapping[str, Any]
-    """Everything else in the configuration and the checkpoints that decides the rows."""
+    settings: Mapping[str, Any]
+    """All that decides the rows, as plain values, but for the masked teacher's weights."""
     online: OnlineWriter | None = None
     """None for answers that are written before training."""
 
     def key(self, report: MaskReport) -> dict[str, Any]:
-        """Returns the recipe as plain values, the key of a store. report: of the masked teacher."""
+        """Returns the key of a store of these rows. report: of the masked teacher."""
         return {"teacher_digest": report.digest, **self.settings}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The part of ``key`` that is known before the teacher is masked."""
-        judge = self.judging.settings
-        return {
-            "mask_ratio": self.stage.ratio,
-            "student_digest": None if self.online else self.student_digest,
-            "online": self.online is not None,
-            "seed": self.seed,
-            "teacher_answers": self.rollout.teacher_answers,
-            "student_answers": self.rollout.student_answers,
-            "sampling": dataclasses.asdict(self.rollout.sampling),
-            "judge": {
-                "of_teacher": judge.of_teacher,
-                "of_student": judge.of_student,
-                "rule": judge.rule if "rule" in (judge.of_teacher, judge.of_student) else None,
-                "reasoning": judge.reasoning,
-                "max_tokens": judge.max_tokens,
-            },
-            **self.made_with,
-        }
 
     def seed_of(self, source: Source, problem_id: str) -> int:
         """Returns the sampling seed of a question's answers, independent of replica and batch. The teacher's depends on
@@ -91,11 +70,12 @@ class Earlier:
 
 
 class Recipes:
-    """The recipes of a run's stages. Digests of the untrained student and of judging teachers are computed once."""
+    """The recipes of a run's stages."""
 
-    def __init__(self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]]) -> None:
-        self._config, self._directory, self._plan = config, directory, plan
-        self._judgings: dict[int, Judging] = {}
+    def __init__(
+        self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]], questions: Questions
+    ) -> None:
+        self._config, self._directory, self._plan, self._questions = config, directory, plan, questions
 
     @cached_property
     def reference(self) -> str:
@@ -109,22 +89,13 @@ class Recipes:
 
     def of(self, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
         """Returns the recipe of a stage, or of an online iteration in it."""
-        config, judging = self._config.of_teacher(stage.teacher), self.judging(stage.teacher)
-        if online is None:
+        if online is not None:
+            student = online.digest
+        else:
             writer = self.writer(stage)
             student = self.reference if writer is None or not writer.exists() else weights.digest(writer)
-        else:
-            student = online.digest
-            if config.judge.follows_student and "student" in judging.models:
-                models = {**judging.models, "student": _identity(config.student, student)}
-                judging = dataclasses.replace(judging, models=models)
-        return recipe(config, stage, student, self.reference, judging, online)
-
-    def judging(self, teacher: int) -> Judging:
-        """Returns who judges the rollouts of a teacher. teacher: its number in the run."""
-        if teacher not in self._judgings:
-            self._judgings[teacher] = judging(self._config.of_teacher(teacher), self.reference)
-        return self._judgings[teacher]
+        questions = self._questions.key(self._plan[stage.index][1])
+        return recipe(self._config.of_teacher(stage.teacher), stage, student, self.reference, questions, online)
 
     def earlier(self, stage: Stage) -> Earlier | None:
         """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
@@ -132,25 +103,11 @@ class Recipes:
         schedule = self._config.of_teacher(stage.teacher).schedule
         if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
             return None
-
-        def same(one: Stage) -> bool:
-            return self.judging(one.teacher).identity("student") == self.judging(stage.teacher).identity("student")
-
-        before = [one for one, _ in self._plan[: stage.index]]
-        first = next(filter(same, before), before[0])
-        return Earlier(rows=store.Lookup([self._directory.stage(first.index)]), same_judge=same(first))
-
-
-def judging(config: Config, reference_digest: str) -> Judging:
-    """Returns who judges a teacher's rollouts. config: with this teacher only. reference_digest: of the student before
-    training. Reads the teacher's weights if it judges."""
-    judges = {config.judge.of_teacher, config.judge.of_student}
-    models: dict[JudgedBy, str] = {}
-    if "student" in judges:
-        models["student"] = _identity(config.student, reference_digest)
-    if "teacher" in judges:
-        models["teacher"] = _identity(config.teacher, weights.digest(weights.locate(config.teacher.checkpoint)))
-    return Judging(settings=config.judge, models=models)
+        by_teacher = self._config.judge.of_student == "teacher"
+        first = next(one.index for one, _ in self._plan if not by_teacher or one.teacher == stage.teacher)
+        same_judge = first < stage.index
+        rows = store.Lookup([self._directory.stage(first if same_judge else 0)])
+        return Earlier(rows=rows, same_judge=same_judge)
 
 
 def recipe(
@@ -158,31 +115,44 @@ def recipe(
     stage: Stage,
     student_digest: str,
     reference_digest: str,
-    judging: Judging,
+    questions: Mapping[str, str],
     online: OnlineWriter | None = None,
 ) -> Recipe:
-    """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained."""
-    teacher, student = weights.locate(config.teacher.checkpoint), weights.locate(config.student.checkpoint)
+    """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained.
+    questions: as from ``Questions.key``."""
+    judge, checkpoints = config.judge, [weights.locate(one.checkpoint) for one in (config.teacher, config.student)]
+    teacher_prompts, student_prompts = map(weights.prompt_digest, checkpoints)
+    settings = {
+        **questions,
+        "mask_ratio": stage.ratio,
+        "mask": dataclasses.asdict(config.teacher.mask),
+        "student_digest": None if online else student_digest,
+        "reference_digest": reference_digest,
+        "online": online is not None,
+        "seed": config.run.seed,
+        "teacher_answers": config.rollout.teacher_answers,
+        "student_answers": config.rollout.student_answers,
+        "sampling": dataclasses.asdict(config.rollout.sampling),
+        "judge": {
+            "of_teacher": judge.of_teacher,
+            "of_student": judge.of_student,
+            "rule": judge.rule if "rule" in (judge.of_teacher, judge.of_student) else None,
+            "reasoning": judge.reasoning,
+            "max_tokens": judge.max_tokens,
+        },
+        "top_k": config.teacher.top_k,
+        "teacher_dtype": config.teacher.engine.dtype,
+        "student_dtype": config.student.engine.dtype,
+        "teacher_prompts": teacher_prompts,
+        "student_prompts": student_prompts,
+        "ends": [sorted(special_tokens.end_ids(folder)) for folder in checkpoints],
+    }
     return Recipe(
         stage=stage,
         rollout=config.rollout,
-        judging=judging,
+        judge=judge,
         seed=config.run.seed,
         student_digest=student_digest,
-        made_with={
-            "reference_digest": reference_digest,
-            "mask": dataclasses.asdict(config.teacher.mask),
-            "top_k": config.teacher.top_k,
-            "teacher_dtype": config.teacher.engine.dtype,
-            "student_dtype": config.student.engine.dtype,
-            "teacher_prompts": weights.prompt_digest(teacher),
-            "student_prompts": weights.prompt_digest(student),
-            "ends": [sorted(reserved.end_ids(one)) for one in (teacher, student)],
-        },
+        settings=settings,
         online=online,
     )
-
-
-def _identity(model: Teacher | Student, digest: str) -> str:
-    """Returns what decides a model's output: digests of its weights and of its prompt files, and its number format."""
-    return f"{digest} {weights.prompt_digest(weights.locate(model.checkpoint))} {model.engine.dtype}"

@@ -1,11 +1,10 @@
 """Makes the rollouts of a stage: its questions pass through the replicas into a store, even if replicas die."""
 
-from __future__ import annotations
-
 import dataclasses
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, takewhile
 from typing import Any
 
 import pyarrow as pa
@@ -13,19 +12,18 @@ import pyarrow as pa
 from masters_ray import remarks, store
 from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
 from masters_ray.method.masks import MaskReport
-from masters_ray.pipeline.contents import misplaced
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
-from masters_ray.pipeline.parallel import in_parallel
-from masters_ray.pipeline.recipes import Earlier, Recipe
+from masters_ray.pipeline.parallel import batches, map_unordered
+from masters_ray.pipeline.recipes import OF_QUESTIONS, Earlier, Recipe
 from masters_ray.pipeline.tally import Limits, tally_of_stored
 from masters_ray.progress import say, track
-from masters_ray.records import AnswerTally, Problem, Rejected, StageOutcome
+from masters_ray.records import AnswerTally, Rejected, StageOutcome
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 
-_TRIES_TOGETHER = 2
-_TRIES_ALONE = 3
+_TRIES_IN_BATCH = 2
+_TRIES_SINGLE = 3
 
 
 def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
@@ -41,45 +39,35 @@ def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
 def roll_out(
     recipe: Recipe,
     questions: Questions,
-    positions: range,
+    positions: Sequence[int],
     replicas: Replicas,
     folder: store.Where,
     earlier: Earlier | None = None,
-    left_out: Set[int] = frozenset(),
-) -> list[Rejected]:
-    """Makes the rows of the questions at ``positions`` without ``left_out`` and stores them in ``folder``, or resumes.
+) -> None:
+    """Makes the rows of the questions at ``positions`` (ascending) and stores them in ``folder``, or resumes.
 
     Several batches are made in parallel; each is stored as a shard when it is finished, and not made again. A batch
     whose replica died is made once more, and then, after all other batches, question by question; a question on which
-    replicas die three times is set aside. Rows of ``rollout.reuse`` with the same recipe are taken over, and student
-    answers from ``earlier``. Returns all questions set aside: because replicas died, an engine refused, a picture is
-    bad, or the judge could read fewer than two answers. Raises DataError when the stage passes its ``Limits``.
+    replicas die three times is set aside, as are those that an engine refuses, whose picture is bad, or of which the
+    judge could read fewer than two answers. Rows of ``rollout.reuse`` with the same recipe are taken over, and student
+    answers from ``earlier``. Raises DataError when the stage passes its ``Limits``.
     """
     report = mask_teachers(replicas.pools["teacher"], recipe.stage.ratio)
     key = recipe.key(report)
     writer = store.Writer(folder, key)
-    accounts = store.read_accounts(folder)
-    if stale := misplaced(accounts, positions, questions):
-        say(f"{folder}: {len(stale)} shards hold questions that changed or moved; rows of the others are taken over")
-        writer.retire(stale)
-    before = [account for name, account in accounts.items() if name not in stale]
-    done = {position for account in before for position in account.asked} | left_out
+    before = list(store.read_accounts(folder).values())
+    asked = {position for account in before for position in account.asked}
+    todo = [position for position in positions if position not in asked]
     maker = GroupMaker(recipe, replicas, report.digest, earlier)
-    work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key, folder), before)
-    wanted = sum(position not in left_out for position in positions)
-    limits = Limits(recipe.rollout, wanted, str(folder))
+    work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key), before)
+    limits = Limits(rollout=recipe.rollout, questions=len(positions), folder=str(folder))
+    limits.check(list(work.rejected.values()), work.tally)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
-    limits.look(work.newly_rejected(), work.tally)
-    with track(title, wanted, len(done.intersection(positions) - left_out)) as advance:
-        todo = unasked(questions, positions, done, recipe.rollout.batch_rows)
-        for batch, stored in in_parallel(work.together, todo, calls_at_once(replicas)):
-            if stored:
-                advance(len(batch), _note(work.tally))
-            limits.look(work.newly_rejected(), work.tally)
-        for row in (row for batch in work.suspects for row in batch):
-            work.alone(row)
-            advance(1, _note(work.tally))
-        limits.look(work.newly_rejected(), work.tally, finished=True)
+    with track(title, len(positions), len(positions) - len(todo)) as advance:
+        for batch in work.make(cut(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)):
+            advance(len(batch), _note(work.tally))
+            limits.check(list(work.rejected.values()), work.tally)
+    limits.check(list(work.rejected.values()), work.tally, finished=True)
     outcome = StageOutcome(
         stage=recipe.stage.index,
         ratio=recipe.stage.ratio,
@@ -88,13 +76,12 @@ def roll_out(
         unmasked=report.unmasked,
         teacher_digest=report.digest,
         seconds=work.seconds(),
-        set_aside=dict(limits.set_aside),
+        set_aside=dict(Counter(one.kind for one in work.rejected.values())),
         **vars(work.tally),
     )
     writer.finish(dataclasses.asdict(outcome))
-    for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judging.settings.rule):
+    for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judge.rule):
         say(remark)
-    return [work.rejected[position] for position in sorted(work.rejected)]
 
 
 def _note(tally: AnswerTally) -> str:
@@ -109,30 +96,29 @@ def calls_at_once(replicas: Replicas) -> int:
     return sum(pool.most_calls_at_once for pool in replicas.pools.values())
 
 
-def unasked(questions: Questions, positions: range, asked: Set[int], size: int) -> Iterator[Batch]:
-    """Yields batches of at most ``size`` neighbouring questions that are not in ``asked``.
+def cut(questions: Questions, positions: Iterable[int], size: int) -> Iterator[Batch]:
+    """Yields batches of at most ``size`` neighbouring questions of those at ``positions``.
 
-    A batch never spans a question that was asked, so that shards, sorted by their first position, hold rows in order.
-    Example: positions 0 to 5, 2 asked, size 2: batches [0, 1], [3, 4], [5].
+    A batch never spans a question that is left out, so that shards, sorted by their first position, hold rows in order.
+    Example: positions 0, 1, 3, 4, 5, size 2: batches [0, 1], [3, 4], [5].
     """
-    batch: list[int] = []
-    for position in positions:
-        if position not in asked:
-            batch.append(position)
-        if batch and (position in asked or len(batch) == size or position == positions[-1]):
+    for _, run in groupby(enumerate(positions), key=lambda one: one[1] - one[0]):
+        for batch in batches([position for _, position in run], size):
             yield list(zip(batch, questions[batch[0] : batch[-1] + 1], strict=True))
-            batch = []
 
 
-def _reusable(folders: Sequence[str], key: dict[str, Any], own: store.Where) -> store.Lookup | None:
-    """Returns the rows of other stores made by the same recipe, and of shards retired from the stage's own store."""
-    wanted, opened = store.as_key(key), store.Folder(own)
-    fitting = [one for folder in folders for one in stores_in(folder) if store.read_key(one) == wanted]
-    retired = [opened / name for name in store.retired(opened)]
-    if not fitting and not retired:
+def _reusable(folders: Sequence[str], key: dict[str, Any]) -> store.Lookup | None:
+    """Returns the rows of stores in ``folders`` that were made by the same recipe, whatever their other questions."""
+
+    def of_rows(key: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in key.items() if name not in OF_QUESTIONS}
+
+    wanted = of_rows(store.as_key(key))
+    fitting = [one for folder in folders for one in stores_in(folder) if of_rows(store.read_key(one)) == wanted]
+    if not fitting:
         return None
-    found = store.Lookup([*fitting, *retired])
-    say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, [*fitting, *retired]))}")
+    found = store.Lookup(fitting)
+    say(f"{len(found)} rows made by the same recipe can be taken over from {', '.join(map(str, fitting))}")
     return found
 
 
@@ -146,7 +132,7 @@ def stores_in(folder: str) -> list[store.Folder]:
 
 
 class StageWork:
-    """Makes and stores batches on several threads, and sums up their results."""
+    """Makes batches on several threads, stores each as a shard, and sums up their results."""
 
     def __init__(
         self,
@@ -155,64 +141,62 @@ class StageWork:
         maker: GroupMaker,
         reusable: store.Lookup | None = None,
         before: Sequence[store.Account] = (),
-        on_stored: Callable[[pa.Table], None] = lambda _: None,
     ) -> None:
-        """reusable: rows to take over. before: accounts of shards that earlier calls stored. on_stored: called with the
-        rows of every batch."""
-        self.suspects: list[Batch] = []
-        """Batches on which replicas died."""
+        """reusable: rows to take over. before: accounts of shards that earlier calls stored."""
+        self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
         self.tally = AnswerTally.total(account.noted["tally"] for account in before)
         self.rejected: dict[int, Rejected] = {}
         """Position → why the question is set aside, earlier calls included."""
-        self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
-        self._on_stored = on_stored
-        self._lock = threading.Lock()
         calls: dict[float, float] = {}
         for account in before:
             call = account.noted["call"]
             calls[call] = max(calls.get(call, 0.0), account.noted["seconds"])
             self.rejected |= account.rejected
-        self._news = list(self.rejected.values())
         self._seconds_before = sum(calls.values())
         self._call = time.time()
         self._began = time.monotonic()
 
-    def newly_rejected(self) -> list[Rejected]:
-        """Returns the questions set aside since the last call of this method."""
-        with self._lock:
-            news, self._news = self._news, []
-        return news
-
-    def together(self, batch: Batch) -> bool:
-        """Makes and stores a batch, or adds it to the suspects. Returns whether it is stored."""
-        for _ in range(_TRIES_TOGETHER):
-            try:
-                self._store(batch, self._made(batch))
-            except ReplicaLostError as error:
-                say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
+    def make(
+        self, todo: Iterable[Batch], at_once: int, wanted: Callable[[Batch], bool] = lambda _: True
+    ) -> Iterator[Batch]:
+        """Yields batches when they are stored. A batch on which replicas died twice is made at the end, question by
+        question; a question on which they die three times is set aside. wanted: no batch is begun once it is false."""
+        suspects: list[Batch] = []
+        for batch, made in map_unordered(self._attempt, takewhile(wanted, todo), at_once):
+            if isinstance(made, ReplicaLostError):
+                suspects.append(batch)
             else:
-                return True
-        with self._lock:
-            self.suspects.append(batch)
-        return False
-
-    def alone(self, row: tuple[int, Problem]) -> None:
-        """Makes and stores a single question, or sets it aside."""
-        position, problem = row
-        for _ in range(_TRIES_ALONE):
-            try:
-                self._store([row], self._made([row]))
-            except ReplicaLostError as error:
-                told = str(error)
-            else:
-                return
-        reason = f"a replica died {_TRIES_ALONE} times in a row on this question: {told}"
-        rejected = {position: Rejected(row=problem.id, reason=reason, kind="replica")}
-        self._store([row], MadeBatch(rejected=rejected))
+                yield self._count(batch, made)
+        for single in takewhile(wanted, ([row] for batch in suspects for row in batch)):
+            made = self._attempt(single, _TRIES_SINGLE)
+            if isinstance(made, ReplicaLostError):
+                [(position, problem)] = single
+                reason = f"a replica died {_TRIES_SINGLE} times in a row on this question: {made}"
+                made = MadeBatch(rejected={position: Rejected(row=problem.id, reason=reason, kind="replica")})
+                self._store(single, made)
+            yield self._count(single, made)
 
     def seconds(self) -> float:
         """Returns the seconds of work on the stage, in this call and earlier calls."""
         return self._seconds_before + time.monotonic() - self._began
+
+    def _attempt(self, batch: Batch, tries: int = _TRIES_IN_BATCH) -> MadeBatch | ReplicaLostError:
+        """Makes and stores a batch. Returns the last error when replicas die each time."""
+        for _ in range(tries):
+            try:
+                made = self._made(batch)
+            except ReplicaLostError as error:
+                lost = error
+                say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
+            else:
+                self._store(batch, made)
+                return made
+        return lost
+
+    def _count(self, batch: Batch, made: MadeBatch) -> Batch:
+        self.tally += made.tally
+        self.rejected |= made.rejected
+        return batch
 
     def _made(self, batch: Batch) -> MadeBatch:
         """Returns the batch's rows; takes over reusable rows and makes the others."""
@@ -231,7 +215,7 @@ class StageWork:
         return MadeBatch(
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
-            tally=made.tally + tally_of_stored(store.groups(reused), self._recipe.judging.settings),
+            tally=made.tally + tally_of_stored(store.groups(reused), self._recipe.judge),
         )
 
     def _store(self, batch: Batch, made: MadeBatch) -> None:
@@ -239,8 +223,3 @@ class StageWork:
         noted |= {"call": self._call, "seconds": time.monotonic() - self._began}
         asked = {position: problem.digest for position, problem in batch}
         self._writer.write(made.rows, store.Account(asked=asked, rejected=made.rejected, noted=noted))
-        with self._lock:
-            self._on_stored(made.rows)
-            self.tally = self.tally + made.tally
-            self.rejected |= made.rejected
-            self._news += made.rejected.values()

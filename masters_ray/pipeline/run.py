@@ -11,8 +11,6 @@ With rollout.student_refresh=stage the learner runs after every stage, and the t
 Finished work is kept: the same call resumes after the stored batches, or from the learner's last checkpoint.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -70,7 +68,7 @@ def generate(config: Config, directory: RunDirectory, config_file: str, *, measu
 def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = False) -> None:
     """Makes every stage's store. measure: also the accuracies of the untrained student and the unmasked last teacher.
     go_on_online: keep the last replicas for online iterations."""
-    by_teacher = itertools.groupby(run.plan, key=lambda one: one[0].index if run.refreshes else one[0].teacher)
+    by_teacher = itertools.groupby(run.plan, key=lambda part: part[0].index if run.refreshes else part[0].teacher)
     blocks = [list(block) for _, block in by_teacher]
     for block in blocks:
         last = block is blocks[-1]
@@ -90,13 +88,13 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     directory, phase, first = run.directory, run.journal.phase, block[0][0]
     config = run.config.of_teacher(first.teacher)
     checkpoint = weights.locate(config.teacher.checkpoint)
-    todo = [(stage, part) for stage, part in block if not run.is_made(stage, part)]
+    todo = _incomplete(run, block)
     if "teacher" in measured and not directory.student.exists():
-        run.measured.refuse_rows_of_another_teacher([directory.stage(one.index) for one, _ in block], checkpoint)
+        run.measured.refuse_rows_of_another_teacher([directory.stage(stage.index) for stage, _ in block], checkpoint)
     # A teacher's weights may be large: they are not read only to compare them with the weights that were measured.
     digests = {"student_before": run.recipes.reference}
     unmeasured = [name for name in measured if not run.measured.is_measured(name, digests.get(name))]
-    if not todo and not unmeasured and (run.order.known or not run.online):
+    if not todo and not unmeasured and (run.questions.known or not run.online):
         return
     directory.rollouts.try_out()
     for place in config.rollout.reuse:
@@ -112,21 +110,27 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     if "student_before" in unmeasured:
         with phase("evaluation before"):
             run.measured.measure(pools, "student", "student_before", run.recipes.reference)
-    if not run.order.known:
+    if not run.questions.known:
         with phase("difficulty"):
             rollouts.mask_teachers(pools["teacher"], 0.0)
-            run.order.ask(pools["teacher"])
+            run.questions.ask(pools["teacher"])
+        todo = _incomplete(run, block)  # a finished store may hold other questions than the order now says
     for stage, part in todo:
         with phase("rollouts"):
-            recipe, earlier, left_out = run.recipes.of(stage), run.recipes.earlier(stage), run.stores.left_out(stage)
-            folder = directory.stage(stage.index)
-            rollouts.roll_out(recipe, run.order.questions, part, replicas, folder, earlier, left_out)
+            recipe, earlier = run.recipes.of(stage), run.recipes.earlier(stage)
+            folder, positions = directory.stage(stage.index), run.stores.wanted(stage, part)
+            rollouts.roll_out(recipe, run.questions, positions, replicas, folder, earlier)
     if "teacher" in unmeasured:
         with phase("evaluation before"):
             rollouts.mask_teachers(pools["teacher"], 0.0)
             run.measured.measure(pools, "teacher", "teacher", weights.digest(checkpoint))
     if not keep:
         run.owner.close()
+
+
+def _incomplete(run: RunContext, block: Block) -> Block:
+    """Returns the stages of a block whose stores are missing, unfinished or damaged."""
+    return [(stage, part) for stage, part in block if not run.stores.is_complete(run.recipes.of(stage), part)]
 
 
 def measure_trained(run: RunContext) -> None:

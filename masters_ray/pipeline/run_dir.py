@@ -1,7 +1,5 @@
 """The directory of a run: the path of each file, and the check that its content belongs to this configuration."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket
@@ -15,6 +13,12 @@ from masters_ray.config import Config, KeyScope, as_written, scopes, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError, writing
 from masters_ray.files import read_object, write_json, write_text
 from masters_ray.store import Folder
+
+_OTHER_RUN = "Choose another run.dir, set it back, or delete the directory."
+_LEARN_ANEW = (
+    "Set it back, or choose another run.dir; to learn anew from this run's rollouts, delete all in its directory but "
+    "rollouts, evaluation, settings.json and journal.json."
+)
 
 
 class RunDirectory:
@@ -35,46 +39,37 @@ class RunDirectory:
         """The trained adapters alone (learner.lora), a peft directory."""
         self.tensorboard = self.root / "tensorboard"
         self._claim = self.root / "settings.json"
-        self._config = to_yaml(config)
-        self._settings = settings = settings_of(config)
-        if self._claim.exists():
-            # A key that was introduced after the run began counts as its default.
-            earlier = settings_of(Config()) | read_object(self._claim)
-            free = {KeyScope.RESUMABLE} if self._has_learned else {KeyScope.RESUMABLE, KeyScope.LEARNING}
-            keys = settings.keys() | earlier.keys()
-            different = [key for key in keys if not _means_the_same(settings.get(key), earlier.get(key))]
-            different = [key for key in different if not scopes(key) & free]
-            if different:
-                raise ConfigError([self._refusal(key, earlier, settings) for key in sorted(different)])
+        self._config, self._settings = to_yaml(config), settings_of(config)
+        if self._claim.exists() and (complaints := self._differences(read_object(self._claim))):
+            raise ConfigError(complaints)
 
-    def _refusal(self, key: str, earlier: dict[str, Any], settings: dict[str, Any]) -> Complaint:
-        remedy = "Choose another run.dir, set it back, or delete the directory."
-        if KeyScope.LEARNING in scopes(key):
-            remedy = (
-                "Set it back, or choose another run.dir; to learn anew from this run's rollouts, delete all in its "
-                "directory but rollouts, evaluation, settings.json and journal.json."
-            )
-        return Complaint(
-            where=key,
-            expected=f"{earlier.get(key)!r}, as in the run that {self.root} holds",
-            found=repr(settings.get(key)),
-            remedy=remedy,
-        )
-
-    @property
-    def _has_learned(self) -> bool:
+    def _differences(self, claimed: dict[str, Any]) -> list[Complaint]:
+        # A key that was introduced after the run began counts as its default.
+        earlier, now = settings_of(Config()) | claimed, self._settings
         traces = (self.file("metrics.jsonl"), self.file("skipped.jsonl"), self.student)
-        return any(trace.exists() for trace in traces) or any((self.learner / "checkpoints").glob("*"))
+        learned = any(trace.exists() for trace in traces) or any((self.learner / "checkpoints").glob("*"))
+        free = {KeyScope.RESUMABLE} if learned else {KeyScope.RESUMABLE, KeyScope.LEARNING}
+        return [
+            Complaint(
+                where=key,
+                expected=f"{earlier.get(key)!r}, as in the run that {self.root} holds",
+                found=repr(now.get(key)),
+                remedy=_LEARN_ANEW if KeyScope.LEARNING in scopes(key) else _OTHER_RUN,
+            )
+            for key in sorted(now.keys() | earlier.keys())
+            if not scopes(key) & free and not _means_the_same(now.get(key), earlier.get(key))
+        ]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Locks the directory for the block. Raises StoreError when another process holds the lock."""
-        with writing(self.root / "lock"):
+        file = self.root / "lock"
+        with writing(file):
             self.root.mkdir(parents=True, exist_ok=True)
-            opened = (self.root / "lock").open("a+")
+            opened = file.open("a+")
         with opened as lock:
             self._take(lock)
-            with writing(self.root / "lock"):
+            with writing(file):
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}")
                 lock.flush()
@@ -174,12 +169,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _means_the_same(value: Any, other: Any) -> bool:
-    """Equal, or a path and the same path made whole, as ``submit`` does: a run that began here goes on as a job. Data
-    and checkpoints are told apart by their digests anyway."""
+    """Equal, or a path and the same path made whole by ``submit``: digests tell data and checkpoints apart anyway."""
     if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
         return all(map(_means_the_same, value, other))
-    if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
-        return all(_means_the_same(value[key], other[key]) for key in value)
     if isinstance(value, str) and isinstance(other, str):
         short, whole = sorted((value, other), key=len)
         return value == other or (Path(whole).is_absolute() and whole.endswith(f"/{os.path.normpath(short)}"))

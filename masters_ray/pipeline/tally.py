@@ -1,9 +1,8 @@
 """Counts the answers of batches, and stops a stage that passes its limits."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 from masters_ray.config import Judge, Rollout
@@ -14,7 +13,7 @@ from masters_ray.records import AnswerTally, JudgedAnswer, Problem, Rejected, Ro
 
 _ENOUGH_ANSWERS = 400
 """Number of answers from which on their shares are compared with the limits."""
-_EXAMPLES = 3
+_EXAMPLES = 5
 
 
 def tally(
@@ -27,6 +26,7 @@ def tally(
 ) -> AnswerTally:
     """Counts a batch's judged answers and stored rows. judge: who judged, and the rule to compare with."""
     everything = [(problem, one) for problem, answers in judged for one in answers]
+    questions = [with_choices(problem) + ground_truth(problem) for problem, _ in judged]
     by_source: dict[str, int] = {}
     for source in get_args(Source):
         own = [one for _, one in everything if one.answer.source == source]
@@ -36,11 +36,10 @@ def tally(
             f"{source}_judged": sum(one.accuracy is not None for one in own),
             f"{source}_right": sum(one.accuracy or 0 for one in own),
         }
-    by_model = {source for source in get_args(Source) if getattr(judge, f"of_{source}") != "rule"}
     compared = [
         (one.accuracy, int(RULES[judge.rule](one.answer.text, problem)))
         for problem, one in everything
-        if one.accuracy is not None and one.answer.source in by_model
+        if one.accuracy is not None and getattr(judge, f"of_{one.answer.source}") != "rule"
     ]
     return AnswerTally(
         rows=rows,
@@ -51,8 +50,8 @@ def tally(
         judge_right=sum(accuracy for accuracy, _ in compared),
         rule_right=sum(by_rule for _, by_rule in compared),
         judge_rule_agreements=sum(accuracy == by_rule for accuracy, by_rule in compared),
-        defused_answers=sum(_is_defused(one.answer.text) for _, one in everything),
-        defused_questions=sum(_is_defused(with_choices(one) + ground_truth(one)) for one, _ in judged),
+        defused_answers=sum(defused(one.answer.text) != one.answer.text for _, one in everything),
+        defused_questions=sum(defused(text) != text for text in questions),
         reasoning_judged=sum(one.reasoning is not None for _, one in everything),
         reasoning_right=sum(one.reasoning or 0 for _, one in everything),
         tokens=tokens,
@@ -63,69 +62,49 @@ def tally(
 
 def tally_of_stored(groups: Sequence[RolloutGroup], judge: Judge) -> AnswerTally:
     """Counts rows that were taken over."""
-    scored = [answer for group in groups for answer in group.answers]
+    tails = [answer.teacher.left_out for group in groups for answer in group.answers]
     return tally(
         [(group.problem, [answer.judged for answer in group.answers]) for group in groups],
         judge,
         rows=len(groups),
-        tokens=sum(len(one.teacher.left_out) for one in scored),
-        tail_mass_sum=float(sum(one.teacher.left_out.sum() for one in scored)),
+        tokens=sum(map(len, tails)),
+        tail_mass_sum=float(sum(one.sum() for one in tails)),
     )
 
 
-def _is_defused(text: str) -> bool:
-    return defused(text) != text
-
-
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """The limits of a stage, compared with its counts after every batch."""
 
-    def __init__(self, rollout: Rollout, questions: int, folder: str) -> None:
-        self._rollout, self._questions, self._folder = rollout, questions, folder
-        self._examples: dict[str, list[Rejected]] = {}
-        self.set_aside: Counter[str] = Counter()
-        """Number of questions without a row, by kind of rejection."""
+    rollout: Rollout
+    questions: int
+    folder: str
 
-    def look(self, rejected: Iterable[Rejected], tally: AnswerTally, *, finished: bool = False) -> None:
-        """Raises DataError with counts and examples when a limit is passed. rejected: further questions without a row.
+    def check(self, rejected: Sequence[Rejected], tally: AnswerTally, *, finished: bool = False) -> None:
+        """Raises DataError with counts and examples when a limit is passed. rejected: all questions without a row.
         finished: all questions were asked, so shares of answers are compared however few answers there are."""
-        for one in rejected:
-            self.set_aside[one.kind] += 1
-            if self.set_aside[one.kind] <= _EXAMPLES:
-                self._examples.setdefault(one.kind, []).append(one)
-        allowed = self._rollout.max_set_aside_share
-        if self.set_aside.total() > allowed * self._questions:
-            raise DataError(self._told(allowed))
+        if len(rejected) > self.rollout.max_set_aside_share * self.questions:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(one.kind for one in rejected).items())
+            examples = "".join(f"\n  {one.kind}. {one.row}: {one.reason}" for one in rejected[:_EXAMPLES])
+            raise DataError(
+                f"{self.folder}: {len(rejected)} of {self.questions} questions were set aside ({kinds}); "
+                f"rollout.max_set_aside_share allows {self.rollout.max_set_aside_share:g}. The first:{examples}\nMend "
+                "what they name and choose another run.dir (rollout.reuse takes over the rows made here), or raise "
+                "rollout.max_set_aside_share and call again: what is stored stays."
+            )
         if tally.answers < _ENOUGH_ANSWERS and not finished:
             return
-        cut = f"are cut at rollout.sampling.max_tokens = {self._rollout.sampling.max_tokens}"
-        more = "A larger one gives them more room, in another run.dir. "
-        for name, count, answers, key, remedy in (
-            ("could not be judged", tally.unjudged, tally.answers, "max_unjudged_share", ""),
-            ("have no word", tally.empty, tally.answers, "max_empty_share", ""),
-            (f"of the teacher {cut}", tally.teacher_cut, tally.teacher_written, "max_cut_share", more),
-            (f"of the student {cut}", tally.student_cut, tally.student_written, "max_cut_share", more),
+        cut = f"are cut at rollout.sampling.max_tokens = {self.rollout.sampling.max_tokens}"
+        for key, count, answers, told in (
+            ("max_unjudged_share", tally.unjudged, tally.answers, "could not be judged"),
+            ("max_empty_share", tally.empty, tally.answers, "have no word"),
+            ("max_cut_share", tally.teacher_cut, tally.teacher_written, f"of the teacher {cut}"),
+            ("max_cut_share", tally.student_cut, tally.student_written, f"of the student {cut}"),
         ):
-            allowed = getattr(self._rollout, key)
+            allowed = getattr(self.rollout, key)
             if count > allowed * answers:
                 raise DataError(
-                    f"{self._folder}: {count} of {answers} answers {name}; rollout.{key} allows {allowed:g}. "
-                    f"{remedy}Look at them with: masters-ray store verify {self._folder}. If that is what you want, "
-                    f"raise rollout.{key}, and call again: what is stored stays."
+                    f"{self.folder}: {count} of {answers} answers {told}; rollout.{key} allows {allowed:g}. Look at "
+                    f"them with: masters-ray store verify {self.folder}. Change what makes them, in another run.dir, "
+                    f"or raise rollout.{key} and call again: what is stored stays."
                 )
-
-    def _told(self, allowed: float) -> str:
-        lines = [
-            f"  {kind}, {self.set_aside[kind]} times. {one.row}: {one.reason}"
-            for kind, examples in self._examples.items()
-            for one in examples
-        ]
-        return "\n".join(
-            [
-                f"{self._folder}: {self.set_aside.total()} of {self._questions} questions were set aside; "
-                f"rollout.max_set_aside_share allows {allowed:g}. The first of each kind:",
-                *lines,
-                "Mend what they name and choose another run.dir (rollout.reuse takes over the rows made here), "
-                "or raise rollout.max_set_aside_share and call again: what is stored stays.",
-            ]
-        )

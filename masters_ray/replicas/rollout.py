@@ -1,7 +1,5 @@
 """The rollout role of teacher, student and reference policy: answers questions and scores answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

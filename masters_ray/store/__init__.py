@@ -22,6 +22,7 @@ from masters_ray.store.shards import (
     Manifest,
     Survey,
     as_key,
+    difference,
     digest_of,
     first_position,
     read_accounts,
@@ -30,4 +31,4 @@ from masters_ray.store.shards import (
     reopen,
     survey,
 )
-from masters_ray.store.writer import Writer, retired
+from masters_ray.store.writer import OTHER_RECIPE, Writer

@@ -62,9 +62,9 @@ class Folder:
         found = [name for name, is_file in self._entries() if is_file and name.startswith(beginning)]
         return sorted(name for name in found if not name.endswith((HALF_WRITTEN, DAMAGED)))
 
-    def folders(self, beginning: str = "") -> list[str]:
-        """Returns the sorted names of subdirectories that start with ``beginning``."""
-        return sorted(name for name, is_file in self._entries() if not is_file and name.startswith(beginning))
+    def folders(self) -> list[str]:
+        """Returns the sorted names of subdirectories."""
+        return sorted(name for name, is_file in self._entries() if not is_file)
 
     def read(self, name: str) -> bytes:
         """Returns a file's content."""
@@ -96,15 +96,9 @@ class Folder:
         """Deletes a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
-    def move(self, name: str, into: Folder, new_name: str = "") -> None:
-        """Moves a file into a directory of the same file system, by default under its own name."""
-        if into is not self:
-            into._ask("made", "", self.filesystem.create_dir, into._path)
-        self._ask("moved", name, self.filesystem.move, self.path(name), into.path(new_name or name))
-
-    def remove_folder(self, name: str) -> None:
-        """Deletes a subdirectory with all of its content."""
-        self._ask("deleted", name, self.filesystem.delete_dir, self.path(name))
+    def rename(self, name: str, new_name: str) -> None:
+        """Gives a file another name."""
+        self._ask("renamed", name, self.filesystem.move, self.path(name), self.path(new_name))
 
     def try_out(self) -> None:
         """Tests write access: writes a file and removes it."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
@@ -37,7 +38,7 @@ def shard_names(folder: Where) -> list[str]:
 
 def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
     """Opens finished stores on the same file system as a Ray Dataset: rows of SCHEMA, store after store, in the order
-    of their positions."""
+    of their positions. Reading raises OSError at a page that has changed since it was written."""
     import ray.data
 
     # The newer reader starts eight actors to read the files' footers, which takes a small machine about 15 s; the
@@ -48,7 +49,11 @@ def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
     if not files:
         return ray.data.from_arrow(SCHEMA.empty_table())
     # A question mark or "a=b" in a directory's name has no special meaning.
-    options = {"file_extensions": None, "partitioning": None}
+    options: dict[str, Any] = {"file_extensions": None, "partitioning": None}
+    # Ray verifies no checksums by default; the buffers are its own defaults.
+    options["fragment_scan_options"] = ParquetFragmentScanOptions(
+        use_buffered_stream=True, buffer_size=8 * 2**20, page_checksum_verification=True
+    )
     return ray.data.read_parquet(files, schema=SCHEMA, filesystem=opened[0].filesystem, **options)
 
 
@@ -68,7 +73,7 @@ def read_shard(folder: Where, name: str) -> pa.Table:
 def read_judged(folder: Where) -> Iterator[JudgedText]:
     """Yields the answers of a finished store as their judge saw them."""
     for row in read(folder):
-        asked = {name: getattr(row.problem, name) for name in ("kind", "question", "label", "choices")}
+        asked = {name: getattr(row.problem, name) for name in ("id", "kind", "question", "label", "choices")}
         for one in (answer.judged for answer in row.answers):
             assert one.accuracy is not None  # only answers with an accuracy are stored
             yield JudgedText(

@@ -205,7 +205,7 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
 
 
 def sequence_tokens(table: pa.Table) -> list[int]:
-    """Returns ``packing.sequence_tokens`` of each row, without reading the scores."""
+    """Returns the tokens that each row occupies in a packed sequence, without reading the scores."""
     answers = table["answers"].combine_chunks()
     read = pc.subtract(pc.list_value_length(answers.flatten().field("token_ids")), 1).to_numpy()
     per_row = np.bincount(pc.list_parent_indices(answers).to_numpy(), read, len(table)).astype(np.int64)

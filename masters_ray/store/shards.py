@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 KEY = "key.json"
 SHARD = "shard-"
 """Prefix of the names of shards."""
-FORMAT = 7
+FORMAT = 8
 _ENDING = ".parquet"
 _READ_AT_ONCE = 32
 """Number of shards of an object store that are read in parallel, as each read waits for the network."""
@@ -88,6 +88,12 @@ def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a writer's key in the form in which ``read_key`` returns it."""
     found: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
     return found
+
+
+def difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Describes where a store's key differs from the wanted values; "" where it does not."""
+    names = sorted(name for name in wanted if made.get(name) != wanted[name])
+    return "; ".join(f"{name}: {made.get(name)!r} there, {wanted[name]!r} now" for name in names)
 
 
 def read_key(folder: Where) -> dict[str, Any]:
@@ -227,7 +233,7 @@ def reopen(folder: Where, broken: Mapping[str, str]) -> None:
     for name in sorted(broken.keys() - {KEY}):  # a writer, which knows the key, overwrites it
         kept = ""
         if opened.has(name):
-            opened.move(name, opened, name + DAMAGED)
+            opened.rename(name, name + DAMAGED)
             kept = f"; what is there is kept as {name}{DAMAGED}"
         say(f"{broken[name]}. It is made again{kept}")
     if opened.has(MANIFEST):

@@ -16,8 +16,11 @@ from masters_ray.store.folder import Folder, Where
 from masters_ray.store.rows import PARQUET
 from masters_ray.store.shards import FORMAT, KEY, MANIFEST, Account, Manifest
 
-_RETIRED = "retired-"
-"""Prefix of directories with shards whose questions have moved to other positions or are no longer asked."""
+OTHER_RECIPE = (
+    "Set it back, or choose another run.dir (and rollout.store) and name the directory of these stores in "
+    "rollout.reuse: rows of the same recipe are taken over by question."
+)
+"""What helps when a store was made by another recipe, or of other questions."""
 
 
 class Writer:
@@ -37,7 +40,7 @@ class Writer:
         if found.made_by and self._key not in found.made_by:
             raise StoreError(
                 f"{folder}: its rows were made by something else, and are not mixed with others "
-                f"({_difference(self._folder, wanted)}). Choose another run.dir, set it back, or delete the directory."
+                f"({_difference(self._folder, wanted)}). {OTHER_RECIPE}"
             )
         self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
         shards.reopen(self._folder, found.broken)
@@ -71,20 +74,14 @@ class Writer:
 
     def discard(self, accounts: Mapping[str, Account]) -> None:
         """Deletes these shards, so that their questions can be stored again. Raises StoreError when that fails."""
-        for name in accounts:
+        for name, account in accounts.items():
             self._folder.remove(name)
-            self._forget(name)
-
-    def retire(self, accounts: Mapping[str, Account]) -> None:
-        """Moves these shards out of the store, to a directory in ``retired``, where their rows can be read until the
-        store is finished. Raises StoreError when a shard cannot be moved."""
-        into = self._folder / f"{_RETIRED}{len(retired(self._folder))}"
-        for name in accounts:
-            self._folder.move(name, into)
-            self._forget(name)
+            with self._lock:
+                self._asked.difference_update(account.asked)
+                del self._accounts[name], self._digests[name]
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
-        """Finishes the store: writes the manifest and deletes retired shards. Raises StoreError when that fails."""
+        """Finishes the store: writes the manifest. Raises StoreError when that fails."""
         listed = [
             {"name": name, "rows": account.rows, "sha256": self._digests[name]}
             for name, account in sorted(self._accounts.items())
@@ -93,25 +90,12 @@ class Writer:
         manifest = Manifest(rows=rows, shards=listed, made_by=dict(made_by), key=self._key)
         content = {"format": FORMAT, **asdict(manifest)}
         self._folder.write(MANIFEST, json.dumps(content | {"digest": shards.digest_of(content)}, indent=1).encode())
-        for name in retired(self._folder):
-            self._folder.remove_folder(name)
         return manifest
 
-    def _forget(self, name: str) -> None:
-        with self._lock:
-            self._asked.difference_update(self._accounts.pop(name).asked)
-            del self._digests[name]
 
-
-def _difference(folder: Folder, wanted: Mapping[str, Any]) -> str:
+def _difference(folder: Folder, wanted: dict[str, Any]) -> str:
     try:
         found = shards.read_key(folder)
     except StoreError as error:
         return str(error)
-    names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    return "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
-
-
-def retired(folder: Where) -> list[str]:
-    """Returns the names of a store's directories of retired shards (``Writer.retire``)."""
-    return Folder(folder).folders(_RETIRED)
+    return shards.difference(found, dict.fromkeys(found) | wanted)

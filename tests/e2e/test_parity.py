@@ -215,8 +215,8 @@ def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
     written = teacher.call("answer", problems, Sampling(max_tokens=6, temperature=2.0), 3, seeds)
     on_the_way, afterwards = written.scored, score(teacher, problems, written.answers)
     assert on_the_way.prompt_tokens == afterwards.prompt_tokens
-    assert np.array_equal(*(top(one, "top_ids")[:, :4] for one in (on_the_way, afterwards)))
-    np.testing.assert_allclose(*(top(one, "top_logprobs") for one in (on_the_way, afterwards)), atol=1e-4)
+    assert np.array_equal(top(on_the_way, "top_ids")[:, :4], top(afterwards, "top_ids")[:, :4])
+    np.testing.assert_allclose(top(on_the_way, "top_logprobs"), top(afterwards, "top_logprobs"), atol=1e-4)
     assert largest_difference(own(on_the_way, written.answers), own(afterwards, written.answers)) < 1e-4
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import ray
 import torch
 
-from masters_ray import checks, config, store
+from masters_ray import checks, store
 from masters_ray.config import Engine
 from masters_ray.errors import WeightSyncError
 from masters_ray.files import read_lines
@@ -63,27 +62,17 @@ def groups(run: Path) -> list[RolloutGroup]:
     return [one for stage in range(3) for one in store.read(run / "online" / f"stage-{stage}")]
 
 
-def learners(rows: Sequence[RolloutGroup]) -> list[np.ndarray]:
-    """What the learner's own model, as it was at the start, gives to the tokens of each row's answers."""
-    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
-    student, found = hf.PackedStudent(model, logits_bytes=2**26), []
-    for row in rows:
-        prompt = prompt_of(model, chat, row.problem)
-        with torch.no_grad():
-            found.append(student(pack([row], [prompt], pad_id=0))[0].numpy())
-    return found
-
-
 def test_a_learner_that_changes_nothing_agrees_with_the_engine_before_and_after_ten_syncs(
     run: Path, groups: list[RolloutGroup]
 ) -> None:
     assert [group.version for group in groups] == [version for version in range(12) for _ in range(4)]
-    first, last = groups[:8], groups[40:]
-    assert {group.version for group in last} == {10, 11}
-    for rows in (first, last):
-        for row, expected in zip(rows, learners(rows), strict=True):
-            written = np.concatenate([answer.behaviour_logprobs for answer in row.answers])
-            assert np.abs(written - expected).max() <= CLOSE
+    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
+    student = hf.PackedStudent(model, logits_bytes=2**26)
+    for row in (*groups[:8], *groups[40:]):
+        with torch.no_grad():
+            expected = student(pack([row], [prompt_of(model, chat, row.problem)], pad_id=0))[0].numpy()
+        written = np.concatenate([answer.behaviour_logprobs for answer in row.answers])
+        assert np.abs(written - expected).max() <= CLOSE
     gaps = [step["logprob_mismatch"] for step in read_lines(run / "metrics.jsonl")]
     assert len(gaps) == 12 and max(gaps) <= CLOSE
 
@@ -98,39 +87,31 @@ def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_fro
     assert [(step["fresh"], step["age"]) for step in steps] == [(4, 0.0)] * 12
     online = read_lines(run / "online.jsonl")
     assert [(one["step"], one["version"], one["ages"]) for one in online] == [(n, n - 1, [0] * 4) for n in range(1, 13)]
-    assert summary(run)["online"] | {"waited_seconds": 0} == {
-        "fraction": 1.0,
-        "steps": 12,
-        "share": 1.0,
-        "groups": 48,
-        "mean_age": 0.0,
-        "largest_age": 0.0,
-        "waited_seconds": 0,
-        "placement": "beside",
-    }
+    told = summary(run)["online"]
+    assert (told["steps"], told["groups"], told["mean_age"], told["placement"]) == (12, 48, 0.0, "beside")
     assert "<b>Online:</b> in 12 of 12 optimizer steps (100.0 %)" in (run / "report.html").read_text()
 
 
 class Damaging(RolloutBroker):
     """Changes one bit of what the learner hands out after its second iteration."""
 
-    def keep(self, piece: bytes) -> list[Any]:
+    def put_piece(self, piece: bytes) -> list[Any]:
         self._kept = getattr(self, "_kept", 0) + 1
         if self._kept == 3:
             piece = piece[:-8] + bytes([piece[-8] ^ 1]) + piece[-7:]
-        return super().keep(piece)
+        return super().put_piece(piece)
 
 
 class DamagingSender(WeightSender):
     """Changes one bit of version 2 when its digests are known."""
 
-    def keep(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    def retain(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         if version == 2:
             *_, last = tensors
             bits = tensors[last].clone()
             bits.view(torch.uint8).view(-1)[7] ^= 1
             tensors = {**tensors, last: bits}
-        super().keep(version, tensors)
+        super().retain(version, tensors)
 
 
 class KillableActor(ReplicaActor):
@@ -194,41 +175,16 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
         sender.close()
 
 
-def driven(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    """A run whose driver is this process, of few iterations at mask ratio 0, strictly on-policy."""
-    monkeypatch.chdir(ROOT)
-    usual = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={folder}"]
-    settings: config.Config = checks.load("conf/demo.yaml", [*ONLINE, *usual, *words])
-    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
-
-
 @long_form
 def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has_them(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """gloo in place of nccl, which a configuration cannot say."""
+    """gloo in place of nccl, which a configuration cannot say; four iterations at mask ratio 0, strictly on-policy."""
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(learning.placement, "transfer", lambda *_: "gloo")
-    driven(tmp_path, monkeypatch, "learner.learning_rate=0")
+    words = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", "learner.learning_rate=0"]
+    settings = checks.load("conf/demo.yaml", [*ONLINE, *words, f"run.dir={tmp_path}"])
+    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
     assert "4 of its 4 iterations are online, weights by gloo" in capsys.readouterr().out
     assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(4))
     assert max(step["logprob_mismatch"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
-
-
-@contextmanager
-def damaging_broker(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
-    actor = ray.remote(Damaging).options(num_cpus=0, max_concurrency=9 + replicas)
-    yield actor.remote(job.online, job.max_staleness, max_wait_seconds)
-
-
-@long_form
-def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_from_them(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learning, "broker_of", damaging_broker)
-    with pytest.raises(WeightSyncError) as caught:
-        driven(tmp_path, monkeypatch)
-    told = str(caught.value)
-    assert told.startswith("version 2 of the student arrived with other weights: ")
-    assert "in 1 of " in told and " sent, " in told and " received" in told
-    assert [step["step"] for step in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert not any(one["version"] == 2 for one in read_lines(tmp_path / "online.jsonl"))

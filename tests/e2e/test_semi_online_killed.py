@@ -14,9 +14,8 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -45,8 +44,7 @@ TIMES = ("seconds", "rollout_wait_s", "tokens_per_second", "mfu", "memory_gib")
 """Fields of a step's metrics that differ between equal runs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Left:
+class Left(NamedTuple):
     """What a run had when its machine went down."""
 
     steps: list[dict[str, Any]]
@@ -56,15 +54,6 @@ class Left:
     """File that need not be made again → when it was written, ns."""
     half_made: RolloutGroup
     """A row of the iteration that has no others."""
-    alive: list[psutil.Process]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Again:
-    """The same command after that, when it has ended."""
-
-    told: str
-    alive: list[psutil.Process]
 
 
 @contextmanager
@@ -100,12 +89,11 @@ def alive(session: int) -> list[psutil.Process]:
     return found
 
 
-def left_after(session: int) -> list[psutil.Process]:
-    """What still lives of a session some time after its end."""
+def wait_until_all_are_gone(session: int) -> None:
     deadline = time.monotonic() + 60
     while (found := alive(session)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return found
+    assert not found
 
 
 def positions(numbers: Sequence[int]) -> list[int]:
@@ -151,7 +139,7 @@ def left(run: Path) -> Left:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)  # driver, raylet and what belongs to them; Ray's workers see it and go
         process.wait()
-        remaining = left_after(process.pid)
+        wait_until_all_are_gone(process.pid)
     assert [found.step for found in find(run / "learner" / "checkpoints")] == [LEARNED]
     assert not (run / "student").exists()
     half_made = cut_short(run)
@@ -162,20 +150,21 @@ def left(run: Path) -> Left:
         online=[one["step"] for one in read_lines(run / "online.jsonl")],
         written={file: file.stat().st_mtime_ns for file in made},
         half_made=half_made,
-        alive=remaining,
     )
 
 
 @pytest.fixture(scope="module")
-def again(run: Path, left: Left) -> Again:
+def again(run: Path, left: Left) -> str:
+    """What the same command prints after that, when it has ended."""
     log = run.parent / "second.txt"
     with started(run, log) as process:
         assert process.wait(PATIENCE) == 0, log.read_text()
-        return Again(told=log.read_text(), alive=left_after(process.pid))
+        wait_until_all_are_gone(process.pid)
+    return log.read_text()
 
 
 @pytest.fixture(scope="module")
-def fresh(run: Path, again: Again) -> dict[int, list[RolloutGroup]]:
+def fresh(run: Path, again: str) -> dict[int, list[RolloutGroup]]:
     """The rows of each online iteration, of stores that are closed."""
     rows = [row for stage in range(3) for row in store.read(run / "online" / f"stage-{stage}")]
     assert [row.position for row in rows] == positions(ONLINE), "whole iterations, once each"
@@ -186,15 +175,14 @@ def test_it_had_learned_from_fresh_answers_beyond_its_only_checkpoint(left: Left
     assert left.online[:5] == [1, 2, 4, *TAKEN_OVER]
     assert {1, 2, 3, 4, 5} <= {one["step"] for one in left.steps}
     assert left.half_made.version == 6, "the student had taken six steps"
-    assert left.alive == []
 
 
 def test_it_goes_on_from_the_checkpoint_and_nothing_that_is_good_is_made_again(
-    run: Path, left: Left, again: Again
+    run: Path, left: Left, again: str
 ) -> None:
-    assert again.told.count(f"the learner goes on after step {LEARNED}") == 1
-    assert "9 of its 12 iterations are online" in again.told
-    assert "rollouts at mask ratio" not in again.told
+    assert again.count(f"the learner goes on after step {LEARNED}") == 1
+    assert "9 of its 12 iterations are online" in again
+    assert "rollouts at mask ratio" not in again
     assert len(shards(run, *TAKEN_OVER)) == 8
     assert {file: file.stat().st_mtime_ns for file in left.written} == left.written
     told = read_lines(run / "online.jsonl")
@@ -205,7 +193,7 @@ def test_it_goes_on_from_the_checkpoint_and_nothing_that_is_good_is_made_again(
 
 
 def test_every_step_is_there_once_and_those_that_were_taken_twice_were_the_same(
-    run: Path, left: Left, again: Again
+    run: Path, left: Left, again: str
 ) -> None:
     steps = read_lines(run / "metrics.jsonl")
     assert [step["step"] for step in steps] == list(range(1, 13))
@@ -214,9 +202,7 @@ def test_every_step_is_there_once_and_those_that_were_taken_twice_were_the_same(
     assert [(step["fresh"], step["age"]) for step in steps] == expected
     assert [step["groups"] for step in steps] == [4] * 12
     for before, after in zip(left.steps, steps, strict=False):
-        assert {name: value for name, value in before.items() if name not in TIMES} == {
-            name: value for name, value in after.items() if name not in TIMES
-        }
+        assert before | dict.fromkeys(TIMES) == after | dict.fromkeys(TIMES)
 
 
 def test_each_iteration_has_one_writer_and_that_is_the_one_of_a_run_that_nobody_killed(
@@ -234,36 +220,21 @@ def test_rows_are_whole_and_of_their_stage(run: Path, fresh: dict[int, list[Roll
     offline = [list(store.read(run / "rollouts" / f"stage-{stage}")) for stage in range(3)]
     assert [[row.position for row in rows] for rows in offline] == [positions([3]), positions([7]), positions([11])]
     for number, rows in fresh.items():
-        [stage] = {row.stage for row in rows}
-        assert stage == (number - 1) // 4
+        stage = (number - 1) // 4
+        assert {row.stage for row in rows} == {stage}
         of_stage = {(row.mask_ratio, row.teacher_digest) for row in (*rows, *offline[stage])}
         assert len(of_stage) == 1, "the same masked teacher as before training"
-        for answer in (answer for row in rows for answer in row.answers):
-            tokens = len(answer.judged.answer.token_ids)
-            assert answer.behaviour_logprobs is not None
-            assert len(answer.behaviour_logprobs) == len(answer.reference_logprobs) == len(answer.teacher.left_out)
-            assert len(answer.behaviour_logprobs) == tokens
     for folder in sorted((run / "online").iterdir()):
         assert list(look.verify(folder)), "every row is one of its shard's account"
         assert not list(folder.glob("*.tmp"))
 
 
-def test_it_ends_as_any_run_does_and_leaves_nothing_behind(run: Path, again: Again) -> None:
+def test_it_ends_as_any_run_does_and_leaves_nothing_behind(run: Path, again: str) -> None:
     found = summary(run)
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9, "of both calls"
     assert (found["learner"]["steps"], found["learner"]["skipped"], found["learner"]["groups"]) == (12, 0, 48)
-    assert found["online"] | {"waited_seconds": 0} == {
-        "fraction": 0.75,
-        "steps": 9,
-        "share": 0.75,
-        "groups": 36,
-        "mean_age": 32 / 36,
-        "largest_age": 1.0,
-        "waited_seconds": 0,
-        "placement": "beside",
-    }
-    assert "<b>Online:</b> in 9 of 12 optimizer steps (75.0 %)" in (run / "report.html").read_text()
+    online = found["online"]
+    assert (online["steps"], online["groups"], online["mean_age"], online["largest_age"]) == (9, 36, 32 / 36, 1.0)
     assert (run / "student" / "model.safetensors").exists()
     assert [one.step for one in find(run / "learner" / "checkpoints")][-1] == 12
-    assert again.alive == []
     assert not list((run.parent / "tmp").glob("masters-ray-*"))

@@ -3,15 +3,15 @@ source, easy questions first, a live teacher and two updates per step."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from masters_ray import store
+from masters_ray.files import read_lines
 from masters_ray.models import weights
-from tests.conftest import ROOT
+from tests.conftest import PAIR, ROOT
 from tests.e2e.runs import SMALL, long_form, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
@@ -48,24 +48,22 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     first, second = summary(run)["stages"]
     assert [(stage["ratio"], stage["rows"]) for stage in (first, second)] == [(0.2, 8), (0.1, 8)]
     rows = [next(iter(store.read(run / "rollouts" / f"stage-{stage}"))) for stage in (0, 1)]
-    before = weights.digest(ROOT / "examples" / "toy" / "pair" / "student")
-    refreshed = weights.digest(run / "students" / "stage-0")
+    before, refreshed = map(weights.digest, (PAIR / "student", run / "students" / "stage-0"))
     assert [row.student_digest for row in rows] == [before, refreshed]
     assert before != refreshed
     keys = [store.read_key(run / "rollouts" / f"stage-{stage}") for stage in (0, 1)]
     assert {key["reference_digest"] for key in keys} == {before}
     assert [key["mask"]["vision"] for key in keys] == [False, True]
     [told] = (run / "difficulty").iterdir()
-    said = {row["question"]: row["said"] for row in map(json.loads, told.read_text().splitlines())}
-    accounts = [store.read_accounts(run / "rollouts" / f"stage-{stage}") for stage in (0, 1)]
-    asked = {
-        position: digest for one in accounts for account in one.values() for position, digest in account.asked.items()
-    }
+    said = {row["question"]: row["said"] for row in read_lines(told)}
+    accounts = [store.read_accounts(run / "rollouts" / f"stage-{stage}").values() for stage in (0, 1)]
+    asked: dict[int, str] = {}
+    for account in (*accounts[0], *accounts[1]):
+        asked |= account.asked
     order = [said[asked[position]] for position in range(16)]
     assert len(said) == 16
     assert order[0] in sorted(order)[-2:] and order[-1] in sorted(order)[:2], "likeliest labels come first, by tenths"
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [step["stage"] for step in steps] == [0, 1]
-    assert [step["jsd_error_bound"] for step in steps] == [0.0, 0.0], "a live teacher leaves nothing out"
+    steps = [(step["stage"], step["jsd_error_bound"]) for step in read_lines(run / "metrics.jsonl")]
+    assert steps == [(0, 0.0), (1, 0.0)], "a live teacher leaves nothing out"
     assert "the learner goes on after step 1" in done.stdout
-    assert {model["checkpoint"] for model in summary(run)["models"]["teachers"]} == {"examples/toy/pair/teacher"}
+    assert {model["checkpoint"] for model in summary(run)["teachers"]} == {"examples/toy/pair/teacher"}

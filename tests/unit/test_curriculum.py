@@ -1,14 +1,14 @@
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from masters_ray.config import Config
 from masters_ray.errors import DataError
 from masters_ray.method import prompts
-from masters_ray.pipeline.curriculum import Difficulties, Ordered
+from masters_ray.pipeline.curriculum import Questions
 from tests.builders import problem
+from tests.conftest import PAIR
 from tests.unit.test_rollouts import Problems
 
 QUESTIONS = Problems(problem(id=str(number)) for number in range(6))
@@ -31,54 +31,68 @@ class Rater:
         return [self._said[one.id] for one in problems]
 
 
-def difficulties(folder: Path, kind: Any = "rating", teacher: str = "t" * 64) -> Difficulties:
-    return Difficulties(folder, kind, teacher)
+def questions(folder: Path, difficulty: Any = "rating", teacher: str = "teacher", batch: int = 2) -> Any:
+    config = Config()
+    config.data.order, config.data.difficulty, config.data.max_unrated_share = "easy_to_hard", difficulty, 0.25
+    config.teacher.checkpoint, config.rollout.batch_rows = str(PAIR / teacher), batch
+    return Questions(config, QUESTIONS, folder)  # type: ignore[arg-type]
 
 
-def test_the_easiest_come_first_and_equal_ones_stay_in_their_order(tmp_path: Path) -> None:
-    found = difficulties(tmp_path)
-    found.ask(Rater(SAID), QUESTIONS, 4)  # type: ignore[arg-type]
-    order = found.order(QUESTIONS, 0.25)  # type: ignore[arg-type]
-    assert order == [5, 1, 3, 2, 0, 4], "the unrated one stands in the middle"
-    ordered = Ordered(QUESTIONS, order)  # type: ignore[arg-type]
-    assert [one.id for one in ordered[1:4]] == ["1", "3", "2"]
-    assert ordered[0].id == "5"
-    assert ordered.digest(0) == QUESTIONS[5].digest
+LIKELIHOODS = {"0": -3.0, "1": -0.1, "2": -0.1, "3": -9.0, "4": -0.2, "5": None}
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "said", "order"),
+    [
+        ("rating", SAID, "5 1 3 2 0 4"),  # the unrated one stands in the middle
+        ("likelihood", LIKELIHOODS, "1 2 4 5 0 3"),  # ranked by tenths
+    ],
+)
+def test_the_easiest_come_first_and_equal_ones_stay_in_their_order(
+    difficulty: str, said: dict[str, Any], order: str, tmp_path: Path
+) -> None:
+    found = questions(tmp_path, difficulty)
+    found.ask(Rater(said))
+    assert [one.id for one in found[0:6]] == order.split()
+    assert found.digest(5) == QUESTIONS[int(order[-1])].digest
+
+
+def test_a_stores_key_tells_the_order_once_it_is_known(tmp_path: Path) -> None:
+    found, other = questions(tmp_path / "a"), questions(tmp_path / "b")
+    before = found.key(range(3))
+    assert list(before) == ["data"]
+    found.ask(Rater(SAID))
+    other.ask(Rater(SAID | {"5": 10}))
+    one, two = found.key(range(3)), other.key(range(3))
+    assert one["data"] == two["data"] == before["data"]
+    assert one["questions"] != two["questions"]
 
 
 def test_a_killed_call_goes_on_and_another_teacher_starts_anew(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
-        difficulties(tmp_path).ask(Rater(SAID, lives=2), QUESTIONS, 2)  # type: ignore[arg-type]
+        questions(tmp_path).ask(Rater(SAID, lives=2))
     again, other = Rater(SAID), Rater(SAID)
-    difficulties(tmp_path).ask(again, QUESTIONS, 2)  # type: ignore[arg-type]
+    assert not questions(tmp_path).known
+    questions(tmp_path).ask(again)
     assert again.asked == ["2", "3", "4", "5"]
-    assert difficulties(tmp_path).missing(QUESTIONS) == []  # type: ignore[arg-type]
-    difficulties(tmp_path, teacher="u" * 64).ask(other, QUESTIONS, 2)  # type: ignore[arg-type]
+    assert questions(tmp_path).known
+    questions(tmp_path, teacher="student").ask(other)
     assert len(other.asked) == 6
 
 
 def test_too_many_without_a_difficulty_stop_the_run(tmp_path: Path) -> None:
-    found = difficulties(tmp_path)
-    found.ask(Rater(SAID | {"0": None}), QUESTIONS, 3)  # type: ignore[arg-type]
+    found = questions(tmp_path)
+    found.ask(Rater(SAID | {"0": None}))
     with pytest.raises(DataError, match="2 of 6 questions have no difficulty; data.max_unrated_share allows 0.25"):
-        found.order(QUESTIONS, 0.25)  # type: ignore[arg-type]
-
-
-def test_likelihoods_are_ranked_by_tenths(tmp_path: Path) -> None:
-    found = difficulties(tmp_path, "likelihood")
-    said = {"0": -3.0, "1": -0.1, "2": -0.1, "3": -9.0, "4": -0.2, "5": None}
-    found.ask(Rater(said), QUESTIONS, 6)  # type: ignore[arg-type]
-    assert found.order(QUESTIONS, 0.25) == [1, 2, 4, 5, 0, 3]  # type: ignore[arg-type]
+        found.digest(0)
 
 
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("<difficulty>7</difficulty>", 7),
         ("Hm. <difficulty> 10 </difficulty>", 10),
         ("3", 3),
         ("0", None),
-        ("11", None),
         ("<difficulty>11</difficulty>", None),
         ("quite hard", None),
     ],
@@ -89,6 +103,5 @@ def test_parse_difficulty(text: str, number: int | None) -> None:
 
 def test_the_question_of_difficulty_follows_question_picture_and_label() -> None:
     [turn] = prompts.difficulty_messages(problem(label="red"))
-    kinds = [part["type"] for part in turn["content"]]
-    assert kinds == ["image", "text", "text"]
+    assert [part["type"] for part in turn["content"]] == ["image", "text", "text"]
     assert "right answer: red" in turn["content"][-1]["text"]

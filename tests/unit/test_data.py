@@ -225,7 +225,7 @@ def test_held_out_questions_that_are_training_questions_are_counted_by_words_and
 def test_what_a_person_should_know_of_the_data_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held_out = load(jsonl(tmp_path, [good(1, hint="x"), good(2)]))
     train = load(jsonl(tmp_path, [good(1), good(3), good(4, answer="")]))
-    overlap = inputs.told(train, held_out)
+    overlap = inputs.report_loaded(train, held_out)
     said = capsys.readouterr()
     lines = [line for line in (said.out + said.err).splitlines() if line.strip()]
     assert [line.partition("] ")[2] or line for line in lines] == [

@@ -67,7 +67,6 @@ def test_where_work_is_done_may_change(tmp_path: Path) -> None:
     RunDirectory(config(tmp_path)).claim()
     RunDirectory(config(tmp_path, "teacher.replicas=3", "judge.replicas=2", "teacher.cpus=1", "cluster.local_cpus=8"))
     RunDirectory(config(tmp_path, "rollout.placement=turns"))
-    RunDirectory(config(tmp_path, "teacher.max_replicas=3", "student.max_replicas=3"))
 
 
 def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:

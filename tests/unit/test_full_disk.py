@@ -10,12 +10,11 @@ import pytest
 from masters_ray import data
 from masters_ray.errors import DataError, LearnerError, MastersError, StoreError
 from masters_ray.files import write_text
-from masters_ray.learner.checkpoints import Checkpoints
+from masters_ray.learner.checkpoints import CheckpointWriter
 from masters_ray.pipeline import held_out
-from masters_ray.pipeline.curriculum import Difficulties
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
-from tests.unit.test_curriculum import QUESTIONS, SAID, Rater
+from tests.unit.test_curriculum import SAID, Rater, questions
 from tests.unit.test_directory import config, metrics
 from tests.unit.test_journal import rewards
 
@@ -70,7 +69,7 @@ def locked(root: Path) -> None:
 
 
 def difficulty(root: Path) -> None:
-    Difficulties(root / "difficulty", "rating", "t" * 64).ask(Rater(SAID), QUESTIONS, 4)  # type: ignore[arg-type]
+    questions(root / "difficulty").ask(Rater(SAID))
 
 
 def plotted(root: Path) -> None:
@@ -85,7 +84,7 @@ def plotted(root: Path) -> None:
         ("tensorboard", plotted, StoreError),
         ("evaluation", marks, StoreError),
         ("difficulty", difficulty, StoreError),
-        ("checkpoints", lambda root: Checkpoints(root / "checkpoints", rank=0, workers=1, kept=1), LearnerError),
+        ("checkpoints", lambda root: CheckpointWriter(root / "checkpoints", rank=0, workers=1, kept=1), LearnerError),
     ],
 )
 def test_a_file_where_a_directory_belongs_is_named(

@@ -10,9 +10,8 @@ import pytest
 from masters_ray import store
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.judging import Judging
-from masters_ray.records import Answer
-from masters_ray.replicas.judge import Verdict
+from masters_ray.pipeline.judging import judge_answers
+from masters_ray.records import Answer, JudgedAnswer
 from tests.builders import problem
 from tests.fakes import FakePool, FakeReplicas
 from tests.unit.test_rollouts import PROBLEMS, recipe
@@ -22,12 +21,14 @@ def answers(*texts: str) -> list[Answer]:
     return [Answer(source="student", text=text, token_ids=(5, 1), finish="stop") for text in texts]
 
 
-@pytest.mark.parametrize("known", [{}, {"blue": Verdict(accuracy=1, text="before")}])
-def test_a_judge_is_asked_once_for_each_text_of_a_question_that_it_has_not_judged(known: dict[str, Verdict]) -> None:
+BEFORE = JudgedAnswer(answer=answers("blue")[0], accuracy=1, verdict="before")
+
+
+@pytest.mark.parametrize("known", [[], [BEFORE]])
+def test_a_judge_is_asked_once_for_each_text_of_a_question_that_it_has_not_judged(known: list[JudgedAnswer]) -> None:
     pool, two = FakePool("judge"), [problem(id="a"), problem(id="b")]
-    judging = Judging(settings=Judge(), models={"student": "s"})
     pools: Any = {"judge": pool}
-    found = judging.verdicts(pools, two, two, [answers("red", "blue", "red"), answers("blue")], [{}, known])
+    found = judge_answers(Judge(), pools, two, two, [answers("red", "blue", "red"), answers("blue")], [[], known])
     assert [[one.accuracy for one in own] for own in found] == [[1, 0, 1], [1 if known else 0]]
     assert pool.judged == ["red", "blue", *([] if known else ["blue"])]
 

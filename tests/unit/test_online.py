@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError,
 from masters_ray.files import read_lines
 from masters_ray.method import schedule
 from masters_ray.pipeline import online, owner
-from masters_ray.pipeline.online import OnlinePlan, OnlineRollouts
+from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.recipes import Recipes
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -64,64 +65,53 @@ def settings(folder: Path, *words: str) -> Config:
     return configuration.load(ROOT / "conf" / "demo.yaml", [*usual, *words])
 
 
+Learner = Sequence[StudentWeights]
+
+
 def weights(version: int, digest: str = "") -> StudentWeights:
     return StudentWeights(version=version, digests={"w": digest or f"of {version}"}, pieces=(), seconds=0.5)
-
-
-class FakeOwner(ReplicaOwner):
-    """Owns replicas that are stand-ins."""
-
-    def __init__(self, replicas: FakeReplicas, turns: Turns | None) -> None:
-        self.turns = turns
-        self.started: list[tuple[int, float]] = []
-        self._stand_ins, self._key, self._replicas = replicas, None, None
-
-    def online(self, teacher: int, ratio: float) -> Any:
-        if self._replicas is None or self._key != teacher:
-            self.started.append((teacher, ratio))
-            self._replicas, self._key = self._stand_ins, teacher  # type: ignore[assignment]
-        return self._replicas
 
 
 class Course:
     """A run's online rollouts, and what the learner sees of them."""
 
-    def __init__(
-        self,
-        folder: Path,
-        replicas: FakeReplicas,
-        *words: str,
-        learner: Sequence[StudentWeights] = (),
-        turns: bool = False,
-    ) -> None:
+    def __init__(self, config: Config, learner: Learner, turns: Turns | None) -> None:
         """learner: the students that it was; it goes on as the last one. In turns it has one worker, and the student
         writes one step late."""
-        config = settings(folder, *words)
         plan = schedule.plan(config.schedules, len(QUESTIONS))
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
         self.broker = RolloutBroker(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
         directory = RunDirectory(config)
-        recipes = Recipes(config, directory, plan)
+        recipes = Recipes(config, directory, plan, QUESTIONS)  # type: ignore[arg-type]
         recipes.reference = "the student before training"
-        asked = OnlinePlan(
+        run: Any = SimpleNamespace(
             config=config,
-            stages={stage.index: stage for stage, _ in plan},
-            iterations={one.number: one for one in iterations},
-            questions=QUESTIONS,  # type: ignore[arg-type]
+            directory=directory,
+            owner=ReplicaOwner(config, turns),
+            stages=[stage for stage, _ in plan],
+            iterations=iterations,
+            questions=QUESTIONS,
             recipes=recipes,
         )
-        self.owner = FakeOwner(replicas, Turns(cpus=1.0, gpus=0) if turns else None)
-        self.rollouts = OnlineRollouts(asked, directory, Near(self.broker), self.owner)
-        learned = max((one.version for one in learner), default=0)
-        self.broker.begin(learned, {one.version: one.digest for one in learner})
+        self._rollouts = OnlineRollouts(run, Near(self.broker))
+        learned = {one.version: one.digest for one in learner}
+        self.broker.begin(max(learned, default=0), learned)
+        self._rollouts.__enter__()
+        self._open = True
 
-    def __enter__(self) -> Course:
-        self.rollouts.__enter__()
-        return self
+    def close(self, error: Exception | None = None) -> None:
+        """As the learner's end or its error does."""
+        if self._open:
+            self._open = False
+            try:
+                self._rollouts.__exit__(None, error)
+            finally:
+                assert not any(one.name == "online rollouts" and one.is_alive() for one in threading.enumerate())
 
-    def __exit__(self, *_: object) -> None:
-        self.rollouts.__exit__()
+    def publish(self, *versions: int) -> None:
+        for version in versions:
+            self.broker.publish(weights(version))
 
     def take(self, iteration: int) -> pa.Table:
         rows = self.broker.take(iteration)
@@ -129,46 +119,44 @@ class Course:
         return rows
 
 
-def course_replicas(**pools: FakePool) -> FakeReplicas:
+def replicas(**pools: FakePool) -> FakeReplicas:
     return FakeReplicas(**{"reference": FakePool("reference"), **pools})
 
 
+Run = Callable[..., tuple[Course, dict[str, FakePool]]]
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Course]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Begins a course with stand-ins for the replicas, which may be started once."""
     open_ones: list[Course] = []
 
     def begun(
-        replicas: FakeReplicas, *words: str, learner: Sequence[StudentWeights] = (), turns: bool = False
-    ) -> Course:
-        open_ones.append(Course(tmp_path, replicas, *words, learner=learner, turns=turns))
-        return open_ones[-1].__enter__()
+        *words: str, learner: Learner = (), turns: bool = False, **pools: FakePool
+    ) -> tuple[Course, dict[str, FakePool]]:
+        started = replicas(**pools)
+        left = [started]
+        monkeypatch.setattr(owner, "Replicas", lambda _: left.pop())
+        open_ones.append(Course(settings(tmp_path, *words), learner, Turns(cpus=1.0, gpus=0) if turns else None))
+        return open_ones[-1], started.pools
 
     yield begun
     for one in open_ones:
-        one.__exit__()
+        one.close()
 
 
-def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage(
-    run: Callable[..., Course], tmp_path: Path
-) -> None:
+def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage(run: Run, tmp_path: Path) -> None:
     """At most one step behind: iterations 1 to 4 are written by versions 0, 0, 1 and 2."""
-    replicas = course_replicas()
-    course = run(replicas)
-    for version in (0, 1, 2):
-        course.broker.publish(weights(version))
+    course, pools = run()
+    course.publish(0, 1, 2)
     tables = [course.take(iteration) for iteration in (1, 2, 3, 4)]
     assert [table["position"].to_pylist() for table in tables] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [table["version"].to_pylist() for table in tables] == [[0, 0], [0, 0], [1, 1], [2, 2]]
     assert [table["mask_ratio"].to_pylist()[0] for table in tables] == [0.2, 0.2, 0.0, 0.0]
-    assert [set(table["student_digest"].to_pylist()) for table in tables[2:]] == [
-        {weights(1).digest},
-        {weights(2).digest},
-    ]
-    assert replicas.pools["student"].held == [0, 0, 1, 2] and replicas.pools["reference"].held == []
-    assert course.owner.started == [(0, 0.2)], "one set of engines for all"
-    deadline = time.monotonic() + 10
-    while len(noted := read_lines(tmp_path / "online.jsonl")) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)  # the last one is noted after it was handed over
+    digests = [set(table["student_digest"].to_pylist()) for table in tables]
+    assert digests == [{weights(version).digest} for version in (0, 0, 1, 2)]
+    assert pools["student"].held == [0, 0, 1, 2] and pools["reference"].held == []
+    noted = read_lines(tmp_path / "online.jsonl")
     assert [(one["step"], one["stage"], one["version"], one["ages"]) for one in noted] == [
         (1, 0, 0, [0, 0]),
         (2, 0, 0, [1, 1]),
@@ -180,107 +168,81 @@ def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage
     assert calls["teacher.answer"] == calls["student.answer"] == calls["judge.judge"] == (2, 2)
 
 
-def test_the_writer_scores_all_answers_of_a_fresh_group_and_so_does_the_student_before_training(
-    run: Callable[..., Course],
-) -> None:
-    replicas = course_replicas()
-    course = run(replicas)
-    course.broker.publish(weights(0))
+def test_the_writer_scores_all_answers_of_a_fresh_group_and_so_does_the_student_before_training(run: Run) -> None:
+    course, pools = run()
+    course.publish(0)
     [first, _] = store.groups(course.take(1))
-    assert all(len(one.behaviour_logprobs) == 2 for one in first.answers if one.behaviour_logprobs is not None)
-    assert all(one.behaviour_logprobs is not None for one in first.answers)
-    assert sorted(set(replicas.pools["reference"].scored)) == [(5, 1), (6, 1), (7, 1)]
-    assert set(replicas.pools["student"].scored) == {(5, 1)}, "what the teacher alone has written"
+    assert [len(one.behaviour_logprobs) for one in first.answers] == [2] * 4  # type: ignore[arg-type]
+    assert sorted(set(pools["reference"].scored)) == [(5, 1), (6, 1), (7, 1)]
+    assert set(pools["student"].scored) == {(5, 1)}, "what the teacher alone has written"
 
 
-def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run: Callable[..., Course]) -> None:
-    replicas = course_replicas()
-    course = run(replicas, "judge.follows_student=true")
-    for version in (0, 1):
-        course.broker.publish(weights(version))
+def test_a_judge_that_follows_the_student_holds_its_weights_and_judges_anew(run: Run) -> None:
+    course, pools = run("judge.follows_student=true")
+    course.publish(0, 1)
     for iteration in (1, 2, 3):
         course.take(iteration)
-    assert replicas.pools["judge"].held == [0, 0, 1]
-    assert replicas.pools["judge"].judged.count("red") == 6, "once for each question"
+    assert pools["judge"].held == [0, 0, 1]
+    assert pools["judge"].judged.count("red") == 6, "once for each question"
 
 
-def test_what_this_learner_wrote_before_it_was_killed_is_not_made_again(run: Callable[..., Course]) -> None:
-    first = run(course_replicas())
-    for version in (0, 1):
-        first.broker.publish(weights(version))
-    before = [first.take(iteration) for iteration in (1, 2, 3)]
-    first.__exit__()
-    replicas = course_replicas()
-    # It goes on after a checkpoint of iteration 2, whose weights write for 3 and 4.
-    again = run(replicas, learner=[weights(0), weights(1), weights(2)])
-    again.broker.publish(weights(2))
-    assert again.take(3).equals(before[2]), "version 1 is a student that this learner was"
-    assert replicas.pools["student"].wrote == []
-    assert again.take(4)["version"].to_pylist() == [2, 2]
-    assert sorted(replicas.pools["student"].wrote) == ["6", "7"]
+OTHERWISE = weights(1, "another")
+"""Version 1 of a learner that began again and came out otherwise."""
 
 
-def test_what_a_student_wrote_that_this_learner_never_was_is_made_again(run: Callable[..., Course]) -> None:
-    first = run(course_replicas())
-    for version in (0, 1):
-        first.broker.publish(weights(version))
-    first.take(3)
-    first.__exit__()
-    replicas = course_replicas()
-    again = run(replicas)  # from the start, and version 1 came out otherwise
-    again.broker.publish(weights(0))
-    again.broker.publish(weights(1, "another"))
-    assert set(again.take(3)["student_digest"].to_pylist()) == {weights(1, "another").digest}
-    assert sorted(replicas.pools["student"].wrote) == ["4", "5"], "what version 0 wrote is still good"
-
-
-def test_what_a_killed_learner_wrote_is_not_taken_for_what_the_one_after_it_would_have_written(
-    run: Callable[..., Course],
+@pytest.mark.parametrize(
+    ("learner", "published", "writer", "made_again"),
+    [
+        ([weights(0), weights(1), weights(2)], [weights(2)], weights(1), []),
+        ([], [weights(0), OTHERWISE], OTHERWISE, ["4", "5"]),
+        ([weights(0), OTHERWISE, weights(2)], [weights(2)], weights(2), ["4", "5"]),
+    ],
+)
+def test_rows_of_a_call_that_was_killed_are_kept_if_a_student_that_this_learner_was_wrote_them(
+    learner: Learner, published: Learner, writer: StudentWeights, made_again: list[str], run: Run
 ) -> None:
-    """Its version 1 came out otherwise, and it was killed as well before iteration 3 was made anew."""
-    first = run(course_replicas())
-    for version in (0, 1):
-        first.broker.publish(weights(version))
-    first.take(3)
-    first.__exit__()
-    again = run(course_replicas(), learner=[weights(0), weights(1, "another"), weights(2)])
-    again.broker.publish(weights(2))
-    assert set(again.take(3)["student_digest"].to_pylist()) == {weights(2).digest}
+    first, _ = run()
+    first.publish(0, 1)
+    before = first.take(3)
+    first.close()
+    again, pools = run(learner=learner)
+    for one in published:
+        again.broker.publish(one)
+    after = again.take(3)
+    assert set(after["student_digest"].to_pylist()) == {writer.digest}
+    assert after.equals(before) == (not made_again)
+    of_the_last = {"6", "7"}  # nobody has asked for them before
+    assert sorted({*pools["student"].wrote} - of_the_last) == made_again
 
 
-def test_a_batch_whose_replica_died_is_taken_again_and_the_learner_gets_whole_iterations(
-    run: Callable[..., Course],
-) -> None:
+def test_questions_whose_replicas_died_are_taken_again_and_the_learner_gets_whole_iterations(run: Run) -> None:
     class Dying(FakePool):
-        lives = 1
+        lives = 2
 
         def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
             if method == "answer" and self.lives:
-                self.lives = 0
+                self.lives -= 1
                 raise ReplicaLostError("its process died")
 
-    course = run(course_replicas(student=Dying("student")))
-    course.broker.publish(weights(0))
+    course, _ = run(student=Dying("student"))
+    course.publish(0)
     assert course.take(1)["position"].to_pylist() == [0, 1]
 
 
-def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_replicas_words(
-    run: Callable[..., Course],
-) -> None:
+def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_replicas_words(run: Run) -> None:
     class Damaged(FakePool):
         def hold(self, weights: StudentWeights) -> None:
             raise WeightSyncError("version 0 arrived with other weights: a instead of b")
 
-    course = run(course_replicas(student=Damaged("student")))
-    course.broker.publish(weights(0))
+    course, _ = run(student=Damaged("student"))
+    course.publish(0)
     with pytest.raises(LearnerError, match="rollouts of online iterations stopped: version 0 arrived with other"):
         course.broker.take(1)
-    assert isinstance(course.rollouts.error, WeightSyncError)
+    with pytest.raises(WeightSyncError, match="arrived with other weights"):
+        course.close(LearnerError("rollouts stopped"))
 
 
-def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_one_that_goes_on(
-    run: Callable[..., Course],
-) -> None:
+def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_one_that_goes_on(run: Run) -> None:
     class Gone(FakePool):
         def hold(self, weights: StudentWeights) -> None:
             super().hold(weights)
@@ -290,47 +252,28 @@ def test_an_iteration_whose_writer_is_gone_with_its_learner_is_answered_for_the_
 
     again = threading.Event()
     student = Gone("student")
-    course = run(course_replicas(student=student))
-    for version in (0, 1):
-        course.broker.publish(weights(version))
+    course, _ = run(student=student)
+    course.publish(0, 1)
     course.take(1)
     course.broker.begin(1, {})
     course.broker.publish(weights(1, "another"))
     again.set()
     assert set(course.take(2)["version"].to_pylist()) == {1}
     assert student.held == [0, 0, 1]
-    assert course.rollouts.error is None
 
 
-def test_stores_of_online_iterations_are_closed_when_nothing_is_learned_from_them_any_more(
-    run: Callable[..., Course], tmp_path: Path
-) -> None:
-    course = run(course_replicas())
-    course.broker.publish(weights(0))
-    course.take(1)
-    course.take(2)
-    course.__exit__()
-    folders = [RunDirectory(settings(tmp_path)).online(index) for index in (0, 1)]
-    for folder in folders:
-        online.finish(folder, "exact")
-    assert [row.position for row in store.read(folders[0])] == [0, 1, 2, 3]
-    assert store.read_manifest(folders[1]) is None, "it was never begun"
-
-
-def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes_on(run: Callable[..., Course]) -> None:
-    replicas = course_replicas()
-    course = run(replicas, turns=True)
-    for version in (0, 1, 2):
-        course.broker.publish(weights(version))
+def test_in_turns_replicas_work_while_the_learner_waits_and_sleep_before_it_goes_on(run: Run) -> None:
+    course, pools = run(turns=True)
+    course.publish(0, 1, 2)
     time.sleep(0.1)
-    assert replicas.pools["student"].wrote == [], "nobody waits, though the weights are there"
+    assert pools["student"].wrote == [], "nobody waits, though the weights are there"
     for iteration in (1, 2, 3, 4):
         assert course.take(iteration)["version"].to_pylist() == [max(0, iteration - 2)] * 2, "as without turns"
-        assert [pool.asleep for pool in replicas.pools.values()] == [iteration] * 4
-        assert len(replicas.pools["student"].wrote) == 2 * iteration
+        assert [pool.asleep for pool in pools.values()] == [iteration] * 4
+        assert len(pools["student"].wrote) == 2 * iteration
 
 
-def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: Callable[..., Course]) -> None:
+def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: Run) -> None:
     class Slow(FakePool):
         """Its first answers take longer than the learner waits; nothing else is under way meanwhile."""
 
@@ -343,13 +286,11 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: C
     class Single(Slow):
         most_calls_at_once = 1
 
-    replicas = course_replicas(
-        teacher=Single("teacher"), **{role: Slow(role) for role in ("student", "reference", "judge")}
-    )
-    course = run(replicas, "rollout.max_wait_seconds=1", turns=True)
-    course.broker.publish(weights(0))
+    slow = {role: Slow(role) for role in ("student", "reference", "judge")}
+    course, pools = run("rollout.max_wait_seconds=1", turns=True, teacher=Single("teacher"), **slow)
+    course.publish(0)
     assert course.broker.take(1) is None
-    student = replicas.pools["student"]
+    student = pools["student"]
     assert (student.wrote, student.asleep) == (["0"], 1), "the second batch is not begun"
     assert course.take(2)["position"].to_pylist() == [2, 3]
 
@@ -361,7 +302,7 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
 
     def start(specs: list[ReplicaSpec]) -> FakeReplicas:
         assert [one.devices for one in specs] == [None if turns is None else ("",)] * 3
-        started.append(course_replicas())
+        started.append(replicas())
         return started[-1]
 
     monkeypatch.setattr(owner, "Replicas", start)
@@ -377,9 +318,3 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
             assert owned.online(1, 0.0) is started[1]
             assert [one.closed for one in started] == [True, False]
         assert [one.closed for one in started] == [True, True]
-
-
-def test_threads_end_with_the_run(run: Callable[..., Course]) -> None:
-    course = run(course_replicas())
-    course.__exit__()
-    assert not any(thread.name == "online rollouts" and thread.is_alive() for thread in threading.enumerate())

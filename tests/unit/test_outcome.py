@@ -77,12 +77,16 @@ def test_the_last_reward_of_a_question_is_that_of_the_group_that_was_learned(dir
         assert shown(directory) == [(text, 2, divergence)]
 
 
-def test_rewards_whose_group_is_gone_are_left_out(directory: RunDirectory) -> None:
-    """Version 2 was written over by version 3; position 2 was never stored."""
-    put(directory.stage(0), written("stored", 0), written("stored", 1))
+def test_rewards_without_their_group_or_without_a_number_for_each_answer_are_left_out(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Version 2 was written over by version 3; position 2 was never stored; of position 3 an advantage is missing."""
+    put(directory.stage(0), *(written("stored", position) for position in (0, 1, 3)))
     put(directory.online(0), written("fresh", 0, version=3), finished=False)
-    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), rewards(1, 0.2), rewards(2, 0.1)])
+    cut = rewards(3, 0.1) | {"advantages": [0.1]}
+    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), rewards(1, 0.2), rewards(2, 0.1), cut])
     assert shown(directory) == [("stored", 2, 0.2)]
+    assert "rewards.jsonl: not a number for each answer to p3: the report" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_nothing_else(tmp_path: Path) -> None:
@@ -97,13 +101,12 @@ def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_not
     assert gone == f"picture {paths[1]} does not exist"
 
 
-def test_the_largest_age_is_that_of_a_group_where_it_is_known() -> None:
-    """Step 1 was answered twice; step 2 offline; of step 3 only the mean is known; step 4 came too late."""
-    fresh = [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 1.5), (4, 0, 0.0)]
+def test_ages_are_those_of_groups_and_waiting_counts_every_step() -> None:
+    """Steps 2 and 4 have no fresh group: 2 is offline, the groups of 4 came too late."""
+    fresh = [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 3.0), (4, 0, 0.0)]
     steps = [step(number, fresh=groups, age=age, rollout_wait_s=0.5) for number, groups, age in fresh]
-    ages: list[tuple[int, list[int]]] = [(1, [8]), (1, [0, 0, 3]), (4, [9]), (5, [])]
-    answered: list[dict[str, Any]] = [{"step": number, "ages": found} for number, found in ages]
-    found = _online(0.5, steps, answered)
-    assert (found.largest_age, found.mean_age, found.steps, found.waited_seconds) == (3, 1.125, 2, 2.0)
-    assert _online(0.5, steps, []).largest_age == 1.5
-    assert _online(0.5, steps[1:2], []).largest_age is None
+    found = _online(0.5, steps, "beside")
+    assert (found.largest_age, found.mean_age, found.steps, found.waited_seconds) == (3.0, 1.5, 2, 2.0)
+    assert (found.groups, found.share) == (4, 0.5)
+    offline = _online(0.5, steps[1:2], None)
+    assert (offline.largest_age, offline.mean_age) == (None, None)

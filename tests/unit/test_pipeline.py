@@ -147,16 +147,6 @@ def test_answers_that_the_first_teacher_could_not_read_are_not_lost_to_the_secon
     )
 
 
-def test_a_second_teacher_with_the_weights_of_the_first_is_the_same_judge(tmp_path: Path, generate: Generate) -> None:
-    teachers = ["teacher.checkpoint=" + str(PAIR / "student")]
-    config = two_teachers(tmp_path, "judge.of_student=teacher", *teachers)
-    first, second = block(), block()
-    stages = generate(config, first, second)
-    assert [[of_student(row) for row in rows] for rows in stages] == [[[1, 0]] * ROWS] * 4
-    assert cases(first, "teacher_judge") == EVERY_CASE
-    assert cases(second, "teacher_judge") == []
-
-
 def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_was_killed_before_it_came_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,7 @@ def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureF
 
 
 REFUSED = """
---shares 0,1.5 -> rollout.online_fraction: expected at most 1, found 1.5
+--shares 0,1.5 -> rollout.online_fraction: expected less than or equal to 1, found '1.5'
 --replicas teacher -> teacher: expected key=value, found no '='
 --replicas judges=2 -> judges.replicas: expected a known key
 data.train.rows=null -> data.train.rows: expected a number, found none. Set it or

@@ -1,8 +1,7 @@
-from __future__ import annotations
-
 import dataclasses
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,28 @@ from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.judging import Judging
 from masters_ray.pipeline.recipes import Earlier, Recipe
-from masters_ray.records import Picture, Problem, StageOutcome
+from masters_ray.records import Picture, Problem, Rejected, StageOutcome
 from masters_ray.replicas.judge import Verdict
-from masters_ray.store import look
-from tests.builders import group, png, problem
+from tests.builders import png, problem
 from tests.fakes import FakePool, FakeReplicas
 
 
 class Problems(list[Problem]):
-    """Problems in memory."""
+    """Questions in memory."""
+
+    @property
+    def digests(self) -> np.ndarray:
+        return np.array([one.digest for one in self], "S16")
 
     def digest(self, position: int) -> str:
         return self[position].digest
 
+    def key(self, part: range) -> dict[str, str]:
+        return {}
+
 
 PROBLEMS = Problems(problem(id=str(position)) for position in range(5))
-
-
 SMALL = {
     "teacher_answers": 2,
     "student_answers": 2,
@@ -43,16 +45,17 @@ SMALL = {
 }
 
 
-def recipe(stage: int = 0, ratio: float = 0.2, judge: Judge | None = None, **rollout: Any) -> Recipe:
-    settings = Rollout(**(SMALL | rollout))
-    made_with = {"top_k": 2}
+def recipe(
+    stage: int = 0, ratio: float = 0.2, judge: Judge | None = None, asked: str = "these", **rollout: Any
+) -> Recipe:
+    made_by = Rollout(**(SMALL | rollout))
     return Recipe(
         stage=Stage(index=stage, ratio=ratio),
-        rollout=settings,
-        judging=Judging(settings=judge or Judge(), models={"student": "the student", "teacher": "the teacher"}),
+        rollout=made_by,
+        judge=judge or Judge(),
         seed=0,
         student_digest="s",
-        made_with=made_with,
+        settings={"questions": asked, "mask_ratio": ratio, "teacher_answers": made_by.teacher_answers},
     )
 
 
@@ -63,9 +66,18 @@ def wait_for_what_runs_on() -> None:
             thread.join()
 
 
-def roll_out(folder: Path, replicas: FakeReplicas, problems: Problems = PROBLEMS, **rollout: Any) -> list[Any]:
-    positions = range(len(problems))
-    return rollouts.roll_out(recipe(**rollout), problems, positions, replicas, folder)  # type: ignore[arg-type]
+def roll_out(
+    folder: Path,
+    replicas: FakeReplicas | None = None,
+    problems: Sequence[Problem] = PROBLEMS,
+    earlier: Earlier | None = None,
+    **of: Any,
+) -> list[Rejected]:
+    """What was set aside. of: the recipe."""
+    replicas, positions = replicas or FakeReplicas(), range(len(problems))
+    rollouts.roll_out(recipe(**of), Problems(problems), positions, replicas, folder, earlier)  # type: ignore[arg-type]
+    accounts = store.read_accounts(folder).values()
+    return [one for account in accounts for one in account.rejected.values()]
 
 
 def made(folder: Path) -> StageOutcome:
@@ -88,14 +100,9 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
     told = made(tmp_path)
     assert (told.rows, told.answers, told.unjudged, told.judge_rule_agreements) == (5, 20, 0, 20)
     assert told.accuracy_by_source == {"teacher": 0.5, "student": 0.5}
-
-
-def test_the_left_out_mass_that_a_stage_tells_is_the_mean_over_the_tokens_of_its_rows(tmp_path: Path) -> None:
-    roll_out(tmp_path, FakeReplicas())
-    rows = [answer.teacher.left_out for row in store.read(tmp_path) for answer in row.answers]
-    everything = np.concatenate(rows)
-    assert made(tmp_path).tail_mass == pytest.approx(everything.mean(), rel=1e-6)
-    assert everything.std() > 1e-3
+    left_out = np.concatenate([answer.teacher.left_out for row in rows for answer in row.answers])
+    assert told.tail_mass == pytest.approx(left_out.mean(), rel=1e-6), "over the tokens of its rows"
+    assert left_out.std() > 1e-3
 
 
 @pytest.mark.parametrize(("of_teacher", "of_student"), [(0, 3), (3, 0), (1, 2)])
@@ -105,9 +112,10 @@ def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_p
     for source, count in (("teacher", of_teacher), ("student", of_student)):
         assert sorted(replicas.pools[source].wrote) == (["0", "1", "2", "3", "4"] if count else [])
     sources = ["teacher"] * of_teacher + ["student"] * of_student
-    assert [[one.judged.answer.source for one in row.answers] for row in store.read(tmp_path)] == [sources] * 5
-    assert all(len(one.teacher.left_out) == 2 for row in store.read(tmp_path) for one in row.answers)
-    assert all(one.reference_logprobs.tolist() == [-1, -1] for row in store.read(tmp_path) for one in row.answers)
+    rows = list(store.read(tmp_path))
+    assert [[one.judged.answer.source for one in row.answers] for row in rows] == [sources] * 5
+    scores = [(len(one.teacher.left_out), one.reference_logprobs.tolist()) for row in rows for one in row.answers]
+    assert scores == [(2, [-1, -1])] * 15
 
 
 def test_each_model_scores_only_what_it_has_not_written(tmp_path: Path) -> None:
@@ -120,7 +128,6 @@ def test_each_model_scores_only_what_it_has_not_written(tmp_path: Path) -> None:
         second, same = row.answers[1:3]
         assert np.array_equal(second.teacher.top_logprobs, same.teacher.top_logprobs)
         assert row.prompt_tokens == 17
-        assert all(answer.reference_logprobs.tolist() == [-1.0, -1.0] for answer in row.answers)
 
 
 def test_a_question_that_an_engine_refuses_is_set_aside_and_the_others_are_stored(tmp_path: Path) -> None:
@@ -137,22 +144,13 @@ def test_a_question_that_an_engine_refuses_is_set_aside_and_the_others_are_store
     assert [row.position for row in store.read(tmp_path)] == [0, 3]
 
 
-def test_unjudged_answers_are_left_out_and_counted(tmp_path: Path) -> None:
-    replicas = FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": None}))
-    assert roll_out(tmp_path, replicas) == []
-    assert [[answer.judged.answer.text for answer in row.answers] for row in store.read(tmp_path)] == [["red"] * 2] * 5
-    manifest = store.read_manifest(tmp_path)
-    assert manifest is not None
-    assert (manifest.made_by["answers"], manifest.made_by["unjudged"]) == (20, 10)
-
-
-def test_a_question_with_fewer_than_two_readable_answers_is_set_aside(tmp_path: Path) -> None:
-    replicas = FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": None}))
-    rejected = roll_out(tmp_path, replicas, teacher_answers=1, student_answers=1)
-    assert list(store.read(tmp_path)) != []
-    assert rejected == []
-    nothing = FakeReplicas(judge=FakePool("judge", {"red": None, "blue": None}))
-    rejected = roll_out(tmp_path / "none", nothing)
+def test_unjudged_answers_are_left_out_and_a_question_with_fewer_than_two_is_set_aside(tmp_path: Path) -> None:
+    half = FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": None}))
+    assert roll_out(tmp_path / "half", half) == []
+    texts = [[answer.judged.answer.text for answer in row.answers] for row in store.read(tmp_path / "half")]
+    assert texts == [["red"] * 2] * 5
+    assert (made(tmp_path / "half").answers, made(tmp_path / "half").unjudged) == (20, 10)
+    rejected = roll_out(tmp_path / "none", FakeReplicas(judge=FakePool("judge", {"red": None, "blue": None})))
     assert [one.row for one in rejected] == ["0", "1", "2", "3", "4"]
     assert rejected[0].reason == "the judge could read 0 of 4 answers"
     assert list(store.read(tmp_path / "none")) == []
@@ -202,9 +200,7 @@ def test_a_question_on_which_replicas_die_is_set_aside_and_its_neighbours_are_st
     )
     assert [row.position for row in store.read(tmp_path)] == [0, 2, 3, 4]
     assert [ids for ids in teacher.asked if "1" in ids] == [["0", "1"]] * 2 + [["1"]] * 3
-    manifest = store.read_manifest(tmp_path)
-    assert manifest is not None
-    assert (manifest.rows, manifest.made_by["rows"], manifest.made_by["answers"]) == (4, 4, 16)
+    assert (made(tmp_path).rows, made(tmp_path).answers) == (4, 16)
 
 
 def test_a_stage_goes_on_where_it_was_stopped_and_asks_nothing_twice(tmp_path: Path) -> None:
@@ -226,69 +222,34 @@ def test_a_stage_goes_on_where_it_was_stopped_and_asks_nothing_twice(tmp_path: P
     assert first.stat().st_mtime_ns == before
     assert sorted(name for ids in teacher.asked for name in ids) == ["2", "3", "4"]
     assert [row.position for row in store.read(tmp_path)] == [0, 1, 2, 3, 4]
-    manifest = store.read_manifest(tmp_path)
-    assert manifest is not None
-    assert manifest.made_by["answers"] == 20
+    assert made(tmp_path).answers == 20
 
 
-def test_a_stage_is_not_gone_on_with_by_another_recipe(tmp_path: Path) -> None:
-    writer = store.Writer(tmp_path, recipe().key(FakePool("teacher").mask(0.2)[0]))
-    account = store.Account(
-        asked={0: PROBLEMS[0].digest}, rejected={}, noted={"tally": {}, "call": 0.0, "seconds": 1.0}
-    )
-    writer.write(store.table_of([group(position=0)]), account)
-    with pytest.raises(StoreError, match="made by something else.*teacher_answers: 2 there, 1 now"):
-        roll_out(tmp_path, FakeReplicas(), teacher_answers=1)
-    with pytest.raises(StoreError, match="teacher_digest: 'digest 0' there, 'other 0' now"):
-        roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest="other")))
-
-
-class Stopped(FakePool):
-    """A teacher that stops the program at its third batch."""
-
-    def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
-        if self.calls.count("answer") > 2:
-            raise ReplicaError("stopped")
-
-
-@pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
-    ("now", "asked"),
+    ("of", "digest", "told"),
     [
-        ([*PROBLEMS[:2], problem(id="2", label="blue"), *PROBLEMS[3:]], ["2"]),  # a label was mended
-        ([PROBLEMS[3], PROBLEMS[0], PROBLEMS[4], PROBLEMS[2]], []),  # a row was removed: all others have other places
-        ([PROBLEMS[2], problem(id="new"), PROBLEMS[3], *PROBLEMS[:2], PROBLEMS[4]], ["new"]),
+        ({"teacher_answers": 1}, "digest", "teacher_answers: 2 there, 1 now"),
+        ({}, "other", "teacher_digest: 'digest 0' there, 'other 0' now"),
+        ({"asked": "others"}, "digest", "questions: 'these' there, 'others' now.*another run.dir .* in rollout.reuse"),
     ],
-    ids=["mended", "removed", "added"],
+    ids=["setting", "teacher", "data"],
 )
-def test_of_data_that_changed_only_other_questions_are_asked_anew(
-    finished: bool, now: list[Problem], asked: list[str], tmp_path: Path
+def test_a_stage_is_not_gone_on_with_by_another_recipe(
+    of: dict[str, Any], digest: str, told: str, tmp_path: Path
 ) -> None:
-    if finished:
-        roll_out(tmp_path, FakeReplicas())
-        store.reopen(tmp_path, {})
-    else:
-        with pytest.raises(ReplicaError, match="stopped"):
-            roll_out(tmp_path, FakeReplicas(teacher=Stopped("teacher")))
-        wait_for_what_runs_on()
-    kept = {digest for one in store.read_accounts(tmp_path).values() for digest in one.asked.values()}
-    again = FakeReplicas()
-    assert roll_out(tmp_path, again, Problems(now)) == []
-    rows = list(store.read(tmp_path))
-    assert [(row.position, row.problem.id, row.problem.label) for row in rows] == [
-        (position, one.id, one.label) for position, one in enumerate(now)
+    roll_out(tmp_path)
+    store.reopen(tmp_path, {})
+    with pytest.raises(StoreError, match=f"made by something else.*{told}"):
+        roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest=digest)), **of)
+
+
+def test_batches_never_reach_over_questions_that_are_left_out() -> None:
+    batches = rollouts.cut(PROBLEMS, [0, 2, 3, 4], 2)  # type: ignore[arg-type]
+    assert [[(position, one.id) for position, one in batch] for batch in batches] == [
+        [(0, "0")],
+        [(2, "2"), (3, "3")],
+        [(4, "4")],
     ]
-    assert sorted(again.pools["teacher"].wrote) == sorted(one.id for one in now if one.digest not in kept)
-    assert sorted(again.pools["teacher"].wrote) == asked or not finished
-    assert store.retired(tmp_path) == []
-    assert list(look.verify(tmp_path))
-
-
-def test_batches_never_reach_over_questions_that_were_asked() -> None:
-    batches = rollouts.unasked(PROBLEMS, range(5), {1, 4}, 2)  # type: ignore[arg-type]
-    assert [[(position, one.id) for position, one in batch] for batch in batches] == [[(0, "0")], [(2, "2"), (3, "3")]]
-    batches = rollouts.unasked(PROBLEMS, range(1, 5), set(), 3)  # type: ignore[arg-type]
-    assert [[position for position, _ in batch] for batch in batches] == [[1, 2, 3], [4]]
 
 
 def test_teachers_with_different_weights_are_refused(tmp_path: Path) -> None:
@@ -310,40 +271,29 @@ def test_sampling_seeds_differ_by_question_source_and_ratio_and_fit_an_engine() 
 
 
 def test_rows_made_by_the_same_recipe_are_taken_over_by_question(tmp_path: Path) -> None:
-    roll_out(tmp_path / "old" / "stage-0", FakeReplicas())
-    other = Problems([problem(id="new"), PROBLEMS[3], PROBLEMS[0], problem(id="newer")])
+    roll_out(tmp_path / "old" / "stage-0", asked="those of then")
+    other = [problem(id="new"), PROBLEMS[3], PROBLEMS[0], problem(id="0", label="mended")]
     teacher = FakePool("teacher")
-    reuse = {"reuse": [str(tmp_path / "old")]}
-    positions = range(4)
-    rollouts.roll_out(recipe(stage=1, **reuse), other, positions, FakeReplicas(teacher=teacher), tmp_path / "a")  # type: ignore[arg-type]
-    assert sorted(teacher.wrote) == ["new", "newer"]
+    reuse: dict[str, Any] = {"reuse": [str(tmp_path / "old")]}
+    roll_out(tmp_path / "a", FakeReplicas(teacher=teacher), other, stage=1, **reuse)
+    assert sorted(teacher.wrote) == ["0", "new"]
     rows = list(store.read(tmp_path / "a"))
-    assert [(row.position, row.stage, row.problem.id) for row in rows] == [
-        (0, 1, "new"),
-        (1, 1, "3"),
-        (2, 1, "0"),
-        (3, 1, "newer"),
-    ]
-    manifest = store.read_manifest(tmp_path / "a")
-    assert manifest is not None
-    assert (manifest.made_by["rows"], manifest.made_by["answers"]) == (4, 16)
-    [again] = [row for row in store.read(tmp_path / "old" / "stage-0") if row.problem.id == "3"]
-    assert np.array_equal(again.answers[3].teacher.top_logprobs, rows[1].answers[3].teacher.top_logprobs)
+    assert [(row.position, row.stage, row.problem) for row in rows] == [(at, 1, one) for at, one in enumerate(other)]
+    assert (made(tmp_path / "a").rows, made(tmp_path / "a").answers) == (4, 16)
+    [before] = [row for row in store.read(tmp_path / "old" / "stage-0") if row.problem.id == "3"]
+    assert np.array_equal(before.answers[3].teacher.top_logprobs, rows[1].answers[3].teacher.top_logprobs)
     differs = FakePool("teacher")
-    rollouts.roll_out(recipe(ratio=0.1, **reuse), other, positions, FakeReplicas(teacher=differs), tmp_path / "b")  # type: ignore[arg-type]
+    roll_out(tmp_path / "b", FakeReplicas(teacher=differs), other, ratio=0.1, **reuse)
     assert len(differs.wrote) == 4
-
-
-def test_a_place_to_take_rows_from_that_holds_no_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="rollout.reuse.*holds no store"):
-        roll_out(tmp_path / "a", FakeReplicas(), reuse=[str(tmp_path / "nowhere")])
+        roll_out(tmp_path / "c", reuse=[str(tmp_path / "nowhere")])
 
 
 def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher(tmp_path: Path) -> None:
-    roll_out(tmp_path / "stage-0", FakeReplicas())
+    roll_out(tmp_path / "stage-0")
     replicas = FakeReplicas()
     earlier = Earlier(rows=store.Lookup([tmp_path / "stage-0"]), same_judge=True)
-    rollouts.roll_out(recipe(stage=1, ratio=0.1), PROBLEMS, range(5), replicas, tmp_path / "stage-1", earlier)  # type: ignore[arg-type]
+    roll_out(tmp_path / "stage-1", replicas, earlier=earlier, stage=1, ratio=0.1)
     assert replicas.pools["student"].wrote == []
     assert len(replicas.pools["teacher"].wrote) == 5
     assert replicas.pools["student"].scored == [(5, 1)] * 5
@@ -364,14 +314,13 @@ def test_a_row_says_how_long_its_prompt_is_for_the_student(tmp_path: Path) -> No
         roll_out(tmp_path / str(number), FakeReplicas(student=student), **split)
         assert [row.prompt_tokens for row in store.read(tmp_path / str(number))] == [11] * 5
     earlier = Earlier(rows=store.Lookup([tmp_path / "2"]), same_judge=True)
-    after = recipe(stage=1, ratio=0.1, **alone)
-    rollouts.roll_out(after, PROBLEMS, range(5), FakeReplicas(), tmp_path / "next", earlier)  # type: ignore[arg-type]
+    roll_out(tmp_path / "next", earlier=earlier, stage=1, ratio=0.1, **alone)
     assert [row.prompt_tokens for row in store.read(tmp_path / "next")] == [11] * 5
 
 
 def test_a_picture_that_is_gone_sets_its_question_aside(tmp_path: Path) -> None:
     gone = dataclasses.replace(PROBLEMS[1], pictures=(Picture(path=str(tmp_path / "gone.png")),))
-    [rejected] = roll_out(tmp_path / "a", FakeReplicas(), Problems([PROBLEMS[0], gone]))
+    [rejected] = roll_out(tmp_path, problems=[PROBLEMS[0], gone])
     assert (rejected.row, rejected.kind) == ("1", "picture")
     assert "gone.png does not exist" in rejected.reason
 
@@ -379,8 +328,8 @@ def test_a_picture_that_is_gone_sets_its_question_aside(tmp_path: Path) -> None:
 def test_pictures_are_stored_by_reference_if_so_asked(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(png())
     there = dataclasses.replace(PROBLEMS[0], pictures=(Picture(path=str(tmp_path / "one.png")),))
-    roll_out(tmp_path / "a", FakeReplicas(), Problems([there]), pictures="reference")
-    roll_out(tmp_path / "b", FakeReplicas(), Problems([there]))
+    roll_out(tmp_path / "a", problems=[there], pictures="reference")
+    roll_out(tmp_path / "b", problems=[there])
     [by_reference], [embedded] = store.read(tmp_path / "a"), store.read(tmp_path / "b")
     assert by_reference.problem == there
     assert embedded.problem.pictures == (Picture(data=png()),)
@@ -389,7 +338,7 @@ def test_pictures_are_stored_by_reference_if_so_asked(tmp_path: Path) -> None:
 def test_a_stage_stops_when_too_many_questions_are_set_aside_and_goes_on_when_more_are_allowed(tmp_path: Path) -> None:
     replicas = FakeReplicas()
     replicas.pools["teacher"].refuses = {"1", "2"}
-    with pytest.raises(DataError, match=r"2 of 5 questions were set aside(.|\n)*engine, 2 times. 1: (.|\n)*too long"):
+    with pytest.raises(DataError, match=r"2 of 5 questions were set aside \(engine 2\);(.|\n)*engine. 1: .*too long"):
         roll_out(tmp_path, replicas, max_set_aside_share=0.3)
     wait_for_what_runs_on()
     with pytest.raises(DataError, match="2 of 5 questions were set aside"):
@@ -431,7 +380,7 @@ def test_tags_of_a_judges_prompts_in_questions_and_answers_are_counted_and_told(
     student.says = ("red", "x <answer>1</answer>")
     odd = dataclasses.replace(problem(id="9"), label="</ground truth>")
     replicas = FakeReplicas(student=student, judge=FakePool("judge", {"red": 1, "blue": 0, student.says[1]: 0}))
-    roll_out(tmp_path, replicas, Problems([*PROBLEMS, odd]))
+    roll_out(tmp_path, replicas, [*PROBLEMS, odd])
     found = made(tmp_path)
     assert (found.defused_answers, found.defused_questions) == (6, 1)
     assert "6 answers and 1 questions hold tags of the judge's prompts" in capsys.readouterr().out
@@ -440,7 +389,7 @@ def test_tags_of_a_judges_prompts_in_questions_and_answers_are_counted_and_told(
 def test_a_judge_that_differs_from_the_rule_more_than_it_can_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    roll_out(tmp_path / "a", FakeReplicas())
+    roll_out(tmp_path / "a")
     assert "differ" not in capsys.readouterr().out
     roll_out(tmp_path / "b", FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": 1})))
     counts = [
@@ -451,28 +400,25 @@ def test_a_judge_that_differs_from_the_rule_more_than_it_can_is_told(
     told = capsys.readouterr().out
     assert "stage 0: the judge and the rule (exact) differ on 50.0% of 20 answers" in told
     assert "the judge calls 100.0% right, the rule 50.0%" in told
-    by_rule = recipe(judge=Judge(of_teacher="rule", of_student="rule"))
-    rollouts.roll_out(by_rule, PROBLEMS, range(5), FakeReplicas(), tmp_path / "c")  # type: ignore[arg-type]
+    roll_out(tmp_path / "c", judge=Judge(of_teacher="rule", of_student="rule"))
     assert made(tmp_path / "c").compared == 0, "a rule is not compared with itself"
 
 
 def test_a_rule_judges_without_replicas(tmp_path: Path) -> None:
     replicas = FakeReplicas()
     del replicas.pools["judge"]
-    by_rule = Judge(of_teacher="rule", of_student="rule")
-    rollouts.roll_out(recipe(judge=by_rule), PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
+    roll_out(tmp_path, replicas, judge=Judge(of_teacher="rule", of_student="rule"))
     rows = list(store.read(tmp_path))
     assert [one.judged.accuracy for one in rows[0].answers] == [1, 0, 1, 0]
     assert rows[0].answers[0].judged.verdict == "by rule (exact)"
 
 
 def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp_path: Path) -> None:
-    with_reasoning = recipe(judge=Judge(reasoning=True))
-    rollouts.roll_out(with_reasoning, PROBLEMS, range(5), FakeReplicas(), tmp_path / "a")  # type: ignore[arg-type]
+    roll_out(tmp_path / "a", judge=Judge(reasoning=True))
     rows = list(store.read(tmp_path / "a"))
     assert [one.judged.reasoning for one in rows[0].answers] == [1, 0, 1, 0]
     assert made(tmp_path / "a").reasoning == 0.5
-    roll_out(tmp_path / "b", FakeReplicas())
+    roll_out(tmp_path / "b")
     assert [one.judged.reasoning for one in next(iter(store.read(tmp_path / "b"))).answers] == [None] * 4
 
     class Vague(FakePool):
@@ -480,5 +426,5 @@ def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp
             told = super().judge(problems, answers, reasoning)
             return [[dataclasses.replace(one, reasoning=one.reasoning or None) for one in group] for group in told]
 
-    rollouts.roll_out(with_reasoning, PROBLEMS, range(5), FakeReplicas(judge=Vague("judge")), tmp_path / "c")  # type: ignore[arg-type]
+    roll_out(tmp_path / "c", FakeReplicas(judge=Vague("judge")), judge=Judge(reasoning=True))
     assert [[one.judged.answer.text for one in row.answers] for row in store.read(tmp_path / "c")] == [["red"] * 2] * 5

@@ -201,5 +201,5 @@ def test_what_was_done_to_pictures_is_counted_and_said_by_every_call(
     for _ in range(2):
         loaded = load(source)
         assert loaded.changes == {pictures.ON_WHITE: 2, pictures.TURNED: 1}
-        inputs.told(loaded, loaded)
+        inputs.report_loaded(loaded, loaded)
         assert "training pictures: 2 transparent and put on white, 1 turned upright\n" in capsys.readouterr().out
