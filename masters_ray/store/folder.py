@@ -31,14 +31,12 @@ class Folder:
     def __init__(self, where: Where) -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
-        self.filesystem: Any
-        self._path: str
+        found: tuple[Any, str] = fs.LocalFileSystem(), str(Path(self._name).absolute())
         if isinstance(where, Folder):
-            self.filesystem, self._path = where.filesystem, where._path
+            found = where.filesystem, where._path
         elif "://" in self._name:
-            self.filesystem, self._path = _at_address(self._name)
-        else:
-            self.filesystem, self._path = fs.LocalFileSystem(), str(Path(where).absolute())
+            found = _at_address(self._name)
+        self.filesystem, self._path = found
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
@@ -59,8 +57,8 @@ class Folder:
 
     def names(self, beginning: str = "") -> list[str]:
         """Returns the sorted names of files that start with ``beginning``; none when the directory does not exist."""
-        found = [name for name, is_file in self._entries() if is_file and name.startswith(beginning)]
-        return sorted(name for name in found if not name.endswith((HALF_WRITTEN, DAMAGED)))
+        names = sorted(name for name, is_file in self._entries() if is_file)
+        return [name for name in names if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))]
 
     def folders(self) -> list[str]:
         """Returns the sorted names of subdirectories."""
