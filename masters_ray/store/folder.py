@@ -1,7 +1,5 @@
 """Access to the files of a store, in a directory on disk or in an object store."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ class Folder:
     Every method raises StoreError, which names the file, when the file system refuses the operation.
     """
 
-    def __init__(self, where: Where) -> None:
+    def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
         found: tuple[Any, str] = fs.LocalFileSystem(), str(Path(self._name).absolute())
@@ -42,7 +40,7 @@ class Folder:
     def __str__(self) -> str:
         return self._name
 
-    def __truediv__(self, name: str) -> Folder:
+    def __truediv__(self, name: str) -> "Folder":
         child = Folder(self)
         child._name, child._path = f"{self._name.rstrip('/')}/{name}", self.path(name)
         return child
