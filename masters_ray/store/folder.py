@@ -29,12 +29,12 @@ class Folder:
     def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
-        found: tuple[Any, str] = fs.LocalFileSystem(), str(Path(self._name).absolute())
+        self.filesystem: Any = fs.LocalFileSystem()
+        self._path = str(Path(self._name).absolute())
         if isinstance(where, Folder):
-            found = where.filesystem, where._path
+            self.filesystem, self._path = where.filesystem, where._path
         elif "://" in self._name:
-            found = _at_address(self._name)
-        self.filesystem, self._path = found
+            self.filesystem, self._path = _at_address(self._name)
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
