@@ -1,7 +1,5 @@
 """Access to the files of a store, in a directory on disk or in an object store."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,23 +26,21 @@ class Folder:
     Every method raises StoreError, which names the file, when the file system refuses the operation.
     """
 
-    def __init__(self, where: Where) -> None:
+    def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
-        self.filesystem: Any
-        self._path: str
+        self.filesystem: Any = fs.LocalFileSystem()
+        self._path = str(Path(self._name).absolute())
         if isinstance(where, Folder):
             self.filesystem, self._path = where.filesystem, where._path
         elif "://" in self._name:
             self.filesystem, self._path = _at_address(self._name)
-        else:
-            self.filesystem, self._path = fs.LocalFileSystem(), str(Path(where).absolute())
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
         return self._name
 
-    def __truediv__(self, name: str) -> Folder:
+    def __truediv__(self, name: str) -> "Folder":
         child = Folder(self)
         child._name, child._path = f"{self._name.rstrip('/')}/{name}", self.path(name)
         return child
@@ -59,14 +55,12 @@ class Folder:
 
     def names(self, beginning: str = "") -> list[str]:
         """Returns the sorted names of files that start with ``beginning``; none when the directory does not exist."""
-        found = [name for name, is_file in self._entries() if is_file]
-        return sorted(
-            name for name in found if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))
-        )
+        names = sorted(name for name, is_file in self._entries() if is_file)
+        return [name for name in names if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))]
 
-    def folders(self, beginning: str = "") -> list[str]:
-        """Returns the sorted names of subdirectories that start with ``beginning``."""
-        return sorted(name for name, is_file in self._entries() if not is_file and name.startswith(beginning))
+    def folders(self) -> list[str]:
+        """Returns the sorted names of subdirectories."""
+        return sorted(name for name, is_file in self._entries() if not is_file)
 
     def read(self, name: str) -> bytes:
         """Returns a file's content."""
@@ -98,26 +92,14 @@ class Folder:
         """Deletes a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
-    def move(self, name: str, into: Folder, new_name: str = "") -> None:
-        """Moves a file into a directory of the same file system, by default under its own name."""
-        if into is not self:
-            into._ask("made", "", self.filesystem.create_dir, into._path)
-        self._ask("moved", name, self.filesystem.move, self.path(name), into.path(new_name or name))
-
-    def remove_folder(self, name: str) -> None:
-        """Deletes a subdirectory with all of its content."""
-        self._ask("deleted", name, self.filesystem.delete_dir, self.path(name))
+    def rename(self, name: str, new_name: str) -> None:
+        """Gives a file another name."""
+        self._ask("renamed", name, self.filesystem.move, self.path(name), self.path(new_name))
 
     def try_out(self) -> None:
         """Tests write access: writes a file and removes it."""
         self.write("tried", b"")
         self.remove("tried")
-
-    def clear(self) -> None:
-        """Removes half-written files of a killed writer."""
-        for name, _ in self._entries():
-            if name.endswith(HALF_WRITTEN):
-                self.remove(name)
 
     def _entries(self) -> list[tuple[str, bool]]:
         """Returns (name, whether it is a file) of each entry of the folder."""
