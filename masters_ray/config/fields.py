@@ -100,7 +100,10 @@ Text = Annotated[
 """A text without credentials in its addresses, since it is written to the run's files."""
 Place = Annotated[
     Text,
-    only(lambda place: not place.startswith("~"), "a whole path: only a shell expands ~, or $HOME"),
+    only(
+        lambda place: not place.startswith("~"),
+        "a path without ~, which only a shell expands (write it whole, or $HOME)",
+    ),
     only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path"),
 ]
 """A path or an address."""

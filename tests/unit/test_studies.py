@@ -1,5 +1,6 @@
 """Statistics of the studies, the audit of judges and the scan of mask ratios."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -133,18 +134,11 @@ def test_judges_are_compared_on_what_both_could_judge() -> None:
     assert listed[1].said == {"student": "yes", "teacher": "no"}
 
 
-def test_a_judges_own_figures() -> None:
-    found = judge_audit.judge_figures("student", CASES, MODELS["student"], AGAIN)
-    assert (found.unjudged, found.seconds_per_answer) == (1, 2.0)
-    assert found.right == {"teacher": 1.0, "student": pytest.approx(1 / 3)}
-    assert found.consistency == pytest.approx(5 / 6)
-
-
 def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
     config = judge_audit.audit_config(configuration.load(DEMO, ["judge.reasoning=true"]), 3, 0.2)
     assert configuration.violations(config) == []
     assert config.judges == {"rule"}, "which leaves no answer out"
-    passes = {name: [one] for name, one in MODELS.items()}
+    passes = {"student": [MODELS["student"], AGAIN], "teacher": [MODELS["teacher"]]}
     page = judge_audit.publish_audit(config, tmp_path, "demo.yaml", CASES, passes).read_text()
     lines = (tmp_path / "judge_audit.txt").read_text().splitlines()
     assert len(lines) == 1 + 3 + 1 + 9
@@ -153,6 +147,9 @@ def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> N
     assert f"<td>rule</td>{numbers}" in page
     assert "unreadable" in page and "&lt;b&gt;" in page and "All judges said the same" not in page
     assert len((tmp_path / "disagreements.jsonl").read_text().splitlines()) == 2
+    judge = json.loads((tmp_path / "judge_audit.json").read_text())["judges"][0]
+    own = {"name": "student", "unjudged": 1, "right": {"teacher": 1.0, "student": 1 / 3}, "seconds_per_answer": 2.0}
+    assert judge == own | {"consistency": 5 / 6}
 
 
 KINDS = ("colour", "shape")
