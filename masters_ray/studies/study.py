@@ -215,8 +215,7 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
 def _make(config: Config, others: Iterable[Config], base: str) -> None:
     """Makes a run; shares or reuses the rollouts of the finished ones among ``others``."""
     finished = [one for one in others if RunDirectory(one).finished]
-    places = {str(Path(one.run.dir) / "rollouts"): one for one in finished}
-    stores = {place: one for place, one in places.items() if Path(place).is_dir()}
+    stores = {str(place): one for one in finished if (place := Path(one.run.dir) / "rollouts").is_dir()}
     settings = rollout_settings(config)
     same = [store for store, one in stores.items() if rollout_settings(one) == settings and holds_rows_of(one, config)]
     reuse = [*config.rollout.reuse, *([] if same else stores)]
