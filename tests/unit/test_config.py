@@ -61,7 +61,7 @@ growth=[{teacher: {checkpoint: g, mask: {language: no}}}] -> growth[0].teacher.m
 growth=[{teacher: {checkpoint: g}, schedule: {step: 0.15}}] -> growth[0].schedule.step
 teacher.mask.language=false -> teacher.mask
 run.dir=???|rollout.store=${run.dir}/x -> rollout.store|run.dir
-growth=[{teacher: {checkpoint: g}, schedule: '${schedule}'}] -> growth[0].schedule
+rollout.store=${rollout.reuse} -> rollout.store
 """
 
 
@@ -216,8 +216,10 @@ def test_numbers_are_read_alike_at_the_top_and_in_lists(file: Path) -> None:
 def test_an_interpolation_that_leads_somewhere_is_followed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTERS_PLACE", "/place")
     words = ["run.dir=${oc.env:MASTERS_PLACE}/${run.seed}", "learner.workers=${oc.env:NONE,3}"]
-    config = load(file, [*words, "growth=[{teacher: {checkpoint: '${teacher.checkpoint}'}}]"])
-    assert (config.run.dir, config.learner.workers, config.growth[0].teacher.checkpoint) == ("/place/0", 3, "t")
+    words += ["growth=[{teacher: {checkpoint: '${teacher.checkpoint}'}, schedule: '${schedule}'}]"]
+    config = load(file, words)
+    assert (config.run.dir, config.learner.workers) == ("/place/0", 3)
+    assert (config.growth[0].teacher.checkpoint, config.growth[0].schedule) == ("t", config.schedule)
 
 
 def test_a_configuration_changed_in_the_program_is_checked_too() -> None:
