@@ -93,18 +93,16 @@ def _without_room(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> li
         for one in asked:
             so_far = kinds.get(one.key, replace(one, roles=(), count=0))
             kinds[one.key] = replace(one, roles=so_far.roles + one.roles, count=so_far.count + one.count)
-        # Ray Data reads the learner's rows in a task of one CPU.
-        spare = 1 - _INEXACT if "learner" in kinds else -_INEXACT
-        left = sum(node.get("CPU", 0.0) for node in nodes) - sum(one.count * one.cpus for one in asked)
-        if left >= spare and fit(list(kinds.values()), nodes):
+        learns = "learner" in kinds
+        spare = sum(node.get("CPU", 0.0) for node in nodes) - sum(one.count * one.cpus for one in asked) + _INEXACT
+        if spare >= learns and fit(list(kinds.values()), nodes):
             continue
-        reading = ", and reading the data takes one CPU" if "learner" in kinds else ""
+        reading = ", and reading the data takes one CPU" if learns else ""
         complaint = Complaint(
             where=f"{' beside '.join(map(_counted_by, kinds.values()))} for {doing}",
             expected=f"room on the nodes ({there}): a process lies on one node with all its ranks{reading}",
             found=" with ".join(f"{one.count} of {one.cpus:g} CPUs and {one.gpus:g} GPUs" for one in kinds.values()),
-            remedy="Lower replicas or workers, or the cpus, gpus or tensor_parallel of each, or use more or larger "
-            "nodes.",
+            remedy="Lower replicas or workers, or cpus, gpus or tensor_parallel of each, or use more or larger nodes.",
         )
         found.append(complaint)
     return found
