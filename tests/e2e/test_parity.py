@@ -25,6 +25,7 @@ from masters_ray.method import masks
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
+from masters_ray.parts import parts_in
 from masters_ray.records import Answer, JudgedAnswer, Picture, Problem, ScoredAnswer
 from masters_ray.replicas.spawn import Replicas
 from tests.builders import group, scores
@@ -71,8 +72,8 @@ def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None
     source = PAIR / "teacher"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     result: list[masks.MaskReport] = []
-    parts: list[masks.Part] = [part for part, masked in vars(scope or MaskScope()).items() if masked]  # type: ignore[misc]
-    stream = masks.masked(weights.tensors(source), ratio, frozenset(parts), result)
+    parts = frozenset(parts_in(scope or MaskScope()))
+    stream = masks.masked(weights.tensors(source), ratio, parts, result)
     save_file(dict(stream), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

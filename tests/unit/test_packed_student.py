@@ -121,13 +121,17 @@ def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
 Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
 
 
-@pytest.fixture(params=FAMILIES.items(), scope="module", ids=lambda one: one[0].__name__)
-def case(request: pytest.FixtureRequest) -> Case:
-    """A model, the prompts as it reads them, and both groups packed."""
-    make, prompt = request.param
+def made(make: Any) -> tuple[Any, list[dict[str, Tensor]]]:
+    """A model of a family, and two prompts with pictures as it reads them."""
     torch.manual_seed(0)
     model = make().float().eval()
-    inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
+    return model, [FAMILIES[make](model, *prompt) for prompt in zip(PICTURES, TEXTS, strict=True)]
+
+
+@pytest.fixture(params=FAMILIES, scope="module", ids=lambda one: one.__name__)
+def case(request: pytest.FixtureRequest) -> Case:
+    """A model, the prompts as it reads them, and both groups packed."""
+    model, inputs = made(request.param)
     return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
 
 
@@ -159,16 +163,11 @@ Student = tuple[hf.PackedStudent, list[PromptTensors]]
 
 @pytest.fixture(scope="module")
 def student() -> Student:
-    """A model and two prompts with pictures."""
-    torch.manual_seed(0)
-    model = qwen3().float().eval()
-    inputs = [qwen_prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
+    model, inputs = made(qwen3)
     return hf.PackedStudent(model, logits_bytes=2**20), prompts_of(model, inputs)
 
 
-ASKED, AGGREGATIONS = problem(), get_args(Aggregation)
-
-
+AGGREGATIONS = get_args(Aggregation)
 SIZES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=5)
 """Lengths of the answers of each group of a step; the groups' prompts take turns."""
 
@@ -186,7 +185,7 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
             scored([10 + 9 * place + token for token in range(length)], accuracy=place % 2, seed=length + place)
             for place, length in enumerate(lengths)
         ]
-        row = group(answers, position=position, of=ASKED)
+        row = group(answers, position=position, of=problem())
         rows.append(replace(row, prompt_tokens=len(prompts[position % 2].input_ids)))
     table = store.table_of(rows)
 
@@ -221,7 +220,6 @@ def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Ca
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5
-
     assert norm.speed_up(torch.nn.Sequential(GemmaRMSNorm(8))) == 0  # which multiplies by 1 + weight
 
 
