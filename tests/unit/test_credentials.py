@@ -22,16 +22,12 @@ DEMO = str(ROOT / "conf" / "demo.yaml")
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
-        ("s3://HUSHKEY:HUSHED@bucket/x", "s3://…@bucket/x"),
         ("s3://HUSHKEY:HUS/HE+D@bucket/x", "s3://…@bucket/x"),
-        ("s3://HUSHKEY@bucket", "s3://…@bucket"),
         ("https://user:HUSH%40ED@host:8080/x?a=b", "https://…@host:8080/x?a=b"),
-        ("https://HUSHTOKEN@host/x.parquet", "https://…@host/x.parquet"),
         ("https://host/x?X-Amz-Date=1&X-Amz-Signature=HUSHED", "https://host/x?X-Amz-Date=1&X-Amz-Signature=…"),
         ("https://a.blob.core.windows.net/c?sv=1&sig=HUSHED&se=2", "https://a.blob.core.windows.net/c?sv=1&sig=…&se=2"),
         ("abfs://c@a.dfs.core.windows.net/x?account_key=HUSHED", "abfs://c@a.dfs.core.windows.net/x?account_key=…"),
         ("gs://HUSHTOKEN@bucket/x", "gs://…@bucket/x"),
-        ("abfs://c@acc/x?sas=HUSHED", "abfs://c@acc/x?sas=…"),
         ("https://host/x?token=HUSHED#top", "https://host/x?token=…#top"),
     ],
 )
@@ -51,23 +47,33 @@ def test_the_program_repeats_no_credentials_whatever_is_wrong_with_the_key(
 ) -> None:
     monkeypatch.setenv("WHO", "HUSHKEY:HUSHED")
     address = "s3://HUSHKEY:HUS/HED@bucket/x"
-    words = [f"{key}={address}" for key in ("run.dir", "teacher.checkpoint", "rollout.stor", "rollout.reuse")]
-    assert cli.main(["validate", DEMO, *words, address]) == 1
-    assert cli.main(["validate", DEMO, "rollout.store=s3://${oc.env:WHO}@bucket/x"]) == 1
-    assert cli.main(["store", "verify", address]) == 1
-    told = "".join(capsys.readouterr())
-    assert told.count("s3://…@bucket/x") >= 3
-    assert "HUS" not in told
+    keys = ("run.dir", "teacher.checkpoint", "rollout.stor", "rollout.reuse")
+    for words in (
+        ["validate", DEMO, *(f"{key}={address}" for key in keys), address],
+        ["validate", DEMO, "rollout.store=s3://${oc.env:WHO}@bucket/x"],
+        ["store", "verify", address],
+    ):
+        assert cli.main(words) == 1
+        told = "".join(capsys.readouterr())
+        assert "s3://…@bucket/x" in told
+        assert "HUS" not in told
 
 
-def test_an_address_that_gives_no_access_by_itself_is_taken() -> None:
-    addresses = "s3://bucket/a@b/c s3://bucket/x?region=eu&endpoint_override=http%3A%2F%2Fhost:9000 data/a:b@c.jsonl"
-    more = "gs://anonymous@bucket/x abfs://container@account.dfs.core.windows.net/x https://host:8080/a@b"
-    for address in f"{addresses} {more}".split():
-        config = Config()
-        config.rollout.store = address
-        assert without_secrets(address) == address
-        assert not [one for one in violations(config) if one.where == "rollout.store"]
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/a@b/c",
+        "s3://bucket/x?region=eu&endpoint_override=http%3A%2F%2Fhost:9000",
+        "data/a:b@c.jsonl",
+        "gs://anonymous@bucket/x",
+        "abfs://container@account.dfs.core.windows.net/x",
+    ],
+)
+def test_an_address_that_gives_no_access_by_itself_is_taken(address: str) -> None:
+    config = Config()
+    config.rollout.store = address
+    assert without_secrets(address) == address
+    assert not [one for one in violations(config) if one.where == "rollout.store"]
 
 
 @pytest.fixture
@@ -109,6 +115,5 @@ def test_an_entry_point_names_what_the_environment_holds_as_it_is_written(
     (tmp_path / "hidden-place").mkdir()
     (tmp_path / "hidden-place" / "a.jsonl").write_text("")
     words = submit._absolute_paths(from_environment, tmp_path)
-    assert f"data.train.path={tmp_path}/${{oc.env:PLACE}}/a.jsonl" in words
+    assert {f"data.train.path={tmp_path}/${{oc.env:PLACE}}/a.jsonl", "rollout.store=s3://${oc.env:PLACE}/x"} <= {*words}
     assert "hidden-place" not in " ".join(words)
-    assert "rollout.store=s3://${oc.env:PLACE}/x" in words

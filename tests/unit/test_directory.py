@@ -26,10 +26,14 @@ def metrics(step: int, loss: float = 1.0) -> StepMetrics:
 
 
 def test_a_claimed_directory_refuses_other_settings_and_names_every_key(tmp_path: Path) -> None:
-    RunDirectory(config(tmp_path)).claim()
+    RunDirectory(config(tmp_path, "run.seed=3")).claim()
+    for free in ("teacher.replicas=3", "judge.replicas=2", "cluster.local_cpus=8", "rollout.placement=turns"):
+        RunDirectory(config(tmp_path, "run.seed=3", free))
     with pytest.raises(ConfigError) as caught:
         RunDirectory(config(tmp_path, "run.seed=7", "teacher.top_k=9"))
     assert [complaint.where for complaint in caught.value.complaints] == ["run.seed", "teacher.top_k"]
+    RunDirectory(config(tmp_path / "unclaimed"))
+    RunDirectory(config(tmp_path / "unclaimed", "run.seed=7"))
 
 
 def test_a_key_that_came_after_the_run_was_begun_counts_as_its_default(tmp_path: Path) -> None:
@@ -63,12 +67,6 @@ def test_a_run_with_relative_paths_goes_on_as_a_job_with_whole_ones(tmp_path: Pa
             RunDirectory(config(tmp_path, f"data.train.path={other}", f"growth={json.dumps(grown)}"))
 
 
-def test_where_work_is_done_may_change(tmp_path: Path) -> None:
-    RunDirectory(config(tmp_path)).claim()
-    RunDirectory(config(tmp_path, "teacher.replicas=3", "judge.replicas=2", "teacher.cpus=1", "cluster.local_cpus=8"))
-    RunDirectory(config(tmp_path, "rollout.placement=turns"))
-
-
 def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:
     with (
         RunDirectory(config(tmp_path)).locked(),
@@ -80,89 +78,32 @@ def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:
         pass
 
 
-def test_a_directory_that_was_not_claimed_takes_any_settings(tmp_path: Path) -> None:
-    RunDirectory(config(tmp_path))
-    RunDirectory(config(tmp_path, "run.seed=7")).claim()
-    assert read_json(tmp_path / "settings.json")["run.seed"] == 7
-
-
 def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path: Path) -> None:
     directory = RunDirectory(config(tmp_path))
+    killed = Journal(directory, "c.yaml")  # never closed
+    with killed.phase("rollouts"):
+        time.sleep(0.02)
     with Journal(directory, "c.yaml") as journal:
-        with journal.phase("rollouts"):
-            pass
+        assert journal.content["wall_seconds"] >= journal.content["phases"]["rollouts"] > 0.01
         assert [journal.record(metrics(step)) for step in (1, 2)] == [1, 1]
     first = journal.content["wall_seconds"]
     with Journal(directory, "c.yaml") as journal:
         assert journal.steps_done() == 2
-        assert journal.record(metrics(2, loss=5.0)) == 0
-        assert journal.record(metrics(3)) == 1
+        assert [journal.record(metrics(2, loss=5.0)), journal.record(metrics(3))] == [0, 1]
     assert journal.content["wall_seconds"] > first
-    assert [(row["step"], row["loss"]) for row in read_lines(tmp_path / "metrics.jsonl")] == [
-        (1, 1.0),
-        (2, 5.0),
-        (3, 1.0),
-    ]
-    assert set(journal.content["phases"]) == {"rollouts"}
+    steps = [(row["step"], row["loss"]) for row in read_lines(tmp_path / "metrics.jsonl")]
+    assert steps == [(1, 1.0), (2, 5.0), (3, 1.0)]
 
 
-def test_a_killed_call_leaves_the_wall_time_of_the_phases_that_it_finished(tmp_path: Path) -> None:
-    directory = RunDirectory(config(tmp_path))
-    with Journal(directory, "c.yaml").phase("rollouts"):  # a journal that is never closed
-        time.sleep(0.02)
-    with Journal(directory, "c.yaml") as journal:
-        assert journal.content["wall_seconds"] >= journal.content["phases"]["rollouts"] > 0.01
-
-
-def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("{")
-    (tmp_path / "x.jsonl").write_text("{}\n{\n{}\n")
-    with pytest.raises(StoreError, match="x.json: not JSON"):
-        read_json(tmp_path / "x.json")
-    with pytest.raises(StoreError, match="x.jsonl: line 2: not JSON"):
-        read_lines(tmp_path / "x.jsonl")
-
-
-def test_settings_and_a_journal_that_are_no_mappings_are_named_and_what_a_journal_lacks_begins_anew(
-    tmp_path: Path,
-) -> None:
+def test_settings_and_a_journal_that_are_no_mappings_are_named(tmp_path: Path) -> None:
     RunDirectory(config(tmp_path)).claim()
-    (tmp_path / "journal.json").write_text('{"wall_seconds": 5.0}')
-    assert Journal(RunDirectory(config(tmp_path)), "c.yaml").content["phases"] == {}
-    (tmp_path / "journal.json").write_text("[]")
-    with pytest.raises(StoreError, match=r"journal\.json: the top: expected an object"):
-        Journal(RunDirectory(config(tmp_path)), "c.yaml")
-    (tmp_path / "settings.json").write_text("[]")
-    with pytest.raises(StoreError, match=r"settings\.json: the top: expected an object"):
-        RunDirectory(config(tmp_path))
-
-
-def test_a_line_that_a_kill_cut_short_does_not_count(tmp_path: Path) -> None:
-    directory = RunDirectory(config(tmp_path))
-    with Journal(directory, "demo.yaml") as journal:
-        journal.record(metrics(1))
-        journal.record(metrics(2))
-    file = directory.file("metrics.jsonl")
-    file.write_text(file.read_text()[:-10])
-    with Journal(directory, "demo.yaml") as journal:
-        assert journal.steps_done() == 1
-        journal.record(metrics(2))
-        journal.record(metrics(3))
-    assert [row["step"] for row in read_lines(file)] == [1, 2, 3]
-
-
-def test_a_skipped_step_counts_as_done_and_is_kept_once(tmp_path: Path) -> None:
-    directory = RunDirectory(config(tmp_path))
-    skipped = SkippedStep(step=2, stage=0, reason="the gradient's norm is nan", saved="x")
-    with Journal(directory, "demo.yaml") as journal:
-        assert (journal.record(metrics(1)), journal.record_skipped(skipped), journal.record_skipped(skipped)) == (
-            1,
-            1,
-            0,
-        )
-    with Journal(directory, "demo.yaml") as journal:
-        assert journal.steps_done() == 2
-    assert [row["step"] for row in read_lines(directory.file("skipped.jsonl"))] == [2]
+    for name, read in (
+        ("journal.json", lambda: Journal(RunDirectory(config(tmp_path)), "c.yaml")),
+        ("settings.json", lambda: RunDirectory(config(tmp_path))),
+    ):
+        (tmp_path / name).write_text("[]")
+        with pytest.raises(StoreError, match=rf"{name}: the top: expected an object"):
+            read()
 
 
 def test_a_step_is_taken_or_skipped_whichever_came_last(tmp_path: Path) -> None:

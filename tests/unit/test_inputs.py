@@ -1,7 +1,5 @@
 """The questions of a run, as they are loaded for both of its models."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -12,13 +10,6 @@ from tests.conftest import PAIR, ROOT
 from tests.sources import good, jsonl
 
 DEMO = ROOT / "conf" / "demo.yaml"
-
-
-def test_the_questions_of_a_run_lie_in_its_directory(tmp_path: Path) -> None:
-    config = configuration.load(DEMO, ["data.train.rows=5", "data.held_out.rows=3"])
-    train, held_out = inputs.load(config, tmp_path / "data")
-    assert (len(train.problems), len(held_out.problems)) == (5, 3)
-    assert sorted(file.name for file in (tmp_path / "data").glob("*.sqlite")) == ["held_out.sqlite", "train.sqlite"]
 
 
 def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_path: Path) -> None:
@@ -33,3 +24,4 @@ def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_p
         assert [one.id for one in loaded.problems] == ["q1"]
         reasons = [one.reason.split(" is a ")[0] for one in loaded.rejected]
         assert reasons == ["question: '<end_of_utterance>'", "answer: '<|im_end|>'"]
+    assert sorted(file.name for file in (tmp_path / "data").glob("*.sqlite")) == ["held_out.sqlite", "train.sqlite"]
