@@ -166,7 +166,7 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
         pool.hold(published(0))
         after = scored()
         assert np.abs(after - before).max() > 0.1
-        os.kill(ray.get(pool._replicas[0].actor.pid.remote()), signal.SIGKILL)
+        os.kill(ray.get(pool._actors[0].pid.remote()), signal.SIGKILL)
         assert np.array_equal(scored(), after)
         pool.hold(published(1))
         with pytest.raises(WeightSyncError, match=f"version 2 .* in 1 of {len(tensors)} tensors .* sent, .* received"):
