@@ -27,7 +27,7 @@ from masters_ray.records import Problem, RolloutGroup
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.weight_sync.broker import Order, RolloutBroker
-from masters_ray.weight_sync.publisher import WeightSender, publish
+from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import replica_spec
 from tests.conftest import PAIR, ROOT
@@ -145,12 +145,13 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
     spec = replica_spec("student", checkpoint=str(PAIR / model), **more)
     answers = [[(40, 41, 2)] for _ in questions]
     broker = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)
-    ray.get(broker.begin.remote(0, {}))
     tensors = moved(PAIR / model)
     sender = DamagingSender(broker, torch.device("cpu"), "gloo") if asks_learner else None
+    calls: dict[str, Any] = {"gather": lambda: tensors, "barrier": lambda: None}
+    publisher = WeightPublisher(broker, online=[1, 2, 3], max_staleness=0, rank=0, sender=sender, **calls)
 
     def published(version: int) -> StudentWeights:
-        publish(tensors, broker, version, 0.0, sender)
+        publisher.publish(version) if version else publisher.begin(0)
         order: Order = ray.get(broker.next_order.remote(1.0))
         ray.get(broker.deliver.remote(order, store.SCHEMA.empty_table()))
         return order.weights
@@ -166,13 +167,13 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
         pool.hold(published(0))
         after = scored()
         assert np.abs(after - before).max() > 0.1
-        os.kill(ray.get(pool._actors[0].pid.remote()), signal.SIGKILL)
+        [process] = pool.everywhere("pid")
+        os.kill(process, signal.SIGKILL)
         assert np.array_equal(scored(), after)
         pool.hold(published(1))
-        with pytest.raises(WeightSyncError, match=f"version 2 .* in 1 of {len(tensors)} tensors .* sent, .* received"):
+        with pytest.raises(WeightSyncError, match=f"version 2 .* 1 of {len(tensors)} tensors .* sent, .* received"):
             pool.hold(published(2))
-    if sender is not None:
-        sender.close()
+    publisher.close()
 
 
 @long_form
