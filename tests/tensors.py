@@ -67,15 +67,12 @@ def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
 
 
 class FakeCollator(Collator):
-    """Reads all rows but those at some positions; each has the prompt of its length, or of ``prompts`` in turn."""
+    """Reads all rows but those at some positions."""
 
-    def __init__(self, *unreadable: int, prompts: Sequence[PromptTensors] = (), multiple_of: int = 1) -> None:
-        self._pad_id, self._multiple = 0, multiple_of
-        self._unreadable, self._prompts = unreadable, prompts
+    def __init__(self, *unreadable: int) -> None:
+        self._pad_id, self._multiple, self._unreadable = 0, 1, unreadable
 
     def prompt(self, group: RolloutGroup) -> PromptTensors:
         if group.position in self._unreadable:
             raise UnreadableRowError("its picture is gone")
-        if self._prompts:
-            return self._prompts[group.position % len(self._prompts)]
         return prompt(group.prompt_tokens)
