@@ -1,7 +1,5 @@
 """Small makers of the tensors that tests of the loss need."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any

@@ -118,12 +118,11 @@ class _Worker:
         meeting.item()  # NCCL's all_reduce returns before it is done
 
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
-        """Returns on rank 0 the transformers model's parameter names → tensors, adapters merged (and written); None on
-        other ranks, which must call this too, to gather."""
+        """Returns the transformers model's weights, adapters merged (and written); None on all ranks but 0."""
         state, lora = self._engine.whole_weights(keep=self._rank == 0), self._job.settings.lora
-        if self._rank != 0:
-            return None
-        return adapters.merged(state, self._folder, lora, adapters_to) if lora.rank else state
+        if self._rank == 0 and lora.rank:
+            return adapters.merged(state, self._folder, lora, adapters_to)
+        return state if self._rank == 0 else None
 
     def _as_checkpoint(self) -> dict[str, Tensor] | None:
         state = self._whole_student()
@@ -241,8 +240,8 @@ class _Worker:
         self._report(LearnerReport(steps=[metrics], rewards={step.number: first.rewards}))
 
     def _readable(self, part: WorkerStep) -> WorkerStep:
-        """Returns the step without the rows that some worker cannot read, and reports those. Raises LearnerError when
-        there are too many in all, or when a worker can read no row while others can."""
+        """Returns the step without the rows that some worker cannot read. Raises LearnerError for too many of them, or
+        when a worker can read no row while others can."""
         of_workers: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_workers, (part.unreadable, not part.micro_batches))
         rows = dict(sorted((index, row) for unreadable, _ in of_workers for index, row in unreadable.items()))

@@ -1,7 +1,5 @@
 """A step under DeepSpeed, for every ZeRO stage and precision: summed right, dropped without a trace."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

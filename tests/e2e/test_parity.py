@@ -98,7 +98,7 @@ def test_the_students_engine_and_the_learner_agree(pools: Replicas, problems: li
     assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, answers)) < 1e-3
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.2])
+@pytest.mark.parametrize("ratio", [0.2, 0.0])
 def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
     ratio: float, pools: Replicas, problems: list[Problem], answers: Drawn, tmp_path: Path
 ) -> None:
@@ -157,19 +157,6 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
                 [one.token_ids for one in drawn] for drawn in again
             ]
             assert greedy == teacher.call("answer_greedily", problems, 6)
-
-
-def test_ratio_zero_after_a_mask_gives_the_first_scores_again_to_the_bit(
-    pools: Replicas, problems: list[Problem], answers: Drawn
-) -> None:
-    teacher = pools.pools["teacher"]
-    reports, found = [], []
-    for ratio in (0.0, 0.2, 0.0):
-        reports.append(teacher.mask(ratio)[0])
-        found.append(score(teacher, problems, answers).tokens.columns["top_logprobs"])
-    assert np.array_equal(found[0], found[2])
-    assert not np.array_equal(found[0], found[1])
-    assert reports[0].digest == reports[2].digest != reports[1].digest
 
 
 def test_answers_depend_on_their_seed_and_not_on_their_company(pools: Replicas, problems: list[Problem]) -> None:

@@ -1,7 +1,5 @@
 """The loss is TRL's: its own code runs on the same tensors, its conventions turned into ours where they differ."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

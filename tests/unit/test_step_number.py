@@ -1,7 +1,5 @@
 """A step of the learner on stored rows is METHOD 4 to 6, written out in plain PyTorch."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
