@@ -100,8 +100,8 @@ class CheckpointWriter:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             file.replace(target / name)
         shutil.rmtree(written)
-        content = {"step": step, "workers": self._workers, "sha256": digests}
-        write_text(note, json.dumps(content, indent=1), LearnerError)
+        record = {"step": step, "workers": self._workers, "sha256": digests}
+        write_text(note, json.dumps(record, indent=1), LearnerError)
         if self._rank == 0:
             self._remove_old()
 

@@ -92,7 +92,6 @@ class _Worker:
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
         self._collator = Collator(self._folder, model, self._device, dtype)
-        self._skipped_in_a_row = 0
         self._history = LearnerReport()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         sender = None
@@ -187,7 +186,6 @@ class _Worker:
                 continue
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
-            self._skipped_in_a_row = state["skipped_in_a_row"]
             self.publisher.students = state["students"]
             report = LearnerReport.of(state["history"])  # the driver may have died before it read it
             report.notes.append(f"the learner goes on after step {found.step}")
@@ -287,17 +285,14 @@ class _Worker:
             return None
         if is_first:
             agreement.check_fresh(step, totals.gaps, self._largest_gap)
-        self._skipped_in_a_row = 0
         return replace(totals, metrics=totals.metrics | {"grad_norm": norm})
 
     def save(self, number: int) -> None:
         """Saves this rank's part of the checkpoint after step ``number``."""
         self.publisher.forget_before(number)
         state = {
-            "step": number,
             "students": self.publisher.students,
             "random": torch.get_rng_state(),
-            "skipped_in_a_row": self._skipped_in_a_row,
             "history": self._history.as_json(),
         }
         self.checkpoints.save(number, lambda folder: self._engine.save(folder, state))
@@ -311,7 +306,6 @@ class _Worker:
 
     def _skip(self, step: Step, reason: str) -> None:
         """Reports a skipped step, and saves its rows. Raises LearnerError when too many steps in a row were skipped."""
-        self._skipped_in_a_row += 1
         file = self._job.storage / "skipped" / f"step-{step.number:08d}.parquet"
         saved = str(file) if len(step.table) else ""
         if saved and self._rank == 0:
@@ -320,10 +314,12 @@ class _Worker:
                 pq.write_table(step.table, file)
         skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=saved)
         self._report(LearnerReport(skipped=[skipped]))
-        if self._skipped_in_a_row > (most := self._job.settings.max_skipped_in_a_row):
+        taken = max((one.step for one in self._history.steps), default=0)
+        in_a_row = sum(one.step > taken for one in self._history.skipped)
+        if in_a_row > (most := self._job.settings.max_skipped_in_a_row):
             where = f" Its rows are in {saved}." if saved else ""
             raise LearnerError(
-                f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
+                f"{in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
                 f"{where} learner.max_skipped_in_a_row is {most}."
             )
 
