@@ -55,10 +55,8 @@ def train(config: dict[str, Any]) -> None:
             worker.publisher.publish(number)
             if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
                 worker.save(number)
-        worker.checkpoints.wait()
         worker.export()
     finally:
-        worker.checkpoints.close()
         worker.publisher.close()
 
 
@@ -105,9 +103,6 @@ class _Worker:
             barrier=self._wait_for_the_others,
             rank=self._rank,
             sender=sender,
-        )
-        self.checkpoints = checkpoints.CheckpointWriter(
-            job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
 
     def _wait_for_the_others(self) -> None:
@@ -295,7 +290,14 @@ class _Worker:
             "random": torch.get_rng_state(),
             "history": self._history.as_json(),
         }
-        self.checkpoints.save(number, lambda folder: self._engine.save(folder, state))
+        checkpoints.save(
+            self._job.storage / "checkpoints",
+            number,
+            lambda folder: self._engine.save(folder, state),
+            rank=self._rank,
+            workers=self._workers,
+            kept=self._job.settings.checkpoints_kept,
+        )
 
     def export(self) -> None:
         """Writes the trained student on rank 0; the other ranks take part in gathering it."""

@@ -10,7 +10,7 @@ import pytest
 from masters_ray import data
 from masters_ray.errors import DataError, LearnerError, MastersError, StoreError
 from masters_ray.files import write_text
-from masters_ray.learner.checkpoints import CheckpointWriter
+from masters_ray.learner.checkpoints import save
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.curriculum import Difficulties
 from masters_ray.pipeline.journal import Journal
@@ -78,6 +78,10 @@ def plotted(root: Path) -> None:
         journal.plot("a", 1.0, 1)
 
 
+def a_checkpoint(root: Path) -> None:
+    save(root / "checkpoints", 1, lambda folder: folder.mkdir(parents=True), rank=0, workers=1, kept=1)
+
+
 @pytest.mark.parametrize(
     ("place", "write", "kind"),
     [
@@ -85,7 +89,7 @@ def plotted(root: Path) -> None:
         ("tensorboard", plotted, StoreError),
         ("evaluation", marks, StoreError),
         ("difficulty", difficulty, StoreError),
-        ("checkpoints", lambda root: CheckpointWriter(root / "checkpoints", rank=0, workers=1, kept=1), LearnerError),
+        ("checkpoints", a_checkpoint, LearnerError),
     ],
 )
 def test_a_file_where_a_directory_belongs_is_named(

@@ -223,7 +223,6 @@ class Worker:
         return {name: torch.stack([one[name] for one in kept]).mean(0) for name in kept[0]}
 
     def close(self) -> None:
-        self._worker.checkpoints.close()
         torch.distributed.destroy_process_group()
 
     def _keep(self) -> None:
