@@ -1,6 +1,6 @@
 """Small makers of the tensors that tests of the loss need."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,8 @@ from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
 from masters_ray.errors import UnreadableRowError
 from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
-from masters_ray.learner.collate import Collator
+from masters_ray.learner.batches import Step
+from masters_ray.learner.collate import Collator, WorkerStep, worker_steps
 from masters_ray.method.grpo import LossConfig
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import hf
@@ -74,3 +75,8 @@ class FakeCollator(Collator):
         if group.position in self._unreadable:
             raise UnreadableRowError("its picture is gone")
         return prompt(group.prompt_tokens)
+
+
+def own_steps(steps: Iterable[Step], *unreadable: int, rank: int = 0, workers: int = 1) -> list[WorkerStep]:
+    """A worker's part of steps with some unreadable rows, in micro-batches of 60 tokens."""
+    return list(worker_steps(steps, FakeCollator(*unreadable), rank=rank, workers=workers, budget=60))

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,8 @@ class _Worker:
                 own: Tensor = self._engine(batch.to(self._device))[0]
                 return own
 
-        budget = self._job.settings.tokens_per_micro_batch
         for plan, folder in zip(self._job.stages, stores, strict=True):
-            step = Step.of(plan, 0, agreement.sample(folder), self._workers, budget)
-            [part] = worker_steps([step], self._rank, self._collator)
+            [part] = self._own([Step(plan=plan, number=0, table=agreement.sample(folder))])
             mismatch = agreement.compare(part, logprobs, self._engine.over_workers, self._largest_gap)
             if mismatch is not None:
                 found, unfit = mismatch
@@ -151,15 +149,16 @@ class _Worker:
         coming = steps(
             iter(shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)),
             job.steps,
-            self._workers,
-            job.settings.tokens_per_micro_batch,
             skip=done,
             fresh=self._take,
             max_staleness=job.max_staleness,
         )
         by_turns = job.online if job.turns else ()
-        parts = worker_steps(coming, self._rank, self._collator)
-        return prefetch(parts, halts=lambda part: part.step.number + 1 in by_turns)
+        return prefetch(self._own(coming), halts=lambda part: part.step.number + 1 in by_turns)
+
+    def _own(self, steps: Iterable[Step]) -> Iterator[WorkerStep]:
+        budget = self._job.settings.tokens_per_micro_batch
+        return worker_steps(steps, self._collator, rank=self._rank, workers=self._workers, budget=budget)
 
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
@@ -221,7 +220,7 @@ class _Worker:
             answer_tokens=step.answer_tokens,
             tokens=tokens,
             tokens_per_second=updates * tokens / seconds,
-            padding_fraction=1.0 - tokens / (step.capacity + first.padding),
+            padding_fraction=1.0 - tokens / first.capacity,
             seconds=seconds,
             rollout_wait_s=started - asked if step.online else 0.0,
             fresh=len(step.ages),
@@ -270,7 +269,8 @@ class _Worker:
             old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
-        totals = step_totals(groups, made, engine.over_workers, self._operations.take())
+        operations = self._operations.take()
+        totals = step_totals(groups, made, engine.over_workers, operations, rank=self._rank, workers=self._workers)
         norm = engine.update(learning_rate(self._job.settings, step.number))
         if norm is None:
             ids = step.table["id"].to_pylist()

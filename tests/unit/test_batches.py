@@ -20,7 +20,7 @@ from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, scored
-from tests.tensors import FakeCollator, packed
+from tests.tensors import FakeCollator, own_steps, packed
 
 PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
 PLANS = [(PLAN, one) for one in iterations((5,), 4)]
@@ -32,18 +32,13 @@ def rows(count: int = 5) -> list[RolloutGroup]:
 
 
 def planned(
-    groups: Sequence[RolloutGroup] | None = None,
-    plans: Plans = PLANS,
-    *,
-    workers: int = 2,
-    size: int = 3,
-    skip: int = 0,
+    groups: Sequence[RolloutGroup] | None = None, plans: Plans = PLANS, *, size: int = 3, skip: int = 0
 ) -> list[Step]:
     """Of groups that come ``size`` at a time."""
     groups = rows() if groups is None else groups
     whole = store.table_of(groups)
     tables = (whole.slice(start, size) for start in range(0, len(groups), size))
-    return list(steps(tables, plans, workers, 25, skip))
+    return list(steps(tables, plans, skip))
 
 
 def positions(step: Step) -> list[int]:
@@ -75,8 +70,7 @@ def test_which_questions_a_step_has_does_not_depend_on_those_that_were_set_aside
     there = [row for row in rows() if row.position not in (1, 4)]
     first, second = planned(there, [(replace(PLAN, rows=3), one) for _, one in PLANS])
     assert (positions(first), positions(second)) == ([0, 2, 3], [])
-    assert second.rounds == [], "a step without rows is told, not taken"
-    [part] = worker_steps([second], 0, FakeCollator())
+    [part] = own_steps([second])
     assert (part.step, part.micro_batches, part.unreadable) == (second, [], {})
 
 
@@ -106,21 +100,15 @@ BOTH_OLD = pa.concat_tables([fresh(1, 0), fresh(2, 1)])
 def test_an_online_iteration_has_its_fresh_rows_that_are_young_enough_or_what_is_stored_and_says_so(
     came: pa.Table | None, max_staleness: int, rows_and_ages: tuple[list[int], list[int]], note: str
 ) -> None:
-    _, step = steps(iter([store.table_of(rows())]), ONLINE, 1, 50, 0, {2: came}.get, max_staleness)
+    _, step = steps(iter([store.table_of(rows())]), ONLINE, 0, {2: came}.get, max_staleness)
     assert (positions(step), step.ages) == rows_and_ages
     assert step.note == (note and f"iteration 2: {note}")
 
 
 def test_an_iteration_without_any_rows_is_left_out() -> None:
-    [first, _] = steps(iter([]), [(replace(PLAN, rows=0), one) for _, one in ONLINE], 1, 50, 0)
+    [first, _] = steps(iter([]), [(replace(PLAN, rows=0), one) for _, one in ONLINE], 0)
     said = "iteration 1: its fresh answers did not come in time; none is stored, it is left out"
-    assert (first.rounds, first.note) == ([], said)
-
-
-def test_what_the_workers_could_have_computed_is_counted() -> None:
-    [step] = planned(rows(2), [(replace(PLAN, rows=2), one) for one in iterations((2,), 2)])
-    assert [len(one) for one in step.rounds] == [2]
-    assert step.capacity == 2 * max(step.tokens)
+    assert (len(first.table), first.note) == (0, said)
 
 
 def test_items_are_made_one_ahead_on_another_thread() -> None:
@@ -144,9 +132,11 @@ def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_
     plan = replace(PLAN, rows=8)
     plans = [(plan, replace(one, online=one.number > 2)) for one in iterations((8,), 2)]
     asked: list[int] = []
-    coming = steps(iter([store.table_of(rows(8))]), plans, 2, 25, 0, fresh=asked.append)
+    coming = steps(iter([store.table_of(rows(8))]), plans, 0, fresh=asked.append)
     seen: dict[int, list[int]] = {}
-    for part in prefetch(worker_steps(coming, 0, FakeCollator()), lambda part: part.step.number + 1 in (3, 4)):
+    for part in prefetch(
+        worker_steps(coming, FakeCollator(), rank=0, workers=2, budget=25), lambda part: part.step.number + 1 in (3, 4)
+    ):
         time.sleep(0.02)
         seen[part.step.number] = list(asked)
     assert seen == {1: [], 2: [], 3: [3], 4: [3, 4]}
