@@ -176,16 +176,21 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
     publisher.close()
 
 
+def driven(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """A run whose driver is this process, of few iterations at mask ratio 0, strictly on-policy."""
+    monkeypatch.chdir(ROOT)
+    usual = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={folder}"]
+    settings = checks.load("conf/demo.yaml", [*ONLINE, *usual, *words])
+    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
+
+
 @long_form
 def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has_them(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """gloo in place of nccl, which a configuration cannot say; four iterations at mask ratio 0, strictly on-policy."""
-    monkeypatch.chdir(ROOT)
+    """gloo in place of nccl, which a configuration cannot say."""
     monkeypatch.setattr(learning.placement, "transfer", lambda *_: "gloo")
-    words = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", "learner.learning_rate=0"]
-    settings = checks.load("conf/demo.yaml", [*ONLINE, *words, f"run.dir={tmp_path}"])
-    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
+    driven(tmp_path, monkeypatch, "learner.learning_rate=0")
     assert "4 of its 4 iterations are online, weights by gloo" in capsys.readouterr().out
     assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(4))
     assert max(step["logprob_mismatch"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
