@@ -86,7 +86,7 @@ ROUNDS ?= 20
 test-faults: setup
 	MASTERS_FAULT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/faults
 
-# All end-to-end tests, with those that take minutes: replicas that join late, damaged weights, a kill between online
+# All end-to-end tests, with those that take minutes: replicas that die, damaged weights, a kill between online
 # iterations, turns on one machine, a study, an audit, all that is not the default.
 test-long: setup
 	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e

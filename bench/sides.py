@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.groups import Question, packed
 from bench.models import LOGITS_BYTES
 from masters_ray.config import Learner
-from masters_ray.kernels.packing import PackedBatch, sequence_tokens
+from masters_ray.kernels.packing import PackedBatch
 from masters_ray.method.grpo import LossConfig, LossOutputs, group_losses
 from masters_ray.models.hf import PackedStudent, PackedTeacher
 
@@ -97,7 +97,7 @@ class Optimizer:
         from masters_ray.learner.batches import micro_batches
         from masters_ray.learner.collate import MicroBatch
 
-        rounds = micro_batches([sequence_tokens(one.group) for one in questions], workers=1, budget=budget)
+        rounds = micro_batches([len(packed([one]).input_ids) for one in questions], workers=1, budget=budget)
         chosen = [(indices, [questions[index] for index in indices]) for [indices] in rounds]
         return [
             MicroBatch(indices=indices, groups=[one.group for one in some], batch=packed(some))

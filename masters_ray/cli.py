@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib import import_module, metadata
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import masters_ray
@@ -36,8 +35,7 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        told = f"{error.filename} cannot be used ({error.strerror}). Name another path, or mend this one."
-        exit_code = 1
+        told, exit_code = f"{error.filename} cannot be used ({error.strerror}). Name another path, or mend this one.", 1
     except KeyboardInterrupt:
         told, exit_code = stopping.outcome()
         told += f"; {stopping.GOES_ON}"
@@ -135,20 +133,13 @@ def _run(arguments: argparse.Namespace) -> None:
 @contextmanager
 def _on_ray(config: Config, *, learns: bool = True) -> Iterator[tuple[RunDirectory, Turns | None]]:
     """Yields the locked run directory and the placement, with Ray connected inside the block. learns and the yielded
-    ``Turns`` are those of ``placement.place``. Imports torch and the report on a thread while Ray starts."""
+    ``Turns`` are those of ``placement.place``."""
     from masters_ray import cluster
     from masters_ray.pipeline.run_dir import RunDirectory
 
-    def load() -> None:
-        with suppress(Exception):  # the import that needs the module raises it again
-            for name in ("torch", "masters_ray.report"):
-                import_module(name)
-
     directory = RunDirectory(config)
-    with directory.locked():
-        Thread(target=load, name="imports").start()  # not a daemon: the process must not end during an import
-        with cluster.connected(config.cluster):
-            yield directory, cluster.place(config, learns=learns)
+    with directory.locked(), cluster.connected(config.cluster):
+        yield directory, cluster.place(config, learns=learns)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -177,8 +168,7 @@ def _validate(arguments: argparse.Namespace) -> None:
     from masters_ray import checks
 
     left = checks.validate(arguments.config, arguments.overrides, all_rows=arguments.all)
-    found = f"no complaint about what was looked at; {left}" if left else "no complaint"
-    say(f"{arguments.config}: {found}")
+    say(f"{arguments.config}: no complaint" + (f" about what was looked at; {left}" if left else ""))
 
 
 def _submit(arguments: argparse.Namespace) -> int:
@@ -188,20 +178,20 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _mask_scan(arguments: argparse.Namespace) -> None:
-    from masters_ray.studies import mask_scan
+    from masters_ray.studies import mask_scan, sample
 
-    ratios, questions = mask_scan.parse_ratios(arguments.ratios), arguments.questions
-    _examined(arguments, lambda config: mask_scan.scan_config(config, ratios, questions), mask_scan.scan)
+    ratios = mask_scan.parse_ratios(arguments.ratios)
+    _examine(arguments, lambda config: sample(config, "mask-scan", arguments.questions, ratios), mask_scan.scan)
 
 
 def _judge_audit(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import judge_audit
 
-    questions, ratio = arguments.questions, arguments.ratio
-    _examined(arguments, lambda config: judge_audit.audit_config(config, questions, ratio), judge_audit.audit)
+    chosen = arguments.questions, arguments.ratio
+    _examine(arguments, lambda config: judge_audit.audit_config(config, *chosen), judge_audit.audit)
 
 
-def _examined(
+def _examine(
     arguments: argparse.Namespace,
     sampled: Callable[[Config], Config],
     examine: Callable[[Config, RunDirectory, str], Path],

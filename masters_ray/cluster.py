@@ -1,7 +1,5 @@
 """Connects to the cluster at RAY_ADDRESS, or starts a Ray on this machine when it is unset; watches over that Ray."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil
@@ -15,6 +13,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import ray
+from ray._private import parameter, ray_constants, utils
+from ray._private import worker as ray_worker
+from ray._private.authentication import authentication_token_setup as tokens
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from ray._private.state import state
+from ray.exceptions import AuthenticationError, RaySystemError
 
 from masters_ray import stopping
 from masters_ray.config import Cluster, Config
@@ -47,8 +53,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
     address = None if address == "local" else address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with _existing(address) if address else _own(cluster):
-        import ray
-
         resources = ray.cluster_resources()
         where = f"cluster {address}" if address else "this machine"
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
@@ -57,19 +61,14 @@ def connected(cluster: Cluster) -> Iterator[None]:
 
 def place(config: Config, *, learns: bool = True) -> Turns | None:
     """Calls ``placement.place`` with the nodes of the connected cluster."""
-    import ray
-    from ray._private.state import state
-
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    reported = state.get_cluster_config()
-    grows = config.cluster.grows or bool(reported and reported.node_group_configs)
+    autoscaler = state.get_cluster_config()
+    grows = config.cluster.grows or bool(autoscaler and autoscaler.node_group_configs)
     return placement.place(config, nodes, learns=learns, grows=grows)
 
 
 def local_resources(cluster: Cluster) -> dict[str, float]:
     """Returns the resources (name → amount) that a Ray started on this machine would have."""
-    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
-
     spec = ResourceAndLabelSpec(num_cpus=cluster.local_cpus)
     spec.resolve(is_head=True, node_ip_address="127.0.0.1")
     found: dict[str, float] = spec.to_resource_dict()
@@ -78,10 +77,6 @@ def local_resources(cluster: Cluster) -> dict[str, float]:
 
 @contextmanager
 def _existing(address: str) -> Iterator[None]:
-    import ray
-    from ray._private.authentication import authentication_token_setup as tokens
-    from ray.exceptions import AuthenticationError, RaySystemError
-
     try:
         if address.startswith("http"):
             raise ValueError("that is a dashboard's address: hand the run over with masters-ray submit")
@@ -94,12 +89,10 @@ def _existing(address: str) -> Iterator[None]:
             _init()
     except (AuthenticationError, OSError, RuntimeError, ValueError, RaySystemError) as error:
         expected, told = "the address of a running cluster, such as auto or 10.0.0.1:6379", " ".join(str(error).split())
-        remedy = "Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone."
-        if isinstance(error, AuthenticationError):
-            told = "which asks for a token"
-            remedy = (
-                "Copy the head node's ~/.ray/auth_token to the same place here, set RAY_AUTH_MODE=token on every node."
-            )
+        remedy = (
+            "Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone. If it asks for a token, "
+            "copy the head node's ~/.ray/auth_token to the same place here."
+        )
         raise ConfigError([Complaint("RAY_ADDRESS", expected, f"{address} ({told})", remedy)]) from error
     try:
         # Ray itself ends this process after 60 seconds, without our message: look earlier.
@@ -112,8 +105,6 @@ def _existing(address: str) -> Iterator[None]:
 @contextmanager
 def _own(cluster: Cluster) -> Iterator[None]:
     """Runs a Ray inside the block: on the loopback, behind a token, in a directory kept after ``_IN_A_PROCESS``."""
-    import ray
-
     before, spared = dict(os.environ), stopping.children()
     asked = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     short = asked if len(os.fsencode(asked)) <= _LONGEST_FOLDER else "/tmp"
@@ -146,8 +137,6 @@ def _own(cluster: Cluster) -> Iterator[None]:
 
 def _start(cluster: Cluster, folder: Path) -> None:
     """Starts Ray, a second time after a timeout. Raises ClusterError when it does not come up."""
-    import ray
-
     options = {"address": "local", "num_cpus": cluster.local_cpus, "include_dashboard": False}
     for last in (False, True):
         try:
@@ -167,10 +156,6 @@ def _start(cluster: Cluster, folder: Path) -> None:
 
 def _init(**options: Any) -> None:
     """Calls ``ray.init`` with our output, signal handlers and ports. Raises whatever Ray raises."""
-    import ray
-    from ray._private import parameter, ray_constants, utils
-    from ray._private import worker as ray_worker
-
     ray_worker.print_to_stdstream = _told_in_short
     utils.set_sigterm_handler = lambda _: None
     # Job submission uses the agent's default port: leave it to other clusters on this machine.
@@ -217,8 +202,6 @@ def _watched(look: Callable[[], str | None], seconds: float, patience: float) ->
 
 def _dead_process() -> str | None:
     """Returns a message when the local Ray's gcs_server or raylet has ended, otherwise None."""
-    from ray._private import worker as ray_worker
-
     node = ray_worker._global_node
     for name, process in node.dead_processes() if node else ():
         if name in ("gcs_server", "raylet"):

@@ -104,14 +104,6 @@ class LearnerError(MastersError):
 class UnreadableRowError(LearnerError):
     """The learner cannot make a training sequence of a stored row."""
 
-    def __init__(self, row: str, stage: int, position: int, reason: str) -> None:
-        """row: id of the row's question."""
-        super().__init__(row, stage, position, reason)
-        self.row, self.stage, self.position, self.reason = row, stage, position, reason
-
-    def __str__(self) -> str:
-        return f"{self.row} (stage {self.stage}, position {self.position}): {self.reason}"
-
 
 class SubmitError(MastersError):
     """A Ray job could not be submitted."""

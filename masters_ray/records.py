@@ -3,8 +3,6 @@
 Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGroup ─► store ─► learner ─► StepMetrics
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -112,6 +110,8 @@ class JudgedText:
 
     position: int
     """Place of its question in the seeded order of the run's data."""
+    id: str
+    """The question's."""
     kind: str
     question: str
     label: str
@@ -167,8 +167,8 @@ class ScoredAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutGroup:
-    """A question with its judged and scored answers: a row of the store."""
+class Row:
+    """A question of the store without its answers."""
 
     position: int
     """Place in the seeded order of the run's data."""
@@ -177,12 +177,18 @@ class RolloutGroup:
     problem: Problem
     prompt_tokens: int
     """Tokens of the question with its pictures, as the student's engine read it."""
-    answers: tuple[ScoredAnswer, ...]
-    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
     teacher_digest: str
     student_digest: str
     version: int | None = None
     """Optimizer steps taken by the student that wrote the online group; None: written before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup(Row):
+    """A question with its judged and scored answers: a row of the store."""
+
+    answers: tuple[ScoredAnswer, ...]
+    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +276,7 @@ class SkippedStep:
     stage: int
     reason: str
     saved: str
-    """Directory with the step's rows (parquet, as in the store) for inspection; "" without rows."""
+    """File with the step's rows (parquet, as in the store) for inspection; "" without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,13 +343,13 @@ class AnswerTally:
     tail_mass_sum: float = 0.0
     """Sum over ``tokens`` of the teacher's probability mass outside the stored top k."""
 
-    def __add__(self, other: AnswerTally) -> AnswerTally:
+    def __add__(self, other: "AnswerTally") -> "AnswerTally":
         return AnswerTally(
             **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(AnswerTally)}
         )
 
     @classmethod
-    def total(cls, parts: Iterable[Mapping[str, Any]]) -> AnswerTally:
+    def total(cls, parts: Iterable[Mapping[str, Any]]) -> "AnswerTally":
         """Returns the sum of tallies given as mappings of field to count."""
         total = AnswerTally()
         for part in parts:

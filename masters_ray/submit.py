@@ -1,7 +1,5 @@
 """Submits a run to a cluster as a Ray job and follows its log."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -28,9 +26,8 @@ _SECONDS_TO_START = 60
 def submit(config_file: str, overrides: list[str], address: str | None, *, follow: bool = True) -> int:
     """Submits ``jobs/distil.py`` with this configuration. Returns the job's exit code, or 0 when it is not followed.
 
-    The code, conf, jobs and examples are uploaded with the job; run.dir, data and other checkpoints are paths that
-    every node must see. Raises ConfigError for a bad configuration, SubmitError when the job cannot be submitted.
-    """
+    ``_UPLOADED`` travels with the job; run.dir, data and other checkpoints are paths that every node must see. Raises
+    ConfigError for a bad configuration, SubmitError when the job cannot be submitted."""
     root = Path.cwd()
     inside = (root / config_file).resolve().is_relative_to(root)
     if not inside or not all((root / name).is_dir() for name in _REQUIRED):
@@ -112,17 +109,17 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     """Returns overrides that make relative paths absolute; those inside uploaded directories stay relative."""
     rollout, data = config.rollout, config.data
     inputs = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
-    inputs |= {f"{name}.checkpoint": config.models[name].checkpoint for name in ("teacher", "student")}
+    inputs |= {"teacher.checkpoint": config.teacher.checkpoint, "student.checkpoint": config.student.checkpoint}
     paths = {"run.dir": config.run.dir, "rollout.store": rollout.store}
     paths |= {key: path for key, path in inputs.items() if path and _stays_behind(path)}
     words = {key: _place(path, root) for key, path in paths.items() if path}
     if rollout.reuse:
         words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
-    if any(_stays_behind(one.teacher.checkpoint) for one in config.growth):
-        growth = [asdict(one) for one in config.growth]
-        for teacher in (one["teacher"] for one in growth):
-            if _stays_behind(teacher["checkpoint"]):
-                teacher["checkpoint"] = _place(teacher["checkpoint"], root)
+    growth = [asdict(one) for one in config.growth]
+    left = [one["teacher"] for one in growth if _stays_behind(one["teacher"]["checkpoint"])]
+    for teacher in left:
+        teacher["checkpoint"] = _place(teacher["checkpoint"], root)
+    if left:
         words["growth"] = json.dumps(configuration.as_written(growth))
     return [f"{key}={word}" for key, word in words.items()]
 

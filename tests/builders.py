@@ -237,9 +237,7 @@ def step(number: int, **changes: Any) -> StepMetrics:
 
 
 def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
-    return facts.SplitFacts(
-        problems=problems, quarantined=quarantined, digest="d" * 64, changed_pictures={}, remarks=[]
-    )
+    return facts.SplitFacts(problems=problems, quarantined=quarantined, digest="d" * 64, remarks=[])
 
 
 def summary(**changes: Any) -> facts.Summary:
@@ -298,15 +296,14 @@ def summary(**changes: Any) -> facts.Summary:
             held_out=split_facts(720, 0),
             overlap=Overlap(same_question=0, same_picture=0, examples=[]),
         ),
-        "models": facts.ModelsFacts(
-            teachers=[
-                facts.ModelFacts(checkpoint="models/teacher", digest="0123456789abcdef" * 4, parameters=31_240_960)
-            ],
-            student=facts.ModelFacts(checkpoint="models/student", digest="fedcba9876543210" * 4, parameters=3_754_622),
-        ),
-        "run": facts.CallFacts(
-            dir="/runs/easy-vqa-7", seed=7, started="2026-03-01T10:20:30+00:00", config_file="conf/easy_vqa.yaml"
-        ),
+        "teachers": [
+            facts.ModelFacts(checkpoint="models/teacher", digest="0123456789abcdef" * 4, parameters=31_240_960)
+        ],
+        "student": facts.ModelFacts(checkpoint="models/student", digest="fedcba9876543210" * 4, parameters=3_754_622),
+        "dir": "/runs/easy-vqa-7",
+        "seed": 7,
+        "started": "2026-03-01T10:20:30+00:00",
+        "config_file": "conf/easy_vqa.yaml",
         "versions": {"python": "3.11.9", "torch": "2.13.0"},
         "config": "run:\n  seed: 7\nschedule:\n  max_ratio: 0.2  # <of each matrix>\n",
     }

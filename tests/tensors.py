@@ -11,12 +11,14 @@ from torch import Tensor
 
 from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
-from masters_ray.kernels.packing import PromptTensors
+from masters_ray.errors import UnreadableRowError
+from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
+from masters_ray.learner.collate import Collator
 from masters_ray.method.grpo import LossConfig
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import hf
 from masters_ray.models.chat import Chat
-from masters_ray.records import Problem
+from masters_ray.records import Problem, RolloutGroup
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -50,3 +52,30 @@ def prompt_of(model: Any, chat: Chat, problem: Problem) -> PromptTensors:
     """As the collator makes it."""
     pictures = [decode(picture) for picture in problem.pictures]
     return hf.prompt_tensors(model, chat, question_messages(problem), pictures)
+
+
+def prompt(length: int, axes: int = 3, patches: int = 0) -> PromptTensors:
+    """Tokens 100, 101, …; with pictures if it has patches."""
+    vision = {"pixel_values": torch.ones(patches, 4)} if patches else {}
+    return PromptTensors(
+        input_ids=torch.arange(100, 100 + length), positions=torch.arange(length).expand(axes, length), vision=vision
+    )
+
+
+def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
+    return pack(groups, [prompt(row.prompt_tokens) for row in groups], pad_id=0)
+
+
+class FakeCollator(Collator):
+    """Reads all rows but those at some positions; each has the prompt of its length, or of ``prompts`` in turn."""
+
+    def __init__(self, *unreadable: int, prompts: Sequence[PromptTensors] = (), multiple_of: int = 1) -> None:
+        self._pad_id, self._multiple = 0, multiple_of
+        self._unreadable, self._prompts = unreadable, prompts
+
+    def prompt(self, group: RolloutGroup) -> PromptTensors:
+        if group.position in self._unreadable:
+            raise UnreadableRowError("its picture is gone")
+        if self._prompts:
+            return self._prompts[group.position % len(self._prompts)]
+        return prompt(group.prompt_tokens)

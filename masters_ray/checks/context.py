@@ -1,7 +1,5 @@
 """The input and output of checks: CheckContext, Findings, NotChecked."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 from masters_ray.config import Config
 from masters_ray.data import Loaded
 from masters_ray.errors import Complaint, ConfigError, MastersError
+from masters_ray.pipeline.run_dir import RunDirectory
 
 
 class NotChecked(str):
@@ -32,6 +31,8 @@ class CheckContext:
     """Directory for temporary files."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Key of ``config.models`` → directory of its checkpoint, if that is complete and on this machine."""
+    directory: RunDirectory | None = None
+    """The run's directory, if it can be opened."""
     loaded: dict[str, Loaded] = field(default_factory=dict)
     """Source ("train", "held_out") → its rows, if they could be read."""
     questions: int | None = None
@@ -41,15 +42,14 @@ class CheckContext:
 
 
 def guarded(where: str, expected: str, findings: Findings, *others: type[Exception]) -> Findings:
-    """Yields the findings. Turns a MastersError, or an exception of ``others``, into a complaint about ``where``, and a
-    missing package into NotChecked."""
+    """Yields the findings. Turns a MastersError, an OSError, or an exception of ``others``, into a complaint about
+    ``where``, and a missing package into NotChecked."""
     try:
         yield from findings
     except ConfigError as error:
         yield from error.complaints
-    except MastersError as error:
-        yield Complaint(where, expected, str(error).rstrip("."))
     except ImportError as error:
         yield NotChecked(f"{where}: not looked at, since {str(error.name).partition('.')[0]} is not installed here")
-    except others as error:
-        yield Complaint(where, expected, f"{type(error).__name__}: {error}".rstrip("."))
+    except (MastersError, OSError, *others) as error:
+        said = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
+        yield Complaint(where, expected, said.rstrip("."))

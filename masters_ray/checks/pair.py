@@ -1,39 +1,31 @@
 """Checks that checkpoints are complete and usable, and that teacher and student fit each other. Reads only headers and
 JSON files."""
 
-from __future__ import annotations
-
+import math
 import os
 from pathlib import Path
 
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.errors import Complaint
 from masters_ray.method.schedule import ratios
-from masters_ray.models import reserved, weights
-from masters_ray.parts import is_unknown, matrices_in, part_of
-
-_SHOWN = 3
-_LONGER_BY_NOTHING = frozenset({"default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn"})
-"""Types of RoPE scaling whose factor is already in max_position_embeddings, or that have none."""
+from masters_ray.models import special_tokens, weights
+from masters_ray.parts import is_unknown, matrices_in, part_of, parts_in
 
 
 def located(context: CheckContext) -> Findings:
     """Checks that checkpoints are here and complete; one of the Hub that is not downloaded yet is not checked."""
     for name in context.config.models:
-        expected = "a checkpoint's directory or a model id of the Hub"
+        expected = "a directory, or a model id of the Hub, with a checkpoint in safetensors, tokenizer and processor"
         yield from guarded(f"{name}.checkpoint", expected, _located(context, name))
 
 
 def _located(context: CheckContext, name: str) -> Findings:
     checkpoint = context.config.models[name].checkpoint
-    folder = weights.locate_locally(checkpoint)
-    if folder is None:
+    if (folder := weights.locate_locally(checkpoint)) is None:
         yield NotChecked(f"{name}.checkpoint: {checkpoint} is not downloaded yet and was not checked")
-    elif wrong := weights.check(folder):
-        expected = "a readable checkpoint in safetensors with tokenizer and processor"
-        yield Complaint(f"{name}.checkpoint", expected, f"{folder}: {'; '.join(wrong)}", "Download or export it again.")
-    else:
-        context.folders[name] = folder
+        return
+    weights.check(folder)
+    context.folders[name] = folder
 
 
 def student(context: CheckContext) -> Findings:
@@ -49,26 +41,17 @@ def student(context: CheckContext) -> Findings:
 
 
 def lengths(context: CheckContext) -> Findings:
-    """Checks that no engine's max_model_len exceeds the positions of its model."""
+    """Checks that no engine's max_model_len exceeds the positions of its model, scaled by the whole factor of its RoPE.
+    vLLM, which knows which kinds of scaling count, may refuse a smaller one."""
     for name, folder in context.folders.items():
-        key, asked = f"{name}.engine.max_model_len", context.config.models[name].engine.max_model_len
-        longest = most_positions(folder)
-        if longest is not None and asked > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
-            expected = f"at most {longest}, the max_position_embeddings of {folder}"
-            yield Complaint(key, expected, str(asked), f"Set {key}={longest}, or less.")
-
-
-def most_positions(folder: Path) -> int | None:
-    """Returns the tokens of a model's longest sequence as vLLM computes it; None when config.json does not say."""
-    whole = weights.read_config(folder)
-    text = whole.get("text_config") or whole
-    stated = text.get("max_position_embeddings", whole.get("max_position_embeddings"))
-    if not isinstance(stated, int):
-        return None
-    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    held = kind in _LONGER_BY_NOTHING or "gemma3" in str(whole.get("model_type"))
-    return int(stated * ((not held and scaling.get("factor")) or 1.0))
+        whole = weights.read_config(folder)
+        text = whole.get("text_config") or whole
+        scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        longest = text.get("max_position_embeddings", math.inf) * max(1.0, scaling.get("factor") or 1.0)
+        asked = context.config.models[name].engine.max_model_len
+        if asked > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
+            key, expected = f"{name}.engine.max_model_len", f"at most {longest:.0f}, the positions of {folder}"
+            yield Complaint(key, expected, str(asked), f"Set {key}={longest:.0f}, or less.")
 
 
 def teachers(context: CheckContext) -> Findings:
@@ -90,7 +73,7 @@ def teachers(context: CheckContext) -> Findings:
 def ends(name: str, teacher: Path, student: Path) -> Findings:
     """Checks that teacher and student share an end token. name: the teacher's key in the configuration. Raises
     CheckpointError when a checkpoint names no end token."""
-    theirs, ours = reserved.end_ids(teacher), reserved.end_ids(student)
+    theirs, ours = special_tokens.end_ids(teacher), special_tokens.end_ids(student)
     if not theirs & ours:
         expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
         remedy = "Give generation_config.json of either the eos_token_id of the other, if its chat template ends so."
@@ -109,14 +92,14 @@ def _masked(context: CheckContext, number: int, name: str, folder: Path) -> Find
         yield from complaints
         return
     held = weights.headers(folder)
-    parts = {part for part, chosen in vars(one.teacher.mask).items() if chosen}
+    parts = parts_in(one.teacher.mask)
     if not any(matrices_in(weight, entry.shape) for weight, entry in held.items() if part_of(weight) in parts):
-        expected = f"matrices of {' or '.join(sorted(parts)) or 'some part'} in {folder}"
+        expected = f"matrices of {' or '.join(parts) or 'some part'} in {folder}"
         remedy = "A mask would do nothing: name other parts, or set all ratios to 0."
         yield Complaint(f"{name}.mask", expected, "none", remedy)
     if unknown := sorted(weight for weight, entry in held.items() if is_unknown(weight, entry.shape)):
         matrices = sum(matrices_in(weight, entry.shape) for weight, entry in held.items())
-        found = f"{len(unknown)} of {matrices} matrices in no known part: {', '.join(unknown[:_SHOWN])}"
+        found = f"{len(unknown)} of {matrices} matrices in no known part: {weights.some(unknown)}"
         expected = "weights whose names say which part of the model they belong to"
         remedy = "This model's family is not supported as a masked teacher."
         yield Complaint(f"{name}.checkpoint", expected, found, remedy)

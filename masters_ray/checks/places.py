@@ -1,11 +1,8 @@
 """Checks of the places where a run works: its directory, its stores, the cluster."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -41,7 +38,7 @@ def not_in_a_copy(context: CheckContext) -> Findings:
 
 def directory(context: CheckContext) -> Findings:
     """Checks that run.dir holds no other run, no run that is under way, and no damaged records."""
-    held = RunDirectory(context.config)
+    context.directory = held = RunDirectory(context.config)
     held.look_at_lock()
     if held.file("journal.json").exists():
         read_json(held.file("journal.json"))
@@ -52,8 +49,8 @@ def directory(context: CheckContext) -> Findings:
 def recipes(context: CheckContext) -> Findings:
     """Checks that stores with rows were made by this configuration's recipe, as far as it is known without weights, and
     from these data, if all rows were read."""
-    held = RunDirectory(context.config)
-    if held.student.exists() or context.folders.keys() != context.config.models.keys():
+    held = context.directory
+    if held is None or held.student.exists() or context.folders.keys() != context.config.models.keys():
         return
     for stage, _ in schedule.plan(context.config.schedules, _ANY_NUMBER):
         folder = held.stage(stage.index)
@@ -98,19 +95,31 @@ def placed(context: CheckContext) -> Findings:
         placement.place(config, [here])
 
 
+def written(context: CheckContext) -> Findings:
+    """Checks that run.dir and rollout.store can be written or made; leaves no file behind."""
+    for key, where in (("run.dir", context.config.run.dir), ("rollout.store", context.config.rollout.store)):
+        if where:
+            yield from guarded(key, "a directory that can be written", _tried(Folder(where)))
+
+
+def _tried(folder: Folder) -> Findings:
+    if folder.on_disk:
+        path = Path(folder.path(""))
+        path.exists()  # raises without permission, or when a name is too long
+        with tempfile.TemporaryFile(dir=_nearest(path)) as file:
+            file.write(b"0")
+            file.flush()
+    else:
+        folder.try_out()
+    yield from ()
+
+
 def room(context: CheckContext) -> Findings:
-    """Checks that run.dir and rollout.store can be written, and that run.dir has room for what the learner writes."""
-    config = context.config
-    run_dir = Path(config.run.dir)
-    yield from writable("run.dir", run_dir)
-    store = Folder(config.rollout.store or run_dir)
-    if not store.on_disk:
-        store.try_out()
-    elif config.rollout.store:
-        yield from writable("rollout.store", Path(store.path("")))
+    """Checks that run.dir has room for what the learner writes."""
     if "student" in context.folders:
-        needed = learner_bytes(config, weights.parameter_count(context.folders["student"]))
-        free = shutil.disk_usage(nearest(run_dir)).free
+        run_dir = Path(context.config.run.dir)
+        needed = learner_bytes(context.config, weights.parameter_count(context.folders["student"]))
+        free = shutil.disk_usage(_nearest(run_dir)).free
         yield f"room: the learner writes up to {decimal(needed)} in {run_dir}, where {decimal(free)} are free"
         if needed > free:
             expected = f"{decimal(needed)} for the learner's checkpoints and the trained student"
@@ -118,23 +127,9 @@ def room(context: CheckContext) -> Findings:
             yield Complaint("run.dir", expected, f"{decimal(free)} in {run_dir}", remedy)
 
 
-def nearest(path: Path) -> Path:
+def _nearest(path: Path) -> Path:
     """Returns the path, or its nearest ancestor that exists; a dangling link counts as existing."""
     return next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
-
-
-def writable(key: str, path: Path) -> Iterator[Complaint]:
-    """Yields a complaint unless the directory can be written or made; leaves no file behind. key: named in it."""
-    near = nearest(path)
-    try:
-        path.exists()  # raises without permission, or when a name is too long
-        with tempfile.TemporaryFile(dir=near) as file:
-            file.write(b"0")
-            file.flush()
-    except OSError as error:
-        remedy = "Choose another directory, mend its link or permissions, or make room."
-        found = f"{path}: {near} cannot be ({error.strerror})"
-        yield Complaint(key, "a directory that can be written", found, remedy)
 
 
 def learner_bytes(config: Config, parameters: int) -> int:

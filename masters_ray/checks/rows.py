@@ -1,7 +1,5 @@
 """Checks of the data: its rows and kinds, what would be set aside, and whether the questions fill every stage."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import Counter, defaultdict
@@ -58,27 +56,18 @@ def source(context: CheckContext, name: str) -> Findings:
     elif source.rows is not None and source.rows > loaded.accepted:
         yield f"  {where}.rows asks for {source.rows}: all {loaded.accepted} are taken"
     data.refuse_too_many(source, loaded, config.data.max_quarantined_share)
+    if name == "held_out" and "train" in context.loaded:
+        inputs.report_overlap(context.loaded["train"], loaded)
 
 
-def overlap(context: CheckContext) -> Findings:
-    """Prints the overlap of training and held-out questions."""
-    if len(context.loaded) == 2:
-        inputs.report_overlap(context.loaded["train"], context.loaded["held_out"])
-    yield from ()
-
-
-def stages(context: CheckContext) -> Findings:
-    """Checks that every stage has questions, if their number is known: all rows were read or data.train.rows is set."""
-    if context.questions is not None:
-        inputs.plan(context.config, context.questions)
-    yield from ()
-
-
-def online_iterations(context: CheckContext) -> Findings:
-    """Lists the first online iterations."""
+def iterations(context: CheckContext) -> Findings:
+    """Checks that every stage has questions, if their number is known: all rows were read or data.train.rows is set.
+    Lists the first online iterations."""
     if fraction := context.config.rollout.online_fraction:
         numbers = (str(number) for number in itertools.count(1) if schedule.is_online(number, fraction))
         yield f"online iterations: {', '.join(itertools.islice(numbers, _ITERATIONS))}, … ({fraction:.1%} of all)"
+    if context.questions is not None:
+        inputs.plan(context.config, context.questions)
 
 
 def _reasons(rejected: Sequence[Rejected]) -> Findings:

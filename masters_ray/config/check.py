@@ -1,7 +1,5 @@
 """Looks up keys in the schema, and lists the complaints about a configuration, each with its key."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools
@@ -9,8 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,37 +17,15 @@ from masters_ray.config.schema import Config
 from masters_ray.errors import Complaint
 
 _SCHEMA = TypeAdapter(Config)
-_WORDS = {
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "above {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "less_than": "below {lt:g}",
-    "finite_number": "a finite number",
-    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
-    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
-}
-"""Type of a pydantic error → what was expected."""
-_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|[-+.]*(nan|inf)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SchemaKey:
-    """A key's entry in the schema."""
+class SchemaKey(NamedTuple):
+    """A key's entry in the schema; the defaults are those of an unknown key."""
 
     kind: Any = None
-    """The key's type; None for an unknown key."""
+    """The value's type; a dataclass for a section."""
     default: Any = MISSING
     scopes: frozenset[KeyScope] = frozenset()
-
-    @property
-    def is_section(self) -> bool:
-        return dataclasses.is_dataclass(self.kind)
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the value is a text, a text or null, or one of a few texts."""
-        return self.kind in (str, str | None) or get_origin(self.kind) is Literal
 
     @property
     def fallback(self) -> Any:
@@ -70,12 +45,11 @@ def _keys(section: Any, prefix: str) -> Iterator[tuple[str, SchemaKey]]:
         key, kind = prefix + one.name, kinds[one.name]
         default = one.default_factory() if callable(one.default_factory) else one.default
         told = getattr(annotated[one.name], "__metadata__", ())
-        default = MISSING if default is dataclasses.MISSING else default
         own = frozenset(scope for scope in told if isinstance(scope, KeyScope))
-        yield key, SchemaKey(kind=kind, default=default, scopes=own)
+        yield key, SchemaKey(kind, MISSING if default is dataclasses.MISSING else default, own)
         if get_origin(kind) is list:
-            key, kind = f"{key}[]", get_args(kind)[0]
-            yield key, SchemaKey(kind=kind)
+            key, [kind] = f"{key}[]", get_args(kind)
+            yield key, SchemaKey(kind)
         if dataclasses.is_dataclass(kind):
             yield from _keys(kind, f"{key}.")
 
@@ -96,7 +70,7 @@ def scopes(key: str) -> frozenset[KeyScope]:
 
 
 def violations(config: Config) -> list[Complaint]:
-    """Returns all complaints about a configuration; touches no file."""
+    """Returns all complaints about a configuration."""
     return checked(dataclasses.asdict(config), [])[1]
 
 
@@ -106,7 +80,7 @@ def checked(values: dict[str, Any], complaints: list[Complaint]) -> tuple[Config
     try:
         config = _SCHEMA.validate_python(values)
     except ValidationError as error:
-        for one in error.errors(include_url=False):
+        for one in error.errors():
             complaints.append(_complaint(one))
             path = [str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), one["loc"])]
             section = functools.reduce(lambda found, name: found[name], path[:-1], values)
@@ -117,18 +91,13 @@ def checked(values: dict[str, Any], complaints: list[Complaint]) -> tuple[Config
 
 
 def _complaint(error: Any) -> Complaint:
-    """error: a pydantic error's details."""
+    """error: a pydantic error's details, whose words are told."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
-    match error["type"]:
-        case "unexpected_keyword_argument":
-            return unknown(key)
-        case "missing":
-            return wrong(key, None, "a value")
-        case "refused":
-            return wrong(key, error["input"], **error["ctx"])
-    if error["type"] in _WORDS:
-        return wrong(key, error["input"], _WORDS[error["type"]].format(**error.get("ctx", {})))
-    return wrong(key, error["input"], error["msg"].removeprefix("Input should be "))
+    if error["type"] == "unexpected_keyword_argument":
+        return unknown(key)
+    if error["type"] == "missing":
+        return wrong(key, None, "a value")
+    return wrong(key, error["input"], re.sub("^(Input should be|Value error,) ", "", error["msg"]))
 
 
 def unknown(key: str) -> Complaint:
@@ -141,10 +110,8 @@ def unknown(key: str) -> Complaint:
 def wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint:
     """Returns the complaint about a value. remedy: default: the key's default, or to set the key."""
     known = key_of(key)
-    if known.is_section:
+    if dataclasses.is_dataclass(known.kind):
         expected, remedy = "a mapping", "Set keys below it."
-    elif not remedy:
-        needed = f"Set {key} in the file or on the command line."
-        remedy = needed if known.default == MISSING else f"The default is {json.dumps(known.default)}."
-    told = found if isinstance(found, str) and _NUMBER.fullmatch(found) else repr(found)
-    return Complaint(key, expected, told, remedy)
+    elif not remedy and known.default == MISSING:
+        remedy = f"Set {key} in the file or on the command line."
+    return Complaint(key, expected, repr(found), remedy or f"The default is {json.dumps(known.default)}.")

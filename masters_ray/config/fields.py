@@ -1,16 +1,13 @@
 """Types of the schema's fields: bounds, forms of paths, and ``KeyScope``: what stays valid when a value changes."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 
 from masters_ray.errors import without_secrets
 
@@ -23,7 +20,7 @@ class Written(str):
 
     written: str
 
-    def __new__(cls, text: str, written: str) -> Written:
+    def __new__(cls, text: str, written: str) -> Self:
         found = super().__new__(cls, text)
         found.written = written
         return found
@@ -45,7 +42,7 @@ def as_written(value: Any) -> Any:
 
 
 def joined(folder: str, name: str) -> str:
-    """Joins a directory, which may be ``Written``, and a name; the result is ``Written`` if the directory is."""
+    """Joins a directory and a name; the result is ``Written`` if the directory is."""
     path = str(Path(folder) / name)
     return Written(path, f"{folder.written}/{name}") if isinstance(folder, Written) else path
 
@@ -69,35 +66,19 @@ class ConfigSection:
     )
 
 
-def refusal(expected: str, remedy: str = "") -> PydanticCustomError:
-    """Returns the error that a validator raises; its words become the complaint."""
-    return PydanticCustomError("refused", "{expected}", {"expected": expected, "remedy": remedy})
-
-
-def only(holds: Callable[[Any], bool], expected: str, remedy: str = "") -> AfterValidator:
+def only(holds: Callable[[Any], bool], expected: str) -> AfterValidator:
     """Returns a validator that refuses a value for which ``holds`` is false, in these words."""
 
     def check(value: Any) -> Any:
         if not holds(value):
-            raise refusal(expected, remedy)
+            raise ValueError(expected)
         return value
 
     return AfterValidator(check)
 
 
-def _whole(value: Any) -> Any:
-    """Reads a text as a number: 1e5, 2.0 and 0x10 are accepted; 010, which YAML reads as 8, is refused."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value) if set(".eE") & set(value) else int(value, 0)
-    except ValueError as error:
-        raise refusal("a whole number") from error
-
-
-Int = Annotated[int, BeforeValidator(_whole)]
-NonNegativeInt = Annotated[Int, Field(ge=0)]
-PositiveInt = Annotated[Int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -106,26 +87,27 @@ MaskRatio = Annotated[float, Field(ge=0, lt=1)]
 """A fraction of each masked matrix."""
 
 _ONE_SLASH = re.compile("(s3|gs|gcs|abfss?|hdfs|file|https?):/(?!/)", re.IGNORECASE)
-_ENVIRONMENT = "Leave them to the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY …) or to the machine's role."
 Text = Annotated[
     str,
     WrapValidator(lambda value, check: value if isinstance(value, Written) else check(value)),
     only(lambda text: text != MISSING, "a value"),
-    only(lambda text: without_secrets(text) == text, "an address without credentials", _ENVIRONMENT),
+    only(
+        lambda text: without_secrets(text) == text,
+        "an address without credentials (leave those to the environment, such as AWS_ACCESS_KEY_ID, or to the "
+        "machine's role)",
+    ),
 ]
 """A text without credentials in its addresses, since it is written to the run's files."""
 Place = Annotated[
     Text,
-    only(lambda place: not place.startswith("~"), "a path without ~", "Write the whole path, or $HOME."),
-    only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path", "Write ://."),
+    only(lambda place: not place.startswith("~"), "a whole path: only a shell expands ~, or $HOME"),
+    only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path"),
 ]
-"""A path or an address. Refuses ~, which only a shell expands, and s3:/x, which would be a directory's name."""
-_NO_PATTERN = ("a path without *, ? and [, which vLLM reads as a pattern", "Choose or link another directory.")
-Directory = Annotated[Place, only(lambda path: not set("*?[") & set(str(Path(path).absolute())), *_NO_PATTERN)]
+"""A path or an address."""
+_NO_PATTERN = "a path without *, ? and [, which vLLM reads as a pattern"
+Directory = Annotated[Place, only(lambda path: not set("*?[") & set(path and str(Path(path).absolute())), _NO_PATTERN)]
 Checkpoint = Annotated[
     Place,
-    only(
-        lambda name: not set("*?[") & set(str(Path(name).absolute()) if os.path.lexists(name) else name), *_NO_PATTERN
-    ),
+    only(lambda name: not set("*?[") & set(str(Path(name).absolute()) if os.path.lexists(name) else name), _NO_PATTERN),
 ]
 """A directory with weights, or a model id of the Hub if there is no directory of that name."""

@@ -1,15 +1,13 @@
 """Merges defaults, a YAML file and ``key=value`` overrides to a Config, and reports every violation at once."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from masters_ray.config.check import checked, key_of, known_keys, unknown, wrong
 from masters_ray.config.fields import Written, as_written
@@ -49,9 +47,16 @@ def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, 
     complaints: list[Complaint] = []
     tree: DictConfig = OmegaConf.create(yaml.load(to_yaml(Config()), _Texts))  # type: ignore[assignment]
     for key, value in [*_of_file(Path(file), complaints), *_of_words(overrides or [], complaints)]:
-        complaints += _assign(tree, key, value)
-    values = _followed(tree, OmegaConf.to_container(tree), "", complaints)
-    return checked(values, complaints)
+        if key not in known_keys() or "[" in key:
+            complaints.append(unknown(key))
+        elif dataclasses.is_dataclass(key_of(key).kind):
+            complaints.append(wrong(key, value, "a mapping"))
+        else:
+            try:
+                OmegaConf.update(tree, key, value, merge=False)
+            except OmegaConfBaseException as error:
+                complaints.append(_leads_nowhere(key, value, error))
+    return checked(_followed(tree, OmegaConf.to_container(tree), "", complaints), complaints)
 
 
 def to_yaml(config: Config) -> str:
@@ -80,17 +85,16 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
             complaints.append(Complaint(word, "key=value", "no '='", "Write for instance learner.workers=2."))
             continue
         try:
-            word.encode()  # under a locale that is not UTF-8, words may hold surrogates
             yield from leaves(_value(key, text), key)
-        except (yaml.YAMLError, UnicodeEncodeError) as error:
-            found = " ".join(str(error).split())
-            complaints.append(Complaint(repr(word)[1:-1], "a YAML value in UTF-8", found, "Quote the value."))
+        except yaml.YAMLError as error:
+            complaints.append(Complaint(word, "a YAML value", " ".join(str(error).split()), "Quote the value."))
 
 
 def _value(key: str, text: str) -> Any:
     """Parses an override's value as YAML; keeps the value of a text key as typed unless it is quoted or null."""
-    typed = key_of(key).is_text and text not in ("", "null", "~") and text[0] not in "\"'"
-    return text if typed else yaml.load(text, _Texts)
+    kind = key_of(key).kind
+    typed = kind in (str, str | None) or get_origin(kind) is Literal
+    return text if typed and text not in ("", "null", "~") and text[0] not in "\"'" else yaml.load(text, _Texts)
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -102,33 +106,17 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def _assign(tree: DictConfig, key: str, value: Any) -> Iterator[Complaint]:
-    if key not in known_keys() or "[" in key:
-        yield unknown(key)
-    elif key_of(key).is_section:
-        yield wrong(key, value, "a mapping")
-    else:
-        try:
-            OmegaConf.update(tree, key, value, merge=False)
-        except OmegaConfBaseException as error:
-            yield _leads_nowhere(key, value, error)
-
-
 def _followed(tree: DictConfig, value: Any, key: str, complaints: list[Complaint]) -> Any:
     """Returns the values at a key of ``tree`` with interpolations resolved. value: the unresolved ones."""
     if isinstance(value, dict):
-        dotted = {name: f"{key}.{name}" if key else str(name) for name in value}
-        return {name: _followed(tree, one, dotted[name], complaints) for name, one in value.items()}
+        below = f"{key}." if key else ""
+        return {name: _followed(tree, one, f"{below}{name}", complaints) for name, one in value.items()}
     if isinstance(value, list):
         return [_followed(tree, one, f"{key}[{number}]", complaints) for number, one in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
     try:
         found = OmegaConf.select(tree, key)
-        if OmegaConf.is_config(found):
-            return yaml.load(OmegaConf.to_yaml(found, resolve=True), _Texts)
-    except InterpolationToMissingValueError:  # the missing key has a complaint of its own
-        return key_of(key).fallback
     except (OmegaConfBaseException, RecursionError) as error:
         complaints.append(_leads_nowhere(key, value, error))
         return key_of(key).fallback
@@ -137,8 +125,5 @@ def _followed(tree: DictConfig, value: Any, key: str, complaints: list[Complaint
 
 def _leads_nowhere(key: str, found: Any, error: Exception) -> Complaint:
     told = str(error).partition("\n")[0].rstrip(".")
-    remedy = (
-        f"{told}. ${{oc.env:NAME}} is a variable of the environment, ${{oc.env:NAME,x}} one with a default, "
-        "${run.seed} another key."
-    )
+    remedy = f"{told}. ${{oc.env:NAME,x}} is a variable of the environment with a default, ${{run.seed}} another key."
     return wrong(getattr(error, "full_key", None) or key, found, "an interpolation that leads to a value", remedy)

@@ -1,9 +1,7 @@
 """Every key of a configuration with its default, unit, bounds, and when it may change in a run that has begun."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -12,7 +10,6 @@ from masters_ray.config.fields import (
     Checkpoint,
     ConfigSection,
     Directory,
-    Int,
     KeyScope,
     MaskRatio,
     NonNegativeFloat,
@@ -59,7 +56,7 @@ class DataSource(ConfigSection):
     """Rows with question, answer, image (path relative to the file, bytes, or a list), optionally choices, id, kind."""
 
     format: Literal["jsonl", "parquet"] = "jsonl"
-    path: Place | None = None
+    path: Place = MISSING
     rows: PositiveInt | None = None
     """Number of rows to take in the seeded order, kinds balanced; default: all."""
 
@@ -96,7 +93,7 @@ class Engine(ConfigSection):
     """Fraction of a GPU's memory that the engine takes. Default: 0.9 of the fraction of the GPU that its replica
     reserves; in turns with the learner, whose weights stay on the GPU, all engines on a GPU share 0.6 of it."""
     kv_cache_memory_bytes: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Default: on a GPU what is left; on a CPU room for two sequences of max_model_len tokens, at least 64 MiB."""
+    """Default: on a GPU what is left; on a CPU 1 GiB."""
     enforce_eager: Annotated[bool, KeyScope.RESUMABLE] = False
     """Run without CUDA graphs and compilation: the engine starts faster and generates more slowly."""
     max_pictures: PositiveInt = 1
@@ -120,8 +117,6 @@ class HostedModel(ConfigSection):
 
     checkpoint: Checkpoint = MISSING
     replicas: Annotated[PositiveInt, KeyScope.RESUMABLE] = 1
-    max_replicas: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
-    """Most replicas: further ones join while rollouts are made, when the cluster has room; default: replicas."""
     cpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 1.0
     """CPUs that Ray reserves for each replica."""
     gpus: Annotated[NonNegativeFloat, KeyScope.RESUMABLE] = 0.0
@@ -170,7 +165,7 @@ class Sampling(ConfigSection):
     temperature: PositiveFloat = 1.0
     """Above 0, since the answers of a group must differ."""
     top_p: Annotated[PositiveFloat, Field(le=1)] = 0.9
-    top_k: Annotated[Int, only(lambda tokens: tokens == -1 or tokens >= 1, "at least 1, or -1 for all")] = 50
+    top_k: Annotated[int, only(lambda tokens: tokens == -1 or tokens >= 1, "at least 1, or -1 for all")] = 50
     repetition_penalty: PositiveFloat = 1.05
     max_tokens: PositiveInt = 1024
 
@@ -202,7 +197,7 @@ class Rollout(ConfigSection):
     """Online replicas' devices. beside: their own; turns: the learner's (one node); auto: beside if that fits."""
     pictures: Annotated[Literal["embed", "reference"], KeyScope.RESUMABLE] = "embed"
     """embed: stores hold the pictures' bytes and can be moved; reference: paths that every node must see."""
-    max_restarts: Annotated[Int, KeyScope.RESUMABLE] = 10
+    max_restarts: Annotated[int, KeyScope.RESUMABLE] = 10
     """Most restarts of a replica whose process died."""
     max_set_aside_share: Annotated[Share, KeyScope.RESUMABLE] = 0.05
     """Limit on the fraction of a stage's questions without a row (bad picture, prompt or verdicts, dead replicas), of
@@ -361,7 +356,7 @@ class Config(ConfigSection):
         further = {f"growth[{number}].teacher": one.teacher for number, one in enumerate(self.growth)}
         return {"teacher": self.teacher, **further, "student": self.student}
 
-    def of_teacher(self, number: int) -> Config:
+    def of_teacher(self, number: int) -> Self:
         """Returns the configuration with teacher ``number`` (from 0) as its only teacher."""
         if number == 0:
             return replace(self, growth=[])

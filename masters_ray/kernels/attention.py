@@ -12,21 +12,23 @@ Three kernels give the same result; ``kernel_for`` picks by what the device can 
 * ``dense``: scaled_dot_product_attention with a boolean mask, anywhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._triton import has_triton
 
 Kernel = Literal["blocks", "flex", "dense"]
 
 _MOST_PADDING = 2.0
 """Answers of one group are attended together, padded to the longest, up to this many times their tokens."""
+_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ class Layout:
     spans: tuple[Span, ...]
     length: int
     """Tokens of the sequence, padding included."""
-    _masks: dict[tuple[str, torch.device], Any] = field(default_factory=dict, compare=False, repr=False)
+    _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Masks that were made already: all layers use the same."""
 
     @property
     def padding(self) -> int:
@@ -73,24 +76,22 @@ class Layout:
             for span in self.spans
         )
 
-    def dense_mask(self, device: torch.device) -> Tensor:
-        """bool [length, length]: row sees column. Padding sees itself: no row of a softmax may be empty."""
-        if ("dense", device) not in self._masks:
-            place = torch.arange(self.length, device=device)
-            self._masks["dense", device] = self._sees(device)(place, place, place[:, None], place[None, :])
-        return self._masks["dense", device]
+    def mask(self, kernel: Literal["flex", "dense"], device: torch.device) -> Any:
+        """Returns what each token sees: FlexAttention's block mask, or for ``dense`` bool [length, length], row sees
+        column. Padding sees itself: no row of a softmax may be empty."""
+        if kernel not in self._masks:
+            sees = self._rule(device)
+            if kernel == "flex":
+                from torch.nn.attention.flex_attention import create_block_mask
 
-    def block_mask(self, device: torch.device) -> Any:
-        """The same as FlexAttention's block mask."""
-        if ("flex", device) not in self._masks:
-            from torch.nn.attention.flex_attention import create_block_mask
+                self._masks[kernel] = create_block_mask(sees, None, None, self.length, self.length, device=device)
+            else:
+                place = torch.arange(self.length, device=device)
+                self._masks[kernel] = sees(place, place, place[:, None], place[None, :])
+        return self._masks[kernel]
 
-            rule = self._sees(device)
-            self._masks["flex", device] = create_block_mask(rule, None, None, self.length, self.length, device=device)
-        return self._masks["flex", device]
-
-    def _sees(self, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """The rule of both masks, on indices of batch, head, query and key."""
+    def _rule(self, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Returns the rule of both masks, on indices of batch, head, query and key."""
         # Of each token its group (padding: −1), and its answer within the group (the prompt: −1).
         group, answer = (torch.full((self.length,), -1, dtype=torch.int32) for _ in range(2))
         for index, span in enumerate(self.spans):
@@ -107,10 +108,10 @@ class Layout:
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The fastest kernel that this device and number format can run."""
+    """Returns the fastest kernel that this device and number format can run."""
     if device.type == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16):
         return "blocks"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and _has_triton():
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and has_triton():
         return "flex"
     return "dense"
 
@@ -118,29 +119,20 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, kernel: Kernel | None = None
 ) -> Tensor:
-    """Attention of one packed sequence.
+    """Returns the attention of one packed sequence, [1, length, heads, width].
 
     query: [1, heads, length, width]; key and value: [1, key heads, length, width], heads a multiple of key heads.
-    Returns [1, length, heads, width]. kernel: default ``kernel_for`` the query.
+    kernel: default ``kernel_for`` the query.
     """
     kernel = kernel or kernel_for(query.device, query.dtype)
     if kernel == "blocks":
         return _Blocks.apply(query, key, value, layout, scale)
+    mask = layout.mask(kernel, query.device)
     if kernel == "flex":
-        mixed = _flex(query.is_cuda)(
-            query, key, value, block_mask=layout.block_mask(query.device), scale=scale, enable_gqa=True
-        )
+        mixed = _flex(query.is_cuda)(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
     else:
-        mask = layout.dense_mask(query.device)
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     return mixed.transpose(1, 2)
-
-
-@cache
-def _has_triton() -> bool:
-    from torch.utils._triton import has_triton
-
-    return has_triton()
 
 
 @cache
@@ -150,8 +142,41 @@ def _flex(compiled: bool) -> Any:
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Stretches of tokens that follow one another, taken as a batch, padded at their ends to the longest."""
+
+    start: int
+    lengths: tuple[int, ...]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Returns [1, heads, length, …] as [stretches, heads, longest, …], padded with zeros; a view if all stretches
+        are of one length."""
+        if len(set(self.lengths)) == 1:
+            return self._batch(tensor)
+        part = self._part(tensor)
+        rows = part.new_zeros(len(self.lengths), part.shape[0], max(self.lengths), *part.shape[2:])
+        for place, row in self.pairs(tensor, rows):
+            row.copy_(place)
+        return rows
+
+    def pairs(self, tensor: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields views of ``tensor``, each with the view of ``rows``, shaped as ``of`` returns, that belongs there."""
+        if len(set(self.lengths)) == 1:
+            yield self._batch(tensor), rows
+            return
+        for row, piece in zip(rows, self._part(tensor).split(self.lengths, 1), strict=True):
+            yield piece, row[:, : piece.shape[1]]
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        return tensor[0, :, self.start : self.start + sum(self.lengths)]
+
+    def _batch(self, tensor: Tensor) -> Tensor:
+        return self._part(tensor).unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
+
+
 class _Blocks(torch.autograd.Function):
-    """The calls of the CPU kernel, joined by their log-sum-exp.
+    """Joins the calls of the CPU kernel by their log-sum-exp.
 
     The kernel's backward is right for a part of the keys when it is given the output and the log-sum-exp over all of
     them.
@@ -174,8 +199,8 @@ class _Blocks(torch.autograd.Function):
             joint = torch.logaddexp(before_sum, part_sum)
             part *= (part_sum - joint).exp_().unsqueeze(-1)
             part += queries.of(out) * (before_sum - joint).exp_().unsqueeze(-1)
-            queries.put(out, part)
-            queries.put(total, joint)
+            for place, row in (*queries.pairs(out, part), *queries.pairs(total, joint)):
+                place.copy_(row)
         ctx.save_for_backward(query, key, value, mixed, total)
         ctx.layout, ctx.scale = layout, scale
         return mixed
@@ -190,62 +215,19 @@ class _Blocks(torch.autograd.Function):
             given, q, out, sums = (_shared_first(queries.of(tensor), shared) for tensor in of_queries)
             k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
             grad_q, grad_k, grad_v = _KERNEL_BACKWARD(given, q, k, v, out, sums, 0.0, causal, scale=ctx.scale)
-            queries.add(grad_query, _shared_last(grad_q, shared))
-            keys.add(grad_key, _added_up(grad_k, shared))
-            keys.add(grad_value, _added_up(grad_v, shared))
+            for place, row in (
+                *queries.pairs(grad_query, _shared_last(grad_q, shared)),
+                *keys.pairs(grad_key, _added_up(grad_k, shared)),
+                *keys.pairs(grad_value, _added_up(grad_v, shared)),
+            ):
+                place.add_(row)
         return grad_query, grad_key, grad_value, None, None
 
 
-_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Stretches of tokens that follow one another, taken as a batch, padded at their ends to the longest."""
-
-    start: int
-    lengths: tuple[int, ...]
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """[1, heads, length, …] → [stretches, heads, longest, …]; padding is zero, and without any it is a view."""
-        if len(set(self.lengths)) == 1:
-            return self._batch(tensor)
-        part = self._part(tensor)
-        rows = part.new_zeros(len(self.lengths), part.shape[0], max(self.lengths), *part.shape[2:])
-        for row, piece in zip(rows, part.split(self.lengths, 1), strict=True):
-            row[:, : piece.shape[1]] = piece
-        return rows
-
-    def put(self, tensor: Tensor, rows: Tensor) -> None:
-        """The reverse of ``of``, written into ``tensor``."""
-        for place, row in self._places(tensor, rows):
-            place.copy_(row)
-
-    def add(self, tensor: Tensor, rows: Tensor) -> None:
-        """The same, added to what is there."""
-        for place, row in self._places(tensor, rows):
-            place.add_(row)
-
-    def _places(self, tensor: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(view of ``tensor``, what belongs there)"""
-        if len(set(self.lengths)) == 1:
-            yield self._batch(tensor), rows
-            return
-        for row, piece in zip(rows, self._part(tensor).split(self.lengths, 1), strict=True):
-            yield piece, row[:, : piece.shape[1]]
-
-    def _part(self, tensor: Tensor) -> Tensor:
-        return tensor[0, :, self.start : self.start + sum(self.lengths)]
-
-    def _batch(self, tensor: Tensor) -> Tensor:
-        return self._part(tensor).unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
-
-
 def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
-    """(queries, keys, whether a query sees only the keys up to its place) of each call: every prompt against itself,
-    its answers against it, and each answer against itself. Answers go together unless padding them would cost too
-    much."""
+    """Yields (queries, keys, whether a query sees only the keys up to its place) of each call: every prompt against
+    itself, its answers against it, and each answer against itself. Answers go together unless padding them would cost
+    too much."""
     for span in layout.spans:
         prompt, lengths = _Rows(span.start, (span.prompt,)), tuple(length for length in span.answers if length)
         yield prompt, prompt, True
@@ -253,14 +235,11 @@ def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
             continue
         yield _Rows(span.answers_start, (sum(lengths),)), prompt, False
         if max(lengths) * len(lengths) <= _MOST_PADDING * sum(lengths):
-            together = _Rows(span.answers_start, lengths)
-            yield together, together, True
-            continue
-        start = span.answers_start
-        for length in lengths:
-            alone = _Rows(start, (length,))
-            yield alone, alone, True
-            start += length
+            answers = [_Rows(span.answers_start, lengths)]
+        else:
+            starts = accumulate(lengths, initial=span.answers_start)
+            answers = [_Rows(start, (length,)) for start, length in zip(starts, lengths, strict=False)]
+        yield from ((one, one, True) for one in answers)
 
 
 # Query heads that share a key head lie on the batch axis, so that no key is repeated in memory for a single stretch.
@@ -272,7 +251,7 @@ def _shared_first(rows: Tensor, shared: int) -> Tensor:
 
 
 def _shared_last(rows: Tensor, shared: int) -> Tensor:
-    """The reverse."""
+    """Inverts ``_shared_first``."""
     return rows.unflatten(0, (shared, -1)).movedim(0, 2).flatten(1, 2)
 
 
@@ -282,7 +261,7 @@ def _repeated(rows: Tensor, shared: int) -> Tensor:
 
 
 def _added_up(rows: Tensor, shared: int) -> Tensor:
-    """The sum over what ``_repeated`` gave, in place."""
+    """Sums over what ``_repeated`` gave, in place."""
     total, *others = rows.unflatten(0, (shared, -1))
     for other in others:
         total += other
@@ -290,5 +269,5 @@ def _added_up(rows: Tensor, shared: int) -> Tensor:
 
 
 def _zeros_by_token(tensor: Tensor) -> Tensor:
-    """[1, heads, length, width], laid out token by token as projections want it."""
+    """Returns [1, heads, length, width], laid out token by token as projections want it."""
     return torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

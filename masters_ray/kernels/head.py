@@ -5,8 +5,6 @@ becomes probabilities in place in the forward pass and gradients in the backward
 all logits fit, they are one tile that is kept for the backward pass; otherwise backward computes every tile again.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -32,9 +30,9 @@ def answer_terms(
     *,
     logits_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each.
-    JSD and bound are those of ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single
-    backward pass, to hidden, weight and bias.
+    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each, as
+    ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single backward pass, to hidden,
+    weight and bias.
 
     hidden: [tokens, width], the states that predict the targets. weight, bias: the output head, [vocabulary, width] and
     [vocabulary] or None. targets: [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's as in

@@ -4,8 +4,6 @@ It compares distributions over the whole vocabulary. It holds one slice of token
 the slice again in the backward pass.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -8,17 +8,14 @@ Each answer's positions continue those of its prompt, so hidden states and gradi
 sequences. The last token of an answer is only predicted, so it is not an input.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masters_ray.errors import UnreadableRowError
 from masters_ray.kernels.attention import Layout, Span
 from masters_ray.records import RolloutGroup
 
@@ -73,18 +70,14 @@ class PackedBatch:
     left_out: Tensor
     """float32 [N], the teacher's probability mass outside the k tokens"""
 
-    def to(self, device: torch.device) -> PackedBatch:
+    def to(self, device: torch.device) -> Self:
         """Returns this batch on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        vision = {name: value.to(device, non_blocking=True) for name, value in self.vision.items()}
-        return replace(self, vision=vision, **moved)
 
+        def moved(values: dict[str, Any]) -> dict[str, Any]:
+            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            return {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
 
-def sequence_tokens(group: RolloutGroup) -> int:
-    """Returns the tokens that the group occupies in a packed sequence."""
-    return group.prompt_tokens + sum(len(answer.judged.answer.token_ids) - 1 for answer in group.answers)
+        return replace(self, vision=moved(self.vision), **moved(vars(self)))
 
 
 def pack(
@@ -92,11 +85,8 @@ def pack(
 ) -> PackedBatch:
     """Returns one sequence of the groups with their prompts, padded at the end to a multiple of ``multiple_of`` tokens.
 
-    Raises UnreadableRowError for the first group with an unjudged or empty answer, or whose number k of teacher
-    log-probabilities per token differs from the first answer's.
+    Every answer must have an accuracy and tokens, and all the same number k of teacher log-probabilities per token.
     """
-    for group in groups:
-        _check(group, width=groups[0].answers[0].teacher.top_ids.shape[1])
     input_ids: list[Tensor] = []
     positions: list[Tensor] = []
     predict_at: list[Tensor] = []
@@ -130,7 +120,7 @@ def pack(
         targets=torch.tensor([token for one in judged for token in one.answer.token_ids]),
         answer_of=torch.repeat_interleave(torch.tensor([len(one.answer.token_ids) for one in judged])),
         group_of=torch.repeat_interleave(torch.tensor([len(group.answers) for group in groups])),
-        accuracy=torch.tensor([float(one.accuracy or 0) for one in judged]),
+        accuracy=torch.tensor([one.accuracy for one in judged], dtype=torch.float32),
         reasoning=torch.tensor([float(one.reasoning or 0) for one in judged]),
         cut=torch.tensor([one.answer.finish == "length" for one in judged]),
         reference_logprobs=_joined(one.reference_logprobs for one in answers),
@@ -144,18 +134,3 @@ def pack(
 
 def _joined(arrays: Iterable[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(list(arrays)))
-
-
-def unreadable(group: RolloutGroup, reason: str) -> UnreadableRowError:
-    """Returns the error that says why a group cannot be packed."""
-    return UnreadableRowError(group.problem.id, group.stage, group.position, reason)
-
-
-def _check(group: RolloutGroup, width: int) -> None:
-    for answer in group.answers:
-        if answer.judged.accuracy is None:
-            raise unreadable(group, "an unjudged answer has no reward and cannot be trained on")
-        if not answer.judged.answer.token_ids:
-            raise unreadable(group, "an answer has no tokens")
-        if (found := answer.teacher.top_ids.shape[1]) != width:
-            raise unreadable(group, f"it holds {found} teacher log-probabilities a token, others hold {width}")

@@ -1,4 +1,1 @@
-"""The learner: a Ray Train worker group on DeepSpeed that reads stored groups from a Ray Dataset.
-
-This file imports nothing, so that importing ``job`` alone does not load PyTorch and Ray Train.
-"""
+"""The learner: Ray Train workers with DeepSpeed. Imports nothing, so that ``job`` alone does not load PyTorch."""

@@ -1,8 +1,6 @@
 """Compares the log-probabilities that learner and engine compute for the same tokens under the same weights, row by
 row: a picture that the two read differently changes the log-probs of its row, but hardly a mean over many rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -15,9 +13,11 @@ from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner.batches import Step
-from masters_ray.learner.collate import Part
+from masters_ray.learner.collate import WorkerStep
 from masters_ray.records import LogprobMismatch
 
+Mismatch = tuple[LogprobMismatch, dict[tuple[int, int], str]]
+"""With (stage, position) → why the row must not be trained on, for each row above the bound."""
 _LARGEST_GAP = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1}
 """Largest mean absolute difference over a row's answer tokens, in nats; the coarser number format of learner and engine
 decides (measurements: docs/LEARNER.md)."""
@@ -25,13 +25,12 @@ _ROWS = 64
 """Rows that are compared per stage."""
 _FROM_A_SHARD = 16
 _FEW = 0.01
-"""Share of the compared rows that may exceed the bound; a single row always may."""
+"""Fraction of the compared rows that may exceed the bound; a single row always may."""
 _UNTRAINED = (
-    "Did the student's checkpoint, its processor files or chat template change since the rollouts were made, or the "
-    "pictures, or how they are opened? Are start or end tokens other ones? Otherwise the learner does not run this "
-    "model as vLLM does: its kernels or number format (try student.engine.enforce_eager=true, or dtype=float32 for "
-    "both), quantised weights, sliding windows or recurrent layers, which packed sequences do not support. If the "
-    "model is right and only its rounding is this coarse, raise learner.max_logprob_gap."
+    "Did checkpoint, processor files, chat template, start or end tokens, or the pictures change since the rollouts "
+    "were made? Otherwise the learner does not run this model as vLLM does: its kernels or number format (try "
+    "student.engine.enforce_eager=true, or dtype=float32 for both), quantised weights, sliding windows or recurrent "
+    "layers. If only its rounding is this coarse, raise learner.max_logprob_gap."
 )
 _UNFIT = (
     "learner and engine are {:.3g} nats per token apart on it, more than {:g}; did its picture change since its "
@@ -75,68 +74,60 @@ def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
     return torch.stack([sums, torch.bincount(row, minlength=rows).double(), most], -1)
 
 
-def mismatch(
-    step: Step, gaps: Tensor, bound: float, on_policy: bool = False
-) -> tuple[LogprobMismatch, dict[tuple[int, int], str]] | None:
-    """Returns the mismatch of a step, and (stage, position) → reason for each row to leave out because its mean gap
-    exceeds ``bound``. None when no row was compared. Raises LearnerError when too many rows exceed the bound.
+def compare(
+    part: WorkerStep, logprobs: Callable[[PackedBatch], Tensor], over_workers: Callable[[Tensor], Tensor], bound: float
+) -> Mismatch | None:
+    """Returns the mismatch of a stage's ``sample``: its stored reference log-probabilities against ``logprobs``, which
+    computes the untrained student's for a batch. All workers must call this together, each with its part of the sample.
 
-    gaps: as ``row_gaps`` returns, [rows of the step, 3]; 0 for rows that were not compared. on_policy: the rows are
-    fresh answers, not the untrained student's. Then a row counts as apart only if the weights at the start of this step
-    wrote it, and the error is also raised when all compared rows are apart.
+    over_workers: sums over all workers. Returns None for a sample of a single row that cannot be read. Raises
+    LearnerError when a worker can read no row of a larger one, or when too many rows exceed ``bound``.
     """
+    step, rows, stage = part.step, len(part.step.table), f"stage {part.step.plan.stage}"
+    if over_workers(torch.tensor([float(not part.micro_batches)])).any():
+        if rows <= 1:
+            return None
+        examples = "".join(f", for example {row.row}, {row.reason}" for row in list(part.unreadable.values())[:1])
+        raise LearnerError(f"a worker can read none of {rows} rows of {stage}{examples}")
+    gaps = torch.zeros(rows, 3, dtype=torch.float64)
+    for micro in part.micro_batches:
+        own = logprobs(micro.batch)
+        if micro.indices:
+            gaps[micro.indices] = row_gaps(own, micro.batch.reference_logprobs.to(own.device), micro.batch)
+    return _mismatch(step, over_workers(gaps), bound, f"{stage}: the untrained student's answers", _UNTRAINED)
+
+
+def check_fresh(step: Step, gaps: Tensor, bound: float) -> None:
+    """Raises LearnerError when too many of a step's fresh rows exceed ``bound``. Compares those that were written by
+    the weights at the start of this step. gaps: as ``row_gaps`` returns, [rows of the step, 3]."""
+    is_own = torch.tensor([version == step.number - 1 for version in step.table["version"].to_pylist()])
+    gaps = torch.where(is_own.unsqueeze(1), gaps, 0.0)
+    _mismatch(step, gaps, bound, f"step {step.number}: fresh answers", _ON_POLICY)
+
+
+def _mismatch(step: Step, gaps: Tensor, bound: float, of: str, remedy: str) -> Mismatch | None:
+    """gaps: [rows of the step, 3], 0 for rows that were not compared; without any of those returns None."""
     sums, tokens, most = gaps.unbind(-1)
     rows = int(tokens.count_nonzero())
     if not rows:
         return None
     means = torch.where(tokens > 0, (sums / tokens).nan_to_num(nan=math.inf), 0.0).tolist()
+    ids, positions = (step.table[name].to_pylist() for name in ("id", "position"))
     apart = [index for index, mean in enumerate(means) if mean > bound]
-    if on_policy:
-        versions = step.table["version"].to_pylist()
-        apart = [index for index in apart if versions[index] == step.number - 1]
-    worst = max(apart or range(len(means)), key=means.__getitem__)
-    id = step.table["id"][worst].as_py()
-    if len(apart) > max(1, int(_FEW * rows)) or (on_policy and len(apart) == rows):
-        place = f"step {step.number}" if on_policy else f"stage {step.plan.stage}"
-        answers = "fresh answers" if on_policy else "the untrained student's answers"
+    worst = max(range(len(means)), key=means.__getitem__)
+    if len(apart) > max(1, int(_FEW * rows)) or len(apart) == rows:
         raise LearnerError(
-            f"{place}: the learner's log-probabilities of {answers} differ from the engine's by more than {bound:g} "
-            f"nats per token in {len(apart)} of {rows} rows, most in {id} ({means[worst]:.3g}, at one token "
-            f"{float(most[worst]):.3g}). {_ON_POLICY if on_policy else _UNTRAINED}"
+            f"{of}: the learner's log-probabilities differ from the engine's by more than {bound:g} nats per token in "
+            f"{len(apart)} of {rows} rows, most in {ids[worst]} ({means[worst]:.3g}, at one token "
+            f"{float(most[worst]):.3g}). {remedy}"
         )
     found = LogprobMismatch(
         stage=step.plan.stage,
         rows=rows,
-        row=id,
+        row=ids[worst],
         mean_gap=means[worst],
         token_gap=float(most.nan_to_num(nan=math.inf).max()),
         bound=bound,
         apart=len(apart),
     )
-    positions = step.table["position"].to_pylist()
     return found, {(found.stage, positions[index]): _UNFIT.format(means[index], bound) for index in apart}
-
-
-def compared(
-    part: Part,
-    logprobs: Callable[[PackedBatch], Tensor],
-    over_workers: Callable[[Tensor], Tensor],
-    bound: float,
-) -> tuple[LogprobMismatch, dict[tuple[int, int], str]] | None:
-    """Returns ``mismatch`` of a stage's ``sample``: its stored reference log-probabilities against ``logprobs``, which
-    computes the untrained student's for a batch. All workers must call this together, each with its part of the sample.
-
-    over_workers: sums over all workers. Raises LearnerError also when a worker can read no row of a sample of several.
-    """
-    step = part.step
-    if over_workers(torch.tensor([float(not part.micro_batches)])).any():
-        if len(step.table) <= 1:
-            return None
-        reason = next((f"{row.row}, {row.reason}" for row in part.unreadable.values()), "its own words tell")
-        raise LearnerError(f"a worker can read none of {len(step.table)} rows of stage {step.plan.stage} ({reason})")
-    gaps = torch.zeros(len(step.table), 3, dtype=torch.float64)
-    for micro in part.micro_batches:
-        own = logprobs(micro.batch)
-        if micro.indices:
-            gaps[micro.indices] = row_gaps(own, micro.batch.reference_logprobs.to(own.device), micro.batch)
-    return mismatch(step, over_workers(gaps), bound)

@@ -1,16 +1,15 @@
 """Cuts the dataset's rows into optimizer steps, and each step into micro-batches per worker."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from masters_ray import store
 from masters_ray.errors import LearnerError
@@ -41,7 +40,7 @@ class Step:
     """Message for the user when the rows are not the planned ones; empty otherwise."""
 
     @classmethod
-    def of(cls, plan: StagePlan, number: int, table: pa.Table, workers: int, budget: int, **more: Any) -> Step:
+    def of(cls, plan: StagePlan, number: int, table: pa.Table, workers: int, budget: int, **more: Any) -> Self:
         """Cuts the rows into micro-batches of at most ``budget`` tokens for ``workers`` workers."""
         rounds = micro_batches(store.sequence_tokens(table), workers, budget)
         return cls(plan=plan, number=number, table=table, rounds=rounds, **more)
@@ -58,20 +57,14 @@ class Step:
 
     @property
     def ages(self) -> list[int]:
-        """Staleness of each fresh row, in optimizer steps."""
-        return ages(self.table, self.number)
+        """Staleness of each fresh row (version ≥ 0): optimizer steps by which the version that wrote it is behind."""
+        return [self.number - 1 - version for version in self.table["version"].to_pylist() if version >= 0]
 
     @property
     def capacity(self) -> int:
         """Tokens that all workers process if each round is filled to its longest micro-batch."""
         loads = ([sum(self.tokens[index] for index in one) for one in workers] for workers in self.rounds)
         return sum(max(workers) * len(workers) for workers in loads)
-
-
-def ages(table: pa.Table, number: int) -> list[int]:
-    """Returns the staleness at iteration ``number`` of each fresh row (version ≥ 0): the optimizer steps by which the
-    version that wrote it is behind."""
-    return [number - 1 - version for version in table["version"].to_pylist() if version >= 0]
 
 
 def steps(
@@ -95,29 +88,27 @@ def steps(
             continue
         note = ""
         if iteration.online:
-            table, note = _or_fresh(table, iteration.number, fresh(iteration.number), max_staleness)
+            table, note = _or_fresh(table, fresh(iteration.number), iteration.number - 1 - max_staleness)
+            note = note and f"iteration {iteration.number}: {note}"
         yield Step.of(plan, iteration.number, table, workers, budget, online=iteration.online, note=note)
 
 
-def _or_fresh(stored: pa.Table, number: int, came: pa.Table | None, max_staleness: int) -> tuple[pa.Table, str]:
-    """Returns the rows to learn from, and the step's note."""
+def _or_fresh(stored: pa.Table, came: pa.Table | None, oldest: int) -> tuple[pa.Table, str]:
+    """Returns the rows to learn from, and the step's note. oldest: version whose rows may still be used."""
     reason = "its fresh answers did not come in time"
     if came is not None:
-        came = came.select(store.SCHEMA.names)
-        young = came.filter(pa.array([age <= max_staleness for age in ages(came, number)], pa.bool_()))
-        if late := len(came) - len(young):
-            reason = f"{late} fresh groups are too old and left out"
+        young = came.filter(pc.greater_equal(came["version"], oldest)).select(store.SCHEMA.names)
         if len(young):
-            return young, f"iteration {number}: {reason}" if late else ""
+            late = len(came) - len(young)
+            return young, f"{late} fresh groups are too old and left out" if late else ""
         reason = "none of its questions has a fresh group"
     remedy = f"it learns from {len(stored)} stored ones" if len(stored) else "none is stored, it is left out"
-    return stored, f"iteration {number}: {reason}; {remedy}"
+    return stored, f"{reason}; {remedy}"
 
 
 def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
     """Yields the stored rows of each planned iteration."""
-    pending, places = store.SCHEMA.empty_table(), np.empty(0, np.int64)
-    last = -1
+    pending, places, last = store.SCHEMA.empty_table(), np.empty(0, np.int64), -1
     taken: Counter[int] = Counter()
     for index, (plan, iteration) in enumerate(plans):
         parts = []
@@ -129,10 +120,9 @@ def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
                 break
             pending = batch.select(store.SCHEMA.names)
             places = pending["stage"].to_numpy().astype(np.int64) * _STAGE + pending["position"].to_numpy()
-            for place in places.tolist():
-                if place <= last:
-                    raise LearnerError(f"rows came out of order at stage {place // _STAGE}, position {place % _STAGE}")
-                last = place
+            for place in places[np.diff(places, prepend=last) <= 0].tolist():
+                raise LearnerError(f"rows came out of order at stage {place // _STAGE}, position {place % _STAGE}")
+            last = int(places.max(initial=last))
         taken[plan.stage] += sum(map(len, parts))
         is_last = index + 1 == len(plans) or plans[index + 1][0].stage != plan.stage
         if is_last and (found := taken[plan.stage]) != plan.rows:
@@ -167,22 +157,17 @@ def micro_batches(tokens: Sequence[int], workers: int, budget: int) -> list[list
     """
     if not tokens:
         return []
+    longest_first = sorted(range(len(tokens)), key=lambda index: -tokens[index])
     rounds = max(1, -(-sum(min(one, budget) for one in tokens) // (workers * budget)))
     while True:
-        bins = _longest_first(tokens, workers * rounds)
-        if all(len(one) == 1 or sum(tokens[index] for index in one) <= budget for one in bins if one):
+        bins: list[list[int]] = [[] for _ in range(workers * rounds)]
+        loads = [0] * len(bins)
+        for index in longest_first:
+            least = loads.index(min(loads))
+            bins[least].append(index)
+            loads[least] += tokens[index]
+        if all(load <= budget or len(one) == 1 for one, load in zip(bins, loads, strict=True)):
             break
         rounds += 1
-    bins.sort(key=lambda one: (-sum(tokens[index] for index in one), one))
-    return [bins[start : start + workers] for start in range(0, len(bins), workers)]
-
-
-def _longest_first(tokens: Sequence[int], count: int) -> list[list[int]]:
-    """Puts each group, longest first, into the bin with the fewest tokens; returns ``count`` bins of group indices."""
-    bins: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
-        least = loads.index(min(loads))
-        bins[least].append(index)
-        loads[least] += tokens[index]
-    return [sorted(one) for one in bins]
+    alike = [one for _, one in sorted((-load, sorted(one)) for one, load in zip(bins, loads, strict=True))]
+    return [alike[start : start + workers] for start in range(0, len(alike), workers)]

@@ -3,18 +3,16 @@
     step-00000050/student/…         the files that the workers wrote
                   rank-00000.json   each worker's note: step, number of workers, SHA-256 of each of its files
 
-Every worker writes its part to the node's temporary directory and continues training while a thread copies the part and
-then writes the note. A checkpoint counts once all notes exist, so an incomplete checkpoint is never loaded.
+Every worker writes its part to a directory of its own and continues training while a thread flushes the files, moves
+them to their place and then writes the note. A checkpoint counts once all notes exist, so an incomplete checkpoint is
+never loaded.
 Ray Train's own checkpoints are not used: it overwrites their index in place, and a kill can leave half an index.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.errors import LearnerError, writing
+from masters_ray.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Checkpoint:
     """A complete checkpoint on disk."""
 
     folder: Path
@@ -43,75 +42,66 @@ class Found:
         )
 
 
-def find(folder: Path) -> list[Found]:
+def find(folder: Path) -> list[Checkpoint]:
     """Returns all complete checkpoints in a directory, oldest first."""
     complete = []
     for candidate in sorted(folder.glob("step-*")):
         first = _read_note(candidate, 0)
         if first is not None and all(_read_note(candidate, rank) for rank in range(1, first["workers"])):
-            complete.append(Found(folder=candidate, step=first["step"], workers=first["workers"]))
+            complete.append(Checkpoint(folder=candidate, step=first["step"], workers=first["workers"]))
     return complete
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Writes one worker's part of every checkpoint; the worker of rank 0 also removes old checkpoints."""
 
     def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:
         self._folder, self._rank, self._workers, self._kept = folder, rank, workers, kept
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
-        prefix = f"masters-ray-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{rank}-"
-        for left_behind in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            shutil.rmtree(left_behind, ignore_errors=True)
-        with writing(f"{tempfile.gettempdir()} (TMPDIR)", LearnerError):
-            self._staging = Path(tempfile.mkdtemp(prefix=prefix))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._unfinished: Future[None] | None = None
         with writing(folder, LearnerError):
             folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Calls ``write`` on a local directory, then copies that in the background; waits for the previous copy first.
-
-        Raises LearnerError when ``write`` finds no room, or when the previous copy failed.
-        """
+        """Waits for the checkpoint before, calls ``write`` on a directory, and finishes the checkpoint in the
+        background. Raises LearnerError when ``write`` finds no room, or when the checkpoint before failed."""
         self.wait()
-        local = self._staging / f"step-{step}"
+        target = self._folder / f"step-{step:08d}"
+        written = target / f"rank-{self._rank:05d}.building"
         # torch.save reports a full disk as a RuntimeError.
-        with writing(f"{local} (in TMPDIR, from where it is copied)", LearnerError, RuntimeError):
-            write(local)
-        self._writing = self._writer.submit(self._publish, local, step)
+        with writing(target, LearnerError, RuntimeError):
+            shutil.rmtree(written, ignore_errors=True)
+            write(written)
+        self._unfinished = self._thread.submit(self._finish, step, target, written)
 
     def wait(self) -> None:
-        """Waits until the current copy is done. Raises LearnerError when it failed."""
-        unfinished, self._writing = self._writing, None
+        """Waits until the current checkpoint is finished. Raises LearnerError when it failed."""
+        unfinished, self._unfinished = self._unfinished, None
         if unfinished is not None:
             with writing(f"{self._folder}: a checkpoint", LearnerError):
                 unfinished.result()
 
     def close(self) -> None:
-        """Waits, then removes the local directory."""
+        """Waits, then ends the thread."""
         try:
             self.wait()
         finally:
-            self._writer.shutdown()
-            shutil.rmtree(self._staging, ignore_errors=True)
+            self._thread.shutdown()
 
-    def _publish(self, local: Path, step: int) -> None:
-        target = self._folder / f"step-{step:08d}"
+    def _finish(self, step: int, target: Path, written: Path) -> None:
         note = _note(target, self._rank)
         note.unlink(missing_ok=True)
         digests = {}
-        for file in sorted(path for path in local.rglob("*") if path.is_file()):
-            copy = target / file.relative_to(local)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-            _flush(copy)
-            digests[str(file.relative_to(local))] = _sha256(file)
-        shutil.rmtree(local)
-        unfinished = note.with_suffix(".tmp")
+        for file in sorted(path for path in written.rglob("*") if path.is_file()):
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+            name = file.relative_to(written)
+            digests[str(name)] = _sha256(file)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target / name)
+        shutil.rmtree(written)
         content = {"step": step, "workers": self._workers, "sha256": digests}
-        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        _flush(unfinished)
-        unfinished.replace(note)
+        write_text(note, json.dumps(content, indent=1), LearnerError)
         if self._rank == 0:
             self._remove_old()
 
@@ -140,8 +130,3 @@ def _read_note(folder: Path, rank: int) -> dict[str, Any] | None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as content:
-        os.fsync(content.fileno())

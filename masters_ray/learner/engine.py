@@ -5,8 +5,6 @@ false``). From ZeRO stage 1 on DeepSpeed reduces and clips the gradient, compute
 gradient is not finite; without ZeRO it does not skip, so this module does all four.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import pickle
@@ -140,11 +138,10 @@ class StudentEngine:
         try:
             _, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         except pickle.UnpicklingError as error:
-            named = re.search(r"GLOBAL (\S+)", str(error))
+            found = re.findall(r"GLOBAL (\S+)", str(error)) or str(error).splitlines()
             raise LearnerError(
-                f"{folder}: expected tensors, plain values and DeepSpeed's own, found "
-                f"{named[1] if named else str(error).splitlines()[0]}. Nothing of it was run: this is no checkpoint of "
-                f"the learner's. Delete {folder.parent} to train from the start."
+                f"{folder}: expected tensors, plain values and DeepSpeed's own, found {found[0]}. Nothing of it was "
+                f"run: this is no checkpoint of the learner's. Delete {folder.parent} to train from the start."
             ) from error
         return dict(state)
 

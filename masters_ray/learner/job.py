@@ -1,11 +1,10 @@
-"""Messages between driver and worker group: the job that a group gets, and the news that it sends while it trains."""
-
-from __future__ import annotations
+"""Messages between driver and worker group: the job of the group, and the reports that it sends while it trains."""
 
 import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from pydantic import TypeAdapter
 
@@ -16,25 +15,18 @@ from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetri
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One stage's part of the dataset."""
+    """One stage's part of the dataset, and the teacher that made it."""
 
     stage: int
     ratio: float
     rows: int
     """Rows stored before training."""
-    teacher: int = 0
-    """Index of the teacher among the run's teachers."""
+    teacher: str = ""
+    """Checkpoint of the teacher."""
+    masked: tuple[Part, ...] = ()
+    """Parts of the teacher that are masked."""
     teacher_digest: str = ""
     """Digest of the masked teacher weights with which the rows were made."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveSource:
-    """A teacher that the learner itself runs during training."""
-
-    checkpoint: str
-    parts: tuple[Part, ...]
-    """Parts of the model that are masked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +54,6 @@ class LearnerJob:
     """Hugging Face directory for the trained student; every worker's node must see this path."""
     adapters_to: Path
     """Directory for the adapters alone, if there are any; every worker's node must see it."""
-    live: tuple[LiveSource, ...] = ()
-    """The run's teachers if the learner runs them itself; empty when their scores are stored."""
     storage: Path
     """Directory for checkpoints, skipped steps and Ray Train's state; every worker's node must see it."""
 
@@ -77,13 +67,6 @@ class LearnerJob:
     def online(self) -> list[int]:
         """Numbers of the online iterations."""
         return [one.number for one in self.iterations if one.online]
-
-    @property
-    def online_in_words(self) -> str:
-        """Message part for the learner's start; empty without online iterations."""
-        if not self.online:
-            return ""
-        return f"; {len(self.online)} of its {len(self.steps)} iterations are online, weights by {self.transfer}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +84,7 @@ class GroupRewards:
 
 
 @dataclass(kw_only=True)
-class LearnerNews:
+class LearnerReport:
     """Report of a worker group to the driver."""
 
     steps: list[StepMetrics] = field(default_factory=list)
@@ -114,13 +97,13 @@ class LearnerNews:
     notes: list[str] = field(default_factory=list)
     """Messages for the user."""
 
-    def add(self, news: LearnerNews) -> None:
-        self.steps += news.steps
-        self.rewards |= news.rewards
-        self.skipped += news.skipped
-        self.left_out += news.left_out
-        self.agreements += news.agreements
-        self.notes += news.notes
+    def add(self, report: Self) -> None:
+        self.steps += report.steps
+        self.rewards |= report.rewards
+        self.skipped += report.skipped
+        self.left_out += report.left_out
+        self.agreements += report.agreements
+        self.notes += report.notes
 
     def as_json(self) -> str:
         """Returns the JSON that a checkpoint holds: without notes, and without agreements, which are measured at every
@@ -128,6 +111,6 @@ class LearnerNews:
         return json.dumps(dataclasses.asdict(self) | {"notes": [], "agreements": []})
 
     @classmethod
-    def of(cls, text: str) -> LearnerNews:
+    def of(cls, text: str) -> Self:
         """Parses what ``as_json`` returned."""
         return TypeAdapter(cls).validate_json(text)

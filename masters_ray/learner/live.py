@@ -1,24 +1,20 @@
 """Runs the masked teacher inside a worker, for training without stored scores (learner.teacher=live)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 
 from masters_ray.errors import LearnerError
 from masters_ray.kernels.live import LiveScores
 from masters_ray.kernels.packing import PackedBatch
-from masters_ray.learner.job import LiveSource, StagePlan
+from masters_ray.learner.job import StagePlan
 from masters_ray.models import hf, weights
 
 
 class LiveTeacher:
     """Holds one masked teacher at a time: that of the current stage."""
 
-    def __init__(self, sources: Sequence[LiveSource], device: torch.device, dtype: str) -> None:
-        self._sources, self._device, self._dtype = sources, device, dtype
-        self._loaded: tuple[int, float] | None = None
+    def __init__(self, device: torch.device, dtype: str) -> None:
+        self._device, self._dtype = device, dtype
+        self._loaded: tuple[str, float] | None = None
         self._teacher: hf.PackedTeacher | None = None
 
     def scores(self, plan: StagePlan, batch: PackedBatch) -> LiveScores:
@@ -31,9 +27,8 @@ class LiveTeacher:
             return self._teacher(batch)
 
     def _load(self, plan: StagePlan) -> hf.PackedTeacher:
-        source = self._sources[plan.teacher]
-        folder = weights.locate(source.checkpoint)
-        model, report = hf.load_masked(folder, self._dtype, plan.ratio, frozenset(source.parts))
+        folder = weights.locate(plan.teacher)
+        model, report = hf.load_masked(folder, self._dtype, plan.ratio, frozenset(plan.masked))
         if report.digest != plan.teacher_digest:
             raise LearnerError(
                 f"{folder}: masked at {plan.ratio:g} it has the digest {report.digest[:16]}, but stage {plan.stage} "

@@ -1,8 +1,5 @@
 """The training loop that each worker runs: resume, steps, checkpoints, weight publishing, export."""
 
-from __future__ import annotations
-
-import json
 import math
 import os
 import time
@@ -26,9 +23,9 @@ from masters_ray.errors import LearnerError, writing
 from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner import agreement, checkpoints, work
 from masters_ray.learner.batches import Step, prefetch, steps
-from masters_ray.learner.collate import Collator, Part, own_parts
+from masters_ray.learner.collate import Collator, WorkerStep, worker_steps
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.job import LearnerJob, LearnerNews
+from masters_ray.learner.job import LearnerJob, LearnerReport
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
 from masters_ray.method.grpo import LossConfig, OldPolicy, group_losses
@@ -42,12 +39,12 @@ _ROWS_AT_A_TIME = 64
 
 
 def train(config: dict[str, Any]) -> None:
-    """Runs the loop of one worker (Ray Train's ``train_loop_per_worker``). config: job, news, broker, stores."""
+    """Runs the loop of one worker (Ray Train's ``train_loop_per_worker``). config: job, reports, broker, stores."""
     job: LearnerJob = config["job"]
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = _Worker(job, config["news"], config["broker"])
+    worker = _Worker(job, config["reports"], config["broker"])
     try:
         worker.compare(config["stores"])
         done = worker.resume()
@@ -68,10 +65,10 @@ def train(config: dict[str, Any]) -> None:
 class _Worker:
     """One rank: trains on its part of every step."""
 
-    def __init__(self, job: LearnerJob, news: Queue, broker: Any) -> None:
+    def __init__(self, job: LearnerJob, reports: Queue, broker: Any) -> None:
         context = ray.train.get_context()
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
-        self._job, self._news, self._broker = job, news, broker
+        self._job, self._reports, self._broker = job, reports, broker
         self._device = ray.train.torch.get_device()
         self._folder = weights.locate(job.checkpoint)
         settings = job.settings
@@ -90,13 +87,13 @@ class _Worker:
             hf.checkpoint_activations(model)
         self._operations = work.OperationCounter(model)
         self._engine = StudentEngine(student, settings, self._device)
-        self._live = LiveTeacher(job.live, self._device, settings.dtype) if job.live else None
+        self._live = LiveTeacher(self._device, settings.dtype) if settings.teacher == "live" else None
         self._loss = LossConfig(learner=settings, reward=job.reward)
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
         self._collator = Collator(self._folder, model, self._device, dtype)
         self._skipped_in_a_row = 0
-        self._told = LearnerNews()
+        self._history = LearnerReport()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         sender = None
         if broker is not None and self._rank == 0 and job.transfer != "object_store":
@@ -110,7 +107,7 @@ class _Worker:
             rank=self._rank,
             sender=sender,
         )
-        self.checkpoints = checkpoints.Checkpoints(
+        self.checkpoints = checkpoints.CheckpointWriter(
             job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
 
@@ -144,16 +141,18 @@ class _Worker:
         budget = self._job.settings.tokens_per_micro_batch
         for plan, folder in zip(self._job.stages, stores, strict=True):
             step = Step.of(plan, 0, agreement.sample(folder), self._workers, budget)
-            [part] = own_parts([step], self._rank, self._collator.pack)
-            found = agreement.compared(part, logprobs, self._engine.over_workers, self._largest_gap)
-            if found is not None:
-                one, unfit = found
-                note = f"learner and engine agree on {one.rows} rows to {one.mean_gap:.1e} nats per token"
-                note = f"stage {one.stage}: {note} (the furthest, {one.row}; {one.bound:g} is allowed)"
-                self._report(LearnerNews(agreements=[one], notes=[note]))
+            [part] = worker_steps([step], self._rank, self._collator)
+            mismatch = agreement.compare(part, logprobs, self._engine.over_workers, self._largest_gap)
+            if mismatch is not None:
+                found, unfit = mismatch
+                note = (
+                    f"stage {found.stage}: learner and engine agree on {found.rows} rows to {found.mean_gap:.1e} nats "
+                    f"per token (the furthest, {found.row}; {found.bound:g} is allowed)"
+                )
+                self._report(LearnerReport(agreements=[found], notes=[note]))
                 self._collator.unfit |= unfit
 
-    def parts(self, done: int) -> Iterator[Part]:
+    def parts(self, done: int) -> Iterator[WorkerStep]:
         """Returns this rank's part of every step after step ``done``."""
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
@@ -166,9 +165,8 @@ class _Worker:
             max_staleness=job.max_staleness,
         )
         by_turns = job.online if job.turns else ()
-        return prefetch(
-            own_parts(coming, self._rank, self._collator.pack), halts=lambda part: part.step.number + 1 in by_turns
-        )
+        parts = worker_steps(coming, self._rank, self._collator)
+        return prefetch(parts, halts=lambda part: part.step.number + 1 in by_turns)
 
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
@@ -186,37 +184,39 @@ class _Worker:
                 )
             intact = torch.tensor(float(found.intact(self._rank)))
             if not self._engine.over_workers(intact, torch.distributed.ReduceOp.MIN):
-                self._report(LearnerNews(notes=[f"{found.folder} is damaged and passed over"]))
+                self._report(LearnerReport(notes=[f"{found.folder} is damaged and passed over"]))
                 continue
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
             self._skipped_in_a_row = state["skipped_in_a_row"]
             self.publisher.students = state["students"]
-            self._report(LearnerNews.of(state["told"]))  # the driver may have died before it read the news
-            self._report(LearnerNews(notes=[f"the learner goes on after step {found.step}"]))
+            report = LearnerReport.of(state["history"])  # the driver may have died before it read it
+            report.notes.append(f"the learner goes on after step {found.step}")
+            self._report(report)
             return found.step
         return 0
 
-    def step(self, coming: Iterator[Part]) -> None:
+    def step(self, coming: Iterator[WorkerStep]) -> None:
         """Takes or skips the next step's updates, and reports the step to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
         if part.step.note:
-            self._report(LearnerNews(notes=[part.step.note]))
+            self._report(LearnerReport(notes=[part.step.note]))
         part = self._readable(part)
         step, updates = part.step, self._job.settings.updates_per_step
         if not len(step.table):
             self._skip(step, "no question of it has a row that can be read")
             return
-        old: list[OldPolicy] = []
-        first = last = self._update(part, old)
-        for _ in range(updates - 1):
-            last = last and self._update(part, old)
+        old: list[OldPolicy | None] = [None] * len(part.micro_batches)
+        taken: list[StepTotals] = []
+        while len(taken) < updates and (totals := self._update(part, old)) is not None:
+            taken.append(totals)
         if step.online and self._rank == 0 and self._broker is not None:
             ask(self._broker, "forget", step.number)
-        if first is None or last is None:
+        if len(taken) < updates:
             return
+        first, last = taken[0], taken[-1]
         seconds, tokens = time.monotonic() - started, sum(step.tokens)
         memory = torch.tensor(float(work.peak_memory(self._device)))
         memory = self._engine.over_workers(memory, torch.distributed.ReduceOp.MAX)
@@ -238,18 +238,18 @@ class _Worker:
             memory_gib=float(memory) / 2**30,
             **first.metrics | {"clip_fraction": last.metrics["clip_fraction"]},
         )
-        self._report(LearnerNews(steps=[metrics], rewards={step.number: first.rewards}))
+        self._report(LearnerReport(steps=[metrics], rewards={step.number: first.rewards}))
 
-    def _readable(self, part: Part) -> Part:
+    def _readable(self, part: WorkerStep) -> WorkerStep:
         """Returns the step without the rows that some worker cannot read, and reports those. Raises LearnerError when
         there are too many in all, or when a worker can read no row while others can."""
-        told: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(told, (part.unreadable, not part.micro_batches))
-        rows = dict(sorted((index, row) for unreadable, _ in told for index, row in unreadable.items()))
+        of_workers: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(of_workers, (part.unreadable, not part.micro_batches))
+        rows = dict(sorted((index, row) for unreadable, _ in of_workers for index, row in unreadable.items()))
         if not rows:
             return part
-        self._report(LearnerNews(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
-        count = sum(len(one.rows) for one in self._told.left_out)
+        self._report(LearnerReport(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
+        count = sum(len(one.rows) for one in self._history.left_out)
         questions = sum(len(one.positions) for one in self._job.iterations)
         most = max(1, int(self._job.max_set_aside_share * questions))
         first = next(iter(rows.values()))
@@ -260,24 +260,22 @@ class _Worker:
                 "Put their pictures back as they were, or raise it and call again."
             )
         part = part.without(rows)
-        if any(idle for _, idle in told) and len(part.step.table):
+        if any(idle for _, idle in of_workers) and len(part.step.table):
             raise LearnerError(f"a worker can read no row of step {part.step.number}, others can ({example})")
         return part
 
-    def _update(self, part: Part, old: list[OldPolicy]) -> StepTotals | None:
+    def _update(self, part: WorkerStep, old: list[OldPolicy | None]) -> StepTotals | None:
         """Updates the weights once; returns None when the update was skipped. old: the old policy of each micro-batch,
-        from the step's first update; empty in the first update, which fills it."""
-        step, engine, again = part.step, self._engine, bool(old)
+        which the step's first update sets."""
+        step, engine, is_first = part.step, self._engine, old[0] is None
         groups, made = len(step.table), []
         for index, micro in enumerate(part.micro_batches):
             batch = micro.batch.to(self._device)
             scores = self._live.scores(step.plan, batch) if self._live else None
             with self._operations.counted(batch):
                 student = engine(batch, scores)
-            earlier = old[index] if again else None
-            outputs = group_losses(self._loss, batch, student, step.answer_tokens / groups, earlier)
-            if not again:
-                old.append(outputs.old)
+            outputs = group_losses(self._loss, batch, student, step.answer_tokens / groups, old[index])
+            old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
         totals = step_totals(groups, made, engine.over_workers, self._operations.take())
@@ -286,10 +284,10 @@ class _Worker:
             ids = step.table["id"].to_pylist()
             bad = [id for id, loss in zip(ids, totals.losses, strict=True) if not math.isfinite(loss)]
             what = f"the loss of {', '.join(bad)}" if bad else "its gradient"
-            self._skip(step, f"{what} is not finite", totals.losses)
+            self._skip(step, f"{what} is not finite")
             return None
-        if not again:
-            agreement.mismatch(step, totals.gaps, self._largest_gap, on_policy=True)
+        if is_first:
+            agreement.check_fresh(step, totals.gaps, self._largest_gap)
         self._skipped_in_a_row = 0
         return replace(totals, metrics=totals.metrics | {"grad_norm": norm})
 
@@ -301,7 +299,7 @@ class _Worker:
             "students": self.publisher.students,
             "random": torch.get_rng_state(),
             "skipped_in_a_row": self._skipped_in_a_row,
-            "told": self._told.as_json(),
+            "history": self._history.as_json(),
         }
         self.checkpoints.save(number, lambda folder: self._engine.save(folder, state))
 
@@ -312,31 +310,28 @@ class _Worker:
             if state is not None:
                 hf.export(state, self._folder, self._job.export_to, self._job.settings.dtype)
 
-    def _skip(self, step: Step, reason: str, losses: Sequence[float] = ()) -> None:
-        """Reports a skipped step, and saves its rows if ``losses``, the losses of its groups, are given. Raises
-        LearnerError when too many steps in a row were skipped."""
+    def _skip(self, step: Step, reason: str) -> None:
+        """Reports a skipped step, and saves its rows. Raises LearnerError when too many steps in a row were skipped."""
         self._skipped_in_a_row += 1
-        folder = self._job.storage / "skipped" / f"step-{step.number:08d}"
-        saved = str(folder) if losses else ""
-        if losses and self._rank == 0:
-            note = {"step": step.number, "reason": reason, "losses": [str(one) for one in losses]}
-            with writing(folder, LearnerError):
-                folder.mkdir(parents=True, exist_ok=True)
-                pq.write_table(step.table, folder / "rows.parquet")
-                (folder / "reason.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+        file = self._job.storage / "skipped" / f"step-{step.number:08d}.parquet"
+        saved = str(file) if len(step.table) else ""
+        if saved and self._rank == 0:
+            with writing(file, LearnerError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(step.table, file)
         skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=saved)
-        self._report(LearnerNews(skipped=[skipped]))
+        self._report(LearnerReport(skipped=[skipped]))
         if self._skipped_in_a_row > (most := self._job.settings.max_skipped_in_a_row):
-            where = f" Its rows are in {folder}." if saved else ""
+            where = f" Its rows are in {saved}." if saved else ""
             raise LearnerError(
                 f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
                 f"{where} learner.max_skipped_in_a_row is {most}."
             )
 
-    def _report(self, news: LearnerNews) -> None:
-        self._told.add(news)
+    def _report(self, report: LearnerReport) -> None:
+        self._history.add(report)
         if self._rank == 0:
-            self._news.put(news)
+            self._reports.put(report)
 
 
 def learning_rate(settings: Learner, step: int) -> float:

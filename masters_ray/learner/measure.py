@@ -1,20 +1,17 @@
 """Measures the divergence of teacher and student on stored rows, without training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
 import torch
 from ray.exceptions import RayError
-from torch import Tensor
 
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.batches import micro_batches
-from masters_ray.learner.collate import Collator, MicroBatch, read
+from masters_ray.learner.collate import Collator
 from masters_ray.learner.trainer import environment
 from masters_ray.method.grpo import segment_means
 from masters_ray.models import hf, weights
@@ -32,39 +29,6 @@ class Divergence:
     """D_j: mean JSD of stored teacher and student over the answer's tokens, in nats (METHOD 5)."""
 
 
-def measure(
-    checkpoint: str, settings: Learner, stores: Sequence[store.Where]
-) -> Iterator[tuple[list[Divergence], list[str]]]:
-    """Yields per finished store every answer's divergence, by position, and "row, reason" of each unreadable row."""
-    folder = weights.locate(checkpoint)
-    device = torch.device("cuda" if settings.gpus else "cpu")
-    model = hf.load_model(folder, settings.dtype)
-    student = hf.PackedStudent(model, settings.logits_mib * 2**20).to(device)
-    collator = Collator(folder, model, device, getattr(torch, settings.dtype))
-    for where in stores:
-        found: list[Divergence] = []
-        failed: list[Rejected] = []
-        for name in store.shard_names(where):
-            table = store.read_shard(where, name)
-            unreadable: dict[int, Rejected] = {}
-            for [indices] in micro_batches(store.sequence_tokens(table), 1, settings.tokens_per_micro_batch):
-                if (micro := read(table, indices, collator.pack, unreadable)) is not None:
-                    with torch.no_grad():
-                        _, per_token, _ = student(micro.batch.to(device))
-                    found += _divergences(micro, per_token.float().cpu())
-            failed += unreadable.values()
-        yield sorted(found, key=lambda one: one.position), [f"{row.row}, {row.reason}" for row in failed]
-
-
-def _divergences(micro: MicroBatch, per_token: Tensor) -> list[Divergence]:
-    nats = segment_means(per_token, micro.batch.answer_of, len(micro.batch.accuracy)).tolist()
-    answers = [(group, answer.judged.answer.source) for group in micro.groups for answer in group.answers]
-    return [
-        Divergence(position=group.position, kind=group.problem.kind, source=source, nats=value)
-        for (group, source), value in zip(answers, nats, strict=True)
-    ]
-
-
 def divergences(
     checkpoint: str, settings: Learner, stores: Sequence[store.Where]
 ) -> Iterator[tuple[list[Divergence], list[str]]]:
@@ -76,3 +40,32 @@ def divergences(
             yield ray.get(found)
     except RayError as error:
         raise LearnerError(f"the student's divergences could not be measured: {error}") from error
+
+
+def measure(
+    checkpoint: str, settings: Learner, stores: Sequence[store.Where]
+) -> Iterator[tuple[list[Divergence], list[str]]]:
+    """Yields per finished store every answer's divergence, by position, and "row, reason" of each unreadable row."""
+    folder = weights.locate(checkpoint)
+    device = torch.device("cuda" if settings.gpus else "cpu")
+    model = hf.load_model(folder, settings.dtype)
+    student = hf.PackedStudent(model, settings.logits_mib * 2**20).to(device)
+    collator = Collator(folder, model, device, getattr(torch, settings.dtype))
+    for where in stores:
+        found: list[Divergence] = []
+        reasons: list[str] = []
+        for name in store.shard_names(where):
+            table = store.read_shard(where, name)
+            failed: dict[int, Rejected] = {}
+            for [indices] in micro_batches(store.sequence_tokens(table), 1, settings.tokens_per_micro_batch):
+                if (micro := collator.read(table, indices, failed)) is not None:
+                    with torch.no_grad():
+                        _, per_token, _ = student(micro.batch.to(device))
+                    answers = [(group, answer) for group in micro.groups for answer in group.answers]
+                    means = segment_means(per_token.float().cpu(), micro.batch.answer_of, len(answers)).tolist()
+                    for (group, answer), nats in zip(answers, means, strict=True):
+                        source = answer.judged.answer.source
+                        kind = group.problem.kind
+                        found.append(Divergence(position=group.position, kind=kind, source=source, nats=nats))
+            reasons += [f"{row.row}, {row.reason}" for row in failed.values()]
+        yield sorted(found, key=lambda one: one.position), reasons

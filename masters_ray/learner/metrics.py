@@ -1,7 +1,5 @@
 """Sums a step's metrics over workers: each worker fills the rows of its groups in one table, then all are added."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,31 +43,35 @@ def step_totals(
     answer tokens' log-probs; ignores dummies. over_workers: sums over workers. operations: of this worker's step."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
-    own = [one for one in made if one[0].indices]
-    for micro, outputs, logprobs in own:
-        gaps = row_gaps(logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
-        gaps[[group.version is None for group in micro.groups]] = 0.0
-        metrics = torch.stack([values.double().cpu() for values in outputs.metrics.values()], 1)
-        table[micro.indices] = torch.cat([metrics, gaps], 1)
+    padding = 0
+    rewards: list[GroupRewards] = []
+    for micro, outputs, logprobs in made:
+        if micro.indices:
+            gaps = row_gaps(logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
+            gaps[[group.version is None for group in micro.groups]] = 0.0
+            metrics = torch.stack([values.double().cpu() for values in outputs.metrics.values()], 1)
+            table[micro.indices] = torch.cat([metrics, gaps], 1)
+            padding += micro.batch.layout.padding
+            rewards += _rewards(micro, outputs)
     columns = over_workers(table)
-    sums = torch.tensor([sum(micro.batch.layout.padding for micro, *_ in own), operations], dtype=torch.float64)
-    padding, all_operations = over_workers(sums).tolist()
+    all_padding, all_operations = over_workers(torch.tensor([padding, operations], dtype=torch.float64)).tolist()
     gaps = columns[:, len(names) :]
     distance, tokens, _ = gaps.sum(0).tolist()
     means = dict(zip(names, columns.mean(0).tolist(), strict=False))
     return StepTotals(
         losses=columns[:, names.index("loss")].tolist(),
         metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
-        padding=padding,
+        padding=all_padding,
         operations=all_operations,
-        rewards=[rewards for micro, outputs, _ in own for rewards in _rewards(micro, outputs)][:_SHOWN_GROUPS],
+        rewards=rewards[:_SHOWN_GROUPS],
         gaps=gaps,
     )
 
 
 def _rewards(micro: MicroBatch, outputs: LossOutputs) -> list[GroupRewards]:
     sizes = [len(group.answers) for group in micro.groups]
-    of_answers = outputs.divergences, outputs.distillation, outputs.old.advantages
+    columns = (outputs.divergences, outputs.distillation, outputs.old.advantages)
+    rows = zip(micro.groups, *(one.split(sizes) for one in columns), strict=True)
     return [
         GroupRewards(
             stage=group.stage,
@@ -79,7 +81,5 @@ def _rewards(micro: MicroBatch, outputs: LossOutputs) -> list[GroupRewards]:
             advantages=advantages.tolist(),
             version=group.version,
         )
-        for group, divergences, distillation, advantages in zip(
-            micro.groups, *(one.split(sizes) for one in of_answers), strict=True
-        )
+        for group, divergences, distillation, advantages in rows
     ]

@@ -1,13 +1,11 @@
-"""Starts the worker group, forwards its news, and turns its failure into a LearnerError."""
-
-from __future__ import annotations
+"""Starts the worker group, forwards its reports, and turns its failure into a LearnerError."""
 
 import importlib
 import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,29 +20,35 @@ from ray.util.queue import Queue
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import LearnerJob, LearnerNews
+from masters_ray.learner.job import LearnerJob, LearnerReport
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
 from masters_ray.weight_sync.broker import RolloutBroker
 
-_POLL_SECONDS = 0.5
+_DEAD = (
+    "the process of a worker ended (killed, perhaps by the system because memory ran out: see dmesg). The same command "
+    "goes on from the last checkpoint; learner.max_failures lets the learner do so by itself"
+)
 
-OnNews = Callable[[LearnerNews], None]
 
-
-def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker: Any = None) -> None:
+def fit(
+    job: LearnerJob,
+    stores: Sequence[store.Where],
+    on_report: Callable[[LearnerReport], None],
+    broker: Any = None,
+) -> None:
     """Trains on the stores in their order and exports the student; resumes from the last checkpoint in ``job.storage``.
 
-    on_news: called in this thread with every LearnerNews. broker: a RolloutBroker actor, for online iterations.
+    on_report: called in this thread with every LearnerReport. broker: a RolloutBroker actor, for online iterations.
     Raises LearnerError with the workers' own error messages.
     """
     settings = job.settings
-    news = Queue(actor_options={"num_cpus": 0})
+    reports = Queue(actor_options={"num_cpus": 0})
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": job, "news": news, "broker": broker, "stores": list(stores)},
+        train_loop_config={"job": job, "reports": reports, "broker": broker, "stores": list(stores)},
         torch_config=GroupConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
@@ -70,13 +74,12 @@ def fit(job: LearnerJob, stores: Sequence[store.Where], on_news: OnNews, broker:
             ended.set_result(trainer.fit().error)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread below
             ended.set_result(error)
+        reports.put(None)
 
     threading.Thread(target=run, name="learner", daemon=True).start()
-    while not ended.done():
-        wait([ended], _POLL_SECONDS)
-        _tell(news, on_news)
-    _tell(news, on_news)
-    news.shutdown(force=True)
+    for report in iter(reports.get, None):
+        on_report(report)
+    reports.shutdown(force=True)
     if (error := ended.result()) is not None:
         raise LearnerError(_cause(error)) from error
 
@@ -100,11 +103,8 @@ def environment(settings: Learner) -> dict[str, str]:
     """Returns the environment variables of a process that holds the student for training."""
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if settings.gpus == 0:
-        variables |= {
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": str(max(1, int(settings.cpus))),
-            "GLIBC_TUNABLES": ALLOCATOR,
-        }
+        threads = str(max(1, int(settings.cpus)))
+        variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads, "GLIBC_TUNABLES": ALLOCATOR}
     return variables
 
 
@@ -137,22 +137,10 @@ def _listen_at_one_address() -> None:
     module.TCPStore = store
 
 
-def _tell(news: Queue, on_news: OnNews) -> None:
-    for one in news.get_nowait_batch(news.qsize()):
-        on_news(one)
-
-
 def _cause(error: BaseException) -> str:
-    """Returns the workers' own errors, each once, and which workers' processes died; or else the error's text."""
-    failures = getattr(error, "worker_failures", None) or {}
-    dead = [
-        rank for rank, one in failures.items() if isinstance(getattr(one, "health_check_failure", 0), RayActorError)
-    ]
-    causes = dict.fromkeys(f"{type(one).__name__}: {one}" for rank, one in failures.items() if rank not in dead)
-    if dead:
-        whose = " and ".join(f"worker {rank}" for rank in sorted(dead))
-        causes[
-            f"the process of {whose} ended (killed, perhaps by the system because memory ran out: see dmesg). The same "
-            "command goes on from the last checkpoint; learner.max_failures lets the learner do so by itself"
-        ] = None
-    return "training stopped: " + ("; ".join(causes) if causes else f"{type(error).__name__}: {error}")
+    """Returns the workers' own errors, each once; or else the error's text."""
+    causes = []
+    for failure in (getattr(error, "worker_failures", None) or {None: error}).values():
+        is_dead = isinstance(getattr(failure, "health_check_failure", None), RayActorError)
+        causes.append(_DEAD if is_dead else f"{type(failure).__name__}: {failure}")
+    return f"training stopped: {'; '.join(dict.fromkeys(causes))}"

@@ -1,11 +1,10 @@
 """Counts a step's floating-point operations and measures the device's rate: what MFU is computed from."""
 
-from __future__ import annotations
-
 import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,14 +13,11 @@ from torch import Tensor, nn
 from masters_ray.kernels.packing import PackedBatch
 
 _SIDE = {"cpu": 1024, "cuda": 8192}
-ALLOCATOR = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {
-        "hugetlb": 1,
-        "mmap_threshold": 32 * 2**20,
-        "trim_threshold": 16 * 2**30,
-        "top_pad": 256 * 2**20,
-    }.items()
+_REPEATS = 5
+_MIB, _GIB = 2**20, 2**30
+ALLOCATOR = (
+    f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={32 * _MIB}:"
+    f"glibc.malloc.trim_threshold={16 * _GIB}:glibc.malloc.top_pad={256 * _MIB}"
 )
 """glibc settings of a CPU worker: large pages, and memory kept between steps. Returning the memory and faulting it in
 again costs a tenth of a step (docs/BENCHMARKS.md)."""
@@ -63,28 +59,25 @@ class OperationCounter:
         operations, self._operations = self._operations, 0
         return operations
 
-    def _count(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not self._counting or not isinstance(module, nn.Linear):
-            return
-        states: Tensor = arguments[0]
-        tokens = states.numel() // module.in_features
-        backward = int(states.requires_grad) + int(module.weight.requires_grad)
-        self._operations += 2 * tokens * module.in_features * module.out_features * (1 + backward)
+    def _count(self, module: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
+        if self._counting:
+            states = arguments[0]
+            passes = 1 + int(states.requires_grad) + int(module.weight.requires_grad)
+            self._operations += 2 * states.numel() * module.out_features * passes
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
-    """Returns the floating-point operations per second of a product of two square matrices: median of ``repeats``."""
-    side = side or _SIDE.get(device.type, 1024)
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Returns the floating-point operations per second of a product of two square matrices: the median of several."""
+    side = side or _SIDE[device.type]
     left = torch.randn(side, side, device=device, dtype=dtype)
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(1 + _REPEATS):
         started = time.perf_counter()
-        product = left @ left
+        left @ left
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-        del product
-    return 2 * side**3 / sorted(seconds[1:])[repeats // 2]
+    return 2 * side**3 / median(seconds[1:])
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,7 +1,5 @@
 """Chat template, tokenizer and processor of a checkpoint: encodes messages and pictures, decodes token ids."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from PIL import Image
 from masters_ray.data import special_in
 from masters_ray.errors import CheckpointError, DataError
 from masters_ray.method.prompts import Message
-from masters_ray.models import reserved
+from masters_ray.models import special_tokens
 
 _PROBE = "masters 0 probe"
 """A text that occurs in no template."""
@@ -38,10 +36,9 @@ class Chat:
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
         self._one_at_a_time = threading.Lock()  # a fast tokenizer is not thread-safe
-        self._special = reserved.pattern([folder])
-        special = reserved.special_tokens(folder)
+        self._special = special_tokens.pattern([folder])
         for token in self.tokenizer.added_tokens_decoder.values():
-            if token.content in special and not token.special:
+            if re.fullmatch(self._special, token.content) and not token.special:
                 token.special = True  # so that split_special_tokens applies to it
                 self.tokenizer.backend_tokenizer.add_special_tokens([token])
         whole, bare = self.tokenizer("a")["input_ids"], self._encoded("a")
@@ -61,27 +58,22 @@ class Chat:
             template = "{%- set strftime_now = clock_that_stands -%}" + template
             self._filled_in["clock_that_stands"] = _TODAY.strftime
         self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
-        try:
-            part = self._rendered([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
-            if _PROBE not in part or "'text'" in part:
-                raise CheckpointError("a template that leaves the texts out")
-        except CheckpointError as error:
+        system, user = ({"role": role, "content": _PROBE} for role in ("system", "user"))
+        if not _shows_probe(self._rendered([user])):
             wanted = "a chat template that takes a list of pictures and texts and leaves the texts as they are"
             remedy = "Use the chat template of the model's processor (chat_template.jinja)."
-            raise CheckpointError(f"{self.folder}: expected {wanted}, found {error}. {remedy}") from error
-        self._only_parts = _PROBE not in self._tried({"role": "user", "content": _PROBE})
-        system = {"role": "system", "content": self._content(_PROBE)}
-        self._takes_system = _PROBE in self._tried(system, {"role": "user", "content": self._content("x")})
+            raise CheckpointError(f"{self.folder}: expected {wanted}, found another. {remedy}")
+        self._takes_system = _shows_probe(self._tried([system, {"role": "user", "content": "x"}]))
 
     def text(self, messages: Sequence[Message]) -> str:
         """Returns the prompt as text, up to the assistant's turn, with one placeholder per picture; thinking disabled.
 
         If the template rejects system turns, the system text becomes the first paragraph of the user's turn.
         """
-        turns = [message | {"content": self._content(message["content"])} for message in messages]
+        turns = list(messages)
         if turns[0]["role"] == "system" and not self._takes_system:
-            system, user = messages[:2]
-            turns[:2] = [user | {"content": self._content(f"{system['content']}\n\n{user['content']}")}]
+            system, user = turns[:2]
+            turns[:2] = [user | {"content": f"{system['content']}\n\n{user['content']}"}]
         text = self._rendered(turns)
         return text if text.startswith(self._start_text) else self._start_text + text
 
@@ -116,7 +108,7 @@ class Chat:
     def placeholder_ids(self) -> list[int]:
         """Returns the ids of picture, video and audio placeholders, ascending: an answer must not contain them."""
         vocabulary = self.tokenizer.get_vocab()
-        found: set[int | None] = {*reserved.placeholder_ids(self.folder)}
+        found: set[int | None] = {*special_tokens.placeholder_ids(self.folder)}
         for kind in ("image", "video", "audio"):
             found.add(vocabulary.get(getattr(self.processor, f"{kind}_token", None)))
             found.add(getattr(self.processor, f"{kind}_token_id", None))
@@ -124,8 +116,8 @@ class Chat:
 
     def turn_end(self) -> int | None:
         """Returns the id of the special token that the template writes after an assistant's turn, or None."""
-        turns = [{"role": role, "content": self._content(_PROBE)} for role in ("user", "assistant")]
-        after = self._tried(*turns, asks=False).rpartition(_PROBE)[2]
+        turns = [{"role": role, "content": _PROBE} for role in ("user", "assistant")]
+        after = self._tried(turns, asks=False).rpartition(_PROBE)[2]
         found = re.search(self._special, after)
         return self.tokenizer.get_vocab().get(found.group()) if found else None
 
@@ -154,23 +146,30 @@ class Chat:
 
         return [message | {"content": hide(message["content"])} for message in messages], hidden
 
-    def _content(self, content: Any) -> Any:
-        return [{"type": "text", "text": content}] if self._only_parts and isinstance(content, str) else content
-
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
+        turns = [message | {"content": _parts(message["content"])} for message in messages]
         try:
             options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
-            text: str = self.processor.apply_chat_template(list(messages), **options)
+            text: str = self.processor.apply_chat_template(turns, **options)
         except Exception as error:  # templates raise errors of any kind
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
         return text
 
-    def _tried(self, *messages: Message, asks: bool = True) -> str:
+    def _tried(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         """``_rendered``, or "" where the template refuses."""
         try:
             return self._rendered(messages, asks=asks)
         except CheckpointError:
             return ""
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _shows_probe(text: str) -> bool:
+    """Whether the template wrote the text itself, and not its part as Python writes it."""
+    return _PROBE in text and "'text'" not in text
 
 
 def _processor(folder: Path) -> Any:

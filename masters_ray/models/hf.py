@@ -23,58 +23,48 @@ from masters_ray.method.masks import MaskReport, masked
 from masters_ray.method.prompts import Message
 from masters_ray.models import beside_weights
 from masters_ray.models.chat import Chat
-from masters_ray.models.weights import quantisation, read_config, some, tensors
-from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter, without_numbers
+from masters_ray.models.weights import quantisation, some, tensors
+from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter
 
 _PACKED = "masters_packed"
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """Loads the model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot."""
+    """Loads the model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot, or when
+    weights are missing or have another shape."""
     return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
-def superfluous(folder: Path) -> list[str]:
-    """Returns the names of a checkpoint's weights that its model does not have. Reads only headers; returns [] for a
-    quantised model or a model that transformers does not know.
-
-    Raises CheckpointError when the model cannot be loaded, when weights are missing or have another shape, or when the
-    checkpoint has weights of more layers than config.json says.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+def unexpected_weights(folder: Path) -> list[str]:
+    """Returns the names of a checkpoint's weights that its model does not have; [] for a quantised one. Reads only
+    headers. Raises as ``load_model``."""
     from transformers.utils import logging
 
-    known = read_config(folder).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    if not known or quantisation(folder) is not None:
+    if quantisation(folder) is not None:
         return []
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # otherwise transformers prints a table of missing weights
     logging.disable_progress_bar()
     try:
-        model, extra = _loaded(folder, device_map="meta")
+        return _loaded(folder, device_map="meta")[1]
     finally:
         logging.set_verbosity(level)
-    own = set(map(without_numbers, model.state_dict()))
-    if more := [name for name in extra if without_numbers(name) in own]:
-        wrong = f"fewer layers than the weights have: {len(more)} are of further ones, such as {more[0]}"
-        raise CheckpointError(f"{folder}: config.json says {wrong}. Mend it, or download the checkpoint again.")
-    return extra
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
-    """Returns model and superfluous weights. CheckpointError: not loadable, weights missing or of another shape."""
+    """Returns model and unexpected weights."""
     from transformers import AutoModelForImageTextToText
 
     with _loading(folder):
         model, info = AutoModelForImageTextToText.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    faults = [f"no {name}" for name in sorted(info["missing_keys"])]
     for name, found, expected in sorted(info["mismatched_keys"]):
-        wanted = f"{name} of the shape {list(expected)}, as config.json says"
-        raise CheckpointError(f"{folder}: expected {wanted}, found {list(found)}. Download or export it again.")
-    if missing := sorted(info["missing_keys"]):
-        found = f"none of these: {some(missing)}. Download or export it again."
-        raise CheckpointError(f"{folder}: expected all weights of the model, found {found}")
+        faults.append(f"{name} of shape {list(found)} in place of {list(expected)}")
+    if faults:
+        wanted = "all weights of the model that config.json describes"
+        raise CheckpointError(f"{folder}: expected {wanted}, found {some(faults)}. Download or export it again.")
     return model, sorted(info["unexpected_keys"])
 
 

@@ -1,7 +1,5 @@
 """A vLLM engine that generates and scores answers as token ids. Only files named vllm_* import vLLM."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 from collections.abc import Sequence
@@ -13,11 +11,10 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from masters_ray.config import Engine, MaskScope, Part, Sampling
+from masters_ray.config import Engine, Part, Sampling
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
 from masters_ray.models.vllm_loop import EngineLoop
-from masters_ray.parts import parts_in
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
 
@@ -36,8 +33,6 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """Completion of a prompt."""
-
     token_ids: tuple[int, ...]
     """Token ids, including the end-of-turn token if it was reached."""
     finish: Finish
@@ -47,12 +42,8 @@ class Completion:
 class Mask:
     """Parts of a checkpoint to mask, and the mask ratio."""
 
-    scope: MaskScope
+    parts: list[Part]
     ratio: float
-
-    @property
-    def parts(self) -> list[Part]:
-        return parts_in(self.scope)
 
 
 class VllmEngine:
@@ -68,13 +59,11 @@ class VllmEngine:
         top_k: int = 1,
         mask: Mask | None = None,
         banned: Sequence[int] = (),
-        vocabulary: int | None = None,
         sleeps: bool = False,
     ) -> None:
         """Loads the checkpoint, masked if ``mask`` is given.
 
         top_k: largest ``top_k`` of later calls. banned: token ids that are never sampled; only the first 1,024 count.
-        vocabulary: number of token ids that the model has rows for; None: unknown, so ids are not checked.
         sleeps: the engine frees the GPUs' memory after loading and in ``sleep``, until the next call; no effect on CPU.
         """
         from vllm.platforms import current_platform
@@ -87,7 +76,6 @@ class VllmEngine:
         """Report of the loaded masked weights; None before the first ``mask`` and while weights are being loaded."""
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0)
-        self._vocabulary = vocabulary
         self._sleeps = sleeps and not current_platform.is_cpu()
         options: dict[str, Any] = {
             **dataclasses.asdict(engine),  # the fields have vLLM's option names, except max_pictures
@@ -118,10 +106,7 @@ class VllmEngine:
         """Frees the GPUs' memory if the engine was made with ``sleeps``: weights move to CPU memory, the KV cache is
         dropped. The next call wakes the engine. Raises ReplicaLostError when it does not fall asleep."""
         if self._sleeps:
-            try:
-                self.loop.sleep()
-            except Exception as error:
-                raise ReplicaLostError(f"{self._folder}: it did not fall asleep ({error})") from error
+            self.loop.sleep()
 
     def mask(self, ratio: float) -> MaskReport:
         """Loads the weights masked at ``ratio``, unless they are loaded, and drops all caches of the old weights.
@@ -202,18 +187,12 @@ class VllmEngine:
         penalties. With top_k = 0 the distributions are empty, and only the answer's own tokens are scored.
 
         The first attempt uses the prefix cache. The engine does not score positions taken from the cache, nor sometimes
-        those before a preemption; incomplete replies are requested again without the cache, then refused. An answer
-        with a token id that the model has no row for is refused at once.
+        those before a preemption; incomplete replies are requested again without the cache, then refused.
         """
         from vllm import SamplingParams
 
-        rows = self._vocabulary
-        found: dict[int, Scored | Refused] = {
-            index: Refused(reason=f"the answer has token {max(answer)}; {self._folder} knows {rows} tokens")
-            for index, answer in enumerate(answers)
-            if rows is not None and max(answer) >= rows
-        }
-        left = [index for index in range(len(answers)) if index not in found]
+        found: dict[int, Scored | Refused] = {}
+        left = list(range(len(answers)))
         for uncached in (False, True):
             parameters = SamplingParams(
                 max_tokens=1,

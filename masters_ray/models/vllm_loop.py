@@ -1,7 +1,5 @@
 """Runs one vLLM engine in a thread: requests of many callers share its running batch."""
 
-from __future__ import annotations
-
 import itertools
 import queue
 import threading
@@ -45,17 +43,19 @@ class EngineLoop:
             self._inbox.put((partial(self._add, requests, outcomes), outcomes))
         return [outcome.result() for outcome in outcomes]
 
-    def alone(self, action: Callable[[Any], T], *, wakes: bool = True) -> T:
+    def alone(self, action: Callable[[Any], T]) -> T:
         """Returns ``action(llm)``, run once all earlier requests are answered. Raises what the action raises, and
-        ReplicaLostError when the engine broke. wakes: wake the engine first."""
+        ReplicaLostError when the engine broke."""
         outcome: Future[T] = Future()
-        self._inbox.put((partial(self._act, action, wakes, outcome), [outcome]))
+        self._inbox.put((partial(self._act, action, outcome), [outcome]))
         return outcome.result()
 
     def sleep(self) -> None:
         """Frees the GPUs' memory once all earlier requests are answered; the next request or action wakes the engine.
-        Needs vLLM's sleep mode. Raises as ``alone``."""
-        self.alone(self._fall_asleep, wakes=False)
+        Needs vLLM's sleep mode. Raises ReplicaLostError when the engine broke, or does not fall asleep."""
+        outcome: Future[None] = Future()
+        self._inbox.put((partial(self._fall_asleep, outcome), [outcome]))
+        outcome.result()
 
     def _run(self, build: Callable[[], Any], built: Future[None]) -> None:
         try:
@@ -95,15 +95,17 @@ class EngineLoop:
             else:
                 self._under_way[name] = outcome
 
-    def _act(self, action: Callable[[Any], T], wakes: bool, outcome: Future[T], llm: Any) -> None:
-        while self._under_way:
-            self._step(llm)
-        if wakes:
-            self._wake(llm)
+    def _act(self, action: Callable[[Any], T], outcome: Future[T], llm: Any) -> None:
+        self._finish(llm)
+        self._wake(llm)
         try:
             outcome.set_result(action(llm))
         except Exception as error:  # noqa: BLE001 - handed to the caller
             outcome.set_exception(error)
+
+    def _finish(self, llm: Any) -> None:
+        while self._under_way:
+            self._step(llm)
 
     def _step(self, llm: Any) -> None:
         began = time.monotonic()
@@ -113,10 +115,12 @@ class EngineLoop:
             if output.finished:
                 self._under_way.pop(output.request_id).set_result(output)
 
-    def _fall_asleep(self, llm: Any) -> None:
+    def _fall_asleep(self, outcome: Future[None], llm: Any) -> None:
+        self._finish(llm)
         if not self._asleep:
             llm.sleep(level=1)
             self._asleep = True
+        outcome.set_result(None)
 
     def _wake(self, llm: Any) -> None:
         if self._asleep:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from masters_ray.config import Engine
 from masters_ray.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,23 +21,13 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_ALSO_READ = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+_ALSO_READ = ("generation_config.json", "special_tokens_map.json", "chat_template.json")
+_ADAPTERS = "adapter_config.json"
 _PLAIN_NUMBERS = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
 """safetensors types with one number per entry; I64 and BOOL are tables of positions and masks."""
 _QUANTISED = ("quantization_config", "compression_config")
-_LFS = b"version https://git-lfs"
-_POINTER = "a pointer of git-lfs and not the file itself: run git lfs pull where it was cloned"
-_INSTEAD = {
-    "*.safetensors": f"without {_INDEX}. Download the index too, or rename a single file to {_SINGLE}.",
-    "*.gguf": "whose weights are quantised. Take the checkpoint that it was made of.",
-    "*.bin": "which runs code when it is read. Save the model again with transformers' save_pretrained.",
-}
-"""Pattern of files found in place of the expected weights → rest of the error message, with the remedy."""
-_AGAIN = "Download or export it again."
+_AGAIN = "Download it again (in a clone: git lfs pull), or save the model with transformers' save_pretrained."
 _SHOWN = 3
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_CACHED_SEQUENCES = 2
 
 
 class Entry(NamedTuple):
@@ -67,10 +56,8 @@ def locate(checkpoint: str) -> Path:
             "Check the name, download it beforehand, or give a directory."
         ) from error
     if lacking := _lacking(folder):
-        raise CheckpointError(
-            f"{checkpoint}: expected a whole checkpoint in safetensors from the model hub, found {folder} without "
-            f"{', '.join(lacking)}. Download it where the hub can be reached (hf download {checkpoint})."
-        )
+        found = f"delivered {folder} without {', '.join(lacking)}"
+        raise CheckpointError(f"{checkpoint}: the model hub {found}. Download it where the hub can be reached.")
     return folder
 
 
@@ -79,8 +66,7 @@ def locate_locally(checkpoint: str) -> Path | None:
     path = Path(checkpoint)
     if path.is_dir():
         return path
-    pieces = checkpoint.split("/")
-    if len(pieces) != 2 or not all(pieces) or checkpoint.startswith(".") or Path(pieces[0]).exists():
+    if checkpoint.count("/") != 1 or path.parent.exists():
         raise CheckpointError(f"{checkpoint}: no such directory, and no model id such as org/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -94,52 +80,48 @@ def locate_locally(checkpoint: str) -> Path | None:
 
 def _lacking(folder: Path) -> list[str]:
     """Returns the missing files of a checkpoint; other programs may have put only some of its files into the cache."""
-    return _lacking_beside_weights(folder) + [name for name in _names(folder) if not (folder / name).is_file()]
-
-
-def _lacking_beside_weights(folder: Path) -> list[str]:
-    lacking = [name for name in _NEEDED if not (folder / name).is_file()]
+    lacking = [name for name in (*_NEEDED, *_names(folder)) if not (folder / name).is_file()]
     found = any((folder / name).is_file() for name in _PROCESSORS)
     return lacking if found else [*lacking, " or ".join(_PROCESSORS)]
 
 
-def check(folder: Path) -> list[str]:
-    """Returns the faults of a checkpoint's files, a phrase for each; reads headers, not weights."""
-    wrong = [f"no {name}" for name in _lacking_beside_weights(folder)]
+def check(folder: Path) -> None:
+    """Raises CheckpointError when a checkpoint's files are missing or cannot be read; reads headers, not weights."""
+    if lacking := _lacking(folder):
+        raise CheckpointError(f"{folder}: no {', '.join(lacking)}. {_AGAIN}")
     for name in (*_NEEDED, *_PROCESSORS, *_ALSO_READ):
         if (folder / name).is_file():
-            try:
-                content = read_json(folder / name)
-                if name == "config.json" and not (isinstance(content, dict) and content.get("model_type")):
-                    wrong.append("config.json names no model_type")
-            except CheckpointError as error:
-                wrong.append(str(error))
-    try:
-        headers(folder)
-    except CheckpointError as error:
-        wrong.append(str(error).removeprefix(f"{folder}: "))
-    return [one.rstrip(".") for one in wrong]
+            read_json(folder / name)
+    config = read_config(folder)
+    if unnamed := [key for key in ("model_type", "architectures") if not config.get(key)]:
+        raise CheckpointError(f"{folder}: config.json names no {' and no '.join(unnamed)}. {_AGAIN}")
+    headers(folder)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Returns the safetensors files of a checkpoint, in the index's order. Raises CheckpointError when a file is
-    missing, or when transformers or vLLM would read other files of the directory instead."""
+    missing, or when transformers or vLLM might read other files of the directory instead."""
     names = _names(folder)
-    if fault := _fault(folder, names):
-        raise CheckpointError(f"{folder}: {fault}")
+    others = {file.name for pattern in ("*.safetensors", _ADAPTERS) for file in folder.glob(pattern)} - {*names}
+    if others:
+        found = f"{some(sorted(others))} beside {names[0]}: engine and learner might read other weights"
+        raise CheckpointError(f"{folder}: {found}. Move it away; adapters can be merged (peft: merge_and_unload).")
+    # vLLM looks for weights beside config.json, not below.
+    if missing := [name for name in names if "/" in name or not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder}: no {some(missing)} beside config.json. {_AGAIN}")
     return [folder / name for name in names]
 
 
 def headers(folder: Path) -> dict[str, Entry]:
     """Returns tensor name → header entry for all tensors of a checkpoint. Raises CheckpointError when a file is
-    incomplete, or when index and files disagree about where a tensor is."""
-    held = {file.name: _header(file) for file in weight_files(folder)}
-    lie = {(name, file) for file, entries in held.items() for name in entries}
-    placed = set((_weight_map(folder) or dict.fromkeys(held[_SINGLE], _SINGLE)).items())
-    if wrong := sorted({name for name, _ in lie ^ placed}):
-        mixed = f"{_INDEX} and the files do not agree on {some(wrong)}: they are of different exports"
-        raise CheckpointError(f"{folder}: {mixed}. {_AGAIN}")
-    return {name: entry for entries in held.values() for name, entry in entries.items()}
+    incomplete, or when a tensor is in two files."""
+    found: dict[str, Entry] = {}
+    for file in weight_files(folder):
+        entries = _header(file)
+        if twice := sorted(found.keys() & entries.keys()):
+            raise CheckpointError(f"{file}: {some(twice)} in another file too: of different exports. {_AGAIN}")
+        found |= entries
+    return found
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -188,30 +170,15 @@ def quantisation(folder: Path) -> str | None:
     for section in (config, config.get("text_config") or {}):
         for key in _QUANTISED:
             if found := section.get(key):
-                method = found.get("quant_method") if isinstance(found, dict) else None
-                return f"{key} in config.json ({method or 'no method named'})"
+                return f"{key} in config.json ({found.get('quant_method', 'no method named')})"
     matrices = {name: entry.dtype for name, entry in headers(folder).items() if len(entry.shape) >= 2}
     packed = sorted(name for name, dtype in matrices.items() if dtype not in _PLAIN_NUMBERS)
     return f"packed numbers in {some(packed)}" if packed else None
 
 
-def cache_bytes(folder: Path, engine: Engine) -> int:
-    """Returns the default KV cache size of an engine on a CPU, in bytes: two sequences of ``max_model_len`` tokens, at
-    least 64 MiB; 1 GiB if config.json does not tell a token's size."""
-    whole = read_config(folder)
-    text = whole.get("text_config") or whole
-    try:
-        heads = text.get("num_key_value_heads") or text["num_attention_heads"]
-        width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        per_token = 2 * text["num_hidden_layers"] * heads * width * _BYTES[engine.dtype]
-    except (KeyError, TypeError):
-        return 2**30
-    return max(2**26, _CACHED_SEQUENCES * engine.max_model_len * per_token)
-
-
 def tokenizer_identity(folder: Path) -> dict[str, Any]:
     """Returns what two tokenizers must share to give the same ids: model, added tokens, pre-tokenizer, normalizer."""
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "tokenizer.json")
     model = content["model"]
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges") or []]
     return {
@@ -224,23 +191,19 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Returns the content of config.json. Raises CheckpointError when it is not a mapping, or as ``read_json``."""
-    content = read_json(folder / "config.json")
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{folder}: config.json is not JSON with a mapping. {_AGAIN}")
-    return content
+    """Returns the content of config.json. Raises as ``read_json``."""
+    return read_json(folder / "config.json")
 
 
-def read_json(file: Path) -> Any:
-    """Returns the file's content. Raises CheckpointError when it cannot be read, or is no JSON or a git-lfs pointer."""
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns a checkpoint's JSON file. Raises CheckpointError when it cannot be read, or holds no object."""
     try:
-        content = file.read_bytes()
-        if content.startswith(_LFS):
-            raise CheckpointError(f"{file.name} is {_POINTER}")
-        return json.loads(content)
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        told = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else f"is not JSON ({error})"
-        raise CheckpointError(f"{file.name} {told}") from error
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}). {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found a {type(content).__name__}. {_AGAIN}")
+    return content
 
 
 def some(names: list[str]) -> str:
@@ -251,56 +214,17 @@ def some(names: list[str]) -> str:
 
 def _names(folder: Path) -> list[str]:
     """Returns the names of the expected weight files, in the index's order."""
-    return list(dict.fromkeys((_weight_map(folder) or {"": _SINGLE}).values()))
-
-
-def _weight_map(folder: Path) -> dict[str, str] | None:
-    """Returns the index's tensor name → file name; None without an index. Raises CheckpointError if malformed."""
-    if not (folder / _INDEX).is_file():
-        return None
-    content = read_json(folder / _INDEX)
-    placed = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
-        raise CheckpointError(f"{_INDEX}: expected a weight_map of tensors to files, found none")
-    return placed
-
-
-def _fault(folder: Path, names: list[str]) -> str | None:
-    """Returns why the weights cannot be read, or which other files transformers or vLLM would read; None if neither."""
-    if below := [name for name in names if "/" in name]:
-        return f"{_INDEX} places weights below ({below[0]}), where vLLM does not look. Move the files beside it."
-    if adapters := [name for name in _ADAPTERS if (folder / name).exists()]:
-        remedy = "Merge them (peft: merge_and_unload, save_pretrained) into a directory of its own, or move them."
-        return f"{' and '.join(adapters)}: low-rank adapters, which transformers would add to the model. {remedy}"
-    if missing := [folder / name for name in names if not (folder / name).is_file()]:
-        return f"expected weights in safetensors, found {_instead(folder, missing)}"
-    others = [file.name for file in sorted(folder.glob("*.safetensors")) if file.name not in names]
-    beside = _INDEX if (folder / _INDEX).is_file() else _SINGLE
-    if beside == _INDEX:  # with an index other file names are not read
-        others = [name for name in others if name == _SINGLE or name.startswith("consolidated")]
-    if others:
-        return f"{some(others)} beside {beside}: transformers and vLLM would not read the same files. Move it away."
-    return None
-
-
-def _instead(folder: Path, missing: list[Path]) -> str:
-    """Returns what was found in place of missing weights, with the remedy."""
-    if any(file.is_symlink() for file in missing):
-        return f"{missing[0].name} as a link to a file that is not there. Download it again."
-    for kind, remedy in _INSTEAD.items() if missing[0].name == _SINGLE else ():
-        for file in sorted(folder.glob(kind)):
-            return f"{file.name}, {remedy}"
-    return f"no {some([file.name for file in missing])}. {_AGAIN}"
+    index = folder / _INDEX
+    placed = read_json(index).get("weight_map") if index.is_file() else {"": _SINGLE}
+    if not isinstance(placed, dict) or not placed:
+        raise CheckpointError(f"{index}: expected a weight_map of tensors to files, found none. {_AGAIN}")
+    return list(dict.fromkeys(map(str, placed.values())))
 
 
 def _header(file: Path) -> dict[str, Entry]:
-    """Returns the header's entries by tensor name. Raises CheckpointError when the file is incomplete."""
     try:
         with safe_open(file, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - it is no mapping
             return {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
-        with file.open("rb") as content:
-            pointer = content.read(len(_LFS)) == _LFS
-        found = _POINTER if pointer else f"cut off where its header says more, or no safetensors file ({error})"
-        raise CheckpointError(f"{file.name} is {found}") from error
+        raise CheckpointError(f"{file}: cannot be read as safetensors ({error}). {_AGAIN}") from error

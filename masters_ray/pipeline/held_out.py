@@ -30,12 +30,10 @@ MODELS = ("teacher", "student_before", "student_after")
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutMarks:
-    """A file of held-out answers with their marks."""
+    """A file of held-out answers with their marks. questions, model: digests of the questions and the weights."""
 
     questions: str
-    """Digest of the questions."""
     model: str
-    """Digest of the weights that answered."""
     marks: list[Marked]
 
 
@@ -90,7 +88,7 @@ class HeldOut:
 
 
 def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
-    """Writes a file of marks. questions, model: as in ``HeldOutMarks``."""
+    """Writes a file of ``HeldOutMarks``."""
     write_json(file, as_json(HeldOutMarks(questions=questions, model=model, marks=list(marked))))
 
 

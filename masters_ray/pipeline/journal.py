@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from masters_ray.errors import writing
 from masters_ray.files import append_lines, read_lines, read_object, write_json, write_text
-from masters_ray.learner.job import GroupRewards, LearnerNews
+from masters_ray.learner.job import GroupRewards, LearnerReport
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import Rejected, SkippedStep, StepMetrics
@@ -72,7 +72,7 @@ class Journal:
         """Returns the number of optimizer steps recorded so far, skipped steps included."""
         return len(self._metrics.rows.keys() | self._skipped.rows.keys())
 
-    def take(self, news: LearnerNews, advance: Callable[..., None]) -> None:
+    def take(self, news: LearnerReport, advance: Callable[..., None]) -> None:
         """Records and prints the learner's news. advance: called with the number of new steps, and a note."""
         for note in news.notes:
             say(note)

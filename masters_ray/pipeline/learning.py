@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray import store
-from masters_ray.config import Config
-from masters_ray.learner.job import LearnerJob, LearnerNews, LiveSource, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
 from masters_ray.learner.trainer import broker_of, fit
 from masters_ray.method.schedule import Stage
-from masters_ray.models.vllm_engine import Mask
+from masters_ray.parts import parts_in
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.progress import say, track
@@ -29,14 +28,15 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
     if (stage := next(following, None)) is not None:
         with run.journal.phase("start of the engines"):
             run.owner.online(stage.teacher, stage.ratio)
-    say(f"the learner starts{job.online_in_words}")
+    words = f"; {len(job.online)} of its {len(job.steps)} iterations are online, weights by {job.transfer}"
+    say(f"the learner starts{words if job.online else ''}")
     with (
         run.journal.phase("learner"),
         track("learner: optimizer steps", len(job.steps), done) as advance,
         _online_rollouts(run, job) as broker,
     ):
 
-        def on_news(news: LearnerNews) -> None:
+        def on_news(news: LearnerReport) -> None:
             run.journal.take(news, advance)
             if news.left_out:
                 run.write_quarantine(plan)
@@ -50,12 +50,14 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
     for stage in plan:
         manifest = store.read_manifest(directory.stage(stage.index))
         assert manifest is not None  # its rollouts are made before the student learns from them
+        teacher = config.of_teacher(stage.teacher).teacher
         parts.append(
             StagePlan(
                 stage=stage.index,
                 ratio=stage.ratio,
                 rows=manifest.rows,
-                teacher=stage.teacher,
+                teacher=absolute(teacher.checkpoint),
+                masked=tuple(parts_in(teacher.mask)),
                 teacher_digest=manifest.made_by["teacher_digest"],
             )
         )
@@ -74,17 +76,7 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
         turns=turns is not None,
         export_to=export_to,
         adapters_to=directory.adapters,
-        live=_live_sources(config) if config.learner.teacher == "live" else (),
         storage=directory.learner,
-    )
-
-
-def _live_sources(config: Config) -> tuple[LiveSource, ...]:
-    """Returns the checkpoint and the masked parts of each teacher, for learner.teacher=live."""
-    teachers = [config.of_teacher(number).teacher for number in range(len(config.schedules))]
-    return tuple(
-        LiveSource(checkpoint=absolute(one.checkpoint), parts=tuple(Mask(scope=one.mask, ratio=0.0).parts))
-        for one in teachers
     )
 
 

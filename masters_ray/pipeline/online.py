@@ -15,7 +15,6 @@ from masters_ray.config import Rule
 from masters_ray.errors import LearnerError, MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe
@@ -32,14 +31,11 @@ _SECONDS_TO_STOP = 60.0
 
 
 class OnlineRollouts:
-    """Answers online iterations one after the other, on its own thread, in the order in which a broker asks for them.
+    """Answers online iterations on its own thread, in the order in which a broker asks for them, and stores their rows.
 
-    Stores rows in the run's ``online`` directory. When the learner returns to an iteration, its rows are reused if each
-    was written by a version of the student from this learner's history. Replicas that die are replaced and get the
-    current weights before their first call.
-
-    In turns, an order comes when the learner waits, and rows are delivered when the replicas sleep again. An order that
-    is no longer wanted is dropped between two batches.
+    When the learner returns to an iteration, its rows are reused if a version of the student from this learner's
+    history wrote them. In turns, an order comes when the learner waits, and rows are delivered when the replicas sleep
+    again; an order that is no longer wanted is dropped between two batches.
     """
 
     def __init__(self, run: RunContext, broker: Any) -> None:
@@ -60,8 +56,7 @@ class OnlineRollouts:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
-        """Stops the replicas and drops their calls in progress. Raises the error that ended the rollouts, and
-        ReplicaError when the thread does not end."""
+        """Stops the replicas. Raises the error that ended the rollouts; ReplicaError when the thread does not end."""
         self._stopping.set()
         self._run.owner.close()
         self._thread.join(_SECONDS_TO_STOP)
@@ -168,9 +163,8 @@ class OnlineRollouts:
 
 
 def finish(folder: store.Folder, rule: Rule) -> None:
-    """Closes the store of a stage's online iterations after training, unless it is empty or closed, and prints remarks.
-    rule: the rule that the judges are compared with."""
-    accounts = store.read_accounts(folder, on_damage=say_damage)
+    """Closes the store of a stage's online iterations after training, unless it is empty or closed; prints remarks."""
+    accounts = store.read_accounts(folder)
     if not accounts or folder.has(store.MANIFEST):
         return
     total = AnswerTally.total(account.noted["tally"] for account in accounts.values())

@@ -76,15 +76,12 @@ def write(run: RunContext) -> None:
         ),
         online=_online(config.rollout.online_fraction, steps, noted.get("placement")),
         data=facts.DataFacts(train=_split(run.train), held_out=_split(held_out), overlap=run.overlap),
-        models=facts.ModelsFacts(
-            teachers=[_model(checkpoint) for checkpoint in teachers], student=_model(config.student.checkpoint)
-        ),
-        run=facts.CallFacts(
-            dir=as_written(config.run.dir),
-            seed=config.run.seed,
-            started=noted["started"],
-            config_file=noted["config_file"],
-        ),
+        teachers=[_model(checkpoint) for checkpoint in teachers],
+        student=_model(config.student.checkpoint),
+        dir=as_written(config.run.dir),
+        seed=config.run.seed,
+        started=noted["started"],
+        config_file=noted["config_file"],
         versions=dict(_versions()),
         config=to_yaml(config),
     )
@@ -113,7 +110,6 @@ def _split(loaded: data.Loaded) -> facts.SplitFacts:
         problems=len(loaded.problems),
         quarantined=len(loaded.rejected),
         digest=digest_of(loaded.problems),
-        changed_pictures=loaded.changes,
         remarks=loaded.remarks,
     )
 

@@ -1,12 +1,10 @@
 """The judge role: turns an answer into an accuracy reward in at most two model calls (METHOD 4, appendix section D)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masters_ray.method import prompts
-from masters_ray.records import Problem, Refused
+from masters_ray.records import Reply
 from masters_ray.replicas.model import ReplicaModel
 
 
@@ -27,7 +25,7 @@ class JudgeRole:
         self._model, self._max_tokens = model, max_tokens
 
     def judge(
-        self, problems: Sequence[Problem], answers: Sequence[Sequence[str]], reasoning: bool
+        self, problems: Sequence[prompts.Asked], answers: Sequence[Sequence[str]], reasoning: bool
     ) -> list[list[Verdict]]:
         """Returns a verdict for each answer of each problem; equal cases are judged once. reasoning: judge R_rea too.
 
@@ -54,19 +52,10 @@ class JudgeRole:
     ) -> list[tuple[int | None, str]]:
         """Returns, for each of ``inserted``, the score 0 or 1 (None: unreadable) and the first reply. ``second`` parses
         only those first replies whose score cannot be read."""
-        replies = self._ask([first.messages(*texts) for texts in inserted])
-        scores = [None if isinstance(reply, Refused) else first.score(reply) for reply in replies]
-        unread = {
-            index: reply
-            for index, (reply, score) in enumerate(zip(replies, scores, strict=True))
-            if isinstance(reply, str) and score is None
-        }
-        again = self._ask([second.messages(reply) for reply in unread.values()])
-        for index, reply in zip(unread, again, strict=True):
-            scores[index] = None if isinstance(reply, Refused) else second.score(reply)
-        said = [reply.reason if isinstance(reply, Refused) else reply for reply in replies]
-        return list(zip(scores, said, strict=True))
-
-    def _ask(self, conversations: list[list[prompts.Message]]) -> list[str | Refused]:
-        said = self._model.reply(conversations, self._max_tokens) if conversations else []
-        return [one if isinstance(one, Refused) else one.text for one in said]
+        replies = self._model.reply([first.messages(*texts) for texts in inserted], self._max_tokens)
+        found = [(first.score(one.text), one.text) if isinstance(one, Reply) else (None, one.reason) for one in replies]
+        unread = [index for index, one in enumerate(replies) if isinstance(one, Reply) and found[index][0] is None]
+        again = self._model.reply([second.messages(found[index][1]) for index in unread], self._max_tokens)
+        for index, one in zip(unread, again, strict=True):
+            found[index] = second.score(one.text) if isinstance(one, Reply) else None, found[index][1]
+        return found

@@ -1,7 +1,5 @@
 """A checkpoint in a vLLM engine with its chat template: what all roles share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -22,7 +20,7 @@ class ReplicaModel:
     def __init__(self, spec: ReplicaSpec) -> None:
         """Raises as VllmEngine does, and CheckpointError when weights are missing."""
         folder = weights.locate(spec.checkpoint)
-        hf.superfluous(folder)  # raises for missing weights: vLLM, which fuses matrices, does not notice one
+        hf.unexpected_weights(folder)  # raises for missing weights: vLLM, which fuses matrices, does not notice one
         self.chat = Chat(folder)
         engine, vocabulary = spec.engine, weights.vocabulary(folder)
         known = max(self.chat.tokenizer.get_vocab().values()) + 1
@@ -38,7 +36,6 @@ class ReplicaModel:
             top_k=spec.top_k,
             mask=spec.mask,
             banned=[*sorted(one for one in never if vocabulary is None or one < vocabulary), *padding],
-            vocabulary=vocabulary,
             sleeps=spec.sleeps,
         )
 
@@ -52,18 +49,18 @@ class ReplicaModel:
 
     def greedy(self, problems: Sequence[Problem], messages: Messages, max_tokens: int) -> list[Reply | Refused]:
         """Returns the greedy answer to ``messages(problem)`` for each problem."""
-        prompts, refused = sorted_out({index: self.prompt(one, messages) for index, one in enumerate(problems)})
-        found = refused | dict(zip(prompts, self._greedy([*prompts.values()], max_tokens), strict=True))
-        return [found[index] for index in range(len(problems))]
+        return self._greedy([self.prompt(one, messages) for one in problems], max_tokens)
 
     def reply(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Reply | Refused]:
         """Returns the greedy answer to each conversation; conversations have no pictures."""
         return self._greedy([Prompt(token_ids=self.chat.token_ids(messages)) for messages in conversations], max_tokens)
 
-    def _greedy(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply | Refused]:
+    def _greedy(self, prompts: Sequence[Prompt | Refused], max_tokens: int) -> list[Reply | Refused]:
+        said = iter(self.engine.generate_greedy([one for one in prompts if isinstance(one, Prompt)], max_tokens))
+        outcomes = [one if isinstance(one, Refused) else next(said) for one in prompts]
         return [
             one if isinstance(one, Refused) else Reply(text=self.chat.decode(one.token_ids), finish=one.finish)
-            for one in self.engine.generate_greedy(prompts, max_tokens)
+            for one in outcomes
         ]
 
 

@@ -1,10 +1,8 @@
 """The pool of a role's replicas: spreads calls, waits for replicas that restart, keeps their weights equal."""
 
-from __future__ import annotations
-
 import threading
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections import Counter
+from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
@@ -12,70 +10,57 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
 from masters_ray.progress import say
-from masters_ray.replicas.actor import Expected, remember_ratio
+from masters_ray.replicas.actor import Expected
 from masters_ray.replicas.processes import Role
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 CALLS_AT_ONCE = 3
 """Concurrent calls per replica; their requests share the engine's batch, which stays full as calls begin and end."""
+WHATEVER_DIES: dict[str, Any] = {"max_task_retries": -1, "retry_exceptions": [ReplicaLostError]}
+"""Options with which Ray repeats a call each time it restarts the process."""
 _SECONDS_TO_END = 20
 _REPEATS = 3
-_WHATEVER_DIES = {"max_task_retries": -1, "retry_exceptions": [ReplicaLostError]}
-"""Options with which Ray repeats a call each time it restarts the process."""
-
-
-@dataclass(eq=False)
-class PooledReplica:
-    actor: Any
-    state: Literal["joining", "ready", "away"] = "ready"
-    """joining: its process starts for the first time while others work; away: it died and is being restarted."""
-    calls: int = 0
-    """Calls under way."""
 
 
 class Pool:
     """The replicas of one role; thread-safe.
 
-    Ray restarts a replica whose process dies, up to ``max_restarts`` times; its calls raise ReplicaLostError. After
-    ``mask`` or ``hold``, a process that joins or restarts loads the same weights before its first call. A replica that
-    cannot start, or joins with different weights, is left out. One that restarts with different weights raises
-    CheckpointError or WeightSyncError at its next call. No replica gets a call before it is ready.
+    Ray restarts a replica whose process dies, up to ``max_restarts`` times. Its calls raise ReplicaLostError once the
+    model is loaded again; a replica that cannot load it is left out. After ``mask`` or ``hold`` a restarted process
+    has the same weights before its first call, which raises CheckpointError or WeightSyncError if they differ.
     """
 
     def __init__(self, role: Role, actors: list[Any]) -> None:
         """actors: ReplicaActor handles whose models are loaded."""
         self.role = role
-        self._replicas = [PooledReplica(actor) for actor in actors]
+        self._actors = actors
+        self._calls = Counter[Any]()
+        """Actor → calls under way."""
+        self._away = set[Any]()
+        """Actors whose process died and is being restarted."""
         self._expected: Expected | None = None
-        self._lost = "none was started"
-        """Why the last replica was left out."""
-        self._under_way = 0
-        """Threads that wait for an answer of a replica."""
+        self._lost = ""
+        """Why the last actor was left out."""
         self._closed = False
         self._changed = threading.Condition()
         """Guards the fields above."""
 
     @property
     def most_calls_at_once(self) -> int:
-        """Calls that run before the next one waits, with joining replicas counted."""
-        with self._changed:
-            return CALLS_AT_ONCE * len(self._replicas)
+        """Calls that run before the next one waits."""
+        return CALLS_AT_ONCE * len(self._actors)
 
     def mask(self, ratio: float) -> list[MaskReport]:
-        """Masks every replica's weights at ``ratio``, also of later ones; returns their reports. See ``everywhere``."""
-        self._expected = None
-        remember_ratio(ratio)
+        """Masks every replica's weights at ``ratio``, also of later processes; returns their reports. See
+        ``everywhere``."""
         found: list[MaskReport] = self.everywhere("mask", ratio)
-        with self._changed:
-            self._expected = found[0]
-            self._changed.notify_all()
+        self._expected = found[0]
         return found
 
     def hold(self, weights: StudentWeights) -> None:
-        """Makes every replica, also later ones, hold this version of the student. Raises WeightSyncError when a
+        """Makes every replica, also later processes, hold this version of the student. Raises WeightSyncError when a
         replica's weights differ; otherwise as ``everywhere``."""
-        self._expected = None
-        self.everywhere("ready", weights)
+        self.everywhere("hold", weights)
         self._expected = weights
 
     def sleep(self) -> None:
@@ -83,18 +68,16 @@ class Pool:
         self.everywhere("sleep")
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method of ReplicaActor on every replica that has joined; returns their results. No other call may be
-        under way. Repeats the call on a replica that restarts, and leaves out one that does not. Raises ReplicaError
-        when none is left."""
-        with self._changed:
-            replicas = [one for one in self._replicas if one.state != "joining"]
-        asked = [(one, getattr(one.actor, method).options(**_WHATEVER_DIES).remote(*arguments)) for one in replicas]
+        """Calls a method of ReplicaActor on every replica; returns their results. No other call may be under way.
+        Repeats the call on a replica that restarts, and leaves out one that does not. Raises ReplicaError when none is
+        left."""
+        asked = {one: getattr(one, method).options(**WHATEVER_DIES).remote(*arguments) for one in self._actors}
         found = []
-        for replica, future in asked:
+        for actor, future in asked.items():
             try:
                 found.append(self._result(future, method))
             except ReplicaLostError as error:
-                self._leave_out(replica, error)
+                self._leave_out(actor, error)
         if not found:
             raise self._refusal(method)
         return found
@@ -102,19 +85,18 @@ class Pool:
     def call(self, method: str, *arguments: Any) -> Any:
         """Calls ``method`` of the role on the least busy replica; waits until one is free. Raises ReplicaLostError when
         its process dies, ReplicaError when no replica is left, or the MastersError that the method raises."""
-        replica = self._take(method)
+        actor = self._take(method)
         try:
-            future = replica.actor.call.remote(self.role, method, *arguments, expected=self._expected)
+            future = actor.call.remote(self.role, method, *arguments, expected=self._expected)
             return self._result(future, method)
         except ReplicaLostError as error:
+            self._wait_for(actor)
             if self._closed:
                 raise self._refusal(method) from error
-            self._fetch(replica, "away")
             raise
         finally:
             with self._changed:
-                replica.calls -= 1
-                self._under_way -= 1
+                self._calls[actor] -= 1
                 self._changed.notify_all()
 
     def call_again(self, method: str, *arguments: Any) -> Any:
@@ -130,13 +112,6 @@ class Pool:
         """Returns a reference to ``thing`` to pass to several calls, so that it is serialised once."""
         return ray.put(thing)
 
-    def join(self, actor: Any) -> None:
-        """Adds an actor, which takes calls once it is ready."""
-        replica = PooledReplica(actor)
-        with self._changed:
-            self._replicas.append(replica)
-        self._fetch(replica, "joining")
-
     def close(self) -> None:
         """Refuses calls from now on, waiting ones too."""
         with self._changed:
@@ -146,63 +121,47 @@ class Pool:
     def wait_until_idle(self) -> None:
         """Returns when no call waits any more: after Ray's shutdown it would start a Ray. Raises ReplicaError."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._under_way, timeout=_SECONDS_TO_END):
+            if not self._changed.wait_for(lambda: not self._calls.total(), timeout=_SECONDS_TO_END):
                 raise ReplicaError(f"{self.role}: a call did not end {_SECONDS_TO_END} s after the last replica")
 
-    def _take(self, method: str) -> PooledReplica:
+    def _take(self, method: str) -> Any:
+        """Returns the least busy actor, for one more call."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._replicas or self._free())
-            if self._closed or not self._replicas:
+            self._changed.wait_for(lambda: self._closed or not self._actors or self._free())
+            if self._closed or not self._actors:
                 raise self._refusal(method)
-            replica = min(self._free(), key=lambda one: one.calls)
-            replica.calls += 1
-            self._under_way += 1
-            return replica
+            actor = min(self._free(), key=lambda one: self._calls[one])
+            self._calls[actor] += 1
+            return actor
 
-    def _free(self) -> list[PooledReplica]:
-        return [one for one in self._replicas if one.state == "ready" and one.calls < CALLS_AT_ONCE]
+    def _free(self) -> list[Any]:
+        return [one for one in self._actors if one not in self._away and self._calls[one] < CALLS_AT_ONCE]
 
     def _refusal(self, method: str) -> ReplicaError:
         if self._closed:
             return ReplicaError(f"{self.role}.{method}: the replicas were stopped")
         return ReplicaError(f"{self.role}.{method}: no replica is left (rollout.max_restarts): {self._lost}")
 
-    def _fetch(self, replica: PooledReplica, state: Literal["joining", "away"]) -> None:
-        with self._changed:
-            if replica.state == state or self._closed:
-                return
-            replica.state = state
-            self._under_way += 1
-        threading.Thread(target=self._wait_for, args=(replica,), name=f"{self.role} {state}", daemon=True).start()
-
-    def _wait_for(self, replica: PooledReplica) -> None:
-        joins = replica.state == "joining"
+    def _wait_for(self, actor: Any) -> None:
+        """Returns when the model is loaded in the process that Ray starts in the dead one's place."""
+        self._away.add(actor)
+        ratio = self._expected.ratio if isinstance(self._expected, MaskReport) else None
         try:
-            ready = replica.actor.ready.options(**_WHATEVER_DIES)
-            self._result(ready.remote(), "start")
-            # The weights of a restarted replica are checked at its next call, which raises if they differ.
-            if joins:
-                with self._changed:  # compare a joining teacher's weights once the first ones are masked
-                    self._changed.wait_for(lambda: self._closed or self._expected or self.role != "teacher")
-                self._result(ready.remote(self._expected), "start")
-                say(f"{self.role}: a replica has joined")
+            self._result(actor.ready.options(**WHATEVER_DIES).remote(ratio), "start")
         except MastersError as error:
-            self._leave_out(replica, error)
-        finally:
-            with self._changed:
-                replica.state = "ready"
-                self._under_way -= 1
-                self._changed.notify_all()
+            self._leave_out(actor, error)
+        else:
+            self._away.discard(actor)
 
-    def _leave_out(self, replica: PooledReplica, error: MastersError) -> None:
+    def _leave_out(self, actor: Any, error: MastersError) -> None:
         with self._changed:
-            if self._closed or replica not in self._replicas:
+            if self._closed or actor not in self._actors:
                 return
-            self._replicas.remove(replica)
+            self._actors.remove(actor)
             self._lost = str(error)
-            say(f"{self.role}: a replica is left out, {len(self._replicas)} are left: {error}")
+            say(f"{self.role}: a replica is left out, {len(self._actors)} are left: {error}")
             self._changed.notify_all()
-        ray.kill(replica.actor)
+        ray.kill(actor)
 
     def _result(self, future: Any, method: str) -> Any:
         try:

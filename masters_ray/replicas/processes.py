@@ -1,8 +1,6 @@
 """Which replica processes each phase of a run starts, and what each reserves: read by placement and by spawning."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from masters_ray.config import Config, JudgedBy
@@ -21,41 +19,35 @@ class Processes:
     roles: tuple[Role, ...] = ()
     """Roles of a replica; empty for the learner's workers."""
     count: int
-    """Processes started before any work."""
-    may_join: int = 0
-    """Further processes that join when the cluster has room."""
     cpus: float
     """CPUs of each process."""
     gpus: float
     """GPUs of each process, over all its tensor-parallel ranks."""
 
 
-def for_rollouts(config: Config, number: int = 0, *, learned: bool) -> list[Processes]:
+def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: bool = False) -> list[Processes]:
     """Returns the processes that make rollouts with teacher ``number``. learned: a trained student writes, so judge and
-    reference policy get processes of their own. Otherwise judge and student share processes if judge.share_process, as
-    far as both numbers go, and students that join later judge too."""
+    reference policy get processes of their own, or the writer judges if it ``follows``. Otherwise judge and student
+    share processes if judge.share_process, as far as both numbers go."""
     students, judge = config.student.replicas, config.judge
-    judges = judge.replicas if "student" in config.judges else 0
-    shared = min(students, judges) if judge.share_process and not learned else 0
-    others = judge.replicas if learned else judges - shared
-    staying: tuple[Role, ...] = ("judge",) if not learned else ("reference", "judge") if judges else ("reference",)
-    found = [
-        _replicas(config, "student", ("student", "judge"), shared, joins=True),
-        _replicas(config, "student", ("student",), students - shared, joins=not shared),
-        _replicas(config, "student", staying, others),
-    ]
-    return [*_teachers(config, number), *(one for one in found if one.count)]
+    counts: dict[tuple[Role, ...], int]
+    if learned and follows:
+        counts = {("student", "judge"): students, ("reference",): judge.replicas}
+    elif learned:
+        counts = {("student",): students, ("reference", "judge"): judge.replicas}
+    else:
+        judges = judge.replicas if "student" in config.judges else 0
+        shared = min(students, judges) if judge.share_process else 0
+        counts = {("student", "judge"): shared, ("student",): students - shared, ("judge",): judges - shared}
+    key = list(config.models)[number]
+    teacher_judges = [for_judging(config, "teacher", number)] if "teacher" in config.judges else []
+    others = [_replicas(config, "student", roles, count) for roles, count in counts.items() if count]
+    return [_replicas(config, key, ("teacher",), config.models[key].replicas), *teacher_judges, *others]
 
 
 def for_online_rollouts(config: Config) -> list[Processes]:
-    """Returns the processes that make online rollouts with the first teacher. None may join later, since it would take
-    the room of the learner's workers."""
-    follows = config.judge.follows_student
-    return [
-        *(replace(one, may_join=0) for one in _teachers(config, 0)),
-        _replicas(config, "student", ("student", "judge") if follows else ("student",), config.student.replicas),
-        _replicas(config, "student", ("reference",) if follows else ("reference", "judge"), config.judge.replicas),
-    ]
+    """Returns the processes that make online rollouts with the first teacher."""
+    return for_rollouts(config, learned=True, follows=config.judge.follows_student)
 
 
 def for_measuring(config: Config) -> list[Processes]:
@@ -71,16 +63,6 @@ def for_judging(config: Config, judge: JudgedBy, number: int = 0) -> Processes:
     return _replicas(config, "student", ("judge",), config.judge.replicas)
 
 
-def _teachers(config: Config, number: int) -> list[Processes]:
-    """Returns the masked teacher's processes, and those of the teacher judge if there is one."""
-    key = list(config.models)[number]
-    judges = [for_judging(config, "teacher", number)] if "teacher" in config.judges else []
-    return [_replicas(config, key, ("teacher",), config.models[key].replicas, joins=True), *judges]
-
-
-def _replicas(config: Config, key: str, roles: tuple[Role, ...], count: int, *, joins: bool = False) -> Processes:
-    """joins: further processes up to the model's max_replicas may join."""
+def _replicas(config: Config, key: str, roles: tuple[Role, ...], count: int) -> Processes:
     model = config.models[key]
-    may_join = model.max_replicas - model.replicas if joins and model.max_replicas is not None else 0
-    gpus = model.gpus * model.tensor_parallel
-    return Processes(key=key, roles=roles, count=count, may_join=may_join, cpus=model.cpus, gpus=gpus)
+    return Processes(key=key, roles=roles, count=count, cpus=model.cpus, gpus=model.gpus * model.tensor_parallel)

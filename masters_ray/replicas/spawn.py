@@ -1,45 +1,45 @@
 """Starts and stops replicas: the only place that makes Ray actors of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
 
 from masters_ray.errors import ReplicaError
-from masters_ray.replicas.actor import DEVICES, ReplicaActor, remember_ratio
-from masters_ray.replicas.pool import CALLS_AT_ONCE, Pool, replica_error
+from masters_ray.replicas.actor import DEVICES, ReplicaActor
+from masters_ray.replicas.pool import CALLS_AT_ONCE, WHATEVER_DIES, Pool, replica_error
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spec import ReplicaSpec
 
 
 class Replicas:
-    """The pools of a set of replicas; a context manager that stops its actors at the end of the block.
-
-    Starts ``count`` processes of each spec and waits for them, then asks the cluster for ``may_join`` more. Each of
-    those joins its pools when it is ready; one that cannot start is reported and left out.
-    """
+    """The pools of a set of replicas; a context manager that stops its actors at the end of the block."""
 
     def __init__(self, specs: Sequence[ReplicaSpec], actor_class: type = ReplicaActor) -> None:
-        """Waits until each of the first processes has loaded its model. Raises ReplicaError when one fails."""
-        self._class, self._actors = actor_class, list[Any]()
+        """Starts ``count`` processes of each spec and waits until each has loaded its model. Raises ReplicaError when
+        one fails."""
+        self._actors: list[Any] = []
         self.pools: dict[Role, Pool] = {}
+        by_role: dict[Role, list[Any]] = {}
+        loading: dict[Any, ReplicaSpec] = {}
         try:
-            self._start(specs)
-            # Not earlier: they could take the room that another spec's first replicas need. In turns, so that all specs
-            # share the room that is left.
-            turns = range(max((one.may_join for one in specs), default=0))
-            for spec in (one for turn in turns for one in specs if turn < one.may_join):
-                actor = self._spawned(spec)
+            for spec, number in ((one, number) for one in specs for number in range(one.count)):
+                actor = ray.remote(actor_class).options(**_options(spec, number)).remote(spec)
+                self._actors.append(actor)
+                loading[actor.ready.options(**WHATEVER_DIES).remote()] = spec
                 for role in spec.roles:
-                    self.pools[role].join(actor)
+                    by_role.setdefault(role, []).append(actor)
+                if spec.sleeps or 0 < spec.share < 1:
+                    # No other engine may load or sleep while an engine measures how much GPU memory is free.
+                    _wait_for_all(loading)
+            _wait_for_all(loading)
         except BaseException:
             self.close()
             raise
+        self.pools = {role: Pool(role, actors) for role, actors in by_role.items()}
 
-    def __enter__(self) -> Replicas:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,40 +55,22 @@ class Replicas:
         for pool in self.pools.values():
             pool.wait_until_idle()
 
-    def _start(self, specs: Sequence[ReplicaSpec]) -> None:
-        by_role: dict[Role, list[Any]] = {}
-        loading: dict[Any, ReplicaSpec] = {}
-        for mask in (one.mask for one in specs if one.mask is not None):
-            remember_ratio(mask.ratio)
-        for spec in specs:
-            for number in range(spec.count):
-                actor = self._spawned(spec, number)
-                loading[actor.ready.remote()] = spec
-                for role in spec.roles:
-                    by_role.setdefault(role, []).append(actor)
-                if spec.sleeps or 0 < spec.share < 1:
-                    # No other engine may load or sleep while an engine measures how much GPU memory is free.
-                    _wait_for_all(loading)
-        _wait_for_all(loading)
-        self.pools = {role: Pool(role, actors) for role, actors in by_role.items()}
 
-    def _spawned(self, spec: ReplicaSpec, number: int = 0) -> Any:
-        variables, reserved = environment(spec), (spec.cpus, spec.gpus)
-        if spec.devices is not None:
-            # Keeps Ray from hiding all GPUs from a process that reserves none, whatever the cluster was started with.
-            variables |= {DEVICES: spec.devices[number], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-            reserved = (0, 0)
-        options: dict[str, Any] = {
-            "num_cpus": reserved[0],
-            "num_gpus": reserved[1],
-            "max_restarts": spec.max_restarts,
-            # One more than the pools' calls, for calls to the process itself (ready, mask, sleep).
-            "max_concurrency": CALLS_AT_ONCE * len(spec.roles) + 1,
-            "runtime_env": {"env_vars": variables},
-        }
-        actor = ray.remote(self._class).options(**options).remote(spec)
-        self._actors.append(actor)
-        return actor
+def _options(spec: ReplicaSpec, number: int) -> dict[str, Any]:
+    """Returns Ray's options for the spec's process ``number``."""
+    variables, cpus, gpus = environment(spec), spec.cpus, spec.gpus
+    if spec.devices is not None:
+        # Keeps Ray from hiding all GPUs from a process that reserves none, whatever the cluster was started with.
+        variables |= {DEVICES: spec.devices[number], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        cpus = gpus = 0
+    return {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "max_restarts": spec.max_restarts,
+        # One more than the pools' calls, for calls to the process itself (ready, mask, hold, sleep).
+        "max_concurrency": CALLS_AT_ONCE * len(spec.roles) + 1,
+        "runtime_env": {"env_vars": variables},
+    }
 
 
 def _wait_for_all(loading: Mapping[Any, ReplicaSpec]) -> None:

@@ -1,7 +1,6 @@
 """What each replica process loads, and which GPUs it uses when it takes turns with the learner."""
 
-from __future__ import annotations
-
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +8,14 @@ from pathlib import Path
 
 from masters_ray.config import Config, Engine
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.models import reserved, weights
+from masters_ray.models import special_tokens, weights
 from masters_ray.models.vllm_engine import Mask
+from masters_ray.parts import parts_in
 from masters_ray.replicas.processes import Processes
 
 _BESIDE_THE_LEARNER = 0.6
 """Fraction of a GPU's memory for all engines on it together when the learner's weights and optimizer stay there."""
+_CACHE_ON_CPU = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,11 @@ class ReplicaSpec(Processes):
         return self.gpus / self.tensor_parallel
 
     @property
+    def width(self) -> int:
+        """Whole GPUs that a process has a part of."""
+        return math.ceil(self.share) * self.tensor_parallel
+
+    @property
     def sleeps(self) -> bool:
         """Whether it frees its GPU memory in ``sleep`` until the next call."""
         return self.devices is not None and self.gpus > 0
@@ -58,8 +64,8 @@ def specs(
     widths = [width for folder in (theirs, ours) if (width := weights.vocabulary(folder)) is not None]
     # Tokens that a model must not write: the placeholders of both models; for a teacher also its end tokens that the
     # student does not have, which the student would learn otherwise.
-    placeholders = reserved.placeholder_ids(theirs) | reserved.placeholder_ids(ours)
-    foreign_ends = reserved.end_ids(theirs) - reserved.end_ids(ours)
+    placeholders = special_tokens.placeholder_ids(theirs) | special_tokens.placeholder_ids(ours)
+    foreign_ends = special_tokens.end_ids(theirs) - special_tokens.end_ids(ours)
     found = []
     for one in wanted:
         model = config.models[one.key]
@@ -67,15 +73,14 @@ def specs(
         judges_alone = one.roles == ("teacher_judge",)
         if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
             # On a CPU vLLM's fraction of the memory does not suit engines that share it with everything else.
-            size = weights.cache_bytes(weights.locate(model.checkpoint), engine)
-            engine = replace(engine, kv_cache_memory_bytes=size)
+            engine = replace(engine, kv_cache_memory_bytes=_CACHE_ON_CPU)
         spec = ReplicaSpec(
             **vars(one),
             checkpoint=str(student) if student is not None and "student" in one.roles else absolute(model.checkpoint),
             engine=engine,
             tensor_parallel=model.tensor_parallel,
             top_k=config.teacher.top_k if masked else 1,
-            mask=Mask(scope=config.teacher.mask, ratio=ratio) if masked else None,
+            mask=Mask(parts=parts_in(config.teacher.mask), ratio=ratio) if masked else None,
             judge_max_tokens=config.judge.max_tokens,
             common=None if judges_alone else min(widths, default=None),
             never=() if judges_alone else tuple(sorted(placeholders | (foreign_ends if masked else set()))),
@@ -98,20 +103,15 @@ def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
     less than a whole GPU may share one. Example: a teacher on 2 GPUs and two students with half a GPU each, on 4 GPUs:
     devices ``("0,1",)`` and ``("2", "3")``.
 
-    Raises ConfigError when gpu_memory_utilization adds up to more than 1 on a GPU, ValueError when a process asks for
-    more GPUs than the node has.
+    Raises ConfigError when gpu_memory_utilization adds up to more than 1 on a GPU.
     """
     load, taken = [0.0] * gpus, [0.0] * gpus
     places: list[list[range]] = [[] for _ in wanted]
-    widths = [math.ceil(one.share) * one.tensor_parallel for one in wanted]
-    for index in sorted(range(len(wanted)), key=lambda index: (-widths[index], -wanted[index].share)):
-        one, width = wanted[index], widths[index]
-        if width > gpus:
-            raise ValueError(f"a replica of {' and '.join(one.roles)} needs {width} GPUs, the node has {gpus}")
+    for one, own in sorted(zip(wanted, places, strict=True), key=lambda pair: (-pair[0].width, -pair[0].share)):
         for _ in range(one.count):
-            first = min(range(gpus - width + 1), key=lambda first: max(load[first : first + width], default=0.0))
-            places[index].append(range(first, first + width))
-            for gpu in places[index][-1]:
+            parts = [range(first, first + one.width) for first in range(gpus - one.width + 1)]
+            own.append(min(parts, key=lambda part: max((load[gpu] for gpu in part), default=0.0)))
+            for gpu in own[-1]:
                 load[gpu] += min(1.0, one.share)
     found = []
     for one, own in zip(wanted, places, strict=True):
@@ -119,9 +119,9 @@ def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
         if one.gpus and engine.gpu_memory_utilization is None:
             memory = _BESIDE_THE_LEARNER * min(1.0, one.share) / max(1.0, *load)
             engine = replace(engine, gpu_memory_utilization=memory)
-        for gpu in (gpu for place in own for gpu in place):
+        for gpu in itertools.chain(*own):
             taken[gpu] += engine.gpu_memory_utilization or 0.0
-        found.append(replace(one, engine=engine, devices=tuple(",".join(map(str, place)) for place in own)))
+        found.append(replace(one, engine=engine, devices=tuple(",".join(map(str, part)) for part in own)))
     if (most := max(taken, default=0.0)) > 1 + 1e-9:
         complaint = Complaint(
             where="teacher.engine.gpu_memory_utilization with student.engine.gpu_memory_utilization",

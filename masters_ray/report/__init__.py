@@ -8,21 +8,17 @@ The file is self-contained: pictures are data URIs, charts are inline SVG, and t
 untrusted text: the templates escape every value. The same inputs give the same bytes.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from masters_ray import remarks
 from masters_ray.files import write_text
-from masters_ray.records import StepMetrics
 from masters_ray.report.charts import Series, curve_chart, mask_chart, rows_chart
 from masters_ray.report.numbers import percent
 from masters_ray.report.render import render
-from masters_ray.report.summary import Accuracies, Example, Summary, read_examples, read_metrics, read_summary
+from masters_ray.report.summary import Accuracies, read_examples, read_metrics, read_summary
 
 REPORT = "report.html"
 _MOST_KINDS = 50
@@ -32,13 +28,7 @@ _MOST_KINDS = 50
 def write(folder: Path) -> Path:
     """Writes a run's ``report.html`` from its three files; returns its path. Raises StoreError, naming file and remedy,
     when a file is missing, unreadable or lacks a value; an existing report then stays."""
-    page = _page(read_summary(folder), read_metrics(folder), read_examples(folder))
-    write_text(folder / REPORT, page)
-    return folder / REPORT
-
-
-def _page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[Example]) -> str:
-    """Returns the report as an HTML document."""
+    summary, metrics = read_summary(folder), read_metrics(folder)
     found = summary.accuracy
     asked = Counter({kind: rate.n for kind, rate in found.student_after.by_kind.items()})
     kinds = sorted(kind for kind, _ in asked.most_common(_MOST_KINDS))
@@ -56,23 +46,25 @@ def _page(summary: Summary, metrics: Sequence[StepMetrics], examples: Sequence[E
     rest = summary.wall_seconds - sum(phases.values())
     if rest > 0.005 * summary.wall_seconds:
         phases["everything else"] = rest
-    return render(
+    page = render(
         __package__,
         "report.html.jinja",
-        name=Path(summary.run.dir).name or summary.run.dir,
+        name=Path(summary.dir).name or summary.dir,
         summary=summary,
         verdict=verdict(found),
         kinds=kinds,
         hidden=len(asked) - len(kinds),
         accuracy_chart=rows_chart("accuracy", labels[first:], series, "accuracy on held-out questions (%)"),
         all_set_aside=sum(sum(stage.set_aside.values()) for stage in summary.stages),
-        examples=examples,
+        examples=read_examples(folder),
         metrics=metrics,
         mask_chart=mask_chart,
         curve=partial(curve_chart, metrics),
         remarks=remarks,
         phases=phases,
     )
+    write_text(folder / REPORT, page)
+    return folder / REPORT
 
 
 def verdict(found: Accuracies) -> str:
@@ -88,8 +80,8 @@ def verdict(found: Accuracies) -> str:
             f"The two 95 % intervals overlap: on so many questions {told} may still be chance, though it need not be."
         )
     told = f"The two 95 % intervals are apart: {told}, more than the choice of questions explains."
-    if change > 0 and after.value >= teacher.value:
-        told += " The student is now level with its teacher or above it."
-    elif change > 0:
-        told += f" That is {percent(change / (teacher.value - before.value), 0)} of the way to its teacher."
-    return told
+    if change <= 0:
+        return told
+    if after.value >= teacher.value:
+        return f"{told} The student is now level with its teacher or above it."
+    return f"{told} That is {percent(change / (teacher.value - before.value), 0)} of the way to its teacher."

@@ -4,15 +4,13 @@ Charts are drawn with the placeholders of ``COLOURS``, which then become the sty
 ``matplotlib.figure.Figure`` is used, so that nothing depends on a display or on pyplot's state.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re
 import warnings
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -35,25 +33,25 @@ COLOURS = {
     "band": "#8a63b8",
 }
 """Variable of the style sheet → colour that stands for it while drawing (after Okabe and Ito)."""
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "masters_ray",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.axisbelow": True,
-    "axes.edgecolor": COLOURS["grid"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "grid.color": COLOURS["grid"],
-    "grid.linewidth": 0.7,
-    "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["muted"],
-    "ytick.color": COLOURS["muted"],
-}
-_styled = matplotlib.rc_context(_SETTINGS)
-_LONGEST_NAME = 30
+_styled = matplotlib.rc_context(
+    {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "masters_ray",
+        "text.parse_math": False,
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.axisbelow": True,
+        "axes.edgecolor": COLOURS["grid"],
+        "axes.labelcolor": COLOURS["muted"],
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "grid.color": COLOURS["grid"],
+        "grid.linewidth": 0.7,
+        "text.color": COLOURS["ink"],
+        "xtick.color": COLOURS["muted"],
+        "ytick.color": COLOURS["muted"],
+    }
+)
 FEW = 60
 """Up to this many steps each has a marker; with more, the strong line is a moving mean."""
 MANY = 600
@@ -61,14 +59,12 @@ MANY = 600
 
 
 class Series(NamedTuple):
-    """Intervals of the same colour and marker, one per row or x value of a chart."""
-
     label: str
     colour: str
     """Key of ``COLOURS``."""
     marker: str
     means: Sequence[Interval | None]
-    """None: not measured."""
+    """One per row or x value of the chart; None: not measured."""
 
     @property
     def bounds(self) -> np.ndarray:
@@ -86,10 +82,10 @@ def rows_chart(
     singles: Sequence[Sequence[float]] = (),
     reference: float | None = None,
 ) -> Markup:
-    """Draws a row per label, from the top, with the 95 % interval of every series. Fractions are drawn in percent.
-
-    name: unique on the page; singles: values of each row, drawn as small dots; reference: x of a dashed line. With
+    """Draws a row per label, from the top, with the 95 % interval of every series. Fractions are drawn in percent. With
     several series the axis goes from 0 to 100 %, and values are written beside the markers.
+
+    name: unique on the page; singles: values of each row, drawn as small dots; reference: x of a dashed line.
     """
     if not labels:
         return Markup()
@@ -113,9 +109,9 @@ def rows_chart(
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
         figure.legend(loc="outside upper center", ncols=3, frameon=False, handletextpad=0.3)
-    short = [" ".join(label.split()) for label in labels]
-    short = [label if len(label) <= _LONGEST_NAME else label[: _LONGEST_NAME - 1] + "…" for label in short]
-    axes.set_yticks(range(len(labels)), short, color=COLOURS["ink"])
+    names = [" ".join(label.split()) for label in labels]
+    names = [name if len(name) <= 30 else f"{name[:29]}…" for name in names]
+    axes.set_yticks(range(len(labels)), names, color=COLOURS["ink"])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel(x_label)
@@ -124,8 +120,8 @@ def rows_chart(
 
 @_styled
 def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str) -> Markup:
-    """Draws a line per series over the same x, each point with its 95 % interval; returns an empty text when no series
-    has a value. name: unique on the page."""
+    """Draws a line per series with a value over the same x, each point with its 95 % interval. name: unique on the
+    page."""
     drawn = [one for one in series if any(one.means)]
     if not drawn:
         return Markup()
@@ -194,30 +190,25 @@ def _column(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:
     return np.array([part.mean() if part.size else math.nan for part in parts])
 
 
-def _window(points: int) -> int:
-    return max(3, points // 20) | 1
-
-
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Returns up to FEW values unchanged; more as a centred moving mean over finite values, with a shorter window at
-    both ends."""
+    """Returns up to FEW values unchanged; more as a centred moving mean over finite values."""
     if len(values) <= FEW:
         return values
     finite = np.isfinite(values)
-    kernel = np.ones(_window(len(values)))
+    kernel = np.ones(max(3, len(values) // 20) | 1)
     counts = np.convolve(finite.astype(float), kernel, "same")
     totals = np.convolve(np.where(finite, values, 0.0), kernel, "same")
     return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
 
 
 def _stages(metrics: Sequence[StepMetrics]) -> list[tuple[float, float, float]]:
-    """Returns (start, end, mask ratio) of each run of consecutive steps of a stage; bounds are half steps outside."""
+    """Returns (start, end, mask ratio) of each run of steps of a stage; bounds are half steps outside."""
     runs = [list(rows) for _, rows in groupby(metrics, key=lambda row: (row.stage, row.mask_ratio))]
     return [(rows[0].step - 0.5, rows[-1].step + 0.5, rows[0].mask_ratio) for rows in runs]
 
 
 def _empty(width: float, height: float, grid: Literal["x", "y"]) -> tuple[Figure, Axes]:
-    """Returns an empty figure of this size in inches, with grid lines across ``grid`` behind the data."""
+    """width, height: in inches; grid: axis whose values have lines."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(axis=grid)
@@ -249,22 +240,17 @@ def _over_steps(metrics: Sequence[StepMetrics], label: str) -> tuple[Figure, Axe
 def _svg(figure: Figure, name: str, description: str) -> Markup:
     """Returns the figure as an ``<svg>`` element; prefixes its ids with ``name``, so that a page can hold several."""
     file = io.StringIO()
-    nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
         # A kind's name may be in a script that matplotlib's font lacks; the browser has a font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata=nothing, transparent=True)
-    text = file.getvalue()
-    size = re.search(r'viewBox="([^"]+)"', text)
-    if size is None:
-        raise ValueError("matplotlib wrote an SVG without a viewBox")
-    body = text[text.index(">", size.end()) + 1 : text.rindex("</svg>")]
-    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = body.replace("xlink:href=", "href=")
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'href="#', f'href="#{name}-', body)
-    body = body.replace("url(#", f"url(#{name}-")
+    [(size, body)] = re.findall(r'viewBox="([^"]+)"[^>]*>(.*)</svg>', file.getvalue(), re.DOTALL)
+    body = re.sub(
+        r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->|\bxlink:(?=href)", "", body, flags=re.DOTALL
+    )
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
     for variable, placeholder in COLOURS.items():
         body = body.replace(placeholder, f"var(--{variable})")
     chart = Markup('<svg class="chart" viewBox="%s" role="img" aria-label="%s">%s</svg>')
-    return chart % (size[1], description, Markup(body.strip()))
+    return chart % (size, description, Markup(body.strip()))

@@ -1,7 +1,5 @@
 """The templates' filters, which format numbers. A number that was not measured (None, NaN) becomes a dash."""
 
-from __future__ import annotations
-
 import math
 
 from masters_ray.evaluate import Interval

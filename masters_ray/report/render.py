@@ -1,7 +1,5 @@
 """Renders templates by jinja2: values in *.html.jinja are escaped, and a value that a template misses is an error."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any

@@ -4,8 +4,6 @@ Files nest as the classes do. Accuracies and shares are fractions, times are wal
 not measure is NaN here and null in the file.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +28,7 @@ class Accuracies:
     """Held-out accuracy of each model on the questions that all models were asked."""
 
     teacher: Accuracy
-    """Accuracy of the unmasked teacher."""
+    """Of the unmasked teacher."""
     student_before: Accuracy
     student_after: Accuracy
 
@@ -52,13 +50,11 @@ class EvaluationFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeFacts:
-    """The judges of the rollouts; counts are sums of ``StageOutcome`` over all stages."""
+    """The configured judges, and sums of ``StageOutcome`` over all stages."""
 
     of_teacher: str
-    """Judge of the teacher's answers: student, teacher or rule; ``of_student``: of the student's."""
     of_student: str
     rule: str
-    """exact, relaxed, choice or vqa."""
     agreement_with_rule: float | None
     """Fraction of the ``compared`` answers on which judge and rule agree; None without compared answers."""
     judged: int
@@ -69,8 +65,6 @@ class JudgeFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerFacts:
-    """Totals of the learner over the run."""
-
     steps: int
     skipped: int
     """Optimizer steps that were not taken (``SkippedStep``)."""
@@ -104,23 +98,17 @@ class OnlineFacts:
     """None without online rollouts."""
     largest_age: float | None
     waited_seconds: float
-    """Time that the learner waited for online rollouts."""
     placement: Literal["turns", "beside"] | None
     """Whether learner and rollouts took turns on the same devices or had their own; None: fully offline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """A source of questions."""
-
     problems: int
     """Questions used."""
     quarantined: int
-    """Rows set aside."""
     digest: str
     """Digest of the questions, independent of their order."""
-    changed_pictures: dict[str, int]
-    """Change made while decoding, in words → number of pictures."""
     remarks: list[str]
     """Sentences about the source, such as columns that are not read."""
 
@@ -143,24 +131,6 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelsFacts:
-    teachers: list[ModelFacts]
-    """Teachers in the order of their use."""
-    student: ModelFacts
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallFacts:
-    """How the run was started."""
-
-    dir: str
-    seed: int
-    started: str
-    """ISO 8601."""
-    config_file: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Summary:
     """The content of a finished run's summary.json."""
 
@@ -174,8 +144,14 @@ class Summary:
     learner: LearnerFacts
     online: OnlineFacts
     data: DataFacts
-    models: ModelsFacts
-    run: CallFacts
+    teachers: list[ModelFacts]
+    """In the order of their use."""
+    student: ModelFacts
+    dir: str
+    seed: int
+    started: str
+    """ISO 8601."""
+    config_file: str
     versions: dict[str, str]
     """Package → version."""
     config: str
@@ -204,16 +180,16 @@ class Example:
 
 
 def read_summary(folder: Path) -> Summary:
-    """Reads a finished run's summary. Raises StoreError when the file is missing, damaged or lacks a value."""
+    """Raises StoreError when the file is missing, damaged or lacks a value."""
     return read_record(folder / SUMMARY, Summary, _REMEDY)
 
 
 def read_metrics(folder: Path) -> list[StepMetrics]:
-    """Reads the learner's steps, sorted by number; the last line of a repeated step counts. Raises StoreError."""
+    """Returns the steps sorted by number; the last line of a repeated step counts. Raises StoreError."""
     steps = {row.step: row for row in read_records(folder / METRICS, StepMetrics, _REMEDY)}
     return [steps[step] for step in sorted(steps)]
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """Reads the questions that the report shows; may be empty. Raises StoreError."""
+    """Raises StoreError."""
     return read_record(folder / EXAMPLES, list[Example], _REMEDY)

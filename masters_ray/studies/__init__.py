@@ -4,8 +4,6 @@ Each works in the same way: rollouts or runs ─► figures in NAME.json ─► 
 from templates/NAME.*.jinja
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +16,15 @@ from masters_ray.report.render import render
 
 
 def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -> Config:
-    """Returns the configuration of a study's rollouts, in its own directory ``name``-``questions`` below run.dir: each
-    ratio is a stage over the same questions, and cut answers never stop it."""
+    """Returns the configuration of a study's rollouts: each ratio is a stage over the same questions, all are answered
+    before training, and cut answers never stop it. All of it, stores too, is below run.dir in ``name``-``questions``,
+    so that nothing of the run itself is touched."""
     return replace(
         config,
         run=replace(config.run, dir=joined(config.run.dir, f"{name}-{questions}")),
         data=replace(config.data, train=replace(config.data.train, rows=questions)),
         schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
-        rollout=replace(config.rollout, student_refresh="run", max_cut_share=1.0),
+        rollout=replace(config.rollout, student_refresh="run", online_fraction=0.0, max_cut_share=1.0, store=None),
         growth=[],
     )
 

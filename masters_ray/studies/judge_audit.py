@@ -4,43 +4,34 @@ teacher and student answer a sample of the data, the rule marks ─► store
 each model judges every answer twice, the second time in another order ─► verdicts
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from masters_ray import store
 from masters_ray.config import Config, JudgedBy
 from masters_ray.errors import DataError
+from masters_ray.evaluate import Interval, kappa
 from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
-from masters_ray.method.marking import RULES
 from masters_ray.pipeline import run
 from masters_ray.pipeline.judging import JUDGES
 from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
-from masters_ray.records import Problem
+from masters_ray.records import JudgedText
 from masters_ray.replicas import processes
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import specs
 from masters_ray.studies import publish, sample
-from masters_ray.studies.statistics import Agreement, agreement
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditCase:
-    """An answer that every judge judges."""
-
-    position: int
-    problem: Problem
-    source: str
-    text: str
+from masters_ray.studies.statistics import resampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +39,17 @@ class JudgePass:
     """A judge's verdicts on all cases, in the order of the cases."""
 
     seconds: float | None
-    """Wall time of the pass; None: not measured."""
+    """Wall time of the pass; None for the rule."""
     accuracy: list[int | None]
+    """R_acc; None: unreadable."""
     said: list[str]
-    """The model's reply per case; an empty list for the rule. ``accuracy`` is R_acc, None where unreadable."""
+    """The model's replies; empty for the rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeFigures:
-    """Figures of a judge."""
-
     name: str
     """student, teacher or rule."""
-    answers: int
     unjudged: int
     """Answers for which neither call was readable."""
     right: dict[str, float]
@@ -79,13 +68,22 @@ class JudgePair:
     second: str
     of: str
     """Source of the answers: all, teacher or student."""
-    agreement: Agreement
+    both_right: int
+    right_wrong: int
+    """Answers that the first judge calls right and the second wrong; ``wrong_right``: the other way round."""
+    wrong_right: int
+    both_wrong: int
+    share: float
+    """Fraction of the answers on which both agree."""
+    kappa: Interval
+    """Cohen's κ; n counts questions. The interval resamples whole questions, whose answers depend on each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disagreement(AuditCase):
+class Disagreement:
     """An answer with different verdicts: a line of disagreements.jsonl."""
 
+    case: JudgedText
     verdicts: dict[str, int | None]
     """Judge → 1 right, 0 wrong, None unreadable."""
     said: dict[str, str]
@@ -108,25 +106,13 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     questions, answers = config.data.train.rows or 0, config.group_size
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
     [folder] = run.generate(config, directory, config_file, measure=False)
-    cases = [
-        AuditCase(
-            position=row.position,
-            problem=replace(row.problem, pictures=()),  # judges see no pictures
-            source=one.judged.answer.source,
-            text=one.judged.answer.text,
-        )
-        for row in store.read(folder)
-        for one in row.answers
-    ]
+    cases = list(store.read_judged(folder))
     if not cases:
         raise DataError(
             f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store inspect."
         )
     kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
     passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
-    rule = RULES[config.judge.rule]
-    ruled: list[int | None] = [int(rule(case.text, case.problem)) for case in cases]
-    passes["rule"] = [JudgePass(seconds=None, accuracy=ruled, said=[])]
     return publish_audit(config, directory.root, config_file, cases, passes)
 
 
@@ -134,11 +120,13 @@ def publish_audit(
     config: Config,
     folder: Path,
     config_file: str,
-    cases: Sequence[AuditCase],
-    passes: Mapping[str, Sequence[JudgePass]],
+    cases: Sequence[JudgedText],
+    models: Mapping[str, Sequence[JudgePass]],
 ) -> Path:
-    """Writes figures, disagreements, table and page of an audit; returns the page's path. passes: judge → its passes in
-    order."""
+    """Writes figures, disagreements, table and page of an audit; returns the page's path. cases: with the rule's
+    verdicts; models: judge → its passes in order."""
+    rule = JudgePass(seconds=None, accuracy=[case.accuracy for case in cases], said=[])
+    passes = {**models, "rule": [rule]}
     first = {name: of[0] for name, of in passes.items()}
     differing = disagreements(cases, first)
     lines = [json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in differing]
@@ -154,14 +142,15 @@ def publish_audit(
     return publish(folder, "judge_audit", figures, name=folder.parent.name, config=config, differing=differing)
 
 
-def judge_figures(name: str, cases: Sequence[AuditCase], first: JudgePass, *again: JudgePass) -> JudgeFigures:
+def judge_figures(name: str, cases: Sequence[JudgedText], first: JudgePass, *again: JudgePass) -> JudgeFigures:
     """Returns the figures of a judge. again: its further passes."""
-    readable = [(case.source, word) for case, word in zip(cases, first.accuracy, strict=True) if word is not None]
-    right = {source: [word for of, word in readable if of == source] for source in ("teacher", "student")}
+    right: dict[str, list[int]] = {"teacher": [], "student": []}
+    for case, word in zip(cases, first.accuracy, strict=True):
+        if word is not None:
+            right[case.source].append(word)
     same = [one == other for later in again for one, other in zip(first.accuracy, later.accuracy, strict=True)]
     return JudgeFigures(
         name=name,
-        answers=len(cases),
         unjudged=first.accuracy.count(None),
         right={source: sum(words) / len(words) for source, words in right.items() if words},
         consistency=sum(same) / len(same) if same else None,
@@ -169,7 +158,7 @@ def judge_figures(name: str, cases: Sequence[AuditCase], first: JudgePass, *agai
     )
 
 
-def pairs(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[JudgePair]:
+def pairs(cases: Sequence[JudgedText], passes: Mapping[str, JudgePass]) -> list[JudgePair]:
     """Returns the agreement of every two judges, over all answers and per source; leaves out pairs without a case."""
     found = []
     for (first, one), (second, other) in itertools.combinations(passes.items(), 2):
@@ -180,23 +169,39 @@ def pairs(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[J
                 if mine is not None and yours is not None and of in ("all", case.source)
             ]
             if both:
-                agreed = agreement(*zip(*both, strict=True))
-                found.append(JudgePair(first=first, second=second, of=of, agreement=agreed))
+                found.append(_pair(first, second, of, both))
     return found
 
 
-def disagreements(cases: Sequence[AuditCase], passes: Mapping[str, JudgePass]) -> list[Disagreement]:
+def _pair(first: str, second: str, of: str, verdicts: Sequence[tuple[int, int, int]]) -> JudgePair:
+    """verdicts: the first judge's, the second's, and the question's position."""
+    counts = Counter((one, other) for one, other, _ in verdicts)
+    columns = np.array([(1, one, other, one == other) for one, other, _ in verdicts], float)
+    return JudgePair(
+        first=first,
+        second=second,
+        of=of,
+        both_right=counts[1, 1],
+        right_wrong=counts[1, 0],
+        wrong_right=counts[0, 1],
+        both_wrong=counts[0, 0],
+        share=(counts[1, 1] + counts[0, 0]) / len(verdicts),
+        kappa=resampled(columns, [question for *_, question in verdicts], lambda sums: kappa(*sums)),
+    )
+
+
+def disagreements(cases: Sequence[JudgedText], passes: Mapping[str, JudgePass]) -> list[Disagreement]:
     """Returns the answers with different verdicts; equal answers to a question once."""
-    found: dict[tuple[str, str], Disagreement] = {}
+    found: dict[tuple[int, str], Disagreement] = {}
     for index, case in enumerate(cases):
         verdicts = {name: one.accuracy[index] for name, one in passes.items()}
-        if len(set(verdicts.values())) > 1 and (case.problem.id, case.text) not in found:
+        if len(set(verdicts.values())) > 1:
             said = {name: one.said[index] for name, one in passes.items() if one.said}
-            found[case.problem.id, case.text] = Disagreement(**vars(case), verdicts=verdicts, said=said)
+            found.setdefault((case.position, case.text), Disagreement(case=case, verdicts=verdicts, said=said))
     return list(found.values())
 
 
-def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditCase]) -> list[JudgePass]:
+def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[JudgedText]) -> list[JudgePass]:
     """Returns both passes of a judge, in different orders; makes those that ``folder`` does not have."""
     order = list(range(len(cases)))
     again = order[::2][::-1] + order[1::2]
@@ -209,12 +214,12 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[AuditC
     return [read_record(file, JudgePass, MADE_AGAIN) for file in orders]
 
 
-def _pass(pool: Pool, cases: Sequence[AuditCase], order: Sequence[int], size: int, judge: str) -> JudgePass:
+def _pass(pool: Pool, cases: Sequence[JudgedText], order: Sequence[int], size: int, judge: str) -> JudgePass:
     """Judges the cases in this order, ``size`` per call; the result is in the order of the cases."""
 
     def ask(indices: Sequence[int]) -> list[list[Verdict]]:
-        problems, texts = [cases[index].problem for index in indices], [[cases[index].text] for index in indices]
-        told: list[list[Verdict]] = pool.call_again("judge", problems, texts, False)
+        asked = [cases[index] for index in indices]
+        told: list[list[Verdict]] = pool.call_again("judge", asked, [[case.text] for case in asked], False)
         return told
 
     verdicts: dict[int, Verdict] = {}

@@ -7,8 +7,6 @@ A run should start at the ratio with the lowest JSD: at a lower ratio the teache
 distorts it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,7 +26,7 @@ from masters_ray.progress import say
 from masters_ray.records import JudgedText, StageOutcome
 from masters_ray.replicas.spec import absolute
 from masters_ray.report.charts import Series, line_chart
-from masters_ray.studies import publish, sample
+from masters_ray.studies import publish
 from masters_ray.studies.statistics import resampled_mean, resampled_share
 
 T = TypeVar("T")
@@ -58,26 +56,8 @@ class Scanned:
     """Teacher's mean probability mass per token outside the stored top k, which the JSD sums up as one token."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """The ratio to start a run from."""
-
-    max_ratio: float
-    """Ratio with the lowest JSD."""
-    equal: list[float]
-    """Other ratios whose JSD does not differ from the lowest: the interval of ``against_best`` includes 0."""
-    overmasked: list[float]
-    """Ratios above ``max_ratio`` whose JSD differs from the lowest."""
-    text: str
-
-
-def scan_config(config: Config, ratios: Sequence[float], questions: int) -> Config:
-    """Returns the configuration of a scan's rollouts."""
-    return sample(config, "mask-scan", questions, ratios)
-
-
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
-    """Makes the missing parts of a scan; Ray must be started. config: from ``scan_config``. Returns the page's path."""
+    """Makes the missing parts of a scan; Ray must be started. config: from ``sample``. Returns the page's path."""
     rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train.rows or 0
     say(
         f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
@@ -124,8 +104,8 @@ def scanned(
     return found
 
 
-def advise(found: Sequence[Scanned]) -> Advice:
-    """Returns the ratio to start from, and the ratios that are too large."""
+def advise(found: Sequence[Scanned]) -> str:
+    """Says which ratio to start a run from, and which others are as good or too large."""
     best = min(found, key=lambda one: one.jsd.value)
     equal = [one.ratio for one in found if one is not best and not one.against_best.settled]
     overmasked = sorted(one.ratio for one in found if one.ratio > best.ratio and one.against_best.settled)
@@ -139,34 +119,20 @@ def advise(found: Sequence[Scanned]) -> Advice:
         text += f" These questions cannot tell it from {', '.join(f'{one:g}' for one in equal)}; more questions may."
     if overmasked:
         text += f" Over-masked: {', '.join(f'{one:g}' for one in overmasked)}; the divergence rises again there."
-    return Advice(max_ratio=best.ratio, equal=equal, overmasked=overmasked, text=text)
+    return text
 
 
 def publish_scan(config: Config, folder: Path, config_file: str, found: Sequence[Scanned]) -> Path:
     """Writes figures, table and page of a scan; returns the page's path."""
+    by_source = {source: [one.jsd_by_source.get(source) for one in found] for source in ("teacher", "student")}
     divergences = [
-        Series(label="all answers", colour="after", marker="o", means=[one.jsd for one in found]),
-        Series(
-            label="the teacher’s answers",
-            colour="teacher",
-            marker="D",
-            means=[one.jsd_by_source.get("teacher") for one in found],
-        ),
-        Series(
-            label="the student’s answers",
-            colour="before",
-            marker="s",
-            means=[one.jsd_by_source.get("student") for one in found],
-        ),
+        Series("all answers", "after", "o", [one.jsd for one in found]),
+        Series("the teacher’s answers", "teacher", "D", by_source["teacher"]),
+        Series("the student’s answers", "before", "s", by_source["student"]),
     ]
     rewards = [
-        Series(label="right answers (R_acc)", colour="teacher", marker="o", means=[one.teacher_right for one in found]),
-        Series(
-            label="supporting reasoning (R_rea)",
-            colour="band",
-            marker="D",
-            means=[one.teacher_reasoning for one in found],
-        ),
+        Series("right answers (R_acc)", "teacher", "o", [one.teacher_right for one in found]),
+        Series("supporting reasoning (R_rea)", "band", "D", [one.teacher_reasoning for one in found]),
     ]
     ratios, over = [100 * one.ratio for one in found], "mask ratio (%)"
     figures = {
@@ -199,9 +165,7 @@ def _measured(config: Config, folders: Sequence[store.Folder], files: Sequence[P
         for (file, folder), (rows, unreadable) in zip(missing.items(), news, strict=True):
             told = f"{len(unreadable)} of its rows cannot be read{''.join(f' ({one})' for one in unreadable[:1])}"
             if not rows:
-                raise StoreError(
-                    f"{folder}: no divergence; {told}. Look at its account with masters-ray store inspect."
-                )
+                raise StoreError(f"{folder}: no row to measure; {told}. masters-ray store inspect says what it holds.")
             if unreadable:
                 say(f"{folder}: {told}; its divergence is of the others")
             write_json(file, as_json(rows))
@@ -232,10 +196,6 @@ def _parts(rows: Iterable[T], field: str) -> list[tuple[Any, list[T]]]:
 def parse_ratios(text: str) -> list[float]:
     """Parses ``--ratios``: "0,0.4,0.2" gives [0.4, 0.2, 0.0]. Raises ConfigError."""
     try:
-        ratios = sorted({float(word) for word in text.split(",")}, reverse=True)
-    except ValueError:
-        ratios = []
-    if ratios and all(0 <= ratio < 1 for ratio in ratios):
-        return ratios
-    expected, remedy = "ratios from 0 to below 1 with commas between", "Write for instance 0.4,0.2,0."
-    raise ConfigError([Complaint(where="--ratios", expected=expected, found=text, remedy=remedy)])
+        return sorted({float(word) for word in text.split(",")}, reverse=True)
+    except ValueError as error:
+        raise ConfigError([Complaint("--ratios", "numbers with commas between", text, "Write 0.4,0.2,0.")]) from error

@@ -15,8 +15,6 @@ Runs are ordinary ones in DIR/VARIANT/seed-S. Finished runs are not repeated. Ru
 share rollouts and the accuracies of the untrained models; other runs reuse rows made by the same recipe.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
@@ -28,7 +26,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from masters_ray import checks, cluster
 from masters_ray.config import Config
@@ -45,9 +43,7 @@ from masters_ray.report.summary import read_metrics, read_summary
 from masters_ray.studies import publish
 from masters_ray.studies.statistics import mean, resampled_mean
 
-Changes = Annotated[
-    dict[str, Any], BeforeValidator(lambda tree: dict(leaves(tree or {})) if isinstance(tree, dict | None) else tree)
-]
+Changes = Annotated[dict[str, Any], AfterValidator(lambda tree: dict(leaves(tree)))]
 """Dotted key → value; the file may have nested or dotted keys."""
 
 
@@ -68,11 +64,11 @@ class Study:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.seeds) == len(set(self.seeds)):
-            raise ValueError("seeds to be different whole numbers such as [0, 1, 2]")
+            raise ValueError("seeds must be different whole numbers such as [0, 1, 2]")
         if self.reference not in self.variants:
-            raise ValueError(f"reference to be one of {', '.join(self.variants)}")
+            raise ValueError(f"reference must be one of {', '.join(self.variants)}")
         if len({_folder(name) for name in self.variants} - {""}) < len(self.variants):
-            raise ValueError("variants to have names that differ in letters and digits")
+            raise ValueError("variants must have names that differ in letters and digits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,38 +84,25 @@ class VariantOutcome:
     """Accuracy minus the reference's with the same seed; mean over seeds."""
     difference_by_question: Interval
     """Mark minus the reference's on the same question with the same seed; the mean resamples whole questions, with all
-    their seeds."""
+    their seeds. NaN: no question was asked of both."""
     jsd: Interval
     """Mean JSD over the last tenth of the steps, nats."""
     seconds: Interval
-    """Wall time of the learner's phase over all calls of a run: start, steps, weight transfer and waiting, without
-    making rows before."""
+    """Wall time of the learner's phase: start, steps, weight transfer and waiting, without making rows before."""
     waited: Interval
     """Seconds within ``seconds`` that the learner waited for online rollouts."""
 
 
 def read(file: str) -> Study:
-    """Reads a study from a YAML file. Raises ConfigError with every complaint."""
+    """Reads a study from a YAML file. Raises ConfigError, which names every wrong key."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
         return dataclasses.replace(TypeAdapter(Study).validate_json(json.dumps(content), strict=True), file=file)
-    except ValidationError as error:
-        expected = {"missing": "a value", "unexpected_keyword_argument": "a known key"}
-        wrong = []
-        for one in error.errors():
-            told = expected.get(one["type"], re.sub("^(Value error, |Input should be )", "", one["msg"]))
-            wrong.append((".".join(map(str, one["loc"])) or "the study", told, str(one["input"])[:80]))
-        raise _refusal(file, *wrong) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise _refusal(file, ("the file", "a study in YAML", " ".join(str(error).split()))) from error
-
-
-def _refusal(file: str, *wrong: tuple[str, str, str]) -> ConfigError:
-    """wrong: (key, what was expected, what was found) of each complaint."""
-    remedy = "conf/study has examples."
-    return ConfigError(
-        [Complaint(where=f"{key} ({file})", expected=told, found=found, remedy=remedy) for key, told, found in wrong]
-    )
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        told = " ".join(str(error).split())
+        if isinstance(error, ValidationError):
+            told = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+        raise ConfigError([Complaint(file, "a study in YAML", told, "conf/study has examples.")]) from error
 
 
 def run(study: Study) -> Path:
@@ -144,8 +127,8 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
     for name, changes in study.variants.items():
         own = [runs[name, seed] for seed in study.seeds]
         pairs = list(zip(own, reference, strict=True))
-        by_question = [
-            (float(one.correct[question] - other.correct[question]), question)
+        shared = [
+            (question, float(one.correct[question] - other.correct[question]))
             for one, other in pairs
             for question in one.correct.keys() & other.correct.keys()
         ]
@@ -155,7 +138,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
                 changes=changes,
                 accuracies=[one.accuracy for one in own],
                 difference=mean([one.accuracy - other.accuracy for one, other in pairs]),
-                difference_by_question=resampled_mean(*zip(*by_question, strict=True)),
+                difference_by_question=resampled_mean([gain for _, gain in shared], [id for id, _ in shared]),
                 accuracy=mean([one.accuracy for one in own]),
                 jsd=mean([one.jsd for one in own]),
                 seconds=mean([one.seconds for one in own]),
@@ -183,7 +166,7 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
         accuracy_chart=rows_chart(
             "accuracy",
             [one.name for one in found],
-            [Series(label="", colour="after", marker="D", means=[one.accuracy for one in found])],
+            [Series("", "after", "D", [one.accuracy for one in found])],
             "accuracy on held-out questions (%)",
             [one.accuracies for one in found],
             reference.accuracy.value,
@@ -191,7 +174,7 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
         difference_chart=rows_chart(
             "difference",
             [one.name for one in others],
-            [Series(label="", colour="after", marker="D", means=differences)],
+            [Series("", "after", "D", differences)],
             f"accuracy minus that of “{study.reference}” (points)",
             by_seed,
             0.0,
@@ -232,21 +215,19 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
             settings = study.changes | changes | {"run.seed": seed, "run.dir": str(folder)}
             try:
                 config = checks.load(study.base, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+                if found := config.rollout.store:
+                    raise ConfigError([Complaint("rollout.store", "null, since runs share stores", found, "Unset it.")])
             except ConfigError as error:
-                complaints = [
-                    dataclasses.replace(one, where=f"{one.where}, variant {name}") for one in error.complaints
-                ]
-                raise ConfigError(complaints) from error
-            expected = "null: every run of a study keeps its rollouts in its own directory"
-            if found := config.rollout.store:
-                raise _refusal(study.file, (f"rollout.store, variant {name}", expected, found))
+                wrong = [dataclasses.replace(one, where=f"{one.where}, variant {name}") for one in error.complaints]
+                raise ConfigError(wrong) from error
             yield (name, seed), config
 
 
 def _make(config: Config, others: Iterable[Config], base: str) -> None:
     """Makes a run; shares or reuses the rollouts of the finished ones among ``others``."""
-    finished = {str(Path(one.run.dir) / "rollouts"): one for one in others if RunDirectory(one).finished}
-    stores = {store: one for store, one in finished.items() if Path(store).is_dir()}
+    finished = [one for one in others if RunDirectory(one).finished]
+    places = {str(Path(one.run.dir) / "rollouts"): one for one in finished}
+    stores = {place: one for place, one in places.items() if Path(place).is_dir()}
     settings = rollout_settings(config)
     same = [store for store, one in stores.items() if rollout_settings(one) == settings and holds_rows_of(one, config)]
     reuse = [*config.rollout.reuse, *([] if same else stores)]

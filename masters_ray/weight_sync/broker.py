@@ -1,7 +1,5 @@
 """The broker between the learner, which needs fresh groups, and the rollouts, which need its weights."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import threading
@@ -15,7 +13,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
 
-from masters_ray.errors import LearnerError, WeightsGoneError
+from masters_ray.errors import LearnerError, MastersError, WeightsGoneError
 from masters_ray.method.schedule import version_for
 from masters_ray.weight_sync.stream import Invitation
 from masters_ray.weight_sync.student_weights import StudentWeights
@@ -28,9 +26,9 @@ class Order:
     iteration: int
     weights: StudentWeights
     students: Mapping[int, str]
-    """Version → digest of the versions that the learner published before it was resumed: their rows stay valid."""
+    """Version → digest of those published before the learner was resumed: their rows stay valid."""
     start: int
-    """Number of the learner's start that the order belongs to."""
+    """Number of the learner's start that gave the order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +38,23 @@ class WeightRequest:
     number: int
     version: int
     ranks: int
-    """Number of workers of the replica's engine."""
+    """Workers of the replica's engine."""
 
 
 class RolloutBroker:
     """Passes versions of the student to the rollouts, and groups to the learner; a Ray actor, called concurrently.
 
-    The plan alone decides which version writes for which iteration, not timing: version n − 1 − max_staleness writes
-    for iteration n, or the first version of this learner if that is later. After a kill, iterations that the resumed
-    learner has not done are ordered again.
-
-    With turns, the broker gives an order only when every worker of the learner waits for its iteration, and no worker
-    continues before that order is returned by ``deliver``.
+    The plan decides which version writes for which iteration, not timing: n − 1 − max_staleness for iteration n, or
+    the first version of this learner if that is later. Iterations that a resumed learner has not done are ordered
+    again. With turns, an order is given only when every worker of the learner waits for its iteration, and no worker
+    continues before ``deliver`` returns the order.
     """
 
     def __init__(
         self, online: Sequence[int], max_staleness: int, max_wait_seconds: float, turns_of: int | None = None
     ) -> None:
         """online: numbers of the online iterations. max_wait_seconds: after it an iteration does without fresh groups.
-        turns_of: number of the learner's workers if learner and rollouts take turns."""
+        turns_of: the learner's workers if learner and rollouts take turns."""
         self._online = sorted(online)
         self._max_staleness, self._max_wait, self._turns_of = max_staleness, max_wait_seconds, turns_of
         self._changed = threading.Condition()
@@ -87,9 +83,8 @@ class RolloutBroker:
     def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
         """Registers a start of the learner after ``learned`` iterations; it must then publish every version that
         ``schedule.version_for`` names. learned=None: with turns, before the workers load. students: ``Order.students``.
-
-        With turns, waits until an order given to the previous start is returned. Raises LearnerError when that takes
-        longer than max_wait_seconds, or when the rollouts have failed."""
+        With turns, waits until an order of the previous start is returned. Raises LearnerError when that takes longer
+        than max_wait_seconds, or when the rollouts have failed."""
         with self._changed:
             self._check()
             self._restart(learned, students)
@@ -97,13 +92,14 @@ class RolloutBroker:
             if self._at_work:
                 raise LearnerError(self._never_back("the start before"))
 
-    def keep(self, piece: bytes) -> list[Any]:
-        """Stores a piece; returns its reference, in a list. The piece lives as long as this actor, not its sender."""
+    def put_piece(self, piece: bytes) -> list[Any]:
+        """Puts a piece into the object store, where it lives as long as this actor; returns its reference, in a
+        list."""
         return [ray.put(piece)]
 
     def publish(self, weights: StudentWeights) -> list[int]:
-        """Adds a version of the student, whose pieces, if any, are from ``keep``. Returns the versions that still have
-        an iteration to write for. Raises LearnerError when the rollouts have failed."""
+        """Adds a version of the student, whose pieces, if any, are from ``put_piece``. Returns the versions that still
+        have an iteration to write for. Raises LearnerError when the rollouts have failed."""
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
@@ -111,8 +107,8 @@ class RolloutBroker:
             return sorted(self._weights)
 
     def fetch(self, version: int, ranks: int) -> Invitation:
-        """Asks the learner for a version; returns the invitation to its transfer. ranks: workers of the engine. Raises
-        WeightsGoneError when the learner is gone or no longer has the version, LearnerError when it cannot send."""
+        """Asks the learner for a version; returns the invitation to its transfer. Raises WeightsGoneError when the
+        learner is gone or no longer has the version, LearnerError when it cannot send."""
         with self._changed:
             number = next(self._numbers)
             self._requests.append(WeightRequest(number=number, version=version, ranks=ranks))
@@ -207,33 +203,32 @@ class RolloutBroker:
             "hangs; the same command goes on from the last checkpoint."
         )
 
-    def _version(self, number: int) -> int:
-        return version_for(number, self._max_staleness, self._learned or 0)
-
-    def _pending(self) -> list[int]:
-        if self._learned is None:
-            return []
-        return [number for number in self._online if number > self._learned and number not in self._rows]
+    def _pending(self) -> dict[int, int]:
+        """Returns iterations without rows → version that writes for each."""
+        learned = math.inf if self._learned is None else self._learned
+        left = [number for number in self._online if number > learned and number not in self._rows]
+        return {number: version_for(number, self._max_staleness, self._learned or 0) for number in left}
 
     def _tell(self) -> None:
         """Drops versions that no pending iteration needs, and wakes all waiting calls."""
-        needed = {self._version(number) for number in self._pending()}
+        needed = self._pending().values()
         self._weights = {version: one for version, one in self._weights.items() if version in needed}
         self._changed.notify_all()
 
     def _first_order(self) -> Order | None:
         pending = self._pending()
-        weights = self._weights.get(self._version(pending[0])) if pending else None
-        if weights is None:
+        iteration = min(pending, default=0)
+        weights = self._weights.get(pending.get(iteration, -1))
+        if weights is None or (self._turns_of and (self._at_work or self._waiting[iteration] < self._turns_of)):
             return None
-        if self._turns_of is not None and (self._at_work or self._waiting[pending[0]] < self._turns_of):
-            return None
-        return Order(iteration=pending[0], weights=weights, students=self._students, start=self._start)
+        return Order(iteration=iteration, weights=weights, students=self._students, start=self._start)
 
 
 def ask(broker: Any, method: str, *arguments: Any) -> Any:
-    """Calls a RolloutBroker actor's method and returns the result. Raises LearnerError with the actor's message."""
+    """Calls a RolloutBroker actor's method and returns the result. Raises the MastersError that it raises."""
     try:
         return ray.get(getattr(broker, method).remote(*arguments))
     except RayTaskError as error:
-        raise LearnerError(str(error.cause)) from error
+        if isinstance(error.cause, MastersError):
+            raise error.cause from error
+        raise

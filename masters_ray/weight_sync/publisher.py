@@ -1,7 +1,5 @@
 """The learner's side of weight sync: publishes versions of the student, and sends them to replicas that ask."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,8 +21,70 @@ _PATIENCE = 1.0
 _SECONDS_TO_CLOSE = 5.0
 
 
+class WeightSender:
+    """Keeps versions that replicas may ask for on the CPU, and sends them from a thread while the learner trains.
+
+    It serves one replica at a time. It ignores a failed transfer: the replica reports the failure, its process is
+    replaced, and the new process asks again.
+    """
+
+    def __init__(self, broker: Any, device: torch.device, backend: Backend) -> None:
+        """broker: a RolloutBroker actor. device: the learner's, over which tensors are sent."""
+        self._broker, self._device, self._backend = broker, device, backend
+        self._versions: dict[int, Mapping[str, Tensor]] = {}
+        self._asked = -1
+        """Version requested last: a restarted replica will request it again."""
+        self._lock = threading.Lock()
+        """Guards the fields above."""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="weight transfer", daemon=True)
+        self._thread.start()
+
+    def retain(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps a version for requests."""
+        with self._lock:
+            self._versions[version] = tensors
+
+    def drop_all_but(self, needed: Collection[int]) -> None:
+        """Forgets all versions but those in ``needed`` and the one requested last."""
+        with self._lock:
+            kept = {*needed, self._asked}
+            self._versions = {version: tensors for version, tensors in self._versions.items() if version in kept}
+
+    def close(self) -> None:
+        """Stops serving; waits up to 5 s for a transfer in progress."""
+        self._closing.set()
+        self._thread.join(_SECONDS_TO_CLOSE)
+
+    def _run(self) -> None:
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            while not self._closing.is_set():
+                request: WeightRequest | None = ray.get(self._broker.next_request.remote(_PATIENCE))
+                if request is not None:
+                    self._serve(request)
+        except RayError:
+            return  # the broker is gone, so no replica can ask
+        except Exception as error:  # noqa: BLE001 - reported to the learner and to all waiting calls
+            self._broker.fail.remote(f"the student's weights cannot be sent: {type(error).__name__}: {error}")
+
+    def _serve(self, request: WeightRequest) -> None:
+        with self._lock:
+            tensors = self._versions.get(request.version)
+            if tensors is not None:
+                self._asked = request.version
+        if tensors is None:
+            ray.get(self._broker.invite.remote(request, None))
+            return
+        self._stream = TensorStream(ray.util.get_node_ip_address(), request.ranks, self._backend)
+        ray.get(self._broker.invite.remote(request, self._stream.invitation))
+        with suppress(RuntimeError):  # the workers fail too: they read the reason from the stream, so it is kept alive
+            self._stream.send(tensors.items(), self._device)
+
+
 class WeightPublisher:
-    """Publishes versions: all workers gather the weights, rank 0 publishes them. Does nothing without a broker."""
+    """All workers gather the versions, rank 0 publishes them. Does nothing without a broker."""
 
     def __init__(
         self,
@@ -86,9 +146,9 @@ def publish(
     digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
     stored = []
     if sender is None:
-        stored = [ask(broker, "keep", piece)[0] for piece in pieces(tensors.items())]
+        stored = [ask(broker, "put_piece", piece)[0] for piece in pieces(tensors.items())]
     else:
-        sender.keep(version, tensors)
+        sender.retain(version, tensors)
     weights = StudentWeights(
         version=version, digests=digests, pieces=tuple(stored), seconds=time.monotonic() - began, broker=broker
     )
@@ -96,65 +156,3 @@ def publish(
     if sender is not None:
         sender.drop_all_but(needed)
     return weights.digest
-
-
-class WeightSender:
-    """Keeps versions that replicas may ask for on the CPU, and sends them from a thread while the learner trains.
-
-    It serves one replica at a time. It ignores a failed transfer: the replica reports the failure, its process is
-    replaced, and the new process asks again.
-    """
-
-    def __init__(self, broker: Any, device: torch.device, backend: Backend) -> None:
-        """broker: a RolloutBroker actor. device: the learner's, over which tensors are sent."""
-        self._broker, self._device, self._backend = broker, device, backend
-        self._versions: dict[int, Mapping[str, Tensor]] = {}
-        self._asked = -1
-        """Version requested last: a restarted replica will request it again."""
-        self._lock = threading.Lock()
-        """Guards the fields above."""
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="weight transfer", daemon=True)
-        self._thread.start()
-
-    def keep(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps a version for requests."""
-        with self._lock:
-            self._versions[version] = tensors
-
-    def drop_all_but(self, needed: Collection[int]) -> None:
-        """Forgets all versions but those in ``needed`` and the one requested last."""
-        with self._lock:
-            kept = {*needed, self._asked}
-            self._versions = {version: tensors for version, tensors in self._versions.items() if version in kept}
-
-    def close(self) -> None:
-        """Stops serving; waits up to 5 s for a transfer in progress."""
-        self._closing.set()
-        self._thread.join(_SECONDS_TO_CLOSE)
-
-    def _run(self) -> None:
-        try:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-            while not self._closing.is_set():
-                request: WeightRequest | None = ray.get(self._broker.next_request.remote(_PATIENCE))
-                if request is not None:
-                    self._serve(request)
-        except RayError:
-            return  # the broker is gone, so no replica can ask
-        except Exception as error:  # noqa: BLE001 - reported to the learner and to all waiting calls
-            self._broker.fail.remote(f"the student's weights cannot be sent: {type(error).__name__}: {error}")
-
-    def _serve(self, request: WeightRequest) -> None:
-        with self._lock:
-            tensors = self._versions.get(request.version)
-            if tensors is not None:
-                self._asked = request.version
-        if tensors is None:
-            ray.get(self._broker.invite.remote(request, None))
-            return
-        self._stream = TensorStream(ray.util.get_node_ip_address(), request.ranks, self._backend)
-        ray.get(self._broker.invite.remote(request, self._stream.invitation))
-        with suppress(RuntimeError):  # the workers fail too: they read the reason from the stream, so it is kept alive
-            self._stream.send(tensors.items(), self._device)

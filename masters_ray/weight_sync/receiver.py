@@ -1,17 +1,14 @@
 """A replica's side of weight sync: loads a version of the student into its engine, and compares all digests."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
-from ray.exceptions import RayTaskError
 from safetensors.torch import load
 from torch import Tensor
 
-from masters_ray.errors import MastersError
+from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.stream import Invitation, TensorStream
 from masters_ray.weight_sync.student_weights import StudentWeights
 
@@ -22,8 +19,8 @@ class WeightReceiver:
     """Loads versions of the student into an engine, and knows which version the engine holds."""
 
     def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
-        """load_engine: loads the tensors on all of the engine's workers; returns tensor name → ``tensor_digest`` as
-        loaded. ranks: number of these workers."""
+        """load_engine: loads the tensors on all of the engine's workers, ``ranks`` in number; returns tensor name →
+        ``tensor_digest`` as loaded."""
         self._load_engine, self._ranks = load_engine, ranks
         self._version: tuple[int, str] | None = None
         self._taking = threading.Lock()
@@ -38,7 +35,11 @@ class WeightReceiver:
             wanted = weights.version, weights.digest
             if self._version != wanted:
                 self._version = None
-                weights.check(self._from_store(weights) if weights.pieces else self._from_learner(weights))
+                if weights.pieces:
+                    digests = self._from_store(weights)
+                else:
+                    digests = self._load_engine(ask(weights.broker, "fetch", weights.version, self._ranks))
+                weights.check(digests)
                 self._version = wanted
 
     def _from_store(self, weights: StudentWeights) -> dict[str, str]:
@@ -50,15 +51,6 @@ class WeightReceiver:
         digests = self._load_engine(stream.invitation)
         sent.result()
         return digests
-
-    def _from_learner(self, weights: StudentWeights) -> dict[str, str]:
-        try:
-            invitation = ray.get(weights.broker.fetch.remote(weights.version, self._ranks))
-        except RayTaskError as error:
-            if isinstance(error.cause, MastersError):
-                raise error.cause from error
-            raise
-        return self._load_engine(invitation)
 
 
 def _tensors(weights: StudentWeights) -> Iterator[tuple[str, Tensor]]:

@@ -13,8 +13,6 @@ store, its bytes by broadcast, one tensor at a time: each end needs memory for o
 An end that is silent for two minutes counts as dead: the other aborts the group, which frees a GPU that waits in NCCL.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import time
@@ -44,7 +42,7 @@ class Invitation:
     address: str
     port: int
     ranks: int
-    """Number of the engine's workers."""
+    """Workers of the engine."""
     backend: Backend
 
 
@@ -52,17 +50,15 @@ class TensorStream:
     """The sender of one transfer."""
 
     def __init__(self, address: str, ranks: int, backend: Backend) -> None:
-        """address: this host's, reachable from the workers. ranks: number of the engine's workers."""
+        """address: this host's, reachable from the engine's workers, ``ranks`` in number."""
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=_SILENCE)
         self._ranks = range(1, 1 + ranks)
         self.invitation = Invitation(address=address, port=self._store.port, ranks=ranks, backend=backend)
 
     def send(self, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str = "cpu") -> None:
-        """Sends all tensors; returns when every worker has received them. device: where each tensor is sent from; must
-        be a GPU for nccl.
-
-        Raises RuntimeError when a worker does not join, is lost or is silent. The workers can read the reason of any
-        failure here while this object lives."""
+        """Sends all tensors; returns when every worker has received them. device: sends them; a GPU for nccl. Raises
+        RuntimeError when a worker does not join, is lost or is silent. The workers can read the reason of any failure
+        here while this object lives."""
         number = 0
         try:
             # NCCL would wait forever for a worker that does not join.

@@ -1,7 +1,5 @@
 """A published version of the student: its digests and its pieces in the object store."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

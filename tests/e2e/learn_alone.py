@@ -12,14 +12,14 @@ from pathlib import Path
 
 from masters_ray import cluster
 from masters_ray.config import Cluster
-from masters_ray.learner.job import LearnerNews
+from masters_ray.learner.job import LearnerReport
 from masters_ray.learner.trainer import fit
 from tests.e2e.learning import STAGES, job
 
 SETTINGS = {"groups_per_step": 1, "checkpoint_every": 2, "cpus": 0.5}
 
 
-def show(news: LearnerNews) -> None:
+def show(news: LearnerReport) -> None:
     for step in news.steps:
         print("STEP " + json.dumps(dataclasses.asdict(step)), flush=True)
     for note in news.notes:

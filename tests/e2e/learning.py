@@ -12,7 +12,7 @@ import torch
 
 from masters_ray.config import Learner, Reward
 from masters_ray.kernels.packing import pack
-from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
 from masters_ray.learner.trainer import fit
 from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
@@ -89,9 +89,9 @@ def job(root: Path, **settings: Any) -> LearnerJob:
     )
 
 
-def train(root: Path, folders: list[Path], **settings: Any) -> LearnerNews:
+def train(root: Path, folders: list[Path], **settings: Any) -> LearnerReport:
     """Everything that the worker group reported. The student lies in ``root/student`` afterwards."""
-    told = LearnerNews()
+    told = LearnerReport()
     fit(job(root, **settings), folders, told.add)
     return told
 

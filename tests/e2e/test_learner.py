@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masters_ray.learner.job import LearnerNews
+from masters_ray.learner.job import LearnerReport
 from masters_ray.parts import part_of_parameter
 from masters_ray.records import Problem, RolloutGroup
 from tests.conftest import PAIR
@@ -24,7 +24,7 @@ class Plain:
 
     rows: list[RolloutGroup]
     folders: list[Path]
-    told: LearnerNews
+    told: LearnerReport
     trained: dict[str, torch.Tensor]
 
 

@@ -95,23 +95,23 @@ def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_fro
 class Damaging(RolloutBroker):
     """Changes one bit of what the learner hands out after its second iteration."""
 
-    def keep(self, piece: bytes) -> list[Any]:
+    def put_piece(self, piece: bytes) -> list[Any]:
         self._kept = getattr(self, "_kept", 0) + 1
         if self._kept == 3:
             piece = piece[:-8] + bytes([piece[-8] ^ 1]) + piece[-7:]
-        return super().keep(piece)
+        return super().put_piece(piece)
 
 
 class DamagingSender(WeightSender):
     """Changes one bit of version 2 when its digests are known."""
 
-    def keep(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    def retain(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         if version == 2:
             *_, last = tensors
             bits = tensors[last].clone()
             bits.view(torch.uint8).view(-1)[7] ^= 1
             tensors = {**tensors, last: bits}
-        super().keep(version, tensors)
+        super().retain(version, tensors)
 
 
 class KillableActor(ReplicaActor):
@@ -159,7 +159,7 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
         pool = replicas.pools["student"]
 
         def scored() -> np.ndarray:
-            found: np.ndarray = pool.call_again("score", questions, answers).tokens.columns[store.OWN]
+            found: np.ndarray = pool.call_again("score", questions, answers).tokens.flatten().to_numpy()
             return found
 
         before = scored()

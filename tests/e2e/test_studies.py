@@ -12,7 +12,7 @@ import pytest
 from masters_ray import checks, cluster, store
 from masters_ray.config import Config
 from masters_ray.pipeline.run_dir import RunDirectory
-from masters_ray.studies import judge_audit, mask_scan, study
+from masters_ray.studies import judge_audit, mask_scan, sample, study
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form
 
@@ -39,7 +39,7 @@ def read(file: Path) -> dict[str, Any]:
 
 def test_masks_are_scanned(tmp_path: Path) -> None:
     """Once finished, the same call makes nothing anew and needs no engine."""
-    scan = mask_scan.scan_config(config(tmp_path), [0.9, 0.0], 8)
+    scan = sample(config(tmp_path), "mask-scan", 8, [0.9, 0.0])
     with cluster.connected(scan.cluster):
         page = mask_scan.scan(scan, RunDirectory(scan), DEMO)
         assert page.read_text().count("<svg") == 2
@@ -70,12 +70,12 @@ def test_judges_are_audited(tmp_path: Path) -> None:
     assert found["answers"] == 6 * 8
     assert judges["student"]["unjudged"] <= 2 and judges["student"]["consistency"] > 0.9
     assert judges["student"]["seconds_per_answer"] > 0
-    [agreement] = [
-        pair["agreement"]
+    [same] = [
+        pair["share"]
         for pair in found["pairs"]
         if (pair["first"], pair["second"], pair["of"]) == ("student", "rule", "all")
     ]
-    assert agreement["share"] > 0.85, "the shipped student was taught to judge"
+    assert same > 0.85, "the shipped student was taught to judge"
 
 
 @long_form

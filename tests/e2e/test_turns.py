@@ -42,10 +42,10 @@ class Watched:
 
 
 class WatchedActor(ReplicaActor, Watched):
-    def _guarded(self, action: Callable[[], Any], expected: Any = None) -> Any:
+    def _guarded(self, action: Callable[[], Any], ratio: float | None = None) -> Any:
         began = time.monotonic()
         try:
-            return super()._guarded(action, expected)
+            return super()._guarded(action, ratio)
         finally:
             self.note("asked", began)
 

@@ -66,4 +66,4 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     steps = [(step["stage"], step["jsd_error_bound"]) for step in read_lines(run / "metrics.jsonl")]
     assert steps == [(0, 0.0), (1, 0.0)], "a live teacher leaves nothing out"
     assert "the learner goes on after step 1" in done.stdout
-    assert {model["checkpoint"] for model in summary(run)["models"]["teachers"]} == {"examples/toy/pair/teacher"}
+    assert {model["checkpoint"] for model in summary(run)["teachers"]} == {"examples/toy/pair/teacher"}

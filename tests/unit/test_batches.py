@@ -1,7 +1,5 @@
 """Rows of the dataset become optimizer steps, and their rows micro-batches of the workers."""
 
-from __future__ import annotations
-
 import random
 import threading
 import time
@@ -16,14 +14,13 @@ from hypothesis import strategies as st
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.kernels.packing import sequence_tokens
 from masters_ray.learner.batches import Fresh, Plans, Step, micro_batches, prefetch, steps
-from masters_ray.learner.collate import own_parts
+from masters_ray.learner.collate import worker_steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, scored
-from tests.unit.test_packing import packed
+from tests.tensors import FakeCollator, packed
 
 PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
 PLANS = [(PLAN, one) for one in iterations((5,), 4)]
@@ -58,7 +55,7 @@ def positions(step: Step) -> list[int]:
 def test_rows_are_cut_into_steps_whatever_the_size_of_the_batches(size: int) -> None:
     found = planned(size=size)
     assert [(step.number, positions(step)) for step in found] == [(1, [0, 1, 2, 3]), (2, [4])]
-    assert [token for step in found for token in step.tokens] == [sequence_tokens(row) for row in rows()]
+    assert [token for step in found for token in step.tokens] == [len(packed([row]).input_ids) for row in rows()]
     assert [step.number for step in planned(size=size, skip=1)] == [2], "steps that were taken are passed over"
 
 
@@ -79,7 +76,7 @@ def test_which_questions_a_step_has_does_not_depend_on_those_that_were_set_aside
     first, second = planned(there, [(replace(PLAN, rows=3), one) for _, one in PLANS])
     assert (positions(first), positions(second)) == ([0, 2, 3], [])
     assert second.rounds == [], "a step without rows is told, not taken"
-    [part] = own_parts([second], 0, packed)
+    [part] = worker_steps([second], 0, FakeCollator())
     assert (part.step, part.micro_batches, part.unreadable) == (second, [], {})
 
 
@@ -161,7 +158,7 @@ def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_
     asked: list[int] = []
     coming = steps(iter([store.table_of(rows(8))]), plans, 2, 25, 0, fresh=asked.append)
     seen: dict[int, list[int]] = {}
-    for part in prefetch(own_parts(coming, 0, packed), lambda part: part.step.number + 1 in (3, 4)):
+    for part in prefetch(worker_steps(coming, 0, FakeCollator()), lambda part: part.step.number + 1 in (3, 4)):
         time.sleep(0.02)
         seen[part.step.number] = list(asked)
     assert seen == {1: [], 2: [], 3: [3], 4: [3, 4]}

@@ -10,7 +10,7 @@ import pytest
 from masters_ray.errors import CheckpointError, DataError
 from masters_ray.method import prompts
 from masters_ray.method.prompts import question_messages
-from masters_ray.models import reserved
+from masters_ray.models import special_tokens
 from masters_ray.models.chat import Chat
 from tests.builders import checkpoint, picture, problem
 from tests.conftest import PAIR
@@ -69,7 +69,7 @@ def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(t
 
     folder = checkpoint(tmp_path, tokenizer=change, tokenizer_config={"extra_special_tokens": []})
     chat = Chat(folder)
-    assert reserved.special_tokens(folder) == {IMAGE, "<|video_pad|>", END, "<|endoftext|>"}
+    assert special_tokens.texts(folder) == {IMAGE, "<|video_pad|>", END, "<|endoftext|>"}
     assert said(chat, f"a {IMAGE} b") == f"a {IMAGE} b".join(said(chat, "@").split("@"))
 
 
@@ -84,35 +84,30 @@ def test_the_start_token_stands_once_in_the_engines_and_in_the_learners_prompt(t
     assert chat.answer_ids("red") == plain.answer_ids("red")
 
 
-ONLY_PARTS = """\
-{%- for message in messages -%}[{{ message['role'] }}]
-{%- for part in message['content'] | selectattr('type', 'equalto', 'image') -%}<|image_pad|>{%- endfor -%}
-{%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] }}{%- endfor -%}
-{%- endfor -%}"""
-NO_SYSTEM = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('not supported') }}{%- endif -%}" + TEMPLATE
+SYSTEM_FIRST = "{%- if messages[0]['role'] == 'system' -%}"
+NO_SYSTEM = SYSTEM_FIRST + "{{ raise_exception('not supported') }}{%- endif -%}" + TEMPLATE
 SILENT_SYSTEM = "{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + TEMPLATE
+PLAIN_SYSTEM = SYSTEM_FIRST + "{{ messages[0]['content'] }}{%- set messages = messages[1:] -%}{%- endif -%}" + TEMPLATE
 
 
-def test_templates_that_take_no_plain_strings_or_no_system_turn_are_given_what_they_take(tmp_path: Path) -> None:
-    chat = Chat(checkpoint(tmp_path, template=ONLY_PARTS))
+@pytest.mark.parametrize("template", [NO_SYSTEM, SILENT_SYSTEM, PLAIN_SYSTEM])
+def test_a_template_that_takes_no_system_turn_of_parts_is_given_its_text_in_the_users(
+    template: str, tmp_path: Path
+) -> None:
     system, user = prompts.PARSING.messages("it is red")
-    assert chat.text([system, user]) == f"[system]{system['content']}[user]{user['content']}"
-    assert chat.text(question_messages(problem())) == f"[user]{IMAGE}what color is the shape?"
     together = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
-    for name, template in (("no", NO_SYSTEM), ("silent", SILENT_SYSTEM)):
-        chat = Chat(checkpoint(tmp_path / name, template=template))
-        assert chat.text([system, user]) == Chat(PAIR / "student").text([together])
+    assert Chat(checkpoint(tmp_path, template=template)).text([system, user]) == Chat(PAIR / "student").text([together])
 
 
 @pytest.mark.parametrize(
     ("template", "fault"),
     [
-        ("{% for one in messages %}{{ one['content'] }}{% endfor %}", "a template that leaves the texts out"),
+        ("{% for one in messages %}{{ one['content'] }}{% endfor %}", "takes a list of pictures and texts"),
         (TEMPLATE + "{% if %}", "its chat template does not take the messages: Expected an expression"),
     ],
 )
 def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: Path, template: str, fault: str) -> None:
-    with pytest.raises(CheckpointError, match=f"takes a list of pictures and texts.*found .*{fault}"):
+    with pytest.raises(CheckpointError, match=fault):
         Chat(checkpoint(tmp_path, template=template))
 
 
@@ -122,33 +117,21 @@ def test_a_template_is_told_the_same_time_on_every_day(tmp_path: Path, caplog: p
     assert not caplog.records
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_a_template_in_the_tokenizers_configuration_is_taken(named: bool, tmp_path: Path) -> None:
-    inside = [{"name": "default", "template": TEMPLATE}] if named else TEMPLATE
-    folder = checkpoint(tmp_path, tokenizer_config={"chat_template": inside})
+def test_a_template_in_the_tokenizers_configuration_is_taken(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, tokenizer_config={"chat_template": TEMPLATE})
     (folder / "chat_template.jinja").unlink()
     assert Chat(folder).text(question_messages(problem())) == Chat(PAIR / "student").text(question_messages(problem()))
 
 
 def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    kind = {"image_processor_type": "Gemma3ImageProcessor"}
-    another = {"processor_class": "Gemma3Processor", "image_processor": kind}
-    with pytest.raises(CheckpointError, match=r"another: the processor cannot be loaded \(AttributeError: .*boi_token"):
-        Chat(checkpoint(tmp_path / "another", processor_config=another, tokenizer_config=another))
+    with pytest.raises(CheckpointError, match="expected a processor of pictures and text"):
+        Chat(checkpoint(tmp_path, processor_config={"processor_class": "NoSuchProcessor"}))
 
 
 def test_placeholders_come_from_configuration_and_processor_and_are_there(tmp_path: Path) -> None:
-    def without_video(content: dict[str, Any]) -> None:
-        content["added_tokens"] = [one for one in content["added_tokens"] if one["id"] != 6]
-        content["model"]["vocab"]["<video>"] = content["model"]["vocab"].pop("<|video_pad|>")
-
     def another(content: dict[str, Any]) -> None:
         content.update(image_token_id=633, audio_token_index=632)
         del content["video_token_id"]
 
-    def fewer(content: dict[str, Any]) -> None:
-        content["extra_special_tokens"].remove("<|video_pad|>")
-
     assert Chat(PAIR / "student").placeholder_ids() == [5, 6]
-    folder = checkpoint(tmp_path, tokenizer=without_video, config=another, tokenizer_config=fewer)
-    assert {5, 632, 633} <= set(Chat(folder).placeholder_ids())
+    assert {5, 632, 633} <= set(Chat(checkpoint(tmp_path, config=another)).placeholder_ids())

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from masters_ray.errors import LearnerError
-from masters_ray.learner.checkpoints import Checkpoints, find
+from masters_ray.learner.checkpoints import CheckpointWriter, find
 
 
 def save(folder: Path, step: int, *, rank: int = 0, workers: int = 1, kept: int = 2) -> None:
@@ -19,7 +17,7 @@ def save(folder: Path, step: int, *, rank: int = 0, workers: int = 1, kept: int 
         (local / "student").mkdir(parents=True)
         (local / "student" / f"weights-{rank}.pt").write_text(f"after {step}")
 
-    checkpoints = Checkpoints(folder, rank=rank, workers=workers, kept=kept)
+    checkpoints = CheckpointWriter(folder, rank=rank, workers=workers, kept=kept)
     checkpoints.save(step, write)
     checkpoints.close()
 
@@ -47,11 +45,14 @@ def test_a_checkpoint_counts_once_every_worker_has_written_its_part_and_a_note_t
 
 def test_a_part_that_a_kill_left_behind_is_written_over_and_removed_later(tmp_path: Path) -> None:
     torn = tmp_path / "step-00000010" / "student" / "weights-0.pt"
-    torn.parent.mkdir(parents=True)
-    torn.write_text("tor")
+    half = tmp_path / "step-00000010" / "rank-00000.building" / "student" / "other.pt"
+    for file in (torn, half):
+        file.parent.mkdir(parents=True)
+        file.write_text("tor")
     assert find(tmp_path) == []
     save(tmp_path, 10, kept=1)
     assert torn.read_text() == "after 10"
+    assert sorted(path.name for path in torn.parents[1].rglob("*.*")) == ["rank-00000.json", "weights-0.pt"]
     (tmp_path / "step-00000015").mkdir()
     save(tmp_path, 20, kept=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
@@ -73,7 +74,7 @@ def test_writing_goes_on_beside_training_and_the_next_one_waits(tmp_path: Path) 
         local.mkdir(parents=True)
         (local / "weights-0.pt").write_text("x" * 50_000_000)
 
-    checkpoints = Checkpoints(tmp_path, rank=0, workers=1, kept=2)
+    checkpoints = CheckpointWriter(tmp_path, rank=0, workers=1, kept=2)
     checkpoints.save(1, write)
     assert steps(tmp_path) == [], "copying fifty megabytes to the disk takes longer than coming back"
     checkpoints.save(2, write)
@@ -82,30 +83,29 @@ def test_writing_goes_on_beside_training_and_the_next_one_waits(tmp_path: Path) 
     assert steps(tmp_path) == [1, 2]
 
 
-def test_an_error_while_writing_reaches_the_next_call(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "folder", rank=0, workers=1, kept=2)
-    (tmp_path / "folder").rmdir()
-    (tmp_path / "folder").write_text("a file stands where the directory was")
+def test_an_error_while_finishing_reaches_the_next_call(tmp_path: Path) -> None:
+    checkpoints = CheckpointWriter(tmp_path, rank=0, workers=1, kept=2)
+    (tmp_path / "step-00000001" / "rank-00000.json").mkdir(parents=True)
     checkpoints.save(1, lambda local: local.mkdir(parents=True))
-    with pytest.raises(LearnerError, match="folder: a checkpoint: cannot be written"):
+    with pytest.raises(LearnerError, match=f"{tmp_path}: a checkpoint: cannot be written"):
         checkpoints.wait()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
-def test_a_full_local_disk_is_named_with_what_to_do(error: Exception, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_with_what_to_do(error: Exception, tmp_path: Path) -> None:
     def write(_: Path) -> None:
         raise error
 
-    with pytest.raises(LearnerError, match=r"step-7 \(in TMPDIR.*: cannot be written .*Make room"):
-        Checkpoints(tmp_path, rank=0, workers=1, kept=2).save(7, write)
+    with pytest.raises(LearnerError, match=r"step-00000007: cannot be written .*Make room"):
+        CheckpointWriter(tmp_path, rank=0, workers=1, kept=2).save(7, write)
 
 
 WRITES_FOREVER = """
 import sys
 from pathlib import Path
-from masters_ray.learner.checkpoints import Checkpoints
+from masters_ray.learner.checkpoints import CheckpointWriter
 
-checkpoints = Checkpoints(Path(sys.argv[1]), rank=0, workers=1, kept=2)
+checkpoints = CheckpointWriter(Path(sys.argv[1]), rank=0, workers=1, kept=2)
 def write(local):
     local.mkdir(parents=True)
     for part in range(20):

@@ -1,7 +1,6 @@
 """What is said of checkpoints and of how they fit each other, before anything starts."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 
 from masters_ray import checks
 from masters_ray.checks.pair import ends
-from masters_ray.checks.prompts import same_ids
-from masters_ray.errors import Complaint, ConfigError
+from masters_ray.checks.prompts import check_ids, difference
+from masters_ray.errors import CheckpointError, ConfigError
 from masters_ray.method.prompts import question_messages
 from masters_ray.models.chat import Chat
 from tests.builders import checkpoint, picture, problem
@@ -19,7 +18,6 @@ from tests.conftest import DEMO, PAIR
 from tests.unit.test_chat import TEMPLATE, starts_with
 
 TEACHER, STUDENT = PAIR / "teacher", PAIR / "student"
-PROBLEMS = [problem(), problem(id="two", pictures=2)]
 SYSTEM = "<|im_start|>system\nLook closely.<|im_end|>"
 
 
@@ -27,12 +25,6 @@ def complaints(*overrides: str) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
         checks.load(DEMO, list(overrides))
     return {complaint.where: str(complaint) for complaint in caught.value.complaints}
-
-
-def test_the_demo_has_nothing_to_complain_about() -> None:
-    checks.load(DEMO)
-    assert list(same_ids({"teacher": Chat(TEACHER), "student": Chat(STUDENT)}, PROBLEMS)) == []
-    assert list(ends("teacher", TEACHER, STUDENT)) == []
 
 
 def test_several_complaints_come_together(tmp_path: Path) -> None:
@@ -53,19 +45,13 @@ def test_several_complaints_come_together(tmp_path: Path) -> None:
 def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "student", weights=True)
     weights = folder / "model.safetensors"
-
-    def told() -> str:
-        return complaints(f"student.checkpoint={folder}")["student.checkpoint"]
-
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "where its header says" in told()
-    weights.write_bytes(b"no")
-    assert "cut off" in told()
-    weights.unlink()
-    assert "no model.safetensors" in told()
+    told = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    assert "model.safetensors: cannot be read as safetensors (Error while deserializing" in told
     (folder / "tokenizer.json").unlink()
-    (folder / "config.json").write_text("{")
-    assert "no tokenizer.json" in told() and "config.json is not JSON" in told()
+    weights.unlink()
+    told = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
+    assert f"found {folder}: no tokenizer.json, model.safetensors. Download it again" in told
 
 
 def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> None:
@@ -113,23 +99,26 @@ def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path)
         for name in list(tensors):
             tensors[name.replace("language_model.layers", "transformer.blocks")] = tensors.pop(name)
 
-    found = complaints(f"teacher.checkpoint={checkpoint(tmp_path / 'other', tensors=renamed)}")
-    assert "matrices of language" in found["teacher.mask"]
+    word = f"teacher.checkpoint={checkpoint(tmp_path / 'other', tensors=renamed)}"
+    found = complaints(word)
+    assert "expected matrices of language in" in found["teacher.mask"]
+    assert "teacher.mask" not in complaints(word, "teacher.mask.vision=true")
     assert "21 of 39 matrices in no known part: model.transformer.blocks.0.mlp" in found["teacher.checkpoint"]
 
 
 def test_a_teacher_with_a_system_line_or_more_tokens_for_a_picture_is_told_and_not_refused(tmp_path: Path) -> None:
+    student = Chat(STUDENT)
+    assert list(difference("teacher", Chat(TEACHER), student, problem())) == []
     teacher = Chat(checkpoint(tmp_path, template=SYSTEM + TEMPLATE))
-    [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
-    more = len(Chat(STUDENT).answer_ids(SYSTEM))
-    [asked] = Chat(STUDENT).inputs(question_messages(PROBLEMS[0]), [picture()])["input_ids"]
+    [note] = difference("teacher", teacher, student, problem())
+    more = len(student.answer_ids(SYSTEM))
+    [asked] = student.inputs(question_messages(problem()), [picture()])["input_ids"]
     told = f"question p has {len(asked) + more} tokens for it and {len(asked)} for the student"
     assert "by its chat template" in str(note) and told in str(note)
 
     size = {"shortest_edge": 16384, "longest_edge": 16384}
     larger = checkpoint(tmp_path / "larger", processor_config=lambda one: one["image_processor"].update(size=size))
-    teacher = Chat(larger)
-    [note] = same_ids({"teacher": teacher, "student": Chat(STUDENT)}, PROBLEMS)
+    [note] = difference("teacher", Chat(larger), student, problem())
     assert "by the tokens of its pictures" in str(note)
 
 
@@ -138,18 +127,22 @@ def test_a_teacher_with_a_system_line_or_more_tokens_for_a_picture_is_told_and_n
     [
         ("<|reserved_3|><|reserved_3|>" + TEMPLATE, "writes the start token twice"),
         (TEMPLATE.replace("<|image_pad|>", "<|image_pad|><|image_pad|>"), "marks 2 pictures of 1"),
-        (
-            "{% if messages[0].content | length > 2 %}{{ raise_exception('one only') }}{% endif %}" + TEMPLATE,
-            "one only",
-        ),
         (TEMPLATE.replace("<|im_end|>", "<|reserved_5|>"), "ends a turn with token 636, .*eos_token_id: \\[2\\]"),
     ],
 )
 def test_a_template_that_would_make_wrong_prompts_is_refused(tmp_path: Path, template: str, told: str) -> None:
+    check_ids(Chat(checkpoint(tmp_path, tokenizer=starts_with("<|reserved_3|>"))), problem(pictures=2))
     student = Chat(checkpoint(tmp_path, tokenizer=starts_with("<|reserved_3|>"), template=template))
-    [complaint] = same_ids({"teacher": Chat(TEACHER), "student": student}, PROBLEMS)
-    assert isinstance(complaint, Complaint) and complaint.where == "student.checkpoint"
-    assert re.search(told, complaint.found)
+    with pytest.raises(CheckpointError, match=told):
+        check_ids(student, problem())
+
+
+def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(tmp_path: Path) -> None:
+    words = [f"teacher.engine.{key}=4097" for key in ("max_model_len", "max_num_batched_tokens")]
+    assert "at most 4096" in complaints(*words)["teacher.engine.max_model_len"]
+    text = json.loads((TEACHER / "config.json").read_text())["text_config"]
+    scaled = {"text_config": text | {"rope_parameters": text["rope_parameters"] | {"factor": 2.0}}}
+    checks.load(DEMO, [*words, f"teacher.checkpoint={checkpoint(tmp_path, 'teacher', weights=True, config=scaled)}"])
 
 
 def ending(folder: Path, eos: Any) -> Path:

@@ -1,7 +1,5 @@
 """A worker's part of a step; a row that cannot be read is named with its reason, and the others are trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from masters_ray import store
 from masters_ray.errors import UnreadableRowError
-from masters_ray.learner.collate import Collator, own_parts
-from masters_ray.records import Picture, RolloutGroup
+from masters_ray.learner.collate import Collator, worker_steps
+from masters_ray.records import Picture, Rejected, RolloutGroup
 from tests.builders import group, iterations, scored
 from tests.conftest import PAIR
-from tests.tensors import prompt_of
+from tests.tensors import FakeCollator, prompt_of
 from tests.unit.test_batches import PLAN, planned, rows
-from tests.unit.test_packing import packed, packed_but
 
 MODEL: Any = SimpleNamespace(
     model=SimpleNamespace(), config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=60))
@@ -51,11 +49,15 @@ BROKEN: dict[str, Callable[[RolloutGroup], RolloutGroup]] = {
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_a_row_that_cannot_be_read_is_named(reason: str, collator: Collator, good: RolloutGroup) -> None:
-    assert len(collator.pack([good]).layout.spans) == 1
-    with pytest.raises(UnreadableRowError) as told:
-        collator.pack([replace(good, position=1), BROKEN[reason](good)])
-    assert str(told.value).startswith("p7 (stage 2, position 7): ") and reason in str(told.value)
+def test_a_row_that_cannot_be_read_is_named_and_the_others_are_packed(
+    reason: str, collator: Collator, good: RolloutGroup
+) -> None:
+    table = store.table_of([replace(good, position=1), BROKEN[reason](good)])
+    failed: dict[int, Rejected] = {}
+    micro = collator.read(table, [0, 1], failed)
+    assert micro and micro.indices == [0] and len(micro.batch.layout.spans) == 1
+    assert list(failed) == [1] and failed[1].row == "p7" and failed[1].kind == "learner"
+    assert failed[1].reason.startswith("stage 2, position 7: ") and reason in failed[1].reason
 
 
 @pytest.mark.parametrize("error", [StopIteration(), TypeError("'NoneType' object is not an iterator"), MemoryError()])
@@ -67,23 +69,23 @@ def test_whatever_a_processor_raises_is_the_rows_but_a_lack_of_memory(
 
     collator._chat = SimpleNamespace(inputs=fail)  # type: ignore[assignment]
     with pytest.raises(type(error) if isinstance(error, MemoryError) else UnreadableRowError) as told:
-        collator.pack([good])
+        collator.prompt(good)
     if isinstance(told.value, UnreadableRowError):
-        assert str(told.value).startswith("p7 (stage 2") and f"({type(error).__name__}: " in str(told.value)
+        assert f"({type(error).__name__}: " in str(told.value)
 
 
 def test_a_row_that_is_unfit_is_left_out_as_it_is_stored_and_not_as_it_is_written_anew(
     collator: Collator, good: RolloutGroup
 ) -> None:
     collator.unfit = {(2, 7): "apart"}
-    with pytest.raises(UnreadableRowError, match="p7 .*: apart"):
-        collator.pack([good])
-    assert collator.pack([replace(good, version=3)]).layout.spans
-    assert collator.pack([replace(good, position=8)]).layout.spans
+    with pytest.raises(UnreadableRowError, match="apart"):
+        collator.prompt(good)
+    assert len(collator.prompt(replace(good, version=3)).input_ids)
+    assert len(collator.prompt(replace(good, position=8)).input_ids)
 
 
 def test_each_row_is_trained_on_by_one_worker_and_a_worker_without_rows_gets_a_dummy() -> None:
-    per_worker = [list(own_parts(planned(workers=3), rank, packed)) for rank in range(3)]
+    per_worker = [list(worker_steps(planned(workers=3), rank, FakeCollator())) for rank in range(3)]
     for number, size in ((1, 4), (2, 1)):
         parts = [parts[number - 1] for parts in per_worker]
         assert len({len(part.micro_batches) for part in parts}) == 1, "every worker takes part in every round"
@@ -101,7 +103,7 @@ def test_a_row_that_cannot_be_read_is_told_and_its_step_is_that_of_the_others(wo
     expected = planned(there, [(replace(PLAN, rows=4), one) for one in iterations((5,), 4)])[0]
     taken = []
     for rank in range(workers):
-        part, _ = own_parts(planned(workers=workers), rank, packed_but(2))
+        part, _ = worker_steps(planned(workers=workers), rank, FakeCollator(2))
         reasons = [(row.row, row.reason, row.kind) for row in part.unreadable.values()]
         assert reasons in ([], [("p2", "stage 0, position 2: its picture is gone", "learner")])
         without = part.without({2})
@@ -117,11 +119,7 @@ def test_a_row_that_cannot_be_read_is_told_and_its_step_is_that_of_the_others(wo
     assert sorted(taken) == [0, 1, 2]
 
 
-def test_a_worker_that_can_read_no_row_of_a_step_takes_part_with_one_of_an_earlier_step_or_says_so() -> None:
-    first, second = own_parts(planned(workers=1), 0, packed_but(4))
-    assert list(second.unreadable) == [0] and [one.indices for one in second.micro_batches] == [[]]
-    assert second.micro_batches[0].groups == first.micro_batches[-1].groups
-    assert len(second.without(second.unreadable).step.table) == 0
-    first, second = own_parts(planned(workers=1), 0, packed_but(0, 1, 2, 3))
-    assert sorted(first.unreadable) == [0, 1, 2, 3] and first.micro_batches == []
-    assert not second.unreadable and [one.indices for one in second.micro_batches] == [[0]]
+def test_a_worker_that_can_read_no_row_of_a_step_says_so() -> None:
+    _, part = worker_steps(planned(workers=1), 0, FakeCollator(4))
+    assert (list(part.unreadable), part.micro_batches) == ([0], [])
+    assert len(part.without(part.unreadable).step.table) == 0

@@ -25,7 +25,7 @@ def test_an_answer_sees_its_prompt_and_itself_and_no_group_sees_another() -> Non
     # group 1: prompt 2, answers of 2 and 1 tokens; group 2: prompt 1, answers of 0 and 1; one token of padding
     found = layout((2, [2, 1]), (1, [0, 1]), padding=1)
     rows = "10000000 11000000 11100000 11110000 11001000 00000100 00000110 00000001"
-    assert ["".join(map(str, row)) for row in found.dense_mask(CPU).int().tolist()] == rows.split()
+    assert ["".join(map(str, row)) for row in found.mask("dense", CPU).int().tolist()] == rows.split()
     assert found.pairs == 16, "the ones above without padding's"
 
 

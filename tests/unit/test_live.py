@@ -1,18 +1,15 @@
 """A teacher that is asked while the student learns, against stored scores of the whole vocabulary."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
 import torch
 from torch.nn.functional import linear
 
-from masters_ray.config import Part
 from masters_ray.errors import LearnerError
 from masters_ray.kernels.live import LiveScores, live_terms
 from masters_ray.kernels.packing import PackedBatch, pack
-from masters_ray.learner.job import LiveSource, StagePlan
+from masters_ray.learner.job import StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.method.divergence import top_k_jsd
 from masters_ray.method.grpo import LossConfig, group_losses
@@ -59,11 +56,18 @@ def plan(ratio: float) -> StagePlan:
     report: list[MaskReport] = []
     for _ in masked(weights.tensors(PAIR / "teacher"), ratio, frozenset({"language"}), report):
         pass
-    return StagePlan(stage=0, ratio=ratio, rows=1, teacher_digest=report[0].digest)
+    return StagePlan(
+        stage=0,
+        ratio=ratio,
+        rows=1,
+        teacher=str(PAIR / "teacher"),
+        masked=("language",),
+        teacher_digest=report[0].digest,
+    )
 
 
-def live_teacher(*parts: Part) -> LiveTeacher:
-    return LiveTeacher([LiveSource(checkpoint=str(PAIR / "teacher"), parts=parts)], torch.device("cpu"), "float32")
+def live_teacher() -> LiveTeacher:
+    return LiveTeacher(torch.device("cpu"), "float32")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def with_scores(batch: PackedBatch, scores: TokenScores) -> PackedBatch:
 def test_the_stages_masked_teacher_is_loaded_and_gives_what_its_stored_scores_give(
     batch: PackedBatch, student: hf.PackedStudent
 ) -> None:
-    teacher = live_teacher("language")
+    teacher = live_teacher()
     found = []
     for ratio in (0.2, 0.0):
         scores = teacher.scores(plan(ratio), batch)
@@ -112,7 +116,7 @@ moves a token's on average (docs/BENCHMARKS.md)."""
 def test_a_real_teachers_stored_scores_lack_no_more_than_a_step_reports(
     k: int, batch: PackedBatch, student: hf.PackedStudent
 ) -> None:
-    scores = live_teacher("language").scores(plan(0.2), batch)
+    scores = live_teacher().scores(plan(0.2), batch)
     exact = top_of(scores, k)
     live, kept = student(batch, scores), student(with_scores(batch, exact))
     from_store = student(with_scores(batch, codec.decode(*codec.encode(exact))))
@@ -125,4 +129,4 @@ def test_a_real_teachers_stored_scores_lack_no_more_than_a_step_reports(
 
 def test_a_teacher_that_is_not_the_one_of_the_rollouts_is_refused(batch: PackedBatch) -> None:
     with pytest.raises(LearnerError, match="stage 0 was made with"):
-        live_teacher("language", "vision").scores(plan(0.2), batch)
+        live_teacher().scores(dataclasses.replace(plan(0.2), masked=("language", "vision")), batch)

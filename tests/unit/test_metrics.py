@@ -1,7 +1,5 @@
 """What a worker adds up over its micro-batches is told as one step."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -13,8 +11,7 @@ from masters_ray.learner.metrics import step_totals
 from masters_ray.method.grpo import LossOutputs, group_losses
 from masters_ray.records import RolloutGroup
 from tests.builders import group, scored
-from tests.tensors import loss_config
-from tests.unit.test_packing import packed
+from tests.tensors import loss_config, packed
 
 
 def test_each_group_counts_in_its_own_place_and_a_dummy_nowhere() -> None:

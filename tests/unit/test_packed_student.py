@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -20,7 +19,7 @@ from masters_ray.errors import CheckpointError
 from masters_ray.kernels import norm
 from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
 from masters_ray.learner.batches import steps
-from masters_ray.learner.collate import own_parts
+from masters_ray.learner.collate import worker_steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.method.divergence import left_out_error, top_k_jsd
 from masters_ray.method.grpo import LossConfig, group_losses
@@ -28,6 +27,7 @@ from masters_ray.models import hf
 from masters_ray.parts import part_of_parameter
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, problem, scored
+from tests.tensors import FakeCollator
 
 IMAGE, VIDEO, START, END = 2, 3, 4, 5
 TEXT = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -200,9 +200,6 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     rows = [replace(row, prompt_tokens=len(prompts[row.position % 2].input_ids)) for row in rows]
     table = store.table_of(rows)
 
-    def packed(groups: Sequence[RolloutGroup], multiple_of: int = 1) -> PackedBatch:
-        return pack(groups, [prompts[row.position % 2] for row in groups], pad_id=0, multiple_of=multiple_of)
-
     @torch.no_grad()
     def losses(batch: PackedBatch, tokens_per_group: float) -> list[list[float]]:
         """Of each group its loss, and the advantages, which cancel in its value where answers weigh the same."""
@@ -211,13 +208,15 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         return [[loss, *one.tolist()] for loss, one in zip(found.loss.tolist(), advantages, strict=True)]
 
     tokens = sum(len(answer.judged.answer.token_ids) for row in rows for answer in row.answers)
-    alone = [losses(packed([row]), tokens / len(rows))[0] for row in store.groups(table)]
+    alone = [
+        losses(pack([row], [prompts[row.position % 2]], pad_id=0), tokens / len(rows))[0] for row in store.groups(table)
+    ]
     plan = StagePlan(stage=0, ratio=0.2, rows=len(rows))
     [iteration] = iterations((len(rows),), len(rows))
     [step] = steps(iter([table]), [(plan, iteration)], workers, budget, skip=0)
     found: list[list[list[float]]] = [[] for _ in rows]
     for rank in range(workers):
-        [part] = own_parts([step], rank, partial(packed, multiple_of=multiple_of))
+        [part] = worker_steps([step], rank, FakeCollator(prompts=prompts, multiple_of=multiple_of))
         for micro in part.micro_batches:
             assert micro.batch.layout.length % multiple_of == 0
             terms = losses(micro.batch, step.answer_tokens / len(step.table))

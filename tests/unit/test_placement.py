@@ -1,8 +1,12 @@
+import itertools
+import random
+from collections.abc import Sequence
+
 import pytest
 
 from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
-from masters_ray.replicas.placement import Turns, crowded, decide, fit, place, transfer
+from masters_ray.replicas.placement import Nodes, Turns, decide, fit, place, transfer
 from masters_ray.replicas.processes import Processes
 from tests.conftest import ROOT
 
@@ -15,11 +19,11 @@ def loaded(*overrides: str) -> configuration.Config:
     return configuration.load(ROOT / "conf" / "demo.yaml", list(overrides))
 
 
-def told(nodes: list[dict[str, float]], *overrides: str) -> list[str]:
+def told(nodes: Nodes, *overrides: str) -> list[str]:
     return [str(one) for one in decide(loaded(*overrides), nodes)[1]]
 
 
-def turns(nodes: list[dict[str, float]], *overrides: str) -> Turns | None:
+def turns(nodes: Nodes, *overrides: str) -> Turns | None:
     """Of a configuration with online iterations that can be placed."""
     found, complaints = decide(loaded(ONLINE, *overrides), nodes)
     assert complaints == []
@@ -30,18 +34,12 @@ def kind(count: int, gpus: float, cpus: float = 1.0) -> Processes:
     return Processes(key="teacher", roles=("teacher",), count=count, cpus=cpus, gpus=gpus)
 
 
-def test_a_cluster_with_room_has_nothing_to_complain_about() -> None:
-    assert told([{"CPU": 2.0}]) == []
-    assert told([{"CPU": 8.0, "GPU": 4.0}] * 2, "teacher.gpus=1", "teacher.tensor_parallel=4") == []
-
-
 @pytest.mark.parametrize("online", [[], [ONLINE]])
 def test_what_makes_rollouts_only_needs_no_room_for_a_learner(online: list[str]) -> None:
     words = ["teacher.gpus=1", "teacher.tensor_parallel=2", "student.gpus=1", "student.replicas=2"]
     words += ["judge.share_process=true", "judge.replicas=2", "learner.workers=8", "learner.gpus=1"]
     config, nodes = loaded(*words, *online), [{"CPU": 16.0, "GPU": 4.0}]
     assert decide(config, nodes)[1] != []
-    assert decide(config, nodes, learns=False) == (None, [])
     assert place(config, nodes, learns=False) is None
     too_few = decide(config, [{"CPU": 16.0, "GPU": 3.0}], learns=False)[1]
     assert [one.where.partition(" for ")[2] for one in too_few] == ["making rollouts"]
@@ -64,49 +62,71 @@ UNEQUAL = [{"CPU": 32.0}, {"CPU": 4.0, "GPU": 4.0}]
 WIDE = "teacher.gpus=1 teacher.tensor_parallel=8"
 TWO_KINDS = "teacher.gpus=1 teacher.tensor_parallel=3 teacher.replicas=2 student.gpus=1 student.tensor_parallel=2"
 TURNS = " ".join([ONLINE, *ON_GPUS])
-BESIDE = "for making rollouts: expected for instance"
+MAKING = "teacher.replicas beside student.replicas with judge.replicas for making rollouts: expected room on the nodes"
 SPARE = "one node with all its ranks, and reading the data takes one CPU, found 1 of"
 
 
 @pytest.mark.parametrize(
     ("nodes", "words", "parts"),
     [
-        ([{"CPU": 1.0}] * 2, "teacher.replicas=4 teacher.max_replicas=40", [f"{BESIDE} 3 with 1 on the nodes (2 wi"]),
-        (FOUR_GPUS, WIDE, ["0 with 1 on the nodes (2 with 8 CPUs and 4 GPUs)", "found 1 of 0.5 CPUs and 8 GPUs with"]),
-        (UNEQUAL, "student.gpus=1 student.cpus=8", [f"{BESIDE} 0 with 0 on the nodes (1 with 32 CPUs and 0 GPUs and"]),
-        (UNEQUAL, "learner.cpus=33", ["learner.workers for the learner: expected at most 0 on the nodes (1 with 32"]),
-        (
-            FOUR_GPUS,
-            TWO_KINDS,
-            ["teacher.replicas beside student.replicas with judge.replicas", f"{BESIDE} 1 with 1 on"],
-        ),
-        ([{"CPU": 1.0}], ONLINE, [f"{BESIDE} 1 with 1", "for the learner: expected at most 1 on", SPARE]),
+        ([{"CPU": 1.0}] * 2, "teacher.replicas=4", [f"{MAKING} (2 with 1 CPUs and 0 GPUs)", "found 4 of 0.5 CPUs"]),
+        (FOUR_GPUS, WIDE, ["(2 with 8 CPUs and 4 GPUs)", "found 1 of 0.5 CPUs and 8 GPUs with 1 of"]),
+        (UNEQUAL, "student.gpus=1 student.cpus=8", [f"{MAKING} (1 with 32 CPUs and 0 GPUs and 1 with 4 CPUs and 4"]),
+        (UNEQUAL, "learner.cpus=33", ["learner.workers for the learner: expected room"]),
+        (FOUR_GPUS, TWO_KINDS, [MAKING]),
+        ([{"CPU": 1.0}], ONLINE, [MAKING, "for the learner: expected room", SPARE]),
         ([{"CPU": 2.0}], f"{ONLINE} rollout.placement=beside", ["for learning while making rollouts", SPARE]),
-        (ONE_GPU, TURNS, ["for learning while making rollouts: expected for instance 1 with 0 with 2 on the nodes"]),
+        (ONE_GPU, TURNS, ["learner.workers beside teacher.replicas beside student.replicas with judge.replicas for"]),
         (ONE_GPU, f"{TURNS} rollout.placement=turns", ["rollout.placement", "on one node, found turns, and 2 nodes"]),
     ],
 )
 def test_what_nodes_do_not_hold_is_refused_with_what_is_asked_and_what_there_is(
-    nodes: list[dict[str, float]], words: str, parts: list[str]
+    nodes: Nodes, words: str, parts: list[str]
 ) -> None:
     found = "\n".join(told(nodes, *words.split()))
     assert [part for part in parts if part not in found] == [], found
 
 
-def test_replicas_are_counted_node_by_node() -> None:
+def test_a_cluster_with_room_has_nothing_to_complain_about() -> None:
     three = ["teacher.gpus=1", "teacher.tensor_parallel=3"]
+    assert told([{"CPU": 2.0}]) == []
     assert told(FOUR_GPUS, *three, "teacher.replicas=2") == []
     assert (
         told(FOUR_GPUS, *three, "teacher.replicas=2", "student.gpus=1", "student.replicas=2", "judge.replicas=2") == []
     )
     assert told(FOUR_GPUS, *three, "teacher.replicas=3") != []
-    assert "teacher.replicas for x: expected at most 2 on" in str(crowded("x", [kind(3, 3.0)], FOUR_GPUS))
-    assert crowded("x", [kind(2, 3.0)], FOUR_GPUS) is None
+
+
+def by_trying(kinds: Sequence[Processes], nodes: Nodes) -> bool:
+    """Tries each node for each process."""
+    each = [one for one in kinds for _ in range(one.count)]
+    for places in itertools.product(range(len(nodes)), repeat=len(each)):
+        left = [(node["CPU"], node["GPU"]) for node in nodes]
+        for one, index in zip(each, places, strict=True):
+            left[index] = (left[index][0] - one.cpus, left[index][1] - one.gpus)
+        if min(itertools.chain(*left)) >= 0:
+            return True
+    return False
+
+
+def test_what_fits_is_what_trying_all_places_finds() -> None:
+    random.seed(0)
+    outcomes = []
+    for _ in range(200):
+        kinds = [
+            kind(random.randint(0, 2), random.choice([0, 0.5, 1, 2]), random.choice([0.5, 1, 2]))
+            for _ in range(random.randint(1, 3))
+        ]
+        nodes = [{"CPU": random.randint(1, 4), "GPU": random.randint(0, 2)} for _ in range(random.randint(1, 3))]
+        outcomes.append(fit(kinds, nodes))
+        assert outcomes[-1] == by_trying(kinds, nodes), (kinds, nodes)
+    assert 50 < sum(outcomes) < 150
 
 
 @pytest.mark.parametrize(("held", "of"), [(10, 1.0), (3, 3.0), (1, 8.0)])
 def test_fractions_are_counted_to_the_last_one(held: int, of: float) -> None:
-    assert fit(kind(100, 0.0, cpus=of / 10), cpus=held * of / 10, gpus=0.0) == held
+    room = [{"CPU": held * of / 10}]
+    assert [fit([kind(count, 0.0, cpus=of / 10)], room) for count in (held, held + 1)] == [True, False]
 
 
 def test_replicas_run_beside_the_learner_where_there_is_room() -> None:

@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.sample import prompt_logprob
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
 from masters_ray.config import Engine, Sampling
+from masters_ray.errors import ReplicaError
 from masters_ray.models import hf, vllm_engine, weights
 from masters_ray.models.chat import Chat
 from masters_ray.models.vllm_engine import Prompt, VllmEngine
@@ -27,7 +28,7 @@ from masters_ray.replicas.model import ReplicaModel
 from tests.builders import replica_spec
 from tests.conftest import PAIR
 
-PROMPT, ANSWER, K, CHUNK, VOCABULARY = 300, 600, 3, 640, 5000
+PROMPT, ANSWER, K, CHUNK = 300, 600, 3, 640
 LENGTH = PROMPT + ANSWER
 TOKENS = torch.randint(0, 900, (LENGTH,), generator=torch.Generator().manual_seed(0))
 TRUTH = -torch.rand(LENGTH, K + 1, generator=torch.Generator().manual_seed(1)) - 1
@@ -78,7 +79,7 @@ def flat(tensors: LogprobsTensors, begin: FlatLogprobs) -> Any:
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
     monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
-    return VllmEngine(tmp_path, Engine(), vocabulary=VOCABULARY)
+    return VllmEngine(tmp_path, Engine())
 
 
 def replying(engine: VllmEngine, reply: Callable[[Any, SamplingParams], Any]) -> None:
@@ -152,33 +153,33 @@ def test_a_reply_that_is_no_score_refuses_its_answer(change: Change, engine: Vll
     assert tries == [False, True], "asked again, once"
 
 
-def test_nothing_is_a_probability_and_a_token_without_a_row_is_not_asked_for(engine: VllmEngine) -> None:
+def test_a_probability_of_0_is_a_score(engine: VllmEngine) -> None:
     nothing = output(whole(lambda ids, logprobs: logprobs[-5, 3:].fill_(-torch.inf)))
     replying(engine, lambda *_: nothing)
     assert isinstance(asked(engine), Scored)
-    replying(engine, lambda *_: pytest.fail("asked"))
-    [found] = engine.score([Prompt(token_ids=[1])], [[5, VOCABULARY]], 0)
-    assert isinstance(found, Refused) and "token 5000; " in found.reason and "knows 5000 tokens" in found.reason
 
 
 def test_an_answer_is_taken_with_the_scores_of_all_its_tokens_or_its_question_is_refused(engine: VllmEngine) -> None:
-    def generated(*scored: int) -> Any:
+    def generated(*scored: int, finish: str = "stop") -> Any:
         told = create_sample_logprobs(True)
         for token in scored:
             told.append_fast([token, 1000, 1001], [-1.0, -0.5, -2.0], iter([3, 1, 2]), [None] * 3)
-        answer = SimpleNamespace(token_ids=[11, 12, 13], logprobs=told, finish_reason="stop")
+        answer = SimpleNamespace(token_ids=[11, 12, 13], logprobs=told, finish_reason=finish)
         replying(engine, lambda *_: SimpleNamespace(prompt_token_ids=[1, 2], outputs=[answer]))
         return engine.generate([Prompt(token_ids=[1, 2])], Sampling(), answers=1, seeds=[0], top_k=2)
 
-    [[(answer, scored)]] = generated(11, 12, 13)
-    assert (answer.token_ids, scored.own.tolist()) == ((11, 12, 13), [-1.0] * 3)
+    for finish in ("stop", "length"):
+        [[(answer, scored)]] = generated(11, 12, 13, finish=finish)
+        assert (answer.token_ids, answer.finish, scored.own.tolist()) == ((11, 12, 13), finish, [-1.0] * 3)
     [refused] = generated(12, 13)
     assert "scored 0 of the answer's 3 tokens" in refused.reason
+    with pytest.raises(ReplicaError, match="ended an answer with 'abort', expected stop or length"):
+        generated(11, 12, 13, finish="abort")
 
 
 def test_tokens_without_a_row_in_some_model_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
-    monkeypatch.setattr(hf, "superfluous", lambda _: [])  # it has two weights
+    monkeypatch.setattr(hf, "unexpected_weights", lambda _: [])  # it has two weights
     for file in (PAIR / "student").iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "model.safetensors").unlink()

@@ -18,7 +18,7 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
-from masters_ray.learner.job import LearnerJob, LearnerNews, StagePlan
+from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored, written
 from tests.conftest import PAIR
@@ -190,7 +190,7 @@ class Worker:
         from masters_ray.learner import loop
 
         written(folder / "store", {"stage": 0}, rows).finish({})
-        self.told: list[LearnerNews] = []
+        self.told: list[LearnerReport] = []
         self._kept: dict[str, Tensor] = {}
         self._moves: list[Callable[[Any], None]] = []
         [file] = store.shard_names(folder / "store")

@@ -101,11 +101,11 @@ def test_judges_and_sources_are_the_three_rows_of_f7_and_two_more_and_of_f6_with
     [
         ("reference: whole", "reference: nobody", "reference .*one of whole, No mask!"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds .*different whole numbers"),
-        ("seeds: [0, 1]", "seedz: [0, 1]", "seeds .*expected a value(.|\n)*seedz .*expected a known key"),
+        ("seeds: [0, 1]", "seedz: [0, 1]", "study.yaml: .*seeds: Field required; seedz: Unexpected"),
         ("No mask!", "Whole", "names that differ in letters and digits"),
         ("No mask!", "whole", "duplicate key whole"),
         ("schedule: {{max_ratio: 0}}", "schedule: {{max_ration: 0}}", "max_ration, variant No mask!"),
-        ("schedule: {{max_ratio: 0}}", "rollout.store: /x", "rollout.store, variant No mask!"),
+        ("schedule: {{max_ratio: 0}}", "rollout.store: /x", "rollout.store, variant No mask!: expected null"),
         ("base: conf/demo.yaml", "base: conf/none.yaml", "none.yaml.*No such file"),
         ("variants:", "variants: [", "expected a study in YAML"),
     ],
@@ -141,8 +141,7 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
         first_question = 7 * place[1]  # every seed asks other held-out questions; three are asked by both
         finished(Path(config.run.dir), [1] * right[place] + [0] * (10 - right[place]), 0.25, first_question)
     whole, plain = studies.outcomes(study, configs)
-    assert whole.accuracy.value == pytest.approx(0.7)
-    assert whole.difference.value == 0.0
+    assert (whole.accuracy.value, whole.difference.value) == (pytest.approx(0.7), 0.0)
     assert plain.difference.value == pytest.approx(-0.1)
     assert plain.difference.high - plain.difference.low < 1e-9, "the seeds' own spread is gone"
     assert plain.difference_by_question.value == pytest.approx(-0.1)
@@ -157,6 +156,18 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
     assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
     alone = studies.publish_study(study, [whole]).read_text()
     assert alone.count("<svg") == 1, "nothing to compare it with"
+
+
+@pytest.mark.parametrize("seeds", ["[0, 1]", "[0]"])
+def test_variants_that_share_no_question_are_compared_by_seed_alone(seeds: str, tmp_path: Path) -> None:
+    study = studies.read(written(tmp_path, TEXT.replace("[0, 1]", seeds)))
+    configs = dict(studies._configs(study))
+    for (name, _), config in configs.items():
+        finished(Path(config.run.dir), [1, 0], 0.25, 0 if name == "whole" else 2)
+    found = studies.outcomes(study, configs)
+    assert (found[1].difference.value, found[1].difference_by_question.n) == (0.0, 0)
+    studies.publish_study(study, found)
+    assert " | – | 0.2500 | " in (study.dir / "study.md").read_text().splitlines()[5]
 
 
 @pytest.mark.parametrize("waits", [0.0, 0.5])

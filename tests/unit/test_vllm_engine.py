@@ -1,7 +1,5 @@
 """What the engine makes of its workers' words; vLLM is stood in for."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from masters_ray.config import Engine, MaskScope
+from masters_ray.config import Engine
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.models import vllm_engine
 from masters_ray.models.vllm_engine import Mask, VllmEngine
@@ -63,7 +61,7 @@ def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_r
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = FakeLlm(monkeypatch)
-    engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, mask=Mask(scope=MaskScope(), ratio=0.1))
+    engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, mask=Mask(parts=["language"], ratio=0.1))
     for _ in range(2):
         assert vars(engine.mask(0.1)) == REPORT | {"masked": {}, "unmasked": {}}
     assert engine.mask(0.2).ratio == 0.2
@@ -103,14 +101,6 @@ def test_students_weights_are_taken_in_by_all_workers_or_the_engine_is_lost(
         with pytest.raises(ReplicaError, match=raised) as caught:
             engine.load(invitation)
         assert isinstance(caught.value, ReplicaLostError) == isinstance(told, RuntimeError)
-
-
-def test_an_answer_is_told_with_how_it_ended_and_one_that_the_engine_gave_up_is_none() -> None:
-    outputs = [SimpleNamespace(token_ids=[5, 6], finish_reason=reason) for reason in ("stop", "length", "abort")]
-    completions = [vllm_engine._completion(output) for output in outputs[:2]]
-    assert [(one.token_ids, one.finish) for one in completions] == [((5, 6), "stop"), ((5, 6), "length")]
-    with pytest.raises(ReplicaError, match="ended an answer with 'abort', expected stop or length"):
-        vllm_engine._completion(outputs[2])
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])

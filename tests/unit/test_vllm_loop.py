@@ -1,7 +1,5 @@
 """An engine's loop answers many callers from one batch, and tells each of them when the engine breaks."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace

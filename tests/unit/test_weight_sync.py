@@ -265,8 +265,8 @@ def asked(broker: RolloutBroker, version: int, tensors: Mapping[str, Tensor] = T
 
 
 def test_every_replica_that_asks_is_sent_the_version(broker: RolloutBroker, sender: WeightSender) -> None:
-    sender.keep(0, TENSORS)
-    sender.keep(3, MOVED)
+    sender.retain(0, TENSORS)
+    sender.retain(3, MOVED)
     with ThreadPoolExecutor(2) as threads:
         found = [threads.submit(asked, broker, 0, ranks=ranks) for ranks in (1, 2)]
         assert all(digests(one) == digests(TENSORS) for engine in found for one in engine.result().loaded)
@@ -277,7 +277,7 @@ def test_versions_that_nobody_needs_are_dropped_but_not_the_one_that_replicas_ho
     broker: RolloutBroker, sender: WeightSender
 ) -> None:
     for version in (0, 1, 2):
-        sender.keep(version, TENSORS)
+        sender.retain(version, TENSORS)
     asked(broker, 0)
     sender.drop_all_but([2])
     with pytest.raises(WeightsGoneError, match="version 1 of the student is gone"):
@@ -290,7 +290,7 @@ def test_a_replica_that_is_lost_before_or_while_it_is_sent_weights_stops_nobody(
     broker: RolloutBroker, sender: WeightSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_SILENCE", timedelta(seconds=1))
-    sender.keep(0, TENSORS)
+    sender.retain(0, TENSORS)
     broker.fetch(0, 1)  # and never comes
     arriving = received(broker.fetch(0, 1), 0, CPU)
     next(arriving)
@@ -304,7 +304,7 @@ def test_a_learner_that_cannot_send_is_told_so(broker: RolloutBroker, monkeypatc
 
     monkeypatch.setattr(publisher, "TensorStream", full)
     sender = WeightSender(Near(broker), CPU, "gloo")
-    sender.keep(0, TENSORS)
+    sender.retain(0, TENSORS)
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(broker.fetch, 0, 1)
         with pytest.raises(LearnerError, match="cannot be sent: ValueError: no port"):
