@@ -57,7 +57,9 @@ class Outcome:
     """Numbers beside the value that are worth a place of their own."""
 
 
-def entry(says: str, value: float, aim: Aim, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def entry(
+    says: str, value: float, aim: Aim, rows: list[dict[str, Any]], also: dict[str, float] | None = None
+) -> dict[str, Any]:
     """A figure as a result holds it."""
-    outcome = Outcome(value=value, rows=rows, raw=None)
-    return {"says": says, "value": value, "aim": str(aim), "met": aim.met(outcome), "also": {}, "rows": rows}
+    outcome = Outcome(value=value, rows=rows, raw=None, also=also or {})
+    return {"says": says, "value": value, "aim": str(aim), "met": aim.met(outcome), "also": outcome.also, "rows": rows}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from masters_ray import cluster, data, store
 from masters_ray.config import Cluster, Config, DataSource, Judge, Rollout
@@ -45,7 +46,7 @@ class InstantActor(ReplicaActor):
         self._first: float | None = None
         answers = [scores(TOKENS, k=TOP_K, seed=seed, vocabulary=1000) for seed in range(_MOST)]
         logprobs = [np.full(TOKENS, -1.0, np.float32)] * _MOST
-        self._said = {"teacher": store.top_scores(answers), "student": store.own_logprobs(logprobs)}
+        self._said = {"teacher": store.top_scores(answers), "student": pa.array(logprobs, store.LOGPROBS)}
         self._verdicts = [Verdict(accuracy=index % 2, text="<answer>1</answer>") for index in range(2)]
         self._answers = {
             role: tuple(
@@ -83,9 +84,7 @@ class InstantActor(ReplicaActor):
         return [[self._verdicts[index % 2] for index, _ in enumerate(one)] for one in answers]
 
     def _batch(self, role: str, problems: list[Problem], count: int) -> ScoredBatch:
-        said = self._said[role]
-        columns = {name: column[: count * TOKENS] for name, column in said.columns.items()}
-        tokens = store.Ragged(lengths=said.lengths[:count], columns=columns)
+        tokens = self._said[role].take(pa.array(range(count)))
         return ScoredBatch(prompt_tokens=[60] * len(problems), refused={}, tokens=tokens)
 
 

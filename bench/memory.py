@@ -6,7 +6,6 @@ import ctypes
 import gc
 import json
 import tempfile
-import threading
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch.profiler import ProfilerActivity, profile
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
-_SAMPLE_SECONDS = 0.002
 
 
 def growth(action: Callable[[], object]) -> int:
@@ -23,10 +21,7 @@ def growth(action: Callable[[], object]) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident("VmRSS")
-    try:
-        _RESET.write_text("5")  # the kernel's high-water mark falls to what is resident
-    except OSError:
-        return _sampled(action) - before
+    _RESET.write_text("5")  # the kernel's high-water mark falls to what is resident
     action()
     return _resident("VmHWM") - before
 
@@ -48,25 +43,6 @@ def allocated(action: Callable[[], object]) -> int:
     if not changes:
         raise RuntimeError("PyTorch's profiler recorded no allocation")
     return max(accumulate(size for _, size in changes))
-
-
-def _sampled(action: Callable[[], object]) -> int:
-    """The most that was seen, where the kernel does not let its mark be reset."""
-    most, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(_SAMPLE_SECONDS):
-            most = max(most, _resident("VmRSS"))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        action()
-    finally:
-        done.set()
-        thread.join()
-    return most
 
 
 def _resident(entry: str) -> int:

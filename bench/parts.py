@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+import torch
 
 from bench import models, sides, timing
 from bench.groups import Question, Task, packed, question
@@ -128,12 +132,6 @@ def cost_per_token(repeats: int, budget: int, *counts: int) -> Raw:
     return {"seconds": seconds, "tokens": Task().answers * Task().tokens}
 
 
-PARTS: dict[str, Callable[..., Raw]] = {
-    one.__name__: one
-    for one in (against_trl, against_separate, memory, tensors, matmul_share, live_teacher, cost_per_token)
-}
-
-
 def _questions(model: Any, count: int) -> list[Question]:
     return [question(model, Task(), seed) for seed in range(count)]
 
@@ -159,3 +157,9 @@ def _gradient_difference(one: Any, other: Any) -> float:
         float((gradient - mine[name]).abs().max() / gradient.abs().max().clamp(min=1e-30))
         for name, gradient in theirs.items()
     )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    name, *words = sys.argv[1:]
+    print(json.dumps(globals()[name](*(int(word) if word.isdigit() else word for word in words))))

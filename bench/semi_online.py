@@ -126,7 +126,7 @@ def _journal(folder: Path) -> dict[str, Any]:
 
 def _forecast_seconds(rates: Rates, share: float, *words: str) -> float:
     """Of the learner's phase."""
-    return forecast(config.load(BASE, [*_SIZE, f"rollout.online_fraction={share}", *words]), rates).learning.seconds
+    return forecast(config.load(BASE, [*_SIZE, f"rollout.online_fraction={share}", *words]), rates).seconds
 
 
 def _dedicated(rates: Rates) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _at(k: int, real: Distributions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = _write(Path(folder) / "shard.parquet", [given])
         content = pq.ParquetFile(file).metadata.row_group(0)
-        found = rows.scores(pq.read_table(file)["answers"].combine_chunks().flatten())
+        found = rows.decoded(pq.read_table(file)["answers"].combine_chunks().flatten())
     sizes = dict.fromkeys(_COLUMNS, 0)
     for index in range(content.num_columns):
         column = content.column(index)
@@ -95,7 +95,7 @@ def _reading(given: TokenScores, repeats: int) -> list[float]:
         for _ in range(repeats + 1):
             started = time.perf_counter()
             table = pq.ParquetFile(file).read(columns=columns, use_threads=False)
-            found = rows.scores(table["answers"].combine_chunks().flatten())
+            found = rows.decoded(table["answers"].combine_chunks().flatten())
             speeds.append(len(found.left_out) / (time.perf_counter() - started))
     return speeds[1:]
 

@@ -158,8 +158,8 @@ class ScoredAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutGroup:
-    """A question with its judged and scored answers: a row of the store."""
+class Row:
+    """A question of the store without its answers."""
 
     position: int
     """Place of the question in the run's order."""
@@ -168,12 +168,18 @@ class RolloutGroup:
     problem: Problem
     prompt_tokens: int
     """Tokens of the question with its pictures, as the student's engine read it."""
-    answers: tuple[ScoredAnswer, ...]
-    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
     teacher_digest: str
     student_digest: str
     version: int | None = None
     """Optimizer steps of the student that wrote an online group; None: written before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup(Row):
+    """A question with its judged and scored answers: a row of the store."""
+
+    answers: tuple[ScoredAnswer, ...]
+    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
 
 
 @dataclass(frozen=True, kw_only=True)

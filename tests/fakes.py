@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from masters_ray.method.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused, Reply
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
-from masters_ray.store import Ragged, own_logprobs, top_scores
+from masters_ray.store import LOGPROBS, top_scores
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import scores
 
@@ -100,10 +101,10 @@ class FakePool:
             prompt_tokens=[self.prompt_tokens] * len(problems), refused=refused, tokens=self._tokens(given)
         )
 
-    def _tokens(self, answers: list[TokenIds]) -> Ragged:
+    def _tokens(self, answers: list[TokenIds]) -> pa.Array:
         if self.role == "teacher":
             return top_scores([scores(len(ids), seed=ids[0]) for ids in answers])
-        return own_logprobs([np.full(len(ids), -1.0, np.float32) for ids in answers])
+        return pa.array([np.full(len(ids), -1.0, np.float32) for ids in answers], LOGPROBS)
 
     def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
         self.judged += [text for group in answers for text in group]

@@ -10,22 +10,12 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
 
 from examples.real_weights.recipe import RealShape
-from examples.toy import tokenizer as words
-from examples.toy.models import (
-    MAX_PIXELS,
-    MEAN,
-    MIN_PIXELS,
-    STD,
-    greedy,
-    picture_tokens,
-    tower_settings,
-    turn_tokens,
-)
+from examples.toy import models
+from examples.toy.models import greedy, picture_tokens, tower_settings, turn_tokens
 from examples.toy.recipe import Shape
 from examples.toy.tokenizer import token_id
 
@@ -107,13 +97,6 @@ def make_model(
     return model
 
 
-def make_processor(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    """The processor that goes with the model: patches, normalisation and the chat template."""
-    common = {"patch_size": shape.patch, "merge_size": 2, "temporal_patch_size": 2}
-    bounds = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=bounds, image_mean=MEAN, image_std=STD, **common),
-        video_processor=Qwen2VLVideoProcessor(size=bounds, image_mean=MEAN, image_std=STD, **common),
-        tokenizer=tokenizer,
-        chat_template=words.CHAT_TEMPLATE,
-    )
+def make_processor(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The toy's processor, of Qwen2.5-VL's classes."""
+    return models.make_processor(shape, tokenizer, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor)

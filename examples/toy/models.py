@@ -109,13 +109,16 @@ def make_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> Q
     return model
 
 
-def make_processor(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
-    """The processor that goes with the model: patches, normalisation and the chat template."""
+def make_processor(
+    shape: Shape, tokenizer: PreTrainedTokenizerFast, kind: Any = Qwen3VLProcessor, videos: Any = Qwen3VLVideoProcessor
+) -> Any:
+    """The processor that goes with the model: patches, normalisation and the chat template. kind, videos: its class and
+    that of its part for videos."""
     common = {"patch_size": shape.patch, "merge_size": 2, "temporal_patch_size": 2}
     bounds = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-    return Qwen3VLProcessor(
+    return kind(
         image_processor=Qwen2VLImageProcessor(size=bounds, image_mean=MEAN, image_std=STD, **common),
-        video_processor=Qwen3VLVideoProcessor(size=bounds, image_mean=MEAN, image_std=STD, **common),
+        video_processor=videos(size=bounds, image_mean=MEAN, image_std=STD, **common),
         tokenizer=tokenizer,
         chat_template=words.CHAT_TEMPLATE,
     )

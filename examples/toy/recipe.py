@@ -117,17 +117,15 @@ TEACHER = Recipe(
 
 STUDENT = Recipe(
     name="student",
-    shape=Shape(
+    shape=replace(
+        TEACHER.shape,
         vision_hidden=96,
         vision_depth=3,
         vision_heads=3,
         vision_intermediate=384,
-        deepstack=(1,),
         hidden=128,
         intermediate=256,
         layers=3,
-        heads=4,
-        kv_heads=2,
         head_dim=32,
     ),
     tower=Stage(steps=1500, rate=1e-3, report_every=100),

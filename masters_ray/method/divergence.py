@@ -5,8 +5,6 @@ of all others; the JSD compares both distributions on these k + 1 outcomes. It i
 whole vocabulary, and equals it when k is the vocabulary size.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -79,13 +79,9 @@ def kl_estimates(estimator: KlEstimator, new_logprobs: Tensor, reference_logprob
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
-    """Returns min(ratio·A, clip(ratio, 1 ± ε)·A) per token (appendix eq. 9). ratio = exp(new − old), A: [tokens]."""
+    """Returns min(ratio·A, clip(ratio, 1 ± ε)·A) per token (appendix eq. 9). ratio = exp(new − old), A: [tokens]. Where
+    clipping is active the result is below ratio·A and has gradient 0."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
-
-
-def is_clipped(ratio: Tensor, advantage: Tensor, clip_epsilon: float) -> Tensor:
-    """Returns bool [tokens]: true where clipping is active, so that the token's clipped objective has gradient 0."""
-    return ((advantage > 0) & (ratio > 1 + clip_epsilon)) | ((advantage < 0) & (ratio < 1 - clip_epsilon))
 
 
 def segment_means(values: Tensor, segment_of: Tensor, segments: int) -> Tensor:
@@ -136,7 +132,8 @@ def group_losses(
         old = OldPolicy(logprobs=before, advantages=relative)
     advantage = old.advantages[batch.answer_of]
     ratio = (logprobs - old.logprobs).exp()
-    policy_loss = -aggregated(clipped_objective(ratio, advantage, learner.clip_epsilon))
+    objective = clipped_objective(ratio, advantage, learner.clip_epsilon)
+    policy_loss = -aggregated(objective)
     kl = aggregated(kl_estimates(learner.kl_estimator, logprobs, batch.reference_logprobs))
     jsd = aggregated(token_jsd)
     loss = learner.policy_weight * (policy_loss + learner.kl_beta * kl) + learner.jsd_weight * jsd
@@ -150,9 +147,7 @@ def group_losses(
         "distillation_reward": segment_means(distillation, batch.group_of, groups),
         "advantage_std": by_group(lambda group: group.std(0, correction=0, keepdim=True), old.advantages),
         "zero_std_groups": by_group(lambda group: ~group.any(0, keepdim=True), old.advantages),
-        "clip_fraction": segment_means(
-            is_clipped(ratio, advantage, learner.clip_epsilon).to(ratio.dtype), group_of_token, groups
-        ),
+        "clip_fraction": segment_means((objective < ratio * advantage).to(ratio.dtype), group_of_token, groups),
     }
     return LossOutputs(
         loss=loss,

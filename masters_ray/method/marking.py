@@ -3,8 +3,6 @@
 They follow the rules of public benchmarks, on texts that ``wording.plain`` has normalised.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

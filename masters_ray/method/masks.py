@@ -4,8 +4,6 @@ At ratio r the mask zeroes the ⌊r·N⌋ entries of smallest magnitude of a mat
 that sparsity is exact and equal on every device. Masks of one matrix are nested: a smaller ratio keeps a superset.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -94,22 +92,20 @@ def masked(
         update_digest(digest, name, tensor)
         yield name, tensor
     if ratio > 0 and not took:
-        raise CheckpointError(
-            f"none of the checkpoint's weights is a matrix of {', '.join(sorted(parts))} to be masked"
-        )
-    result.append(
-        MaskReport(
-            ratio=ratio,
-            sparsity=zeroed / entries if entries else 0.0,
-            matrices=took.total(),
-            masked=dict(sorted(took.items())),
-            unmasked=dict(sorted(left.items())),
-            digest=digest.hexdigest(),
-        )
+        wanted = ", ".join(sorted(parts))
+        raise CheckpointError(f"none of the checkpoint's weights is a matrix of {wanted} to be masked")
+    report = MaskReport(
+        ratio=ratio,
+        sparsity=zeroed / entries if entries else 0.0,
+        matrices=took.total(),
+        masked=dict(sorted(took.items())),
+        unmasked=dict(sorted(left.items())),
+        digest=digest.hexdigest(),
     )
+    result.append(report)
 
 
-def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+def update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
     """Updates a SHA-256 with a tensor's name, dtype, shape and bytes."""
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

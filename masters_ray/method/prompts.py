@@ -1,8 +1,6 @@
 """All prompt texts: questions, the two judge prompts of appendix D, verbatim, and our own for reasoning (appendix F.3
 prints no prompt) and difficulty (appendix F.1 gives only the scale)."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Rewards of the answers of one group (METHOD 4)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Plans a run (METHOD 2 and 8): its stages with their mask ratios, its iterations, and which iterations are online."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Normalises short texts, so that two texts that mean the same compare equal."""
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

@@ -93,14 +93,7 @@ def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
         made = store.read_key(folder)
     except DamagedError:
         return ""
-    wanted = json.loads(json.dumps(settings))
-    different = sorted(name for name in wanted if made.get(name) != wanted[name])
-    return "; ".join(f"{name}: {made.get(name)!r} there, {wanted[name]!r} now" for name in different)
-
-
-def say_damage(error: DamagedError) -> None:
-    """Prints the error: ``on_damage`` of ``store.read_accounts`` for callers that can do without a damaged shard."""
-    say(str(error))
+    return store.difference(made, json.loads(json.dumps(settings)))
 
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:

@@ -7,7 +7,7 @@ from masters_ray.config import Config
 from masters_ray.evaluate import refusals
 from masters_ray.method import schedule
 from masters_ray.pipeline import held_out, inputs
-from masters_ray.pipeline.contents import StageStores, say_damage
+from masters_ray.pipeline.contents import StageStores
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
@@ -44,7 +44,7 @@ class RunContext:
         in_stages = [
             row
             for folder in (place(stage.index) for place in places for stage in finished)
-            for account in store.read_accounts(folder, on_damage=say_damage).values()
+            for account in store.read_accounts(folder).values()
             for row in account.rejected.values()
         ]
         marks = held_out.all_marks(self.directory) if finished else {}

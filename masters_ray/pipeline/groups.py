@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from masters_ray import data, store
@@ -17,11 +18,10 @@ from masters_ray.pipeline.judging import judge_answers
 from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import tally
-from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Rejected, RejectedBy, Source
+from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Rejected, RejectedBy, Row, Source
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
-from masters_ray.store import Ragged
 
 Batch = Sequence[tuple[int, Problem]]
 """Questions with their positions in the order in which the run asks them."""
@@ -117,7 +117,7 @@ class GroupMaker:
         the same. If another judge could not read an answer, it is not stored, and the question is answered again."""
         found = earlier.rows.rows([one.digest for one in questions])
         answers: list[tuple[Answer, ...]] = [()] * len(questions)
-        prompt_tokens, logprobs = [0] * len(questions), []
+        prompt_tokens, logprobs = [0] * len(questions), list[np.ndarray]()
         for index, one in enumerate(questions):
             if one.digest not in found:
                 continue
@@ -130,7 +130,8 @@ class GroupMaker:
             answers[index] = tuple(answer.judged.answer for answer in stored)
             prompt_tokens[index] = group.prompt_tokens
             logprobs += [answer.reference_logprobs for answer in stored]
-        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=store.own_logprobs(logprobs))
+        tokens = pa.array(logprobs, store.LOGPROBS)
+        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens)
         return WrittenBatch(answers=answers, scored=scored)
 
     def _judge(self, work: _BatchWork) -> None:
@@ -172,30 +173,33 @@ class GroupMaker:
         """Returns a row for each question that is not rejected, and counts of all that were judged."""
         recipe, stage = self._recipe, self._recipe.stage
         wanted = work.stored_ids()
-        top, reference, *behaviour = (work.take(role, wanted) for role in self._scorers)
-        rows = [
-            store.Row(
+        stored = {index: one for index, one in enumerate(work.questions) if wanted[index]}
+        questions = [
+            Row(
                 position=one.position,
                 stage=stage.index,
                 mask_ratio=stage.ratio,
                 problem=one.problem,
                 prompt_tokens=work.prompt_tokens[self._reference, index],
-                answers=one.stored,
                 teacher_digest=self._teacher_digest,
                 student_digest=recipe.student_digest,
                 version=recipe.online.version if recipe.online else None,
             )
-            for index, one in enumerate(work.questions)
-            if wanted[index]
+            for index, one in stored.items()
         ]
+        rows, left_out = store.SCHEMA.empty_table(), np.empty(0, np.float32)
+        if stored:
+            top, reference, *behaviour = (work.take(role, wanted) for role in self._scorers)
+            rows = store.table(questions, [one.stored for one in stored.values()], top, reference, *behaviour)
+            left_out = store.decoded(top).left_out
         counts = tally(
             [(one.problem, one.judged) for one in work.questions if one.judged],
             recipe.judge,
             rows=len(rows),
-            tokens=int(top.lengths.sum()),
-            tail_mass_sum=store.left_out(top) if rows else 0.0,
+            tokens=len(left_out),
+            tail_mass_sum=float(left_out.sum()),
         )
-        return MadeBatch(rows=store.table(rows, top, reference, *behaviour), rejected=work.rejected, tally=counts)
+        return MadeBatch(rows=rows, rejected=work.rejected, tally=counts)
 
 
 @dataclass
@@ -227,7 +231,7 @@ class _BatchWork:
         self.prompt_tokens: dict[tuple[Role, int], int] = {}
         """Model and index of a question → its prompt's length, pictures included."""
         self._places: dict[tuple[Role, int, TokenIds], int] = {}
-        self._scores: defaultdict[Role, list[Ragged]] = defaultdict(list)
+        self._scores: defaultdict[Role, list[pa.Array]] = defaultdict(list)
 
     def reject(self, question: _Question, reason: str, kind: RejectedBy) -> None:
         """Sets a question aside, unless it already is."""
@@ -244,7 +248,7 @@ class _BatchWork:
     def add_scores(self, role: Role, answers: AnswerIds, scored: ScoredBatch) -> None:
         """Adds a model's scores of ``answers``, and rejects the questions that it refused."""
         given = [(index, ids) for index, own in enumerate(answers) if index not in scored.refused for ids in own]
-        before = sum(len(part.lengths) for part in self._scores[role])
+        before = sum(map(len, self._scores[role]))
         for place, (index, ids) in enumerate(given, before):
             self._places.setdefault((role, index, ids), place)
         self._scores[role].append(scored.tokens)
@@ -267,7 +271,7 @@ class _BatchWork:
             for index, own in enumerate(wanted)
         ]
 
-    def take(self, role: Role, wanted: AnswerIds) -> Ragged:
+    def take(self, role: Role, wanted: AnswerIds) -> pa.Array:
         """Returns the model's scores of the wanted answers, question after question."""
         places = [self._places[role, index, ids] for index, own in enumerate(wanted) for ids in own]
-        return Ragged.joined(self._scores[role]).take(places)
+        return pa.concat_arrays(self._scores[role]).take(pa.array(places))

@@ -15,7 +15,6 @@ from masters_ray.config import Rule
 from masters_ray.errors import LearnerError, MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.contents import say_damage
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe
@@ -165,7 +164,7 @@ class OnlineRollouts:
 
 def finish(folder: store.Folder, rule: Rule) -> None:
     """Closes the store of a stage's online iterations after training, unless it is empty or closed; prints remarks."""
-    accounts = store.read_accounts(folder, on_damage=say_damage)
+    accounts = store.read_accounts(folder)
     if not accounts or folder.has(store.MANIFEST):
         return
     total = AnswerTally.total(account.noted["tally"] for account in accounts.values())

@@ -1,7 +1,5 @@
 """The table of ``masters-ray simulate``: forecasts for several fractions of online iterations and replica counts."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,21 +29,17 @@ def compared_lines(
 
 def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
     """Returns a line of the table, column → cell. first: the forecast that "slower" is relative to."""
-    times = one.learning
     return {
-        "online": _percent(one.online_fraction),
+        "online": f"{one.online_fraction:.0%}",
         **{pool: str(count) for pool, count in one.replicas.items()},
         "rollouts": _duration(one.rollouts_seconds),
-        "learning": _duration(times.seconds),
-        "slower": f"{times.seconds / first.learning.seconds:.2f} ×",
-        "learner busy": _percent(one.learner_busy),
-        "waited": _duration(times.waited_seconds),
-        **{f"{pool} busy": _percent(busy) for pool, busy in one.pool_busy.items()},
-        "mean age": f"{fmean(times.ages):.1f}" if times.ages else "–",
-        "oldest": str(max(times.ages, default="–")),
-        "fresh": str(len(times.ages)),
-        "stored": str(times.late),
-        "syncs": str(times.published),
+        "learning": _duration(one.seconds),
+        "slower": f"{one.seconds / first.seconds:.2f} ×",
+        "waited": _duration(one.waited_seconds),
+        **{f"{pool} busy": f"{busy:.0%}" for pool, busy in one.pool_busy.items()},
+        "mean age": f"{fmean(one.ages):.1f}" if one.ages else "–",
+        "fresh": str(len(one.ages)),
+        "stored": str(one.late),
     }
 
 
@@ -55,10 +49,6 @@ def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _duration(seconds: float) -> str:

@@ -9,8 +9,6 @@ Engines start with version 0, so publishing it is part of the start. Groups that
 groups of an iteration that the learner has passed are not begun.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +37,20 @@ class LearningTimes:
     """Number of questions in the online iterations whose groups were begun."""
     published: int
     """Number of versions that the learner published, without version 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast(LearningTimes):
+    """The times of a configuration's run."""
+
+    online_fraction: float
+    replicas: Mapping[str, int]
+    """Pool → number of replicas."""
+    steps: int
+    rollouts_seconds: float
+    """Seconds of the stages' rollouts before learning, without the engines' start."""
+    pool_busy: Mapping[str, float]
+    """Pool → fraction of the learning phase in which a replica works on a call or loads weights; mean of replicas."""
 
 
 def learning(
@@ -81,23 +93,6 @@ def learning(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """The times of a configuration's run."""
-
-    online_fraction: float
-    replicas: Mapping[str, int]
-    """Pool → number of replicas."""
-    steps: int
-    rollouts_seconds: float
-    """Seconds of the stages' rollouts before learning, without the engines' start."""
-    learning: LearningTimes
-    learner_busy: float
-    """Fraction of the learning phase that the learner spends on steps; publishing does not count."""
-    pool_busy: Mapping[str, float]
-    """Pool → fraction of the learning phase in which a replica works on a call or loads weights; mean of replicas."""
-
-
 def forecast(config: Config, rates: Rates) -> Forecast:
     """Forecasts a configuration's run at these rates. Raises ConfigError when the number of questions is not known."""
     rollout, questions = config.rollout, config.data.train.rows
@@ -116,11 +111,10 @@ def forecast(config: Config, rates: Rates) -> Forecast:
         for pool, seconds in calls.items():
             busy[pool] += learned.questions * seconds / online.replicas[pool]
     return Forecast(
+        **vars(learned),
         online_fraction=rollout.online_fraction,
         replicas=online.replicas,
         steps=len(iterations),
         rollouts_seconds=sum(map(cache(offline.seconds), made_before.values())),
-        learning=learned,
-        learner_busy=len(iterations) * rates.learner_seconds / learned.seconds,
-        pool_busy={pool: busy[pool] / learned.seconds for pool in busy},
+        pool_busy={pool: seconds / learned.seconds for pool, seconds in busy.items()},
     )

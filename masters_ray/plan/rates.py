@@ -1,14 +1,12 @@
 """Seconds of a run's parts, measured or written by hand (``rates.json``), and of making groups at these rates."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
@@ -95,20 +93,19 @@ class Rates:
     method's roles are called in parallel. Example: ``{"answer": {"teacher": 0.25, "student": 0.1}}``."""
 
     @classmethod
-    def load(cls, path: Path) -> Rates:
-        """Reads a rates.json, or calls ``measured`` on a directory. Raises StoreError, which names file and key."""
-        if path.suffix != ".json":
-            return measured(path)
-        return read_record(path, cls, _BY_HAND)
+    def load(cls, path: Path) -> Self:
+        """Reads a rates.json, or measures the rates of a run that has ended or is in progress in a directory. Raises
+        StoreError, which names file, key and remedy, also when no iteration was online, or only the first step, a
+        warm-up that does not count, was taken.
+
+        A call's measured seconds are wall time and include other calls on the same replica. A factor common to all
+        calls corrects for this: with it, ``GroupMaking`` takes as long as iterations took. The cost of shared cores
+        stays.
+        """
+        return read_record(path, cls, _BY_HAND) if path.suffix == ".json" else cls(**_measured(path))
 
 
-def measured(run_dir: Path) -> Rates:
-    """Returns the rates of a run that has ended or is in progress. Raises StoreError, which names file and remedy, when
-    a file is missing, no iteration was online, or only the first step, a warm-up that does not count, was taken.
-
-    A call's measured seconds are wall time and include other calls on the same replica. A factor common to all calls
-    corrects for this: with it, ``GroupMaking`` takes as long as iterations took. The cost of shared cores stays.
-    """
+def _measured(run_dir: Path) -> dict[str, Any]:
     # A step that was repeated after a restart counts once, as it was last taken.
     online = list({line.step: line for line in read_records(run_dir / "online.jsonl", OnlineStep, _ANEW)}.values())
     steps = {line.step: line for line in read_records(run_dir / "metrics.jsonl", StepMetrics, _ANEW)}
@@ -123,13 +120,13 @@ def measured(run_dir: Path) -> Rates:
     handed_out = [line for line in online if line.version > 0] or online
     publishing = {line.version: line.publish_seconds for line in online}
     spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
-    return Rates(
-        learner_seconds=median(steps[number].seconds for number in sorted(steps)[1:]),
-        publish_seconds=median(line.publish_seconds for line in handed_out),
-        load_seconds=median(line.load_seconds for line in handed_out),
-        start_seconds=max(0.0, phases["learner"] - spent) if "learner" in phases else None,
-        calls={method: {role: costs[role] * shared for role in costs} for method, costs in calls.items()},
-    )
+    return {
+        "learner_seconds": median(steps[number].seconds for number in sorted(steps)[1:]),
+        "publish_seconds": median(line.publish_seconds for line in handed_out),
+        "load_seconds": median(line.load_seconds for line in handed_out),
+        "start_seconds": max(0.0, phases["learner"] - spent) if "learner" in phases else None,
+        "calls": {method: {role: costs[role] * shared for role in costs} for method, costs in calls.items()},
+    }
 
 
 def _calls(lines: Sequence[OnlineStep]) -> dict[str, dict[str, float]]:

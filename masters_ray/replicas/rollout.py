@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from masters_ray import store
 from masters_ray.config import Sampling
 from masters_ray.method.prompts import difficulty_messages, parse_difficulty, question_messages
 from masters_ray.records import Answer, Problem, Refused, Reply, Scored, Source
 from masters_ray.replicas.model import ReplicaModel, sorted_out
-from masters_ray.store import Ragged
 
 TokenIds = tuple[int, ...]
 _RATING_TOKENS = 64
@@ -22,8 +23,8 @@ class ScoredBatch:
     """Tokens of each question with its pictures; 0 for a question without scored answers."""
     refused: dict[int, Refused]
     """Index of the question in the batch → why it was refused."""
-    tokens: Ragged
-    """Scores of all other answers, question by question."""
+    tokens: pa.Array
+    """``store.top_scores``, or store.LOGPROBS, of all other answers, question by question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class RolloutRole:
         tokens = self._stored([one for index in sorted(found) for one in found[index]])
         return ScoredBatch(prompt_tokens=prompt_tokens, refused=refused, tokens=tokens)
 
-    def _stored(self, scored: Sequence[Scored]) -> Ragged:
+    def _stored(self, scored: Sequence[Scored]) -> pa.Array:
         if self._top_k:
             return store.top_scores([one.top for one in scored])
-        return store.own_logprobs([one.own for one in scored])
+        return pa.array([one.own for one in scored], store.LOGPROBS)

@@ -1,17 +1,14 @@
 """The rollout store: groups in parquet shards, with a key and a manifest."""
 
 from masters_ray.store.folder import Folder, Where
-from masters_ray.store.ragged import Ragged
 from masters_ray.store.reading import Lookup, open_dataset, read, read_judged, read_shard, shard_names
 from masters_ray.store.rows import (
-    OWN,
+    LOGPROBS,
     SCHEMA,
-    Row,
     answer_tokens,
+    decoded,
     groups,
-    left_out,
     moved,
-    own_logprobs,
     sequence_tokens,
     table,
     table_of,
@@ -25,9 +22,9 @@ from masters_ray.store.shards import (
     Manifest,
     Survey,
     as_key,
+    difference,
     digest_of,
     first_position,
-    is_shard,
     read_accounts,
     read_key,
     read_manifest,

@@ -6,8 +6,6 @@ a distribution by the same Hellinger distance whatever p is. Decoding divides th
 their sum, so that the result is a distribution again.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from masters_ray.errors import StoreError

@@ -59,14 +59,12 @@ class Folder:
 
     def names(self, beginning: str = "") -> list[str]:
         """Returns the sorted names of files that start with ``beginning``; none when the directory does not exist."""
-        found = [name for name, is_file in self._entries() if is_file]
-        return sorted(
-            name for name in found if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))
-        )
+        found = [name for name, is_file in self._entries() if is_file and name.startswith(beginning)]
+        return sorted(name for name in found if not name.endswith((HALF_WRITTEN, DAMAGED)))
 
-    def folders(self, beginning: str = "") -> list[str]:
-        """Returns the sorted names of subdirectories that start with ``beginning``."""
-        return sorted(name for name, is_file in self._entries() if not is_file and name.startswith(beginning))
+    def folders(self) -> list[str]:
+        """Returns the sorted names of subdirectories."""
+        return sorted(name for name, is_file in self._entries() if not is_file)
 
     def read(self, name: str) -> bytes:
         """Returns a file's content."""
@@ -98,26 +96,14 @@ class Folder:
         """Deletes a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
-    def move(self, name: str, into: Folder, new_name: str = "") -> None:
-        """Moves a file into a directory of the same file system, by default under its own name."""
-        if into is not self:
-            into._ask("made", "", self.filesystem.create_dir, into._path)
-        self._ask("moved", name, self.filesystem.move, self.path(name), into.path(new_name or name))
-
-    def remove_folder(self, name: str) -> None:
-        """Deletes a subdirectory with all of its content."""
-        self._ask("deleted", name, self.filesystem.delete_dir, self.path(name))
+    def rename(self, name: str, new_name: str) -> None:
+        """Gives a file another name."""
+        self._ask("renamed", name, self.filesystem.move, self.path(name), self.path(new_name))
 
     def try_out(self) -> None:
         """Tests write access: writes a file and removes it."""
         self.write("tried", b"")
         self.remove("tried")
-
-    def clear(self) -> None:
-        """Removes half-written files of a killed writer."""
-        for name, _ in self._entries():
-            if name.endswith(HALF_WRITTEN):
-                self.remove(name)
 
     def _entries(self) -> list[tuple[str, bool]]:
         """Returns (name, whether it is a file) of each entry of the folder."""

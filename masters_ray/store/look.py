@@ -1,7 +1,5 @@
 """Describes and verifies a store for ``masters-ray store inspect|verify``."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -17,12 +15,11 @@ def inspect(folder: Where) -> Iterator[str]:
     """Yields lines on the store's progress, the reasons of questions set aside, and its key. Raises StoreError when the
     directory holds no store."""
     key, accounts, manifest = read_key(folder), read_accounts(folder), read_manifest(folder)
-    asked = sum(len(account.asked) for account in accounts.values())
+    rows = sum(account.rows for account in accounts.values())
     reasons = Counter(one.reason for account in accounts.values() for one in account.rejected.values())
     yield f"{folder}: {'finished' if manifest else 'not finished'}"
-    yield (
-        f"{asked} questions = {asked - reasons.total()} rows + {reasons.total()} set aside, in {len(accounts)} shards"
-    )
+    held = f"{rows} rows + {reasons.total()} set aside, in {len(accounts)} shards"
+    yield f"{rows + reasons.total()} questions = {held}"
     for reason, count in reasons.most_common():
         yield f"set aside, {count}: {reason}"
     for name, value in key.items():

@@ -31,8 +31,8 @@ def shard_names(folder: Where) -> list[str]:
     manifest = read_manifest(opened)
     if manifest is None:
         raise StoreError(f"{folder}: no {MANIFEST}, so no finished store. Run the stage that makes it again.")
-    if gone := sorted({shard["name"] for shard in manifest.shards} - set(opened.names(SHARD))):
-        raise DamagedError(f"{opened / gone[0]}: in the manifest, but gone")
+    if gone := {shard["name"] for shard in manifest.shards} - set(opened.names(SHARD)):
+        raise DamagedError(f"{opened / min(gone)}: in the manifest, but gone")
     return [shard["name"] for shard in manifest.shards if shard["rows"]]
 
 
@@ -48,14 +48,13 @@ def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
     files = [folder.path(name) for folder in opened for name in shard_names(folder)]
     if not files:
         return ray.data.from_arrow(SCHEMA.empty_table())
-    filesystem = None if opened[0].on_disk else opened[0].filesystem
     # A question mark or "a=b" in a directory's name has no special meaning.
     options: dict[str, Any] = {"file_extensions": None, "partitioning": None}
     # Ray verifies no checksums by default; the buffers are its own defaults.
     options["fragment_scan_options"] = ParquetFragmentScanOptions(
         use_buffered_stream=True, buffer_size=8 * 2**20, page_checksum_verification=True
     )
-    return ray.data.read_parquet(files, schema=SCHEMA, filesystem=filesystem, **options)
+    return ray.data.read_parquet(files, schema=SCHEMA, filesystem=opened[0].filesystem, **options)
 
 
 def read(folder: Where) -> Iterable[RolloutGroup]:
@@ -90,14 +89,13 @@ def read_judged(folder: Where) -> Iterator[JudgedText]:
 
 class Lookup:
     """Finds questions' rows by digest in several stores, finished or not, so that rows need not be made twice;
-    thread-safe."""
+    thread-safe. Rows of a damaged shard are not found."""
 
     def __init__(self, folders: Iterable[Where]) -> None:
-        """Reads only the accounts. Rows of a damaged shard are not found; a message names the shard."""
         self._places = {
             digest: (folder, name, position)
             for folder in map(Folder, folders)
-            for name, account in read_accounts(folder, on_damage=_told).items()
+            for name, account in read_accounts(folder).items()
             for position, digest in account.asked.items()
             if position not in account.rejected
         }
@@ -112,19 +110,15 @@ class Lookup:
         """Returns digest → table of a single row, for the questions that have a row."""
         found = {}
         for digest in digests:
-            if digest in self._places:
-                folder, name, position = self._places[digest]
-                try:
-                    with self._lock:
-                        shard = self._held(folder, name)
-                    if (index := pc.index(shard["position"], position).as_py()) < 0:
-                        raise DamagedError(f"{folder / name}: no row at position {position}")
-                    found[digest] = shard.slice(index, 1)
-                except DamagedError as error:
-                    _told(error)
-                    self._places = {key: one for key, one in self._places.items() if one[:2] != (folder, name)}
+            if digest not in self._places:
+                continue
+            folder, name, position = self._places[digest]
+            try:
+                with self._lock:
+                    shard = self._held(folder, name)
+            except DamagedError as error:
+                say(str(error))
+                self._places = {key: one for key, one in self._places.items() if one[:2] != (folder, name)}
+            else:
+                found[digest] = shard.filter(pc.equal(shard["position"], position))
         return found
-
-
-def _told(error: DamagedError) -> None:
-    say(f"{error}; its rows are not taken over")

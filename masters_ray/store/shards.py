@@ -9,11 +9,9 @@
 Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,11 +74,6 @@ class Account:
         return f"{SHARD}{min(self.asked):08d}{_ENDING}"
 
 
-def is_shard(name: str) -> bool:
-    """Returns whether a file name is that of a shard."""
-    return name.startswith(SHARD)
-
-
 def first_position(name: str) -> int:
     """Returns the first position of a shard from its name."""
     return int(name.removeprefix(SHARD).removesuffix(_ENDING))
@@ -97,14 +90,19 @@ def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Describes where a store's key differs from the wanted values; "" where it does not."""
+    names = sorted(name for name in wanted if made.get(name) != wanted[name])
+    return "; ".join(f"{name}: {made.get(name)!r} there, {wanted[name]!r} now" for name in names)
+
+
 def read_key(folder: Where) -> dict[str, Any]:
     """Returns the key of a store: what its rows are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)
     if not opened.has(KEY):
-        told = (
-            f" beside {MANIFEST}: the command that made the store mends it" if opened.has(MANIFEST) else ", so no store"
+        raise StoreError(
+            f"{folder}: no {KEY}, so no store (a run's are in its rollouts/stage-N), or one that its run mends"
         )
-        raise StoreError(f"{folder}: no {KEY}{told}. A run's stores are in its rollouts/stage-N.")
     return opened.read_object(KEY)
 
 
@@ -149,31 +147,20 @@ def account_in(file: Any, where: Folder) -> tuple[Account, str]:
         return account, found.metadata[b"key"].decode()
 
 
-def read_accounts(
-    folder: Where, within: range | None = None, on_damage: Callable[[DamagedError], None] | None = None
-) -> dict[str, Account]:
-    """Returns shard → account, in the order of first positions. within: only shards whose first position is in it.
-    on_damage: called for each damaged shard, which is left out; without it, DamagedError is raised."""
-    return {name: account for name, (account, _) in footers(folder, within, on_damage).items()}
-
-
-def footers(
-    folder: Where, within: range | None, on_damage: Callable[[DamagedError], None] | None
-) -> dict[str, tuple[Account, str]]:
-    """Returns shard → ``account_in`` of it, for the shards and with the arguments of ``read_accounts``."""
+def read_accounts(folder: Where, within: range | None = None) -> dict[str, Account]:
+    """Returns shard → account, in the order of first positions; leaves out damaged shards, and names them in a message.
+    within: only shards whose first position is in it."""
     opened = Folder(folder)
-    names = [name for name in opened.names(SHARD) if within is None or first_position(name) in within]
 
-    def read(name: str) -> tuple[Account, str] | None:
+    def read(name: str) -> Account | None:
         try:
             with opened.open(name) as file:
-                return account_in(file, opened / name)
+                return account_in(file, opened / name)[0]
         except DamagedError as error:
-            if on_damage is None:
-                raise
-            on_damage(error)
+            say(str(error))
             return None
 
+    names = [name for name in opened.names(SHARD) if within is None or first_position(name) in within]
     with ThreadPoolExecutor(1 if opened.on_disk else _READ_AT_ONCE) as threads:
         return {name: found for name, found in zip(names, threads.map(read, names), strict=True) if found is not None}
 
@@ -186,14 +173,19 @@ class Survey:
     """Undamaged shard → its account."""
     digests: dict[str, str]
     """Undamaged shard → SHA-256 of its file."""
+    made_by: set[str]
+    """Digests of the keys that the shards carry."""
     broken: dict[str, str]
     """Damaged or missing file of the store → what is wrong with it."""
 
 
-def survey(folder: Where) -> Survey:
-    """Reads every file of a store, finished or not. Raises StoreError when the store cannot be listed or read."""
+def survey(folder: Where, key: str | None = None) -> Survey:
+    """Reads every file of a store, finished or not. Raises StoreError when the store cannot be listed or read.
+
+    key: digest of the key that the shards must have; default: that of the manifest, or of key.json.
+    """
     opened = Folder(folder)
-    found = Survey(accounts={}, digests={}, broken={})
+    found = Survey(accounts={}, digests={}, made_by=set(), broken={})
 
     @contextmanager
     def noting(name: str) -> Iterator[None]:
@@ -202,30 +194,28 @@ def survey(folder: Where) -> Survey:
         except DamagedError as error:
             found.broken[name] = str(error)
 
-    manifest = key = listed = None
+    listed: dict[str, str] | None = None
     with noting(MANIFEST):
         if (manifest := read_manifest(opened)) is not None:
-            listed = {shard["name"]: shard["sha256"] for shard in manifest.shards}
+            listed, key = {shard["name"]: shard["sha256"] for shard in manifest.shards}, manifest.key
     with noting(KEY):
-        key = digest_of(read_key(opened)) if opened.has(KEY) else None
-    if manifest is not None and key != manifest.key:
-        key = manifest.key
-        found.broken.setdefault(KEY, f"{opened / KEY}: not the key that the rows were made by")
+        there = digest_of(read_key(opened)) if opened.has(KEY) else None
+        if listed is not None and there != key:
+            raise DamagedError(f"{opened / KEY}: not the key that the rows were made by")
+        key = key or there
     taken = set[int]()
     for name in opened.names(SHARD):
         with noting(name):
             where, content = opened / name, opened.read(name)
             digest = hashlib.sha256(content).hexdigest()
-            if listed is not None and (expected := listed.pop(name, "")) != digest:
-                told = "other bytes than the manifest says" if expected else "not in the manifest"
-                raise DamagedError(f"{where}: {told}")
+            if listed is not None and listed.pop(name, None) != digest:
+                raise DamagedError(f"{where}: not a file that the manifest lists")
             account, made_by = account_in(pa.BufferReader(content), where)
+            found.made_by.add(made_by)
             if key not in (None, made_by):
                 raise DamagedError(f"{where}: made by another recipe than that of key.json, or in another store")
             if listed is None:
-                rows = read_rows(pa.BufferReader(content), where)
-                if sorted(rows["position"].to_pylist()) != sorted(account.asked.keys() - account.rejected.keys()):
-                    raise DamagedError(f"{where}: its rows are not those of its account")
+                read_rows(pa.BufferReader(content), where)
             if twice := taken & account.asked.keys():
                 raise DamagedError(
                     f"{where}: holds questions that another shard holds too, position {min(twice)} first"
@@ -236,19 +226,15 @@ def survey(folder: Where) -> Survey:
     return found
 
 
-def set_aside(folder: Where, broken: Mapping[str, str]) -> None:
-    """Renames broken files of a survey, so that their content is made again. Raises StoreError when that fails."""
+def reopen(folder: Where, broken: Mapping[str, str]) -> None:
+    """Makes a store writable: renames a survey's broken files, whose content is made again, and deletes the manifest.
+    Raises StoreError when that fails."""
     opened = Folder(folder)
     for name in sorted(broken.keys() - {KEY}):  # a writer, which knows the key, overwrites it
         kept = ""
         if opened.has(name):
-            opened.move(name, opened, name + DAMAGED)
+            opened.rename(name, name + DAMAGED)
             kept = f"; what is there is kept as {name}{DAMAGED}"
         say(f"{broken[name]}. It is made again{kept}")
-
-
-def reopen(folder: Where, broken: Mapping[str, str]) -> None:
-    """Makes a finished store writable: sets a survey's broken files aside, deletes the manifest. Raises StoreError."""
-    set_aside(folder, broken)
-    if (opened := Folder(folder)).has(MANIFEST):
+    if opened.has(MANIFEST):
         opened.remove(MANIFEST)

@@ -1,7 +1,5 @@
 """Writes the store of a stage, shard by shard; ``shards`` describes its files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading
@@ -36,13 +34,17 @@ class Writer:
             raise StoreError(
                 f"{folder}: holds a finished store already; it is never written over. Choose another run.dir."
             )
-        self._folder.clear()
         wanted = shards.as_key(key)
         self._key = shards.digest_of(wanted)
-        self._claim(wanted)
+        found = shards.survey(self._folder, self._key)
+        if found.made_by and self._key not in found.made_by:
+            raise StoreError(
+                f"{folder}: its rows were made by something else, and are not mixed with others "
+                f"({_difference(self._folder, wanted)}). {OTHER_RECIPE}"
+            )
+        self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
+        shards.reopen(self._folder, found.broken)
         self._lock = threading.Lock()
-        found = shards.survey(self._folder)
-        shards.set_aside(self._folder, found.broken)
         self._accounts, self._digests = found.accounts, found.digests
         self._asked = {position for account in found.accounts.values() for position in account.asked}
 
@@ -66,20 +68,17 @@ class Writer:
                     f"{min(twice)} first. Did two runs write here? Delete one of the shards."
                 )
             self._asked.update(account.asked)
-        try:
-            self._folder.write(account.name, content)
-        except BaseException:
-            with self._lock:
-                self._asked.difference_update(account.asked)
-            raise
+        self._folder.write(account.name, content)
         with self._lock:
             self._accounts[account.name], self._digests[account.name] = account, hashlib.sha256(content).hexdigest()
 
     def discard(self, accounts: Mapping[str, Account]) -> None:
         """Deletes these shards, so that their questions can be stored again. Raises StoreError when that fails."""
-        for name in accounts:
+        for name, account in accounts.items():
             self._folder.remove(name)
-            self._forget(name)
+            with self._lock:
+                self._asked.difference_update(account.asked)
+                del self._accounts[name], self._digests[name]
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
         """Finishes the store: writes the manifest. Raises StoreError when that fails."""
@@ -88,29 +87,15 @@ class Writer:
             for name, account in sorted(self._accounts.items())
         ]
         rows = sum(account.rows for account in self._accounts.values())
-        noted = json.loads(json.dumps(dict(made_by)))
-        manifest = Manifest(rows=rows, shards=listed, made_by=noted, key=self._key)
+        manifest = Manifest(rows=rows, shards=listed, made_by=dict(made_by), key=self._key)
         content = {"format": FORMAT, **asdict(manifest)}
         self._folder.write(MANIFEST, json.dumps(content | {"digest": shards.digest_of(content)}, indent=1).encode())
         return manifest
 
-    def _forget(self, name: str) -> None:
-        with self._lock:
-            self._asked.difference_update(self._accounts.pop(name).asked)
-            del self._digests[name]
 
-    def _claim(self, wanted: dict[str, Any]) -> None:
-        """Writes the key. Raises StoreError when the shards were written with another key."""
-        made_by = {key for _, key in shards.footers(self._folder, None, on_damage=lambda _: None).values()}
-        if made_by and self._key not in made_by:
-            try:
-                found = shards.read_key(self._folder)
-                names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-                told = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
-            except StoreError as error:
-                told = str(error)
-            raise StoreError(
-                f"{self._folder}: its rows were made by something else, and are not mixed with others ({told}). "
-                f"{OTHER_RECIPE}"
-            )
-        self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
+def _difference(folder: Folder, wanted: dict[str, Any]) -> str:
+    try:
+        found = shards.read_key(folder)
+    except StoreError as error:
+        return str(error)
+    return shards.difference(found, dict.fromkeys(found) | wanted)

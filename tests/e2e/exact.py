@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from masters_ray.config import Engine, MaskScope
 from masters_ray.models.vllm_engine import Mask
@@ -16,22 +17,21 @@ from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.rollout import RolloutRole, ScoredBatch
 from masters_ray.replicas.spec import ReplicaSpec
-from masters_ray.store import Ragged
 from tests.builders import replica_spec
 
 TOP_K = 16
 
 
 class ExactRole(RolloutRole):
-    """Columns top_ids, top_logprobs and own."""
+    """Tokens are structs of lists: top_ids, top_logprobs and own."""
 
-    def _stored(self, scored: Sequence[Scored]) -> Ragged:
+    def _stored(self, scored: Sequence[Scored]) -> pa.StructArray:
         columns = {
-            "top_ids": np.concatenate([one.top.top_ids for one in scored]),
-            "top_logprobs": np.concatenate([one.top.top_logprobs for one in scored]),
-            "own": np.concatenate([one.own for one in scored]),
+            "top_ids": [one.top.top_ids.ravel() for one in scored],
+            "top_logprobs": [one.top.top_logprobs.ravel() for one in scored],
+            "own": [one.own for one in scored],
         }
-        return Ragged(lengths=np.array([len(one.own) for one in scored]), columns=columns)
+        return pa.StructArray.from_arrays(list(map(pa.array, columns.values())), names=list(columns))
 
 
 class ExactActor(ReplicaActor):
@@ -50,9 +50,15 @@ def score(pool: Pool, problems: list[Problem], answers: Drawn) -> ScoredBatch:
     return scored
 
 
-def by_answer(scored: ScoredBatch, answers: Drawn, column: str) -> list[list[np.ndarray]]:
-    """[question][answer] → [tokens, …]"""
-    pieces = iter(np.split(scored.tokens.columns[column], np.cumsum(scored.tokens.lengths)[:-1]))
+def top(scored: ScoredBatch, column: str) -> np.ndarray:
+    """[tokens of all answers, TOP_K]"""
+    flat: np.ndarray = scored.tokens.field(column).flatten().to_numpy()
+    return flat.reshape(-1, TOP_K)
+
+
+def own(scored: ScoredBatch, answers: Drawn) -> list[list[np.ndarray]]:
+    """[question][answer] → [tokens]"""
+    pieces = iter(scored.tokens.field("own").to_numpy(zero_copy_only=False))
     return [[next(pieces) for _ in group] for group in answers]
 
 

@@ -24,7 +24,7 @@ from masters_ray.records import Answer, JudgedAnswer, Picture, Problem, ScoredAn
 from masters_ray.replicas.spawn import Replicas
 from tests.builders import checkpoint, group, scores
 from tests.conftest import PAIR
-from tests.e2e.exact import Drawn, ExactActor, by_answer, exact_spec, score
+from tests.e2e.exact import Drawn, ExactActor, exact_spec, own, score, top
 from tests.e2e.runs import long_form
 from tests.tensors import prompt_of
 
@@ -94,7 +94,7 @@ def largest_difference(ones: list[list[np.ndarray]], others: list[list[np.ndarra
 
 
 def test_the_students_engine_and_the_learner_agree(pools: Replicas, problems: list[Problem], answers: Drawn) -> None:
-    engine = by_answer(score(pools.pools["student"], problems, answers), answers, "own")
+    engine = own(score(pools.pools["student"], problems, answers), answers)
     assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, answers)) < 1e-3
 
 
@@ -105,12 +105,12 @@ def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
     teacher = pools.pools["teacher"]
     report = teacher.mask(ratio)[0]
     assert report.sparsity == pytest.approx(ratio, abs=1e-4)
-    tokens = score(teacher, problems, answers).tokens.columns
+    scored = score(teacher, problems, answers)
     model = learner_logprobs(masked_checkpoint(ratio, tmp_path / "masked"), problems, answers)
-    own = np.array([token for drawn in answers for answer in drawn for token in answer.token_ids])
-    row, column = np.nonzero(tokens["top_ids"] == own[:, None])
+    written = np.array([token for drawn in answers for answer in drawn for token in answer.token_ids])
+    row, column = np.nonzero(top(scored, "top_ids") == written[:, None])
     assert len(row) > 20
-    gaps = tokens["top_logprobs"][row, column] - np.concatenate(list(itertools.chain(*model)))[row]
+    gaps = top(scored, "top_logprobs")[row, column] - np.concatenate(list(itertools.chain(*model)))[row]
     assert np.abs(gaps).max() < 1e-3
 
 
@@ -146,11 +146,11 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
         teacher, student = both.pools["teacher"], both.pools["student"]
         written = student.call("answer", problems, SAMPLING, 2, seeds).answers
         greedy = student.call("answer_greedily", problems, 6)
-        loaded = by_answer(score(student, problems, written), written, "own")
+        loaded = own(score(student, problems, written), written)
         for ratios in ([0.2], [0.0, 0.2]):  # as it was started, and masked again after another ratio
             for ratio in ratios:
                 assert teacher.mask(ratio)[0].sparsity == pytest.approx(ratio, abs=1e-4)
-                difference = largest_difference(by_answer(score(teacher, problems, written), written, "own"), loaded)
+                difference = largest_difference(own(score(teacher, problems, written), written), loaded)
                 assert difference < 1e-5 if ratio else difference > 1e-2
             again = teacher.call("answer", problems, SAMPLING, 2, seeds).answers
             assert [[one.token_ids for one in drawn] for drawn in written] == [
@@ -179,10 +179,9 @@ def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
     written = teacher.call("answer", problems, Sampling(max_tokens=6, temperature=2.0), 3, seeds)
     on_the_way, afterwards = written.scored, score(teacher, problems, written.answers)
     assert on_the_way.prompt_tokens == afterwards.prompt_tokens
-    one, other = on_the_way.tokens.columns, afterwards.tokens.columns
-    assert np.array_equal(one["top_ids"][:, :4], other["top_ids"][:, :4])
-    for name in ("top_logprobs", "own"):
-        np.testing.assert_allclose(one[name], other[name], atol=1e-4)
+    assert np.array_equal(top(on_the_way, "top_ids")[:, :4], top(afterwards, "top_ids")[:, :4])
+    np.testing.assert_allclose(top(on_the_way, "top_logprobs"), top(afterwards, "top_logprobs"), atol=1e-4)
+    assert largest_difference(own(on_the_way, written.answers), own(afterwards, written.answers)) < 1e-4
 
 
 def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Replicas, problems: list[Problem]) -> None:
@@ -193,7 +192,7 @@ def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Rep
     ] * len(problems)
     student = pools.pools["student"]
     for _ in range(2):
-        scored = by_answer(score(student, problems, drawn), drawn, "own")
+        scored = own(score(student, problems, drawn), drawn)
         assert largest_difference(scored, learner_logprobs(PAIR / "student", problems, drawn)) < 1e-3
 
 
@@ -245,7 +244,7 @@ def test_questions_that_cannot_be_asked_are_refused_with_a_reason_and_the_others
     assert [first, second] == student.call("answer", problems[:2], SAMPLING, 2, [0, 3]).answers
     assert [*nothing, last] == [(), (), ()]
     scored = student.call("score", [torn, problems[0]], [[(5, 6)], [(5, 6), (7,)]])
-    assert (scored.refused.keys(), scored.tokens.lengths.tolist()) == ({0}, [2, 1])
+    assert (scored.refused.keys(), [len(one) for one in scored.tokens.field("own")]) == ({0}, [2, 1])
     scored = student.call("score", problems[:2], [[(5, 6)], [(10**6, 7)]])
     assert scored.refused.keys() == {1} and "the answer has token 1000000" in scored.refused[1].reason
     said, long, gone = student.call("answer_greedily", [problems[0], too_long(problems[0]), lost], 4)

@@ -1,9 +1,6 @@
 """The judge prompts of appendix section D, what is read out of a judge's text, and the exact rule."""
 
-import dataclasses
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -54,20 +51,15 @@ def test_evaluation_and_parsing_prompts_are_the_appendix_texts() -> None:
     assert PARSING.messages("same colour. <answer>1</answer>") == turns(PARSING_SYSTEM.strip(), PARSING_USER.strip())
 
 
-def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own_and_braces_are_kept_by_all() -> None:
-    """They stand beside the appendix's two and borrow their manner, not their words for the score."""
-    system, user = REASONING.messages("what color is the shape?", "it glows, so red")
+def test_the_prompts_about_the_reasoning_have_a_tag_of_their_own_and_braces_are_kept_by_all() -> None:
+    system, user = REASONING.messages("which?", "it glows, so red")
     assert "wrapped in <support> </support> tag" in system["content"] and "<answer>" not in system["content"]
     assert user["content"].startswith(
-        "<question>\nwhat color is the shape?\n</question>\n<generated text>\nit glows, so red\n</generated text>\n"
+        "<question>\nwhich?\n</question>\n<generated text>\nit glows, so red\n</generated text>\n"
     )
     system, user = prompts.REASONING_PARSING.messages("It follows.")
     assert "binary reasoning scores (0 or 1)" in system["content"] and "accuracy" not in system["content"]
-    assert user == {
-        "role": "user",
-        "content": "<explanation>\nIt follows.\n</explanation>\n"
-        "Please output your integer reasoning score (0 or 1)\nbased on the explanation above without any text.",
-    }
+    assert user["content"].startswith("<explanation>\nIt follows.\n</explanation>\n")
     for prompt, texts in ((EVALUATION, 3), (PARSING, 1), (REASONING, 2), (prompts.REASONING_PARSING, 1)):
         assert "{label} {0} {}" in prompt.messages(*["{label} {0} {}"] * texts)[1]["content"]
 
@@ -84,11 +76,7 @@ def test_the_prompts_about_the_reasoning_have_a_tag_and_a_score_of_their_own_and
         (EVALUATION, "<answer>1</answer> <answer>maybe</answer>", None),
         *((EVALUATION, text, None) for text in ("<answer>10</answer>", "<answer></answer>", "<answer>1", "1", "")),
         (REASONING, "It follows. <support>1</support>", 1),
-        (REASONING, "<support>1</support>, no: <Support>\n0 </Support>", 0),
         (REASONING, "It ends with <answer>1</answer>.", None),
-        (REASONING, "<support>1</support> <support>partly</support>", None),
-        (REASONING, "<support>2</support>", None),
-        (REASONING, "1", None),
         *((PARSING, text, score) for text, score in (("1", 1), ("0", 0), (" 1\n", 1))),
         *((PARSING, text, None) for text in ("2", "1.0", "10", "score: 1", "")),
     ],
@@ -99,24 +87,25 @@ def test_a_score_is_read_from_the_last_tags_or_from_all(
     assert prompt.score(text) == score
 
 
-def test_question_messages_hold_every_picture_and_the_choices() -> None:
-    for count, choices, text in ((1, (), "which?"), (2, ("a", "b"), "which?\nA. a\nB. b")):
-        asked = Problem(id="1", question="which?", label="a", pictures=(Picture(data=b""),) * count, choices=choices)
-        content = [*[{"type": "image"}] * count, {"type": "text", "text": text}]
-        assert prompts.question_messages(asked) == [{"role": "user", "content": content}]
-
-
-def test_a_judge_is_shown_the_choices_and_the_letter_of_the_right_one() -> None:
-    asked = Problem(id="1", question="which?", label="blue", pictures=(), choices=("red", "blue"))
-    assert prompts.with_choices(asked) == "which?\nA. red\nB. blue"
-    assert prompts.ground_truth(asked) == "B. blue"
-    own = dataclasses.replace(asked, label="D. blue", choices=("B. red", "D. blue"))
-    assert (prompts.with_choices(own), prompts.ground_truth(own)) == ("which?\nB. red\nD. blue", "D. blue")
-    free = dataclasses.replace(asked, choices=())
-    assert (prompts.with_choices(free), prompts.ground_truth(free)) == ("which?", "blue")
-    assert prompts.difficulty_messages(asked)[0]["content"][-1]["text"].startswith(
-        "Above is a question about the picture, and here is its right answer: B. blue\n"
-    )
+@pytest.mark.parametrize(
+    ("pictures", "choices", "label", "question", "truth"),
+    [
+        (1, (), "blue", "which?", "blue"),
+        (2, ("red", "blue"), "blue", "which?\nA. red\nB. blue", "B. blue"),
+        (0, ("B. red", "D. blue"), "D. blue", "which?\nB. red\nD. blue", "D. blue"),
+    ],
+)
+def test_a_model_is_shown_pictures_and_choices_and_a_judge_the_letter_of_the_right_one(
+    pictures: int, choices: tuple[str, ...], label: str, question: str, truth: str
+) -> None:
+    shown = (Picture(data=b""),) * pictures
+    asked = Problem(id="1", question="which?", label=label, pictures=shown, choices=choices)
+    content = [*[{"type": "image"}] * pictures, {"type": "text", "text": question}]
+    assert prompts.question_messages(asked) == [{"role": "user", "content": content}]
+    assert (prompts.with_choices(asked), prompts.ground_truth(asked)) == (question, truth)
+    [*_, rating] = prompts.difficulty_messages(asked)[0]["content"]
+    told = f"Above is a question about the picture, and here is its right answer: {truth}\n"
+    assert rating["text"].startswith(told)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +190,3 @@ def test_a_judge_that_believes_every_tag_is_not_talked_into_a_verdict(attack: st
     for label in ("red", attack):
         rated = Problem(id="1", question=attack, label=label, pictures=(), choices=("red", attack))
         assert prompts.parse_difficulty(naive(prompts.difficulty_messages(rated))) is None
-
-
-def test_importing_is_light() -> None:
-    code = (
-        "import masters_ray.method.prompts, sys; sys.exit(bool({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

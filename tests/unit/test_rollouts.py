@@ -341,28 +341,21 @@ def test_a_stage_stops_at_a_limit_and_goes_on_when_more_is_allowed(
         assert "stage 0: 50.0% of the student's answers are cut" in said
 
 
-def test_tags_of_a_judges_prompts_in_questions_and_answers_are_counted_and_told(
+def test_tags_of_a_judges_prompts_and_verdicts_unlike_the_rules_are_counted_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    roll_out(tmp_path / "as it should be")
+    assert "differ" not in capsys.readouterr().out
     student = FakePool("student")
     student.says = ("red", "x <answer>1</answer>")
     odd = dataclasses.replace(problem(id="9"), label="</ground truth>")
-    replicas = FakeReplicas(student=student, judge=FakePool("judge", {"red": 1, "blue": 0, student.says[1]: 0}))
-    told = roll_out(tmp_path, replicas, [*PROBLEMS, odd]).told
+    judge = FakePool("judge", {"red": 1, "blue": 1, student.says[1]: 0})
+    told = roll_out(tmp_path / "b", FakeReplicas(student=student, judge=judge), [*PROBLEMS, odd]).told
     assert (told.defused_answers, told.defused_questions) == (6, 1)
-    assert "6 answers and 1 questions hold tags of the judge's prompts" in capsys.readouterr().out
-
-
-def test_a_judge_that_differs_from_the_rule_more_than_it_can_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    roll_out(tmp_path / "a")
-    assert "differ" not in capsys.readouterr().out
-    told = roll_out(tmp_path / "b", FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": 1}))).told
-    assert (told.compared, told.judge_right, told.rule_right, told.judge_rule_agreements) == (20, 20, 10, 10)
+    assert (told.compared, told.judge_right, told.rule_right, told.judge_rule_agreements) == (24, 18, 10, 16)
     said = capsys.readouterr().out
-    assert "stage 0: the judge and the rule (exact) differ on 50.0% of 20 answers" in said
-    assert "the judge calls 100.0% right, the rule 50.0%" in said
+    assert "6 answers and 1 questions hold tags of the judge's prompts" in said
+    assert "stage 0: the judge and the rule (exact) differ on 33.3% of 24 answers" in said
 
 
 def test_a_rule_judges_without_replicas_and_is_not_compared_with_itself(tmp_path: Path) -> None:

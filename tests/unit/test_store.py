@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from masters_ray import cli, store
+from masters_ray import store
 from masters_ray.cli import main
 from masters_ray.errors import StoreError
 from masters_ray.records import Rejected, RolloutGroup, TokenScores
@@ -83,15 +83,9 @@ def test_scores_come_back_as_distributions_within_the_error_that_is_stated(token
 
 @pytest.mark.parametrize(
     ("id", "logprob", "left_out", "message"),
-    [
-        *((id, -1.0, 0.2, "different token ids") for id in (3, -1)),
-        *((1, logprob, 0.2, "between 0 and 1") for logprob in (0.5, np.nan)),
-        (1, -1.0, -0.2, "between 0 and 1"),
-    ],
+    [(3, -1, 0.2, "different token ids"), (-1, -1, 0.2, "different"), (1, 0.5, 0.2, "0 and 1"), (1, -1, -0.2, "0 and")],
 )
-def test_scores_that_are_no_distribution_or_damaged_are_refused(
-    id: int, logprob: float, left_out: float, message: str
-) -> None:
+def test_scores_that_are_no_distribution_are_refused(id: int, logprob: float, left_out: float, message: str) -> None:
     ids, logprobs = np.array([[id, 3]], np.int32), np.array([[logprob, -1.0]], np.float32)
     with pytest.raises(StoreError, match=message):
         codec.encode(TokenScores(top_ids=ids, top_logprobs=logprobs, left_out=np.array([left_out], np.float32)))
@@ -116,7 +110,6 @@ def test_a_store_is_finished_once_and_takes_rows_of_its_key_alone(tmp_path: Path
 
 def test_a_writer_goes_on_where_another_one_was_stopped(tmp_path: Path) -> None:
     written(tmp_path, KEY, GROUPS[2:])
-    (tmp_path / f"{FIRST}.tmp").write_text("half")
     writer = store.Writer(tmp_path, KEY)
     reason = Rejected(row="p1", reason="too long")
     writer.write(store.table_of(GROUPS[:1]), account(*GROUPS[:2], rejected={1: reason}))
@@ -128,15 +121,11 @@ def test_a_writer_goes_on_where_another_one_was_stopped(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told_and_leaves_no_shard(tmp_path: Path) -> None:
-    writer = store.Writer(tmp_path, KEY)
-    (tmp_path / f"{FIRST}.tmp").symlink_to("/dev/full")
-    with pytest.raises(StoreError, match=rf"{FIRST}: cannot be written .*No space left.*call again"):
-        writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
-    assert store.read_accounts(tmp_path) == {}
-    assert written(tmp_path, KEY, GROUPS[:1]).finish({}).rows == 1
-    assert list(tmp_path.glob("*.tmp")) == []
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.tmp").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match=r"x: cannot be written .*No space left.*call again"):
+        Folder(tmp_path).write("x", b"content")
+    assert Folder(tmp_path).names() == []
 
 
 def changed_byte(file: Path) -> None:
@@ -187,31 +176,25 @@ def test_a_shard_that_is_not_as_it_was_written_costs_itself(
     assert [line for line in look.verify(tmp_path) if "3 rows, all read" in line]
 
 
-def test_of_two_shards_with_the_same_question_the_second_is_set_aside(tmp_path: Path) -> None:
+def test_a_question_stands_once(tmp_path: Path) -> None:
+    """A second shard of it is not written, and set aside when it is found."""
     written(tmp_path / "other", KEY, GROUPS[1:2])
-    written(tmp_path, KEY, GROUPS[:2])
+    writer = written(tmp_path, KEY, GROUPS[:2])
+    before = (tmp_path / FIRST).read_bytes()
+    for one in GROUPS[:2]:
+        with pytest.raises(StoreError, match=f"that another shard holds too, position {one.position} first"):
+            writer.write(store.table_of([one]), account(one))
+    assert [(file.name, file.read_bytes()) for file in tmp_path.glob("*.parquet")] == [(FIRST, before)]
     shutil.move(tmp_path / "other" / "shard-00000001.parquet", tmp_path)
     writer = store.Writer(tmp_path, KEY)
     assert (tmp_path / "shard-00000001.parquet.damaged").exists()
-    with pytest.raises(StoreError, match="questions that another shard holds too, position 1 first"):
-        writer.write(store.table_of(GROUPS[1:2]), account(GROUPS[1]))
-    assert writer.finish({}).rows == 2
-
-
-def test_a_shard_of_questions_that_are_there_does_not_replace_theirs(tmp_path: Path) -> None:
-    writer = store.Writer(tmp_path, KEY)
-    writer.write(store.table_of(GROUPS[:2]), account(*GROUPS[:2]))
-    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.parquet")}
-    with pytest.raises(StoreError, match="questions that another shard holds too, position 0 first"):
-        writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
-    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.parquet")} == before
     writer.discard(store.read_accounts(tmp_path))
     writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
     assert writer.finish({}).rows == 1
 
 
 @pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("content", ['{"format": 7, "ratio": 0.3}', "{", "[]", None])
+@pytest.mark.parametrize("content", ['{"ratio": 0.3}', "[]", None])
 def test_a_key_that_was_changed_or_lost_is_told_and_written_again_from_what_the_shards_carry(
     content: str | None, finished: bool, tmp_path: Path
 ) -> None:
@@ -231,9 +214,7 @@ def test_a_key_that_was_changed_or_lost_is_told_and_written_again_from_what_the_
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "changed", [{"rows": 5}, {"made_by": {"ratio": 0.1}}, {"key": "0" * 64}, {"shards": []}, {"digest": ""}]
-)
+@pytest.mark.parametrize("changed", [{"made_by": {"ratio": 0.1}}, {"shards": []}, {"digest": ""}])
 def test_a_manifest_that_was_changed_is_told_and_written_again(changed: dict[str, object], tmp_path: Path) -> None:
     written(tmp_path, KEY, GROUPS).finish(KEY)
     file = tmp_path / "manifest.json"
@@ -247,10 +228,9 @@ def test_a_manifest_that_was_changed_is_told_and_written_again(changed: dict[str
 
 
 def test_a_manifest_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    content = json.dumps({"format": 99, "rows": 0, "shards": [], "made_by": {}})
-    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "manifest.json").write_text(content := '{"format": 99}')
     for ask in (store.read_manifest, store.survey):
-        with pytest.raises(StoreError, match="expected format 8, found 99: another version"):
+        with pytest.raises(StoreError, match=r"expected format \d+, found 99: another version"):
             ask(tmp_path)
     assert (tmp_path / "manifest.json").read_text() == content
 
@@ -268,11 +248,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_inspect_tells_account_key_and_reasons_and_verify_counts_answers_and_tokens(folder: Path) -> None:
-    told = list(look.verify(folder))
-    assert told[0] == f"{folder}: 2 shards, 2 rows, all read"
-    assert {"  teacher: 2 answers, 100.0% right, 0.0% cut", "  student: 2 answers, 0.0% right, 50.0% cut"} <= set(told)
-    assert told[-1].startswith("  6 answer tokens, mass outside the teacher's top k ")
+def test_inspect_tells_account_key_and_reasons_and_verify_counts_answers_and_tokens(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["store", "verify", str(folder), str(folder)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[:3] == [
+        f"{folder}: 2 shards, 2 rows, all read",
+        "  student: 2 answers, 0.0% right, 50.0% cut",
+        "  teacher: 2 answers, 100.0% right, 0.0% cut",
+    ]
+    assert told[3].startswith("  6 answer tokens, mass outside the teacher's top k ") and told[4:] == told[:4]
     found = list(look.inspect(folder))
     assert found[:2] == [f"{folder}: finished", "3 questions = 2 rows + 1 set aside, in 2 shards"]
     assert {"  mask_ratio: 0.2", "set aside, 1: dark"} <= set(found)
@@ -280,45 +266,32 @@ def test_inspect_tells_account_key_and_reasons_and_verify_counts_answers_and_tok
     assert next(look.inspect(folder)) == f"{folder}: not finished"
 
 
-def test_several_stores_are_looked_at_and_damage_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_that_is_damaged_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def complaint(*words: object) -> str:
         assert main(["store", *map(str, words)]) == 1
         return capsys.readouterr().err
 
-    assert main(["store", "verify", str(folder), str(folder)]) == 0
-    assert capsys.readouterr().out.count(f"{folder}: 2 shards, 2 rows, all read") == 2
     for word in ("inspect", "verify"):
         assert "no key.json, so no store" in complaint(word, folder / "none")
-    shard = folder / "shard-00000002.parquet"
-    content = bytearray(shard.read_bytes())
-    content[20] ^= 255
-    shard.write_bytes(content)
-    (folder / "shard-00000000.parquet").rename(folder / "shard-00000007.parquet")
+    changed_byte(folder / "shard-00000002.parquet")
+    (folder / FIRST).rename(folder / "shard-00000007.parquet")
     told = complaint("verify", folder)
-    assert "shard-00000002.parquet: other bytes than the manifest says" in told
-    assert "shard-00000007.parquet: not in the manifest" in told
-    assert "shard-00000000.parquet: in the manifest, but gone" in told
+    for name, wrong in (("2", "not a file that the"), ("7", "not a file that the"), ("0", "in the manifest, but gone")):
+        assert f"shard-0000000{name}.parquet: {wrong}" in told
     assert "The command that made the store makes what is damaged again." in told
-    for text, wrong in (("[]", "it is no JSON object"), ("{}", "changed after it was written")):
-        (folder / "manifest.json").write_text(text)
-        assert wrong in complaint("verify", folder)
-    (folder / "key.json").unlink()
-    assert "no key.json beside manifest.json: the command that made the store mends it" in complaint("verify", folder)
+    (folder / "manifest.json").write_text("[]")
+    assert "manifest.json: not as it was written (TypeError: it is no JSON object)" in complaint("verify", folder)
 
 
 def test_an_address_and_a_path_name_the_same_place_where_nothing_is_before_it_is_written(tmp_path: Path) -> None:
-    by_address = Folder(f"file://{tmp_path}") / "a"
+    by_address, by_path = Folder(f"file://{tmp_path}") / "a", Folder(tmp_path / "a")
+    assert (by_path.has("x.json"), by_path.names(), by_path.folders()) == (False, [], [])
     by_address.write("x.json", b"{}")
-    by_path = Folder(tmp_path / "a")
-    assert by_path.read("x.json") == b"{}"
-    assert (by_address.names(), by_path.names("x"), by_path.names("y")) == (["x.json"], ["x.json"], [])
+    assert (by_path.read("x.json"), str(by_address)) == (b"{}", f"file://{tmp_path}/a")
+    assert [by_address.names(), by_path.names("x"), by_path.names("y")] == [["x.json"], ["x.json"], []]
     assert Folder(tmp_path).folders() == ["a"]
-    assert str(by_address) == f"file://{tmp_path}/a"
-    folder = Folder(tmp_path / "nowhere")
-    assert not folder.has("x")
-    assert (folder.names(), folder.folders()) == ([], [])
-    with pytest.raises(StoreError, match="nowhere/x: cannot be read"):
-        folder.read("x")
+    with pytest.raises(StoreError, match="a/y: cannot be read"):
+        by_path.read("y")
     with pytest.raises(StoreError, match="ftp2://x: expected a path, or an address such as s3://bucket/folder"):
         Folder("ftp2://x")
 
@@ -343,26 +316,20 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucket: str) -> None:
     folder = f"{bucket}/run/stage-0"
     written(folder, KEY, GROUPS[1:2])
-    writer = written(folder, KEY, GROUPS[:1])
+    written(folder, KEY, GROUPS[:1]).finish({})
+    Folder(folder).write(FIRST, b"torn")
+    store.reopen(folder, store.survey(folder).broken)
     with pytest.raises(StoreError, match="made by something else"):
         store.Writer(folder, {"ratio": 0.1})
-    writer.finish({})
-    Folder(folder).write("shard-00000000.parquet", b"torn")
-    store.reopen(folder, store.survey(folder).broken)
     written(folder, KEY, GROUPS[:1]).finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
-    assert store.shard_names(folder) == ["shard-00000000.parquet", "shard-00000001.parquet"]
     with pytest.raises(StoreError, match="never written over"):
         store.Writer(folder, KEY)
-    assert Folder(f"{bucket}/run").folders() == ["stage-0"]
-    assert Folder(folder).folders() == []
+    assert (Folder(f"{bucket}/run").folders(), Folder(folder).folders()) == (["stage-0"], [])
     assert next(look.verify(folder)) == f"{folder}: 2 shards, 2 rows, all read"
-    assert cli.main(["store", "verify", folder]) == 0
     digest = GROUPS[1].problem.digest
     assert store.Lookup([folder]).rows([digest])[digest]["position"].to_pylist() == [1]
-    with pytest.raises(StoreError, match="s3://other/tried: cannot be written"):
-        Folder("s3://other").try_out()
     Folder(f"{bucket}/run").try_out()
     assert Folder(f"{bucket}/run").names() == []
-    with pytest.raises(StoreError, match="s3://other/stage-0/key.json: cannot be written"):
-        store.Writer("s3://other/stage-0", KEY)
+    with pytest.raises(StoreError, match="s3://other/tried: cannot be written"):
+        Folder("s3://other").try_out()
