@@ -70,7 +70,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, rank: int, w
             file.replace(target / name)
         shutil.rmtree(building)
         record = {"step": step, "workers": workers, "sha256": digests}
-        write_text(note, json.dumps(record, indent=1), LearnerError)
+        write_text(note, json.dumps(record, indent=1))
         if rank == 0:
             _remove_old(folder, kept)
 

@@ -123,7 +123,8 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
 @pytest.mark.parametrize(("of_teacher", "of_student"), [(0, 3), (3, 0), (1, 2)])
 def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_path: Path) -> None:
     """The learner reads the student's prompt length; the teacher's of the same question may be another."""
-    replicas, split = FakeReplicas(), {"teacher_answers": of_teacher, "student_answers": of_student}
+    replicas = FakeReplicas()
+    split: dict[str, Any] = {"teacher_answers": of_teacher, "student_answers": of_student}
     replicas.pools["student"].prompt_tokens = 11
     stored = roll_out(tmp_path / "a", replicas, **split)
     for source, count in (("teacher", of_teacher), ("student", of_student)):
@@ -327,11 +328,12 @@ def test_a_stage_stops_at_a_limit_and_goes_on_when_more_is_allowed(
         replicas.pools["judge"] = FakePool("judge", {"red": 1, "blue": None})
     else:
         replicas.pools["student"].cuts = {"blue"}
+    stops, goes_on = ({f"max_{limit}_share": share} for share in (too_low, enough))
     for _ in range(2):
         with pytest.raises(DataError, match=told):
-            roll_out(tmp_path, replicas, **{f"max_{limit}_share": too_low})
+            roll_out(tmp_path, replicas, **stops)  # type: ignore[arg-type]
         wait_for_what_runs_on()
-    stored = roll_out(tmp_path, replicas, **{f"max_{limit}_share": enough})
+    stored = roll_out(tmp_path, replicas, **goes_on)  # type: ignore[arg-type]
     assert stored.told.set_aside == ({"engine": 2} if limit == "set_aside" else {})
     if limit == "cut":
         assert stored.told.cut_by_source == {"teacher": 0.0, "student": 0.5}
