@@ -7,7 +7,6 @@ from masters_ray.config import Config
 from masters_ray.evaluate import refusals
 from masters_ray.method import schedule
 from masters_ray.pipeline import held_out, inputs
-from masters_ray.pipeline.contents import StageStores
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
@@ -33,7 +32,6 @@ class RunContext:
         """Whether the student learns after each stage, and the trained student answers in the next."""
         self.questions = Questions(config, self.train.problems, directory.file("difficulty"))
         self.recipes = Recipes(config, directory, self.plan, self.questions)
-        self.stores = StageStores(config, directory, self.iterations)
         self.measured = HeldOut(config, directory, self.held_out_data.problems)
         self.write_quarantine([])
 
