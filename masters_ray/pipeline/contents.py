@@ -10,7 +10,7 @@ from masters_ray.errors import MastersError, StoreError
 from masters_ray.files import read_object
 from masters_ray.learner import checkpoints
 from masters_ray.method.schedule import Stage
-from masters_ray.pipeline import inputs
+from masters_ray.pipeline import inputs, recipes
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
@@ -33,7 +33,7 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
     folder = run.directory.stage(stage.index)
     if not folder.has(store.MANIFEST):
         return False
-    other = other_recipe(folder, run.recipes.of(stage).settings)
+    other = other_recipe(folder, recipes.of_stage(run, stage).settings)
     told = f"{folder}: its rows were made by something else ({other})."
     if run.directory.student.exists():
         if other:

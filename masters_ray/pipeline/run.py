@@ -21,7 +21,7 @@ from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.method import schedule
 from masters_ray.models import weights
-from masters_ray.pipeline import contents, learning, online, outcome, rollouts
+from masters_ray.pipeline import contents, learning, online, outcome, recipes, rollouts
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
@@ -91,7 +91,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     if "teacher" in measured and not directory.student.exists():
         run.measured.refuse_rows_of_another_teacher([directory.stage(stage.index) for stage in block], checkpoint)
     # A teacher's weights may be large: they are not read only to compare them with the weights that were measured.
-    digests = {"student_before": run.recipes.reference}
+    digests = {"student_before": run.reference}
     unmeasured = [name for name in measured if not run.measured.is_measured(name, digests.get(name))]
     if not todo and not unmeasured and (run.questions.known or not run.online):
         return
@@ -100,7 +100,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
         rollouts.stores_in(place)
     ratio = todo[0].ratio if todo else 0.0
     with phase("start of the engines"):
-        writer = run.recipes.writer(first)
+        writer = recipes.writer(run, first)
         wanted = partial(specs, config, processes.for_rollouts(config, learned=writer is not None), ratio, writer)
         key = ("before training", first.index)
         replicas = run.owner.online(first.teacher, ratio) if keep else run.owner.get(key, wanted)
@@ -108,7 +108,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     pools = replicas.pools
     if "student_before" in unmeasured:
         with phase("evaluation before"):
-            run.measured.measure(pools, "student", "student_before", run.recipes.reference)
+            run.measured.measure(pools, "student", "student_before", run.reference)
     if not run.questions.known:
         with phase("difficulty"):
             rollouts.mask_teachers(pools["teacher"], 0.0)
@@ -117,7 +117,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
         todo = [stage for stage in block if not contents.is_complete(run, stage)]
     for stage in todo:
         with phase("rollouts"):
-            recipe, earlier = run.recipes.of(stage), run.recipes.earlier(stage)
+            recipe, earlier = recipes.of_stage(run, stage), recipes.earlier(run, stage)
             folder, positions = directory.stage(stage.index), contents.wanted(run, stage)
             rollouts.roll_out(recipe, run.questions, positions, replicas, folder, earlier)
     if "teacher" in unmeasured:
