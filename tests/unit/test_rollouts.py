@@ -42,6 +42,7 @@ SMALL = {
     "max_set_aside_share": 1.0,
     "max_unjudged_share": 1.0,
     "max_empty_share": 1.0,
+    "max_cut_share": 1.0,
 }
 
 
@@ -292,55 +293,47 @@ def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher
             assert np.array_equal(one.reference_logprobs, other.reference_logprobs)
 
 
+def test_a_picture_that_is_gone_sets_its_question_aside(tmp_path: Path) -> None:
+    gone = dataclasses.replace(PROBLEMS[1], pictures=(Picture(path=str(tmp_path / "gone.png")),))
+    [rejected] = roll_out(tmp_path, problems=[PROBLEMS[0], gone]).rejected
+    assert (rejected.row, rejected.kind) == ("1", "picture")
+    assert "gone.png does not exist" in rejected.reason
+
+
 @pytest.mark.parametrize("kept", ["embed", "reference"])
-def test_a_picture_is_stored_as_it_is_asked_for_and_one_that_is_gone_sets_its_question_aside(
-    kept: str, tmp_path: Path
-) -> None:
+def test_a_picture_is_stored_as_it_is_asked_for(kept: str, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(png())
-    there, gone = (
-        dataclasses.replace(PROBLEMS[number], pictures=(Picture(path=str(tmp_path / f"{name}.png")),))
-        for number, name in enumerate(("one", "gone"))
-    )
-    stored = roll_out(tmp_path / "a", problems=[there, gone] if kept == "embed" else [there], pictures=kept)
-    [row] = stored.rows
-    assert row.problem.pictures == ((Picture(data=png()),) if kept == "embed" else there.pictures)
-    for one in stored.rejected:
-        assert (one.row, one.kind) == ("1", "picture")
-        assert "gone.png does not exist" in one.reason
-    assert len(stored.rejected) == (kept == "embed")
+    there = dataclasses.replace(PROBLEMS[0], pictures=(Picture(path=str(tmp_path / "one.png")),))
+    [row] = roll_out(tmp_path / "a", problems=[there], pictures=kept).rows
+    assert row.problem.pictures == {"embed": (Picture(data=png()),), "reference": there.pictures}[kept]
 
 
 @pytest.mark.parametrize(
     ("limit", "too_low", "enough", "told"),
     [
         ("set_aside", 0.3, 0.4, r"2 of 5 questions were set aside \(engine 2\)(.|\n)*engine\. 1: (.|\n)*too long"),
-        ("unjudged", 0.4, 0.5, "10 of 20 answers could not be judged; rollout.max_unjudged_share allows 0.4"),
-        ("cut", 0.4, 0.5, "5 of 10 answers of the student are cut at rollout.sampling.max_tokens = 1024"),
+        ("unjudged", 0.4, 0.5, "6 of 12 answers could not be judged; rollout.max_unjudged_share allows 0.4"),
+        ("cut", 0.4, 0.5, "3 of 6 answers of the student are cut at rollout.sampling.max_tokens = 1024"),
     ],
 )
 def test_a_stage_stops_at_a_limit_and_goes_on_when_more_is_allowed(
     limit: str, too_low: float, enough: float, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replicas = FakeReplicas()
-    if limit == "set_aside":
-        replicas.pools["teacher"].refuses = {"1", "2"}
-    elif limit == "unjudged":
-        replicas.pools["judge"] = FakePool("judge", {"red": 1, "blue": None})
-    else:
-        replicas.pools["student"].cuts = {"blue"}
-    stops, goes_on = ({f"max_{limit}_share": share} for share in (too_low, enough))
+    replicas = FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": None}))
+    replicas.pools["teacher"].refuses, replicas.pools["student"].cuts = {"1", "2"}, {"red"}
+    allowed: dict[str, Any] = {f"max_{limit}_share": too_low}
     for _ in range(2):
         with pytest.raises(DataError, match=told):
-            roll_out(tmp_path, replicas, **stops)  # type: ignore[arg-type]
+            roll_out(tmp_path, replicas, **allowed)
         wait_for_what_runs_on()
-    stored = roll_out(tmp_path, replicas, **goes_on)  # type: ignore[arg-type]
-    assert stored.told.set_aside == ({"engine": 2} if limit == "set_aside" else {})
-    if limit == "cut":
-        assert stored.told.cut_by_source == {"teacher": 0.0, "student": 0.5}
-        assert [one.judged.answer.finish for one in stored.rows[0].answers] == ["stop", "stop", "stop", "length"]
-        said = capsys.readouterr().out
-        assert "teacher right 50%  student right 50%, 50% cut" in said
-        assert "stage 0: 50.0% of the student's answers are cut" in said
+    allowed[f"max_{limit}_share"] = enough
+    stored = roll_out(tmp_path, replicas, **allowed)
+    assert (stored.told.set_aside, stored.told.unjudged) == ({"engine": 2}, 6)
+    assert stored.told.cut_by_source == {"teacher": 0.0, "student": 0.5}
+    assert [one.judged.answer.finish for one in stored.rows[0].answers] == ["stop", "length"]
+    said = capsys.readouterr().out
+    assert "teacher right 100%  student right 100%, 50% cut" in said
+    assert "stage 0: 50.0% of the student's answers are cut" in said
 
 
 def test_tags_of_a_judges_prompts_and_verdicts_unlike_the_rules_are_counted_and_told(
