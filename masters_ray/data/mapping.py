@@ -1,8 +1,9 @@
-"""Maps rows of a source to problems; decodes their pictures to check them."""
+"""Maps rows of a source to problems; decodes each picture once to check it."""
 
 import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,12 @@ from masters_ray.data.layouts import USED, wrong_columns
 from masters_ray.data.pictures import check, named
 from masters_ray.data.spool import Stamp, stamp
 from masters_ray.data.texts import BadRowError, as_text, check_texts
-from masters_ray.records import Problem, Rejected
+from masters_ray.records import Picture, Problem, Rejected
 
 _FIRST = 500
 """Rows read to find out how the labels of a source name their choices."""
+_REMEMBERED = 4096
+"""Checked picture files that are remembered: questions about the same picture are mostly close together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class Mapper:
         self._folder = Path(source.path or ".").parent
         self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
         self._usual = _usual_reading(source)
+        self._of_file = lru_cache(_REMEMBERED)(lambda path, _: check(Picture(path=path), max_pixels))
 
     def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
         """read: an item of ``sources.rows``; its pictures' paths are relative to the source's directory."""
@@ -54,7 +58,11 @@ class Mapper:
         try:
             problem = self._problem(row, where)
             files = [(one.path, stamp(one.path)) for one in problem.pictures if one.path is not None]
-            checked = [check(picture, self._max_pixels) for picture in problem.pictures]
+            stamps = dict(files)
+            checked = [
+                check(one, self._max_pixels) if one.path is None else self._of_file(one.path, stamps[one.path])
+                for one in problem.pictures
+            ]
             outcome = replace(problem, pictures=tuple(picture for picture, _ in checked))
             changes = [change for _, made in checked for change in made]
         except BadRowError as error:

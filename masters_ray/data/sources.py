@@ -1,5 +1,6 @@
 """Reads the rows of a jsonl or parquet file one at a time."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from decimal import Decimal
@@ -20,11 +21,11 @@ _ROWS = 64
 """Rows of a parquet file in memory at a time; each may hold pictures."""
 _BUFFER = 1 << 20
 """Bytes read at a time from a column of a parquet file."""
-_WIDER = {
-    pa.float32(): (pa.string(), pa.float64()),
-    pa.list_(pa.float32()): (pa.list_(pa.string()), pa.list_(pa.float64())),
-}
-"""Type of a column → types that it is cast to in turn for the shortest decimals: 0.1, not 0.10000000149011612."""
+_WIDER = (
+    (pa.float32(), pa.string(), pa.float64()),
+    (pa.list_(pa.float32()), pa.list_(pa.string()), pa.list_(pa.float64())),
+)
+"""Types between which a column is cast in turn for the shortest decimals: 0.1, not 0.10000000149011612."""
 
 
 def origin(source: DataSource) -> Path:
@@ -56,9 +57,10 @@ def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
         if len(set(names)) < len(names):
             raise DataError(f"{file}: two columns have the same name, of {cut(', '.join(names))}. Rename one.")
         for batch in content.iter_batches(batch_size=_ROWS):
-            for index, field in enumerate(batch.schema):
-                for wider in _WIDER.get(field.type, ()):
-                    batch = batch.set_column(index, field.name, batch.column(index).cast(wider))
+            for (index, name), (narrow, text, wide) in itertools.product(enumerate(names), _WIDER):
+                column = batch.column(index)
+                if column.type == narrow:
+                    batch = batch.set_column(index, name, column.cast(text).cast(wide))
             yield from enumerate(_plain(batch), number + 1)
             number += len(batch)
 

@@ -158,6 +158,7 @@ class Chat:
 
 
 def _parts(content: Any) -> Any:
+    """Returns a turn's content as the list of parts that a template for pictures takes."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 

@@ -129,8 +129,7 @@ class GroupMaker:
             answers[index] = tuple(answer.judged.answer for answer in stored)
             prompt_tokens[index] = group.prompt_tokens
             logprobs += [answer.reference_logprobs for answer in stored]
-        tokens = pa.array(logprobs, store.LOGPROBS)
-        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens)
+        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=pa.array(logprobs, store.LOGPROBS))
         return WrittenBatch(answers=answers, scored=scored)
 
     def _judge(self, work: _BatchWork) -> None:

@@ -49,20 +49,15 @@ def test_the_files_of_an_index_are_read_and_others_refused(tmp_path: Path) -> No
         (tmp_path / other).unlink()
 
 
-def test_an_index_may_name_a_single_file_and_none_below(tmp_path: Path) -> None:
-    save_file(ONE, index(tmp_path, {"a": SINGLE}) / SINGLE)
-    assert weights.weight_files(tmp_path) == [tmp_path / SINGLE]
-    (tmp_path / "below").mkdir()
-    (tmp_path / SINGLE).rename(tmp_path / "below" / SINGLE)
-    index(tmp_path, {"a": f"below/{SINGLE}"})
-    assert f"no below/{SINGLE} beside config.json" in refusal(tmp_path)
-
-
-def test_without_an_index_there_is_one_file(tmp_path: Path) -> None:
+def test_one_file_is_read_with_an_index_or_without_if_it_lies_beside_config_json(tmp_path: Path) -> None:
     save_file(ONE, tmp_path / SINGLE)
     assert weights.weight_files(tmp_path) == [tmp_path / SINGLE]
-    (tmp_path / SINGLE).unlink()
-    assert "no model.safetensors beside config.json. Download it again (in a clone: git lfs pull)" in refusal(tmp_path)
+    assert weights.weight_files(index(tmp_path, {"a": SINGLE})) == [tmp_path / SINGLE]
+    (tmp_path / "below").mkdir()
+    (tmp_path / SINGLE).rename(tmp_path / "below" / SINGLE)
+    told = "beside config.json. Download it again (in a clone: git lfs pull)"
+    assert f"no {SINGLE} {told}" in refusal(tmp_path)
+    assert f"no below/{SINGLE} {told}" in refusal(index(tmp_path, {"a": f"below/{SINGLE}"}))
 
 
 def test_a_tensor_of_two_files_is_refused(tmp_path: Path) -> None:
@@ -96,6 +91,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_fault(
 def test_a_snapshot_in_part_is_completed_once_and_what_the_hub_does_not_deliver_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert weights.locate_locally("~/tiny") is None, "no name that the hub knows"
     downloads = []
 
     def download(name: str, local_files_only: bool = False) -> str:

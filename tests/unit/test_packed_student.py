@@ -111,13 +111,17 @@ def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
 Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
 
 
-@pytest.fixture(params=FAMILIES.items(), scope="module", ids=lambda one: one[0].__name__)
-def case(request: pytest.FixtureRequest) -> Case:
-    """A model, the prompts as it reads them, and both groups packed."""
-    make, prompt = request.param
+def made(make: Any) -> tuple[Any, list[dict[str, Tensor]]]:
+    """A model of a family, and two prompts with pictures as it reads them."""
     torch.manual_seed(0)
     model = make().float().eval()
-    inputs = [prompt(model, pictures, text) for pictures, text in zip(PICTURES, TEXTS, strict=True)]
+    return model, [FAMILIES[make](model, *prompt) for prompt in zip(PICTURES, TEXTS, strict=True)]
+
+
+@pytest.fixture(params=FAMILIES, scope="module", ids=lambda one: one.__name__)
+def case(request: pytest.FixtureRequest) -> Case:
+    """A model, the prompts as it reads them, and both groups packed."""
+    model, inputs = made(request.param)
     return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
 
 
@@ -148,7 +152,6 @@ def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Ca
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5
-
     assert norm.speed_up(torch.nn.Sequential(GemmaRMSNorm(8))) == 0  # which multiplies by 1 + weight
 
 

@@ -183,6 +183,9 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     Look(GREY_CLEAR, changes=SCALED | ON_WHITE): {
         "grey of 16 bits with a clear value": sixteen(GREY, 0, (b"tRNS", b"\0\0"))
     },
+    Look(COLOURS[:1] * 4): {  # a fourth byte that nobody set hides nothing
+        f"{kind} with alpha 0": saved(Image.new("RGBA", RGB.size, (*COLOURS[0], 0)), kind) for kind in ("TGA", "BMP")
+    },
     Look(GREYS): {
         **{f"png {bits} bits": few_bits(bits) for bits in (2, 4)},
         "png 8 bits": saved(L, "PNG"),

@@ -119,10 +119,3 @@ def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatc
         list(executor.map(decode, [Picture(data=png())] * 16))
         assert executor.submit(decode, Picture(data=png((128, 128)))).result().size == (128, 128)
     assert most == 2
-
-
-@pytest.mark.parametrize("kind", ["TGA", "BMP"])
-def test_a_fourth_byte_that_nobody_set_hides_nothing(kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "x"
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file, kind)
-    assert decode(Picture(data=file.read_bytes())).getpixel((0, 0)) == (255, 0, 0)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from vllm.logprobs import create_prompt_logprobs, create_sample_logprobs
 from vllm.sampling_params import SamplingParams
@@ -18,7 +17,7 @@ from vllm.v1.outputs import LogprobsTensors
 
 from masters_ray.config import Engine, Sampling
 from masters_ray.errors import ReplicaError
-from masters_ray.models import hf, vllm_engine, weights
+from masters_ray.models import vllm_engine, weights
 from masters_ray.models.chat import Chat
 from masters_ray.models.vllm_engine import Prompt, VllmEngine
 from masters_ray.records import Refused, Scored
@@ -117,26 +116,18 @@ def test_an_answer_is_taken_with_the_scores_of_all_its_tokens_or_its_question_is
         generated(11, 12, 13, finish="abort")
 
 
-def test_tokens_without_a_row_in_some_model_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_without_a_row_in_some_model_are_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "_start", lambda **_: None)
-    monkeypatch.setattr(hf, "unexpected_weights", lambda _: [])  # it has two weights
-    for file in (PAIR / "student").iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "model.safetensors").unlink()
-    rows = weights.vocabulary(PAIR / "student")
-    assert rows is not None
     tokens = max(Chat(PAIR / "student").tokenizer.get_vocab().values()) + 1
-    padded = {"lm_head.weight": torch.zeros(rows + 64, 1), "model.embed_tokens.weight": torch.zeros(rows + 70, 1)}
-    save_file(padded, tmp_path / "model.safetensors")
 
-    def banned(folder: Path, common: int | None = None) -> set[int]:
-        model = ReplicaModel(replica_spec("student", checkpoint=str(folder), common=common))
+    def banned(rows: int, common: int | None = None) -> set[int]:
+        monkeypatch.setattr(weights, "vocabulary", lambda _: rows)
+        model = ReplicaModel(replica_spec("student", checkpoint=str(PAIR / "student"), common=common))
         replying(model.engine, lambda _, parameters: Refused(reason=repr(sorted(parameters.logit_bias))))
         [found] = model.engine.generate([Prompt(token_ids=[1])], Sampling(), answers=1, seeds=[0], top_k=0)
         assert isinstance(found, Refused)
         return set(json.loads(found.reason))
 
-    usual = banned(PAIR / "student")
-    assert usual & set(range(tokens, rows)) == set(range(tokens, rows))
-    assert banned(tmp_path) == usual | set(range(tokens, rows + 64))
-    assert banned(PAIR / "student", common=tokens - 5) == usual | set(range(tokens - 5, rows))
+    usual = banned(tokens)
+    assert banned(tokens + 64) == usual | set(range(tokens, tokens + 64))
+    assert banned(tokens + 64, common=tokens - 5) == usual | set(range(tokens - 5, tokens + 64))
