@@ -1,97 +1,91 @@
 """Checks, before a run's stores are reused, that they are undamaged, complete, and of the run's recipe."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from masters_ray import store
 from masters_ray.config import Config
-from masters_ray.errors import DamagedError, MastersError, StoreError
+from masters_ray.errors import MastersError, StoreError
 from masters_ray.files import read_object
 from masters_ray.learner import checkpoints
-from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
-from masters_ray.pipeline import inputs
-from masters_ray.pipeline.recipes import Recipe
+from masters_ray.pipeline import inputs, recipes
+from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 
 
-class StageStores:
-    """The stores that a run's stages make before training."""
+def wanted(run: RunContext, stage: Stage) -> list[int]:
+    """Returns the positions of a stage whose rows are made before training: all but those that only online iterations
+    answer."""
+    online = [one.positions for one in run.iterations if one.online and one.stage == stage.index]
+    return sorted(set(run.plan[stage.index][1]).difference(*([] if run.config.rollout.spare_rows else online)))
 
-    def __init__(self, config: Config, directory: RunDirectory, iterations: Sequence[schedule.Iteration]) -> None:
-        self._directory, self._iterations = directory, iterations
-        self._spare_rows = config.rollout.spare_rows
 
-    def wanted(self, stage: Stage, part: range) -> list[int]:
-        """Returns the positions in ``part`` whose rows are made before training: all but those that only online
-        iterations answer."""
-        online = [one for one in self._iterations if one.online and one.stage == stage.index and not self._spare_rows]
-        return sorted(set(part).difference(*(one.positions for one in online)))
+def is_complete(run: RunContext, stage: Stage) -> bool:
+    """Returns whether a stage's store is finished and undamaged. Reopens a finished store that is damaged: broken files
+    are set aside, and only their rows are made again.
 
-    def is_complete(self, recipe: Recipe, part: range) -> bool:
-        """Returns whether the store of a recipe's stage is finished and undamaged. Reopens a finished store that is
-        damaged: broken files are set aside, and only their rows are made again. part: positions of the stage.
-
-        Raises StoreError when a store has another recipe or too few questions, when a damaged store is another run's,
-        and when the student has learned from rows that are damaged.
-        """
-        stage, folder = recipe.stage, self._directory.stage(recipe.stage.index)
-        if not folder.has(store.MANIFEST):
-            return False
-        other = other_recipe(folder, recipe.settings)
-        told = f"{folder}: its rows were made by something else ({other})."
-        if self._directory.student.exists():
-            if other:
-                say(f"{told} The run is finished with the student that has learned from them")
-            return True
-        survey = store.survey(folder)
-        if other and store.KEY not in survey.broken:
-            raise StoreError(f"{told} {store.OTHER_RECIPE}")
-        if survey.broken:
-            self._refuse_to_mend(stage, part, survey.broken)
-            store.reopen(folder, survey.broken)
-            return False
-        asked = {position for account in survey.accounts.values() for position in account.asked}
-        if missing := set(self.wanted(stage, part)) - asked:
-            raise StoreError(
-                f"{folder}: finished without {len(missing)} of the {len(part)} questions of its stage, by a larger "
-                f"rollout.online_fraction or another learner.groups_per_step. {store.OTHER_RECIPE}"
-            )
+    Raises StoreError when a store has another recipe or too few questions, when a damaged store is another run's, and
+    when the student has learned from rows that are damaged.
+    """
+    folder = run.directory.stage(stage.index)
+    if not folder.has(store.MANIFEST):
+        return False
+    other = other_recipe(folder, recipes.of_stage(run, stage).settings)
+    told = f"{folder}: its rows were made by something else ({other})."
+    if run.directory.student.exists():
+        if other:
+            say(f"{told} The run is finished with the student that has learned from them")
         return True
+    survey = store.survey(folder)
+    if other and store.KEY not in survey.broken:
+        raise StoreError(f"{told} {store.OTHER_RECIPE}")
+    if survey.broken:
+        _refuse_to_mend(run, stage, survey.broken)
+        store.reopen(folder, survey.broken)
+        return False
+    asked = {position for account in survey.accounts.values() for position in account.asked}
+    if missing := set(wanted(run, stage)) - asked:
+        raise StoreError(
+            f"{folder}: finished without {len(missing)} questions of its stage, by a larger rollout.online_fraction or "
+            f"another learner.groups_per_step. {store.OTHER_RECIPE}"
+        )
+    return True
 
-    def _refuse_to_mend(self, stage: Stage, part: range, broken: Mapping[str, str]) -> None:
-        """Raises StoreError when a damaged store is another run's, or when the student has learned from its rows."""
-        told = f"{self._directory.stage(stage.index)}: {next(iter(broken.values()))}."
-        learned = self._learned_until(stage, part)
-        if any(name.startswith(store.SHARD) and store.first_position(name) < learned for name in broken):
-            raise StoreError(
-                f"{told} The student has learned from these rows already. Put back what was there, or choose another "
-                f"run.dir; to learn anew, delete all in {self._directory.root} but rollouts, evaluation, settings.json "
-                "and journal.json."
-            )
-        if (owner := self._directory.owner_of_rollouts) is not None:
-            raise StoreError(f"{told} It is the run's in {owner}: mend it there.")
 
-    def _learned_until(self, stage: Stage, part: range) -> int:
-        """Returns the stage's first position that the last checkpoint has not learned from; learning resumes there."""
-        if self._directory.student_after(stage.index).exists():
-            return part.stop
-        found = checkpoints.find(self._directory.learner / "checkpoints")
-        step = found[-1].step if found else 0
-        seen = [one for one in self._iterations if one.stage == stage.index and one.number <= step]
-        return max((one.positions.stop for one in seen), default=part.start)
+def _refuse_to_mend(run: RunContext, stage: Stage, broken: Mapping[str, str]) -> None:
+    """Raises StoreError when a damaged store is another run's, or when the student has learned from its rows."""
+    directory, told = run.directory, next(iter(broken.values()))
+    learned = _learned_until(run, stage)
+    if any(name.startswith(store.SHARD) and store.first_position(name) < learned for name in broken):
+        raise StoreError(
+            f"{told}. The student has learned from these rows already. Put back what was there, or choose another "
+            f"run.dir; to learn anew, delete all in {directory.root} but rollouts, evaluation, settings.json and "
+            "journal.json."
+        )
+    if (owner := directory.owner_of_rollouts) is not None:
+        raise StoreError(f"{told}. It is the run's in {owner}: mend it there.")
+
+
+def _learned_until(run: RunContext, stage: Stage) -> int:
+    """Returns the stage's first position that the last checkpoint has not learned from; learning resumes there."""
+    part = run.plan[stage.index][1]
+    if run.directory.student_after(stage.index).exists():
+        return part.stop
+    found = checkpoints.find(run.directory.learner / "checkpoints")
+    step = found[-1].step if found else 0
+    seen = [one for one in run.iterations if one.stage == stage.index and one.number <= step]
+    return max((one.positions.stop for one in seen), default=part.start)
 
 
 def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
     """Describes how a store's key differs from ``settings`` (``Recipe.settings`` or a part of it); "" when it does not,
     or when there is no key that can be read, which a writer mends."""
-    if not folder.has(store.KEY):
-        return ""
     try:
         made = store.read_key(folder)
-    except DamagedError:
+    except StoreError:
         return ""
     return store.difference(made, json.loads(json.dumps(settings)))
 

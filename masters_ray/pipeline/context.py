@@ -1,18 +1,18 @@
 """What the steps of a run share: its questions, its stages, and their recipes and stores."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from masters_ray import data, store
 from masters_ray.config import Config
 from masters_ray.evaluate import refusals
 from masters_ray.method import schedule
+from masters_ray.models import weights
 from masters_ray.pipeline import held_out, inputs
-from masters_ray.pipeline.contents import StageStores
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
-from masters_ray.pipeline.recipes import Recipes
 from masters_ray.pipeline.run_dir import RunDirectory
 
 
@@ -32,10 +32,13 @@ class RunContext:
         self.refreshes = config.rollout.student_refresh == "stage"
         """Whether the student learns after each stage, and the trained student answers in the next."""
         self.questions = Questions(config, self.train.problems, directory.file("difficulty"))
-        self.recipes = Recipes(config, directory, self.plan, self.questions)
-        self.stores = StageStores(config, directory, self.iterations)
         self.measured = HeldOut(config, directory, self.held_out_data.problems)
         self.write_quarantine([])
+
+    @cached_property
+    def reference(self) -> str:
+        """Digest of the student before training, the reference policy."""
+        return weights.digest(weights.locate(self.config.student.checkpoint))
 
     def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:
         """Writes quarantine.jsonl: rejected rows of the data, of the ``finished`` stages and their online iterations,

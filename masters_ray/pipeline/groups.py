@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -229,8 +228,8 @@ class _BatchWork:
         """The problems, as ``Pool.share`` returned them."""
         self.prompt_tokens: dict[tuple[Role, int], int] = {}
         """Model and index of a question → its prompt's length, pictures included."""
-        self._places: dict[tuple[Role, int, TokenIds], int] = {}
-        self._scores: defaultdict[Role, list[pa.Array]] = defaultdict(list)
+        self._scores: dict[tuple[Role, int, TokenIds], pa.Array] = {}
+        """Model, index of a question and token ids of an answer → its scores, an array of length 1."""
 
     def reject(self, question: _Question, reason: str, kind: RejectedBy) -> None:
         """Sets a question aside, unless it already is."""
@@ -247,10 +246,8 @@ class _BatchWork:
     def add_scores(self, role: Role, answers: AnswerIds, scored: ScoredBatch) -> None:
         """Adds a model's scores of ``answers``, and rejects the questions that it refused."""
         given = [(index, ids) for index, own in enumerate(answers) if index not in scored.refused for ids in own]
-        before = sum(map(len, self._scores[role]))
-        for place, (index, ids) in enumerate(given, before):
-            self._places.setdefault((role, index, ids), place)
-        self._scores[role].append(scored.tokens)
+        for place, (index, ids) in enumerate(given):
+            self._scores.setdefault((role, index, ids), scored.tokens.slice(place, 1))
         self.prompt_tokens |= {(role, index): count for index, count in enumerate(scored.prompt_tokens) if count}
         for index, refused in scored.refused.items():
             by = "" if refused.kind == "picture" else f"the {role}'s engine refuses it: "
@@ -266,11 +263,10 @@ class _BatchWork:
     def missing(self, role: Role, wanted: AnswerIds) -> list[list[TokenIds]]:
         """Returns the wanted answers without a score by the model, each once."""
         return [
-            [ids for ids in dict.fromkeys(own) if (role, index, ids) not in self._places]
+            [ids for ids in dict.fromkeys(own) if (role, index, ids) not in self._scores]
             for index, own in enumerate(wanted)
         ]
 
     def take(self, role: Role, wanted: AnswerIds) -> pa.Array:
         """Returns the model's scores of the wanted answers, question after question."""
-        places = [self._places[role, index, ids] for index, own in enumerate(wanted) for ids in own]
-        return pa.concat_arrays(self._scores[role]).take(pa.array(places))
+        return pa.concat_arrays([self._scores[role, index, ids] for index, own in enumerate(wanted) for ids in own])

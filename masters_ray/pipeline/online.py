@@ -14,7 +14,7 @@ from masters_ray import remarks, store
 from masters_ray.config import Rule
 from masters_ray.errors import LearnerError, MastersError, ReplicaError, WeightsGoneError
 from masters_ray.files import append_lines
-from masters_ray.pipeline import rollouts
+from masters_ray.pipeline import recipes, rollouts
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.recipes import OnlineWriter, Recipe
@@ -99,7 +99,7 @@ class OnlineRollouts:
         began = time.monotonic()
         report = rollouts.mask_teachers(replicas.pools["teacher"], stage.ratio)
         student = OnlineWriter(iteration=order.iteration, version=order.weights.version, digest=order.weights.digest)
-        recipe = self._run.recipes.of(stage, student)
+        recipe = recipes.of_stage(self._run, stage, student)
         if stage.index not in self._writers:
             self._writers[stage.index] = store.Writer(self._run.directory.online(stage.index), recipe.key(report))
         if (found := self._reusable_rows(order)) is not None:

@@ -2,9 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from masters_ray.config import Config, Judge, Rollout
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.models import special_tokens, weights
-from masters_ray.pipeline.curriculum import Questions
-from masters_ray.pipeline.run_dir import RunDirectory
+from masters_ray.pipeline.context import RunContext
 from masters_ray.records import Source
 
 OF_QUESTIONS = {"data", "questions"}
@@ -69,45 +67,31 @@ class Earlier:
     """Whether both stages have the same judge of student answers."""
 
 
-class Recipes:
-    """The recipes of a run's stages."""
+def of_stage(run: RunContext, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
+    """Returns the recipe of a stage, or of an online iteration in it."""
+    if online is not None:
+        student = online.digest
+    else:
+        checkpoint = writer(run, stage)
+        student = run.reference if checkpoint is None or not checkpoint.exists() else weights.digest(checkpoint)
+    questions = run.questions.key(run.plan[stage.index][1])
+    return recipe(run.config.of_teacher(stage.teacher), stage, student, run.reference, questions, online)
 
-    def __init__(
-        self, config: Config, directory: RunDirectory, plan: Sequence[tuple[Stage, range]], questions: Questions
-    ) -> None:
-        self._config, self._directory, self._plan, self._questions = config, directory, plan, questions
 
-    @cached_property
-    def reference(self) -> str:
-        """Digest of the student before training."""
-        return weights.digest(weights.locate(self._config.student.checkpoint))
+def writer(run: RunContext, stage: Stage) -> Path | None:
+    """Returns the checkpoint of the student that writes in a stage; None: the student before training."""
+    return run.directory.student_after(stage.index - 1) if run.refreshes and stage.index else None
 
-    def writer(self, stage: Stage) -> Path | None:
-        """Returns the checkpoint of the student that writes in a stage; None: the student before training."""
-        refreshes = self._config.rollout.student_refresh == "stage"
-        return self._directory.student_after(stage.index - 1) if refreshes and stage.index else None
 
-    def of(self, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
-        """Returns the recipe of a stage, or of an online iteration in it."""
-        if online is not None:
-            student = online.digest
-        else:
-            writer = self.writer(stage)
-            student = self.reference if writer is None or not writer.exists() else weights.digest(writer)
-        questions = self._questions.key(self._plan[stage.index][1])
-        return recipe(self._config.of_teacher(stage.teacher), stage, student, self.reference, questions, online)
-
-    def earlier(self, stage: Stage) -> Earlier | None:
-        """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
-        those of the first stage with the same judge of student answers, or else of the first stage. Otherwise None."""
-        schedule = self._config.of_teacher(stage.teacher).schedule
-        if stage.index == 0 or schedule.stage_data == "share" or self._config.rollout.student_refresh == "stage":
-            return None
-        by_teacher = self._config.judge.of_student == "teacher"
-        first = next(one.index for one, _ in self._plan if not by_teacher or one.teacher == stage.teacher)
-        same_judge = first < stage.index
-        rows = store.Lookup([self._directory.stage(first if same_judge else 0)])
-        return Earlier(rows=rows, same_judge=same_judge)
+def earlier(run: RunContext, stage: Stage) -> Earlier | None:
+    """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
+    those of the first stage with the same judge of student answers, or else of the first stage. Otherwise None."""
+    if stage.index == 0 or run.config.of_teacher(stage.teacher).schedule.stage_data == "share" or run.refreshes:
+        return None
+    by_teacher = run.config.judge.of_student == "teacher"
+    first = next(one.index for one in run.stages if not by_teacher or one.teacher == stage.teacher)
+    same_judge = first < stage.index
+    return Earlier(rows=store.Lookup([run.directory.stage(first if same_judge else 0)]), same_judge=same_judge)
 
 
 def recipe(

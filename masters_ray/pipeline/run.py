@@ -21,7 +21,7 @@ from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.method import schedule
 from masters_ray.models import weights
-from masters_ray.pipeline import learning, online, outcome, rollouts
+from masters_ray.pipeline import contents, learning, online, outcome, recipes, rollouts
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.owner import ReplicaOwner
@@ -31,8 +31,8 @@ from masters_ray.replicas import processes
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spec import specs
 
-Block = Sequence[tuple[schedule.Stage, range]]
-"""Stages that the same set of replicas makes, each with the positions of its questions."""
+Block = Sequence[schedule.Stage]
+"""Stages that the same set of replicas makes."""
 
 
 def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns | None = None) -> Path:
@@ -57,8 +57,7 @@ def generate(config: Config, directory: RunDirectory, config_file: str, *, measu
     too. Raises ConfigError with rollout.student_refresh=stage."""
     if config.rollout.student_refresh == "stage":
         expected, remedy = "run, to make all rollouts before anything is learned", "Set it, or call masters-ray run."
-        complaint = Complaint(where="rollout.student_refresh", expected=expected, found="stage", remedy=remedy)
-        raise ConfigError([complaint])
+        raise ConfigError([Complaint("rollout.student_refresh", expected, "stage", remedy)])
     with Journal(directory, config_file) as journal, ReplicaOwner(config, None) as owner:
         context = RunContext(config, directory, journal, owner)
         make_rollouts(context, measure)
@@ -68,7 +67,7 @@ def generate(config: Config, directory: RunDirectory, config_file: str, *, measu
 def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = False) -> None:
     """Makes every stage's store. measure: also the accuracies of the untrained student and the unmasked last teacher.
     go_on_online: keep the last replicas for online iterations."""
-    by_teacher = itertools.groupby(run.plan, key=lambda part: part[0].index if run.refreshes else part[0].teacher)
+    by_teacher = itertools.groupby(run.stages, key=lambda stage: stage.index if run.refreshes else stage.teacher)
     blocks = [list(block) for _, block in by_teacher]
     for block in blocks:
         last = block is blocks[-1]
@@ -77,7 +76,7 @@ def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = Fa
         keep = go_on_online and last and not run.config.growth
         _make_block(run, block, measured if measure else [], keep)
         if run.refreshes and not last:
-            index = block[-1][0].index
+            index = block[-1].index
             learning.learn(run, run.stages[: index + 1], run.directory.student_after(index))
     run.write_quarantine(run.stages)
 
@@ -85,23 +84,23 @@ def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = Fa
 def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bool) -> None:
     """Makes the stores of a block and the accuracies in ``measured`` that are missing. keep: start the replicas as
     those of online iterations, and leave them running."""
-    directory, phase, first = run.directory, run.journal.phase, block[0][0]
+    directory, phase, first = run.directory, run.journal.phase, block[0]
     config = run.config.of_teacher(first.teacher)
     checkpoint = weights.locate(config.teacher.checkpoint)
-    todo = _incomplete(run, block)
+    todo = [stage for stage in block if not contents.is_complete(run, stage)]
     if "teacher" in measured and not directory.student.exists():
-        run.measured.refuse_rows_of_another_teacher([directory.stage(stage.index) for stage, _ in block], checkpoint)
+        run.measured.refuse_rows_of_another_teacher([directory.stage(stage.index) for stage in block], checkpoint)
     # A teacher's weights may be large: they are not read only to compare them with the weights that were measured.
-    digests = {"student_before": run.recipes.reference}
+    digests = {"student_before": run.reference}
     unmeasured = [name for name in measured if not run.measured.is_measured(name, digests.get(name))]
     if not todo and not unmeasured and (run.questions.known or not run.online):
         return
     directory.rollouts.try_out()
     for place in config.rollout.reuse:
         rollouts.stores_in(place)
-    ratio = todo[0][0].ratio if todo else 0.0
+    ratio = todo[0].ratio if todo else 0.0
     with phase("start of the engines"):
-        writer = run.recipes.writer(first)
+        writer = recipes.writer(run, first)
         wanted = partial(specs, config, processes.for_rollouts(config, learned=writer is not None), ratio, writer)
         key = ("before training", first.index)
         replicas = run.owner.online(first.teacher, ratio) if keep else run.owner.get(key, wanted)
@@ -109,16 +108,17 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     pools = replicas.pools
     if "student_before" in unmeasured:
         with phase("evaluation before"):
-            run.measured.measure(pools, "student", "student_before", run.recipes.reference)
+            run.measured.measure(pools, "student", "student_before", run.reference)
     if not run.questions.known:
         with phase("difficulty"):
             rollouts.mask_teachers(pools["teacher"], 0.0)
             run.questions.ask(pools["teacher"])
-        todo = _incomplete(run, block)  # a finished store may hold other questions than the order now says
-    for stage, part in todo:
+        # A finished store may hold other questions than the order that is known now.
+        todo = [stage for stage in block if not contents.is_complete(run, stage)]
+    for stage in todo:
         with phase("rollouts"):
-            recipe, earlier = run.recipes.of(stage), run.recipes.earlier(stage)
-            folder, positions = directory.stage(stage.index), run.stores.wanted(stage, part)
+            recipe, earlier = recipes.of_stage(run, stage), recipes.earlier(run, stage)
+            folder, positions = directory.stage(stage.index), contents.wanted(run, stage)
             rollouts.roll_out(recipe, run.questions, positions, replicas, folder, earlier)
     if "teacher" in unmeasured:
         with phase("evaluation before"):
@@ -126,11 +126,6 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
             run.measured.measure(pools, "teacher", "teacher", weights.digest(checkpoint))
     if not keep:
         run.owner.close()
-
-
-def _incomplete(run: RunContext, block: Block) -> Block:
-    """Returns the stages of a block whose stores are missing, unfinished or damaged."""
-    return [(stage, part) for stage, part in block if not run.stores.is_complete(run.recipes.of(stage), part)]
 
 
 def measure_trained(run: RunContext) -> None:

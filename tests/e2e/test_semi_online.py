@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,23 +194,3 @@ def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has
     assert "4 of its 4 iterations are online, weights by gloo" in capsys.readouterr().out
     assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(4))
     assert max(step["logprob_mismatch"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
-
-
-@contextmanager
-def damaging_broker(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
-    actor = ray.remote(Damaging).options(num_cpus=0, max_concurrency=9 + replicas)
-    yield actor.remote(job.online, job.max_staleness, max_wait_seconds)
-
-
-@long_form
-def test_damaged_weights_stop_the_run_with_both_values_and_nothing_is_learned_from_them(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learning, "broker_of", damaging_broker)
-    with pytest.raises(WeightSyncError) as caught:
-        driven(tmp_path, monkeypatch)
-    told = str(caught.value)
-    assert told.startswith("version 2 of the student arrived with other weights: ")
-    assert ": 1 of " in told and " sent, " in told and " received" in told
-    assert [step["step"] for step in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert not any(one["version"] == 2 for one in read_lines(tmp_path / "online.jsonl"))

@@ -59,44 +59,37 @@ def test_the_program_repeats_no_credentials_whatever_is_wrong_with_the_key(
         assert "HUS" not in told
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "s3://bucket/a@b/c",
-        "s3://bucket/x?region=eu&endpoint_override=http%3A%2F%2Fhost:9000",
-        "data/a:b@c.jsonl",
-        "gs://anonymous@bucket/x",
-        "abfs://container@account.dfs.core.windows.net/x",
-    ],
-)
-def test_an_address_that_gives_no_access_by_itself_is_taken(address: str) -> None:
-    config = Config()
-    config.rollout.store = address
-    assert without_secrets(address) == address
-    assert not [one for one in violations(config) if one.where == "rollout.store"]
-
-
-@pytest.fixture
-def from_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setenv("PLACE", "hidden-place")
-    monkeypatch.setenv("HOW", "turns")
-    words = ["data.train.path=${oc.env:PLACE}/a.jsonl", "data.held_out.path=${data.train.path}"]
-    words += ["rollout.store=s3://${oc.env:PLACE}/x", "rollout.reuse=['${oc.env:PLACE}/old',other]"]
-    return configuration.load(DEMO, [f"run.dir={tmp_path}/run", "rollout.placement=${oc.env:HOW}", *words])
+def test_an_address_that_gives_no_access_by_itself_is_taken() -> None:
+    addresses = "s3://bucket/a@b/c s3://bucket/x?region=eu&endpoint_override=http%3A%2F%2Fhost:9000 data/a:b@c.jsonl"
+    for address in f"{addresses} gs://anonymous@bucket/x abfs://container@account.dfs.core.windows.net/x".split():
+        config = Config()
+        config.rollout.store = address
+        assert without_secrets(address) == address
+        assert not [one for one in violations(config) if one.where == "rollout.store"]
 
 
 def test_what_the_environment_holds_is_used_and_shown_as_it_is_written(
-    from_environment: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = pickle.loads(pickle.dumps(dataclasses.replace(from_environment)))
+    monkeypatch.setenv("PLACE", "hidden-place")
+    monkeypatch.setenv("HOW", "turns")
+    words = ["data.train.path=${oc.env:PLACE}/a.jsonl", "data.held_out.path=${data.train.path}"]
+    words += ["rollout.placement=${oc.env:HOW}", "rollout.reuse=['${oc.env:PLACE}/old',other]"]
+    config = configuration.load(DEMO, [f"run.dir={tmp_path}/run", *words])
+    config = pickle.loads(pickle.dumps(dataclasses.replace(config)))
     assert config.data.held_out.path == config.data.train.path == "hidden-place/a.jsonl"
-    assert [config.rollout.store, *config.rollout.reuse] == ["s3://hidden-place/x", "hidden-place/old", "other"]
-    config.rollout.store = None
+    assert config.rollout.reuse == ["hidden-place/old", "other"]
     directory = RunDirectory(config)
     directory.claim()
     for file in ("config.yaml", "settings.json"):
         assert "hidden-place" not in directory.file(file).read_text()
         assert "${oc.env:PLACE}/a.jsonl" in directory.file(file).read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hidden-place").mkdir()
+    (tmp_path / "hidden-place" / "a.jsonl").write_text("")
+    submitted = submit._absolute_paths(config, tmp_path)
+    assert f"data.train.path={tmp_path}/${{oc.env:PLACE}}/a.jsonl" in submitted
+    assert "hidden-place" not in " ".join(submitted)
     config.run.dir = Written(str(tmp_path / "hidden-place"), "${oc.env:PLACE}")
     audited = audit_config(config, 5, 0.0)
     assert audited.run.dir == f"{tmp_path}/hidden-place/judge-audit-5"
@@ -106,14 +99,3 @@ def test_what_the_environment_holds_is_used_and_shown_as_it_is_written(
     assert (again.data.held_out.path, again.rollout.placement) == ("another-place/a.jsonl", "turns")
     RunDirectory(again)
     assert read_json(directory.file("settings.json"))["data.held_out.path"] == "${data.train.path}"
-
-
-def test_an_entry_point_names_what_the_environment_holds_as_it_is_written(
-    from_environment: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "hidden-place").mkdir()
-    (tmp_path / "hidden-place" / "a.jsonl").write_text("")
-    words = submit._absolute_paths(from_environment, tmp_path)
-    assert {f"data.train.path={tmp_path}/${{oc.env:PLACE}}/a.jsonl", "rollout.store=s3://${oc.env:PLACE}/x"} <= {*words}
-    assert "hidden-place" not in " ".join(words)

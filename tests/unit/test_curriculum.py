@@ -99,9 +99,3 @@ def test_too_many_without_a_difficulty_stop_the_run(tmp_path: Path) -> None:
 )
 def test_parse_difficulty(text: str, number: int | None) -> None:
     assert prompts.parse_difficulty(text) == number
-
-
-def test_the_question_of_difficulty_follows_question_picture_and_label() -> None:
-    [turn] = prompts.difficulty_messages(problem(label="red"))
-    assert [part["type"] for part in turn["content"]] == ["image", "text", "text"]
-    assert "right answer: red" in turn["content"][-1]["text"]

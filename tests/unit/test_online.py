@@ -21,7 +21,6 @@ from masters_ray.method import schedule
 from masters_ray.pipeline import online, owner
 from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.pipeline.owner import ReplicaOwner
-from masters_ray.pipeline.recipes import Recipes
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spec import ReplicaSpec
@@ -83,8 +82,6 @@ class Course:
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
         self.broker = RolloutBroker(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
         directory = RunDirectory(config)
-        recipes = Recipes(config, directory, plan, QUESTIONS)  # type: ignore[arg-type]
-        recipes.reference = "the student before training"
         run: Any = SimpleNamespace(
             config=config,
             directory=directory,
@@ -92,7 +89,9 @@ class Course:
             stages=[stage for stage, _ in plan],
             iterations=iterations,
             questions=QUESTIONS,
-            recipes=recipes,
+            plan=plan,
+            refreshes=False,
+            reference="the student before training",
         )
         self._rollouts = OnlineRollouts(run, Near(self.broker))
         learned = {one.version: one.digest for one in learner}

@@ -1,7 +1,5 @@
 """A run's rollouts with stand-ins for the replicas."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter
@@ -21,57 +19,19 @@ from masters_ray.pipeline import inputs, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.held_out import HeldOut, all_marks
 from masters_ray.pipeline.run_dir import RunDirectory
-from masters_ray.records import AnswerTally, Problem, RolloutGroup
-from masters_ray.replicas.judge import Verdict
+from masters_ray.records import AnswerTally, RolloutGroup
 from tests.builders import group, png
 from tests.conftest import PAIR, ROOT
 from tests.fakes import FakePool, FakeReplicas
 
 QUESTIONS = ("what color is it?", "what colour is it?", "which colour?", "what color is it?")
 ROWS = len(QUESTIONS)
-EVERY_CASE = sorted((question, "red", text) for question in QUESTIONS for text in ("red", "blue"))
-"""The stand-ins write two texts to each question."""
+Verdicts = dict[str, int | None]
 
 
-TEACHERS_ALONE = ("rollout.teacher_answers=2", "rollout.student_answers=0")
-
-
-class JudgePool(FakePool):
-    """Remembers what it was asked, case by case."""
-
-    def __init__(self, role: str, verdicts: dict[str, int | None]) -> None:
-        super().__init__(role, verdicts)
-        self.cases: list[tuple[str, str, str]] = []
-
-    def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
-        self.cases += [
-            (one.question, one.label, text) for one, texts in zip(problems, answers, strict=True) for text in texts
-        ]
-        return super().judge(problems, answers, reasoning)
-
-
-class Block(FakeReplicas):
-    """The replicas of some stages."""
-
-    def __enter__(self) -> Block:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def block(of_student: dict[str, int | None] | None = None, of_teacher: dict[str, int | None] | None = None) -> Block:
-    """What the two judges say."""
-    default: dict[str, int | None] = {"red": 1, "blue": 0}
-    return Block(
-        judge=JudgePool("judge", of_student or default),
-        teacher_judge=JudgePool("teacher_judge", of_teacher or default),
-    )
-
-
-def cases(replicas: Block, role: str) -> list[tuple[str, str, str]]:
-    pool: Any = replicas.pools[role]
-    return sorted(pool.cases)
+def block(of_student: Verdicts | None = None, of_teacher: Verdicts | None = None) -> FakeReplicas:
+    """The replicas of some stages. What its two judges say: that red is right, unless something else is given."""
+    return FakeReplicas(judge=FakePool("judge", of_student), teacher_judge=FakePool("teacher_judge", of_teacher))
 
 
 FEW = (
@@ -103,7 +63,7 @@ Generate = Callable[..., list[list[RolloutGroup]]]
 
 @pytest.fixture
 def generate(monkeypatch: pytest.MonkeyPatch) -> Generate:
-    def with_blocks(config: Config, *blocks: Block, measure: bool = False) -> list[list[RolloutGroup]]:
+    def with_blocks(config: Config, *blocks: FakeReplicas, measure: bool = False) -> list[list[RolloutGroup]]:
         """The rows of every stage. blocks: the replicas of each teacher that still has something to do."""
         left = list(blocks)
         monkeypatch.setattr(owner, "Replicas", lambda _: left.pop(0))
@@ -126,7 +86,7 @@ def test_a_second_teacher_that_judges_is_another_judge_and_takes_over_answers_on
     stages = generate(config, first, second)
     assert [[of_student(row) for row in rows] for rows in stages] == [[[1, 0]] * ROWS] * 2 + [[[0, 1]] * ROWS] * 2
     for replicas in (first, second):
-        assert cases(replicas, "teacher_judge") == EVERY_CASE, "each teacher every case, once"
+        assert Counter(replicas.pools["teacher_judge"].judged) == {"red": ROWS, "blue": ROWS}, "every case once"
     assert second.pools["student"].wrote == []
     assert Counter(first.pools["student"].wrote) == Counter(row.problem.id for row in stages[0])
     for before, after in zip(stages[0], stages[3], strict=True):
@@ -142,9 +102,8 @@ def test_answers_that_the_first_teacher_could_not_read_are_not_lost_to_the_secon
     first, second = block(of_teacher={"red": 1, "blue": None}), block(of_teacher={"red": 0, "blue": 1})
     stages = generate(config, first, second)
     assert [[of_student(row) for row in rows] for rows in stages] == [[[1]] * ROWS] * 2 + [[[0, 1]] * ROWS] * 2
-    assert sorted(second.pools["student"].wrote) == sorted(row.problem.id for row in stages[0]), (
-        "in one stage, not both"
-    )
+    asked = sorted(row.problem.id for row in stages[0])
+    assert sorted(second.pools["student"].wrote) == asked, "in one stage, not both"
 
 
 def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_was_killed_before_it_came_to_them(
@@ -171,7 +130,7 @@ def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_w
 def test_held_out_questions_that_a_model_cannot_be_asked_stand_in_the_quarantine_once_and_their_limit_stops_the_run(
     tmp_path: Path, generate: Generate
 ) -> None:
-    config = two_teachers(tmp_path, *TEACHERS_ALONE)
+    config = two_teachers(tmp_path, "rollout.teacher_answers=2", "rollout.student_answers=0")
     first, second = block(), block()
     first.pools["student"].refuses = second.pools["teacher"].refuses = {"1"}
     config.rollout.max_set_aside_share = 0.1

@@ -10,7 +10,7 @@ from typing import Any, Self
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.config import Engine, MaskScope
+from masters_ray.config import Engine
 from masters_ray.errors import ConfigError, ReplicaError
 from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas import processes, spawn
@@ -112,7 +112,7 @@ class Loaded(ReplicaActor):
 
 
 def test_a_process_loads_its_model_once_with_the_mask_that_its_first_call_asks_for() -> None:
-    teacher = replica_spec("teacher", mask=Mask(scope=MaskScope(), ratio=0.2))
+    teacher = replica_spec("teacher", mask=Mask(parts=["language"], ratio=0.2))
     Loaded.loads = []
     again = Loaded(teacher)
     again.sleep()

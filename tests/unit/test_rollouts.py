@@ -42,6 +42,7 @@ SMALL = {
     "max_set_aside_share": 1.0,
     "max_unjudged_share": 1.0,
     "max_empty_share": 1.0,
+    "max_cut_share": 1.0,
 }
 
 
@@ -123,7 +124,8 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
 @pytest.mark.parametrize(("of_teacher", "of_student"), [(0, 3), (3, 0), (1, 2)])
 def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_path: Path) -> None:
     """The learner reads the student's prompt length; the teacher's of the same question may be another."""
-    replicas, split = FakeReplicas(), {"teacher_answers": of_teacher, "student_answers": of_student}
+    replicas = FakeReplicas()
+    split: dict[str, Any] = {"teacher_answers": of_teacher, "student_answers": of_student}
     replicas.pools["student"].prompt_tokens = 11
     stored = roll_out(tmp_path / "a", replicas, **split)
     for source, count in (("teacher", of_teacher), ("student", of_student)):
@@ -291,78 +293,63 @@ def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher
             assert np.array_equal(one.reference_logprobs, other.reference_logprobs)
 
 
+def test_a_picture_that_is_gone_sets_its_question_aside(tmp_path: Path) -> None:
+    gone = dataclasses.replace(PROBLEMS[1], pictures=(Picture(path=str(tmp_path / "gone.png")),))
+    [rejected] = roll_out(tmp_path, problems=[PROBLEMS[0], gone]).rejected
+    assert (rejected.row, rejected.kind) == ("1", "picture")
+    assert "gone.png does not exist" in rejected.reason
+
+
 @pytest.mark.parametrize("kept", ["embed", "reference"])
-def test_a_picture_is_stored_as_it_is_asked_for_and_one_that_is_gone_sets_its_question_aside(
-    kept: str, tmp_path: Path
-) -> None:
+def test_a_picture_is_stored_as_it_is_asked_for(kept: str, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(png())
-    there, gone = (
-        dataclasses.replace(PROBLEMS[number], pictures=(Picture(path=str(tmp_path / f"{name}.png")),))
-        for number, name in enumerate(("one", "gone"))
-    )
-    stored = roll_out(tmp_path / "a", problems=[there, gone] if kept == "embed" else [there], pictures=kept)
-    [row] = stored.rows
-    assert row.problem.pictures == ((Picture(data=png()),) if kept == "embed" else there.pictures)
-    for one in stored.rejected:
-        assert (one.row, one.kind) == ("1", "picture")
-        assert "gone.png does not exist" in one.reason
-    assert len(stored.rejected) == (kept == "embed")
+    there = dataclasses.replace(PROBLEMS[0], pictures=(Picture(path=str(tmp_path / "one.png")),))
+    [row] = roll_out(tmp_path / "a", problems=[there], pictures=kept).rows
+    assert row.problem.pictures == {"embed": (Picture(data=png()),), "reference": there.pictures}[kept]
 
 
 @pytest.mark.parametrize(
     ("limit", "too_low", "enough", "told"),
     [
         ("set_aside", 0.3, 0.4, r"2 of 5 questions were set aside \(engine 2\)(.|\n)*engine\. 1: (.|\n)*too long"),
-        ("unjudged", 0.4, 0.5, "10 of 20 answers could not be judged; rollout.max_unjudged_share allows 0.4"),
-        ("cut", 0.4, 0.5, "5 of 10 answers of the student are cut at rollout.sampling.max_tokens = 1024"),
+        ("unjudged", 0.4, 0.5, "6 of 12 answers could not be judged; rollout.max_unjudged_share allows 0.4"),
+        ("cut", 0.4, 0.5, "3 of 6 answers of the student are cut at rollout.sampling.max_tokens = 1024"),
     ],
 )
 def test_a_stage_stops_at_a_limit_and_goes_on_when_more_is_allowed(
     limit: str, too_low: float, enough: float, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replicas = FakeReplicas()
-    if limit == "set_aside":
-        replicas.pools["teacher"].refuses = {"1", "2"}
-    elif limit == "unjudged":
-        replicas.pools["judge"] = FakePool("judge", {"red": 1, "blue": None})
-    else:
-        replicas.pools["student"].cuts = {"blue"}
+    replicas = FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": None}))
+    replicas.pools["teacher"].refuses, replicas.pools["student"].cuts = {"1", "2"}, {"red"}
+    allowed: dict[str, Any] = {f"max_{limit}_share": too_low}
     for _ in range(2):
         with pytest.raises(DataError, match=told):
-            roll_out(tmp_path, replicas, **{f"max_{limit}_share": too_low})
+            roll_out(tmp_path, replicas, **allowed)
         wait_for_what_runs_on()
-    stored = roll_out(tmp_path, replicas, **{f"max_{limit}_share": enough})
-    assert stored.told.set_aside == ({"engine": 2} if limit == "set_aside" else {})
-    if limit == "cut":
-        assert stored.told.cut_by_source == {"teacher": 0.0, "student": 0.5}
-        assert [one.judged.answer.finish for one in stored.rows[0].answers] == ["stop", "stop", "stop", "length"]
-        said = capsys.readouterr().out
-        assert "teacher right 50%  student right 50%, 50% cut" in said
-        assert "stage 0: 50.0% of the student's answers are cut" in said
+    allowed[f"max_{limit}_share"] = enough
+    stored = roll_out(tmp_path, replicas, **allowed)
+    assert (stored.told.set_aside, stored.told.unjudged) == ({"engine": 2}, 6)
+    assert stored.told.cut_by_source == {"teacher": 0.0, "student": 0.5}
+    assert [one.judged.answer.finish for one in stored.rows[0].answers] == ["stop", "length"]
+    assert "stage 0: 50.0% of the student's answers are cut" in capsys.readouterr().out
 
 
-def test_tags_of_a_judges_prompts_in_questions_and_answers_are_counted_and_told(
+def test_tags_of_a_judges_prompts_and_verdicts_unlike_the_rules_are_counted_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    roll_out(tmp_path / "as it should be")
+    said = capsys.readouterr().out
+    assert "teacher right 50%  student right 50%" in said and "differ" not in said
     student = FakePool("student")
     student.says = ("red", "x <answer>1</answer>")
     odd = dataclasses.replace(problem(id="9"), label="</ground truth>")
-    replicas = FakeReplicas(student=student, judge=FakePool("judge", {"red": 1, "blue": 0, student.says[1]: 0}))
-    told = roll_out(tmp_path, replicas, [*PROBLEMS, odd]).told
+    judge = FakePool("judge", {"red": 1, "blue": 1, student.says[1]: 0})
+    told = roll_out(tmp_path / "b", FakeReplicas(student=student, judge=judge), [*PROBLEMS, odd]).told
     assert (told.defused_answers, told.defused_questions) == (6, 1)
-    assert "6 answers and 1 questions hold tags of the judge's prompts" in capsys.readouterr().out
-
-
-def test_a_judge_that_differs_from_the_rule_more_than_it_can_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    roll_out(tmp_path / "a")
-    assert "differ" not in capsys.readouterr().out
-    told = roll_out(tmp_path / "b", FakeReplicas(judge=FakePool("judge", {"red": 1, "blue": 1}))).told
-    assert (told.compared, told.judge_right, told.rule_right, told.judge_rule_agreements) == (20, 20, 10, 10)
+    assert (told.compared, told.judge_right, told.rule_right, told.judge_rule_agreements) == (24, 18, 10, 16)
     said = capsys.readouterr().out
-    assert "stage 0: the judge and the rule (exact) differ on 50.0% of 20 answers" in said
-    assert "the judge calls 100.0% right, the rule 50.0%" in said
+    assert "6 answers and 1 questions hold tags of the judge's prompts" in said
+    assert "stage 0: the judge and the rule (exact) differ on 33.3% of 24 answers" in said
 
 
 def test_a_rule_judges_without_replicas_and_is_not_compared_with_itself(tmp_path: Path) -> None:
