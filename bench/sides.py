@@ -118,7 +118,7 @@ class Optimizer:
             self._engine.add_gradient(outputs.loss.sum() / groups)
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
         operations = self._operations.take()
-        step_totals(groups, made, self._engine.over_workers, operations)
+        step_totals(groups, made, self._engine.over_workers, operations, rank=0, workers=1)
         if self._engine.update(self._config.learner.learning_rate) is None:
             raise RuntimeError("the gradient is not finite")
         return operations

@@ -68,10 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", configured)
     add("generate", _generate, "make a run's rollouts only; run goes on with them", configured)
     store = add("store", _store, "look at stored rollouts")
-    looks = (
-        "inspect: how far it is, what its rows are made of, what was set aside and why; verify: read and count every "
-        "shard and row, exit code 1 when something is damaged"
-    )
+    looks = "inspect: how far it is, what it holds, what was set aside; verify: read all, exit code 1 if it is damaged"
     store.add_argument("look", choices=("inspect", "verify"), help=looks)
     store.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
     validate = add("validate", _validate, "check all that can be checked without starting anything", configured)
@@ -82,9 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     scan = add("mask-scan", _mask_scan, "which mask ratio to start with, from a sample", sampled)
     scan.add_argument("--ratios", default="0.5,0.4,0.3,0.2,0.1,0", help="with commas between; default: %(default)s")
     audit = add("judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", sampled)
-    audit.add_argument(
-        "--ratio", type=float, default=0.0, help="mask of the teacher that answers; default: %(default)s"
-    )
+    audit.add_argument("--ratio", type=float, default=0.0, help="of the answering teacher's mask; default: %(default)s")
     simulate = add("simulate", _simulate, "what online iterations would cost, from measured rates", configured)
     simulate.add_argument("--rates", type=Path, help="a run with online iterations, or a rates.json; default: run.dir")
     simulate.add_argument("--questions", type=int, help="of the run; default: data.train.rows")
@@ -212,10 +207,10 @@ def _simulate(arguments: argparse.Namespace) -> None:
     from masters_ray import config
     from masters_ray.plan.comparison import compared_lines
 
-    words = [*arguments.overrides, *([] if arguments.questions is None else [f"data.train.rows={arguments.questions}"])]
+    words = [] if arguments.questions is None else [f"data.train.rows={arguments.questions}"]
 
     def load(more: Sequence[str]) -> Config:
-        return config.load(arguments.config, [*words, *more])
+        return config.load(arguments.config, [*arguments.overrides, *words, *more])
 
     for line in compared_lines(load, arguments.rates, arguments.shares, arguments.replicas):
         say(line)

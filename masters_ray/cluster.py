@@ -42,7 +42,7 @@ _IN_A_PROCESS = (ClusterError, LearnerError, ReplicaError)
 """Errors about which the logs of Ray's processes may say more; after them and unexpected errors the logs are kept."""
 _LONGEST_FOLDER = 30
 """Longest path, bytes, in which Ray may make its directory: a socket's path may have 107, of which Ray adds 76."""
-_TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id")
+_TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id", "Task ReplicaActor.")
 
 
 @contextmanager

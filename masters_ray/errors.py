@@ -3,35 +3,26 @@
 All of them pickle (Ray carries them between processes), keep their cause, and say what was expected and the remedy.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s'\"<>]+)", re.IGNORECASE)
-_SECRET = re.compile(
-    r"([?&;](?:sig|sas|[^?&;=]*(?:signature|token|secret|passw|credential|key|auth)[^?&;=]*)=)[^?&;#]+", re.IGNORECASE
+_SECRETS = (
+    # user:password@, with slashes in the password if need be; host:8080/ is none.
+    r"([a-z][a-z0-9+.-]*://)[^\s'\"<>/?#:]*:(?!\d*[/?#])(?:[^\s'\"<>/?#]*|[^\s'\"<>?#]*)(?=@)",
+    # Under these schemes, a user without a password may be a token or a key.
+    r"((?:https?|s3|ftp|gs|gcs)://)(?!anonymous@)[^\s'\"<>/?#]+(?=@)",
+    r"([?&;](?:sig|sas|[^\s?&;=]*(?:signature|token|secret|passw|credential|key|auth)[^\s?&;=]*)=)[^\s'\"<>?&;#]+",
 )
-_NAMED_USERS = ("http://", "https://", "s3://", "ftp://", "gs://", "gcs://")
-"""Schemes under which the user part of an address is masked even without a password: it may be a token or key."""
+"""Patterns of credentials in an address, each after a group that is shown."""
 
 
 def without_secrets(text: str) -> str:
     """Returns the text with … in place of the credentials in its addresses: user, password, tokens, signatures."""
-    return _ADDRESS.sub(lambda found: found[1] + _without_secret(found[1].lower(), found[2]), text)
-
-
-def _without_secret(scheme: str, rest: str) -> str:
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    user, at, _ = authority.rpartition("@")
-    _, colon, port = authority.partition(":")
-    if at and user != "anonymous" and (":" in user or scheme in _NAMED_USERS):
-        rest = "…@" + rest[len(user) + 1 :]
-    elif not at and colon and not port.isdigit() and "@" in rest:  # a password with a slash
-        rest = "…@" + rest.rpartition("@")[2]
-    return _SECRET.sub(r"\1…", rest)
+    for secret in _SECRETS:
+        text = re.sub(secret, r"\1…", text, flags=re.IGNORECASE)
+    return text
 
 
 class MastersError(Exception):
@@ -123,7 +114,5 @@ def writing(
     try:
         yield
     except caught as error:
-        raise kind(
-            f"{what}: cannot be {done} ({error}). Make room or mend the directory, and call again: what is finished "
-            "stays."
-        ) from error
+        remedy = "Make room or mend the directory, and call again: what is finished stays."
+        raise kind(f"{what}: cannot be {done} ({error}). {remedy}") from error

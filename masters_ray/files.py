@@ -1,7 +1,5 @@
 """Reads and writes a run's JSON and JSON-lines files: writes are atomic, failed reads name the file and the remedy."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -12,13 +10,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
-from masters_ray.errors import MastersError, StoreError, writing
+from masters_ray.errors import StoreError, writing
 
 T = TypeVar("T")
 
 MADE_AGAIN = "Delete it to make it again."
 """Remedy for a damaged file that the same command writes again."""
-
 HALF_WRITTEN = ".tmp"
 """Suffix of a file's name while it is being written."""
 _TOLD = 3
@@ -30,15 +27,15 @@ Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is N
 def read_record(file: Path, kind: type[T], remedy: str) -> T:
     """Reads a JSON file as a ``kind``: a dataclass, or a list or dict of them. Types are strict (1 is not a text, "1"
     not a number); unknown keys are ignored. Raises StoreError with file, keys, what was expected and the remedy."""
-    return _record(file, "", _text(file, remedy), TypeAdapter(kind), remedy)
+    return _record(str(file), _text(file, remedy), TypeAdapter(kind), remedy)
 
 
 def read_records(file: Path, kind: type[T], remedy: str) -> list[T]:
     """Reads every line of a JSON-lines file as in ``read_record``; ignores a last line that a kill cut short."""
     whole, _, _ = _text(file, remedy).rpartition("\n")
     adapter = TypeAdapter(kind)
-    lines = [(f"line {number}", line) for number, line in enumerate(whole.split("\n"), 1) if line.strip()]
-    return [_record(file, where, line, adapter, remedy) for where, line in lines]
+    lines = [(f"{file}: line {number}", line) for number, line in enumerate(whole.split("\n"), 1) if line.strip()]
+    return [_record(where, line, adapter, remedy) for where, line in lines]
 
 
 def as_json(record: Any) -> Any:
@@ -55,8 +52,7 @@ def _text(file: Path, remedy: str) -> str:
         raise StoreError(f"{file}: cannot be read ({error}). {remedy}") from error
 
 
-def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str) -> T:
-    where = f"{file}: {line}".removesuffix(": ")
+def _record(where: str, text: str, kind: TypeAdapter[T], remedy: str) -> T:
     try:
         # A model may write half of a surrogate pair, which UTF-8 cannot encode: replace it by a question mark.
         content = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
@@ -65,17 +61,16 @@ def _record(file: Path, line: str, text: str, kind: TypeAdapter[T], remedy: str)
     try:
         return kind.validate_json(content, strict=True)
     except ValidationError as error:
-        told = [_complaint(one) for one in error.errors(include_url=False)]
-        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
-        raise StoreError(f"{where}: {'; '.join(told[:_TOLD])}{more}. {remedy}") from error
+        told = "; ".join(map(_complaint, error.errors()[:_TOLD]))
+        raise StoreError(f"{where}: {told}. {remedy}") from error
 
 
 def _complaint(error: ErrorDetails) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
-    found, expected = repr(error["input"]), error["msg"].replace("Input should be", "expected", 1)
+    expected, found = error["msg"].replace("Input should be", "expected", 1), f"{error['input']!r:.60}"
     if error["type"] == "missing":
-        found, expected = "none", "expected a value"
-    return f"{place or 'the top'}: {expected}, found {found if len(found) <= 60 else f'{found[:60]}…'}"
+        expected, found = "expected a value", "none"
+    return f"{place or 'the top'}: {expected}, found {found}"
 
 
 def read_json(file: Path) -> Any:
@@ -84,7 +79,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """``read_json`` of a file that holds an object."""
+    """Reads an object as ``read_json`` does."""
     return read_record(file, dict[str, Any], MADE_AGAIN)
 
 
@@ -111,15 +106,16 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_text(file: Path, text: str, kind: type[MastersError] = StoreError) -> None:
-    """Writes a UTF-8 file atomically, replacing an existing one. Raises ``kind`` when it cannot be written."""
-    write_bytes(file, text.encode(), kind)
+def write_text(file: Path, text: str) -> None:
+    """Writes a UTF-8 file as ``write_bytes`` does."""
+    write_bytes(file, text.encode())
 
 
-def write_bytes(file: Path, content: bytes | memoryview, kind: type[MastersError] = StoreError) -> None:
-    """Writes bytes as ``write_text`` writes a text. Syncs them to disk before the file gets its final name."""
+def write_bytes(file: Path, content: bytes | memoryview) -> None:
+    """Writes a file atomically, replacing an existing one: synced to disk before it gets its final name. Raises
+    StoreError when it cannot be written."""
     temporary = file.with_name(file.name + HALF_WRITTEN)
-    with writing(file, kind):
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as whole:
             whole.write(content)

@@ -1,11 +1,6 @@
-"""Facts of model families: the part of a vision-language model that a tensor belongs to, by its name in the checkpoint,
-and names in their configurations and inputs.
-
-Covers Qwen2.5-VL, Qwen3-VL, InternVL3 and InternVL3.5, in their own and in transformers' naming, and mixtures of
-experts, also those that hold all experts in one tensor.
-"""
-
-from __future__ import annotations
+"""Facts of model families: the part of a model that a tensor belongs to, by its name in the checkpoint, and names in
+configurations and inputs. Covers Qwen2.5-VL, Qwen3-VL, InternVL3 and InternVL3.5, in their own and in transformers'
+naming, and mixtures of experts, also those that hold all experts in one tensor."""
 
 import re
 from collections.abc import Sequence
@@ -36,18 +31,16 @@ NOT_VISION = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 def part_of(name: str) -> Part | None:
-    """Returns the part of a checkpoint's weight matrix; None for tensors that are never masked: norms, biases, position
-    tables, and matrices of no part."""
+    """Returns the part of a weight matrix; None for what is never masked: norms, biases, position tables."""
     return part_of_parameter(name) if _WEIGHT.search(name) and not _NO_MATRIX.search(name) else None
 
 
 def part_of_parameter(name: str) -> Part | None:
-    """Returns the part of any parameter, norms and biases included; None: of no part."""
+    """Returns the part of any parameter, norms and biases included."""
     return next((part for part, names in _PARTS.items() if names.search(name)), None)
 
 
 def parts_in(scope: MaskScope) -> list[Part]:
-    """Returns the parts that ``scope`` masks."""
     return [part for part in get_args(Part) if getattr(scope, part)]
 
 

@@ -1,7 +1,5 @@
 """Prints progress: a bar in a terminal, a line every ten seconds in a log."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False, markup=False)
 _SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[..., None]
@@ -18,7 +16,7 @@ Advance = Callable[..., None]
 
 def say(text: str) -> None:
     """Prints one line."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=True)
 
 
 @contextmanager

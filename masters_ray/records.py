@@ -14,7 +14,7 @@ import numpy as np
 
 Source = Literal["teacher", "student"]
 Finish = Literal["stop", "length"]
-"""Why generation ended: stop: an end-of-turn token; length: the answer was cut at its token limit."""
+"""Why generation ended. stop: an end-of-turn token; length: the answer was cut at its token limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +29,21 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question about pictures, with its label.
-
-    Example: ``Problem(id="test/17", question="what color is the shape?", label="red", kind="colour",
-    pictures=(Picture(path="17.png"),))``
-    """
+    """One question about pictures, with its label."""
 
     id: str
-    """Unique within a source."""
+    """Unique within a source, for example "test/17"."""
     question: str
     label: str
     pictures: tuple[Picture, ...]
     choices: tuple[str, ...] = ()
-    """Possible answers of a multiple-choice question; shown to the model below the question."""
+    """Shown to the model below the question."""
     kind: str = "all"
     """Category of the question; accuracy is reported per kind."""
 
     @property
     def digest(self) -> str:
-        """Returns 16 hexadecimal digits of a hash over all fields. A picture counts by its content; by its path if the
-        file was not read yet."""
+        """16 hexadecimal digits of a hash over all fields. A picture counts by its content; by its path if not read."""
         pictures = [
             one.digest or (hashlib.sha256(one.data).hexdigest() if one.data is not None else one.path)
             for one in self.pictures
@@ -64,8 +59,6 @@ refuses the prompt; judge: too few judged answers; replica: replicas die on it; 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A row that was set aside, with the reason."""
-
     row: str
     """File and row number, or the question's id."""
     reason: str
@@ -74,7 +67,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A sampled answer of the teacher or the student to a problem."""
+    """A sampled answer to a problem."""
 
     source: Source
     text: str
@@ -109,7 +102,7 @@ class JudgedText:
     """A stored answer as its judge saw it: without tokens and log-probs."""
 
     position: int
-    """Place of its question in the seeded order of the run's data."""
+    """Place of its question in the run's order."""
     id: str
     """The question's."""
     kind: str
@@ -119,15 +112,14 @@ class JudgedText:
     source: Source
     text: str
     accuracy: int
-    """R_acc, 0 or 1; unjudged answers are not stored."""
     verdict: str
     reasoning: int | None
-    """R_rea, 0 or 1; None: the judge was not asked, or neither of its calls was readable."""
+    """The last three as in ``JudgedAnswer``; unjudged answers are not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """A teacher's truncated next-token distributions at the tokens of one answer. numpy arrays serialise cheaply."""
+    """A teacher's truncated next-token distributions at the tokens of one answer."""
 
     top_ids: np.ndarray
     """int32 [tokens, k], most likely first."""
@@ -142,7 +134,6 @@ class Scored:
     """An engine's scores of one answer."""
 
     prompt_tokens: int
-    """Tokens of the question with its pictures."""
     top: TokenScores
     own: np.ndarray
     """float32 [tokens], log-probs of the answer's tokens at temperature 1."""
@@ -171,7 +162,7 @@ class Row:
     """A question of the store without its answers."""
 
     position: int
-    """Place in the seeded order of the run's data."""
+    """Place of the question in the run's order."""
     stage: int
     mask_ratio: float
     problem: Problem
@@ -180,7 +171,7 @@ class Row:
     teacher_digest: str
     student_digest: str
     version: int | None = None
-    """Optimizer steps taken by the student that wrote the online group; None: written before training."""
+    """Optimizer steps of the student that wrote an online group; None: written before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,17 +203,16 @@ class StepMetrics:
     zero_std_groups: float
     """Fraction of groups whose answers all have the same reward."""
     clip_fraction: float
-    """Fraction of tokens whose probability ratio was clipped in the step's last update; 0 with a single update on
-    offline groups."""
+    """Fraction of tokens whose probability ratio was clipped in the step's last update."""
     grad_norm: float
-    """Gradient norm before clipping."""
+    """Before clipping."""
     learning_rate: float
     groups: int
     answer_tokens: int
     tokens: int
     """Tokens of all packed sequences; each prompt counts once per group."""
     tokens_per_second: float
-    """``tokens`` times learner.updates_per_step, per second of the step, over all workers."""
+    """``tokens`` times learner.updates_per_step, over all workers."""
     padding_fraction: float
     """Fraction of the workers' capacity that went to padding, or to waiting for a longer micro-batch."""
     seconds: float
@@ -232,28 +222,27 @@ class StepMetrics:
     fresh: int
     """Groups from online rollouts; 0 in an offline iteration."""
     age: float
-    """Mean staleness of the fresh groups: optimizer steps by which the writer is behind the learner; 0 without any."""
+    """Mean of ``OnlineStep.ages``; 0 without any."""
     logprob_mismatch: float
-    """Mean absolute difference between the learner's and the behaviour policy's log-probs on the fresh groups, nats per
-    token; 0 without any."""
+    """Mean absolute difference of the learner's and the writer's log-probs on the fresh groups, nats per token."""
     mfu: float
-    """Model FLOPs utilisation: necessary operations (``learner.work``) per second and worker, as a fraction of the rate
-    that the device reaches on one large matrix product."""
+    """Necessary operations (``learner.work``) per second and worker, as a fraction of the rate that the device reaches
+    on one large matrix product."""
     memory_gib: float
     """Peak memory of any worker so far, GiB: PyTorch's on a GPU, the process's on a CPU."""
     jsd_error_bound: float = math.nan
-    """Upper bound, nats, by which ``jsd`` from stored top-k scores can be below the divergence over the whole
-    vocabulary. NaN: a step recorded by a version that did not measure it."""
+    """Upper bound, nats, by which ``jsd`` of stored top-k scores can be below that of the whole vocabulary. NaN: not
+    measured by an earlier version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineStep:
-    """Timings and outcome of one online iteration's rollouts: a line of online.jsonl."""
+    """One online iteration's rollouts: a line of online.jsonl."""
 
     step: int
     stage: int
     version: int
-    """Student version asked for: the optimizer steps that it has taken."""
+    """Student version asked for: its optimizer steps."""
     ages: list[int]
     """Staleness of each group made: optimizer steps by which its writer was behind the learner."""
     rejected: int
@@ -293,7 +282,6 @@ class LogprobMismatch:
 
     stage: int
     rows: int
-    """Rows compared."""
     row: str
     """The row with the largest mean difference."""
     mean_gap: float
@@ -301,7 +289,7 @@ class LogprobMismatch:
     token_gap: float
     """Largest difference at any token of any row, nats."""
     bound: float
-    """Largest mean difference of a row that counts as agreement, nats per answer token."""
+    """Largest ``mean_gap`` of a row that counts as agreement."""
     apart: int
     """Rows above ``bound``; the learner does not train on them."""
 
@@ -314,7 +302,6 @@ class AnswerTally:
     """Groups stored."""
     answers: int = 0
     unjudged: int = 0
-    """Answers left out because neither judge call was readable."""
     empty: int = 0
     """Answers without text."""
     compared: int = 0
@@ -341,29 +328,25 @@ class AnswerTally:
     tokens: int = 0
     """Scored tokens of stored answers."""
     tail_mass_sum: float = 0.0
-    """Sum over ``tokens`` of the teacher's probability mass outside the stored top k."""
+    """Sum over ``tokens`` of ``TokenScores.left_out``."""
 
     def __add__(self, other: "AnswerTally") -> "AnswerTally":
-        return AnswerTally(
-            **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(AnswerTally)}
-        )
+        counts = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(AnswerTally)}
+        return AnswerTally(**counts)
 
     @classmethod
     def total(cls, parts: Iterable[Mapping[str, Any]]) -> "AnswerTally":
         """Returns the sum of tallies given as mappings of field to count."""
-        total = AnswerTally()
-        for part in parts:
-            total += AnswerTally(**part)
-        return total
+        return sum((AnswerTally(**part) for part in parts), AnswerTally())
 
     @property
     def accuracy_by_source(self) -> dict[str, float]:
-        """Mean R_acc of the teacher's and of the student's judged answers; a source without any is left out."""
+        """Mean R_acc of each source's judged answers; a source without any is left out."""
         return self._rates("right", "judged")
 
     @property
     def cut_by_source(self) -> dict[str, float]:
-        """Fraction of the teacher's and of the student's answers that were cut; a source without any is left out."""
+        """Fraction of each source's answers that were cut; a source without any is left out."""
         return self._rates("cut", "written")
 
     @property
@@ -373,7 +356,7 @@ class AnswerTally:
 
     @property
     def tail_mass(self) -> float:
-        """Teacher's mean probability mass per token outside the stored top k; 0 without tokens."""
+        """Mean of ``TokenScores.left_out``; 0 without tokens."""
         return self.tail_mass_sum / self.tokens if self.tokens else 0.0
 
     def _rates(self, part: str, whole: str) -> dict[str, float]:
@@ -393,7 +376,7 @@ class StageOutcome(AnswerTally):
     masked: dict[str, int]
     """Masked matrices of the teacher: name with * in place of layer numbers → count."""
     unmasked: dict[str, int]
-    """Matrices of the teacher that are not masked, in the form of ``masked``."""
+    """The other matrices of the teacher, in the form of ``masked``."""
     teacher_digest: str
     seconds: float
     set_aside: dict[str, int]

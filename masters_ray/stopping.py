@@ -1,13 +1,12 @@
 """Handles SIGINT, SIGTERM and SIGHUP: all end the program as Ctrl-C does, each with its exit code 128 + signal."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from types import FrameType
 
 GOES_ON = "the same command goes on from what is finished."
@@ -16,15 +15,14 @@ _SECONDS_TO_REPEAT = 2.0
 """A signal that comes again this soon is the same one: timeout and terminals signal the process and its group."""
 _SECONDS_TO_DIE = 10.0
 
-
 _first: list[tuple[signal.Signals, float]] = []
 """The first signal received and its time (monotonic seconds); empty before."""
 
 
 def listen() -> None:
-    """Makes Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread. A signal more than two seconds after
-    the first ends this process and its children at once. A signal that the process was started to ignore (nohup) stays
-    ignored. Call again after a library installed its own handlers; does nothing outside the main thread."""
+    """Makes each signal raise KeyboardInterrupt in the main thread; more than two seconds later, another ends this
+    process and its children at once. A signal that the process was started to ignore (nohup) stays ignored. Call again
+    after a library installed its own handlers; does nothing outside the main thread."""
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -32,17 +30,15 @@ def listen() -> None:
 
 
 def forget() -> None:
-    """Forgets the signals received so far."""
     _first.clear()
 
 
 def asked() -> bool:
-    """Whether a signal was received."""
     return bool(_first)
 
 
 def outcome() -> tuple[str, int]:
-    """Returns what happened, in words, and the exit code: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """Returns what happened, in words, and the exit code, for example 130 for Ctrl-C."""
     number = _first[0][0] if _first else signal.SIGINT
     return "interrupted" if number == signal.SIGINT else f"stopped by {number.name}", 128 + number
 
@@ -58,27 +54,25 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def end(told: str, exit_code: int) -> None:
-    """Ends this process and its children without unwinding: finished files are whole on disk. told: printed first."""
+    """Prints and ends this process and its children without unwinding: finished files are whole on disk."""
     print(f"masters-ray: {told}", file=sys.stderr, flush=True)
     end_children()
     os._exit(exit_code)
 
 
 def children() -> set[int]:
-    """Returns the process ids of this process's descendants."""
+    """Returns the process ids of all descendants."""
     import psutil
 
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
 def end_children(spared: Collection[int] = ()) -> None:
-    """Kills this process's descendants except ``spared`` (process ids), and waits up to 10 s until they are gone."""
+    """Kills all descendants except ``spared`` (process ids), and waits up to 10 s until they are gone."""
     import psutil
 
     found = [child for child in psutil.Process().children(recursive=True) if child.pid not in spared]
     for child in found:
-        try:
+        with suppress(psutil.NoSuchProcess):
             child.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(found, timeout=_SECONDS_TO_DIE)

@@ -1,9 +1,7 @@
 """Small sources that tests read."""
 
-from __future__ import annotations
-
-import itertools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ import pyarrow.parquet as pq
 from masters_ray import data
 from masters_ray.config import DataSource
 from tests.builders import png
-
-_numbers = itertools.count()
 
 
 def jsonl(folder: Path, rows: list) -> DataSource:
@@ -34,12 +30,13 @@ def parquet(file: Path, rows: list[dict[str, Any]], **types: pa.DataType) -> Dat
     """A file of those rows with a question and a picture each; columns have the types that are named."""
     table = pa.Table.from_pylist([{"question": "q?", "image": png()} | row for row in rows])
     for name, kind in types.items():
-        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
+        values = pa.array([row[name] for row in rows], kind)
+        table = table.set_column(table.schema.get_field_index(name), name, values)
     pq.write_table(table, file, row_group_size=2)
     return DataSource(format="parquet", path=str(file))
 
 
 def load(source: DataSource, share: float = 1.0, **more: Any) -> data.Loaded:
     """``data.load`` with seed 0 into a spool of its own."""
-    spool = Path(source.path or "").parent / "spools" / f"{next(_numbers)}.sqlite"
-    return data.load(source, 0, share, spool=spool, **more)
+    with tempfile.TemporaryDirectory() as folder:
+        return data.load(source, 0, share, spool=Path(folder) / "spool.sqlite", **more)

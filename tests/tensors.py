@@ -1,8 +1,6 @@
 """Small makers of the tensors that tests of the loss need."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +11,8 @@ from masters_ray.config import Learner, Reward
 from masters_ray.data import decode
 from masters_ray.errors import UnreadableRowError
 from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
-from masters_ray.learner.collate import Collator
+from masters_ray.learner.batches import Step
+from masters_ray.learner.collate import Collator, WorkerStep, worker_steps
 from masters_ray.method.grpo import LossConfig
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import hf
@@ -67,15 +66,17 @@ def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:
 
 
 class FakeCollator(Collator):
-    """Reads all rows but those at some positions; each has the prompt of its length, or of ``prompts`` in turn."""
+    """Reads all rows but those at some positions."""
 
-    def __init__(self, *unreadable: int, prompts: Sequence[PromptTensors] = (), multiple_of: int = 1) -> None:
-        self._pad_id, self._multiple = 0, multiple_of
-        self._unreadable, self._prompts = unreadable, prompts
+    def __init__(self, *unreadable: int) -> None:
+        self._pad_id, self._multiple, self._unreadable = 0, 1, unreadable
 
     def prompt(self, group: RolloutGroup) -> PromptTensors:
         if group.position in self._unreadable:
             raise UnreadableRowError("its picture is gone")
-        if self._prompts:
-            return self._prompts[group.position % len(self._prompts)]
         return prompt(group.prompt_tokens)
+
+
+def own_steps(steps: Iterable[Step], *unreadable: int, rank: int = 0, workers: int = 1) -> list[WorkerStep]:
+    """A worker's part of steps with some unreadable rows, in micro-batches of 60 tokens."""
+    return list(worker_steps(steps, FakeCollator(*unreadable), rank=rank, workers=workers, budget=60))

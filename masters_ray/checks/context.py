@@ -44,12 +44,13 @@ class CheckContext:
 def guarded(where: str, expected: str, findings: Findings, *others: type[Exception]) -> Findings:
     """Yields the findings. Turns a MastersError, an OSError, or an exception of ``others``, into a complaint about
     ``where``, and a missing package into NotChecked."""
+    caught: tuple[type[Exception], ...] = (MastersError, OSError, *others)
     try:
         yield from findings
     except ConfigError as error:
         yield from error.complaints
     except ImportError as error:
         yield NotChecked(f"{where}: not looked at, since {str(error.name).partition('.')[0]} is not installed here")
-    except (MastersError, OSError, *others) as error:
+    except caught as error:
         said = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
         yield Complaint(where, expected, said.rstrip("."))

@@ -32,7 +32,7 @@ def student(context: CheckContext) -> Findings:
     """Checks that the student's weights can be trained, and that learner.frozen suits tied embeddings."""
     if (folder := context.folders.get("student")) is None:
         return
-    learner, content = context.config.learner, weights.read_config(folder)
+    learner, content = context.config.learner, weights.read_json(folder / "config.json")
     tied = content.get("tie_word_embeddings", content.get("text_config", {}).get("tie_word_embeddings", False))
     if tied and not learner.lora.rank and len({"embeddings", "lm_head"} & set(learner.frozen)) == 1:
         expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
@@ -44,7 +44,7 @@ def lengths(context: CheckContext) -> Findings:
     """Checks that no engine's max_model_len exceeds the positions of its model, scaled by the whole factor of its RoPE.
     vLLM, which knows which kinds of scaling count, may refuse a smaller one."""
     for name, folder in context.folders.items():
-        whole = weights.read_config(folder)
+        whole = weights.read_json(folder / "config.json")
         text = whole.get("text_config") or whole
         scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
         longest = text.get("max_position_embeddings", math.inf) * max(1.0, scaling.get("factor") or 1.0)
@@ -118,7 +118,11 @@ def _comparable(context: CheckContext, name: str, teacher: Path, student: Path) 
         found = f"{student}, which differs in {', '.join(different)}"
         remedy = "Distributions can only be compared token by token: choose a pair of one family."
         yield Complaint("student.checkpoint", f"the tokenizer of the teacher ({teacher})", found, remedy)
-    if context.config.learner.teacher == "live" and weights.prompt_digest(teacher) != weights.prompt_digest(student):
+    if weights.prompt_digest(teacher) == weights.prompt_digest(student):
+        return
+    if context.config.learner.teacher == "live":
         expected = f"stored, since {name} makes other prompts than the student"
         remedy = "A live teacher reads the student's own prompts: processor files and chat templates must be equal."
         yield Complaint("learner.teacher", expected, "live", remedy)
+    else:
+        yield f"{name} has other processor files or another chat template than the student: their prompts may differ"

@@ -12,6 +12,7 @@ from masters_ray.checks.rows import FIRST
 from masters_ray.errors import CheckpointError, Complaint
 from masters_ray.method.prompts import ground_truth, question_messages
 from masters_ray.models import special_tokens
+from masters_ray.models.weights import some
 from masters_ray.records import Problem
 
 if TYPE_CHECKING:
@@ -26,35 +27,25 @@ _MARK = chr(0x10FFFF)
 
 def prompts(context: CheckContext) -> Findings:
     """Checks that prompts can be made, fit the engines with pictures expanded, and are equal in engine and learner."""
-    if not context.loaded:
-        return
-    found: dict[str, tuple[Chat, list[Problem]]] = {}
-    for name in reversed(context.folders):  # the student first, and processors raise what they like
-        yield from guarded(f"{name}.checkpoint", "prompts", _of_model(context, name, found), Exception)
-    if "student" in found:
-        student, readable = found.pop("student")
-        for name, (teacher, problems) in found.items():
-            for problem in [one for one in problems if one in readable][:1]:
-                yield from difference(name, teacher, student, problem)
+    if context.loaded:
+        for name in reversed(context.folders):  # the student first, and processors raise what they like
+            yield from guarded(f"{name}.checkpoint", "prompts", _of_model(context, name), Exception)
 
 
-def _of_model(context: CheckContext, name: str, found: dict[str, tuple[Chat, list[Problem]]]) -> Findings:
-    """Checks the model's prompts; adds its Chat and the questions that it can process to ``found``."""
+def _of_model(context: CheckContext, name: str) -> Findings:
     from masters_ray.models import hf
     from masters_ray.models.chat import Chat
 
     folder = context.folders[name]
     if extra := hf.unexpected_weights(folder):
-        which = f"{len(extra)} weights in {folder} belong to no part of its model ({extra[0]})"
-        yield f"{name}: {which}; engines may refuse them"
+        yield f"{name}: {folder} has weights of no part of its model ({some(extra)}); engines may refuse them"
     chat, readable = Chat(folder), []
     for source, loaded in context.loaded.items():
         read, failed = _measured(chat, loaded.problems[:FIRST], context.config.models[name].engine.max_model_len)
         yield from _lengths(context, name, source, read, failed)
         readable += [problem for _, problem in read]
-    if readable and not found:
-        yield from _shown(chat, name, readable[0])
-    found[name] = chat, readable
+    if readable and name == "student":
+        yield from _shown(chat, readable[0])
     for problem in readable[:_COMPARED]:
         check_ids(chat, problem)
 
@@ -83,10 +74,10 @@ def _measured(chat: Chat, problems: Sequence[Problem], limit: int) -> tuple[list
     return read, failed
 
 
-def _shown(chat: Chat, name: str, problem: Problem) -> Findings:
+def _shown(chat: Chat, problem: Problem) -> Findings:
     ids = _ids(chat, problem)
     text = _REPEATED.sub(lambda run: f"{run[1]}×{len(run[0]) // len(run[1])}", chat.tokenizer.decode(ids))
-    yield f"the {name} gets question {problem.id} like this ({len(ids)} tokens):"
+    yield f"the student gets question {problem.id} like this ({len(ids)} tokens):"
     yield from (f"  | {line}" for line in text.splitlines())
     yield f"  right, as a judge is told: {ground_truth(problem)}"
 
@@ -98,7 +89,7 @@ def _lengths(
     be asked than rollout.max_set_aside_share allows."""
     config, key = context.config, f"data.{source}"
     if failed:
-        found = f"{len(failed)} of {len(failed) + len(read)} that cannot be ({failed[0]})"
+        found = f"{len(failed)} of {len(failed) + len(read)} that cannot be asked ({failed[0]})"
         remedy = f"Take them out, or raise rollout.max_set_aside_share or {name}.engine.max_model_len."
         complaint = Complaint(key, f"questions that {name} can be asked", found, remedy)
         aside = len(failed) <= config.rollout.max_set_aside_share * (len(failed) + len(read))
@@ -112,18 +103,6 @@ def _lengths(
         yield (
             f"{name}: prompts of {key} have {min(lengths)} to {longest} tokens (the longest: {problem.id}), answers up "
             f"to {most}, together at most {limit}: {short} of {len(lengths)} prompts leave less for them"
-        )
-
-
-def difference(name: str, teacher: Chat, student: Chat, problem: Problem) -> Findings:
-    """Remarks when a teacher's prompt differs from the student's. name: the teacher's key in the configuration."""
-    asked = [chat.token_ids(question_messages(problem)) for chat in (teacher, student)]
-    theirs, ours = (len(_ids(chat, problem)) for chat in (teacher, student))
-    if asked[0] != asked[1] or theirs != ours:
-        what = "by its chat template" if asked[0] != asked[1] else "by the tokens of its pictures"
-        yield (
-            f"{name} reads another prompt than the student, {what}: question {problem.id} has {theirs} tokens for it "
-            f"and {ours} for the student. Only the answers' tokens are compared."
         )
 
 

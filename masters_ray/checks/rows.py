@@ -1,25 +1,17 @@
 """Checks of the data: its rows and kinds, what would be set aside, and whether the questions fill every stage."""
 
 import itertools
-import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
 
 from masters_ray import data
 from masters_ray.checks.context import CheckContext, Findings, NotChecked
 from masters_ray.data import sources
-from masters_ray.data.texts import cut
 from masters_ray.errors import Complaint
 from masters_ray.method import schedule
 from masters_ray.pipeline import inputs
-from masters_ray.records import Rejected
 
 FIRST = 200
 """Rows of a source that are read without ``all_rows``."""
-_REASONS = 6
-"""Most reasons that are shown."""
-_REASON = 300
-"""Most characters of a reason."""
 _KINDS = 8
 _ITERATIONS = 12
 
@@ -50,7 +42,7 @@ def source(context: CheckContext, name: str) -> Findings:
         yield f"  most frequent kinds: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common(_KINDS))}"
     yield from (f"  pictures: {count} {change}" for change, count in sorted(loaded.changes.items()))
     yield from (f"  {remark}" for remark in loaded.remarks)
-    yield from _reasons(loaded.rejected)
+    yield from (f"  set aside: {told}" for told in data.reasons(loaded.rejected))
     if more:
         yield NotChecked(f"rows after the first {FIRST} of {where} were not looked at (--all)")
     elif source.rows is not None and source.rows > loaded.accepted:
@@ -68,13 +60,3 @@ def iterations(context: CheckContext) -> Findings:
         yield f"online iterations: {', '.join(itertools.islice(numbers, _ITERATIONS))}, … ({fraction:.1%} of all)"
     if context.questions is not None:
         inputs.plan(context.config, context.questions)
-
-
-def _reasons(rejected: Sequence[Rejected]) -> Findings:
-    """Yields the most frequent reasons with their number of rows and first row. Reasons that differ only in names and
-    numbers count as one."""
-    alike: dict[str, list[Rejected]] = defaultdict(list)
-    for one in rejected:
-        alike[re.sub(r"/\S+|'[^']*'|\d+", "…", one.reason)].append(one)
-    for those in sorted(alike.values(), key=len, reverse=True)[:_REASONS]:
-        yield f"  set aside: {len(those)} × {cut(those[0].reason, _REASON)} ({those[0].row})"

@@ -1,11 +1,9 @@
 """Loads a source in its seeded order: from its spool, or from its file into a new spool."""
 
-from __future__ import annotations
-
-import heapq
 import itertools
 import json
 import random
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +19,7 @@ from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.mapping import MappedRow, Mapper
 from masters_ray.data.pictures import PILLOW_MAX_PIXELS
-from masters_ray.data.spool import FORMAT, Problems, SpoolWriter, new_spool, opened, threads
+from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, new_spool, opened
 from masters_ray.data.texts import NO_SPECIAL, cut
 from masters_ray.errors import DataError
 from masters_ray.files import write_text
@@ -31,10 +29,9 @@ from masters_ray.records import Rejected
 _UNDER_WAY = 128
 """Rows mapped at a time; each may hold pictures in memory."""
 _SECONDS_BETWEEN_LINES = 10.0
-_COLUMNS_COUNTED = 100
 _MANY_KINDS = 50
-_REASONS_TOLD = 5
-_LONGEST = 500
+_REASONS_TOLD = 6
+_LONGEST = 300
 """Most characters of a reason, or of all column names, in a message."""
 
 
@@ -98,19 +95,19 @@ def _collect(
     plain values."""
     kinds: list[str | None] = []
     rejected: list[Rejected] = []
-    unused: Counter[str] = Counter()
+    unused: dict[str, None] = {}
     changes: Counter[str] = Counter()
     renamed: list[str] = []
     said = time.monotonic()
     for mapped in _mapped(mapper, itertools.islice(sources.rows(source), first)):
         writer.looked_at(mapped.files)
-        unused.update(key for key in mapped.unused if len(unused) < _COLUMNS_COUNTED or key in unused)
+        unused |= dict.fromkeys(mapped.unused)
         changes.update(mapped.changes)
         if isinstance(mapped.outcome, Rejected):
             rejected.append(mapped.outcome)
             kinds.append(None)
         else:
-            if (id := writer.add(len(kinds), mapped.outcome, mapped.where)) is not None:
+            if (id := writer.add(len(kinds), mapped.outcome, mapped.where)) != mapped.outcome.id:
                 renamed.append(id)
             kinds.append(mapped.outcome.kind)
         if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
@@ -118,25 +115,22 @@ def _collect(
             say(f"{source.path}: {len(kinds)} rows are read, their pictures decoded")
     remarks = []
     if unused:
-        columns = (f"{cut(name)} ({count} row{'s' * (count > 1)})" for name, count in unused.items())
-        remarks.append(f"columns that are not used: {cut(', '.join(columns), _LONGEST)}")
+        remarks.append(f"columns that are not used: {cut(', '.join(unused), _LONGEST)}")
     if renamed:
-        remarks.append(
-            f"{len(renamed)} rows have the id of an earlier one, which was made unique by their row numbers "
-            f"({renamed[0]})"
-        )
+        told = "rows have the id of an earlier one, which was made unique by their row numbers"
+        remarks.append(f"{len(renamed)} {told} ({renamed[0]})")
     if (many := len({kind for kind in kinds if kind is not None})) > _MANY_KINDS:
         remarks.append(
             f"{many} kinds of question, too many to compare one by one (accuracy is the mean over them): "
             "group them in the column kind, or leave it out"
         )
-    told = [asdict(one) for one in rejected]
-    return kinds, {"accepted": len(kinds) - len(told), "rejected": told, "changes": changes, "remarks": remarks}
+    aside = [asdict(one) for one in rejected]
+    return kinds, {"accepted": len(kinds) - len(aside), "rejected": aside, "changes": changes, "remarks": remarks}
 
 
 def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
     """Maps rows on several threads; yields them in their order and holds few at a time."""
-    with ThreadPoolExecutor(threads()) as executor:
+    with ThreadPoolExecutor(THREADS) as executor:
         while part := list(itertools.islice(rows, _UNDER_WAY)):
             yield from executor.map(mapper, part)
 
@@ -150,36 +144,37 @@ def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) ->
     shuffled = list(range(len(kinds)))
     random.Random(seed).shuffle(shuffled)
     order = [row for row in shuffled if kinds[row] is not None]
-    if wanted is None or wanted >= len(order):
-        return order
     numbers: dict[str | None, itertools.count[int]] = defaultdict(itertools.count)
-    turns = ((next(numbers[kinds[row]]), kinds[row] or "", place) for place, row in enumerate(order))
-    return [order[place] for place in sorted(place for *_, place in heapq.nsmallest(wanted, turns))]
+    turns = sorted((next(numbers[kinds[row]]), kinds[row] or "", place) for place, row in enumerate(order))
+    return [order[place] for place in sorted(place for *_, place in turns[:wanted])]
 
 
 def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
-    """Writes a JSON line (row, reason, kind) per row set aside; an empty file when there is none. Raises DataError."""
-    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected]
-    write_text(file, "".join(lines), DataError)
+    """Writes a JSON line (row, reason, kind) per row set aside. Raises StoreError."""
+    write_text(file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected))
+
+
+def reasons(rejected: Sequence[Rejected]) -> list[str]:
+    """Returns the most frequent reasons, each with its number of rows and its first row. Reasons that differ only in
+    names and numbers count as one."""
+    alike: dict[str, list[Rejected]] = defaultdict(list)
+    for one in rejected:
+        alike[re.sub(r"/\S+|'[^']*'|\d+", "…", one.reason)].append(one)
+    those = sorted(alike.values(), key=len, reverse=True)[:_REASONS_TOLD]
+    return [f"{len(rows)} × {cut(rows[0].reason, _LONGEST)} ({rows[0].row})" for rows in those]
 
 
 def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
     """Raises DataError when more than the fraction ``allowed`` of the rows was set aside, or all, or there are none."""
-    rejected, total = loaded.rejected, loaded.accepted + len(loaded.rejected)
-    if loaded.accepted and len(rejected) / total <= allowed:
+    aside, total = len(loaded.rejected), loaded.accepted + len(loaded.rejected)
+    if loaded.accepted and aside / total <= allowed:
         return
     if not total:
         raise DataError(f"{source.path}: expected rows with question, answer and image, found none.")
-    reasons = Counter(one.reason for one in rejected)
-    firsts = {one.reason: one.row for one in reversed(rejected)}
-    examples = [
-        f"{firsts[reason]}: {cut(reason, _LONGEST)}" + (f" (and {count - 1} more)" if count > 1 else "")
-        for reason, count in list(reasons.items())[:_REASONS_TOLD]
-    ]
-    lines = "\n  ".join([*examples, *loaded.remarks])
+    lines = "\n  ".join([*reasons(loaded.rejected), *loaded.remarks])
     raise DataError(
-        f"{source.path}: {len(rejected)} of {total} rows cannot be used; data.max_quarantined_share allows "
-        f"{allowed:g} (never all). The first of them:\n  {lines}\nMend the rows, or raise data.max_quarantined_share."
+        f"{source.path}: {aside} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g} (never "
+        f"all). The most frequent reasons:\n  {lines}\nMend the rows, or raise data.max_quarantined_share."
     )
 
 

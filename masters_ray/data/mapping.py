@@ -1,28 +1,25 @@
 """Maps rows of a source to problems; decodes each picture once to check it."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from masters_ray.config import DataSource
-from masters_ray.data import layouts, sources
-from masters_ray.data.labels import READINGS, Reading, choices_of, readings, right_choice
-from masters_ray.data.pictures import Checked, check, named
+from masters_ray.data import sources
+from masters_ray.data.labels import Reading, choices_of, readings, right_choice
+from masters_ray.data.layouts import USED, wrong_columns
+from masters_ray.data.pictures import check, named
 from masters_ray.data.spool import Stamp, stamp
-from masters_ray.data.texts import BadPictureError, BadRowError, as_text, check_texts, shown
+from masters_ray.data.texts import BadRowError, as_text, check_texts
 from masters_ray.records import Picture, Problem, Rejected
 
 _FIRST = 500
 """Rows read to find out how the labels of a source name their choices."""
-_LONGEST_NAME = 500
-"""Most characters of an id or a kind."""
 _REMEMBERED = 4096
-"""Checked picture files kept in the cache: questions about the same picture are mostly close together."""
+"""Checked picture files that are remembered: questions about the same picture are mostly close together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +41,30 @@ class Mapper:
     """Maps a source's rows to problems; thread-safe."""
 
     def __init__(self, source: DataSource, max_pictures: int, max_pixels: int, special: str) -> None:
-        """Reads the first rows to find out how labels name choices. special: as in ``load``. Raises DataError."""
+        """Reads the first rows to find out how labels name choices. Arguments as in ``load``. Raises DataError."""
         self._folder = Path(source.path or ".").parent
         self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
         self._usual = _usual_reading(source)
-        self._of_file = lru_cache(_REMEMBERED)(self._look_at)
+        self._of_file = lru_cache(_REMEMBERED)(lambda path, _: check(Picture(path=path), max_pixels))
 
     def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
         """read: an item of ``sources.rows``; its pictures' paths are relative to the source's directory."""
         where, row = read
         columns = row if isinstance(row, dict) else {}
-        unused = [key for key, value in columns.items() if value is not None and key not in layouts.USED]
+        unused = [key for key, value in columns.items() if value is not None and key not in USED]
         changes: list[str] = []
         files: list[tuple[str, Stamp]] = []
         outcome: Problem | Rejected
         try:
             problem = self._problem(row, where)
-            checked = [self._checked(picture, files) for picture in problem.pictures]
-            outcome = replace(problem, pictures=tuple(one.picture for one in checked))
-            changes = [change for one in checked for change in one.changes]
+            files = [(one.path, stamp(one.path)) for one in problem.pictures if one.path is not None]
+            stamps = dict(files)
+            checked = [
+                check(one, self._max_pixels) if one.path is None else self._of_file(one.path, stamps[one.path])
+                for one in problem.pictures
+            ]
+            outcome = replace(problem, pictures=tuple(picture for picture, _ in checked))
+            changes = [change for _, made in checked for change in made]
         except BadRowError as error:
             outcome = Rejected(row=where, reason=str(error), kind=error.kind)
         return MappedRow(where=where, outcome=outcome, unused=unused, changes=changes, files=files)
@@ -71,7 +73,7 @@ class Mapper:
         """Returns the row's problem without reading its pictures. Raises BadRowError."""
         if isinstance(row, BadRowError):
             raise row
-        if wrong := layouts.wrong_columns(row):
+        if wrong := wrong_columns(row):
             raise BadRowError(wrong)
         question, label = as_text(row["question"], "question"), as_text(row["answer"], "answer")
         if not question or not label:
@@ -82,7 +84,7 @@ class Mapper:
             id=_name(row.get("id"), "id") or where,
             question=question,
             label=right_choice(label, choices, self._usual),
-            pictures=tuple(self._picture(image) for image in images),
+            pictures=tuple(named(image, self._folder) for image in images),
             choices=tuple(choice.text for choice in choices),
             kind=_name(row.get("kind"), "kind") or "all",
         )
@@ -91,37 +93,10 @@ class Mapper:
         check_texts(problem, self._special)
         return problem
 
-    def _picture(self, image: Any) -> Picture:
-        if isinstance(image, dict):  # the struct of bytes and path that datasets libraries write
-            image = image.get("bytes") or image.get("path")
-        if isinstance(image, bytes):
-            return Picture(data=image)
-        if isinstance(image, str) and image:
-            return named(image, self._folder)
-        raise BadRowError(f"image: expected a path or bytes, found {shown(image)}")
-
-    def _checked(self, picture: Picture, files: list[tuple[str, Stamp]]) -> Checked:
-        """Decodes the picture, or takes it from the cache; adds its file to ``files``. Raises BadPictureError."""
-        if picture.path is None:
-            return check(picture, self._max_pixels)
-        before, found = self._of_file(picture.path)
-        files.append((picture.path, before))
-        if isinstance(found, str):
-            raise BadPictureError(found)
-        return found
-
-    def _look_at(self, path: str) -> tuple[Stamp, Checked | str]:
-        """Returns the file's stamp from before reading, and its picture or why it cannot be used."""
-        before = stamp(path)
-        try:
-            return before, check(Picture(path=path), self._max_pixels)
-        except BadPictureError as error:
-            return before, str(error)
-
 
 def _usual_reading(source: DataSource) -> Reading:
-    """Returns how most labels of the first rows name their choices; it decides for ambiguous labels, such as a number
-    among choices that are numbers. Text wins a tie."""
+    """Returns how most labels of the first rows name their choices; text wins a tie. It decides for ambiguous labels,
+    such as a number among choices that are numbers."""
     counts: Counter[Reading] = Counter()
     for _, row in itertools.islice(sources.rows(source), _FIRST):
         if isinstance(row, dict):
@@ -130,14 +105,10 @@ def _usual_reading(source: DataSource) -> Reading:
             except BadRowError:
                 continue  # reported when the row is mapped
             counts.update(list(readings(label, choices)))
-    return max(READINGS, key=lambda one: counts[one])
+    return max(get_args(Reading), key=lambda one: counts[one])
 
 
 def _name(value: Any, key: str) -> str | None:
-    """Returns an id or a kind as a text; None: the row has none. Raises BadRowError."""
     if value is None or value != value:  # NaN stands for a missing value in a column of numbers
         return None
-    text = str(value) if isinstance(value, bool) else as_text(value, key)
-    if len(text) > _LONGEST_NAME:
-        raise BadRowError(f"{key}: expected at most {_LONGEST_NAME} characters, found {len(text)}")
-    return text or None
+    return as_text(str(value) if isinstance(value, bool) else value, key) or None

@@ -1,32 +1,27 @@
-"""Decodes pictures to the pixels that all models and the report use: upright, on white, 8-bit RGB.
-
-Colour profiles (ICC) are ignored, as inference servers do.
-"""
-
-from __future__ import annotations
+"""Decodes pictures to the pixels that all models and the report use: upright, on white, 8-bit RGB. Colour profiles
+(ICC) are ignored, as inference servers do."""
 
 import base64
 import binascii
 import contextlib
 import hashlib
 import io
+import os
 import re
-import stat
 import threading
 import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-from masters_ray.data.layouts import magic
-from masters_ray.data.texts import BadPictureError, BadRowError, cut
+from masters_ray.data.texts import BadPictureError, BadRowError, cut, shown
 from masters_ray.records import Picture, Problem
 
 PILLOW_MAX_PIXELS = 178_956_970
@@ -40,8 +35,8 @@ FIRST_FRAME = "animated or of several pages, of which the first is taken"
 
 _AT_A_TIME = 100_000_000
 """Most pixels that all threads of a process decode at a time; a pixel may need 20 bytes."""
-_MAX_BYTES = 1 << 30
-"""Most bytes of a file; a picture of PILLOW_MAX_PIXELS needs no more."""
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation → Image.Transpose that turns the picture upright."""
 _BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{60})")
 """Beginning of base64: a data: address, or the content of a PNG, JPEG, GIF or WebP."""
 
@@ -55,23 +50,16 @@ _decoding = 0
 _freed = threading.Condition()
 
 
-class Checked(NamedTuple):
-    picture: Picture
-    """The picture with its digest."""
-    changes: frozenset[str]
-    """Changes made while decoding, such as ``TURNED``; words that follow a number of pictures."""
-
-
-def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Checked:
-    """Reads and decodes a picture. Raises BadPictureError when it is missing, broken, or larger than ``max_pixels``."""
+def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> tuple[Picture, set[str]]:
+    """Reads and decodes a picture. Returns it with its digest, and the changes made while decoding, such as ``TURNED``.
+    Raises BadPictureError when it is missing, broken, or larger than ``max_pixels``."""
     content = encoded(picture)
     _, changes = _rgb(_name(picture), content, max_pixels)
-    return Checked(replace(picture, digest=hashlib.sha256(content).hexdigest()), frozenset(changes))
+    return replace(picture, digest=hashlib.sha256(content).hexdigest()), changes
 
 
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
-    """Returns the RGB pixels for engine, learner, evaluation and report. Raises BadPictureError, also for a file that
-    has changed since the data was read."""
+    """Returns the RGB pixels. Raises BadPictureError, also for a file that has changed since the data was read."""
     return _rgb(_name(picture), encoded(picture), max_pixels)[0]
 
 
@@ -82,49 +70,43 @@ def with_embedded_pictures(problem: Problem) -> Problem:
 
 
 def encoded(picture: Picture) -> bytes:
-    """Returns the encoded bytes. Raises BadPictureError when the file is missing, not an ordinary one of at most 1 GiB,
-    unreadable, or changed since the data was read."""
+    """Returns the encoded bytes. Raises BadPictureError when the file is missing, not an ordinary one, unreadable, or
+    changed since the data was read."""
     if picture.data is not None:
         return picture.data
     name, path = _name(picture), Path(picture.path or "")
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:  # opening a pipe would wait for a writer
-            raise BadPictureError(f"{name} is not an ordinary file of at most 1 GiB")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise BadPictureError(f"{name} is not an ordinary file")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BadPictureError(f"{name} does not exist") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        raise BadPictureError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        raise BadPictureError(f"{name} cannot be read: {error.strerror}") from error
     if picture.digest not in (None, hashlib.sha256(content).hexdigest()):
         raise BadPictureError(f"{name} has changed since the data were read")
     return content
 
 
-def named(text: str, folder: Path) -> Picture:
-    """Returns the picture that a row means by ``text``: a path relative to ``folder``, a ``file:`` address, or base64
-    with or without ``data:image/…;base64,`` before it, line breaks in it and = at its end.
-
-    Raises BadRowError for any other address, and for broken base64.
-    """
-    if _BASE64.match(text):
-        letters = "".join(_BASE64.sub("", text).split())  # without MIME's line breaks and blanks behind the comma
-        try:
+def named(image: Any, folder: Path) -> Picture:
+    """Returns the picture that a row means: encoded bytes, a path relative to ``folder``, file:///…, base64 with or
+    without ``data:image/…;base64,`` before it, or a struct of bytes and path. Raises BadRowError for anything else."""
+    if isinstance(image, dict):  # as datasets libraries write pictures
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return Picture(data=image)
+    if isinstance(image, str) and _BASE64.match(image):
+        letters = "".join(_BASE64.sub("", image).split())  # without MIME's line breaks and blanks behind the comma
+        with contextlib.suppress(binascii.Error):
             return Picture(data=base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True))
-        except binascii.Error as error:
-            raise BadRowError(f"image: {cut(text)!r} is not base64: {error}") from None
-    if whole := re.fullmatch(r"(?i:file):(?://(?:localhost)?)?(/(?!/).*)", text, re.DOTALL):
-        return Picture(path=unquote(whole[1]))
-    if re.match(r"(?i)[^:]*://|(data|file):", text):
-        raise BadRowError(
-            f"image: {cut(text)!r}: expected a path, file:///… or data:image/…;base64,… Pictures are not fetched from "
-            "elsewhere."
-        )
-    path = folder / text
-    if not text.isascii() and not path.exists():  # systems differ in the Unicode normal form of file names
-        forms = (folder / unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
-        path = next((one for one in forms if one.exists()), path)
-    return Picture(path=str(path))
+    if isinstance(image, str) and image.startswith("file:///"):
+        return Picture(path=unquote(image.removeprefix("file://")))
+    if not isinstance(image, str) or not image or re.match(r"(?i)[^:]*://|(data|file):", image):
+        expected = "a path, bytes, file:///… or data:image/…;base64,…"
+        raise BadRowError(f"image: expected {expected}, found {shown(image)}. Pictures are not fetched from elsewhere.")
+    # Systems differ in the Unicode normal form of file names.
+    paths = [str(folder / one) for one in (image, *(unicodedata.normalize(form, image) for form in ("NFC", "NFD")))]
+    return Picture(path=next(filter(os.path.exists, paths), paths[0]))
 
 
 def _name(picture: Picture) -> str:
@@ -139,22 +121,20 @@ def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[s
     changes: set[str] = set()
     try:
         with _opened(name, content, max_pixels) as image:
-            turned = image.format == "TIFF" and _is_turned(image)  # Pillow turns a TIFF in load, and drops the tag
+            turn = _turn(image)
             image.load()
-            if turned or _is_turned(image):
-                changes.add(TURNED)
-                ImageOps.exif_transpose(image, in_place=True)
             pixels = _on_white(_eight_bits(name, image, changes), changes)
+            if turn is not None:
+                changes.add(TURNED)
+                # Pillow turns a TIFF in load. Not ImageOps.exif_transpose: it fails on EXIF that it cannot write.
+                pixels = pixels if image.format == "TIFF" else pixels.transpose(turn)
             if getattr(image, "is_animated", False):  # last, since a GIF is read further for it
                 changes.add(FIRST_FRAME)
     except (BadPictureError, MemoryError):
         raise
-    except Image.DecompressionBombError:
-        limits = f"{PILLOW_MAX_PIXELS} pixels; data.max_picture_pixels allows {max_pixels}"
-        raise BadPictureError(f"{name} has more than {limits}") from None
     except Image.UnidentifiedImageError:
-        told = (magic(content) or ["its content"])[0] if content else "an empty file"
-        raise BadPictureError(f"{name} cannot be decoded: {told} is none of {', '.join(FORMATS)}") from None
+        start = f"what begins with {shown(content[:40])}" if content else "an empty file"
+        raise BadPictureError(f"{name} cannot be decoded: {start} is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's readers raise many types for malformed content
         raise BadPictureError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
     pixels.info = {}  # a reader that finds an orientation there would turn the picture again
@@ -177,9 +157,6 @@ def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]
             if image.format == "PNG":
                 image.verify()  # checks the checksums of the pixels, which decoding ignores
                 image = Image.open(io.BytesIO(content), formats=FORMATS)
-                if isinstance(clear := image.info.get("transparency"), int) and image.tile:
-                    # Pillow scales 2-bit and 4-bit grey to 8 bits, but not the grey value that means transparent.
-                    image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
             yield image
         finally:
             with _freed:
@@ -187,11 +164,11 @@ def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]
                 _freed.notify_all()
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether EXIF or XMP asks to turn the picture. False when they cannot be read, as viewers then show it as is."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Returns the turn that EXIF or XMP asks for. None when they cannot be read, as viewers then show it as is."""
     with contextlib.suppress(Exception):
-        return 2 <= int(image.getexif().get(ExifTags.Base.Orientation, 1)) <= 8
-    return False
+        return Image.Transpose(_TURNS[int(image.getexif()[ExifTags.Base.Orientation])])
+    return None
 
 
 def _eight_bits(name: str, image: Image.Image, changes: set[str]) -> Image.Image:

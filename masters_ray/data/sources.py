@@ -1,19 +1,17 @@
 """Reads the rows of a jsonl or parquet file one at a time."""
 
-from __future__ import annotations
-
+import itertools
 import json
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters_ray.config import DataSource
-from masters_ray.data import layouts
+from masters_ray.data.layouts import in_place_of, reading
 from masters_ray.data.texts import BadRowError, cut, shown
 from masters_ray.errors import DataError
 
@@ -23,6 +21,11 @@ _ROWS = 64
 """Rows of a parquet file in memory at a time; each may hold pictures."""
 _BUFFER = 1 << 20
 """Bytes read at a time from a column of a parquet file."""
+_WIDER = (
+    (pa.float32(), pa.string(), pa.float64()),
+    (pa.list_(pa.float32()), pa.list_(pa.string()), pa.list_(pa.float64())),
+)
+"""Types between which a column is cast in turn for the shortest decimals: 0.1, not 0.10000000149011612."""
 
 
 def origin(source: DataSource) -> Path:
@@ -32,32 +35,15 @@ def origin(source: DataSource) -> Path:
     return Path(source.path or "")
 
 
-def in_place_of(source: DataSource) -> str | None:
-    """Returns "what is at the source's path. Remedy." when that is not a file of its format, otherwise None. Raises
-    DataError when the file cannot be opened."""
-    try:
-        return layouts.in_place_of(source.path or "", source.format)
-    except (OSError, ValueError) as error:
-        raise _unreadable(source, error) from error
-
-
 def rows(source: DataSource) -> Iterator[tuple[str, Row]]:
     """Yields ("file:row number from 1", row) of every row. Raises DataError when the file cannot be read."""
     file = origin(source)
-    try:
+    with reading(source):
         for number, row in _jsonl(file) if source.format == "jsonl" else _parquet(file):
             yield f"{file}:{number}", row
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(source: DataSource, error: Exception) -> DataError:
-    reason = cut(" ".join(str(error).split()), 300)
-    return DataError(f"{source.path}: cannot be read: is it damaged, or cut short? ({reason}). Copy or write it again.")
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
-    """Yields (row number from 1, row) of every row."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -65,13 +51,16 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
-    """Yields (row number from 1, row) of every row."""
     number = 0
     with pq.ParquetFile(file, buffer_size=_BUFFER) as content:
         names = content.schema_arrow.names
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise DataError(f"{file}: {', '.join(twice)} names several columns. Rename all but one.")
+        if len(set(names)) < len(names):
+            raise DataError(f"{file}: two columns have the same name, of {cut(', '.join(names))}. Rename one.")
         for batch in content.iter_batches(batch_size=_ROWS):
+            for (index, name), (narrow, text, wide) in itertools.product(enumerate(names), _WIDER):
+                column = batch.column(index)
+                if column.type == narrow:
+                    batch = batch.set_column(index, name, column.cast(text).cast(wide))
             yield from enumerate(_plain(batch), number + 1)
             number += len(batch)
 
@@ -83,11 +72,8 @@ def _object(line: bytes) -> Row:
         found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_float=Decimal)
     except BadRowError as error:
         return error
-    except UnicodeDecodeError as error:
-        reason = f"{error.reason} at byte {error.start + 1}"
-        return BadRowError(f"not UTF-8: {reason}. Of Latin-1 text, iconv -f latin1 -t utf-8 makes it")
     except (ValueError, ArithmeticError, RecursionError) as error:  # also too many digits or too deep nesting
-        return BadRowError(f"not JSON that can be read: {cut(str(error))}")
+        return BadRowError(f"not JSON in UTF-8 that can be read: {cut(str(error))}")
     if not isinstance(found, dict):
         return BadRowError(f"expected an object with question, answer and image, found {type(found).__name__}")
     return found
@@ -102,21 +88,8 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _plain(batch: pa.RecordBatch) -> list[Row]:
     try:
-        found: list[Row] = batch.to_pylist()
+        return batch.to_pylist()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after the year 9999
         if len(batch) == 1:
             return [BadRowError(f"a value cannot be read: {cut(str(error))}")]
         return [row for index in range(len(batch)) for row in _plain(batch.slice(index, 1))]
-    for field in batch.schema:
-        element = getattr(field.type, "value_type", field.type)  # of lists
-        if pa.types.is_float32(element) or pa.types.is_float16(element):
-            for row in found:
-                row[field.name] = _shortest(row[field.name], element.to_pandas_dtype())  # type: ignore[index]
-    return found
-
-
-def _shortest(value: Any, narrow: Any) -> Any:
-    """Returns the shortest decimal that the narrow float type rounds to the value: 0.1, not 0.10000000149011612."""
-    if isinstance(value, list):
-        return [_shortest(one, narrow) for one in value]
-    return None if value is None else float(np.format_float_scientific(narrow(value)))

@@ -4,21 +4,17 @@ Table ``problem`` has each usable row of the source, ``seeded`` the rows that we
 picture files that were read, ``note`` the key of what made the spool and the other findings about the source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import re
 import sqlite3
-import stat
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 from urllib.parse import quote
@@ -43,6 +39,8 @@ CREATE TABLE file (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER) WITHOU
 CREATE TABLE note (key TEXT, content TEXT);
 """
 _DIGEST = 16
+THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
+"""Threads that read files: more than CPUs, for network disks serve many reads."""
 
 Stamp: TypeAlias = tuple[int, int]
 """A file's size in bytes and modification time in ns; (-1, -1): no readable file."""
@@ -61,14 +59,15 @@ class Problems(Sequence[Problem]):
             if size != file.stat().st_size:  # SQLite does not notice a truncated last page
                 raise ValueError(f"{file.stat().st_size} bytes in place of {size}")
             [(self.key, note)] = self._ask("SELECT key, content FROM note")
-            [(self._length,)] = self._ask("SELECT coalesce(max(position) + 1, 0) FROM seeded")
             self.note: dict[str, Any] = json.loads(note)
             """The ``note`` of ``SpoolWriter.finish``."""
+            self.digests = self.column("digest")
+            """``Problem.digest`` of every problem, S16 [problems]."""
         except (OSError, sqlite3.Error, ValueError) as error:
             raise self._damaged(error) from error
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.digests)
 
     @overload
     def __getitem__(self, where: int) -> Problem: ...
@@ -77,7 +76,7 @@ class Problems(Sequence[Problem]):
     def __getitem__(self, where: slice) -> list[Problem]: ...
 
     def __getitem__(self, where: int | slice) -> Problem | list[Problem]:
-        """Reads a problem, or a list of them. Raises IndexError beyond the end, DataError when the file is damaged."""
+        """Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
             return [self[position] for position in range(len(self))[where]]
         query = "SELECT content FROM seeded JOIN problem USING (row) WHERE position = ?"
@@ -85,11 +84,6 @@ class Problems(Sequence[Problem]):
         fields = msgpack.unpackb(content)
         pictures = tuple(Picture(**picture) for picture in fields["pictures"])
         return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
-
-    @cached_property
-    def digests(self) -> np.ndarray:
-        """``Problem.digest`` of every problem, S16 [problems]; read once, without reading the problems."""
-        return self.column("digest")
 
     def column(self, name: Literal["digest", "asked", "shown"]) -> np.ndarray:
         """Returns a digest per problem, S16 [problems]. digest: of the whole problem; shown: of its pictures' contents;
@@ -104,8 +98,8 @@ class Problems(Sequence[Problem]):
     def pictures_are_as_noted(self) -> bool:
         """Whether every picture file still has the stamp that it had when the source was read."""
         noted = self._ask("SELECT path, size, mtime_ns FROM file")
-        parts = [noted[first :: threads()] for first in range(threads())]
-        with ThreadPoolExecutor(len(parts)) as executor:
+        parts = [noted[first::THREADS] for first in range(THREADS)]
+        with ThreadPoolExecutor(THREADS) as executor:
             return all(executor.map(lambda part: all(stamp(path) == (size, ns) for path, size, ns in part), parts))
 
     def _ask(self, query: str, *values: int) -> list[tuple[Any, ...]]:
@@ -134,12 +128,9 @@ class SpoolWriter:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def add(self, row: int, problem: Problem, where: str) -> str | None:
-        """Adds a problem. When an earlier row has its id, appends the row's number to it (``id#17``) and returns that.
-
-        row: index from 0; where: "file:row number", as from ``sources.rows``.
-        """
-        given = problem.id
+    def add(self, row: int, problem: Problem, where: str) -> str:
+        """Adds the problem of the row with that index; returns its id, made unique (``id#17``) by the row number in
+        ``where``."""
         while self._connection.execute("SELECT 1 FROM problem WHERE id = ?", [problem.id]).fetchone():
             problem = replace(problem, id=f"{problem.id}#{where.rpartition(':')[2]}")
         seen = [picture.digest or picture.path for picture in problem.pictures]
@@ -147,7 +138,7 @@ class SpoolWriter:
         content = msgpack.packb(vars(problem) | {"pictures": [vars(picture) for picture in problem.pictures]})
         values = (row, problem.id, problem.digest, _digest([words, seen]), _digest(seen), content)
         self._connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?)", values)
-        return None if problem.id == given else problem.id
+        return problem.id
 
     def looked_at(self, files: Sequence[tuple[str, Stamp]]) -> None:
         """Records picture files and their stamps."""
@@ -164,8 +155,8 @@ class SpoolWriter:
 
 @contextmanager
 def new_spool(file: Path) -> Iterator[SpoolWriter]:
-    """Yields the writer of an empty spool, which replaces ``file`` when the block ends without an error. Raises
-    DataError when it cannot be written."""
+    """Yields the writer of a spool, which replaces ``file`` when the block ends without an error. Raises DataError when
+    it cannot be written."""
     unfinished = file.with_name(file.name + ".tmp")
     with writing(file, DataError, sqlite3.Error):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -183,16 +174,10 @@ def new_spool(file: Path) -> Iterator[SpoolWriter]:
             unfinished.unlink(missing_ok=True)
 
 
-def threads() -> int:
-    """Returns the number of threads that read files: twice the CPUs, for network disks serve many reads; at most 32."""
-    return min(32, 2 * len(os.sched_getaffinity(0)))
-
-
 def stamp(path: str) -> Stamp:
-    """Returns the file's stamp; (-1, -1) when it cannot be read."""
     with suppress(OSError, ValueError):
         found = Path(path).stat()
-        if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
+        if os.access(path, os.R_OK):
             return found.st_size, found.st_mtime_ns
     return -1, -1
 

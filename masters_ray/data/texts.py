@@ -1,10 +1,9 @@
 """Converts single values of a row to texts and checks them; the errors that say why a row is set aside."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
-from datetime import date, datetime, time
+from contextlib import suppress
+from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
@@ -59,61 +58,43 @@ def bare(text: str) -> str:
 def as_text(value: Any, key: str) -> str:
     """Returns a value as a text: 3.0 → "3", Decimal("12.40") → "12.40", a date → "2018-01-02", ["red"] → "red".
 
-    Raises BadRowError, naming ``key``, for values that are not a single text, number or date, and for ambiguous ones
-    (true may mean yes, true or 1).
+    Raises BadRowError, naming ``key``, for anything but a single text, number or date, and for true, which may mean
+    yes, true or 1.
     """
     if isinstance(value, list | tuple) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError as error:
-            raise BadRowError(f"{key}: expected a text in UTF-8, found the bytes {shown(value)}") from error
+        [value] = value
     match value:
         case str():
             return bare(value)
-        case bool():
-            raise BadRowError(f"{key}: {value} may stand for yes, for true or for 1: write the text that is meant")
-        case int():
+        case bytes():
+            with suppress(UnicodeDecodeError):
+                return bare(value.decode())
+        case int() if not isinstance(value, bool):
             return str(value)
-        case float() | Decimal():
-            return _number(value, key)
-        case datetime():
-            return value.isoformat(" ").removesuffix(" 00:00:00")
+        case float() | Decimal() if (number := Decimal(str(value))).is_finite():
+            return _number(number)
         case date() | time():
-            return value.isoformat()
-        case [_, *_]:
-            raise BadRowError(
-                f"{key}: expected a single text, found {len(value)} ({shown(value)}): keep the best of them"
-            )
-    raise BadRowError(f"{key}: expected a text or a number, found {shown(value)}")
+            return str(value).removesuffix(" 00:00:00")
+    raise BadRowError(f"{key}: expected a single text, number or date, found {shown(value)}: write what is meant")
 
 
-def _number(value: float | Decimal, key: str) -> str:
-    number = Decimal(repr(value)) if isinstance(value, float) else value
-    if not number.is_finite():
-        raise BadRowError(f"{key}: expected a number, found {value}")
-    if not number:
-        number = abs(number)  # without the sign of −0
+def _number(number: Decimal) -> str:
+    number = number or abs(number)  # without the sign of −0
     text = format(number, "f") if abs(number.adjusted()) < _DIGITS else str(number)
     return text.removesuffix(".0")  # in a column with missing values, whole numbers are stored as 3.0
 
 
 def special_in(text: str, pattern: str) -> str | None:
-    """Returns the first special token in a text, before or after NFKC normalisation (as tokenizers may read it), or
-    None. pattern: a regular expression that matches all special tokens.
-    """
-    found = re.search(pattern, text)
-    if found is None and not text.isascii():
-        found = re.search(pattern, unicodedata.normalize("NFKC", text))
+    """Returns the first match of a regular expression, in the text or in its NFKC normalisation (as tokenizers may read
+    it); None: no match."""
+    found = re.search(pattern, text) or re.search(pattern, unicodedata.normalize("NFKC", text))
     return found.group() if found else None
 
 
 def check_texts(problem: Problem, special: str) -> None:
-    """Raises SpecialTokenError when the regular expression ``special`` matches in the question, the answer or a choice,
+    """Raises SpecialTokenError when the regular expression ``special`` matches in the question, the label or a choice,
     BadRowError for a text that holds NUL or cannot be written as UTF-8."""
-    asked = {"question": problem.question, "answer": problem.label}
-    asked |= {f"choice {number}": choice for number, choice in enumerate(problem.choices, 1)}
+    asked = {"question": problem.question, "answer": problem.label, "choices": "\n".join(problem.choices)}
     named = {"id": problem.id, "kind": problem.kind, "image": "".join(one.path or "" for one in problem.pictures)}
     for key, text in (asked | named).items():
         if re.search("[\0\ud800-\udfff]", text):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ _STAGE = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An optimizer step: its rows, and their micro-batches on all workers. Equal on every worker."""
+    """An optimizer step and its rows. Equal on every worker."""
 
     plan: StagePlan
     number: int
@@ -34,16 +34,8 @@ class Step:
     online: bool = False
     table: pa.Table
     """Rows of the step, ordered by position."""
-    rounds: list[list[list[int]]]
-    """[round][worker] → row indices of a micro-batch; empty when the step has no rows."""
     note: str = ""
     """Message for the user when the rows are not the planned ones; empty otherwise."""
-
-    @classmethod
-    def of(cls, plan: StagePlan, number: int, table: pa.Table, workers: int, budget: int, **more: Any) -> Self:
-        """Cuts the rows into micro-batches of at most ``budget`` tokens for ``workers`` workers."""
-        rounds = micro_batches(store.sequence_tokens(table), workers, budget)
-        return cls(plan=plan, number=number, table=table, rounds=rounds, **more)
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -60,28 +52,15 @@ class Step:
         """Staleness of each fresh row (version ≥ 0): optimizer steps by which the version that wrote it is behind."""
         return [self.number - 1 - version for version in self.table["version"].to_pylist() if version >= 0]
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that all workers process if each round is filled to its longest micro-batch."""
-        loads = ([sum(self.tokens[index] for index in one) for one in workers] for workers in self.rounds)
-        return sum(max(workers) * len(workers) for workers in loads)
-
 
 def steps(
-    batches: Iterator[pa.Table],
-    plans: Plans,
-    workers: int,
-    budget: int,
-    skip: int,
-    fresh: Fresh = lambda _: None,
-    max_staleness: int = 0,
+    batches: Iterator[pa.Table], plans: Plans, skip: int, fresh: Fresh = lambda _: None, max_staleness: int = 0
 ) -> Iterator[Step]:
     """Yields the planned iterations after number ``skip``, with the stored rows of ``batches``; online iterations use
     their fresh rows instead.
 
     Drops fresh rows that are more than ``max_staleness`` steps stale; an online iteration without fresh rows uses its
     stored rows, if it has any. Raises LearnerError when rows are missing or not ordered by stage and position.
-    budget: tokens per micro-batch.
     """
     for (plan, iteration), table in zip(plans, _stored(batches, plans), strict=True):
         if iteration.number <= skip:
@@ -90,7 +69,7 @@ def steps(
         if iteration.online:
             table, note = _or_fresh(table, fresh(iteration.number), iteration.number - 1 - max_staleness)
             note = note and f"iteration {iteration.number}: {note}"
-        yield Step.of(plan, iteration.number, table, workers, budget, online=iteration.online, note=note)
+        yield Step(plan=plan, number=iteration.number, online=iteration.online, table=table, note=note)
 
 
 def _or_fresh(stored: pa.Table, came: pa.Table | None, oldest: int) -> tuple[pa.Table, str]:

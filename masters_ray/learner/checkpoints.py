@@ -1,11 +1,10 @@
-"""Writes and finds the worker group's checkpoints: asynchronous, atomic, only the last few kept.
+"""Writes and finds the worker group's checkpoints: atomic, only the last few kept.
 
     step-00000050/student/…         the files that the workers wrote
                   rank-00000.json   each worker's note: step, number of workers, SHA-256 of each of its files
 
-Every worker writes its part to a directory of its own and continues training while a thread flushes the files, moves
-them to their place and then writes the note. A checkpoint counts once all notes exist, so an incomplete checkpoint is
-never loaded.
+Every worker writes its part to a directory of its own, moves the files to their place and then writes the note. A
+checkpoint counts once all notes exist, so an incomplete checkpoint is never loaded.
 Ray Train's own checkpoints are not used: it overwrites their index in place, and a kill can leave half an index.
 """
 
@@ -14,7 +13,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,67 +50,39 @@ def find(folder: Path) -> list[Checkpoint]:
     return complete
 
 
-class CheckpointWriter:
-    """Writes one worker's part of every checkpoint; the worker of rank 0 also removes old checkpoints."""
-
-    def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:
-        self._folder, self._rank, self._workers, self._kept = folder, rank, workers, kept
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._unfinished: Future[None] | None = None
-        with writing(folder, LearnerError):
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Waits for the checkpoint before, calls ``write`` on a directory, and finishes the checkpoint in the
-        background. Raises LearnerError when ``write`` finds no room, or when the checkpoint before failed."""
-        self.wait()
-        target = self._folder / f"step-{step:08d}"
-        written = target / f"rank-{self._rank:05d}.building"
-        # torch.save reports a full disk as a RuntimeError.
-        with writing(target, LearnerError, RuntimeError):
-            shutil.rmtree(written, ignore_errors=True)
-            write(written)
-        self._unfinished = self._thread.submit(self._finish, step, target, written)
-
-    def wait(self) -> None:
-        """Waits until the current checkpoint is finished. Raises LearnerError when it failed."""
-        unfinished, self._unfinished = self._unfinished, None
-        if unfinished is not None:
-            with writing(f"{self._folder}: a checkpoint", LearnerError):
-                unfinished.result()
-
-    def close(self) -> None:
-        """Waits, then ends the thread."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-
-    def _finish(self, step: int, target: Path, written: Path) -> None:
-        note = _note(target, self._rank)
+def save(folder: Path, step: int, write: Callable[[Path], None], *, rank: int, workers: int, kept: int) -> None:
+    """Has ``write`` write one worker's part of a checkpoint, and makes it count. The worker of rank 0 also removes all
+    but the last ``kept`` complete checkpoints. Raises LearnerError when there is no room."""
+    target = folder / f"step-{step:08d}"
+    building, note = target / f"rank-{rank:05d}.building", _note(target, rank)
+    # torch.save reports a full disk as a RuntimeError.
+    with writing(target, LearnerError, RuntimeError):
+        shutil.rmtree(building, ignore_errors=True)
+        write(building)
         note.unlink(missing_ok=True)
         digests = {}
-        for file in sorted(path for path in written.rglob("*") if path.is_file()):
+        for file in sorted(path for path in building.rglob("*") if path.is_file()):
             with file.open("rb") as content:
                 os.fsync(content.fileno())
-            name = file.relative_to(written)
+            name = file.relative_to(building)
             digests[str(name)] = _sha256(file)
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             file.replace(target / name)
-        shutil.rmtree(written)
-        content = {"step": step, "workers": self._workers, "sha256": digests}
-        write_text(note, json.dumps(content, indent=1), LearnerError)
-        if self._rank == 0:
-            self._remove_old()
+        shutil.rmtree(building)
+        record = {"step": step, "workers": workers, "sha256": digests}
+        write_text(note, json.dumps(record, indent=1))
+        if rank == 0:
+            _remove_old(folder, kept)
 
-    def _remove_old(self) -> None:
-        """Removes all but the last ``kept`` complete checkpoints, and incomplete ones older than the newest of them."""
-        kept = [one.folder for one in find(self._folder)[-self._kept :]]
-        for folder in self._folder.glob("step-*"):
-            if kept and folder not in kept and folder.name <= kept[-1].name:
-                for note in folder.glob("rank-*.json"):
-                    note.unlink()  # before the files: without notes a half-removed checkpoint does not count
-                shutil.rmtree(folder)
+
+def _remove_old(folder: Path, kept: int) -> None:
+    """Also removes incomplete checkpoints that are older than the newest complete one."""
+    last = [one.folder for one in find(folder)[-kept:]]
+    for candidate in folder.glob("step-*"):
+        if last and candidate not in last and candidate.name <= last[-1].name:
+            for note in candidate.glob("rank-*.json"):
+                note.unlink()  # before the files: without notes a half-removed checkpoint does not count
+            shutil.rmtree(candidate)
 
 
 def _note(folder: Path, rank: int) -> Path:

@@ -13,7 +13,7 @@ from masters_ray.data import decode
 from masters_ray.errors import UnreadableRowError
 from masters_ray.kernels import attention
 from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
-from masters_ray.learner.batches import Step
+from masters_ray.learner.batches import Step, micro_batches
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import hf
 from masters_ray.models.chat import Chat
@@ -99,20 +99,22 @@ class WorkerStep:
         """Returns this part for the step without ``rows``, none of which may be in a micro-batch other than a dummy."""
         kept = [index for index in range(len(self.step.table)) if index not in rows]
         place = {index: number for number, index in enumerate(kept)}
-        rounds = [[[place[index] for index in one if index in place] for one in each] for each in self.step.rounds]
-        step = replace(self.step, table=self.step.table.take(pa.array(kept, pa.int64())), rounds=rounds)
+        step = replace(self.step, table=self.step.table.take(pa.array(kept, pa.int64())))
         made = [replace(one, indices=[place[index] for index in one.indices]) for one in self.micro_batches]
         return replace(self, step=step, micro_batches=made, unreadable={})
 
 
-def worker_steps(steps: Iterable[Step], rank: int, collator: Collator) -> Iterator[WorkerStep]:
+def worker_steps(
+    steps: Iterable[Step], collator: Collator, *, rank: int, workers: int, budget: int
+) -> Iterator[WorkerStep]:
     """Yields worker ``rank``'s part of every step. Packs all its micro-batches first, so that the step's readable rows
-    are known before its first gradient. A dummy holds the step's first row that this worker can read."""
+    are known before its first gradient. A dummy holds the step's first row that this worker can read.
+    budget: maximum tokens of a micro-batch of several rows."""
     for step in steps:
         failed: dict[int, Rejected] = {}
         made: list[MicroBatch] = []
-        for workers in step.rounds:
-            micro = collator.read(step.table, workers[rank], failed)
+        for of_workers in micro_batches(step.tokens, workers, budget):
+            micro = collator.read(step.table, of_workers[rank], failed)
             if micro is None:
                 others = (index for index in range(len(step.table)) if index not in failed)
                 readable = (one for index in others if (one := collator.read(step.table, [index], {})))

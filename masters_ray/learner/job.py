@@ -31,7 +31,8 @@ class StagePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerJob:
-    """Job: train ``checkpoint`` once on the dataset's rows, in their order, and export the student."""
+    """Job: train ``checkpoint`` once on the dataset's rows, in their order, and export the student. Every worker's node
+    must see the directories."""
 
     checkpoint: str
     settings: Learner
@@ -39,7 +40,6 @@ class LearnerJob:
     seed: int
     stages: tuple[StagePlan, ...]
     iterations: tuple[Iteration, ...]
-    """Iterations of all stages."""
     max_staleness: int = 0
     """Largest staleness of a fresh group, in optimizer steps."""
     engine_dtype: str = "float32"
@@ -51,11 +51,11 @@ class LearnerJob:
     turns: bool = False
     """Whether the learner and the rollouts of online iterations take turns."""
     export_to: Path
-    """Hugging Face directory for the trained student; every worker's node must see this path."""
+    """Hugging Face directory for the trained student."""
     adapters_to: Path
-    """Directory for the adapters alone, if there are any; every worker's node must see it."""
+    """Directory for the adapters alone, if there are any."""
     storage: Path
-    """Directory for checkpoints, skipped steps and Ray Train's state; every worker's node must see it."""
+    """Directory for checkpoints, skipped steps and Ray Train's state."""
 
     @property
     def steps(self) -> list[tuple[StagePlan, Iteration]]:
@@ -85,7 +85,7 @@ class GroupRewards:
 
 @dataclass(kw_only=True)
 class LearnerReport:
-    """Report of a worker group to the driver."""
+    """What a worker group reports to the driver."""
 
     steps: list[StepMetrics] = field(default_factory=list)
     rewards: dict[int, list[GroupRewards]] = field(default_factory=dict)
@@ -106,8 +106,7 @@ class LearnerReport:
         self.notes += report.notes
 
     def as_json(self) -> str:
-        """Returns the JSON that a checkpoint holds: without notes, and without agreements, which are measured at every
-        start of the learner."""
+        """Returns the JSON that a checkpoint holds: without notes and agreements, which come at every start."""
         return json.dumps(dataclasses.asdict(self) | {"notes": [], "agreements": []})
 
     @classmethod

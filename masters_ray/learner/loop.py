@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,8 @@ def train(config: dict[str, Any]) -> None:
             worker.publisher.publish(number)
             if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
                 worker.save(number)
-        worker.checkpoints.wait()
         worker.export()
     finally:
-        worker.checkpoints.close()
         worker.publisher.close()
 
 
@@ -92,7 +90,6 @@ class _Worker:
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
         self._collator = Collator(self._folder, model, self._device, dtype)
-        self._skipped_in_a_row = 0
         self._history = LearnerReport()
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         sender = None
@@ -107,9 +104,6 @@ class _Worker:
             rank=self._rank,
             sender=sender,
         )
-        self.checkpoints = checkpoints.CheckpointWriter(
-            job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
-        )
 
     def _wait_for_the_others(self) -> None:
         meeting = torch.zeros(1, device=self._device)
@@ -118,12 +112,11 @@ class _Worker:
         meeting.item()  # NCCL's all_reduce returns before it is done
 
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
-        """Returns on rank 0 the transformers model's parameter names → tensors, adapters merged (and written); None on
-        other ranks, which must call this too, to gather."""
+        """Returns the transformers model's weights, adapters merged (and written); None on all ranks but 0."""
         state, lora = self._engine.whole_weights(keep=self._rank == 0), self._job.settings.lora
-        if self._rank != 0:
-            return None
-        return adapters.merged(state, self._folder, lora, adapters_to) if lora.rank else state
+        if self._rank == 0 and lora.rank:
+            return adapters.merged(state, self._folder, lora, adapters_to)
+        return state if self._rank == 0 else None
 
     def _as_checkpoint(self) -> dict[str, Tensor] | None:
         state = self._whole_student()
@@ -138,10 +131,8 @@ class _Worker:
                 own: Tensor = self._engine(batch.to(self._device))[0]
                 return own
 
-        budget = self._job.settings.tokens_per_micro_batch
         for plan, folder in zip(self._job.stages, stores, strict=True):
-            step = Step.of(plan, 0, agreement.sample(folder), self._workers, budget)
-            [part] = worker_steps([step], self._rank, self._collator)
+            [part] = self._own([Step(plan=plan, number=0, table=agreement.sample(folder))])
             mismatch = agreement.compare(part, logprobs, self._engine.over_workers, self._largest_gap)
             if mismatch is not None:
                 found, unfit = mismatch
@@ -158,15 +149,16 @@ class _Worker:
         coming = steps(
             iter(shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)),
             job.steps,
-            self._workers,
-            job.settings.tokens_per_micro_batch,
             skip=done,
             fresh=self._take,
             max_staleness=job.max_staleness,
         )
         by_turns = job.online if job.turns else ()
-        parts = worker_steps(coming, self._rank, self._collator)
-        return prefetch(parts, halts=lambda part: part.step.number + 1 in by_turns)
+        return prefetch(self._own(coming), halts=lambda part: part.step.number + 1 in by_turns)
+
+    def _own(self, steps: Iterable[Step]) -> Iterator[WorkerStep]:
+        budget = self._job.settings.tokens_per_micro_batch
+        return worker_steps(steps, self._collator, rank=self._rank, workers=self._workers, budget=budget)
 
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
@@ -188,7 +180,6 @@ class _Worker:
                 continue
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
-            self._skipped_in_a_row = state["skipped_in_a_row"]
             self.publisher.students = state["students"]
             report = LearnerReport.of(state["history"])  # the driver may have died before it read it
             report.notes.append(f"the learner goes on after step {found.step}")
@@ -229,7 +220,7 @@ class _Worker:
             answer_tokens=step.answer_tokens,
             tokens=tokens,
             tokens_per_second=updates * tokens / seconds,
-            padding_fraction=1.0 - tokens / (step.capacity + first.padding),
+            padding_fraction=1.0 - tokens / first.capacity,
             seconds=seconds,
             rollout_wait_s=started - asked if step.online else 0.0,
             fresh=len(step.ages),
@@ -241,8 +232,8 @@ class _Worker:
         self._report(LearnerReport(steps=[metrics], rewards={step.number: first.rewards}))
 
     def _readable(self, part: WorkerStep) -> WorkerStep:
-        """Returns the step without the rows that some worker cannot read, and reports those. Raises LearnerError when
-        there are too many in all, or when a worker can read no row while others can."""
+        """Returns the step without the rows that some worker cannot read. Raises LearnerError for too many of them, or
+        when a worker can read no row while others can."""
         of_workers: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_workers, (part.unreadable, not part.micro_batches))
         rows = dict(sorted((index, row) for unreadable, _ in of_workers for index, row in unreadable.items()))
@@ -278,7 +269,8 @@ class _Worker:
             old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
-        totals = step_totals(groups, made, engine.over_workers, self._operations.take())
+        operations = self._operations.take()
+        totals = step_totals(groups, made, engine.over_workers, operations, rank=self._rank, workers=self._workers)
         norm = engine.update(learning_rate(self._job.settings, step.number))
         if norm is None:
             ids = step.table["id"].to_pylist()
@@ -288,20 +280,24 @@ class _Worker:
             return None
         if is_first:
             agreement.check_fresh(step, totals.gaps, self._largest_gap)
-        self._skipped_in_a_row = 0
         return replace(totals, metrics=totals.metrics | {"grad_norm": norm})
 
     def save(self, number: int) -> None:
         """Saves this rank's part of the checkpoint after step ``number``."""
         self.publisher.forget_before(number)
         state = {
-            "step": number,
             "students": self.publisher.students,
             "random": torch.get_rng_state(),
-            "skipped_in_a_row": self._skipped_in_a_row,
             "history": self._history.as_json(),
         }
-        self.checkpoints.save(number, lambda folder: self._engine.save(folder, state))
+        checkpoints.save(
+            self._job.storage / "checkpoints",
+            number,
+            lambda folder: self._engine.save(folder, state),
+            rank=self._rank,
+            workers=self._workers,
+            kept=self._job.settings.checkpoints_kept,
+        )
 
     def export(self) -> None:
         """Writes the trained student on rank 0; the other ranks take part in gathering it."""
@@ -312,7 +308,6 @@ class _Worker:
 
     def _skip(self, step: Step, reason: str) -> None:
         """Reports a skipped step, and saves its rows. Raises LearnerError when too many steps in a row were skipped."""
-        self._skipped_in_a_row += 1
         file = self._job.storage / "skipped" / f"step-{step.number:08d}.parquet"
         saved = str(file) if len(step.table) else ""
         if saved and self._rank == 0:
@@ -321,10 +316,12 @@ class _Worker:
                 pq.write_table(step.table, file)
         skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=saved)
         self._report(LearnerReport(skipped=[skipped]))
-        if self._skipped_in_a_row > (most := self._job.settings.max_skipped_in_a_row):
+        taken = max((one.step for one in self._history.steps), default=0)
+        in_a_row = sum(one.step > taken for one in self._history.skipped)
+        if in_a_row > (most := self._job.settings.max_skipped_in_a_row):
             where = f" Its rows are in {saved}." if saved else ""
             raise LearnerError(
-                f"{self._skipped_in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
+                f"{in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
                 f"{where} learner.max_skipped_in_a_row is {most}."
             )
 

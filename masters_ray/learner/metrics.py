@@ -23,8 +23,8 @@ class StepTotals:
     """Loss of each group."""
     metrics: dict[str, float]
     """Fields of StepMetrics: means over groups; logprob_mismatch is a mean over the tokens of fresh groups."""
-    padding: float
-    """Padding tokens."""
+    capacity: float
+    """Tokens that all workers process if each round is filled to its longest micro-batch."""
     operations: float
     """Floating-point operations."""
     rewards: list[GroupRewards]
@@ -38,31 +38,34 @@ def step_totals(
     made: Sequence[tuple[MicroBatch, LossOutputs, Tensor]],
     over_workers: Callable[[Tensor], Tensor],
     operations: int,
+    *,
+    rank: int,
+    workers: int,
 ) -> StepTotals:
     """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batches, each with its outputs and
     answer tokens' log-probs; ignores dummies. over_workers: sums over workers. operations: of this worker's step."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
-    padding = 0
+    work = torch.zeros(1 + len(made), workers, dtype=torch.float64)  # operations, then tokens of each round
+    work[0, rank] = operations
     rewards: list[GroupRewards] = []
-    for micro, outputs, logprobs in made:
+    for number, (micro, outputs, logprobs) in enumerate(made, 1):
         if micro.indices:
             gaps = row_gaps(logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
             gaps[[group.version is None for group in micro.groups]] = 0.0
             metrics = torch.stack([values.double().cpu() for values in outputs.metrics.values()], 1)
             table[micro.indices] = torch.cat([metrics, gaps], 1)
-            padding += micro.batch.layout.padding
+            work[number, rank] = micro.batch.layout.length
             rewards += _rewards(micro, outputs)
-    columns = over_workers(table)
-    all_padding, all_operations = over_workers(torch.tensor([padding, operations], dtype=torch.float64)).tolist()
+    columns, work = over_workers(table), over_workers(work)
     gaps = columns[:, len(names) :]
     distance, tokens, _ = gaps.sum(0).tolist()
     means = dict(zip(names, columns.mean(0).tolist(), strict=False))
     return StepTotals(
         losses=columns[:, names.index("loss")].tolist(),
         metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
-        padding=all_padding,
-        operations=all_operations,
+        capacity=float(work[1:].amax(1).sum()) * workers,
+        operations=float(work[0].sum()),
         rewards=rewards[:_SHOWN_GROUPS],
         gaps=gaps,
     )

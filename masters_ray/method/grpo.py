@@ -1,7 +1,5 @@
 """The Masters loss: group relative policy optimisation and the divergence (METHOD 6; appendix B, eq. 9 to 11)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -92,7 +90,7 @@ def segment_means(values: Tensor, segment_of: Tensor, segments: int) -> Tensor:
 
 def group_losses(
     config: LossConfig,
-    batch: PackedBatch,
+    batch: "PackedBatch",
     student: tuple[Tensor, Tensor, Tensor],
     tokens_per_group: float,
     old: OldPolicy | None = None,

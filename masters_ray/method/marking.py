@@ -94,8 +94,7 @@ def choice(answer: str, problem: Problem) -> bool:
     return right is not None and right == chosen(answer, problem.choices)
 
 
-RULES: Mapping[Rule, Callable[[str, Problem], bool]]
-RULES = {"exact": exact, "relaxed": relaxed, "choice": choice, "vqa": vqa}
+RULES: dict[Rule, Callable[[str, Problem], bool]] = {"exact": exact, "relaxed": relaxed, "choice": choice, "vqa": vqa}
 
 
 def _number(text: str) -> float | None:

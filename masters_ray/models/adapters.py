@@ -1,7 +1,5 @@
 """Low-rank adapters (LoRA, by peft) of the student: adds them, writes them alone, merges them into the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

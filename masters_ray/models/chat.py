@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from masters_ray.data import special_in
-from masters_ray.errors import CheckpointError, DataError
+from masters_ray.errors import CheckpointError
 from masters_ray.method.prompts import Message
 from masters_ray.models import special_tokens
 
@@ -91,13 +91,7 @@ class Chat:
 
     def inputs(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> dict[str, Any]:
         """Returns the inputs of the model's forward, torch, batch of 1: ids with placeholders expanded, and pixels.
-
-        Raises DataError when a text holds a special token, which the processor might take for a picture.
-        """
-        _, hidden = self._hide(messages)
-        if hidden:
-            token = special_in(hidden[0], self._special)
-            raise DataError(f"the question holds the special token {token!r}. Take its row out of the data.")
+        Texts must hold no special token: the processor might take one for a picture."""
         options: dict[str, Any] = {"add_special_tokens": False, "return_tensors": "pt"}
         return dict(self.processor(text=[self.text(messages)], images=list(pictures) or None, **options))
 
@@ -164,6 +158,7 @@ class Chat:
 
 
 def _parts(content: Any) -> Any:
+    """Returns a turn's content as the list of parts that a template for pictures takes."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 

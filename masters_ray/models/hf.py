@@ -1,7 +1,5 @@
 """Student and live teacher as transformers models: loading, prompt tensors, packed forward to loss terms, export."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,10 +53,12 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
     """Returns model and unexpected weights."""
     from transformers import AutoModelForImageTextToText
 
-    with _loading(folder):
+    try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
     faults = [f"no {name}" for name in sorted(info["missing_keys"])]
     for name, found, expected in sorted(info["mismatched_keys"]):
         faults.append(f"{name} of shape {list(found)} in place of {list(expected)}")
@@ -68,27 +68,18 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
     return model, sorted(info["unexpected_keys"])
 
 
-@contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
-
-
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
     """Loads the model in evaluation mode without gradients, the matrices of ``parts`` masked at ``ratio`` in checkpoint
-    coordinates. Raises CheckpointError when it cannot be loaded."""
+    coordinates. Raises CheckpointError as ``masked``."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     report: list[MaskReport] = []
     state = dict(masked(tensors(folder), ratio, parts, report))
-    with _loading(folder):
-        config = AutoConfig.from_pretrained(folder)
-        kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-        model = kind.from_pretrained(
-            None, config=config, state_dict=state, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        )
+    config = AutoConfig.from_pretrained(folder)
+    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model = kind.from_pretrained(
+        None, config=config, state_dict=state, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
     return model.eval().requires_grad_(False), report[0]
 
 

@@ -4,8 +4,6 @@ Both go through vLLM's loader: the engine fuses q, k and v, shards over tensor-p
 after loading, so only the checkpoint's own tensors are the method's matrices.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import closing

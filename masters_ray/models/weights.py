@@ -69,11 +69,11 @@ def locate_locally(checkpoint: str) -> Path | None:
     if checkpoint.count("/") != 1 or path.parent.exists():
         raise CheckpointError(f"{checkpoint}: no such directory, and no model id such as org/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(checkpoint, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
     return None if _lacking(folder) else folder
 
@@ -92,7 +92,7 @@ def check(folder: Path) -> None:
     for name in (*_NEEDED, *_PROCESSORS, *_ALSO_READ):
         if (folder / name).is_file():
             read_json(folder / name)
-    config = read_config(folder)
+    config = read_json(folder / "config.json")
     if unnamed := [key for key in ("model_type", "architectures") if not config.get(key)]:
         raise CheckpointError(f"{folder}: config.json names no {' and no '.join(unnamed)}. {_AGAIN}")
     headers(folder)
@@ -166,7 +166,7 @@ def vocabulary(folder: Path) -> int | None:
 def quantisation(folder: Path) -> str | None:
     """Returns how a checkpoint is quantised, in words; None when it is not. Quantised matrices are those of AWQ and
     GPTQ (I32), bitsandbytes (U8, I8), FP8 (F8_E4M3), …"""
-    config = read_config(folder)
+    config = read_json(folder / "config.json")
     for section in (config, config.get("text_config") or {}):
         for key in _QUANTISED:
             if found := section.get(key):
@@ -188,11 +188,6 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
         "pre-tokenizer": content.get("pre_tokenizer"),
         "normalizer": content.get("normalizer"),
     }
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Returns the content of config.json. Raises as ``read_json``."""
-    return read_json(folder / "config.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from masters_ray.pipeline.judging import judge_answers
 from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import tally
-from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Rejected, Row, Source
+from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Rejected, RejectedBy, Row, Source
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
@@ -82,12 +81,7 @@ class GroupMaker:
         self._write(work)
         self._judge(work)
         self._score(work)
-        answered = [one for one in work.questions if one.position not in work.rejected]
-        for one in answered:
-            if not one.stored_ids:
-                reason = f"the judge could read {len(one.readable)} of {len(one.judged)} answers"
-                work.rejected[one.position] = Rejected(row=one.problem.id, reason=reason, kind="judge")
-        return self._made(work, answered)
+        return self._made(work)
 
     @contextmanager
     def _timed(self, call: str, questions: int) -> Iterator[None]:
@@ -135,32 +129,36 @@ class GroupMaker:
             answers[index] = tuple(answer.judged.answer for answer in stored)
             prompt_tokens[index] = group.prompt_tokens
             logprobs += [answer.reference_logprobs for answer in stored]
-        tokens = pa.array(logprobs, store.LOGPROBS)
-        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=tokens)
+        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=pa.array(logprobs, store.LOGPROBS))
         return WrittenBatch(answers=answers, scored=scored)
 
     def _judge(self, work: _BatchWork) -> None:
-        """Judges the answers of the questions that no engine has refused."""
+        """Judges the answers of the questions that no engine has refused; rejects those with fewer than two readable
+        verdicts."""
         settings, questions = self._recipe.judge, work.questions
         written = [
             [] if one.position in work.rejected else [*one.answers.get("teacher", ()), *one.answers.get("student", ())]
             for one in questions
         ]
+        problems, known = [one.problem for one in questions], [one.known for one in questions]
         with self._timed("judge.judge", len(questions)):
-            problems, known = [one.problem for one in questions], [one.known for one in questions]
             judged = judge_answers(settings, self._pools, problems, work.shared, written, known)
         for one, own in zip(questions, judged, strict=True):
             one.judged = own
-            one.readable = [
+            readable = [
                 answer
                 for answer in own
                 if answer.accuracy is not None and (answer.reasoning is not None or not settings.reasoning)
             ]
+            if len(readable) >= 2:
+                one.stored = readable
+            else:
+                work.reject(one, f"the judge could read {len(readable)} of {len(own)} answers", "judge")
 
     def _score(self, work: _BatchWork) -> None:
         """Has each model score the answers that it did not score while writing."""
-        wanted = [one.stored_ids for one in work.questions]
-        missing = {role: work.scores[role].missing(wanted) for role in self._scorers}
+        wanted = work.stored_ids()
+        missing = {role: work.missing(role, wanted) for role in self._scorers}
         asked = {role: answers for role, answers in missing.items() if any(answers)}
         calls = [
             partial(self._call, role, "score", sum(map(bool, answers)), work.shared, answers)
@@ -169,10 +167,10 @@ class GroupMaker:
         for (role, answers), scored in zip(asked.items(), run_all(calls), strict=True):
             work.add_scores(role, answers, scored)
 
-    def _made(self, work: _BatchWork, answered: Sequence[_Question]) -> MadeBatch:
-        """Returns a row for each question that is not rejected, and the counts over all ``answered`` ones."""
+    def _made(self, work: _BatchWork) -> MadeBatch:
+        """Returns a row for each question that is not rejected, and counts of all that were judged."""
         recipe, stage = self._recipe, self._recipe.stage
-        wanted = [[] if one.position in work.rejected else one.stored_ids for one in work.questions]
+        wanted = work.stored_ids()
         stored = {index: one for index, one in enumerate(work.questions) if wanted[index]}
         questions = [
             Row(
@@ -180,7 +178,7 @@ class GroupMaker:
                 stage=stage.index,
                 mask_ratio=stage.ratio,
                 problem=one.problem,
-                prompt_tokens=work.scores[self._reference].prompt_tokens[index],
+                prompt_tokens=work.prompt_tokens[self._reference, index],
                 teacher_digest=self._teacher_digest,
                 student_digest=recipe.student_digest,
                 version=recipe.online.version if recipe.online else None,
@@ -189,11 +187,11 @@ class GroupMaker:
         ]
         rows, left_out = store.SCHEMA.empty_table(), np.empty(0, np.float32)
         if stored:
-            top, reference, *behaviour = (work.scores[role].take(wanted) for role in self._scorers)
-            rows = store.table(questions, [one.readable for one in stored.values()], top, reference, *behaviour)
+            top, reference, *behaviour = (work.take(role, wanted) for role in self._scorers)
+            rows = store.table(questions, [one.stored for one in stored.values()], top, reference, *behaviour)
             left_out = store.decoded(top).left_out
         counts = tally(
-            [(one.problem, one.judged) for one in answered],
+            [(one.problem, one.judged) for one in work.questions if one.judged],
             recipe.judge,
             rows=len(rows),
             tokens=len(left_out),
@@ -214,17 +212,13 @@ class _Question:
     known: list[JudgedAnswer] = field(default_factory=list)
     """Answers of the student whose verdicts are taken over."""
     judged: list[JudgedAnswer] = field(default_factory=list)
-    readable: list[JudgedAnswer] = field(default_factory=list)
-    """Answers with a readable verdict, which can be stored."""
-
-    @property
-    def stored_ids(self) -> list[TokenIds]:
-        """Token ids of the answers in the question's row, which needs two; empty if there is no row."""
-        return [one.answer.token_ids for one in self.readable] if len(self.readable) >= 2 else []
+    stored: list[JudgedAnswer] = field(default_factory=list)
+    """The answers in its row: two or more with a readable verdict."""
 
 
 class _BatchWork:
-    """The state of a batch while its rows are made."""
+    """The state of a batch while its rows are made, with each model's scores so far. Answers with equal token ids share
+    one score, so that rounding cannot make their scores differ."""
 
     def __init__(self) -> None:
         self.questions: list[_Question] = []
@@ -232,7 +226,15 @@ class _BatchWork:
         """Position → why the question gets no row."""
         self.shared: Any = None
         """The problems, as ``Pool.share`` returned them."""
-        self.scores: defaultdict[Role, _ModelScores] = defaultdict(_ModelScores)
+        self.prompt_tokens: dict[tuple[Role, int], int] = {}
+        """Model and index of a question → its prompt's length, pictures included."""
+        self._scores: dict[tuple[Role, int, TokenIds], pa.Array] = {}
+        """Model, index of a question and token ids of an answer → its scores, an array of length 1."""
+
+    def reject(self, question: _Question, reason: str, kind: RejectedBy) -> None:
+        """Sets a question aside, unless it already is."""
+        rejected = Rejected(row=question.problem.id, reason=reason, kind=kind)
+        self.rejected.setdefault(question.position, rejected)
 
     def add_written(self, source: Source, written: WrittenBatch) -> None:
         """Adds answers with their scores."""
@@ -243,38 +245,28 @@ class _BatchWork:
 
     def add_scores(self, role: Role, answers: AnswerIds, scored: ScoredBatch) -> None:
         """Adds a model's scores of ``answers``, and rejects the questions that it refused."""
-        self.scores[role].add(answers, scored)
-        for index, refused in scored.refused.items():
-            one = self.questions[index]
-            by = "" if refused.kind == "picture" else f"the {role}'s engine refuses it: "
-            rejected = Rejected(row=one.problem.id, reason=by + refused.reason, kind=refused.kind)
-            self.rejected.setdefault(one.position, rejected)
-
-
-class _ModelScores:
-    """A model's scores of the answers of a batch so far. Answers with equal token ids share one score, so that rounding
-    cannot make their scores differ."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens: dict[int, int] = {}
-        """Index of a question → its prompt's length, pictures included."""
-        self._places: dict[tuple[int, TokenIds], int] = {}
-        self._parts: list[pa.Array] = []
-
-    def add(self, answers: AnswerIds, scored: ScoredBatch) -> None:
         given = [(index, ids) for index, own in enumerate(answers) if index not in scored.refused for ids in own]
-        for place, one in enumerate(given, sum(map(len, self._parts))):
-            self._places.setdefault(one, place)
-        self._parts.append(scored.tokens)
-        self.prompt_tokens |= {index: count for index, count in enumerate(scored.prompt_tokens) if count}
+        for place, (index, ids) in enumerate(given):
+            self._scores.setdefault((role, index, ids), scored.tokens.slice(place, 1))
+        self.prompt_tokens |= {(role, index): count for index, count in enumerate(scored.prompt_tokens) if count}
+        for index, refused in scored.refused.items():
+            by = "" if refused.kind == "picture" else f"the {role}'s engine refuses it: "
+            self.reject(self.questions[index], by + refused.reason, refused.kind)
 
-    def missing(self, wanted: AnswerIds) -> list[list[TokenIds]]:
-        """Returns the wanted answers without a score, each once."""
+    def stored_ids(self) -> list[list[TokenIds]]:
+        """Returns the token ids of the answers in each question's row; of a rejected question none."""
         return [
-            [ids for ids in dict.fromkeys(own) if (index, ids) not in self._places] for index, own in enumerate(wanted)
+            [] if one.position in self.rejected else [answer.answer.token_ids for answer in one.stored]
+            for one in self.questions
         ]
 
-    def take(self, wanted: AnswerIds) -> pa.Array:
-        """Returns the scores of the wanted answers, question after question."""
-        places = [self._places[index, ids] for index, own in enumerate(wanted) for ids in own]
-        return pa.concat_arrays(self._parts).take(pa.array(places))
+    def missing(self, role: Role, wanted: AnswerIds) -> list[list[TokenIds]]:
+        """Returns the wanted answers without a score by the model, each once."""
+        return [
+            [ids for ids in dict.fromkeys(own) if (role, index, ids) not in self._scores]
+            for index, own in enumerate(wanted)
+        ]
+
+    def take(self, role: Role, wanted: AnswerIds) -> pa.Array:
+        """Returns the model's scores of the wanted answers, question after question."""
+        return pa.concat_arrays([self._scores[role, index, ids] for index, own in enumerate(wanted) for ids in own])

@@ -72,20 +72,20 @@ class Journal:
         """Returns the number of optimizer steps recorded so far, skipped steps included."""
         return len(self._metrics.rows.keys() | self._skipped.rows.keys())
 
-    def take(self, news: LearnerReport, advance: Callable[..., None]) -> None:
-        """Records and prints the learner's news. advance: called with the number of new steps, and a note."""
-        for note in news.notes:
+    def take(self, report: LearnerReport, advance: Callable[..., None]) -> None:
+        """Records and prints the learner's report. advance: called with the number of new steps, and a note."""
+        for note in report.notes:
             say(note)
-        for one in news.agreements:
+        for one in report.agreements:
             self.note("agreement", self.content.get("agreement", {}) | {str(one.stage): dataclasses.asdict(one)})
-        for new in news.steps:
-            if self.record(new, news.rewards.get(new.step, ())):
+        for new in report.steps:
+            if self.record(new, report.rewards.get(new.step, ())):
                 advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
-        for left_out in news.left_out:
+        for left_out in report.left_out:
             self._left_out.put(left_out.step, left_out.rows)
             for row in left_out.rows:
                 say(f"step {left_out.step} goes on without {row.row}: {row.reason}")
-        for skipped in news.skipped:
+        for skipped in report.skipped:
             advance(self.record_skipped(skipped))
             where = f". Its rows are in {skipped.saved}" if skipped.saved else ""
             say(f"step {skipped.step} is skipped: {skipped.reason}{where}")

@@ -36,12 +36,12 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
         _online_rollouts(run, job) as broker,
     ):
 
-        def on_news(news: LearnerReport) -> None:
-            run.journal.take(news, advance)
-            if news.left_out:
+        def on_report(report: LearnerReport) -> None:
+            run.journal.take(report, advance)
+            if report.left_out:
                 run.write_quarantine(plan)
 
-        fit(job, [run.directory.stage(stage.index) for stage in plan], on_news, broker)
+        fit(job, [run.directory.stage(stage.index) for stage in plan], on_report, broker)
 
 
 def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:

@@ -43,10 +43,10 @@ def write(run: RunContext) -> None:
     steps = read_metrics(directory.root) if directory.file(METRICS).exists() else []
     marks = answered_by_all(all_marks(directory))
     measured = {name: accuracy(rows) for name, rows in marks.items()}
-    disagreements = [
+    disagreements = (
         remarks.held_out_disagreement(f"held-out accuracy of {name.replace('_', ' ')}", rows, config.judge.rule)
         for name, rows in marks.items()
-    ]
+    )
     teachers = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
     compared = [LogprobMismatch(**one) for one in noted.get("agreement", {}).values()]
     summary = facts.Summary(
@@ -56,7 +56,7 @@ def write(run: RunContext) -> None:
             left_out=len(held_out.problems) - len(marks["teacher"]),
             cut={name: cut_share(rows) for name, rows in marks.items()},
             max_tokens=config.evaluation_tokens,
-            remarks=[told for told in disagreements if told],
+            remarks=list(filter(None, disagreements)),
         ),
         judge=_judge(config.judge, sum(stages, AnswerTally())),
         stages=stages,
@@ -148,37 +148,31 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 def _learned(directory: RunDirectory, count: int) -> Iterator[Example]:
     """Yields up to ``count`` groups, spread over the run, with the rewards of their answers. Leaves out groups whose
-    rows are gone."""
+    rows are gone or damaged, or whose rewards are incomplete."""
     file = directory.file("rewards.jsonl")
     rows = read_records(file, GroupRewards, "Delete it to do without examples.") if file.exists() else []
     rewards = {(row.stage, row.position): row for row in rows}
     for row in _spread([rewards[place] for place in sorted(rewards)], count):
         try:
-            group = _group(directory, row)
+            for group in _groups(directory, row):
+                if {len(row.divergences), len(row.distillation), len(row.advantages)} != {len(group.answers)}:
+                    raise StoreError(f"{file}: not a number for each answer to {group.problem.id}")
+                answers = [one.judged for one in group.answers]
+                yield _example(group.problem, mask_ratio=group.mask_ratio, answers=answers, rewards=row)
         except StoreError as error:
             say(f"{error}: the report shows no example from it")
-            continue
-        if group is None:
-            continue
-        if {len(row.divergences), len(row.distillation), len(row.advantages)} != {len(group.answers)}:
-            say(
-                f"{file}: not a number for each answer to {group.problem.id}: the report does not show it as an example"
-            )
-            continue
-        answers = [one.judged for one in group.answers]
-        yield _example(group.problem, mask_ratio=group.mask_ratio, answers=answers, rewards=row)
 
 
-def _group(directory: RunDirectory, row: GroupRewards) -> RolloutGroup | None:
+def _groups(directory: RunDirectory, row: GroupRewards) -> list[RolloutGroup]:
     """Returns the rewarded group from its stage's store, or from the store of the online iterations, which a killed run
-    may not have closed; None when it is gone. Raises StoreError."""
+    may not have closed; an empty list when it is gone."""
     folder = directory.stage(row.stage) if row.version is None else directory.online(row.stage)
     before = [name for name in folder.names(store.SHARD) if store.first_position(name) <= row.position]
     if not before:
-        return None
+        return []
     table = store.read_shard(folder, before[-1])
     found = store.groups(table.filter(pc.equal(table["position"], row.position)))
-    return next((group for group in found if group.version == row.version), None)
+    return [group for group in found if group.version == row.version]
 
 
 def _changed(held_out: Sequence[Problem], marks: dict[str, list[Marked]], count: int) -> Iterator[Example]:

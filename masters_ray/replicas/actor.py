@@ -19,8 +19,6 @@ from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.student_weights import StudentWeights
 
-DEVICES = "MASTERS_RAY_DEVICES"
-"""Environment variable of a process: the node's GPUs that it uses when Ray reserves none for it, such as "0,1"."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS_TO_TELL = 1.0
 _NO_HELP = "For further information visit"
@@ -101,7 +99,8 @@ class ReplicaActor:
             raise
 
     def _load(self, spec: ReplicaSpec) -> None:
-        show_own_devices()
+        if spec.devices is not None:
+            show_devices(*spec.devices)
         self._model = model = ReplicaModel(spec)
         self._receiver = WeightReceiver(model.engine.load, spec.tensor_parallel)
         teacher, student = RolloutRole(model, "teacher", spec.top_k), RolloutRole(model, "student", 0)
@@ -127,10 +126,10 @@ def not_loaded(error: BaseException) -> ReplicaError:
     return ReplicaError(cut(told, _LONGEST_CAUSE))
 
 
-def show_own_devices() -> None:
-    """Sets CUDA_VISIBLE_DEVICES to the GPUs of ``DEVICES``, which are indices into the GPUs that the node's Ray shows.
+def show_devices(own: str) -> None:
+    """Sets CUDA_VISIBLE_DEVICES to the process's own GPUs, such as "0,1": indices into those that the node's Ray shows.
     Call before any library looks for GPUs."""
-    if own := os.environ.get(DEVICES):
+    if own:
         shown = os.environ.get(_VISIBLE)
         names = shown.split(",") if shown else None
         os.environ[_VISIBLE] = ",".join(names[int(number)] if names else number for number in own.split(","))

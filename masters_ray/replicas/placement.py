@@ -24,9 +24,7 @@ class Turns:
     gpus: int
 
     def __str__(self) -> str:
-        """Example: ``one node of 8 CPUs and 1 GPU``."""
-        gpus = f" and {self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else ""
-        return f"one node of {self.cpus:g} CPU{'' if self.cpus == 1 else 's'}{gpus}"
+        return f"one node of {self.cpus:g} CPUs and {self.gpus} GPUs"
 
 
 def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = False) -> Turns | None:
@@ -46,27 +44,24 @@ def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = Fa
 
 def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | None, list[Complaint]]:
     """Returns the placement as ``place`` does, and a complaint for each phase that these nodes have no room for."""
-    online, wanted = learns and config.rollout.online_fraction > 0, config.rollout.placement
+    online = learns and config.rollout.online_fraction > 0
+    wanted = config.rollout.placement if online else "beside"
     learned = online or config.rollout.student_refresh == "stage"
     making = {
         "making rollouts" + (f" with {key}" if number else ""): processes.for_rollouts(config, number, learned=learned)
         for number, key in enumerate(list(config.models)[:-1])
     }
-    if not learns:
-        return None, _without_room(making, nodes)
     workers = Processes(key="learner", count=config.learner.workers, cpus=config.learner.cpus, gpus=config.learner.gpus)
-    alone = making | {"measuring the trained student": processes.for_measuring(config), "the learner": [workers]}
-    if not online:
-        return None, _without_room(alone, nodes)
-    if wanted != "turns":
-        beside = {f"learning while {doing}": [workers, *replicas] for doing, replicas in making.items()}
-        complaints = _without_room(beside | alone, nodes)
-        if not complaints or wanted == "beside" or len(nodes) != 1:
-            return None, complaints
-    elif len(nodes) != 1:
+    after = {"measuring the trained student": processes.for_measuring(config), "the learner": [workers]}
+    alone = making | after if learns else making
+    beside = {f"learning while {doing}": [workers, *replicas] for doing, replicas in making.items()} if online else {}
+    if wanted == "turns" and len(nodes) != 1:
         expected = "auto or beside on a cluster of several nodes: turns are taken on one node"
         remedy = "Set it, or use a cluster of one node."
         return None, [Complaint("rollout.placement", expected, f"turns, and {len(nodes)} nodes", remedy)]
+    complaints = _without_room(beside | alone, nodes)
+    if wanted == "beside" or (wanted == "auto" and (not complaints or len(nodes) != 1)):
+        return None, complaints
     turns = Turns(cpus=nodes[0].get("CPU", 0.0), gpus=int(nodes[0].get("GPU", 0.0)))
     return turns, _without_room(alone, nodes)
 
@@ -98,18 +93,16 @@ def _without_room(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> li
         for one in asked:
             so_far = kinds.get(one.key, replace(one, roles=(), count=0))
             kinds[one.key] = replace(one, roles=so_far.roles + one.roles, count=so_far.count + one.count)
-        # Ray Data reads the learner's rows in a task of one CPU.
-        spare = 1 - _INEXACT if "learner" in kinds else -_INEXACT
-        left = sum(node.get("CPU", 0.0) for node in nodes) - sum(one.count * one.cpus for one in asked)
-        if left >= spare and fit(list(kinds.values()), nodes):
+        learns = "learner" in kinds
+        spare = sum(node.get("CPU", 0.0) for node in nodes) - sum(one.count * one.cpus for one in asked) + _INEXACT
+        if spare >= learns and fit(list(kinds.values()), nodes):
             continue
-        reading = ", and reading the data takes one CPU" if "learner" in kinds else ""
+        reading = ", and reading the data takes one CPU" if learns else ""
         complaint = Complaint(
             where=f"{' beside '.join(map(_counted_by, kinds.values()))} for {doing}",
             expected=f"room on the nodes ({there}): a process lies on one node with all its ranks{reading}",
             found=" with ".join(f"{one.count} of {one.cpus:g} CPUs and {one.gpus:g} GPUs" for one in kinds.values()),
-            remedy="Lower replicas or workers, or the cpus, gpus or tensor_parallel of each, or use more or larger "
-            "nodes.",
+            remedy="Lower replicas or workers, or cpus, gpus or tensor_parallel of each, or use more or larger nodes.",
         )
         found.append(complaint)
     return found

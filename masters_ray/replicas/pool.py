@@ -144,6 +144,8 @@ class Pool:
 
     def _wait_for(self, actor: Any) -> None:
         """Returns when the model is loaded in the process that Ray starts in the dead one's place."""
+        if actor not in self._away:
+            say(f"{self.role}: the process of a replica died; Ray starts another one")
         self._away.add(actor)
         ratio = self._expected.ratio if isinstance(self._expected, MaskReport) else None
         try:

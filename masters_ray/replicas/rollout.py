@@ -47,12 +47,9 @@ class RolloutRole:
         """Samples ``answers`` answers to each problem whose seed is not None, and scores them while writing."""
         asked = {index: seed for index, seed in enumerate(seeds) if seed is not None}
         prompts, refused = sorted_out({index: self._model.prompt(problems[index]) for index in asked})
+        own_seeds = [asked[index] for index in prompts]
         drawn = self._model.engine.generate(
-            [*prompts.values()],
-            sampling,
-            answers=answers,
-            seeds=[asked[index] for index in prompts],
-            top_k=self._top_k,
+            [*prompts.values()], sampling, answers=answers, seeds=own_seeds, top_k=self._top_k
         )
         written, refused_later = sorted_out(dict(zip(prompts, drawn, strict=True)))
         texts = [
@@ -63,11 +60,11 @@ class RolloutRole:
             for index in range(len(problems))
         ]
         scored = {index: [score for _, score in own] for index, own in written.items()}
-        return WrittenBatch(answers=texts, scored=self._batch(len(problems), scored, refused | refused_later))
+        return WrittenBatch(answers=texts, scored=self._batch(len(problems), scored | refused | refused_later))
 
     def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]]) -> ScoredBatch:
         """Scores every token of the given answers to each problem at temperature 1; a problem may have no answers."""
-        return self._batch(len(problems), *self._scores(problems, answers, self._top_k))
+        return self._batch(len(problems), self._scores(problems, answers, self._top_k))
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[Reply | Refused]:
         """Returns the greedy answer to each problem, or why it was refused."""
@@ -82,27 +79,28 @@ class RolloutRole:
     def label_likelihoods(self, problems: Sequence[Problem]) -> list[float | None]:
         """Returns the mean log-prob, nats per token, of the label as the answer to each question; None: refused."""
         labels = [[self._model.chat.answer_ids(problem.label)] for problem in problems]
-        found, _ = self._scores(problems, labels, 0)
+        found, _ = sorted_out(self._scores(problems, labels, 0))
         return [float(found[index][0].own.mean()) if index in found else None for index in range(len(problems))]
 
     def _scores(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]], top_k: int
-    ) -> tuple[dict[int, list[Scored]], dict[int, Refused]]:
-        """Returns, by the problem's index, the scores of its answers, and why an answer of it could not be scored."""
+    ) -> dict[int, list[Scored] | Refused]:
+        """Returns, by the problem's index, the scores of its answers, or why one of them could not be scored."""
         asked = {index: self._model.prompt(problems[index]) for index, group in enumerate(answers) if group}
         prompts, refused = sorted_out(asked)
         pairs = [(index, token_ids) for index in prompts for token_ids in answers[index]]
         said = self._model.engine.score([prompts[index] for index, _ in pairs], [ids for _, ids in pairs], top_k)
-        found: dict[int, list[Scored]] = {index: [] for index in prompts}
+        found: dict[int, list[Scored] | Refused] = {**refused, **{index: [] for index in prompts}}
         for (index, _), one in zip(pairs, said, strict=True):
+            group = found[index]
             if isinstance(one, Refused):
-                refused[index] = one
-                found.pop(index, None)
-            elif index in found:
-                found[index].append(one)
-        return found, refused
+                found[index] = one
+            elif isinstance(group, list):
+                group.append(one)
+        return found
 
-    def _batch(self, questions: int, found: Mapping[int, Sequence[Scored]], refused: dict[int, Refused]) -> ScoredBatch:
+    def _batch(self, questions: int, outcomes: Mapping[int, list[Scored] | Refused]) -> ScoredBatch:
+        found, refused = sorted_out(outcomes)
         prompt_tokens = [found[index][0].prompt_tokens if found.get(index) else 0 for index in range(questions)]
         tokens = self._stored([one for index in sorted(found) for one in found[index]])
         return ScoredBatch(prompt_tokens=prompt_tokens, refused=refused, tokens=tokens)

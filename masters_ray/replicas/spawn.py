@@ -1,13 +1,14 @@
 """Starts and stops replicas: the only place that makes Ray actors of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
 
 from masters_ray.errors import ReplicaError
-from masters_ray.replicas.actor import DEVICES, ReplicaActor
+from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.pool import CALLS_AT_ONCE, WHATEVER_DIES, Pool, replica_error
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spec import ReplicaSpec
@@ -25,7 +26,8 @@ class Replicas:
         loading: dict[Any, ReplicaSpec] = {}
         try:
             for spec, number in ((one, number) for one in specs for number in range(one.count)):
-                actor = ray.remote(actor_class).options(**_options(spec, number)).remote(spec)
+                own = spec if spec.devices is None else replace(spec, devices=(spec.devices[number],))
+                actor = ray.remote(actor_class).options(**_options(spec)).remote(own)
                 self._actors.append(actor)
                 loading[actor.ready.options(**WHATEVER_DIES).remote()] = spec
                 for role in spec.roles:
@@ -56,16 +58,15 @@ class Replicas:
             pool.wait_until_idle()
 
 
-def _options(spec: ReplicaSpec, number: int) -> dict[str, Any]:
-    """Returns Ray's options for the spec's process ``number``."""
-    variables, cpus, gpus = environment(spec), spec.cpus, spec.gpus
-    if spec.devices is not None:
+def _options(spec: ReplicaSpec) -> dict[str, Any]:
+    """Returns Ray's options for a process of the spec."""
+    variables, reserves = environment(spec), spec.devices is None
+    if not reserves:
         # Keeps Ray from hiding all GPUs from a process that reserves none, whatever the cluster was started with.
-        variables |= {DEVICES: spec.devices[number], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        cpus = gpus = 0
+        variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     return {
-        "num_cpus": cpus,
-        "num_gpus": gpus,
+        "num_cpus": spec.cpus if reserves else 0,
+        "num_gpus": spec.gpus if reserves else 0,
         "max_restarts": spec.max_restarts,
         # One more than the pools' calls, for calls to the process itself (ready, mask, hold, sleep).
         "max_concurrency": CALLS_AT_ONCE * len(spec.roles) + 1,

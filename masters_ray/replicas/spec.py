@@ -37,7 +37,8 @@ class ReplicaSpec(Processes):
     max_restarts: int = 0
     """Most restarts of a process that died."""
     devices: tuple[str, ...] | None = None
-    """In turns with the learner: GPUs of the node that each process uses, such as "0,1"; Ray then reserves nothing."""
+    """In turns with the learner: GPUs of the node that each process uses, such as "0,1"; Ray then reserves nothing.
+    The spec that a process gets has its own alone."""
 
     @property
     def share(self) -> float:

@@ -1,7 +1,5 @@
 """Access to the files of a store, in a directory on disk or in an object store."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,23 +26,21 @@ class Folder:
     Every method raises StoreError, which names the file, when the file system refuses the operation.
     """
 
-    def __init__(self, where: Where) -> None:
+    def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
-        self.filesystem: Any
-        self._path: str
+        self.filesystem: Any = fs.LocalFileSystem()
+        self._path = str(Path(self._name).absolute())
         if isinstance(where, Folder):
             self.filesystem, self._path = where.filesystem, where._path
         elif "://" in self._name:
             self.filesystem, self._path = _at_address(self._name)
-        else:
-            self.filesystem, self._path = fs.LocalFileSystem(), str(Path(where).absolute())
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
         return self._name
 
-    def __truediv__(self, name: str) -> Folder:
+    def __truediv__(self, name: str) -> "Folder":
         child = Folder(self)
         child._name, child._path = f"{self._name.rstrip('/')}/{name}", self.path(name)
         return child
@@ -59,8 +55,8 @@ class Folder:
 
     def names(self, beginning: str = "") -> list[str]:
         """Returns the sorted names of files that start with ``beginning``; none when the directory does not exist."""
-        found = [name for name, is_file in self._entries() if is_file and name.startswith(beginning)]
-        return sorted(name for name in found if not name.endswith((HALF_WRITTEN, DAMAGED)))
+        names = sorted(name for name, is_file in self._entries() if is_file)
+        return [name for name in names if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))]
 
     def folders(self) -> list[str]:
         """Returns the sorted names of subdirectories."""

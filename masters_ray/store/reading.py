@@ -74,17 +74,10 @@ def read_judged(folder: Where) -> Iterator[JudgedText]:
     """Yields the answers of a finished store as their judge saw them."""
     for row in read(folder):
         asked = {name: getattr(row.problem, name) for name in ("id", "kind", "question", "label", "choices")}
-        for one in (answer.judged for answer in row.answers):
-            assert one.accuracy is not None  # only answers with an accuracy are stored
-            yield JudgedText(
-                **asked,
-                position=row.position,
-                source=one.answer.source,
-                text=one.answer.text,
-                accuracy=one.accuracy,
-                verdict=one.verdict,
-                reasoning=one.reasoning,
-            )
+        for judged in (one.judged for one in row.answers):
+            said = {name: getattr(judged, name) for name in ("accuracy", "verdict", "reasoning")}
+            answer = judged.answer
+            yield JudgedText(**asked, **said, position=row.position, source=answer.source, text=answer.text)
 
 
 class Lookup:

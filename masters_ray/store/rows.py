@@ -187,15 +187,12 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
     behaviour = answers.field("behaviour_logprobs").to_numpy(zero_copy_only=False)
     found = []
     for index, one in enumerate(pa.RecordBatch.from_struct_array(answers).select(_WRITTEN.names).to_pylist()):
-        reasoning = one.pop("reasoning")
-        token_ids, texts = tuple(one.pop("token_ids")), {name: one.pop(name) for name in ("source", "text", "finish")}
+        texts = {name: one.pop(name) for name in ("source", "text", "finish")}
+        answer = Answer(**texts, token_ids=tuple(one.pop("token_ids")))
+        reasoning = None if one["reasoning"] < 0 else one["reasoning"]
         found.append(
             ScoredAnswer(
-                judged=JudgedAnswer(
-                    **one,
-                    answer=Answer(**texts, token_ids=token_ids),
-                    reasoning=None if reasoning < 0 else reasoning,
-                ),
+                judged=JudgedAnswer(**one | {"answer": answer, "reasoning": reasoning}),
                 teacher=TokenScores(**{name: numbers[index] for name, numbers in teacher.items()}),
                 reference_logprobs=reference[index],
                 behaviour_logprobs=behaviour[index] if len(behaviour[index]) else None,

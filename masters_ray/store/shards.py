@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
@@ -72,6 +73,9 @@ class Account:
     def name(self) -> str:
         """Name of the shard's file; sorted names give rows in the order of their positions."""
         return f"{SHARD}{min(self.asked):08d}{_ENDING}"
+
+
+_ACCOUNT = TypeAdapter(Account)
 
 
 def first_position(name: str) -> int:
@@ -136,12 +140,7 @@ def account_in(file: Any, where: Folder) -> tuple[Account, str]:
     the account does not match the file's name and number of rows."""
     with undamaged(where):
         found = pq.read_metadata(file)
-        content = json.loads(found.metadata[b"account"])
-        account = Account(
-            asked={int(position): digest for position, digest in content["asked"].items()},
-            rejected={int(position): Rejected(**one) for position, one in content["rejected"].items()},
-            noted=content["noted"],
-        )
+        account = _ACCOUNT.validate_json(found.metadata[b"account"])
         if found.num_rows != account.rows or not str(where).endswith(f"/{account.name}"):
             raise ValueError(f"{found.num_rows} rows and an account of {account.rows} in {account.name}")
         return account, found.metadata[b"key"].decode()

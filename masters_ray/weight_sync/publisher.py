@@ -97,9 +97,9 @@ class WeightPublisher:
         rank: int,
         sender: WeightSender | None,
     ) -> None:
-        """broker: a RolloutBroker actor, or None. online: numbers of the online iterations. gather: returns the student
-        as checkpoint tensors on rank 0; all workers call it together. barrier: returns when all workers have called it.
-        sender: rank 0's, if the learner itself sends weights to replicas."""
+        """broker: a RolloutBroker actor, or None. online: numbers of the online iterations. gather: called by all
+        workers; returns the student as checkpoint tensors on rank 0's CPU, None elsewhere. barrier: returns when all
+        workers have called it. sender: rank 0's, if the learner itself sends weights to replicas."""
         self._broker, self._online, self._max_staleness = broker, online, max_staleness
         self._gather, self._barrier, self._rank, self._sender = gather, barrier, rank, sender
         self._wanted: set[int] = set()
@@ -118,13 +118,28 @@ class WeightPublisher:
         self.publish(done)
 
     def publish(self, number: int) -> None:
-        """Publishes the student after ``number`` iterations, if it writes for a later iteration."""
+        """Publishes the student after ``number`` iterations, if it writes for a later iteration. Raises LearnerError
+        when the rollouts have failed."""
         if number not in self._wanted:
             return
         began = time.monotonic()
         tensors = self._gather()
-        if tensors is not None:
-            self.students[number] = publish(tensors, self._broker, number, began, self._sender)
+        if tensors is None:
+            return
+        digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
+        stored = []
+        if self._sender is None:
+            stored = [ask(self._broker, "put_piece", piece)[0] for piece in pieces(tensors.items())]
+        else:
+            self._sender.retain(number, tensors)
+        seconds = time.monotonic() - began
+        weights = StudentWeights(
+            version=number, digests=digests, pieces=tuple(stored), seconds=seconds, broker=self._broker
+        )
+        needed = ask(self._broker, "publish", weights)
+        if self._sender is not None:
+            self._sender.drop_all_but(needed)
+        self.students[number] = weights.digest
 
     def forget_before(self, number: int) -> None:
         """Forgets versions older than ``number`` − max_staleness: their rows are too stale for what follows."""
@@ -135,24 +150,3 @@ class WeightPublisher:
         """Stops sending weights."""
         if self._sender is not None:
             self._sender.close()
-
-
-def publish(
-    tensors: Mapping[str, Tensor], broker: Any, version: int, began: float, sender: WeightSender | None = None
-) -> str:
-    """Publishes a version of the student to the broker; returns its digest. tensors: checkpoint tensors on the CPU.
-    began: start of publishing, from ``time.monotonic``. sender: keeps and sends the tensors; None: they go into
-    the object store. Raises LearnerError when the rollouts have failed."""
-    digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
-    stored = []
-    if sender is None:
-        stored = [ask(broker, "put_piece", piece)[0] for piece in pieces(tensors.items())]
-    else:
-        sender.retain(version, tensors)
-    weights = StudentWeights(
-        version=version, digests=digests, pieces=tuple(stored), seconds=time.monotonic() - began, broker=broker
-    )
-    needed = ask(broker, "publish", weights)
-    if sender is not None:
-        sender.drop_all_but(needed)
-    return weights.digest

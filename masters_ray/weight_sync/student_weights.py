@@ -13,8 +13,6 @@ from masters_ray.method.masks import update_digest
 
 _PIECE = 256 * 2**20
 """Bytes of tensors per piece in the object store; a reading process holds one piece at a time."""
-_NAMED = 3
-"""Maximum number of tensors that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,8 @@ class StudentWeights:
     @property
     def digest(self) -> str:
         """SHA-256 over all names and digests, in the order of the names."""
-        return _joint_digest(self.digests)
+        told = "".join(f"{name}={self.digests[name]};" for name in sorted(self.digests))
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def check(self, received: Mapping[str, str]) -> None:
         """Raises WeightSyncError when ``received`` (name → digest) lacks, adds or changes a tensor."""
@@ -43,14 +42,12 @@ class StudentWeights:
             return
         names = sorted(self.digests.keys() | received.keys())
         different = [name for name in names if self.digests.get(name) != received.get(name)]
-        told = "; ".join(
-            f"{name}: {_short(self.digests.get(name))} sent, {_short(received.get(name))} received"
-            for name in different[:_NAMED]
-        )
+        sent, arrived = self.digests.get(different[0], "nothing"), received.get(different[0], "nothing")
         raise WeightSyncError(
-            f"version {self.version} of the student arrived with other weights: {_joint_digest(received)} instead of "
-            f"{self.digest}, in {len(different)} of {len(names)} tensors ({told}). Nothing was learned from them; the "
-            "same command goes on from the last checkpoint. If it happens again, look for failing memory or network."
+            f"version {self.version} of the student arrived with other weights: {len(different)} of {len(names)} "
+            f"tensors differ, such as {different[0]}: {sent[:16]} sent, {arrived[:16]} received. Nothing was learned "
+            "from them; the same command goes on from the last checkpoint. If it happens again, look for failing "
+            "memory or network."
         )
 
 
@@ -71,11 +68,3 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
     total = hashlib.sha256()
     update_digest(total, name, tensor)
     return total.hexdigest()
-
-
-def _joint_digest(digests: Mapping[str, str]) -> str:
-    return hashlib.sha256("".join(f"{name}={digests[name]};" for name in sorted(digests)).encode()).hexdigest()
-
-
-def _short(digest: str | None) -> str:
-    return digest[:16] if digest else "nothing"

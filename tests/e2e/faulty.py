@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -22,20 +21,14 @@ EVERY = 10
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fault:
+class Fault(NamedTuple):
     """What is wrong with a row, and how quarantine.jsonl names it."""
 
-    change: Row | str
-    """What differs from a good row, or the whole line."""
     kind: str
     reason: str
     """Part of the reason."""
-
-
-def _written(folder: Path, name: str, content: bytes) -> str:
-    (folder / name).write_bytes(content)
-    return name
+    change: Row | str
+    """What differs from a good row, or the whole line."""
 
 
 def _encoded(image: Image.Image, form: str, **more: Any) -> bytes:
@@ -59,36 +52,25 @@ def faults(folder: Path) -> list[Fault]:
         "line.png": _encoded(Image.new("RGB", (4000, 4)), "PNG"),
     }
     for name, content in images.items():
-        _written(folder, name, content)
-
-    def picture(name: Any, reason: str) -> Fault:
-        return Fault(change={"image": name}, kind="picture", reason=reason)
-
-    def row(reason: str, change: Row | str) -> Fault:
-        return Fault(change=change, kind="row", reason=reason)
-
+        (folder / name).write_bytes(content)
+    unreadable = ("cut.jpg", "crc.png", "plot.eps", "page.jpg", "pipe.png", "gone.png")
     colours = ["red", "blue", "green"]
     return [
-        picture("cut.jpg", "cut.jpg"),
-        picture("crc.png", "crc.png"),
-        picture("plot.eps", "plot.eps"),
-        picture("page.jpg", "page.jpg"),
-        picture("bomb.png", "9000 x 9000"),
-        Fault(change={"image": "line.png"}, kind="engine", reason="200"),
-        picture("pipe.png", "pipe.png"),
-        picture("gone.png", "gone.png"),
-        row("image", {"image": None}),
-        row("JSON", '{"id": "comma", "question": "what?", "answer": "red", "image": "a.png",}'),
-        row("JSON", "[" * 100_000),
-        row("digits", '{"id": "digits", "question": "what?", "image": "a.png", "answer": ' + "7" * 5000 + "}"),
-        row("answer", {"answer": float("nan")}),
-        row("answer", {"answer": ["red", "blue"]}),
-        row("none of", {"answer": "purple", "choices": colours}),
-        row("choices", {"choices": ["red", "red", "blue"], "answer": "red"}),
-        row("empty question", {"question": " "}),
-        Fault(change={"question": "what is <|image_pad|> here?"}, kind="text", reason="<|image_pad|>"),
-        Fault(change={"answer": "red<|im_end|>"}, kind="text", reason="<|im_end|>"),
-        Fault(change={"question": "what color " * 900}, kind="engine", reason="1024"),
+        *(Fault("picture", name, {"image": name}) for name in unreadable),
+        Fault("picture", "9000 x 9000", {"image": "bomb.png"}),
+        Fault("engine", "200", {"image": "line.png"}),
+        Fault("row", "image", {"image": None}),
+        Fault("row", "JSON", '{"id": "comma", "question": "what?", "answer": "red", "image": "a.png",}'),
+        Fault("row", "JSON", "[" * 100_000),
+        Fault("row", "digits", '{"id": "digits", "question": "what?", "image": "a.png", "answer": ' + "7" * 5000 + "}"),
+        Fault("row", "answer", {"answer": float("nan")}),
+        Fault("row", "answer", {"answer": ["red", "blue"]}),
+        Fault("row", "none of", {"answer": "purple", "choices": colours}),
+        Fault("row", "choices", {"choices": ["red", "red", "blue"], "answer": "red"}),
+        Fault("row", "empty question", {"question": " "}),
+        Fault("text", "<|image_pad|>", {"question": "what is <|image_pad|> here?"}),
+        Fault("text", "<|im_end|>", {"answer": "red<|im_end|>"}),
+        Fault("engine", "1024", {"question": "what color " * 900}),
     ]
 
 
@@ -130,11 +112,6 @@ def _row(problem: Problem, folder: Path, number: int) -> Row:
             content = _encoded(image.quantize(64), "GIF")
         case _:
             content = _encoded(image, "BMP")
-    name = _written(folder, f"{number}.picture", content)
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "answer": problem.label,
-        "image": name,
-        "kind": problem.kind,
-    }
+    (folder / f"{number}.picture").write_bytes(content)
+    asked = {"id": problem.id, "question": problem.question, "answer": problem.label, "kind": problem.kind}
+    return asked | {"image": f"{number}.picture"}

@@ -5,8 +5,6 @@ micro-batches, a part of it used by only some of them; once as planned, once wit
 dropped. PyTorch alone takes the same steps. A checkpoint is written and gone on from.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -3,8 +3,6 @@
 Every step that the worker group reports is printed as a line of JSON.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

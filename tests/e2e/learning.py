@@ -1,7 +1,5 @@
 """Stored rollouts and a run of the real learner on them, for the tests that follow."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A step under DeepSpeed, for every ZeRO stage and precision: summed right, dropped without a trace."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -33,7 +31,9 @@ def measured(workers: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_a_dropped_step_leaves_no_trace_and_the_others_are_those_of_plain_pytorch(case: str, workers: int) -> None:
+def test_steps_are_those_of_plain_pytorch_a_dropped_one_leaves_no_trace_and_a_checkpoint_is_gone_on_from(
+    case: str, workers: int
+) -> None:
     found = measured(workers)[case]
     assert found["dropped_against_never"] == 0.0
     assert found["norms_dropped_against_never"] == 0.0
@@ -43,18 +43,10 @@ def test_a_dropped_step_leaves_no_trace_and_the_others_are_those_of_plain_pytorc
     else:  # Adam turns the sign of a gradient near zero into a whole step, so only the mean is close
         assert found["norms_against_plain"] < 3e-2
         assert found["mean_against_plain"] < 0.2 * RATE
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_is_gone_on_from_to_the_bit_and_one_that_names_a_program_is_refused(
-    case: str, workers: int
-) -> None:
-    found = measured(workers)[case]
     assert found["loaded_against_written"] == 0.0
     assert found["told"] == {"steps": [{"loss": 1.0}]}
     assert "system. Nothing of it was run: this is no checkpoint of the learner's" in found["refusal"]
-    assert not found["ran"]
+    assert not found["ran"], "a checkpoint that names a program is refused"
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name.startswith("bfloat16")])

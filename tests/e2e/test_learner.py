@@ -1,7 +1,5 @@
 """The real learner (Ray Train, Ray Data, DeepSpeed) gives one result however its work is split."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

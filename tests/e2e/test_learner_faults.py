@@ -1,7 +1,5 @@
 """What kills, torn files and numbers that are none do to the learner."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -17,7 +17,7 @@ import pytest
 from masters_ray import store
 from tests.conftest import PAIR, ROOT
 from tests.e2e import faulty
-from tests.e2e.nodes import ADDRESS, RAY, two_nodes
+from tests.e2e.nodes import ADDRESS, two_nodes
 from tests.e2e.runs import PROGRAM, SMALL, environment, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
@@ -37,12 +37,6 @@ class Finished:
     """Ids of the rows without a fault."""
     bad: dict[str, faulty.Fault]
     """The others, by what quarantine.jsonl calls them."""
-
-
-def questions(run: Path) -> list[tuple[int, int, str]]:
-    """(stage, position, id) of every stored row, in the order of the stores."""
-    folders = sorted((run / "rollouts").iterdir())
-    return [(row.stage, row.position, row.problem.id) for folder in folders for row in store.read(folder)]
 
 
 def _listening(process: subprocess.Popen[str]) -> set[str]:
@@ -123,14 +117,8 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
     assert found["judge"]["judged"] + found["judge"]["unjudged"] == len(finished.good) * 8
     assert found["judge"]["agreement_with_rule"] > 0.9
     assert found["judge"]["compared"] == found["judge"]["judged"]
-    rows = [row for folder in (finished.folder / "rollouts").iterdir() for row in store.read(folder)]
-    cut = [answer.judged.answer.finish == "length" for row in rows for answer in row.answers]
-    by_source = [
-        (one[f"{who}_cut"], one[f"{who}_written"]) for one in found["stages"] for who in ("teacher", "student")
-    ]
-    assert all(0 <= shortened < written / 2 for shortened, written in by_source)
-    told = sum(shortened for shortened, _ in by_source)
-    assert sum(cut) <= told, "answers that could not be judged are counted and not stored"
+    for stage in found["stages"]:
+        assert all(0 <= stage[f"{who}_cut"] < stage[f"{who}_written"] / 2 for who in ("teacher", "student"))
     assert set(found["evaluation"]["cut"]) == {"teacher", "student_before", "student_after"}
     assert [one["stage"] for one in found["learner"]["agreement"]] == [0, 1, 2]
     assert all(0 < one["mean_gap"] < 1e-4 < one["bound"] for one in found["learner"]["agreement"])
@@ -143,17 +131,11 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
 def test_the_run_leaves_a_student_a_report_and_events(finished: Finished) -> None:
     from masters_ray.models import hf
 
-    run = finished.folder
+    run, source, own = finished.folder, PAIR / "student", {"model.safetensors", "config.json"}
     assert sum(parameter.numel() for parameter in hf.load_model(run / "student", "float32").parameters()) > 1e5
-    source = PAIR / "student"
-    beside = {file.name for file in source.iterdir()} - {"model.safetensors", "config.json"}
+    beside = {file.name for file in source.iterdir()} - own
     assert all((run / "student" / name).read_bytes() == (source / name).read_bytes() for name in beside)
-    assert {file.name for file in (run / "student").iterdir()} == {
-        *beside,
-        "model.safetensors",
-        "config.json",
-        "README.md",
-    }
+    assert {file.name for file in (run / "student").iterdir()} == {*beside, *own, "README.md"}
     assert "<html" in (run / "report.html").read_text()
     assert list((run / "tensorboard").glob("events.*"))
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -163,19 +145,16 @@ def test_the_run_leaves_a_student_a_report_and_events(finished: Finished) -> Non
     assert [row["step"] for row in shown] == [step["step"] for step in steps for _ in range(min(2, step["groups"]))]
 
 
-def test_each_row_with_a_fault_is_in_quarantine_with_its_reason(finished: Finished) -> None:
+def test_each_row_with_a_fault_is_in_quarantine_with_its_reason_and_the_student_learned_from_the_others(
+    finished: Finished,
+) -> None:
     lines = (finished.folder / "quarantine.jsonl").read_text().splitlines()
     found = {row["row"]: row for row in map(json.loads, lines)}
     assert len(lines) == len(found) == faulty.ROWS // faulty.EVERY
     told = {name: (row["kind"], finished.bad[name].reason in row["reason"]) for name, row in found.items()}
     assert told == {name: (fault.kind, True) for name, fault in finished.bad.items()}
-
-
-def test_the_student_learned_from_exactly_the_others(finished: Finished) -> None:
-    rows = questions(finished.folder)
-    steps = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
-    assert sum(step["groups"] for step in steps) == len(rows) == len(finished.good)
-    assert {name for _, _, name in rows} == finished.good
+    rows = [row.problem.id for folder in (finished.folder / "rollouts").iterdir() for row in store.read(folder)]
+    assert sorted(rows) == sorted(finished.good)
 
 
 def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(finished: Finished) -> None:
@@ -198,22 +177,6 @@ def test_a_job_that_fails_returns_non_zero_and_ends_with_the_cause(cluster: dict
     last = done.stdout.splitlines()[-4:]
     assert any("picture" in line and "none.png does not exist" in line for line in last), last
     assert last[-1].endswith("failed")
-
-
-def test_rays_own_submit_runs_the_entry_script(cluster: dict[str, str], tmp_path: Path) -> None:
-    """Up to the refusal of a bad configuration: the whole run is tested above."""
-    job = [RAY, "job", "submit", *ADDRESS, "--working-dir", "jobs", "--", "python", "distil.py", "none.yaml"]
-    deadline = time.monotonic() + 120
-    while True:
-        done = subprocess.run(
-            job, cwd=ROOT, env=environment(**cluster), capture_output=True, text=True, timeout=200, check=False
-        )
-        # A head node takes no job for some seconds after its dashboard answers.
-        if "No available agent" not in done.stderr or time.monotonic() > deadline:
-            break
-        time.sleep(1)
-    assert done.returncode == 1
-    assert "none.yaml: expected a YAML file, found No such file" in done.stdout + done.stderr
 
 
 def test_submit_to_nowhere_says_how_to_reach_a_cluster(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from masters_ray.records import Problem, RolloutGroup
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.weight_sync.broker import Order, RolloutBroker
-from masters_ray.weight_sync.publisher import WeightSender, publish
+from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import replica_spec
 from tests.conftest import PAIR, ROOT
@@ -145,12 +145,13 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
     spec = replica_spec("student", checkpoint=str(PAIR / model), **more)
     answers = [[(40, 41, 2)] for _ in questions]
     broker = ray.remote(Damaging).options(num_cpus=0, max_concurrency=6).remote([1, 2, 3], 0, 10.0)
-    ray.get(broker.begin.remote(0, {}))
     tensors = moved(PAIR / model)
     sender = DamagingSender(broker, torch.device("cpu"), "gloo") if asks_learner else None
+    calls: dict[str, Any] = {"gather": lambda: tensors, "barrier": lambda: None}
+    publisher = WeightPublisher(broker, online=[1, 2, 3], max_staleness=0, rank=0, sender=sender, **calls)
 
     def published(version: int) -> StudentWeights:
-        publish(tensors, broker, version, 0.0, sender)
+        publisher.publish(version) if version else publisher.begin(0)
         order: Order = ray.get(broker.next_order.remote(1.0))
         ray.get(broker.deliver.remote(order, store.SCHEMA.empty_table()))
         return order.weights
@@ -166,25 +167,30 @@ def test_a_replica_that_dies_comes_back_with_the_weights_of_the_others_and_takes
         pool.hold(published(0))
         after = scored()
         assert np.abs(after - before).max() > 0.1
-        os.kill(ray.get(pool._replicas[0].actor.pid.remote()), signal.SIGKILL)
+        [process] = pool.everywhere("pid")
+        os.kill(process, signal.SIGKILL)
         assert np.array_equal(scored(), after)
         pool.hold(published(1))
-        with pytest.raises(WeightSyncError, match=f"version 2 .* in 1 of {len(tensors)} tensors .* sent, .* received"):
+        with pytest.raises(WeightSyncError, match=f"version 2 .* 1 of {len(tensors)} tensors .* sent, .* received"):
             pool.hold(published(2))
-    if sender is not None:
-        sender.close()
+    publisher.close()
+
+
+def driven(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """A run whose driver is this process, of few iterations at mask ratio 0, strictly on-policy."""
+    monkeypatch.chdir(ROOT)
+    usual = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", f"run.dir={folder}"]
+    settings = checks.load("conf/demo.yaml", [*ONLINE, *usual, *words])
+    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
 
 
 @long_form
 def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has_them(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """gloo in place of nccl, which a configuration cannot say; four iterations at mask ratio 0, strictly on-policy."""
-    monkeypatch.chdir(ROOT)
+    """gloo in place of nccl, which a configuration cannot say."""
     monkeypatch.setattr(learning.placement, "transfer", lambda *_: "gloo")
-    words = ["data.train.rows=16", "schedule.max_ratio=0", "rollout.max_staleness=0", "learner.learning_rate=0"]
-    settings = checks.load("conf/demo.yaml", [*ONLINE, *words, f"run.dir={tmp_path}"])
-    pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml")
+    driven(tmp_path, monkeypatch, "learner.learning_rate=0")
     assert "4 of its 4 iterations are online, weights by gloo" in capsys.readouterr().out
     assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(4))
     assert max(step["logprob_mismatch"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE

@@ -1,6 +1,6 @@
 """Rows of the dataset become optimizer steps, and their rows micro-batches of the workers."""
 
-import random
+import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.batches import Fresh, Plans, Step, micro_batches, prefetch, steps
+from masters_ray.learner.batches import Plans, Step, micro_batches, prefetch, steps
 from masters_ray.learner.collate import worker_steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, scored
-from tests.tensors import FakeCollator, packed
+from tests.tensors import FakeCollator, own_steps, packed
 
 PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
 PLANS = [(PLAN, one) for one in iterations((5,), 4)]
@@ -32,18 +32,13 @@ def rows(count: int = 5) -> list[RolloutGroup]:
 
 
 def planned(
-    groups: Sequence[RolloutGroup] | None = None,
-    plans: Plans = PLANS,
-    *,
-    workers: int = 2,
-    size: int = 3,
-    skip: int = 0,
+    groups: Sequence[RolloutGroup] | None = None, plans: Plans = PLANS, *, size: int = 3, skip: int = 0
 ) -> list[Step]:
     """Of groups that come ``size`` at a time."""
     groups = rows() if groups is None else groups
     whole = store.table_of(groups)
     tables = (whole.slice(start, size) for start in range(0, len(groups), size))
-    return list(steps(tables, plans, workers, 25, skip))
+    return list(steps(tables, plans, skip))
 
 
 def positions(step: Step) -> list[int]:
@@ -75,8 +70,7 @@ def test_which_questions_a_step_has_does_not_depend_on_those_that_were_set_aside
     there = [row for row in rows() if row.position not in (1, 4)]
     first, second = planned(there, [(replace(PLAN, rows=3), one) for _, one in PLANS])
     assert (positions(first), positions(second)) == ([0, 2, 3], [])
-    assert second.rounds == [], "a step without rows is told, not taken"
-    [part] = worker_steps([second], 0, FakeCollator())
+    [part] = own_steps([second])
     assert (part.step, part.micro_batches, part.unreadable) == (second, [], {})
 
 
@@ -89,66 +83,48 @@ def fresh(number: int, *versions: int) -> pa.Table:
     return store.table_of(made)
 
 
-def online(take: Fresh, max_staleness: int = 0) -> list[Step]:
-    return list(steps(iter([store.table_of(rows())]), ONLINE, 1, 50, 0, take, max_staleness))
+BOTH_OLD = pa.concat_tables([fresh(1, 0), fresh(2, 1)])
+"""Two rows, the first of which is a step older."""
 
 
-def test_an_online_iteration_has_its_fresh_rows_and_knows_their_ages() -> None:
-    first, second = online({1: fresh(1, 0, 0), 2: fresh(2, 1)}.get, max_staleness=1)
-    assert (positions(first), first.ages, first.note) == ([0, 1], [0, 0], "")
-    assert (positions(second), second.ages, second.note) == ([4], [0], "")
-    assert [one.version for one in store.groups(second.table)] == [1]
+@pytest.mark.parametrize(
+    ("came", "max_staleness", "rows_and_ages", "note"),
+    [
+        (fresh(2, 1), 0, ([4], [0]), ""),
+        (fresh(2, 0), 1, ([4], [1]), ""),
+        (fresh(2, 0), 0, ([4], []), "none of its questions has a fresh group; it learns from 1 stored ones"),
+        (BOTH_OLD, 0, ([4], [0]), "1 fresh groups are too old and left out"),
+        (None, 0, ([4], []), "its fresh answers did not come in time; it learns from 1 stored ones"),
+    ],
+)
+def test_an_online_iteration_has_its_fresh_rows_that_are_young_enough_or_what_is_stored_and_says_so(
+    came: pa.Table | None, max_staleness: int, rows_and_ages: tuple[list[int], list[int]], note: str
+) -> None:
+    _, step = steps(iter([store.table_of(rows())]), ONLINE, 0, {2: came}.get, max_staleness)
+    assert (positions(step), step.ages) == rows_and_ages
+    assert step.note == (note and f"iteration 2: {note}")
 
 
-def test_rows_whose_writer_is_too_old_are_not_learned_from() -> None:
-    [_, second] = online({1: fresh(1, 0), 2: fresh(2, 0)}.get)
-    assert (positions(second), second.ages) == ([4], []), "the stored row is there instead"
-    assert second.note == "iteration 2: none of its questions has a fresh group; it learns from 1 stored ones"
-    [_, second] = online({1: fresh(1, 0), 2: pa.concat_tables([fresh(1, 0), fresh(2, 1)])}.get)
-    assert (positions(second), second.note) == ([4], "iteration 2: 1 fresh groups are too old and left out")
+def test_an_iteration_without_any_rows_is_left_out() -> None:
+    [first, _] = steps(iter([]), [(replace(PLAN, rows=0), one) for _, one in ONLINE], 0)
+    said = "iteration 1: its fresh answers did not come in time; none is stored, it is left out"
+    assert (len(first.table), first.note) == (0, said)
 
 
-def test_an_iteration_whose_answers_do_not_come_goes_on_with_what_is_stored_and_says_so() -> None:
-    said = "iteration 1: its fresh answers did not come in time;"
-    first, second = online(lambda _: None)
-    assert (positions(first), positions(second)) == ([0, 1, 2, 3], [4])
-    assert first.note == f"{said} it learns from 4 stored ones"
-    [first, _] = steps(iter([]), [(replace(PLAN, rows=0), one) for _, one in ONLINE], 1, 50, 0)
-    assert (first.rounds, first.note) == ([], f"{said} none is stored, it is left out")
-
-
-def test_what_the_workers_could_have_computed_is_counted() -> None:
-    [step] = planned(rows(2), [(replace(PLAN, rows=2), one) for one in iterations((2,), 2)])
-    assert [len(one) for one in step.rounds] == [2]
-    assert step.capacity == 2 * max(step.tokens)
-
-
-def until(made: list[int], count: int) -> None:
-    deadline = time.monotonic() + 5
-    while len(made) < count and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
-def test_items_are_made_one_ahead_on_another_thread_but_where_that_is_not_allowed() -> None:
-    made: list[int] = []
-    threads = set()
+def test_items_are_made_one_ahead_on_another_thread() -> None:
+    made: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def items() -> Iterator[int]:
-        for index in range(5):
-            threads.add(threading.get_ident())
-            made.append(index)
-            yield index
+        for _ in range(3):
+            made.put(threading.get_ident())
+            yield made.qsize()
 
-    coming = prefetch(items(), halts=lambda index: index == 2)
-    assert next(coming) == 0
-    until(made, 2)
-    assert made == [0, 1] and threading.get_ident() not in threads
-    assert [next(coming), next(coming)] == [1, 2]
-    time.sleep(0.05)
-    assert made == [0, 1, 2]
-    assert next(coming) == 3
-    until(made, 5)
-    assert made == [0, 1, 2, 3, 4] and list(coming) == [4]
+    coming = prefetch(items())
+    assert next(coming) == 1
+    assert {made.get(timeout=5), made.get(timeout=5)}.isdisjoint({threading.get_ident()}), (
+        "the second is made by itself"
+    )
+    assert len(list(coming)) == 2
 
 
 def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_then() -> None:
@@ -156,9 +132,11 @@ def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_
     plan = replace(PLAN, rows=8)
     plans = [(plan, replace(one, online=one.number > 2)) for one in iterations((8,), 2)]
     asked: list[int] = []
-    coming = steps(iter([store.table_of(rows(8))]), plans, 2, 25, 0, fresh=asked.append)
+    coming = steps(iter([store.table_of(rows(8))]), plans, 0, fresh=asked.append)
     seen: dict[int, list[int]] = {}
-    for part in prefetch(worker_steps(coming, 0, FakeCollator()), lambda part: part.step.number + 1 in (3, 4)):
+    for part in prefetch(
+        worker_steps(coming, FakeCollator(), rank=0, workers=2, budget=25), lambda part: part.step.number + 1 in (3, 4)
+    ):
         time.sleep(0.02)
         seen[part.step.number] = list(asked)
     assert seen == {1: [], 2: [], 3: [3], 4: [3, 4]}
@@ -196,11 +174,3 @@ def test_every_group_stands_in_one_micro_batch_within_the_budget(tokens: list[in
     assert sorted(index for batch in batches for index in batch) == list(range(len(tokens)))
     assert all(batch == sorted(batch) for batch in batches)
     assert all(sum(tokens[index] for index in batch) <= budget or len(batch) == 1 for batch in batches)
-
-
-def test_workers_of_a_round_have_about_the_same_to_do() -> None:
-    draw = random.Random(0)
-    tokens = [draw.randint(300, 1500) for _ in range(256)]
-    for one in micro_batches(tokens, workers=4, budget=8192):
-        loads = [sum(tokens[index] for index in batch) for batch in one]
-        assert max(loads) - min(loads) < 0.02 * max(loads)

@@ -1,7 +1,6 @@
-from __future__ import annotations
-
-import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +14,8 @@ from tests.builders import group
 
 ROWS = store.table_of([group()])
 INVITATION = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
-GONE = "iteration 1 was waited for by a worker that is gone"
+Begin = Callable[..., Future[Any]]
+"""Begins a call that waits for the broker, on a thread."""
 
 
 def weights(version: int) -> StudentWeights:
@@ -52,28 +52,26 @@ def ordered(broker: RolloutBroker) -> tuple[int, int]:
     return found.iteration, found.weights.version
 
 
-class Waiting:
-    """Somebody who waits for the broker on a thread."""
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    threads = ThreadPoolExecutor(8)
 
-    def __init__(self, method: Any, *arguments: Any) -> None:
-        self.found: Any = "nothing yet"
-        self._thread = threading.Thread(target=self._wait, args=(method, *arguments), daemon=True)
-        self._thread.start()
+    def submit(method: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        call = threads.submit(method, *arguments)
         time.sleep(0.05)
+        return call
 
-    def _wait(self, method: Any, *arguments: Any) -> None:
-        try:
-            self.found = method(*arguments)
-        except (LearnerError, WeightsGoneError) as error:
-            self.found = str(error)
-
-    def end(self) -> Any:
-        self._thread.join(timeout=10)
-        return self.found
+    yield submit
+    threads.shutdown(wait=False)
 
 
-def workers(broker: RolloutBroker, iteration: int, count: int = 2) -> list[Waiting]:
-    return [Waiting(broker.take, iteration) for _ in range(count)]
+def results(calls: list[Future[Any]]) -> list[Any]:
+    return [call.result(10) for call in calls]
+
+
+def told(calls: list[Future[Any]]) -> set[str]:
+    """Their errors."""
+    return {str(call.exception(10)) for call in calls}
 
 
 def test_nothing_is_ordered_before_the_learner_has_begun_and_the_writers_weights_are_there() -> None:
@@ -95,14 +93,6 @@ def test_iterations_are_answered_in_their_order_each_by_the_oldest_student_that_
     assert broker.next_order(0.0) is None
 
 
-def test_rows_are_waited_for_and_every_worker_gets_the_same() -> None:
-    broker = started([1], published=0)
-    waiting = workers(broker, 1, 3)
-    assert [one.found for one in waiting] == ["nothing yet"] * 3
-    broker.deliver(order(broker), ROWS)
-    assert [one.end() for one in waiting] == [ROWS] * 3
-
-
 def test_the_learner_goes_on_without_rows_after_the_longest_wait_and_all_workers_do() -> None:
     broker = started([1, 2], wait=0.05, published=0)
     late = order(broker)
@@ -120,32 +110,24 @@ def test_a_learner_that_goes_on_writes_with_the_weights_that_it_has() -> None:
     assert ordered(broker) == (8, 4), "1 = 8 - 1 - 6 is not there any more"
 
 
-def test_what_a_learner_that_went_back_has_not_reached_is_wanted_again() -> None:
+def test_what_a_learner_that_went_back_has_not_reached_is_wanted_again(begin: Begin) -> None:
+    """Its workers were lost in the second iteration and begin at the checkpoint of the first."""
     broker = started([2, 4], published=1)
-    before = order(broker)
-    broker.deliver(before, ROWS)
-    broker.begin(1, {})  # the workers were lost after the second iteration and begin at the checkpoint of the first
+    before, gone = order(broker), begin(broker.take, 2)
+    broker.begin(1, {})
+    assert told([gone]) == {"iteration 2 was waited for by a worker that is gone"}
     broker.publish(weights(1))
     assert ordered(broker) == (2, 1)
     broker.deliver(before, ROWS)
     assert ordered(broker) == (2, 1), "what was ordered by the lost workers is not delivered"
-
-
-def test_a_worker_that_is_gone_takes_no_iteration_from_the_one_in_its_place() -> None:
-    broker = started([1], published=0)
-    [gone] = workers(broker, 1, 1)
-    broker.begin(0, {})
-    assert gone.end() == GONE
-    broker.publish(weights(0))
     broker.deliver(order(broker), ROWS)
-    assert broker.take(1) is ROWS
+    assert broker.take(2) is ROWS
 
 
 def test_weights_that_write_for_nothing_any_more_are_not_kept_and_the_learner_is_told_which_still_do() -> None:
     broker = started([1, 2, 3], wait=0.01)
     assert [broker.publish(weights(version)) for version in range(3)] == [[0], [0, 1], [0, 1, 2]]
     broker.deliver(order(broker), ROWS)
-    assert list(broker._weights) == [1, 2]
     assert broker.take(2) is None, "nobody answers"
     assert broker.publish(weights(2)) == [2]
 
@@ -153,22 +135,21 @@ def test_weights_that_write_for_nothing_any_more_are_not_kept_and_the_learner_is
 def test_rows_behind_the_learner_are_dropped_and_never_ordered_again() -> None:
     broker = started([1, 2], published=0)
     broker.deliver(order(broker), ROWS)
-    assert broker.take(1) is ROWS
     broker.forget(1)
-    assert broker._rows == {1: None}
+    assert broker.take(1) is None
     broker.publish(weights(1))
     assert ordered(broker) == (2, 1)
 
 
 @pytest.mark.parametrize(("in_turns", "wait"), [(None, 30.0), (1, 0.5)])
-def test_whoever_waits_is_told_why_the_rollouts_stopped(in_turns: int | None, wait: float) -> None:
+def test_whoever_waits_is_told_why_the_rollouts_stopped(in_turns: int | None, wait: float, begin: Begin) -> None:
     """In turns also while they have an order whose time is over."""
     broker = started([1], workers=in_turns, published=0, wait=wait)
-    waiting = [*workers(broker, 1, 1), Waiting(broker.fetch, 0, 1)]
+    waiting = [begin(broker.take, 1), begin(broker.fetch, 0, 1)]
     order(broker)
     time.sleep(0.5)
     broker.fail("version 3 arrived with other weights")
-    assert [one.end() for one in waiting] == ["version 3 arrived with other weights"] * 2
+    assert told(waiting) == {"version 3 arrived with other weights"}
     for call in (lambda: broker.publish(weights(0)), lambda: broker.begin(None, {}), lambda: broker.begin(0, {})):
         with pytest.raises(LearnerError, match="version 3"):
             call()
@@ -183,80 +164,73 @@ def taken(broker: RolloutBroker) -> WeightRequest:
     return found
 
 
-def test_replicas_are_invited_in_their_order_each_once() -> None:
+def test_replicas_are_invited_each_to_the_version_that_it_asked_for(begin: Begin) -> None:
     broker = started([1])
     assert broker.next_request(0.0) is None
-    asking, requests = [], []
-    for version in (4, 5):
-        asking.append(Waiting(broker.fetch, version, 2))
-        requests.append(taken(broker))
+    asking = [begin(broker.fetch, version, 2) for version in (4, 5)]
+    requests = [taken(broker), taken(broker)]
     assert [(one.version, one.ranks) for one in requests] == [(4, 2), (5, 2)]
-    assert broker.next_request(0.0) is None
     broker.invite(requests[1], None)
     broker.invite(requests[0], INVITATION)
-    assert [one.end() for one in asking] == [
-        INVITATION,
-        "version 5 of the student is gone with the learner that had it",
-    ]
+    assert asking[0].result(10) == INVITATION
+    with pytest.raises(WeightsGoneError, match="version 5 of the student is gone with the learner that had it"):
+        asking[1].result(10)
 
 
-def test_what_a_learner_that_is_gone_was_asked_for_does_not_come() -> None:
+def test_what_a_learner_that_is_gone_was_asked_for_does_not_come(begin: Begin) -> None:
     broker = started([1])
-    asking = [Waiting(broker.fetch, 3, 1), Waiting(broker.fetch, 5, 1)]
+    asking = [begin(broker.fetch, 3, 1), begin(broker.fetch, 5, 1)]
     old = taken(broker)
     broker.begin(0, {})
-    assert all("gone with the learner that had it" in one.end() for one in asking)
+    assert all("gone with the learner that had it" in one for one in told(asking))
     broker.invite(old, INVITATION)
-    again = Waiting(broker.fetch, 6, 1)
+    again = begin(broker.fetch, 6, 1)
     new = taken(broker)
-    assert (new.version, again.found) == (6, "nothing yet")
+    assert new.version == 6 and not again.done()
     broker.invite(new, INVITATION)
-    assert again.end() == INVITATION
+    assert again.result(10) == INVITATION
 
 
 # In turns
 
 
-def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_time() -> None:
+def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_time(begin: Begin) -> None:
     broker = started([1, 2], max_staleness=1, workers=2, published=0)
     assert broker.next_order(0.0) is None
-    waiting = workers(broker, 1, 1)
+    waiting = [begin(broker.take, 1)]
     assert broker.next_order(0.0) is None, "the other one still works"
-    waiting += workers(broker, 1, 1)
+    waiting.append(begin(broker.take, 1))
     first = order(broker)
     assert (first.iteration, broker.wanted(first)) == (1, True)
     assert broker.next_order(0.0) is None, "the replicas have one"
     broker.deliver(first, ROWS)
-    assert [one.end() for one in waiting] == [ROWS, ROWS]
+    assert results(waiting) == [ROWS, ROWS]
     assert broker.next_order(0.0) is None, "the student learns, though the weights for iteration 2 are there"
-    waiting = workers(broker, 2)
+    waiting = [begin(broker.take, 2) for _ in range(2)]
     broker.deliver(order(broker), ROWS)
-    assert [one.end() for one in waiting] == [ROWS, ROWS]
+    assert results(waiting) == [ROWS, ROWS]
 
 
 @pytest.mark.parametrize("rows", [None, ROWS])
 def test_in_turns_the_learner_goes_on_only_when_the_replicas_have_stopped_with_the_rows_that_are_whole_then(
-    rows: Any,
+    rows: Any, begin: Begin
 ) -> None:
     broker = started([1, 2], workers=2, wait=0.3, published=0)
-    waiting = workers(broker, 1)
+    waiting = [begin(broker.take, 1) for _ in range(2)]
     late = order(broker)
     time.sleep(0.3)
     assert not broker.wanted(late), "they stop after the batches that they are at"
-    assert [one.found for one in waiting] == ["nothing yet"] * 2
+    assert not any(call.done() for call in waiting)
     broker.deliver(late, rows)
-    assert [one.end() for one in waiting] == [rows, rows]
-    broker.publish(weights(1))
-    waiting = workers(broker, 2)
-    assert ordered(broker) == (2, 1)
+    assert results(waiting) == [rows, rows]
 
 
-def test_in_turns_replicas_that_do_not_stop_stop_the_learner() -> None:
+def test_in_turns_replicas_that_do_not_stop_stop_the_learner(begin: Begin) -> None:
     broker = started([1], workers=1, wait=0.1, published=0)
-    [waiting] = workers(broker, 1, 1)
+    waiting = begin(broker.take, 1)
     order(broker)
-    told = "rollouts of iteration 1 did not stop within 0.1 s after they were to. Raise rollout.max_wait_seconds"
-    assert told in waiting.end()
+    with pytest.raises(LearnerError, match=r"iteration 1 did not stop within 0.1 s .* Raise rollout.max_wait_seconds"):
+        waiting.result(10)
     with pytest.raises(LearnerError, match="rollouts of the start before did not stop"):
         broker.begin(None, {})
 
@@ -266,19 +240,19 @@ def test_in_turns_an_iteration_that_nobody_took_up_is_left_out_when_its_time_is_
     assert broker.take(1) is None, "its weights never came"
 
 
-def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_back() -> None:
+def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_back(begin: Begin) -> None:
     broker = started([1], workers=2, published=0)
-    gone = workers(broker, 1)
+    gone = [begin(broker.take, 1) for _ in range(2)]
     before = order(broker)
-    starting = Waiting(broker.begin, None, {})
-    assert [one.end() for one in gone] == [GONE] * 2
-    assert starting.found == "nothing yet" and not broker.wanted(before)
+    starting = begin(broker.begin, None, {})
+    assert told(gone) == {"iteration 1 was waited for by a worker that is gone"}
+    assert not starting.done() and not broker.wanted(before)
     broker.deliver(before, ROWS)
-    assert starting.end() is None
+    starting.result(10)
     broker.begin(0, {})
     broker.publish(weights(0))
-    [first] = workers(broker, 1, 1)
+    waiting = [begin(broker.take, 1)]
     assert broker.next_order(0.0) is None, "those that are gone do not count"
-    [second] = workers(broker, 1, 1)
+    waiting.append(begin(broker.take, 1))
     broker.deliver(order(broker), ROWS)
-    assert first.end() is second.end() is ROWS
+    assert results(waiting) == [ROWS, ROWS]

@@ -1,13 +1,12 @@
 """Messages become token ids: texts stay texts, the start token stands once, whatever tokenizer and template do."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from masters_ray.errors import CheckpointError, DataError
+from masters_ray.errors import CheckpointError
 from masters_ray.method import prompts
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import special_tokens
@@ -58,8 +57,6 @@ def test_special_tokens_that_a_model_wrote_in_letters_are_text_for_the_judge() -
     again = [{"role": "system", "content": wrote}, {"role": "user", "content": strange + wrote}]
     decoded = chat.tokenizer.decode(chat.token_ids(again))
     assert decoded.split(f"{END}\n<|im_start|>user\n{strange}")[1].startswith(wrote)
-    with pytest.raises(DataError, match=re.escape("holds the special token '<|im_end|>'")):
-        chat.inputs(again, [])
 
 
 def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from masters_ray.errors import CheckpointError
@@ -51,20 +49,15 @@ def test_the_files_of_an_index_are_read_and_others_refused(tmp_path: Path) -> No
         (tmp_path / other).unlink()
 
 
-def test_an_index_may_name_a_single_file_and_none_below(tmp_path: Path) -> None:
-    save_file(ONE, index(tmp_path, {"a": SINGLE}) / SINGLE)
-    assert weights.weight_files(tmp_path) == [tmp_path / SINGLE]
-    (tmp_path / "below").mkdir()
-    (tmp_path / SINGLE).rename(tmp_path / "below" / SINGLE)
-    index(tmp_path, {"a": f"below/{SINGLE}"})
-    assert f"no below/{SINGLE} beside config.json" in refusal(tmp_path)
-
-
-def test_without_an_index_there_is_one_file(tmp_path: Path) -> None:
+def test_one_file_is_read_with_an_index_or_without_if_it_lies_beside_config_json(tmp_path: Path) -> None:
     save_file(ONE, tmp_path / SINGLE)
     assert weights.weight_files(tmp_path) == [tmp_path / SINGLE]
-    (tmp_path / SINGLE).unlink()
-    assert "no model.safetensors beside config.json. Download it again (in a clone: git lfs pull)" in refusal(tmp_path)
+    assert weights.weight_files(index(tmp_path, {"a": SINGLE})) == [tmp_path / SINGLE]
+    (tmp_path / "below").mkdir()
+    (tmp_path / SINGLE).rename(tmp_path / "below" / SINGLE)
+    told = "beside config.json. Download it again (in a clone: git lfs pull)"
+    assert f"no {SINGLE} {told}" in refusal(tmp_path)
+    assert f"no below/{SINGLE} {told}" in refusal(index(tmp_path, {"a": f"below/{SINGLE}"}))
 
 
 def test_a_tensor_of_two_files_is_refused(tmp_path: Path) -> None:
@@ -95,50 +88,28 @@ def test_a_file_that_cannot_be_read_is_named_with_its_fault(
     assert fault in str(caught.value)
 
 
-NAME, WEIGHTS = "org/tiny", "model.safetensors"
-
-
-@pytest.fixture
-def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model in a cache of the Hub's client, without its weights."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    model = tmp_path / "models--org--tiny"
-    (model / "refs").mkdir(parents=True)
-    (model / "refs" / "main").write_text("a" * 40)
-    return checkpoint(model / "snapshots" / ("a" * 40))
-
-
-def hub(monkeypatch: pytest.MonkeyPatch, deliver: Callable[[], None]) -> None:
-    """Its client, whose downloads do this and bring what the cache holds then."""
-    own = huggingface_hub.snapshot_download
-
-    def download(name: str, **options: Any) -> str:
-        if not options.get("local_files_only"):
-            deliver()
-        return own(name, local_files_only=True)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-
-
-def test_a_snapshot_in_part_is_completed_and_then_cached(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_in_part_is_completed_once_and_what_the_hub_does_not_deliver_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert weights.locate_locally("~/tiny") is None, "no name that the hub knows"
     downloads = []
 
-    def deliver() -> None:
-        downloads.append(1)
-        shutil.copyfile(PAIR / "student" / WEIGHTS, snapshot / WEIGHTS)
+    def download(name: str, local_files_only: bool = False) -> str:
+        if name == "org/other":
+            raise LocalEntryNotFoundError("no such model")
+        if name == "org/tiny" and not local_files_only:
+            downloads.append(name)
+            shutil.copyfile(PAIR / "student" / SINGLE, tmp_path / name / SINGLE)
+        return str(tmp_path / name)
 
-    hub(monkeypatch, deliver)
-    assert weights.locate_locally(NAME) is None
-    assert [weights.locate(NAME) for _ in range(2)] == [snapshot] * 2
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    checkpoint(tmp_path / "org/tiny")
+    assert weights.locate_locally("org/tiny") is None
+    assert [weights.locate("org/tiny") for _ in range(2)] == [tmp_path / "org/tiny"] * 2
     assert len(downloads) == 1
-    weights.check(snapshot)
-
-
-def test_what_the_hub_does_not_deliver_is_told(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub(monkeypatch, lambda: None)
-    (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one.safetensors"}}')
-    with pytest.raises(CheckpointError, match=r"org/tiny: .* without one.safetensors. Download it where"):
-        weights.locate(NAME)
+    index(checkpoint(tmp_path / "org/torn"), {"a": "one.safetensors"})
+    with pytest.raises(CheckpointError, match=r"org/torn: .* without one.safetensors. Download it where"):
+        weights.locate("org/torn")
     with pytest.raises(CheckpointError, match="org/other: no such directory, and the model hub did not deliver it"):
         weights.locate("org/other")
 
@@ -166,20 +137,16 @@ def test_weights_of_no_part_are_told(tmp_path: Path) -> None:
     assert hf.unexpected_weights(folder) == [other]
 
 
-CARD = "---\nlicense: apache-2.0\n---\n# Tiny\n88 % right\n"
-LEFT_OUT = {"modeling_tiny.py", "model.safetensors.index.json.bak", "pytorch_model.bin.index.json"}
-LEFT_OUT |= {".cache/huggingface/x.json"}
+LEFT_OUT = {"modeling_tiny.py", "pytorch_model.bin.index.json", ".cache/huggingface/x.json"}
 SETTINGS = {"eos_token_id": [2, 0], "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """The toy student with all that a checkpoint of the Hub may have beside its weights."""
-    folder = checkpoint(tmp_path / "models--org--tiny" / "snapshots" / "abc", weights=True)
-    more = dict.fromkeys(LEFT_OUT | {"LICENSE", "NOTICE.md", "merges.txt"}, "mine")
-    more |= {"generation_config.json": json.dumps(SETTINGS), "chat_template.json": '{"chat_template": "x"}'}
-    more |= {"additional_chat_templates/tools.jinja": "{{ messages }}", "README.md": CARD}
-    for name, text in more.items():
+    folder = checkpoint(tmp_path / "source", weights=True, generation_config=SETTINGS)
+    more = dict.fromkeys(LEFT_OUT | {"LICENSE", "NOTICE.md", "merges.txt"}, "mine") | {"README.md": "# 88 % right"}
+    for name, text in (more | {"additional_chat_templates/tools.jinja": "{{ messages }}"}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
@@ -194,13 +161,12 @@ def test_all_beside_the_weights_is_the_sources_but_its_card(source: Path, tmp_pa
     with torch.no_grad():
         model.lm_head.weight.mul_(1.25)
     hf.export(model.state_dict(), source, target, "float32")
-    assert files(target) == files(source) - LEFT_OUT | {"README_of_base_model.md"}
-    for name in files(target) - {"model.safetensors", "config.json", "README.md", "README_of_base_model.md"}:
+    assert files(target) == files(source) - LEFT_OUT - {"README.md"} | {"README_of_base_model.md"}
+    for name in files(target) - {"model.safetensors", "config.json", "README_of_base_model.md"}:
         assert (target / name).read_bytes() == (source / name).read_bytes(), name
     was, now = (json.loads((folder / "config.json").read_text()) for folder in (source, target))
     assert now == was | {"dtype": "float32"}
-    assert (target / "README.md").read_text().startswith("---\nbase_model: org/tiny\nlibrary_name: transformers\n")
-    assert (target / "README_of_base_model.md").read_text() == CARD
+    assert (target / "README_of_base_model.md").read_text() == "# 88 % right"
     ids = torch.tensor([[20, 30, 40]])
     again = hf.load_model(target, "float32").eval()
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -15,7 +15,7 @@ from masters_ray.checks import places, rows
 from masters_ray.errors import ConfigError
 from masters_ray.pipeline.run_dir import RunDirectory
 from tests.builders import checkpoint, png
-from tests.conftest import DEMO, PAIR
+from tests.conftest import DEMO
 
 
 def row(number: int, **other: Any) -> dict[str, Any]:
@@ -59,20 +59,20 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
     two = ["red", "blue"]
     train = [row(0, choices=two), row(1, choices=two), row(2, kind="shape", choices=two, hint="round")]
     train += [row(3, question=" "), row(4, image="b.png")]
-    overrides = words(tmp_path, train, "data.max_quarantined_share=0.5", "data.train.rows=9")
-    overrides.append("rollout.online_fraction=0.25")
+    keys = ("data.max_quarantined_share=0.5", "data.train.rows=9", "rollout.sampling.max_tokens=1020")
+    overrides = words(tmp_path, train, *keys, "rollout.online_fraction=0.25")
     before = sorted(tmp_path.rglob("*"))
     output = said(overrides)
     assert sorted(tmp_path.rglob("*")) == before
     for told in (
         f"data.train  all 5 rows of {tmp_path}/train.jsonl: 3 questions\n  most frequent kinds: colour 2, shape 1\n",
         f"1 × empty question ({tmp_path}/train.jsonl:4)",
-        "  columns that are not used: hint (1 row)\n",
+        "  columns that are not used: hint\n",
         "held-out questions",
         "data.train.rows asks for 9: all 3 are taken",
         "<|vision_start|><|image_pad|>×16<|vision_end|>what color?",
         "right, as a judge is told: A. red",
-        "student: prompts of data.held_out have",
+        "answers up to 1020, together at most 1024: 3 of 3 prompts leave less for them",
         "room: the learner writes up to",
         "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)",
     ):
@@ -111,39 +111,22 @@ def test_a_place_that_cannot_be_written_is_one_complaint_among_all(tmp_path: Pat
             assert why in told[key]
 
 
-def test_what_the_processor_fails_on_is_the_rows_and_not_the_checkpoints(tmp_path: Path, said: Said) -> None:
+def test_questions_that_a_model_cannot_be_asked_are_told_or_too_many(tmp_path: Path, said: Said) -> None:
     (tmp_path / "narrow.png").write_bytes(png((1, 1000)))
     many = [row(0, image="narrow.png"), *(row(number) for number in range(1, 150))]
-    told = "student: data.train has 1 of 150 that cannot be (q0: "
-    assert told in said(words(tmp_path, many))
+    assert "student: data.train has 1 of 150 that cannot be asked (q0: " in said(words(tmp_path, many))
     few = complaints(words(tmp_path, many[:4]))
-    assert "found 1 of 4 that cannot be (q0: ValueError" in few["data.train"]
+    assert "found 1 of 4 that cannot be asked (q0: ValueError" in few["data.train"]
     assert "student.checkpoint" not in few
-    none = complaints(words(tmp_path, [row(number, image="narrow.png") for number in range(3)]))
-    assert "found 3 of 3 that cannot be (q0: ValueError" in none["data.train"]
+    long = complaints(words(tmp_path, [row(n, question="what color? " * (500 if n else 1)) for n in range(3)]))
+    assert "found 2 of 3 that cannot be asked (q" in long["data.train"]
+    assert "tokens, where engine.max_model_len is 1024)" in long["data.train"]
 
 
 def test_a_model_that_transformers_does_not_know_is_a_complaint(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "student", weights=True, config={"model_type": "internvl_chat"})
     told = complaints(words(tmp_path, THREE, f"student.checkpoint={folder}"))["student.checkpoint"]
     assert "the model cannot be loaded: The checkpoint you are trying to load has model type `internvl_chat`" in told
-
-
-def test_answers_that_may_be_cut_and_a_teacher_that_reads_another_prompt_are_told(tmp_path: Path, said: Said) -> None:
-    seen = said(words(tmp_path, THREE, "rollout.sampling.max_tokens=1020"))
-    assert "answers up to 1020, together at most 1024: 3 of 3 prompts leave less for them" in seen
-
-    template = (PAIR / "teacher" / "chat_template.jinja").read_text()
-    template = f"<|im_start|>system\nLook closely.<|im_end|>{template}"
-    teacher = checkpoint(tmp_path / "teacher", "teacher", weights=True, template=template)
-    seen = said(words(tmp_path, THREE, f"teacher.checkpoint={teacher}"))
-    assert "teacher reads another prompt than the student, by its chat template" in seen
-
-
-def test_prompts_that_no_engine_takes_are_a_complaint(tmp_path: Path) -> None:
-    found = complaints(words(tmp_path, [row(n, question="what color? " * (500 if n else 1)) for n in range(3)]))
-    assert "found 2 of 3 that cannot be (q" in found["data.train"]
-    assert "tokens, where engine.max_model_len is 1024)" in found["data.train"]
 
 
 def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) -> None:

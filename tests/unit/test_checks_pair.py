@@ -9,7 +9,7 @@ import torch
 
 from masters_ray import checks
 from masters_ray.checks.pair import ends
-from masters_ray.checks.prompts import check_ids, difference
+from masters_ray.checks.prompts import check_ids
 from masters_ray.errors import CheckpointError, ConfigError
 from masters_ray.method.prompts import question_messages
 from masters_ray.models.chat import Chat
@@ -18,7 +18,6 @@ from tests.conftest import DEMO, PAIR
 from tests.unit.test_chat import TEMPLATE, starts_with
 
 TEACHER, STUDENT = PAIR / "teacher", PAIR / "student"
-SYSTEM = "<|im_start|>system\nLook closely.<|im_end|>"
 
 
 def complaints(*overrides: str) -> dict[str, str]:
@@ -27,17 +26,11 @@ def complaints(*overrides: str) -> dict[str, str]:
     return {complaint.where: str(complaint) for complaint in caught.value.complaints}
 
 
-def test_several_complaints_come_together(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text('[{"conversations": []}]')
-    words = ["data.train.format=jsonl", "data.train.path=none.jsonl", "data.held_out.format=jsonl"]
-    words += [f"data.held_out.path={tmp_path}/rows.json", "student.checkpoint=nowhere", "schedule.max_ratio=1.2"]
-    found = complaints(*words, "learner.workrs=2", "teacher.replicas=two", "teacher.top_k=100000")
-    assert set(found) == {
-        *("data.train.path", "data.held_out.path", "student.checkpoint", "schedule.max_ratio"),
-        *("learner.workrs", "teacher.replicas", "teacher.top_k"),
-    }
+def test_several_complaints_come_together() -> None:
+    words = ["data.train.path=none.jsonl", "student.checkpoint=nowhere", "schedule.max_ratio=1.2", "learner.workrs=2"]
+    found = complaints(*words, "teacher.top_k=100000")
+    assert set(found) == {word.partition("=")[0] for word in words} | {"teacher.top_k"}
     assert "none.jsonl: none. Set data.*.path to an existing file" in found["data.train.path"]
-    assert "a JSON array; its rows have LLaVA's layout (conversations). Write an object" in found["data.held_out.path"]
     assert "found nowhere: no such directory, and no model id" in found["student.checkpoint"]
     assert "at most the vocabulary's" in found["teacher.top_k"]
 
@@ -65,18 +58,13 @@ def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> N
     assert "differs in vocabulary" in found and "choose a pair of one family" in found
 
 
-@pytest.mark.parametrize("frozen", ["vision,lm_head", "embeddings"])
-def test_half_of_a_matrix_cannot_be_frozen_nor_what_adapters_train(frozen: str) -> None:
-    assert "one matrix" in complaints(f"learner.frozen=[{frozen}]")["learner.frozen"]
-    checks.load(DEMO, [f"learner.frozen=[{frozen}]", "learner.lora.rank=4"])
+def test_half_of_a_matrix_cannot_be_frozen() -> None:
+    assert "one matrix" in complaints("learner.frozen=[vision,lm_head]")["learner.frozen"]
+    checks.load(DEMO, ["learner.frozen=[embeddings]", "learner.lora.rank=4"])
     checks.load(DEMO, ["learner.frozen=[lm_head,embeddings]"])
 
-    found = complaints("learner.frozen=[vision,language]", "learner.lora.rank=8")["learner.frozen"]
-    assert "no language with learner.lora.rank above 0" in found and "Adapters train just that part" in found
-    checks.load(DEMO, ["learner.frozen=[vision,language]"])
 
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int32])
 def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path, dtype: torch.dtype) -> None:
     def packed(tensors: dict[str, Any]) -> None:
         tensors.update({name: one.to(dtype) for name, one in tensors.items() if "mlp.up_proj" in name})
@@ -88,10 +76,8 @@ def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path, dty
     checks.load(DEMO, [f"teacher.checkpoint={folder}", "schedule.max_ratio=0"])  # it is never masked
 
     awq = {"quantization_config": {"quant_method": "awq"}}
-    text = json.loads((STUDENT / "config.json").read_text())["text_config"]
-    for name, said in (("whole", awq), ("text", {"text_config": text | awq})):
-        folder = checkpoint(tmp_path / name, weights=True, config=said)
-        assert "(awq)" in complaints(f"teacher.checkpoint={folder}")["teacher.checkpoint"]
+    folder = checkpoint(tmp_path / "awq", weights=True, config=lambda config: config["text_config"].update(awq))
+    assert "(awq)" in complaints(f"teacher.checkpoint={folder}")["teacher.checkpoint"]
 
 
 def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path) -> None:
@@ -106,20 +92,13 @@ def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path)
     assert "21 of 39 matrices in no known part: model.transformer.blocks.0.mlp" in found["teacher.checkpoint"]
 
 
-def test_a_teacher_with_a_system_line_or_more_tokens_for_a_picture_is_told_and_not_refused(tmp_path: Path) -> None:
-    student = Chat(STUDENT)
-    assert list(difference("teacher", Chat(TEACHER), student, problem())) == []
-    teacher = Chat(checkpoint(tmp_path, template=SYSTEM + TEMPLATE))
-    [note] = difference("teacher", teacher, student, problem())
-    more = len(student.answer_ids(SYSTEM))
-    [asked] = student.inputs(question_messages(problem()), [picture()])["input_ids"]
-    told = f"question p has {len(asked) + more} tokens for it and {len(asked)} for the student"
-    assert "by its chat template" in str(note) and told in str(note)
-
-    size = {"shortest_edge": 16384, "longest_edge": 16384}
-    larger = checkpoint(tmp_path / "larger", processor_config=lambda one: one["image_processor"].update(size=size))
-    [note] = difference("teacher", Chat(larger), student, problem())
-    assert "by the tokens of its pictures" in str(note)
+def test_a_teacher_with_another_template_is_told_and_a_live_one_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = f"teacher.checkpoint={checkpoint(tmp_path, 'teacher', weights=True, template=TEMPLATE + ' ')}"
+    checks.load(DEMO, [word])
+    assert "teacher has other processor files or another chat template than the student" in capsys.readouterr().out
+    assert "stored, since teacher makes other prompts" in complaints(word, "learner.teacher=live")["learner.teacher"]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +116,14 @@ def test_a_template_that_would_make_wrong_prompts_is_refused(tmp_path: Path, tem
         check_ids(student, problem())
 
 
+def test_a_processor_that_reads_another_text_than_the_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(STUDENT)
+    ids = chat.inputs(question_messages(problem()), [picture()])["input_ids"]
+    monkeypatch.setattr(chat, "inputs", lambda *_: {"input_ids": ids.flip(1)})
+    with pytest.raises(CheckpointError, match="engine and learner read different prompts: beside the pictures of p "):
+        check_ids(chat, problem())
+
+
 def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(tmp_path: Path) -> None:
     words = [f"teacher.engine.{key}=4097" for key in ("max_model_len", "max_num_batched_tokens")]
     assert "at most 4096" in complaints(*words)["teacher.engine.max_model_len"]
@@ -145,27 +132,18 @@ def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(tmp_path
     checks.load(DEMO, [*words, f"teacher.checkpoint={checkpoint(tmp_path, 'teacher', weights=True, config=scaled)}"])
 
 
-def ending(folder: Path, eos: Any) -> Path:
-    return checkpoint(folder, generation_config={"eos_token_id": eos})
-
-
 def test_ends_that_differ_are_told_and_those_that_have_nothing_in_common_refused(tmp_path: Path) -> None:
+    assert list(ends("teacher", TEACHER, STUDENT)) == []
+    teacher = checkpoint(tmp_path / "two", generation_config={"eos_token_id": [2, 0]})
     told = "answers of teacher end with tokens [0, 2], the student's with [2]; teacher is kept from writing [0]"
-    assert list(ends("teacher", ending(tmp_path / "two", [2, 0]), STUDENT)) == [told]
-    assert list(ends("teacher", ending(tmp_path / "same", 2), STUDENT)) == []
-    folder = checkpoint(
-        tmp_path,
-        weights=True,
-        generation_config={"eos_token_id": 0},
-        tokenizer_config={"eos_token": "<|endoftext|>"},
-    )
-    told = complaints(f"teacher.checkpoint={folder}")["student.checkpoint"]
-    assert told.startswith("student.checkpoint: expected a token that ends answers of teacher too")
+    assert list(ends("teacher", teacher, STUDENT)) == [told]
+    other = checkpoint(tmp_path / "other", generation_config={"eos_token_id": 0}, tokenizer_config={"eos_token": "<"})
+    [complaint] = ends("teacher", other, STUDENT)
+    assert str(complaint).startswith("student.checkpoint: expected a token that ends answers of teacher too")
 
 
-def test_ends_of_answers_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "student", weights=True)
-    for end in ('"<|im_end|>"', "2.5", "true", "-1", "[[2]]", '{"a": 2}', '[2, "3"]'):
-        (folder / "generation_config.json").write_text('{"eos_token_id": ' + end + "}")
-        told = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
-        assert f"generation_config.json: eos_token_id: expected a token's id or a list of them, found {end}" in told
+@pytest.mark.parametrize("end", ["<|im_end|>", True, -1, [2, "3"]])
+def test_ends_of_answers_that_are_no_tokens_are_refused(end: Any, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, generation_config={"eos_token_id": end})
+    with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id: expected a token's id or a list"):
+        list(ends("teacher", folder, STUDENT))

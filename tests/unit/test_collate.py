@@ -10,11 +10,11 @@ import torch
 
 from masters_ray import store
 from masters_ray.errors import UnreadableRowError
-from masters_ray.learner.collate import Collator, worker_steps
+from masters_ray.learner.collate import Collator
 from masters_ray.records import Picture, Rejected, RolloutGroup
 from tests.builders import group, iterations, scored
 from tests.conftest import PAIR
-from tests.tensors import FakeCollator, prompt_of
+from tests.tensors import own_steps, prompt_of
 from tests.unit.test_batches import PLAN, planned, rows
 
 MODEL: Any = SimpleNamespace(
@@ -84,42 +84,25 @@ def test_a_row_that_is_unfit_is_left_out_as_it_is_stored_and_not_as_it_is_writte
     assert len(collator.prompt(replace(good, position=8)).input_ids)
 
 
-def test_each_row_is_trained_on_by_one_worker_and_a_worker_without_rows_gets_a_dummy() -> None:
-    per_worker = [list(worker_steps(planned(workers=3), rank, FakeCollator())) for rank in range(3)]
-    for number, size in ((1, 4), (2, 1)):
-        parts = [parts[number - 1] for parts in per_worker]
-        assert len({len(part.micro_batches) for part in parts}) == 1, "every worker takes part in every round"
-        mine = [one for part in parts for one in part.micro_batches]
-        assert sorted(index for one in mine for index in one.indices) == list(range(size))
-        assert all(one.groups[0].position // 4 == number - 1 for one in mine), "a dummy is of the step, too"
-        own = [one for one in mine if one.indices]
-        assert [[row.position - 4 * (number - 1) for row in one.groups] for one in own] == [one.indices for one in own]
-    assert any(not one.indices for parts in per_worker for part in parts for one in part.micro_batches)
-
-
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_a_row_that_cannot_be_read_is_told_and_its_step_is_that_of_the_others(workers: int) -> None:
     there = [row for row in rows() if row.position != 2]
     expected = planned(there, [(replace(PLAN, rows=4), one) for one in iterations((5,), 4)])[0]
-    taken = []
+    unreadable: list[Rejected] = []
+    taken: dict[int, int] = {}
     for rank in range(workers):
-        part, _ = worker_steps(planned(workers=workers), rank, FakeCollator(2))
-        reasons = [(row.row, row.reason, row.kind) for row in part.unreadable.values()]
-        assert reasons in ([], [("p2", "stage 0, position 2: its picture is gone", "learner")])
-        without = part.without({2})
-        for name in ("table", "tokens", "answer_tokens"):
-            assert getattr(without.step, name) == getattr(expected, name)
-        assert sorted(row for each in without.step.rounds for one in each for row in one) == [0, 1, 2]
-        assert len(without.micro_batches) == len(without.step.rounds)
-        own = [one for one in without.micro_batches if one.indices]
-        assert [[row.position for row in one.groups] for one in own] == [
-            [expected.table["position"][index].as_py() for index in one.indices] for one in own
-        ]
-        taken += [index for one in own for index in one.indices]
-    assert sorted(taken) == [0, 1, 2]
+        part, _ = own_steps(planned(), 2, rank=rank, workers=workers)
+        unreadable += part.unreadable.values()
+        part = part.without({2})
+        assert part.step.table == expected.table
+        assert part.micro_batches, "a worker without rows has a dummy"
+        for one in part.micro_batches:
+            taken |= zip(one.indices, [row.position for row in one.groups], strict=False)
+    assert unreadable == [Rejected(row="p2", reason="stage 0, position 2: its picture is gone", kind="learner")]
+    assert taken == {0: 0, 1: 1, 2: 3}, "each row by one worker"
 
 
 def test_a_worker_that_can_read_no_row_of_a_step_says_so() -> None:
-    _, part = worker_steps(planned(workers=1), 0, FakeCollator(4))
+    _, part = own_steps(planned(), 4)
     assert (list(part.unreadable), part.micro_batches) == ([0], [])
     assert len(part.without(part.unreadable).step.table) == 0

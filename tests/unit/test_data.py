@@ -44,30 +44,23 @@ PAIR = {"question": "q?", "answer": "a"}
 ANSWER = '{"question": "q?", "image": "a.png", "answer": '
 BAD: list[tuple[Any, str]] = [
     (good(2, image="none.png"), "none.png does not exist"),
-    (good(3, image="broken.png"), "broken.png cannot be decoded"),
+    *((good(3, image=long * 300 + ".png"), "cannot be read: File name too long") for long in "xä"),
     (good(4, image="text.png"), "text.png cannot be decoded"),
     (good(5, question="  "), "empty question"),
     (good(7, image=[]), "0 pictures, expected 1 to engine.max_pictures = 1"),
-    (good(8, image=3), "image: expected a path or bytes, found 3"),
-    (good(8, image=""), "image: expected a path or bytes, found ''"),
-    (good(8, image=[["a.png"]]), "image: expected a path or bytes, found ['a.png']"),
+    *((good(8, image=bad), "image: expected a path, bytes, file") for bad in (3, "", [["a.png"]])),
     (good(9, image=["a.png", "a.png"]), "2 pictures, expected 1 to engine.max_pictures = 1"),
-    (good(10, choices="yes,no"), "choices: expected a list of texts, found 'yes,no'"),
-    (good(11, answer=["a", "b"]), "answer: expected a single text, found 2 (['a', 'b'])"),
+    (good(11, answer=["a", "b"]), "answer: expected a single text, number or date, found ['a', 'b']: write what is m"),
     (good(12, kind="\ud83d"), "kind: holds the character NUL or half of a surrogate pair: take it out"),
-    ("{not json", "not JSON that can be read: "),
-    ("# a comment", "not JSON that can be read: Expecting value"),
-    (json.dumps(good(13)) + ",", "not JSON that can be read: Extra data"),
+    ("# a comment", "not JSON in UTF-8 that can be read: Expecting value"),
+    (json.dumps(good(13)) + ",", "not JSON in UTF-8 that can be read: Extra data"),
     ("3", "expected an object with question, answer and image, found int"),
     ('{"question": "q?", "question": "r?"}', "one of the keys ['question', 'question'] stands there twice"),
-    (ANSWER + "NaN}", "answer: expected a number, found nan"),
-    (ANSWER + "-Infinity}", "answer: expected a number, found -inf"),
-    (ANSWER + "9" * 5000 + "}", "not JSON that can be read: "),
-    (ANSWER + "1e" + "9" * 30 + "}", "not JSON that can be read: "),
-    (ANSWER + "[" * 100_000, "not JSON that can be read: maximum recursion depth"),
-    (ANSWER + "true}", "answer: True may stand for yes, for true or for 1: write the text that is meant"),
-    (ANSWER + "null}", "no answer (answer is null); the columns are question, image, answer"),
-    (ANSWER + '{"a": 1}}', "answer: expected a text or a number, found {'a': 1}"),
+    *((ANSWER + one + "}", "answer: expected a single text, number or date, ") for one in ("NaN", "-Infinity", "true")),
+    *((ANSWER + one + "}", "not JSON in UTF-8 that can be read: ") for one in ("9" * 5000, "1e" + "9" * 30)),
+    (ANSWER + "[" * 100_000, "not JSON in UTF-8 that can be read: maximum recursion depth"),
+    (ANSWER + "null}", "no answer, only question, image; masters_ray reads one question a row"),
+    (ANSWER + '{"a": 1}}', "answer: expected a single text, number or date, found {'a': 1}"),
     (ANSWER + '"\\u2060"}', "empty answer"),
     (ANSWER + '"a\\u0000b"}', "answer: holds the character NUL or half of a surrogate"),
     # Rows of other layouts.
@@ -75,28 +68,17 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [{"role": "user", "content": "q?"}], "images": []}, "holds the layout of OpenAI and ms-swift"),
     ({"images": [], "texts": [{"user": "q?", "assistant": "a"}]}, "holds the layout of The Cauldron"),
     (PICTURE | {"qa": [PAIR]}, "holds several questions in one row (qa)"),
-    (PICTURE | {"query": "q?", "label": ["a"]}, "query may be meant as question: rename it; label may be meant as"),
-    (PICTURE | {"Question": "q?", "Answer": "a"}, "Question may be meant as question: rename it"),
-    (PICTURE | {"question": "q?", "answers": ["a", "b"]}, "answers may be meant as answer: rename it"),
-    (
-        PICTURE | {"question": "q?", "multiple_choice_answer": "a", "answers": ["a"]},
-        "multiple_choice_answer, answers may be meant as answer: rename it",
-    ),
-    (PAIR | {"images": ["a.png"]}, "no image; images may be meant as image: rename it"),
-    (PAIR | {"image_1": "a.png", "image_2": "b.png"}, "image_1, image_2 may be meant as image: rename it (several"),
-    (PAIR | {"image_1": "a.png", "options": ["a", "b"]}, "options may be meant as choices: rename it; image_1 may"),
-    (good(14, options=["a", "b"]), "options may be meant as choices: rename it"),
-    (good(14, A="red", B="blue"), "A, B may be meant as choices: rename it (several pictures or choices go into one l"),
+    (PICTURE | {"query": "q?", "label": ["a"]}, "no question, answer, only image, query, label; masters_ray reads one"),
+    (PAIR | {"image": None, "image_1": "a.png"}, "no image, only question, answer, image_1; masters_ray"),
+    (good(14, options=["a", "b"]), "options may be meant as choices: rename it, or write them as one list"),
+    (good(14, A="red", B="blue"), "A, B may be meant as choices"),
     (good(14, option_a="red", option_b="blue"), "option_a, option_b may be meant as choices"),
-    (PAIR, "no image; the columns are question, answer; masters_ray reads one question a row"),
-    (PAIR | {"image": None}, "no image (image is null)"),
 ]
 
 
 def test_every_bad_row_is_dropped_with_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(png()[:20])
     (tmp_path / "text.png").write_text("no picture")
-    usable = [good(1), good(20, choices=["red", "x"], options=["y"]), good(21, options="[]", A=1)]
+    usable = [good(1), good(20, choices=["red", "x"], options=["y"]), good(21, options="[]")]
     loaded = load(jsonl(tmp_path, [*(row for row, _ in BAD), *usable]))
     assert ids(loaded) == ["q1", "q20", "q21"]
     assert [one.row for one in loaded.rejected] == [f"{tmp_path}/rows.jsonl:{number + 1}" for number in range(len(BAD))]
@@ -127,6 +109,7 @@ TEXTS = (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_vi
         *((["a", "b"], kind, ["a", "b"]) for kind in TEXTS),
         ([b"a", b"\xff"], pa.binary(), ["a"]),
         ([["red"], ["red", "blue"], []], pa.list_(pa.string()), ["red"]),
+        ([[0.1], [0.1, 0.2]], pa.list_(pa.float32()), ["0.1"]),
     ],
 )
 def test_a_label_is_what_people_meant_whatever_the_type_of_its_column(
@@ -142,7 +125,7 @@ def test_text_that_is_not_utf_8_costs_its_row(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + '{"question": "wh\xe4t"}\n'.encode("latin-1"))
     loaded = load(lines)
     assert (ids(loaded), loaded.rejected[0].row) == (["q1", "q2"], f"{file}:3")
-    assert loaded.rejected[0].reason.startswith("not UTF-8: ") and "iconv -f latin1" in loaded.rejected[0].reason
+    assert loaded.rejected[0].reason.startswith("not JSON in UTF-8 that can be read: 'utf-8' codec can't decode byte")
 
     source = parquet(tmp_path / "rows.parquet", [{"answer": one} for one in (b"red", b"\xff", b"blue")])
     table = pq.read_table(source.path)
@@ -156,7 +139,7 @@ def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_pat
     bad = {
         "question: '<|image_pad|>'": good(1, question="<|image_pad|> what is it?"),
         "answer: '<|im_end|>'": good(2, answer="red<|im_end|>"),
-        "choice 3: '<|im_end|>'": good(3, choices=["red", "<|IM_END|>", "a<|im_end|>b"]),
+        "choices: '<|im_end|>'": good(3, choices=["red", "<|IM_END|>", "a<|im_end|>b"]),
         "question: '<|im_end|>'": good(4, question="\uff1c|im_end|\uff1e full width"),
     }
     rows = [*bad.values(), good(5, question="<|im_\nend|> {{ 7 * 7 }} <|IM_END|>")]
@@ -179,10 +162,10 @@ def test_columns_that_are_not_used_are_told_also_when_opened_again_and_a_kind_fo
     source = jsonl(tmp_path, [good(1, hint="x", weight=2), good(2, hint=None, weight=3)])
     for _ in range(2):
         loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.sqlite")
-        assert loaded.remarks == ["columns that are not used: hint (1 row), weight (2 rows)"]
+        assert loaded.remarks == ["columns that are not used: hint, weight"]
     [remark] = load(jsonl(tmp_path, [good(1, **{"\ud83d\n\x1b[2J" + "x" * 999: 1})])).remarks
-    assert remark.startswith("columns that are not used: ���[2Jxxx") and len(remark) < 150
-    with pytest.raises(DataError, match=r"image: expected .*\n  columns that are not used: hint \(1 row\)"):
+    assert remark.startswith("columns that are not used: ���[2Jxxx") and len(remark) < 350
+    with pytest.raises(DataError, match=r"image: expected .*\n  columns that are not used: hint\n"):
         load(jsonl(tmp_path, [good(1, hint="x", image=[["a.png"]])]))
 
     rows = [good(number, kind=number) for number in range(51)]
@@ -195,17 +178,13 @@ def test_columns_that_are_not_used_are_told_also_when_opened_again_and_a_kind_fo
 
 def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floods_it(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [good(1), good(2, image="none.png")])
-    told = r"1 of 2 rows cannot be used; .*allows 0\.1 (.|\n)*rows.jsonl:2: picture .*none.png does not exist"
+    told = r"1 of 2 rows cannot be used; .*allows 0\.1 (.|\n)*1 × picture .*none.png does not exist \(.*rows.jsonl:2\)"
     with pytest.raises(DataError, match=told):
         load(source, 0.1)
-    for pictures, name in (
-        (source, "a.png"),
-        (parquet(tmp_path / "rows.parquet", [{"answer": "a"}]), "embedded picture"),
-    ):
-        with pytest.raises(DataError, match=f"{name} has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
-            load(pictures, max_pixels=64 * 64 - 1)
+    with pytest.raises(DataError, match=r"a.png has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
+        load(source, max_pixels=64 * 64 - 1)
     rows = [{"question": "q?", "answer": ["x" * 10**6, "y"], "image": "a.png", "z" * 10**5: 1}] * 3
-    with pytest.raises(DataError, match=r"(?s)3 of 3 rows.*\(and 2 more\)") as error:
+    with pytest.raises(DataError, match=r"(?s)3 of 3 rows.*  3 × answer: expected") as error:
         load(jsonl(tmp_path, rows))
     assert len(str(error.value)) < 1200
 
@@ -231,7 +210,7 @@ def test_what_a_person_should_know_of_the_data_is_said_once(tmp_path: Path, caps
     assert [line.partition("] ")[2] or line for line in lines] == [
         "2 training questions, 1 rows set aside",
         "2 held-out questions",
-        "held-out questions: columns that are not used: hint (1 row)",
+        "held-out questions: columns that are not used: hint",
         "held-out questions that stand in training too, with the same pictures: 1 of 2; accuracy on them says what the "
         "student remembers (q1)",
         "held-out questions about pictures that stand in training with other questions: 1 of 2",

@@ -8,7 +8,7 @@ import pytest
 from masters_ray import data
 from masters_ray.errors import MastersError
 from masters_ray.files import write_text
-from masters_ray.learner.checkpoints import CheckpointWriter
+from masters_ray.learner.checkpoints import save
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -71,6 +71,10 @@ def locked(root: Path) -> None:
         pass
 
 
+def a_checkpoint(root: Path) -> None:
+    save(root / "checkpoints", 1, lambda folder: folder.mkdir(parents=True), rank=0, workers=1, kept=1)
+
+
 @pytest.mark.parametrize(
     ("place", "write"),
     [
@@ -78,7 +82,7 @@ def locked(root: Path) -> None:
         ("tensorboard", lambda root: journal(root).plot("a", 1.0, 1)),
         ("evaluation", marks),
         ("difficulty", lambda root: questions(root / "difficulty").ask(Rater(SAID))),
-        ("checkpoints", lambda root: CheckpointWriter(root / "checkpoints", rank=0, workers=1, kept=1)),
+        ("checkpoints", a_checkpoint),
     ],
 )
 def test_a_file_where_a_directory_belongs_is_named(place: str, write: Write, tmp_path: Path) -> None:

@@ -51,27 +51,10 @@ def test_advantages_are_deviations_from_the_group(rewards: list[float], expected
     assert advantages(torch.tensor(rewards)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@given(st.lists(st.integers(0, 64), min_size=2, max_size=9), st.integers(-1000, 1000))
-def test_adding_a_constant_to_all_rewards_changes_no_advantage(steps: list[int], constant: int) -> None:
-    rewards = torch.tensor(steps, dtype=torch.float64) / 32  # sums of such numbers are exact
-    assert torch.allclose(advantages(rewards + constant), advantages(rewards), atol=1e-9)
-
-
-def test_k3_is_zero_at_the_reference_and_positive_elsewhere() -> None:
+def test_the_estimates_of_the_kl_divergence_are_zero_at_the_reference() -> None:
     new, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.5])
-    assert kl_estimates("k3", new, reference).tolist() == pytest.approx([0.0, math.exp(0.5) - 0.5 - 1])
-    assert kl_estimates("k1", new, reference).tolist() == pytest.approx([0.0, -0.5])
-    assert kl_estimates("k2", new, reference).tolist() == pytest.approx([0.0, 0.125])
-
-
-def test_the_estimates_agree_on_average_as_far_as_they_are_unbiased() -> None:
-    """Over all tokens of a vocabulary, weighed by the new policy: k1 and k3 give KL(new ‖ reference) itself."""
-    new = torch.log_softmax(torch.tensor([0.3, -1.0, 2.0, 0.1]), -1)
-    reference = torch.log_softmax(torch.tensor([0.1, -0.7, 1.5, 0.6]), -1)
-    exact = float((new.exp() * (new - reference)).sum())
-    for estimator in ("k1", "k3"):
-        mean = float((new.exp() * kl_estimates(estimator, new, reference)).sum())
-        assert mean == pytest.approx(exact, rel=1e-4)
+    for estimator, expected in (("k1", -0.5), ("k2", 0.125), ("k3", math.exp(0.5) - 0.5 - 1)):
+        assert kl_estimates(estimator, new, reference).tolist() == pytest.approx([0.0, expected])  # type: ignore[arg-type]
 
 
 def test_the_objective_is_clipped_on_the_side_that_would_gain() -> None:

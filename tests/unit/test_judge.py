@@ -23,10 +23,10 @@ def judge(model: Parrot, *answers: str, reasoning: bool = False) -> list[Verdict
     return JudgeRole(model, 10).judge([problem()], [answers], reasoning)[0]  # type: ignore[arg-type]
 
 
-def test_a_readable_first_call_is_enough() -> None:
+def test_a_readable_first_call_is_enough_and_equal_cases_are_judged_once() -> None:
     model = Parrot({"\nred\n</generated": "Same. <answer>1</answer>", "\nblue\n": "Other. <answer>0</answer>"})
-    verdicts = judge(model, "red", "blue")
-    assert [verdict.accuracy for verdict in verdicts] == [1, 0]
+    verdicts = judge(model, "red", "blue", "red")
+    assert [verdict.accuracy for verdict in verdicts] == [1, 0, 1]
     assert len(model.asked) == 2
 
 
@@ -43,25 +43,7 @@ def test_an_unreadable_first_call_is_parsed_by_the_second_and_else_unjudged() ->
     assert [(verdict.accuracy, verdict.text) for verdict in verdicts] == [(1, "It is right, surely"), (None, "Hm")]
 
 
-def test_equal_cases_are_judged_once() -> None:
-    model = Parrot({"red": "<answer>1</answer>"})
-    assert len(judge(model, *["red"] * 5)) == 5
-    assert len(model.asked) == 1
-
-
-def test_the_reasoning_is_asked_after_apart_and_without_the_label() -> None:
-    model = Parrot(
-        {
-            "<ground truth>\nred\n</ground truth>\n<generated text>\nIt glows, so red": "<answer>1</answer>",
-            "<question>\nwhat color is the shape?\n</question>\n<generated text>\nIt glows": "Hm. <support>0</support>",
-        }
-    )
-    [verdict] = judge(model, "It glows, so red", reasoning=True)
-    assert (verdict.accuracy, verdict.reasoning, verdict.text) == (1, 0, "<answer>1</answer>")
-    assert len(model.asked) == 2
-
-
-def test_an_unreadable_call_on_the_reasoning_is_parsed_by_a_prompt_of_its_own() -> None:
+def test_the_reasoning_is_asked_after_without_the_label_and_parsed_by_a_prompt_of_its_own() -> None:
     """What it quotes of an answer is no score: answers may hold answer tags. Unread twice, nothing is said."""
     about = "<question>\nwhat color is the shape?\n</question>\n<generated text>\n"
     model = Parrot(
@@ -70,10 +52,11 @@ def test_an_unreadable_call_on_the_reasoning_is_parsed_by_a_prompt_of_its_own() 
             "<explanation>\nWho knows": "maybe 1",
             f"{about}It glows": "It says <answer>0</answer> and the reasoning leads there",
             f"{about}It is dark": "Who knows",
-            "<generated text>\n": "<answer>1</answer>",
+            f"{about}It is red": "Hm. <support>0</support>",
+            "<ground truth>\nred\n</ground truth>\n<generated text>\n": "<answer>1</answer>",
         }
     )
-    verdicts = judge(model, "It glows, so red", "It is dark, so red", reasoning=True)
-    assert [(one.accuracy, one.reasoning) for one in verdicts] == [(1, 1), (1, None)]
+    verdicts = judge(model, "It glows, so red", "It is dark, so red", "It is red", reasoning=True)
+    assert [(one.accuracy, one.reasoning) for one in verdicts] == [(1, 1), (1, None), (1, 0)]
     assert [prompt for prompt in model.asked if "overall_summary" in prompt] == []
-    assert len(model.asked) == 6
+    assert len(model.asked) == 8

@@ -1,7 +1,5 @@
 """Who judges what."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,14 @@ from masters_ray import store
 from masters_ray.config import Judge, JudgedBy
 from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import judge_answers
-from masters_ray.records import Answer, JudgedAnswer
+from masters_ray.records import Answer, JudgedAnswer, Source
 from tests.builders import problem
 from tests.fakes import FakePool, FakeReplicas
 from tests.unit.test_rollouts import PROBLEMS, recipe
 
 
-def answers(*texts: str) -> list[Answer]:
-    return [Answer(source="student", text=text, token_ids=(5, 1), finish="stop") for text in texts]
+def answers(*texts: str, source: Source = "student") -> list[Answer]:
+    return [Answer(source=source, text=text, token_ids=(5, 1), finish="stop") for text in texts]
 
 
 BEFORE = JudgedAnswer(answer=answers("blue")[0], accuracy=1, verdict="before")
@@ -33,43 +31,35 @@ def test_a_judge_is_asked_once_for_each_text_of_a_question_that_it_has_not_judge
     assert pool.judged == ["red", "blue", *([] if known else ["blue"])]
 
 
-STUDENT_SAYS: dict[str, int | None] = {"red": 1, "blue": 1}
-TEACHER_SAYS: dict[str, int | None] = {"red": 0, "blue": 1}
-"""And the rule, whose label is red, calls red right and blue wrong."""
+BOTH = ["red", "blue"]
 
 
 @pytest.mark.parametrize(
     ("of_teacher", "of_student", "verdicts", "student_asked", "teacher_asked"),
     [
-        ("student", "student", [1, 1, 1, 1], ["red", "blue"], []),
-        ("teacher", "teacher", [0, 1, 0, 1], [], ["red", "blue"]),
-        ("teacher", "student", [0, 1, 1, 1], ["red", "blue"], ["red", "blue"]),
-        ("student", "teacher", [1, 1, 0, 1], ["red", "blue"], ["red", "blue"]),
-        ("rule", "student", [1, 0, 1, 1], ["red", "blue"], []),
+        ("student", "student", [1, 1, 1, 1], BOTH, []),
+        ("teacher", "teacher", [0, 1, 0, 1], [], BOTH),
+        ("teacher", "student", [0, 1, 1, 1], BOTH, BOTH),
+        ("student", "teacher", [1, 1, 0, 1], BOTH, BOTH),
+        ("rule", "student", [1, 0, 1, 1], BOTH, []),
     ],
 )
 def test_the_answers_of_each_source_go_to_their_own_judge(
-    of_teacher: JudgedBy,
-    of_student: JudgedBy,
-    verdicts: list[int],
-    student_asked: list[str],
-    teacher_asked: list[str],
-    tmp_path: Path,
+    of_teacher: JudgedBy, of_student: JudgedBy, verdicts: list[int], student_asked: list[str], teacher_asked: list[str]
 ) -> None:
-    judge, teacher = FakePool("judge", STUDENT_SAYS), FakePool("teacher_judge", TEACHER_SAYS)
-    replicas: Any = FakeReplicas(judge=judge, teacher_judge=teacher)
-    made: Any = recipe(judge=Judge(of_teacher=of_teacher, of_student=of_student))
-    rollouts.roll_out(made, PROBLEMS, range(5), replicas, tmp_path)  # type: ignore[arg-type]
-    assert [[one.judged.accuracy for one in row.answers] for row in store.read(tmp_path)] == [verdicts] * 5
-    assert (judge.judged, teacher.judged) == (student_asked * 5, teacher_asked * 5)
+    """The student calls all right, the teacher blue alone, and the rule, whose label is red, red alone."""
+    student, teacher = FakePool("judge", {"red": 1, "blue": 1}), FakePool("teacher_judge", {"red": 0, "blue": 1})
+    pools: Any = {"judge": student, "teacher_judge": teacher}
+    written = [*answers(*BOTH, source="teacher"), *answers(*BOTH)]
+    settings = Judge(of_teacher=of_teacher, of_student=of_student)
+    [found] = judge_answers(settings, pools, [problem()], [problem()], [written], [[]])
+    assert [(one.answer, one.accuracy) for one in found] == list(zip(written, verdicts, strict=True))
+    assert (student.judged, teacher.judged) == (student_asked, teacher_asked)
 
 
 def test_stored_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
     replicas: Any = FakeReplicas()
     rollouts.roll_out(recipe(judge=Judge(reasoning=True)), PROBLEMS, range(1), replicas, tmp_path)  # type: ignore[arg-type]
     found = [(one.source, one.text, one.accuracy, one.verdict, one.reasoning) for one in store.read_judged(tmp_path)]
-    assert found == [
-        (source, text, right, "said", right)
-        for source in ("teacher", "student")
-        for text, right in (("red", 1), ("blue", 0))
-    ]
+    by_teacher: list[Any] = [("teacher", "red", 1, "said", 1), ("teacher", "blue", 0, "said", 0)]
+    assert found == [*by_teacher, *(("student", *one[1:]) for one in by_teacher)]

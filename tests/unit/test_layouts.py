@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import sqlite3
 import string
 import tarfile
 from collections.abc import Callable
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from masters_ray import data
 from masters_ray.config import DataSource
 from masters_ray.errors import DataError
 from tests.builders import png
@@ -39,43 +36,16 @@ TWO = ("red", "blue")
 
 
 @pytest.mark.parametrize(
-    "label",
-    ["blue", "Blue", "B", "b", "(B)", "B.", "B)", "B:", "[B]", "B. blue", "(b) Blue", 1, "1", 1.0, ["B"], " blue\n"],
+    "label", ["blue", "Blue", "b", "(B)", "B.", "B:", "[B]", "B. blue", "(b) Blue", 1, "1", 1.0, ["B"], " blue\n"]
 )
 def test_a_label_as_text_letter_or_index_becomes_the_text(read: Read, label: Any) -> None:
     assert read((label, list(TWO))) == [("blue", TWO)]
 
 
-def test_ratios_are_no_numbered_choices(read: Read) -> None:
-    assert read(("2: 1", ["1: 2", "2: 1"])) == [("2: 1", ("1: 2", "2: 1"))]
-    assert read(("3: 4", ["1: 3", "2: 3", "3: 4"])) == [("3: 4", ("1: 3", "2: 3", "3: 4"))]
-    assert read(("blue", ["1. red", "2. blue"]), ("2)", ["1) red", "2) blue"])) == [("blue", TWO)] * 2
-
-
-def test_a_wrong_number_is_no_index_where_labels_are_texts(read: Read) -> None:
-    numbers = ["10", "20", "30", "40"]
-    with pytest.raises(DataError, match=r"rows.jsonl:4: answer: '3' is none of the choices .* from 0"):
-        read(("10", numbers), ("20", numbers), ("40", numbers), ("3", numbers))
-    assert read((3, numbers), (0, numbers), (1, numbers)) == [(one, tuple(numbers)) for one in ("40", "10", "20")]
-
-
-def test_each_choice_is_one_line(read: Read) -> None:
-    choices = ["red\nB. green", "blue\n</question>\r\n  <ground truth>\u2028blue", "a\tb"]
-    lines = ("red B. green", "blue </question> <ground truth> blue", "a\tb")
-    assert read(("red\n B. green", choices), ("B", choices)) == [(lines[0], lines), (lines[1], lines)]
-
-
 FORMS: list[Any] = [
-    *(["A. red", "B. blue"], ["(A) red", "(B) blue"], ["a) red", "b)blue"], ["A: red", "B: blue"]),
-    *(
-        ["B. blue", "A. red"],
-        {"A": "red", "B": "blue"},
-        {"B": "blue", "A": "red", "C": None},
-        [["A", "red"], ["B", "blue"]],
-    ),
-    *([{name: "A", text: "red"}, {name: "B", text: "blue"}] for name, text in (("label", "text"), ("key", "value"))),
-    *({"label": ["A", "B"], "text": ["red", "blue"]}, {"text": ["red", "blue"]}),
-    *("['red', 'blue']", '["red", "blue"]', '{"A": "red", "B": "blue"}', "A. red\nB. blue"),
+    *(["A. red", "B. blue"], ["(A) red", "(B) blue"], ["a) red", "b)blue"], ["A: red", "B: blue"], "['red', 'blue']"),
+    *({"A": "red", "B": "blue", "C": None}, [["A", "red"], ["B", "blue"]], {"label": ["A", "B"], "text": TWO}),
+    [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}],
 ]
 
 
@@ -87,10 +57,10 @@ def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Read, ch
 @pytest.mark.parametrize(
     ("label", "choices", "expected"),
     [
-        ("3", ["4", "3"], "3"),
         (3, [4, 3], "3"),
         ("A", ["B", "A"], "A"),
-        ("1", ["1. red", "2. blue"], "red"),
+        ("2)", ["1) red", "2. blue"], "blue"),
+        ("2: 1", ["1: 2", "2: 1"], "2: 1"),  # ratios, not numbered choices
         ("0.5", ["0.25", 0.50], "0.5"),
         ("1.5 m", ["1.5 m", "2.5 m"], "1.5 m"),
         ("ff", ["Ff", "ff", "FF"], "ff"),
@@ -98,8 +68,7 @@ def test_choices_in_the_forms_of_data_sets_become_a_list_of_texts(read: Read, ch
         ("B. blue", ["A. red", "B. blue"], "blue"),
         ("B", ["B. red", "C. blue"], "B. red"),
         (1, {"B": "blue", "A": "red"}, "red"),
-        ("12.40", "[12.40, 3]", "12.40"),
-        ("None of the above", ["red", "None of the above"], "None of the above"),
+        ("B", ["red\nB. green", "blue\n</question>\r\n  x\u2028y"], "blue </question> x y"),  # each choice is a line
         ("Z", list(string.ascii_lowercase), "z"),
     ],
 )
@@ -109,15 +78,15 @@ def test_what_may_be_read_in_two_ways_is_a_choice_s_text(read: Read, label: Any,
 
 
 def test_how_the_other_labels_of_a_source_are_written_decides_what_alone_may_be_read_in_two_ways(read: Read) -> None:
-    counts = ["3", "1", "2"]
+    counts, numbers = ["3", "1", "2"], ["10", "20", "30", "40"]
     by_index = read((2, ["red", "blue", "green"]), ("1", ["x", "y"]), ("2", counts), (0, ["1", "0"]))
     assert [label for label, _ in by_index] == ["green", "y", "2", "1"]
-    by_index = read((1, ["red", "blue"]), ("2", ["2", "3", "4"]), (0, ["x", "y"]))
-    assert [label for label, _ in by_index] == ["blue", "4", "x"]
     by_text = read(("red", ["red", "blue"]), ("2", ["2", "3", "4"]))
     assert [label for label, _ in by_text] == ["red", "2"]
     by_letter = read(("B", ["red", "blue"]), ("A", ["B", "A"]), ("C", ["x", "y", "z"]))
     assert [label for label, _ in by_letter] == ["blue", "B", "z"]
+    with pytest.raises(DataError, match=r"answer: '3' is none of the choices .* from 0 \(.*rows.jsonl:4\)"):
+        read(("10", numbers), ("20", numbers), ("40", numbers), ("3", numbers))
 
 
 @pytest.mark.parametrize(
@@ -125,17 +94,14 @@ def test_how_the_other_labels_of_a_source_are_written_decides_what_alone_may_be_
     [
         ("green", TWO, r"'green' is none of the choices \['red', 'blue'\]; expected .* \(A to B\) or"),
         *((label, TWO, f"'{label}' is none") for label in ("E", 2, -1, "A, B", "B. red")),
-        (True, TWO, "answer: True may stand for"),
-        (["A", "B"], TWO, "expected a single text, found 2"),
         *(("A", list(map(str, range(n))), f"expected 2 to 26, which have letters, found {n}") for n in (1, 30)),
         ("A", ["red", "", "blue"], r"one is empty or stands there twice: \['red', '', 'blue'\]"),
-        ("A", ["red", None], "choices: entry 2: expected a text or a number, found None"),
+        ("A", ["red", None], "choices: entry 2: expected a single text, number or date, found None"),
         *(("A", choices, r"twice: \['red', 'red'\]") for choices in (["red", " red "], ["A. red", "B. red"])),
         ("A", ["A. red", "A. blue"], r"twice: \['A', 'A'\]"),
         ("A", ["B. red", "C. blue"], "'A' is none of the choices"),
-        ("A", "yes,no", "expected a list of texts, found 'yes,no'"),
-        ("A", [["red"], ["blue", "x", "y"]], "choices: entry 2: expected a single text, found 3"),
-        ("A", 7, "expected a list of texts, found 7"),
+        *(("A", no_list, "choices: expected a list of texts, found") for no_list in ("yes,no", "['red'", 7)),
+        ("A", [["red"], ["blue", "x", "y"]], "choices: entry 2: expected a single text"),
     ],
 )
 def test_a_label_that_is_none_of_the_choices_or_choices_that_are_none_drop_the_row(
@@ -146,30 +112,23 @@ def test_a_label_that_is_none_of_the_choices_or_choices_that_are_none_drop_the_r
 
 
 def test_without_choices_a_letter_is_a_free_answer(read: Read) -> None:
-    nothing: list[Any] = [None, [], {}, "", " "]
-    assert [read(("B", choices)) for choices in nothing] == [[("B", ())]] * 5
+    nothing: list[Any] = [None, [], {}, ""]
+    assert [read(("B", choices)) for choices in nothing] == [[("B", ())]] * 4
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        pa.array([[("A", "red"), ("B", "blue")]], pa.map_(pa.string(), pa.string())),
-        pa.array([{"A": "red", "B": "blue", "C": None}]),
-    ],
-)
-def test_a_column_of_mappings_holds_choices(tmp_path: Path, choices: pa.Array) -> None:
-    rows = {"question": ["q?"], "answer": ["B"], "image": [png()], "choices": choices}
-    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
-    [problem] = load(DataSource(format="parquet", path=str(tmp_path / "rows.parquet"))).problems
+@pytest.mark.parametrize("kind", [pa.map_(pa.string(), pa.string()), pa.struct({"A": pa.string(), "B": pa.string()})])
+def test_a_column_of_mappings_holds_choices(tmp_path: Path, kind: pa.DataType) -> None:
+    row = {"answer": "B", "choices": {"A": "red", "B": "blue"}}
+    [problem] = load(parquet(tmp_path / "rows.parquet", [row], choices=kind)).problems
     assert (problem.label, problem.choices) == ("blue", TWO)
 
 
 ROW = json.dumps(good(1)) + "\n"
 
 
-def refused(path: object, spool: Path, format: Any = "jsonl") -> str:
+def refused(path: object, format: Any = "jsonl") -> str:
     with pytest.raises(DataError) as error:
-        data.load(DataSource(format=format, path=str(path)), 0, 1.0, spool=spool / "s.sqlite")
+        load(DataSource(format=format, path=str(path)))
     return str(error.value)
 
 
@@ -186,73 +145,58 @@ def _arrow(write: Any) -> bytes:
     return content.getvalue()
 
 
-def _sqlite() -> bytes:
-    with sqlite3.connect(":memory:") as connection:
-        connection.execute("create table a (b)")
-        return connection.serialize()
+BOM = b"\xef\xbb\xbf"
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (gzip.compress(ROW.encode(), mtime=0), "gzip. Unpack it"),
-        (_tar(), "a tar archive"),
-        (_arrow(pa.ipc.new_file), "Arrow. Write it as parquet"),
-        (_arrow(pa.ipc.new_stream), "save_to_disk writes it. Write it with Dataset.to_parquet"),
-        (_sqlite(), "an SQLite database"),
-        (b"PAR1", "parquet. Set data.*.format=parquet"),
-        (b"PK\x03\x04rest", "a zip archive"),
-        (b"<!DOCTYPE html><html>", "HTML or XML"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-        (ROW.encode("utf-16"), "UTF-16 text. Write it in UTF-8: iconv"),
-        (ROW.encode("utf-16-le"), "UTF-16 text"),
-        (b"", "no row (0 bytes)"),
-        (b" \n\n", "no row (3 bytes)"),
-        (json.dumps([good(1)]).encode(), "a JSON array. Write an object a line: jq -c"),
-        (json.dumps([{"conversations": []}], indent=1).encode(), "a JSON array; its rows have LLaVA's layout"),
-        (b"[\n " + ROW.encode() + b"]", "a JSON array. Write"),
-        (json.dumps(good(1), indent=2).encode() * 2, "JSON over several lines. Write an object a line: jq -c"),
-        (
-            b"\xef\xbb\xbfid,question,answer,image\n1,q?,a,a.png\n",
-            "lines such as 'id,question,answer,image'. masters_ray reads one",
+        *(
+            (packed, "a compressed file. Unpack it")
+            for packed in (gzip.compress(ROW.encode(), mtime=0), b"PK\x03\x04rest")
         ),
+        (_tar(), "a tar archive"),
+        *((_arrow(write), "Arrow. Write it as parquet") for write in (pa.ipc.new_file, pa.ipc.new_stream)),
+        (b"PAR1", "parquet. Set data.*.format=parquet"),
+        *((ROW.encode(kind), "UTF-16 text. Write it in UTF-8: iconv") for kind in ("utf-16", "utf-16-le")),
+        *((blank, f"no row ({len(blank)} bytes)") for blank in (b"", b" \n\n", BOM, BOM + b"\n \n")),
+        (json.dumps([good(1)]).encode(), "a JSON array. Write an object a line: jq -c"),
+        (b"[\n " + ROW.encode() + b"]", "a JSON array. Write"),
+        (BOM + json.dumps(good(1), indent=2).encode() * 2, "JSON over several lines. Write an object a line: jq -c"),
+        (
+            BOM + b"id,question,answer,image\n1,q?,a,a.png\n",
+            "lines such as 'id,question,answer,image'. masters_ray reads",
+        ),
+        (b"<!DOCTYPE html><html>", "lines such as '<!DOCTYPE html><html>'. masters_ray reads one question a row"),
         (png(), "PNG'. masters_ray reads one question a row"),
     ],
 )
 def test_a_file_that_is_not_jsonl_is_named_with_its_remedy(tmp_path: Path, content: bytes, told: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(content)
-    message = refused(file, tmp_path)
+    message = refused(file)
     assert message.startswith(f"{file}: expected a jsonl file, found ")
     assert told in message
 
 
 def test_a_file_that_is_not_parquet_or_damaged_is_named_with_its_remedy(tmp_path: Path) -> None:
-    assert "jsonl. Set data.*.format=jsonl" in refused(jsonl(tmp_path, [good(1)]).path, tmp_path, "parquet")
+    assert "jsonl. Set data.*.format=jsonl" in refused(jsonl(tmp_path, [good(1)]).path, "parquet")
     file = tmp_path / "rows.parquet"
     whole = Path(parquet(file, [{"answer": "a" * 99}] * 9).path or "").read_bytes()
     for torn in (whole[:-20], whole[:40] + b"\xff" * 40 + whole[80:], b"no"):
         file.write_bytes(torn)
-        message = refused(file, tmp_path, "parquet")
+        message = refused(file, "parquet")
         assert "rows.parquet: cannot be read: is it damaged, or cut short?" in message
         assert "\n" not in message
 
 
 def test_what_is_no_file_is_named_with_its_remedy(tmp_path: Path) -> None:
-    for name in ("shards/0.parquet", "saved/state.json"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe")
-    for path, told in {
-        "shards": "a folder (1 .parquet)",
-        "saved": "a folder (1 .json). Join the files of a split into one; of save_to_disk, with Dataset.to_parquet",
-        "pipe": "a device or a pipe",
-        "*.jsonl": "a pattern of names",
-        "none.jsonl": "none.jsonl: expected a jsonl file, found none. Set data.*.path to an existing file",
-    }.items():
-        assert told in refused(tmp_path / path, tmp_path)
-    assert "an address" in refused("s3://bucket/rows.jsonl", tmp_path)
-    assert "to_parquet" in refused("HuggingFaceM4/ChartQA", tmp_path)
+    for path in (tmp_path, tmp_path / "pipe"):
+        assert "found a folder, or no ordinary file. Join the files of a split into one" in refused(path)
+    for name in ("none.jsonl", "*.jsonl", "s3://bucket/rows.jsonl", "HuggingFaceM4/ChartQA"):
+        assert f"{name}: expected a jsonl file, found none. Set data.*.path to one existing file" in refused(name)
+    assert "File name too long" in refused("x" * 300)
 
 
 @pytest.mark.parametrize("start", ["\ufeff", "\r\n", " \n"])

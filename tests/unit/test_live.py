@@ -4,14 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from torch.nn.functional import linear
 
 from masters_ray.errors import LearnerError
-from masters_ray.kernels.live import LiveScores, live_terms
+from masters_ray.kernels.live import LiveScores
 from masters_ray.kernels.packing import PackedBatch, pack
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.live import LiveTeacher
-from masters_ray.method.divergence import top_k_jsd
 from masters_ray.method.grpo import LossConfig, group_losses
 from masters_ray.method.masks import MaskReport, masked
 from masters_ray.models import hf, weights
@@ -20,29 +18,7 @@ from masters_ray.records import Problem, TokenScores
 from masters_ray.store import codec
 from tests.builders import group, scored
 from tests.conftest import PAIR
-from tests.tensors import prompt_of, random, top_k
-
-TOKENS, WIDTH, VOCABULARY = 7, 5, 30
-
-
-@pytest.mark.parametrize("logits_bytes", [1, 4 * 8 * VOCABULARY * 3, 2**20], ids="{} bytes".format)
-def test_live_and_stored_agree_when_k_is_the_vocabulary(logits_bytes: int) -> None:
-    hidden, weight = random(TOKENS, WIDTH).requires_grad_(), random(VOCABULARY, WIDTH, seed=1).requires_grad_()
-    targets = torch.arange(TOKENS) * 3
-    teacher = LiveScores(
-        hidden=random(TOKENS, 4, seed=2), weight=random(VOCABULARY, 4, seed=3), bias=random(VOCABULARY, seed=4)
-    )
-    stored = top_k(linear(teacher.hidden, teacher.weight, teacher.bias).log_softmax(-1), VOCABULARY)
-    logprobs = (hidden @ weight.T).log_softmax(-1)
-    plain = logprobs[torch.arange(TOKENS), targets], top_k_jsd(logprobs, *stored)
-    *live, left_out = live_terms(hidden, weight, None, targets, teacher, logits_bytes=logits_bytes)
-    assert not left_out.any()
-    gradients = []
-    for own, divergences in (plain, live):
-        loss = (own * random(TOKENS, seed=5) + divergences * random(TOKENS, seed=6)).sum()
-        gradients.append(torch.autograd.grad(loss, [hidden, weight]))
-    for one, other in zip((*live, *gradients[1]), (*plain, *gradients[0]), strict=True):
-        assert torch.allclose(one, other, atol=1e-5 if one.ndim > 1 else 1e-6)
+from tests.tensors import prompt_of, top_k
 
 
 @pytest.fixture(scope="module")

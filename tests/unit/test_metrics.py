@@ -27,8 +27,8 @@ def test_each_group_counts_in_its_own_place_and_a_dummy_nowhere() -> None:
         return MicroBatch(indices=indices, groups=list(rows), batch=batch), outputs, new
 
     one, two = made([2], stored), made([1, 0], fresh, stored)
-    totals = step_totals(3, [made([], fresh), one, two], lambda values: values, operations=7)
-    assert (totals.operations, totals.padding) == (7, 0)
+    totals = step_totals(3, [made([], fresh), one, two], lambda values: values, operations=7, rank=0, workers=1)
+    assert (totals.operations, totals.capacity) == (7, sum(one[0].batch.layout.length for one in (one, two)))
     assert totals.losses == [*two[1].loss.flip(0).tolist(), *one[1].loss.tolist()]
     assert totals.metrics["loss"] == pytest.approx(sum(totals.losses) / 3)
     assert totals.gaps.tolist() == [[0, 0, 0], [2.5, 5, 0.5], [0, 0, 0]]

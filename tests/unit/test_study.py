@@ -37,9 +37,16 @@ def written(tmp_path: Path, text: str = TEXT) -> str:
     return str(file)
 
 
+Configs = dict[tuple[str, int], Config]
+
+
+def two(tmp_path: Path, seeds: str = "[0, 1]") -> tuple[studies.Study, Configs]:
+    study = studies.read(written(tmp_path, TEXT.replace("[0, 1]", seeds)))
+    return study, dict(studies._configs(study))
+
+
 def test_every_variant_is_a_run_of_its_own_for_each_seed(tmp_path: Path) -> None:
-    study = studies.read(written(tmp_path))
-    configs = dict(studies._configs(study))
+    _, configs = two(tmp_path)
     assert list(configs) == [("whole", 0), ("whole", 1), ("No mask!", 0), ("No mask!", 1)]
     masked, plain = configs["whole", 1], configs["No mask!", 1]
     assert (masked.schedule.max_ratio, plain.schedule.max_ratio) == (0.2, 0.0)
@@ -115,16 +122,15 @@ def test_a_wrong_study_is_refused_before_anything_runs(old: str, new: str, told:
         dict(studies._configs(studies.read(written(tmp_path, TEXT.replace(old, new)))))
 
 
-def finished(
-    folder: Path, correct: list[int], jsd: float, first: int, learning: float = 10.0, waited: float = 0.0
-) -> None:
-    """learning: wall seconds of the learner's phase, of which it waited so many; first: the first question."""
+def finished(config: Config, correct: list[int], first: int = 0, learning: float = 10.0, waited: float = 0.0) -> None:
+    """Leaves a run. first: its first question; learning: seconds of the learner's phase, of which it waited so many."""
+    folder = Path(config.run.dir)
     value = sum(correct) / len(correct)
     accuracies = dataclasses.replace(summary().accuracy, student_after=accuracy(value, value, value))
     online = dataclasses.replace(summary().online, waited_seconds=waited)
     phases = {"rollouts": 99.0, "learner": learning}
     write_json(folder / "summary.json", as_json(summary(accuracy=accuracies, online=online, phases=phases)))
-    steps = [step(number, jsd=1.0 if number < 18 else jsd) for number in range(20)]
+    steps = [step(number, jsd=1.0 if number < 18 else 0.25) for number in range(20)]
     append_lines(folder / "metrics.jsonl", [dataclasses.asdict(one) for one in steps])
     marks = [
         Marked(id=str(number), kind="colour", label="red", answer="red", finish="stop", correct=bool(right))
@@ -133,13 +139,14 @@ def finished(
     held_out.write_marks(folder / "evaluation" / "student_after.json", marks, "questions", "model")
 
 
-def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
-    study = studies.read(written(tmp_path))
-    configs = dict(studies._configs(study))
+def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_learners_phase(tmp_path: Path) -> None:
+    """Every seed asks other held-out questions; three are asked by both. Rows, which variants share, take no time."""
+    study, configs = two(tmp_path)
     right = {("whole", 0): 8, ("whole", 1): 6, ("No mask!", 0): 7, ("No mask!", 1): 5}
-    for place, config in configs.items():
-        first_question = 7 * place[1]  # every seed asks other held-out questions; three are asked by both
-        finished(Path(config.run.dir), [1] * right[place] + [0] * (10 - right[place]), 0.25, first_question)
+    for (name, seed), config in configs.items():
+        marks = [1] * right[name, seed] + [0] * (10 - right[name, seed])
+        waited = 12.0 + seed if name == "No mask!" else 0.0
+        finished(config, marks, first=7 * seed, learning=20.0 + 11 * seed, waited=waited)
     whole, plain = studies.outcomes(study, configs)
     assert (whole.accuracy.value, whole.difference.value) == (pytest.approx(0.7), 0.0)
     assert plain.difference.value == pytest.approx(-0.1)
@@ -147,11 +154,12 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
     assert plain.difference_by_question.value == pytest.approx(-0.1)
     assert plain.difference_by_question.n == 17
     assert plain.difference_by_question.low < -0.1 < plain.difference_by_question.high
-    assert plain.jsd.value == 0.25
     page = studies.publish_study(study, [whole, plain]).read_text()
-    lines = (study.dir / "study.md").read_text().splitlines()
-    assert lines[4].startswith("| whole | 70.0 | ")
-    assert lines[5].startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in lines[5]
+    *_, head, _, first, second, _, told = (study.dir / "study.md").read_text().splitlines()
+    assert head.endswith("| JSD at the end | learning, s | waiting, s |") and "“waiting, s” is the part" in told
+    assert first.startswith("| whole | 70.0 | ") and first.endswith(" | 0.2500 | 25.5 | 0.0 |")
+    assert second.startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in second
+    assert '<td class="number">25.5</td><td class="number">12.5</td><td>' in page
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
     assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
     alone = studies.publish_study(study, [whole]).read_text()
@@ -160,36 +168,15 @@ def test_differences_are_paired_by_seed_and_by_question(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", ["[0, 1]", "[0]"])
 def test_variants_that_share_no_question_are_compared_by_seed_alone(seeds: str, tmp_path: Path) -> None:
-    study = studies.read(written(tmp_path, TEXT.replace("[0, 1]", seeds)))
-    configs = dict(studies._configs(study))
+    study, configs = two(tmp_path, seeds)
     for (name, _), config in configs.items():
-        finished(Path(config.run.dir), [1, 0], 0.25, 0 if name == "whole" else 2)
+        finished(config, [1, 0], first=0 if name == "whole" else 2)
     found = studies.outcomes(study, configs)
     assert (found[1].difference.value, found[1].difference_by_question.n) == (0.0, 0)
     studies.publish_study(study, found)
-    assert " | – | 0.2500 | " in (study.dir / "study.md").read_text().splitlines()[5]
-
-
-@pytest.mark.parametrize("waits", [0.0, 0.5])
-def test_variants_are_compared_by_the_wall_time_in_which_they_learned(waits: float, tmp_path: Path) -> None:
-    """Not by the learner's steps alone, between which it may wait, and without the rows, which variants share."""
-    study = studies.read(written(tmp_path))
-    configs = dict(studies._configs(study))
-    learning = {("whole", 0): 10.0, ("whole", 1): 11.0, ("No mask!", 0): 20.0, ("No mask!", 1): 31.0}
-    for place, config in configs.items():
-        waited = waits * learning[place] if place[0] == "No mask!" else 0.0
-        finished(Path(config.run.dir), [1, 0], 0.25, 0, learning[place], waited)
-    found = studies.outcomes(study, configs)
-    page = studies.publish_study(study, found).read_text()
-    head, rule, *rows, nothing, told = (study.dir / "study.md").read_text().splitlines()[2:]
-    assert nothing == "" and told.startswith("“learning, s” is the wall time in which the student learned")
-    assert {line.count("|") for line in (rule, *rows)} == {head.count("|")}
-    assert [row.split(" | 0.2500 | ")[1] for row in rows] == (
-        ["10.5 | 0.0 |", "25.5 | 12.8 |"] if waits else ["10.5 |", "25.5 |"]
+    assert (study.dir / "study.md").read_text().splitlines()[5].endswith(" | – | 0.2500 | 10.0 |"), (
+        "none of them waited"
     )
-    assert head.endswith("| learning, s | waiting, s |" if waits else "| JSD at the end | learning, s |")
-    cells = '<td class="number">25.5</td><td class="number">12.8</td><td>' if waits else ">25.5</td><td>"
-    assert cells in page and ("waiting, s" in page, "“waiting, s” is" in told) == (waits > 0, waits > 0)
 
 
 FOUR = """
@@ -205,59 +192,42 @@ variants:
 """
 
 
-class Runs:
-    """In place of Ray and of the driver: leaves behind what a finished run does."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.made: list[tuple[str, str | None, list[str]]] = []
-        """Variant, rollout.store and rollout.reuse of every run, in turn."""
-        self.measured_before: dict[str, list[str]] = {}
-        """Variant → accuracies that were there when its run began."""
-        self.clusters = 0
-        monkeypatch.setattr(studies, "make_run", self._run)
-        monkeypatch.setattr(studies.cluster, "connected", self._connected)
-        monkeypatch.setattr(studies.cluster, "place", lambda config: None)
-
-    def _connected(self, cluster: Cluster) -> AbstractContextManager[None]:
-        self.clusters += 1
-        return nullcontext()
-
-    def _run(self, config: Config, directory: RunDirectory, base: str, turns: None) -> None:
-        assert base == "conf/demo.yaml"
-        variant = directory.root.parent.name
-        self.made.append((variant, config.rollout.store, config.rollout.reuse))
-        files = sorted((directory.root / "evaluation").glob("*.json"))
-        self.measured_before[variant] = [json.loads(file.read_text()) for file in files]
-        leave(directory.root, alone=config.rollout.store is None)
-
-
-def leave(folder: Path, alone: bool = True) -> None:
-    """A finished run. alone: it made its own rollouts and measured the untrained models."""
-    finished(folder, [1, 0], 0.25, 0)
-    if alone:
-        (folder / "rollouts").mkdir()
-        for name in ("student_before", "teacher"):
-            (folder / "evaluation" / f"{name}.json").write_text(json.dumps(f"{name} of {folder.parent.name}"))
+def leave(config: Config) -> None:
+    """Leaves a run that made its own rollouts and measured the untrained models."""
+    folder = Path(config.run.dir)
+    finished(config, [1, 0])
+    (folder / "rollouts").mkdir()
+    for name in ("student_before", "teacher"):
+        (folder / "evaluation" / f"{name}.json").write_text(json.dumps(f"{name} of {folder.parent.name}"))
 
 
 def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, runs = studies.read(written(tmp_path, FOUR)), Runs(monkeypatch)
-    leave(tmp_path / "runs" / "whole" / "seed-3")
+    made: list[tuple[str, str | None, list[str], list[str]]] = []
+    started: list[Cluster] = []
+
+    def make_run(config: Config, directory: RunDirectory, base: str, turns: None) -> None:
+        measured = [json.loads(file.read_text()) for file in sorted((directory.root / "evaluation").glob("*.json"))]
+        made.append((directory.root.parent.name, config.rollout.store, config.rollout.reuse, measured))
+        finished(config, [1, 0]) if config.rollout.store else leave(config)
+
+    def connected(cluster: Cluster) -> AbstractContextManager[None]:
+        started.append(cluster)
+        return nullcontext()
+
+    monkeypatch.setattr(studies, "make_run", make_run)
+    monkeypatch.setattr(studies.cluster, "connected", connected)
+    monkeypatch.setattr(studies.cluster, "place", lambda config: None)
+    study = studies.read(written(tmp_path, FOUR))
+    leave(dict(studies._configs(study))["whole", 3])
     of_whole, of_no_mask = (str(tmp_path / "runs" / name / "seed-3" / "rollouts") for name in ("whole", "no-mask"))
     page = studies.run(study)
-    assert runs.made == [
-        ("distilled", of_whole, []),
-        ("no-mask", None, [of_whole]),
-        ("no-mask-distilled", of_no_mask, []),
+    assert made == [
+        ("distilled", of_whole, [], ["student_before of whole", "teacher of whole"]),
+        ("no-mask", None, [of_whole], []),
+        ("no-mask-distilled", of_no_mask, [], ["student_before of no-mask", "teacher of no-mask"]),
     ]
-    assert runs.measured_before == {
-        "distilled": ["student_before of whole", "teacher of whole"],
-        "no-mask": [],
-        "no-mask-distilled": ["student_before of no-mask", "teacher of no-mask"],
-    }
-    assert page.is_file() and (tmp_path / "runs" / "study.md").is_file()
     studies.run(study)
-    assert (len(runs.made), runs.clusters) == (3, 1), "all is finished: no Ray is started"
+    assert (len(made), len(started)) == (3, 1), "all is finished: no Ray is started"
     result = (tmp_path / "runs" / "study.json").read_text()
     content = json.loads(result, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert content["outcomes"][1]["difference"] == {"value": 0.0, "low": None, "high": None, "n": 1}

@@ -32,27 +32,22 @@ def test_paths_mean_the_same_on_the_cluster(config: Config, tmp_path: Path, monk
     (tmp_path / "data" / "rows.jsonl").write_text("")
     monkeypatch.chdir(tmp_path)
     config.data.train.path, config.data.held_out.path = "data/rows.jsonl", "/shared/rows.jsonl"
-    # the toy pair travels with the job, a model id is no path, an absolute path stays
-    here = [f"run.dir={tmp_path}/runs/x", f"data.train.path={tmp_path}/data/rows.jsonl"]
-    assert submit._absolute_paths(config, tmp_path) == here
-    config.rollout.store, config.rollout.reuse = "runs/stores", ["runs/old", "s3://bucket/old"]
+    # The toy pair travels with the job, a model id is no path, an absolute path stays.
+    here = {"run.dir": f"{tmp_path}/runs/x", "data.train.path": f"{tmp_path}/data/rows.jsonl"}
+    assert submit._absolute_paths(config, tmp_path) == [f"{key}={path}" for key, path in here.items()]
+    config.rollout.store, config.rollout.reuse = "s3://bucket/run", ["runs/old", "s3://bucket/old"]
     config.growth = [Growth(teacher=Teacher(checkpoint=name)) for name in ("models/large", "org/name")]
     words = dict(word.split("=", 1) for word in submit._absolute_paths(config, tmp_path))
-    assert words["rollout.store"] == f"{tmp_path}/runs/stores"
-    assert json.loads(words["rollout.reuse"]) == [f"{tmp_path}/runs/old", "s3://bucket/old"]
-    checkpoints = [one["teacher"]["checkpoint"] for one in json.loads(words["growth"])]
-    assert checkpoints == [f"{tmp_path}/models/large", "org/name"]
-    config.rollout.store, config.rollout.reuse = "s3://bucket/run", []
-    assert "rollout.store=s3://bucket/run" in submit._absolute_paths(config, tmp_path)
+    growth = [one["teacher"]["checkpoint"] for one in json.loads(words.pop("growth"))]
+    assert growth == [f"{tmp_path}/models/large", "org/name"]
+    assert json.loads(words.pop("rollout.reuse")) == [f"{tmp_path}/runs/old", "s3://bucket/old"]
+    assert words == here | {"rollout.store": "s3://bucket/run"}
 
 
-def test_only_what_the_job_needs_travels(tmp_path: Path) -> None:
+def test_only_what_the_job_needs_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("masters_ray", "conf", "jobs", ".venv", "runs", ".git"):
         (tmp_path / name).mkdir()
     assert sorted(submit._excludes(tmp_path)) == ["/.git", "/.venv", "/runs"]
-
-
-def test_submitting_from_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SubmitError, match="submit from the project's directory"):
         submit.submit(str(ROOT / DEMO), [], None)
