@@ -109,12 +109,9 @@ def cut(questions: Questions, positions: Iterable[int], size: int) -> Iterator[B
 
 def _reusable(folders: Sequence[str], key: dict[str, Any]) -> store.Lookup | None:
     """Returns the rows of stores in ``folders`` that were made by the same recipe, whatever their other questions."""
-
-    def of_rows(key: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in key.items() if name not in OF_QUESTIONS}
-
-    wanted = of_rows(store.as_key(key))
-    fitting = [one for folder in folders for one in stores_in(folder) if of_rows(store.read_key(one)) == wanted]
+    wanted, any_questions = store.as_key(key), dict.fromkeys(OF_QUESTIONS)
+    stores = [one for folder in folders for one in stores_in(folder)]
+    fitting = [one for one in stores if store.read_key(one) | any_questions == wanted | any_questions]
     if not fitting:
         return None
     found = store.Lookup(fitting)
@@ -145,16 +142,9 @@ class StageWork:
         """reusable: rows to take over. before: accounts of shards that earlier calls stored."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
         self.tally = AnswerTally.total(account.noted["tally"] for account in before)
-        self.rejected: dict[int, Rejected] = {}
+        self.rejected = {position: row for account in before for position, row in account.rejected.items()}
         """Position → why the question is set aside, earlier calls included."""
-        calls: dict[float, float] = {}
-        for account in before:
-            call = account.noted["call"]
-            calls[call] = max(calls.get(call, 0.0), account.noted["seconds"])
-            self.rejected |= account.rejected
-        self._seconds_before = sum(calls.values())
-        self._call = time.time()
-        self._began = time.monotonic()
+        self._began = time.monotonic() - max((account.noted["seconds"] for account in before), default=0.0)
 
     def make(
         self, todo: Iterable[Batch], at_once: int, wanted: Callable[[Batch], bool] = lambda _: True
@@ -177,8 +167,8 @@ class StageWork:
             yield self._count(single, made)
 
     def seconds(self) -> float:
-        """Returns the seconds of work on the stage, in this call and earlier calls."""
-        return self._seconds_before + time.monotonic() - self._began
+        """Returns the seconds of work on the stage so far, in this call and earlier calls."""
+        return time.monotonic() - self._began
 
     def _attempt(self, batch: Batch, tries: int = _TRIES_IN_BATCH) -> MadeBatch | ReplicaLostError:
         """Makes and stores a batch. Returns the last error when replicas die each time."""
@@ -219,7 +209,6 @@ class StageWork:
         )
 
     def _store(self, batch: Batch, made: MadeBatch) -> None:
-        noted: dict[str, Any] = {"tally": dataclasses.asdict(made.tally)}
-        noted |= {"call": self._call, "seconds": time.monotonic() - self._began}
+        noted = {"tally": dataclasses.asdict(made.tally), "seconds": self.seconds()}
         asked = {position: problem.digest for position, problem in batch}
         self._writer.write(made.rows, store.Account(asked=asked, rejected=made.rejected, noted=noted))

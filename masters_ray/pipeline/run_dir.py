@@ -136,22 +136,18 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if KeyScope.RESUMABLE not in scopes(key)}
 
 
-def rollout_settings(config: Config) -> dict[str, Any]:
-    """Returns the part of ``settings_of`` that decides rollouts before training and accuracies of the untrained models;
-    all of it with rollout.student_refresh=stage. ``holds_rows_of`` compares which questions have rollouts."""
-    settings = settings_of(config)
-    if config.rollout.student_refresh == "stage":
-        return settings
-    return {key: value for key, value in settings.items() if not scopes(key) & {KeyScope.LEARNING, KeyScope.LATER}}
-
-
-def holds_rows_of(one: Config, other: Config) -> bool:
-    """Returns whether the rollouts before training of ``one`` include those of ``other``, given equal
-    ``rollout_settings``: ``one`` makes them for all questions, or both have the same online iterations."""
-    if one.rollout.online_fraction == 0 or one.rollout.spare_rows:
-        return True
-    iterations = [(each.rollout.online_fraction, each.learner.groups_per_step) for each in (one, other)]
-    return iterations[0] == iterations[1] and not other.rollout.spare_rows
+def holds_rollouts_of(one: Config, other: Config) -> bool:
+    """Returns whether the rollouts before training of ``one`` include those of ``other``, and the accuracies of its
+    untrained models are those of ``other``: whatever is learned, unless the student answers anew at every stage."""
+    free = set() if one.rollout.student_refresh == "stage" else {KeyScope.LEARNING, KeyScope.LATER}
+    settings, others = (
+        {key: value for key, value in settings_of(each).items() if not scopes(key) & free} for each in (one, other)
+    )
+    iterations, other_iterations = (
+        (each.rollout.online_fraction, each.learner.groups_per_step, each.rollout.spare_rows) for each in (one, other)
+    )
+    has_all_rows = one.rollout.online_fraction == 0 or one.rollout.spare_rows
+    return settings == others and (has_all_rows or iterations == other_iterations)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

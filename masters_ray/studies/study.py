@@ -26,7 +26,7 @@ from masters_ray.evaluate import Interval
 from masters_ray.files import read_json, write_json
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.run import run as make_run
-from masters_ray.pipeline.run_dir import RunDirectory, holds_rows_of, rollout_settings
+from masters_ray.pipeline.run_dir import RunDirectory, holds_rollouts_of
 from masters_ray.progress import say
 from masters_ray.report.charts import Series, rows_chart
 from masters_ray.report.summary import read_metrics, read_summary
@@ -216,8 +216,7 @@ def _make(config: Config, others: Iterable[Config], base: str) -> None:
     """Makes a run; shares or reuses the rollouts of the finished ones among ``others``."""
     finished = [one for one in others if RunDirectory(one).finished]
     stores = {str(place): one for one in finished if (place := Path(one.run.dir) / "rollouts").is_dir()}
-    settings = rollout_settings(config)
-    same = [store for store, one in stores.items() if rollout_settings(one) == settings and holds_rows_of(one, config)]
+    same = [store for store, one in stores.items() if holds_rollouts_of(one, config)]
     reuse = [*config.rollout.reuse, *([] if same else stores)]
     rollout = dataclasses.replace(config.rollout, store=same[0] if same else None, reuse=reuse)
     config = dataclasses.replace(config, rollout=rollout)

@@ -139,13 +139,9 @@ def test_validate_leaves_a_damaged_store_to_the_run_that_mends_it(config: Config
 
 def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
-    questions = tmp_path / "held_out.jsonl"
-    words = ("data.held_out.path=" + str(questions), f"teacher.checkpoint={teacher}")
-    config = two_teachers(tmp_path, *SMALL, *words)
-    questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
+    config = two_teachers(tmp_path, *SMALL, f"teacher.checkpoint={teacher}")
     measure(config, monkeypatch, "student_before", "teacher")
-    measure(config, monkeypatch)
-    (teacher / "model.safetensors").write_bytes((PAIR / "student" / "model.safetensors").read_bytes())
+    shutil.copy(PAIR / "student" / "model.safetensors", teacher)
     with pytest.raises(StoreError, match="made by a teacher with other weights than .*teacher has now"):
         measure(config, monkeypatch)
 
@@ -199,39 +195,39 @@ def measure(config: Config, monkeypatch: pytest.MonkeyPatch, *names: str) -> lis
     return [sorted(one.label for one in held_out.read_marks(file)) for file in before.values()]
 
 
+@pytest.fixture
+def apart(tmp_path: Path) -> Config:
+    """Of a run whose held-out questions are in a file of their own."""
+    config = two_teachers(tmp_path, *SMALL, f"data.held_out.path={tmp_path / 'held_out.jsonl'}")
+    shutil.copy(tmp_path / "questions.jsonl", tmp_path / "held_out.jsonl")
+    return config
+
+
 def test_accuracies_are_of_the_held_out_questions_that_are_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    apart: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    questions = tmp_path / "held_out.jsonl"
-    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(questions))
-    questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
     both = ("student_before", "teacher")
-    assert measure(config, monkeypatch, *both) == [["red"] * 4] * 2
-    edit(tmp_path, lambda rows: rows.reverse(), questions.name)
-    measure(config, monkeypatch)
-    edit(tmp_path, relabel("2"), questions.name)
-    assert measure(config, monkeypatch, *both) == [["blue", "red", "red", "red"]] * 2
-    edit(tmp_path, lambda rows: rows.pop(), questions.name)
-    assert [len(labels) for labels in measure(config, monkeypatch, *both)] == [3, 3]
-    cut = RunDirectory(config).evaluation("teacher")
+    assert measure(apart, monkeypatch, *both) == [["red"] * 4] * 2
+    edit(tmp_path, lambda rows: rows.reverse(), "held_out.jsonl")
+    measure(apart, monkeypatch)
+    edit(tmp_path, relabel("2"), "held_out.jsonl")
+    assert measure(apart, monkeypatch, *both) == [["blue", "red", "red", "red"]] * 2
+    edit(tmp_path, lambda rows: rows.pop(), "held_out.jsonl")
+    assert [len(labels) for labels in measure(apart, monkeypatch, *both)] == [3, 3]
+    cut = RunDirectory(apart).evaluation("teacher")
     cut.write_text(cut.read_text()[:40])
-    measure(config, monkeypatch, "teacher")
+    measure(apart, monkeypatch, "teacher")
 
 
-def test_a_finished_run_says_what_of_its_data_has_changed(tmp_path: Path) -> None:
-    questions = tmp_path / "held_out.jsonl"
-    config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(questions))
-    questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
-    directory = RunDirectory(config)
-    loaded = inputs.load(config, directory.data)
-    digests = [inputs.digest_of(one.problems) for one in loaded]
-    content = {name: {"digest": digest} for name, digest in zip(("train", "held_out"), digests, strict=True)}
+def test_a_finished_run_says_what_of_its_data_has_changed(apart: Config, tmp_path: Path) -> None:
+    directory = RunDirectory(apart)
+    loaded = zip(("train", "held_out"), inputs.load(apart, directory.data), strict=True)
+    content = {name: {"digest": inputs.digest_of(one.problems)} for name, one in loaded}
     write_json(directory.file("summary.json"), {"data": content})
-    assert contents.changed_since(config, directory) == []
-    edit(tmp_path, relabel("1"), questions.name)
-    [told] = contents.changed_since(config, directory)
+    assert contents.changed_since(apart, directory) == []
+    edit(tmp_path, relabel("1"), "held_out.jsonl")
+    [told] = contents.changed_since(apart, directory)
     assert told.startswith("its held-out questions have changed since; to measure on them, delete ")
-    questions.unlink()
-    [told] = contents.changed_since(config, directory)
-    assert told.startswith("its data are not what they were: ")
-    assert str(questions) in told
+    (tmp_path / "held_out.jsonl").unlink()
+    [told] = contents.changed_since(apart, directory)
+    assert told.startswith("its data are not what they were: ") and "held_out.jsonl" in told
