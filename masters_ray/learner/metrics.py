@@ -42,8 +42,8 @@ def step_totals(
     rank: int,
     workers: int,
 ) -> StepTotals:
-    """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batch of each round, with its outputs
-    and answer tokens' log-probs; of a dummy only the length counts. over_workers: sums over workers. operations: of
+    """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batch of each round, its outputs and
+    its answer tokens' log-probs; of a dummy only the length counts. over_workers: sums over workers. operations: of
     this worker's step."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
