@@ -156,9 +156,9 @@ class _Worker:
         by_turns = job.online if job.turns else ()
         return prefetch(self._own(coming), halts=lambda part: part.step.number + 1 in by_turns)
 
-    def _own(self, steps: Iterable[Step]) -> Iterator[WorkerStep]:
+    def _own(self, planned: Iterable[Step]) -> Iterator[WorkerStep]:
         budget = self._job.settings.tokens_per_micro_batch
-        return worker_steps(steps, self._collator, rank=self._rank, workers=self._workers, budget=budget)
+        return worker_steps(planned, self._collator, rank=self._rank, workers=self._workers, budget=budget)
 
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
