@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,19 +286,11 @@ class _Worker:
     def save(self, number: int) -> None:
         """Saves this rank's part of the checkpoint after step ``number``."""
         self.publisher.forget_before(number)
-        state = {
-            "students": self.publisher.students,
-            "random": torch.get_rng_state(),
-            "history": self._history.as_json(),
-        }
-        checkpoints.save(
-            self._job.storage / "checkpoints",
-            number,
-            lambda folder: self._engine.save(folder, state),
-            rank=self._rank,
-            workers=self._workers,
-            kept=self._job.settings.checkpoints_kept,
-        )
+        students, history = self.publisher.students, self._history.as_json()
+        state = {"students": students, "history": history, "random": torch.get_rng_state()}
+        folder, kept = self._job.storage / "checkpoints", self._job.settings.checkpoints_kept
+        write = partial(self._engine.save, state=state)
+        checkpoints.save(folder, number, write, rank=self._rank, workers=self._workers, kept=kept)
 
     def export(self) -> None:
         """Writes the trained student on rank 0; the other ranks take part in gathering it."""

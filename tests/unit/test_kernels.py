@@ -118,17 +118,6 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
 SIZES = pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
 
 
-@pytest.mark.parametrize("k", [1, 50, VOCABULARY])
-@SIZES
-def test_it_equals_the_plain_computation_in_value_and_gradient(k: int, logits_bytes: int) -> None:
-    hidden, weight, *rest = inputs(k)
-    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
-    expected, found = plainly(hidden, weight, *rest), answer_terms(hidden, weight, *rest, logits_bytes=logits_bytes)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.allclose(one, other, atol=2e-6)
-    assert_close(gradients(found, leaves), gradients(expected, leaves))
-
-
 def test_a_frozen_head_passes_the_gradient_on_and_bfloat16_sums_over_tiles_in_float32() -> None:
     hidden, weight, *rest = inputs(4)
     frozen = answer_terms(hidden.requires_grad_(), weight, *rest, logits_bytes=1)
@@ -170,7 +159,7 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
 
 
 @SIZES
-@pytest.mark.parametrize("every", [False, True], ids=["top 50", "k = vocabulary"])
+@pytest.mark.parametrize("k", [1, 50, None], ids=["k = 1", "k = 50", "k = vocabulary"])
 @pytest.mark.parametrize(
     ("student", "teacher"),
     [
@@ -180,11 +169,11 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
         (40, VOCABULARY),
     ],
 )
-def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
-    student: int, teacher: int, every: bool, logits_bytes: int
+def test_head_and_losses_equal_the_plain_computation_and_padded_heads_are_compared_on_what_both_have(
+    student: int, teacher: int, k: int | None, logits_bytes: int
 ) -> None:
-    (hidden, weight, targets, *scores), whole, lacking = padded(student, teacher, teacher if every else 50)
-    assert lacking.any() == (student < teacher), "the case that is meant"
+    (hidden, weight, targets, *scores), whole, lacking = padded(student, teacher, k or teacher)
+    assert k == 1 or lacking.any() == (student < teacher), "the case that is meant"
     targets = targets % min(student, teacher)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
     own, found, errors = answer_terms(hidden, weight, targets, *scores, logits_bytes=logits_bytes)
@@ -197,8 +186,9 @@ def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
     outside = ((1 - one.detach().sum(-1)).clamp(min=0) for one in (p, q))
     assert torch.allclose(errors.double(), left_out_error(*outside), atol=1e-5)
     plain = (logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), expected.float(), errors)
+    assert torch.allclose(own, plain[0], atol=2e-6)
     terms = [(own, found, errors)]
-    if every:
+    if k is None:
         teacher_logits = whole.log().float()
         live = LiveScores(hidden=teacher_logits, weight=torch.eye(teacher))
         terms.append(live_terms(hidden, weight, targets, live, logits_bytes=logits_bytes))
