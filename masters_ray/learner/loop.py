@@ -154,8 +154,9 @@ class _Worker:
             fresh=self._take,
             max_staleness=job.max_staleness,
         )
-        by_turns = job.online if job.turns else ()
-        return prefetch(self._own(coming), halts=lambda part: part.step.number + 1 in by_turns)
+        parts = self._own(coming)
+        # In turns a worker may wait for an iteration's rows only once it has learned from the one before.
+        return parts if job.turns and job.online else prefetch(parts)
 
     def _own(self, planned: Iterable[Step]) -> Iterator[WorkerStep]:
         budget = self._job.settings.tokens_per_micro_batch
