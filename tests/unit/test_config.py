@@ -137,7 +137,6 @@ def test_what_does_not_fit_together_or_stands_in_a_list_is_refused_with_its_key(
         ("teacher.replicas=two", "expected a valid integer, unable to parse string as an integer, found 'two'. Th"),
         ("rollout.teacher_answers=-1", "expected greater than or equal to 0, found '-1'. The default is 4."),
         ("student.checkpoint=???", "expected a value, found '???'. Set student.checkpoint in the file or"),
-        ("schedule.step=0.15", "0.2 gives 2 stages"),
         ("learner.offload=off", "expected 'nothing', 'optimizer' or 'everything', found 'off'"),
         ("teacher.checkpoint=runs/[a]", "found 'runs/[a]'"),
         ("student.engine.gpu_memory_utilization=0.3", "at most 0.25, as student.gpus reserves, found 0.3"),
