@@ -1,10 +1,10 @@
-"""Writes and finds the worker group's checkpoints: atomic, only the last few kept.
+"""Writes and finds the worker group's checkpoints: asynchronous, atomic, only the last few kept.
 
     step-00000050/student/…         the files that the workers wrote
                   rank-00000.json   each worker's note: step, number of workers, SHA-256 of each of its files
 
-Every worker writes its part to a directory of its own, moves the files to their place and then writes the note. A
-checkpoint counts once all notes exist, so an incomplete checkpoint is never loaded.
+Every worker writes its part to a directory of its own and trains on, while a thread flushes the files, moves them to
+their place and then writes the note. A checkpoint counts once all notes exist, so an incomplete one is never loaded.
 Ray Train's own checkpoints are not used: it overwrites their index in place, and a kill can leave half an index.
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,40 @@ def find(folder: Path) -> list[Checkpoint]:
     return complete
 
 
-def save(folder: Path, step: int, write: Callable[[Path], None], *, rank: int, workers: int, kept: int) -> None:
-    """Has ``write`` write one worker's part of a checkpoint, and makes it count. The worker of rank 0 also removes all
-    but the last ``kept`` complete checkpoints. Raises LearnerError when there is no room."""
-    target = folder / f"step-{step:08d}"
-    building, note = target / f"rank-{rank:05d}.building", _note(target, rank)
-    # torch.save reports a full disk as a RuntimeError.
-    with writing(target, LearnerError, RuntimeError):
-        shutil.rmtree(building, ignore_errors=True)
-        write(building)
+class CheckpointWriter:
+    """Writes one worker's part of every checkpoint; the worker of rank 0 also removes old checkpoints."""
+
+    def __init__(self, folder: Path, *, rank: int, workers: int, kept: int) -> None:
+        self._folder, self._rank, self._workers, self._kept = folder, rank, workers, kept
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._publishing: Future[None] | None = None
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Has ``write`` fill a directory; a thread flushes its files and makes the part count. Waits for the previous
+        part first. Raises LearnerError when there is no room."""
+        self.wait()
+        building = self._folder / f"step-{step:08d}" / f"rank-{self._rank:05d}.building"
+        with writing(building.parent, LearnerError, RuntimeError):  # torch.save reports a full disk as a RuntimeError
+            shutil.rmtree(building, ignore_errors=True)
+            write(building)
+        self._publishing = self._thread.submit(self._publish, building, step)
+
+    def wait(self) -> None:
+        """Returns when the last part counts. Raises LearnerError when it could not be written."""
+        unfinished, self._publishing = self._publishing, None
+        if unfinished is not None:
+            with writing(f"{self._folder}: a checkpoint", LearnerError):
+                unfinished.result()
+
+    def close(self) -> None:
+        """Waits, then ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _publish(self, building: Path, step: int) -> None:
+        target, note = building.parent, _note(building.parent, self._rank)
         note.unlink(missing_ok=True)
         digests = {}
         for file in sorted(path for path in building.rglob("*") if path.is_file()):
@@ -69,20 +95,18 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, rank: int, w
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             file.replace(target / name)
         shutil.rmtree(building)
-        record = {"step": step, "workers": workers, "sha256": digests}
-        write_text(note, json.dumps(record, indent=1))
-        if rank == 0:
-            _remove_old(folder, kept)
+        write_text(note, json.dumps({"step": step, "workers": self._workers, "sha256": digests}, indent=1))
+        if self._rank == 0:
+            self._remove_old()
 
-
-def _remove_old(folder: Path, kept: int) -> None:
-    """Also removes incomplete checkpoints that are older than the newest complete one."""
-    last = [one.folder for one in find(folder)[-kept:]]
-    for candidate in folder.glob("step-*"):
-        if last and candidate not in last and candidate.name <= last[-1].name:
-            for note in candidate.glob("rank-*.json"):
-                note.unlink()  # before the files: without notes a half-removed checkpoint does not count
-            shutil.rmtree(candidate)
+    def _remove_old(self) -> None:
+        """Removes all but the last ``kept`` complete checkpoints, and incomplete ones older than the newest of them."""
+        last = [one.folder for one in find(self._folder)[-self._kept :]]
+        for candidate in self._folder.glob("step-*"):
+            if last and candidate not in last and candidate.name <= last[-1].name:
+                for note in candidate.glob("rank-*.json"):
+                    note.unlink()  # before the files: without notes a half-removed checkpoint does not count
+                shutil.rmtree(candidate)
 
 
 def _note(folder: Path, rank: int) -> Path:

@@ -56,8 +56,10 @@ def train(config: dict[str, Any]) -> None:
             worker.publisher.publish(number)
             if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
                 worker.save(number)
+        worker.checkpoints.wait()
         worker.export()
     finally:
+        worker.checkpoints.close()
         worker.publisher.close()
 
 
@@ -104,6 +106,9 @@ class _Worker:
             barrier=self._wait_for_the_others,
             rank=self._rank,
             sender=sender,
+        )
+        self.checkpoints = checkpoints.CheckpointWriter(
+            job.storage / "checkpoints", rank=self._rank, workers=self._workers, kept=settings.checkpoints_kept
         )
 
     def _wait_for_the_others(self) -> None:
@@ -289,9 +294,7 @@ class _Worker:
         self.publisher.forget_before(number)
         students, history = self.publisher.students, self._history.as_json()
         state = {"students": students, "history": history, "random": torch.get_rng_state()}
-        folder, kept = self._job.storage / "checkpoints", self._job.settings.checkpoints_kept
-        write = partial(self._engine.save, state=state)
-        checkpoints.save(folder, number, write, rank=self._rank, workers=self._workers, kept=kept)
+        self.checkpoints.save(number, partial(self._engine.save, state=state))
 
     def export(self) -> None:
         """Writes the trained student on rank 0; the other ranks take part in gathering it."""

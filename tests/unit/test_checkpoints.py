@@ -1,12 +1,14 @@
+import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from masters_ray.errors import LearnerError
-from masters_ray.learner.checkpoints import find, save
+from masters_ray.learner.checkpoints import CheckpointWriter, find
 
 
 def saved(folder: Path, step: int, *, rank: int = 0, workers: int = 1, kept: int = 2) -> None:
@@ -14,7 +16,9 @@ def saved(folder: Path, step: int, *, rank: int = 0, workers: int = 1, kept: int
         (local / "student").mkdir(parents=True)
         (local / "student" / f"weights-{rank}.pt").write_text(f"after {step}")
 
-    save(folder, step, write, rank=rank, workers=workers, kept=kept)
+    checkpoints = CheckpointWriter(folder, rank=rank, workers=workers, kept=kept)
+    checkpoints.save(step, write)
+    checkpoints.close()
 
 
 def steps(folder: Path) -> list[int]:
@@ -65,27 +69,47 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
         assert not found.intact(0)
 
 
+def test_a_worker_trains_on_while_its_files_are_flushed_and_the_next_checkpoint_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "weights.pt").write_text("x")
+
+    may_flush = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda _: may_flush.wait(10))
+    checkpoints = CheckpointWriter(tmp_path, rank=0, workers=1, kept=2)
+    checkpoints.save(1, write)
+    assert steps(tmp_path) == []
+    threading.Timer(0.1, may_flush.set).start()
+    checkpoints.save(2, write)
+    assert 1 in steps(tmp_path)
+    checkpoints.close()
+    assert steps(tmp_path) == [1, 2]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
 def test_a_full_disk_is_named_with_what_to_do(error: Exception, tmp_path: Path) -> None:
     def write(_: Path) -> None:
         raise error
 
     with pytest.raises(LearnerError, match=r"step-00000007: cannot be written .*Make room"):
-        save(tmp_path, 7, write, rank=0, workers=1, kept=2)
+        CheckpointWriter(tmp_path, rank=0, workers=1, kept=2).save(7, write)
 
 
 WRITES_FOREVER = """
 import itertools, sys
 from pathlib import Path
-from masters_ray.learner.checkpoints import save
+from masters_ray.learner.checkpoints import CheckpointWriter
 
 def write(local):
     local.mkdir(parents=True)
     for part in range(20):
         (local / f"part-{part}").write_bytes(bytes([step % 256]) * 1_000_000)
 
+checkpoints = CheckpointWriter(Path(sys.argv[1]), rank=0, workers=1, kept=2)
 for step in itertools.count(1):
-    save(Path(sys.argv[1]), step, write, rank=0, workers=1, kept=2)
+    checkpoints.save(step, write)
     print(step, flush=True)
 """
 

@@ -8,7 +8,7 @@ import pytest
 from masters_ray import data
 from masters_ray.errors import MastersError
 from masters_ray.files import write_text
-from masters_ray.learner.checkpoints import save
+from masters_ray.learner.checkpoints import CheckpointWriter
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -72,7 +72,8 @@ def locked(root: Path) -> None:
 
 
 def a_checkpoint(root: Path) -> None:
-    save(root / "checkpoints", 1, lambda folder: folder.mkdir(parents=True), rank=0, workers=1, kept=1)
+    writer = CheckpointWriter(root / "checkpoints", rank=0, workers=1, kept=1)
+    writer.save(1, lambda folder: folder.mkdir(parents=True))
 
 
 @pytest.mark.parametrize(
