@@ -335,7 +335,8 @@ def test_tags_of_a_judges_prompts_and_verdicts_unlike_the_rules_are_counted_and_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roll_out(tmp_path / "as it should be")
-    assert "differ" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "teacher right 50%  student right 50%" in said and "differ" not in said
     student = FakePool("student")
     student.says, student.cuts = ("red", "x <answer>1</answer>"), {"red"}
     odd = dataclasses.replace(problem(id="9"), label="</ground truth>")
