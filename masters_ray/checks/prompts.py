@@ -12,7 +12,7 @@ from masters_ray.checks.rows import FIRST
 from masters_ray.errors import CheckpointError, Complaint
 from masters_ray.method.prompts import ground_truth, question_messages
 from masters_ray.models import special_tokens
-from masters_ray.models.weights import some
+from masters_ray.models.weights import read_json, some
 from masters_ray.records import Problem
 
 if TYPE_CHECKING:
@@ -23,6 +23,12 @@ _COMPARED = 3
 _REPEATED = re.compile(r"([<\[]\S{1,40}?[>\]])\1{3,}")
 """Matches a picture's run of equal tokens, which is shown as one token and its count."""
 _MARK = chr(0x10FFFF)
+_PATCHES = (
+    ("patch_size", "patch_size"),
+    ("temporal_patch_size", "temporal_patch_size"),
+    ("merge_size", "spatial_merge_size"),
+)
+"""Attribute of an image processor, and the key of vision_config that must have the same value."""
 
 
 def prompts(context: CheckContext) -> Findings:
@@ -108,13 +114,24 @@ def _lengths(
 
 def check_ids(chat: Chat, problem: Problem) -> None:
     """Raises CheckpointError unless engine and learner have the same ids for the question, with each picture and the
-    start token once, and answers end with a token that the engine knows."""
+    start token once, pictures are cut as the model wants them, and answers end with a token that the engine knows."""
+    content, processor = read_json(chat.folder / "config.json"), getattr(chat.processor, "image_processor", None)
+    for attribute, key in _PATCHES:
+        cut, wanted = getattr(processor, attribute, None), content.get("vision_config", {}).get(key)
+        if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
+            told = f"cuts pictures with {attribute} {cut}, config.json has vision_config.{key} {wanted}"
+            raise CheckpointError(f"{chat.folder}: the processor {told}")
     marks, asked = set(chat.placeholder_ids()), chat.token_ids(question_messages(problem))
     if (there := sum(token_id in marks for token_id in asked)) != len(problem.pictures):
         raise CheckpointError(f"the chat template marks {there} pictures of {len(problem.pictures)}")
     if chat.start and asked[: 2 * len(chat.start)] == 2 * chat.start:
         raise CheckpointError("the chat template writes the start token twice")
-    if not _expands(asked, _ids(chat, problem), marks):
+    learned, stands_for = _ids(chat, problem), content.get("image_token_id", content.get("image_token_index"))
+    if problem.pictures and stands_for is not None and stands_for not in learned:
+        raise CheckpointError(
+            f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
+        )
+    if not _expands(asked, learned, marks):
         raise CheckpointError(
             f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes other "
             "tokens of the text than the tokenizer"

@@ -22,7 +22,7 @@ from masters_ray.method.prompts import Message
 from masters_ray.models import beside_weights
 from masters_ray.models.chat import Chat
 from masters_ray.models.weights import quantisation, some, tensors
-from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter
+from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter, without_numbers
 
 _PACKED = "masters_packed"
 
@@ -35,7 +35,7 @@ def load_model(folder: Path, dtype: str) -> Any:
 
 def unexpected_weights(folder: Path) -> list[str]:
     """Returns the names of a checkpoint's weights that its model does not have; [] for a quantised one. Reads only
-    headers. Raises as ``load_model``."""
+    headers. Raises as ``load_model``, and CheckpointError for weights of more layers than config.json says."""
     from transformers.utils import logging
 
     if quantisation(folder) is not None:
@@ -44,9 +44,16 @@ def unexpected_weights(folder: Path) -> list[str]:
     logging.set_verbosity_error()  # otherwise transformers prints a table of missing weights
     logging.disable_progress_bar()
     try:
-        return _loaded(folder, device_map="meta")[1]
+        model, extra = _loaded(folder, device_map="meta")
     finally:
         logging.set_verbosity(level)
+    own = set(map(without_numbers, model.state_dict()))
+    if further := [name for name in extra if without_numbers(name) in own]:
+        raise CheckpointError(
+            f"{folder}: expected the layers that config.json says, found weights of further ones: {some(further)}. "
+            "Mend it, or download the checkpoint again."
+        )
+    return extra
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:

@@ -3,8 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from masters_ray.method.grpo import (
@@ -155,30 +153,3 @@ def test_the_ratio_is_clipped_to_the_policy_that_wrote(written: str) -> None:
     found.loss.sum().backward()
     assert new.grad is not None
     assert new.grad.tolist() == near(0.0, 0.45)  # d/dnew of 0.9 / 2
-
-
-@st.composite
-def groups(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Tokens, accuracy and divergence (in steps) of each answer, and an order of them."""
-    size = draw(st.integers(2, 9))
-    lists = [draw(st.lists(st.integers(*span), min_size=size, max_size=size)) for span in ((1, 4), (0, 1), (0, 20))]
-    return lists[0], lists[1], lists[2], draw(st.permutations(range(size)))
-
-
-@given(groups())
-def test_permuting_a_group_permutes_its_rewards_and_advantages_and_leaves_its_loss(
-    group: tuple[list[int], list[int], list[int], list[int]],
-) -> None:
-    lengths, accuracy, divergences, order = group
-
-    def of(answers: list[int]) -> LossOutputs:
-        counts = torch.tensor([lengths[one] for one in answers])
-        whose = torch.repeat_interleave(torch.tensor(answers), counts).double()
-        right = [float(accuracy[one]) for one in answers]
-        batch = loss_batch(-1.5 + whose.sin() / 2, torch.repeat_interleave(counts), right)
-        return losses(-1 - whose / 9, [divergences[int(one)] / 40 for one in whose], batch)
-
-    before, after = of(list(range(len(order)))), of(order)
-    assert torch.equal(after.distillation, before.distillation[order])
-    assert torch.allclose(after.old.advantages, before.old.advantages[order], atol=1e-9)
-    assert after.loss.item() == pytest.approx(before.loss.item(), abs=1e-9)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from masters_ray import config as configuration
 from masters_ray.config import Rollout
@@ -124,33 +122,6 @@ def test_in_turns_replicas_work_only_while_the_learner_waits() -> None:
     """As strictly on-policy beside; version 0 saves publishing and loading, and hides nothing."""
     assert learned(10, {5}, placement="turns").seconds == 27.75
     assert learned(10, {5}, max_staleness=4, placement="turns").seconds == 27.0
-
-
-COSTS = st.integers(0, 8).map(lambda eighths: eighths / 8)
-STEPS = st.integers(1, 12)
-PLACES = st.sampled_from(("beside", "turns"))
-RUNS = st.fixed_dictionaries(
-    {"steps": STEPS, "online": st.sets(STEPS), "max_staleness": st.integers(0, 5), "placement": PLACES}
-)
-TIMES = dict.fromkeys(("publish_seconds", "load_seconds", "start_seconds"), COSTS)
-COSTLY = st.builds(Rates, learner_seconds=COSTS.map(lambda cost: cost + 0.125), calls=st.just(RATES.calls), **TIMES)
-
-
-@given(RUNS, COSTLY, COSTS)
-def test_a_run_is_never_faster_than_its_busiest_part_and_never_slower_than_all_in_turn(
-    run: dict[str, Any], rates: Rates, cost: float
-) -> None:
-    found = learned(**run, rates=rates, making=lambda questions: cost)
-    start = rates.start_seconds or 0.0
-    learner = run["steps"] * rates.learner_seconds + found.published * rates.publish_seconds
-    replicas = len(found.ages) * cost + found.published * rates.load_seconds
-    assert max(learner, replicas) - 1e-9 <= found.seconds - start <= learner + replicas + 1e-9
-    assert found.seconds == exactly(start + learner + found.waited_seconds)
-    online = len({number for number in run["online"] if number <= run["steps"]})
-    assert len(found.ages) == online
-    bounded = learned(**run, rates=rates, making=lambda questions: cost, max_wait_seconds=0.5)
-    assert len(bounded.ages) + bounded.late == online, "none is lost"
-    assert bounded.waited_seconds <= 0.5 * online + 1e-9
 
 
 def demo(*words: str) -> configuration.Config:
