@@ -29,6 +29,7 @@ from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
 from masters_ray.replicas import processes
+from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.model import ReplicaModel
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas, environment
@@ -41,6 +42,12 @@ _STAGE = Stage(index=0, ratio=0.1)
 _SECONDS_BETWEEN_LOOKS = 0.25
 
 
+class TimedActor(ReplicaActor):
+    def busy_seconds(self) -> float:
+        """Seconds that the engine has worked since its start."""
+        return self._model.engine.loop.busy_seconds
+
+
 def flow(folder: Path) -> dict[str, Any]:
     """Rows, tokens and busy seconds between the first and the last tenths, when all engines have work."""
     config = _config(folder)
@@ -48,7 +55,7 @@ def flow(folder: Path) -> dict[str, Any]:
     questions = Questions(config, train.problems, folder)
     with (
         cluster.connected(config.cluster),
-        Replicas(_specs(config)) as replicas,
+        Replicas(_specs(config), TimedActor) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
         recipe = recipes.recipe(config, _STAGE, student, student, {})

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from masters_ray import cluster
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config
 from masters_ray.errors import Complaint
@@ -83,6 +82,8 @@ def reuse(context: CheckContext) -> Findings:
 
 def placed(context: CheckContext) -> Findings:
     """Checks that the cluster at RAY_ADDRESS, or a Ray on this machine, has room for what runs at one time."""
+    from masters_ray import cluster  # imports Ray
+
     config = context.config
     if os.environ.get("RAY_ADDRESS"):
         with cluster.connected(config.cluster):

@@ -1,7 +1,5 @@
 """A Ray cluster of two nodes on this machine, started as the README says."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

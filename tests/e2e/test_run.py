@@ -1,8 +1,6 @@
 """The whole run through the program, on a source of which every tenth row has a fault: stopped by a signal, and taken
 up again with more replicas, as a job on a cluster."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

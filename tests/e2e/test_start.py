@@ -1,7 +1,5 @@
 """Ray on this machine: how it comes up, who may reach it, and what is left of it."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys
