@@ -60,11 +60,6 @@ class Layout:
     """Masks that were made already: all layers use the same."""
 
     @property
-    def padding(self) -> int:
-        """Tokens behind the last group."""
-        return self.length - self.spans[-1].end
-
-    @property
     def pairs(self) -> int:
         """(query, key) pairs that have to be computed: the measure of attention's work."""
 

@@ -22,7 +22,6 @@ _LEAST_COLUMNS = 2048
 def answer_terms(
     hidden: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     targets: Tensor,
     top_ids: Tensor,
     top_logprobs: Tensor,
@@ -31,18 +30,18 @@ def answer_terms(
     logits_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each, as
-    ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single backward pass, to hidden,
-    weight and bias.
+    ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single backward pass, to hidden
+    and weight.
 
-    hidden: [tokens, width], the states that predict the targets. weight, bias: the output head, [vocabulary, width] and
-    [vocabulary] or None. targets: [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's as in
+    hidden: [tokens, width], the states that predict the targets. weight: the output head, [vocabulary, width]. targets:
+    [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's as in
     ``top_k_jsd``. logits_bytes: maximum bytes of float32 logits held at a time. A top id without a row in the head (the
     teacher's vocabulary may be padded further) counts as left out; a target without a row has log-prob NaN.
     """
     probabilities = top_logprobs.exp()
     lacking = probabilities * (top_ids >= weight.shape[0])
     left_out = left_out + lacking.sum(-1)
-    return _AnswerTerms.apply(hidden, weight, bias, targets, top_ids, probabilities - lacking, left_out, logits_bytes)
+    return _AnswerTerms.apply(hidden, weight, targets, top_ids, probabilities - lacking, left_out, logits_bytes)
 
 
 class _AnswerTerms(torch.autograd.Function):
@@ -57,7 +56,6 @@ class _AnswerTerms(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        bias: Tensor | None,
         targets: Tensor,
         top_ids: Tensor,
         top_probabilities: Tensor,
@@ -73,7 +71,7 @@ class _AnswerTerms(torch.autograd.Function):
         logits = highest
         for columns in tiles[1]:
             for rows in tiles[0]:
-                logits = _logits(hidden[rows], weight, bias, columns)
+                logits = linear(hidden[rows], weight[columns]).float()
                 _gather(logits, wanted[rows], columns, into=chosen[rows])
                 top = torch.maximum(highest[rows], logits.amax(-1, keepdim=True))
                 total[rows] *= (highest[rows] - top).exp_()
@@ -83,7 +81,7 @@ class _AnswerTerms(torch.autograd.Function):
         chosen -= log_total
         student = with_rest(chosen[:, :-1].exp().masked_fill(top_ids >= vocabulary, 0.0))
         divergence, slope = jsd_and_slope(with_rest(top_probabilities, left_out), student)
-        ctx.save_for_backward(hidden, weight, bias, wanted, log_total, student, slope)
+        ctx.save_for_backward(hidden, weight, wanted, log_total, student, slope)
         ctx.tiles = tiles
         ctx.kept = logits.div_(total) if list(map(len, tiles)) == [1, 1] else None
         error = left_out_error(left_out, student[:, -1])
@@ -92,34 +90,29 @@ class _AnswerTerms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        hidden, weight, bias, wanted, log_total, student, slope = ctx.saved_tensors
+        hidden, weight, wanted, log_total, student, slope = ctx.saved_tensors
         for_logprobs, for_divergence = (gradient.unsqueeze(-1) for gradient in gradients[:2])
         mean_slope = (student * slope).sum(-1, keepdim=True)
         everywhere = for_divergence * (slope[:, -1:] - mean_slope) - for_logprobs
         at_top = (for_divergence * (slope[:, :-1] - mean_slope) - for_logprobs) * student[:, :-1]
-        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros(len(weight), device=hidden.device) if needs_bias else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for columns in ctx.tiles[1]:
             here = None if grad_weight is None else grad_weight[columns].float()  # a view if already float32
             for rows in ctx.tiles[0]:
                 if ctx.kept is not None:
                     slopes, ctx.kept = ctx.kept, None
                 else:
-                    slopes = _logits(hidden[rows], weight, bias, columns).sub_(log_total[rows]).exp_()
+                    slopes = linear(hidden[rows], weight[columns]).float().sub_(log_total[rows]).exp_()
                 slopes *= everywhere[rows]
                 _scatter(slopes, wanted[rows], columns, at_top[rows], for_logprobs[rows])
-                if grad_bias is not None:
-                    grad_bias[columns] += slopes.sum(0)
                 slopes = slopes.to(weight.dtype)
                 _add_product(grad_hidden[rows], slopes, weight[columns])
                 if here is not None:
                     _add_product(here, slopes.T, hidden[rows])
             if grad_weight is not None and here is not None and here.dtype != grad_weight.dtype:
                 grad_weight[columns] = here
-        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None, None
 
 
 def _tiles(tokens: int, vocabulary: int, logits_bytes: int, device: torch.device) -> tuple[list[slice], list[slice]]:
@@ -149,11 +142,6 @@ def _scatter(tile: Tensor, wanted: Tensor, columns: slice, at_top: Tensor, at_ta
     tile[row, wanted[row, place] - columns.start] = at_top[row, place]
     row = inside[:, -1].nonzero().squeeze(-1)
     tile[row, wanted[row, -1] - columns.start] += at_target[row, 0]
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
-    """Returns float32 [tokens, columns]."""
-    return linear(hidden, weight[columns], None if bias is None else bias[columns]).float()
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

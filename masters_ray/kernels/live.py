@@ -25,24 +25,22 @@ class LiveScores:
     """[tokens, width], the states that predict the tokens"""
     weight: Tensor
     """[vocabulary, width], the teacher's output head"""
-    bias: Tensor | None
-    """[vocabulary]"""
 
 
 def live_terms(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher: LiveScores, *, logits_bytes: int
+    hidden: Tensor, weight: Tensor, targets: Tensor, teacher: LiveScores, *, logits_bytes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (log-prob of each target, JSD to the teacher, error bound of the JSD), float32 [tokens] each; JSD and
-    bound in nats. The first two are differentiable in hidden, weight and bias.
+    bound in nats. The first two are differentiable in hidden and weight.
 
-    hidden: [tokens, width]. weight: [vocabulary, width], bias: [vocabulary] or None. targets: [tokens]. If the two
+    hidden: [tokens, width]. weight: [vocabulary, width]. targets: [tokens]. If the two
     vocabularies are padded to different widths, the JSD is over the common tokens and the rest of each as one outcome;
     otherwise the bound is 0. logits_bytes: approximate memory held at a time."""
 
     def of(hidden: Tensor, targets: Tensor, teacher_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logprobs = linear(hidden, weight, bias).float().log_softmax(-1)
+        logprobs = linear(hidden, weight).float().log_softmax(-1)
         own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        p, q = linear(teacher_hidden, teacher.weight, teacher.bias).float().softmax(-1), logprobs.exp()
+        p, q = linear(teacher_hidden, teacher.weight).float().softmax(-1), logprobs.exp()
         if p.shape == q.shape:
             return own, jsd(p, q), torch.zeros_like(own)
         common = min(p.shape[-1], q.shape[-1])

@@ -10,11 +10,12 @@ sequences. The last token of an answer is only predicted, so it is not an input.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from masters_ray.kernels.attention import Layout, Span
 from masters_ray.records import RolloutGroup
@@ -72,12 +73,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> Self:
         """Returns this batch on another device."""
-
-        def moved(values: dict[str, Any]) -> dict[str, Any]:
-            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-            return {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-
-        return replace(self, vision=moved(self.vision), **moved(vars(self)))
+        return replace(self, **tree_map_only(Tensor, lambda one: one.to(device, non_blocking=True), vars(self)))
 
 
 def pack(

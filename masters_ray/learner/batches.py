@@ -111,18 +111,14 @@ def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
         yield pa.concat_tables(parts)
 
 
-def prefetch(items: Iterator[T], halts: Callable[[T], bool] = lambda _: False) -> Iterator[T]:
-    """Yields the same items, computing each in a thread while the caller works on the item before it. After an item for
-    which ``halts`` is true, the next is computed only when the caller asks for it."""
+def prefetch(items: Iterator[T]) -> Iterator[T]:
+    """Yields the same items, computing each in a thread while the caller works on the item before it."""
     nothing: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         coming: Future[T] = thread.submit(next, items, nothing)
         while (item := coming.result()) is not nothing:
-            if halt := halts(item):
-                yield item
             coming = thread.submit(next, items, nothing)
-            if not halt:
-                yield item
+            yield item
 
 
 def micro_batches(tokens: Sequence[int], workers: int, budget: int) -> list[list[list[int]]]:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +154,13 @@ class _Worker:
             fresh=self._take,
             max_staleness=job.max_staleness,
         )
-        by_turns = job.online if job.turns else ()
-        return prefetch(self._own(coming), halts=lambda part: part.step.number + 1 in by_turns)
+        parts = self._own(coming)
+        # In turns a worker may wait for an iteration's rows only once it has learned from the one before.
+        return parts if job.turns and job.online else prefetch(parts)
 
-    def _own(self, steps: Iterable[Step]) -> Iterator[WorkerStep]:
+    def _own(self, planned: Iterable[Step]) -> Iterator[WorkerStep]:
         budget = self._job.settings.tokens_per_micro_batch
-        return worker_steps(steps, self._collator, rank=self._rank, workers=self._workers, budget=budget)
+        return worker_steps(planned, self._collator, rank=self._rank, workers=self._workers, budget=budget)
 
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
@@ -285,19 +287,11 @@ class _Worker:
     def save(self, number: int) -> None:
         """Saves this rank's part of the checkpoint after step ``number``."""
         self.publisher.forget_before(number)
-        state = {
-            "students": self.publisher.students,
-            "random": torch.get_rng_state(),
-            "history": self._history.as_json(),
-        }
-        checkpoints.save(
-            self._job.storage / "checkpoints",
-            number,
-            lambda folder: self._engine.save(folder, state),
-            rank=self._rank,
-            workers=self._workers,
-            kept=self._job.settings.checkpoints_kept,
-        )
+        students, history = self.publisher.students, self._history.as_json()
+        state = {"students": students, "history": history, "random": torch.get_rng_state()}
+        folder, kept = self._job.storage / "checkpoints", self._job.settings.checkpoints_kept
+        write = partial(self._engine.save, state=state)
+        checkpoints.save(folder, number, write, rank=self._rank, workers=self._workers, kept=kept)
 
     def export(self) -> None:
         """Writes the trained student on rank 0; the other ranks take part in gathering it."""

@@ -42,20 +42,21 @@ def step_totals(
     rank: int,
     workers: int,
 ) -> StepTotals:
-    """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batches, each with its outputs and
-    answer tokens' log-probs; ignores dummies. over_workers: sums over workers. operations: of this worker's step."""
+    """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batch of each round, its outputs and
+    its answer tokens' log-probs; of a dummy only the length counts. over_workers: sums over workers. operations: of
+    this worker's step."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
     work = torch.zeros(1 + len(made), workers, dtype=torch.float64)  # operations, then tokens of each round
     work[0, rank] = operations
     rewards: list[GroupRewards] = []
     for number, (micro, outputs, logprobs) in enumerate(made, 1):
+        work[number, rank] = micro.batch.layout.length
         if micro.indices:
             gaps = row_gaps(logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
             gaps[[group.version is None for group in micro.groups]] = 0.0
             metrics = torch.stack([values.double().cpu() for values in outputs.metrics.values()], 1)
             table[micro.indices] = torch.cat([metrics, gaps], 1)
-            work[number, rank] = micro.batch.layout.length
             rewards += _rewards(micro, outputs)
     columns, work = over_workers(table), over_workers(work)
     gaps = columns[:, len(names) :]

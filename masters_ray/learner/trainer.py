@@ -32,10 +32,7 @@ _DEAD = (
 
 
 def fit(
-    job: LearnerJob,
-    stores: Sequence[store.Where],
-    on_report: Callable[[LearnerReport], None],
-    broker: Any = None,
+    job: LearnerJob, stores: Sequence[store.Where], on_report: Callable[[LearnerReport], None], broker: Any = None
 ) -> None:
     """Trains on the stores in their order and exports the student; resumes from the last checkpoint in ``job.storage``.
 

@@ -100,8 +100,7 @@ class PackedTeacher(nn.Module):
         self.model = model
 
     def forward(self, batch: PackedBatch) -> LiveScores:
-        head = self.model.lm_head
-        return LiveScores(hidden=_predicting(self.model, batch), weight=head.weight, bias=head.bias)
+        return LiveScores(hidden=_predicting(self.model, batch), weight=self.model.lm_head.weight)
 
 
 class PackedStudent(nn.Module):
@@ -109,7 +108,7 @@ class PackedStudent(nn.Module):
 
     def __init__(self, model: Any, logits_bytes: int) -> None:
         """Changes ``model``: packed attention, a head that returns loss terms, faster norms. Raises CheckpointError if
-        its configuration scales or caps logits."""
+        its configuration scales or caps logits, or if its head has a bias."""
         super().__init__()
         _read_packed(model, "student")
         norm.speed_up(model)
@@ -127,14 +126,14 @@ class TermsHead(nn.Module):
 
     def __init__(self, head: nn.Linear, logits_bytes: int) -> None:
         super().__init__()
-        self.weight, self.bias = head.weight, head.bias
+        self.weight = head.weight
         self._logits_bytes = logits_bytes
 
     def forward(
         self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what ``PackedStudent.forward`` returns. hidden: [answer tokens, width]."""
-        student = hidden, self.weight, self.bias, batch.targets
+        student = hidden, self.weight, batch.targets
         if teacher is not None:
             return live_terms(*student, teacher, logits_bytes=self._logits_bytes)
         scores = batch.top_ids, batch.top_logprobs, batch.left_out
@@ -142,13 +141,15 @@ class TermsHead(nn.Module):
 
 
 def _read_packed(model: Any, whose: str) -> None:
-    """Switches the language model to packed attention. Raises CheckpointError for a setting that changes logits."""
+    """Switches the language model to packed attention. Raises CheckpointError for what changes logits."""
     from transformers import AttentionInterface
 
     text = model.config.get_text_config()
     for name in LOGIT_CHANGES:
         if getattr(text, name, None) not in (None, 1, 1.0):
             raise CheckpointError(f"the {whose}'s configuration has {name}={getattr(text, name)}: not supported")
+    if model.lm_head.bias is not None:
+        raise CheckpointError(f"the {whose}'s lm_head has a bias: not supported")
     AttentionInterface.register(_PACKED, _packed_attention)
     text._attn_implementation = _PACKED
 

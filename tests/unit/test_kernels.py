@@ -40,7 +40,7 @@ LAYOUTS = {
 
 def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """The output and the gradients of query, key and value, without padding."""
-    real = shape.length - shape.padding
+    real = shape.spans[-1].end
     query, key, value = (
         random(1, shape.length, count, 8, seed=count + place).to(dtype).transpose(1, 2).requires_grad_()
         for place, count in enumerate((heads, key_heads, key_heads))
@@ -74,7 +74,8 @@ def test_the_block_mask_of_flex_attention_is_the_same_mask_and_a_cpu_has_a_kerne
     shape = LAYOUTS["several groups, padded"]
     query, key, value = (random(1, count, shape.length, 16, seed=count) for count in (4, 2, 2))
     dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))
-    assert torch.allclose(dense[:, : -shape.padding], flex[:, : -shape.padding], atol=1e-6)
+    real = shape.spans[-1].end
+    assert torch.allclose(dense[:, :real], flex[:, :real], atol=1e-6)
     assert kernel_for(CPU, torch.float32) == "blocks"
     assert kernel_for(CPU, torch.float16) == "dense"
 
@@ -82,21 +83,20 @@ def test_the_block_mask_of_flex_attention_is_the_same_mask_and_a_cpu_has_a_kerne
 TOKENS, WIDTH, VOCABULARY = 12, 8, 5000
 
 
-def inputs(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def inputs(k: int) -> tuple[Tensor, ...]:
     top_ids, top_logprobs, left_out = top_k(random(TOKENS, VOCABULARY, seed=k).mul(3).log_softmax(-1), k)
     targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(k))
     targets[0], targets[1] = top_ids[0, 0], VOCABULARY - 1  # one among the top k, one at the edge
-    hidden, weight, bias = random(TOKENS, WIDTH), random(VOCABULARY, WIDTH, seed=1), random(VOCABULARY, seed=2)
-    return hidden, weight, bias, targets, top_ids, top_logprobs, left_out
+    return random(TOKENS, WIDTH), random(VOCABULARY, WIDTH, seed=1), targets, top_ids, top_logprobs, left_out
 
 
 Terms = tuple[Tensor, Tensor, Tensor]
 
 
-def plainly(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> Terms:
+def plainly(hidden: Tensor, weight: Tensor, *rest: Tensor) -> Terms:
     """All logits in float64, and autograd; the head itself works in float32, too coarse for finite differences."""
     targets, top_ids, *scores = (one.double() if one.is_floating_point() else one for one in rest)
-    logprobs = linear(hidden.double(), weight.double(), None if bias is None else bias.double()).log_softmax(-1)
+    logprobs = linear(hidden.double(), weight.double()).log_softmax(-1)
     outside = 1 - logprobs.detach().gather(-1, top_ids).exp().sum(-1)
     errors = left_out_error(scores[1], outside.clamp(min=0))
     own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -118,27 +118,15 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
 SIZES = pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
 
 
-@pytest.mark.parametrize(("k", "with_bias"), [(1, True), (50, False), (VOCABULARY, True)])
-@SIZES
-def test_it_equals_the_plain_computation_in_value_and_gradient(k: int, logits_bytes: int, with_bias: bool) -> None:
-    hidden, weight, bias, *rest = inputs(k)
-    leaves = [one.requires_grad_() for one in ((hidden, weight, bias) if with_bias else (hidden, weight))]
-    head = hidden, weight, bias if with_bias else None
-    expected, found = plainly(*head, *rest), answer_terms(*head, *rest, logits_bytes=logits_bytes)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.allclose(one, other, atol=2e-6)
-    assert_close(gradients(found, leaves), gradients(expected, leaves))
-
-
 def test_a_frozen_head_passes_the_gradient_on_and_bfloat16_sums_over_tiles_in_float32() -> None:
-    hidden, weight, _, *rest = inputs(4)
-    frozen = answer_terms(hidden.requires_grad_(), weight, None, *rest, logits_bytes=1)
-    assert_close(gradients(frozen, [hidden]), gradients(plainly(hidden, weight, None, *rest), [hidden]))
-    hidden, weight, _, *rest = inputs(8)
+    hidden, weight, *rest = inputs(4)
+    frozen = answer_terms(hidden.requires_grad_(), weight, *rest, logits_bytes=1)
+    assert_close(gradients(frozen, [hidden]), gradients(plainly(hidden, weight, *rest), [hidden]))
+    hidden, weight, *rest = inputs(8)
     low = [hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()]
     exact = [one.detach().float().requires_grad_() for one in low]
-    found = gradients(answer_terms(low[0], low[1], None, *rest, logits_bytes=1), low)
-    expected = gradients(plainly(exact[0], exact[1], None, *rest), exact)
+    found = gradients(answer_terms(low[0], low[1], *rest, logits_bytes=1), low)
+    expected = gradients(plainly(exact[0], exact[1], *rest), exact)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.bfloat16
         assert float((one.float() - other).norm() / other.norm()) < 1e-2
@@ -146,9 +134,9 @@ def test_a_frozen_head_passes_the_gradient_on_and_bfloat16_sums_over_tiles_in_fl
 
 def test_a_certain_student_has_finite_gradients() -> None:
     hidden = torch.ones(1, 1, requires_grad=True)
-    head = torch.tensor([[200.0], [0.0], [-200.0]]), None
+    head = torch.tensor([[200.0], [0.0], [-200.0]])
     certain = torch.tensor([0]), torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1)
-    terms = answer_terms(hidden, *head, *certain, logits_bytes=2**20)
+    terms = answer_terms(hidden, head, *certain, logits_bytes=2**20)
     assert [one.item() for one in terms] == [0.0, 0.0, 0.0]
     (terms[0] + terms[1]).sum().backward()
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all()
@@ -161,7 +149,7 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
     """Inputs of two heads of one language, padded to so many rows each (more rows, whose logits are 0): hidden, weight,
     targets and stored scores of the k likeliest tokens; and the teacher's whole distribution in float64, and those
     among its k that the student has no row for."""
-    hidden, weight, _, targets, *_ = inputs(7)
+    hidden, weight, targets, *_ = inputs(7)
     logits = random(TOKENS, VOCABULARY, seed=8).mul(3).double()
     weight = torch.cat([weight, torch.zeros(PADDED, WIDTH)])[:student]
     whole = torch.cat([logits, torch.full((TOKENS, PADDED), 7.0)], -1)[:, :teacher].softmax(-1)
@@ -171,7 +159,7 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
 
 
 @SIZES
-@pytest.mark.parametrize("every", [False, True], ids=["top 50", "k = vocabulary"])
+@pytest.mark.parametrize("k", [1, 50, None], ids=["k = 1", "k = 50", "k = vocabulary"])
 @pytest.mark.parametrize(
     ("student", "teacher"),
     [
@@ -181,14 +169,14 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
         (40, VOCABULARY),
     ],
 )
-def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
-    student: int, teacher: int, every: bool, logits_bytes: int
+def test_head_and_losses_equal_the_plain_computation_and_padded_heads_are_compared_on_what_both_have(
+    student: int, teacher: int, k: int | None, logits_bytes: int
 ) -> None:
-    (hidden, weight, targets, *scores), whole, lacking = padded(student, teacher, teacher if every else 50)
-    assert lacking.any() == (student < teacher), "the case that is meant"
+    (hidden, weight, targets, *scores), whole, lacking = padded(student, teacher, k or teacher)
+    assert k == 1 or lacking.any() == (student < teacher), "the case that is meant"
     targets = targets % min(student, teacher)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
-    own, found, errors = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=logits_bytes)
+    own, found, errors = answer_terms(hidden, weight, targets, *scores, logits_bytes=logits_bytes)
 
     logprobs = (hidden.double() @ weight.double().T).log_softmax(-1)
     ids = scores[0].masked_fill(lacking, 0)
@@ -198,11 +186,12 @@ def test_heads_that_are_padded_to_other_widths_are_compared_on_what_both_have(
     outside = ((1 - one.detach().sum(-1)).clamp(min=0) for one in (p, q))
     assert torch.allclose(errors.double(), left_out_error(*outside), atol=1e-5)
     plain = (logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), expected.float(), errors)
+    assert torch.allclose(own, plain[0], atol=2e-6)
     terms = [(own, found, errors)]
-    if every:
+    if k is None:
         teacher_logits = whole.log().float()
-        live = LiveScores(hidden=teacher_logits, weight=torch.eye(teacher), bias=None)
-        terms.append(live_terms(hidden, weight, None, targets, live, logits_bytes=logits_bytes))
+        live = LiveScores(hidden=teacher_logits, weight=torch.eye(teacher))
+        terms.append(live_terms(hidden, weight, targets, live, logits_bytes=logits_bytes))
         for one, other in zip(*terms, strict=True):
             assert torch.allclose(one, other, atol=1e-5), "a live teacher and its stored scores agree"
     expected_gradients = gradients(plain, leaves)
@@ -214,5 +203,5 @@ def test_a_token_that_the_head_has_no_row_for_has_no_log_probability() -> None:
     (hidden, weight, targets, *scores), _, _ = padded(VOCABULARY, VOCABULARY, 50)
     targets[3] = VOCABULARY
     for logits_bytes in (2**30, 1):
-        own, _, _ = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=logits_bytes)
+        own, _, _ = answer_terms(hidden, weight, targets, *scores, logits_bytes=logits_bytes)
         assert own.isnan().nonzero().tolist() == [[3]]

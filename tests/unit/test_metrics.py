@@ -26,9 +26,10 @@ def test_each_group_counts_in_its_own_place_and_a_dummy_nowhere() -> None:
         outputs = group_losses(loss_config(), batch, student, 5.0)
         return MicroBatch(indices=indices, groups=list(rows), batch=batch), outputs, new
 
-    one, two = made([2], stored), made([1, 0], fresh, stored)
-    totals = step_totals(3, [made([], fresh), one, two], lambda values: values, operations=7, rank=0, workers=1)
-    assert (totals.operations, totals.capacity) == (7, sum(one[0].batch.layout.length for one in (one, two)))
+    dummy, one, two = made([], fresh), made([2], stored), made([1, 0], fresh, stored)
+    totals = step_totals(3, [dummy, one, two], lambda values: values, operations=7, rank=1, workers=2)
+    lengths = [micro.batch.layout.length for micro, *_ in (dummy, one, two)]
+    assert (totals.operations, totals.capacity) == (7, 2 * sum(lengths)), "as if the other worker took as long"
     assert totals.losses == [*two[1].loss.flip(0).tolist(), *one[1].loss.tolist()]
     assert totals.metrics["loss"] == pytest.approx(sum(totals.losses) / 3)
     assert totals.gaps.tolist() == [[0, 0, 0], [2.5, 5, 0.5], [0, 0, 0]]

@@ -155,6 +155,13 @@ def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Ca
     assert norm.speed_up(torch.nn.Sequential(GemmaRMSNorm(8))) == 0  # which multiplies by 1 + weight
 
 
+def test_a_head_with_a_bias_is_refused() -> None:
+    model = qwen2_5()
+    model.lm_head = torch.nn.Linear(32, 80)
+    with pytest.raises(CheckpointError, match="the student's lm_head has a bias"):
+        hf.PackedStudent(model, logits_bytes=2**20)
+
+
 def test_freezing_one_of_two_tied_matrices_is_refused() -> None:
     with pytest.raises(CheckpointError, match="one matrix"):
         hf.freeze(qwen3(), ["lm_head"])

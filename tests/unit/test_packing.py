@@ -29,7 +29,7 @@ def test_groups_follow_each_other_and_padding_comes_last() -> None:
     batch, padded = (pack(groups, prompts, pad_id=9, multiple_of=multiple) for multiple in (4, 5))
     assert batch.input_ids.tolist() == [100, 5, 100, 101, 5, 6, 7, 8]
     assert padded.input_ids.tolist() == [*batch.input_ids.tolist(), 9, 9]
-    assert (batch.layout.padding, padded.layout.padding) == (0, 2)
+    assert [(one.layout.spans[-1].end, one.layout.length) for one in (batch, padded)] == [(8, 8), (8, 10)]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4, 2]]
     assert batch.predict_at.tolist() == [0, 1, 0, 3, 4, 5, 6, 3, 7]
     assert batch.group_of.tolist() == [0, 0, 1, 1]
