@@ -87,23 +87,19 @@ MaskRatio = Annotated[float, Field(ge=0, lt=1)]
 """A fraction of each masked matrix."""
 
 _ONE_SLASH = re.compile("(s3|gs|gcs|abfss?|hdfs|file|https?):/(?!/)", re.IGNORECASE)
-Text = Annotated[
+Place = Annotated[
     str,
     WrapValidator(lambda value, check: value if isinstance(value, Written) else check(value)),
-    only(lambda text: text != MISSING, "a value"),
+    only(lambda place: place != MISSING, "a value"),
     only(
-        lambda text: without_secrets(text) == text,
+        lambda place: without_secrets(place) == place,
         "an address without credentials (leave those to the environment, such as AWS_ACCESS_KEY_ID, or to the "
         "machine's role)",
     ),
-]
-"""A text without credentials in its addresses, since it is written to the run's files."""
-Place = Annotated[
-    Text,
-    only(lambda place: not place.startswith("~"), "a whole path: only a shell expands ~, or $HOME"),
+    only(lambda place: not place.startswith("~"), "a path without ~, which only a shell expands (or write $HOME)"),
     only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path"),
 ]
-"""A path or an address."""
+"""A path or an address, without credentials, since it is written to the run's files."""
 _NO_PATTERN = "a path without *, ? and [, which vLLM reads as a pattern"
 Directory = Annotated[Place, only(lambda path: not set("*?[") & set(path and str(Path(path).absolute())), _NO_PATTERN)]
 Checkpoint = Annotated[

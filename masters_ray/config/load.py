@@ -117,6 +117,8 @@ def _followed(tree: DictConfig, value: Any, key: str, complaints: list[Complaint
         return value
     try:
         found = OmegaConf.select(tree, key)
+        if OmegaConf.is_config(found):
+            return OmegaConf.to_container(found, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         complaints.append(_leads_nowhere(key, value, error))
         return key_of(key).fallback

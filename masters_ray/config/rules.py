@@ -29,8 +29,7 @@ def _all(config: Config) -> Iterator[Broken]:
     if config.reward.rho > 0 and not judge.reasoning:
         yield "judge.reasoning", "true for reward.rho above 0", False, "Set it, or set reward.rho=0."
     if judge.reasoning and "rule" in (judge.of_teacher, judge.of_student):
-        expected = "false where judge.of_teacher or judge.of_student is rule"
-        yield "judge.reasoning", expected, True, "A rule cannot judge reasoning."
+        yield "judge.reasoning", "false where judge.of_teacher or judge.of_student is rule", True, "A rule reads none."
     if config.rollout.online_fraction > 0:
         yield from _online(config)
     for (name, model), schedule in zip(config.models.items(), [*config.schedules, None], strict=True):
@@ -49,7 +48,7 @@ def _online(config: Config) -> Iterator[Broken]:
         expected = f"learner.dtype = {learner.dtype} {_ONLINE}"
         yield "student.engine.dtype", expected, student.engine.dtype, "The learner hands its weights to the engine."
     if rollout.weight_transfer == "nccl" and not learner.gpus == student.gpus == 1:
-        expected = "nccl only with learner.gpus = 1 and student.gpus = 1"
+        expected = "nccl only with learner.gpus = student.gpus = 1"
         yield "rollout.weight_transfer", expected, f"{learner.gpus:g} and {student.gpus:g}", "auto takes what fits."
 
 
@@ -61,8 +60,7 @@ def _schedule(teacher: str, mask: MaskScope, schedule: Schedule) -> Iterator[Bro
         yield f"{teacher}.mask", "at least one part", "none", f"Set {teacher}.mask.language=true, or ratios of 0."
     count = schedule.max_ratio / schedule.step
     if not schedule.stages and abs(count - round(count)) >= _INEXACT:
-        expected = f"{key}.max_ratio divided by a whole number"
-        yield f"{key}.step", expected, schedule.step, "The last stage masks nothing."
+        yield f"{key}.step", f"{key}.max_ratio divided by a whole number", schedule.step, "It falls to 0."
     shares = [stage.share for stage in schedule.stages]
     given = [share for share in shares if share is not None]
     if given and (len(given) < len(shares) or abs(sum(given) - 1) >= _INEXACT or schedule.stage_data == "all"):
@@ -99,9 +97,7 @@ def _learner(learner: Learner) -> Iterator[Broken]:
     if learner.lora.rank and "language" in frozen:
         yield "learner.frozen", "no language with learner.lora.rank above 0", frozen, "Adapters train just that part."
     if learner.dtype == "bfloat16" and learner.zero_stage == 0:
-        remedy = "From stage 1 on DeepSpeed sums gradients in float32."
-        yield "learner.zero_stage", "at least 1 for learner.dtype=bfloat16", 0, remedy
+        yield "learner.zero_stage", "at least 1 for learner.dtype=bfloat16", 0, "DeepSpeed then sums in float32."
     least = {"nothing": 0, "optimizer": 1, "everything": 3}[learner.offload]
     if learner.zero_stage < least:
-        expected = f"at least {least} for learner.offload={learner.offload}"
-        yield "learner.zero_stage", expected, learner.zero_stage, "ZeRO offloads what it partitions."
+        yield "learner.zero_stage", f"at least {least} for this learner.offload", learner.zero_stage, "Or offload less."

@@ -3,8 +3,7 @@
     each ratio: the masked teacher answers, all answers are judged and scored ─► store ─► JSD to the student
     the student's answers are written once
 
-A run should start at the ratio with the lowest JSD: at a lower ratio the teacher is harder to imitate, a higher one
-distorts it.
+A run should start at the ratio with the lowest JSD: less masking is harder to imitate, more distorts the teacher.
 """
 
 from collections.abc import Iterable, Sequence
@@ -78,7 +77,7 @@ def scanned(
     measured: Sequence[Sequence[Divergence]],
     judged: Sequence[Sequence[JudgedText]],
 ) -> list[Scanned]:
-    """Returns the figures of each ratio, from its store's outcome, its answers' divergences and its judged answers."""
+    """Returns the figures of each ratio. measured: its answers' divergences; judged: its judged answers."""
     by_question = [_by_question(rows) for rows in measured]
     best = min(by_question, key=lambda one: sum(one.values()) / len(one))
     found = []
@@ -183,8 +182,8 @@ def _mean(rows: Iterable[Divergence]) -> Interval:
 
 def _share(answers: Sequence[JudgedText], reward: str) -> Interval | None:
     """Returns the mean of a reward (0 or 1) over the answers that have it, resampled by question; None without any."""
-    asked = {index: value for index, one in enumerate(answers) if (value := getattr(one, reward)) is not None}
-    return resampled_share(list(asked.values()), [str(answers[index].position) for index in asked]) if asked else None
+    asked = [(value, str(one.position)) for one in answers if (value := getattr(one, reward)) is not None]
+    return resampled_share([value for value, _ in asked], [question for _, question in asked]) if asked else None
 
 
 def _parts(rows: Iterable[T], field: str) -> list[tuple[Any, list[T]]]:

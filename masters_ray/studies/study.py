@@ -1,16 +1,6 @@
 """Studies: run the variants of a configuration with several seeds each, and compare their accuracies.
 
-A study is a YAML file: a base configuration, changes for all runs, and further changes for each variant:
-
-    base: conf/demo.yaml
-    dir: runs/studies/alpha
-    seeds: [0, 1, 2]
-    changes: {data.train.rows: 1080}
-    reference: alpha 1
-    variants:
-      alpha 0: {reward.alpha: 0}
-      alpha 1: {}
-
+A study is a YAML file (conf/study): a base configuration, changes for all runs, and further changes for each variant.
 Runs are ordinary ones in DIR/VARIANT/seed-S. Finished runs are not repeated. Runs that differ only in how they learn
 share rollouts and the accuracies of the untrained models; other runs reuse rows made by the same recipe.
 """
@@ -73,24 +63,24 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantOutcome:
-    """The outcome of a variant over its seeds. Accuracies are fractions."""
+    """Means over the seeds of a variant. Accuracies are the trained student's on held-out questions, as fractions."""
 
     name: str
     changes: dict[str, Any]
     accuracies: list[float]
-    """Held-out accuracy of the trained student for each seed."""
+    """For each seed."""
     accuracy: Interval
     difference: Interval
-    """Accuracy minus the reference's with the same seed; mean over seeds."""
+    """Accuracy minus the reference's with the same seed."""
     difference_by_question: Interval
-    """Mark minus the reference's on the same question with the same seed; the mean resamples whole questions, with all
-    their seeds. NaN: no question was asked of both."""
+    """Mark minus the reference's on the same question with the same seed; resamples whole questions, with all their
+    seeds. NaN: no question was asked of both."""
     jsd: Interval
     """Mean JSD over the last tenth of the steps, nats."""
     seconds: Interval
     """Wall time of the learner's phase: start, steps, weight transfer and waiting, without making rows before."""
     waited: Interval
-    """Seconds within ``seconds`` that the learner waited for online rollouts."""
+    """Part of ``seconds`` in which the learner waited for online rollouts."""
 
 
 def read(file: str) -> Study:
@@ -120,7 +110,7 @@ def run(study: Study) -> Path:
 
 
 def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[VariantOutcome]:
-    """Returns the variants' outcomes in the file's order. configs: (variant, seed) → its. Raises as ``_finished``."""
+    """configs: (variant, seed) → its. Raises StoreError when a file of a finished run is missing or damaged."""
     runs = {place: _finished(Path(config.run.dir)) for place, config in configs.items()}
     reference = [runs[study.reference, seed] for seed in study.seeds]
     found = []
@@ -194,7 +184,6 @@ class FinishedRun(NamedTuple):
 
 
 def _finished(folder: Path) -> FinishedRun:
-    """Reads a finished run. Raises StoreError when a file of it is missing or damaged."""
     summary, steps = read_summary(folder), read_metrics(folder)
     last = steps[-max(1, len(steps) // 10) :]
     marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
@@ -226,8 +215,7 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
 def _make(config: Config, others: Iterable[Config], base: str) -> None:
     """Makes a run; shares or reuses the rollouts of the finished ones among ``others``."""
     finished = [one for one in others if RunDirectory(one).finished]
-    places = {str(Path(one.run.dir) / "rollouts"): one for one in finished}
-    stores = {place: one for place, one in places.items() if Path(place).is_dir()}
+    stores = {str(place): one for one in finished if (place := Path(one.run.dir) / "rollouts").is_dir()}
     same = [store for store, one in stores.items() if holds_rollouts_of(one, config)]
     reuse = [*config.rollout.reuse, *([] if same else stores)]
     rollout = dataclasses.replace(config.rollout, store=same[0] if same else None, reuse=reuse)

@@ -15,32 +15,20 @@ teacher: {checkpoint: t}
 student: {checkpoint: s}
 """
 
-# Words that are refused by themselves, each for its own key.
+# Words that are refused by themselves, each for its own key: every form of a value, and bounds that are not 0 or 1.
 REFUSED = """
-run.seed=-1 run.seed=x run.seed=1.5 run.seed=null run.seed=[1] run.dir=runs/what? run.dir=[a]
-cluster.local_cpus=0 cluster.grows=maybe data.train.format=csv data.train.rows=0 data.max_quarantined_share=1.5
-data.max_unrated_share=-0.1 data.max_picture_pixels=0 data.max_picture_pixels=178956971 data.order=random
-teacher.checkpoint=runs/* student.checkpoint=a?b teacher.replicas=0 teacher.replicas=two
-teacher.cpus=-1 teacher.gpus=-0.5 teacher.cpus=inf teacher.tensor_parallel=0 teacher.top_k=0 teacher.mask.vision=perhaps
-teacher.engine.dtype=int8 teacher.engine.max_model_len=1000 teacher.engine.max_num_batched_tokens=100
-student.engine.max_num_seqs=0 student.engine.max_pictures=0 student.engine.gpu_memory_utilization=0
-student.engine.gpu_memory_utilization=1.1 student.engine=x judge.of_teacher=nobody judge.replicas=0 judge.max_tokens=0
-judge.rule=fuzzy reward.alpha=-1 reward.alpha=nan reward.rho=-1 reward.least_spread=-1 rollout.sampling.temperature=0
-rollout.sampling.top_p=0 rollout.sampling.top_p=1.01 rollout.sampling.top_k=0 rollout.sampling.top_k=-2
-rollout.sampling.repetition_penalty=0 rollout.sampling.max_tokens=0 rollout.batch_rows=0 rollout.teacher_answers=-1
-rollout.online_fraction=1.5 rollout.max_staleness=-1 rollout.max_wait_seconds=0 rollout.max_wait_seconds=-.inf
-rollout.max_set_aside_share=2 rollout.max_unjudged_share=2 rollout.max_empty_share=2 rollout.max_cut_share=-2
-rollout.weight_transfer=pigeon rollout.placement=moon rollout.store=??? rollout.reuse=abc schedule.max_ratio=1
-schedule.max_ratio=-0.1 schedule.step=0 schedule.step=0.15 schedule.stages=3 learner=3 learner=null learner.workrs=2
-leaner.workers=2 zzz=1 run.dir.x=1 learner.workers=0 learner.cpus=-1 learner.gpus=2 learner.gpus=0.5
-learner.zero_stage=4 learner.zero_stage=0 learner.offload=off
-learner.frozen=[language,vision,projector,embeddings,lm_head] learner.lora.rank=-1 learner.lora.alpha=0
-learner.learning_rate=-1 learner.learning_rate=inf learner.learning_rate=fast learner.warmup_steps=-1
-learner.weight_decay=-1 learner.gradient_clipping=0 learner.clip_epsilon=0 learner.clip_epsilon=1
-learner.max_logprob_gap=-1 learner.updates_per_step=0 learner.checkpoints_kept=0 learner.max_failures=-1
-learner.max_skipped_in_a_row=-1 evaluation.max_tokens=0 evaluation.examples=-1 growth=3 run.dir=${nope} run.dir=${a
-run.seed=${oc.env:HOME} rollout.store=${oc.env:MASTERS_UNSET} data.train.path=${data.train.path}
-learner.offload=${run.dir}
+run.seed=-1 run.seed=x run.seed=1.5 run.seed=null run.seed=[1] run.dir=runs/what? run.dir=[a] cluster.local_cpus=0
+cluster.grows=maybe data.train.format=csv data.max_quarantined_share=1.5 data.max_picture_pixels=178956971
+teacher.checkpoint=runs/* student.checkpoint=a?b teacher.replicas=two teacher.cpus=inf teacher.mask.vision=perhaps
+teacher.engine.max_model_len=1000 teacher.engine.max_num_batched_tokens=100 student.engine.gpu_memory_utilization=1.1
+student.engine=x judge.of_teacher=nobody reward.alpha=nan rollout.sampling.temperature=0 rollout.sampling.top_p=1.01
+rollout.sampling.top_k=0 rollout.sampling.top_k=-2 rollout.online_fraction=1.5 rollout.max_wait_seconds=-.inf
+rollout.store=??? rollout.reuse=abc schedule.max_ratio=1 schedule.step=0 schedule.step=0.15 schedule.stages=3 learner=3
+learner=null learner.workrs=2 leaner.workers=2 zzz=1 run.dir.x=1 growth[].x=1 learner.gpus=2 learner.gpus=0.5
+learner.zero_stage=4 learner.zero_stage=0 learner.frozen=[language,vision,projector,embeddings,lm_head]
+learner.learning_rate=fast learner.clip_epsilon=1 learner.max_logprob_gap=-1 evaluation.examples=-1 growth=3
+run.dir=${nope} run.dir=${a run.seed=${oc.env:HOME} rollout.store=${oc.env:MASTERS_UNSET} learner.offload=${run.dir}
+data.train.path=${data.train.path}
 """
 # Words -> the keys that are complained of.
 TOGETHER = """
@@ -56,11 +44,9 @@ learner.lora.rank=4|learner.frozen=[language] -> learner.frozen
 learner.frozen=[vision,wings] -> learner.frozen[1]
 rollout.online_fraction=1|rollout.student_refresh=stage -> rollout.student_refresh
 rollout.online_fraction=1|learner.dtype=float32 -> student.engine.dtype
-rollout.online_fraction=1|rollout.weight_transfer=nccl -> rollout.weight_transfer
 rollout.online_fraction=1|rollout.weight_transfer=nccl|learner.gpus=1 -> rollout.weight_transfer
 rollout.sampling.max_tokens=9000 -> student.engine.max_model_len|teacher.engine.max_model_len
 schedule.max_ratio=1.2|schedule.step=0.3 -> schedule.max_ratio
-schedule.stages=[{ratio: 1.0}] -> schedule.stages[0].ratio
 schedule.stages=[{ratio: nan}] -> schedule.stages[0].ratio
 schedule.stages=[{}] -> schedule.stages[0].ratio
 schedule.stages=[{ratio: 0.2, share: 0.5}, {ratio: 0}] -> schedule.stages
@@ -68,17 +54,14 @@ schedule.stages=[{ratio: 0.2, share: 1}]|schedule.stage_data=all -> schedule.sta
 rollout.reuse=[ok,[a]] -> rollout.reuse[1]
 rollout.reuse=['${a'] -> rollout.reuse[0]
 growth=[{}] -> growth[0].teacher.checkpoint
-growth=[{teacher: {checkpoint: '${gone}'}}] -> growth[0].teacher.checkpoint
 growth=[{teacher: {checkpoint: '${a'}}] -> growth[0].teacher.checkpoint
 growth=[{teacher: {checkpoint: 'g*'}, scedule: 1}] -> growth[0].scedule|growth[0].teacher.checkpoint
 growth=[{teacher: {checkpoint: g, replicas: two}}] -> growth[0].teacher.replicas
-growth=[{teacher: {checkpoint: g, mask: {vision: 2}}}] -> growth[0].teacher.mask.vision
 growth=[{teacher: {checkpoint: g, mask: {language: no}}}] -> growth[0].teacher.mask
 growth=[{teacher: {checkpoint: g}, schedule: {step: 0.15}}] -> growth[0].schedule.step
-growth=[{teacher: {checkpoint: g}, schedule: {stages: [{ratio: 3}]}}] -> growth[0].schedule.stages[0].ratio
 teacher.mask.language=false -> teacher.mask
 run.dir=???|rollout.store=${run.dir}/x -> rollout.store|run.dir
-growth=[{teacher: {checkpoint: g}, schedule: '${schedule}'}] -> growth[0].schedule
+rollout.store=${rollout.reuse} -> rollout.store
 """
 
 
@@ -195,6 +178,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "expected a mapping, found ['a']" in complaints(file)[str(file)]
 
 
+def test_a_missing_key_is_told_in_a_directory_whose_name_is_a_pattern_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, here = write(tmp_path, MINIMAL), tmp_path / "a [b]"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert list(complaints(file, "run.dir=???")) == ["run.dir"]
+
+
 def test_values_at_their_bounds_are_taken(file: Path) -> None:
     words = ["data.max_picture_pixels=178956970", "student.engine.gpu_memory_utilization=0.95", "schedule.max_ratio=0"]
     words += ["rollout.online_fraction=1", "student.gpus=1", "learner.gpus=1", "rollout.weight_transfer=nccl"]
@@ -225,8 +217,10 @@ def test_numbers_are_read_alike_at_the_top_and_in_lists(file: Path) -> None:
 def test_an_interpolation_that_leads_somewhere_is_followed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTERS_PLACE", "/place")
     words = ["run.dir=${oc.env:MASTERS_PLACE}/${run.seed}", "learner.workers=${oc.env:NONE,3}"]
-    config = load(file, [*words, "growth=[{teacher: {checkpoint: '${teacher.checkpoint}'}}]"])
-    assert (config.run.dir, config.learner.workers, config.growth[0].teacher.checkpoint) == ("/place/0", 3, "t")
+    words += ["growth=[{teacher: {checkpoint: '${teacher.checkpoint}'}, schedule: '${schedule}'}]"]
+    config = load(file, words)
+    assert (config.run.dir, config.learner.workers) == ("/place/0", 3)
+    assert (config.growth[0].teacher.checkpoint, config.growth[0].schedule) == ("t", config.schedule)
 
 
 def test_a_configuration_changed_in_the_program_is_checked_too() -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from masters_ray import report
 from masters_ray.errors import StoreError
@@ -43,13 +41,10 @@ class Page(HTMLParser):
         self.addresses = [value for name, value in self.values if name in ADDRESSES]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.values += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"</{tag}> at {self.getpos()} closes another"
@@ -59,10 +54,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-def data_uri(side: int, kind: str = "png") -> str:
-    content = io.BytesIO()
-    Image.open(io.BytesIO(png((side, side)))).save(content, kind.upper())
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+PICTURE = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
 
 
 def metrics(steps: int = 50) -> list[StepMetrics]:
@@ -85,7 +77,7 @@ def example(answers: list[tuple[str, int, float, float, float]], **changes: Any)
         _, _, jsd, distilled, advantages = map(list, zip(*answers, strict=True))
         told: dict[str, Any] = {"divergences": jsd, "distillation": distilled, "advantages": advantages}
         changes["rewards"] = GroupRewards(stage=1, position=0, **told)
-    content: dict[str, Any] = {"question": "what color?", "label": "red", "kind": "colour", "pictures": [data_uri(64)]}
+    content: dict[str, Any] = {"question": "what color?", "label": "red", "kind": "colour", "pictures": [PICTURE]}
     return Example(**(content | changes), answers=group)
 
 
@@ -94,10 +86,9 @@ def examples() -> list[Example]:
     long, empty = ("The shape stands in the upper left quarter. " * 9, 1, 0.02, 1.0, 1.0), ("", 0, 0.3, 0.0, -0.9)
     asked: dict[str, Any] = {"id": "test/5/colour", "kind": "colour", "label": "teal", "finish": "stop"}
     before, after = Marked(**asked, answer="bluish", correct=False), Marked(**asked, answer="Teal.", correct=True)
-    pictures = [data_uri(64), data_uri(1400, "jpeg")]
     return [
         example([right, right, wrong], id="train/17/colour", mask_ratio=0.15),
-        example([long, empty], id="train/99/place", mask_ratio=0.15, kind="place", pictures=pictures),
+        example([long, empty], id="train/99/place", mask_ratio=0.15, kind="place", pictures=[PICTURE] * 2),
         example([], id="test/5/colour", label="teal", before=before, after=after),
     ]
 
@@ -186,16 +177,15 @@ def test_examples_of_both_sorts(read: Page, tmp_path: Path) -> None:
     assert "student before" not in learned.split("What the student learned from")[1]
     assert "labelteal" in asked and "student beforebluish ✗" in asked and "student afterTeal. ✓" in asked
     assert "This run kept no examples." in written(tmp_path, shown=[])
-    pictures = [data_uri(64), "picture <x>.png cannot be decoded: why", "https://example.org/a.png"]
+    pictures = [PICTURE, "picture <x>.png cannot be decoded: why", "https://example.org/a.png"]
     html = written(tmp_path, shown=[example([("a\ud83d\x00b", 1, 0.1, 1.0, 0.5)], id="x", pictures=pictures)])
     assert "a?\0b" in html, "half a character"
-    assert [address for address in Page(html).addresses if not address.startswith("#")] == [data_uri(64)]
+    assert [address for address in Page(html).addresses if not address.startswith("#")] == [PICTURE]
     assert "(picture <x>.png cannot be decoded: why)" in Page(html).text and "(https://example.org/a.png)" in html
 
 
 def test_how_much_the_divergence_may_lack_is_a_dashed_line_where_the_steps_know_of_it(tmp_path: Path) -> None:
-    for steps in (5, 61, 700):
-        rows = metrics(steps)
+    for rows in map(metrics, (5, 61, 700)):
         assert "stroke-dasharray" not in charts.curve_chart(rows, "jsd", "JSD")
         assert charts.curve_chart(rows, "jsd", "JSD", error="jsd_error_bound").count("stroke-dasharray") == 1
     html = written(tmp_path, rows=line(step(1, jsd_error_bound=0.0)))

@@ -1,8 +1,11 @@
 """Statistics of the studies, the audit of judges and the scan of mask ratios."""
 
+import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,13 +13,15 @@ from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
 from masters_ray.files import as_json
 from masters_ray.learner.measure import Divergence
+from masters_ray.method.prompts import ground_truth
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import JudgedText, Source, StageOutcome
+from masters_ray.replicas.judge import Verdict
 from masters_ray.studies import judge_audit, mask_scan, sample
 from masters_ray.studies.judge_audit import JudgePair, JudgePass
 from masters_ray.studies.mask_scan import Scanned, advise
 from masters_ray.studies.statistics import mean, resampled_mean, resampled_share
-from tests.builders import stage_outcome
+from tests.builders import group, stage_outcome, written
 from tests.conftest import DEMO
 
 
@@ -133,18 +138,11 @@ def test_judges_are_compared_on_what_both_could_judge() -> None:
     assert listed[1].said == {"student": "yes", "teacher": "no"}
 
 
-def test_a_judges_own_figures() -> None:
-    found = judge_audit.judge_figures("student", CASES, MODELS["student"], AGAIN)
-    assert (found.unjudged, found.seconds_per_answer) == (1, 2.0)
-    assert found.right == {"teacher": 1.0, "student": pytest.approx(1 / 3)}
-    assert found.consistency == pytest.approx(5 / 6)
-
-
 def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
     config = judge_audit.audit_config(configuration.load(DEMO, ["judge.reasoning=true"]), 3, 0.2)
     assert configuration.violations(config) == []
     assert config.judges == {"rule"}, "which leaves no answer out"
-    passes = {name: [one] for name, one in MODELS.items()}
+    passes = {"student": [MODELS["student"], AGAIN], "teacher": [MODELS["teacher"]]}
     page = judge_audit.publish_audit(config, tmp_path, "demo.yaml", CASES, passes).read_text()
     lines = (tmp_path / "judge_audit.txt").read_text().splitlines()
     assert len(lines) == 1 + 3 + 1 + 9
@@ -153,6 +151,46 @@ def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> N
     assert f"<td>rule</td>{numbers}" in page
     assert "unreadable" in page and "&lt;b&gt;" in page and "All judges said the same" not in page
     assert len((tmp_path / "disagreements.jsonl").read_text().splitlines()) == 2
+    judge = json.loads((tmp_path / "judge_audit.json").read_text())["judges"][0]
+    own = {"name": "student", "unjudged": 1, "right": {"teacher": 1.0, "student": 1 / 3}, "seconds_per_answer": 2.0}
+    assert judge == own | {"consistency": 5 / 6}
+
+
+class Judges:
+    """A pool of judges that call every answer right."""
+
+    most_calls_at_once = 1
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, bool]] = []
+
+    def call_again(
+        self, method: str, asked: list[JudgedText], texts: list[list[str]], reasoning: bool
+    ) -> list[list[Verdict]]:
+        self.asked += [(one.question, text, reasoning) for one, [text] in zip(asked, texts, strict=True)]
+        return [[Verdict(accuracy=1, text=f"{ground_truth(one)}?")] for one in asked]
+
+
+def test_an_audit_judges_stored_answers_and_makes_the_passes_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "stage-0", {}, [group(position=place) for place in (0, 1)]).finish({})
+    judges = Judges()
+    replicas = SimpleNamespace(pools={"judge": judges, "teacher_judge": judges})
+    monkeypatch.setattr(judge_audit.run, "generate", lambda *_, **__: [tmp_path / "stage-0"])
+    monkeypatch.setattr(judge_audit, "Replicas", lambda _: nullcontext(replicas))
+    config = judge_audit.audit_config(configuration.load(DEMO, [f"run.dir={tmp_path}", "rollout.batch_rows=3"]), 2, 0.0)
+    directory = RunDirectory(config)
+    judge_audit.audit(config, directory, str(DEMO))
+    assert judges.asked == [("what color is the shape?", "red", False)] * 16, "four answers, twice, by two models"
+    found = json.loads((directory.root / "judge_audit.json").read_text())
+    assert [one["right"] for one in found["judges"]] == [{"teacher": 1.0, "student": 1.0}] * 2 + [
+        {"teacher": 1.0, "student": 0.0}
+    ], "the rule's verdicts are the stored ones"
+    [file] = directory.root.glob("verdicts/*/teacher-again.json")
+    file.unlink()
+    judge_audit.audit(config, directory, str(DEMO))
+    assert len(judges.asked) == 20
 
 
 KINDS = ("colour", "shape")
