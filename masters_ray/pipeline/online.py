@@ -124,7 +124,7 @@ class OnlineRollouts:
             return self._run.owner.turns is None or bool(ray.get(self._broker.wanted.remote(order)))
 
         work = rollouts.StageWork(recipe, writer, maker)
-        todo = rollouts.cut(self._run.questions, iteration.positions, recipe.rollout.batch_rows)
+        todo = rollouts.question_batches(self._run.questions, iteration.positions, recipe.rollout.batch_rows)
         for _ in work.make(todo, rollouts.calls_at_once(replicas), wanted):
             pass
         if work.tally.rows + len(work.rejected) < len(iteration.positions):

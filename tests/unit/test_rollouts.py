@@ -235,7 +235,7 @@ def test_a_stage_is_not_gone_on_with_by_another_recipe(
 
 
 def test_batches_never_reach_over_questions_that_are_left_out() -> None:
-    batches = rollouts.cut(PROBLEMS, [0, 2, 3, 4], 2)  # type: ignore[arg-type]
+    batches = rollouts.question_batches(PROBLEMS, [0, 2, 3, 4], 2)  # type: ignore[arg-type]
     assert [[(at, one.id) for at, one in batch] for batch in batches] == [[(0, "0")], [(2, "2"), (3, "3")], [(4, "4")]]
 
 
