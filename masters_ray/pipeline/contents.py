@@ -19,8 +19,13 @@ from masters_ray.progress import say
 def wanted(run: RunContext, stage: Stage) -> list[int]:
     """Returns the positions of a stage whose rows are made before training: all but those that only online iterations
     answer."""
-    online = [one.positions for one in run.iterations if one.online and one.stage == stage.index]
-    return sorted(set(run.plan[stage.index][1]).difference(*([] if run.config.rollout.spare_rows else online)))
+    online = {
+        position
+        for one in run.iterations
+        if one.online and one.stage == stage.index and not run.config.rollout.spare_rows
+        for position in one.positions
+    }
+    return [position for position in run.plan[stage.index][1] if position not in online]
 
 
 def is_complete(run: RunContext, stage: Stage) -> bool:

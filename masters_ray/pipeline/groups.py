@@ -181,7 +181,7 @@ class GroupMaker:
                 prompt_tokens=work.prompt_tokens[self._reference, index],
                 teacher_digest=self._teacher_digest,
                 student_digest=recipe.student_digest,
-                version=recipe.online.version if recipe.online else None,
+                version=recipe.online.weights.version if recipe.online else None,
             )
             for index, one in stored.items()
         ]

@@ -17,7 +17,7 @@ from masters_ray.files import append_lines
 from masters_ray.pipeline import recipes, rollouts
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.groups import GroupMaker
-from masters_ray.pipeline.recipes import OnlineWriter, Recipe
+from masters_ray.pipeline.recipes import Recipe
 from masters_ray.pipeline.tally import Limits
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, OnlineStep, Rejected
@@ -98,8 +98,7 @@ class OnlineRollouts:
             return None
         began = time.monotonic()
         report = rollouts.mask_teachers(replicas.pools["teacher"], stage.ratio)
-        student = OnlineWriter(iteration=order.iteration, version=order.weights.version, digest=order.weights.digest)
-        recipe = recipes.of_stage(self._run, stage, student)
+        recipe = recipes.of_stage(self._run, stage, order)
         if stage.index not in self._writers:
             self._writers[stage.index] = store.Writer(self._run.directory.online(stage.index), recipe.key(report))
         if (found := self._reusable_rows(order)) is not None:
@@ -125,7 +124,7 @@ class OnlineRollouts:
             return self._run.owner.turns is None or bool(ray.get(self._broker.wanted.remote(order)))
 
         work = rollouts.StageWork(recipe, writer, maker)
-        todo = rollouts.cut(self._run.questions, iteration.positions, recipe.rollout.batch_rows)
+        todo = rollouts.question_batches(self._run.questions, iteration.positions, recipe.rollout.batch_rows)
         for _ in work.make(todo, rollouts.calls_at_once(replicas), wanted):
             pass
         if work.tally.rows + len(work.rejected) < len(iteration.positions):

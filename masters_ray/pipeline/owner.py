@@ -1,7 +1,6 @@
 """Owns the replicas of a run: only one set of them runs at a time, so that sets never share devices."""
 
 from collections.abc import Callable, Hashable
-from typing import Self
 
 from masters_ray.config import Config
 from masters_ray.pipeline.parallel import run_all
@@ -23,12 +22,6 @@ class ReplicaOwner:
         self._replicas: Replicas | None = None
         for teacher in range(len(config.schedules)) if turns is not None else ():
             self._online_specs(teacher, 0.0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def get(self, key: Hashable, wanted: Callable[[], list[ReplicaSpec]]) -> Replicas:
         """Returns the replicas started under this key, else stops all and starts ``wanted``. Raises ReplicaError when

@@ -14,20 +14,10 @@ from masters_ray.method.schedule import Stage
 from masters_ray.models import special_tokens, weights
 from masters_ray.pipeline.context import RunContext
 from masters_ray.records import Source
+from masters_ray.weight_sync.broker import Order
 
 OF_QUESTIONS = {"data", "questions"}
 """Settings that tell which questions a store holds (``Questions.key``); no row depends on them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineWriter:
-    """The student that writes the answers of an online iteration."""
-
-    iteration: int
-    version: int
-    """The number of iterations that the student has learned from."""
-    digest: str
-    """Digest of the student's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +32,8 @@ class Recipe:
     """Digest of the student that writes."""
     settings: Mapping[str, Any]
     """All that decides the rows, as plain values, but for the masked teacher's weights."""
-    online: OnlineWriter | None = None
-    """None for answers that are written before training."""
+    online: Order | None = None
+    """The order of an online iteration; None for answers that are written before training."""
 
     def key(self, report: MaskReport) -> dict[str, Any]:
         """Returns the key of a store of these rows. report: of the masked teacher."""
@@ -67,10 +57,10 @@ class Earlier:
     """Whether both stages have the same judge of student answers."""
 
 
-def of_stage(run: RunContext, stage: Stage, online: OnlineWriter | None = None) -> Recipe:
+def of_stage(run: RunContext, stage: Stage, online: Order | None = None) -> Recipe:
     """Returns the recipe of a stage, or of an online iteration in it."""
     if online is not None:
-        student = online.digest
+        student = online.weights.digest
     else:
         checkpoint = writer(run, stage)
         student = run.reference if checkpoint is None or not checkpoint.exists() else weights.digest(checkpoint)
@@ -100,7 +90,7 @@ def recipe(
     student_digest: str,
     reference_digest: str,
     questions: Mapping[str, str],
-    online: OnlineWriter | None = None,
+    online: Order | None = None,
 ) -> Recipe:
     """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained.
     questions: as from ``Questions.key``."""

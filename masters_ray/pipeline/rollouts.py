@@ -64,7 +64,7 @@ def roll_out(
     limits.check(list(work.rejected.values()), work.tally)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
     with track(title, len(positions), len(positions) - len(todo)) as advance:
-        for batch in work.make(cut(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)):
+        for batch in work.make(question_batches(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)):
             advance(len(batch), _note(work.tally))
             limits.check(list(work.rejected.values()), work.tally)
     limits.check(list(work.rejected.values()), work.tally, finished=True)
@@ -96,7 +96,7 @@ def calls_at_once(replicas: Replicas) -> int:
     return sum(pool.most_calls_at_once for pool in replicas.pools.values())
 
 
-def cut(questions: Questions, positions: Iterable[int], size: int) -> Iterator[Batch]:
+def question_batches(questions: Questions, positions: Iterable[int], size: int) -> Iterator[Batch]:
     """Yields batches of at most ``size`` neighbouring questions of those at ``positions``.
 
     A batch never spans a question that is left out, so that shards, sorted by their first position, hold rows in order.

@@ -13,6 +13,7 @@ Finished work is kept: the same call resumes after the stored batches, or from t
 
 import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns 
     """
     if turns is not None:
         say(f"the learner and the rollouts take turns on {turns}: replicas sleep while the student learns")
-    with Journal(directory, config_file) as journal, ReplicaOwner(config, turns) as owner:
+    with Journal(directory, config_file) as journal, closing(ReplicaOwner(config, turns)) as owner:
         context = RunContext(config, directory, journal, owner)
         make_rollouts(context, go_on_online=context.online)
         learning.learn(context, context.stages, directory.student)
@@ -58,7 +59,7 @@ def generate(config: Config, directory: RunDirectory, config_file: str, *, measu
     if config.rollout.student_refresh == "stage":
         expected, remedy = "run, to make all rollouts before anything is learned", "Set it, or call masters-ray run."
         raise ConfigError([Complaint("rollout.student_refresh", expected, "stage", remedy)])
-    with Journal(directory, config_file) as journal, ReplicaOwner(config, None) as owner:
+    with Journal(directory, config_file) as journal, closing(ReplicaOwner(config, None)) as owner:
         context = RunContext(config, directory, journal, owner)
         make_rollouts(context, measure)
     return [directory.stage(stage.index) for stage in context.stages]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -308,7 +309,7 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
     config = settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]")
     for turns in (None, Turns(cpus=1.0, gpus=0)):
         started.clear()
-        with ReplicaOwner(config, turns) as owned:
+        with closing(ReplicaOwner(config, turns)) as owned:
             owned.give_way()
             for _ in range(2):
                 assert owned.online(0, 0.2) is started[0], "one set of them"

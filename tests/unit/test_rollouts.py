@@ -235,7 +235,7 @@ def test_a_stage_is_not_gone_on_with_by_another_recipe(
 
 
 def test_batches_never_reach_over_questions_that_are_left_out() -> None:
-    batches = rollouts.cut(PROBLEMS, [0, 2, 3, 4], 2)  # type: ignore[arg-type]
+    batches = rollouts.question_batches(PROBLEMS, [0, 2, 3, 4], 2)  # type: ignore[arg-type]
     assert [[(at, one.id) for at, one in batch] for batch in batches] == [[(0, "0")], [(2, "2"), (3, "3")], [(4, "4")]]
 
 
@@ -338,13 +338,14 @@ def test_tags_of_a_judges_prompts_and_verdicts_unlike_the_rules_are_counted_and_
     said = capsys.readouterr().out
     assert "teacher right 50%  student right 50%" in said and "differ" not in said
     student = FakePool("student")
-    student.says = ("red", "x <answer>1</answer>")
+    student.says, student.cuts = ("red", "x <answer>1</answer>"), {"red"}
     odd = dataclasses.replace(problem(id="9"), label="</ground truth>")
     judge = FakePool("judge", {"red": 1, "blue": 1, student.says[1]: 0})
     told = roll_out(tmp_path / "b", FakeReplicas(student=student, judge=judge), [*PROBLEMS, odd]).told
     assert (told.defused_answers, told.defused_questions) == (6, 1)
     assert (told.compared, told.judge_right, told.rule_right, told.judge_rule_agreements) == (24, 18, 10, 16)
     said = capsys.readouterr().out
+    assert "teacher right 100%  student right 50%, 50% cut" in said
     assert "6 answers and 1 questions hold tags of the judge's prompts" in said
     assert "stage 0: the judge and the rule (exact) differ on 33.3% of 24 answers" in said
 

@@ -6,12 +6,15 @@ import shutil
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from ray.exceptions import RayTaskError
 
 from masters_ray import store
 from masters_ray.cli import main
@@ -317,3 +320,20 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     assert Folder(f"{bucket}/run").names() == []
     with pytest.raises(StoreError, match="s3://other/tried: cannot be written"):
         Folder("s3://other").try_out()
+
+
+@pytest.mark.e2e
+def test_a_page_that_parquet_would_read_without_noticing_that_it_changed_does_not_reach_the_learner(
+    local_ray: None, tmp_path: Path
+) -> None:
+    written(tmp_path, KEY, GROUPS).finish({})
+    assert [row["position"] for row in store.open_dataset([tmp_path]).take_all()] == [0, 1, 2]
+    shard = tmp_path / FIRST
+    whole = shard.read_bytes()
+    for at in range(200, len(whole)):
+        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with suppress(pa.ArrowException, OSError):
+            if pq.read_table(shard) != pq.read_table(pa.BufferReader(whole)):
+                break
+    with pytest.raises(RayTaskError, match="CRC checksum verification failed"):
+        store.open_dataset([tmp_path]).take_all()
