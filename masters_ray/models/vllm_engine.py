@@ -204,11 +204,7 @@ class VllmEngine:
             )
             outputs = self.loop.ask([(_request(prompts[index], answers[index]), parameters) for index in left])
             for index, output in zip(left, outputs, strict=True):
-                if isinstance(output, Refused):
-                    found[index] = output
-                    continue
-                prompt_tokens = len(output.prompt_token_ids) - len(answers[index])
-                found[index] = _scores(prompt_tokens, output.prompt_logprobs, answers[index], top_k)
+                found[index] = output if isinstance(output, Refused) else _asked(output, answers[index], top_k)
             left = [index for index in left if isinstance(found[index], Refused)]
         return [found[index] for index in range(len(answers))]
 
@@ -242,6 +238,14 @@ def _completion(answer: Any) -> Completion:
     if answer.finish_reason not in get_args(Finish):
         raise ReplicaError(f"the engine ended an answer with {answer.finish_reason!r}, expected stop or length")
     return Completion(token_ids=tuple(answer.token_ids), finish=answer.finish_reason)
+
+
+def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
+    """Returns the scores of an answer that was sent as the end of a prompt."""
+    prompt_tokens = len(output.prompt_token_ids) - len(answer)
+    if output.num_cached_tokens >= prompt_tokens:  # their places may hold scores of an earlier request
+        return Refused(reason="the engine took tokens of the answer from its cache and did not score them")
+    return _scores(prompt_tokens, output.prompt_logprobs, answer, top_k)
 
 
 def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:

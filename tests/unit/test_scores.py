@@ -47,7 +47,7 @@ def asked(engine: VllmEngine) -> Scored | Refused:
     return found
 
 
-def reply(change: Callable[[Tensor, Tensor], object] = lambda *_: None, first: int = 0) -> Any:
+def reply(change: Callable[[Tensor, Tensor], object] = lambda *_: None, first: int = 0, cached: int = 0) -> Any:
     """vLLM's own record of the prompt's log-probabilities from position ``first`` on."""
     ids = torch.cat([TOKENS[1:].unsqueeze(-1), torch.arange(1000, 1000 + K).expand(LENGTH - 1, K)], -1)
     logprobs = TRUTH[:-1].clone()
@@ -55,7 +55,8 @@ def reply(change: Callable[[Tensor, Tensor], object] = lambda *_: None, first: i
     processor = LogprobsProcessor(None, None, create_prompt_logprobs(True), None, None, K)
     tensors = LogprobsTensors(ids, logprobs, torch.ones(LENGTH - 1, dtype=torch.int64))
     processor._update_prompt_logprobs(LogprobsTensors(*(one[first:] for one in tensors[:3])))
-    return SimpleNamespace(prompt_token_ids=TOKENS.tolist(), prompt_logprobs=processor.prompt_logprobs)
+    found = {"prompt_logprobs": processor.prompt_logprobs, "num_cached_tokens": cached}
+    return SimpleNamespace(prompt_token_ids=TOKENS.tolist(), **found)
 
 
 def test_a_reply_that_lacks_positions_is_asked_for_again_without_the_cache(engine: VllmEngine) -> None:
@@ -73,6 +74,21 @@ def test_a_reply_that_lacks_positions_is_asked_for_again_without_the_cache(engin
     expected = TRUTH[PROMPT - 1 : LENGTH - 1].numpy()
     assert np.array_equal(found.own, expected[:, 0]) and np.array_equal(found.top.top_logprobs, expected[:, 1:])
     assert found.prompt_tokens == PROMPT
+
+
+@pytest.mark.parametrize("cached", [PROMPT - 1, PROMPT, PROMPT + 16])
+def test_scores_of_tokens_that_were_in_the_cache_are_those_of_another_request(cached: int, engine: VllmEngine) -> None:
+    """vLLM leaves their places unwritten: the memory may hold an earlier request's scores of the same tokens."""
+
+    def answer(_: Any, parameters: SamplingParams) -> Any:
+        if parameters.skip_reading_prefix_cache:
+            return reply()
+        return reply(lambda _, logprobs: logprobs[PROMPT - 1 : max(PROMPT - 1, cached)].fill_(-0.5), cached=cached)
+
+    replying(engine, answer)
+    found = asked(engine)
+    assert isinstance(found, Scored)
+    assert np.array_equal(found.own, TRUTH[PROMPT - 1 : LENGTH - 1, 0].numpy())
 
 
 Change = Callable[[Tensor, Tensor], object]
