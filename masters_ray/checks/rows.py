@@ -29,7 +29,7 @@ def source(context: CheckContext, name: str) -> Findings:
     aside."""
     config, source, where = context.config, getattr(context.config.data, name), f"data.{name}"
     more = not context.all_rows and next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
-    first, spool = FIRST if more else None, context.scratch / f"{name}.sqlite"
+    first, spool = FIRST if more else None, context.scratch / f"{name}.spool"
     loaded = inputs.load_source(config, source, list(context.folders.values()), spool, 1.0, first)
     context.loaded[name] = loaded
     accepted, kinds = len(loaded.problems), Counter(problem.kind for problem in loaded.problems)

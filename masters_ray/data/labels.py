@@ -105,6 +105,4 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
         raise BadRowError(f"choices: expected a list of texts, found {shown(value)}")
     if all(isinstance(one, dict) for one in value):
         return [(one.get("label"), one.get("text")) for one in value]
-    if all(isinstance(one, list | tuple) and len(one) == 2 for one in value):  # a column of type map
-        return [(key, text) for key, text in value]
     return [(None, text) for text in value]

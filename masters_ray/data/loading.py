@@ -6,7 +6,7 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +19,10 @@ from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.mapping import MappedRow, Mapper
 from masters_ray.data.pictures import PILLOW_MAX_PIXELS
-from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, new_spool, opened
+from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, opened, stamp
 from masters_ray.data.texts import NO_SPECIAL, cut
 from masters_ray.errors import DataError
-from masters_ray.files import write_text
+from masters_ray.files import new_file
 from masters_ray.progress import say
 from masters_ray.records import Rejected
 
@@ -69,15 +69,15 @@ def load(
     Raises DataError when the file cannot be read, the spool cannot be written, or ``refuse_too_many`` does.
     """
     file = sources.origin(source)
-    found = file.stat()
-    key = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), found.st_size, found.st_mtime_ns]
-    key += [seed, max_pictures, max_pixels, special, first]
+    made_by = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), stamp(str(file))]
+    key = json.dumps([*made_by, seed, max_pictures, max_pixels, special, first])
     problems = opened(spool, key)
     if problems is not None and not problems.pictures_are_as_noted():
         say(f"{source.path}: pictures have changed since its rows were read; they are read again")
         problems = None
     if problems is None:
-        with new_spool(spool) as writer:
+        with new_file(spool, DataError) as content:
+            writer = SpoolWriter(content)
             mapper = Mapper(source, max_pictures, max_pixels, special)
             kinds, note = _collect(source, mapper, writer, first)
             writer.finish(_seeded_order(kinds, seed, source.rows), key, note)
@@ -149,11 +149,6 @@ def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) ->
     return [order[place] for place in sorted(place for *_, place in turns[:wanted])]
 
 
-def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
-    """Writes a JSON line (row, reason, kind) per row set aside. Raises StoreError."""
-    write_text(file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected))
-
-
 def reasons(rejected: Sequence[Rejected]) -> list[str]:
     """Returns the most frequent reasons, each with its number of rows and its first row. Reasons that differ only in
     names and numbers count as one."""
@@ -191,9 +186,8 @@ class Overlap:
 
 
 def overlap(train: Problems, held_out: Problems) -> Overlap:
-    """Compares two sources by digests of words and of pictures' contents. Raises DataError for a damaged spool."""
-    asked = np.isin(held_out.column("asked"), train.column("asked"))
-    shown = np.isin(held_out.column("shown"), train.column("shown"))
+    """Compares two sources by digests of words and of pictures' contents."""
+    asked, shown = (np.isin(held_out.rows[name], train.rows[name]) for name in ("asked", "shown"))
     return Overlap(
         same_question=int(asked.sum()),
         same_picture=int((shown & ~asked).sum()),

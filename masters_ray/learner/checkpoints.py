@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.errors import LearnerError, writing
-from masters_ray.files import write_text
+from masters_ray.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class CheckpointWriter:
             file.replace(target / name)
         shutil.rmtree(written)
         content = {"step": step, "workers": self._workers, "sha256": digests}
-        write_text(note, json.dumps(content, indent=1), LearnerError)
+        write_json(note, content)
         if self._rank == 0:
             self._remove_old()
 

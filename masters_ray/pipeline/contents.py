@@ -7,7 +7,7 @@ from typing import Any
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import DamagedError, MastersError, StoreError
-from masters_ray.files import read_object
+from masters_ray.files import read_record
 from masters_ray.learner import checkpoints
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
@@ -98,7 +98,7 @@ def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     """Returns a remark for each split of a finished run whose data have changed since, or cannot be loaded."""
-    made_of = read_object(directory.file("summary.json")).get("data", {})
+    made_of = read_record(directory.file("summary.json"), dict[str, Any]).get("data", {})
     remedies = {
         "train": "to learn from them, choose another run.dir",
         "held_out": f"to measure on them, delete {directory.file('summary.json')} and call again",

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from masters_ray import data, store
+from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.evaluate import refusals
+from masters_ray.files import write_lines
 from masters_ray.method import schedule
 from masters_ray.pipeline import held_out, inputs
 from masters_ray.pipeline.contents import StageStores
@@ -51,4 +52,4 @@ class RunContext:
         measured = refusals(mark for marked in marks.values() for mark in marked)
         of_data = [*self.train.rejected, *self.held_out_data.rejected]
         rows = [*of_data, *in_stages, *measured, *self.journal.left_out()]
-        data.write_quarantine(self.directory.file("quarantine.jsonl"), rows)
+        write_lines(self.directory.file("quarantine.jsonl"), rows)

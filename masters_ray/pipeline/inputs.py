@@ -16,13 +16,13 @@ from masters_ray.progress import say
 
 
 def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
-    """Returns the training and the held-out questions in their seeded order; their SQLite files are in ``folder``."""
+    """Returns the training and the held-out questions in their seeded order; their spools are in ``folder``."""
     checkpoints = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
     models = [weights.locate(checkpoint) for checkpoint in dict.fromkeys([*checkpoints, config.student.checkpoint])]
     allowed = config.data.max_quarantined_share
     return (
-        load_source(config, config.data.train, models, folder / "train.sqlite", allowed),
-        load_source(config, config.data.held_out, models, folder / "held_out.sqlite", allowed),
+        load_source(config, config.data.train, models, folder / "train.spool", allowed),
+        load_source(config, config.data.held_out, models, folder / "held_out.spool", allowed),
     )
 
 

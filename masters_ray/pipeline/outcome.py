@@ -14,7 +14,7 @@ from masters_ray import data, remarks, store
 from masters_ray.config import Judge, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share
-from masters_ray.files import as_json, read_lines, read_records, write_json
+from masters_ray.files import read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
@@ -87,8 +87,8 @@ def write(run: RunContext) -> None:
     )
     count = config.evaluation.examples
     examples = [*_learned(directory, count), *_changed(held_out.problems, marks, count)]
-    write_json(directory.file(EXAMPLES), as_json(examples))
-    write_json(directory.file(SUMMARY), as_json(summary))
+    write_json(directory.file(EXAMPLES), examples)
+    write_json(directory.file(SUMMARY), summary)
     for name, found in measured.items():
         run.journal.plot(f"accuracy/{name}", found.value, len(steps))
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from masters_ray import data
 from masters_ray.errors import MastersError
-from masters_ray.files import write_text
+from masters_ray.files import write_lines, write_text
 from masters_ray.learner.checkpoints import CheckpointWriter
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.journal import Journal
@@ -51,9 +50,7 @@ WRITERS: dict[str, Write] = {
     "rewards.jsonl": a_step("rewards.jsonl"),
     "evaluation/teacher.json": marks,
     "report.html": lambda root: write_text(root / "report.html", "x"),
-    "quarantine.jsonl": lambda root: data.write_quarantine(
-        root / "quarantine.jsonl", [Rejected(row="p", reason="dark", kind="row")]
-    ),
+    "quarantine.jsonl": lambda root: write_lines(root / "quarantine.jsonl", [Rejected(row="p", reason="dark")]),
 }
 
 

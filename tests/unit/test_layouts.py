@@ -44,7 +44,7 @@ def test_a_label_as_text_letter_or_index_becomes_the_text(read: Read, label: Any
 
 FORMS: list[Any] = [
     *(["A. red", "B. blue"], ["(A) red", "(B) blue"], ["a) red", "b)blue"], ["A: red", "B: blue"], "['red', 'blue']"),
-    *({"A": "red", "B": "blue", "C": None}, [["A", "red"], ["B", "blue"]], {"label": ["A", "B"], "text": TWO}),
+    *({"A": "red", "B": "blue", "C": None}, {"label": ["A", "B"], "text": TWO}),
     [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}],
 ]
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from masters_ray import data
 from masters_ray.config import DataSource
-from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Loaded, Problems, loading, mapping, pictures, sources, spool
+from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Loaded, Problems, loading, mapping, pictures, sources
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from masters_ray.records import Problem, Rejected
@@ -48,7 +48,7 @@ def kinds(count: int) -> list[dict]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "train.sqlite"
+    return tmp_path / "data" / "train.spool"
 
 
 @pytest.fixture
@@ -125,22 +125,20 @@ def test_a_damaged_spool_is_named_and_made_again(tmp_path: Path, file: Path, loa
     expected, whole = list(load(source).problems), file.read_bytes()
     for damaged in (b"", b"no spool" * 999, *(whole[: n * len(whole) // 1000] for n in (1, 500, 999))):
         file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"train.sqlite: expected problems .* Delete it to make it again"):
+        with pytest.raises(DataError, match=r"train.spool: expected problems .* Delete it to make it again"):
             Problems(file)
         assert list(load(source).problems) == expected
 
 
-def test_a_spool_that_cannot_be_written_is_told_and_leaves_nothing(
-    tmp_path: Path, file: Path, load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = jsonl(tmp_path, kinds(999))
-    with monkeypatch.context() as patched:
-        patched.setattr(spool, "_TABLES", f"{spool._TABLES} PRAGMA max_page_count = 9;")
-        with pytest.raises(DataError, match=r"train.sqlite: cannot be written \(.*full\)\. Make room or mend the dir"):
-            load(source)
+def test_a_spool_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path, file: Path, load: Load) -> None:
+    file.parent.mkdir()
+    half = file.with_name("train.spool.tmp")
+    half.symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"train.spool: cannot be written \(.*\)\. Make room or mend the directory"):
+        load(jsonl(tmp_path, kinds(999)))
     assert list(file.parent.iterdir()) == []
-    (file.parent / "train.sqlite.tmp").write_text("what a kill left")
-    load(source)
+    half.write_text("what a kill left")
+    load(jsonl(tmp_path, kinds(9)))
     assert list(file.parent.iterdir()) == [file]
 
 
