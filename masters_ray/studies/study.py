@@ -237,10 +237,9 @@ def _make(config: Config, others: Iterable[Config], base: str) -> None:
     with directory.locked():
         if same:
             say(f"rollouts are those of {same[0]}")
+            known = RunDirectory(stores[same[0]])
             for name in ("student_before", "teacher"):  # their accuracies do not depend on the training
-                write_json(
-                    directory.evaluation(name), read_record(RunDirectory(stores[same[0]]).evaluation(name), dict)
-                )
+                write_json(directory.evaluation(name), read_record(known.evaluation(name), object))
         make_run(config, directory, base, cluster.place(config))
 
 
