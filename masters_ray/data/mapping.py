@@ -93,7 +93,7 @@ class Mapper:
             question=question,
             label=right_choice(label, choices, self._usual),
             pictures=tuple(named(image, self._folder) for image in images),
-            choices=tuple(choice.text for choice in choices),
+            choices=tuple(choices.values()),
             kind=_name(row.get("kind"), "kind") or "all",
         )
         if not 1 <= len(images) <= self._max_pictures:
