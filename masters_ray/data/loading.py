@@ -19,7 +19,7 @@ from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.mapping import MappedRow, Mapper
 from masters_ray.data.pictures import PILLOW_MAX_PIXELS
-from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, opened, stamp
+from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, stamp
 from masters_ray.data.texts import NO_SPECIAL, cut
 from masters_ray.errors import DataError
 from masters_ray.files import new_file
@@ -60,21 +60,17 @@ def load(
     spool: Path,
     first: int | None = None,
 ) -> Loaded:
-    """Reads a source, shuffles it by ``seed``, takes ``source.rows`` rows with kinds balanced. first: read only the
-    first rows; None: all.
+    """Reads the ``first`` rows of a source (None: all), shuffles them by ``seed``, takes ``source.rows`` of them with
+    kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it.
 
-    Writes the problems to ``spool``; reuses it when the same file, pictures and arguments made it. Sets a row aside
-    when it is malformed, has more than ``max_pictures`` pictures, a picture that cannot be decoded or has more than
-    ``max_pixels`` pixels, or a text in which the regular expression ``special`` finds a tokenizer's special token.
-    Raises DataError when the file cannot be read, the spool cannot be written, or ``refuse_too_many`` does.
+    Sets a row aside when it is malformed, a picture cannot be decoded or has more than ``max_pixels`` pixels, or the
+    regular expression ``special`` finds a tokenizer's special token in a text. Raises DataError when the file cannot be
+    read, the spool cannot be written, or ``refuse_too_many`` does.
     """
     file = sources.origin(source)
     made_by = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), stamp(str(file))]
     key = json.dumps([*made_by, seed, max_pictures, max_pixels, special, first])
-    problems = opened(spool, key)
-    if problems is not None and not problems.pictures_are_as_noted():
-        say(f"{source.path}: pictures have changed since its rows were read; they are read again")
-        problems = None
+    problems = _kept(spool, key)
     if problems is None:
         with new_file(spool, DataError) as content:
             writer = SpoolWriter(content)
@@ -86,6 +82,19 @@ def load(
     loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
     refuse_too_many(source, loaded, max_quarantined_share)
     return loaded
+
+
+def _kept(spool: Path, key: str) -> Problems | None:
+    try:
+        problems = Problems(spool)
+    except DataError:
+        return None
+    if problems.key != key:
+        return None
+    if not problems.pictures_are_as_noted():
+        say(f"{spool}: pictures have changed since its rows were read; they are read again")
+        return None
+    return problems
 
 
 def _collect(
@@ -119,17 +128,15 @@ def _collect(
     if renamed:
         told = "rows have the id of an earlier one, which was made unique by their row numbers"
         remarks.append(f"{len(renamed)} {told} ({renamed[0]})")
-    if (many := len({kind for kind in kinds if kind is not None})) > _MANY_KINDS:
-        remarks.append(
-            f"{many} kinds of question, too many to compare one by one (accuracy is the mean over them): "
-            "group them in the column kind, or leave it out"
-        )
+    if (many := len({*kinds} - {None})) > _MANY_KINDS:
+        told = "kinds of question, too many to compare one by one (accuracy is the mean over them)"
+        remarks.append(f"{many} {told}: group them in the column kind, or leave it out")
     aside = [asdict(one) for one in rejected]
     return kinds, {"accepted": len(kinds) - len(aside), "rejected": aside, "changes": changes, "remarks": remarks}
 
 
 def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
-    """Maps rows on several threads; yields them in their order and holds few at a time."""
+    """Maps few rows at a time on several threads; yields them in their order."""
     with ThreadPoolExecutor(THREADS) as executor:
         while part := list(itertools.islice(rows, _UNDER_WAY)):
             yield from executor.map(mapper, part)

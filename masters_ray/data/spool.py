@@ -1,8 +1,7 @@
 """The spool of a source: a file with its problems, each read when it is asked for.
 
-The usable rows stand there as msgpack, behind them an index and, in 20 digits, its place. The index has the rows that
-were taken in their seeded order, the picture files that were read, the key of what made the spool, and the other
-findings about the source.
+The usable rows stand there as msgpack, behind them an index and, in 20 digits, its place. The index has the taken rows
+in their seeded order, the picture files that were read, the key of what made the spool, and findings about the source.
 """
 
 import hashlib
@@ -22,6 +21,7 @@ import msgpack
 import numpy as np
 
 from masters_ray.errors import DataError
+from masters_ray.files import MADE_AGAIN
 from masters_ray.records import Picture, Problem
 
 FORMAT = 6
@@ -49,10 +49,10 @@ class Problems(Sequence[Problem]):
             index = self._read(*self._index)
             self.key: str = index["key"]
             self.note: dict[str, Any] = json.loads(index["note"])
-            """The ``note`` of ``SpoolWriter.finish``."""
             self.rows = np.frombuffer(index["rows"], _ROW)
             """[problems]: place in the file, and digests. digest: of the whole problem; shown: of its pictures'
             contents; asked: of its pictures and the question's words."""
+            self.digests = self.rows["digest"]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,11 +73,6 @@ class Problems(Sequence[Problem]):
             pictures = tuple(Picture(**picture) for picture in fields["pictures"])
             return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
 
-    @property
-    def digests(self) -> np.ndarray:
-        """``Problem.digest`` of every problem, S16 [problems]."""
-        return self.rows["digest"]
-
     def digest(self, position: int) -> str:
         """Returns ``self[position].digest`` without reading the problem."""
         return bytes(self.digests[position]).decode()
@@ -97,16 +92,7 @@ class Problems(Sequence[Problem]):
         try:
             yield
         except (OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
-            told = f"expected problems and their index ({error}). Delete it to make it again."
-            raise DataError(f"{self._file}: {told}") from error
-
-
-def opened(file: Path, key: str) -> Problems | None:
-    """Opens the spool in ``file``; returns None when it cannot be read or was made with another ``key``."""
-    with suppress(DataError):
-        problems = Problems(file)
-        return problems if problems.key == key else None
-    return None
+            raise DataError(f"{self._file}: expected problems and their index ({error}). {MADE_AGAIN}") from error
 
 
 class SpoolWriter:

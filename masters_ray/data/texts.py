@@ -27,8 +27,6 @@ class BadRowError(Exception):
 
 
 class SpecialTokenError(BadRowError):
-    """A text holds a special token of a tokenizer."""
-
     kind = "text"
 
 

@@ -97,7 +97,7 @@ def scanned(
                 teacher_right=_share(of_teacher, "accuracy"),
                 teacher_right_by_kind={kind: share for kind, share in right.items() if share},
                 teacher_reasoning=_share(of_teacher, "reasoning"),
-                teacher_cut=outcome.cut_by_source.get("teacher"),
+                teacher_cut=outcome.rates("cut", "written").get("teacher"),
                 left_out=outcome.tail_mass,
             )
         )
