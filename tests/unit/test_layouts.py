@@ -1,11 +1,9 @@
 """Choices and labels in the forms of data sets; what people bring in place of jsonl and parquet is named."""
 
 import gzip
-import io
 import json
 import os
 import string
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +122,7 @@ def test_a_column_of_mappings_holds_choices(tmp_path: Path, kind: pa.DataType) -
 
 
 ROW = json.dumps(good(1)) + "\n"
+BOM = b"\xef\xbb\xbf"
 
 
 def refused(path: object, format: Any = "jsonl") -> str:
@@ -132,42 +131,19 @@ def refused(path: object, format: Any = "jsonl") -> str:
     return str(error.value)
 
 
-def _tar() -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("0.png"))
-    return content.getvalue()
-
-
-def _arrow(write: Any) -> bytes:
-    content = io.BytesIO()
-    write(content, pa.schema([("question", pa.string())])).close()
-    return content.getvalue()
-
-
-BOM = b"\xef\xbb\xbf"
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        *(
-            (packed, "a compressed file. Unpack it")
-            for packed in (gzip.compress(ROW.encode(), mtime=0), b"PK\x03\x04rest")
-        ),
-        (_tar(), "a tar archive"),
-        *((_arrow(write), "Arrow. Write it as parquet") for write in (pa.ipc.new_file, pa.ipc.new_stream)),
+        *((packed, "a compressed file. Unpack it") for packed in (gzip.compress(ROW.encode()), b"PK\x03\x04rest")),
+        (b"0.png" + bytes(252) + b"ustar", "a tar archive"),
+        *((start, "Arrow. Write it as parquet") for start in (b"ARROW1\0\0", b"\xff\xff\xff\xffstream")),
         (b"PAR1", "parquet. Set data.*.format=parquet"),
         *((ROW.encode(kind), "UTF-16 text. Write it in UTF-8: iconv") for kind in ("utf-16", "utf-16-le")),
         *((blank, f"no row ({len(blank)} bytes)") for blank in (b"", b" \n\n", BOM, BOM + b"\n \n")),
         (json.dumps([good(1)]).encode(), "a JSON array. Write an object a line: jq -c"),
         (b"[\n " + ROW.encode() + b"]", "a JSON array. Write"),
         (BOM + json.dumps(good(1), indent=2).encode() * 2, "JSON over several lines. Write an object a line: jq -c"),
-        (
-            BOM + b"id,question,answer,image\n1,q?,a,a.png\n",
-            "lines such as 'id,question,answer,image'. masters_ray reads",
-        ),
-        (b"<!DOCTYPE html><html>", "lines such as '<!DOCTYPE html><html>'. masters_ray reads one question a row"),
+        (BOM + b"id,question,answer\n1,q?,a\n", "lines such as 'id,question,answer'. masters_ray reads one question"),
         (png(), "PNG'. masters_ray reads one question a row"),
     ],
 )
@@ -199,9 +175,7 @@ def test_what_is_no_file_is_named_with_its_remedy(tmp_path: Path) -> None:
     assert "File name too long" in refused("x" * 300)
 
 
-@pytest.mark.parametrize("start", ["\ufeff", "\r\n", " \n"])
-def test_a_byte_order_mark_and_lines_of_windows_are_read(tmp_path: Path, start: str) -> None:
+def test_a_byte_order_mark_and_lines_of_windows_are_read(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [])
-    Path(source.path or "").write_bytes((start + ROW.replace("\n", "\r\n") * 2).encode())
-    second = "q1#3" if "\n" in start else "q1#2"
-    assert sorted(one.id for one in load(source).problems) == ["q1", second]
+    Path(source.path).write_bytes(BOM + ("\r\n" + ROW.replace("\n", "\r\n") * 2).encode())
+    assert sorted(one.id for one in load(source).problems) == ["q1", "q1#3"]
