@@ -106,7 +106,7 @@ def main() -> None:
         loaded = data.load(source, 0, 0.01, spool=folder / "train.spool")
         read = time.time() - began
         watch = _Watch(folder / "store")
-        questions = Questions(Config(), loaded.problems, folder)
+        questions = Questions(Config(), loaded, folder)
         began = time.time()
         rollouts.roll_out(recipe, questions, range(asked), replicas, folder / "store")
         seconds = time.time() - began

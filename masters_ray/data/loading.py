@@ -5,22 +5,21 @@ import json
 import random
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
 
 from masters_ray.config import DataSource
 from masters_ray.data import sources
-from masters_ray.data.mapping import MappedRow, Mapper
-from masters_ray.data.pictures import PILLOW_MAX_PIXELS
-from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, stamp
-from masters_ray.data.texts import NO_SPECIAL, cut
+from masters_ray.data.mapping import Mapper
+from masters_ray.data.pictures import PILLOW_MAX_PIXELS, stamp
+from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter
+from masters_ray.data.texts import LONGEST, NO_SPECIAL, cut
 from masters_ray.errors import DataError
 from masters_ray.files import new_file
 from masters_ray.progress import say
@@ -29,24 +28,7 @@ from masters_ray.records import Rejected
 _UNDER_WAY = 128
 """Rows mapped at a time; each may hold pictures in memory."""
 _SECONDS_BETWEEN_LINES = 10.0
-_MANY_KINDS = 50
 _REASONS_TOLD = 6
-_LONGEST = 300
-"""Most characters of a reason, or of all column names, in a message."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A source in its seeded order."""
-
-    problems: Problems
-    accepted: int
-    """Usable rows of the source; ``problems`` holds the ones that were taken."""
-    rejected: list[Rejected]
-    changes: dict[str, int]
-    """Change made while decoding, in words ("turned upright") → number of pictures, over the usable rows."""
-    remarks: list[str]
-    """Sentences about the source, such as columns that are not read."""
 
 
 def load(
@@ -59,7 +41,7 @@ def load(
     special: str = NO_SPECIAL,
     spool: Path,
     first: int | None = None,
-) -> Loaded:
+) -> Problems:
     """Reads the ``first`` rows of a source (None: all), shuffles them by ``seed``, takes ``source.rows`` of them with
     kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it.
 
@@ -74,14 +56,11 @@ def load(
     if problems is None:
         with new_file(spool, DataError) as content:
             writer = SpoolWriter(content)
-            mapper = Mapper(source, max_pictures, max_pixels, special)
-            kinds, note = _collect(source, mapper, writer, first)
-            writer.finish(_seeded_order(kinds, seed, source.rows), key, note)
+            _read(source, Mapper(source, max_pictures, max_pixels, special), writer, first)
+            writer.finish(_seeded_order(writer.kinds, seed, source.rows), key)
         problems = Problems(spool)
-    rejected = [Rejected(**one) for one in problems.note["rejected"]]
-    loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
-    refuse_too_many(source, loaded, max_quarantined_share)
-    return loaded
+    refuse_too_many(source, problems, max_quarantined_share)
+    return problems
 
 
 def _kept(spool: Path, key: str) -> Problems | None:
@@ -97,49 +76,16 @@ def _kept(spool: Path, key: str) -> Problems | None:
     return problems
 
 
-def _collect(
-    source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None
-) -> tuple[list[str | None], dict[str, Any]]:
-    """Writes the usable rows. Returns the kind of each row (None: not usable), and the other fields of ``Loaded`` as
-    plain values."""
-    kinds: list[str | None] = []
-    rejected: list[Rejected] = []
-    unused: dict[str, None] = {}
-    changes: Counter[str] = Counter()
-    renamed: list[str] = []
-    said = time.monotonic()
-    for mapped in _mapped(mapper, itertools.islice(sources.rows(source), first)):
-        writer.looked_at(mapped.files)
-        unused |= dict.fromkeys(mapped.unused)
-        changes.update(mapped.changes)
-        if isinstance(mapped.outcome, Rejected):
-            rejected.append(mapped.outcome)
-            kinds.append(None)
-        else:
-            if (id := writer.add(len(kinds), mapped.outcome, mapped.where)) != mapped.outcome.id:
-                renamed.append(id)
-            kinds.append(mapped.outcome.kind)
-        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            say(f"{source.path}: {len(kinds)} rows are read, their pictures decoded")
-    remarks = []
-    if unused:
-        remarks.append(f"columns that are not used: {cut(', '.join(unused), _LONGEST)}")
-    if renamed:
-        told = "rows have the id of an earlier one, which was made unique by their row numbers"
-        remarks.append(f"{len(renamed)} {told} ({renamed[0]})")
-    if (many := len({*kinds} - {None})) > _MANY_KINDS:
-        told = "kinds of question, too many to compare one by one (accuracy is the mean over them)"
-        remarks.append(f"{many} {told}: group them in the column kind, or leave it out")
-    aside = [asdict(one) for one in rejected]
-    return kinds, {"accepted": len(kinds) - len(aside), "rejected": aside, "changes": changes, "remarks": remarks}
-
-
-def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
-    """Maps few rows at a time on several threads; yields them in their order."""
+def _read(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None) -> None:
+    """Maps few rows at a time on several threads; writes them in their order."""
+    rows, said = itertools.islice(sources.rows(source), first), time.monotonic()
     with ThreadPoolExecutor(THREADS) as executor:
         while part := list(itertools.islice(rows, _UNDER_WAY)):
-            yield from executor.map(mapper, part)
+            for mapped in executor.map(mapper, part):
+                writer.add(mapped)
+            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                say(f"{source.path}: {len(writer.kinds)} rows are read, their pictures decoded")
 
 
 def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) -> list[int]:
@@ -163,10 +109,10 @@ def reasons(rejected: Sequence[Rejected]) -> list[str]:
     for one in rejected:
         alike[re.sub(r"/\S+|'[^']*'|\d+", "…", one.reason)].append(one)
     those = sorted(alike.values(), key=len, reverse=True)[:_REASONS_TOLD]
-    return [f"{len(rows)} × {cut(rows[0].reason, _LONGEST)} ({rows[0].row})" for rows in those]
+    return [f"{len(rows)} × {cut(rows[0].reason, LONGEST)} ({rows[0].row})" for rows in those]
 
 
-def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
+def refuse_too_many(source: DataSource, loaded: Problems, allowed: float) -> None:
     """Raises DataError when more than the fraction ``allowed`` of the rows was set aside, or all, or there are none."""
     aside, total = len(loaded.rejected), loaded.accepted + len(loaded.rejected)
     if loaded.accepted and aside / total <= allowed:

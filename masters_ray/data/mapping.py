@@ -12,8 +12,7 @@ from typing import Any, get_args
 from masters_ray.config import DataSource
 from masters_ray.data import sources
 from masters_ray.data.labels import Reading, choices_of, readings, right_choice
-from masters_ray.data.pictures import check, named
-from masters_ray.data.spool import Stamp, stamp
+from masters_ray.data.pictures import Stamp, check, named, stamp
 from masters_ray.data.texts import BadRowError, as_text, check_texts, cut
 from masters_ray.records import Picture, Problem, Rejected
 

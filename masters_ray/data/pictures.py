@@ -13,7 +13,7 @@ import unicodedata
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,6 +23,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from masters_ray.data.texts import BadPictureError, BadRowError, cut, shown
 from masters_ray.records import Picture, Problem
 
+Stamp: TypeAlias = tuple[int, int]
+"""A file's size in bytes and modification time in ns; (-1, -1): no readable file."""
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow opens no picture with more pixels."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
@@ -57,6 +59,14 @@ def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> tuple[Pictur
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
     """Returns the RGB pixels. Raises BadPictureError, also for a file that has changed since the data was read."""
     return _rgb(_name(picture), encoded(picture), max_pixels)[0]
+
+
+def stamp(path: str) -> Stamp:
+    with contextlib.suppress(OSError, ValueError):
+        found = Path(path).stat()
+        if os.access(path, os.R_OK):
+            return found.st_size, found.st_mtime_ns
+    return -1, -1
 
 
 def with_embedded_pictures(problem: Problem) -> Problem:

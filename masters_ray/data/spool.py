@@ -10,19 +10,23 @@ import os
 import re
 import unicodedata
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, overload
+from typing import Any, BinaryIO, overload
 
 import msgpack
 import numpy as np
 
+from masters_ray.data.mapping import MappedRow
+from masters_ray.data.pictures import Stamp, stamp
+from masters_ray.data.texts import LONGEST, cut
 from masters_ray.errors import DataError
 from masters_ray.files import MADE_AGAIN
-from masters_ray.records import Picture, Problem
+from masters_ray.records import Picture, Problem, Rejected
 
 FORMAT = 6
 """Version of the file's format."""
@@ -30,13 +34,11 @@ THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
 """Threads that read files: more than CPUs, for network disks serve many reads."""
 _ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("digest", "S16"), ("asked", "S16"), ("shown", "S16")])
 _PLACE = 20
-
-Stamp: TypeAlias = tuple[int, int]
-"""A file's size in bytes and modification time in ns; (-1, -1): no readable file."""
+_MANY_KINDS = 50
 
 
 class Problems(Sequence[Problem]):
-    """The problems of a spool as a sequence; thread-safe."""
+    """The problems of a source in their seeded order, and what was found in it; thread-safe."""
 
     def __init__(self, file: Path) -> None:
         """Raises DataError when the file is missing or not a whole spool."""
@@ -48,7 +50,14 @@ class Problems(Sequence[Problem]):
             self._index = int(os.pread(self._descriptor, _PLACE, end)), end
             index = self._read(*self._index)
             self.key: str = index["key"]
-            self.note: dict[str, Any] = json.loads(index["note"])
+            found = json.loads(index["found"])
+            self.accepted: int = found["accepted"]
+            """Usable rows of the source, also those that were not taken."""
+            self.rejected = [Rejected(**one) for one in found["rejected"]]
+            self.changes: dict[str, int] = found["changes"]
+            """Change made while decoding ("turned upright") → number of pictures, over the usable rows."""
+            self.remarks: list[str] = found["remarks"]
+            """Sentences about the source, such as columns that are not read."""
             self.rows = np.frombuffer(index["rows"], _ROW)
             """[problems]: place in the file, and digests. digest: of the whole problem; shown: of its pictures'
             contents; asked: of its pictures and the question's words."""
@@ -100,42 +109,56 @@ class SpoolWriter:
 
     def __init__(self, content: BinaryIO) -> None:
         self._content = content
-        self._ids: set[str] = set()
+        self.kinds: list[str | None] = []
+        """Kind of each row; None: not usable."""
         self._rows: dict[int, tuple[int, int, str, str, str]] = {}
+        self._rejected: list[Rejected] = []
+        self._ids: set[str] = set()
+        self._renamed: list[str] = []
+        self._unused: dict[str, None] = {}
+        self._changes: Counter[str] = Counter()
         self._files: dict[str, Stamp] = {}
 
-    def add(self, row: int, problem: Problem, where: str) -> str:
-        """Adds the problem of the row with that index; returns its id, made unique (``id#17``) by the row number in
-        ``where``."""
+    def add(self, mapped: MappedRow) -> None:
+        """Adds the next row; makes a problem's id unique by its row number (``id#17``)."""
+        for path, found in mapped.files.items():
+            self._files.setdefault(path, found)
+        self._unused |= dict.fromkeys(mapped.unused)
+        self._changes.update(mapped.changes)
+        if isinstance(problem := mapped.outcome, Rejected):
+            self._rejected.append(problem)
+            self.kinds.append(None)
+            return
         while problem.id in self._ids:
-            problem = replace(problem, id=f"{problem.id}#{where.rpartition(':')[2]}")
+            problem = replace(problem, id=f"{problem.id}#{mapped.where.rpartition(':')[2]}")
+        if problem is not mapped.outcome:
+            self._renamed.append(problem.id)
         self._ids.add(problem.id)
         seen = [picture.digest or picture.path for picture in problem.pictures]
         words = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", problem.question).casefold()))
-        start = self._content.tell()
-        pictures = [vars(picture) for picture in problem.pictures]
+        start, pictures = self._content.tell(), [vars(picture) for picture in problem.pictures]
         self._content.write(msgpack.packb(vars(problem) | {"pictures": pictures}))
-        self._rows[row] = (start, self._content.tell(), problem.digest, _digest([words, seen]), _digest(seen))
-        return problem.id
+        end, row = self._content.tell(), len(self.kinds)
+        self._rows[row] = (start, end, problem.digest, _digest([words, seen]), _digest(seen))
+        self.kinds.append(problem.kind)
 
-    def looked_at(self, files: Mapping[str, Stamp]) -> None:
-        """Records picture files and their stamps; the first stamp of a file counts."""
-        for path, found in files.items():
-            self._files.setdefault(path, found)
-
-    def finish(self, order: Sequence[int], key: str, note: Mapping[str, Any]) -> None:
-        """order: rows in their seeded order; key: everything that decides the content; note: further values to keep."""
+    def finish(self, order: Sequence[int], key: str) -> None:
+        """order: rows in their seeded order; key: everything that decides the content."""
         place, rows = self._content.tell(), np.array([self._rows[row] for row in order], _ROW)
-        index = {"key": key, "note": json.dumps(note), "rows": rows.tobytes(), "files": self._files}
+        found = {"accepted": len(self._rows), "rejected": [vars(one) for one in self._rejected]}
+        found |= {"changes": self._changes, "remarks": list(self._remarks())}
+        index = {"key": key, "found": json.dumps(found), "rows": rows.tobytes(), "files": self._files}
         self._content.write(msgpack.packb(index) + f"{place:0{_PLACE}}".encode())
 
-
-def stamp(path: str) -> Stamp:
-    with suppress(OSError, ValueError):
-        found = Path(path).stat()
-        if os.access(path, os.R_OK):
-            return found.st_size, found.st_mtime_ns
-    return -1, -1
+    def _remarks(self) -> Iterator[str]:
+        if self._unused:
+            yield f"columns that are not used: {cut(', '.join(self._unused), LONGEST)}"
+        if self._renamed:
+            told = "rows have the id of an earlier one, which was made unique by their row numbers"
+            yield f"{len(self._renamed)} {told} ({self._renamed[0]})"
+        if (many := len({*self.kinds} - {None})) > _MANY_KINDS:
+            told = "kinds of question, too many to compare one by one (accuracy is the mean over them)"
+            yield f"{many} {told}: group them in the column kind, or leave it out"
 
 
 def _digest(content: object) -> str:

@@ -11,6 +11,8 @@ from masters_ray.records import Problem, RejectedBy
 
 NO_SPECIAL = "(?!)"
 """A regular expression that matches nothing."""
+LONGEST = 300
+"""Most characters of a reason, or of all column names, in a message."""
 _SHOWN = 100
 """Most characters of a value in a message."""
 _DIGITS = 30

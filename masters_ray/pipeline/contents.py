@@ -110,5 +110,5 @@ def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     return [
         f"its {name.replace('_', '-')} questions have changed since; {remedy}"
         for name, remedy in remedies.items()
-        if made_of.get(name, {}).get("digest") not in (None, inputs.digest_of(loaded[name].problems))
+        if made_of.get(name, {}).get("digest") not in (None, inputs.digest_of(loaded[name]))
     ]

@@ -25,17 +25,17 @@ class RunContext:
         with journal.phase("data"):
             self.train, self.held_out_data = inputs.load(config, directory.data)
             self.overlap = inputs.report_loaded(self.train, self.held_out_data)
-        self.plan = inputs.plan(config, len(self.train.problems))
+        self.plan = inputs.plan(config, len(self.train))
         """Each stage with the positions of its questions."""
         self.stages = [stage for stage, _ in self.plan]
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
         self.online = any(iteration.online for iteration in self.iterations)
         self.refreshes = config.rollout.student_refresh == "stage"
         """Whether the student learns after each stage, and the trained student answers in the next."""
-        self.questions = Questions(config, self.train.problems, directory.file("difficulty"))
+        self.questions = Questions(config, self.train, directory.file("difficulty"))
         self.recipes = Recipes(config, directory, self.plan, self.questions)
         self.stores = StageStores(config, directory, self.iterations)
-        self.measured = HeldOut(config, directory, self.held_out_data.problems)
+        self.measured = HeldOut(config, directory, self.held_out_data)
         self.write_quarantine([])
 
     def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:

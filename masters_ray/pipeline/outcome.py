@@ -53,7 +53,7 @@ def write(run: RunContext) -> None:
         accuracy=facts.Accuracies(**measured),
         evaluation=facts.EvaluationFacts(
             marked_by=config.evaluation.marked_by,
-            left_out=len(held_out.problems) - len(marks["teacher"]),
+            left_out=len(held_out) - len(marks["teacher"]),
             cut={name: cut_share(rows) for name, rows in marks.items()},
             max_tokens=config.evaluation_tokens,
             remarks=[told for told in disagreements if told],
@@ -86,7 +86,7 @@ def write(run: RunContext) -> None:
         config=to_yaml(config),
     )
     count = config.evaluation.examples
-    examples = [*_learned(directory, count), *_changed(held_out.problems, marks, count)]
+    examples = [*_learned(directory, count), *_changed(held_out, marks, count)]
     write_json(directory.file(EXAMPLES), examples)
     write_json(directory.file(SUMMARY), summary)
     for name, found in measured.items():
@@ -105,11 +105,11 @@ def _judge(judge: Judge, answers: AnswerTally) -> facts.JudgeFacts:
     )
 
 
-def _split(loaded: data.Loaded) -> facts.SplitFacts:
+def _split(loaded: data.Problems) -> facts.SplitFacts:
     return facts.SplitFacts(
-        problems=len(loaded.problems),
+        problems=len(loaded),
         quarantined=len(loaded.rejected),
-        digest=digest_of(loaded.problems),
+        digest=digest_of(loaded),
         remarks=loaded.remarks,
     )
 

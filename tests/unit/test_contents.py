@@ -233,7 +233,7 @@ def test_a_finished_run_says_what_of_its_data_has_changed(tmp_path: Path) -> Non
     questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
     directory = RunDirectory(config)
     loaded = inputs.load(config, directory.data)
-    digests = [inputs.digest_of(one.problems) for one in loaded]
+    digests = [inputs.digest_of(one) for one in loaded]
     content = {name: {"digest": digest} for name, digest in zip(("train", "held_out"), digests, strict=True)}
     write_json(directory.file("summary.json"), {"data": content})
     assert contents.changed_since(config, directory) == []

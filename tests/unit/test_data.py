@@ -10,30 +10,30 @@ import pyarrow as pa
 import pytest
 
 from masters_ray import data
-from masters_ray.data import Loaded, decode
+from masters_ray.data import Problems, decode
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from tests.builders import png
 from tests.sources import good, jsonl, load, parquet
 
 
-def ids(loaded: Loaded) -> list[str]:
-    return sorted(problem.id for problem in loaded.problems)
+def ids(loaded: Problems) -> list[str]:
+    return sorted(problem.id for problem in loaded)
 
 
-def labels(loaded: Loaded) -> list[str]:
-    return sorted(problem.label for problem in loaded.problems)
+def labels(loaded: Problems) -> list[str]:
+    return sorted(problem.label for problem in loaded)
 
 
 def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path) -> None:
     row = good(1, choices=["red", "blue"], kind="k", image=["a.png", "a.png"])
-    [problem] = load(jsonl(tmp_path, [row]), max_pictures=2).problems
+    [problem] = load(jsonl(tmp_path, [row]), max_pictures=2)
     assert (problem.id, problem.label, problem.kind, problem.choices) == ("q1", "red", "k", ("red", "blue"))
     assert [decode(picture).size for picture in problem.pictures] == [(64, 64), (64, 64)]
     del row["id"]
     assert ids(load(jsonl(tmp_path, [row]), max_pictures=2)) == [f"{tmp_path}/rows.jsonl:1"]
     for image in ({"bytes": png((8, 8)), "path": None}, png((8, 8))):
-        [problem] = load(parquet(tmp_path / "rows.parquet", [{"answer": "a", "image": image}])).problems
+        [problem] = load(parquet(tmp_path / "rows.parquet", [{"answer": "a", "image": image}]))
         assert decode(problem.pictures[0]).size == (8, 8)
 
 
@@ -133,7 +133,7 @@ def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_pat
     loaded = load(jsonl(tmp_path, rows), special=r"<\|image_pad\|>|<\|im_end\|>")
     assert ids(loaded) == ["q5"]
     assert [(one.kind, one.reason.split(" is a ")[0]) for one in loaded.rejected] == [("text", told) for told in bad]
-    assert len(load(jsonl(tmp_path, rows)).problems) == 5
+    assert len(load(jsonl(tmp_path, rows))) == 5
 
 
 def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_told(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_kinds_are_texts_and_too_many_of_them_are_told(tmp_path: Path) -> None:
     [remark] = load(jsonl(tmp_path, rows)).remarks
     assert remark.startswith("51 kinds of question, too many to compare")
     kinds = [good(number, kind=kind) for number, kind in enumerate([None, 3, 3.0, ["x"], ""])]
-    assert sorted(one.kind for one in load(jsonl(tmp_path, kinds)).problems) == ["3", "3", "all", "all", "x"]
+    assert sorted(one.kind for one in load(jsonl(tmp_path, kinds))) == ["3", "3", "all", "all", "x"]
 
 
 def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floods_it(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
 def test_held_out_questions_that_are_training_questions_are_counted_by_words_and_pictures(tmp_path: Path) -> None:
     def problems(*questions: tuple[str, bytes]) -> data.Problems:
         rows = [{"id": str(n), "question": q, "image": shown, "answer": "a"} for n, (q, shown) in enumerate(questions)]
-        return load(parquet(tmp_path / "rows.parquet", rows)).problems
+        return load(parquet(tmp_path / "rows.parquet", rows))
 
     first, second, third = png(), png((8, 8)), png((9, 9))
     train = problems(("What is it?", first), ("where?", second))

@@ -60,7 +60,7 @@ def test_the_questions_are_written_as_ordinary_data_and_read_back_the_same(tmp_p
     easy_vqa.write(tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
     source = DataSource(path=str(tmp_path / "x" / "test.jsonl"))
-    loaded = data.load(source, 0, 0.0, spool=tmp_path / "spool.sqlite").problems
+    loaded = data.load(source, 0, 0.0, spool=tmp_path / "spool.sqlite")
 
     def told(one: Problem) -> tuple[str | bytes, ...]:
         return one.id, one.question, one.label, one.kind, encoded(one.pictures[0])

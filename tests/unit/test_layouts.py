@@ -25,7 +25,7 @@ def read(tmp_path: Path) -> Read:
 
     def labels(*rows: tuple[Any, Any]) -> list[tuple[str, tuple[str, ...]]]:
         source = jsonl(tmp_path, [good(n, answer=answer, choices=choices) for n, (answer, choices) in enumerate(rows)])
-        return [(one.label, one.choices) for one in sorted(load(source, 0.0).problems, key=lambda one: int(one.id[1:]))]
+        return [(one.label, one.choices) for one in sorted(load(source, 0.0), key=lambda one: int(one.id[1:]))]
 
     return labels
 
@@ -117,7 +117,7 @@ def test_without_choices_a_letter_is_a_free_answer(read: Read) -> None:
 @pytest.mark.parametrize("kind", [pa.map_(pa.string(), pa.string()), pa.struct({"A": pa.string(), "B": pa.string()})])
 def test_a_column_of_mappings_holds_choices(tmp_path: Path, kind: pa.DataType) -> None:
     row = {"answer": "B", "choices": {"A": "red", "B": "blue"}}
-    [problem] = load(parquet(tmp_path / "rows.parquet", [row], choices=kind)).problems
+    [problem] = load(parquet(tmp_path / "rows.parquet", [row], choices=kind))
     assert (problem.label, problem.choices) == ("blue", TWO)
 
 
@@ -178,4 +178,4 @@ def test_what_is_no_file_is_named_with_its_remedy(tmp_path: Path) -> None:
 def test_a_byte_order_mark_and_lines_of_windows_are_read(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [])
     Path(source.path).write_bytes(BOM + ("\r\n" + ROW.replace("\n", "\r\n") * 2).encode())
-    assert sorted(one.id for one in load(source).problems) == ["q1", "q1#3"]
+    assert sorted(one.id for one in load(source)) == ["q1", "q1#3"]
