@@ -111,7 +111,7 @@ class SpoolWriter:
         self._content = content
         self.kinds: list[str | None] = []
         """Kind of each row; None: not usable."""
-        self._rows: dict[int, tuple[int, int, str, str, str]] = {}
+        self._rows: dict[int, bytes] = {}
         self._rejected: list[Rejected] = []
         self._ids: set[str] = set()
         self._renamed: list[str] = []
@@ -138,16 +138,16 @@ class SpoolWriter:
         words = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", problem.question).casefold()))
         start, pictures = self._content.tell(), [vars(picture) for picture in problem.pictures]
         self._content.write(msgpack.packb(vars(problem) | {"pictures": pictures}))
-        end, row = self._content.tell(), len(self.kinds)
-        self._rows[row] = (start, end, problem.digest, _digest([words, seen]), _digest(seen))
+        placed = (start, self._content.tell(), problem.digest, _digest([words, seen]), _digest(seen))
+        self._rows[len(self.kinds)] = np.array(placed, _ROW).tobytes()
         self.kinds.append(problem.kind)
 
     def finish(self, order: Sequence[int], key: str) -> None:
         """order: rows in their seeded order; key: everything that decides the content."""
-        place, rows = self._content.tell(), np.array([self._rows[row] for row in order], _ROW)
+        place, rows = self._content.tell(), b"".join(self._rows[row] for row in order)
         found = {"accepted": len(self._rows), "rejected": [vars(one) for one in self._rejected]}
         found |= {"changes": self._changes, "remarks": list(self._remarks())}
-        index = {"key": key, "found": json.dumps(found), "rows": rows.tobytes(), "files": self._files}
+        index = {"key": key, "found": json.dumps(found), "rows": rows, "files": self._files}
         self._content.write(msgpack.packb(index) + f"{place:0{_PLACE}}".encode())
 
     def _remarks(self) -> Iterator[str]:

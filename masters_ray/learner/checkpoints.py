@@ -100,8 +100,7 @@ class CheckpointWriter:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             file.replace(target / name)
         shutil.rmtree(written)
-        content = {"step": step, "workers": self._workers, "sha256": digests}
-        write_json(note, content)
+        write_json(note, {"step": step, "workers": self._workers, "sha256": digests})
         if self._rank == 0:
             self._remove_old()
 
