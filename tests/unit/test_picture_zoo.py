@@ -43,12 +43,8 @@ STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 
 
 def quarters(values: Iterable[Any], kind: Any = np.uint8) -> np.ndarray:
-    a, b, c, d = (np.array(value, kind) for value in values)
-    grid = np.zeros((HEIGHT, WIDTH, *a.shape), kind)
-    half_height, half_width = HEIGHT // 2, WIDTH // 2
-    grid[:half_height, :half_width], grid[:half_height, half_width:] = a, b
-    grid[half_height:, :half_width], grid[half_height:, half_width:] = c, d
-    return grid
+    array = np.array([*values], kind)
+    return array.reshape(2, 2, *array.shape[1:]).repeat(HEIGHT // 2, 0).repeat(WIDTH // 2, 1)
 
 
 HIGH = (quarters(GREY, np.uint16) * 257).astype("<u2")
@@ -197,10 +193,8 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
     assert check(picture)[1] == changes
     pixels = decode(picture)
     assert (pixels.mode, pixels.size, pixels.info, dict(pixels.getexif())) == ("RGB", (WIDTH, HEIGHT), {}, {})
-    places = [(WIDTH // 4, HEIGHT // 4), (3 * WIDTH // 4, HEIGHT // 4)]
-    places += [(x, y + HEIGHT // 2) for x, y in places]
-    found = np.array([pixels.getpixel(place) for place in places])
-    assert np.abs(found - np.array(expected)).max() <= tolerance, found.tolist()
+    found = np.asarray(pixels, int)[HEIGHT // 4 :: HEIGHT // 2, WIDTH // 4 :: WIDTH // 2].reshape(4, 3)
+    assert np.abs(found - expected).max() <= tolerance, found.tolist()
 
 
 @pytest.mark.parametrize(
@@ -222,17 +216,12 @@ def test_what_is_no_picture_or_has_no_honest_scale_is_refused_with_its_reason(co
             look(Picture(data=content))
 
 
-def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pipe.png", ".", "loop.png", "/dev/zero"])
+def test_only_ordinary_files_are_opened(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    (tmp_path / "x.png").write_bytes(saved(RGB, "PNG")())
-    (tmp_path / "link.png").symlink_to("x.png")
-    reasons = {"pipe.png": "is not an ordinary file", ".": "is not an ordinary file", "loop.png": "cannot be read: "}
-    for name, reason in {**reasons, "/dev/zero": "is not an ordinary file"}.items():
-        with pytest.raises(BadPictureError, match=reason):
-            check(Picture(path=str(tmp_path / name)))
-    link, file = (check(Picture(path=str(tmp_path / name)))[0] for name in ("link.png", "x.png"))
-    assert link.digest == file.digest
+    with pytest.raises(BadPictureError, match="cannot be read: " if name == "loop.png" else "is not an ordinary file"):
+        check(Picture(path=str(tmp_path / name)))
 
 
 def qwen(folder: Path) -> Path:

@@ -30,8 +30,6 @@ def in_memory(source: DataSource, seed: int) -> list[Problem]:
     outcomes = [mapper(row).outcome for row in sources.rows(source)]
     problems = [one for one in outcomes if not isinstance(one, Rejected)]
     random.Random(seed).shuffle(problems)
-    if source.rows is None or source.rows >= len(problems):
-        return problems
     by_kind: dict[str, list[int]] = defaultdict(list)
     for index, problem in enumerate(problems):
         by_kind[problem.kind].append(index)
@@ -72,9 +70,7 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_the_order_is_that_of_a_shuffle_in_memory(tmp_path: Path, load: Load, rows: int | None, seed: int) -> None:
     source = jsonl(tmp_path, kinds(700))
     source.rows = rows
-    problems = load(source, seed)
-    expected = in_memory(source, seed)
-    assert list(problems) == expected
+    assert list(load(source, seed)) == in_memory(source, seed)
 
 
 def test_positions_and_slices_are_those_of_a_list_also_from_many_threads(tmp_path: Path, load: Load) -> None:
