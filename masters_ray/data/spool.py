@@ -14,14 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
 import msgpack
 import numpy as np
 
-from masters_ray.data.mapping import MappedRow
 from masters_ray.data.pictures import Stamp, stamp
 from masters_ray.data.texts import LONGEST, cut
 from masters_ray.errors import DataError
@@ -102,6 +101,21 @@ class Problems(Sequence[Problem]):
             yield
         except (OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
             raise DataError(f"{self._file}: expected problems and their index ({error}). {MADE_AGAIN}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedRow:
+    """A row of a source as a problem, or why it is rejected."""
+
+    where: str
+    outcome: Problem | Rejected
+    """A problem has the digests of its pictures."""
+    unused: list[str]
+    """Columns with a value that are not read."""
+    changes: list[str]
+    """Changes made while decoding its pictures, in words."""
+    files: dict[str, Stamp]
+    """Picture files that were read, with their stamps from before."""
 
 
 class SpoolWriter:

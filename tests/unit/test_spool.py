@@ -14,7 +14,7 @@ from PIL import Image
 
 from masters_ray import data
 from masters_ray.config import DataSource
-from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Problems, loading, mapping, sources
+from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Problems, loading, sources
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from masters_ray.records import Problem, Rejected
@@ -26,7 +26,7 @@ Load = Callable[..., Problems]
 
 def in_memory(source: DataSource, seed: int) -> list[Problem]:
     """The seeded order as the definition says it: shuffle everything, then take the kinds in turn."""
-    mapper = mapping.Mapper(source, 1, PILLOW_MAX_PIXELS, NO_SPECIAL)
+    mapper = loading.Mapper(source, 1, PILLOW_MAX_PIXELS, NO_SPECIAL)
     outcomes = [mapper(row).outcome for row in sources.rows(source)]
     problems = [one for one in outcomes if not isinstance(one, Rejected)]
     random.Random(seed).shuffle(problems)
