@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from masters_ray import data
 from masters_ray.errors import MastersError
 from masters_ray.files import write_lines, write_text
 from masters_ray.learner.checkpoints import CheckpointWriter
@@ -12,6 +13,7 @@ from masters_ray.pipeline import held_out
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Rejected
+from tests.sources import good, jsonl
 from tests.unit.test_curriculum import SAID, Rater, questions
 from tests.unit.test_directory import config, metrics
 from tests.unit.test_journal import rewards
@@ -50,6 +52,7 @@ WRITERS: dict[str, Write] = {
     "rewards.jsonl": a_step("rewards.jsonl"),
     "evaluation/teacher.json": marks,
     "report.html": lambda root: write_text(root / "report.html", "x"),
+    "train.spool": lambda root: data.load(jsonl(root, [good(1)]), 0, 0.0, spool=root / "train.spool"),
     "quarantine.jsonl": lambda root: write_lines(root / "quarantine.jsonl", [Rejected(row="p", reason="dark")]),
 }
 

@@ -56,22 +56,23 @@ def test_a_picture_may_be_named_in_the_ways_that_people_name_them(spelling: str,
 
 
 @pytest.mark.parametrize(
-    "text", ["https://x.org/a.png", "s3://b/a.png", "zip://a.png::b.zip", "data:image/png,abc", "file://host/a.png"]
+    "text",
+    [
+        *("https://x.org/a.png", "s3://b/a.png", "zip://a.png::b.zip", "data:image/png,abc", "file://host/a.png"),
+        "data:image/png;base64," + "A" * 100_000 + "!",
+    ],
 )
 def test_pictures_are_not_fetched(text: str, tmp_path: Path) -> None:
-    with pytest.raises(BadRowError, match="image: expected a path, .*Pictures are not fetched from elsewhere"):
+    with pytest.raises(BadRowError, match="image: expected a path, .*Pictures are not fetched from elsewhere") as told:
         named(text, tmp_path)
+    assert len(str(told.value)) < 300
 
 
-def test_no_name_of_a_picture_floods_a_terminal_or_governs_it(tmp_path: Path) -> None:
-    with pytest.raises(BadRowError, match="image: expected a path, bytes, file") as refused:
-        named("data:image/png;base64," + "A" * 100_000 + "!", tmp_path)
-    assert len(str(refused.value)) < 300
-    for path in ("x" * 100_000 + ".png", "\x1b[2Jx.png"):
-        with pytest.raises(BadPictureError) as bad:
-            decode(named(path, tmp_path))
-        assert len(str(bad.value)) < 200
-        assert str(bad.value).isprintable()
+@pytest.mark.parametrize("path", ["x" * 100_000 + ".png", "\x1b[2Jx.png"])
+def test_no_name_of_a_picture_floods_a_terminal_or_governs_it(path: str, tmp_path: Path) -> None:
+    with pytest.raises(BadPictureError) as bad:
+        decode(named(path, tmp_path))
+    assert len(str(bad.value)) < 200 and str(bad.value).isprintable()
 
 
 def test_a_picture_that_changes_after_the_data_were_read_is_not_used(tmp_path: Path) -> None:

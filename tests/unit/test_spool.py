@@ -124,18 +124,6 @@ def test_a_damaged_spool_is_named_and_made_again(tmp_path: Path, file: Path, loa
         assert list(load(source)) == expected
 
 
-def test_a_spool_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path, file: Path, load: Load) -> None:
-    file.parent.mkdir()
-    half = file.with_name("train.spool.tmp")
-    half.symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"train.spool: cannot be written \(.*\)\. Make room or mend the directory"):
-        load(jsonl(tmp_path, kinds(999)))
-    assert list(file.parent.iterdir()) == []
-    half.write_text("what a kill left")
-    load(jsonl(tmp_path, kinds(9)))
-    assert list(file.parent.iterdir()) == [file]
-
-
 def test_what_happened_to_pictures_between_two_calls_is_noticed(
     tmp_path: Path, load: Load, no_reading: Callable[[], None], capsys: pytest.CaptureFixture
 ) -> None:
