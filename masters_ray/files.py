@@ -97,8 +97,8 @@ def write_lines(file: Path, rows: Iterable[Any]) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes ``as_json`` of a record or a plain value as ``write_bytes`` does."""
-    write_text(file, json.dumps(as_json(content), indent=1, ensure_ascii=False) + "\n")
+    """Writes plain values, and ``as_json`` of records among them, as ``write_bytes`` does."""
+    write_text(file, json.dumps(content, default=as_json, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.config import Config, Schedule, ScheduledStage, joined
-from masters_ray.files import write_json, write_text
+from masters_ray.files import as_json, write_json, write_text
 from masters_ray.progress import say
 from masters_ray.report.render import render
 
@@ -32,7 +32,7 @@ def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -
 def publish(folder: Path, study: str, figures: Mapping[str, Any], table: str = "txt", **drawn: Any) -> Path:
     """Writes a study's figures (STUDY.json), its table (STUDY.``table``), which is also printed, and its page; returns
     the page's path. drawn: further values for the templates."""
-    write_json(folder / f"{study}.json", figures)
+    write_json(folder / f"{study}.json", as_json(figures))
     values = {**figures, **drawn}
     text, page = (render(__name__, f"{study}.{ending}.jinja", **values) for ending in (table, "html"))
     write_text(folder / f"{study}.{table}", text)
