@@ -81,24 +81,18 @@ def frames(kind: str, **options: Any) -> Make:
     return saved(RGB, kind, save_all=True, append_images=others, **options)
 
 
-def png(bits: int, colour_type: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG that Pillow does not write. rows: packed, without filters."""
-    per_row = len(rows) // HEIGHT
-    filtered = b"".join(b"\0" + rows[start : start + per_row] for start in range(0, len(rows), per_row))
-    return encoded_png(WIDTH, HEIGHT, bits, colour_type, zlib.compress(filtered), *chunks)
-
-
 def sixteen(values: Iterable[Any], colour_type: int, *chunks: tuple[bytes, bytes]) -> Make:
-    return partial(png, 16, colour_type, (quarters(values, np.uint16) * 257).astype(">u2").tobytes(), *chunks)
+    """A PNG with 16 bits a channel, which Pillow does not write."""
+    rows = (quarters(values, np.uint16) * 257).astype(">u2").reshape(HEIGHT, -1)
+    filtered = b"".join(b"\0" + row.tobytes() for row in rows)
+    return partial(encoded_png, WIDTH, HEIGHT, 16, colour_type, zlib.compress(filtered), *chunks)
 
 
 def tiff(values: np.ndarray, **tags: int) -> Make:
     """A TIFF of grey, some of whose tags say something else."""
-    numbers = {"bits": 258, "photometric": 262}
-    usual = {"bits": 8 * values.itemsize, "photometric": 1}
     content = saved(Image.fromarray(values), "TIFF")()
-    for name, value in tags.items():
-        before, after = (struct.pack("<HHIHH", numbers[name], 3, 1, one, 0) for one in (usual[name], value))
+    for number, name, usual in ((258, "bits", 8 * values.itemsize), (262, "photometric", 1)):
+        before, after = (struct.pack("<HHIHH", number, 3, 1, one, 0) for one in (usual, tags.get(name, usual)))
         content = content.replace(before, after)
     return lambda: content
 
@@ -202,7 +196,7 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
     [
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "what begins with b'%!PS-Adobe-3.0 .* is none of PNG, JPEG"),
         (b"", "an empty file is none of"),
-        (png(8, 0, bytes(HEIGHT * WIDTH))[:-20] + bytes(20), "broken PNG file|Truncated"),
+        (saved(L, "PNG")()[:-20] + bytes(20), "broken PNG file|Truncated"),
         (saved(RGB, "JPEG")()[:-40], "truncated"),
         (saved(RGB, "WEBP")()[:-40], "cannot be decoded"),
         *((tiff(quarters(GREY, kind))(), "brightness cannot be known") for kind in ("<f4", "<i4")),
