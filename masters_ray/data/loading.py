@@ -27,7 +27,7 @@ from masters_ray.files import new_file
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, Rejected
 
-_UNDER_WAY = 128
+_AT_A_TIME = 128
 """Rows mapped at a time; each may hold pictures in memory."""
 _SECONDS_BETWEEN_LINES = 10.0
 _REASONS_TOLD = 6
@@ -50,14 +50,13 @@ class Mapper:
     """Maps a source's rows to problems; thread-safe."""
 
     def __init__(self, source: DataSource, max_pictures: int, max_pixels: int, special: str) -> None:
-        """Reads the first rows to find out how labels name choices. Arguments as in ``load``. Raises DataError."""
         self._folder = Path(source.path).parent
         self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
         self._usual = _usual_reading(source)
         self._of_file = lru_cache(_REMEMBERED)(lambda path, _: check(Picture(path=path), max_pixels))
 
     def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
-        """read: an item of ``sources.rows``; its pictures' paths are relative to the source's directory."""
+        """read: an item of ``sources.rows``."""
         where, row = read
         changes: list[str] = []
         files: dict[str, Stamp] = {}
@@ -155,8 +154,7 @@ def load(
     file = sources.origin(source)
     made_by = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), stamp(str(file))]
     key = json.dumps([*made_by, seed, max_pictures, max_pixels, special, first])
-    problems = _kept(spool, key)
-    if problems is None:
+    if (problems := _kept(spool, key)) is None:
         with new_file(spool, DataError) as content:
             writer = SpoolWriter(content)
             _read(source, Mapper(source, max_pictures, max_pixels, special), writer, first)
@@ -183,7 +181,7 @@ def _read(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | 
     """Maps few rows at a time on several threads; writes them in their order."""
     rows, said = itertools.islice(sources.rows(source), first), time.monotonic()
     with ThreadPoolExecutor(THREADS) as executor:
-        while part := list(itertools.islice(rows, _UNDER_WAY)):
+        while part := list(itertools.islice(rows, _AT_A_TIME)):
             for mapped in executor.map(mapper, part):
                 writer.add(mapped)
             if time.monotonic() - said > _SECONDS_BETWEEN_LINES:

@@ -28,7 +28,6 @@ from masters_ray.files import MADE_AGAIN
 from masters_ray.records import Picture, Problem, Rejected
 
 FORMAT = 6
-"""Version of the file's format."""
 THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
 """Threads that read files: more than CPUs, for network disks serve many reads."""
 _ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("digest", "S16"), ("asked", "S16"), ("shown", "S16")])
@@ -113,7 +112,6 @@ class MappedRow:
     unused: list[str]
     """Columns with a value that are not read."""
     changes: list[str]
-    """Changes made while decoding its pictures, in words."""
     files: dict[str, Stamp]
     """Picture files that were read, with their stamps from before."""
 
