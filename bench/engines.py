@@ -52,7 +52,7 @@ def flow(folder: Path) -> dict[str, Any]:
     """Rows, tokens and busy seconds between the first and the last tenths, when all engines have work."""
     config = _config(folder)
     train, _ = inputs.load(config, folder / "data")
-    questions = Questions(config, train.problems, folder)
+    questions = Questions(config, train, folder)
     with (
         cluster.connected(config.cluster),
         Replicas(_specs(config), TimedActor) as replicas,

@@ -103,10 +103,10 @@ def main() -> None:
     )
     with cluster.connected(Cluster(local_cpus=4)), Replicas(specs, InstantActor) as replicas:
         began = time.time()
-        loaded = data.load(source, 0, 0.01, spool=folder / "train.sqlite")
+        loaded = data.load(source, 0, 0.01, spool=folder / "train.spool")
         read = time.time() - began
         watch = _Watch(folder / "store")
-        questions = Questions(Config(), loaded.problems, folder)
+        questions = Questions(Config(), loaded, folder)
         began = time.time()
         rollouts.roll_out(recipe, questions, range(asked), replicas, folder / "store")
         seconds = time.time() - began

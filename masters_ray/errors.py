@@ -31,10 +31,9 @@ class MastersError(Exception):
 
 @dataclass(frozen=True)
 class Complaint:
-    """One violated rule of a configuration."""
+    """A violated rule of a configuration. where: its key, or a file's name."""
 
     where: str
-    """Key of the configuration, or a file's name."""
     expected: str
     found: str
     remedy: str = ""

@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Interval):
-    """The unweighted mean over kinds of questions, with each kind's accuracy; fractions."""
+    """The unweighted mean over kinds of questions; fractions."""
 
     by_kind: dict[str, Interval]
 
@@ -43,9 +43,8 @@ class Marked:
     kind: str
     label: str
     answer: str
-    """"" for a refused question."""
     finish: Finish | None
-    """None for a refused question."""
+    """None, with the answer "", for a refused question."""
     correct: bool
     refused: Refused | None = None
     """Why the model was not asked; the question then counts in no accuracy."""
@@ -61,12 +60,8 @@ def cut_share(marked: Sequence[Marked]) -> float:
 
 def refusals(marked: Iterable[Marked]) -> list[Rejected]:
     """Returns the refused questions, each once."""
-    found = {
-        one.id: Rejected(row=f"held-out question {one.id}", reason=one.refused.reason, kind=one.refused.kind)
-        for one in marked
-        if one.refused
-    }
-    return list(found.values())
+    refused = {one.id: one.refused for one in marked if one.refused}
+    return [Rejected(row=f"held-out question {id}", **vars(why)) for id, why in refused.items()]
 
 
 def answered_by_all(marks: Mapping[str, Sequence[Marked]]) -> dict[str, list[Marked]]:

@@ -3,19 +3,19 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
-from masters_ray.errors import StoreError, writing
+from masters_ray.errors import MastersError, StoreError, writing
 
 T = TypeVar("T")
 
 MADE_AGAIN = "Delete it to make it again."
-"""Remedy for a damaged file that the same command writes again."""
 HALF_WRITTEN = ".tmp"
 """Suffix of a file's name while it is being written."""
 _TOLD = 3
@@ -24,7 +24,7 @@ Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is N
 """Type of a record's field whose number may be missing: NaN in Python, null in JSON."""
 
 
-def read_record(file: Path, kind: type[T], remedy: str) -> T:
+def read_record(file: Path, kind: type[T], remedy: str = MADE_AGAIN) -> T:
     """Reads a JSON file as a ``kind``: a dataclass, or a list or dict of them. Types are strict (1 is not a text, "1"
     not a number); unknown keys are ignored. Raises StoreError with file, keys, what was expected and the remedy."""
     return _record(str(file), _text(file, remedy), TypeAdapter(kind), remedy)
@@ -73,18 +73,8 @@ def _complaint(error: ErrorDetails) -> str:
     return f"{place or 'the top'}: {expected}, found {found}"
 
 
-def read_json(file: Path) -> Any:
-    """Reads a JSON file that the run can make again. Raises StoreError when it is missing or damaged."""
-    return read_record(file, Any, MADE_AGAIN)
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Reads an object as ``read_json`` does."""
-    return read_record(file, dict[str, Any], MADE_AGAIN)
-
-
 def read_lines(file: Path) -> list[Any]:
-    """Reads every line of a JSON-lines file as ``read_records`` does; returns an empty list without a file."""
+    """Reads every line as ``read_records`` does; returns an empty list without a file."""
     return read_records(file, Any, MADE_AGAIN) if file.exists() else []
 
 
@@ -101,9 +91,14 @@ def append_lines(file: Path, rows: Sequence[Any]) -> None:
             lines.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
+def write_lines(file: Path, rows: Iterable[Any]) -> None:
+    """Writes ``as_json`` of each row as a line, as ``write_bytes`` does."""
+    write_text(file, "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in rows))
+
+
 def write_json(file: Path, content: Any) -> None:
-    """Writes a JSON file atomically. Raises StoreError when it cannot be written."""
-    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Writes plain values, and ``as_json`` of records among them, as ``write_bytes`` does."""
+    write_text(file, json.dumps(content, default=as_json, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
@@ -112,13 +107,23 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_bytes(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file atomically, replacing an existing one: synced to disk before it gets its final name. Raises
-    StoreError when it cannot be written."""
+    """Writes a file atomically as ``new_file`` does."""
+    with new_file(file) as whole:
+        whole.write(content)
+
+
+@contextmanager
+def new_file(file: Path, kind: type[MastersError] = StoreError) -> Iterator[BinaryIO]:
+    """Yields a binary file that replaces ``file`` when the block ends without an error: synced to disk before it gets
+    its final name. Raises ``kind`` when it cannot be written."""
     temporary = file.with_name(file.name + HALF_WRITTEN)
-    with writing(file):
+    with writing(file, kind):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as whole:
-            whole.write(content)
-            whole.flush()
-            os.fsync(whole.fileno())
-        temporary.replace(file)
+        try:
+            with temporary.open("wb") as whole:
+                yield whole
+                whole.flush()
+                os.fsync(whole.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)

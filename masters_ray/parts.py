@@ -46,9 +46,7 @@ def parts_in(scope: MaskScope) -> list[Part]:
 
 def matrices_in(name: str, shape: Sequence[int]) -> int:
     """Returns how many weight matrices a tensor holds: 1 with two axes, one per expert if [experts, …], otherwise 0."""
-    if len(shape) == 3 and "experts" in name.split("."):
-        return shape[0]
-    return int(len(shape) == 2)
+    return shape[0] if len(shape) == 3 and "experts" in name.split(".") else int(len(shape) == 2)
 
 
 def is_unknown(name: str, shape: Sequence[int]) -> bool:

@@ -6,9 +6,8 @@ Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGrou
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -67,11 +66,10 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A sampled answer to a problem."""
+    """A sampled answer to a problem; its text is without special tokens."""
 
     source: Source
     text: str
-    """Without special tokens."""
     token_ids: tuple[int, ...]
     """At least one token; ends with the end-of-turn token unless the answer was cut."""
     finish: Finish
@@ -82,7 +80,6 @@ class Reply:
     """A model's greedy answer."""
 
     text: str
-    """Without special tokens."""
     finish: Finish
 
 
@@ -99,12 +96,10 @@ class JudgedAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedText:
-    """A stored answer as its judge saw it: without tokens and log-probs."""
+    """A stored answer as its judge saw it, with its question: without tokens and log-probs."""
 
     position: int
-    """Place of its question in the run's order."""
     id: str
-    """The question's."""
     kind: str
     question: str
     label: str
@@ -114,7 +109,6 @@ class JudgedText:
     accuracy: int
     verdict: str
     reasoning: int | None
-    """The last three as in ``JudgedAnswer``; unjudged answers are not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +216,7 @@ class StepMetrics:
     fresh: int
     """Groups from online rollouts; 0 in an offline iteration."""
     age: float
-    """Mean of ``OnlineStep.ages``; 0 without any."""
+    """Mean of ``OnlineStep.ages``."""
     logprob_mismatch: float
     """Mean absolute difference of the learner's and the writer's log-probs on the fresh groups, nats per token."""
     mfu: float
@@ -246,7 +240,6 @@ class OnlineStep:
     ages: list[int]
     """Staleness of each group made: optimizer steps by which its writer was behind the learner."""
     rejected: int
-    """Questions without a group."""
     seconds: float
     """From the weights' arrival to the last group."""
     publish_seconds: float
@@ -278,16 +271,16 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobMismatch:
-    """Difference between the learner's and the engine's log-probs of the untrained student, over rows of a stage."""
+    """Difference between the learner's and the engine's log-probs of the untrained student, nats, over a stage."""
 
     stage: int
     rows: int
     row: str
     """The row with the largest mean difference."""
     mean_gap: float
-    """Mean absolute difference of ``row``, nats per answer token."""
+    """Mean absolute difference of ``row`` per answer token."""
     token_gap: float
-    """Largest difference at any token of any row, nats."""
+    """Largest difference at any token of any row."""
     bound: float
     """Largest ``mean_gap`` of a row that counts as agreement."""
     apart: int
@@ -303,20 +296,18 @@ class AnswerTally:
     answers: int = 0
     unjudged: int = 0
     empty: int = 0
-    """Answers without text."""
     compared: int = 0
     """Answers with a verdict of both a judge model and the rule; the next three fields count among them."""
     judge_right: int = 0
     rule_right: int = 0
     judge_rule_agreements: int = 0
-    """Answers on which judge and rule agree."""
     defused_answers: int = 0
     """Answers that hold tags of the judge's prompts, which the judge is shown without their brackets."""
     defused_questions: int = 0
     """Questions whose text, label or choices hold tags of the judge's prompts."""
     teacher_written: int = 0
     teacher_cut: int = 0
-    """Teacher answers cut at the token limit."""
+    """Answers cut at the token limit."""
     teacher_judged: int = 0
     teacher_right: int = 0
     student_written: int = 0
@@ -331,37 +322,19 @@ class AnswerTally:
     """Sum over ``tokens`` of ``TokenScores.left_out``."""
 
     def __add__(self, other: "AnswerTally") -> "AnswerTally":
-        counts = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(AnswerTally)}
-        return AnswerTally(**counts)
+        return AnswerTally(
+            **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(AnswerTally)}
+        )
 
-    @classmethod
-    def total(cls, parts: Iterable[Mapping[str, Any]]) -> "AnswerTally":
-        """Returns the sum of tallies given as mappings of field to count."""
-        return sum((AnswerTally(**part) for part in parts), AnswerTally())
-
-    @property
-    def accuracy_by_source(self) -> dict[str, float]:
-        """Mean R_acc of each source's judged answers; a source without any is left out."""
-        return self._rates("right", "judged")
-
-    @property
-    def cut_by_source(self) -> dict[str, float]:
-        """Fraction of each source's answers that were cut; a source without any is left out."""
-        return self._rates("cut", "written")
-
-    @property
-    def reasoning(self) -> float | None:
-        """Mean R_rea; None when no answer has one."""
-        return self.reasoning_right / self.reasoning_judged if self.reasoning_judged else None
+    def rates(self, part: Literal["right", "cut"], whole: Literal["judged", "written"]) -> dict[str, float]:
+        """Returns the fraction of each source's ``whole`` answers that are ``part``; leaves out sources without any."""
+        counts = {one: (getattr(self, f"{one}_{part}"), getattr(self, f"{one}_{whole}")) for one in get_args(Source)}
+        return {source: found / of for source, (found, of) in counts.items() if of}
 
     @property
     def tail_mass(self) -> float:
         """Mean of ``TokenScores.left_out``; 0 without tokens."""
         return self.tail_mass_sum / self.tokens if self.tokens else 0.0
-
-    def _rates(self, part: str, whole: str) -> dict[str, float]:
-        counts = {one: (getattr(self, f"{one}_{part}"), getattr(self, f"{one}_{whole}")) for one in get_args(Source)}
-        return {source: found / of for source, (found, of) in counts.items() if of}
 
 
 @dataclass(frozen=True, kw_only=True)

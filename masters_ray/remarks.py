@@ -1,4 +1,5 @@
-"""Warnings about a stage's or the held-out answers, as sentences for the terminal and the report; "" for none."""
+"""Warnings about a stage's or the held-out answers, as sentences for the terminal and the report; "" for none. where:
+name of the answers in the sentence, such as "stage 0"."""
 
 from collections.abc import Sequence
 
@@ -13,14 +14,12 @@ _CHANCE = 0.1
 
 
 def of(where: str, counts: AnswerTally, rule: str) -> list[str]:
-    """Returns all warnings about a stage. where: name of the answers in the sentences, such as "stage 0"."""
     return list(filter(None, (cut(where, counts), defused(where, counts), disagreement(where, counts, rule))))
 
 
 def cut(where: str, counts: AnswerTally) -> str:
-    """Warns when more than 5 % of the teacher's or the student's answers were cut."""
-    many = [f"{share:.1%} of the {source}'s" for source, share in counts.cut_by_source.items() if share > _MANY_CUT]
-    if not many:
+    rates = counts.rates("cut", "written").items()
+    if not (many := [f"{share:.1%} of the {source}'s" for source, share in rates if share > _MANY_CUT]):
         return ""
     return (
         f"{where}: {' and '.join(many)} answers are cut; reward.cut_answers says what they get, and "
@@ -29,7 +28,6 @@ def cut(where: str, counts: AnswerTally) -> str:
 
 
 def held_out_cut(share: float, longest: int) -> str:
-    """Warns when more than 5 % of the held-out answers were cut. share: that fraction; longest: token limit."""
     if share <= _MANY_CUT:
         return ""
     return (
@@ -39,8 +37,7 @@ def held_out_cut(share: float, longest: int) -> str:
 
 
 def defused(where: str, counts: AnswerTally) -> str:
-    """Warns of answers and questions that hold tags of the judge's prompts."""
-    if not counts.defused_answers + counts.defused_questions:
+    if not (counts.defused_answers or counts.defused_questions):
         return ""
     return (
         f"{where}: {counts.defused_answers} answers and {counts.defused_questions} questions hold tags of the judge's "

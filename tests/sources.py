@@ -36,7 +36,7 @@ def parquet(file: Path, rows: list[dict[str, Any]], **types: pa.DataType) -> Dat
     return DataSource(format="parquet", path=str(file))
 
 
-def load(source: DataSource, share: float = 1.0, **more: Any) -> data.Loaded:
+def load(source: DataSource, share: float = 1.0, **more: Any) -> data.Problems:
     """``data.load`` with seed 0 into a spool of its own."""
     with tempfile.TemporaryDirectory() as folder:
         return data.load(source, 0, share, spool=Path(folder) / "spool.sqlite", **more)

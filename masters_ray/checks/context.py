@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masters_ray.config import Config
-from masters_ray.data import Loaded
+from masters_ray.data import Problems
 from masters_ray.errors import Complaint, ConfigError, MastersError
 from masters_ray.pipeline.run_dir import RunDirectory
 
@@ -33,7 +33,7 @@ class CheckContext:
     """Key of ``config.models`` → directory of its checkpoint, if that is complete and on this machine."""
     directory: RunDirectory | None = None
     """The run's directory, if it can be opened."""
-    loaded: dict[str, Loaded] = field(default_factory=dict)
+    loaded: dict[str, Problems] = field(default_factory=dict)
     """Source ("train", "held_out") → its rows, if they could be read."""
     questions: int | None = None
     """Number of training questions of the run; None: not known."""

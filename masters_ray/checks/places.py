@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
 from masters_ray.config import Config
 from masters_ray.errors import Complaint
-from masters_ray.files import read_json
+from masters_ray.files import read_record
 from masters_ray.method import schedule
 from masters_ray.models import weights
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -40,7 +40,7 @@ def directory(context: CheckContext) -> Findings:
     context.directory = held = RunDirectory(context.config)
     held.look_at_lock()
     if held.file("journal.json").exists():
-        read_json(held.file("journal.json"))
+        read_record(held.file("journal.json"), dict)
     if held.finished:
         yield f"{held.root} holds this run, finished: run would only write its report again"
 

@@ -47,7 +47,7 @@ def _of_model(context: CheckContext, name: str) -> Findings:
         yield f"{name}: {folder} has weights of no part of its model ({some(extra)}); engines may refuse them"
     chat, readable = Chat(folder), []
     for source, loaded in context.loaded.items():
-        read, failed = _measured(chat, loaded.problems[:FIRST], context.config.models[name].engine.max_model_len)
+        read, failed = _measured(chat, loaded[:FIRST], context.config.models[name].engine.max_model_len)
         yield from _lengths(context, name, source, read, failed)
         readable += [problem for _, problem in read]
     if readable and name == "student":

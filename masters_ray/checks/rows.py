@@ -29,13 +29,13 @@ def source(context: CheckContext, name: str) -> Findings:
     aside."""
     config, source, where = context.config, getattr(context.config.data, name), f"data.{name}"
     more = not context.all_rows and next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
-    first, spool = FIRST if more else None, context.scratch / f"{name}.sqlite"
+    first, spool = FIRST if more else None, context.scratch / f"{name}.spool"
     loaded = inputs.load_source(config, source, list(context.folders.values()), spool, 1.0, first)
     context.loaded[name] = loaded
-    accepted, kinds = len(loaded.problems), Counter(problem.kind for problem in loaded.problems)
+    accepted, kinds = len(loaded), Counter(problem.kind for problem in loaded)
     if name == "train":
         context.questions = source.rows if more else accepted
-        context.digest = None if more else inputs.digest_of(loaded.problems)
+        context.digest = None if more else inputs.digest_of(loaded)
     looked = f"the first {FIRST} rows" if more else f"all {loaded.accepted + len(loaded.rejected)} rows"
     yield f"{where}  {looked} of {source.path}: {loaded.accepted} questions"
     if len(kinds) > 1:

@@ -2,9 +2,10 @@
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from string import ascii_uppercase
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from masters_ray.data.texts import BadRowError, as_text, shown
 
@@ -14,19 +15,13 @@ _MARKED = re.compile(r"\(?([A-Za-z]|\d\d?(?!:))(?:\)|[.:](?=\s))\s*(\S.*)")
 """Matches "A. red", "(A) red", "B: blue", "1. red"; not "1: 2", a ratio."""
 
 
-class Choice(NamedTuple):
-    key: str
-    """Letter of the choice, or the row's own key."""
-    text: str
-    """Text without its letter, on one line, since each choice is a line of the question."""
-
-
-def choices_of(value: Any) -> list[Choice]:
-    """Returns the choices. value: a list of texts or of {label, text}, a mapping of letters to texts, {label: […],
-    text: […]}, or one of these written as Python; empty: a free question. Raises BadRowError."""
-    pairs = _pairs(_parsed(value))
+def choices_of(value: Any) -> dict[str, str]:
+    """Returns the choices in their order: letter, or the row's own key → text without it, on one line, since each
+    choice is a line of the question. value: a list of texts or of {label, text}, a mapping of letters to texts,
+    {label: […], text: […]}, or one of these written as Python; empty: a free question. Raises BadRowError."""
+    pairs = _pairs(value)
     if not pairs:
-        return []
+        return {}
     if not 2 <= len(pairs) <= len(ascii_uppercase):
         raise BadRowError(f"choices: expected 2 to {len(ascii_uppercase)}, which have letters, found {len(pairs)}")
     texts = [" ".join(as_text(text, f"choices: entry {number}").split()) for number, (_, text) in enumerate(pairs, 1)]
@@ -41,21 +36,20 @@ def choices_of(value: Any) -> list[Choice]:
     for names in (texts, keys):
         if "" in names or len(set(names)) < len(names):
             raise BadRowError(f"choices: one is empty or stands there twice: {shown(names)}")
-    return [Choice(*one) for one in zip(keys, texts, strict=True)]
+    return dict(zip(keys, texts, strict=True))
 
 
-def readings(label: str, choices: Sequence[Choice]) -> dict[Reading, Choice]:
-    """Returns, for each way to read the label that finds a choice, that choice."""
-    key = label.strip("()[].: ").casefold()
-    found: dict[Reading, Choice | None] = {
+def readings(label: str, choices: Mapping[str, str]) -> dict[Reading, str]:
+    """Returns, for each way to read the label that finds a choice, the choice's text."""
+    found: dict[Reading, str | None] = {
         "text": _by_text(" ".join(label.split()), choices),
-        "key": next((one for one in choices if one.key.casefold() == key), None),
-        "index": next((one for place, one in enumerate(choices) if str(place) == label), None),
+        "key": choices.get(label.strip("()[].: ").upper()),
+        "index": {str(place): text for place, text in enumerate(choices.values())}.get(label),
     }
-    return {name: choice for name, choice in found.items() if choice is not None}
+    return {name: text for name, text in found.items() if text is not None}
 
 
-def right_choice(label: str, choices: Sequence[Choice], usual: Reading) -> str:
+def right_choice(label: str, choices: Mapping[str, str], usual: Reading) -> str:
     """Returns the text of the choice that a label names; without choices, the label. usual: reading of most labels of
     the source, tried first, then text, then key. A number is read as an index only when that is ``usual``. Raises
     BadRowError when no reading finds a choice."""
@@ -64,36 +58,30 @@ def right_choice(label: str, choices: Sequence[Choice], usual: Reading) -> str:
     found = readings(label, choices)
     for reading in (usual, "text", "key"):
         if reading in found:
-            return found[reading].text
+            return found[reading]
+    first, *_, last = choices
     raise BadRowError(
-        f"answer: {shown(label)} is none of the choices {shown([one.text for one in choices])}; expected the text of "
-        f"one, its letter ({choices[0].key} to {choices[-1].key}) or, if all labels are, its index from 0"
+        f"answer: {shown(label)} is none of the choices {shown(list(choices.values()))}; expected the text of one, its "
+        f"letter ({first} to {last}) or, if all labels are, its index from 0"
     )
 
 
-def _by_text(label: str, choices: Sequence[Choice]) -> Choice | None:
+def _by_text(label: str, choices: Mapping[str, str]) -> str | None:
     marked = _MARKED.fullmatch(label)
-    parts = tuple(part.casefold() for part in marked.groups()) if marked else None
+    whole = (marked[1].upper(), marked[2].casefold()) if marked else None
     ways = (
-        [one for one in choices if one.text == label],
-        [one for one in choices if one.text.casefold() == label.casefold()],
-        [one for one in choices if (one.key.casefold(), one.text.casefold()) == parts],
+        [text for text in choices.values() if text == label],
+        [text for text in choices.values() if text.casefold() == label.casefold()],
+        [text for key, text in choices.items() if (key, text.casefold()) == whole],
     )
     return next((found[0] for found in ways if len(found) == 1), None)
 
 
-def _parsed(value: Any) -> Any:
-    """Parses a list or mapping written as Python, as MMMU has it; returns other values unchanged."""
-    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        try:
-            return ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return value
-    return value
-
-
 def _pairs(value: Any) -> list[tuple[Any, Any]]:
     """Returns (key or None, text) of every choice. Raises BadRowError."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):  # written as Python, as MMMU has it
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = ast.literal_eval(value.strip())
     if not value:
         return []
     if isinstance(value, dict):
@@ -105,6 +93,4 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
         raise BadRowError(f"choices: expected a list of texts, found {shown(value)}")
     if all(isinstance(one, dict) for one in value):
         return [(one.get("label"), one.get("text")) for one in value]
-    if all(isinstance(one, list | tuple) and len(one) == 2 for one in value):  # a column of type map
-        return [(key, text) for key, text in value]
     return [(None, text) for text in value]

@@ -1,4 +1,4 @@
-"""Loads a source in its seeded order: from its spool, or from its file into a new spool."""
+"""Maps rows of a source to problems, and loads these in their seeded order: into a spool, or from it."""
 
 import itertools
 import json
@@ -6,47 +6,131 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import PIL
 
 from masters_ray.config import DataSource
 from masters_ray.data import sources
-from masters_ray.data.mapping import MappedRow, Mapper
-from masters_ray.data.pictures import PILLOW_MAX_PIXELS
-from masters_ray.data.spool import FORMAT, THREADS, Problems, SpoolWriter, new_spool, opened
-from masters_ray.data.texts import NO_SPECIAL, cut
+from masters_ray.data.labels import Reading, choices_of, readings, right_choice
+from masters_ray.data.pictures import PILLOW_MAX_PIXELS, Stamp, check, named, stamp
+from masters_ray.data.spool import FORMAT, THREADS, MappedRow, Problems, SpoolWriter
+from masters_ray.data.texts import LONGEST, NO_SPECIAL, BadRowError, as_text, check_texts, cut
 from masters_ray.errors import DataError
-from masters_ray.files import write_text
+from masters_ray.files import new_file
 from masters_ray.progress import say
-from masters_ray.records import Rejected
+from masters_ray.records import Picture, Problem, Rejected
 
-_UNDER_WAY = 128
+_AT_A_TIME = 128
 """Rows mapped at a time; each may hold pictures in memory."""
 _SECONDS_BETWEEN_LINES = 10.0
-_MANY_KINDS = 50
 _REASONS_TOLD = 6
-_LONGEST = 300
-"""Most characters of a reason, or of all column names, in a message."""
+_USED = ("id", "question", "answer", "image", "choices", "kind")
+_LAYOUTS = {
+    "conversations": "LLaVA's layout (conversations)",
+    "messages": "the layout of OpenAI and ms-swift (messages)",
+    "texts": "the layout of The Cauldron (texts with user and assistant)",
+    "qa": "several questions in one row (qa)",
+}
+_CHOICES = re.compile(r"(?i)(options?|candidates|multiple_choices|(option|choice)s?_?[a-f0-9]?|[ab])")
+"""Names of columns that seem to hold choices."""
+_FIRST = 500
+"""Rows read to find out how the labels of a source name their choices."""
+_REMEMBERED = 4096
+"""Checked picture files that are remembered: questions about the same picture are mostly close together."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A source in its seeded order."""
+class Mapper:
+    """Maps a source's rows to problems; thread-safe."""
 
-    problems: Problems
-    accepted: int
-    """Usable rows of the source; ``problems`` holds the ones that were taken."""
-    rejected: list[Rejected]
-    changes: dict[str, int]
-    """Change made while decoding, in words ("turned upright") → number of pictures, over the usable rows."""
-    remarks: list[str]
-    """Sentences about the source, such as columns that are not read."""
+    def __init__(self, source: DataSource, max_pictures: int, max_pixels: int, special: str) -> None:
+        self._folder = Path(source.path).parent
+        self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
+        self._usual = _usual_reading(source)
+        self._of_file = lru_cache(_REMEMBERED)(lambda path, _: check(Picture(path=path), max_pixels))
+
+    def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
+        """read: an item of ``sources.rows``."""
+        where, row = read
+        changes: list[str] = []
+        files: dict[str, Stamp] = {}
+        outcome: Problem | Rejected
+        try:
+            problem = self._problem(row, where)
+            files = {one.path: stamp(one.path) for one in problem.pictures if one.path is not None}
+            checked = [
+                check(one, self._max_pixels) if one.path is None else self._of_file(one.path, files[one.path])
+                for one in problem.pictures
+            ]
+            outcome = replace(problem, pictures=tuple(picture for picture, _ in checked))
+            changes = [change for _, made in checked for change in made]
+        except BadRowError as error:
+            outcome = Rejected(row=where, reason=str(error), kind=error.kind)
+        columns = row if isinstance(row, dict) else {}
+        unused = [key for key, value in columns.items() if value is not None and key not in _USED]
+        return MappedRow(where=where, outcome=outcome, unused=unused, changes=changes, files=files)
+
+    def _problem(self, row: sources.Row, where: str) -> Problem:
+        """Returns the row's problem without reading its pictures. Raises BadRowError."""
+        if isinstance(row, BadRowError):
+            raise row
+        _check_columns(row)
+        question, label = as_text(row["question"], "question"), as_text(row["answer"], "answer")
+        if not question or not label:
+            raise BadRowError(f"empty {'answer' if question else 'question'}")
+        images = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        choices = choices_of(row.get("choices"))
+        problem = Problem(
+            id=_name(row.get("id"), "id") or where,
+            question=question,
+            label=right_choice(label, choices, self._usual),
+            pictures=tuple(named(image, self._folder) for image in images),
+            choices=tuple(choices.values()),
+            kind=_name(row.get("kind"), "kind") or "all",
+        )
+        if not 1 <= len(images) <= self._max_pictures:
+            raise BadRowError(f"{len(images)} pictures, expected 1 to engine.max_pictures = {self._max_pictures}")
+        check_texts(problem, self._special)
+        return problem
+
+
+def _check_columns(row: Mapping[str, Any]) -> None:
+    """Raises BadRowError when a column is missing, or choices seem to be in columns of another name, which would make
+    the row a free question."""
+    given = [str(key) for key, value in row.items() if value is not None]
+    if missing := [key for key in ("question", "answer", "image") if key not in given]:
+        layout = next((f"holds {name}" for key, name in _LAYOUTS.items() if key in given), None)
+        found = layout or f"no {', '.join(missing)}, only {cut(', '.join(given)) or 'nothing'}"
+        raise BadRowError(f"{found}; {sources.ONE_A_ROW}: rename or convert what there is")
+    like = [key for key in given if _CHOICES.fullmatch(key) and row[key] not in ([], {}, "", "[]")]
+    if like and not row.get("choices"):
+        raise BadRowError(f"{cut(', '.join(like))} may be meant as choices: rename it, or write them as one list")
+
+
+def _usual_reading(source: DataSource) -> Reading:
+    """Returns how most labels of the first rows name their choices; text wins a tie. It decides for ambiguous labels,
+    such as a number among choices that are numbers."""
+    counts: Counter[Reading] = Counter()
+    for _, row in itertools.islice(sources.rows(source), _FIRST):
+        if isinstance(row, dict):
+            try:
+                label, choices = as_text(row.get("answer"), "answer"), choices_of(row.get("choices"))
+            except BadRowError:
+                continue  # reported when the row is mapped
+            counts.update(list(readings(label, choices)))
+    return max(get_args(Reading), key=lambda one: counts[one])
+
+
+def _name(value: Any, key: str) -> str | None:
+    if value is None or value != value:  # NaN stands for a missing value in a column of numbers
+        return None
+    return as_text(str(value) if isinstance(value, bool) else value, key) or None
 
 
 def load(
@@ -59,80 +143,50 @@ def load(
     special: str = NO_SPECIAL,
     spool: Path,
     first: int | None = None,
-) -> Loaded:
-    """Reads a source, shuffles it by ``seed``, takes ``source.rows`` rows with kinds balanced. first: read only the
-    first rows; None: all.
+) -> Problems:
+    """Reads the ``first`` rows of a source (None: all), shuffles them by ``seed``, takes ``source.rows`` of them with
+    kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it.
 
-    Writes the problems to ``spool``; reuses it when the same file, pictures and arguments made it. Sets a row aside
-    when it is malformed, has more than ``max_pictures`` pictures, a picture that cannot be decoded or has more than
-    ``max_pixels`` pixels, or a text in which the regular expression ``special`` finds a tokenizer's special token.
-    Raises DataError when the file cannot be read, the spool cannot be written, or ``refuse_too_many`` does.
+    Sets a row aside when it is malformed, a picture cannot be decoded or has more than ``max_pixels`` pixels, or the
+    regular expression ``special`` finds a tokenizer's special token in a text. Raises DataError when the file cannot be
+    read, the spool cannot be written, or ``refuse_too_many`` does.
     """
     file = sources.origin(source)
-    found = file.stat()
-    key = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), found.st_size, found.st_mtime_ns]
-    key += [seed, max_pictures, max_pixels, special, first]
-    problems = opened(spool, key)
-    if problems is not None and not problems.pictures_are_as_noted():
-        say(f"{source.path}: pictures have changed since its rows were read; they are read again")
-        problems = None
-    if problems is None:
-        with new_spool(spool) as writer:
-            mapper = Mapper(source, max_pictures, max_pixels, special)
-            kinds, note = _collect(source, mapper, writer, first)
-            writer.finish(_seeded_order(kinds, seed, source.rows), key, note)
+    made_by = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), stamp(str(file))]
+    key = json.dumps([*made_by, seed, max_pictures, max_pixels, special, first])
+    if (problems := _kept(spool, key)) is None:
+        with new_file(spool, DataError) as content:
+            writer = SpoolWriter(content)
+            _read(source, Mapper(source, max_pictures, max_pixels, special), writer, first)
+            writer.finish(_seeded_order(writer.kinds, seed, source.rows), key)
         problems = Problems(spool)
-    rejected = [Rejected(**one) for one in problems.note["rejected"]]
-    loaded = Loaded(**problems.note | {"problems": problems, "rejected": rejected})
-    refuse_too_many(source, loaded, max_quarantined_share)
-    return loaded
+    refuse_too_many(source, problems, max_quarantined_share)
+    return problems
 
 
-def _collect(
-    source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None
-) -> tuple[list[str | None], dict[str, Any]]:
-    """Writes the usable rows. Returns the kind of each row (None: not usable), and the other fields of ``Loaded`` as
-    plain values."""
-    kinds: list[str | None] = []
-    rejected: list[Rejected] = []
-    unused: dict[str, None] = {}
-    changes: Counter[str] = Counter()
-    renamed: list[str] = []
-    said = time.monotonic()
-    for mapped in _mapped(mapper, itertools.islice(sources.rows(source), first)):
-        writer.looked_at(mapped.files)
-        unused |= dict.fromkeys(mapped.unused)
-        changes.update(mapped.changes)
-        if isinstance(mapped.outcome, Rejected):
-            rejected.append(mapped.outcome)
-            kinds.append(None)
-        else:
-            if (id := writer.add(len(kinds), mapped.outcome, mapped.where)) != mapped.outcome.id:
-                renamed.append(id)
-            kinds.append(mapped.outcome.kind)
-        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            say(f"{source.path}: {len(kinds)} rows are read, their pictures decoded")
-    remarks = []
-    if unused:
-        remarks.append(f"columns that are not used: {cut(', '.join(unused), _LONGEST)}")
-    if renamed:
-        told = "rows have the id of an earlier one, which was made unique by their row numbers"
-        remarks.append(f"{len(renamed)} {told} ({renamed[0]})")
-    if (many := len({kind for kind in kinds if kind is not None})) > _MANY_KINDS:
-        remarks.append(
-            f"{many} kinds of question, too many to compare one by one (accuracy is the mean over them): "
-            "group them in the column kind, or leave it out"
-        )
-    aside = [asdict(one) for one in rejected]
-    return kinds, {"accepted": len(kinds) - len(aside), "rejected": aside, "changes": changes, "remarks": remarks}
+def _kept(spool: Path, key: str) -> Problems | None:
+    try:
+        problems = Problems(spool)
+    except DataError:
+        return None
+    if problems.key != key:
+        return None
+    if not problems.pictures_are_as_noted():
+        say(f"{spool}: pictures have changed since its rows were read; they are read again")
+        return None
+    return problems
 
 
-def _mapped(mapper: Mapper, rows: Iterator[tuple[str, sources.Row]]) -> Iterator[MappedRow]:
-    """Maps rows on several threads; yields them in their order and holds few at a time."""
+def _read(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None) -> None:
+    """Maps few rows at a time on several threads; writes them in their order."""
+    rows, said = itertools.islice(sources.rows(source), first), time.monotonic()
     with ThreadPoolExecutor(THREADS) as executor:
-        while part := list(itertools.islice(rows, _UNDER_WAY)):
-            yield from executor.map(mapper, part)
+        while part := list(itertools.islice(rows, _AT_A_TIME)):
+            for mapped in executor.map(mapper, part):
+                writer.add(mapped)
+            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                say(f"{source.path}: {len(writer.kinds)} rows are read, their pictures decoded")
 
 
 def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) -> list[int]:
@@ -149,11 +203,6 @@ def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) ->
     return [order[place] for place in sorted(place for *_, place in turns[:wanted])]
 
 
-def write_quarantine(file: Path, rejected: Iterable[Rejected]) -> None:
-    """Writes a JSON line (row, reason, kind) per row set aside. Raises StoreError."""
-    write_text(file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rejected))
-
-
 def reasons(rejected: Sequence[Rejected]) -> list[str]:
     """Returns the most frequent reasons, each with its number of rows and its first row. Reasons that differ only in
     names and numbers count as one."""
@@ -161,10 +210,10 @@ def reasons(rejected: Sequence[Rejected]) -> list[str]:
     for one in rejected:
         alike[re.sub(r"/\S+|'[^']*'|\d+", "…", one.reason)].append(one)
     those = sorted(alike.values(), key=len, reverse=True)[:_REASONS_TOLD]
-    return [f"{len(rows)} × {cut(rows[0].reason, _LONGEST)} ({rows[0].row})" for rows in those]
+    return [f"{len(rows)} × {cut(rows[0].reason, LONGEST)} ({rows[0].row})" for rows in those]
 
 
-def refuse_too_many(source: DataSource, loaded: Loaded, allowed: float) -> None:
+def refuse_too_many(source: DataSource, loaded: Problems, allowed: float) -> None:
     """Raises DataError when more than the fraction ``allowed`` of the rows was set aside, or all, or there are none."""
     aside, total = len(loaded.rejected), loaded.accepted + len(loaded.rejected)
     if loaded.accepted and aside / total <= allowed:
@@ -191,9 +240,8 @@ class Overlap:
 
 
 def overlap(train: Problems, held_out: Problems) -> Overlap:
-    """Compares two sources by digests of words and of pictures' contents. Raises DataError for a damaged spool."""
-    asked = np.isin(held_out.column("asked"), train.column("asked"))
-    shown = np.isin(held_out.column("shown"), train.column("shown"))
+    """Compares two sources by digests of words and of pictures' contents."""
+    asked, shown = (np.isin(held_out.rows[name], train.rows[name]) for name in ("asked", "shown"))
     return Overlap(
         same_question=int(asked.sum()),
         same_picture=int((shown & ~asked).sum()),

@@ -11,10 +11,9 @@ import re
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -24,6 +23,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from masters_ray.data.texts import BadPictureError, BadRowError, cut, shown
 from masters_ray.records import Picture, Problem
 
+Stamp: TypeAlias = tuple[int, int]
+"""A file's size in bytes and modification time in ns; (-1, -1): no readable file."""
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow opens no picture with more pixels."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
@@ -33,8 +34,9 @@ ON_WHITE = "transparent and put on white"
 SCALED = "scaled from 16 bits of grey to 8"
 FIRST_FRAME = "animated or of several pages, of which the first is taken"
 
-_AT_A_TIME = 100_000_000
-"""Most pixels that all threads of a process decode at a time; a pixel may need 20 bytes."""
+_LARGE = 4_000_000
+"""Pixels above which few pictures are decoded at a time; a pixel may need 20 bytes."""
+_LARGE_ONES = threading.Semaphore(4)
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF orientation → Image.Transpose that turns the picture upright."""
 _BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{60})")
@@ -44,10 +46,6 @@ _BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|Ukl
 # process, since warnings.catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-_decoding = 0
-"""Pixels that all threads are decoding now."""
-_freed = threading.Condition()
 
 
 def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> tuple[Picture, set[str]]:
@@ -61,6 +59,14 @@ def check(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> tuple[Pictur
 def decode(picture: Picture, max_pixels: int = PILLOW_MAX_PIXELS) -> Image.Image:
     """Returns the RGB pixels. Raises BadPictureError, also for a file that has changed since the data was read."""
     return _rgb(_name(picture), encoded(picture), max_pixels)[0]
+
+
+def stamp(path: str) -> Stamp:
+    with contextlib.suppress(OSError, ValueError):
+        found = Path(path).stat()
+        if os.access(path, os.R_OK):
+            return found.st_size, found.st_mtime_ns
+    return -1, -1
 
 
 def with_embedded_pictures(problem: Problem) -> Problem:
@@ -118,18 +124,16 @@ def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[s
 
     Raises BadPictureError, whose message begins with ``name``; for more than ``max_pixels`` before decoding.
     """
-    changes: set[str] = set()
     try:
-        with _opened(name, content, max_pixels) as image:
-            turn = _turn(image)
-            image.load()
-            pixels = _on_white(_eight_bits(name, image, changes), changes)
-            if turn is not None:
-                changes.add(TURNED)
-                # Pillow turns a TIFF in load. Not ImageOps.exif_transpose: it fails on EXIF that it cannot write.
-                pixels = pixels if image.format == "TIFF" else pixels.transpose(turn)
-            if getattr(image, "is_animated", False):  # last, since a GIF is read further for it
-                changes.add(FIRST_FRAME)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if not 1 <= pixels <= max_pixels:
+                size = f"{image.width} x {image.height}"
+                raise BadPictureError(f"{name} has {size} pixels; data.max_picture_pixels allows {max_pixels}")
+            with _LARGE_ONES if pixels > _LARGE else contextlib.nullcontext():
+                if image.format == "PNG":  # decoding ignores the checksums of the pixels
+                    Image.open(io.BytesIO(content), formats=FORMATS).verify()
+                return _decoded(name, image)
     except (BadPictureError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -137,31 +141,21 @@ def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[s
         raise BadPictureError(f"{name} cannot be decoded: {start} is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's readers raise many types for malformed content
         raise BadPictureError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _decoded(name: str, image: Image.Image) -> tuple[Image.Image, set[str]]:
+    changes: set[str] = set()
+    turn = _turn(image)
+    image.load()
+    pixels = _on_white(_eight_bits(name, image, changes), changes)
+    if turn is not None:
+        changes.add(TURNED)
+        # Pillow turns a TIFF in load. Not ImageOps.exif_transpose: it fails on EXIF that it cannot write.
+        pixels = pixels if image.format == "TIFF" else pixels.transpose(turn)
+    if getattr(image, "is_animated", False):  # last, since a GIF is read further for it
+        changes.add(FIRST_FRAME)
     pixels.info = {}  # a reader that finds an orientation there would turn the picture again
     return pixels, changes
-
-
-@contextlib.contextmanager
-def _opened(name: str, content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Yields the picture with its header read, once all threads together decode at most ``_AT_A_TIME`` pixels."""
-    global _decoding
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        pixels = image.width * image.height
-        if not 1 <= pixels <= max_pixels:
-            size = f"{image.width} x {image.height}"
-            raise BadPictureError(f"{name} has {size} pixels; data.max_picture_pixels allows {max_pixels}")
-        with _freed:
-            _freed.wait_for(lambda: not _decoding or _decoding + pixels <= _AT_A_TIME)
-            _decoding += pixels
-        try:
-            if image.format == "PNG":
-                image.verify()  # checks the checksums of the pixels, which decoding ignores
-                image = Image.open(io.BytesIO(content), formats=FORMATS)
-            yield image
-        finally:
-            with _freed:
-                _decoding -= pixels
-                _freed.notify_all()
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -11,8 +11,8 @@ from masters_ray.records import Problem, RejectedBy
 
 NO_SPECIAL = "(?!)"
 """A regular expression that matches nothing."""
-_SHOWN = 100
-"""Most characters of a value in a message."""
+LONGEST, _SHOWN = 300, 100
+"""Most characters in a message of a reason, or of all column names; of a value."""
 _DIGITS = 30
 """Numbers with more digits before or after the point keep their exponent."""
 _BLANKS = "".join(one for one in map(chr, range(0x3001)) if one.isspace())
@@ -27,8 +27,6 @@ class BadRowError(Exception):
 
 
 class SpecialTokenError(BadRowError):
-    """A text holds a special token of a tokenizer."""
-
     kind = "text"
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from masters_ray.errors import LearnerError, writing
-from masters_ray.files import write_text
+from masters_ray.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class CheckpointWriter:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             file.replace(target / name)
         shutil.rmtree(building)
-        write_text(note, json.dumps({"step": step, "workers": self._workers, "sha256": digests}, indent=1))
+        write_json(note, {"step": step, "workers": self._workers, "sha256": digests})
         if self._rank == 0:
             self._remove_old()
 

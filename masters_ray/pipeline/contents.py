@@ -7,7 +7,7 @@ from typing import Any
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import MastersError, StoreError
-from masters_ray.files import read_object
+from masters_ray.files import read_record
 from masters_ray.learner import checkpoints
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import inputs, recipes
@@ -97,7 +97,7 @@ def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     """Returns a remark for each split of a finished run whose data have changed since, or cannot be loaded."""
-    made_of = read_object(directory.file("summary.json")).get("data", {})
+    made_of = read_record(directory.file("summary.json"), dict[str, Any]).get("data", {})
     remedies = {
         "train": "to learn from them, choose another run.dir",
         "held_out": f"to measure on them, delete {directory.file('summary.json')} and call again",
@@ -109,5 +109,5 @@ def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     return [
         f"its {name.replace('_', '-')} questions have changed since; {remedy}"
         for name, remedy in remedies.items()
-        if made_of.get(name, {}).get("digest") not in (None, inputs.digest_of(loaded[name].problems))
+        if made_of.get(name, {}).get("digest") not in (None, inputs.digest_of(loaded[name]))
     ]

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-from masters_ray import data, store
+from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.evaluate import refusals
+from masters_ray.files import write_lines
 from masters_ray.method import schedule
 from masters_ray.models import weights
 from masters_ray.pipeline import held_out, inputs
@@ -24,15 +25,15 @@ class RunContext:
         with journal.phase("data"):
             self.train, self.held_out_data = inputs.load(config, directory.data)
             self.overlap = inputs.report_loaded(self.train, self.held_out_data)
-        self.plan = inputs.plan(config, len(self.train.problems))
+        self.plan = inputs.plan(config, len(self.train))
         """Each stage with the positions of its questions."""
         self.stages = [stage for stage, _ in self.plan]
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
         self.online = any(iteration.online for iteration in self.iterations)
         self.refreshes = config.rollout.student_refresh == "stage"
         """Whether the student learns after each stage, and the trained student answers in the next."""
-        self.questions = Questions(config, self.train.problems, directory.file("difficulty"))
-        self.measured = HeldOut(config, directory, self.held_out_data.problems)
+        self.questions = Questions(config, self.train, directory.file("difficulty"))
+        self.measured = HeldOut(config, directory, self.held_out_data)
         self.write_quarantine([])
 
     @cached_property
@@ -54,4 +55,4 @@ class RunContext:
         measured = refusals(mark for marked in marks.values() for mark in marked)
         of_data = [*self.train.rejected, *self.held_out_data.rejected]
         rows = [*of_data, *in_stages, *measured, *self.journal.left_out()]
-        data.write_quarantine(self.directory.file("quarantine.jsonl"), rows)
+        write_lines(self.directory.file("quarantine.jsonl"), rows)

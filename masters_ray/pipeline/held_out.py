@@ -9,7 +9,7 @@ from masters_ray import data, remarks, store
 from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
 from masters_ray.evaluate import Marked, accuracy, cut_share, refusals
-from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json
+from masters_ray.files import read_record, write_json
 from masters_ray.method.marking import RULES
 from masters_ray.models import weights
 from masters_ray.pipeline.inputs import digest_of
@@ -81,7 +81,7 @@ class HeldOut:
         """Returns the marks of ``name``; None when there are none, or their file is damaged."""
         file = self._directory.evaluation(name)
         try:
-            return read_record(file, HeldOutMarks, MADE_AGAIN) if file.exists() else None
+            return read_record(file, HeldOutMarks) if file.exists() else None
         except StoreError as error:
             say(f"{error}: it is measured again")
             return None
@@ -89,12 +89,12 @@ class HeldOut:
 
 def write_marks(file: Path, marked: Sequence[Marked], questions: str, model: str) -> None:
     """Writes a file of ``HeldOutMarks``."""
-    write_json(file, as_json(HeldOutMarks(questions=questions, model=model, marks=list(marked))))
+    write_json(file, HeldOutMarks(questions=questions, model=model, marks=list(marked)))
 
 
 def read_marks(file: Path) -> list[Marked]:
     """Returns the marks in a file. Raises StoreError when it is damaged."""
-    return read_record(file, HeldOutMarks, MADE_AGAIN).marks
+    return read_record(file, HeldOutMarks).marks
 
 
 def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:

@@ -15,14 +15,14 @@ from masters_ray.models import special_tokens, weights
 from masters_ray.progress import say
 
 
-def load(config: Config, folder: Path) -> tuple[data.Loaded, data.Loaded]:
-    """Returns the training and the held-out questions in their seeded order; their SQLite files are in ``folder``."""
+def load(config: Config, folder: Path) -> tuple[data.Problems, data.Problems]:
+    """Returns the training and the held-out questions in their seeded order; their spools are in ``folder``."""
     checkpoints = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
     models = [weights.locate(checkpoint) for checkpoint in dict.fromkeys([*checkpoints, config.student.checkpoint])]
     allowed = config.data.max_quarantined_share
     return (
-        load_source(config, config.data.train, models, folder / "train.sqlite", allowed),
-        load_source(config, config.data.held_out, models, folder / "held_out.sqlite", allowed),
+        load_source(config, config.data.train, models, folder / "train.spool", allowed),
+        load_source(config, config.data.held_out, models, folder / "held_out.spool", allowed),
     )
 
 
@@ -33,7 +33,7 @@ def load_source(
     spool: Path,
     max_quarantined_share: float,
     first: int | None = None,
-) -> data.Loaded:
+) -> data.Problems:
     """Loads a source as ``data.load`` does. models: checkpoint folders whose special tokens no text may contain."""
     asked = [*(config.of_teacher(number).teacher for number in range(len(config.schedules))), config.student]
     return data.load(
@@ -48,11 +48,11 @@ def load_source(
     )
 
 
-def report_loaded(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
+def report_loaded(train: data.Problems, held_out: data.Problems) -> data.Overlap:
     """Prints what was loaded, with remarks. Returns ``report_overlap``."""
     for name, loaded in (("training", train), ("held-out", held_out)):
         aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
-        say(f"{len(loaded.problems)} {name} questions{aside}")
+        say(f"{len(loaded)} {name} questions{aside}")
         if loaded.changes:
             changes = ", ".join(f"{count} {change}" for change, count in sorted(loaded.changes.items()))
             say(f"{name} pictures: {changes}")
@@ -61,10 +61,10 @@ def report_loaded(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
     return report_overlap(train, held_out)
 
 
-def report_overlap(train: data.Loaded, held_out: data.Loaded) -> data.Overlap:
+def report_overlap(train: data.Problems, held_out: data.Problems) -> data.Overlap:
     """Prints and returns the overlap of training and held-out questions."""
-    overlap = data.overlap(train.problems, held_out.problems)
-    of = f" of {len(held_out.problems)}"
+    overlap = data.overlap(train, held_out)
+    of = f" of {len(held_out)}"
     if overlap.same_question:
         say(
             f"held-out questions that stand in training too, with the same pictures: {overlap.same_question}{of}; "

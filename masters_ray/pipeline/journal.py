@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from masters_ray.errors import writing
-from masters_ray.files import append_lines, read_lines, read_object, write_json, write_text
+from masters_ray.files import append_lines, read_lines, read_record, write_json, write_text
 from masters_ray.learner.job import GroupRewards, LearnerReport
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
@@ -34,7 +34,7 @@ class Journal:
             "wall_seconds": 0.0,
         }
         if self._file.exists():
-            self.content |= read_object(self._file)
+            self.content |= read_record(self._file, dict[str, Any])
         self._metrics = _Steps(directory.file("metrics.jsonl"))
         self._skipped = _Steps(directory.file("skipped.jsonl"))
         self._left_out = _Steps(directory.file("left_out.jsonl"))

@@ -166,7 +166,7 @@ def finish(folder: store.Folder, rule: Rule) -> None:
     accounts = store.read_accounts(folder)
     if not accounts or folder.has(store.MANIFEST):
         return
-    total = AnswerTally.total(account.noted["tally"] for account in accounts.values())
+    total = sum((AnswerTally(**account.noted["tally"]) for account in accounts.values()), AnswerTally())
     store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
     for remark in remarks.of(str(folder), total, rule):
         say(remark)

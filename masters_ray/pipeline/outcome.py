@@ -14,7 +14,7 @@ from masters_ray import data, remarks, store
 from masters_ray.config import Judge, as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share
-from masters_ray.files import as_json, read_lines, read_records, write_json
+from masters_ray.files import read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
@@ -53,7 +53,7 @@ def write(run: RunContext) -> None:
         accuracy=facts.Accuracies(**measured),
         evaluation=facts.EvaluationFacts(
             marked_by=config.evaluation.marked_by,
-            left_out=len(held_out.problems) - len(marks["teacher"]),
+            left_out=len(held_out) - len(marks["teacher"]),
             cut={name: cut_share(rows) for name, rows in marks.items()},
             max_tokens=config.evaluation_tokens,
             remarks=list(filter(None, disagreements)),
@@ -86,9 +86,9 @@ def write(run: RunContext) -> None:
         config=to_yaml(config),
     )
     count = config.evaluation.examples
-    examples = [*_learned(directory, count), *_changed(held_out.problems, marks, count)]
-    write_json(directory.file(EXAMPLES), as_json(examples))
-    write_json(directory.file(SUMMARY), as_json(summary))
+    examples = [*_learned(directory, count), *_changed(held_out, marks, count)]
+    write_json(directory.file(EXAMPLES), examples)
+    write_json(directory.file(SUMMARY), summary)
     for name, found in measured.items():
         run.journal.plot(f"accuracy/{name}", found.value, len(steps))
 
@@ -105,11 +105,11 @@ def _judge(judge: Judge, answers: AnswerTally) -> facts.JudgeFacts:
     )
 
 
-def _split(loaded: data.Loaded) -> facts.SplitFacts:
+def _split(loaded: data.Problems) -> facts.SplitFacts:
     return facts.SplitFacts(
-        problems=len(loaded.problems),
+        problems=len(loaded),
         quarantined=len(loaded.rejected),
-        digest=digest_of(loaded.problems),
+        digest=digest_of(loaded),
         remarks=loaded.remarks,
     )
 

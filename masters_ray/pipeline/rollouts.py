@@ -86,8 +86,8 @@ def roll_out(
 
 def _note(tally: AnswerTally) -> str:
     """Formats a tally for the progress line."""
-    cut = {source: f", {share:.0%} cut" for source, share in tally.cut_by_source.items() if share}
-    rates = tally.accuracy_by_source.items()
+    cut = {source: f", {share:.0%} cut" for source, share in tally.rates("cut", "written").items() if share}
+    rates = tally.rates("right", "judged").items()
     return "  ".join(f"{source} right {rate:.0%}{cut.get(source, '')}" for source, rate in rates)
 
 
@@ -141,7 +141,7 @@ class StageWork:
     ) -> None:
         """reusable: rows to take over. before: accounts of shards that earlier calls stored."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
-        self.tally = AnswerTally.total(account.noted["tally"] for account in before)
+        self.tally = sum((AnswerTally(**account.noted["tally"]) for account in before), AnswerTally())
         self.rejected = {position: row for account in before for position, row in account.rejected.items()}
         """Position → why the question is set aside, earlier calls included."""
         self._began = time.monotonic() - max((account.noted["seconds"] for account in before), default=0.0)

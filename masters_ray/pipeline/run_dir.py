@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from masters_ray.config import Config, KeyScope, as_written, scopes, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError, writing
-from masters_ray.files import read_object, write_json, write_text
+from masters_ray.files import read_record, write_json, write_text
 from masters_ray.store import Folder
 
 _OTHER_RUN = "Choose another run.dir, set it back, or delete the directory."
@@ -40,7 +40,7 @@ class RunDirectory:
         self.tensorboard = self.root / "tensorboard"
         self._claim = self.root / "settings.json"
         self._config, self._settings = to_yaml(config), settings_of(config)
-        if self._claim.exists() and (complaints := self._differences(read_object(self._claim))):
+        if self._claim.exists() and (complaints := self._differences(read_record(self._claim, dict[str, Any]))):
             raise ConfigError(complaints)
 
     def _differences(self, claimed: dict[str, Any]) -> list[Complaint]:

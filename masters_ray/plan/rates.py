@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import StoreError
-from masters_ray.files import read_object, read_record, read_records
+from masters_ray.files import read_record, read_records
 from masters_ray.records import OnlineStep, StepMetrics
 
 _BY_HAND = "Mend the file; the fields of Rates in masters_ray/plan/rates.py are its keys."
@@ -115,7 +115,7 @@ def _measured(run_dir: Path) -> dict[str, Any]:
         raise StoreError(f"{run_dir}: expected {wanted}, found {len(steps)} and {len(online)}. {_ANEW}")
     made_in = group_making(configuration.load(run_dir / "config.yaml"), calls, online=True).seconds
     shared = median((line.seconds - line.load_seconds) / made_in(len(line.ages) + line.rejected) for line in online)
-    phases = read_object(run_dir / "journal.json")["phases"]
+    phases = read_record(run_dir / "journal.json", dict[str, Any])["phases"]
     # Engines start with version 0: its costs count only when there is no other version.
     handed_out = [line for line in online if line.version > 0] or online
     publishing = {line.version: line.publish_seconds for line in online}

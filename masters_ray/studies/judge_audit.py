@@ -5,7 +5,6 @@ each model judges every answer twice, the second time in another order ─► ve
 """
 
 import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from masters_ray import store
 from masters_ray.config import Config, JudgedBy
 from masters_ray.errors import DataError
 from masters_ray.evaluate import Interval, kappa
-from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json, write_text
+from masters_ray.files import read_record, write_json, write_lines
 from masters_ray.pipeline import run
 from masters_ray.pipeline.judging import JUDGES
 from masters_ray.pipeline.parallel import batches, map_unordered
@@ -129,8 +128,7 @@ def publish_audit(
     passes = {**models, "rule": [rule]}
     first = {name: of[0] for name, of in passes.items()}
     differing = disagreements(cases, first)
-    lines = [json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in differing]
-    write_text(folder / "disagreements.jsonl", "".join(lines))
+    write_lines(folder / "disagreements.jsonl", differing)
     figures = {
         "answers": len(cases),
         "rule": config.judge.rule,
@@ -210,8 +208,8 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[Judged
         with Replicas(specs(config, [processes.for_judging(config, judge)])) as replicas:
             for file in missing:
                 made = _pass(replicas.pools[JUDGES[judge]], cases, orders[file], config.rollout.batch_rows, judge)
-                write_json(file, as_json(made))
-    return [read_record(file, JudgePass, MADE_AGAIN) for file in orders]
+                write_json(file, made)
+    return [read_record(file, JudgePass) for file in orders]
 
 
 def _pass(pool: Pool, cases: Sequence[JudgedText], order: Sequence[int], size: int, judge: str) -> JudgePass:

@@ -17,7 +17,7 @@ from masters_ray import store
 from masters_ray.config import Config, as_written
 from masters_ray.errors import Complaint, ConfigError, StoreError
 from masters_ray.evaluate import Interval
-from masters_ray.files import MADE_AGAIN, as_json, read_record, write_json
+from masters_ray.files import read_record, write_json
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import run
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -96,7 +96,7 @@ def scanned(
                 teacher_right=_share(of_teacher, "accuracy"),
                 teacher_right_by_kind={kind: share for kind, share in right.items() if share},
                 teacher_reasoning=_share(of_teacher, "reasoning"),
-                teacher_cut=outcome.cut_by_source.get("teacher"),
+                teacher_cut=outcome.rates("cut", "written").get("teacher"),
                 left_out=outcome.tail_mass,
             )
         )
@@ -167,8 +167,8 @@ def _measured(config: Config, folders: Sequence[store.Folder], files: Sequence[P
                 raise StoreError(f"{folder}: no row to measure; {told}. masters-ray store inspect says what it holds.")
             if unreadable:
                 say(f"{folder}: {told}; its divergence is of the others")
-            write_json(file, as_json(rows))
-    return [read_record(file, list[Divergence], MADE_AGAIN) for file in files]
+            write_json(file, rows)
+    return [read_record(file, list[Divergence]) for file in files]
 
 
 def _by_question(rows: Iterable[Divergence]) -> dict[int, float]:

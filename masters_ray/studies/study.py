@@ -23,7 +23,7 @@ from masters_ray.config import Config
 from masters_ray.config.load import leaves
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.evaluate import Interval
-from masters_ray.files import read_json, write_json
+from masters_ray.files import read_record, write_json
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.run import run as make_run
 from masters_ray.pipeline.run_dir import RunDirectory, holds_rollouts_of
@@ -224,8 +224,9 @@ def _make(config: Config, others: Iterable[Config], base: str) -> None:
     with directory.locked():
         if same:
             say(f"rollouts are those of {same[0]}")
+            known = RunDirectory(stores[same[0]])
             for name in ("student_before", "teacher"):  # their accuracies do not depend on the training
-                write_json(directory.evaluation(name), read_json(RunDirectory(stores[same[0]]).evaluation(name)))
+                write_json(directory.evaluation(name), read_record(known.evaluation(name), object))
         make_run(config, directory, base, cluster.place(config))
 
 

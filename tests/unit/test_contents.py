@@ -222,7 +222,7 @@ def test_accuracies_are_of_the_held_out_questions_that_are_there(
 def test_a_finished_run_says_what_of_its_data_has_changed(apart: Config, tmp_path: Path) -> None:
     directory = RunDirectory(apart)
     loaded = zip(("train", "held_out"), inputs.load(apart, directory.data), strict=True)
-    content = {name: {"digest": inputs.digest_of(one.problems)} for name, one in loaded}
+    content = {name: {"digest": inputs.digest_of(one)} for name, one in loaded}
     write_json(directory.file("summary.json"), {"data": content})
     assert contents.changed_since(apart, directory) == []
     edit(tmp_path, relabel("1"), "held_out.jsonl")

@@ -10,7 +10,7 @@ from masters_ray import cli, submit
 from masters_ray import config as configuration
 from masters_ray.config import Config, Written, violations
 from masters_ray.errors import StoreError, without_secrets
-from masters_ray.files import read_json
+from masters_ray.files import read_record
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.store import Folder
 from masters_ray.studies.judge_audit import audit_config
@@ -98,4 +98,4 @@ def test_what_the_environment_holds_is_used_and_shown_as_it_is_written(
     again = configuration.load(directory.file("config.yaml"))
     assert (again.data.held_out.path, again.rollout.placement) == ("another-place/a.jsonl", "turns")
     RunDirectory(again)
-    assert read_json(directory.file("settings.json"))["data.held_out.path"] == "${data.train.path}"
+    assert read_record(directory.file("settings.json"), dict)["data.held_out.path"] == "${data.train.path}"

@@ -1,6 +1,5 @@
 """Rows of a source become problems, or are dropped with their reason."""
 
-import json
 import math
 from datetime import date, datetime
 from decimal import Decimal
@@ -8,34 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from masters_ray import data
-from masters_ray.data import Loaded, decode
+from masters_ray.data import Problems, decode
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from tests.builders import png
 from tests.sources import good, jsonl, load, parquet
 
 
-def ids(loaded: Loaded) -> list[str]:
-    return sorted(problem.id for problem in loaded.problems)
+def ids(loaded: Problems) -> list[str]:
+    return sorted(problem.id for problem in loaded)
 
 
-def labels(loaded: Loaded) -> list[str]:
-    return sorted(problem.label for problem in loaded.problems)
+def labels(loaded: Problems) -> list[str]:
+    return sorted(problem.label for problem in loaded)
 
 
 def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path) -> None:
     row = good(1, choices=["red", "blue"], kind="k", image=["a.png", "a.png"])
-    [problem] = load(jsonl(tmp_path, [row]), max_pictures=2).problems
+    [problem] = load(jsonl(tmp_path, [row]), max_pictures=2)
     assert (problem.id, problem.label, problem.kind, problem.choices) == ("q1", "red", "k", ("red", "blue"))
     assert [decode(picture).size for picture in problem.pictures] == [(64, 64), (64, 64)]
     del row["id"]
     assert ids(load(jsonl(tmp_path, [row]), max_pictures=2)) == [f"{tmp_path}/rows.jsonl:1"]
     for image in ({"bytes": png((8, 8)), "path": None}, png((8, 8))):
-        [problem] = load(parquet(tmp_path / "rows.parquet", [{"answer": "a", "image": image}])).problems
+        [problem] = load(parquet(tmp_path / "rows.parquet", [{"answer": "a", "image": image}]))
         assert decode(problem.pictures[0]).size == (8, 8)
 
 
@@ -44,7 +42,7 @@ PAIR = {"question": "q?", "answer": "a"}
 ANSWER = '{"question": "q?", "image": "a.png", "answer": '
 BAD: list[tuple[Any, str]] = [
     (good(2, image="none.png"), "none.png does not exist"),
-    *((good(3, image=long * 300 + ".png"), "cannot be read: File name too long") for long in "xä"),
+    (good(3, image="x" * 300 + ".png"), "cannot be read: File name too long"),
     (good(4, image="text.png"), "text.png cannot be decoded"),
     (good(5, question="  "), "empty question"),
     (good(7, image=[]), "0 pictures, expected 1 to engine.max_pictures = 1"),
@@ -53,26 +51,21 @@ BAD: list[tuple[Any, str]] = [
     (good(11, answer=["a", "b"]), "answer: expected a single text, number or date, found ['a', 'b']: write what is m"),
     (good(12, kind="\ud83d"), "kind: holds the character NUL or half of a surrogate pair: take it out"),
     ("# a comment", "not JSON in UTF-8 that can be read: Expecting value"),
-    (json.dumps(good(13)) + ",", "not JSON in UTF-8 that can be read: Extra data"),
     ("3", "expected an object with question, answer and image, found int"),
     ('{"question": "q?", "question": "r?"}', "one of the keys ['question', 'question'] stands there twice"),
     *((ANSWER + one + "}", "answer: expected a single text, number or date, ") for one in ("NaN", "-Infinity", "true")),
     *((ANSWER + one + "}", "not JSON in UTF-8 that can be read: ") for one in ("9" * 5000, "1e" + "9" * 30)),
     (ANSWER + "[" * 100_000, "not JSON in UTF-8 that can be read: maximum recursion depth"),
     (ANSWER + "null}", "no answer, only question, image; masters_ray reads one question a row"),
-    (ANSWER + '{"a": 1}}', "answer: expected a single text, number or date, found {'a': 1}"),
     (ANSWER + '"\\u2060"}', "empty answer"),
     (ANSWER + '"a\\u0000b"}', "answer: holds the character NUL or half of a surrogate"),
     # Rows of other layouts.
     (PICTURE | {"conversations": [{"from": "human", "value": "q?"}]}, "holds LLaVA's layout (conversations)"),
-    ({"messages": [{"role": "user", "content": "q?"}], "images": []}, "holds the layout of OpenAI and ms-swift"),
     ({"images": [], "texts": [{"user": "q?", "assistant": "a"}]}, "holds the layout of The Cauldron"),
-    (PICTURE | {"qa": [PAIR]}, "holds several questions in one row (qa)"),
     (PICTURE | {"query": "q?", "label": ["a"]}, "no question, answer, only image, query, label; masters_ray reads one"),
     (PAIR | {"image": None, "image_1": "a.png"}, "no image, only question, answer, image_1; masters_ray"),
     (good(14, options=["a", "b"]), "options may be meant as choices: rename it, or write them as one list"),
     (good(14, A="red", B="blue"), "A, B may be meant as choices"),
-    (good(14, option_a="red", option_b="blue"), "option_a, option_b may be meant as choices"),
 ]
 
 
@@ -105,6 +98,7 @@ TEXTS = (pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_vi
         ([2**53 + 1, -7], pa.int64(), ["-7", str(2**53 + 1)]),
         ([Decimal("12.40"), Decimal("-1.00")], pa.decimal128(4, 2), ["-1.00", "12.40"]),
         ([datetime(2018, 1, 2), datetime(2018, 1, 2, 3, 4)], pa.timestamp("s"), ["2018-01-02", "2018-01-02 03:04:00"]),
+        ([0, 2**60, 1], pa.timestamp("us"), ["1970-01-01", "1970-01-01 00:00:00.000001"]),  # 2**60: after 9999
         ([date(2018, 1, 2)], pa.date32(), ["2018-01-02"]),
         *((["a", "b"], kind, ["a", "b"]) for kind in TEXTS),
         ([b"a", b"\xff"], pa.binary(), ["a"]),
@@ -119,20 +113,13 @@ def test_a_label_is_what_people_meant_whatever_the_type_of_its_column(
     assert labels(load(source)) == expected
 
 
-def test_text_that_is_not_utf_8_costs_its_row(tmp_path: Path) -> None:
+def test_a_line_that_is_not_utf_8_costs_its_row(tmp_path: Path) -> None:
     lines = jsonl(tmp_path, [good(1), good(2)])
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + '{"question": "wh\xe4t"}\n'.encode("latin-1"))
     loaded = load(lines)
     assert (ids(loaded), loaded.rejected[0].row) == (["q1", "q2"], f"{file}:3")
     assert loaded.rejected[0].reason.startswith("not JSON in UTF-8 that can be read: 'utf-8' codec can't decode byte")
-
-    source = parquet(tmp_path / "rows.parquet", [{"answer": one} for one in (b"red", b"\xff", b"blue")])
-    table = pq.read_table(source.path)
-    torn = pa.Array.from_buffers(pa.string(), 3, table["answer"].combine_chunks().buffers())
-    pq.write_table(table.set_column(table.schema.get_field_index("answer"), "answer", torn), source.path)
-    loaded = load(source)
-    assert (labels(loaded), loaded.rejected[0].row) == (["blue", "red"], f"{source.path}:2")
 
 
 def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_path: Path) -> None:
@@ -146,34 +133,32 @@ def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_pat
     loaded = load(jsonl(tmp_path, rows), special=r"<\|image_pad\|>|<\|im_end\|>")
     assert ids(loaded) == ["q5"]
     assert [(one.kind, one.reason.split(" is a ")[0]) for one in loaded.rejected] == [("text", told) for told in bad]
-    assert len(load(jsonl(tmp_path, rows)).problems) == 5
+    assert len(load(jsonl(tmp_path, rows))) == 5
 
 
 def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_told(tmp_path: Path) -> None:
-    given = [7, "7", 7.0, "", None, True, "7#2"]
-    loaded = load(jsonl(tmp_path, [good(number, id=one) for number, one in enumerate(given)]))
-    file = tmp_path / "rows.jsonl"
-    assert ids(loaded) == sorted(["7", "7#2", "7#3", f"{file}:4", f"{file}:5", "True", "7#2#7"])
+    loaded = load(jsonl(tmp_path, [good(1, id=one) for one in (7, "7", 7.0, "", True, "7#2")]))
+    assert ids(loaded) == sorted(["7", "7#2", "7#3", f"{tmp_path}/rows.jsonl:4", "True", "7#2#6"])
     told = "3 rows have the id of an earlier one, which was made unique by their row numbers (7#2)"
     assert loaded.remarks == [told]
 
 
-def test_columns_that_are_not_used_are_told_also_when_opened_again_and_a_kind_for_every_row(tmp_path: Path) -> None:
+def test_columns_that_are_not_used_are_told_also_when_opened_again(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [good(1, hint="x", weight=2), good(2, hint=None, weight=3)])
     for _ in range(2):
-        loaded = data.load(source, 0, 0.0, spool=tmp_path / "s.sqlite")
+        loaded = data.load(source, 0, 0.0, spool=tmp_path / "x.spool")
         assert loaded.remarks == ["columns that are not used: hint, weight"]
     [remark] = load(jsonl(tmp_path, [good(1, **{"\ud83d\n\x1b[2J" + "x" * 999: 1})])).remarks
     assert remark.startswith("columns that are not used: ���[2Jxxx") and len(remark) < 350
-    with pytest.raises(DataError, match=r"image: expected .*\n  columns that are not used: hint\n"):
-        load(jsonl(tmp_path, [good(1, hint="x", image=[["a.png"]])]))
 
+
+def test_kinds_are_texts_and_too_many_of_them_are_told(tmp_path: Path) -> None:
     rows = [good(number, kind=number) for number in range(51)]
     assert load(jsonl(tmp_path, rows[:50])).remarks == []
     [remark] = load(jsonl(tmp_path, rows)).remarks
     assert remark.startswith("51 kinds of question, too many to compare")
     kinds = [good(number, kind=kind) for number, kind in enumerate([None, 3, 3.0, ["x"], ""])]
-    assert sorted(one.kind for one in load(jsonl(tmp_path, kinds)).problems) == ["3", "3", "all", "all", "x"]
+    assert sorted(one.kind for one in load(jsonl(tmp_path, kinds))) == ["3", "3", "all", "all", "x"]
 
 
 def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floods_it(tmp_path: Path) -> None:
@@ -181,10 +166,8 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
     told = r"1 of 2 rows cannot be used; .*allows 0\.1 (.|\n)*1 × picture .*none.png does not exist \(.*rows.jsonl:2\)"
     with pytest.raises(DataError, match=told):
         load(source, 0.1)
-    with pytest.raises(DataError, match=r"a.png has 64 x 64 pixels; data.max_picture_pixels allows 4095"):
-        load(source, max_pixels=64 * 64 - 1)
     rows = [{"question": "q?", "answer": ["x" * 10**6, "y"], "image": "a.png", "z" * 10**5: 1}] * 3
-    with pytest.raises(DataError, match=r"(?s)3 of 3 rows.*  3 × answer: expected") as error:
+    with pytest.raises(DataError, match=r"(?s)3 of 3 rows.*  3 × answer: expected.*\n  columns that are not") as error:
         load(jsonl(tmp_path, rows))
     assert len(str(error.value)) < 1200
 
@@ -192,7 +175,7 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
 def test_held_out_questions_that_are_training_questions_are_counted_by_words_and_pictures(tmp_path: Path) -> None:
     def problems(*questions: tuple[str, bytes]) -> data.Problems:
         rows = [{"id": str(n), "question": q, "image": shown, "answer": "a"} for n, (q, shown) in enumerate(questions)]
-        return load(parquet(tmp_path / "rows.parquet", rows)).problems
+        return load(parquet(tmp_path / "rows.parquet", rows))
 
     first, second, third = png(), png((8, 8)), png((9, 9))
     train = problems(("What is it?", first), ("where?", second))
@@ -203,11 +186,8 @@ def test_held_out_questions_that_are_training_questions_are_counted_by_words_and
 
 def test_what_a_person_should_know_of_the_data_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held_out = load(jsonl(tmp_path, [good(1, hint="x"), good(2)]))
-    train = load(jsonl(tmp_path, [good(1), good(3), good(4, answer="")]))
-    overlap = inputs.report_loaded(train, held_out)
-    said = capsys.readouterr()
-    lines = [line for line in (said.out + said.err).splitlines() if line.strip()]
-    assert [line.partition("] ")[2] or line for line in lines] == [
+    inputs.report_loaded(load(jsonl(tmp_path, [good(1), good(3), good(4, answer="")])), held_out)
+    assert capsys.readouterr().out.splitlines() == [
         "2 training questions, 1 rows set aside",
         "2 held-out questions",
         "held-out questions: columns that are not used: hint",
@@ -215,4 +195,3 @@ def test_what_a_person_should_know_of_the_data_is_said_once(tmp_path: Path, caps
         "student remembers (q1)",
         "held-out questions about pictures that stand in training with other questions: 1 of 2",
     ]
-    assert overlap == data.Overlap(same_question=1, same_picture=1, examples=["q1"])

@@ -9,7 +9,7 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
-from masters_ray.files import read_json, read_lines, write_json
+from masters_ray.files import read_lines, read_record, write_json
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import SkippedStep, StepMetrics
@@ -39,7 +39,7 @@ def test_a_claimed_directory_refuses_other_settings_and_names_every_key(tmp_path
 def test_a_key_that_came_after_the_run_was_begun_counts_as_its_default(tmp_path: Path) -> None:
     directory = RunDirectory(config(tmp_path))
     directory.claim()
-    claimed = read_json(tmp_path / "settings.json")
+    claimed = read_record(tmp_path / "settings.json", dict)
     del claimed["judge.reasoning"]
     write_json(tmp_path / "settings.json", claimed)
     RunDirectory(config(tmp_path))

@@ -17,6 +17,7 @@ from masters_ray.records import Problem
 
 def test_test_problems_are_what_they_always_were() -> None:
     problems = easy_vqa.problems("test")
+    assert problems == easy_vqa.problems("test")
     assert Counter(problem.kind for problem in problems) == {"colour": 790, "shape": 763, "place": 728}
     assert len({problem.id for problem in problems}) == len(problems)
     first = problems[0]
@@ -26,12 +27,10 @@ def test_test_problems_are_what_they_always_were() -> None:
     assert all(problem.label in easy_vqa.LABELS[problem.kind] for problem in problems)
     numbers = [int(problem.id.split("/")[1]) for problem in problems]
     assert numbers == sorted(numbers)
-    assert problems == easy_vqa.problems("test")
-    problems = easy_vqa.problems("test", ["place"])
-    assert {problem.kind for problem in problems} == {"place"}
-    assert {problem.question for problem in problems} == set(easy_vqa.PLACE_QUESTIONS)
-    assert min(Counter(problem.label for problem in problems).values()) > 100
-    assert easy_vqa.problems("test", []) == []
+    places = easy_vqa.problems("test", ["place"])
+    assert places == [problem for problem in problems if problem.kind == "place"]
+    assert {problem.question for problem in places} == set(easy_vqa.PLACE_QUESTIONS)
+    assert min(Counter(problem.label for problem in places).values()) > 100
 
 
 def test_the_place_is_that_of_the_shape_in_any_corner() -> None:
@@ -61,7 +60,7 @@ def test_the_questions_are_written_as_ordinary_data_and_read_back_the_same(tmp_p
     easy_vqa.write(tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
     source = DataSource(path=str(tmp_path / "x" / "test.jsonl"))
-    loaded = data.load(source, 0, 0.0, spool=tmp_path / "spool.sqlite").problems
+    loaded = data.load(source, 0, 0.0, spool=tmp_path / "spool.sqlite")
 
     def told(one: Problem) -> tuple[str | bytes, ...]:
         return one.id, one.question, one.label, one.kind, encoded(one.pictures[0])

@@ -7,12 +7,13 @@ import pytest
 
 from masters_ray import data
 from masters_ray.errors import MastersError
-from masters_ray.files import write_text
+from masters_ray.files import write_lines, write_text
 from masters_ray.learner.checkpoints import CheckpointWriter
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Rejected
+from tests.sources import good, jsonl
 from tests.unit.test_curriculum import SAID, Rater, questions
 from tests.unit.test_directory import config, metrics
 from tests.unit.test_journal import rewards
@@ -51,9 +52,8 @@ WRITERS: dict[str, Write] = {
     "rewards.jsonl": a_step("rewards.jsonl"),
     "evaluation/teacher.json": marks,
     "report.html": lambda root: write_text(root / "report.html", "x"),
-    "quarantine.jsonl": lambda root: data.write_quarantine(
-        root / "quarantine.jsonl", [Rejected(row="p", reason="dark", kind="row")]
-    ),
+    "train.spool": lambda root: data.load(jsonl(root, [good(1)]), 0, 0.0, spool=root / "train.spool"),
+    "quarantine.jsonl": lambda root: write_lines(root / "quarantine.jsonl", [Rejected(row="p", reason="dark")]),
 }
 
 

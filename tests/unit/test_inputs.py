@@ -21,7 +21,7 @@ def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_p
     words = [f"data.{part}.{key}" for part in ("train", "held_out") for key in ("format=jsonl", f"path={path}")]
     config = configuration.load(DEMO, [*words, f"teacher.checkpoint={teacher}", "data.max_quarantined_share=0.9"])
     for loaded in inputs.load(config, tmp_path / "data"):
-        assert [one.id for one in loaded.problems] == ["q1"]
+        assert [one.id for one in loaded] == ["q1"]
         reasons = [one.reason.split(" is a ")[0] for one in loaded.rejected]
         assert reasons == ["question: '<end_of_utterance>'", "answer: '<|im_end|>'"]
-    assert sorted(file.name for file in (tmp_path / "data").glob("*.sqlite")) == ["held_out.sqlite", "train.sqlite"]
+    assert sorted(file.name for file in (tmp_path / "data").glob("*.spool")) == ["held_out.spool", "train.spool"]

@@ -1,11 +1,9 @@
 """Choices and labels in the forms of data sets; what people bring in place of jsonl and parquet is named."""
 
 import gzip
-import io
 import json
 import os
 import string
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ def read(tmp_path: Path) -> Read:
 
     def labels(*rows: tuple[Any, Any]) -> list[tuple[str, tuple[str, ...]]]:
         source = jsonl(tmp_path, [good(n, answer=answer, choices=choices) for n, (answer, choices) in enumerate(rows)])
-        return [(one.label, one.choices) for one in sorted(load(source, 0.0).problems, key=lambda one: int(one.id[1:]))]
+        return [(one.label, one.choices) for one in sorted(load(source, 0.0), key=lambda one: int(one.id[1:]))]
 
     return labels
 
@@ -44,7 +42,7 @@ def test_a_label_as_text_letter_or_index_becomes_the_text(read: Read, label: Any
 
 FORMS: list[Any] = [
     *(["A. red", "B. blue"], ["(A) red", "(B) blue"], ["a) red", "b)blue"], ["A: red", "B: blue"], "['red', 'blue']"),
-    *({"A": "red", "B": "blue", "C": None}, [["A", "red"], ["B", "blue"]], {"label": ["A", "B"], "text": TWO}),
+    *({"A": "red", "B": "blue", "C": None}, {"label": ["A", "B"], "text": TWO}),
     [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}],
 ]
 
@@ -119,11 +117,12 @@ def test_without_choices_a_letter_is_a_free_answer(read: Read) -> None:
 @pytest.mark.parametrize("kind", [pa.map_(pa.string(), pa.string()), pa.struct({"A": pa.string(), "B": pa.string()})])
 def test_a_column_of_mappings_holds_choices(tmp_path: Path, kind: pa.DataType) -> None:
     row = {"answer": "B", "choices": {"A": "red", "B": "blue"}}
-    [problem] = load(parquet(tmp_path / "rows.parquet", [row], choices=kind)).problems
+    [problem] = load(parquet(tmp_path / "rows.parquet", [row], choices=kind))
     assert (problem.label, problem.choices) == ("blue", TWO)
 
 
 ROW = json.dumps(good(1)) + "\n"
+BOM = b"\xef\xbb\xbf"
 
 
 def refused(path: object, format: Any = "jsonl") -> str:
@@ -132,42 +131,19 @@ def refused(path: object, format: Any = "jsonl") -> str:
     return str(error.value)
 
 
-def _tar() -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("0.png"))
-    return content.getvalue()
-
-
-def _arrow(write: Any) -> bytes:
-    content = io.BytesIO()
-    write(content, pa.schema([("question", pa.string())])).close()
-    return content.getvalue()
-
-
-BOM = b"\xef\xbb\xbf"
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        *(
-            (packed, "a compressed file. Unpack it")
-            for packed in (gzip.compress(ROW.encode(), mtime=0), b"PK\x03\x04rest")
-        ),
-        (_tar(), "a tar archive"),
-        *((_arrow(write), "Arrow. Write it as parquet") for write in (pa.ipc.new_file, pa.ipc.new_stream)),
+        *((packed, "a compressed file. Unpack it") for packed in (gzip.compress(ROW.encode()), b"PK\x03\x04rest")),
+        (b"0.png" + bytes(252) + b"ustar", "a tar archive"),
+        *((start, "Arrow. Write it as parquet") for start in (b"ARROW1\0\0", b"\xff\xff\xff\xffstream")),
         (b"PAR1", "parquet. Set data.*.format=parquet"),
         *((ROW.encode(kind), "UTF-16 text. Write it in UTF-8: iconv") for kind in ("utf-16", "utf-16-le")),
         *((blank, f"no row ({len(blank)} bytes)") for blank in (b"", b" \n\n", BOM, BOM + b"\n \n")),
         (json.dumps([good(1)]).encode(), "a JSON array. Write an object a line: jq -c"),
         (b"[\n " + ROW.encode() + b"]", "a JSON array. Write"),
         (BOM + json.dumps(good(1), indent=2).encode() * 2, "JSON over several lines. Write an object a line: jq -c"),
-        (
-            BOM + b"id,question,answer,image\n1,q?,a,a.png\n",
-            "lines such as 'id,question,answer,image'. masters_ray reads",
-        ),
-        (b"<!DOCTYPE html><html>", "lines such as '<!DOCTYPE html><html>'. masters_ray reads one question a row"),
+        (BOM + b"id,question,answer\n1,q?,a\n", "lines such as 'id,question,answer'. masters_ray reads one question"),
         (png(), "PNG'. masters_ray reads one question a row"),
     ],
 )
@@ -199,9 +175,7 @@ def test_what_is_no_file_is_named_with_its_remedy(tmp_path: Path) -> None:
     assert "File name too long" in refused("x" * 300)
 
 
-@pytest.mark.parametrize("start", ["\ufeff", "\r\n", " \n"])
-def test_a_byte_order_mark_and_lines_of_windows_are_read(tmp_path: Path, start: str) -> None:
+def test_a_byte_order_mark_and_lines_of_windows_are_read(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [])
-    Path(source.path or "").write_bytes((start + ROW.replace("\n", "\r\n") * 2).encode())
-    second = "q1#3" if "\n" in start else "q1#2"
-    assert sorted(one.id for one in load(source).problems) == ["q1", second]
+    Path(source.path).write_bytes(BOM + ("\r\n" + ROW.replace("\n", "\r\n") * 2).encode())
+    assert sorted(one.id for one in load(source)) == ["q1", "q1#3"]

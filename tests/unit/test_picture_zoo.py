@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from masters_ray.data import BadPictureError, check, decode, pictures
 from masters_ray.method.prompts import question_messages
-from masters_ray.models import vllm_engine, vllm_loop
+from masters_ray.models import vllm_engine
 from masters_ray.models.chat import Chat
 from masters_ray.records import Picture
 from tests.builders import encoded_png, problem
@@ -43,12 +43,8 @@ STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 
 
 def quarters(values: Iterable[Any], kind: Any = np.uint8) -> np.ndarray:
-    a, b, c, d = (np.array(value, kind) for value in values)
-    grid = np.zeros((HEIGHT, WIDTH, *a.shape), kind)
-    half_height, half_width = HEIGHT // 2, WIDTH // 2
-    grid[:half_height, :half_width], grid[:half_height, half_width:] = a, b
-    grid[half_height:, :half_width], grid[half_height:, half_width:] = c, d
-    return grid
+    array = np.array([*values], kind)
+    return array.reshape(2, 2, *array.shape[1:]).repeat(HEIGHT // 2, 0).repeat(WIDTH // 2, 1)
 
 
 HIGH = (quarters(GREY, np.uint16) * 257).astype("<u2")
@@ -85,31 +81,20 @@ def frames(kind: str, **options: Any) -> Make:
     return saved(RGB, kind, save_all=True, append_images=others, **options)
 
 
-def png(bits: int, colour_type: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG that Pillow does not write. rows: packed, without filters."""
-    per_row = len(rows) // HEIGHT
-    filtered = b"".join(b"\0" + rows[start : start + per_row] for start in range(0, len(rows), per_row))
-    return encoded_png(WIDTH, HEIGHT, bits, colour_type, zlib.compress(filtered), *chunks)
-
-
-def few_bits(bits: int) -> Make:
-    values = quarters([round(value / 255 * (2**bits - 1)) for value in GREY])
-    packed = np.unpackbits(values[..., None], axis=-1)[..., -bits:]
-    return partial(png, bits, 0, np.packbits(packed.reshape(HEIGHT, -1), axis=-1).tobytes())
-
-
 def sixteen(values: Iterable[Any], colour_type: int, *chunks: tuple[bytes, bytes]) -> Make:
-    return partial(png, 16, colour_type, (quarters(values, np.uint16) * 257).astype(">u2").tobytes(), *chunks)
+    """A PNG with 16 bits a channel, which Pillow does not write."""
+    rows = (quarters(values, np.uint16) * 257).astype(">u2").reshape(HEIGHT, -1)
+    filtered = b"".join(b"\0" + row.tobytes() for row in rows)
+    return partial(encoded_png, WIDTH, HEIGHT, 16, colour_type, zlib.compress(filtered), *chunks)
 
 
-def tiff(values: np.ndarray, bits: int, *, sample: int = 1, photometric: int = 1) -> Make:
-    """A TIFF of one strip of grey, which Pillow does not write."""
-    content = values.tobytes()
-    tags = [(256, WIDTH), (257, HEIGHT), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, HEIGHT)]
-    tags += [(279, len(content)), (339, sample)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    start = b"II*\0" + struct.pack("<I", 8 + len(content)) + content
-    return lambda: start + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+def tiff(values: np.ndarray, **tags: int) -> Make:
+    """A TIFF of grey, some of whose tags say something else."""
+    content = saved(Image.fromarray(values), "TIFF")()
+    for number, name, usual in ((258, "bits", 8 * values.itemsize), (262, "photometric", 1)):
+        before, after = (struct.pack("<HHIHH", number, 3, 1, one, 0) for one in (usual, tags.get(name, usual)))
+        content = content.replace(before, after)
+    return lambda: content
 
 
 class Look(NamedTuple):
@@ -128,23 +113,18 @@ JPEG = partial(saved, RGB, "JPEG", quality=95)
 SHORTS = struct.pack(">HHH", *(257 * value for value in COLOURS[0]))
 ANIMALS: dict[Look, dict[str, Make]] = {
     Look(COLOURS): {
-        **{f"rgb {kind}": saved(RGB, kind) for kind in ("JPEG2000", "GIF", "BMP", "DIB", "PPM")},
-        "tiff packed": saved(RGB, "TIFF", compression="tiff_lzw"),
+        **{f"rgb {kind}": saved(RGB, kind) for kind in ("JPEG2000", "GIF", "BMP", "PPM")},
         "palette": saved(PALETTE, "PNG", bits=2),
         "opaque rgba": saved(RGB.convert("RGBA"), "PNG"),
         "rgb of 16 bits": sixteen(COLOURS, 2),
-        "tiff cmyk": saved(RGB.convert("CMYK"), "TIFF"),
         "webp lossless": saved(RGB, "WEBP", lossless=True),
         "tga": saved(RGB, "TGA", compression="tga_rle"),
         "ico": saved(RGB, "ICO", sizes=[(WIDTH, HEIGHT)]),
-        "png with a profile": saved(RGB, "PNG", icc_profile=b"no profile"),
     },
     Look(COLOURS, LOSSY): {
-        **{f"tiff {mode}": saved(RGB.convert(mode), "TIFF") for mode in ("YCbCr", "LAB")},
         "jpeg broken exif": JPEG(exif=b"Exif\0\0broken"),
         "jpeg cmyk": saved(RGB.convert("CMYK"), "JPEG", quality=95),
         "jpeg with a profile": JPEG(icc_profile=P3),
-        "avif": saved(RGB, "AVIF", quality=95),
         "webp": saved(RGB, "WEBP", quality=95),
     },
     Look(COLOURS, LOSSY, TURNED): {
@@ -169,7 +149,6 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         "rgba of 16 bits": sixteen(CLEAR, 6),
         "palette with alphas": saved(PALETTE, "PNG", transparency=bytes([0, 255, 127, 255])),
     },
-    Look(CLEAR_ON_WHITE, LOSSY, ON_WHITE): {"rgba avif": saved(RGBA, "AVIF", quality=95)},
     Look(ONE_CLEAR, changes=ON_WHITE): {
         **{f"{kind} with a clear colour": saved(PALETTE, kind, transparency=0) for kind in ("PNG", "GIF")},
         "rgb with a clear colour": saved(RGB, "PNG", transparency=COLOURS[0]),
@@ -187,18 +166,16 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         f"{kind} with alpha 0": saved(Image.new("RGBA", RGB.size, (*COLOURS[0], 0)), kind) for kind in ("TGA", "BMP")
     },
     Look(GREYS): {
-        **{f"png {bits} bits": few_bits(bits) for bits in (2, 4)},
         "png 8 bits": saved(L, "PNG"),
-        "tiff 8 bits, white zero": tiff(255 - quarters(GREY), 8, photometric=0),
+        "tiff 8 bits, white zero": tiff(255 - quarters(GREY), photometric=0),
     },
     Look(GREYS, changes=SCALED): {
         "png 16 bits": sixteen(GREY, 0),
-        "jp2 16 bits": saved(Image.fromarray(HIGH), "JPEG2000"),
         "pgm 16 bits": saved(Image.fromarray(HIGH).convert("I"), "PPM"),
-        "tiff 16 bits": tiff(HIGH, 16),
+        "tiff 16 bits": tiff(HIGH),
         "tiff 16 bits, big end first": saved(Image.frombytes("I;16B", RGB.size, HIGH.astype(">u2").tobytes()), "TIFF"),
     },
-    Look(BLACK_AND_WHITE): {"png of one bit": few_bits(1)},
+    Look(BLACK_AND_WHITE): {"png of one bit": saved(L.convert("1", dither=Image.Dither.NONE), "PNG")},
 }
 ZOO = {name: (make, *look) for look, makes in ANIMALS.items() for name, make in makes.items()}
 
@@ -210,29 +187,20 @@ def test_a_picture_is_upright_on_white_and_as_bright_as_it_was_meant(name: str) 
     assert check(picture)[1] == changes
     pixels = decode(picture)
     assert (pixels.mode, pixels.size, pixels.info, dict(pixels.getexif())) == ("RGB", (WIDTH, HEIGHT), {}, {})
-    places = [(WIDTH // 4, HEIGHT // 4), (3 * WIDTH // 4, HEIGHT // 4)]
-    places += [(x, y + HEIGHT // 2) for x, y in places]
-    found = np.array([pixels.getpixel(place) for place in places])
-    assert np.abs(found - np.array(expected)).max() <= tolerance, found.tolist()
+    found = np.asarray(pixels, int)[HEIGHT // 4 :: HEIGHT // 2, WIDTH // 4 :: WIDTH // 2].reshape(4, 3)
+    assert np.abs(found - expected).max() <= tolerance, found.tolist()
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
-            "what begins with b'%!PS-Adobe-3.0 .* is none of PNG, JPEG",
-        ),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic.* is none of"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "what begins with b'%!PS-Adobe-3.0 .* is none of PNG, JPEG"),
         (b"", "an empty file is none of"),
-        (png(8, 0, bytes(HEIGHT * WIDTH))[:-20] + bytes(20), "broken PNG file|Truncated"),
+        (saved(L, "PNG")()[:-20] + bytes(20), "broken PNG file|Truncated"),
         (saved(RGB, "JPEG")()[:-40], "truncated"),
         (saved(RGB, "WEBP")()[:-40], "cannot be decoded"),
-        (tiff(quarters(GREY)[:-9], 8)(), "cannot be decoded"),
-        (tiff(quarters(GREY, "<f4"), 32, sample=3)(), "brightness cannot be known"),
-        (tiff(np.zeros((HEIGHT, WIDTH * 3 // 2), np.uint8), 12)(), "brightness cannot be known"),
-        (tiff(65535 - HIGH, 16, photometric=0)(), "brightness cannot be known"),
-        (tiff(quarters(GREY, "<i4"), 32, sample=2)(), "brightness cannot be known"),
+        *((tiff(quarters(GREY, kind))(), "brightness cannot be known") for kind in ("<f4", "<i4")),
+        *((tiff(HIGH, **tag)(), "brightness cannot be known") for tag in ({"bits": 12}, {"photometric": 0})),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )
@@ -242,17 +210,12 @@ def test_what_is_no_picture_or_has_no_honest_scale_is_refused_with_its_reason(co
             look(Picture(data=content))
 
 
-def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pipe.png", ".", "loop.png", "/dev/zero"])
+def test_only_ordinary_files_are_opened(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    (tmp_path / "x.png").write_bytes(saved(RGB, "PNG")())
-    (tmp_path / "link.png").symlink_to("x.png")
-    reasons = {"pipe.png": "is not an ordinary file", ".": "is not an ordinary file", "loop.png": "cannot be read: "}
-    for name, reason in {**reasons, "/dev/zero": "is not an ordinary file"}.items():
-        with pytest.raises(BadPictureError, match=reason):
-            check(Picture(path=str(tmp_path / name)))
-    link, file = (check(Picture(path=str(tmp_path / name)))[0] for name in ("link.png", "x.png"))
-    assert link.digest == file.digest
+    with pytest.raises(BadPictureError, match="cannot be read: " if name == "loop.png" else "is not an ordinary file"):
+        check(Picture(path=str(tmp_path / name)))
 
 
 def qwen(folder: Path) -> Path:
@@ -322,16 +285,3 @@ def test_the_tensor_that_enters_the_engines_model_is_the_learners(sides: tuple[A
             engine = (engine.float() - 127.5) / 127.5
         assert torch.equal(engine.reshape(learner["pixel_values"].shape), learner["pixel_values"]), name
         assert request.prompt_token_ids == learner["input_ids"][0].tolist(), name
-
-
-@pytest.mark.parametrize("sides", [qwen], indirect=True)
-def test_a_picture_that_is_too_long_is_refused_with_the_processors_reason(sides: tuple[Any, Chat]) -> None:
-    from vllm import SamplingParams
-
-    reader, chat = sides
-    token_ids = chat.token_ids(question_messages(problem()))
-    asked = vllm_engine._request(vllm_engine.Prompt(token_ids=token_ids, pictures=(Image.new("RGB", (2010, 10)),)))
-    with pytest.raises(ValueError, match="Failed to apply") as refused:
-        reader.process_inputs("long", asked, SamplingParams(max_tokens=1), ("generate",))
-    told = "absolute aspect ratio must be smaller than 200, got 201.0"
-    assert vllm_loop._first_cause(refused.value) == told

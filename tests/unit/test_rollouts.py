@@ -111,7 +111,7 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
     ]
     assert (first.teacher_digest, first.student_digest, first.mask_ratio) == ("digest 0", "s", 0.2)
     assert (told.rows, told.answers, told.unjudged, told.judge_rule_agreements) == (5, 20, 0, 20)
-    assert told.accuracy_by_source == {"teacher": 0.5, "student": 0.5}
+    assert told.rates("right", "judged") == {"teacher": 0.5, "student": 0.5}
     left_out = np.concatenate([answer.teacher.left_out for row in stored.rows for answer in row.answers])
     assert told.tail_mass == pytest.approx(left_out.mean(), rel=1e-6), "over the tokens of its rows"
     assert left_out.std() > 1e-3
@@ -326,7 +326,7 @@ def test_a_stage_stops_at_a_limit_and_goes_on_when_more_is_allowed(
     allowed[f"max_{limit}_share"] = enough
     stored = roll_out(tmp_path, replicas, **allowed)
     assert (stored.told.set_aside, stored.told.unjudged) == ({"engine": 2}, 6)
-    assert stored.told.cut_by_source == {"teacher": 0.0, "student": 0.5}
+    assert stored.told.rates("cut", "written") == {"teacher": 0.0, "student": 0.5}
     assert [one.judged.answer.finish for one in stored.rows[0].answers] == ["stop", "length"]
     assert "stage 0: 50.0% of the student's answers are cut" in capsys.readouterr().out
 
@@ -364,7 +364,7 @@ def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp
         return [one.judged.reasoning for one in stored.rows[0].answers]
 
     asked = roll_out(tmp_path / "a", judge=Judge(reasoning=True))
-    assert (reasoning(asked), asked.told.reasoning) == ([1, 0, 1, 0], 0.5)
+    assert (reasoning(asked), asked.told.reasoning_right) == ([1, 0, 1, 0], asked.told.reasoning_judged / 2)
     assert reasoning(roll_out(tmp_path / "b")) == [None] * 4
 
     class Vague(FakePool):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-TOLD = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", signal.SIGHUP: "stopped by SIGHUP"}
+CODES = {signal.SIGINT: (130, "interrupted")}
+CODES |= {signal.SIGTERM: (143, "stopped by SIGTERM"), signal.SIGHUP: (129, "stopped by SIGHUP")}
 PROGRAM = """
 import subprocess, sys, time
 from masters_ray import cli, stopping
@@ -46,8 +46,9 @@ def test_each_signal_ends_the_program_with_its_own_code_and_says_that_it_can_go_
     process, _ = started("print('there', flush=True)\ntime.sleep(60)")
     process.send_signal(number)
     _, told = process.communicate(timeout=20)
-    assert process.returncode == CODES[number]
-    assert told == f"masters-ray: {TOLD[number]}; the same command goes on from what is finished.\n"
+    code, cause = CODES[number]
+    assert process.returncode == code
+    assert told == f"masters-ray: {cause}; the same command goes on from what is finished.\n"
 
 
 def test_a_closed_terminal_does_not_end_what_nohup_started() -> None:

@@ -11,7 +11,7 @@ from masters_ray import config as configuration
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import ConfigError
 from masters_ray.evaluate import Marked
-from masters_ray.files import append_lines, as_json, write_json
+from masters_ray.files import append_lines, write_json
 from masters_ray.method.schedule import ratios
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -129,7 +129,7 @@ def finished(config: Config, correct: list[int], first: int = 0, learning: float
     accuracies = dataclasses.replace(summary().accuracy, student_after=accuracy(value, value, value))
     online = dataclasses.replace(summary().online, waited_seconds=waited)
     phases = {"rollouts": 99.0, "learner": learning}
-    write_json(folder / "summary.json", as_json(summary(accuracy=accuracies, online=online, phases=phases)))
+    write_json(folder / "summary.json", summary(accuracy=accuracies, online=online, phases=phases))
     steps = [step(number, jsd=1.0 if number < 18 else 0.25) for number in range(20)]
     append_lines(folder / "metrics.jsonl", [dataclasses.asdict(one) for one in steps])
     marks = [

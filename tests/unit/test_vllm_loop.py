@@ -33,7 +33,7 @@ class FakeEngine:
     def add_request(self, name: str, prompt: str, parameters: object) -> None:
         assert self.slept[-1:] in ([], ["awake"])
         if prompt == "long":
-            raise ValueError("too long")
+            raise ValueError("the prompt, with whole pictures") from ValueError("too long")
         self.under_way.append((name, prompt))
         self.most = max(self.most, len(self.under_way))
 
