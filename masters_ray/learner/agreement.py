@@ -28,18 +28,14 @@ _FEW = 0.01
 """Fraction of the compared rows that may exceed the bound; a single row always may."""
 _UNTRAINED = (
     "Did checkpoint, processor files, chat template, start or end tokens, or the pictures change since the rollouts "
-    "were made? Otherwise the learner does not run this model as vLLM does: its kernels or number format (try "
-    "student.engine.enforce_eager=true, or dtype=float32 for both), quantised weights, sliding windows or recurrent "
-    "layers. If only its rounding is this coarse, raise learner.max_logprob_gap."
+    "were made? Otherwise vLLM runs this model in another way: try student.engine.enforce_eager=true, or dtype=float32 "
+    "for both. If only its rounding is this coarse, raise learner.max_logprob_gap."
 )
 _UNFIT = (
     "learner and engine are {:.3g} nats per token apart on it, more than {:g}; did its picture change since its "
     "rollouts were made?"
 )
-_ON_POLICY = (
-    "Both hold the same weights, so the engine does not compute what it was sent: try "
-    "student.engine.enforce_eager=true or another dtype, or learn offline with rollout.online_fraction=0."
-)
+_ON_POLICY = "Both hold the same weights: try student.engine.enforce_eager=true, or rollout.online_fraction=0."
 
 
 def largest_gap(settings: Learner, engine_dtype: str) -> float:
@@ -83,18 +79,19 @@ def compare(
     over_workers: sums over all workers. Returns None for a sample of a single row that cannot be read. Raises
     LearnerError when a worker can read no row of a larger one, or when too many rows exceed ``bound``.
     """
-    step, rows, stage = part.step, len(part.step.table), f"stage {part.step.plan.stage}"
+    rows, stage = len(part.step.table), f"stage {part.step.plan.stage}"
     if over_workers(torch.tensor([float(not part.micro_batches)])).any():
         if rows <= 1:
             return None
-        examples = "".join(f", for example {row.row}, {row.reason}" for row in list(part.unreadable.values())[:1])
-        raise LearnerError(f"a worker can read none of {rows} rows of {stage}{examples}")
+        example = next((f": {row.row}, {row.reason}" for row in part.unreadable.values()), "")
+        raise LearnerError(f"a worker can read none of {rows} rows of {stage}{example}")
     gaps = torch.zeros(rows, 3, dtype=torch.float64)
     for micro in part.micro_batches:
-        own = logprobs(micro.batch)
+        with torch.no_grad():
+            own = logprobs(micro.batch)
         if micro.indices:
             gaps[micro.indices] = row_gaps(own, micro.batch.reference_logprobs.to(own.device), micro.batch)
-    return _mismatch(step, over_workers(gaps), bound, f"{stage}: the untrained student's answers", _UNTRAINED)
+    return _mismatch(part.step, over_workers(gaps), bound, f"{stage}: the untrained student's answers", _UNTRAINED)
 
 
 def check_fresh(step: Step, gaps: Tensor, bound: float) -> None:
@@ -112,7 +109,7 @@ def _mismatch(step: Step, gaps: Tensor, bound: float, of: str, remedy: str) -> M
     if not rows:
         return None
     means = torch.where(tokens > 0, (sums / tokens).nan_to_num(nan=math.inf), 0.0).tolist()
-    ids, positions = (step.table[name].to_pylist() for name in ("id", "position"))
+    ids, positions = step.table["id"].to_pylist(), step.table["position"].to_pylist()
     apart = [index for index, mean in enumerate(means) if mean > bound]
     worst = max(range(len(means)), key=means.__getitem__)
     if len(apart) > max(1, int(_FEW * rows)) or len(apart) == rows:

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from masters_ray import cluster
 from masters_ray.config import Cluster
-from masters_ray.learner.job import LearnerReport
+from masters_ray.learner.job import Report, TakenStep
 from masters_ray.learner.trainer import fit
 from tests.e2e.learning import STAGES, job
 
 SETTINGS = {"groups_per_step": 1, "checkpoint_every": 2, "cpus": 0.5}
 
 
-def show(news: LearnerReport) -> None:
-    for step in news.steps:
-        print("STEP " + json.dumps(dataclasses.asdict(step)), flush=True)
-    for note in news.notes:
-        print("NOTE " + note, flush=True)
+def show(news: Report) -> None:
+    if isinstance(news, TakenStep):
+        print("STEP " + json.dumps(dataclasses.asdict(news.metrics)), flush=True)
+    elif isinstance(news, str):
+        print("NOTE " + news, flush=True)
 
 
 if __name__ == "__main__":

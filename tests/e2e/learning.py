@@ -3,22 +3,23 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from masters_ray.config import Learner, Reward
 from masters_ray.kernels.packing import pack
-from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
+from masters_ray.learner.job import LearnerJob, Report, StagePlan, TakenStep
 from masters_ray.learner.trainer import fit
 from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
-from masters_ray.records import Problem, RolloutGroup
+from masters_ray.records import Problem, RolloutGroup, StepMetrics
 from tests.builders import group, iterations, scored, written
 from tests.conftest import PAIR
 from tests.tensors import prompt_of
 
+T = TypeVar("T")
 RATE = 1e-4
 STAGES = (5, 4)
 """Groups of each."""
@@ -87,10 +88,24 @@ def job(root: Path, **settings: Any) -> LearnerJob:
     )
 
 
-def train(root: Path, folders: list[Path], **settings: Any) -> LearnerReport:
-    """Everything that the worker group reported. The student lies in ``root/student`` afterwards."""
-    told = LearnerReport()
-    fit(job(root, **settings), folders, told.add)
+class Told:
+    """Everything that a worker group reported."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def all(self, kind: type[T]) -> list[T]:
+        return [one for one in self.reports if isinstance(one, kind)]
+
+    @property
+    def steps(self) -> list[StepMetrics]:
+        return [one.metrics for one in self.all(TakenStep)]
+
+
+def train(root: Path, folders: list[Path], **settings: Any) -> Told:
+    """The student lies in ``root/student`` afterwards."""
+    told = Told()
+    fit(job(root, **settings), folders, told.reports.append)
     return told
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from masters_ray.learner.job import LearnerReport
+from masters_ray.learner.job import TakenStep
 from masters_ray.parts import part_of_parameter
-from masters_ray.records import Problem, RolloutGroup
+from masters_ray.records import LogprobMismatch, Problem, RolloutGroup
 from tests.conftest import PAIR
-from tests.e2e.learning import RATE, rollouts, state, stored, train
+from tests.e2e.learning import RATE, Told, rollouts, state, stored, train
 from tests.e2e.runs import long_form
 
 pytestmark = pytest.mark.e2e
@@ -22,7 +22,7 @@ class Plain:
 
     rows: list[RolloutGroup]
     folders: list[Path]
-    told: LearnerReport
+    told: Told
     trained: dict[str, torch.Tensor]
 
 
@@ -43,15 +43,16 @@ def test_every_row_is_trained_on_once_in_stage_order(plain: Plain) -> None:
         sum(row.prompt_tokens + 6 for row in rows) for rows in (plain.rows[:4], plain.rows[4:5], plain.rows[5:])
     ]
     assert all(one.grad_norm > 0 and 0 < one.mfu < 1 and one.padding_fraction == 0 for one in steps)
-    assert plain.told.rewards
+    assert all(one.rewards for one in plain.told.all(TakenStep))
     before = state(PAIR / "student")
     changed = {name for name in before if not torch.equal(before[name], plain.trained[name])}
     frozen = {name for name in before if part_of_parameter(name) == "vision"}
     assert changed
     assert not changed & frozen, "the vision tower is frozen by default"
     assert any("language_model.layers" in name for name in changed)
-    assert [(one.stage, one.rows, one.apart) for one in plain.told.agreements] == [(0, 5, 0), (1, 4, 0)]
-    assert all(one.mean_gap < 1e-5 and one.row for one in plain.told.agreements)
+    agreements = plain.told.all(LogprobMismatch)
+    assert [(one.stage, one.rows, one.apart) for one in agreements] == [(0, 5, 0), (1, 4, 0)]
+    assert all(one.mean_gap < 1e-5 and one.row for one in agreements)
 
 
 SAME = ("loss", "policy_loss", "kl", "jsd", "jsd_error_bound", "distillation_reward", "accuracy_reward", "grad_norm")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import ray
 
 from masters_ray import checks, cluster
 from masters_ray.config import Cluster
@@ -87,14 +85,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     actor_class = type("ReplicaActor", (WatchedActor,), {"file": str(asked)})
     monkeypatch.setattr(owner, "Replicas", partial(Replicas, actor_class=actor_class))
 
-    @contextmanager
-    def broker_of(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
-        assert job.turns
-        watched = type("RolloutBroker", (WatchedBroker,), {"file": str(waited)})
-        actor = ray.remote(watched).options(num_cpus=0, max_concurrency=9 + replicas)
-        yield actor.remote(job.online, job.max_staleness, max_wait_seconds, job.settings.workers)
-
-    monkeypatch.setattr(learning, "broker_of", broker_of)
+    monkeypatch.setattr(learning, "RolloutBroker", type("RolloutBroker", (WatchedBroker,), {"file": str(waited)}))
     words = [*SMALL, "data.train.rows=24", "data.held_out.rows=6", "learner.groups_per_step=4"]
     words += ["rollout.online_fraction=0.5", "rollout.max_staleness=1", "schedule.max_ratio=0"]
     words += [f"run.dir={tmp_path / 'run'}"]

@@ -53,7 +53,7 @@ def test_one_row_that_is_apart_is_left_out_and_several_stop_the_learner_with_its
     assert found
     assert found[0].row == "p7" and found[0].apart == 1 and list(found[1]) == [(0, 7)]
     assert "nats per token apart on it, more than 0.1; did its picture change" in found[1][0, 7]
-    causes = "checkpoint.*processor files.*template.*start or end tokens.*pictures.*kernels.*quantised.*windows"
+    causes = "checkpoint.*processor files.*template.*start or end tokens.*pictures"
     with pytest.raises(LearnerError, match=rf"in 2 of 40 rows, most in p7 \(.*{causes}.*learner.max_logprob_gap"):
         agreed(part(40), {7: gap, 30: 0.55})
 
@@ -67,9 +67,7 @@ def test_of_many_rows_one_percent_may_be_apart() -> None:
 def test_rows_that_cannot_be_read_are_not_compared_and_none_at_all_stops_the_learner() -> None:
     found = agreed(part(5, 2), {})
     assert found and found[0].rows == 4
-    with pytest.raises(
-        LearnerError, match="can read none of 3 rows of stage 0, for example p., stage 0, position .: its"
-    ):
+    with pytest.raises(LearnerError, match="can read none of 3 rows of stage 0: p., stage 0, position .: its"):
         agreed(part(3, 0, 1, 2), {})
     assert agreed(part(1, 0), {}) is None
 

@@ -90,7 +90,7 @@ BOTH_OLD = pa.concat_tables([fresh(1, 0), fresh(2, 1)])
     [
         (fresh(2, 1), 0, ([4], [0]), ""),
         (fresh(2, 0), 1, ([4], [1]), ""),
-        (fresh(2, 0), 0, ([4], []), "none of its questions has a fresh group; it learns from 1 stored ones"),
+        (fresh(2, 0), 0, ([4], []), "it has no fresh groups; it learns from 1 stored ones"),
         (BOTH_OLD, 0, ([4], [0]), "1 fresh groups are too old and left out"),
         (None, 0, ([4], []), "its fresh answers did not come in time; it learns from 1 stored ones"),
     ],
@@ -105,7 +105,7 @@ def test_an_online_iteration_has_its_fresh_rows_that_are_young_enough_or_what_is
 
 def test_an_iteration_without_any_rows_is_left_out() -> None:
     [first, _] = steps(iter([]), [(replace(PLAN, rows=0), one) for _, one in ONLINE], 0)
-    said = "iteration 1: its fresh answers did not come in time; none is stored, it is left out"
+    said = "iteration 1: its fresh answers did not come in time; it learns from 0 stored ones"
     assert (len(first.table), first.note) == (0, said)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from masters_ray.errors import LearnerError
-from masters_ray.kernels.live import LiveScores
+from masters_ray.kernels.head import LiveScores
 from masters_ray.kernels.packing import PackedBatch, pack
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.live import LiveTeacher

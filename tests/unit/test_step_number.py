@@ -16,7 +16,7 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
-from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
+from masters_ray.learner.job import LearnerJob, StagePlan, TakenStep
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored, written
 from tests.conftest import PAIR
@@ -173,7 +173,7 @@ class Worker:
         from masters_ray.learner import loop
 
         written(folder / "store", {"stage": 0}, rows).finish({})
-        self.told: list[LearnerReport] = []
+        self.told: list[TakenStep] = []
         self._kept: dict[str, Tensor] = {}
         self._moves: list[Callable[[Any], None]] = []
         [file] = store.shard_names(folder / "store")
@@ -264,7 +264,7 @@ def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
         # the learner reads divergences to 1e-6 nats where it compares them, the plain loss does not
         assert (found[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name
     if workers == 1:
-        [told] = worker.told[-1].steps
+        told = worker.told[-1].metrics
         norm = torch.stack([one.norm() for one in trained.values()]).norm()
         # where longer answers weigh more, advantages do not cancel and carry those 1e-6 nats into the loss
         assert told.loss == pytest.approx(loss, rel=1e-6 if aggregation == "answer" else 1e-5)
@@ -301,7 +301,7 @@ def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
     gradients = {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
     for name, gradient in found.items():
         assert (gradient - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
-    [told] = worker.told[-1].steps
+    told = worker.told[-1].metrics
     per_group = torch.tensor(plain.clipped).split([sum(lengths) for lengths in LENGTHS])
     assert told.clip_fraction == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
     assert 0.1 < told.clip_fraction < 0.9
