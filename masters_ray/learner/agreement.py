@@ -1,5 +1,5 @@
-"""Compares the log-probabilities that learner and engine compute for the same tokens under the same weights, row by
-row: a picture that the two read differently changes the log-probs of its row, but hardly a mean over many rows."""
+"""Compares the learner's and the engine's log-probabilities of the same tokens under the same weights, row by row: a
+picture that the two read differently changes those of its row, but hardly a mean over many rows."""
 
 import math
 from collections.abc import Callable
@@ -21,9 +21,7 @@ Mismatch = tuple[LogprobMismatch, dict[tuple[int, int], str]]
 _EXACT, _COARSE = 0.01, 0.1
 """Largest mean absolute difference over a row's answer tokens, in nats, if both compute in float32, and otherwise
 (measurements: docs/LEARNER.md)."""
-_ROWS = 64
-"""Rows that are compared per stage."""
-_FROM_A_SHARD = 16
+_ROWS, _FROM_A_SHARD = 64, 16
 _FEW = 0.01
 """Fraction of the compared rows that may exceed the bound; a single row always may."""
 _UNTRAINED = (
@@ -31,18 +29,14 @@ _UNTRAINED = (
     "were made? Otherwise vLLM runs this model in another way: try student.engine.enforce_eager=true, or dtype=float32 "
     "for both. If only its rounding is this coarse, raise learner.max_logprob_gap."
 )
-_UNFIT = (
-    "learner and engine are {:.3g} nats per token apart on it, more than {:g}; did its picture change since its "
-    "rollouts were made?"
-)
+_UNFIT = "learner and engine are {:.3g} nats per token apart on it, more than {:g}; did its picture change since?"
 _ON_POLICY = "Both hold the same weights: try student.engine.enforce_eager=true, or rollout.online_fraction=0."
 
 
 def largest_gap(settings: Learner, engine_dtype: str) -> float:
     """Returns the largest difference allowed between learner and engine on a row, in nats per token."""
-    if settings.max_logprob_gap is not None:
-        return settings.max_logprob_gap
-    return _EXACT if settings.dtype == engine_dtype == "float32" else _COARSE
+    usual = _EXACT if settings.dtype == engine_dtype == "float32" else _COARSE
+    return usual if settings.max_logprob_gap is None else settings.max_logprob_gap
 
 
 def sample(folder: store.Where) -> pa.Table:
@@ -97,13 +91,18 @@ def compare(
 def check_fresh(step: Step, gaps: Tensor, bound: float) -> None:
     """Raises LearnerError when too many of a step's fresh rows exceed ``bound``. Compares those that were written by
     the weights at the start of this step. gaps: as ``row_gaps`` returns, [rows of the step, 3]."""
-    is_own = torch.tensor([version == step.number - 1 for version in step.table["version"].to_pylist()])
-    gaps = torch.where(is_own.unsqueeze(1), gaps, 0.0)
-    _mismatch(step, gaps, bound, f"step {step.number}: fresh answers", _ON_POLICY)
+    is_own = [version == step.number - 1 for version in step.table["version"].to_pylist()]
+    _mismatch(
+        step,
+        torch.where(torch.tensor(is_own).unsqueeze(1), gaps, 0.0),
+        bound,
+        f"step {step.number}: fresh answers",
+        _ON_POLICY,
+    )
 
 
 def _mismatch(step: Step, gaps: Tensor, bound: float, of: str, remedy: str) -> Mismatch | None:
-    """gaps: [rows of the step, 3], 0 for rows that were not compared; without any of those returns None."""
+    """gaps: as ``row_gaps`` returns, 0 for rows that were not compared. Returns None when none was."""
     sums, tokens, most = gaps.unbind(-1)
     rows = int(tokens.count_nonzero())
     if not rows:

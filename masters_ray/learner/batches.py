@@ -30,7 +30,7 @@ class Step:
     """Counts from 1."""
     online: bool = False
     table: pa.Table
-    """Rows of the step, ordered by position."""
+    """Ordered by position."""
     note: str = ""
     """Message for the user when the rows are not the planned ones; empty otherwise."""
 
@@ -39,26 +39,18 @@ class Step:
         """Sequence tokens of each row."""
         return store.sequence_tokens(self.table)
 
-    @cached_property
-    def answer_tokens(self) -> int:
-        """Answer tokens of all rows."""
-        return store.answer_tokens(self.table)
-
     @property
     def ages(self) -> list[int]:
-        """Staleness of each fresh row (version ≥ 0): optimizer steps by which the version that wrote it is behind."""
+        """Staleness of each fresh row: optimizer steps by which the version that wrote it is behind."""
         return [self.number - 1 - version for version in self.table["version"].to_pylist() if version >= 0]
 
 
 def steps(
     batches: Iterator[pa.Table], plans: Plans, skip: int, fresh: Fresh = lambda _: None, max_staleness: int = 0
 ) -> Iterator[Step]:
-    """Yields the planned iterations after number ``skip``, with the stored rows of ``batches``; online iterations use
-    their fresh rows instead.
-
-    Drops fresh rows that are more than ``max_staleness`` steps stale; an online iteration without fresh rows uses its
-    stored rows, if it has any. Raises LearnerError when rows are missing or not ordered by stage and position.
-    """
+    """Yields the planned iterations after number ``skip``, with the stored rows of ``batches``. Online iterations use
+    their fresh rows instead if some are at most ``max_staleness`` steps stale. Raises LearnerError when stored rows are
+    missing or not ordered by stage and position."""
     for (plan, iteration), table in zip(plans, _stored(batches, plans), strict=True):
         number, note = iteration.number, ""
         if number <= skip:

@@ -107,9 +107,8 @@ class WorkerStep:
 def worker_steps(
     steps: Iterable[Step], collator: Collator, *, rank: int, workers: int, budget: int
 ) -> Iterator[WorkerStep]:
-    """Yields worker ``rank``'s part of every step. Packs all its micro-batches first, so that the step's readable rows
-    are known before its first gradient. A dummy holds the step's first row that this worker can read.
-    budget: maximum tokens of a micro-batch of several rows."""
+    """Yields worker ``rank``'s part of every step, whole, so that its readable rows are known before its first
+    gradient. A dummy holds the step's first row that this worker can read. budget: tokens of a micro-batch."""
     for step in steps:
         failed: dict[int, Rejected] = {}
         made: list[MicroBatch] = []

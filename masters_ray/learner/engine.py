@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 
-_PREFIX = "model."
-"""Prefix that PackedStudent adds to the transformers model's parameter names."""
 _TAG = "student"
 
 
@@ -37,10 +35,8 @@ class StudentEngine:
 
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            # DeepSpeed's own needs a compiler on the training machine.
-            optimizer=partial(
-                torch.optim.AdamW, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-            ),
+            # DeepSpeed's own needs a compiler on the training machine. The rate comes with each step.
+            optimizer=partial(torch.optim.AdamW, weight_decay=settings.weight_decay, fused=True),
             model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
             config=deepspeed_config(settings),
         )
@@ -101,15 +97,15 @@ class StudentEngine:
         return values.cpu()
 
     def whole_weights(self, keep: bool) -> dict[str, Tensor]:
-        """Gathers parameters one by one. Returns the transformers model's parameter names → whole tensors on the CPU;
-        empty on ranks where ``keep`` is false. All ranks must call this together."""
+        """Gathers parameters one by one. Returns the transformers model's parameter names, without the prefix of
+        PackedStudent → whole tensors on the CPU; empty on ranks where ``keep`` is false. All ranks must call it."""
         import deepspeed
 
         state: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._zero_stage == 3):
                 if keep:
-                    state[name.removeprefix(_PREFIX)] = parameter.detach().cpu().clone()
+                    state[name.removeprefix("model.")] = parameter.detach().cpu().clone()
         return state
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
@@ -147,10 +143,6 @@ def deepspeed_config(settings: Learner) -> dict[str, Any]:
         zero["offload_optimizer"] = on_cpu
     if settings.offload == "everything":
         zero["offload_param"] = on_cpu
-    precision: dict[str, Any] = {}
-    if settings.dtype == "bfloat16":
-        # Sum gradients over micro-batches and workers in float32: bfloat16 loses about a percent.
-        precision = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     return {
         "managed_gradient_accumulation": False,
         "train_micro_batch_size_per_gpu": 1,
@@ -160,5 +152,7 @@ def deepspeed_config(settings: Learner) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": settings.dtype == "bfloat16"},
-        **precision,
+        # Gradients of micro-batches and workers are summed in float32: bfloat16 loses about a percent.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
     }

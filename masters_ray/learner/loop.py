@@ -121,9 +121,9 @@ class _Worker:
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
         """Returns the transformers model's weights, adapters merged (and written); None on all ranks but 0."""
         state, lora = self._engine.whole_weights(keep=self._rank == 0), self._job.settings.lora
-        if self._rank == 0 and lora.rank:
+        if state and lora.rank:
             return adapters.merged(state, self._folder, lora, adapters_to)
-        return state if self._rank == 0 else None
+        return state or None
 
     def _as_checkpoint(self) -> dict[str, Tensor] | None:
         state = self._whole_student()
@@ -165,8 +165,7 @@ class _Worker:
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
             torch.cuda.empty_cache()  # leaves the memory to the engines
-        found: pa.Table | None = ask(self._broker, "take", number)
-        return found
+        return ask(self._broker, "take", number)
 
     def resume(self) -> int:
         """Loads the newest intact checkpoint and returns its step, or 0. LearnerError when the worker count differs."""
@@ -190,7 +189,7 @@ class _Worker:
         return 0
 
     def step(self, coming: Iterator[WorkerStep]) -> None:
-        """Takes or skips the next step's updates, and reports the step to the driver."""
+        """Takes or skips the next step, and reports it to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
@@ -219,7 +218,7 @@ class _Worker:
             mask_ratio=step.plan.ratio,
             learning_rate=learning_rate(self._job.settings, step.number),
             groups=len(step.table),
-            answer_tokens=step.answer_tokens,
+            answer_tokens=store.answer_tokens(step.table),
             tokens=tokens,
             tokens_per_second=updates * tokens / seconds,
             padding_fraction=1.0 - tokens / first.capacity,
@@ -260,12 +259,13 @@ class _Worker:
         which the step's first update sets."""
         step, engine, is_first = part.step, self._engine, old[0] is None
         groups, made, operations = len(step.table), [], 0
+        tokens_per_group = store.answer_tokens(step.table) / groups
         for index, micro in enumerate(part.micro_batches):
             batch = micro.batch.to(self._device)
             scores = self._live.scores(step.plan, batch) if self._live else None
             student = engine(batch, scores)
             operations += self._operations.of(batch)
-            outputs = group_losses(self._loss, batch, student, step.answer_tokens / groups, old[index])
+            outputs = group_losses(self._loss, batch, student, tokens_per_group, old[index])
             old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
             made.append((micro, dataclasses.replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
