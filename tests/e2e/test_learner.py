@@ -61,11 +61,9 @@ SAME = ("loss", "policy_loss", "kl", "jsd", "jsd_error_bound", "distillation_rew
 @pytest.mark.parametrize(
     ("zero_stage", "workers", "budget", "more"),
     [
-        pytest.param(1, 2, 200, {}, marks=long_form),
         pytest.param(2, 3, 1, {"logits_mib": 1}, marks=long_form),
         (3, 2, 150, {"activation_checkpointing": True}),
     ],
-    ids=["zero1-2-workers", "zero2-3-workers", "zero3-2-workers-checkpointed"],
 )
 def test_workers_token_budgets_and_zero_stages_change_nothing(
     zero_stage: int, workers: int, budget: int, more: dict[str, object], plain: Plain, tmp_path: Path

@@ -158,7 +158,6 @@ def test_adapters_are_trained_alone_exported_alone_and_merged_without_a_row_that
     adapters = load_file(tmp_path / "student_adapters" / "adapter_model.safetensors")
     config = json.loads((tmp_path / "student_adapters" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 8)
-    assert config["base_model_name_or_path"] == str(PAIR / "student")
     before, after = state(PAIR / "student"), state(tmp_path / "student")
     assert before.keys() == after.keys()
     changed = {name for name in before if f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight" in adapters}

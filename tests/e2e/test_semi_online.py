@@ -1,7 +1,5 @@
 """Online iterations with real engines: the learner's weights reach the rollouts, whose answers it learns from."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Mapping
@@ -82,14 +80,12 @@ def test_fresh_answers_are_others_than_those_before_and_every_row_is_learned_fro
 ) -> None:
     assert [store.read_manifest(run / "rollouts" / f"stage-{stage}").rows for stage in range(3)] == [0, 0, 0]  # type: ignore[union-attr]
     assert [group.position for group in groups] == list(range(48))
-    assert len({group.student_digest for group in groups}) == 1, "the weights are the same ones all along"
     steps = read_lines(run / "metrics.jsonl")
     assert [(step["fresh"], step["age"]) for step in steps] == [(4, 0.0)] * 12
     online = read_lines(run / "online.jsonl")
     assert [(one["step"], one["version"], one["ages"]) for one in online] == [(n, n - 1, [0] * 4) for n in range(1, 13)]
     told = summary(run)["online"]
     assert (told["steps"], told["groups"], told["mean_age"], told["placement"]) == (12, 48, 0.0, "beside")
-    assert "<b>Online:</b> in 12 of 12 optimizer steps (100.0 %)" in (run / "report.html").read_text()
 
 
 class Damaging(RolloutBroker):

@@ -1,12 +1,9 @@
 """A run whose machine goes down in the middle of its online iterations, and the same command after that.
 
-Twelve iterations of four questions in three stages; 1, 2, 4, 5, 6, 8, 9, 10 and 12 are online, each written by a
-student who is one step behind. Checkpoints come after every fourth. The machine goes down while iteration 8 is made,
-which student 6 writes: iterations 5 and 6 are whole and were learned from, and the only checkpoint is the fourth, for
-the learner cannot come to the eighth without the rows of iteration 8.
+Twelve iterations of four questions in three stages, nine of them online, each written by a student who is one step
+behind. Checkpoints come after every fourth. The machine goes down while iteration 8 is made, which student 6 writes:
+iterations 5 and 6 are whole and were learned from, and the only checkpoint is the fourth.
 """
-
-from __future__ import annotations
 
 import os
 import signal
@@ -38,8 +35,7 @@ SETTINGS = [
 ONLINE = [1, 2, 4, 5, 6, 8, 9, 10, 12]
 WRITERS = {number: schedule.version_for(number, max_staleness=1) for number in ONLINE}
 LEARNED, TAKEN_OVER, HALF_MADE = 4, (5, 6), 8
-PATIENCE = 600
-"""Seconds for what takes a minute on two quiet cores."""
+PATIENCE = 600.0
 TIMES = ("seconds", "rollout_wait_s", "tokens_per_second", "mfu", "memory_gib")
 """Fields of a step's metrics that differ between equal runs."""
 
@@ -53,18 +49,15 @@ class Left(NamedTuple):
     written: dict[Path, int]
     """File that need not be made again → when it was written, ns."""
     half_made: RolloutGroup
-    """A row of the iteration that has no others."""
 
 
 @contextmanager
 def started(run: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command, in a session of its own: every process that comes of it is told by that, and ends with the block."""
-    temporary = run.parent / "tmp"
-    temporary.mkdir(exist_ok=True)
     process = subprocess.Popen(
         [*PROGRAM, "run", "conf/demo.yaml", f"run.dir={run}", *SETTINGS],
         cwd=ROOT,
-        env=environment(TMPDIR=str(temporary), RAY_TMPDIR="/tmp"),  # Ray's sockets need a short path
+        env=environment(),
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -102,10 +95,8 @@ def positions(numbers: Sequence[int]) -> list[int]:
 
 def shards(run: Path, *numbers: int) -> list[Path]:
     """Of online iterations, as far as they are there: one for each question."""
-    wanted = [
-        run / "online" / f"stage-{place // 16}" / f"shard-{place:08d}.parquet" for place in positions(sorted(numbers))
-    ]
-    return [file for file in wanted if file.exists()]
+    wanted = (f"stage-{place // 16}/shard-{place:08d}.parquet" for place in positions(sorted(numbers)))
+    return [run / "online" / name for name in wanted if (run / "online" / name).exists()]
 
 
 def cut_short(run: Path) -> RolloutGroup:
@@ -171,17 +162,11 @@ def fresh(run: Path, again: str) -> dict[int, list[RolloutGroup]]:
     return {number: [row for row in rows if row.position in positions([number])] for number in ONLINE}
 
 
-def test_it_had_learned_from_fresh_answers_beyond_its_only_checkpoint(left: Left) -> None:
-    assert left.online[:5] == [1, 2, 4, *TAKEN_OVER]
-    assert {1, 2, 3, 4, 5} <= {one["step"] for one in left.steps}
-    assert left.half_made.version == 6, "the student had taken six steps"
-
-
 def test_it_goes_on_from_the_checkpoint_and_nothing_that_is_good_is_made_again(
     run: Path, left: Left, again: str
 ) -> None:
+    assert {1, 2, 3, 4, 5} <= {one["step"] for one in left.steps} and left.online[:5] == [1, 2, 4, *TAKEN_OVER]
     assert again.count(f"the learner goes on after step {LEARNED}") == 1
-    assert "9 of its 12 iterations are online" in again
     assert "rollouts at mask ratio" not in again
     assert len(shards(run, *TAKEN_OVER)) == 8
     assert {file: file.stat().st_mtime_ns for file in left.written} == left.written
@@ -209,8 +194,7 @@ def test_each_iteration_has_one_writer_and_that_is_the_one_of_a_run_that_nobody_
     left: Left, fresh: dict[int, list[RolloutGroup]]
 ) -> None:
     writers = {number: {(row.version, row.student_digest) for row in rows} for number, rows in fresh.items()}
-    assert all(len(found) == 1 for found in writers.values())
-    assert {number: version for number, [(version, _)] in writers.items()} == WRITERS
+    assert {number: version for number, [(version, _)] in writers.items()} == WRITERS, "one for all its rows"
     students = {one for found in writers.values() for one in found}
     assert len(students) == len({digest for _, digest in students}) == len(set(WRITERS.values()))
     assert writers[HALF_MADE] == {(left.half_made.version, left.half_made.student_digest)}, "student 6 to the bit"
@@ -229,12 +213,10 @@ def test_rows_are_whole_and_of_their_stage(run: Path, fresh: dict[int, list[Roll
         assert not list(folder.glob("*.tmp"))
 
 
-def test_it_ends_as_any_run_does_and_leaves_nothing_behind(run: Path, again: str) -> None:
+def test_it_ends_as_any_run_does(run: Path, again: str) -> None:
     found = summary(run)
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9, "of both calls"
     assert (found["learner"]["steps"], found["learner"]["skipped"], found["learner"]["groups"]) == (12, 0, 48)
     online = found["online"]
     assert (online["steps"], online["groups"], online["mean_age"], online["largest_age"]) == (9, 36, 32 / 36, 1.0)
     assert (run / "student" / "model.safetensors").exists()
-    assert [one.step for one in find(run / "learner" / "checkpoints")][-1] == 12
-    assert not list((run.parent / "tmp").glob("masters-ray-*"))

@@ -1,7 +1,5 @@
 """Online iterations on a machine that does not hold learner and replicas beside each other."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,7 +11,6 @@ import pytest
 
 from masters_ray import checks, cluster
 from masters_ray.config import Cluster
-from masters_ray.errors import ConfigError
 from masters_ray.files import append_lines, read_lines
 from masters_ray.pipeline import learning, owner
 from masters_ray.pipeline import run as pipeline
@@ -89,8 +86,6 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     words = [*SMALL, "data.train.rows=24", "data.held_out.rows=6", "learner.groups_per_step=4"]
     words += ["rollout.online_fraction=0.5", "rollout.max_staleness=1", "schedule.max_ratio=0"]
     words += [f"run.dir={tmp_path / 'run'}"]
-    with pytest.raises(ConfigError, match="for learning while making rollouts"):
-        cluster.place(checks.load("conf/demo.yaml", [*words, "rollout.placement=beside"]))
     settings = checks.load("conf/demo.yaml", words)
     turns = cluster.place(settings)
     assert turns == Turns(cpus=2.0, gpus=0)

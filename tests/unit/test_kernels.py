@@ -58,15 +58,6 @@ def test_the_block_kernel_equals_the_dense_mask_in_value_and_gradient(name: str,
         assert torch.allclose(one, other, atol=2e-6)
 
 
-def test_in_bfloat16_it_is_as_close_to_float32_as_the_dense_mask_is() -> None:
-    shape = LAYOUTS["several groups, padded"]
-    exact = run("dense", shape, 4, 2)
-    dense, blocks = (run(kernel, shape, 4, 2, torch.bfloat16) for kernel in ("dense", "blocks"))
-    for right, one, other in zip(exact, dense, blocks, strict=True):
-        assert other.dtype == torch.bfloat16
-        assert (other.float() - right).norm() < 1.5 * (one.float() - right).norm() + 1e-3 * right.norm()
-
-
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_the_block_mask_of_flex_attention_is_the_same_mask_and_a_cpu_has_a_kernel_by_its_dtype() -> None:
