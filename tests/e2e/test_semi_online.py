@@ -190,3 +190,15 @@ def test_a_learner_that_is_asked_for_its_weights_agrees_with_the_engine_that_has
     assert "4 of its 4 iterations are online, weights by gloo" in capsys.readouterr().out
     assert [one["version"] for one in read_lines(tmp_path / "online.jsonl")] == list(range(4))
     assert max(step["logprob_mismatch"] for step in read_lines(tmp_path / "metrics.jsonl")) <= CLOSE
+
+
+@long_form
+def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path) -> None:
+    """Three processes of half a CPU make rollouts; the learner has one, and reading its data takes a whole CPU."""
+    words = ["cluster.local_cpus=2", "data.train.rows=24", "rollout.online_fraction=0.5", "schedule.max_ratio=0"]
+    done = masters_ray("run", "conf/demo.yaml", f"run.dir={tmp_path}", *ONLINE, "rollout.max_staleness=1", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = read_lines(tmp_path / "metrics.jsonl")
+    assert [step["fresh"] for step in steps] == [4, 0, 4, 0, 4, 0]
+    assert [step["age"] for step in steps if step["fresh"]] == [0.0, 1.0, 1.0], "as without turns"
+    assert summary(tmp_path)["online"]["placement"] == "turns"
