@@ -1,6 +1,9 @@
-"""Stored rollouts and a run of the real learner on them, for the tests that follow."""
+"""Stored rollouts and a run of the real learner on them, for tests; and a driver of its own that a test can kill:
+``python -m tests.e2e.learning FOLDER`` trains on ``FOLDER/rollouts`` and prints every step as a line of JSON."""
 
 import dataclasses
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from masters_ray.config import Learner, Reward
+from masters_ray import cluster
+from masters_ray.config import Cluster, Learner, Reward
 from masters_ray.kernels.packing import pack
 from masters_ray.learner.job import LearnerJob, Report, StagePlan, TakenStep
 from masters_ray.learner.trainer import fit
@@ -23,6 +27,7 @@ T = TypeVar("T")
 RATE = 1e-4
 STAGES = (5, 4)
 """Groups of each."""
+ONE_BY_ONE = {"groups_per_step": 1, "checkpoint_every": 2, "cpus": 0.5}
 
 
 def rollouts(problems: Sequence[Problem]) -> list[RolloutGroup]:
@@ -112,3 +117,16 @@ def train(root: Path, folders: list[Path], **settings: Any) -> Told:
 def state(folder: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors in float32."""
     return {name: tensor.float() for name, tensor in weights.tensors(folder)}
+
+
+def show(news: Report) -> None:
+    if isinstance(news, TakenStep):
+        print("STEP " + json.dumps(dataclasses.asdict(news.metrics)), flush=True)
+    elif isinstance(news, str):
+        print("NOTE " + news, flush=True)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    with cluster.connected(Cluster(local_cpus=4)):
+        fit(job(root, **ONE_BY_ONE), [root / "rollouts" / f"stage-{stage}" for stage in range(len(STAGES))], show)

@@ -23,8 +23,7 @@ from masters_ray.learner.trainer import fit
 from masters_ray.parts import part_of_parameter
 from masters_ray.records import LeftOut, Problem, RolloutGroup, SkippedStep, StepMetrics
 from tests.conftest import PAIR, ROOT
-from tests.e2e.learn_alone import SETTINGS
-from tests.e2e.learning import Told, job, rollouts, state, stored, train, written_by_its_student
+from tests.e2e.learning import ONE_BY_ONE, Told, job, rollouts, state, stored, train, written_by_its_student
 
 pytestmark = pytest.mark.e2e
 TIMES = ("seconds", "tokens_per_second", "mfu", "memory_gib")
@@ -53,7 +52,7 @@ def curve(steps: list[StepMetrics]) -> dict[int, dict[str, Any]]:
 def uninterrupted(local_ray: None, rows: list[RolloutGroup], tmp_path_factory: pytest.TempPathFactory) -> Course:
     """Nine steps of one group."""
     root = tmp_path_factory.mktemp("uninterrupted")
-    told = train(root, stored(root / "rollouts", rows), **SETTINGS)
+    told = train(root, stored(root / "rollouts", rows), **ONE_BY_ONE)
     assert [found.step for found in find(root / "learner" / "checkpoints")][-2:] == [8, 9]
     return curve(told.steps), state(root / "student")
 
@@ -75,7 +74,7 @@ def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
                         killed.append(process.pid)
                         process.kill()
 
-    fit(job(tmp_path, **SETTINGS, max_failures=1), stored(tmp_path / "rollouts", rows), on_news)
+    fit(job(tmp_path, **ONE_BY_ONE, max_failures=1), stored(tmp_path / "rollouts", rows), on_news)
     expected, trained = uninterrupted
     assert killed
     assert any("goes on after step" in note for note in told.all(str))
@@ -84,7 +83,7 @@ def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
 
 
 def learn_alone(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.e2e.learn_alone", str(folder)]
+    command = [sys.executable, "-m", "tests.e2e.learning", str(folder)]
     nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=nothing, text=True, start_new_session=True)
 
@@ -139,7 +138,7 @@ def test_steps_without_finite_loss_are_skipped_and_counted_until_there_are_too_m
     told = Told()
     last = rf"2 steps in a row were skipped; .* step 5: the loss of {rows[4].problem.id} "
     with pytest.raises(LearnerError, match=last):
-        fit(job(tmp_path, **SETTINGS, max_skipped_in_a_row=1), folders, told.reports.append)
+        fit(job(tmp_path, **ONE_BY_ONE, max_skipped_in_a_row=1), folders, told.reports.append)
     assert [one.step for one in told.steps] == [1, 3]
     assert [one.step for one in told.all(SkippedStep)] == [2, 4, 5]
 

@@ -20,6 +20,7 @@ from masters_ray.learner.job import LearnerJob, StagePlan, TakenStep
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored, written
 from tests.conftest import PAIR
+from tests.tensors import random, top_k
 
 ALPHA, RHO, BETA = 0.7, 0.4, 0.2
 """None is the default, so that a step that does not read its settings is seen."""
@@ -124,28 +125,20 @@ def rows(plain: Plain, questions: list[Problem]) -> list[RolloutGroup]:
     for position, of in enumerate(asked):
         prompt = plain.prompt(of)
         answers = []
-        for place, (length, accuracy, reasoning) in enumerate(
-            zip(LENGTHS[position], ACCURACIES[position], REASONING[position], strict=True)
-        ):
+        columns = zip(LENGTHS[position], ACCURACIES[position], REASONING[position], strict=True)
+        for place, (length, accuracy, reasoning) in enumerate(columns):
             seed = 10 * position + (place if position < 4 else 0)
             answer = scored([40 + seed + token for token in range(length - 1)] + [2], accuracy=accuracy)
             with torch.no_grad():
                 logprobs = plain.logprobs(prompt, torch.tensor(answer.judged.answer.token_ids))
-            noise = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(seed))
-            top, ids = (logprobs + noise).log_softmax(-1).topk(6)
-            left_out = 1 - top.exp().sum(-1)
+            noise = random(*logprobs.shape, seed=seed)
+            ids, top, left_out = top_k((logprobs + noise).log_softmax(-1).float(), 6)
             own = logprobs.gather(1, torch.tensor(answer.judged.answer.token_ids).unsqueeze(1)).squeeze(1)
             reference = own + 0.12 * torch.arange(seed, seed + length).sin()
-            answers.append(
-                replace(
-                    answer,
-                    judged=replace(answer.judged, reasoning=reasoning),
-                    teacher=TokenScores(
-                        top_ids=ids.int().numpy(), top_logprobs=top.float().numpy(), left_out=left_out.float().numpy()
-                    ),
-                    reference_logprobs=reference.float().numpy(),
-                )
-            )
+            judged = replace(answer.judged, reasoning=reasoning)
+            teacher = TokenScores(top_ids=ids.int().numpy(), top_logprobs=top.numpy(), left_out=left_out.numpy())
+            own_logprobs = reference.float().numpy()
+            answers.append(replace(answer, judged=judged, teacher=teacher, reference_logprobs=own_logprobs))
         row = group(answers, position=position, of=of)
         found.append(replace(row, prompt_tokens=prompt["input_ids"].shape[1]))
     return found
