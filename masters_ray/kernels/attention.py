@@ -214,9 +214,8 @@ class _Blocks(torch.autograd.Function):
 
 
 def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
-    """Yields (queries, keys, whether a query sees only the keys up to its place) of each call: every prompt against
-    itself, its answers against it, and each answer against itself. Answers go together unless padding them would cost
-    too much."""
+    """Yields (queries, keys, whether a query sees only the keys up to its place) of each call. Answers go together
+    unless padding them would cost too much."""
     for span in layout.spans:
         prompt, lengths = _Rows(span.start, (span.prompt,)), tuple(length for length in span.answers if length)
         yield prompt, prompt, True

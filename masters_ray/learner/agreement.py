@@ -44,14 +44,14 @@ def sample(folder: store.Where) -> pa.Table:
     names = store.shard_names(folder)
     stride = -(-len(names) * _FROM_A_SHARD // _ROWS)
     each = max(_FROM_A_SHARD, -(-_ROWS // max(1, len(names))))
-    taken: list[pa.Table] = [store.SCHEMA.empty_table()]
+    taken = store.SCHEMA.empty_table()
     for index in sorted(range(len(names)), key=lambda index: index % stride):
-        if sum(map(len, taken)) >= _ROWS:
-            break
-        rows = store.read_shard(folder, names[index])
-        count = min(each, len(rows))
-        taken.append(rows.take(pa.array([place * len(rows) // count for place in range(count)], pa.int64())))
-    return pa.concat_tables(taken)
+        if len(taken) < _ROWS:
+            rows = store.read_shard(folder, names[index])
+            count = min(each, len(rows))
+            places = [place * len(rows) // count for place in range(count)]
+            taken = pa.concat_tables([taken, rows.take(pa.array(places, pa.int64()))])
+    return taken
 
 
 def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
@@ -91,14 +91,8 @@ def compare(
 def check_fresh(step: Step, gaps: Tensor, bound: float) -> None:
     """Raises LearnerError when too many of a step's fresh rows exceed ``bound``. Compares those that were written by
     the weights at the start of this step. gaps: as ``row_gaps`` returns, [rows of the step, 3]."""
-    is_own = [version == step.number - 1 for version in step.table["version"].to_pylist()]
-    _mismatch(
-        step,
-        torch.where(torch.tensor(is_own).unsqueeze(1), gaps, 0.0),
-        bound,
-        f"step {step.number}: fresh answers",
-        _ON_POLICY,
-    )
+    is_own = torch.tensor([[version == step.number - 1] for version in step.table["version"].to_pylist()])
+    _mismatch(step, torch.where(is_own, gaps, 0.0), bound, f"step {step.number}: fresh answers", _ON_POLICY)
 
 
 def _mismatch(step: Step, gaps: Tensor, bound: float, of: str, remedy: str) -> Mismatch | None:

@@ -65,10 +65,8 @@ class Collator:
         if group.version is None and (reason := self.unfit.get((group.stage, group.position))):
             raise UnreadableRowError(reason)
         for token_ids in (answer.judged.answer.token_ids for answer in group.answers):
-            if not token_ids:
-                raise UnreadableRowError("an answer has no tokens")
-            if (largest := max(token_ids)) >= self._vocabulary:
-                raise UnreadableRowError(f"an answer has token {largest}; the student knows {self._vocabulary} tokens")
+            if max(token_ids, default=self._vocabulary) >= self._vocabulary:
+                raise UnreadableRowError(f"an answer has no tokens, or one beyond the student's {self._vocabulary}")
         try:
             pictures = [decode(picture) for picture in group.problem.pictures]
             prompt = hf.prompt_tensors(self._model, self._chat, question_messages(group.problem), pictures)

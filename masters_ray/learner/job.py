@@ -17,11 +17,10 @@ class StagePlan:
     rows: int
     """Rows stored before training."""
     teacher: str = ""
-    """Checkpoint of the teacher."""
+    """Its checkpoint."""
     masked: tuple[Part, ...] = ()
-    """Parts of the teacher that are masked."""
     teacher_digest: str = ""
-    """Digest of the masked teacher weights with which the rows were made."""
+    """Of the masked weights with which the rows were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,6 @@ class LearnerJob:
 
     @property
     def online(self) -> list[int]:
-        """Numbers of the online iterations."""
         return [one.number for one in self.iterations if one.online]
 
 

@@ -145,7 +145,6 @@ class _Worker:
                 self._collator.unfit |= unfit
 
     def parts(self, done: int) -> Iterator[WorkerStep]:
-        """Returns this rank's part of every step after step ``done``."""
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
             iter(shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)),
@@ -279,17 +278,16 @@ class _Worker:
             return None
         if is_first:
             agreement.check_fresh(step, totals.gaps, self._largest_gap)
-        return dataclasses.replace(totals, metrics=totals.metrics | {"grad_norm": norm})
+        totals.metrics["grad_norm"] = norm
+        return totals
 
     def save(self, number: int) -> None:
-        """Saves this rank's part of the checkpoint after step ``number``."""
         self.publisher.forget_before(number)
         history = json.dumps([dataclasses.asdict(one) for one in self._history])
         state = {"students": self.publisher.students, "history": history, "random": torch.get_rng_state()}
         self.checkpoints.save(number, partial(self._engine.save, state=state))
 
     def export(self) -> None:
-        """Writes the trained student on rank 0; the other ranks take part in gathering it."""
         with writing(self._job.export_to, LearnerError, SafetensorError):
             state = self._whole_student(self._job.adapters_to)
             if state is not None:
