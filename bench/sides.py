@@ -110,14 +110,13 @@ class Optimizer:
 
         groups = sum(len(micro.indices) for micro in batches)
         tokens = sum(len(micro.batch.targets) for micro in batches)
-        made = []
+        made, operations = [], 0
         for micro in batches:
-            with self._operations.counted(micro.batch):
-                student = self._engine(micro.batch)
+            student = self._engine(micro.batch)
+            operations += self._operations.of(micro.batch)
             outputs = group_losses(self._config, micro.batch, student, tokens / groups)
             self._engine.add_gradient(outputs.loss.sum() / groups)
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
-        operations = self._operations.take()
         step_totals(groups, made, self._engine.over_workers, operations, rank=0, workers=1)
         if self._engine.update(self._config.learner.learning_rate) is None:
             raise RuntimeError("the gradient is not finite")

@@ -257,8 +257,6 @@ class SkippedStep:
     step: int
     stage: int
     reason: str
-    saved: str
-    """File with the step's rows (parquet, as in the store) for inspection; "" without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

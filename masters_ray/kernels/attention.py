@@ -62,14 +62,8 @@ class Layout:
     @property
     def pairs(self) -> int:
         """(query, key) pairs that have to be computed: the measure of attention's work."""
-
-        def triangle(side: int) -> int:
-            return side * (side + 1) // 2
-
-        return sum(
-            triangle(span.prompt) + sum(span.answers) * span.prompt + sum(triangle(length) for length in span.answers)
-            for span in self.spans
-        )
+        triangles = sum(side * (side + 1) // 2 for span in self.spans for side in (span.prompt, *span.answers))
+        return triangles + sum(span.prompt * sum(span.answers) for span in self.spans)
 
     def mask(self, kernel: Literal["flex", "dense"], device: torch.device) -> Any:
         """Returns what each token sees: FlexAttention's block mask, or for ``dense`` bool [length, length], row sees
@@ -220,9 +214,8 @@ class _Blocks(torch.autograd.Function):
 
 
 def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
-    """Yields (queries, keys, whether a query sees only the keys up to its place) of each call: every prompt against
-    itself, its answers against it, and each answer against itself. Answers go together unless padding them would cost
-    too much."""
+    """Yields (queries, keys, whether a query sees only the keys up to its place) of each call. Answers go together
+    unless padding them would cost too much."""
     for span in layout.spans:
         prompt, lengths = _Rows(span.start, (span.prompt,)), tuple(length for length in span.answers if length)
         yield prompt, prompt, True

@@ -3,20 +3,26 @@
 The output head and everything after it run over tiles of tokens × vocabulary. A tile of logits lives in one buffer that
 becomes probabilities in place in the forward pass and gradients in the backward pass, so at most one tile is held. If
 all logits fit, they are one tile that is kept for the backward pass; otherwise backward computes every tile again.
+Against a teacher that runs during training (METHOD 5), distributions are compared over the whole vocabulary, in slices
+of tokens that backward computes again.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
-from masters_ray.method.divergence import jsd_and_slope, left_out_error, with_rest
+from masters_ray.method.divergence import jsd, jsd_and_slope, left_out_error, with_rest
 
 _CPU_TILE_BYTES = 4 * 2**20
 """Tile size on a CPU: fits a core's cache."""
 _LEAST_COLUMNS = 2048
 """Minimum columns of a tile, if the vocabulary has that many: narrower tiles waste the matrix unit."""
+_LIVE_BUFFERS = 8
+"""float32 buffers of a slice's size held at once, for both models and gradients."""
 
 
 def answer_terms(
@@ -34,9 +40,9 @@ def answer_terms(
     and weight.
 
     hidden: [tokens, width], the states that predict the targets. weight: the output head, [vocabulary, width]. targets:
-    [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's as in
-    ``top_k_jsd``. logits_bytes: maximum bytes of float32 logits held at a time. A top id without a row in the head (the
-    teacher's vocabulary may be padded further) counts as left out; a target without a row has log-prob NaN.
+    [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's. logits_bytes: maximum bytes of
+    float32 logits held at a time. A top id without a row in the head (the teacher's vocabulary may be padded further)
+    counts as left out; a target without a row has log-prob NaN.
     """
     probabilities = top_logprobs.exp()
     lacking = probabilities * (top_ids >= weight.shape[0])
@@ -150,3 +156,37 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += torch.mm(left, right)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveScores:
+    """The teacher's hidden states for some answer tokens, with its output head."""
+
+    hidden: Tensor
+    """[tokens, width], the states that predict the tokens"""
+    weight: Tensor
+    """[vocabulary, width], the teacher's output head"""
+
+
+def live_terms(
+    hidden: Tensor, weight: Tensor, targets: Tensor, teacher: LiveScores, *, logits_bytes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what ``answer_terms`` returns, against the teacher's whole distribution. If the two vocabularies are
+    padded to different widths, the JSD is over the common tokens and the rest of each as one outcome; otherwise its
+    error bound is 0. logits_bytes: approximate memory held at a time."""
+
+    def of(hidden: Tensor, targets: Tensor, teacher_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs = linear(hidden, weight).float().log_softmax(-1)
+        own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        p, q = linear(teacher_hidden, teacher.weight).float().softmax(-1), logprobs.exp()
+        if p.shape == q.shape:
+            return own, jsd(p, q), torch.zeros_like(own)
+        common = min(p.shape[-1], q.shape[-1])
+        p, q = (with_rest(one[:, :common], one[:, common:].sum(-1)) for one in (p, q))
+        return own, jsd(p, q), left_out_error(p[:, -1], q[:, -1]).detach()
+
+    rows = max(1, logits_bytes // (4 * _LIVE_BUFFERS * max(len(weight), len(teacher.weight))))
+    slices = zip(hidden.split(rows), targets.split(rows), teacher.hidden.split(rows), strict=True)
+    terms = [checkpoint(of, *one, use_reentrant=False) for one in slices]
+    logprobs, divergences, errors = (torch.cat(one) for one in zip(*terms, strict=True))
+    return logprobs, divergences, errors

@@ -12,11 +12,8 @@ _AGREEMENT = 1e-5
 
 
 def speed_up(model: nn.Module) -> int:
-    """Replaces the forward of every RMSNorm module of ``model``. Returns the number of replaced modules.
-
-    Replaces a module if its class name ends in RMSNorm and if the new forward gives the same output: norms with an
-    offset weight, or over another axis, stay as they are.
-    """
+    """Replaces the forward of every module of ``model`` whose class name ends in RMSNorm, if the new forward gives the
+    same output: norms with an offset weight stay as they are. Returns the number of replaced modules."""
     return sum(_replace(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm"))
 
 

@@ -42,7 +42,6 @@ class PackedBatch:
     positions: Tensor
     """[axes, length]"""
     layout: Layout
-    """Positions of the groups in the sequence."""
     vision: dict[str, Tensor]
     predict_at: Tensor
     """[N]: sequence index of the input from which the token is predicted"""
@@ -72,7 +71,6 @@ class PackedBatch:
     """float32 [N], the teacher's probability mass outside the k tokens"""
 
     def to(self, device: torch.device) -> Self:
-        """Returns this batch on another device."""
         return replace(self, **tree_map_only(Tensor, lambda one: one.to(device, non_blocking=True), vars(self)))
 
 
@@ -80,24 +78,24 @@ def pack(
     groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors], pad_id: int, multiple_of: int = 1
 ) -> PackedBatch:
     """Returns one sequence of the groups with their prompts, padded at the end to a multiple of ``multiple_of`` tokens.
-
-    Every answer must have an accuracy and tokens, and all the same number k of teacher log-probabilities per token.
-    """
+    Every answer must have tokens, and all the same number k of teacher log-probabilities per token."""
     input_ids: list[Tensor] = []
     positions: list[Tensor] = []
     predict_at: list[Tensor] = []
     spans: list[Span] = []
     start = 0
     for group, prompt in zip(groups, prompts, strict=True):
-        read = tuple(len(answer.judged.answer.token_ids) - 1 for answer in group.answers)
-        span = Span(start=start, prompt=len(prompt.input_ids), answers=read)
+        read = [torch.tensor(one.judged.answer.token_ids[:-1], dtype=torch.long) for one in group.answers]
+        span = Span(start=start, prompt=len(prompt.input_ids), answers=tuple(map(len, read)))
         spans.append(span)
-        input_ids.append(prompt.input_ids)
-        positions.append(prompt.positions)
-        after, start = prompt.positions.max() + 1, span.answers_start
-        for answer, length in zip(group.answers, read, strict=True):
-            input_ids.append(torch.tensor(answer.judged.answer.token_ids[:-1], dtype=torch.long))
-            positions.append((after + torch.arange(length)).expand(len(prompt.positions), length))
+        input_ids += [prompt.input_ids, *read]
+        after = prompt.positions.max() + 1
+        positions += [
+            prompt.positions,
+            *((after + torch.arange(len(one))).expand(len(prompt.positions), -1) for one in read),
+        ]
+        start = span.answers_start
+        for length in span.answers:
             predict_at += [torch.tensor([span.answers_start - 1]), torch.arange(start, start + length)]
             start += length
     padding = -start % multiple_of

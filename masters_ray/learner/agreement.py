@@ -1,5 +1,5 @@
-"""Compares the log-probabilities that learner and engine compute for the same tokens under the same weights, row by
-row: a picture that the two read differently changes the log-probs of its row, but hardly a mean over many rows."""
+"""Compares the learner's and the engine's log-probabilities of the same tokens under the same weights, row by row: a
+picture that the two read differently changes those of its row, but hardly a mean over many rows."""
 
 import math
 from collections.abc import Callable
@@ -21,32 +21,22 @@ Mismatch = tuple[LogprobMismatch, dict[tuple[int, int], str]]
 _EXACT, _COARSE = 0.01, 0.1
 """Largest mean absolute difference over a row's answer tokens, in nats, if both compute in float32, and otherwise
 (measurements: docs/LEARNER.md)."""
-_ROWS = 64
-"""Rows that are compared per stage."""
-_FROM_A_SHARD = 16
+_ROWS, _FROM_A_SHARD = 64, 16
 _FEW = 0.01
 """Fraction of the compared rows that may exceed the bound; a single row always may."""
 _UNTRAINED = (
     "Did checkpoint, processor files, chat template, start or end tokens, or the pictures change since the rollouts "
-    "were made? Otherwise the learner does not run this model as vLLM does: its kernels or number format (try "
-    "student.engine.enforce_eager=true, or dtype=float32 for both), quantised weights, sliding windows or recurrent "
-    "layers. If only its rounding is this coarse, raise learner.max_logprob_gap."
+    "were made? Otherwise vLLM runs this model in another way: try student.engine.enforce_eager=true, or dtype=float32 "
+    "for both. If only its rounding is this coarse, raise learner.max_logprob_gap."
 )
-_UNFIT = (
-    "learner and engine are {:.3g} nats per token apart on it, more than {:g}; did its picture change since its "
-    "rollouts were made?"
-)
-_ON_POLICY = (
-    "Both hold the same weights, so the engine does not compute what it was sent: try "
-    "student.engine.enforce_eager=true or another dtype, or learn offline with rollout.online_fraction=0."
-)
+_UNFIT = "learner and engine are {:.3g} nats per token apart on it, more than {:g}; did its picture change since?"
+_ON_POLICY = "Both hold the same weights: try student.engine.enforce_eager=true, or rollout.online_fraction=0."
 
 
 def largest_gap(settings: Learner, engine_dtype: str) -> float:
     """Returns the largest difference allowed between learner and engine on a row, in nats per token."""
-    if settings.max_logprob_gap is not None:
-        return settings.max_logprob_gap
-    return _EXACT if settings.dtype == engine_dtype == "float32" else _COARSE
+    usual = _EXACT if settings.dtype == engine_dtype == "float32" else _COARSE
+    return usual if settings.max_logprob_gap is None else settings.max_logprob_gap
 
 
 def sample(folder: store.Where) -> pa.Table:
@@ -54,14 +44,14 @@ def sample(folder: store.Where) -> pa.Table:
     names = store.shard_names(folder)
     stride = -(-len(names) * _FROM_A_SHARD // _ROWS)
     each = max(_FROM_A_SHARD, -(-_ROWS // max(1, len(names))))
-    taken: list[pa.Table] = [store.SCHEMA.empty_table()]
+    taken = store.SCHEMA.empty_table()
     for index in sorted(range(len(names)), key=lambda index: index % stride):
-        if sum(map(len, taken)) >= _ROWS:
-            break
-        rows = store.read_shard(folder, names[index])
-        count = min(each, len(rows))
-        taken.append(rows.take(pa.array([place * len(rows) // count for place in range(count)], pa.int64())))
-    return pa.concat_tables(taken)
+        if len(taken) < _ROWS:
+            rows = store.read_shard(folder, names[index])
+            count = min(each, len(rows))
+            places = [place * len(rows) // count for place in range(count)]
+            taken = pa.concat_tables([taken, rows.take(pa.array(places, pa.int64()))])
+    return taken
 
 
 def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
@@ -83,36 +73,36 @@ def compare(
     over_workers: sums over all workers. Returns None for a sample of a single row that cannot be read. Raises
     LearnerError when a worker can read no row of a larger one, or when too many rows exceed ``bound``.
     """
-    step, rows, stage = part.step, len(part.step.table), f"stage {part.step.plan.stage}"
+    rows, stage = len(part.step.table), f"stage {part.step.plan.stage}"
     if over_workers(torch.tensor([float(not part.micro_batches)])).any():
         if rows <= 1:
             return None
-        examples = "".join(f", for example {row.row}, {row.reason}" for row in list(part.unreadable.values())[:1])
-        raise LearnerError(f"a worker can read none of {rows} rows of {stage}{examples}")
+        example = next((f": {row.row}, {row.reason}" for row in part.unreadable.values()), "")
+        raise LearnerError(f"a worker can read none of {rows} rows of {stage}{example}")
     gaps = torch.zeros(rows, 3, dtype=torch.float64)
     for micro in part.micro_batches:
-        own = logprobs(micro.batch)
+        with torch.no_grad():
+            own = logprobs(micro.batch)
         if micro.indices:
             gaps[micro.indices] = row_gaps(own, micro.batch.reference_logprobs.to(own.device), micro.batch)
-    return _mismatch(step, over_workers(gaps), bound, f"{stage}: the untrained student's answers", _UNTRAINED)
+    return _mismatch(part.step, over_workers(gaps), bound, f"{stage}: the untrained student's answers", _UNTRAINED)
 
 
 def check_fresh(step: Step, gaps: Tensor, bound: float) -> None:
     """Raises LearnerError when too many of a step's fresh rows exceed ``bound``. Compares those that were written by
     the weights at the start of this step. gaps: as ``row_gaps`` returns, [rows of the step, 3]."""
-    is_own = torch.tensor([version == step.number - 1 for version in step.table["version"].to_pylist()])
-    gaps = torch.where(is_own.unsqueeze(1), gaps, 0.0)
-    _mismatch(step, gaps, bound, f"step {step.number}: fresh answers", _ON_POLICY)
+    is_own = torch.tensor([[version == step.number - 1] for version in step.table["version"].to_pylist()])
+    _mismatch(step, torch.where(is_own, gaps, 0.0), bound, f"step {step.number}: fresh answers", _ON_POLICY)
 
 
 def _mismatch(step: Step, gaps: Tensor, bound: float, of: str, remedy: str) -> Mismatch | None:
-    """gaps: [rows of the step, 3], 0 for rows that were not compared; without any of those returns None."""
+    """gaps: as ``row_gaps`` returns, 0 for rows that were not compared. Returns None when none was."""
     sums, tokens, most = gaps.unbind(-1)
     rows = int(tokens.count_nonzero())
     if not rows:
         return None
     means = torch.where(tokens > 0, (sums / tokens).nan_to_num(nan=math.inf), 0.0).tolist()
-    ids, positions = (step.table[name].to_pylist() for name in ("id", "position"))
+    ids, positions = step.table["id"].to_pylist(), step.table["position"].to_pylist()
     apart = [index for index, mean in enumerate(means) if mean > bound]
     worst = max(range(len(means)), key=means.__getitem__)
     if len(apart) > max(1, int(_FEW * rows)) or len(apart) == rows:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,8 +19,6 @@ T = TypeVar("T")
 Plans = Sequence[tuple[StagePlan, Iteration]]
 Fresh = Callable[[int], pa.Table | None]
 """An online iteration's number → its fresh rows; blocks until they arrive. None when they do not come in time."""
-_STAGE = 2**40
-"""Orders rows across stages: the key of a row is stage · _STAGE + position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,7 @@ class Step:
     """Counts from 1."""
     online: bool = False
     table: pa.Table
-    """Rows of the step, ordered by position."""
+    """Ordered by position."""
     note: str = ""
     """Message for the user when the rows are not the planned ones; empty otherwise."""
 
@@ -42,73 +39,59 @@ class Step:
         """Sequence tokens of each row."""
         return store.sequence_tokens(self.table)
 
-    @cached_property
-    def answer_tokens(self) -> int:
-        """Answer tokens of all rows."""
-        return store.answer_tokens(self.table)
-
     @property
     def ages(self) -> list[int]:
-        """Staleness of each fresh row (version ≥ 0): optimizer steps by which the version that wrote it is behind."""
+        """Staleness of each fresh row: optimizer steps by which the version that wrote it is behind."""
         return [self.number - 1 - version for version in self.table["version"].to_pylist() if version >= 0]
 
 
 def steps(
     batches: Iterator[pa.Table], plans: Plans, skip: int, fresh: Fresh = lambda _: None, max_staleness: int = 0
 ) -> Iterator[Step]:
-    """Yields the planned iterations after number ``skip``, with the stored rows of ``batches``; online iterations use
-    their fresh rows instead.
-
-    Drops fresh rows that are more than ``max_staleness`` steps stale; an online iteration without fresh rows uses its
-    stored rows, if it has any. Raises LearnerError when rows are missing or not ordered by stage and position.
-    """
+    """Yields the planned iterations after number ``skip``, with the stored rows of ``batches``. Online iterations use
+    their fresh rows instead if some are at most ``max_staleness`` steps stale. Raises LearnerError when stored rows are
+    missing or not ordered by stage and position."""
     for (plan, iteration), table in zip(plans, _stored(batches, plans), strict=True):
-        if iteration.number <= skip:
+        number, note = iteration.number, ""
+        if number <= skip:
             continue
-        note = ""
         if iteration.online:
-            table, note = _or_fresh(table, fresh(iteration.number), iteration.number - 1 - max_staleness)
-            note = note and f"iteration {iteration.number}: {note}"
-        yield Step(plan=plan, number=iteration.number, online=iteration.online, table=table, note=note)
-
-
-def _or_fresh(stored: pa.Table, came: pa.Table | None, oldest: int) -> tuple[pa.Table, str]:
-    """Returns the rows to learn from, and the step's note. oldest: version whose rows may still be used."""
-    reason = "its fresh answers did not come in time"
-    if came is not None:
-        young = came.filter(pc.greater_equal(came["version"], oldest)).select(store.SCHEMA.names)
-        if len(young):
-            late = len(came) - len(young)
-            return young, f"{late} fresh groups are too old and left out" if late else ""
-        reason = "none of its questions has a fresh group"
-    remedy = f"it learns from {len(stored)} stored ones" if len(stored) else "none is stored, it is left out"
-    return stored, f"{reason}; {remedy}"
+            came = fresh(number)
+            groups = store.SCHEMA.empty_table() if came is None else came.select(store.SCHEMA.names)
+            young = groups.filter(pc.greater_equal(groups["version"], number - 1 - max_staleness))
+            if not len(young):
+                reason = "its fresh answers did not come in time" if came is None else "it has no fresh groups"
+                note = f"iteration {number}: {reason}; it learns from {len(table)} stored ones"
+            elif late := len(groups) - len(young):
+                note = f"iteration {number}: {late} fresh groups are too old and left out"
+            table = young if len(young) else table
+        yield Step(plan=plan, number=number, online=iteration.online, table=table, note=note)
 
 
 def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
     """Yields the stored rows of each planned iteration."""
-    pending, places, last = store.SCHEMA.empty_table(), np.empty(0, np.int64), -1
+    coming = (
+        (place, batch.slice(index, 1).select(store.SCHEMA.names))
+        for batch in batches
+        for index, place in enumerate(zip(batch["stage"].to_pylist(), batch["position"].to_pylist(), strict=True))
+    )
+    ahead, last = next(coming, None), (-1, -1)
     taken: Counter[int] = Counter()
     for index, (plan, iteration) in enumerate(plans):
-        parts = []
-        while True:
-            count = int(np.searchsorted(places, plan.stage * _STAGE + iteration.positions.stop))
-            parts.append(pending.slice(0, count))
-            pending, places = pending.slice(count), places[count:]
-            if len(pending) or (batch := next(batches, None)) is None:
-                break
-            pending = batch.select(store.SCHEMA.names)
-            places = pending["stage"].to_numpy().astype(np.int64) * _STAGE + pending["position"].to_numpy()
-            for place in places[np.diff(places, prepend=last) <= 0].tolist():
-                raise LearnerError(f"rows came out of order at stage {place // _STAGE}, position {place % _STAGE}")
-            last = int(places.max(initial=last))
-        taken[plan.stage] += sum(map(len, parts))
+        rows = [store.SCHEMA.empty_table()]
+        while ahead is not None and ahead[0] < (plan.stage, iteration.positions.stop):
+            place, row = ahead
+            if place <= last:
+                raise LearnerError(f"rows came out of order at stage {place[0]}, position {place[1]}")
+            rows.append(row)
+            last, ahead = place, next(coming, None)
+        taken[plan.stage] += len(rows) - 1
         is_last = index + 1 == len(plans) or plans[index + 1][0].stage != plan.stage
         if is_last and (found := taken[plan.stage]) != plan.rows:
             raise LearnerError(
                 f"stage {plan.stage}: expected {plan.rows} rows in the dataset, found {found}; the stores changed"
             )
-        yield pa.concat_tables(parts)
+        yield pa.concat_tables(rows)
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:

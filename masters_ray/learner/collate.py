@@ -65,10 +65,8 @@ class Collator:
         if group.version is None and (reason := self.unfit.get((group.stage, group.position))):
             raise UnreadableRowError(reason)
         for token_ids in (answer.judged.answer.token_ids for answer in group.answers):
-            if not token_ids:
-                raise UnreadableRowError("an answer has no tokens")
-            if (largest := max(token_ids)) >= self._vocabulary:
-                raise UnreadableRowError(f"an answer has token {largest}; the student knows {self._vocabulary} tokens")
+            if max(token_ids, default=self._vocabulary) >= self._vocabulary:
+                raise UnreadableRowError(f"an answer has no tokens, or one beyond the student's {self._vocabulary}")
         try:
             pictures = [decode(picture) for picture in group.problem.pictures]
             prompt = hf.prompt_tensors(self._model, self._chat, question_messages(group.problem), pictures)
@@ -107,9 +105,8 @@ class WorkerStep:
 def worker_steps(
     steps: Iterable[Step], collator: Collator, *, rank: int, workers: int, budget: int
 ) -> Iterator[WorkerStep]:
-    """Yields worker ``rank``'s part of every step. Packs all its micro-batches first, so that the step's readable rows
-    are known before its first gradient. A dummy holds the step's first row that this worker can read.
-    budget: maximum tokens of a micro-batch of several rows."""
+    """Yields worker ``rank``'s part of every step, whole, so that its readable rows are known before its first
+    gradient. A dummy holds the step's first row that this worker can read. budget: tokens of a micro-batch."""
     for step in steps:
         failed: dict[int, Rejected] = {}
         made: list[MicroBatch] = []

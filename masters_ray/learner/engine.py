@@ -8,7 +8,7 @@ gradient is not finite; without ZeRO it does not skip, so this module does all f
 import math
 import os
 import pickle
-import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 
-_PREFIX = "model."
-"""Prefix that PackedStudent adds to the transformers model's parameter names."""
 _TAG = "student"
 
 
@@ -35,27 +33,22 @@ class StudentEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl")
 
-        def adamw(parameters: Any) -> torch.optim.Optimizer:
-            # PyTorch's AdamW: DeepSpeed's needs a compiler on the training machine.
-            return torch.optim.AdamW(
-                parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-            )
-
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=adamw, model_parameters=trainable, config=deepspeed_config(settings)
+            model=module,
+            # DeepSpeed's own needs a compiler on the training machine. The rate comes with each step.
+            optimizer=partial(torch.optim.AdamW, weight_decay=settings.weight_decay, fused=True),
+            model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
+            config=deepspeed_config(settings),
         )
         self._zero_stage, self._clipping = settings.zero_stage, settings.gradient_clipping
 
     def __call__(self, *inputs: Any) -> Any:
-        """Runs the module's forward."""
         return self._engine(*inputs)
 
     def add_gradient(self, loss: Tensor) -> None:
         """Runs backward and adds a micro-batch's gradient to the step's; workers' gradients are averaged. A non-finite
         loss makes the step's gradient non-finite, even where the gradient of that loss is finite."""
-        poison = loss.detach() * 0.0  # 0, or NaN
-        self._engine.backward(loss * (1.0 + poison))
+        self._engine.backward(loss * (1.0 + loss.detach() * 0.0))  # the factor is 1, or NaN
 
     def update(self, learning_rate: float) -> float | None:
         """Clips the gradient and runs the optimizer step. Returns the gradient norm over all parameters and workers
@@ -72,17 +65,15 @@ class StudentEngine:
         """``update`` without ZeRO, where every worker holds the whole gradient in ``.grad``."""
         parameters = [one for one in self._engine.module.parameters() if one.requires_grad]
         for parameter in parameters:
-            if parameter.grad is None:
-                # Adam skips a parameter without a gradient; with a zero gradient its momentum still acts.
+            if parameter.grad is None:  # Adam would skip it; with a zero gradient its momentum still acts
                 parameter.grad = torch.zeros_like(parameter)
         if self._engine.dp_world_size > 1:
             self._engine.buffered_allreduce_fallback()
         norm = float(nn.utils.clip_grad_norm_(parameters, self._clipping))
-        taken = math.isfinite(norm)
-        if taken:
+        if math.isfinite(norm):
             self._engine.optimizer.step()
         self._engine.zero_grad()
-        return norm if taken else None
+        return norm if math.isfinite(norm) else None
 
     def _clear_stale(self) -> None:
         """Zeroes buffers that DeepSpeed would otherwise add to when some micro-batch does not use a parameter."""
@@ -106,15 +97,15 @@ class StudentEngine:
         return values.cpu()
 
     def whole_weights(self, keep: bool) -> dict[str, Tensor]:
-        """Gathers parameters one by one. Returns the transformers model's parameter names → whole tensors on the CPU;
-        empty on ranks where ``keep`` is false. All ranks must call this together."""
+        """Gathers parameters one by one. Returns the transformers model's parameter names, without the prefix of
+        PackedStudent → whole tensors on the CPU; empty on ranks where ``keep`` is false. All ranks must call it."""
         import deepspeed
 
         state: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._zero_stage == 3):
                 if keep:
-                    state[name.removeprefix(_PREFIX)] = parameter.detach().cpu().clone()
+                    state[name.removeprefix("model.")] = parameter.detach().cpu().clone()
         return state
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
@@ -138,37 +129,30 @@ class StudentEngine:
         try:
             _, state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         except pickle.UnpicklingError as error:
-            found = re.findall(r"GLOBAL (\S+)", str(error)) or str(error).splitlines()
             raise LearnerError(
-                f"{folder}: expected tensors, plain values and DeepSpeed's own, found {found[0]}. Nothing of it was "
-                f"run: this is no checkpoint of the learner's. Delete {folder.parent} to train from the start."
+                f"{folder} is no checkpoint of the learner's; nothing of it was run ({str(error).splitlines()[0]}). "
+                f"Delete {folder.parent} to train from the start."
             ) from error
         return dict(state)
 
 
 def deepspeed_config(settings: Learner) -> dict[str, Any]:
-    """Returns DeepSpeed's configuration for these settings."""
     on_cpu = {"device": "cpu", "pin_memory": settings.gpus > 0}
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.offload != "nothing":
         zero["offload_optimizer"] = on_cpu
     if settings.offload == "everything":
         zero["offload_param"] = on_cpu
-    config: dict[str, Any] = {
+    return {
         "managed_gradient_accumulation": False,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # Without ZeRO, StudentEngine clips.
-        "gradient_clipping": settings.gradient_clipping if settings.zero_stage else 0.0,
+        "gradient_clipping": settings.gradient_clipping if settings.zero_stage else 0.0,  # StudentEngine clips
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        # Gradients of micro-batches and workers are summed in float32: bfloat16 loses about a percent.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
     }
-    if settings.dtype == "bfloat16":
-        # Sum gradients over micro-batches and workers in float32: bfloat16 loses about a percent.
-        config |= {
-            "bf16": {"enabled": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
-        }
-    return config

@@ -1,12 +1,7 @@
 """Messages between driver and worker group: the job of the group, and the reports that it sends while it trains."""
 
-import dataclasses
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
-
-from pydantic import TypeAdapter
 
 from masters_ray.config import Learner, Part, Reward, Transfer
 from masters_ray.method.schedule import Iteration
@@ -22,11 +17,10 @@ class StagePlan:
     rows: int
     """Rows stored before training."""
     teacher: str = ""
-    """Checkpoint of the teacher."""
+    """Its checkpoint."""
     masked: tuple[Part, ...] = ()
-    """Parts of the teacher that are masked."""
     teacher_digest: str = ""
-    """Digest of the masked teacher weights with which the rows were made."""
+    """Of the masked weights with which the rows were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +43,12 @@ class LearnerJob:
     transfer: Transfer = "object_store"
     """Route by which the student's weights reach the rollouts."""
     turns: bool = False
-    """Whether the learner and the rollouts of online iterations take turns."""
+    """Whether learner and online rollouts take turns."""
     export_to: Path
     """Hugging Face directory for the trained student."""
     adapters_to: Path
-    """Directory for the adapters alone, if there are any."""
     storage: Path
-    """Directory for checkpoints, skipped steps and Ray Train's state."""
+    """Directory for checkpoints and Ray Train's state."""
 
     @property
     def steps(self) -> list[tuple[StagePlan, Iteration]]:
@@ -65,7 +58,6 @@ class LearnerJob:
 
     @property
     def online(self) -> list[int]:
-        """Numbers of the online iterations."""
         return [one.number for one in self.iterations if one.online]
 
 
@@ -83,33 +75,16 @@ class GroupRewards:
     """``RolloutGroup.version``; distinguishes a fresh group from a stored one of the same position."""
 
 
-@dataclass(kw_only=True)
-class LearnerReport:
-    """What a worker group reports to the driver."""
+@dataclass(frozen=True, kw_only=True)
+class TakenStep:
+    """An optimizer step that was taken."""
 
-    steps: list[StepMetrics] = field(default_factory=list)
-    rewards: dict[int, list[GroupRewards]] = field(default_factory=dict)
-    """Step → rewards of its first groups."""
-    skipped: list[SkippedStep] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    agreements: list[LogprobMismatch] = field(default_factory=list)
-    """One per stage that was compared."""
-    notes: list[str] = field(default_factory=list)
-    """Messages for the user."""
+    metrics: StepMetrics
+    rewards: list[GroupRewards]
+    """Of its first groups."""
 
-    def add(self, report: Self) -> None:
-        self.steps += report.steps
-        self.rewards |= report.rewards
-        self.skipped += report.skipped
-        self.left_out += report.left_out
-        self.agreements += report.agreements
-        self.notes += report.notes
 
-    def as_json(self) -> str:
-        """Returns the JSON that a checkpoint holds: without notes and agreements, which come at every start."""
-        return json.dumps(dataclasses.asdict(self) | {"notes": [], "agreements": []})
-
-    @classmethod
-    def of(cls, text: str) -> Self:
-        """Parses what ``as_json`` returned."""
-        return TypeAdapter(cls).validate_json(text)
+StepReport = TakenStep | SkippedStep | LeftOut
+"""What a checkpoint remembers of the steps before it, in their order."""
+Report = StepReport | LogprobMismatch | str
+"""What a worker group reports to the driver: steps, each stage's comparison with the engine, messages for the user."""

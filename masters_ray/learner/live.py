@@ -3,7 +3,7 @@
 import torch
 
 from masters_ray.errors import LearnerError
-from masters_ray.kernels.live import LiveScores
+from masters_ray.kernels.head import LiveScores
 from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner.job import StagePlan
 from masters_ray.models import hf, weights
@@ -17,21 +17,18 @@ class LiveTeacher:
         self._loaded: tuple[str, float] | None = None
         self._teacher: hf.PackedTeacher | None = None
 
+    @torch.no_grad()
     def scores(self, plan: StagePlan, batch: PackedBatch) -> LiveScores:
         """Returns the stage's teacher scores for the batch's answers. Raises LearnerError when the digest of the masked
         weights differs from the one with which the stage's rows were made."""
         if self._teacher is None or self._loaded != (plan.teacher, plan.ratio):
             self._teacher = None  # frees its memory before the next teacher is loaded
-            self._teacher, self._loaded = self._load(plan), (plan.teacher, plan.ratio)
-        with torch.no_grad():
-            return self._teacher(batch)
-
-    def _load(self, plan: StagePlan) -> hf.PackedTeacher:
-        folder = weights.locate(plan.teacher)
-        model, report = hf.load_masked(folder, self._dtype, plan.ratio, frozenset(plan.masked))
-        if report.digest != plan.teacher_digest:
-            raise LearnerError(
-                f"{folder}: masked at {plan.ratio:g} it has the digest {report.digest[:16]}, but stage {plan.stage} "
-                f"was made with {plan.teacher_digest[:16]}. Is the checkpoint the same on every node?"
-            )
-        return hf.PackedTeacher(model.to(self._device))
+            folder = weights.locate(plan.teacher)
+            model, report = hf.load_masked(folder, self._dtype, plan.ratio, frozenset(plan.masked))
+            if report.digest != plan.teacher_digest:
+                raise LearnerError(
+                    f"{folder}: masked at {plan.ratio:g} it has the digest {report.digest[:16]}, but stage "
+                    f"{plan.stage} was made with {plan.teacher_digest[:16]}. Is the checkpoint the same on every node?"
+                )
+            self._teacher, self._loaded = hf.PackedTeacher(model.to(self._device)), (plan.teacher, plan.ratio)
+        return self._teacher(batch)

@@ -1,19 +1,21 @@
 """The training loop that each worker runs: resume, steps, checkpoints, weight publishing, export."""
 
+import dataclasses
+import itertools
+import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.train
 import torch
 import torch.distributed
+from pydantic import TypeAdapter
 from ray.util.queue import Queue
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,17 +23,16 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError, writing
-from masters_ray.kernels.packing import PackedBatch
 from masters_ray.learner import agreement, checkpoints, work
 from masters_ray.learner.batches import Step, prefetch, steps
 from masters_ray.learner.collate import Collator, WorkerStep, worker_steps
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.job import LearnerJob, LearnerReport
+from masters_ray.learner.job import LearnerJob, Report, StepReport, TakenStep
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
 from masters_ray.method.grpo import LossConfig, OldPolicy, group_losses
 from masters_ray.models import adapters, hf, weights
-from masters_ray.records import LeftOut, SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetrics
 from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 
@@ -93,7 +94,7 @@ class _Worker:
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
         self._collator = Collator(self._folder, model, self._device, dtype)
-        self._history = LearnerReport()
+        self._history: list[StepReport] = []
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         sender = None
         if broker is not None and self._rank == 0 and job.transfer != "object_store":
@@ -120,37 +121,30 @@ class _Worker:
     def _whole_student(self, adapters_to: Path | None = None) -> dict[str, Tensor] | None:
         """Returns the transformers model's weights, adapters merged (and written); None on all ranks but 0."""
         state, lora = self._engine.whole_weights(keep=self._rank == 0), self._job.settings.lora
-        if self._rank == 0 and lora.rank:
+        if state and lora.rank:
             return adapters.merged(state, self._folder, lora, adapters_to)
-        return state if self._rank == 0 else None
+        return state or None
 
     def _as_checkpoint(self) -> dict[str, Tensor] | None:
         state = self._whole_student()
         return None if state is None else hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
 
     def compare(self, stores: Sequence[store.Where]) -> None:
-        """Compares the untrained student's log-probabilities with the engine's, in the stores of all stages. Rows above
-        the bound are left out of training. Raises LearnerError when too many are."""
-
-        def logprobs(batch: PackedBatch) -> Tensor:
-            with torch.no_grad():
-                own: Tensor = self._engine(batch.to(self._device))[0]
-                return own
-
+        """Compares the untrained student's log-probabilities with the engine's, in the stores of all stages."""
+        over_workers, bound = self._engine.over_workers, self._largest_gap
         for plan, folder in zip(self._job.stages, stores, strict=True):
             [part] = self._own([Step(plan=plan, number=0, table=agreement.sample(folder))])
-            mismatch = agreement.compare(part, logprobs, self._engine.over_workers, self._largest_gap)
+            mismatch = agreement.compare(part, lambda one: self._engine(one.to(self._device))[0], over_workers, bound)
             if mismatch is not None:
                 found, unfit = mismatch
-                note = (
+                self._report(found)
+                self._report(
                     f"stage {found.stage}: learner and engine agree on {found.rows} rows to {found.mean_gap:.1e} nats "
                     f"per token (the furthest, {found.row}; {found.bound:g} is allowed)"
                 )
-                self._report(LearnerReport(agreements=[found], notes=[note]))
                 self._collator.unfit |= unfit
 
     def parts(self, done: int) -> Iterator[WorkerStep]:
-        """Returns this rank's part of every step after step ``done``."""
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
             iter(shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)),
@@ -170,8 +164,7 @@ class _Worker:
     def _take(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
             torch.cuda.empty_cache()  # leaves the memory to the engines
-        found: pa.Table | None = ask(self._broker, "take", number)
-        return found
+        return ask(self._broker, "take", number)
 
     def resume(self) -> int:
         """Loads the newest intact checkpoint and returns its step, or 0. LearnerError when the worker count differs."""
@@ -183,24 +176,24 @@ class _Worker:
                 )
             intact = torch.tensor(float(found.intact(self._rank)))
             if not self._engine.over_workers(intact, torch.distributed.ReduceOp.MIN):
-                self._report(LearnerReport(notes=[f"{found.folder} is damaged and passed over"]))
+                self._report(f"{found.folder} is damaged and passed over")
                 continue
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
             self.publisher.students = state["students"]
-            report = LearnerReport.of(state["history"])  # the driver may have died before it read it
-            report.notes.append(f"the learner goes on after step {found.step}")
-            self._report(report)
+            for told in TypeAdapter(list[StepReport]).validate_json(state["history"]):
+                self._report(told)  # again: the driver may have died before it read it
+            self._report(f"the learner goes on after step {found.step}")
             return found.step
         return 0
 
     def step(self, coming: Iterator[WorkerStep]) -> None:
-        """Takes or skips the next step's updates, and reports the step to the driver."""
+        """Takes or skips the next step, and reports it to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
         if part.step.note:
-            self._report(LearnerReport(notes=[part.step.note]))
+            self._report(part.step.note)
         part = self._readable(part)
         step, updates = part.step, self._job.settings.updates_per_step
         if not len(step.table):
@@ -224,7 +217,7 @@ class _Worker:
             mask_ratio=step.plan.ratio,
             learning_rate=learning_rate(self._job.settings, step.number),
             groups=len(step.table),
-            answer_tokens=step.answer_tokens,
+            answer_tokens=store.answer_tokens(step.table),
             tokens=tokens,
             tokens_per_second=updates * tokens / seconds,
             padding_fraction=1.0 - tokens / first.capacity,
@@ -236,22 +229,20 @@ class _Worker:
             memory_gib=float(memory) / 2**30,
             **first.metrics | {"clip_fraction": last.metrics["clip_fraction"]},
         )
-        self._report(LearnerReport(steps=[metrics], rewards={step.number: first.rewards}))
+        self._report(TakenStep(metrics=metrics, rewards=first.rewards))
 
     def _readable(self, part: WorkerStep) -> WorkerStep:
-        """Returns the step without the rows that some worker cannot read. Raises LearnerError for too many of them, or
-        when a worker can read no row while others can."""
+        """Returns the step without the rows that some worker cannot read. Raises LearnerError for too many of them."""
         of_workers: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_workers, (part.unreadable, not part.micro_batches))
         rows = dict(sorted((index, row) for unreadable, _ in of_workers for index, row in unreadable.items()))
         if not rows:
             return part
-        self._report(LearnerReport(left_out=[LeftOut(step=part.step.number, rows=list(rows.values()))]))
-        count = sum(len(one.rows) for one in self._history.left_out)
+        self._report(LeftOut(step=part.step.number, rows=list(rows.values())))
+        count = sum(len(one.rows) for one in self._history if isinstance(one, LeftOut))
         questions = sum(len(one.positions) for one in self._job.iterations)
         most = max(1, int(self._job.max_set_aside_share * questions))
-        first = next(iter(rows.values()))
-        example = f"for example {first.row}, {first.reason}"
+        example = next(f"for example {row.row}, {row.reason}" for row in rows.values())
         if count > most:
             raise LearnerError(
                 f"the learner cannot read {count} stored rows; rollout.max_set_aside_share allows {most} ({example}). "
@@ -266,64 +257,56 @@ class _Worker:
         """Updates the weights once; returns None when the update was skipped. old: the old policy of each micro-batch,
         which the step's first update sets."""
         step, engine, is_first = part.step, self._engine, old[0] is None
-        groups, made = len(step.table), []
+        groups, made, operations = len(step.table), [], 0
+        tokens_per_group = store.answer_tokens(step.table) / groups
         for index, micro in enumerate(part.micro_batches):
             batch = micro.batch.to(self._device)
             scores = self._live.scores(step.plan, batch) if self._live else None
-            with self._operations.counted(batch):
-                student = engine(batch, scores)
-            outputs = group_losses(self._loss, batch, student, step.answer_tokens / groups, old[index])
+            student = engine(batch, scores)
+            operations += self._operations.of(batch)
+            outputs = group_losses(self._loss, batch, student, tokens_per_group, old[index])
             old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
-            made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
-        operations = self._operations.take()
+            made.append((micro, dataclasses.replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
         totals = step_totals(groups, made, engine.over_workers, operations, rank=self._rank, workers=self._workers)
         norm = engine.update(learning_rate(self._job.settings, step.number))
         if norm is None:
             ids = step.table["id"].to_pylist()
             bad = [id for id, loss in zip(ids, totals.losses, strict=True) if not math.isfinite(loss)]
-            what = f"the loss of {', '.join(bad)}" if bad else "its gradient"
+            what = f"the loss of {', '.join(bad)}" if bad else f"the gradient of its rows {ids[0]} … {ids[-1]}"
             self._skip(step, f"{what} is not finite")
             return None
         if is_first:
             agreement.check_fresh(step, totals.gaps, self._largest_gap)
-        return replace(totals, metrics=totals.metrics | {"grad_norm": norm})
+        totals.metrics["grad_norm"] = norm
+        return totals
 
     def save(self, number: int) -> None:
-        """Saves this rank's part of the checkpoint after step ``number``."""
         self.publisher.forget_before(number)
-        students, history = self.publisher.students, self._history.as_json()
-        state = {"students": students, "history": history, "random": torch.get_rng_state()}
+        history = json.dumps([dataclasses.asdict(one) for one in self._history])
+        state = {"students": self.publisher.students, "history": history, "random": torch.get_rng_state()}
         self.checkpoints.save(number, partial(self._engine.save, state=state))
 
     def export(self) -> None:
-        """Writes the trained student on rank 0; the other ranks take part in gathering it."""
         with writing(self._job.export_to, LearnerError, SafetensorError):
             state = self._whole_student(self._job.adapters_to)
             if state is not None:
                 hf.export(state, self._folder, self._job.export_to, self._job.settings.dtype)
 
     def _skip(self, step: Step, reason: str) -> None:
-        """Reports a skipped step, and saves its rows. Raises LearnerError when too many steps in a row were skipped."""
-        file = self._job.storage / "skipped" / f"step-{step.number:08d}.parquet"
-        saved = str(file) if len(step.table) else ""
-        if saved and self._rank == 0:
-            with writing(file, LearnerError):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                pq.write_table(step.table, file)
-        skipped = SkippedStep(step=step.number, stage=step.plan.stage, reason=reason, saved=saved)
-        self._report(LearnerReport(skipped=[skipped]))
-        taken = max((one.step for one in self._history.steps), default=0)
-        in_a_row = sum(one.step > taken for one in self._history.skipped)
+        """Reports a skipped step. Raises LearnerError when too many steps in a row were skipped."""
+        self._report(SkippedStep(step=step.number, stage=step.plan.stage, reason=reason))
+        since = itertools.takewhile(lambda one: not isinstance(one, TakenStep), reversed(self._history))
+        in_a_row = sum(isinstance(one, SkippedStep) for one in since)
         if in_a_row > (most := self._job.settings.max_skipped_in_a_row):
-            where = f" Its rows are in {saved}." if saved else ""
             raise LearnerError(
-                f"{in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}."
-                f"{where} learner.max_skipped_in_a_row is {most}."
+                f"{in_a_row} steps in a row were skipped; the last was step {step.number}: {reason}. "
+                f"learner.max_skipped_in_a_row is {most}."
             )
 
-    def _report(self, report: LearnerReport) -> None:
-        self._history.add(report)
+    def _report(self, report: Report) -> None:
+        if not isinstance(report, str | LogprobMismatch):  # which come at every start
+            self._history.append(report)
         if self._rank == 0:
             self._reports.put(report)
 

@@ -54,18 +54,16 @@ def measure(
     for where in stores:
         found: list[Divergence] = []
         reasons: list[str] = []
-        for name in store.shard_names(where):
-            table = store.read_shard(where, name)
+        for table in (store.read_shard(where, name) for name in store.shard_names(where)):
             failed: dict[int, Rejected] = {}
             for [indices] in micro_batches(store.sequence_tokens(table), 1, settings.tokens_per_micro_batch):
-                if (micro := collator.read(table, indices, failed)) is not None:
-                    with torch.no_grad():
-                        _, per_token, _ = student(micro.batch.to(device))
-                    answers = [(group, answer) for group in micro.groups for answer in group.answers]
-                    means = segment_means(per_token.float().cpu(), micro.batch.answer_of, len(answers)).tolist()
-                    for (group, answer), nats in zip(answers, means, strict=True):
-                        source = answer.judged.answer.source
-                        kind = group.problem.kind
-                        found.append(Divergence(position=group.position, kind=kind, source=source, nats=nats))
+                if (micro := collator.read(table, indices, failed)) is None:
+                    continue
+                with torch.no_grad():
+                    _, per_token, _ = student(micro.batch.to(device))
+                answers = [(row, one.judged.answer.source) for row in micro.groups for one in row.answers]
+                means = segment_means(per_token.float().cpu(), micro.batch.answer_of, len(answers)).tolist()
+                for (row, source), nats in zip(answers, means, strict=True):
+                    found.append(Divergence(position=row.position, kind=row.problem.kind, source=source, nats=nats))
             reasons += [f"{row.row}, {row.reason}" for row in failed.values()]
         yield sorted(found, key=lambda one: one.position), reasons

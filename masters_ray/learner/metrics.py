@@ -20,13 +20,12 @@ class StepTotals:
     """Totals of a step over all workers."""
 
     losses: list[float]
-    """Loss of each group."""
+    """Of each group."""
     metrics: dict[str, float]
     """Fields of StepMetrics: means over groups; logprob_mismatch is a mean over the tokens of fresh groups."""
     capacity: float
     """Tokens that all workers process if each round is filled to its longest micro-batch."""
     operations: float
-    """Floating-point operations."""
     rewards: list[GroupRewards]
     """Rewards of this worker's first groups."""
     gaps: Tensor
@@ -47,11 +46,10 @@ def step_totals(
     this worker's step."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
-    work = torch.zeros(1 + len(made), workers, dtype=torch.float64)  # operations, then tokens of each round
-    work[0, rank] = operations
+    work = torch.zeros(1 + len(made), workers, dtype=torch.float64)
+    work[:, rank] = torch.tensor([operations, *(micro.batch.layout.length for micro, *_ in made)])
     rewards: list[GroupRewards] = []
-    for number, (micro, outputs, logprobs) in enumerate(made, 1):
-        work[number, rank] = micro.batch.layout.length
+    for micro, outputs, logprobs in made:
         if micro.indices:
             gaps = row_gaps(logprobs.cpu(), micro.batch.behaviour_logprobs, micro.batch)
             gaps[[group.version is None for group in micro.groups]] = 0.0

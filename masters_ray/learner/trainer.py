@@ -4,12 +4,10 @@ import importlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any
 
-import ray
 import ray.train
 from ray.data import DataContext, ExecutionOptions
 from ray.exceptions import RayActorError
@@ -20,10 +18,9 @@ from ray.util.queue import Queue
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.job import LearnerJob, LearnerReport
+from masters_ray.learner.job import LearnerJob, Report
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
-from masters_ray.weight_sync.broker import RolloutBroker
 
 _DEAD = (
     "the process of a worker ended (killed, perhaps by the system because memory ran out: see dmesg). The same command "
@@ -32,12 +29,12 @@ _DEAD = (
 
 
 def fit(
-    job: LearnerJob, stores: Sequence[store.Where], on_report: Callable[[LearnerReport], None], broker: Any = None
+    job: LearnerJob, stores: Sequence[store.Where], on_report: Callable[[Report], None], broker: Any = None
 ) -> None:
     """Trains on the stores in their order and exports the student; resumes from the last checkpoint in ``job.storage``.
 
-    on_report: called in this thread with every LearnerReport. broker: a RolloutBroker actor, for online iterations.
-    Raises LearnerError with the workers' own error messages.
+    on_report: called in this thread. broker: a RolloutBroker actor, for online iterations. Raises LearnerError with the
+    workers' own error messages.
     """
     settings = job.settings
     reports = Queue(actor_options={"num_cpus": 0})
@@ -79,21 +76,6 @@ def fit(
     reports.shutdown(force=True)
     if (error := ended.result()) is not None:
         raise LearnerError(_cause(error)) from error
-
-
-@contextmanager
-def broker_of(job: LearnerJob, max_wait_seconds: float, replicas: int) -> Iterator[Any]:
-    """Starts the RolloutBroker actor of a job with online iterations, for ``fit`` and for the rollouts; kills it at the
-    end of the block. replicas: number of the student's replicas."""
-    # Every worker, every replica and the rollouts may block in a call while the actor answers the others.
-    places = job.settings.workers + replicas + 8
-    actor = ray.remote(RolloutBroker).options(num_cpus=0, max_concurrency=places)
-    turns_of = job.settings.workers if job.turns else None
-    broker = actor.remote(job.online, job.max_staleness, max_wait_seconds, turns_of)
-    try:
-        yield broker
-    finally:
-        ray.kill(broker)
 
 
 def environment(settings: Learner) -> dict[str, str]:

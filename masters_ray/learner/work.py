@@ -2,8 +2,6 @@
 
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -33,8 +31,7 @@ class OperationCounter:
     """
 
     def __init__(self, model: Any) -> None:
-        self._operations = 0
-        self._counting = False
+        self._in_layers = 0
         self._head: Tensor = model.lm_head.weight
         text = model.config.get_text_config()
         heads = text.num_attention_heads
@@ -43,27 +40,21 @@ class OperationCounter:
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(self._count)
+        model.model.register_forward_pre_hook(self._begin)  # forgets what the backward pass before has computed again
 
-    @contextmanager
-    def counted(self, batch: PackedBatch) -> Iterator[None]:
-        """Counts the forward pass over ``batch`` that runs in the block, its output head, and its backward pass."""
+    def of(self, batch: PackedBatch) -> int:
+        """Returns the operations of the last forward pass, over ``batch``, and of its backward pass. Call it between
+        the two."""
         weights = getattr(self._head, "ds_numel", None) or self._head.numel()
-        self._operations += 2 * len(batch.targets) * weights * (2 + self._head.requires_grad)
-        self._operations += 3 * self._per_pair * batch.layout.pairs
-        self._counting = True
-        yield
-        self._counting = False
+        in_head = 2 * len(batch.targets) * weights * (2 + self._head.requires_grad)
+        return self._in_layers + in_head + 3 * self._per_pair * batch.layout.pairs
 
-    def take(self) -> int:
-        """Returns the operations since the last call, and resets the count."""
-        operations, self._operations = self._operations, 0
-        return operations
+    def _begin(self, *_: Any) -> None:
+        self._in_layers = 0
 
     def _count(self, module: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
-        if self._counting:
-            states = arguments[0]
-            passes = 1 + int(states.requires_grad) + int(module.weight.requires_grad)
-            self._operations += 2 * states.numel() * module.out_features * passes
+        passes = 1 + arguments[0].requires_grad + module.weight.requires_grad
+        self._in_layers += 2 * arguments[0].numel() * module.out_features * passes
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:

@@ -14,8 +14,7 @@ from masters_ray.config import Part
 from masters_ray.errors import CheckpointError
 from masters_ray.kernels import norm
 from masters_ray.kernels.attention import Layout, attend
-from masters_ray.kernels.head import answer_terms
-from masters_ray.kernels.live import LiveScores, live_terms
+from masters_ray.kernels.head import LiveScores, answer_terms, live_terms
 from masters_ray.kernels.packing import PackedBatch, PromptTensors
 from masters_ray.method.masks import MaskReport, masked
 from masters_ray.method.prompts import Message

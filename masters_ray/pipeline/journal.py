@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from masters_ray.errors import writing
 from masters_ray.files import append_lines, read_lines, read_record, write_json, write_text
-from masters_ray.learner.job import GroupRewards, LearnerReport
+from masters_ray.learner.job import GroupRewards, Report, TakenStep
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
-from masters_ray.records import Rejected, SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
 
 
 class Journal:
@@ -72,23 +72,24 @@ class Journal:
         """Returns the number of optimizer steps recorded so far, skipped steps included."""
         return len(self._metrics.rows.keys() | self._skipped.rows.keys())
 
-    def take(self, report: LearnerReport, advance: Callable[..., None]) -> None:
+    def take(self, report: Report, advance: Callable[..., None]) -> None:
         """Records and prints the learner's report. advance: called with the number of new steps, and a note."""
-        for note in report.notes:
-            say(note)
-        for one in report.agreements:
-            self.note("agreement", self.content.get("agreement", {}) | {str(one.stage): dataclasses.asdict(one)})
-        for new in report.steps:
-            if self.record(new, report.rewards.get(new.step, ())):
-                advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
-        for left_out in report.left_out:
-            self._left_out.put(left_out.step, left_out.rows)
-            for row in left_out.rows:
-                say(f"step {left_out.step} goes on without {row.row}: {row.reason}")
-        for skipped in report.skipped:
-            advance(self.record_skipped(skipped))
-            where = f". Its rows are in {skipped.saved}" if skipped.saved else ""
-            say(f"step {skipped.step} is skipped: {skipped.reason}{where}")
+        match report:
+            case str():
+                say(report)
+            case LogprobMismatch():
+                compared = {str(report.stage): dataclasses.asdict(report)}
+                self.note("agreement", self.content.get("agreement", {}) | compared)
+            case TakenStep(metrics=new):
+                if self.record(new, report.rewards):
+                    advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
+            case LeftOut():
+                self._left_out.put(report.step, report.rows)
+                for row in report.rows:
+                    say(f"step {report.step} goes on without {row.row}: {row.reason}")
+            case SkippedStep():
+                advance(self.record_skipped(report))
+                say(f"step {report.step} is skipped: {report.reason}")
 
     def record(self, metrics: StepMetrics, rewards: Sequence[GroupRewards] = ()) -> int:
         """Records an optimizer step and the rewards of some of its groups. Returns 1 if the step is new, else 0."""

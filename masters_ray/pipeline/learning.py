@@ -5,16 +5,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from masters_ray import store
-from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
-from masters_ray.learner.trainer import broker_of, fit
+from masters_ray.learner.job import LearnerJob, Report, StagePlan
+from masters_ray.learner.trainer import fit
 from masters_ray.method.schedule import Stage
 from masters_ray.parts import parts_in
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.progress import say, track
+from masters_ray.records import LeftOut
 from masters_ray.replicas import placement
 from masters_ray.replicas.spec import absolute
+from masters_ray.weight_sync.broker import RolloutBroker
 
 
 def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
@@ -36,9 +40,9 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
         _online_rollouts(run, job) as broker,
     ):
 
-        def on_report(report: LearnerReport) -> None:
+        def on_report(report: Report) -> None:
             run.journal.take(report, advance)
-            if report.left_out:
+            if isinstance(report, LeftOut):
                 run.write_quarantine(plan)
 
         fit(job, [run.directory.stage(stage.index) for stage in plan], on_report, broker)
@@ -89,6 +93,13 @@ def _online_rollouts(run: RunContext, job: LearnerJob) -> Iterator[Any]:
         return
     run.owner.give_way()
     run.journal.note("placement", "turns" if job.turns else "beside")
-    wait, replicas = run.config.rollout.max_wait_seconds, run.config.student.replicas
-    with broker_of(job, wait, replicas) as broker, OnlineRollouts(run, broker):
-        yield broker
+    # Every worker, every replica and the rollouts may block in a call while the actor answers the others.
+    places = job.settings.workers + run.config.student.replicas + 8
+    actor = ray.remote(RolloutBroker).options(num_cpus=0, max_concurrency=places)
+    turns_of = job.settings.workers if job.turns else None
+    broker = actor.remote(job.online, job.max_staleness, run.config.rollout.max_wait_seconds, turns_of)
+    try:
+        with OnlineRollouts(run, broker):
+            yield broker
+    finally:
+        ray.kill(broker)

@@ -1,27 +1,33 @@
-"""Stored rollouts and a run of the real learner on them, for the tests that follow."""
+"""Stored rollouts and a run of the real learner on them, for tests; and a driver of its own that a test can kill:
+``python -m tests.e2e.learning FOLDER`` trains on ``FOLDER/rollouts`` and prints every step as a line of JSON."""
 
 import dataclasses
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from masters_ray.config import Learner, Reward
+from masters_ray import cluster
+from masters_ray.config import Cluster, Learner, Reward
 from masters_ray.kernels.packing import pack
-from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
+from masters_ray.learner.job import LearnerJob, Report, StagePlan, TakenStep
 from masters_ray.learner.trainer import fit
 from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
-from masters_ray.records import Problem, RolloutGroup
+from masters_ray.records import Problem, RolloutGroup, StepMetrics
 from tests.builders import group, iterations, scored, written
 from tests.conftest import PAIR
 from tests.tensors import prompt_of
 
+T = TypeVar("T")
 RATE = 1e-4
 STAGES = (5, 4)
 """Groups of each."""
+ONE_BY_ONE = {"groups_per_step": 1, "checkpoint_every": 2, "cpus": 0.5}
 
 
 def rollouts(problems: Sequence[Problem]) -> list[RolloutGroup]:
@@ -87,13 +93,40 @@ def job(root: Path, **settings: Any) -> LearnerJob:
     )
 
 
-def train(root: Path, folders: list[Path], **settings: Any) -> LearnerReport:
-    """Everything that the worker group reported. The student lies in ``root/student`` afterwards."""
-    told = LearnerReport()
-    fit(job(root, **settings), folders, told.add)
+class Told:
+    """Everything that a worker group reported."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def all(self, kind: type[T]) -> list[T]:
+        return [one for one in self.reports if isinstance(one, kind)]
+
+    @property
+    def steps(self) -> list[StepMetrics]:
+        return [one.metrics for one in self.all(TakenStep)]
+
+
+def train(root: Path, folders: list[Path], **settings: Any) -> Told:
+    """The student lies in ``root/student`` afterwards."""
+    told = Told()
+    fit(job(root, **settings), folders, told.reports.append)
     return told
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors in float32."""
     return {name: tensor.float() for name, tensor in weights.tensors(folder)}
+
+
+def show(news: Report) -> None:
+    if isinstance(news, TakenStep):
+        print("STEP " + json.dumps(dataclasses.asdict(news.metrics)), flush=True)
+    elif isinstance(news, str):
+        print("NOTE " + news, flush=True)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    with cluster.connected(Cluster(local_cpus=4)):
+        fit(job(root, **ONE_BY_ONE), [root / "rollouts" / f"stage-{stage}" for stage in range(len(STAGES))], show)

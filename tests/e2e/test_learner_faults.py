@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from masters_ray import store
 from masters_ray.config import Lora
 from masters_ray.errors import LearnerError
 from masters_ray.learner.checkpoints import find
-from masters_ray.learner.job import LearnerReport
+from masters_ray.learner.job import Report, TakenStep
 from masters_ray.learner.trainer import fit
 from masters_ray.parts import part_of_parameter
-from masters_ray.records import Problem, RolloutGroup, StepMetrics
+from masters_ray.records import LeftOut, Problem, RolloutGroup, SkippedStep, StepMetrics
 from tests.conftest import PAIR, ROOT
-from tests.e2e.learn_alone import SETTINGS
-from tests.e2e.learning import job, rollouts, state, stored, train, written_by_its_student
+from tests.e2e.learning import ONE_BY_ONE, Told, job, rollouts, state, stored, train, written_by_its_student
 
 pytestmark = pytest.mark.e2e
 TIMES = ("seconds", "tokens_per_second", "mfu", "memory_gib")
@@ -55,7 +52,7 @@ def curve(steps: list[StepMetrics]) -> dict[int, dict[str, Any]]:
 def uninterrupted(local_ray: None, rows: list[RolloutGroup], tmp_path_factory: pytest.TempPathFactory) -> Course:
     """Nine steps of one group."""
     root = tmp_path_factory.mktemp("uninterrupted")
-    told = train(root, stored(root / "rollouts", rows), **SETTINGS)
+    told = train(root, stored(root / "rollouts", rows), **ONE_BY_ONE)
     assert [found.step for found in find(root / "learner" / "checkpoints")][-2:] == [8, 9]
     return curve(told.steps), state(root / "student")
 
@@ -65,28 +62,28 @@ def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
 ) -> None:
     at = random.SystemRandom().randint(3, 7)
     print(f"the worker is killed after step {at}")
-    told = LearnerReport()
+    told = Told()
     killed: list[int] = []
 
-    def on_news(news: LearnerReport) -> None:
-        told.add(news)
-        if not killed and any(step.step >= at for step in news.steps):
+    def on_news(news: Report) -> None:
+        told.reports.append(news)
+        if not killed and isinstance(news, TakenStep) and news.metrics.step >= at:
             for process in psutil.Process().children(recursive=True):  # another Ray of the machine has its own
                 with contextlib.suppress(psutil.NoSuchProcess):
                     if "RayTrainWorker" in " ".join(process.cmdline()):
                         killed.append(process.pid)
                         process.kill()
 
-    fit(job(tmp_path, **SETTINGS, max_failures=1), stored(tmp_path / "rollouts", rows), on_news)
+    fit(job(tmp_path, **ONE_BY_ONE, max_failures=1), stored(tmp_path / "rollouts", rows), on_news)
     expected, trained = uninterrupted
     assert killed
-    assert any("goes on after step" in note for note in told.notes)
+    assert any("goes on after step" in note for note in told.all(str))
     assert curve(told.steps) == expected
     assert all(torch.equal(trained[name], tensor) for name, tensor in state(tmp_path / "student").items())
 
 
 def learn_alone(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.e2e.learn_alone", str(folder)]
+    command = [sys.executable, "-m", "tests.e2e.learning", str(folder)]
     nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=nothing, text=True, start_new_session=True)
 
@@ -132,20 +129,18 @@ def test_a_driver_killed_at_any_step_goes_on_to_the_bit_past_a_torn_checkpoint(
     assert all(torch.equal(trained[name], tensor) for name, tensor in state(tmp_path / "student").items())
 
 
-def test_steps_without_finite_loss_are_skipped_saved_and_counted_until_there_are_too_many(
+def test_steps_without_finite_loss_are_skipped_and_counted_until_there_are_too_many(
     local_ray: None, rows: list[RolloutGroup], tmp_path: Path
 ) -> None:
     bad = {1, 3, 4}
     written = [written_by_its_student(row, spoilt=row.position in bad) for row in rows]
     folders = stored(tmp_path / "rollouts", written)
-    told = LearnerReport()
+    told = Told()
     last = rf"2 steps in a row were skipped; .* step 5: the loss of {rows[4].problem.id} "
     with pytest.raises(LearnerError, match=last):
-        fit(job(tmp_path, **SETTINGS, max_skipped_in_a_row=1), folders, told.add)
+        fit(job(tmp_path, **ONE_BY_ONE, max_skipped_in_a_row=1), folders, told.reports.append)
     assert [one.step for one in told.steps] == [1, 3]
-    assert [one.step for one in told.skipped] == [2, 4, 5]
-    saved = store.groups(pq.read_table(told.skipped[0].saved))
-    assert [row.problem.id for row in saved] == [rows[1].problem.id]
+    assert [one.step for one in told.all(SkippedStep)] == [2, 4, 5]
 
 
 def test_adapters_are_trained_alone_exported_alone_and_merged_without_a_row_that_cannot_be_read(
@@ -155,14 +150,13 @@ def test_adapters_are_trained_alone_exported_alone_and_merged_without_a_row_that
     folders = stored(tmp_path / "rollouts", [broken if row is rows[1] else row for row in rows])
     told = train(tmp_path, folders, zero_stage=2, workers=2, dtype="bfloat16", lora=Lora(rank=4, alpha=8))
     assert [(step.groups, step.answer_tokens) for step in told.steps] == [(3, 27), (1, 9), (4, 36)]
-    [left_out] = told.left_out
+    [left_out] = told.all(LeftOut)
     [row] = left_out.rows
     assert (left_out.step, row.row, row.kind) == (1, rows[1].problem.id, "learner")
     assert "stage 0, position 1: expected a prompt of 7 tokens" in row.reason
     adapters = load_file(tmp_path / "student_adapters" / "adapter_model.safetensors")
     config = json.loads((tmp_path / "student_adapters" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 8)
-    assert config["base_model_name_or_path"] == str(PAIR / "student")
     before, after = state(PAIR / "student"), state(tmp_path / "student")
     assert before.keys() == after.keys()
     changed = {name for name in before if f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight" in adapters}

@@ -14,7 +14,6 @@ import torch
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
 from masters_ray.data.pictures import encoded as bytes_of
-from masters_ray.errors import ReplicaError
 from masters_ray.kernels.packing import pack
 from masters_ray.method.masks import masked
 from masters_ray.models import hf
@@ -62,10 +61,10 @@ def answers(pools: Replicas, problems: list[Problem]) -> Drawn:
     return drawn
 
 
-def masked_checkpoint(ratio: float, folder: Path, scope: MaskScope | None = None) -> Path:
-    """The teacher's checkpoint, masked and saved as an ordinary directory."""
-    parts = frozenset(parts_in(scope or MaskScope()))
-    return checkpoint(folder, "teacher", tensors=lambda held: held.update(masked(list(held.items()), ratio, parts, [])))
+def masked_checkpoint(folder: Path, scope: MaskScope) -> Path:
+    """The teacher's checkpoint, masked at 0.2 and saved as an ordinary directory."""
+    parts = frozenset(parts_in(scope))
+    return checkpoint(folder, "teacher", tensors=lambda held: held.update(masked(list(held.items()), 0.2, parts, [])))
 
 
 def learner_logprobs(checkpoint: Path, problems: list[Problem], answers: Drawn) -> list[list[np.ndarray]]:
@@ -98,34 +97,14 @@ def test_the_students_engine_and_the_learner_agree(pools: Replicas, problems: li
     assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, answers)) < 1e-3
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.0])
-def test_the_masked_teachers_engine_and_the_same_weights_in_transformers_agree(
-    ratio: float, pools: Replicas, problems: list[Problem], answers: Drawn, tmp_path: Path
-) -> None:
-    teacher = pools.pools["teacher"]
-    report = teacher.mask(ratio)[0]
-    assert report.sparsity == pytest.approx(ratio, abs=1e-4)
-    scored = score(teacher, problems, answers)
-    model = learner_logprobs(masked_checkpoint(ratio, tmp_path / "masked"), problems, answers)
-    written = np.array([token for drawn in answers for answer in drawn for token in answer.token_ids])
-    row, column = np.nonzero(top(scored, "top_ids") == written[:, None])
-    assert len(row) > 20
-    gaps = top(scored, "top_logprobs")[row, column] - np.concatenate(list(itertools.chain(*model)))[row]
-    assert np.abs(gaps).max() < 1e-3
+def tokens(answers: Drawn) -> list[tuple[int, ...]]:
+    return [one.token_ids for drawn in answers for one in drawn]
 
 
 EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=True, lm_head=True)
 
 
-@pytest.mark.parametrize(
-    ("scope", "tensor_parallel"),
-    [
-        pytest.param(MaskScope(), 1, marks=long_form),
-        pytest.param(EVERYTHING, 1, marks=long_form),
-        (EVERYTHING, 2),
-    ],
-    ids=["language", "everything", "everything in two shards"],
-)
+@pytest.mark.parametrize(("scope", "tensor_parallel"), [pytest.param(MaskScope(), 1, marks=long_form), (EVERYTHING, 2)])
 def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
     scope: MaskScope,
     tensor_parallel: int,
@@ -137,7 +116,7 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
     """An engine fuses the checkpoint's matrices, and each of several workers holds a shard of them: the mask must be
     that of the checkpoint's own, as the engine starts and as it is masked again."""
     seeds = list(range(len(problems)))
-    plain = masked_checkpoint(0.2, tmp_path / "masked", scope)
+    plain = masked_checkpoint(tmp_path / "masked", scope)
     specs = [
         exact_spec(PAIR / "teacher", toy_engine, "teacher", scope, tensor_parallel),
         exact_spec(plain, toy_engine, "student"),
@@ -145,17 +124,14 @@ def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
     with Replicas(specs, ExactActor) as both:
         teacher, student = both.pools["teacher"], both.pools["student"]
         written = student.call("answer", problems, SAMPLING, 2, seeds).answers
-        greedy = student.call("answer_greedily", problems, 6)
+        greedy, drawn = student.call("answer_greedily", problems, 6), tokens(written)
         loaded = own(score(student, problems, written), written)
         for ratios in ([0.2], [0.0, 0.2]):  # as it was started, and masked again after another ratio
             for ratio in ratios:
                 assert teacher.mask(ratio)[0].sparsity == pytest.approx(ratio, abs=1e-4)
                 difference = largest_difference(own(score(teacher, problems, written), written), loaded)
                 assert difference < 1e-5 if ratio else difference > 1e-2
-            again = teacher.call("answer", problems, SAMPLING, 2, seeds).answers
-            assert [[one.token_ids for one in drawn] for drawn in written] == [
-                [one.token_ids for one in drawn] for drawn in again
-            ]
+            assert drawn == tokens(teacher.call("answer", problems, SAMPLING, 2, seeds).answers)
             assert greedy == teacher.call("answer_greedily", problems, 6)
 
 
@@ -184,18 +160,6 @@ def test_an_answer_is_scored_while_it_is_written_as_it_would_be_afterwards(
     assert largest_difference(own(on_the_way, written.answers), own(afterwards, written.answers)) < 1e-4
 
 
-def test_answers_that_begin_alike_are_scored_whatever_the_cache_holds(pools: Replicas, problems: list[Problem]) -> None:
-    """Their first tokens fill blocks of the prefix cache, whose positions the engine leaves unscored."""
-    alike = tuple(20 + number % 40 for number in range(120))
-    drawn = [
-        tuple(Answer(source="student", text="", token_ids=(*alike, last), finish="length") for last in (21, 22, 23))
-    ] * len(problems)
-    student = pools.pools["student"]
-    for _ in range(2):
-        scored = own(score(student, problems, drawn), drawn)
-        assert largest_difference(scored, learner_logprobs(PAIR / "student", problems, drawn)) < 1e-3
-
-
 def too_long(of: Problem) -> Problem:
     return Problem(id="long", question="what " * 3000, label="x", pictures=of.pictures)
 
@@ -219,8 +183,7 @@ def test_how_hard_a_question_is_comes_from_the_unmasked_teacher_and_is_told_for_
     assert likelihoods == pytest.approx(expected, abs=1e-3)
     assert max(expected) - min(expected) > 1e-2
     ratings = teacher.call("rate", asked)
-    assert len(ratings) == len(asked)
-    assert ratings[1] is None
+    assert len(ratings) == len(asked) and ratings[1] is None
     assert all(one is None or 1 <= one <= 10 for one in ratings)
 
 
@@ -237,22 +200,14 @@ def test_questions_that_cannot_be_asked_are_refused_with_a_reason_and_the_others
     )
     refused = written.scored.refused
     assert {index: one.kind for index, one in refused.items()} == {1: "engine", 2: "picture", 4: "picture"}
-    assert "maximum context length is 1024 tokens" in refused[1].reason
-    assert "cannot be decoded" in refused[2].reason
-    assert "/nowhere/picture.png does not exist" in refused[4].reason
+    for index, reason in ((1, "maximum context length is 1024"), (2, "cannot be decoded"), (4, "does not exist")):
+        assert reason in refused[index].reason
     first, *nothing, second, last = written.answers
     assert [first, second] == student.call("answer", problems[:2], SAMPLING, 2, [0, 3]).answers
     assert [*nothing, last] == [(), (), ()]
-    scored = student.call("score", [torn, problems[0]], [[(5, 6)], [(5, 6), (7,)]])
-    assert (scored.refused.keys(), [len(one) for one in scored.tokens.field("own")]) == ({0}, [2, 1])
-    scored = student.call("score", problems[:2], [[(5, 6)], [(10**6, 7)]])
-    assert scored.refused.keys() == {1} and "the answer has token 1000000" in scored.refused[1].reason
+    scored = student.call("score", [torn, *problems[:2]], [[(5, 6)], [(5, 6), (7,)], [(10**6, 7)]])
+    assert (scored.refused.keys(), [len(one) for one in scored.tokens.field("own")]) == ({0, 2}, [2, 1])
+    assert "the answer has token 1000000" in scored.refused[2].reason
     said, long, gone = student.call("answer_greedily", [problems[0], too_long(problems[0]), lost], 4)
     assert said == student.call("answer_greedily", problems[:1], 4)[0]
     assert (long.kind, gone.kind) == ("engine", "picture")
-    assert "maximum context length" in long.reason and gone.reason == "picture /nowhere/picture.png does not exist"
-
-
-def test_an_error_inside_a_replica_is_told_with_its_cause(pools: Replicas) -> None:
-    with pytest.raises(ReplicaError, match="student.answer_greedily: TypeError: .*NoneType"):
-        pools.pools["student"].call("answer_greedily", None, 4)

@@ -48,28 +48,21 @@ def test_the_row_that_is_furthest_apart_is_told_whatever_the_mean_over_all_rows(
 
 
 @pytest.mark.parametrize("gap", [0.6, math.nan, math.inf])
-def test_one_row_that_is_apart_is_left_out_and_several_stop_the_learner_with_its_name(gap: float) -> None:
+def test_one_row_or_one_percent_may_be_apart_and_more_stop_the_learner_with_the_rows_name(gap: float) -> None:
+    assert agreed(part(201), {7: 9.0, 150: gap})
     found = agreed(part(40), {7: gap})
     assert found
     assert found[0].row == "p7" and found[0].apart == 1 and list(found[1]) == [(0, 7)]
     assert "nats per token apart on it, more than 0.1; did its picture change" in found[1][0, 7]
-    causes = "checkpoint.*processor files.*template.*start or end tokens.*pictures.*kernels.*quantised.*windows"
+    causes = "checkpoint.*processor files.*template.*start or end tokens.*pictures"
     with pytest.raises(LearnerError, match=rf"in 2 of 40 rows, most in p7 \(.*{causes}.*learner.max_logprob_gap"):
         agreed(part(40), {7: gap, 30: 0.55})
-
-
-def test_of_many_rows_one_percent_may_be_apart() -> None:
-    assert agreed(part(201), {7: 9.0, 150: 9.0})
-    with pytest.raises(LearnerError, match="in 3 of 201 rows"):
-        agreed(part(201), {7: 9.0, 150: 9.0, 200: 9.0})
 
 
 def test_rows_that_cannot_be_read_are_not_compared_and_none_at_all_stops_the_learner() -> None:
     found = agreed(part(5, 2), {})
     assert found and found[0].rows == 4
-    with pytest.raises(
-        LearnerError, match="can read none of 3 rows of stage 0, for example p., stage 0, position .: its"
-    ):
+    with pytest.raises(LearnerError, match="can read none of 3 rows of stage 0: p., stage 0, position .: its"):
         agreed(part(3, 0, 1, 2), {})
     assert agreed(part(1, 0), {}) is None
 
@@ -86,18 +79,14 @@ def test_a_sample_has_64_rows_from_all_over_the_stage_or_all_that_there_are(
 ) -> None:
     made = [[group(position=number * rows + place) for place in range(rows)] for number in range(shards)]
     written(tmp_path, {}, *made).finish({})
-    found = sample(tmp_path)
-    positions = found["position"].to_pylist()
+    positions = sample(tmp_path)["position"].to_pylist()
     assert len(set(positions)) == len(positions) == expected
-    assert found.equals(sample(tmp_path))
-    quarters = {place * 4 // (shards * rows) for place in positions}
-    assert quarters == {0, 1, 2, 3}
+    assert {place * 4 // (shards * rows) for place in positions} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
     ("version", "means", "told"),
     [
-        (3, (1e-6, 2e-6, 1e-6), ""),
         (3, (1e-6, 5.0, 1e-6), ""),
         (3, (0.2, 0.3, 1e-6), r"step 4: .* by more than 0.1 nats per token in 2 of 3 rows, most in p1 \(0.3"),
         (3, (0.2,), "in 1 of 1 rows"),

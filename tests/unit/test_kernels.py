@@ -6,10 +6,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from masters_ray.kernels.attention import Kernel, Layout, Span, attend, kernel_for
-from masters_ray.kernels.head import answer_terms
-from masters_ray.kernels.live import LiveScores, live_terms
-from masters_ray.method.divergence import jsd, left_out_error, top_k_jsd, with_rest
-from tests.tensors import random, top_k
+from masters_ray.kernels.head import LiveScores, answer_terms, live_terms
+from masters_ray.method.divergence import jsd, left_out_error, with_rest
+from tests.tensors import random
 
 CPU = torch.device("cpu")
 
@@ -59,15 +58,6 @@ def test_the_block_kernel_equals_the_dense_mask_in_value_and_gradient(name: str,
         assert torch.allclose(one, other, atol=2e-6)
 
 
-def test_in_bfloat16_it_is_as_close_to_float32_as_the_dense_mask_is() -> None:
-    shape = LAYOUTS["several groups, padded"]
-    exact = run("dense", shape, 4, 2)
-    dense, blocks = (run(kernel, shape, 4, 2, torch.bfloat16) for kernel in ("dense", "blocks"))
-    for right, one, other in zip(exact, dense, blocks, strict=True):
-        assert other.dtype == torch.bfloat16
-        assert (other.float() - right).norm() < 1.5 * (one.float() - right).norm() + 1e-3 * right.norm()
-
-
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_the_block_mask_of_flex_attention_is_the_same_mask_and_a_cpu_has_a_kernel_by_its_dtype() -> None:
@@ -80,34 +70,40 @@ def test_the_block_mask_of_flex_attention_is_the_same_mask_and_a_cpu_has_a_kerne
     assert kernel_for(CPU, torch.float16) == "dense"
 
 
-TOKENS, WIDTH, VOCABULARY = 12, 8, 5000
-
-
-def inputs(k: int) -> tuple[Tensor, ...]:
-    top_ids, top_logprobs, left_out = top_k(random(TOKENS, VOCABULARY, seed=k).mul(3).log_softmax(-1), k)
-    targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(k))
-    targets[0], targets[1] = top_ids[0, 0], VOCABULARY - 1  # one among the top k, one at the edge
-    return random(TOKENS, WIDTH), random(VOCABULARY, WIDTH, seed=1), targets, top_ids, top_logprobs, left_out
-
-
+TOKENS, WIDTH, VOCABULARY, PADDED = 12, 8, 5000, 64
 Terms = tuple[Tensor, Tensor, Tensor]
 
 
-def plainly(hidden: Tensor, weight: Tensor, *rest: Tensor) -> Terms:
+def heads(student: int = VOCABULARY, teacher: int = VOCABULARY, k: int = 8) -> tuple[list[Tensor], Tensor]:
+    """Inputs of two heads of one language, padded to so many rows each (more rows, whose logits are 0): hidden, weight,
+    targets and stored scores of the k likeliest tokens; and the teacher's whole distribution."""
+    logits = random(TOKENS, VOCABULARY, seed=8).mul(3).double()
+    whole = torch.cat([logits, torch.full((TOKENS, PADDED), 7.0)], -1)[:, :teacher].softmax(-1)
+    top, ids = whole.topk(k)
+    targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(k))
+    targets[0], targets[1] = ids[0, 0], VOCABULARY - 1  # one among the top k, one at the edge
+    weight = torch.cat([random(VOCABULARY, WIDTH, seed=1), torch.zeros(PADDED, WIDTH)])[:student]
+    scores = [ids, top.log().float(), (1 - top.sum(-1)).clamp(min=0).float()]
+    return [random(TOKENS, WIDTH), weight, targets % min(student, teacher), *scores], whole
+
+
+def plainly(hidden: Tensor, weight: Tensor, targets: Tensor, ids: Tensor, top: Tensor, _: Tensor) -> Terms:
     """All logits in float64, and autograd; the head itself works in float32, too coarse for finite differences."""
-    targets, top_ids, *scores = (one.double() if one.is_floating_point() else one for one in rest)
+    lacking = ids >= len(weight)
     logprobs = linear(hidden.double(), weight.double()).log_softmax(-1)
-    outside = 1 - logprobs.detach().gather(-1, top_ids).exp().sum(-1)
-    errors = left_out_error(scores[1], outside.clamp(min=0))
+    chosen = top.double(), logprobs.gather(-1, ids.masked_fill(lacking, 0))
+    p, q = (one.exp().masked_fill(lacking, 0) for one in chosen)
+    outside = ((1 - one.detach().sum(-1)).clamp(min=0) for one in (p, q))
     own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return own.float(), top_k_jsd(logprobs, top_ids, *scores).float(), errors.float()
+    return own.float(), jsd(with_rest(p), with_rest(q)).float(), left_out_error(*outside).float()
 
 
 def gradients(terms: Terms, of: list[Tensor]) -> list[Tensor]:
     logprobs, divergences, errors = terms
     assert not errors.requires_grad
     weights = torch.linspace(-1, 2, TOKENS)
-    return list(torch.autograd.grad((weights * logprobs).sum() + (weights.flip(0) * divergences).sum(), of))
+    total = (weights * logprobs).sum() + (weights.flip(0) * divergences).sum()
+    return list(torch.autograd.grad(total, of, retain_graph=True))
 
 
 def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -115,19 +111,14 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
         assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
 
 
-SIZES = pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
-
-
 def test_a_frozen_head_passes_the_gradient_on_and_bfloat16_sums_over_tiles_in_float32() -> None:
-    hidden, weight, *rest = inputs(4)
+    (hidden, weight, *rest), _ = heads()
     frozen = answer_terms(hidden.requires_grad_(), weight, *rest, logits_bytes=1)
     assert_close(gradients(frozen, [hidden]), gradients(plainly(hidden, weight, *rest), [hidden]))
-    hidden, weight, *rest = inputs(8)
-    low = [hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()]
+    low = [one.detach().bfloat16().requires_grad_() for one in (hidden, weight)]
     exact = [one.detach().float().requires_grad_() for one in low]
     found = gradients(answer_terms(low[0], low[1], *rest, logits_bytes=1), low)
-    expected = gradients(plainly(exact[0], exact[1], *rest), exact)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(found, gradients(plainly(exact[0], exact[1], *rest), exact), strict=True):
         assert one.dtype == torch.bfloat16
         assert float((one.float() - other).norm() / other.norm()) < 1e-2
 
@@ -142,23 +133,7 @@ def test_a_certain_student_has_finite_gradients() -> None:
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all()
 
 
-PADDED = 64
-
-
-def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Inputs of two heads of one language, padded to so many rows each (more rows, whose logits are 0): hidden, weight,
-    targets and stored scores of the k likeliest tokens; and the teacher's whole distribution in float64, and those
-    among its k that the student has no row for."""
-    hidden, weight, targets, *_ = inputs(7)
-    logits = random(TOKENS, VOCABULARY, seed=8).mul(3).double()
-    weight = torch.cat([weight, torch.zeros(PADDED, WIDTH)])[:student]
-    whole = torch.cat([logits, torch.full((TOKENS, PADDED), 7.0)], -1)[:, :teacher].softmax(-1)
-    top, ids = whole.topk(k)
-    rest = (1 - top.sum(-1)).clamp(min=0)
-    return [hidden, weight, targets, ids, top.log().float(), rest.float()], whole, ids >= student
-
-
-@SIZES
+@pytest.mark.parametrize("logits_bytes", [2**30, 4 * 5 * 2048, 1], ids=["whole", "tiles", "single-tokens"])
 @pytest.mark.parametrize("k", [1, 50, None], ids=["k = 1", "k = 50", "k = vocabulary"])
 @pytest.mark.parametrize(
     ("student", "teacher"),
@@ -172,36 +147,23 @@ def padded(student: int, teacher: int, k: int) -> tuple[list[Tensor], Tensor, Te
 def test_head_and_losses_equal_the_plain_computation_and_padded_heads_are_compared_on_what_both_have(
     student: int, teacher: int, k: int | None, logits_bytes: int
 ) -> None:
-    (hidden, weight, targets, *scores), whole, lacking = padded(student, teacher, k or teacher)
-    assert k == 1 or lacking.any() == (student < teacher), "the case that is meant"
-    targets = targets % min(student, teacher)
+    (hidden, weight, targets, *scores), whole = heads(student, teacher, k or teacher)
+    assert k == 1 or (scores[0] >= student).any() == (student < teacher), "the case that is meant"
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
-    own, found, errors = answer_terms(hidden, weight, targets, *scores, logits_bytes=logits_bytes)
-
-    logprobs = (hidden.double() @ weight.double().T).log_softmax(-1)
-    ids = scores[0].masked_fill(lacking, 0)
-    p, q = (one.gather(-1, ids).masked_fill(lacking, 0) for one in (whole, logprobs.exp()))
-    expected = jsd(with_rest(p), with_rest(q))
-    assert torch.allclose(found.double(), expected, atol=2e-6)
-    outside = ((1 - one.detach().sum(-1)).clamp(min=0) for one in (p, q))
-    assert torch.allclose(errors.double(), left_out_error(*outside), atol=1e-5)
-    plain = (logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), expected.float(), errors)
-    assert torch.allclose(own, plain[0], atol=2e-6)
-    terms = [(own, found, errors)]
+    expected = plainly(hidden, weight, targets, *scores)
+    terms = [answer_terms(hidden, weight, targets, *scores, logits_bytes=logits_bytes)]
     if k is None:
-        teacher_logits = whole.log().float()
-        live = LiveScores(hidden=teacher_logits, weight=torch.eye(teacher))
+        live = LiveScores(hidden=whole.log().float(), weight=torch.eye(teacher))
         terms.append(live_terms(hidden, weight, targets, live, logits_bytes=logits_bytes))
-        for one, other in zip(*terms, strict=True):
-            assert torch.allclose(one, other, atol=1e-5), "a live teacher and its stored scores agree"
-    expected_gradients = gradients(plain, leaves)
-    for own_terms in terms:
-        assert_close(gradients(own_terms, leaves), expected_gradients)
+    for found in terms:
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+        assert_close(gradients(found, leaves), gradients(expected, leaves))
 
 
-def test_a_token_that_the_head_has_no_row_for_has_no_log_probability() -> None:
-    (hidden, weight, targets, *scores), _, _ = padded(VOCABULARY, VOCABULARY, 50)
+@pytest.mark.parametrize("logits_bytes", [2**30, 1])
+def test_a_token_that_the_head_has_no_row_for_has_no_log_probability(logits_bytes: int) -> None:
+    (hidden, weight, targets, *scores), _ = heads()
     targets[3] = VOCABULARY
-    for logits_bytes in (2**30, 1):
-        own, _, _ = answer_terms(hidden, weight, targets, *scores, logits_bytes=logits_bytes)
-        assert own.isnan().nonzero().tolist() == [[3]]
+    own, _, _ = answer_terms(hidden, weight, targets, *scores, logits_bytes=logits_bytes)
+    assert own.isnan().nonzero().tolist() == [[3]]

@@ -1,18 +1,18 @@
 """A teacher that is asked while the student learns, against stored scores of the whole vocabulary."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from masters_ray.errors import LearnerError
-from masters_ray.kernels.live import LiveScores
+from masters_ray.kernels.head import LiveScores
 from masters_ray.kernels.packing import PackedBatch, pack
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.method.grpo import LossConfig, group_losses
-from masters_ray.method.masks import MaskReport, masked
-from masters_ray.models import hf, weights
+from masters_ray.models import hf
 from masters_ray.models.chat import Chat
 from masters_ray.records import Problem, TokenScores
 from masters_ray.store import codec
@@ -29,21 +29,9 @@ def batch(questions: list[Problem]) -> PackedBatch:
 
 
 def plan(ratio: float) -> StagePlan:
-    report: list[MaskReport] = []
-    for _ in masked(weights.tensors(PAIR / "teacher"), ratio, frozenset({"language"}), report):
-        pass
-    return StagePlan(
-        stage=0,
-        ratio=ratio,
-        rows=1,
-        teacher=str(PAIR / "teacher"),
-        masked=("language",),
-        teacher_digest=report[0].digest,
-    )
-
-
-def live_teacher() -> LiveTeacher:
-    return LiveTeacher(torch.device("cpu"), "float32")
+    _, report = hf.load_masked(PAIR / "teacher", "float32", ratio, frozenset({"language"}))
+    made_by: Any = {"teacher": str(PAIR / "teacher"), "masked": ("language",), "teacher_digest": report.digest}
+    return StagePlan(stage=0, ratio=ratio, rows=1, **made_by)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +56,10 @@ def with_scores(batch: PackedBatch, scores: TokenScores) -> PackedBatch:
 
 
 @torch.no_grad()
-def test_the_stages_masked_teacher_is_loaded_and_gives_what_its_stored_scores_give(
+def test_the_stages_masked_teacher_is_loaded_gives_what_its_stored_scores_give_and_no_other_is_taken(
     batch: PackedBatch, student: hf.PackedStudent
 ) -> None:
-    teacher = live_teacher()
+    teacher = LiveTeacher(torch.device("cpu"), "float32")
     found = []
     for ratio in (0.2, 0.0):
         scores = teacher.scores(plan(ratio), batch)
@@ -80,6 +68,8 @@ def test_the_stages_masked_teacher_is_loaded_and_gives_what_its_stored_scores_gi
         assert torch.allclose(live[1], from_store[1], atol=1e-6)
         found.append(live[1])
     assert (found[0] - found[1]).abs().max() > 1e-3, "the mask matters"
+    with pytest.raises(LearnerError, match="stage 0 was made with"):
+        teacher.scores(dataclasses.replace(plan(0.2), masked=("language", "vision")), batch)
 
 
 STORING = 1.6e-4
@@ -92,7 +82,7 @@ moves a token's on average (docs/BENCHMARKS.md)."""
 def test_a_real_teachers_stored_scores_lack_no_more_than_a_step_reports(
     k: int, batch: PackedBatch, student: hf.PackedStudent
 ) -> None:
-    scores = live_teacher().scores(plan(0.2), batch)
+    scores = LiveTeacher(torch.device("cpu"), "float32").scores(plan(0.2), batch)
     exact = top_of(scores, k)
     live, kept = student(batch, scores), student(with_scores(batch, exact))
     from_store = student(with_scores(batch, codec.decode(*codec.encode(exact))))
@@ -101,8 +91,3 @@ def test_a_real_teachers_stored_scores_lack_no_more_than_a_step_reports(
     lacking = float((whole["jsd"] - reported["jsd"]).mean())
     assert STORING < lacking <= float(reported["jsd_error_bound"].mean()) + STORING
     assert not whole["jsd_error_bound"].any()
-
-
-def test_a_teacher_that_is_not_the_one_of_the_rollouts_is_refused(batch: PackedBatch) -> None:
-    with pytest.raises(LearnerError, match="stage 0 was made with"):
-        live_teacher().scores(dataclasses.replace(plan(0.2), masked=("language", "vision")), batch)

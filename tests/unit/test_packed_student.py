@@ -111,17 +111,12 @@ def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
 Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
 
 
-def made(make: Any) -> tuple[Any, list[dict[str, Tensor]]]:
-    """A model of a family, and two prompts with pictures as it reads them."""
-    torch.manual_seed(0)
-    model = make().float().eval()
-    return model, [FAMILIES[make](model, *prompt) for prompt in zip(PICTURES, TEXTS, strict=True)]
-
-
 @pytest.fixture(params=FAMILIES, scope="module", ids=lambda one: one.__name__)
 def case(request: pytest.FixtureRequest) -> Case:
-    """A model, the prompts as it reads them, and both groups packed."""
-    model, inputs = made(request.param)
+    """A model, two prompts with pictures as it reads them, and both groups packed."""
+    torch.manual_seed(0)
+    model = request.param().float().eval()
+    inputs = [FAMILIES[request.param](model, *prompt) for prompt in zip(PICTURES, TEXTS, strict=True)]
     return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
 
 
@@ -155,14 +150,11 @@ def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Ca
     assert norm.speed_up(torch.nn.Sequential(GemmaRMSNorm(8))) == 0  # which multiplies by 1 + weight
 
 
-def test_a_head_with_a_bias_is_refused() -> None:
-    model = qwen2_5()
-    model.lm_head = torch.nn.Linear(32, 80)
+def test_a_head_with_a_bias_and_freezing_one_of_two_tied_matrices_are_refused() -> None:
+    biased = qwen2_5()
+    biased.lm_head = torch.nn.Linear(32, 80)
     with pytest.raises(CheckpointError, match="the student's lm_head has a bias"):
-        hf.PackedStudent(model, logits_bytes=2**20)
-
-
-def test_freezing_one_of_two_tied_matrices_is_refused() -> None:
+        hf.PackedStudent(biased, logits_bytes=2**20)
     with pytest.raises(CheckpointError, match="one matrix"):
         hf.freeze(qwen3(), ["lm_head"])
     model = qwen3()

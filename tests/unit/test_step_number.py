@@ -16,10 +16,11 @@ from torch import Tensor
 from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
-from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
+from masters_ray.learner.job import LearnerJob, StagePlan, TakenStep
 from masters_ray.records import Problem, RolloutGroup, TokenScores
 from tests.builders import group, iterations, problem, scored, written
 from tests.conftest import PAIR
+from tests.tensors import random, top_k
 
 ALPHA, RHO, BETA = 0.7, 0.4, 0.2
 """None is the default, so that a step that does not read its settings is seen."""
@@ -51,12 +52,20 @@ class Plain:
         whole = {name: torch.cat([prompt[name], one.unsqueeze(0)], 1) for name, one in more.items()}
         return self.model(**prompt | whole).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
 
-    def loss(self, rows: Sequence[RolloutGroup], aggregation: Aggregation = "answer") -> Tensor:
+    def loss(self, rows: Sequence[RolloutGroup], aggregation: Aggregation) -> Tensor:
         """L of a step: every answer of a group weighs the same, or every answer token of the step does."""
         found = [self.losses(row) for row in rows]
         if aggregation == "token":
             return torch.cat([one for answers in found for one in answers]).mean()
         return torch.stack([torch.stack([one.mean() for one in answers]).mean() for answers in found]).mean()
+
+    def gradients(self, rows: Sequence[RolloutGroup], aggregation: Aggregation) -> tuple[float, dict[str, Tensor]]:
+        """A step's loss, and its gradient by every weight that is trained."""
+        self.model.zero_grad()
+        loss = self.loss(rows, aggregation)
+        loss.backward()
+        found = {name: one.grad for name, one in self.model.named_parameters() if one.grad is not None}
+        return loss.item(), {name: one for name, one in found.items() if "visual" not in name or "merger" in name}
 
     def losses(self, row: RolloutGroup) -> list[Tensor]:
         """What each token of each answer of a group adds to L. The teacher's probabilities are those that a store
@@ -116,49 +125,22 @@ def rows(plain: Plain, questions: list[Problem]) -> list[RolloutGroup]:
     for position, of in enumerate(asked):
         prompt = plain.prompt(of)
         answers = []
-        for place, (length, accuracy, reasoning) in enumerate(
-            zip(LENGTHS[position], ACCURACIES[position], REASONING[position], strict=True)
-        ):
+        columns = zip(LENGTHS[position], ACCURACIES[position], REASONING[position], strict=True)
+        for place, (length, accuracy, reasoning) in enumerate(columns):
             seed = 10 * position + (place if position < 4 else 0)
             answer = scored([40 + seed + token for token in range(length - 1)] + [2], accuracy=accuracy)
             with torch.no_grad():
                 logprobs = plain.logprobs(prompt, torch.tensor(answer.judged.answer.token_ids))
-            noise = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(seed))
-            top, ids = (logprobs + noise).log_softmax(-1).topk(6)
-            left_out = 1 - top.exp().sum(-1)
+            noise = random(*logprobs.shape, seed=seed)
+            ids, top, left_out = top_k((logprobs + noise).log_softmax(-1).float(), 6)
             own = logprobs.gather(1, torch.tensor(answer.judged.answer.token_ids).unsqueeze(1)).squeeze(1)
             reference = own + 0.12 * torch.arange(seed, seed + length).sin()
-            answers.append(
-                replace(
-                    answer,
-                    judged=replace(answer.judged, reasoning=reasoning),
-                    teacher=TokenScores(
-                        top_ids=ids.int().numpy(), top_logprobs=top.float().numpy(), left_out=left_out.float().numpy()
-                    ),
-                    reference_logprobs=reference.float().numpy(),
-                )
-            )
+            judged = replace(answer.judged, reasoning=reasoning)
+            teacher = TokenScores(top_ids=ids.int().numpy(), top_logprobs=top.numpy(), left_out=left_out.numpy())
+            own_logprobs = reference.float().numpy()
+            answers.append(replace(answer, judged=judged, teacher=teacher, reference_logprobs=own_logprobs))
         row = group(answers, position=position, of=of)
         found.append(replace(row, prompt_tokens=prompt["input_ids"].shape[1]))
-    return found
-
-
-AGGREGATIONS: tuple[Aggregation, ...] = ("answer", "token")
-
-
-Expected = dict[Aggregation, tuple[float, dict[str, Tensor]]]
-"""A step's loss, and its gradient by every weight."""
-
-
-@pytest.fixture(scope="module")
-def expected(plain: Plain, rows: list[RolloutGroup]) -> Expected:
-    found: Expected = {}
-    for aggregation in AGGREGATIONS:
-        plain.model.zero_grad()
-        loss = plain.loss(rows, aggregation)
-        loss.backward()
-        gradients = {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
-        found[aggregation] = loss.item(), gradients
     return found
 
 
@@ -173,7 +155,7 @@ class Worker:
         from masters_ray.learner import loop
 
         written(folder / "store", {"stage": 0}, rows).finish({})
-        self.told: list[LearnerReport] = []
+        self.told: list[TakenStep] = []
         self._kept: dict[str, Tensor] = {}
         self._moves: list[Callable[[Any], None]] = []
         [file] = store.shard_names(folder / "store")
@@ -240,7 +222,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory, rows: list[RolloutGroup]) -
         made.close()
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", ["answer", "token"])
 @pytest.mark.parametrize(
     ("workers", "budget", "multiple_of"),
     [(1, 10_000, 1), (1, 1, 128), (2, 150, 1), (8, 10_000, 7)],
@@ -248,24 +230,24 @@ def worker(tmp_path_factory: pytest.TempPathFactory, rows: list[RolloutGroup]) -
 )
 def test_a_step_takes_the_gradient_of_the_loss_that_the_method_says(
     worker: Worker,
-    expected: Expected,
+    plain: Plain,
+    rows: list[RolloutGroup],
     workers: int,
     budget: int,
     multiple_of: int,
     aggregation: Aggregation,
 ) -> None:
-    loss, gradients = expected[aggregation]
+    loss, gradients = plain.gradients(rows, aggregation)
     found = worker.gradient(
         workers=workers, multiple_of=multiple_of, tokens_per_micro_batch=budget, aggregation=aggregation
     )
-    trained = {name: one for name, one in gradients.items() if "visual" not in name or "merger" in name}
-    assert found.keys() == trained.keys()
-    for name, gradient in trained.items():
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
         # the learner reads divergences to 1e-6 nats where it compares them, the plain loss does not
         assert (found[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name
     if workers == 1:
-        [told] = worker.told[-1].steps
-        norm = torch.stack([one.norm() for one in trained.values()]).norm()
+        told = worker.told[-1].metrics
+        norm = torch.stack([one.norm() for one in gradients.values()]).norm()
         # where longer answers weigh more, advantages do not cancel and carry those 1e-6 nats into the loss
         assert told.loss == pytest.approx(loss, rel=1e-6 if aggregation == "answer" else 1e-5)
         assert told.grad_norm == pytest.approx(norm.item(), rel=1e-5)
@@ -290,19 +272,18 @@ def move(model: Any) -> None:
 
 
 def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
-    worker: Worker, plain: Plain, rows: list[RolloutGroup], expected: Expected
+    worker: Worker, plain: Plain, rows: list[RolloutGroup]
 ) -> None:
+    loss, _ = plain.gradients(rows, "answer")
     with restored(worker.model), restored(plain.model):
         found = worker.gradient(move, lambda _: None, tokens_per_micro_batch=200, aggregation="answer")
         move(plain.model)
-        plain.model.zero_grad()
         plain.clipped.clear()
-        plain.loss(rows).backward()
-    gradients = {name: one.grad for name, one in plain.model.named_parameters() if one.grad is not None}
+        _, gradients = plain.gradients(rows, "answer")
     for name, gradient in found.items():
         assert (gradient - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
-    [told] = worker.told[-1].steps
+    told = worker.told[-1].metrics
     per_group = torch.tensor(plain.clipped).split([sum(lengths) for lengths in LENGTHS])
     assert told.clip_fraction == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
     assert 0.1 < told.clip_fraction < 0.9
-    assert told.loss == pytest.approx(expected["answer"][0], rel=1e-6), "what is told is the first update's"
+    assert told.loss == pytest.approx(loss, rel=1e-6), "what is told is the first update's"
