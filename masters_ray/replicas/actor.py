@@ -1,4 +1,4 @@
-"""The Ray actor of a replica: a model and the roles that it plays."""
+"""The Ray actor of a replica."""
 
 import dataclasses
 import multiprocessing
@@ -11,17 +11,13 @@ from masters_ray.config import Engine
 from masters_ray.data.texts import cut
 from masters_ray.errors import CheckpointError, MastersError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
-from masters_ray.replicas.judge import JudgeRole
 from masters_ray.replicas.model import ReplicaModel
-from masters_ray.replicas.processes import Role
-from masters_ray.replicas.rollout import RolloutRole
 from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS_TO_TELL = 1.0
-_NO_HELP = "For further information visit"
 _LONGEST_CAUSE = 700
 
 Expected = MaskReport | StudentWeights
@@ -29,7 +25,7 @@ Expected = MaskReport | StudentWeights
 
 
 class ReplicaActor:
-    """Hosts a model. The first call loads it, since only the caller knows the mask of a teacher that Ray restarted.
+    """Hosts a model. The first call loads it: a process that replaces one asleep leaves the memory to the learner.
 
     Every method raises ReplicaError when the model could not be loaded. When the engine breaks, the call raises
     ReplicaLostError and the process ends, so that Ray starts another one."""
@@ -40,27 +36,26 @@ class ReplicaActor:
         self._loaded = self._ending = False
         self._failure: ReplicaError | None = None
 
-    def ready(self, ratio: float | None = None) -> None:
-        """Returns once the model is loaded. ratio: mask ratio of a teacher that is not loaded yet; default: the
-        spec's."""
-        self._guarded(lambda: None, ratio)
+    def ready(self) -> None:
+        """Returns once the model is loaded."""
+        self._guarded(lambda: None)
 
-    def call(self, role: Role, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
-        """Calls ``method`` of the role with the ``expected`` weights, which a restarted process loads first. Raises
-        CheckpointError (a teacher) or WeightSyncError (a student) when the weights then differ."""
+    def call(self, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
+        """Calls ``method`` of the ReplicaModel with the ``expected`` weights, which a restarted process loads first.
+        Raises CheckpointError (a teacher) or WeightSyncError (a student) when the weights then differ."""
 
         def act() -> Any:
             if isinstance(expected, MaskReport):
                 self._mask_as(expected)
             elif expected is not None:
                 self._receiver.hold(expected)
-            return getattr(self._roles[role], method)(*arguments)
+            return getattr(self._model, method)(*arguments)
 
-        return self._guarded(act, expected.ratio if isinstance(expected, MaskReport) else None)
+        return self._guarded(act)
 
     def mask(self, ratio: float) -> MaskReport:
         """Loads the checkpoint masked at ``ratio`` in place of the current weights; returns the mask's report."""
-        return self._guarded(lambda: self._model.engine.mask(ratio), ratio)
+        return self._guarded(lambda: self._model.engine.mask(ratio))
 
     def hold(self, weights: StudentWeights) -> None:
         """Loads a version of the student in place of the current weights. Raises as ``WeightReceiver.hold``."""
@@ -71,17 +66,13 @@ class ReplicaActor:
         if self._loaded:
             self._guarded(lambda: self._model.engine.sleep())
 
-    def _guarded(self, action: Callable[[], Any], ratio: float | None = None) -> Any:
-        """ratio: as in ``ready``."""
+    def _guarded(self, action: Callable[[], Any]) -> Any:
         if self._ending:
             threading.Event().wait()  # until the process ends: Ray then reports it or repeats the call elsewhere
         with self._loading:
             if not self._loaded:
-                mask = self._spec.mask
-                if mask is not None and ratio is not None:
-                    mask = dataclasses.replace(mask, ratio=ratio)
                 try:
-                    self._load(dataclasses.replace(self._spec, mask=mask))
+                    self._load(self._spec)
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - this call and every later one raises it
                     self._failure = not_loaded(error)
                 self._loaded = True
@@ -97,12 +88,8 @@ class ReplicaActor:
     def _load(self, spec: ReplicaSpec) -> None:
         if spec.devices is not None:
             show_devices(*spec.devices)
-        self._model = model = ReplicaModel(spec)
-        self._receiver = WeightReceiver(model.engine.load, spec.tensor_parallel)
-        teacher, student = RolloutRole(model, "teacher", spec.top_k), RolloutRole(model, "student", 0)
-        judge = JudgeRole(model, spec.judge_max_tokens)
-        played: dict[Role, Any] = {"teacher": teacher, "judge": judge, "teacher_judge": judge}
-        self._roles = {role: played.get(role, student) for role in spec.roles}
+        self._model = ReplicaModel(spec)
+        self._receiver = WeightReceiver(self._model.engine.load, spec.tensor_parallel)
 
     def _mask_as(self, expected: MaskReport) -> None:
         report = self._model.engine.mask(expected.ratio)
@@ -116,10 +103,9 @@ class ReplicaActor:
 def not_loaded(error: BaseException) -> ReplicaError:
     """Returns the error for a model that failed to load, with vLLM's options replaced by configuration keys."""
     told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
-    told = " ".join(line.strip() for line in told.splitlines() if _NO_HELP not in line)
     for field in dataclasses.fields(Engine):
         told = told.replace("--" + field.name.replace("_", "-"), f"engine.{field.name}")
-    return ReplicaError(cut(told, _LONGEST_CAUSE))
+    return ReplicaError(cut(" ".join(told.split()), _LONGEST_CAUSE))
 
 
 def show_devices(own: str) -> None:

@@ -45,11 +45,6 @@ def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: boo
     return [_replicas(config, key, ("teacher",), config.models[key].replicas), *teacher_judges, *others]
 
 
-def for_online_rollouts(config: Config) -> list[Processes]:
-    """Returns the processes that make online rollouts with the first teacher."""
-    return for_rollouts(config, learned=True, follows=config.judge.follows_student)
-
-
 def for_measuring(config: Config) -> list[Processes]:
     """Returns the processes that evaluate the trained student: its replicas, and the judge unless the rule marks."""
     judges = [for_judging(config, "student")] if config.evaluation.marked_by == "judge" else []

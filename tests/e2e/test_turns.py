@@ -42,10 +42,10 @@ class Watched:
 
 
 class WatchedActor(ReplicaActor, Watched):
-    def _guarded(self, action: Callable[[], Any], ratio: float | None = None) -> Any:
+    def _guarded(self, action: Callable[[], Any]) -> Any:
         began = time.monotonic()
         try:
-            return super()._guarded(action, ratio)
+            return super()._guarded(action)
         finally:
             self.note("asked", began)
 
@@ -102,7 +102,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
         cluster.place(checks.load("conf/demo.yaml", [*words, "rollout.placement=beside"]))
     settings = checks.load("conf/demo.yaml", words)
     turns = cluster.place(settings)
-    assert turns == Turns(cpus=2.0, gpus=0)
+    assert turns == Turns(gpus=0)
     pipeline.run(settings, RunDirectory(settings), "conf/demo.yaml", turns)
 
     steps = read_lines(tmp_path / "run" / "metrics.jsonl")

@@ -137,7 +137,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         started = replicas(**pools)
         left = [started]
         monkeypatch.setattr(owner, "Replicas", lambda _: left.pop())
-        open_ones.append(Course(settings(tmp_path, *words), learner, Turns(cpus=1.0, gpus=0) if turns else None))
+        open_ones.append(Course(settings(tmp_path, *words), learner, Turns(gpus=0) if turns else None))
         return open_ones[-1], started.pools
 
     yield begun
@@ -307,7 +307,7 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
 
     monkeypatch.setattr(owner, "Replicas", start)
     config = settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]")
-    for turns in (None, Turns(cpus=1.0, gpus=0)):
+    for turns in (None, Turns(gpus=0)):
         started.clear()
         with ReplicaOwner(config, turns) as owned:
             owned.give_way()
