@@ -293,7 +293,6 @@ class _Worker:
 
     def save(self, number: int) -> None:
         """Saves this rank's part of the checkpoint after step ``number``."""
-        self.publisher.forget_before(number)
         state = {
             "step": number,
             "students": self.publisher.students,

@@ -20,9 +20,9 @@ class Processes:
     """Roles of a replica; empty for the learner's workers."""
     count: int
     cpus: float
-    """CPUs of each process."""
+    """Of each process."""
     gpus: float
-    """GPUs of each process, over all its tensor-parallel ranks."""
+    """Of each process, over all its tensor-parallel ranks."""
 
 
 def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: bool = False) -> list[Processes]:

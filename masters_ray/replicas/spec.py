@@ -35,7 +35,6 @@ class ReplicaSpec(Processes):
     never: tuple[int, ...] = ()
     """Token ids that the model must not write, beside its own placeholders."""
     max_restarts: int = 0
-    """Most restarts of a process that died."""
     devices: tuple[str, ...] | None = None
     """In turns with the learner: GPUs that each process uses, such as "0,1"; Ray reserves nothing."""
 
@@ -97,12 +96,11 @@ def absolute(checkpoint: str) -> str:
 
 def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
     """Assigns the processes to a node's ``gpus`` GPUs without reserving them; their engines can ``sleep``. Engines on
-    the same GPU are awake together and share the memory that the learner leaves.
+    the same GPU are awake together and share the memory that the learner leaves. Raises ConfigError when
+    gpu_memory_utilization adds up to more than 1 on a GPU.
 
-    The ranks of a process get neighbouring GPUs; processes are spread to keep the fullest GPU's load low, widest first,
-    and those of less than a whole GPU may share one. Example: a teacher on 2 GPUs and two students with half a GPU
-    each, on 4 GPUs: devices ``("0,1",)`` and ``("2", "3")``. Raises ConfigError when gpu_memory_utilization adds up to
-    more than 1 on a GPU."""
+    The ranks of a process get neighbouring GPUs; processes are spread to keep the fullest GPU's load low, widest first.
+    Example: a teacher on 2 GPUs and two students of half a GPU, on 4 GPUs: ``("0,1",)`` and ``("2", "3")``."""
     load, taken = [0.0] * gpus, [0.0] * gpus
     places: list[tuple[ReplicaSpec, list[range]]] = []
     for one in sorted(wanted, key=lambda one: (-one.width, -one.share)):

@@ -54,8 +54,7 @@ class RolloutBroker:
     def __init__(
         self, online: Sequence[int], max_staleness: int, max_wait_seconds: float, turns_of: int | None = None
     ) -> None:
-        """online: numbers of the online iterations. max_wait_seconds: after it an iteration does without fresh groups.
-        turns_of: the learner's workers if learner and rollouts take turns."""
+        """online: numbers of the iterations. turns_of: the learner's workers if learner and rollouts take turns."""
         self._online = sorted(online)
         self._max_staleness, self._max_wait, self._turns_of = max_staleness, max_wait_seconds, turns_of
         self._changed = threading.Condition()
@@ -75,11 +74,11 @@ class RolloutBroker:
         self._rows: dict[int, pa.Table | None] = {}
         """Iteration → its groups; None when it ended without any."""
         self._deadlines: dict[int, float] = {}
-        self._waiting: Counter[int] = Counter()
+        self._waiting = Counter[int]()
         """Iteration → number of workers that wait for it."""
-        self._requests: deque[WeightRequest] = deque()
+        self._requests = deque[WeightRequest]()
         self._invitations: dict[int, Invitation | None] = {}
-        """Request number → invitation; None when the learner does not have the version."""
+        """By the request's number."""
 
     def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
         """Registers a start of the learner after ``learned`` iterations; it must then publish every version that
@@ -106,8 +105,8 @@ class RolloutBroker:
             self._tell()
 
     def fetch(self, version: int, ranks: int) -> Invitation:
-        """Asks the learner for a version; returns the invitation to its transfer. Raises WeightsGoneError when the
-        learner is gone or no longer has the version, LearnerError when it cannot send."""
+        """Asks the learner for a version; returns the invitation to its transfer. Raises WeightsGoneError when learner
+        or version are gone, LearnerError when it cannot send."""
         with self._changed:
             number = next(self._numbers)
             self._requests.append(WeightRequest(number=number, version=version, ranks=ranks))
@@ -129,8 +128,8 @@ class RolloutBroker:
             self._changed.notify_all()
 
     def next_order(self, patience: float) -> Order | None:
-        """Returns the order for the first iteration without rows, once its version is published (with turns, once all
-        workers wait for it too); None when that takes longer than ``patience`` seconds."""
+        """Returns the order for the first iteration without rows, once its version is published and with turns all
+        workers wait for it; None when that takes longer than ``patience`` seconds."""
         with self._changed:
             found = self._changed.wait_for(self._first_order, timeout=patience)
             if found is not None:
@@ -153,9 +152,9 @@ class RolloutBroker:
             self._tell()
 
     def take(self, iteration: int) -> pa.Table | None:
-        """Waits for the iteration's rows, and returns the same to every worker; None when they do not come within
-        max_wait_seconds or, with turns, until the order is returned after that. Raises LearnerError when the rollouts
-        have failed, or have not returned the order after another max_wait_seconds."""
+        """Waits for the iteration's rows, the same for every worker; None when they do not come within max_wait_seconds
+        or, with turns, until the order is returned. Raises LearnerError when the rollouts have failed, or have not
+        returned the order after another max_wait_seconds."""
         with self._changed:
             start = self._start
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)

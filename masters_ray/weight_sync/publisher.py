@@ -22,10 +22,8 @@ _SECONDS_TO_CLOSE = 5.0
 
 
 class WeightSender:
-    """Keeps versions that replicas may ask for on the CPU, and sends them from a thread while the learner trains.
-
-    It serves one replica at a time. It ignores a failed transfer: the replica reports the failure, its process is
-    replaced, and the new process asks again."""
+    """Keeps versions that replicas may ask for on the CPU; a thread sends them to one replica after the other. It
+    ignores a failed transfer: the replica reports it, and the process in its place asks again."""
 
     def __init__(self, broker: Any, device: torch.device, backend: Backend) -> None:
         """broker: a RolloutBroker actor. device: the learner's, over which tensors are sent."""
@@ -114,6 +112,8 @@ class WeightPublisher:
     def publish(self, number: int) -> None:
         """Publishes the student after ``number`` iterations, if it writes for a later iteration. Raises LearnerError
         when the rollouts have failed."""
+        oldest = number - self._max_staleness
+        self.students = {version: digest for version, digest in self.students.items() if version >= oldest}
         if number not in self._wanted:
             return
         began = time.monotonic()
@@ -125,7 +125,7 @@ class WeightPublisher:
         if self._sender is None:
             stored = [ask(self._broker, "put_piece", piece)[0] for piece in pieces(tensors.items())]
         else:
-            self._sender.retain(number, tensors, number - self._max_staleness)
+            self._sender.retain(number, tensors, oldest)
         seconds = time.monotonic() - began
         weights = StudentWeights(
             version=number, digests=digests, pieces=tuple(stored), seconds=seconds, broker=self._broker
@@ -133,12 +133,6 @@ class WeightPublisher:
         ask(self._broker, "publish", weights)
         self.students[number] = weights.digest
 
-    def forget_before(self, number: int) -> None:
-        """Forgets versions older than ``number`` − max_staleness: their rows are too stale for what follows."""
-        oldest = number - self._max_staleness
-        self.students = {version: digest for version, digest in self.students.items() if version >= oldest}
-
     def close(self) -> None:
-        """Stops sending weights."""
         if self._sender is not None:
             self._sender.close()

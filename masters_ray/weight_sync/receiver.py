@@ -16,8 +16,6 @@ _THIS_HOST = "127.0.0.1"
 
 
 class WeightReceiver:
-    """Loads versions of the student into an engine, and knows which version the engine holds."""
-
     def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
         """load_engine: loads the tensors on all of the engine's workers, ``ranks`` in number; returns tensor name →
         ``tensor_digest`` as loaded."""

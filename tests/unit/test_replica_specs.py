@@ -77,19 +77,10 @@ def made(words: str = "", student: Path | None = None) -> list[ReplicaSpec]:
     return specs(config, processes.for_rollouts(config, learned=student is not None), 0.2, student)
 
 
-@pytest.mark.parametrize(
-    ("words", "caches"),
-    [
-        ("", [2**30, 2**30]),
-        ("teacher.gpus=1 student.gpus=1", [None, None]),
-        ("student.engine.gpu_memory_utilization=0.3", [2**30, None]),
-    ],
-)
-def test_an_engine_on_a_cpu_has_a_cache_of_one_gibibyte_when_conf_says_nothing(
-    words: str, caches: list[int | None]
-) -> None:
+@pytest.mark.parametrize("words", ["student.gpus=1", "student.engine.gpu_memory_utilization=0.3"])
+def test_an_engine_on_a_cpu_has_a_cache_of_one_gibibyte_when_conf_says_nothing(words: str) -> None:
     keys = "teacher.engine.kv_cache_memory_bytes=null student.engine.kv_cache_memory_bytes=null"
-    assert [one.engine.kv_cache_memory_bytes for one in made(f"{keys} {words}")] == caches
+    assert [one.engine.kv_cache_memory_bytes for one in made(f"{keys} {words}")] == [2**30, None]
 
 
 def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_has_not(tmp_path: Path) -> None:
@@ -133,10 +124,9 @@ def test_replicas_are_spread_over_the_gpus(kinds: list[ReplicaSpec], gpus: int, 
     assert [one.devices for one in in_turns(kinds, gpus)] == expected
 
 
-def test_engines_on_gpus_sleep_and_threads_are_as_many_as_ever() -> None:
+def test_engines_on_gpus_sleep_and_those_on_cpus_have_a_thread_for_each_cpu() -> None:
     on_gpu, on_cpu = in_turns([kind(1, 1), kind(1, 0)], 1)
-    assert (on_gpu.sleeps, on_cpu.sleeps, kind(1, 1).sleeps) == (True, False, False)
-    assert environment(on_cpu)["OMP_NUM_THREADS"] == "3"
+    assert (on_gpu.sleeps, on_cpu.sleeps, environment(on_cpu)["OMP_NUM_THREADS"]) == (True, False, "3")
 
 
 @pytest.mark.parametrize(
@@ -177,46 +167,42 @@ def test_a_process_loads_its_model_once_at_its_first_call() -> None:
 
 
 class Spawned:
-    """In place of Ray: what was asked of it for each actor."""
+    """In place of Ray: the CPUs, GPUs and devices of each actor."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.devices: list[Any] = []
+        self.asked: list[tuple[Any, ...]] = []
         self.ready = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: None))
 
-    def options(self, **options: Any) -> Self:
-        self.asked.append(options)
+    def options(self, num_cpus: float, num_gpus: float, **_: Any) -> Self:
+        self._reserved = num_cpus, num_gpus
         return self
 
     def remote(self, spec: ReplicaSpec) -> Self:
-        self.devices.append(spec.devices)
+        self.asked.append((*self._reserved, spec.devices))
         return self
 
 
-@pytest.mark.parametrize(("turns", "reserved"), [(False, [(3.0, 2.0)] * 2), (True, [(0, 0)] * 2)])
+@pytest.mark.parametrize(
+    ("wanted", "asked"),
+    [
+        ([kind(2, 1, 2)], [(3.0, 2.0, None)] * 2),
+        (in_turns([kind(2, 1, 2)], 4), [(0, 0, ("0,1",)), (0, 0, ("2,3",))]),
+    ],
+)
 def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
-    turns: bool, reserved: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+    wanted: list[ReplicaSpec], asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spawned, nothing = Spawned(), lambda _: None
     ray = {"remote": lambda host: spawned, "wait": lambda waiting: ([waiting[0]], waiting[1:])}
     monkeypatch.setattr(spawn, "ray", SimpleNamespace(get=nothing, kill=nothing, **ray))
-    wanted = [kind(2, 1, 2)]
-    Replicas(in_turns(wanted, 4) if turns else wanted).close()
-    assert [(one["num_cpus"], one["num_gpus"]) for one in spawned.asked] == reserved
-    assert spawned.devices == ([("0,1",), ("2,3",)] if turns else [None, None])
+    Replicas(wanted).close()
+    assert spawned.asked == asked
 
 
-@pytest.mark.parametrize(
-    ("own", "shown", "seen"),
-    [
-        pytest.param("1,2", None, "1,2", id="all are shown"),
-        pytest.param("1,2", "4,5,6", "5,6", id="the cluster was given some of the machine's"),
-        pytest.param("", "4,5", "4,5", id="none is assigned"),
-    ],
-)
+@pytest.mark.parametrize(("own", "shown", "seen"), [("1,2", "", "1,2"), ("1,2", "4,5,6", "5,6"), ("", "4,5", "4,5")])
 def test_a_process_sees_its_own_gpus_of_those_of_the_cluster(
-    own: str, shown: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+    own: str, shown: str, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown or "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     show_devices(own)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen

@@ -1,8 +1,5 @@
 """Tensors of a student on their way into engines: real process groups over gloo, stand-ins for actors and engines."""
 
-import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,17 +44,15 @@ class ToyEngine:
 
     def __init__(self, ranks: int = 1) -> None:
         self.ranks = ranks
-        self.loaded: list[dict[str, str]] = []
-        """Digests of what each worker took in last."""
-        self.loads = 0
+        self.loaded: list[list[dict[str, str]]] = []
+        """Digests of what each worker took in, each time."""
 
     def load(self, invitation: Invitation) -> dict[str, str]:
-        self.loads += 1
         assert invitation.ranks == self.ranks
         with ThreadPoolExecutor(self.ranks) as workers:
             tensors = workers.map(lambda rank: dict(received(invitation, rank, CPU)), range(self.ranks))
-            self.loaded = [digests(one) for one in tensors]
-        return self.loaded[0]
+            self.loaded.append([digests(one) for one in tensors])
+        return self.loaded[-1][0]
 
 
 class Near:
@@ -124,19 +119,6 @@ def test_over_nccl_all_is_the_same_but_the_group(monkeypatch: pytest.MonkeyPatch
     assert sorted(made) == [(0, 2, True), (1, 2, True)], "its watchdog comes after our own patience"
 
 
-def receive_one(invitation: Invitation) -> None:
-    next(received(invitation, 0, CPU))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_worker_that_dies_in_the_middle_ends_the_transfer() -> None:
-    sending = TensorStream("127.0.0.1", 1, "gloo")
-    process = multiprocessing.get_context("fork").Process(target=receive_one, args=(sending.invitation,), daemon=True)
-    process.start()
-    with pytest.raises(RuntimeError, match=r"[Cc]onnection (closed|reset) by peer"):
-        sending.send((f"{number}", torch.ones(2**20)) for number in range(100))
-
-
 def test_a_sender_that_falls_silent_counts_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_SILENCE", timedelta(seconds=2))
     goes_on = threading.Event()
@@ -168,9 +150,9 @@ def test_a_version_from_the_object_store_is_taken_in_once_whatever_the_size_of_i
     replica = WeightReceiver(engine.load, 2)
     for _ in range(2):
         replica.hold(one)
-    assert (engine.loads, engine.loaded) == (1, [digests()] * 2)
+    assert engine.loaded == [[digests()] * 2]
     replica.hold(weights(version=1))
-    assert engine.loads == 2
+    assert len(engine.loaded) == 2
 
 
 def test_a_bit_that_changed_on_the_way_is_told_with_both_values_and_nothing_is_held() -> None:
@@ -181,18 +163,13 @@ def test_a_bit_that_changed_on_the_way_is_told_with_both_values_and_nothing_is_h
     for _ in range(2):
         with pytest.raises(WeightSyncError, match="version 7 of the student arrived with other weights: ") as caught:
             replica.hold(damaged)
-    assert engine.loads == 2
-    [bad] = [name for name, digest in digests().items() if engine.loaded[0][name] != digest]
-    told = f"1 of 3 tensors differ, such as {bad}: {digests()[bad][:16]} sent, {engine.loaded[0][bad][:16]} received"
+    [[arrived], _] = engine.loaded
+    [bad] = [name for name, digest in digests().items() if arrived[name] != digest]
+    told = f"1 of 3 tensors differ, such as {bad}: {digests()[bad][:16]} sent, {arrived[bad][:16]} received"
     assert told in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"), [({"more": "f" * 64}, "nothing sent, ffff"), ({}, "sent, nothing received")]
-)
-def test_tensors_that_are_added_or_missing_are_told(change: dict[str, str], told: str) -> None:
-    with pytest.raises(WeightSyncError, match=told):
-        weights().check(digests() | change if change else {})
+    for found, told in ((digests() | {"more": "f" * 64}, "nothing sent, ffff"), ({}, "sent, nothing received")):
+        with pytest.raises(WeightSyncError, match=told):
+            damaged.check(found)
 
 
 # A learner that replicas ask
@@ -227,10 +204,10 @@ def test_every_replica_that_asks_is_sent_the_version_and_the_one_that_they_hold_
     sender.retain(1, TENSORS, 0)
     with ThreadPoolExecutor(2) as threads:
         found = [threads.submit(asked, broker, 0, ranks=ranks) for ranks in (1, 2)]
-        assert [engine.result().loaded for engine in found] == [[digests()], [digests()] * 2]
+        assert [engine.result().loaded for engine in found] == [[[digests()]], [[digests()] * 2]]
     sender.retain(3, MOVED, 2)
-    assert asked(broker, 0).loaded == [digests()], "by a process that takes another's place"
-    assert asked(broker, 3, MOVED).loaded == [digests(MOVED)]
+    assert asked(broker, 0).loaded == [[digests()]], "by a process that takes another's place"
+    assert asked(broker, 3, MOVED).loaded == [[digests(MOVED)]]
     with pytest.raises(WeightsGoneError, match="version 1 of the student is gone"):
         asked(broker, 1)
 
@@ -276,14 +253,14 @@ def test_rank_0_publishes_the_versions_that_write_and_all_gather_them() -> None:
         )
 
     workers = [worker(0), worker(1)]
+    kept = []
     for one in workers:
         one.begin(0)
         for number in range(1, 5):
             one.publish(number)
+            kept.append(list(one.students))
     assert gathered == [0, 0, 1, 1]
-    assert workers[0].students == {0: weights().digest, 2: weights().digest} and workers[1].students == {}
-    workers[0].forget_before(3)
-    assert list(workers[0].students) == [2]
+    assert kept == [[0], [2], [2], [], [], [], [], []], "on rank 0, those whose rows are not too stale"
     order = broker.next_order(0.0)
     assert order is not None and order.weights.version == 0
     WeightReceiver(ToyEngine().load, 1).hold(order.weights)
