@@ -47,12 +47,11 @@ _TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id",
 def connected(cluster: Cluster) -> Iterator[None]:
     """Connects Ray inside the block. Raises ConfigError when nothing answers at RAY_ADDRESS, ClusterError when Ray
     cannot be started on this machine. Ends this process with exit code 1 when Ray is lost inside the block."""
-    address = os.environ.get("RAY_ADDRESS")
-    address = None if address == "local" else address
+    address = os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with _existing(address) if address else _own(cluster):
+    with _own(cluster) if address == "local" else _existing(address):
         resources = ray.cluster_resources()
-        where = f"cluster {address}" if address else "this machine"
+        where = "this machine" if address == "local" else f"cluster {address}"
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
         yield
 

@@ -41,6 +41,8 @@ def test_only_what_the_job_needs_travels(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SubmitError, match="submit from the project's directory"):
         submit.submit(str(ROOT / DEMO), [], None)
+    with pytest.raises(SubmitError, match="127.0.0.1:1: no cluster answers there"):
+        submit._client("http://127.0.0.1:1")
 
 
 def test_the_program_says_what_is_wrong_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
