@@ -45,10 +45,13 @@ class ReplicaActor:
         Raises CheckpointError (a teacher) or WeightSyncError (a student) when the weights then differ."""
 
         def act() -> Any:
-            if isinstance(expected, MaskReport):
-                self._mask_as(expected)
-            elif expected is not None:
+            if isinstance(expected, StudentWeights):
                 self._receiver.hold(expected)
+            elif expected is not None and (report := self._model.engine.mask(expected.ratio)) != expected:
+                raise CheckpointError(
+                    f"a replica that was restarted holds other weights than before: {report} instead of {expected}. "
+                    "Make the checkpoint the same on every node, and let nobody change it during a run."
+                )
             return getattr(self._model, method)(*arguments)
 
         return self._guarded(act)
@@ -90,14 +93,6 @@ class ReplicaActor:
             show_devices(*spec.devices)
         self._model = ReplicaModel(spec)
         self._receiver = WeightReceiver(self._model.engine.load, spec.tensor_parallel)
-
-    def _mask_as(self, expected: MaskReport) -> None:
-        report = self._model.engine.mask(expected.ratio)
-        if report != expected:
-            raise CheckpointError(
-                f"a replica that was restarted holds other weights than before: {report} instead of {expected}. "
-                "Make the checkpoint the same on every node, and let nobody change it during a run."
-            )
 
 
 def not_loaded(error: BaseException) -> ReplicaError:
