@@ -16,6 +16,16 @@ from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import scores
 
 
+class Near:
+    """An actor that lives in this process: ``near.method.remote(…)`` is its answer."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Any:
+        return type("Method", (), {"remote": staticmethod(getattr(self._actor, method))})
+
+
 class FakePool:
     """Replicas that answer "red" or "blue" and judge by what the test says."""
 

@@ -29,21 +29,11 @@ from masters_ray.weight_sync.broker import RolloutBroker
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import problem
 from tests.conftest import PAIR, ROOT
-from tests.fakes import FakePool, FakeReplicas
+from tests.fakes import FakePool, FakeReplicas, Near
 from tests.unit.test_rollouts import Problems
 
 QUESTIONS = Problems(problem(id=str(position)) for position in range(8))
 """Two stages of two iterations, two questions each."""
-
-
-class Near:
-    """An actor that lives in this process: ``near.method.remote(…)`` is its answer."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __getattr__(self, method: str) -> Any:
-        return type("Method", (), {"remote": staticmethod(getattr(self._actor, method))})
 
 
 @pytest.fixture(autouse=True)

@@ -75,14 +75,6 @@ def test_what_nodes_do_not_hold_is_refused_with_what_is_asked_and_what_there_is(
     assert [part for part in parts if part not in str(caught.value)] == []
 
 
-def test_a_cluster_with_room_has_nothing_to_complain_about() -> None:
-    """Two teachers on three GPUs each leave a GPU of each node to a student that judges."""
-    words = "teacher.gpus=1 teacher.tensor_parallel=3 teacher.replicas=2 student.gpus=1 student.replicas=2"
-    assert placed(FOUR_GPUS, f"{words} judge.replicas=2") is None
-    with pytest.raises(ConfigError):
-        placed(FOUR_GPUS, f"{words} judge.replicas=3")
-
-
 def by_trying(kinds: Sequence[Processes], nodes: Nodes) -> bool:
     """Tries each node for each process."""
     each = [one for one in kinds for _ in range(one.count)]

@@ -2,14 +2,13 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import RayTaskError
 from torch import Tensor
 from torch.distributed import ProcessGroupGloo
 
@@ -20,6 +19,7 @@ from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.stream import Invitation, TensorStream, received
 from masters_ray.weight_sync.student_weights import StudentWeights, tensor_digest
+from tests.fakes import Near
 
 CPU = torch.device("cpu")
 TENSORS = {
@@ -55,29 +55,10 @@ class ToyEngine:
         return self.loaded[-1][0]
 
 
-class Near:
-    """An actor that lives in this process: each call has a thread of its own, and its future is the reference."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor, self._threads = actor, ThreadPoolExecutor(8)
-
-    def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: self._threads.submit(getattr(self._actor, method), *arguments))
-
-
-def got(reference: Any) -> Any:
-    """``ray.get``."""
-    if not isinstance(reference, Future):
-        return reference
-    try:
-        return reference.result(20)
-    except Exception as error:
-        raise RayTaskError("call", "", error) from error
-
-
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(get=got, put=lambda one: one, util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"))
+    itself, util = lambda one: one, SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
+    fake = SimpleNamespace(get=itself, put=itself, util=util)
     for module in ("broker", "publisher", "receiver"):
         monkeypatch.setattr(f"masters_ray.weight_sync.{module}.ray", fake)
     monkeypatch.setattr(publisher, "_PATIENCE", 0.05)
