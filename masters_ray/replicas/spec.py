@@ -104,13 +104,13 @@ def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
     load, taken = [0.0] * gpus, [0.0] * gpus
     places: list[tuple[ReplicaSpec, list[range]]] = []
     for one in sorted(wanted, key=lambda one: (-one.width, -one.share)):
-        places.append((one, []))
+        parts = [range(first, first + one.width) for first in range(gpus - one.width + 1)]
+        own: list[range] = []
         for _ in range(one.count):
-            parts = [range(first, first + one.width) for first in range(gpus - one.width + 1)]
-            part = min(parts, key=lambda part: max((load[gpu] for gpu in part), default=0.0))
-            places[-1][1].append(part)
-            for gpu in part:
+            own.append(min(parts, key=lambda part: max((load[gpu] for gpu in part), default=0.0)))
+            for gpu in own[-1]:
                 load[gpu] += min(1.0, one.share)
+        places.append((one, own))
     found = []
     for one, own in places:
         engine = one.engine
