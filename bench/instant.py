@@ -26,7 +26,7 @@ from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, Problem
 from masters_ray.replicas.actor import Expected, ReplicaActor
 from masters_ray.replicas.judge import Verdict
-from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.replicas.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import ReplicaSpec
 from tests.builders import png, replica_spec, scores
@@ -64,12 +64,12 @@ class InstantActor(ReplicaActor):
     def mask(self, ratio: float) -> MaskReport:
         return MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest="d" * 64)
 
-    def call(self, role: str, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
-        """What ``method`` of a real player would return, of the same size."""
+    def call(self, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
+        """What ``method`` of a real model would return, of the same size."""
         if method == "first_call":
             return self._first
         self._first = self._first or time.time()
-        return getattr(self, f"_{method}")(role, *arguments)
+        return getattr(self, f"_{method}")(self._spec.roles[0], *arguments)
 
     def _answer(self, role: str, problems: list[Problem], sampling: Any, count: int, seeds: Any) -> WrittenBatch:
         answers = [self._answers[role][:count]] * len(problems)

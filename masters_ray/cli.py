@@ -127,8 +127,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _on_ray(config: Config, *, learns: bool = True) -> Iterator[tuple[RunDirectory, Turns | None]]:
-    """Yields the locked run directory and the placement, with Ray connected inside the block. learns and the yielded
-    ``Turns`` are those of ``placement.place``."""
+    """Yields the locked run directory and what ``placement.place`` decides, with Ray connected inside the block."""
     from masters_ray import cluster
     from masters_ray.pipeline.run_dir import RunDirectory
 

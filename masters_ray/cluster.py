@@ -29,15 +29,13 @@ from masters_ray.progress import say
 from masters_ray.replicas import placement
 from masters_ray.replicas.placement import Turns
 
-_TOKEN = secrets.token_hex(32)
-"""Token that the local Ray demands of its clients: only this process and its children have it."""
 _LOOPBACK = {
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
-    "RAY_AUTH_TOKEN": _TOKEN,
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-"""Environment variables of all processes of the local Ray."""
+"""Environment variables of all processes of the local Ray, whose clients need the token."""
 _IN_A_PROCESS = (ClusterError, LearnerError, ReplicaError)
 """Errors about which the logs of Ray's processes may say more; after them and unexpected errors the logs are kept."""
 _LONGEST_FOLDER = 30
@@ -49,12 +47,11 @@ _TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id",
 def connected(cluster: Cluster) -> Iterator[None]:
     """Connects Ray inside the block. Raises ConfigError when nothing answers at RAY_ADDRESS, ClusterError when Ray
     cannot be started on this machine. Ends this process with exit code 1 when Ray is lost inside the block."""
-    address = os.environ.get("RAY_ADDRESS")
-    address = None if address == "local" else address
+    address = os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with _existing(address) if address else _own(cluster):
+    with _own(cluster) if address == "local" else _existing(address):
         resources = ray.cluster_resources()
-        where = f"cluster {address}" if address else "this machine"
+        where = "this machine" if address == "local" else f"cluster {address}"
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
         yield
 
@@ -89,14 +86,11 @@ def _existing(address: str) -> Iterator[None]:
             _init()
     except (AuthenticationError, OSError, RuntimeError, ValueError, RaySystemError) as error:
         expected, told = "the address of a running cluster, such as auto or 10.0.0.1:6379", " ".join(str(error).split())
-        remedy = (
-            "Start one with ray start --head, or unset RAY_ADDRESS to use this machine alone. If it asks for a token, "
-            "copy the head node's ~/.ray/auth_token to the same place here."
-        )
+        remedy = "Start one with ray start --head and copy its ~/.ray/auth_token here, or unset RAY_ADDRESS."
         raise ConfigError([Complaint("RAY_ADDRESS", expected, f"{address} ({told})", remedy)]) from error
     try:
         # Ray itself ends this process after 60 seconds, without our message: look earlier.
-        with _watched(partial(_unreachable, ray.get_runtime_context().gcs_address), seconds=2.5, patience=50):
+        with _watched(partial(_knock, ray.get_runtime_context().gcs_address), seconds=2.5, patience=50):
             yield
     finally:
         ray.shutdown()
@@ -104,7 +98,7 @@ def _existing(address: str) -> Iterator[None]:
 
 @contextmanager
 def _own(cluster: Cluster) -> Iterator[None]:
-    """Runs a Ray inside the block: on the loopback, behind a token, in a directory kept after ``_IN_A_PROCESS``."""
+    """Runs a Ray: on the loopback, behind a token, in a directory kept after ``_IN_A_PROCESS``."""
     before, spared = dict(os.environ), stopping.children()
     asked = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     short = asked if len(os.fsencode(asked)) <= _LONGEST_FOLDER else "/tmp"
@@ -117,7 +111,7 @@ def _own(cluster: Cluster) -> Iterator[None]:
     ended = False
     try:
         _start(cluster, folder)
-        with _watched(_dead_process, seconds=0.25, patience=0.5):
+        with _watched(_look_for_dead_processes, seconds=0.25, patience=0.5):
             yield
         ended = True
     except BaseException as error:
@@ -148,8 +142,7 @@ def _start(cluster: Cluster, folder: Path) -> None:
             if last or "timed out" not in told:
                 raise ClusterError(
                     f"Ray did not start on this machine ({type(error).__name__}: {told}). Usual causes: too little "
-                    f"memory, a full {folder.parent} or /dev/shm, too few processes or open files (ulimit -u, "
-                    f"ulimit -n), or a machine that is too busy. Its logs: {folder}"
+                    f"memory, a full {folder.parent} or /dev/shm, or a machine that is too busy. Its logs: {folder}"
                 ) from error
             say(f"Ray did not start in time and is started again ({told})")
 
@@ -176,20 +169,21 @@ def _told_in_short(data: dict[str, Any], **_: Any) -> None:
 
 
 @contextmanager
-def _watched(look: Callable[[], str | None], seconds: float, patience: float) -> Iterator[None]:
+def _watched(look: Callable[[], None], seconds: float, patience: float) -> Iterator[None]:
     """Ends this process when Ray is lost inside the block, since calls that wait for Ray would never return. look:
-    returns the fault or None; seconds: between two calls of it; patience: seconds for which a fault may last."""
+    raises OSError for a fault; seconds: between two calls of it; patience: seconds for which a fault may last."""
     left = threading.Event()
 
     def watch() -> None:
         good = time.monotonic()
         while not left.wait(seconds):
-            told = look()
-            if told is None:
+            try:
+                look()
                 good = time.monotonic()
-            elif time.monotonic() - good > patience and not stopping.asked():
-                print(f"masters-ray: {told}", file=sys.stderr)
-                stopping.end(stopping.GOES_ON, 1)
+            except OSError as error:
+                if time.monotonic() - good > patience and not stopping.asked():
+                    print(f"masters-ray: {error}", file=sys.stderr)
+                    stopping.end(stopping.GOES_ON, 1)
 
     thread = threading.Thread(target=watch, name="watch over Ray", daemon=True)
     thread.start()
@@ -200,28 +194,22 @@ def _watched(look: Callable[[], str | None], seconds: float, patience: float) ->
         thread.join()
 
 
-def _dead_process() -> str | None:
-    """Returns a message when the local Ray's gcs_server or raylet has ended, otherwise None."""
+def _look_for_dead_processes() -> None:
+    """Raises ChildProcessError when the local Ray's gcs_server or raylet has ended."""
     node = ray_worker._global_node
     for name, process in node.dead_processes() if node else ():
         if name in ("gcs_server", "raylet"):
-            return (
+            raise ChildProcessError(
                 f"Ray's {name} on this machine ended (exit code {process.returncode}). When memory runs out the system "
                 f"kills processes: see dmesg, and Ray's logs in {node.get_logs_dir_path()}"
             )
-    return None
-
-
-def _unreachable(address: str) -> str | None:
-    try:
-        _knock(address)
-    except OSError as error:
-        return f"the cluster at {address} does not answer any more ({error})"
-    return None
 
 
 def _knock(address: str) -> None:
     """Raises OSError when nothing listens at host:port within 5 seconds; Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(f"the cluster at {address} does not answer: {error}") from error

@@ -62,10 +62,8 @@ def _client(address: str | None) -> Any:
         return JobSubmissionClient(chosen)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise SubmitError(
-            f"{chosen}: no cluster answers there ({str(error).rstrip('.')}). Give the dashboard's address with "
-            f"--address: on the head node {_DEFAULT_ADDRESS}, elsewhere http://HEAD:8265, where it answers if the head "
-            "node was started with --dashboard-host=0.0.0.0. If it asks for a token, copy the head node's "
-            "~/.ray/auth_token to the same place here, or set RAY_AUTH_TOKEN."
+            f"{chosen}: no cluster answers there ({str(error).rstrip('.')}). Start its head node with "
+            "--dashboard-host=0.0.0.0, give --address http://HEAD:8265, and copy its ~/.ray/auth_token here."
         ) from error
 
 
@@ -79,8 +77,8 @@ def _handed_over(client: Any, **job: Any) -> str:
             told = str(error).rstrip(".")
             if _STARTING not in told or time.monotonic() > deadline:
                 raise SubmitError(
-                    f"the cluster did not take the job ({told}). Where no agent comes up, another Ray of the head "
-                    "node may hold its port, 52365: start with --dashboard-agent-listen-port=0."
+                    f"the cluster did not take the job ({told}). If another Ray on the head node holds the port of "
+                    "its agent, start with --dashboard-agent-listen-port=0."
                 ) from error
             time.sleep(1)
 
@@ -116,10 +114,9 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     if rollout.reuse:
         words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
     growth = [asdict(one) for one in config.growth]
-    left = [one["teacher"] for one in growth if _stays_behind(one["teacher"]["checkpoint"])]
-    for teacher in left:
+    for teacher in (one["teacher"] for one in growth if _stays_behind(one["teacher"]["checkpoint"])):
         teacher["checkpoint"] = _place(teacher["checkpoint"], root)
-    if left:
+    if growth:
         words["growth"] = json.dumps(configuration.as_written(growth))
     return [f"{key}={word}" for key, word in words.items()]
 

@@ -10,10 +10,20 @@ import pyarrow as pa
 from masters_ray.method.masks import MaskReport
 from masters_ray.records import Answer, Problem, Refused, Reply
 from masters_ray.replicas.judge import Verdict
-from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
+from masters_ray.replicas.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.store import LOGPROBS, top_scores
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import scores
+
+
+class Near:
+    """An actor that lives in this process: ``near.method.remote(…)`` is its answer."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Any:
+        return type("Method", (), {"remote": staticmethod(getattr(self._actor, method))})
 
 
 class FakePool:

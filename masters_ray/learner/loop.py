@@ -282,7 +282,6 @@ class _Worker:
         return totals
 
     def save(self, number: int) -> None:
-        self.publisher.forget_before(number)
         history = json.dumps([dataclasses.asdict(one) for one in self._history])
         state = {"students": self.publisher.students, "history": history, "random": torch.get_rng_state()}
         self.checkpoints.save(number, partial(self._engine.save, state=state))

@@ -18,8 +18,8 @@ from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.recipes import Earlier, Recipe
 from masters_ray.pipeline.tally import tally
 from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Rejected, RejectedBy, Row, Source
+from masters_ray.replicas.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.processes import Role
-from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
 
 Batch = Sequence[tuple[int, Problem]]

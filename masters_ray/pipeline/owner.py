@@ -49,5 +49,6 @@ class ReplicaOwner:
 
     def _online_specs(self, teacher: int, ratio: float) -> list[ReplicaSpec]:
         config = self._config.of_teacher(teacher)
-        wanted = specs(config, processes.for_online_rollouts(config), ratio)
+        online = processes.for_rollouts(config, learned=True, follows=config.judge.follows_student)
+        wanted = specs(config, online, ratio)
         return wanted if self.turns is None else in_turns(wanted, self.turns.gpus)

@@ -1,4 +1,4 @@
-"""The Ray actor of a replica: a model and the roles that it plays."""
+"""The Ray actor of a replica."""
 
 import dataclasses
 import multiprocessing
@@ -11,17 +11,13 @@ from masters_ray.config import Engine
 from masters_ray.data.texts import cut
 from masters_ray.errors import CheckpointError, MastersError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
-from masters_ray.replicas.judge import JudgeRole
 from masters_ray.replicas.model import ReplicaModel
-from masters_ray.replicas.processes import Role
-from masters_ray.replicas.rollout import RolloutRole
 from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS_TO_TELL = 1.0
-_NO_HELP = "For further information visit"
 _LONGEST_CAUSE = 700
 
 Expected = MaskReport | StudentWeights
@@ -29,7 +25,7 @@ Expected = MaskReport | StudentWeights
 
 
 class ReplicaActor:
-    """Hosts a model. The first call loads it, since only the caller knows the mask of a teacher that Ray restarted.
+    """Hosts a model. The first call loads it: a process that replaces one asleep leaves the memory to the learner.
 
     Every method raises ReplicaError when the model could not be loaded. When the engine breaks, the call raises
     ReplicaLostError and the process ends, so that Ray starts another one."""
@@ -40,21 +36,23 @@ class ReplicaActor:
         self._loaded = self._ending = False
         self._failure: ReplicaError | None = None
 
-    def ready(self, ratio: float | None = None) -> None:
-        """Returns once the model is loaded. ratio: mask ratio of a teacher that is not loaded yet; default: the
-        spec's."""
-        self._guarded(lambda: None, ratio)
+    def ready(self) -> None:
+        """Returns once the model is loaded."""
+        self._guarded(lambda: None)
 
-    def call(self, role: Role, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
-        """Calls ``method`` of the role with the ``expected`` weights, which a restarted process loads first. Raises
-        CheckpointError (a teacher) or WeightSyncError (a student) when the weights then differ."""
+    def call(self, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
+        """Calls ``method`` of the ReplicaModel with the ``expected`` weights, which a restarted process loads first.
+        Raises CheckpointError (a teacher) or WeightSyncError (a student) when the weights then differ."""
 
         def act() -> Any:
-            if isinstance(expected, MaskReport):
-                self._mask_as(expected)
-            elif expected is not None:
+            if isinstance(expected, StudentWeights):
                 self._receiver.hold(expected)
-            return getattr(self._roles[role], method)(*arguments)
+            elif expected is not None and (report := self._model.engine.mask(expected.ratio)) != expected:
+                raise CheckpointError(
+                    f"a replica that was restarted holds other weights than before: {report} instead of {expected}. "
+                    "Make the checkpoint the same on every node, and let nobody change it during a run."
+                )
+            return getattr(self._model, method)(*arguments)
 
         return self._guarded(act, expected.ratio if isinstance(expected, MaskReport) else None)
 
@@ -72,7 +70,7 @@ class ReplicaActor:
             self._guarded(lambda: self._model.engine.sleep())
 
     def _guarded(self, action: Callable[[], Any], ratio: float | None = None) -> Any:
-        """ratio: as in ``ready``."""
+        """ratio: mask ratio that the action needs; a process without a model loads it so, instead of masking twice."""
         if self._ending:
             threading.Event().wait()  # until the process ends: Ray then reports it or repeats the call elsewhere
         with self._loading:
@@ -97,29 +95,16 @@ class ReplicaActor:
     def _load(self, spec: ReplicaSpec) -> None:
         if spec.devices is not None:
             show_devices(*spec.devices)
-        self._model = model = ReplicaModel(spec)
-        self._receiver = WeightReceiver(model.engine.load, spec.tensor_parallel)
-        teacher, student = RolloutRole(model, "teacher", spec.top_k), RolloutRole(model, "student", 0)
-        judge = JudgeRole(model, spec.judge_max_tokens)
-        played: dict[Role, Any] = {"teacher": teacher, "judge": judge, "teacher_judge": judge}
-        self._roles = {role: played.get(role, student) for role in spec.roles}
-
-    def _mask_as(self, expected: MaskReport) -> None:
-        report = self._model.engine.mask(expected.ratio)
-        if report != expected:
-            raise CheckpointError(
-                f"a replica that was restarted holds other weights than before: {report} instead of {expected}. "
-                "Make the checkpoint the same on every node, and let nobody change it during a run."
-            )
+        self._model = ReplicaModel(spec)
+        self._receiver = WeightReceiver(self._model.engine.load, spec.tensor_parallel)
 
 
 def not_loaded(error: BaseException) -> ReplicaError:
     """Returns the error for a model that failed to load, with vLLM's options replaced by configuration keys."""
     told = str(error) if isinstance(error, MastersError) else f"{type(error).__name__}: {error}"
-    told = " ".join(line.strip() for line in told.splitlines() if _NO_HELP not in line)
     for field in dataclasses.fields(Engine):
         told = told.replace("--" + field.name.replace("_", "-"), f"engine.{field.name}")
-    return ReplicaError(cut(told, _LONGEST_CAUSE))
+    return ReplicaError(cut(" ".join(told.split()), _LONGEST_CAUSE))
 
 
 def show_devices(own: str) -> None:

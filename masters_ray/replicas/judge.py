@@ -1,11 +1,13 @@
-"""The judge role: turns an answer into an accuracy reward in at most two model calls (METHOD 4, appendix section D)."""
+"""Judges answers: an accuracy reward in at most two model calls (METHOD 4, appendix section D)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from masters_ray.method import prompts
-from masters_ray.records import Reply
-from masters_ray.replicas.model import ReplicaModel
+from masters_ray.records import Refused, Reply
+
+Ask = Callable[[Sequence[Sequence[prompts.Message]]], list[Reply | Refused]]
+"""Conversations without pictures → the model's greedy answers, so that equal cases get equal verdicts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,44 +20,38 @@ class Verdict:
     """R_rea: whether the reasoning supports the answer, 0 or 1; None: not asked, or neither call was readable."""
 
 
-class JudgeRole:
-    """Judges greedily, so that equal cases get equal verdicts."""
+def judge(
+    ask: Ask, problems: Sequence[prompts.Asked], answers: Sequence[Sequence[str]], reasoning: bool
+) -> list[list[Verdict]]:
+    """Returns a verdict for each answer of each problem; equal cases are judged once. reasoning: judge R_rea too.
 
-    def __init__(self, model: ReplicaModel, max_tokens: int) -> None:
-        self._model, self._max_tokens = model, max_tokens
+    A case that the engine refuses (too long) has accuracy None and the engine's reason as its text."""
+    cases = [
+        [(prompts.with_choices(problem), prompts.ground_truth(problem), text) for text in texts]
+        for problem, texts in zip(problems, answers, strict=True)
+    ]
+    distinct = list(dict.fromkeys(case for group in cases for case in group))
+    accuracies = _scores(ask, prompts.EVALUATION, distinct, prompts.PARSING)
+    supports: list[tuple[int | None, str]] = [(None, "")] * len(distinct)
+    if reasoning:
+        inserted = [(question, text) for question, _, text in distinct]
+        supports = _scores(ask, prompts.REASONING, inserted, prompts.REASONING_PARSING)
+    verdicts = {
+        case: Verdict(accuracy=accuracy, text=said, reasoning=support)
+        for case, (accuracy, said), (support, _) in zip(distinct, accuracies, supports, strict=True)
+    }
+    return [[verdicts[case] for case in group] for group in cases]
 
-    def judge(
-        self, problems: Sequence[prompts.Asked], answers: Sequence[Sequence[str]], reasoning: bool
-    ) -> list[list[Verdict]]:
-        """Returns a verdict for each answer of each problem; equal cases are judged once. reasoning: judge R_rea too.
 
-        A case that the engine refuses (too long) has accuracy None and the engine's reason as its text.
-        """
-        cases = [
-            [(prompts.with_choices(problem), prompts.ground_truth(problem), text) for text in texts]
-            for problem, texts in zip(problems, answers, strict=True)
-        ]
-        distinct = list(dict.fromkeys(case for group in cases for case in group))
-        accuracies = self._scores(prompts.EVALUATION, distinct, prompts.PARSING)
-        supports: list[tuple[int | None, str]] = [(None, "")] * len(distinct)
-        if reasoning:
-            asked = [(question, text) for question, _, text in distinct]
-            supports = self._scores(prompts.REASONING, asked, prompts.REASONING_PARSING)
-        verdicts = {
-            case: Verdict(accuracy=accuracy, text=said, reasoning=support)
-            for case, (accuracy, said), (support, _) in zip(distinct, accuracies, supports, strict=True)
-        }
-        return [[verdicts[case] for case in group] for group in cases]
-
-    def _scores(
-        self, first: prompts.JudgePrompt, inserted: Sequence[tuple[str, ...]], second: prompts.JudgePrompt
-    ) -> list[tuple[int | None, str]]:
-        """Returns, for each of ``inserted``, the score 0 or 1 (None: unreadable) and the first reply. ``second`` parses
-        only those first replies whose score cannot be read."""
-        replies = self._model.reply([first.messages(*texts) for texts in inserted], self._max_tokens)
-        found = [(first.score(one.text), one.text) if isinstance(one, Reply) else (None, one.reason) for one in replies]
-        unread = [index for index, one in enumerate(replies) if isinstance(one, Reply) and found[index][0] is None]
-        again = self._model.reply([second.messages(found[index][1]) for index in unread], self._max_tokens)
-        for index, one in zip(unread, again, strict=True):
-            found[index] = second.score(one.text) if isinstance(one, Reply) else None, found[index][1]
-        return found
+def _scores(
+    ask: Ask, first: prompts.JudgePrompt, inserted: Sequence[tuple[str, ...]], second: prompts.JudgePrompt
+) -> list[tuple[int | None, str]]:
+    """Returns, for each of ``inserted``, the score 0 or 1 (None: unreadable) and the first reply. ``second`` parses
+    only those first replies whose score cannot be read."""
+    replies = ask([first.messages(*texts) for texts in inserted])
+    found = [(first.score(one.text), one.text) if isinstance(one, Reply) else (None, one.reason) for one in replies]
+    unread = [index for index, one in enumerate(replies) if isinstance(one, Reply) and found[index][0] is None]
+    again = ask([second.messages(found[index][1]) for index in unread])
+    for index, one in zip(unread, again, strict=True):
+        found[index] = second.score(one.text) if isinstance(one, Reply) else None, found[index][1]
+    return found

@@ -1,5 +1,6 @@
 """Checks whether a cluster's nodes have room for a run's processes; each process with all its ranks needs one node."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,34 +19,21 @@ Nodes = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """The node on which the learner and the rollouts of online iterations take turns."""
+    """Learner and rollouts of online iterations take turns on one node."""
 
-    cpus: float
     gpus: int
-
-    def __str__(self) -> str:
-        return f"one node of {self.cpus:g} CPUs and {self.gpus} GPUs"
+    """Whole GPUs of the node."""
 
 
 def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = False) -> Turns | None:
-    """Returns the node on which learner and online rollouts take turns; None when they do not. learns: False for
-    commands that only make rollouts; grows: the cluster may get more nodes. Raises ConfigError when the nodes have too
-    little room for what runs at one time and the cluster does not grow, or when rollout.weight_transfer does not fit.
-    """
-    turns, complaints = decide(config, nodes, learns)
-    if complaints and not grows:
-        raise ConfigError(complaints)
-    for one in complaints:
-        say(f"the cluster has to grow, which is waited for: {one}")
-    if learns:
-        transfer(config, turns)
-    return turns
-
-
-def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | None, list[Complaint]]:
-    """Returns the placement as ``place`` does, and a complaint for each phase that these nodes have no room for."""
+    """Returns how learner and online rollouts take turns; None when they do not. learns: False for commands that only
+    make rollouts; grows: the cluster may get more nodes. Raises ConfigError when the nodes have too little room for
+    what runs at one time and the cluster does not grow, or when rollout.placement or weight_transfer does not fit."""
     online = learns and config.rollout.online_fraction > 0
     wanted = config.rollout.placement if online else "beside"
+    if wanted == "turns" and len(nodes) != 1:
+        expected = "auto or beside on a cluster of several nodes: turns are taken on one node"
+        raise _refused("rollout.placement", expected, f"turns, and {len(nodes)} nodes", "Set it, or use one node.")
     learned = online or config.rollout.student_refresh == "stage"
     making = {
         "making rollouts" + (f" with {key}" if number else ""): processes.for_rollouts(config, number, learned=learned)
@@ -55,15 +43,17 @@ def decide(config: Config, nodes: Nodes, learns: bool = True) -> tuple[Turns | N
     after = {"measuring the trained student": processes.for_measuring(config), "the learner": [workers]}
     alone = making | after if learns else making
     beside = {f"learning while {doing}": [workers, *replicas] for doing, replicas in making.items()} if online else {}
-    if wanted == "turns" and len(nodes) != 1:
-        expected = "auto or beside on a cluster of several nodes: turns are taken on one node"
-        remedy = "Set it, or use a cluster of one node."
-        return None, [Complaint("rollout.placement", expected, f"turns, and {len(nodes)} nodes", remedy)]
-    complaints = _without_room(beside | alone, nodes)
-    if wanted == "beside" or (wanted == "auto" and (not complaints or len(nodes) != 1)):
-        return None, complaints
-    turns = Turns(cpus=nodes[0].get("CPU", 0.0), gpus=int(nodes[0].get("GPU", 0.0)))
-    return turns, _without_room(alone, nodes)
+    turns, complaints = None, _without_room(beside | alone, nodes)
+    if wanted == "turns" or (wanted == "auto" and complaints and len(nodes) == 1):
+        turns = Turns(gpus=int(nodes[0].get("GPU", 0.0)))
+        complaints = _without_room(alone, nodes)
+    if complaints and not grows:
+        raise ConfigError(complaints)
+    for one in complaints:
+        say(f"the cluster has to grow, which is waited for: {one}")
+    if learns:
+        transfer(config, turns)
+    return turns
 
 
 def transfer(config: Config, turns: Turns | None) -> Transfer:
@@ -73,47 +63,35 @@ def transfer(config: Config, turns: Turns | None) -> Transfer:
     fits = turns is None and config.learner.gpus == config.student.gpus == 1
     if config.rollout.online_fraction == 0:
         return "object_store"
-    if wanted == "auto":
-        return "nccl" if fits else "object_store"
     if wanted == "nccl" and not fits:
         expected = "nccl only where learner and student have GPUs of their own"
-        found = f"nccl, and they take turns on {turns}"
-        raise ConfigError([Complaint("rollout.weight_transfer", expected, found, "auto takes what fits.")])
-    return wanted
+        raise _refused("rollout.weight_transfer", expected, "nccl, and they take turns", "auto takes what fits.")
+    return wanted if wanted != "auto" else "nccl" if fits else "object_store"
+
+
+def _refused(*complaint: str) -> ConfigError:
+    return ConfigError([Complaint(*complaint)])
 
 
 def _without_room(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> list[Complaint]:
     """Returns a complaint for each phase that the nodes have no room for. phases: what is done → the processes that run
     at the same time; phases run one after the other."""
     found = []
-    sizes = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
-    there = " and ".join(f"{sizes.count(size)} with {size}" for size in dict.fromkeys(sizes))
+    sizes = Counter(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    there = " and ".join(f"{count} with {size}" for size, count in sizes.items())
     for doing, asked in phases.items():
         kinds: dict[str, Processes] = {}  # by model: roles do not change the room that a process needs
         for one in asked:
-            so_far = kinds.get(one.key, replace(one, roles=(), count=0))
-            kinds[one.key] = replace(one, roles=so_far.roles + one.roles, count=so_far.count + one.count)
+            kinds[one.key] = replace(one, count=one.count + (kinds[one.key].count if one.key in kinds else 0))
         learns = "learner" in kinds
         spare = sum(node.get("CPU", 0.0) for node in nodes) - sum(one.count * one.cpus for one in asked) + _INEXACT
-        if spare >= learns and fit(list(kinds.values()), nodes):
-            continue
-        reading = ", and reading the data takes one CPU" if learns else ""
-        complaint = Complaint(
-            where=f"{' beside '.join(map(_counted_by, kinds.values()))} for {doing}",
-            expected=f"room on the nodes ({there}): a process lies on one node with all its ranks{reading}",
-            found=" with ".join(f"{one.count} of {one.cpus:g} CPUs and {one.gpus:g} GPUs" for one in kinds.values()),
-            remedy="Lower replicas or workers, or cpus, gpus or tensor_parallel of each, or use more or larger nodes.",
-        )
-        found.append(complaint)
+        if spare < learns or not fit(list(kinds.values()), nodes):
+            reading = ", and reading the data takes one CPU" if learns else ""
+            expected = f"room on the nodes ({there}): a process lies on one node with all its ranks{reading}"
+            needs = [f"{one.count} of {one.cpus:g} CPUs and {one.gpus:g} GPUs" for one in kinds.values()]
+            remedy = "Lower replicas (the judge's too) or workers, or what each takes, or use more or larger nodes."
+            found.append(Complaint(f"{' beside '.join(kinds)} for {doing}", expected, " with ".join(needs), remedy))
     return found
-
-
-def _counted_by(kind: Processes) -> str:
-    """Returns the key that sets how many processes there are."""
-    if kind.key == "learner":
-        return "learner.workers"
-    judges = {"judge", "reference", "teacher_judge"} & set(kind.roles)
-    return f"{kind.key}.replicas" + (" with judge.replicas" if judges else "")
 
 
 def fit(kinds: Sequence[Processes], nodes: Nodes) -> bool:

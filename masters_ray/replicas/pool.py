@@ -27,8 +27,8 @@ class Pool:
 
     Ray restarts a replica whose process dies, up to ``max_restarts`` times. Its calls raise ReplicaLostError once the
     model is loaded again; a replica that cannot load it is left out. After ``mask`` or ``hold`` a restarted process
-    has the same weights before its first call, which raises CheckpointError or WeightSyncError if they differ.
-    """
+    has the same weights before its first call, which raises CheckpointError or WeightSyncError if they differ. No call
+    waits forever: each waits for a call that ends, or for ``close``, which ends all."""
 
     def __init__(self, role: Role, actors: list[Any]) -> None:
         """actors: ReplicaActor handles whose models are loaded."""
@@ -51,15 +51,14 @@ class Pool:
         return CALLS_AT_ONCE * len(self._actors)
 
     def mask(self, ratio: float) -> list[MaskReport]:
-        """Masks every replica's weights at ``ratio``, also of later processes; returns their reports. See
-        ``everywhere``."""
+        """Masks every replica at ``ratio``, also later processes; returns their reports. See ``everywhere``."""
         found: list[MaskReport] = self.everywhere("mask", ratio)
         self._expected = found[0]
         return found
 
     def hold(self, weights: StudentWeights) -> None:
-        """Makes every replica, also later processes, hold this version of the student. Raises WeightSyncError when a
-        replica's weights differ; otherwise as ``everywhere``."""
+        """Has every replica, also later processes, hold this version. Raises WeightSyncError when a replica's weights
+        differ; otherwise as ``everywhere``."""
         self.everywhere("hold", weights)
         self._expected = weights
 
@@ -68,9 +67,8 @@ class Pool:
         self.everywhere("sleep")
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method of ReplicaActor on every replica; returns their results. No other call may be under way.
-        Repeats the call on a replica that restarts, and leaves out one that does not. Raises ReplicaError when none is
-        left."""
+        """Calls a method of ReplicaActor on every replica, while no other call is under way; returns their results.
+        Repeats it on a replica that restarts; leaves out one that does not. Raises ReplicaError when none is left."""
         asked = {one: getattr(one, method).options(**WHATEVER_DIES).remote(*arguments) for one in self._actors}
         found = []
         for actor, future in asked.items():
@@ -87,7 +85,7 @@ class Pool:
         its process dies, ReplicaError when no replica is left, or the MastersError that the method raises."""
         actor = self._take(method)
         try:
-            future = actor.call.remote(self.role, method, *arguments, expected=self._expected)
+            future = actor.call.remote(method, *arguments, expected=self._expected)
             return self._result(future, method)
         except ReplicaLostError as error:
             self._wait_for(actor)
@@ -147,9 +145,8 @@ class Pool:
         if actor not in self._away:
             say(f"{self.role}: the process of a replica died; Ray starts another one")
         self._away.add(actor)
-        ratio = self._expected.ratio if isinstance(self._expected, MaskReport) else None
         try:
-            self._result(actor.ready.options(**WHATEVER_DIES).remote(ratio), "start")
+            self._result(actor.ready.options(**WHATEVER_DIES).remote(), "start")
         except MastersError as error:
             self._leave_out(actor, error)
         else:

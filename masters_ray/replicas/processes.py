@@ -20,9 +20,9 @@ class Processes:
     """Roles of a replica; empty for the learner's workers."""
     count: int
     cpus: float
-    """CPUs of each process."""
+    """Of each process."""
     gpus: float
-    """GPUs of each process, over all its tensor-parallel ranks."""
+    """Of each process, over all its tensor-parallel ranks."""
 
 
 def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: bool = False) -> list[Processes]:
@@ -45,13 +45,8 @@ def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: boo
     return [_replicas(config, key, ("teacher",), config.models[key].replicas), *teacher_judges, *others]
 
 
-def for_online_rollouts(config: Config) -> list[Processes]:
-    """Returns the processes that make online rollouts with the first teacher."""
-    return for_rollouts(config, learned=True, follows=config.judge.follows_student)
-
-
 def for_measuring(config: Config) -> list[Processes]:
-    """Returns the processes that evaluate the trained student: its replicas, and the judge unless the rule marks."""
+    """Returns the processes that evaluate the trained student: its replicas, and the judge if it marks."""
     judges = [for_judging(config, "student")] if config.evaluation.marked_by == "judge" else []
     return [_replicas(config, "student", ("student",), config.student.replicas), *judges]
 

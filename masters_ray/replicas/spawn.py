@@ -18,8 +18,8 @@ class Replicas:
     """The pools of a set of replicas; a context manager that stops its actors at the end of the block."""
 
     def __init__(self, specs: Sequence[ReplicaSpec], actor_class: type = ReplicaActor) -> None:
-        """Starts ``count`` processes of each spec and waits until each has loaded its model. Raises ReplicaError when
-        one fails."""
+        """Starts the processes of each spec and waits until each has loaded its model. Raises ReplicaError when one
+        fails."""
         self._actors: list[Any] = []
         self.pools: dict[Role, Pool] = {}
         by_role: dict[Role, list[Any]] = {}
@@ -59,7 +59,6 @@ class Replicas:
 
 
 def _options(spec: ReplicaSpec) -> dict[str, Any]:
-    """Returns Ray's options for a process of the spec."""
     variables, reserves = environment(spec), spec.devices is None
     if not reserves:
         # Keeps Ray from hiding all GPUs from a process that reserves none, whatever the cluster was started with.

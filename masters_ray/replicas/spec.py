@@ -35,10 +35,8 @@ class ReplicaSpec(Processes):
     never: tuple[int, ...] = ()
     """Token ids that the model must not write, beside its own placeholders."""
     max_restarts: int = 0
-    """Most restarts of a process that died."""
     devices: tuple[str, ...] | None = None
-    """In turns with the learner: GPUs of the node that each process uses, such as "0,1"; Ray then reserves nothing.
-    The spec that a process gets has its own alone."""
+    """In turns with the learner: GPUs that each process uses, such as "0,1"; Ray reserves nothing."""
 
     @property
     def share(self) -> float:
@@ -71,7 +69,7 @@ def specs(
     for one in wanted:
         model = config.models[one.key]
         engine, masked = model.engine, "teacher" in one.roles
-        judges_alone = one.roles == ("teacher_judge",)
+        judges = one.roles == ("teacher_judge",)
         if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
             # On a CPU vLLM's fraction of the memory does not suit engines that share it with everything else.
             engine = replace(engine, kv_cache_memory_bytes=_CACHE_ON_CPU)
@@ -83,8 +81,8 @@ def specs(
             top_k=config.teacher.top_k if masked else 1,
             mask=Mask(parts=parts_in(config.teacher.mask), ratio=ratio) if masked else None,
             judge_max_tokens=config.judge.max_tokens,
-            common=None if judges_alone else min(widths, default=None),
-            never=() if judges_alone else tuple(sorted(placeholders | (foreign_ends if masked else set()))),
+            common=None if judges else min(widths, default=None),
+            never=() if judges else tuple(sorted(placeholders | (foreign_ends if masked else set()))),
             max_restarts=config.rollout.max_restarts,
         )
         found.append(spec)
@@ -98,24 +96,23 @@ def absolute(checkpoint: str) -> str:
 
 def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
     """Assigns the processes to a node's ``gpus`` GPUs without reserving them; their engines can ``sleep``. Engines on
-    the same GPU are awake together and share the memory that the learner leaves.
+    the same GPU are awake together and share the memory that the learner leaves. Raises ConfigError when
+    gpu_memory_utilization adds up to more than 1 on a GPU.
 
-    The ranks of a process get neighbouring GPUs; processes are spread to keep the fullest GPU's load low, and those of
-    less than a whole GPU may share one. Example: a teacher on 2 GPUs and two students with half a GPU each, on 4 GPUs:
-    devices ``("0,1",)`` and ``("2", "3")``.
-
-    Raises ConfigError when gpu_memory_utilization adds up to more than 1 on a GPU.
-    """
+    The ranks of a process get neighbouring GPUs; processes are spread to keep the fullest GPU's load low, widest first.
+    Example: a teacher on 2 GPUs and two students of half a GPU, on 4 GPUs: ``("0,1",)`` and ``("2", "3")``."""
     load, taken = [0.0] * gpus, [0.0] * gpus
-    places: list[list[range]] = [[] for _ in wanted]
-    for one, own in sorted(zip(wanted, places, strict=True), key=lambda pair: (-pair[0].width, -pair[0].share)):
+    places: list[tuple[ReplicaSpec, list[range]]] = []
+    for one in sorted(wanted, key=lambda one: (-one.width, -one.share)):
+        parts = [range(first, first + one.width) for first in range(gpus - one.width + 1)]
+        own: list[range] = []
         for _ in range(one.count):
-            parts = [range(first, first + one.width) for first in range(gpus - one.width + 1)]
             own.append(min(parts, key=lambda part: max((load[gpu] for gpu in part), default=0.0)))
             for gpu in own[-1]:
                 load[gpu] += min(1.0, one.share)
+        places.append((one, own))
     found = []
-    for one, own in zip(wanted, places, strict=True):
+    for one, own in places:
         engine = one.engine
         if one.gpus and engine.gpu_memory_utilization is None:
             memory = _BESIDE_THE_LEARNER * min(1.0, one.share) / max(1.0, *load)
@@ -124,11 +121,8 @@ def in_turns(wanted: Sequence[ReplicaSpec], gpus: int) -> list[ReplicaSpec]:
             taken[gpu] += engine.gpu_memory_utilization or 0.0
         found.append(replace(one, engine=engine, devices=tuple(",".join(map(str, part)) for part in own)))
     if (most := max(taken, default=0.0)) > 1 + 1e-9:
-        complaint = Complaint(
-            where="teacher.engine.gpu_memory_utilization with student.engine.gpu_memory_utilization",
-            expected="at most 1 together on a GPU, less what the learner keeps there, where they take turns",
-            found=f"{most:.2f} on GPU {taken.index(most)}",
-            remedy=f"Lower them, or set null: then the engines on a GPU take {_BESIDE_THE_LEARNER} of it together.",
-        )
-        raise ConfigError([complaint])
+        where = "teacher.engine.gpu_memory_utilization with student.engine.gpu_memory_utilization"
+        expected = "at most 1 together on a GPU, less what the learner keeps there, where they take turns"
+        remedy = f"Lower them, or set null: then the engines on a GPU take {_BESIDE_THE_LEARNER} of it together."
+        raise ConfigError([Complaint(where, expected, f"{most:.2f} on GPU {taken.index(most)}", remedy)])
     return found

@@ -16,12 +16,6 @@ and the rows come back. The sequence:
       │ take(n) ───────────────────────►│◄── deliver(n, rows) ───│                              │
       │◄─────────────── rows ───────────│                        │                              │
 
-    student_weights    a version of the student: its digests, its pieces in the object store
-    stream             sends tensors from one process into the workers of an engine
-    broker             decides which version writes for which iteration; learner and rollouts wait in it
-    publisher          gathers and publishes versions; sends them to replicas that request them
-    receiver           loads a version, and compares what went into the model with what was published
-
 An engine loads weights only from a TensorStream: from the learner over NCCL, or over gloo from the replica's own
 process, which reads the object store. The publisher computes a SHA-256 of each tensor before sending it, the engine
 when loading it: a changed bit stops the run. A restarted replica loads its version again. A request to a learner that

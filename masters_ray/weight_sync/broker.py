@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -31,14 +31,12 @@ class Order:
     """Number of the learner's start that gave the order."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightRequest:
-    """Request of a replica to be sent a version."""
+class WeightRequest(NamedTuple):
+    """Request of a replica, whose engine has ``ranks`` workers, to be sent a version."""
 
     number: int
     version: int
     ranks: int
-    """Workers of the replica's engine."""
 
 
 class RolloutBroker:
@@ -48,18 +46,20 @@ class RolloutBroker:
     the first version of this learner if that is later. Iterations that a resumed learner has not done are ordered
     again. With turns, an order is given only when every worker of the learner waits for its iteration, and no worker
     continues before ``deliver`` returns the order.
+
+    Nobody waits forever: ``begin`` and ``take`` have deadlines, rollouts and the sender of weights ask with patience,
+    and a replica's ``fetch`` ends with an answer of the sender, the learner's next ``begin``, or ``fail``.
     """
 
     def __init__(
         self, online: Sequence[int], max_staleness: int, max_wait_seconds: float, turns_of: int | None = None
     ) -> None:
-        """online: numbers of the online iterations. max_wait_seconds: after it an iteration does without fresh groups.
-        turns_of: the learner's workers if learner and rollouts take turns."""
+        """online: numbers of the iterations. turns_of: the learner's workers if learner and rollouts take turns."""
         self._online = sorted(online)
         self._max_staleness, self._max_wait, self._turns_of = max_staleness, max_wait_seconds, turns_of
         self._changed = threading.Condition()
         """Guards the fields below."""
-        self._failure: str | None = None
+        self._failure = ""
         self._at_work = False
         """With turns: an order was given and not yet returned."""
         self._start = 0
@@ -74,11 +74,11 @@ class RolloutBroker:
         self._rows: dict[int, pa.Table | None] = {}
         """Iteration → its groups; None when it ended without any."""
         self._deadlines: dict[int, float] = {}
-        self._waiting: Counter[int] = Counter()
+        self._waiting = Counter[int]()
         """Iteration → number of workers that wait for it."""
-        self._requests: deque[WeightRequest] = deque()
+        self._requests = deque[WeightRequest]()
         self._invitations: dict[int, Invitation | None] = {}
-        """Request number → invitation; None when the learner does not have the version."""
+        """By the request's number."""
 
     def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
         """Registers a start of the learner after ``learned`` iterations; it must then publish every version that
@@ -90,25 +90,23 @@ class RolloutBroker:
             self._restart(learned, students)
             self._wait(lambda: not self._at_work, self._max_wait)
             if self._at_work:
-                raise LearnerError(self._never_back("the start before"))
+                raise self._never_back("the start before")
 
     def put_piece(self, piece: bytes) -> list[Any]:
-        """Puts a piece into the object store, where it lives as long as this actor; returns its reference, in a
-        list."""
+        """Puts a piece into the object store, where it lives as long as this actor; returns [its reference]."""
         return [ray.put(piece)]
 
-    def publish(self, weights: StudentWeights) -> list[int]:
-        """Adds a version of the student, whose pieces, if any, are from ``put_piece``. Returns the versions that still
-        have an iteration to write for. Raises LearnerError when the rollouts have failed."""
+    def publish(self, weights: StudentWeights) -> None:
+        """Adds a version of the student, whose pieces, if any, are from ``put_piece``. Raises LearnerError when the
+        rollouts have failed."""
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
             self._tell()
-            return sorted(self._weights)
 
     def fetch(self, version: int, ranks: int) -> Invitation:
-        """Asks the learner for a version; returns the invitation to its transfer. Raises WeightsGoneError when the
-        learner is gone or no longer has the version, LearnerError when it cannot send."""
+        """Asks the learner for a version; returns the invitation to its transfer. Raises WeightsGoneError when learner
+        or version are gone, LearnerError when it cannot send."""
         with self._changed:
             number = next(self._numbers)
             self._requests.append(WeightRequest(number=number, version=version, ranks=ranks))
@@ -130,8 +128,8 @@ class RolloutBroker:
             self._changed.notify_all()
 
     def next_order(self, patience: float) -> Order | None:
-        """Returns the order for the first iteration without rows, once its version is published (with turns, once all
-        workers wait for it too); None when that takes longer than ``patience`` seconds."""
+        """Returns the order for the first iteration without rows, once its version is published and with turns all
+        workers wait for it; None when that takes longer than ``patience`` seconds."""
         with self._changed:
             found = self._changed.wait_for(self._first_order, timeout=patience)
             if found is not None:
@@ -142,11 +140,11 @@ class RolloutBroker:
         """Returns whether the order is for the current start, its deadline (if set) has not passed, nothing failed."""
         with self._changed:
             in_time = time.monotonic() < self._deadlines.get(order.iteration, math.inf)
-            return self._failure is None and order.start == self._start and in_time
+            return not self._failure and order.start == self._start and in_time
 
     def deliver(self, order: Order, groups: pa.Table | None) -> None:
-        """Hands in the rows of an order, None when they were not made in time; drops rows for an earlier start of the
-        learner or an iteration that has ended. With turns this returns the order."""
+        """Hands in the rows of an order, None when they were not made in time, and with turns returns the order. Rows
+        for an earlier start of the learner or an iteration that has ended are dropped."""
         with self._changed:
             self._at_work = False
             if order.start == self._start:
@@ -154,9 +152,9 @@ class RolloutBroker:
             self._tell()
 
     def take(self, iteration: int) -> pa.Table | None:
-        """Waits for the iteration's rows, and returns the same to every worker; None when they do not come within
-        max_wait_seconds or, with turns, until the order is returned after that. Raises LearnerError when the rollouts
-        have failed, or have not returned the order after another max_wait_seconds."""
+        """Waits for the iteration's rows, the same for every worker; None when they do not come within max_wait_seconds
+        or, with turns, until the order is returned. Raises LearnerError when the rollouts have failed, or have not
+        returned the order after another max_wait_seconds."""
         with self._changed:
             start = self._start
             deadline = self._deadlines.setdefault(iteration, time.monotonic() + self._max_wait)
@@ -168,7 +166,7 @@ class RolloutBroker:
                 raise LearnerError(f"iteration {iteration} was waited for by a worker that is gone")
             self._waiting[iteration] -= 1
             if self._at_work and iteration not in self._rows:
-                raise LearnerError(self._never_back(f"iteration {iteration}"))
+                raise self._never_back(f"iteration {iteration}")
             rows = self._rows.setdefault(iteration, None)
             self._tell()
             return rows
@@ -189,18 +187,18 @@ class RolloutBroker:
         rollouts have failed."""
         start = self._start
         self._changed.notify_all()
-        self._changed.wait_for(lambda: found() or self._failure is not None or start != self._start, seconds)
+        self._changed.wait_for(lambda: found() or self._failure or start != self._start, seconds)
         self._check()
 
     def _check(self) -> None:
-        if self._failure is not None:
+        if self._failure:
             raise LearnerError(self._failure)
 
-    def _never_back(self, of: str) -> str:
-        return (
+    def _never_back(self, of: str) -> LearnerError:
+        return LearnerError(
             f"learner and rollouts take turns, and the rollouts of {of} did not stop within {self._max_wait:g} s after "
-            "they were to. Raise rollout.max_wait_seconds, make rollout.batch_rows smaller, or look for an engine that "
-            "hangs; the same command goes on from the last checkpoint."
+            "they were to. Raise rollout.max_wait_seconds or lower rollout.batch_rows; the same command goes on from "
+            "the last checkpoint."
         )
 
     def _pending(self) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,11 +22,8 @@ _SECONDS_TO_CLOSE = 5.0
 
 
 class WeightSender:
-    """Keeps versions that replicas may ask for on the CPU, and sends them from a thread while the learner trains.
-
-    It serves one replica at a time. It ignores a failed transfer: the replica reports the failure, its process is
-    replaced, and the new process asks again.
-    """
+    """Keeps versions that replicas may ask for on the CPU; a thread sends them to one replica after the other. It
+    ignores a failed transfer: the replica reports it, and the process in its place asks again."""
 
     def __init__(self, broker: Any, device: torch.device, backend: Backend) -> None:
         """broker: a RolloutBroker actor. device: the learner's, over which tensors are sent."""
@@ -40,16 +37,11 @@ class WeightSender:
         self._thread = threading.Thread(target=self._run, name="weight transfer", daemon=True)
         self._thread.start()
 
-    def retain(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps a version for requests."""
+    def retain(self, version: int, tensors: Mapping[str, Tensor], oldest: int) -> None:
+        """Keeps a version for requests; forgets those before ``oldest``, but for the one requested last."""
         with self._lock:
-            self._versions[version] = tensors
-
-    def drop_all_but(self, needed: Collection[int]) -> None:
-        """Forgets all versions but those in ``needed`` and the one requested last."""
-        with self._lock:
-            kept = {*needed, self._asked}
-            self._versions = {version: tensors for version, tensors in self._versions.items() if version in kept}
+            kept = {one: held for one, held in self._versions.items() if one >= oldest or one == self._asked}
+            self._versions = {**kept, version: tensors}
 
     def close(self) -> None:
         """Stops serving; waits up to 5 s for a transfer in progress."""
@@ -120,33 +112,27 @@ class WeightPublisher:
     def publish(self, number: int) -> None:
         """Publishes the student after ``number`` iterations, if it writes for a later iteration. Raises LearnerError
         when the rollouts have failed."""
+        oldest = number - self._max_staleness
+        self.students = {version: digest for version, digest in self.students.items() if version >= oldest}
         if number not in self._wanted:
             return
         began = time.monotonic()
         tensors = self._gather()
         if tensors is None:
             return
-        digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
         stored = []
+        digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
         if self._sender is None:
             stored = [ask(self._broker, "put_piece", piece)[0] for piece in pieces(tensors.items())]
         else:
-            self._sender.retain(number, tensors)
+            self._sender.retain(number, tensors, oldest)
         seconds = time.monotonic() - began
         weights = StudentWeights(
             version=number, digests=digests, pieces=tuple(stored), seconds=seconds, broker=self._broker
         )
-        needed = ask(self._broker, "publish", weights)
-        if self._sender is not None:
-            self._sender.drop_all_but(needed)
+        ask(self._broker, "publish", weights)
         self.students[number] = weights.digest
 
-    def forget_before(self, number: int) -> None:
-        """Forgets versions older than ``number`` − max_staleness: their rows are too stale for what follows."""
-        oldest = number - self._max_staleness
-        self.students = {version: digest for version, digest in self.students.items() if version >= oldest}
-
     def close(self) -> None:
-        """Stops sending weights."""
         if self._sender is not None:
             self._sender.close()

@@ -16,8 +16,6 @@ _THIS_HOST = "127.0.0.1"
 
 
 class WeightReceiver:
-    """Loads versions of the student into an engine, and knows which version the engine holds."""
-
     def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
         """load_engine: loads the tensors on all of the engine's workers, ``ranks`` in number; returns tensor name →
         ``tensor_digest`` as loaded."""
@@ -33,14 +31,15 @@ class WeightReceiver:
         """
         with self._taking:
             wanted = weights.version, weights.digest
-            if self._version != wanted:
-                self._version = None
-                if weights.pieces:
-                    digests = self._from_store(weights)
-                else:
-                    digests = self._load_engine(ask(weights.broker, "fetch", weights.version, self._ranks))
-                weights.check(digests)
-                self._version = wanted
+            if self._version == wanted:
+                return
+            self._version = None
+            if weights.pieces:
+                digests = self._from_store(weights)
+            else:
+                digests = self._load_engine(ask(weights.broker, "fetch", weights.version, self._ranks))
+            weights.check(digests)
+            self._version = wanted
 
     def _from_store(self, weights: StudentWeights) -> dict[str, str]:
         """Reads the pieces in this process and sends the tensors to the engine's workers, which learn of a failure."""

@@ -1,16 +1,11 @@
 """Sends tensors from one process to all workers of an engine, in a process group made for the transfer.
 
-The sender is rank 0; the engine's workers are ranks 1 to N. Name, dtype and shape of each tensor go through the group's
-store, its bytes by broadcast, one tensor at a time: each end needs memory for one more tensor.
+The sender is rank 0; the engine's workers are ranks 1 to N. They meet in the group's store (here/1 … here/N, done/1 …
+done/N). Tensor n is told there under "n" as {"name": "w", "dtype": "bfloat16", "shape": [3, 4]}, and its bytes are
+broadcast, one tensor at a time: each end needs memory for one more tensor. null is the end.
 
-    sender                            store                              each worker
-    TensorStream(address, ranks)      here/1 … here/N          ◄──────   received(invitation, rank)
-    send(tensors)                ──►  0: {"name": "w", "dtype": "bfloat16", "shape": [3, 4]}
-                                      …                        ──────►   take part in the broadcast, yield "w"
-                                 ──►  n: null                  ──────►   the end
-                                      done/1 … done/N          ◄──────
-
-An end that is silent for two minutes counts as dead: the other aborts the group, which frees a GPU that waits in NCCL.
+No end waits forever: one that is silent for two minutes counts as dead, and the other aborts the group, which frees a
+GPU that waits in NCCL.
 """
 
 import itertools
@@ -37,12 +32,11 @@ _SECONDS_BETWEEN_LOOKS = 0.0005
 
 @dataclass(frozen=True, kw_only=True)
 class Invitation:
-    """Address at which a sender waits for the workers of an engine."""
+    """Address at which a sender waits for an engine's workers, ``ranks`` in number."""
 
     address: str
     port: int
     ranks: int
-    """Workers of the engine."""
     backend: Backend
 
 
@@ -61,8 +55,7 @@ class TensorStream:
         here while this object lives."""
         number = 0
         try:
-            # NCCL would wait forever for a worker that does not join.
-            self._store.wait([f"here/{rank}" for rank in self._ranks])
+            self._store.wait([f"here/{rank}" for rank in self._ranks])  # NCCL would wait forever for one that is not
             with _group(self.invitation, self._store, 0) as group:
                 for name, tensor in tensors:
                     whole = tensor.to(device).contiguous()

@@ -24,11 +24,10 @@ class StudentWeights:
     digests: Mapping[str, str]
     """Tensor's name in the checkpoint → ``tensor_digest``, as the learner computed it."""
     pieces: tuple[Any, ...]
-    """Object store references to the output of ``pieces``; empty when the learner sends the tensors itself."""
+    """Object store references to the output of ``pieces``; empty: replicas ask the learner through the ``broker``."""
     seconds: float
     """Time that the learner spent on publishing."""
     broker: Any = None
-    """The RolloutBroker actor through which replicas ask the learner."""
 
     @property
     def digest(self) -> str:
@@ -42,12 +41,11 @@ class StudentWeights:
             return
         names = sorted(self.digests.keys() | received.keys())
         different = [name for name in names if self.digests.get(name) != received.get(name)]
-        sent, arrived = self.digests.get(different[0], "nothing"), received.get(different[0], "nothing")
+        sent, arrived = (digests.get(different[0], "nothing")[:16] for digests in (self.digests, received))
         raise WeightSyncError(
             f"version {self.version} of the student arrived with other weights: {len(different)} of {len(names)} "
-            f"tensors differ, such as {different[0]}: {sent[:16]} sent, {arrived[:16]} received. Nothing was learned "
-            "from them; the same command goes on from the last checkpoint. If it happens again, look for failing "
-            "memory or network."
+            f"tensors differ, such as {different[0]}: {sent} sent, {arrived} received. Nothing was learned from them; "
+            "the same command goes on. If it happens again, look for failing memory or network."
         )
 
 

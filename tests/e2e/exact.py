@@ -13,16 +13,16 @@ from masters_ray.models.vllm_engine import Mask
 from masters_ray.parts import parts_in
 from masters_ray.records import Answer, Problem, Scored
 from masters_ray.replicas.actor import ReplicaActor
+from masters_ray.replicas.model import ReplicaModel, ScoredBatch
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
-from masters_ray.replicas.rollout import RolloutRole, ScoredBatch
 from masters_ray.replicas.spec import ReplicaSpec
 from tests.builders import replica_spec
 
 TOP_K = 16
 
 
-class ExactRole(RolloutRole):
+class ExactModel(ReplicaModel):
     """Tokens are structs of lists: top_ids, top_logprobs and own."""
 
     def _stored(self, scored: Sequence[Scored]) -> pa.StructArray:
@@ -36,10 +36,7 @@ class ExactRole(RolloutRole):
 
 class ExactActor(ReplicaActor):
     def _load(self, spec: ReplicaSpec) -> None:
-        super()._load(spec)
-        teaches = "teacher" in spec.roles
-        role = ExactRole(self._model, "teacher" if teaches else "student", TOP_K if teaches else 0)
-        self._roles = dict.fromkeys(spec.roles, role)
+        self._model = ExactModel(spec)
 
 
 Drawn = list[tuple[Answer, ...]]

@@ -3,14 +3,13 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.e2e.runs import environment
@@ -42,7 +41,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
                 )
             )
             assert any("Ray runtime started" in line for line in nodes[-1].stdout or ())
-        _wait_for_the_dashboard(nodes[0])
+        _wait_for_the_dashboard()
         yield reach
     finally:
         for node in reversed(nodes):
@@ -52,17 +51,9 @@ def two_nodes() -> Iterator[dict[str, str]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _wait_for_the_dashboard(ray_head: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        assert ray_head.poll() is None
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{DASHBOARD}/api/jobs/", timeout=5).close()
-        except urllib.error.HTTPError:
-            return  # it asks for a token, so it is there
-        except OSError:
-            pass
-        else:
+def _wait_for_the_dashboard() -> None:
+    for _ in range(240):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", DASHBOARD)):
             return
-        assert time.monotonic() < deadline, "the dashboard does not answer"
         time.sleep(0.5)
+    raise AssertionError("the dashboard does not answer")

@@ -72,13 +72,13 @@ class Damaging(RolloutBroker):
 class DamagingSender(WeightSender):
     """Changes one bit of version 2 when its digests are known."""
 
-    def retain(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    def retain(self, version: int, tensors: Mapping[str, torch.Tensor], oldest: int) -> None:
         if version == 2:
             *_, last = tensors
             bits = tensors[last].clone()
             bits.view(torch.uint8).view(-1)[7] ^= 1
             tensors = {**tensors, last: bits}
-        super().retain(version, tensors)
+        super().retain(version, tensors, oldest)
 
 
 class KillableActor(ReplicaActor):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from tests.e2e.runs import PROGRAM, environment
 
 pytestmark = pytest.mark.e2e
 WITHOUT_TOKEN = "from ray._raylet import GcsClient; GcsClient(address={!r}).internal_kv_keys(b'', b'')"
+PIPES: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 AGENTS_PORT = 52365
 """At which an agent of a cluster takes jobs."""
 WAITS = """
@@ -51,10 +53,8 @@ def gcs_servers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def test_a_signal_while_ray_starts_leaves_nothing(short: Path) -> None:
-    words = ["generate", "conf/demo.yaml", f"run.dir={short / 'run'}"]
-    with subprocess.Popen(
-        [*PROGRAM, *words], cwd=ROOT, env=environment(RAY_TMPDIR=str(short)), stderr=subprocess.PIPE, text=True
-    ) as process:
+    words = [*PROGRAM, "generate", "conf/demo.yaml", f"run.dir={short / 'run'}"]
+    with subprocess.Popen(words, env=environment(RAY_TMPDIR=str(short)), **PIPES) as process:
         parent = psutil.Process(process.pid)
         children: list[psutil.Process] = []
         while not gcs_servers(children):
@@ -69,40 +69,25 @@ def test_a_signal_while_ray_starts_leaves_nothing(short: Path) -> None:
     assert not list(short.glob("mr-*"))
 
 
-def test_only_who_has_the_token_reaches_it_and_when_it_dies_the_program_ends_with_two_lines(
-    short: Path,
-) -> None:
+def test_only_who_has_the_token_reaches_it_and_when_it_dies_the_program_ends_with_two_lines(short: Path) -> None:
     """From a place whose path is too long for sockets, with a home that cannot be written."""
     long = short / ("d" * 60)
     long.mkdir()
-    with subprocess.Popen(
-        [sys.executable, "-c", WAITS],
-        cwd=ROOT,
-        env=environment(TMPDIR=str(long), HOME="/proc/none"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    surroundings = environment(TMPDIR=str(long), HOME="/proc/none")
+    with subprocess.Popen([sys.executable, "-c", WAITS], env=surroundings, **PIPES) as process:
         assert process.stdout is not None
         process.stdout.readline()
         address = process.stdout.readline().strip()
         assert address.startswith("127.0.0.1:")
-        refused = subprocess.run(
-            [sys.executable, "-c", WITHOUT_TOKEN.format(address)],
-            env=environment(RAY_AUTH_MODE="disabled"),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        outsider, nobody = [sys.executable, "-c", WITHOUT_TOKEN.format(address)], environment(RAY_AUTH_MODE="disabled")
+        refused = subprocess.run(outsider, env=nobody, capture_output=True, text=True, check=False, timeout=60)
         assert "AuthenticationError" in refused.stderr
         children = psutil.Process(process.pid).children(recursive=True)
         assert AGENTS_PORT not in {at.laddr.port for one in children for at in one.net_connections()}
         [server] = gcs_servers(children)
         server.send_signal(signal.SIGKILL)
         out, told = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert out == ""
+    assert (process.returncode, out) == (1, "")
     first, second = told.splitlines()
     assert first.startswith("masters-ray: Ray's gcs_server on this machine ended (exit code -9)")
     assert second == "masters-ray: the same command goes on from what is finished."

@@ -1,4 +1,5 @@
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -7,13 +8,14 @@ import pytest
 
 from masters_ray import store
 from masters_ray.errors import LearnerError, WeightsGoneError
-from masters_ray.weight_sync.broker import Order, RolloutBroker, WeightRequest
+from masters_ray.weight_sync.broker import Order, RolloutBroker
 from masters_ray.weight_sync.stream import Invitation
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import group
 
 ROWS = store.table_of([group()])
 INVITATION = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
+GONE = "iteration {} was waited for by a worker that is gone"
 Begin = Callable[..., Future[Any]]
 """Begins a call that waits for the broker, on a thread."""
 
@@ -32,8 +34,6 @@ def started(
 ) -> RolloutBroker:
     """workers: of the learner, if it takes turns with the rollouts. published: a version that is there."""
     broker = RolloutBroker(online, max_staleness, wait, workers)
-    if workers is not None:
-        broker.begin(None, {})
     broker.begin(learned, {learned: "a digest"})
     if published is not None:
         broker.publish(weights(published))
@@ -69,7 +69,7 @@ def results(calls: list[Future[Any]]) -> list[Any]:
     return [call.result(10) for call in calls]
 
 
-def told(calls: list[Future[Any]]) -> set[str]:
+def told(*calls: Future[Any]) -> set[str]:
     """Their errors."""
     return {str(call.exception(10)) for call in calls}
 
@@ -108,26 +108,23 @@ def test_what_a_learner_that_went_back_has_not_reached_is_wanted_again(begin: Be
     broker = started([2, 4], published=1)
     before, gone = order(broker), begin(broker.take, 2)
     broker.begin(1, {})
-    assert told([gone]) == {"iteration 2 was waited for by a worker that is gone"}
+    assert told(gone) == {GONE.format(2)}
     broker.publish(weights(1))
-    assert ordered(broker) == (2, 1)
     broker.deliver(before, ROWS)
     assert ordered(broker) == (2, 1), "what was ordered by the lost workers is not delivered"
     broker.deliver(order(broker), ROWS)
     assert broker.take(2) is ROWS
 
 
-def test_weights_that_write_for_nothing_any_more_are_not_kept_and_the_learner_is_told_which_still_do() -> None:
-    broker = started([1, 2, 3], wait=0.01)
-    assert [broker.publish(weights(version)) for version in range(3)] == [[0], [0, 1], [0, 1, 2]]
-    broker.deliver(order(broker), ROWS)
-    assert broker.take(2) is None, "nobody answers"
-    assert broker.publish(weights(2)) == [2]
-
-
-def test_rows_behind_the_learner_are_dropped_and_never_ordered_again() -> None:
-    broker = started([1, 2], published=0)
-    broker.deliver(order(broker), ROWS)
+def test_weights_and_rows_behind_the_learner_are_dropped_and_never_ordered_again() -> None:
+    broker = started([1, 2])
+    first = weights(0)
+    broker.publish(first)
+    dropped, rows = weakref.ref(first), store.table_of([group()])
+    broker.deliver(order(broker), rows)
+    del first
+    assert dropped() is None
+    assert broker.take(1) is rows
     broker.forget(1)
     assert broker.take(1) is None
     broker.publish(weights(1))
@@ -142,45 +139,27 @@ def test_whoever_waits_is_told_why_the_rollouts_stopped(in_turns: int | None, wa
     order(broker)
     time.sleep(0.5)
     broker.fail("version 3 arrived with other weights")
-    assert told(waiting) == {"version 3 arrived with other weights"}
-    for call in (lambda: broker.publish(weights(0)), lambda: broker.begin(None, {}), lambda: broker.begin(0, {})):
-        with pytest.raises(LearnerError, match="version 3"):
-            call()
+    assert told(*waiting) == {"version 3 arrived with other weights"}
+    assert told(begin(broker.publish, weights(0)), begin(broker.begin, 0, {})) == told(*waiting)
 
 
-# Replicas that ask the learner for weights
-
-
-def taken(broker: RolloutBroker) -> WeightRequest:
-    found = broker.next_request(10.0)
-    assert found is not None
-    return found
-
-
-def test_replicas_are_invited_each_to_the_version_that_it_asked_for(begin: Begin) -> None:
+def test_replicas_are_invited_each_to_the_version_that_it_asked_for_by_a_learner_that_is_there(begin: Begin) -> None:
     broker = started([1])
     assert broker.next_request(0.0) is None
-    asking = [begin(broker.fetch, version, 2) for version in (4, 5)]
-    requests = [taken(broker), taken(broker)]
-    assert [(one.version, one.ranks) for one in requests] == [(4, 2), (5, 2)]
+    asking = [begin(broker.fetch, version, 2) for version in (4, 5, 6)]
+    requests: list[Any] = [broker.next_request(10.0) for _ in asking]
+    assert [(one.version, one.ranks) for one in requests] == [(4, 2), (5, 2), (6, 2)]
     broker.invite(requests[1], None)
     broker.invite(requests[0], INVITATION)
     assert asking[0].result(10) == INVITATION
-    with pytest.raises(WeightsGoneError, match="version 5 of the student is gone with the learner that had it"):
-        asking[1].result(10)
-
-
-def test_what_a_learner_that_is_gone_was_asked_for_does_not_come(begin: Begin) -> None:
-    broker = started([1])
-    asking = [begin(broker.fetch, 3, 1), begin(broker.fetch, 5, 1)]
-    old = taken(broker)
     broker.begin(0, {})
-    assert all("gone with the learner that had it" in one for one in told(asking))
-    broker.invite(old, INVITATION)
+    for version in (5, 6):
+        with pytest.raises(WeightsGoneError, match=f"version {version} of the student is gone with the learner that"):
+            asking[version - 4].result(10)
+    broker.invite(requests[2], INVITATION)
     again = begin(broker.fetch, 6, 1)
-    new = taken(broker)
-    assert new.version == 6 and not again.done()
-    broker.invite(new, INVITATION)
+    assert not again.done(), "what the learner before was asked for is not for this one"
+    broker.invite(broker.next_request(0.0), INVITATION)  # type: ignore[arg-type]
     assert again.result(10) == INVITATION
 
 
@@ -229,8 +208,7 @@ def test_in_turns_replicas_that_do_not_stop_stop_the_learner(begin: Begin) -> No
 
 
 def test_in_turns_an_iteration_that_nobody_took_up_is_left_out_when_its_time_is_over() -> None:
-    broker = started([1], workers=1, wait=0.1)
-    assert broker.take(1) is None, "its weights never came"
+    assert started([1], workers=1, wait=0.1).take(1) is None, "its weights never came"
 
 
 def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_back(begin: Begin) -> None:
@@ -238,7 +216,7 @@ def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_bac
     gone = [begin(broker.take, 1) for _ in range(2)]
     before = order(broker)
     starting = begin(broker.begin, None, {})
-    assert told(gone) == {"iteration 1 was waited for by a worker that is gone"}
+    assert told(*gone) == {GONE.format(1)}
     assert not starting.done() and not broker.wanted(before)
     broker.deliver(before, ROWS)
     starting.result(10)

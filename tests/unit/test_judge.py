@@ -1,6 +1,9 @@
+from collections.abc import Sequence
+
 from masters_ray.method.prompts import Message
-from masters_ray.records import Reply
-from masters_ray.replicas.judge import JudgeRole, Verdict
+from masters_ray.records import Refused, Reply
+from masters_ray.replicas import judge as judging
+from masters_ray.replicas.judge import Verdict
 from tests.builders import problem
 
 
@@ -11,7 +14,7 @@ class Parrot:
         self.asked: list[str] = []
         self._replies = replies
 
-    def reply(self, conversations: list[list[Message]], max_tokens: int) -> list[Reply]:
+    def __call__(self, conversations: Sequence[Sequence[Message]]) -> list[Reply | Refused]:
         prompts = [str(messages[-1]["content"]) for messages in conversations]
         self.asked += prompts
         said = [next(text for key, text in self._replies.items() if key in prompt) for prompt in prompts]
@@ -20,27 +23,23 @@ class Parrot:
 
 def judge(model: Parrot, *answers: str, reasoning: bool = False) -> list[Verdict]:
     """Verdicts of answers to one question."""
-    return JudgeRole(model, 10).judge([problem()], [answers], reasoning)[0]  # type: ignore[arg-type]
+    return judging.judge(model, [problem()], [answers], reasoning)[0]
 
 
-def test_a_readable_first_call_is_enough_and_equal_cases_are_judged_once() -> None:
-    model = Parrot({"\nred\n</generated": "Same. <answer>1</answer>", "\nblue\n": "Other. <answer>0</answer>"})
-    verdicts = judge(model, "red", "blue", "red")
-    assert [verdict.accuracy for verdict in verdicts] == [1, 0, 1]
-    assert len(model.asked) == 2
-
-
-def test_an_unreadable_first_call_is_parsed_by_the_second_and_else_unjudged() -> None:
+def test_an_unreadable_first_call_is_parsed_by_the_second_and_equal_cases_are_judged_once() -> None:
     model = Parrot(
         {
             "<overall_summary>\nIt is right": "1",
             "<overall_summary>\nHm": "perhaps",
             "\nred\n</generated": "It is right, surely",
             "\nblue\n": "Hm",
+            "\ngreen\n": "<answer>0</answer>",
         }
     )
-    verdicts = judge(model, "red", "blue")
-    assert [(verdict.accuracy, verdict.text) for verdict in verdicts] == [(1, "It is right, surely"), (None, "Hm")]
+    verdicts = judge(model, "red", "blue", "green", "red")
+    red, *others = (1, "It is right, surely"), (None, "Hm"), (0, "<answer>0</answer>")
+    assert [(verdict.accuracy, verdict.text) for verdict in verdicts] == [red, *others, red]
+    assert len(model.asked) == 3 + 2
 
 
 def test_the_reasoning_is_asked_after_without_the_label_and_parsed_by_a_prompt_of_its_own() -> None:

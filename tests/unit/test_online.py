@@ -29,21 +29,11 @@ from masters_ray.weight_sync.broker import RolloutBroker
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import problem
 from tests.conftest import PAIR, ROOT
-from tests.fakes import FakePool, FakeReplicas
+from tests.fakes import FakePool, FakeReplicas, Near
 from tests.unit.test_rollouts import Problems
 
 QUESTIONS = Problems(problem(id=str(position)) for position in range(8))
 """Two stages of two iterations, two questions each."""
-
-
-class Near:
-    """An actor that lives in this process: ``near.method.remote(…)`` is its answer."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __getattr__(self, method: str) -> Any:
-        return type("Method", (), {"remote": staticmethod(getattr(self._actor, method))})
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +127,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         started = replicas(**pools)
         left = [started]
         monkeypatch.setattr(owner, "Replicas", lambda _: left.pop())
-        open_ones.append(Course(settings(tmp_path, *words), learner, Turns(cpus=1.0, gpus=0) if turns else None))
+        open_ones.append(Course(settings(tmp_path, *words), learner, Turns(gpus=0) if turns else None))
         return open_ones[-1], started.pools
 
     yield begun
@@ -307,7 +297,7 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
 
     monkeypatch.setattr(owner, "Replicas", start)
     config = settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]")
-    for turns in (None, Turns(cpus=1.0, gpus=0)):
+    for turns in (None, Turns(gpus=0)):
         started.clear()
         with closing(ReplicaOwner(config, turns)) as owned:
             owned.give_way()

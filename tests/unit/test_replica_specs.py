@@ -1,8 +1,9 @@
-"""What the processes of replicas load, which GPUs they use, and how they are spawned."""
+"""Which processes replicas are, what they load, which GPUs they use, and how they are spawned."""
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -15,26 +16,72 @@ from masters_ray.errors import ConfigError, ReplicaError
 from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas import processes, spawn
 from masters_ray.replicas.actor import ReplicaActor, show_devices
+from masters_ray.replicas.processes import Processes
 from masters_ray.replicas.spawn import Replicas, environment
 from masters_ray.replicas.spec import ReplicaSpec, in_turns, specs
 from tests.builders import replica_spec
 from tests.conftest import PAIR, ROOT
 
 
-def made(*words: str, student: Path | None = None) -> list[ReplicaSpec]:
+def loaded(words: str) -> configuration.Config:
+    return configuration.load(ROOT / "conf" / "demo.yaml", words.split())
+
+
+def listed(found: Sequence[Processes]) -> str:
+    """Example: ``teacher 1, student+judge 1``."""
+    return ", ".join(f"{'+'.join(one.roles)} {one.count}" for one in found)
+
+
+RULE_JUDGES = "judge.of_teacher=rule judge.of_student=rule"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("teacher.replicas=2 judge.replicas=2", "teacher 2, student+judge 1, judge 1"),
+        ("student.replicas=3 judge.replicas=1", "teacher 1, student+judge 1, student 2"),
+        ("judge.share_process=false", "teacher 1, student 1, judge 1"),
+        (
+            "judge.of_teacher=teacher judge.of_student=teacher judge.replicas=2",
+            "teacher 1, teacher_judge 2, student 1",
+        ),
+        (RULE_JUDGES, "teacher 1, student 1"),
+    ],
+)
+def test_student_and_judge_share_processes_as_far_as_there_are_both(words: str, expected: str) -> None:
+    assert listed(processes.for_rollouts(loaded(words), learned=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "follows", "expected"),
+    [
+        ("student.replicas=2", False, "student 2, reference+judge 1"),
+        ("student.replicas=2", True, "student+judge 2, reference 1"),
+        (RULE_JUDGES, False, "student 1, reference+judge 1"),
+    ],
+)
+def test_a_student_that_has_learned_writes_beside_the_reference_that_judges_unless_the_judge_follows(
+    words: str, follows: bool, expected: str
+) -> None:
+    found = processes.for_rollouts(loaded(words), learned=True, follows=follows)
+    assert listed(found) == f"teacher 1, {expected}"
+
+
+@pytest.mark.parametrize(("who", "expected"), [("rule", "student 1"), ("judge", "student 1, judge 1")])
+def test_the_trained_student_is_measured_beside_the_judge_unless_the_rule_marks(who: str, expected: str) -> None:
+    assert listed(processes.for_measuring(loaded(f"evaluation.marked_by={who}"))) == expected
+
+
+def made(words: str = "", student: Path | None = None) -> list[ReplicaSpec]:
     """For making rollouts with the demo's models."""
-    config = configuration.load(ROOT / "conf" / "demo.yaml", list(words))
+    config = loaded(words)
     return specs(config, processes.for_rollouts(config, learned=student is not None), 0.2, student)
 
 
-def test_an_engine_on_a_cpu_has_a_cache_of_one_gibibyte_when_conf_says_nothing() -> None:
-    def caches(*words: str) -> list[int | None]:
-        keys = [f"{model}.engine.kv_cache_memory_bytes=null" for model in ("teacher", "student")]
-        return [one.engine.kv_cache_memory_bytes for one in made(*keys, *words)]
-
-    assert caches() == [2**30, 2**30]
-    assert caches("teacher.gpus=1", "student.gpus=1") == [None, None]
-    assert caches("student.engine.gpu_memory_utilization=0.3") == [2**30, None]
+@pytest.mark.parametrize("words", ["student.gpus=1", "student.engine.gpu_memory_utilization=0.3"])
+def test_an_engine_on_a_cpu_has_a_cache_of_one_gibibyte_when_conf_says_nothing(words: str) -> None:
+    keys = "teacher.engine.kv_cache_memory_bytes=null student.engine.kv_cache_memory_bytes=null"
+    assert [one.engine.kv_cache_memory_bytes for one in made(f"{keys} {words}")] == [2**30, None]
 
 
 def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_has_not(tmp_path: Path) -> None:
@@ -49,11 +96,12 @@ def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_ha
 
 
 def test_processes_load_what_their_roles_say(tmp_path: Path) -> None:
-    """The student that writes is another one than those that judge; a teacher that judges has no mask."""
+    """The student that writes is another one than those that judge; a teacher that judges has no mask. They reserve
+    what all their ranks need."""
     names = {"teacher": "teacher", "teacher_judge": "teacher", "student": tmp_path.name, "reference": "student"}
-    found = made("evaluation.marked_by=judge", "judge.of_teacher=teacher", student=tmp_path)
+    found = made("judge.of_teacher=teacher teacher.gpus=1 teacher.tensor_parallel=2", student=tmp_path)
     assert {one.roles[0]: Path(one.checkpoint).name for one in found} == names
-    assert [one.roles for one in found if one.mask is not None] == [("teacher",)]
+    assert [(one.roles, one.gpus) for one in found if one.mask is not None] == [(("teacher",), 2)]
 
 
 def kind(count: int, gpus: float, tensor_parallel: int = 1, told: float | None = None) -> ReplicaSpec:
@@ -66,8 +114,8 @@ def kind(count: int, gpus: float, tensor_parallel: int = 1, told: float | None =
     [
         pytest.param([kind(2, 0)], 0, [("", "")], id="no GPU"),
         pytest.param([kind(1, 0.5), kind(1, 0.25), kind(1, 0.25)], 1, [("0",), ("0",), ("0",)], id="all share one"),
-        pytest.param([kind(2, 0.5), kind(1, 1, 2)], 4, [("2", "3"), ("0,1",)], id="ranks are neighbours"),
-        pytest.param([kind(1, 1, 2), kind(1, 1, 3)], 5, [("3,4",), ("0,1,2",)], id="wide ones first"),
+        pytest.param([kind(2, 0.5), kind(1, 1, 2)], 4, [("0,1",), ("2", "3")], id="ranks are neighbours"),
+        pytest.param([kind(1, 1, 2), kind(1, 1, 3)], 5, [("0,1,2",), ("3,4",)], id="wide ones first"),
         pytest.param([kind(2, 0.4), kind(2, 0.6)], 2, [("0", "1"), ("0", "1")], id="large shares first"),
         pytest.param([kind(3, 1)], 2, [("0", "1", "0")], id="round about when there are too many"),
         pytest.param([kind(1, 0.5, 2)], 2, [("0,1",)], id="half of two GPUs"),
@@ -77,10 +125,9 @@ def test_replicas_are_spread_over_the_gpus(kinds: list[ReplicaSpec], gpus: int, 
     assert [one.devices for one in in_turns(kinds, gpus)] == expected
 
 
-def test_engines_on_gpus_sleep_and_threads_are_as_many_as_ever() -> None:
+def test_engines_on_gpus_sleep_and_those_on_cpus_have_a_thread_for_each_cpu() -> None:
     on_gpu, on_cpu = in_turns([kind(1, 1), kind(1, 0)], 1)
-    assert (on_gpu.sleeps, on_cpu.sleeps, kind(1, 1).sleeps) == (True, False, False)
-    assert environment(on_cpu)["OMP_NUM_THREADS"] == "3"
+    assert (on_gpu.sleeps, on_cpu.sleeps, environment(on_cpu)["OMP_NUM_THREADS"]) == (True, False, "3")
 
 
 @pytest.mark.parametrize(
@@ -101,72 +148,64 @@ def test_engines_that_take_turns_with_the_learner_leave_it_a_part_of_their_gpu(
 
 
 class Loaded(ReplicaActor):
-    """A replica without an engine, whose loading is noted."""
+    """A replica without an engine, whose loading is noted and fails."""
 
-    loads: list[float | None]
+    loads: list[float]
 
     def _load(self, spec: ReplicaSpec) -> None:
-        self.loads.append(spec.mask.ratio if spec.mask else None)
-        if len(self.loads) > 1:
-            raise RuntimeError("no room in memory")
+        assert spec.mask is not None
+        self.loads.append(spec.mask.ratio)
+        raise RuntimeError("no room in memory")
 
 
 def test_a_process_loads_its_model_once_with_the_mask_that_its_first_call_asks_for() -> None:
-    teacher = replica_spec("teacher", mask=Mask(parts=["language"], ratio=0.2))
-    Loaded.loads = []
-    again = Loaded(teacher)
-    again.sleep()
-    assert Loaded.loads == [], "a process that took the place of one asleep leaves the memory to the learner"
-    again.ready(0.1)
-    again.ready(0.0)
-    failing = Loaded(teacher)
+    replica = Loaded(replica_spec("teacher", mask=Mask(parts=["language"], ratio=0.2)))
+    replica.loads = []
+    replica.sleep()
+    assert replica.loads == [], "a process that took the place of one asleep leaves the memory to the learner"
     for _ in range(2):
         with pytest.raises(ReplicaError, match="RuntimeError: no room in memory"):
-            failing.ready()
-    assert Loaded.loads == [0.1, 0.2]
+            replica.mask(0.1)
+    assert replica.loads == [0.1]
 
 
 class Spawned:
-    """In place of Ray: what was asked of it for each actor."""
+    """In place of Ray: the CPUs, GPUs and devices of each actor."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.devices: list[Any] = []
+        self.asked: list[tuple[Any, ...]] = []
         self.ready = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: None))
 
-    def options(self, **options: Any) -> Self:
-        self.asked.append(options)
+    def options(self, num_cpus: float, num_gpus: float, **_: Any) -> Self:
+        self._reserved = num_cpus, num_gpus
         return self
 
     def remote(self, spec: ReplicaSpec) -> Self:
-        self.devices.append(spec.devices)
+        self.asked.append((*self._reserved, spec.devices))
         return self
 
 
-@pytest.mark.parametrize(("turns", "reserved"), [(False, [(3.0, 2.0)] * 2), (True, [(0, 0)] * 2)])
+@pytest.mark.parametrize(
+    ("wanted", "asked"),
+    [
+        ([kind(2, 1, 2)], [(3.0, 2.0, None)] * 2),
+        (in_turns([kind(2, 1, 2)], 4), [(0, 0, ("0,1",)), (0, 0, ("2,3",))]),
+    ],
+)
 def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
-    turns: bool, reserved: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+    wanted: list[ReplicaSpec], asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spawned, nothing = Spawned(), lambda _: None
     ray = {"remote": lambda host: spawned, "wait": lambda waiting: ([waiting[0]], waiting[1:])}
     monkeypatch.setattr(spawn, "ray", SimpleNamespace(get=nothing, kill=nothing, **ray))
-    wanted = [kind(2, 1, 2)]
-    Replicas(in_turns(wanted, 4) if turns else wanted).close()
-    assert [(one["num_cpus"], one["num_gpus"]) for one in spawned.asked] == reserved
-    assert spawned.devices == ([("0,1",), ("2,3",)] if turns else [None, None])
+    Replicas(wanted).close()
+    assert spawned.asked == asked
 
 
-@pytest.mark.parametrize(
-    ("own", "shown", "seen"),
-    [
-        pytest.param("1,2", None, "1,2", id="all are shown"),
-        pytest.param("1,2", "4,5,6", "5,6", id="the cluster was given some of the machine's"),
-        pytest.param("", "4,5", "4,5", id="none is assigned"),
-    ],
-)
+@pytest.mark.parametrize(("own", "shown", "seen"), [("1,2", "", "1,2"), ("1,2", "4,5,6", "5,6"), ("", "4,5", "4,5")])
 def test_a_process_sees_its_own_gpus_of_those_of_the_cluster(
-    own: str, shown: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+    own: str, shown: str, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown or "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     show_devices(own)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
