@@ -20,13 +20,10 @@ class Written(str):
 
     written: str
 
-    def __new__(cls, text: str, written: str) -> Self:
+    def __new__(cls, text: str, written: str = "") -> Self:  # pickle sets ``written`` afterwards
         found = super().__new__(cls, text)
         found.written = written
         return found
-
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        return str(self), self.written
 
     def __repr__(self) -> str:
         return repr(self.written)
@@ -39,12 +36,6 @@ def as_written(value: Any) -> Any:
     if isinstance(value, list):
         return [as_written(one) for one in value]
     return value.written if isinstance(value, Written) else value
-
-
-def joined(folder: str, name: str) -> str:
-    """Joins a directory and a name; the result is ``Written`` if the directory is."""
-    path = str(Path(folder) / name)
-    return Written(path, f"{folder.written}/{name}") if isinstance(folder, Written) else path
 
 
 class KeyScope(Enum):

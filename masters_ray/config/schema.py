@@ -133,11 +133,6 @@ class Teacher(HostedModel):
 
 
 @dataclass
-class Student(HostedModel):
-    """The model that learns."""
-
-
-@dataclass
 class Judge(ConfigSection):
     """Judges of the answers' correctness (appendix F.7). A judge has the cpus, gpus and engine of its model."""
 
@@ -312,7 +307,6 @@ class Learner(ConfigSection):
     checkpoint_every: Annotated[PositiveInt, KeyScope.RESUMABLE] = 50
     """Optimizer steps between checkpoints."""
     checkpoints_kept: Annotated[PositiveInt, KeyScope.RESUMABLE] = 2
-    """Number of latest checkpoints that are kept."""
     max_failures: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 0
     """Most restarts of a lost worker group from the last checkpoint."""
     max_skipped_in_a_row: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 3
@@ -335,7 +329,7 @@ class Config(ConfigSection):
     cluster: Cluster = field(default_factory=Cluster)
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)
-    student: Student = field(default_factory=Student)
+    student: HostedModel = field(default_factory=HostedModel)
     judge: Judge = field(default_factory=Judge)
     rollout: Rollout = field(default_factory=Rollout)
     schedule: Schedule = field(default_factory=Schedule)
@@ -351,16 +345,14 @@ class Config(ConfigSection):
         return [self.schedule, *(one.schedule for one in self.growth)]
 
     @property
-    def models(self) -> dict[str, Teacher | Student]:
+    def models(self) -> dict[str, HostedModel]:
         """Key ("teacher", "growth[0].teacher", …, "student") → model: the teachers in their order, then the student."""
         further = {f"growth[{number}].teacher": one.teacher for number, one in enumerate(self.growth)}
         return {"teacher": self.teacher, **further, "student": self.student}
 
     def of_teacher(self, number: int) -> Self:
         """Returns the configuration with teacher ``number`` (from 0) as its only teacher."""
-        if number == 0:
-            return replace(self, growth=[])
-        chosen = self.growth[number - 1]
+        chosen: Config | Growth = self if number == 0 else self.growth[number - 1]
         return replace(self, teacher=chosen.teacher, schedule=chosen.schedule, growth=[])
 
     @property
