@@ -114,9 +114,10 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
     assert [stage["ratio"] for stage in found["stages"]] == [0.2, 0.1, 0.0]
     assert sum(stage["rows"] for stage in found["stages"]) == len(finished.good)
     assert [round(stage["sparsity"], 4) for stage in found["stages"]] == [0.2, 0.1, 0.0]
-    assert found["judge"]["judged"] + found["judge"]["unjudged"] == len(finished.good) * 8
-    assert found["judge"]["agreement_with_rule"] > 0.9
-    assert found["judge"]["compared"] == found["judge"]["judged"]
+    answers = found["answers"]
+    assert answers["answers"] == len(finished.good) * 8
+    assert answers["compared"] == answers["answers"] - answers["unjudged"]
+    assert answers["judge_rule_agreements"] > 0.9 * answers["compared"]
     for stage in found["stages"]:
         assert all(0 <= stage[f"{who}_cut"] < stage[f"{who}_written"] / 2 for who in ("teacher", "student"))
     assert set(found["evaluation"]["cut"]) == {"teacher", "student_before", "student_after"}

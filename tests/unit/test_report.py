@@ -219,7 +219,7 @@ def test_online_iterations_are_told_of_and_drawn(tmp_path: Path, read: Page) -> 
 
 
 def test_values_that_were_not_measured(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"judge.agreement_with_rule": None, "stages.0.compared": 0}
+    changes: dict[str, Any] = {"answers.compared": 0, "stages.0.compared": 0}
     changes |= {"stages.0.teacher_judged": 0, "stages.0.student_judged": 4, "stages.0.student_right": 2}
     changes |= {"phases": {}, "learner.seconds": 0.0, "learner.agreement": []}
     changes |= {f"accuracy.student_before.{name}": None for name in ("value", "low", "high")}
