@@ -210,7 +210,7 @@ def _examine(
 
 def _simulate(arguments: argparse.Namespace) -> None:
     from masters_ray import config
-    from masters_ray.plan.comparison import compared_lines
+    from masters_ray.plan import compared_lines
 
     words = [*arguments.overrides, *([] if arguments.questions is None else [f"data.train.rows={arguments.questions}"])]
 

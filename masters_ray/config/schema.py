@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from masters_ray.config.fields import (
     MISSING,
@@ -12,11 +12,7 @@ from masters_ray.config.fields import (
     Directory,
     KeyScope,
     MaskRatio,
-    NonNegativeFloat,
-    NonNegativeInt,
     Place,
-    PositiveFloat,
-    PositiveInt,
     Share,
     only,
 )

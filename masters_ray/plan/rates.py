@@ -1,6 +1,5 @@
 """Seconds of a run's parts, measured or written by hand (``rates.json``), and of making groups at these rates."""
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -30,10 +29,9 @@ class GroupMaking:
     rounds: Sequence[Mapping[str, float]]
     """The rounds of calls of a batch; each is pool → seconds per question, and its calls run in parallel."""
     replicas: Mapping[str, int]
-    """Pool, named as its section of the configuration → number of replicas. In online iterations the student's replicas
-    load the learner's weights; the judge's keep the weights before training and are the reference policy, too."""
+    """Pool (teacher, student, judge) → number of replicas. In online iterations the judge's keep the weights before
+    training and are the reference policy, too."""
     batch_rows: int
-    """Questions per batch; the last batch may have fewer."""
 
     def seconds(self, questions: int) -> float:
         """Returns the seconds until the last group is made. A replica takes calls one at a time, in the order of
@@ -59,8 +57,8 @@ class GroupMaking:
 
 
 def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, online: bool) -> GroupMaking:
-    """Returns the group making of online iterations, or of the stages before learning, where the student that writes is
-    also the reference policy and is called once for both. calls: as ``Rates.calls``."""
+    """online: of online iterations; otherwise of the stages before learning, where the student that writes is also the
+    reference policy and is called once for both. calls: as ``Rates.calls``."""
     judge = config.judge
     roles = {"reference": "judge" if online else "student"}
     if judge.follows_student if online else judge.share_process:
@@ -76,7 +74,7 @@ def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, on
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Seconds of a run's parts; the field names are the keys of a ``rates.json``."""
+    """The content of a ``rates.json``."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -94,13 +92,11 @@ class Rates:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a rates.json, or measures the rates of a run that has ended or is in progress in a directory. Raises
-        StoreError, which names file, key and remedy, also when no iteration was online, or only the first step, a
-        warm-up that does not count, was taken.
+        """Reads a rates.json, or measures the rates of a run, which may be in progress. Raises StoreError, also for a
+        run without online iterations or with only its first step, a warm-up that does not count.
 
         A call's measured seconds are wall time and include other calls on the same replica. A factor common to all
-        calls corrects for this: with it, ``GroupMaking`` takes as long as iterations took. The cost of shared cores
-        stays.
+        calls corrects for this: with it, ``GroupMaking`` takes as long as iterations took.
         """
         return read_record(path, cls, _BY_HAND) if path.suffix == ".json" else cls(**_measured(path))
 
@@ -131,13 +127,10 @@ def _measured(run_dir: Path) -> dict[str, Any]:
 
 def _calls(lines: Sequence[OnlineStep]) -> dict[str, dict[str, float]]:
     """Returns ``Rates.calls`` as measured, before the correction for calls that share a replica."""
-    totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for line in lines:
-        for name, sums in line.calls.items():
-            totals[name].update(sums)
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for name, total in totals.items():
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for line in lines for name in line.calls):
         role, _, method = name.partition(".")
-        if total["questions"]:
-            found[method][role] = total["seconds"] / total["questions"]
-    return dict(found)
+        sums = [line.calls[name] for line in lines if name in line.calls]
+        if questions := sum(one["questions"] for one in sums):
+            found.setdefault(method, {})[role] = sum(one["seconds"] for one in sums) / questions
+    return found

@@ -45,12 +45,12 @@ class Scanned:
     against_best: Interval
     """Mean over questions of the JSD minus the JSD at the best ratio."""
     teacher_right: Interval | None
-    """R_acc of the masked teacher's answers; None: no judged answer."""
+    """R_acc of the masked teacher's answers; None, here and below: no answer has it."""
     teacher_right_by_kind: dict[str, Interval]
     teacher_reasoning: Interval | None
-    """R_rea of the masked teacher's answers; None: no answer has one."""
+    """R_rea of the masked teacher's answers."""
     teacher_cut: float | None
-    """Fraction of the masked teacher's answers that were cut at the token limit; None: no answers."""
+    """Fraction of the masked teacher's answers that were cut at the token limit."""
     left_out: float
     """Teacher's mean probability mass per token outside the stored top k, which the JSD sums up as one token."""
 

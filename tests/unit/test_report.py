@@ -16,7 +16,9 @@ from masters_ray.evaluate import Marked
 from masters_ray.files import as_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.records import Answer, JudgedAnswer, StepMetrics
-from masters_ray.report import charts, numbers
+from masters_ray.report import charts
+from masters_ray.report.render import NOTHING, decimal, duration, parameters, share, small_percent
+from masters_ray.report.render import interval as bounds
 from masters_ray.report.summary import Example, read_examples, read_metrics, read_summary
 from tests.builders import accuracy, interval, png, stage_outcome, step, summary
 
@@ -315,11 +317,11 @@ def test_an_input_missing_or_wrong_is_named(tmp_path: Path, name: str, content: 
 
 
 def test_numbers_as_people_write_them_also_on_the_axis_of_a_log_scale() -> None:
-    assert numbers.small_percent(0.0) == "0 %"
-    assert (numbers.duration(3725), numbers.duration(3599.9)) == ("1 h 02 min", "1 h 00 min")
-    assert numbers.parameters(3_754_622_976) == "3.75 B"
-    assert numbers.interval(accuracy(0.0, -0.02, 0.01), " to ") == "-2.0 to 1.0"
-    assert numbers.decimal(float("nan")) == numbers.NOTHING == numbers.share(None)
+    assert small_percent(0.0) == "0 %"
+    assert (duration(3725), duration(3599.9)) == ("1 h 02 min", "1 h 00 min")
+    assert parameters(3_754_622_976) == "3.75 B"
+    assert bounds(accuracy(0.0, -0.02, 0.01), " to ") == "-2.0 to 1.0"
+    assert decimal(float("nan")) == NOTHING == share(None)
     rows = [step(number, grad_norm=value) for number, value in enumerate((1.0, 1.2, 0.9, 1.1, 400.0), 1)]
     drawn = charts.curve_chart(rows, "grad_norm", "norm")
     assert "mathdefault" not in drawn and ">100<" in drawn
