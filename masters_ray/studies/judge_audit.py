@@ -196,15 +196,14 @@ def disagreements(cases: Sequence[JudgedText], verdicts: Mapping[str, Sequence[V
 
 
 def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[JudgedText]) -> list[JudgePass]:
-    """Returns both passes of a judge, in different orders; makes those that ``folder`` does not have."""
-    order = list(range(len(cases)))
-    orders = {folder / f"{judge}-first.json": order, folder / f"{judge}-again.json": order[::2][::-1] + order[1::2]}
-    if missing := [file for file in orders if not file.exists()]:
+    """Returns both passes of a judge, in different orders; makes them if ``folder`` does not have them."""
+    file, order = folder / f"{judge}.json", list(range(len(cases)))
+    if not file.exists():
         with Replicas(specs(config, [processes.for_judging(config, judge)])) as replicas:
-            for file in missing:
-                made = _pass(replicas.pools[JUDGES[judge]], cases, orders[file], config.rollout.batch_rows, judge)
-                write_json(file, as_json(made))
-    return [read_record(file, JudgePass, MADE_AGAIN) for file in orders]
+            pool, size = replicas.pools[JUDGES[judge]], config.rollout.batch_rows
+            made = [_pass(pool, cases, one, size, judge) for one in (order, order[::2][::-1] + order[1::2])]
+        write_json(file, as_json(made))
+    return read_record(file, list[JudgePass], MADE_AGAIN)
 
 
 def _pass(pool: Pool, cases: Sequence[JudgedText], order: Sequence[int], size: int, judge: str) -> JudgePass:
