@@ -107,7 +107,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     if not cases:
         raise DataError(f"{folder}: no answers to judge. Look at its account with masters-ray store inspect.")
     kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
-    passes = {name: _asked(config, kept, name, cases) for name in JUDGES}
+    passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
     return publish_audit(config, directory.root, config_file, cases, passes)
 
 
@@ -116,7 +116,7 @@ def publish_audit(
     folder: Path,
     config_file: str,
     cases: Sequence[JudgedText],
-    models: Mapping[JudgedBy, Sequence[JudgePass]],
+    models: Mapping[str, Sequence[JudgePass]],
 ) -> Path:
     """Writes figures, disagreements, table and page of an audit; returns the page's path. cases: with the rule's
     verdicts; models: judge → its passes in order."""

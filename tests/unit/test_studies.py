@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -69,8 +70,8 @@ def test_studies_work_in_directories_of_their_own_beside_a_run_whose_stores_lie_
 
 
 def case(position: int, source: Source, text: str = "red", accuracy: int = 1, kind: str = "colour") -> JudgedText:
-    asked = {"id": str(position), "question": "what color is the shape?", "label": "red", "choices": ()}
-    said = {"text": text, "accuracy": accuracy, "verdict": "said", "reasoning": None}
+    asked: dict[str, Any] = {"id": str(position), "question": "what color is the shape?", "label": "red", "choices": ()}
+    said: dict[str, Any] = {"text": text, "accuracy": accuracy, "verdict": "said", "reasoning": None}
     return JudgedText(position=position, kind=kind, source=source, **asked, **said)
 
 
