@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from masters_ray import config as configuration
 from masters_ray.config import Config
@@ -18,8 +18,7 @@ from masters_ray.records import OnlineStep, StepMetrics
 _BY_HAND = "Mend the file; the fields of Rates in masters_ray/plan/rates.py are its keys."
 _ANEW = "Name a run with rollout.online_fraction above 0, or a rates.json (--rates)."
 
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-_Role = Annotated[str, Field(pattern="^(teacher|student|judge|reference)$")]
+_Role = Literal["teacher", "student", "judge", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +75,17 @@ def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, on
 class Rates:
     """The content of a ``rates.json``."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    learner_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+    learner_seconds: PositiveFloat
     """Seconds of an optimizer step without waiting: median over the steps but the first."""
-    publish_seconds: _Seconds
+    publish_seconds: NonNegativeFloat
     """Seconds that the learner spends on publishing a version of its weights: median over the versions."""
-    load_seconds: _Seconds
+    load_seconds: NonNegativeFloat
     """Seconds until all replicas of the student hold a version: median over the versions."""
-    start_seconds: _Seconds | None
+    start_seconds: NonNegativeFloat | None
     """Seconds of the learner's phase beside steps, waiting and publishing; None: unknown, as the phase still lasts."""
-    calls: Annotated[dict[str, Annotated[dict[_Role, _Seconds], Field(min_length=1)]], Field(min_length=1)]
+    calls: Annotated[dict[str, Annotated[dict[_Role, NonNegativeFloat], Field(min_length=1)]], Field(min_length=1)]
     """Method → role → seconds of a replica per question. Methods are in the order in which a batch calls them; a
     method's roles are called in parallel. Example: ``{"answer": {"teacher": 0.25, "student": 0.1}}``."""
 

@@ -108,15 +108,11 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
         raise DataError(f"{folder}: no answers to judge. Look at its account with masters-ray store inspect.")
     kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
     passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
-    return publish_audit(config, directory.root, config_file, cases, passes)
+    return publish_audit(config, directory.root, cases, passes)
 
 
 def publish_audit(
-    config: Config,
-    folder: Path,
-    config_file: str,
-    cases: Sequence[JudgedText],
-    models: Mapping[str, Sequence[JudgePass]],
+    config: Config, folder: Path, cases: Sequence[JudgedText], models: Mapping[str, Sequence[JudgePass]]
 ) -> Path:
     """Writes figures, disagreements, table and page of an audit; returns the page's path. cases: with the rule's
     verdicts; models: judge → its passes in order."""
@@ -132,7 +128,6 @@ def publish_audit(
         "judges": [judge_figures(name, cases, *of) for name, of in passes.items()],
         "pairs": list(pairs(cases, first)),
         "disagreements": len(differing),
-        "config_file": config_file,
     }
     return publish(folder, "judge_audit", figures, name=folder.parent.name, config=config, differing=differing)
 

@@ -102,7 +102,10 @@ BY_HAND |= {"start_seconds": None, "calls": {"answer": {"student": 0.5}}}
         ({"learner_seconds": 0}, "rates.json: learner_seconds: expected greater than 0"),
         ({"start_seconds": math.nan}, "start_seconds: expected a finite number"),
         ({"calls": {}}, "calls: Dictionary should have at least 1 item"),
-        ({"calls": {"answer": {"studnet": 1}}}, "calls.answer.studnet.[key]: String should match pattern"),
+        (
+            {"calls": {"answer": {"studnet": 1}}},
+            "calls.answer.studnet.[key]: expected 'teacher', 'student'",
+        ),
         ({"learner_second": 1}, "learner_second: Unexpected keyword argument"),
     ],
 )
