@@ -90,10 +90,8 @@ class _Texts(yaml.SafeLoader):
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """Merges the defaults, ``file`` and the ``key=value`` overrides; later ones win.
-
-    Raises ConfigError with every violation: unknown keys, wrong types, missing keys and broken rules.
-    """
+    """Merges the defaults, ``file`` and the ``key=value`` overrides; later ones win. Raises ConfigError with every
+    violation: unknown keys, wrong types, missing keys and broken rules."""
     config, complaints = read(file, overrides)
     if complaints:
         raise ConfigError(complaints)
@@ -129,7 +127,6 @@ def to_yaml(config: Config) -> str:
 
 
 def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of every leaf. Raises ConfigError when the file cannot be read."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Texts)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -215,7 +212,7 @@ def _complaint(error: Any) -> Complaint:
 
 
 def _unknown(key: str) -> Complaint:
-    near = difflib.get_close_matches(_in_schema(key), [known for known in _known_keys() if known[-1] != "]"], n=1)
+    near = difflib.get_close_matches(_in_schema(key), _known_keys(), n=1)
     remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py for the keys."
     return Complaint(key, "a known key", "an unknown one", remedy)
 

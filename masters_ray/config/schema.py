@@ -23,7 +23,6 @@ KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
 Rule = Literal["exact", "relaxed", "choice", "vqa"]
-CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines in online iterations."""
@@ -238,7 +237,7 @@ class Reward(ConfigSection):
     """Weight of the reasoning reward (appendix F.3); above 0 it requires judge.reasoning."""
     least_spread: NonNegativeFloat = 0.0
     """Nats. A group whose divergences differ by no more gets no distillation reward, which would be rounding noise."""
-    cut_answers: CutAnswers = "judge"
+    cut_answers: Literal["judge", "zero", "mask"] = "judge"
     """Answers cut at rollout.sampling.max_tokens. judge: as usual; zero: R_acc = R_rea = 0; mask: advantage 0."""
 
 
