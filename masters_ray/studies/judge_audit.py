@@ -98,8 +98,8 @@ def audit_config(config: Config, questions: int, ratio: float) -> Config:
 
 
 def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
-    """Makes the missing parts of an audit; Ray must be started. config: from ``audit_config``. Returns the page's path.
-    Raises DataError when there are no answers."""
+    """Makes the missing parts of an audit, then figures, disagreements, table and page; Ray must be started. config:
+    from ``audit_config``. Returns the page's path. Raises DataError when there are no answers."""
     questions, answers = config.data.train.rows or 0, config.group_size
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
     [folder] = run.generate(config, directory, config_file, measure=False)
@@ -108,20 +108,12 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
         raise DataError(f"{folder}: no answers to judge. Look at its account with masters-ray store inspect.")
     kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
     passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
-    return publish_audit(config, directory.root, cases, passes)
-
-
-def publish_audit(
-    config: Config, folder: Path, cases: Sequence[JudgedText], models: Mapping[str, Sequence[JudgePass]]
-) -> Path:
-    """Writes figures, disagreements, table and page of an audit; returns the page's path. cases: with the rule's
-    verdicts; models: judge → its passes in order."""
     by_rule = [Verdict(accuracy=case.accuracy, text="") for case in cases]
-    passes = {**models, "rule": [JudgePass(seconds=None, verdicts=by_rule)]}
+    passes["rule"] = [JudgePass(seconds=None, verdicts=by_rule)]
     first = {name: of[0].verdicts for name, of in passes.items()}
     differing = disagreements(cases, first)
     lines = [json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in differing]
-    write_text(folder / "disagreements.jsonl", "".join(lines))
+    write_text(directory.root / "disagreements.jsonl", "".join(lines))
     figures = {
         "answers": len(cases),
         "rule": config.judge.rule,
@@ -129,7 +121,8 @@ def publish_audit(
         "pairs": list(pairs(cases, first)),
         "disagreements": len(differing),
     }
-    return publish(folder, "judge_audit", figures, name=folder.parent.name, config=config, differing=differing)
+    name = directory.root.parent.name
+    return publish(directory.root, "judge_audit", figures, name=name, config=config, differing=differing)
 
 
 def judge_figures(name: str, cases: Sequence[JudgedText], first: JudgePass, *again: JudgePass) -> JudgeFigures:

@@ -14,15 +14,14 @@ from masters_ray import config as configuration
 from masters_ray.cli import main
 from masters_ray.files import as_json
 from masters_ray.learner.measure import Divergence
-from masters_ray.method.prompts import ground_truth
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import JudgedText, Source
 from masters_ray.replicas.judge import Verdict
 from masters_ray.studies import judge_audit, mask_scan, sample
-from masters_ray.studies.judge_audit import JudgePair, JudgePass
+from masters_ray.studies.judge_audit import JudgePair
 from masters_ray.studies.mask_scan import Scanned, advise
 from masters_ray.studies.statistics import mean, resampled_mean, resampled_share
-from tests.builders import group, stage_outcome, written
+from tests.builders import group, scored, stage_outcome, written
 from tests.conftest import DEMO
 
 exactly = pytest.approx
@@ -116,59 +115,47 @@ def test_judges_are_compared_on_what_both_could_judge() -> None:
     assert listed[1].said == {"student": "yes", "teacher": "no"}
 
 
-def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
-    config = judge_audit.audit_config(configuration.load(DEMO, ["judge.reasoning=true"]), 3, 0.2)
+class Judges:
+    """A pool whose model gives these verdicts on the cases in each pass, one after the other."""
+
+    most_calls_at_once = 1
+
+    def __init__(self, *passes: list[Verdict]) -> None:
+        self.passes = list(passes)
+
+    def call_again(self, method: str, asked: list[JudgedText], texts: object, reasoning: bool) -> list[list[Verdict]]:
+        said = self.passes.pop(0)
+        return [[said[2 * one.position + (one.source == "student")]] for one in asked]
+
+
+def test_an_audit_judges_stored_answers_twice_and_shows_judges_pairs_and_disagreements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [scored([5, 1], source=one.source, text=one.text, accuracy=one.accuracy) for one in CASES]
+    groups = [group(answers[2 * place : 2 * place + 2], position=place) for place in range(3)]
+    written(tmp_path / "stage-0", {}, groups).finish({})
+    again = verdicts(1, 0, 0, 1, None, 0)
+    pools = {"judge": Judges(STUDENT, again), "teacher_judge": Judges(TEACHER, TEACHER)}
+    monkeypatch.setattr(judge_audit.run, "generate", lambda *_, **__: [tmp_path / "stage-0"])
+    monkeypatch.setattr(judge_audit, "Replicas", lambda _: nullcontext(SimpleNamespace(pools=pools)))
+    words = [f"run.dir={tmp_path}", "judge.reasoning=true"]
+    config = judge_audit.audit_config(configuration.load(DEMO, words), 3, 0.0)
     assert configuration.violations(config) == []
     assert config.judges == {"rule"}, "which leaves no answer out"
-    again = JudgePass(seconds=9.0, verdicts=verdicts(1, 0, 0, 1, None, 0))
-    first = {name: JudgePass(seconds=12.0, verdicts=ALL[name]) for name in ("student", "teacher")}
-    models = {"student": [first["student"], again], "teacher": [first["teacher"]]}
-    page = judge_audit.publish_audit(config, tmp_path, CASES, models).read_text()
-    lines = (tmp_path / "judge_audit.txt").read_text().splitlines()
+    for _ in range(2):  # the second time nobody is asked
+        page = judge_audit.audit(config, RunDirectory(config), str(DEMO))
+    html, folder = page.read_text(), page.parent
+    lines = (folder / "judge_audit.txt").read_text().splitlines()
     assert len(lines) == 1 + 3 + 1 + 9
     assert lines[3].split() == ["rule", "6", "0.0%", "–", "–"], "nothing that was not measured"
     numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
-    assert f"<td>rule</td>{numbers}" in page
-    assert "unreadable" in page and "&lt;b&gt;" in page and "All judges said the same" not in page
-    assert len((tmp_path / "disagreements.jsonl").read_text().splitlines()) == 2
-    judge = json.loads((tmp_path / "judge_audit.json").read_text())["judges"][0]
-    own = {"name": "student", "unjudged": 1, "right": {"teacher": 1.0, "student": 1 / 3}, "seconds_per_answer": 2.0}
-    assert judge == own | {"consistency": 5 / 6}
-
-
-class Judges:
-    """A pool of judges that call every answer right."""
-
-    most_calls_at_once = 1
-    asked = 0
-
-    def call_again(
-        self, method: str, asked: list[JudgedText], texts: list[list[str]], reasoning: bool
-    ) -> list[list[Verdict]]:
-        self.asked += len(texts)
-        return [[Verdict(accuracy=1, text=f"{ground_truth(one)}?")] for one in asked]
-
-
-def test_an_audit_judges_stored_answers_and_asks_the_judges_that_are_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written(tmp_path / "stage-0", {}, [group(position=place) for place in (0, 1)]).finish({})
-    judges = Judges()
-    replicas = SimpleNamespace(pools={"judge": judges, "teacher_judge": judges})
-    monkeypatch.setattr(judge_audit.run, "generate", lambda *_, **__: [tmp_path / "stage-0"])
-    monkeypatch.setattr(judge_audit, "Replicas", lambda _: nullcontext(replicas))
-    config = judge_audit.audit_config(configuration.load(DEMO, [f"run.dir={tmp_path}", "rollout.batch_rows=3"]), 2, 0.0)
-    directory = RunDirectory(config)
-    judge_audit.audit(config, directory, str(DEMO))
-    assert judges.asked == 16, "four answers, twice, by two models"
-    found = json.loads((directory.root / "judge_audit.json").read_text())
-    *models, rule = [one["right"] for one in found["judges"]]
-    assert models == [{"teacher": 1.0, "student": 1.0}] * 2
-    assert rule == {"teacher": 1.0, "student": 0.0}, "the stored verdicts"
-    [file] = directory.root.glob("verdicts/*/teacher.json")
-    file.unlink()
-    judge_audit.audit(config, directory, str(DEMO))
-    assert judges.asked == 24
+    assert f"<td>rule</td>{numbers}" in html
+    assert "unreadable" in html and "&lt;b&gt;" in html and "All judges said the same" not in html
+    assert len((folder / "disagreements.jsonl").read_text().splitlines()) == 2
+    student, _, rule = json.loads((folder / "judge_audit.json").read_text())["judges"]
+    assert (student["unjudged"], student["consistency"]) == (1, 5 / 6)
+    assert student["right"] == {"teacher": 1.0, "student": 1 / 3} and student["seconds_per_answer"] > 0
+    assert rule["right"] == {"teacher": 1.0, "student": 0.0}, "the stored verdicts"
 
 
 KINDS = ("colour", "shape")
