@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
@@ -18,7 +18,7 @@ from masters_ray.records import OnlineStep, StepMetrics
 _BY_HAND = "Mend the file; the fields of Rates in masters_ray/plan/rates.py are its keys."
 _ANEW = "Name a run with rollout.online_fraction above 0, or a rates.json (--rates)."
 
-_Role = Literal["teacher", "student", "judge", "reference"]
+_Role = Annotated[str, Field(pattern="^(teacher|student|judge|reference)$")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ BY_HAND |= {"start_seconds": None, "calls": {"answer": {"student": 0.5}}}
         ({"calls": {}}, "calls: Dictionary should have at least 1 item"),
         (
             {"calls": {"answer": {"studnet": 1}}},
-            "calls.answer.studnet.[key]: expected 'teacher', 'student'",
+            "calls.answer.studnet.[key]: String should match pattern",
         ),
         ({"learner_second": 1}, "learner_second: Unexpected keyword argument"),
     ],
