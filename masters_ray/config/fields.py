@@ -78,11 +78,7 @@ Place = Annotated[
     str,
     WrapValidator(lambda value, check: value if isinstance(value, Written) else check(value)),
     only(lambda place: place != MISSING, "a value"),
-    only(
-        lambda place: without_secrets(place) == place,
-        "an address without credentials (leave those to the environment, such as AWS_ACCESS_KEY_ID, or to the "
-        "machine's role)",
-    ),
+    only(lambda place: without_secrets(place) == place, "an address without credentials (the environment has them)"),
     only(lambda place: not place.startswith("~"), "a path without ~, which only a shell expands (or write $HOME)"),
     only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path"),
 ]
