@@ -5,6 +5,7 @@ online.jsonl, metrics.jsonl, journal.json ─► Rates ─► forecast(config, r
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
@@ -35,10 +36,10 @@ def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
     return {
         "online": f"{one.online_fraction:.0%}",
         **{pool: str(count) for pool, count in one.replicas.items()},
-        "rollouts": _duration(one.rollouts_seconds),
-        "learning": _duration(one.seconds),
+        "rollouts": str(timedelta(seconds=round(one.rollouts_seconds))),
+        "learning": str(timedelta(seconds=round(one.seconds))),
         "slower": f"{one.seconds / first.seconds:.2f} ×",
-        "waited": _duration(one.waited_seconds),
+        "waited": str(timedelta(seconds=round(one.waited_seconds))),
         **{f"{pool} busy": f"{busy:.0%}" for pool, busy in one.pool_busy.items()},
         "mean age": f"{fmean(one.ages):.1f}" if one.ages else "–",
         "fresh": str(len(one.ages)),
@@ -52,9 +53,3 @@ def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

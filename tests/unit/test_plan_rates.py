@@ -150,11 +150,11 @@ def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pyte
         0,
         f"rates of {rates}, 3 iterations, at most 8 steps behind\n"
         "\n"
-        "online  teacher  student  judge  rollouts  learning  slower  waited  teacher busy  student busy  judge busy  "
+        "online  teacher  student  judge  rollouts  learning  slower   waited  teacher busy  student busy  judge busy  "
         "mean age  fresh  stored\n"
-        "    0%        1        1      1     9.0 s    13.0 s  1.00 ×   0.0 s            0%            0%          0%  "
+        "    0%        1        1      1   0:00:09   0:00:13  1.00 ×  0:00:00            0%            0%          0%  "
         "       –      0       0\n"
-        "  100%        1        1      1     0.0 s    20.0 s  1.54 ×   7.0 s           30%            0%         15%  "
+        "  100%        1        1      1   0:00:00   0:00:20  1.54 ×  0:00:07           30%            0%         15%  "
         "     1.0      3       0\n",
         "",
     )
@@ -168,7 +168,7 @@ def test_rates_and_questions_are_by_default_those_of_the_configuration(
     code, told, _ = called(capsys, f"run.dir={tmp_path}")
     assert (code, told.splitlines()[0]) == (0, f"rates of {tmp_path}, 135 iterations, at most 8 steps behind")
     assert column(told, "online") == ["0%", "5%", "10%", "20%", "50%", "100%"]
-    assert column(told, "learning")[0] == "4.1 min"
+    assert column(told, "learning")[0] == "0:04:06"
 
 
 def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureF
     _, told, _ = called(capsys, *words, "--shares", "1", *choices)
     assert "3 iterations, at most 0 steps behind" in told
     assert [column(told, pool) for pool in ("teacher", "student", "judge")] == [list("122"), list("111"), list("112")]
-    assert column(told, "learning") == ["43.0 s", "37.0 s", "31.0 s"]
+    assert column(told, "learning") == ["0:00:43", "0:00:37", "0:00:31"]
 
 
 REFUSED = """
