@@ -285,11 +285,9 @@ def summary(**changes: Any) -> facts.Summary:
             waited_seconds=0.0,
             placement=None,
         ),
-        "data": facts.DataFacts(
-            train=split_facts(1600, 3),
-            held_out=split_facts(720, 0),
-            overlap=Overlap(same_question=0, same_picture=0, examples=[]),
-        ),
+        "train": split_facts(1600, 3),
+        "held_out": split_facts(720, 0),
+        "overlap": Overlap(same_question=0, same_picture=0, examples=[]),
         "teachers": [
             facts.ModelFacts(checkpoint="models/teacher", digest="0123456789abcdef" * 4, parameters=31_240_960)
         ],

@@ -95,13 +95,6 @@ class SplitFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    train: SplitFacts
-    held_out: SplitFacts
-    overlap: Overlap
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """A model before the run."""
 
@@ -126,7 +119,9 @@ class Summary:
     """Phase → wall seconds, in the order of the run."""
     learner: LearnerFacts
     online: OnlineFacts
-    data: DataFacts
+    train: SplitFacts
+    held_out: SplitFacts
+    overlap: Overlap
     teachers: list[ModelFacts]
     """In the order of their use."""
     student: ModelFacts

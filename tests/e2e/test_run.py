@@ -125,7 +125,7 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
     assert all(0 < one["mean_gap"] < 1e-4 < one["bound"] for one in found["learner"]["agreement"])
     assert found["learner"]["left_out"] == 0
     assert found["learner"]["groups"] == len(finished.good)
-    assert found["data"]["train"]["quarantined"] == sum(fault.kind != "engine" for fault in finished.bad.values())
+    assert found["train"]["quarantined"] == sum(fault.kind != "engine" for fault in finished.bad.values())
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9
 
 

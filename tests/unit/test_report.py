@@ -46,23 +46,19 @@ def metrics(steps: int = 50) -> list[StepMetrics]:
     ]
 
 
-def example(answers: list[tuple[str, int, float, float, float]], **changes: Any) -> Example:
-    """answers: text, R_acc, JSD, R_distill, advantage; the teacher wrote them."""
-    group = []
-    for text, right, *_ in answers:
-        answer = Answer(source="teacher", text=text, token_ids=(1,), finish="stop")
-        group.append(JudgedAnswer(answer=answer, accuracy=right, verdict=f"The label. <answer>{right}</answer>" * 9))
-    if answers:
-        _, _, jsd, distilled, advantages = map(list, zip(*answers, strict=True))
-        told: dict[str, Any] = {"divergences": jsd, "distillation": distilled, "advantages": advantages}
-        changes["rewards"] = GroupRewards(stage=1, position=0, **told)
+def example(answers: list[tuple[str, float]], **changes: Any) -> Example:
+    """answers: text, and what stands for JSD, R_distill and advantage; the teacher wrote them."""
+    verdict, numbers = "The label. <answer>1</answer>" * 9, [number for _, number in answers]
+    texts = [Answer(source="teacher", text=text, token_ids=(1,), finish="stop") for text, _ in answers]
+    group = [JudgedAnswer(answer=one, accuracy=1, verdict=verdict) for one in texts]
+    told = GroupRewards(stage=1, position=0, divergences=numbers, distillation=numbers, advantages=numbers)
     content: dict[str, Any] = {"question": "what color?", "label": "red", "kind": "colour", "pictures": [PICTURE]}
-    return Example(**(content | changes), answers=group)
+    return Example(**(content | changes), answers=group, rewards=told if answers else None)
 
 
 def examples() -> list[Example]:
-    right, wrong = ("red", 1, 0.0104, 1.0, 0.71), (SCRIPT, 0, 0.355, 0.0, -1.52)
-    long, empty = ("The shape stands in the upper left quarter. " * 9, 1, 0.02, 1.0, 1.0), ("", 0, 0.3, 0.0, -0.9)
+    right, wrong = ("red", 0.0104), (SCRIPT, -1.52)
+    long, empty = ("The shape stands in the upper left quarter. " * 9, 0.02), ("", -0.9)
     asked: dict[str, Any] = {"id": "test/5/colour", "kind": "colour", "label": "teal", "finish": "stop"}
     before, after = Marked(**asked, answer="bluish", correct=False), Marked(**asked, answer="Teal.", correct=True)
     return [
@@ -154,7 +150,7 @@ def test_examples_of_both_sorts(read: str, tmp_path: Path) -> None:
     assert "labelteal" in asked and "student beforebluish ✗" in asked and "student afterTeal. ✓" in asked
     assert "This run kept no examples." in written(tmp_path, shown=[])
     pictures = [PICTURE, "picture <x>.png cannot be decoded: why", "https://example.org/a.png"]
-    html = written(tmp_path, shown=[example([("a\ud83d\x00b", 1, 0.1, 1.0, 0.5)], id="x", pictures=pictures)])
+    html = written(tmp_path, shown=[example([("a\ud83d\x00b", 0.5)], id="x", pictures=pictures)])
     assert "a?\0b" in html, "half a character"
     assert [address for address in addresses(html) if not address.startswith("#")] == [PICTURE]
     assert "(picture <x>.png cannot be decoded: why)" in text_of(html) and "(https://example.org/a.png)" in html
@@ -214,8 +210,8 @@ NOTED = {
     "accuracy.teacher.value": 0.3,
     "evaluation.left_out": 5,
     "evaluation.remarks": ["held-out accuracy of teacher is what the judge says: 25.0% right"],
-    "data.overlap": {"same_question": 7, "same_picture": 9, "examples": ["q1"]},
-    "data.train.remarks": ["columns that are not used: hint (3 rows)"],
+    "overlap": {"same_question": 7, "same_picture": 9, "examples": ["q1"]},
+    "train.remarks": ["columns that are not used: hint (3 rows)"],
 }
 WARNINGS = """
 stage 1: the judge and the rule (exact) differ on 56.0% of 2559 answers
