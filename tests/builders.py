@@ -238,7 +238,7 @@ def step(number: int, **changes: Any) -> StepMetrics:
 
 
 def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
-    return facts.SplitFacts(problems=problems, quarantined=quarantined, remarks=[])
+    return facts.SplitFacts(problems=problems, quarantined=quarantined, digest="d" * 64, remarks=[])
 
 
 def summary(**changes: Any) -> facts.Summary:

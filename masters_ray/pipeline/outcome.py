@@ -19,6 +19,7 @@ from masters_ray.learner.job import GroupRewards
 from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.held_out import all_marks
+from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
@@ -96,8 +97,12 @@ def write(run: RunContext) -> None:
 
 
 def _split(loaded: data.Loaded) -> facts.SplitFacts:
-    problems, quarantined = len(loaded.problems), len(loaded.rejected)
-    return facts.SplitFacts(problems=problems, quarantined=quarantined, remarks=loaded.remarks)
+    return facts.SplitFacts(
+        problems=len(loaded.problems),
+        quarantined=len(loaded.rejected),
+        digest=digest_of(loaded.problems),
+        remarks=loaded.remarks,
+    )
 
 
 def _online(steps: Sequence[StepMetrics], placement: Literal["turns", "beside"] | None) -> facts.OnlineFacts:

@@ -88,6 +88,8 @@ class OnlineFacts:
 class SplitFacts:
     problems: int
     quarantined: int
+    digest: str
+    """Digest of the questions, independent of their order."""
     remarks: list[str]
     """Sentences about the source, such as columns that are not read."""
 
