@@ -16,7 +16,7 @@ from functools import cache
 
 from masters_ray.config import Rollout
 from masters_ray.method import schedule
-from masters_ray.plan.comparison import columns
+from masters_ray.plan import columns
 from masters_ray.plan.forecast import learning
 from masters_ray.plan.rates import GroupMaking, Rates
 

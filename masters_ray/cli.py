@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--address", help="of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265")
     submit.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
     scan = add("mask-scan", _mask_scan, "which mask ratio to start with, from a sample", sampled)
-    scan.add_argument("--ratios", default="0.5,0.4,0.3,0.2,0.1,0", help="with commas between; default: %(default)s")
+    told = "with commas between; default: %(default)s"
+    scan.add_argument("--ratios", type=_ratios, default="0.5,0.4,0.3,0.2,0.1,0", help=told)
     audit = add("judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", sampled)
     audit.add_argument("--ratio", type=float, default=0.0, help="of the answering teacher's mask; default: %(default)s")
     simulate = add("simulate", _simulate, "what online iterations would cost, from measured rates", configured)
@@ -89,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     study = add("study", _study, "run the variants of a configuration with several seeds, compare them")
     study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
     return parser
+
+
+def _ratios(text: str) -> list[float]:
+    return sorted({float(word) for word in text.split(",")}, reverse=True)
 
 
 def _parsed(words: list[str] | None) -> argparse.Namespace:
@@ -174,8 +179,8 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _mask_scan(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import mask_scan, sample
 
-    ratios = mask_scan.parse_ratios(arguments.ratios)
-    _examine(arguments, lambda config: sample(config, "mask-scan", arguments.questions, ratios), mask_scan.scan)
+    chosen = arguments.questions, arguments.ratios
+    _examine(arguments, lambda config: sample(config, "mask-scan", *chosen), mask_scan.scan)
 
 
 def _judge_audit(arguments: argparse.Namespace) -> None:
@@ -204,7 +209,7 @@ def _examine(
 
 def _simulate(arguments: argparse.Namespace) -> None:
     from masters_ray import config
-    from masters_ray.plan.comparison import compared_lines
+    from masters_ray.plan import compared_lines
 
     words = [] if arguments.questions is None else [f"data.train.rows={arguments.questions}"]
 

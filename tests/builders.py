@@ -16,13 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from masters_ray import store
-from masters_ray.config import Engine
+from masters_ray.config import Engine, Judge
 from masters_ray.data import Overlap
 from masters_ray.evaluate import Accuracy, Interval
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Iteration, Stage
 from masters_ray.records import (
     Answer,
+    AnswerTally,
     Finish,
     JudgedAnswer,
     LogprobMismatch,
@@ -242,6 +243,7 @@ def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
 
 def summary(**changes: Any) -> facts.Summary:
     """Of a finished run with five stages whose student has learned; ``changes`` are fields of it."""
+    stages = [stage_outcome(stage, ratio) for stage, ratio in enumerate((0.2, 0.15, 0.1, 0.05, 0.0))]
     content: dict[str, Any] = {
         "accuracy": facts.Accuracies(
             teacher=accuracy(0.969, 0.957, 0.981, colour=0.985, place=0.949, shape=0.973),
@@ -255,16 +257,9 @@ def summary(**changes: Any) -> facts.Summary:
             max_tokens=64,
             remarks=[],
         ),
-        "judge": facts.JudgeFacts(
-            of_teacher="student",
-            of_student="student",
-            rule="exact",
-            agreement_with_rule=0.99609,
-            judged=12790,
-            unjudged=10,
-            compared=12790,
-        ),
-        "stages": [stage_outcome(stage, ratio) for stage, ratio in enumerate((0.2, 0.15, 0.1, 0.05, 0.0))],
+        "judge": Judge(),
+        "answers": sum(stages, AnswerTally()),
+        "stages": stages,
         "wall_seconds": 640.0,
         "phases": {"engines": 38.0, "evaluation before": 21.5, "rollouts": 216.0, "learner": 310.5, "rest": 20.1},
         "learner": facts.LearnerFacts(
@@ -282,7 +277,6 @@ def summary(**changes: Any) -> facts.Summary:
             ],
         ),
         "online": facts.OnlineFacts(
-            fraction=0.0,
             steps=0,
             share=0.0,
             groups=0,
@@ -291,11 +285,9 @@ def summary(**changes: Any) -> facts.Summary:
             waited_seconds=0.0,
             placement=None,
         ),
-        "data": facts.DataFacts(
-            train=split_facts(1600, 3),
-            held_out=split_facts(720, 0),
-            overlap=Overlap(same_question=0, same_picture=0, examples=[]),
-        ),
+        "train": split_facts(1600, 3),
+        "held_out": split_facts(720, 0),
+        "overlap": Overlap(same_question=0, same_picture=0, examples=[]),
         "teachers": [
             facts.ModelFacts(checkpoint="models/teacher", digest="0123456789abcdef" * 4, parameters=31_240_960)
         ],

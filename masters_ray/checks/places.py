@@ -90,7 +90,8 @@ def placed(context: CheckContext) -> Findings:
             cluster.place(config)
         return
     here = cluster.local_resources(config.cluster)
-    if not here.get("GPU") and any(model.gpus for model in (*config.models.values(), config.learner)):
+    wanted = [*(model.gpus for model in config.models.values()), config.learner.gpus]
+    if any(wanted) and not here.get("GPU"):
         yield NotChecked("placement was not looked at, since there is no GPU here and RAY_ADDRESS is not set")
     else:
         placement.place(config, [here])

@@ -1,13 +1,10 @@
 """The typed configuration.
 
-YAML files in conf/ hold only what differs from the schema's defaults; ``key=value`` overrides on the command line hold
-what differs from the file. ``load`` merges the three, reports every violation at once, and reads no other file.
-
-A key is a field in schema.py with default, unit, bounds and ``KeyScope`` (types in fields.py). OmegaConf merges and
-resolves interpolations (load.py), pydantic checks each key (check.py), rules.py checks rules across keys.
+YAML files in conf/ hold only what differs from the schema's defaults; ``key=value`` overrides hold what differs from
+the file. A key is a field in schema.py with default, unit, bounds and ``KeyScope`` (types in fields.py). OmegaConf
+merges and resolves interpolations, pydantic checks each key (load.py), rules.py checks rules across keys.
 """
 
-from masters_ray.config.check import scopes, violations
-from masters_ray.config.fields import KeyScope, Written, as_written, joined
-from masters_ray.config.load import load, read, to_yaml
+from masters_ray.config.fields import KeyScope, Written, as_written
+from masters_ray.config.load import load, read, scopes, to_yaml, violations
 from masters_ray.config.schema import *

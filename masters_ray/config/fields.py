@@ -20,13 +20,10 @@ class Written(str):
 
     written: str
 
-    def __new__(cls, text: str, written: str) -> Self:
+    def __new__(cls, text: str, written: str = "") -> Self:  # pickle sets ``written`` afterwards
         found = super().__new__(cls, text)
         found.written = written
         return found
-
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        return str(self), self.written
 
     def __repr__(self) -> str:
         return repr(self.written)
@@ -39,12 +36,6 @@ def as_written(value: Any) -> Any:
     if isinstance(value, list):
         return [as_written(one) for one in value]
     return value.written if isinstance(value, Written) else value
-
-
-def joined(folder: str, name: str) -> str:
-    """Joins a directory and a name; the result is ``Written`` if the directory is."""
-    path = str(Path(folder) / name)
-    return Written(path, f"{folder.written}/{name}") if isinstance(folder, Written) else path
 
 
 class KeyScope(Enum):
@@ -77,10 +68,6 @@ def only(holds: Callable[[Any], bool], expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A fraction of a whole."""
 MaskRatio = Annotated[float, Field(ge=0, lt=1)]
@@ -91,11 +78,7 @@ Place = Annotated[
     str,
     WrapValidator(lambda value, check: value if isinstance(value, Written) else check(value)),
     only(lambda place: place != MISSING, "a value"),
-    only(
-        lambda place: without_secrets(place) == place,
-        "an address without credentials (leave those to the environment, such as AWS_ACCESS_KEY_ID, or to the "
-        "machine's role)",
-    ),
+    only(lambda place: without_secrets(place) == place, "an address without credentials (the environment has them)"),
     only(lambda place: not place.startswith("~"), "a path without ~, which only a shell expands (or write $HOME)"),
     only(lambda place: not _ONE_SLASH.match(place), "an address with two slashes, or a path"),
 ]

@@ -1,18 +1,77 @@
 """Merges defaults, a YAML file and ``key=value`` overrides to a Config, and reports every violation at once."""
 
 import dataclasses
+import difflib
+import functools
+import itertools
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
-from masters_ray.config.check import checked, key_of, known_keys, unknown, wrong
-from masters_ray.config.fields import Written, as_written
+from masters_ray.config import rules
+from masters_ray.config.fields import MISSING, KeyScope, Written, as_written
 from masters_ray.config.schema import Config
 from masters_ray.errors import Complaint, ConfigError
+
+_SCHEMA = TypeAdapter(Config)
+
+
+class _Key(NamedTuple):
+    """A key's entry in the schema; the defaults are those of an unknown key."""
+
+    kind: Any = None
+    """The value's type; a dataclass for a section."""
+    default: Any = MISSING
+    scopes: frozenset[KeyScope] = frozenset()
+
+
+@functools.cache
+def _known_keys() -> dict[str, _Key]:
+    """Returns every dotted key in the schema's order, with sections and elements of lists (``growth[].schedule``)."""
+    return dict(_keys(Config, ""))
+
+
+def _keys(section: Any, prefix: str) -> Iterator[tuple[str, _Key]]:
+    kinds, annotated = get_type_hints(section), get_type_hints(section, include_extras=True)
+    for one in dataclasses.fields(section):
+        key, kind = prefix + one.name, kinds[one.name]
+        default = one.default_factory() if callable(one.default_factory) else one.default
+        told = getattr(annotated[one.name], "__metadata__", ())
+        own = frozenset(scope for scope in told if isinstance(scope, KeyScope))
+        yield key, _Key(kind, MISSING if default is dataclasses.MISSING else default, own)
+        if get_origin(kind) is list:
+            key, [kind] = f"{key}[]", get_args(kind)
+            yield key, _Key(kind)
+        if dataclasses.is_dataclass(kind):
+            yield from _keys(kind, f"{key}.")
+
+
+def _in_schema(key: str) -> str:
+    """Example: growth[1].schedule gives growth[].schedule, as in ``_known_keys``."""
+    return re.sub(r"\[\d+\]", "[]", key)
+
+
+def _key_of(key: str) -> _Key:
+    return _known_keys().get(_in_schema(key), _Key())
+
+
+def _fallback(key: str) -> Any:
+    """Returns the value that replaces an invalid one: the default, or "" for a key without."""
+    default = _key_of(key).default
+    return "" if default == MISSING else default
+
+
+def scopes(key: str) -> frozenset[KeyScope]:
+    """Returns the scopes of a key and of the sections that contain it."""
+    prefixes = itertools.accumulate(_in_schema(key).split("."), "{}.{}".format)
+    return frozenset[KeyScope]().union(*(_key_of(one).scopes for one in prefixes))
 
 
 class _Texts(yaml.SafeLoader):
@@ -31,10 +90,8 @@ class _Texts(yaml.SafeLoader):
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """Merges the defaults, ``file`` and the ``key=value`` overrides; later ones win.
-
-    Raises ConfigError with every violation: unknown keys, wrong types, missing keys and broken rules.
-    """
+    """Merges the defaults, ``file`` and the ``key=value`` overrides; later ones win. Raises ConfigError with every
+    violation: unknown keys, wrong types, missing keys and broken rules."""
     config, complaints = read(file, overrides)
     if complaints:
         raise ConfigError(complaints)
@@ -45,18 +102,23 @@ def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, 
     """Like ``load``, but returns the violations with the configuration, in which each invalid key has its default or is
     empty. Raises ConfigError only when the file cannot be read."""
     complaints: list[Complaint] = []
-    tree: DictConfig = OmegaConf.create(yaml.load(to_yaml(Config()), _Texts))  # type: ignore[assignment]
+    tree = OmegaConf.create(dataclasses.asdict(Config()))
     for key, value in [*_of_file(Path(file), complaints), *_of_words(overrides or [], complaints)]:
-        if key not in known_keys() or "[" in key:
-            complaints.append(unknown(key))
-        elif dataclasses.is_dataclass(key_of(key).kind):
-            complaints.append(wrong(key, value, "a mapping"))
+        if key not in _known_keys() or "[" in key:
+            complaints.append(_unknown(key))
+        elif dataclasses.is_dataclass(_key_of(key).kind):
+            complaints.append(_wrong(key, value, "a mapping"))
         else:
             try:
                 OmegaConf.update(tree, key, value, merge=False)
             except OmegaConfBaseException as error:
                 complaints.append(_leads_nowhere(key, value, error))
-    return checked(_followed(tree, OmegaConf.to_container(tree), "", complaints), complaints)
+    return _checked(_followed(tree, OmegaConf.to_container(tree), "", complaints), complaints)
+
+
+def violations(config: Config) -> list[Complaint]:
+    """Returns all complaints about a configuration."""
+    return _checked(dataclasses.asdict(config), [])[1]
 
 
 def to_yaml(config: Config) -> str:
@@ -65,7 +127,6 @@ def to_yaml(config: Config) -> str:
 
 
 def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of every leaf. Raises ConfigError when the file cannot be read."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Texts)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -92,7 +153,7 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
 
 def _value(key: str, text: str) -> Any:
     """Parses an override's value as YAML; keeps the value of a text key as typed unless it is quoted or null."""
-    kind = key_of(key).kind
+    kind = _key_of(key).kind
     typed = kind in (str, str | None) or get_origin(kind) is Literal
     return text if typed and text not in ("", "null", "~") and text[0] not in "\"'" else yaml.load(text, _Texts)
 
@@ -109,8 +170,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _followed(tree: DictConfig, value: Any, key: str, complaints: list[Complaint]) -> Any:
     """Returns the values at a key of ``tree`` with interpolations resolved. value: the unresolved ones."""
     if isinstance(value, dict):
-        below = f"{key}." if key else ""
-        return {name: _followed(tree, one, f"{below}{name}", complaints) for name, one in value.items()}
+        return {name: _followed(tree, one, f"{key}.{name}".lstrip("."), complaints) for name, one in value.items()}
     if isinstance(value, list):
         return [_followed(tree, one, f"{key}[{number}]", complaints) for number, one in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
@@ -121,11 +181,53 @@ def _followed(tree: DictConfig, value: Any, key: str, complaints: list[Complaint
             return OmegaConf.to_container(found, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         complaints.append(_leads_nowhere(key, value, error))
-        return key_of(key).fallback
+        return _fallback(key)
     return None if found is None else Written(str(found), value)
+
+
+def _checked(values: dict[str, Any], complaints: list[Complaint]) -> tuple[Config, list[Complaint]]:
+    """Returns the configuration made of plain values, with a ``_fallback`` for each invalid one, and all complaints.
+    complaints: earlier ones, about keys that hold their fallback already; the list is extended."""
+    try:
+        config = _SCHEMA.validate_python(values)
+    except ValidationError as error:
+        for one in error.errors():
+            complaints.append(_complaint(one))
+            path = [str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), one["loc"])]
+            section = functools.reduce(lambda found, name: found[name], path[:-1], values)
+            section[path[-1]] = _fallback(".".join(path))
+        config = _SCHEMA.validate_python(values)
+    known = {complaint.where for complaint in complaints}
+    return config, [*complaints, *rules.broken(config, known)]
+
+
+def _complaint(error: Any) -> Complaint:
+    """error: a pydantic error's details, whose words are told."""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
+    if error["type"] == "unexpected_keyword_argument":
+        return _unknown(key)
+    if error["type"] == "missing":
+        return _wrong(key, None, "a value")
+    return _wrong(key, error["input"], re.sub("^(Input should be|Value error,) ", "", error["msg"]))
+
+
+def _unknown(key: str) -> Complaint:
+    near = difflib.get_close_matches(_in_schema(key), _known_keys(), n=1)
+    remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py for the keys."
+    return Complaint(key, "a known key", "an unknown one", remedy)
+
+
+def _wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint:
+    """remedy: default: the key's default, or to set the key."""
+    known = _key_of(key)
+    if dataclasses.is_dataclass(known.kind):
+        expected, remedy = "a mapping", "Set keys below it."
+    elif not remedy and known.default == MISSING:
+        remedy = f"Set {key} in the file or on the command line."
+    return Complaint(key, expected, repr(found), remedy or f"The default is {json.dumps(known.default)}.")
 
 
 def _leads_nowhere(key: str, found: Any, error: Exception) -> Complaint:
     told = str(error).partition("\n")[0].rstrip(".")
     remedy = f"{told}. ${{oc.env:NAME,x}} is a variable of the environment with a default, ${{run.seed}} another key."
-    return wrong(getattr(error, "full_key", None) or key, found, "an interpolation that leads to a value", remedy)
+    return _wrong(getattr(error, "full_key", None) or key, found, "an interpolation that leads to a value", remedy)

@@ -33,8 +33,7 @@ def _all(config: Config) -> Iterator[Broken]:
     if config.rollout.online_fraction > 0:
         yield from _online(config)
     for (name, model), schedule in zip(config.models.items(), [*config.schedules, None], strict=True):
-        yield from _replicas(name, model)
-        yield from _engine(name, model, config)
+        yield from _model(name, model, config)
         if isinstance(model, Teacher) and schedule is not None:
             yield from _schedule(name, model.mask, schedule)
     yield from _learner(config.learner)
@@ -68,14 +67,11 @@ def _schedule(teacher: str, mask: MaskScope, schedule: Schedule) -> Iterator[Bro
         yield f"{key}.stages", expected, shares, "A share is the fraction of the iterations that its stage takes."
 
 
-def _replicas(name: str, model: HostedModel) -> Iterator[Broken]:
+def _model(name: str, model: HostedModel, config: Config) -> Iterator[Broken]:
+    engine, longest = model.engine, max(config.rollout.sampling.max_tokens, config.evaluation_tokens)
     if model.tensor_parallel > 1 and not float(model.gpus).is_integer():
         expected = f"a whole number with {name}.tensor_parallel = {model.tensor_parallel}"
         yield f"{name}.gpus", expected, model.gpus, "Every rank has a GPU of its own."
-
-
-def _engine(name: str, model: HostedModel, config: Config) -> Iterator[Broken]:
-    engine, longest = model.engine, max(config.rollout.sampling.max_tokens, config.evaluation_tokens)
     if longest >= engine.max_model_len:
         expected = f"more than {longest} (rollout.sampling.max_tokens, evaluation.max_tokens)"
         yield f"{name}.engine.max_model_len", expected, engine.max_model_len, "It holds prompt and answer."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from masters_ray.config.fields import (
     MISSING,
@@ -12,11 +12,7 @@ from masters_ray.config.fields import (
     Directory,
     KeyScope,
     MaskRatio,
-    NonNegativeFloat,
-    NonNegativeInt,
     Place,
-    PositiveFloat,
-    PositiveInt,
     Share,
     only,
 )
@@ -27,7 +23,6 @@ KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
 Rule = Literal["exact", "relaxed", "choice", "vqa"]
-CutAnswers = Literal["judge", "zero", "mask"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines in online iterations."""
@@ -130,11 +125,6 @@ class Teacher(HostedModel):
     mask: MaskScope = field(default_factory=MaskScope)
     top_k: PositiveInt = 50
     """Teacher log-probs stored per answer token; the tail mass of all other tokens is stored as one number."""
-
-
-@dataclass
-class Student(HostedModel):
-    """The model that learns."""
 
 
 @dataclass
@@ -247,7 +237,7 @@ class Reward(ConfigSection):
     """Weight of the reasoning reward (appendix F.3); above 0 it requires judge.reasoning."""
     least_spread: NonNegativeFloat = 0.0
     """Nats. A group whose divergences differ by no more gets no distillation reward, which would be rounding noise."""
-    cut_answers: CutAnswers = "judge"
+    cut_answers: Literal["judge", "zero", "mask"] = "judge"
     """Answers cut at rollout.sampling.max_tokens. judge: as usual; zero: R_acc = R_rea = 0; mask: advantage 0."""
 
 
@@ -312,7 +302,6 @@ class Learner(ConfigSection):
     checkpoint_every: Annotated[PositiveInt, KeyScope.RESUMABLE] = 50
     """Optimizer steps between checkpoints."""
     checkpoints_kept: Annotated[PositiveInt, KeyScope.RESUMABLE] = 2
-    """Number of latest checkpoints that are kept."""
     max_failures: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 0
     """Most restarts of a lost worker group from the last checkpoint."""
     max_skipped_in_a_row: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 3
@@ -335,7 +324,7 @@ class Config(ConfigSection):
     cluster: Cluster = field(default_factory=Cluster)
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)
-    student: Student = field(default_factory=Student)
+    student: HostedModel = field(default_factory=HostedModel)
     judge: Judge = field(default_factory=Judge)
     rollout: Rollout = field(default_factory=Rollout)
     schedule: Schedule = field(default_factory=Schedule)
@@ -351,16 +340,14 @@ class Config(ConfigSection):
         return [self.schedule, *(one.schedule for one in self.growth)]
 
     @property
-    def models(self) -> dict[str, Teacher | Student]:
+    def models(self) -> dict[str, HostedModel]:
         """Key ("teacher", "growth[0].teacher", …, "student") → model: the teachers in their order, then the student."""
         further = {f"growth[{number}].teacher": one.teacher for number, one in enumerate(self.growth)}
         return {"teacher": self.teacher, **further, "student": self.student}
 
     def of_teacher(self, number: int) -> Self:
         """Returns the configuration with teacher ``number`` (from 0) as its only teacher."""
-        if number == 0:
-            return replace(self, growth=[])
-        chosen = self.growth[number - 1]
+        chosen: Config | Growth = self if number == 0 else self.growth[number - 1]
         return replace(self, teacher=chosen.teacher, schedule=chosen.schedule, growth=[])
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow.compute as pc
 
 from masters_ray import data, remarks, store
-from masters_ray.config import Judge, as_written, to_yaml
+from masters_ray.config import as_written, to_yaml
 from masters_ray.errors import StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share
 from masters_ray.files import read_lines, read_records, write_json
@@ -58,7 +58,8 @@ def write(run: RunContext) -> None:
             max_tokens=config.evaluation_tokens,
             remarks=list(filter(None, disagreements)),
         ),
-        judge=_judge(config.judge, sum(stages, AnswerTally())),
+        judge=config.judge,
+        answers=sum(stages, AnswerTally()),
         stages=stages,
         wall_seconds=noted["wall_seconds"],
         phases=noted["phases"],
@@ -74,8 +75,10 @@ def write(run: RunContext) -> None:
             left_out=len(run.journal.left_out()),
             agreement=sorted(compared, key=lambda one: one.stage),
         ),
-        online=_online(config.rollout.online_fraction, steps, noted.get("placement")),
-        data=facts.DataFacts(train=_split(run.train), held_out=_split(held_out), overlap=run.overlap),
+        online=_online(steps, noted.get("placement")),
+        train=_split(run.train),
+        held_out=_split(held_out),
+        overlap=run.overlap,
         teachers=[_model(checkpoint) for checkpoint in teachers],
         student=_model(config.student.checkpoint),
         dir=as_written(config.run.dir),
@@ -93,18 +96,6 @@ def write(run: RunContext) -> None:
         run.journal.plot(f"accuracy/{name}", found.value, len(steps))
 
 
-def _judge(judge: Judge, answers: AnswerTally) -> facts.JudgeFacts:
-    return facts.JudgeFacts(
-        of_teacher=judge.of_teacher,
-        of_student=judge.of_student,
-        rule=judge.rule,
-        agreement_with_rule=answers.judge_rule_agreements / answers.compared if answers.compared else None,
-        judged=answers.answers - answers.unjudged,
-        unjudged=answers.unjudged,
-        compared=answers.compared,
-    )
-
-
 def _split(loaded: data.Problems) -> facts.SplitFacts:
     return facts.SplitFacts(
         problems=len(loaded),
@@ -114,13 +105,10 @@ def _split(loaded: data.Problems) -> facts.SplitFacts:
     )
 
 
-def _online(
-    fraction: float, steps: Sequence[StepMetrics], placement: Literal["turns", "beside"] | None
-) -> facts.OnlineFacts:
+def _online(steps: Sequence[StepMetrics], placement: Literal["turns", "beside"] | None) -> facts.OnlineFacts:
     fresh = [step for step in steps if step.fresh]
     groups = sum(step.fresh for step in fresh)
     return facts.OnlineFacts(
-        fraction=fraction,
         steps=len(fresh),
         share=len(fresh) / len(steps) if steps else 0.0,
         groups=groups,

@@ -28,15 +28,14 @@ class LearningTimes:
     seconds: float
     """Length of the phase, start included."""
     waited_seconds: float
-    """Seconds that the learner waited for groups."""
     ages: tuple[int, ...]
     """For each iteration learned from its own groups: the optimizer steps by which their writer was behind."""
     late: int
-    """Number of online iterations whose groups did not come in time."""
+    """Online iterations whose groups did not come in time."""
     questions: int
-    """Number of questions in the online iterations whose groups were begun."""
+    """Questions in the online iterations whose groups were begun."""
     published: int
-    """Number of versions that the learner published, without version 0."""
+    """Versions that the learner published, without version 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,6 @@ class Forecast(LearningTimes):
 
     online_fraction: float
     replicas: Mapping[str, int]
-    """Pool → number of replicas."""
     steps: int
     rollouts_seconds: float
     """Seconds of the stages' rollouts before learning, without the engines' start."""

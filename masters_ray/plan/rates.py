@@ -1,6 +1,5 @@
 """Seconds of a run's parts, measured or written by hand (``rates.json``), and of making groups at these rates."""
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -8,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from masters_ray import config as configuration
 from masters_ray.config import Config
@@ -19,7 +18,6 @@ from masters_ray.records import OnlineStep, StepMetrics
 _BY_HAND = "Mend the file; the fields of Rates in masters_ray/plan/rates.py are its keys."
 _ANEW = "Name a run with rollout.online_fraction above 0, or a rates.json (--rates)."
 
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 _Role = Annotated[str, Field(pattern="^(teacher|student|judge|reference)$")]
 
 
@@ -30,10 +28,9 @@ class GroupMaking:
     rounds: Sequence[Mapping[str, float]]
     """The rounds of calls of a batch; each is pool → seconds per question, and its calls run in parallel."""
     replicas: Mapping[str, int]
-    """Pool, named as its section of the configuration → number of replicas. In online iterations the student's replicas
-    load the learner's weights; the judge's keep the weights before training and are the reference policy, too."""
+    """Pool (teacher, student, judge) → number of replicas. In online iterations the judge's keep the weights before
+    training and are the reference policy, too."""
     batch_rows: int
-    """Questions per batch; the last batch may have fewer."""
 
     def seconds(self, questions: int) -> float:
         """Returns the seconds until the last group is made. A replica takes calls one at a time, in the order of
@@ -59,8 +56,8 @@ class GroupMaking:
 
 
 def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, online: bool) -> GroupMaking:
-    """Returns the group making of online iterations, or of the stages before learning, where the student that writes is
-    also the reference policy and is called once for both. calls: as ``Rates.calls``."""
+    """online: of online iterations; otherwise of the stages before learning, where the student that writes is also the
+    reference policy and is called once for both. calls: as ``Rates.calls``."""
     judge = config.judge
     roles = {"reference": "judge" if online else "student"}
     if judge.follows_student if online else judge.share_process:
@@ -76,31 +73,29 @@ def group_making(config: Config, calls: Mapping[str, Mapping[str, float]], *, on
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Seconds of a run's parts; the field names are the keys of a ``rates.json``."""
+    """The content of a ``rates.json``."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    learner_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+    learner_seconds: PositiveFloat
     """Seconds of an optimizer step without waiting: median over the steps but the first."""
-    publish_seconds: _Seconds
+    publish_seconds: NonNegativeFloat
     """Seconds that the learner spends on publishing a version of its weights: median over the versions."""
-    load_seconds: _Seconds
+    load_seconds: NonNegativeFloat
     """Seconds until all replicas of the student hold a version: median over the versions."""
-    start_seconds: _Seconds | None
+    start_seconds: NonNegativeFloat | None
     """Seconds of the learner's phase beside steps, waiting and publishing; None: unknown, as the phase still lasts."""
-    calls: Annotated[dict[str, Annotated[dict[_Role, _Seconds], Field(min_length=1)]], Field(min_length=1)]
+    calls: Annotated[dict[str, Annotated[dict[_Role, NonNegativeFloat], Field(min_length=1)]], Field(min_length=1)]
     """Method → role → seconds of a replica per question. Methods are in the order in which a batch calls them; a
     method's roles are called in parallel. Example: ``{"answer": {"teacher": 0.25, "student": 0.1}}``."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a rates.json, or measures the rates of a run that has ended or is in progress in a directory. Raises
-        StoreError, which names file, key and remedy, also when no iteration was online, or only the first step, a
-        warm-up that does not count, was taken.
+        """Reads a rates.json, or measures the rates of a run, which may be in progress. Raises StoreError, also for a
+        run without online iterations or with only its first step, a warm-up that does not count.
 
         A call's measured seconds are wall time and include other calls on the same replica. A factor common to all
-        calls corrects for this: with it, ``GroupMaking`` takes as long as iterations took. The cost of shared cores
-        stays.
+        calls corrects for this: with it, ``GroupMaking`` takes as long as iterations took.
         """
         return read_record(path, cls, _BY_HAND) if path.suffix == ".json" else cls(**_measured(path))
 
@@ -131,13 +126,10 @@ def _measured(run_dir: Path) -> dict[str, Any]:
 
 def _calls(lines: Sequence[OnlineStep]) -> dict[str, dict[str, float]]:
     """Returns ``Rates.calls`` as measured, before the correction for calls that share a replica."""
-    totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for line in lines:
-        for name, sums in line.calls.items():
-            totals[name].update(sums)
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for name, total in totals.items():
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for line in lines for name in line.calls):
         role, _, method = name.partition(".")
-        if total["questions"]:
-            found[method][role] = total["seconds"] / total["questions"]
-    return dict(found)
+        sums = [line.calls[name] for line in lines if name in line.calls]
+        if questions := sum(one["questions"] for one in sums):
+            found.setdefault(method, {})[role] = sum(one["seconds"] for one in sums) / questions
+    return found

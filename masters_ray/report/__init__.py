@@ -9,15 +9,13 @@ untrusted text: the templates escape every value. The same inputs give the same 
 """
 
 import math
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from masters_ray import remarks
 from masters_ray.files import write_text
 from masters_ray.report.charts import Series, curve_chart, mask_chart, rows_chart
-from masters_ray.report.numbers import percent
-from masters_ray.report.render import render
+from masters_ray.report.render import percent, render
 from masters_ray.report.summary import Accuracies, read_examples, read_metrics, read_summary
 
 REPORT = "report.html"
@@ -30,8 +28,8 @@ def write(folder: Path) -> Path:
     when a file is missing, unreadable or lacks a value; an existing report then stays."""
     summary, metrics = read_summary(folder), read_metrics(folder)
     found = summary.accuracy
-    asked = Counter({kind: rate.n for kind, rate in found.student_after.by_kind.items()})
-    kinds = sorted(kind for kind, _ in asked.most_common(_MOST_KINDS))
+    by_kind = found.student_after.by_kind
+    kinds = sorted(sorted(by_kind, key=lambda kind: -by_kind[kind].n)[:_MOST_KINDS])
     labels = ["all kinds (mean)", *kinds]
     first = 1 if len(kinds) == 1 else 0  # with a single kind the mean is the same: leave it out
     series = [
@@ -53,7 +51,7 @@ def write(folder: Path) -> Path:
         summary=summary,
         verdict=verdict(found),
         kinds=kinds,
-        hidden=len(asked) - len(kinds),
+        hidden=len(by_kind) - len(kinds),
         accuracy_chart=rows_chart("accuracy", labels[first:], series, "accuracy on held-out questions (%)"),
         all_set_aside=sum(sum(stage.set_aside.values()) for stage in summary.stages),
         examples=read_examples(folder),
@@ -75,10 +73,9 @@ def verdict(found: Accuracies) -> str:
         return "One of the two accuracies was not measured, so there is nothing to compare."
     direction = "gain" if change > 0 else "loss" if change < 0 else "difference"
     told = f"a {direction} of {100 * abs(change):.1f} points"
-    if not (before.high < after.low or after.high < before.low):
-        return (
-            f"The two 95 % intervals overlap: on so many questions {told} may still be chance, though it need not be."
-        )
+    if before.high >= after.low and after.high >= before.low:
+        told = f"on so many questions {told} may still be chance, though it need not be."
+        return f"The two 95 % intervals overlap: {told}"
     told = f"The two 95 % intervals are apart: {told}, more than the choice of questions explains."
     if change <= 0:
         return told

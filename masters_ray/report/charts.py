@@ -64,7 +64,7 @@ class Series(NamedTuple):
     """Key of ``COLOURS``."""
     marker: str
     means: Sequence[Interval | None]
-    """One per row or x value of the chart; None: not measured."""
+    """For each row or x value of the chart; None: not measured."""
 
     @property
     def bounds(self) -> np.ndarray:
@@ -82,11 +82,9 @@ def rows_chart(
     singles: Sequence[Sequence[float]] = (),
     reference: float | None = None,
 ) -> Markup:
-    """Draws a row per label, from the top, with the 95 % interval of every series. Fractions are drawn in percent. With
-    several series the axis goes from 0 to 100 %, and values are written beside the markers.
-
-    name: unique on the page; singles: values of each row, drawn as small dots; reference: x of a dashed line.
-    """
+    """Draws a row per label with the 95 % interval of every series, in percent. With several series the axis goes from
+    0 to 100 %, and values are written beside the markers. name: unique on the page; singles: values of each row, drawn
+    as small dots; reference: x of a dashed line."""
     if not labels:
         return Markup()
     several = len(series) > 1
@@ -120,8 +118,7 @@ def rows_chart(
 
 @_styled
 def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str) -> Markup:
-    """Draws a line per series with a value over the same x, each point with its 95 % interval. name: unique on the
-    page."""
+    """Draws a line per series that has a value, each point with its 95 % interval. name: unique on the page."""
     drawn = [one for one in series if any(one.means)]
     if not drawn:
         return Markup()
@@ -139,7 +136,6 @@ def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label
 
 @_styled
 def mask_chart(metrics: Sequence[StepMetrics]) -> Markup:
-    """Draws the mask ratio in percent over the optimizer steps."""
     stages = _stages(metrics)
     figure, axes = _over_steps(metrics, "mask ratio (%)")
     ratios = [100 * ratio for _, _, ratio in stages]

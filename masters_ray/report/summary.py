@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from masters_ray.config import Judge
 from masters_ray.data import Overlap
 from masters_ray.evaluate import Accuracy, Marked
 from masters_ray.files import Measured, read_record, read_records
 from masters_ray.learner.job import GroupRewards
-from masters_ray.records import JudgedAnswer, LogprobMismatch, StageOutcome, StepMetrics
+from masters_ray.records import AnswerTally, JudgedAnswer, LogprobMismatch, StageOutcome, StepMetrics
 
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
@@ -25,10 +26,9 @@ _REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracies:
-    """Held-out accuracy of each model on the questions that all models were asked."""
+    """Held-out accuracy of the unmasked teacher and the student, on the questions that all of them were asked."""
 
     teacher: Accuracy
-    """Of the unmasked teacher."""
     student_before: Accuracy
     student_after: Accuracy
 
@@ -46,21 +46,6 @@ class EvaluationFacts:
     max_tokens: int
     remarks: list[str]
     """Warnings that judge and rule differ, as sentences."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeFacts:
-    """The configured judges, and sums of ``StageOutcome`` over all stages."""
-
-    of_teacher: str
-    of_student: str
-    rule: str
-    agreement_with_rule: float | None
-    """Fraction of the ``compared`` answers on which judge and rule agree; None without compared answers."""
-    judged: int
-    """Answers with a readable verdict."""
-    unjudged: int
-    compared: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,40 +69,29 @@ class LearnerFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineFacts:
-    """Online iterations as configured and as they went. Ages are staleness: optimizer steps by which the writing
-    student was behind the learner."""
+    """Ages are staleness: optimizer steps by which the writing student was behind the learner."""
 
-    fraction: float
-    """rollout.online_fraction."""
     steps: int
     """Optimizer steps with online rollouts."""
     share: float
-    """Fraction of all steps with online rollouts."""
+    """``steps`` as a fraction of all steps."""
     groups: int
     mean_age: float | None
-    """None without online rollouts."""
+    """None without online rollouts, as ``largest_age``."""
     largest_age: float | None
     waited_seconds: float
     placement: Literal["turns", "beside"] | None
-    """Whether learner and rollouts took turns on the same devices or had their own; None: fully offline."""
+    """None: fully offline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
     problems: int
-    """Questions used."""
     quarantined: int
     digest: str
     """Digest of the questions, independent of their order."""
     remarks: list[str]
     """Sentences about the source, such as columns that are not read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    train: SplitFacts
-    held_out: SplitFacts
-    overlap: Overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +110,18 @@ class Summary:
 
     accuracy: Accuracies
     evaluation: EvaluationFacts
-    judge: JudgeFacts
+    judge: Judge
+    answers: AnswerTally
+    """The sum of ``stages``."""
     stages: list[StageOutcome]
     wall_seconds: float
     phases: dict[str, Measured]
     """Phase → wall seconds, in the order of the run."""
     learner: LearnerFacts
     online: OnlineFacts
-    data: DataFacts
+    train: SplitFacts
+    held_out: SplitFacts
+    overlap: Overlap
     teachers: list[ModelFacts]
     """In the order of their use."""
     student: ModelFacts
@@ -153,7 +131,6 @@ class Summary:
     """ISO 8601."""
     config_file: str
     versions: dict[str, str]
-    """Package → version."""
     config: str
     """The whole configuration as YAML."""
 
@@ -171,25 +148,23 @@ class Example:
     mask_ratio: float | None = None
     """The teacher's mask ratio; None for a held-out question, which belongs to no stage."""
     before: Marked | None = None
-    """The student's answer to a held-out question before training; ``after``: after training."""
+    """The student's answer to a held-out question before training."""
     after: Marked | None = None
     answers: list[JudgedAnswer]
-    """The group's answers; empty for a held-out question."""
+    """Empty for a held-out question."""
     rewards: GroupRewards | None = None
-    """Divergences, distillation rewards and advantages that the learner computed for ``answers``."""
 
 
 def read_summary(folder: Path) -> Summary:
-    """Raises StoreError when the file is missing, damaged or lacks a value."""
+    """Raises StoreError, as all readers, when the file is missing, damaged or lacks a value."""
     return read_record(folder / SUMMARY, Summary, _REMEDY)
 
 
 def read_metrics(folder: Path) -> list[StepMetrics]:
-    """Returns the steps sorted by number; the last line of a repeated step counts. Raises StoreError."""
+    """Returns the steps sorted by number; the last line of a repeated step counts."""
     steps = {row.step: row for row in read_records(folder / METRICS, StepMetrics, _REMEDY)}
     return [steps[step] for step in sorted(steps)]
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """Raises StoreError."""
     return read_record(folder / EXAMPLES, list[Example], _REMEDY)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from masters_ray.config import Config, Schedule, ScheduledStage, joined
+from masters_ray.config import Config, Schedule, ScheduledStage, Written, as_written
 from masters_ray.files import as_json, write_json, write_text
 from masters_ray.progress import say
 from masters_ray.report.render import render
@@ -19,9 +19,11 @@ def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -
     """Returns the configuration of a study's rollouts: each ratio is a stage over the same questions, all are answered
     before training, and cut answers never stop it. All of it, stores too, is below run.dir in ``name``-``questions``,
     so that nothing of the run itself is touched."""
+    name = f"{name}-{questions}"
+    own = Written(str(Path(config.run.dir) / name), f"{as_written(config.run.dir)}/{name}")
     return replace(
         config,
-        run=replace(config.run, dir=joined(config.run.dir, f"{name}-{questions}")),
+        run=replace(config.run, dir=own),
         data=replace(config.data, train=replace(config.data.train, rows=questions)),
         schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
         rollout=replace(config.rollout, student_refresh="run", online_fraction=0.0, max_cut_share=1.0, store=None),

@@ -7,7 +7,7 @@ each model judges every answer twice, the second time in another order ─► ve
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,14 +35,11 @@ from masters_ray.studies.statistics import resampled
 
 @dataclass(frozen=True, kw_only=True)
 class JudgePass:
-    """A judge's verdicts on all cases, in the order of the cases."""
+    """A judge's verdicts in the order of the cases."""
 
     seconds: float | None
-    """Wall time of the pass; None for the rule."""
-    accuracy: list[int | None]
-    """R_acc; None: unreadable."""
-    said: list[str]
-    """The model's replies; empty for the rule."""
+    """Wall time; None for the rule."""
+    verdicts: list[Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +66,13 @@ class JudgePair:
     """Source of the answers: all, teacher or student."""
     both_right: int
     right_wrong: int
-    """Answers that the first judge calls right and the second wrong; ``wrong_right``: the other way round."""
+    """Answers that the first judge calls right and the second wrong."""
     wrong_right: int
     both_wrong: int
     share: float
     """Fraction of the answers on which both agree."""
     kappa: Interval
-    """Cohen's κ; n counts questions. The interval resamples whole questions, whose answers depend on each other."""
+    """Cohen's κ. The interval resamples whole questions, which n counts, as their answers depend on each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +83,7 @@ class Disagreement:
     verdicts: dict[str, int | None]
     """Judge → 1 right, 0 wrong, None unreadable."""
     said: dict[str, str]
-    """Judge (models only) → its reply."""
+    """Judging model → its reply."""
 
 
 def audit_config(config: Config, questions: int, ratio: float) -> Config:
@@ -100,81 +97,66 @@ def audit_config(config: Config, questions: int, ratio: float) -> Config:
 
 
 def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
-    """Makes the missing parts of an audit; Ray must be started. config: from ``audit_config``. Returns the page's path.
-    Raises DataError when there are no answers."""
+    """Makes the missing parts of an audit, then figures, disagreements, table and page; Ray must be started. config:
+    from ``audit_config``. Returns the page's path. Raises DataError when there are no answers."""
     questions, answers = config.data.train.rows or 0, config.group_size
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
     [folder] = run.generate(config, directory, config_file, measure=False)
     cases = list(store.read_judged(folder))
     if not cases:
-        raise DataError(
-            f"{folder}: no answers, so nothing to judge. Look at its account with masters-ray store inspect."
-        )
+        raise DataError(f"{folder}: no answers to judge. Look at its account with masters-ray store inspect.")
     kept = directory.root / "verdicts" / store.digest_of([asdict(case) for case in cases])[:16]
     passes: dict[str, list[JudgePass]] = {name: _asked(config, kept, name, cases) for name in JUDGES}
-    return publish_audit(config, directory.root, config_file, cases, passes)
-
-
-def publish_audit(
-    config: Config,
-    folder: Path,
-    config_file: str,
-    cases: Sequence[JudgedText],
-    models: Mapping[str, Sequence[JudgePass]],
-) -> Path:
-    """Writes figures, disagreements, table and page of an audit; returns the page's path. cases: with the rule's
-    verdicts; models: judge → its passes in order."""
-    rule = JudgePass(seconds=None, accuracy=[case.accuracy for case in cases], said=[])
-    passes = {**models, "rule": [rule]}
-    first = {name: of[0] for name, of in passes.items()}
+    by_rule = [Verdict(accuracy=case.accuracy, text="") for case in cases]
+    passes["rule"] = [JudgePass(seconds=None, verdicts=by_rule)]
+    first = {name: of[0].verdicts for name, of in passes.items()}
     differing = disagreements(cases, first)
-    write_lines(folder / "disagreements.jsonl", differing)
+    write_lines(directory.root / "disagreements.jsonl", differing)
     figures = {
         "answers": len(cases),
         "rule": config.judge.rule,
         "judges": [judge_figures(name, cases, *of) for name, of in passes.items()],
-        "pairs": pairs(cases, first),
+        "pairs": list(pairs(cases, first)),
         "disagreements": len(differing),
-        "config_file": config_file,
     }
-    return publish(folder, "judge_audit", figures, name=folder.parent.name, config=config, differing=differing)
+    name = directory.root.parent.name
+    return publish(directory.root, "judge_audit", figures, name=name, config=config, differing=differing)
 
 
 def judge_figures(name: str, cases: Sequence[JudgedText], first: JudgePass, *again: JudgePass) -> JudgeFigures:
-    """Returns the figures of a judge. again: its further passes."""
-    right: dict[str, list[int]] = {"teacher": [], "student": []}
-    for case, word in zip(cases, first.accuracy, strict=True):
+    """again: further passes of the same judge."""
+    said = [one.accuracy for one in first.verdicts]
+    right: dict[str, list[int]] = {}
+    for case, word in zip(cases, said, strict=True):
         if word is not None:
-            right[case.source].append(word)
-    same = [one == other for later in again for one, other in zip(first.accuracy, later.accuracy, strict=True)]
+            right.setdefault(case.source, []).append(word)
+    same = [one == other.accuracy for later in again for one, other in zip(said, later.verdicts, strict=True)]
     return JudgeFigures(
         name=name,
-        unjudged=first.accuracy.count(None),
-        right={source: sum(words) / len(words) for source, words in right.items() if words},
+        unjudged=said.count(None),
+        right={source: sum(words) / len(words) for source, words in right.items()},
         consistency=sum(same) / len(same) if same else None,
         seconds_per_answer=None if first.seconds is None else first.seconds / len(cases),
     )
 
 
-def pairs(cases: Sequence[JudgedText], passes: Mapping[str, JudgePass]) -> list[JudgePair]:
-    """Returns the agreement of every two judges, over all answers and per source; leaves out pairs without a case."""
-    found = []
-    for (first, one), (second, other) in itertools.combinations(passes.items(), 2):
+def pairs(cases: Sequence[JudgedText], verdicts: Mapping[str, Sequence[Verdict]]) -> Iterator[JudgePair]:
+    """Yields the agreement of every two judges, over all answers and per source; leaves out pairs without a case."""
+    for first, second in itertools.combinations(verdicts, 2):
         for of in ("all", "teacher", "student"):
             both = [
-                (mine, yours, case.position)
-                for case, mine, yours in zip(cases, one.accuracy, other.accuracy, strict=True)
-                if mine is not None and yours is not None and of in ("all", case.source)
+                (one.accuracy, other.accuracy, case.position)
+                for case, one, other in zip(cases, verdicts[first], verdicts[second], strict=True)
+                if one.accuracy is not None and other.accuracy is not None and of in ("all", case.source)
             ]
             if both:
-                found.append(_pair(first, second, of, both))
-    return found
+                yield _pair(first, second, of, both)
 
 
-def _pair(first: str, second: str, of: str, verdicts: Sequence[tuple[int, int, int]]) -> JudgePair:
-    """verdicts: the first judge's, the second's, and the question's position."""
-    counts = Counter((one, other) for one, other, _ in verdicts)
-    columns = np.array([(1, one, other, one == other) for one, other, _ in verdicts], float)
+def _pair(first: str, second: str, of: str, said: Sequence[tuple[int, int, int]]) -> JudgePair:
+    """said: the first judge's verdict, the second's, and the question's position."""
+    counts = Counter((one, other) for one, other, _ in said)
+    columns = np.array([(1, one, other, one == other) for one, other, _ in said], float)
     return JudgePair(
         first=first,
         second=second,
@@ -183,37 +165,35 @@ def _pair(first: str, second: str, of: str, verdicts: Sequence[tuple[int, int, i
         right_wrong=counts[1, 0],
         wrong_right=counts[0, 1],
         both_wrong=counts[0, 0],
-        share=(counts[1, 1] + counts[0, 0]) / len(verdicts),
-        kappa=resampled(columns, [question for *_, question in verdicts], lambda sums: kappa(*sums)),
+        share=(counts[1, 1] + counts[0, 0]) / len(said),
+        kappa=resampled(columns, [question for *_, question in said], lambda sums: kappa(*sums)),
     )
 
 
-def disagreements(cases: Sequence[JudgedText], passes: Mapping[str, JudgePass]) -> list[Disagreement]:
+def disagreements(cases: Sequence[JudgedText], verdicts: Mapping[str, Sequence[Verdict]]) -> list[Disagreement]:
     """Returns the answers with different verdicts; equal answers to a question once."""
     found: dict[tuple[int, str], Disagreement] = {}
     for index, case in enumerate(cases):
-        verdicts = {name: one.accuracy[index] for name, one in passes.items()}
-        if len(set(verdicts.values())) > 1:
-            said = {name: one.said[index] for name, one in passes.items() if one.said}
-            found.setdefault((case.position, case.text), Disagreement(case=case, verdicts=verdicts, said=said))
+        own = {name: of[index].accuracy for name, of in verdicts.items()}
+        if len(set(own.values())) > 1:
+            said = {name: of[index].text for name, of in verdicts.items() if name != "rule"}
+            found.setdefault((case.position, case.text), Disagreement(case=case, verdicts=own, said=said))
     return list(found.values())
 
 
 def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[JudgedText]) -> list[JudgePass]:
-    """Returns both passes of a judge, in different orders; makes those that ``folder`` does not have."""
-    order = list(range(len(cases)))
-    again = order[::2][::-1] + order[1::2]
-    orders = {folder / f"{judge}-first.json": order, folder / f"{judge}-again.json": again}
-    if missing := [file for file in orders if not file.exists()]:
+    """Returns both passes of a judge, in different orders; makes them if ``folder`` does not have them."""
+    file, order = folder / f"{judge}.json", list(range(len(cases)))
+    if not file.exists():
         with Replicas(specs(config, [processes.for_judging(config, judge)])) as replicas:
-            for file in missing:
-                made = _pass(replicas.pools[JUDGES[judge]], cases, orders[file], config.rollout.batch_rows, judge)
-                write_json(file, made)
-    return [read_record(file, JudgePass) for file in orders]
+            pool, size = replicas.pools[JUDGES[judge]], config.rollout.batch_rows
+            made = [_pass(pool, cases, one, size, judge) for one in (order, order[::2][::-1] + order[1::2])]
+        write_json(file, made)
+    return read_record(file, list[JudgePass])
 
 
 def _pass(pool: Pool, cases: Sequence[JudgedText], order: Sequence[int], size: int, judge: str) -> JudgePass:
-    """Judges the cases in this order, ``size`` per call; the result is in the order of the cases."""
+    """Judges the cases in this order, ``size`` per call."""
 
     def ask(indices: Sequence[int]) -> list[list[Verdict]]:
         asked = [cases[index] for index in indices]
@@ -226,9 +206,4 @@ def _pass(pool: Pool, cases: Sequence[JudgedText], order: Sequence[int], size: i
         for indices, told in map_unordered(ask, batches(order, size), pool.most_calls_at_once):
             verdicts |= {index: verdict for index, (verdict,) in zip(indices, told, strict=True)}
             advance(len(indices))
-    in_order = [verdicts[index] for index in range(len(cases))]
-    return JudgePass(
-        seconds=time.monotonic() - began,
-        accuracy=[one.accuracy for one in in_order],
-        said=[one.text for one in in_order],
-    )
+    return JudgePass(seconds=time.monotonic() - began, verdicts=[verdicts[index] for index in range(len(cases))])

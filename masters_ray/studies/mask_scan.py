@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from masters_ray import store
-from masters_ray.config import Config, as_written
-from masters_ray.errors import Complaint, ConfigError, StoreError
+from masters_ray.config import Config
+from masters_ray.errors import StoreError
 from masters_ray.evaluate import Interval
 from masters_ray.files import read_record, write_json
 from masters_ray.learner.measure import Divergence, divergences
@@ -45,12 +45,12 @@ class Scanned:
     against_best: Interval
     """Mean over questions of the JSD minus the JSD at the best ratio."""
     teacher_right: Interval | None
-    """R_acc of the masked teacher's answers; None: no judged answer."""
+    """R_acc of the masked teacher's answers; None, here and below: no answer has it."""
     teacher_right_by_kind: dict[str, Interval]
     teacher_reasoning: Interval | None
-    """R_rea of the masked teacher's answers; None: no answer has one."""
+    """R_rea of the masked teacher's answers."""
     teacher_cut: float | None
-    """Fraction of the masked teacher's answers that were cut at the token limit; None: no answers."""
+    """Fraction of the masked teacher's answers that were cut at the token limit."""
     left_out: float
     """Teacher's mean probability mass per token outside the stored top k, which the JSD sums up as one token."""
 
@@ -69,7 +69,7 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     names = [f"stage-{index}-{manifest.digest[:16]}.json" for index, manifest in enumerate(manifests)]
     measured = _measured(config, folders, [directory.root / "divergences" / name for name in names])
     found = scanned(outcomes, measured, [list(store.read_judged(one)) for one in folders])
-    return publish_scan(config, directory.root, config_file, found)
+    return publish_scan(config, directory.root, found)
 
 
 def scanned(
@@ -84,7 +84,7 @@ def scanned(
     for outcome, rows, own, answers in zip(outcomes, measured, by_question, judged, strict=True):
         shared = sorted(own.keys() & best.keys())
         of_teacher = [one for one in answers if one.source == "teacher"]
-        right = {kind: _share(part, "accuracy") for kind, part in _parts(of_teacher, "kind")}
+        kinds = _parts(of_teacher, "kind")
         found.append(
             Scanned(
                 ratio=outcome.ratio,
@@ -94,7 +94,7 @@ def scanned(
                 jsd_by_kind={kind: _mean(part) for kind, part in _parts(rows, "kind")},
                 against_best=resampled_mean([own[position] - best[position] for position in shared]),
                 teacher_right=_share(of_teacher, "accuracy"),
-                teacher_right_by_kind={kind: share for kind, share in right.items() if share},
+                teacher_right_by_kind={kind: share for kind, part in kinds if (share := _share(part, "accuracy"))},
                 teacher_reasoning=_share(of_teacher, "reasoning"),
                 teacher_cut=outcome.rates("cut", "written").get("teacher"),
                 left_out=outcome.tail_mass,
@@ -121,31 +121,22 @@ def advise(found: Sequence[Scanned]) -> str:
     return text
 
 
-def publish_scan(config: Config, folder: Path, config_file: str, found: Sequence[Scanned]) -> Path:
+def publish_scan(config: Config, folder: Path, found: Sequence[Scanned]) -> Path:
     """Writes figures, table and page of a scan; returns the page's path."""
-    by_source = {source: [one.jsd_by_source.get(source) for one in found] for source in ("teacher", "student")}
     divergences = [
         Series("all answers", "after", "o", [one.jsd for one in found]),
-        Series("the teacher’s answers", "teacher", "D", by_source["teacher"]),
-        Series("the student’s answers", "before", "s", by_source["student"]),
+        Series("the teacher’s answers", "teacher", "D", [one.jsd_by_source.get("teacher") for one in found]),
+        Series("the student’s answers", "before", "s", [one.jsd_by_source.get("student") for one in found]),
     ]
     rewards = [
         Series("right answers (R_acc)", "teacher", "o", [one.teacher_right for one in found]),
         Series("supporting reasoning (R_rea)", "band", "D", [one.teacher_reasoning for one in found]),
     ]
     ratios, over = [100 * one.ratio for one in found], "mask ratio (%)"
-    figures = {
-        "questions": config.data.train.rows,
-        "ratios": found,
-        "advice": advise(found),
-        "config_file": config_file,
-        "teacher": as_written(config.teacher.checkpoint),
-        "student": as_written(config.student.checkpoint),
-    }
     return publish(
         folder,
         "mask_scan",
-        figures,
+        {"questions": config.data.train.rows, "ratios": found, "advice": advise(found)},
         name=folder.parent.name,
         config=config,
         jsd_chart=line_chart("jsd", ratios, divergences, over, "JSD to the student (nats)"),
@@ -190,11 +181,3 @@ def _parts(rows: Iterable[T], field: str) -> list[tuple[Any, list[T]]]:
     """Returns (value of the field, rows that have it), sorted by value."""
     value = attrgetter(field)
     return [(of, list(part)) for of, part in groupby(sorted(rows, key=value), value)]
-
-
-def parse_ratios(text: str) -> list[float]:
-    """Parses ``--ratios``: "0,0.4,0.2" gives [0.4, 0.2, 0.0]. Raises ConfigError."""
-    try:
-        return sorted({float(word) for word in text.split(",")}, reverse=True)
-    except ValueError as error:
-        raise ConfigError([Complaint("--ratios", "numbers with commas between", text, "Write 0.4,0.2,0.")]) from error

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -76,9 +76,9 @@ class VariantOutcome:
     """Mark minus the reference's on the same question with the same seed; resamples whole questions, with all their
     seeds. NaN: no question was asked of both."""
     jsd: Interval
-    """Mean JSD over the last tenth of the steps, nats."""
+    """Mean over the last tenth of the steps, nats."""
     seconds: Interval
-    """Wall time of the learner's phase: start, steps, weight transfer and waiting, without making rows before."""
+    """Wall time of the learner's phase."""
     waited: Interval
     """Part of ``seconds`` in which the learner waited for online rollouts."""
 
@@ -111,28 +111,29 @@ def run(study: Study) -> Path:
 
 def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[VariantOutcome]:
     """configs: (variant, seed) → its. Raises StoreError when a file of a finished run is missing or damaged."""
-    runs = {place: _finished(Path(config.run.dir)) for place, config in configs.items()}
-    reference = [runs[study.reference, seed] for seed in study.seeds]
+    folders = {name: [Path(configs[name, seed].run.dir) for seed in study.seeds] for name in study.variants}
+    summaries = {name: list(map(read_summary, own)) for name, own in folders.items()}
+    accuracies = {name: [one.accuracy.student_after.value for one in own] for name, own in summaries.items()}
+    correct = {name: list(map(_correct, own)) for name, own in folders.items()}
     found = []
     for name, changes in study.variants.items():
-        own = [runs[name, seed] for seed in study.seeds]
-        pairs = list(zip(own, reference, strict=True))
         shared = [
-            (question, float(one.correct[question] - other.correct[question]))
-            for one, other in pairs
-            for question in one.correct.keys() & other.correct.keys()
+            (question, float(own[question] - other[question]))
+            for own, other in zip(correct[name], correct[study.reference], strict=True)
+            for question in own.keys() & other.keys()
         ]
+        pairs = zip(accuracies[name], accuracies[study.reference], strict=True)
         found.append(
             VariantOutcome(
                 name=name,
                 changes=changes,
-                accuracies=[one.accuracy for one in own],
-                difference=mean([one.accuracy - other.accuracy for one, other in pairs]),
+                accuracies=accuracies[name],
+                accuracy=mean(accuracies[name]),
+                difference=mean([own - other for own, other in pairs]),
                 difference_by_question=resampled_mean([gain for _, gain in shared], [id for id, _ in shared]),
-                accuracy=mean([one.accuracy for one in own]),
-                jsd=mean([one.jsd for one in own]),
-                seconds=mean([one.seconds for one in own]),
-                waited=mean([one.waited for one in own]),
+                jsd=mean(list(map(_last_jsd, folders[name]))),
+                seconds=mean([one.phases["learner"] for one in summaries[name]]),
+                waited=mean([one.online.waited_seconds for one in summaries[name]]),
             )
         )
     return found
@@ -172,28 +173,16 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
     )
 
 
-class FinishedRun(NamedTuple):
-    """A finished run's values for ``VariantOutcome``, in the same units."""
-
-    accuracy: float
-    jsd: float
-    seconds: float
-    waited: float
-    correct: dict[str, int]
-    """Id of a held-out question → 1 if the trained student's answer is right, otherwise 0."""
-
-
-def _finished(folder: Path) -> FinishedRun:
-    summary, steps = read_summary(folder), read_metrics(folder)
-    last = steps[-max(1, len(steps) // 10) :]
+def _correct(folder: Path) -> dict[str, int]:
+    """Returns the id of a held-out question → 1 if the trained student's answer is right, otherwise 0."""
     marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
-    return FinishedRun(
-        accuracy=summary.accuracy.student_after.value,
-        seconds=summary.phases["learner"],
-        waited=summary.online.waited_seconds,
-        jsd=sum(step.jsd for step in last) / len(last),
-        correct={mark.id: int(mark.correct) for mark in marks if not mark.refused},
-    )
+    return {mark.id: int(mark.correct) for mark in marks if not mark.refused}
+
+
+def _last_jsd(folder: Path) -> float:
+    steps = read_metrics(folder)
+    last = steps[-max(1, len(steps) // 10) :]
+    return sum(step.jsd for step in last) / len(last)
 
 
 def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:

@@ -96,15 +96,17 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
         assert set(accuracy["by_kind"]) == {"colour", "shape", "place"}
     assert sum(stage["rows"] for stage in found["stages"]) == len(finished.good)
     assert [round(stage["sparsity"], 4) for stage in found["stages"]] == [0.2, 0.1, 0.0]
-    assert found["judge"]["judged"] + found["judge"]["unjudged"] == len(finished.good) * 8
-    assert found["judge"]["agreement_with_rule"] > 0.9
+    answers = found["answers"]
+    assert answers["answers"] == len(finished.good) * 8
+    assert answers["compared"] == answers["answers"] - answers["unjudged"]
+    assert answers["judge_rule_agreements"] > 0.9 * answers["compared"]
     for stage in found["stages"]:
         assert all(0 <= stage[f"{who}_cut"] < stage[f"{who}_written"] / 2 for who in ("teacher", "student"))
     assert [one["stage"] for one in found["learner"]["agreement"]] == [0, 1, 2]
     assert all(0 < one["mean_gap"] < 1e-4 < one["bound"] for one in found["learner"]["agreement"])
     assert found["learner"]["left_out"] == 0
     assert found["learner"]["groups"] == len(finished.good)
-    assert found["data"]["train"]["quarantined"] == sum(fault.kind != "engine" for fault in finished.bad.values())
+    assert found["train"]["quarantined"] == sum(fault.kind != "engine" for fault in finished.bad.values())
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import models, paper, parts, pregen, semi_online
+from bench import models, paper, parts, semi_online
 from bench.aims import Aim, Outcome
 from bench.figures import figures
 from bench.memory import allocated
@@ -71,51 +71,23 @@ def test_aims_are_met_or_not_and_a_result_reads_as_markdown() -> None:
     assert "| `k` | a | 1.25 | at least 2: NOT MET |" in text and "* b c: 0.5" in text
 
 
-def test_what_rollouts_cost_is_taken_from_runs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(part: str, *arguments: Any) -> dict[str, Any]:
-        if part == "engines":
-            flow = {"utilisation": 0.95, "rows_per_s": 9.0, "tokens_per_row": 2.0}
-            return flow if arguments[0] == "flow" else {"rows_per_s": 10.0}
-        folder, _, asked = arguments
-        (folder / "store").mkdir(parents=True, exist_ok=True)
-        (folder / "store" / "manifest.json").touch()
-        memory = [100.0, 105.0]
-        found = {"rows": asked, "seconds": asked / 2500, "memory": memory, "reading": 1.0}
-        return found | {"until_first_call": asked % 1000 / 100}
-
-    monkeypatch.setattr(pregen, "_run", run)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    found = pregen.measure(2)
-    assert (found["engine_utilisation"], found["flow_over_engine"]) == (0.95, 0.9)
-    assert (found["instant_rows_per_s"], found["memory_last_over_first"]) == (2500, 1.05)
-    assert found["cost_ratio_100k_10k"] == exactly(1)
-    assert found["resume_seconds"] == 0.64, "that of the run that goes on"
-    assert all(len(one["rows"]) == 2 and one["met"] for one in found["tables"].values())
-
-
 def test_online_iterations_are_forecast_at_a_run_s_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 10 s, 135 steps of 1 s. An iteration is answered in 1.5 s: hidden at 20 %, which take 145 s, and at 100 %
     the last of 135 is made at 212.5 s."""
-    order: list[str] = []
     costs = {"learner_seconds": 1, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
 
     def run(folder: Path, words: Sequence[str], rollouts: Path | None = None) -> Path:
-        order.append(folder.name)
         folder.mkdir(parents=True)
         (folder / "journal.json").write_text(json.dumps({"wall_seconds": 300.0, "phases": {"learner": 150.0}}))
         return folder
 
     def rates(folder: Path) -> Rates:
-        order.append(f"rates of {folder.name}")
         return Rates(**costs, calls={"answer": {"teacher": 1.5 / 16}})
 
     monkeypatch.setattr(semi_online.Rates, "load", rates)
     monkeypatch.setattr(semi_online, "_run", run)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     tables = semi_online.measure(1)["tables"]
-    assert order == [
-        "share-0", "share-0.2", "alone", "rates of alone", "share-0.5", "share-1", "rates of share-0.5",
-    ]  # fmt: skip
     rows = tables["forecast_error_max"]["rows"]
     assert [row["forecast over real"] for row in rows] == exactly([145 / 150, 213.5 / 150])
     assert tables["forecast_dedicated_ratio_20"]["rows"] == [{"repeat": 1, "ratio": 1.0, "replicas of each kind": 1}]

@@ -105,8 +105,8 @@ def test_ages_are_those_of_groups_and_waiting_counts_every_step() -> None:
     """Steps 2 and 4 have no fresh group: 2 is offline, the groups of 4 came too late."""
     fresh = [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 3.0), (4, 0, 0.0)]
     steps = [step(number, fresh=groups, age=age, rollout_wait_s=0.5) for number, groups, age in fresh]
-    found = _online(0.5, steps, "beside")
+    found = _online(steps, "beside")
     assert (found.largest_age, found.mean_age, found.steps, found.waited_seconds) == (3.0, 1.5, 2, 2.0)
     assert (found.groups, found.share) == (4, 0.5)
-    offline = _online(0.5, steps[1:2], None)
+    offline = _online(steps[1:2], None)
     assert (offline.largest_age, offline.mean_age) == (None, None)

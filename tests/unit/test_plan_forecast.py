@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +15,6 @@ from tests.conftest import ROOT
 
 exactly = pytest.approx
 T, S, J = "teacher", "student", "judge"
-
-
-def made_in(*rounds: dict[str, float], batches: int = 1, **replicas: int) -> float:
-    """Seconds for batches of one question."""
-    return GroupMaking(rounds=rounds, replicas={T: 1, S: 1, J: 1} | replicas, batch_rows=1).seconds(batches)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +32,8 @@ def made_in(*rounds: dict[str, float], batches: int = 1, **replicas: int) -> flo
 def test_groups_are_made_by_replicas_that_take_one_call_after_the_other(
     rounds: list[dict[str, float]], batches: int, replicas: dict[str, int], seconds: float
 ) -> None:
-    assert made_in(*rounds, batches=batches, **replicas) == seconds
+    making = GroupMaking(rounds=rounds, replicas={T: 1, S: 1, J: 1} | replicas, batch_rows=1)
+    assert making.seconds(batches) == seconds
 
 
 def test_the_last_batch_may_be_smaller() -> None:
@@ -47,27 +42,22 @@ def test_the_last_batch_may_be_smaller() -> None:
     assert (making.seconds(10), making.seconds(0)) == (3.0, 0.0)
 
 
-RATES = Rates(
-    learner_seconds=2.0, publish_seconds=0.5, load_seconds=0.25, start_seconds=4.0, calls={"answer": {S: 0.75}}
-)
-"""A step takes 2 s, weights 0.5 s to publish and 0.25 s to load, the start 4 s, four questions 3 s."""
+CALLS = {"answer": {T: 0.5, S: 0.25}, "judge": {J: 0.125}, "score": {T: 0.0625, S: 0.0625, "reference": 0.0625}}
+"""16 questions: the teacher answers in 8 s, beside the student in 4 s; verdicts take 2 s, scores of each model 1 s."""
+RATES = Rates(learner_seconds=2.0, publish_seconds=0.5, load_seconds=0.25, start_seconds=4.0, calls=CALLS)
+"""A step takes 2 s, weights 0.5 s to publish and 0.25 s to load, the start 4 s."""
 INSTANT = dataclasses.replace(RATES, publish_seconds=0.0, load_seconds=0.0, start_seconds=0.0)
 
 
 def learned(
-    steps: int,
-    online: set[int],
-    rates: Rates = RATES,
-    making: Callable[[int], float] = lambda questions: 0.75 * questions,
-    **rollout: Any,
+    steps: int, online: set[int], rates: Rates = RATES, making_seconds: float = 3.0, **rollout: Any
 ) -> LearningTimes:
     """Strictly on-policy without a limit unless said otherwise, iterations of 4 questions."""
     iterations = [
         Iteration(number=number, stage=0, positions=range(4), online=number in online) for number in range(1, steps + 1)
     ]
-    return learning(
-        iterations, making, rates, Rollout(**({"max_staleness": 0, "max_wait_seconds": math.inf} | rollout))
-    )
+    chosen: dict[str, Any] = {"max_staleness": 0, "max_wait_seconds": math.inf} | rollout
+    return learning(iterations, lambda questions: making_seconds, rates, Rollout(**chosen))
 
 
 def test_without_online_iterations_only_the_start_and_the_learner_take_time() -> None:
@@ -113,7 +103,7 @@ def test_a_late_iteration_is_finished_and_one_that_was_passed_is_left_out() -> N
     """Steps of 1 s, groups in 4.5 s. 2 is made from 0 to 4.5; the learner leaves it at 2 and 3 at 4. So 3 is not begun,
     and 12 is made from 5, when version 3 is there, to 9.5, before the learner comes to it at 13."""
     rates = dataclasses.replace(INSTANT, learner_seconds=1.0)
-    found = learned(12, {2, 3, 12}, rates, lambda questions: 4.5, max_staleness=8, max_wait_seconds=1.0)
+    found = learned(12, {2, 3, 12}, rates, 4.5, max_staleness=8, max_wait_seconds=1.0)
     assert (found.seconds, found.waited_seconds, found.late, found.ages) == (14.0, 2.0, 2, (8,))
     assert found.questions == 8
 
@@ -129,9 +119,7 @@ def demo(*words: str) -> configuration.Config:
     return configuration.load(ROOT / "conf" / "demo.yaml", ["data.train.rows=96", "schedule.step=0.1", *words])
 
 
-CALLS = {"answer": {T: 0.5, S: 0.25}, "judge": {J: 0.125}, "score": {T: 0.0625, S: 0.0625, "reference": 0.0625}}
-"""16 questions: the teacher answers in 8 s, beside the student in 4 s; verdicts take 2 s, scores of each model 1 s."""
-MEASURED = dataclasses.replace(INSTANT, learner_seconds=1.0, calls=CALLS)
+MEASURED = dataclasses.replace(INSTANT, learner_seconds=1.0)
 
 
 def test_a_configuration_is_forecast_phase_by_phase() -> None:

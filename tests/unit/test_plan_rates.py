@@ -11,30 +11,28 @@ import pytest
 
 from masters_ray.cli import main
 from masters_ray.errors import StoreError
-from masters_ray.files import write_json
 from masters_ray.plan.rates import Rates
-from masters_ray.records import OnlineStep, StepMetrics
+from masters_ray.records import OnlineStep
+from tests.builders import step
 from tests.conftest import ROOT
 
 exactly = pytest.approx
 
 
-def online_line(step: int, version: int, **changes: Any) -> dict[str, Any]:
+def online_line(number: int, version: int, **changes: Any) -> dict[str, Any]:
     """32 questions, answered by the teacher in 8 s and by the student in 3.2 s; none was judged. Groups take 8 s."""
     calls = {"teacher.answer": (2, 32, 8.0), "student.answer": (2, 32, 3.2), "judge.judge": (0, 0, 0.0)}
     told = {name: dict(zip(("calls", "questions", "seconds"), one, strict=True)) for name, one in calls.items()}
-    seconds = {"seconds": 8.0 + 0.2 * step, "publish_seconds": 0.1 * step, "load_seconds": 0.2 * step}
-    ages = [step - 1 - version] * 30
-    line = OnlineStep(step=step, stage=0, version=version, ages=ages, rejected=2, calls=told, **seconds)
+    seconds = {"seconds": 8.0 + 0.2 * number, "publish_seconds": 0.1 * number, "load_seconds": 0.2 * number}
+    ages = [number - 1 - version] * 30
+    line = OnlineStep(step=number, stage=0, version=version, ages=ages, rejected=2, calls=told, **seconds)
     return dataclasses.asdict(line) | changes
 
 
-def step_line(step: int, seconds: float) -> dict[str, Any]:
-    unknown = dict.fromkeys((field.name for field in dataclasses.fields(StepMetrics)), 0)
-    return unknown | {"step": step, "seconds": seconds, "rollout_wait_s": 0.5, "jsd_error_bound": math.nan}
-
-
-STEPS = [step_line(step, seconds) for step, seconds in enumerate((9.0, 1.0, 2.0, 1.5, 3.0), 1)]
+STEPS = [
+    dataclasses.asdict(step(number, seconds=seconds, rollout_wait_s=0.5))
+    for number, seconds in enumerate((9.0, 1.0, 2.0, 1.5, 3.0), 1)
+]
 ONLINE = [online_line(2, 0), online_line(3, 1), online_line(5, 4)]
 
 
@@ -66,12 +64,10 @@ def test_calls_that_shared_a_replica_are_taken_out_of_each_other_s_seconds(tmp_p
     assert found.calls == {"answer": {"teacher": exactly(0.125), "student": exactly(0.05)}}
 
 
-def test_a_step_that_was_taken_again_counts_once_and_rates_come_back_from_their_file(tmp_path: Path) -> None:
+def test_a_step_that_was_taken_again_counts_once(tmp_path: Path) -> None:
     again = [ONLINE[0], online_line(3, 1, publish_seconds=99.0, calls={}), *ONLINE[1:]]
     rates = Rates.load(write_run(tmp_path))
     assert Rates.load(write_run(tmp_path, again)) == rates
-    write_json(tmp_path / "rates.json", dataclasses.asdict(rates))
-    assert Rates.load(tmp_path / "rates.json") == rates
 
 
 def test_the_start_is_unknown_while_the_learner_works_and_never_below_zero(tmp_path: Path) -> None:
@@ -106,7 +102,10 @@ BY_HAND |= {"start_seconds": None, "calls": {"answer": {"student": 0.5}}}
         ({"learner_seconds": 0}, "rates.json: learner_seconds: expected greater than 0"),
         ({"start_seconds": math.nan}, "start_seconds: expected a finite number"),
         ({"calls": {}}, "calls: Dictionary should have at least 1 item"),
-        ({"calls": {"answer": {"studnet": 1}}}, "calls.answer.studnet.[key]: String should match pattern"),
+        (
+            {"calls": {"answer": {"studnet": 1}}},
+            "calls.answer.studnet.[key]: String should match pattern",
+        ),
         ({"learner_second": 1}, "learner_second: Unexpected keyword argument"),
     ],
 )
@@ -151,11 +150,11 @@ def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pyte
         0,
         f"rates of {rates}, 3 iterations, at most 8 steps behind\n"
         "\n"
-        "online  teacher  student  judge  rollouts  learning  slower  waited  teacher busy  student busy  judge busy  "
+        "online  teacher  student  judge  rollouts  learning  slower   waited  teacher busy  student busy  judge busy  "
         "mean age  fresh  stored\n"
-        "    0%        1        1      1     9.0 s    13.0 s  1.00 ×   0.0 s            0%            0%          0%  "
+        "    0%        1        1      1   0:00:09   0:00:13  1.00 ×  0:00:00            0%            0%          0%  "
         "       –      0       0\n"
-        "  100%        1        1      1     0.0 s    20.0 s  1.54 ×   7.0 s           30%            0%         15%  "
+        "  100%        1        1      1   0:00:00   0:00:20  1.54 ×  0:00:07           30%            0%         15%  "
         "     1.0      3       0\n",
         "",
     )
@@ -169,8 +168,7 @@ def test_rates_and_questions_are_by_default_those_of_the_configuration(
     code, told, _ = called(capsys, f"run.dir={tmp_path}")
     assert (code, told.splitlines()[0]) == (0, f"rates of {tmp_path}, 135 iterations, at most 8 steps behind")
     assert column(told, "online") == ["0%", "5%", "10%", "20%", "50%", "100%"]
-    assert column(told, "learning")[0] == "4.1 min"
-    assert column(called(capsys, "--rates", tmp_path, *THREE)[1], "learning")[0] == "15.2 s"
+    assert column(told, "learning")[0] == "0:04:06"
 
 
 def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +179,7 @@ def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureF
     _, told, _ = called(capsys, *words, "--shares", "1", *choices)
     assert "3 iterations, at most 0 steps behind" in told
     assert [column(told, pool) for pool in ("teacher", "student", "judge")] == [list("122"), list("111"), list("112")]
-    assert column(told, "learning") == ["43.0 s", "37.0 s", "31.0 s"]
+    assert column(told, "learning") == ["0:00:43", "0:00:37", "0:00:31"]
 
 
 REFUSED = """

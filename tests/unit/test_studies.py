@@ -6,29 +6,30 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.errors import ConfigError
+from masters_ray.cli import main
 from masters_ray.files import as_json
 from masters_ray.learner.measure import Divergence
-from masters_ray.method.prompts import ground_truth
 from masters_ray.pipeline.run_dir import RunDirectory
-from masters_ray.records import JudgedText, Source, StageOutcome
+from masters_ray.records import JudgedText, Source
 from masters_ray.replicas.judge import Verdict
 from masters_ray.studies import judge_audit, mask_scan, sample
-from masters_ray.studies.judge_audit import JudgePair, JudgePass
+from masters_ray.studies.judge_audit import JudgePair
 from masters_ray.studies.mask_scan import Scanned, advise
 from masters_ray.studies.statistics import mean, resampled_mean, resampled_share
-from tests.builders import group, stage_outcome, written
+from tests.builders import group, scored, stage_outcome, written
 from tests.conftest import DEMO
+
+exactly = pytest.approx
 
 
 def test_the_interval_of_three_values_is_students_and_one_value_has_none() -> None:
     found = mean([1.0, 2.0, 3.0])
-    assert (found.value, found.n) == (2.0, 3)
-    assert found.high - found.value == pytest.approx(4.303 / math.sqrt(3))
+    assert (found.value, found.n, found.high - found.value) == (2.0, 3, exactly(4.303 / math.sqrt(3)))
     assert mean([5.0, 5.1, 4.9]).settled and not mean([1.0]).settled
     assert as_json(mean([1.5])) == {"value": 1.5, "low": None, "high": None, "n": 1}
 
@@ -36,21 +37,18 @@ def test_the_interval_of_three_values_is_students_and_one_value_has_none() -> No
 def test_resampling_gives_the_interval_of_the_normal_distribution_for_many_values() -> None:
     values = [float(i % 2) for i in range(400)]
     found = resampled_mean(values)
-    assert found.value == 0.5
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+    assert (found.value, found.high - found.low) == (0.5, exactly(2 * 1.96 * 0.5 / 20, rel=0.1))
     twice = resampled_mean(values * 2, [str(i) for i in range(400)] * 2)
     assert (twice.value, twice.n) == (found.value, 400)
-    assert twice.high - twice.low == pytest.approx(found.high - found.low, rel=0.1), "two copies tell no more than one"
-    assert as_json(resampled_mean([])) == {"value": None, "low": None, "high": None, "n": 0}
+    assert twice.high - twice.low == exactly(found.high - found.low, rel=0.1), "two copies tell no more than one"
 
 
 def test_a_share_of_all_or_none_is_not_certain() -> None:
+    """The interval of 10 of 10 is Wilson's."""
     questions = [str(index // 2) for index in range(20)]
     all_right, none_right = resampled_share([1] * 20, questions), resampled_share([0] * 20, questions)
-    assert (all_right.value, all_right.high, all_right.n) == (1.0, 1.0, 10)
-    assert all_right.low == pytest.approx(0.722, abs=1e-3), "Wilson's, for 10 of 10"
-    assert (none_right.value, none_right.low) == (0.0, 0.0)
-    assert none_right.high == pytest.approx(0.278, abs=1e-3)
+    assert (all_right.value, all_right.low, all_right.high, all_right.n) == (1.0, exactly(0.722, abs=1e-3), 1.0, 10)
+    assert (none_right.value, none_right.low, none_right.high) == (0.0, 0.0, exactly(0.278, abs=1e-3))
     some = [1, 0] * 10
     assert resampled_share(some, questions) == resampled_mean(some, questions)
 
@@ -71,38 +69,27 @@ def test_studies_work_in_directories_of_their_own_beside_a_run_whose_stores_lie_
 
 
 def case(position: int, source: Source, text: str = "red", accuracy: int = 1, kind: str = "colour") -> JudgedText:
-    return JudgedText(
-        position=position,
-        id=str(position),
-        kind=kind,
-        question="what color is the shape?",
-        label="red",
-        choices=(),
-        source=source,
-        text=text,
-        accuracy=accuracy,
-        verdict="said",
-        reasoning=None,
-    )
+    asked: dict[str, Any] = {"id": str(position), "question": "what color is the shape?", "label": "red", "choices": ()}
+    said: dict[str, Any] = {"text": text, "accuracy": accuracy, "verdict": "said", "reasoning": None}
+    return JudgedText(position=position, kind=kind, source=source, **asked, **said)
 
 
-CASES = [
-    case(index // 2, ("teacher", "student")[index % 2], text, right)
-    for index, (text, right) in enumerate([("red", 1), ("blue", 0), ("red", 1), ("<b>", 0), ("red", 1), ("green", 0)])
-]
-MODELS = {
-    "student": JudgePass(seconds=12.0, accuracy=[1, 0, 1, 1, None, 0], said=["yes"] * 6),
-    "teacher": JudgePass(seconds=12.0, accuracy=[1, 0, 1, 0, 1, 0], said=["no"] * 6),
-}
-RULE = JudgePass(seconds=None, accuracy=[1, 0, 1, 0, 1, 0], said=[])
-PASSES = {**MODELS, "rule": RULE}
-AGAIN = JudgePass(seconds=9.0, accuracy=[1, 0, 0, 1, None, 0], said=["yes"] * 6)
+ANSWERS = [("red", 1), ("blue", 0), ("red", 1), ("<b>", 0), ("red", 1), ("green", 0)]
+CASES = [case(index // 2, ("teacher", "student")[index % 2], *answer) for index, answer in enumerate(ANSWERS)]
 
 
-def compared(first: list[int], second: list[int], per_question: int = 1) -> JudgePair:
-    cases = [case(index // per_question, "teacher") for index in range(len(first))]
-    passes = {name: JudgePass(seconds=1.0, accuracy=[*said], said=[]) for name, said in (("a", first), ("b", second))}
-    [found, _] = judge_audit.pairs(cases, passes)
+def verdicts(*said: int | None, text: str = "") -> list[Verdict]:
+    return [Verdict(accuracy=one, text=text) for one in said]
+
+
+STUDENT, TEACHER = verdicts(1, 0, 1, 1, None, 0, text="yes"), verdicts(1, 0, 1, 0, 1, 0, text="no")
+ALL = {"student": STUDENT, "teacher": TEACHER, "rule": verdicts(1, 0, 1, 0, 1, 0)}
+
+
+def compared(first: list[int], second: list[int]) -> JudgePair:
+    """Of two answers to each question."""
+    cases = [case(index // 2, "teacher") for index in range(len(first))]
+    [found, _] = judge_audit.pairs(cases, {"a": verdicts(*first), "b": verdicts(*second)})
     return found
 
 
@@ -110,87 +97,65 @@ def test_kappa_by_hand() -> None:
     """20 both right, 5 first only, 10 second only, 15 both wrong: observed 0.7, chance 0.5·0.6 + 0.5·0.4 = 0.5."""
     found = compared([1] * 25 + [0] * 25, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15)
     assert (found.both_right, found.right_wrong, found.wrong_right, found.both_wrong) == (20, 5, 10, 15)
-    assert found.share == pytest.approx(0.7)
-    assert found.kappa.value == pytest.approx(0.4)
-    assert found.kappa.low < 0.4 < found.kappa.high
+    assert (found.share, found.kappa.value) == (exactly(0.7), exactly(0.4))
+    assert found.kappa.low < 0.4 < found.kappa.high and found.kappa.n == 25
     same = compared([1, 1], [1, 1])
     assert same.share == 1.0 and math.isnan(same.kappa.value), "judges that always say the same one thing"
 
 
-def test_answers_to_one_question_count_together_in_the_interval() -> None:
-    first, second = [1, 0] * 40, [1, 0, 0, 1] * 20
-    alone, together = compared(first, second).kappa, compared(first, second, 8).kappa
-    assert (alone.n, together.n) == (80, 10)
-    assert together.high - together.low < alone.high - alone.low, "every question here has the same mixture"
-
-
 def test_judges_are_compared_on_what_both_could_judge() -> None:
-    found = {(one.first, one.second, one.of): one for one in judge_audit.pairs(CASES, PASSES)}
+    found = {(one.first, one.second, one.of): one for one in judge_audit.pairs(CASES, ALL)}
     both = found["student", "teacher", "all"]
     assert (both.both_right, both.right_wrong, both.wrong_right, both.both_wrong) == (2, 1, 0, 2)
-    assert found["student", "rule", "teacher"].share == 1.0
-    assert found["teacher", "rule", "all"].kappa.value == 1.0
-    judges = (("student", "teacher"), ("student", "rule"), ("teacher", "rule"))
-    assert set(found) == {(*both, of) for both in judges for of in ("all", "teacher", "student")}
-    listed = judge_audit.disagreements(CASES, PASSES)
+    assert found["student", "rule", "teacher"].share == found["teacher", "rule", "all"].kappa.value == 1.0
+    assert len(found) == 9
+    listed = judge_audit.disagreements(CASES, ALL)
     assert [(one.case.id, one.case.text) for one in listed] == [("1", "<b>"), ("2", "red")]
     assert listed[1].verdicts == {"student": None, "teacher": 1, "rule": 1}
     assert listed[1].said == {"student": "yes", "teacher": "no"}
 
 
-def test_table_and_page_show_judges_pairs_and_disagreements(tmp_path: Path) -> None:
-    config = judge_audit.audit_config(configuration.load(DEMO, ["judge.reasoning=true"]), 3, 0.2)
-    assert configuration.violations(config) == []
-    assert config.judges == {"rule"}, "which leaves no answer out"
-    passes = {"student": [MODELS["student"], AGAIN], "teacher": [MODELS["teacher"]]}
-    page = judge_audit.publish_audit(config, tmp_path, "demo.yaml", CASES, passes).read_text()
-    lines = (tmp_path / "judge_audit.txt").read_text().splitlines()
-    assert len(lines) == 1 + 3 + 1 + 9
-    assert lines[3].split() == ["rule", "6", "0.0%", "–", "–"], "nothing that was not measured"
-    numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
-    assert f"<td>rule</td>{numbers}" in page
-    assert "unreadable" in page and "&lt;b&gt;" in page and "All judges said the same" not in page
-    assert len((tmp_path / "disagreements.jsonl").read_text().splitlines()) == 2
-    judge = json.loads((tmp_path / "judge_audit.json").read_text())["judges"][0]
-    own = {"name": "student", "unjudged": 1, "right": {"teacher": 1.0, "student": 1 / 3}, "seconds_per_answer": 2.0}
-    assert judge == own | {"consistency": 5 / 6}
-
-
 class Judges:
-    """A pool of judges that call every answer right."""
+    """A pool whose model gives these verdicts on the cases in each pass, one after the other."""
 
     most_calls_at_once = 1
 
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, bool]] = []
+    def __init__(self, *passes: list[Verdict]) -> None:
+        self.passes = list(passes)
 
-    def call_again(
-        self, method: str, asked: list[JudgedText], texts: list[list[str]], reasoning: bool
-    ) -> list[list[Verdict]]:
-        self.asked += [(one.question, text, reasoning) for one, [text] in zip(asked, texts, strict=True)]
-        return [[Verdict(accuracy=1, text=f"{ground_truth(one)}?")] for one in asked]
+    def call_again(self, method: str, asked: list[JudgedText], texts: object, reasoning: bool) -> list[list[Verdict]]:
+        said = self.passes.pop(0)
+        return [[said[2 * one.position + (one.source == "student")]] for one in asked]
 
 
-def test_an_audit_judges_stored_answers_and_makes_the_passes_that_are_missing(
+def test_an_audit_judges_stored_answers_twice_and_shows_judges_pairs_and_disagreements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written(tmp_path / "stage-0", {}, [group(position=place) for place in (0, 1)]).finish({})
-    judges = Judges()
-    replicas = SimpleNamespace(pools={"judge": judges, "teacher_judge": judges})
+    answers = [scored([5, 1], source=one.source, text=one.text, accuracy=one.accuracy) for one in CASES]
+    groups = [group(answers[2 * place : 2 * place + 2], position=place) for place in range(3)]
+    written(tmp_path / "stage-0", {}, groups).finish({})
+    again = verdicts(1, 0, 0, 1, None, 0)
+    pools = {"judge": Judges(STUDENT, again), "teacher_judge": Judges(TEACHER, TEACHER)}
     monkeypatch.setattr(judge_audit.run, "generate", lambda *_, **__: [tmp_path / "stage-0"])
-    monkeypatch.setattr(judge_audit, "Replicas", lambda _: nullcontext(replicas))
-    config = judge_audit.audit_config(configuration.load(DEMO, [f"run.dir={tmp_path}", "rollout.batch_rows=3"]), 2, 0.0)
-    directory = RunDirectory(config)
-    judge_audit.audit(config, directory, str(DEMO))
-    assert judges.asked == [("what color is the shape?", "red", False)] * 16, "four answers, twice, by two models"
-    found = json.loads((directory.root / "judge_audit.json").read_text())
-    assert [one["right"] for one in found["judges"]] == [{"teacher": 1.0, "student": 1.0}] * 2 + [
-        {"teacher": 1.0, "student": 0.0}
-    ], "the rule's verdicts are the stored ones"
-    [file] = directory.root.glob("verdicts/*/teacher-again.json")
-    file.unlink()
-    judge_audit.audit(config, directory, str(DEMO))
-    assert len(judges.asked) == 20
+    monkeypatch.setattr(judge_audit, "Replicas", lambda _: nullcontext(SimpleNamespace(pools=pools)))
+    words = [f"run.dir={tmp_path}", "judge.reasoning=true"]
+    config = judge_audit.audit_config(configuration.load(DEMO, words), 3, 0.0)
+    assert configuration.violations(config) == []
+    assert config.judges == {"rule"}, "which leaves no answer out"
+    for _ in range(2):  # the second time nobody is asked
+        page = judge_audit.audit(config, RunDirectory(config), str(DEMO))
+    html, folder = page.read_text(), page.parent
+    lines = (folder / "judge_audit.txt").read_text().splitlines()
+    assert len(lines) == 1 + 3 + 1 + 9
+    assert lines[3].split() == ["rule", "6", "0.0%", "–", "–"], "nothing that was not measured"
+    numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
+    assert f"<td>rule</td>{numbers}" in html
+    assert "unreadable" in html and "&lt;b&gt;" in html and "All judges said the same" not in html
+    assert len((folder / "disagreements.jsonl").read_text().splitlines()) == 2
+    student, _, rule = json.loads((folder / "judge_audit.json").read_text())["judges"]
+    assert (student["unjudged"], student["consistency"]) == (1, 5 / 6)
+    assert student["right"] == {"teacher": 1.0, "student": 1 / 3} and student["seconds_per_answer"] > 0
+    assert rule["right"] == {"teacher": 1.0, "student": 0.0}, "the stored verdicts"
 
 
 KINDS = ("colour", "shape")
@@ -219,15 +184,11 @@ def judged(right: float, reasoning: int | None = None, questions: int = 40) -> l
     return found
 
 
-def made(ratio: float) -> StageOutcome:
-    return stage_outcome(ratio=ratio, teacher_written=1000, teacher_cut=round(500 * ratio))
-
-
 def scanned(reasoning: int | None = None, **levels: float) -> list[Scanned]:
     """Of a ratio in percent → the level of its divergences; r40=0.2: at ratio 0.4."""
     ratios = [float(name.removeprefix("r")) / 100 for name in levels]
     return mask_scan.scanned(
-        [made(ratio) for ratio in ratios],
+        [stage_outcome(ratio=ratio, teacher_written=1000, teacher_cut=round(500 * ratio)) for ratio in ratios],
         [rows(level) for level in levels.values()],
         [judged(1 - ratio, reasoning) for ratio in ratios],
     )
@@ -236,7 +197,7 @@ def scanned(reasoning: int | None = None, **levels: float) -> list[Scanned]:
 def shown(folder: Path, found: list[Scanned]) -> tuple[list[str], str]:
     """The terminal's lines and the page."""
     config = sample(configuration.load(DEMO), "mask-scan", 40, [one.ratio for one in found])
-    page = mask_scan.publish_scan(config, folder, str(DEMO), found)
+    page = mask_scan.publish_scan(config, folder, found)
     *lines, advice = (folder / "mask_scan.txt").read_text().splitlines()
     assert advice == advise(found)
     return lines, page.read_text()
@@ -244,12 +205,11 @@ def shown(folder: Path, found: list[Scanned]) -> tuple[list[str], str]:
 
 def test_means_are_over_questions_and_comparisons_are_paired() -> None:
     strong, best, _ = scanned(r40=0.2, r20=0.1, r0=0.15)
-    assert best.jsd.value == pytest.approx(0.1 + sum(0.01 * (q % 7) for q in range(40)) / 40 + 0.01)
-    assert best.jsd_by_source["student"].value - best.jsd_by_source["teacher"].value == pytest.approx(0.02)
+    assert best.jsd.value == exactly(0.1 + sum(0.01 * (q % 7) for q in range(40)) / 40 + 0.01)
+    assert best.jsd_by_source["student"].value - best.jsd_by_source["teacher"].value == exactly(0.02)
     assert set(best.jsd_by_kind) == set(KINDS)
-    assert strong.against_best.value == pytest.approx(0.1)
+    assert (strong.against_best.value, best.against_best.value) == (exactly(0.1), 0)
     assert strong.against_best.high - strong.against_best.low < 1e-9, "the questions' own spread is gone"
-    assert best.against_best.value == 0
 
 
 @pytest.mark.parametrize(
@@ -267,45 +227,39 @@ def test_the_ratio_of_the_lowest_divergence_is_advised(found: list[Scanned], tol
 def test_what_cannot_be_told_apart_is_said() -> None:
     best = rows(0.1)
     other = [replace(one, nats=one.nats + (0.05 if one.position % 2 else -0.045)) for one in best]
-    advice = advise(mask_scan.scanned([made(0.2), made(0.0)], [best, other], [[], []]))
+    stages = [stage_outcome(ratio=0.2), stage_outcome(ratio=0.0)]
+    advice = advise(mask_scan.scanned(stages, [best, other], [[], []]))
     assert "lowest at 0.2:" in advice and "cannot tell it from 0;" in advice and "Over-masked" not in advice
 
 
-def test_ratios_that_are_none_are_refused() -> None:
-    for text in ("0.2,x", ""):
-        with pytest.raises(ConfigError, match="--ratios"):
-            mask_scan.parse_ratios(text)
-    for text, place in (("1.0", 0), ("-0.1,0", 1)):
-        scan = sample(configuration.load(DEMO), "mask-scan", 9, mask_scan.parse_ratios(text))
-        assert [one.where for one in configuration.violations(scan)] == [f"schedule.stages[{place}].ratio"]
-    assert mask_scan.parse_ratios("0,0.2,0.2,.4") == [0.4, 0.2, 0.0]
+def test_ratios_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["mask-scan", str(DEMO), "--ratios", "0.2,x"])
+    assert "argument --ratios: invalid" in capsys.readouterr().err
+    scan = sample(configuration.load(DEMO), "mask-scan", 9, [0.5, -0.1])
+    assert [one.where for one in configuration.violations(scan)] == ["schedule.stages[1].ratio"]
 
 
-def test_a_scan_says_first_what_asking_at_every_ratio_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(mask_scan, "say", said.append)
+def test_a_scan_says_first_what_asking_at_every_ratio_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(mask_scan.run, "generate", lambda *_, **__: pytest.fail("generated"))
     scan = sample(configuration.load(DEMO, [f"run.dir={tmp_path}"]), "mask-scan", 50, [0.2, 0.0])
-    assert [stage.ratio for stage in scan.schedule.stages] == [0.2, 0.0]
-    assert (scan.schedule.stage_data, scan.data.train.rows) == ("all", 50)
     with pytest.raises(pytest.fail.Exception, match="generated"):
         mask_scan.scan(scan, RunDirectory(scan), str(DEMO))
-    assert said == [
-        "50 questions at 2 mask ratios: 400 answers of masked teachers and 200 of the student are written and judged, "
-        "800 are scored by teacher and student"
-    ]
+    told = "50 questions at 2 mask ratios: 400 answers of masked teachers and 200 of the student are written and judged"
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_masked_teachers_rewards_are_over_its_own_answers_with_intervals_over_questions() -> None:
+    """12 of 20 questions about colour and 20 of 20 about shape are answered right; the student's do not count."""
     strong, none = scanned(r40=0.2, r0=0.1, reasoning=1)
     assert strong.teacher_right is not None and none.teacher_right is not None
-    assert strong.teacher_right.value == pytest.approx(0.8), "12 of 20 about colour, 20 of 20 about shape"
-    assert strong.teacher_right.n == 40, "two answers to one question are no two observations"
+    assert (strong.teacher_right.value, strong.teacher_right.n) == (exactly(0.8), 40)
     assert strong.teacher_right.low < 0.8 < strong.teacher_right.high
-    assert strong.teacher_right_by_kind["colour"].value == pytest.approx(0.6)
-    assert (none.teacher_right.value, none.teacher_right.high) == (1.0, 1.0)
-    assert none.teacher_right.low == pytest.approx(0.912, abs=1e-3), "40 of 40 is not certain"
-    assert strong.teacher_reasoning is not None and strong.teacher_reasoning.value == 1.0, "the student's do not count"
+    assert strong.teacher_right_by_kind["colour"].value == exactly(0.6)
+    assert (none.teacher_right.value, none.teacher_right.low) == (1.0, exactly(0.912, abs=1e-3)), "not certain"
+    assert strong.teacher_reasoning is not None and strong.teacher_reasoning.value == 1.0
 
 
 def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for(tmp_path: Path) -> None:
@@ -313,15 +267,11 @@ def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for(tmp
         lines, page = shown(tmp_path, scanned(r40=0.2, r0=0.1, reasoning=reasoning))
         assert ("R_rea" in lines[0]) == ("R_rea" in page) == bool(reasoning)
         assert (lines[1].split()[5], lines[1].split()[-1]) == ("20.0%", last) and ">cut</th>" in page
-    [wrote_nothing] = mask_scan.scanned([made(0.0)], [rows(0.1)], [[]])
-    assert (wrote_nothing.teacher_right, wrote_nothing.teacher_right_by_kind) == (None, {})
-    assert wrote_nothing.teacher_reasoning is None
-    lines, page = shown(tmp_path, [wrote_nothing])
+    lines, page = shown(tmp_path, mask_scan.scanned([stage_outcome()], [rows(0.1)], [[]]))
     assert lines[1].split()[-1] == "–" and "The teacher wrote no answers" in page
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
     lines, page = shown(tmp_path, found)
     assert [line.split()[0] for line in lines[1:]] == ["0.4", "0.2", "0"]
-    assert page.count("<svg") == 2
-    assert "40.0 %" in page and "Over-masked: 0.4" in page
+    assert page.count("<svg") == 2 and "40.0 %" in page and "Over-masked: 0.4" in page
     colour = found[0].teacher_right_by_kind["colour"]
     assert f'<td class="number">60.0 % ({100 * colour.low:.1f}–{100 * colour.high:.1f})</td>' in page

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.config import Cluster, Config
+from masters_ray.config import Config
 from masters_ray.errors import ConfigError
 from masters_ray.evaluate import Marked
 from masters_ray.files import append_lines, write_json
@@ -83,24 +83,15 @@ def test_the_components_are_the_five_rows_of_f8(name: str) -> None:
     rewarded = [(False, ()), (True, ()), (False, ("R_acc",)), (False, both), (True, both)]
     assert list(zip(masked, map(rewards, found), strict=True)) == rewarded
     assert all(config.learner.jsd_weight == 1 for config in found), "all of them distil"
-    assert {config.reward.alpha for config in found if rewards(config) == both} == {1}
 
 
 def test_judges_and_sources_are_the_three_rows_of_f7_and_two_more_and_of_f6_with_both_rewards() -> None:
     judges = {(config.judge.of_student, config.judge.of_teacher) for config in rows("judge.yaml")}
     paper = {("student", "teacher"), ("teacher", "teacher"), ("student", "student")}
     assert judges == paper | {("teacher", "student"), ("rule", "rule")}
-    found = rows("sources.yaml")
-    splits = [(config.rollout.student_answers, config.rollout.teacher_answers) for config in found]
-    assert splits == [(8, 0), (4, 4), (0, 8)]
-    assert {rewards(config) for config in found} == {("R_acc", "R_distill")}
-    for name, compared in {
-        "components.yaml": {"schedule.max_ratio", "learner.policy_weight", "reward.alpha"},
-        "judge.yaml": {"judge.of_teacher", "judge.of_student"},
-        "sources.yaml": {"rollout.teacher_answers", "rollout.student_answers"},
-    }.items():
-        variants = studies.read(f"conf/study/{name}").variants.values()
-        assert {key for changes in variants for key in changes} == compared, "rows differ in nothing else"
+    answers = [(config.rollout.student_answers, config.rollout.teacher_answers) for config in rows("sources.yaml")]
+    assert answers == [(8, 0), (4, 4), (0, 8)]
+    assert {rewards(config) for config in rows("sources.yaml")} == {("R_acc", "R_distill")}
 
 
 @pytest.mark.parametrize(
@@ -110,10 +101,8 @@ def test_judges_and_sources_are_the_three_rows_of_f7_and_two_more_and_of_f6_with
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds .*different whole numbers"),
         ("seeds: [0, 1]", "seedz: [0, 1]", "study.yaml: .*seeds: Field required; seedz: Unexpected"),
         ("No mask!", "Whole", "names that differ in letters and digits"),
-        ("No mask!", "whole", "duplicate key whole"),
         ("schedule: {{max_ratio: 0}}", "schedule: {{max_ration: 0}}", "max_ration, variant No mask!"),
         ("schedule: {{max_ratio: 0}}", "rollout.store: /x", "rollout.store, variant No mask!: expected null"),
-        ("base: conf/demo.yaml", "base: conf/none.yaml", "none.yaml.*No such file"),
         ("variants:", "variants: [", "expected a study in YAML"),
     ],
 )
@@ -151,9 +140,9 @@ def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_lea
     assert (whole.accuracy.value, whole.difference.value) == (pytest.approx(0.7), 0.0)
     assert plain.difference.value == pytest.approx(-0.1)
     assert plain.difference.high - plain.difference.low < 1e-9, "the seeds' own spread is gone"
-    assert plain.difference_by_question.value == pytest.approx(-0.1)
-    assert plain.difference_by_question.n == 17
-    assert plain.difference_by_question.low < -0.1 < plain.difference_by_question.high
+    by_question = plain.difference_by_question
+    assert (by_question.value, by_question.n) == (pytest.approx(-0.1), 17)
+    assert by_question.low < -0.1 < by_question.high
     page = studies.publish_study(study, [whole, plain]).read_text()
     *_, head, _, first, second, _, told = (study.dir / "study.md").read_text().splitlines()
     assert head.endswith("| JSD at the end | learning, s | waiting, s |") and "“waiting, s” is the part" in told
@@ -161,9 +150,7 @@ def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_lea
     assert second.startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in second
     assert '<td class="number">25.5</td><td class="number">12.5</td><td>' in page
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
-    assert "accuracy minus that of “whole” (points)" in page and "95 % interval over the seeds. An" in page
-    alone = studies.publish_study(study, [whole]).read_text()
-    assert alone.count("<svg") == 1, "nothing to compare it with"
+    assert studies.publish_study(study, [whole]).read_text().count("<svg") == 1, "nothing to compare it with"
 
 
 @pytest.mark.parametrize("seeds", ["[0, 1]", "[0]"])
@@ -174,20 +161,11 @@ def test_variants_that_share_no_question_are_compared_by_seed_alone(seeds: str, 
     found = studies.outcomes(study, configs)
     assert (found[1].difference.value, found[1].difference_by_question.n) == (0.0, 0)
     studies.publish_study(study, found)
-    assert (study.dir / "study.md").read_text().splitlines()[5].endswith(" | – | 0.2500 | 10.0 |"), (
-        "none of them waited"
-    )
+    row = (study.dir / "study.md").read_text().splitlines()[5]
+    assert row.endswith(" | – | 0.2500 | 10.0 |"), "none of them waited"
 
 
-FOUR = """
-base: conf/demo.yaml
-dir: {dir}
-seeds: [3]
-reference: whole
-variants:
-  whole: {{}}
-  distilled: {{learner.policy_weight: 0}}
-  no mask: {{schedule.max_ratio: 0}}
+DISTILLED = """  distilled: {{learner.policy_weight: 0}}
   no mask, distilled: {{schedule.max_ratio: 0, learner.policy_weight: 0}}
 """
 
@@ -203,31 +181,26 @@ def leave(config: Config) -> None:
 
 def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, str | None, list[str], list[str]]] = []
-    started: list[Cluster] = []
 
     def make_run(config: Config, directory: RunDirectory, base: str, turns: None) -> None:
         measured = [json.loads(file.read_text()) for file in sorted((directory.root / "evaluation").glob("*.json"))]
         made.append((directory.root.parent.name, config.rollout.store, config.rollout.reuse, measured))
         finished(config, [1, 0]) if config.rollout.store else leave(config)
 
-    def connected(cluster: Cluster) -> AbstractContextManager[None]:
-        started.append(cluster)
-        return nullcontext()
-
     monkeypatch.setattr(studies, "make_run", make_run)
-    monkeypatch.setattr(studies.cluster, "connected", connected)
+    monkeypatch.setattr(studies.cluster, "connected", connected := MagicMock())
     monkeypatch.setattr(studies.cluster, "place", lambda config: None)
-    study = studies.read(written(tmp_path, FOUR))
+    study = studies.read(written(tmp_path, TEXT.replace("[0, 1]", "[3]") + DISTILLED))
     leave(dict(studies._configs(study))["whole", 3])
     of_whole, of_no_mask = (str(tmp_path / "runs" / name / "seed-3" / "rollouts") for name in ("whole", "no-mask"))
     page = studies.run(study)
     assert made == [
-        ("distilled", of_whole, [], ["student_before of whole", "teacher of whole"]),
         ("no-mask", None, [of_whole], []),
+        ("distilled", of_whole, [], ["student_before of whole", "teacher of whole"]),
         ("no-mask-distilled", of_no_mask, [], ["student_before of no-mask", "teacher of no-mask"]),
     ]
     studies.run(study)
-    assert (len(made), len(started)) == (3, 1), "all is finished: no Ray is started"
+    assert (len(made), connected.call_count) == (3, 1), "all is finished: no Ray is started"
     result = (tmp_path / "runs" / "study.json").read_text()
     content = json.loads(result, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert content["outcomes"][1]["difference"] == {"value": 0.0, "low": None, "high": None, "n": 1}

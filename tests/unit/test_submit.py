@@ -54,9 +54,7 @@ def test_the_program_says_what_is_wrong_without_a_traceback(capsys: pytest.Captu
     assert "no complaint" in capsys.readouterr().out
     assert "Did you mean learner.workers?" in told("validate", DEMO, "learner.workrs=2")
     for command in ("mask-scan", "judge-audit"):
-        assert "data.train.rows: expected greater than or equal to 1, found '0'" in told(
-            command, DEMO, "--questions", "0"
-        )
+        assert "data.train.rows: expected greater than 0, found '0'" in told(command, DEMO, "--questions", "0")
     long = "/" + "a" * 400
     for word in (f"student.checkpoint={long}", f"rollout.reuse=[{long}]"):
         said = told("validate", DEMO, word)
