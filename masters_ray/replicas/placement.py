@@ -40,7 +40,7 @@ def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = Fa
         for number, key in enumerate(list(config.models)[:-1])
     }
     workers = Processes(key="learner", count=config.learner.workers, cpus=config.learner.cpus, gpus=config.learner.gpus)
-    after = {"measuring the trained student": processes.for_measuring(config), "the learner": [workers]}
+    after = {"measuring the trained student": processes.for_measuring(config), "learning": [workers]}
     alone = making | after if learns else making
     beside = {f"learning while {doing}": [workers, *replicas] for doing, replicas in making.items()} if online else {}
     turns, complaints = None, _without_room(beside | alone, nodes)

@@ -31,7 +31,7 @@ def kind(count: int, gpus: float, cpus: float) -> Processes:
 def test_what_makes_rollouts_only_needs_no_room_for_a_learner(online: str) -> None:
     words = "teacher.gpus=1 teacher.tensor_parallel=2 student.gpus=1 student.replicas=2 judge.share_process=true"
     words += f" judge.replicas=2 learner.workers=8 learner.gpus=1 {online}"
-    with pytest.raises(ConfigError, match="learner for the learner"):
+    with pytest.raises(ConfigError, match="learner for learning"):
         placed([{"CPU": 16.0, "GPU": 4.0}], words)
     assert placed([{"CPU": 16.0, "GPU": 4.0}], words, learns=False) is None
     with pytest.raises(ConfigError) as caught:
@@ -59,10 +59,10 @@ SPARE = "one node with all its ranks, and reading the data takes one CPU, found 
     [
         (FOUR_GPUS, "teacher.gpus=1 teacher.tensor_parallel=8", ["found 1 of 0.5 CPUs and 8 GPUs with 1 of"]),
         (UNEQUAL, "student.gpus=1 student.cpus=8", [f"{MAKING} (1 with 32 CPUs and 0 GPUs and 1 with 4 CPUs and 4"]),
-        (UNEQUAL, "learner.cpus=33", ["learner for the learner: expected room"]),
-        ([{"CPU": 1.0}], ONLINE, [MAKING, "for the learner: expected room", SPARE]),
+        (UNEQUAL, "learner.cpus=33", ["learner for learning: expected room"]),
+        ([{"CPU": 1.0}], ONLINE, [MAKING, "for learning: expected room", SPARE]),
         ([{"CPU": 2.0}], f"{ONLINE} rollout.placement=beside", ["for learning while making rollouts", SPARE]),
-        ([{"CPU": 8.0, "GPU": 1.0}], ON_GPUS, [MAKING, "for the learner"]),
+        ([{"CPU": 8.0, "GPU": 1.0}], ON_GPUS, [MAKING, "learner for learning: "]),
         (ONE_GPU, ON_GPUS, ["learner beside teacher beside student for learning"]),
         (ONE_GPU, f"{ON_GPUS} rollout.placement=turns", ["rollout.placement", "on one node, found turns, and 2 nodes"]),
     ],
