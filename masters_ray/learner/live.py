@@ -1,5 +1,7 @@
 """Runs the masked teacher inside a worker, for training without stored scores (learner.teacher=live)."""
 
+from typing import Any
+
 import torch
 
 from masters_ray.errors import LearnerError
@@ -15,7 +17,7 @@ class LiveTeacher:
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._device, self._dtype = device, dtype
         self._loaded: tuple[str, float] | None = None
-        self._teacher: hf.PackedTeacher | None = None
+        self._teacher: Any = None
 
     def scores(self, plan: StagePlan, batch: PackedBatch) -> LiveScores:
         """Returns the stage's teacher scores for the batch's answers. Raises LearnerError when the digest of the masked
@@ -24,9 +26,9 @@ class LiveTeacher:
             self._teacher = None  # frees its memory before the next teacher is loaded
             self._teacher, self._loaded = self._load(plan), (plan.teacher, plan.ratio)
         with torch.no_grad():
-            return self._teacher(batch)
+            return hf.live_scores(self._teacher, batch)
 
-    def _load(self, plan: StagePlan) -> hf.PackedTeacher:
+    def _load(self, plan: StagePlan) -> Any:
         folder = weights.locate(plan.teacher)
         model, report = hf.load_masked(folder, self._dtype, plan.ratio, frozenset(plan.masked))
         if report.digest != plan.teacher_digest:
@@ -34,4 +36,4 @@ class LiveTeacher:
                 f"{folder}: masked at {plan.ratio:g} it has the digest {report.digest[:16]}, but stage {plan.stage} "
                 f"was made with {plan.teacher_digest[:16]}. Is the checkpoint the same on every node?"
             )
-        return hf.PackedTeacher(model.to(self._device))
+        return model.to(self._device)

@@ -41,7 +41,6 @@ class MaskedLoader(DefaultModelLoader):
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
 
     def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-        """Yields the checkpoint's tensors, masked."""
         return masked(tensors(Path(model_config.model)), self._ratio, self._parts, self._reports)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
@@ -77,7 +76,7 @@ class InPlaceLoading:
                 digests[name] = tensor_digest(name, tensor)
                 yield name, tensor
 
-        # The sender, in the same group, does not have the NCCL settings that vLLM makes for its own groups.
+        # The sender, in the same group, lacks the NCCL settings that vLLM makes for its own groups.
         with unpinned_nccl_env(), closing(received(Invitation(**invitation), self.rank, self.device)) as stream:
             self._reload(noted(stream))
         return digests

@@ -1,11 +1,13 @@
 """The files of a checkpoint: locates and checks them, so that transformers, vLLM and the masked loader read the same
-files; reads headers, tensors and digests. Needs torch only to read tensors."""
+files; reads headers, tensors and digests; copies what lies beside weights. Needs torch only to read tensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,14 +27,13 @@ _ALSO_READ = ("generation_config.json", "special_tokens_map.json", "chat_templat
 _ADAPTERS = "adapter_config.json"
 _PLAIN_NUMBERS = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
 """safetensors types with one number per entry; I64 and BOOL are tables of positions and masks."""
-_QUANTISED = ("quantization_config", "compression_config")
 _AGAIN = "Download it again (in a clone: git lfs pull), or save the model with transformers' save_pretrained."
+_NOT_COPIED = re.compile(r"(^|/)\.|\.(safetensors|bin|pth?|gguf|onnx|onnx_data|h5|msgpack|index\.json|py)$")
+"""Hidden files, weights and code."""
 _SHOWN = 3
 
 
 class Entry(NamedTuple):
-    """A tensor's entry in a safetensors header."""
-
     dtype: str
     """safetensors' name: "F32", "BF16", "I32", …"""
     shape: tuple[int, ...]
@@ -55,9 +56,7 @@ def locate(checkpoint: str) -> Path:
             f"{checkpoint}: no such directory, and the model hub did not deliver it ({type(error).__name__}: {error}). "
             "Check the name, download it beforehand, or give a directory."
         ) from error
-    if lacking := _lacking(folder):
-        found = f"delivered {folder} without {', '.join(lacking)}"
-        raise CheckpointError(f"{checkpoint}: the model hub {found}. Download it where the hub can be reached.")
+    check(folder)
     return folder
 
 
@@ -75,14 +74,7 @@ def locate_locally(checkpoint: str) -> Path | None:
         folder = Path(snapshot_download(checkpoint, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return None if _lacking(folder) else folder
-
-
-def _lacking(folder: Path) -> list[str]:
-    """Returns the missing files of a checkpoint; other programs may have put only some of its files into the cache."""
-    lacking = [name for name in (*_NEEDED, *_names(folder)) if not (folder / name).is_file()]
-    found = any((folder / name).is_file() for name in _PROCESSORS)
-    return lacking if found else [*lacking, " or ".join(_PROCESSORS)]
+    return None if _lacking(folder) else folder  # other programs may have put only some of its files into the cache
 
 
 def check(folder: Path) -> None:
@@ -96,6 +88,12 @@ def check(folder: Path) -> None:
     if unnamed := [key for key in ("model_type", "architectures") if not config.get(key)]:
         raise CheckpointError(f"{folder}: config.json names no {' and no '.join(unnamed)}. {_AGAIN}")
     headers(folder)
+
+
+def _lacking(folder: Path) -> list[str]:
+    lacking = [name for name in (*_NEEDED, *_names(folder)) if not (folder / name).is_file()]
+    found = any((folder / name).is_file() for name in _PROCESSORS)
+    return lacking if found else [*lacking, " or ".join(_PROCESSORS)]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -117,7 +115,12 @@ def headers(folder: Path) -> dict[str, Entry]:
     incomplete, or when a tensor is in two files."""
     found: dict[str, Entry] = {}
     for file in weight_files(folder):
-        entries = _header(file)
+        try:
+            with safe_open(file, framework="numpy") as content:
+                slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - it is no mapping
+                entries = {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: cannot be read as safetensors ({error}). {_AGAIN}") from error
         if twice := sorted(found.keys() & entries.keys()):
             raise CheckpointError(f"{file}: {some(twice)} in another file too: of different exports. {_AGAIN}")
         found |= entries
@@ -168,11 +171,10 @@ def quantisation(folder: Path) -> str | None:
     GPTQ (I32), bitsandbytes (U8, I8), FP8 (F8_E4M3), …"""
     config = read_json(folder / "config.json")
     for section in (config, config.get("text_config") or {}):
-        for key in _QUANTISED:
-            if found := section.get(key):
-                return f"{key} in config.json ({found.get('quant_method', 'no method named')})"
-    matrices = {name: entry.dtype for name, entry in headers(folder).items() if len(entry.shape) >= 2}
-    packed = sorted(name for name, dtype in matrices.items() if dtype not in _PLAIN_NUMBERS)
+        if found := section.get("quantization_config") or section.get("compression_config"):
+            return f"quantization_config in config.json ({found.get('quant_method', 'no method named')})"
+    held = headers(folder).items()
+    packed = sorted(name for name, entry in held if len(entry.shape) > 1 and entry.dtype not in _PLAIN_NUMBERS)
     return f"packed numbers in {some(packed)}" if packed else None
 
 
@@ -216,10 +218,21 @@ def _names(folder: Path) -> list[str]:
     return list(dict.fromkeys(map(str, placed.values())))
 
 
-def _header(file: Path) -> dict[str, Entry]:
-    try:
-        with safe_open(file, framework="numpy") as content:
-            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - it is no mapping
-            return {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cannot be read as safetensors ({error}). {_AGAIN}") from error
+def copy_beside(source: Path, target: Path, dtype: str) -> None:
+    """Copies all files of a checkpoint but weights and code, byte for byte, to the directory of new weights. Sets
+    ``dtype`` in config.json; the model card, whose figures are the source's, gets another name."""
+    (target / "generation_config.json").unlink(missing_ok=True)  # transformers writes one that the source may not have
+    for file in source.rglob("*"):
+        name = str(file.relative_to(source))
+        if file.is_file() and not _NOT_COPIED.search(name):
+            copied = target / ("README_of_base_model.md" if name == "README.md" else name)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
+    text = (target / "config.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    content.setdefault("torch_dtype" if "torch_dtype" in content else "dtype", dtype)
+    for part in (content, *(part for part in content.values() if isinstance(part, dict))):
+        part.update({key: dtype for key in ("dtype", "torch_dtype") if part.get(key) is not None})
+    if content != json.loads(text):
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (target / "config.json").write_text(text, encoding="utf-8")

@@ -12,7 +12,6 @@ from masters_ray import cluster
 from masters_ray.config import Cluster
 from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
-from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
@@ -65,7 +64,7 @@ class TinyActor(ReplicaActor):
         folder = Path(spec.checkpoint)
         if (folder / "broken").exists():
             raise RuntimeError("no room in memory")
-        scripted = Scripted(folder, spec.mask.ratio if spec.mask else 0.0)
+        scripted = Scripted(folder, spec.ratio)
         self._model: Any = SimpleNamespace(engine=scripted)
         self._roles = dict.fromkeys(spec.roles, scripted)
 
@@ -83,9 +82,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tiny(folder: Path, *roles: Role, count: int = 1, max_restarts: int = 10) -> ReplicaSpec:
-    mask = Mask(parts=["language"], ratio=0.0) if "teacher" in roles else None
     more = {"count": count, "max_restarts": max_restarts}
-    return replica_spec(*roles, checkpoint=str(folder), cpus=1, mask=mask, **more)
+    return replica_spec(*roles, checkpoint=str(folder), cpus=1, **more)
 
 
 def ends(folder: Path, what: str, count: int) -> None:

@@ -10,9 +10,8 @@ from typing import Any, Self
 import pytest
 
 from masters_ray import config as configuration
-from masters_ray.config import Engine, MaskScope
+from masters_ray.config import Engine
 from masters_ray.errors import ConfigError, ReplicaError
-from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas import processes, spawn
 from masters_ray.replicas.actor import ReplicaActor, show_devices
 from masters_ray.replicas.spawn import Replicas, environment
@@ -53,7 +52,7 @@ def test_processes_load_what_their_roles_say(tmp_path: Path) -> None:
     names = {"teacher": "teacher", "teacher_judge": "teacher", "student": tmp_path.name, "reference": "student"}
     found = made("evaluation.marked_by=judge", "judge.of_teacher=teacher", student=tmp_path)
     assert {one.roles[0]: Path(one.checkpoint).name for one in found} == names
-    assert [one.roles for one in found if one.mask is not None] == [("teacher",)]
+    assert [one.roles for one in found if one.masked is not None] == [("teacher",)]
 
 
 def kind(count: int, gpus: float, tensor_parallel: int = 1, told: float | None = None) -> ReplicaSpec:
@@ -103,16 +102,16 @@ def test_engines_that_take_turns_with_the_learner_leave_it_a_part_of_their_gpu(
 class Loaded(ReplicaActor):
     """A replica without an engine, whose loading is noted."""
 
-    loads: list[float | None]
+    loads: list[float]
 
     def _load(self, spec: ReplicaSpec) -> None:
-        self.loads.append(spec.mask.ratio if spec.mask else None)
+        self.loads.append(spec.ratio)
         if len(self.loads) > 1:
             raise RuntimeError("no room in memory")
 
 
 def test_a_process_loads_its_model_once_with_the_mask_that_its_first_call_asks_for() -> None:
-    teacher = replica_spec("teacher", mask=Mask(scope=MaskScope(), ratio=0.2))
+    teacher = replica_spec("teacher", masked=("language",), ratio=0.2)
     Loaded.loads = []
     again = Loaded(teacher)
     again.sleep()

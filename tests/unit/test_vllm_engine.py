@@ -10,7 +10,7 @@ import pytest
 from masters_ray.config import Engine
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.models import vllm_engine
-from masters_ray.models.vllm_engine import Mask, VllmEngine
+from masters_ray.models.vllm_engine import VllmEngine
 from masters_ray.weight_sync.stream import Invitation
 
 
@@ -54,7 +54,7 @@ def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_r
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = FakeLlm(monkeypatch)
-    engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, mask=Mask(parts=["language"], ratio=0.1))
+    engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, parts=["language"], ratio=0.1)
     llm.answers = reports(0.1, "a", "a")
     assert [engine.mask(0.1).digest for _ in range(2)] == ["a", "a"]
     assert llm.told == [False, "masked_at", "forgotten"]
@@ -66,8 +66,6 @@ def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_r
     llm.answers = reports(0.3, "a", "b")
     with pytest.raises(ReplicaError, match=rf"one engine hold different weights of {tmp_path}: .* digest \['a', 'b'\]"):
         engine.mask(0.3)
-    with pytest.raises(ReplicaError, match="started without a mask"):
-        VllmEngine(tmp_path, Engine()).mask(0.1)
 
 
 def test_students_weights_are_taken_in_by_all_workers_or_the_engine_is_lost(

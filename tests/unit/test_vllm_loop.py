@@ -52,7 +52,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def loop(engine: FakeEngine) -> EngineLoop:
-    return EngineLoop(lambda: engine)
+    return EngineLoop(engine)
 
 
 def fail(*_: Any, **__: Any) -> None:
@@ -123,8 +123,3 @@ def test_an_engine_that_cannot_sleep_or_wake_is_broken(method: str, engine: Fake
 
     with pytest.raises(ReplicaLostError, match="the engine broke: RuntimeError: out of memory"):
         turn()
-
-
-def test_an_engine_that_cannot_be_made_is_told_to_who_asked_for_it() -> None:
-    with pytest.raises(RuntimeError, match="out of memory"):
-        EngineLoop(fail)
