@@ -25,8 +25,7 @@ _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
 class Chat:
     """Makes a model's prompts. Methods for text and token ids are thread-safe.
 
-    ``token_ids`` encodes a special token in a message as ordinary text. A prompt starts with the tokenizer's start
-    token, which is added if the template does not write it. A template that asks for the time always gets the same.
+    A prompt starts with the tokenizer's start token, which is added if the template does not write it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +48,6 @@ class Chat:
         self._prepare_template()
 
     def _prepare_template(self) -> None:
-        """Probes what the template accepts. Raises CheckpointError when it does not accept a list of content parts."""
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
             raise CheckpointError(f"{self.folder}: has no chat template. Use an instruction-tuned checkpoint.")
@@ -60,25 +58,23 @@ class Chat:
         self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
         system, user = ({"role": role, "content": _PROBE} for role in ("system", "user"))
         if not _shows_probe(self._rendered([user])):
-            wanted = "a chat template that takes a list of pictures and texts and leaves the texts as they are"
-            remedy = "Use the chat template of the model's processor (chat_template.jinja)."
-            raise CheckpointError(f"{self.folder}: expected {wanted}, found another. {remedy}")
+            wanted = "a chat template that takes a list of pictures and texts (that of the model's processor)"
+            raise CheckpointError(f"{self.folder}: expected {wanted}, found another")
         self._takes_system = _shows_probe(self._tried([system, {"role": "user", "content": "x"}]))
 
     def text(self, messages: Sequence[Message]) -> str:
         """Returns the prompt as text, up to the assistant's turn, with one placeholder per picture; thinking disabled.
-
-        If the template rejects system turns, the system text becomes the first paragraph of the user's turn.
-        """
+        If the template rejects system turns, the system text becomes the first paragraph of the user's turn."""
         turns = list(messages)
         if turns[0]["role"] == "system" and not self._takes_system:
             system, user = turns[:2]
             turns[:2] = [user | {"content": f"{system['content']}\n\n{user['content']}"}]
         text = self._rendered(turns)
-        return text if text.startswith(self._start_text) else self._start_text + text
+        return self._start_text + text.removeprefix(self._start_text)
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the prompt's token ids with one placeholder per picture, not expanded, as vLLM takes it."""
+        """Returns the prompt's token ids with one placeholder per picture, not expanded, as vLLM takes it. A special
+        token in a message is encoded as ordinary text."""
         shown, hidden = self._hide(messages)
         text = self.text(shown)
         if not hidden:
@@ -123,8 +119,7 @@ class Chat:
     def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
         with self._one_at_a_time:
             found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
-        ids: list[int] = found["input_ids"]
-        return ids
+        return list(found["input_ids"])
 
     def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
         """Returns the messages with numbered placeholders for texts that hold a special token, and these texts."""
@@ -142,12 +137,11 @@ class Chat:
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         turns = [message | {"content": _parts(message["content"])} for message in messages]
+        options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
         try:
-            options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
-            text: str = self.processor.apply_chat_template(turns, **options)
+            return str(self.processor.apply_chat_template(turns, **options))
         except Exception as error:  # templates raise errors of any kind
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
-        return text
 
     def _tried(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         """``_rendered``, or "" where the template refuses."""
@@ -175,6 +169,5 @@ def _processor(folder: Path) -> Any:
     except Exception as error:  # mismatched files or a missing package raise errors of many kinds
         raise CheckpointError(f"{folder}: the processor cannot be loaded ({type(error).__name__}: {error})") from error
     if not hasattr(found, "tokenizer"):
-        wanted = "a processor of pictures and text, as a vision-language model has in preprocessor_config.json"
-        raise CheckpointError(f"{folder}: expected {wanted}, found {type(found).__name__}.")
+        raise CheckpointError(f"{folder}: expected a processor of pictures and text, found {type(found).__name__}")
     return found

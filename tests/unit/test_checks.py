@@ -83,7 +83,7 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
     train = [row(0), row(1), row(2, answer="")]
     found = complaints(words(tmp_path, train, "learner.workers=1000", "student.checkpoint=nowhere", "learner.zer=1"))
     assert "1 of 3 rows cannot be used" in found["data.train"]
-    assert "at most" in found["learner.workers for the learner"]
+    assert "expected room on the nodes" in found["learner.workers for the learner"]
     assert {"student.checkpoint", "learner.zer"} <= found.keys()
     assert "stage 0 of 3 has none" in complaints(words(tmp_path, train[:2]))["schedule"]
     assert "train.jsonl: no row (0 bytes)" in complaints(words(tmp_path, []))["data.train.path"]
