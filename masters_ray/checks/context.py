@@ -24,7 +24,6 @@ class CheckContext:
     all_rows: bool = False
     """Read all rows of the data, not only the first 200."""
     scratch: Path = Path()
-    """Directory for temporary files."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Key of ``config.models`` → directory of its checkpoint, if that is complete and on this machine."""
     directory: RunDirectory | None = None
@@ -32,7 +31,7 @@ class CheckContext:
     loaded: dict[str, Loaded] = field(default_factory=dict)
     """Source ("train", "held_out") → its rows, if they could be read."""
     questions: int | None = None
-    """Number of training questions of the run; None: not known."""
+    """Training questions of the run; None: not known."""
     digest: str | None = None
     """Digest of the training questions; None: not all rows were read."""
 

@@ -37,8 +37,8 @@ def student(context: CheckContext) -> None:
 
 
 def lengths(context: CheckContext) -> None:
-    """Checks that no engine's max_model_len exceeds the positions of its model, scaled by the whole factor of its RoPE.
-    vLLM, which knows which kinds of scaling count, may refuse a smaller one."""
+    """Checks that no engine's max_model_len exceeds the positions of its model, scaled by the whole factor of its
+    RoPE."""
     for name, folder in context.folders.items():
         whole = weights.read_json(folder / "config.json")
         text = whole.get("text_config") or whole
@@ -63,12 +63,11 @@ def teachers(context: CheckContext) -> None:
             context.complain(f"{name}.top_k", expected, str(top_k), "50 keeps nearly all of the mass.")
         if ours is not None:
             _comparable(context, name, folder, ours)
-            ends(context, name, folder, ours)
+            _ends(context, name, folder, ours)
 
 
-def ends(context: CheckContext, name: str, teacher: Path, student: Path) -> None:
-    """Checks that teacher and student share an end token. name: the teacher's key in the configuration. Raises
-    CheckpointError when a checkpoint names no end token."""
+def _ends(context: CheckContext, name: str, teacher: Path, student: Path) -> None:
+    """Checks that teacher and student share an end token."""
     theirs, ours = special_tokens.end_ids(teacher), special_tokens.end_ids(student)
     if not theirs & ours:
         expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"

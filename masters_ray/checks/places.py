@@ -46,8 +46,8 @@ def directory(context: CheckContext) -> None:
 
 
 def recipes(context: CheckContext) -> None:
-    """Checks that stores with rows were made by this configuration's recipe, as far as it is known without weights, and
-    from these data, if all rows were read."""
+    """Checks that stores with rows were made by this configuration's recipe, as far as it is known without weights and
+    from the rows that were read."""
     held = context.directory
     if held is None or held.student.exists() or context.folders.keys() != context.config.models.keys():
         return
@@ -126,6 +126,5 @@ def learner_bytes(config: Config, parameters: int) -> int:
     """Returns the bytes of the learner's checkpoints (those kept and one being written) and the exported student.
     Adapters' checkpoints are small and not counted."""
     weight = 2 if config.learner.dtype == "bfloat16" else 4
-    if config.learner.lora.rank:
-        return weight * parameters
-    return parameters * (weight + (config.learner.checkpoints_kept + 1) * (weight + _OPTIMIZER))
+    checkpoints = 0 if config.learner.lora.rank else config.learner.checkpoints_kept + 1
+    return parameters * (weight + checkpoints * (weight + _OPTIMIZER))

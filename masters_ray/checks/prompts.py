@@ -116,7 +116,9 @@ def check_ids(chat: "Chat", problem: Problem) -> None:
         raise CheckpointError("the chat template writes the start token twice")
     learned, stands_for = _ids(chat, problem), content.get("image_token_id", content.get("image_token_index"))
     if problem.pictures and stands_for not in (None, *learned):
-        raise CheckpointError(f"config.json has pictures stand at token {stands_for}, and the processor puts none there")
+        raise CheckpointError(
+            f"config.json has pictures stand at token {stands_for}, and the processor puts none there"
+        )
     if not _expands(asked, learned, marks):
         other = f"beside the pictures of {problem.id} the processor makes other tokens than the tokenizer"
         raise CheckpointError(f"engine and learner read different prompts: {other}")

@@ -6,14 +6,12 @@ from collections import Counter
 from masters_ray import data
 from masters_ray.checks.context import CheckContext
 from masters_ray.data import sources
-from masters_ray.method import schedule
 from masters_ray.pipeline import inputs
 from masters_ray.progress import say
 
 FIRST = 200
 """Rows of a source that are read without ``all_rows``."""
 _KINDS = 8
-_ITERATIONS = 12
 
 
 def files(context: CheckContext) -> None:
@@ -25,8 +23,7 @@ def files(context: CheckContext) -> None:
 
 
 def source(context: CheckContext, name: str) -> None:
-    """Reads the first or all rows of data.train or data.held_out as a run does; checks that not too many are set
-    aside."""
+    """Reads the first or all rows of a source as a run does; checks that not too many are set aside."""
     config, source, where = context.config, getattr(context.config.data, name), f"data.{name}"
     more = not context.all_rows and next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
     first, spool = FIRST if more else None, context.scratch / f"{name}.sqlite"
@@ -54,10 +51,6 @@ def source(context: CheckContext, name: str) -> None:
 
 
 def iterations(context: CheckContext) -> None:
-    """Checks that every stage has questions, if their number is known: all rows were read or data.train.rows is set.
-    Lists the first online iterations."""
-    if fraction := context.config.rollout.online_fraction:
-        numbers = (str(number) for number in itertools.count(1) if schedule.is_online(number, fraction))
-        say(f"online iterations: {', '.join(itertools.islice(numbers, _ITERATIONS))}, … ({fraction:.1%} of all)")
+    """Checks that every stage has questions, if their number is known: all rows were read or data.train.rows is set."""
     if context.questions is not None:
         inputs.plan(context.config, context.questions)
