@@ -130,11 +130,16 @@ def test_weights_that_are_missing_or_of_another_shape_are_named_before_and_while
             load(other)
 
 
-def test_weights_of_no_part_are_told(tmp_path: Path) -> None:
+def test_weights_of_no_part_are_told_and_those_of_more_layers_refused(tmp_path: Path) -> None:
     assert hf.unexpected_weights(PAIR / "student") == hf.unexpected_weights(PAIR / "teacher") == []
     other = "model.language_model.extra.weight"
     folder = checkpoint(tmp_path / "student", tensors=lambda held: held.update({other: held[QUERIES].clone()}))
     assert hf.unexpected_weights(folder) == [other]
+    fewer = checkpoint(
+        tmp_path / "fewer", weights=True, config=lambda it: it["text_config"].update(num_hidden_layers=1)
+    )
+    with pytest.raises(CheckpointError, match=r"found weights of further ones: .*layers\.1\."):
+        hf.unexpected_weights(fewer)
 
 
 LEFT_OUT = {"modeling_tiny.py", "pytorch_model.bin.index.json", ".cache/huggingface/x.json"}

@@ -11,7 +11,6 @@ from masters_ray import checks
 from masters_ray.checks.prompts import check_ids
 from masters_ray.errors import CheckpointError, ConfigError
 from masters_ray.method.prompts import question_messages
-from masters_ray.models import hf
 from masters_ray.models.chat import Chat
 from tests.builders import checkpoint, picture, problem
 from tests.conftest import DEMO, PAIR
@@ -30,21 +29,7 @@ def test_several_complaints_come_together() -> None:
     words = ["data.train.path=none.jsonl", "student.checkpoint=nowhere", "schedule.max_ratio=1.2", "learner.workrs=2"]
     found = complaints(*words, "teacher.top_k=100000")
     assert set(found) == {word.partition("=")[0] for word in words} | {"teacher.top_k"}
-    assert "none.jsonl: none. Set data.*.path to one existing file" in found["data.train.path"]
     assert "found nowhere: no such directory, and no model id" in found["student.checkpoint"]
-    assert "at most the vocabulary's" in found["teacher.top_k"]
-
-
-def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "student", weights=True)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    told = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
-    assert "model.safetensors: cannot be read as safetensors (Error while deserializing" in told
-    (folder / "tokenizer.json").unlink()
-    weights.unlink()
-    told = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
-    assert f"found {folder}: no tokenizer.json, model.safetensors. Download it again" in told
 
 
 def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> None:
@@ -55,7 +40,7 @@ def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> N
 
     folder = checkpoint(tmp_path / "student", weights=True, tokenizer=swapped)
     found = complaints(f"student.checkpoint={folder}")["student.checkpoint"]
-    assert "differs in vocabulary" in found and "choose a pair of one family" in found
+    assert "differs in vocabulary" in found
 
 
 def test_half_of_a_matrix_cannot_be_frozen() -> None:
@@ -125,35 +110,22 @@ def test_a_processor_that_reads_another_text_than_the_tokenizer_is_refused(monke
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "told"),
+    ("change", "told"),
     [
+        ({"vision_config": {"patch_size": 28}}, "patch_size 8, config.json has vision_config.patch_size 28"),
         (
-            "vision_config",
-            {"patch_size": 28},
-            "cuts pictures with patch_size 8, config.json has vision_config.patch_size",
+            {"vision_config": {"spatial_merge_size": 3}},
+            "merge_size 2, config.json has vision_config.spatial_merge_size",
         ),
-        (
-            "vision_config",
-            {"spatial_merge_size": 3},
-            "cuts pictures with merge_size 2, config.json has vision_config.spat",
-        ),
-        (None, {"image_token_id": 6, "video_token_id": 5}, "stand at token 6, and the processor puts none there"),
+        ({"image_token_id": 6, "video_token_id": 5}, "stand at token 6, and the processor puts none there"),
     ],
 )
-def test_a_processor_that_does_not_fit_its_model_is_refused(
-    section: str | None, change: dict[str, Any], told: str, tmp_path: Path
-) -> None:
-    whole = json.loads((STUDENT / "config.json").read_text())
-    config = change if section is None else {section: whole[section] | change}
+def test_a_processor_that_does_not_fit_its_model_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    def changed(config: dict[str, Any]) -> None:
+        config |= {key: config[key] | one if isinstance(one, dict) else one for key, one in change.items()}
+
     with pytest.raises(CheckpointError, match=told):
-        check_ids(Chat(checkpoint(tmp_path, config=config)), problem())
-
-
-def test_weights_of_more_layers_than_config_json_says_are_refused(tmp_path: Path) -> None:
-    text = json.loads((STUDENT / "config.json").read_text())["text_config"]
-    fewer = {"text_config": text | {"num_hidden_layers": 1}}
-    with pytest.raises(CheckpointError, match=r"found weights of further ones: .*layers\.1\."):
-        hf.unexpected_weights(checkpoint(tmp_path, weights=True, config=fewer))
+        check_ids(Chat(checkpoint(tmp_path, config=changed)), problem())
 
 
 def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(tmp_path: Path) -> None:
