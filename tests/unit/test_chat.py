@@ -32,12 +32,9 @@ def starts_with(token: str) -> Callable[[dict[str, Any]], None]:
 
 def said(chat: Chat, text: str) -> str:
     """What a prompt with this text looks like, each special token marked."""
-    ids = chat.token_ids(prompts.PARSING.messages(text))
-    tokens = chat.tokenizer.convert_ids_to_tokens(ids)
-    return "".join(
-        f"[{one}]" if one in (END, IMAGE, "<|im_start|>") else chat.tokenizer.convert_tokens_to_string([one])
-        for one in tokens
-    )
+    tokens = chat.tokenizer.convert_ids_to_tokens(chat.token_ids(prompts.PARSING.messages(text)))
+    marked = (END, IMAGE, "<|im_start|>")
+    return "".join(f"[{one}]" if one in marked else chat.tokenizer.convert_tokens_to_string([one]) for one in tokens)
 
 
 def test_an_ordinary_prompt_is_the_template_filled_and_tokenized() -> None:
@@ -118,11 +115,6 @@ def test_a_template_in_the_tokenizers_configuration_is_taken(tmp_path: Path) -> 
     folder = checkpoint(tmp_path, tokenizer_config={"chat_template": TEMPLATE})
     (folder / "chat_template.jinja").unlink()
     assert Chat(folder).text(question_messages(problem())) == Chat(PAIR / "student").text(question_messages(problem()))
-
-
-def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected a processor of pictures and text"):
-        Chat(checkpoint(tmp_path, processor_config={"processor_class": "NoSuchProcessor"}))
 
 
 def test_placeholders_come_from_configuration_and_processor_and_are_there(tmp_path: Path) -> None:
