@@ -1,6 +1,5 @@
 """What ``validate`` says of data, directories, prompts and the places."""
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -136,8 +135,6 @@ def test_another_run_in_the_directory_is_a_complaint_and_so_is_one_under_way(tmp
     assert "as in the run that" in complaints([*overrides, "run.seed=7"])["run.seed"]
     with directory.locked():
         assert "another process works here" in complaints(overrides)["run.dir"]
-    with (directory.root / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any more
     directory.file("journal.json").write_text("{")
     assert "not JSON" in complaints(overrides)["run.dir"]
 

@@ -89,15 +89,11 @@ PICTURES = [[(2, 3), (3, 2)], [(2, 2)]]
 TEXTS = [[30, 31, 32], [33]]
 
 
-LONGER = {"input_ids", "mm_token_type_ids"}
-"""Inputs that have a number for each token, 0 for each of an answer's in the latter."""
-
-
-def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probabilities, JSD, what that may lack) of one answer's tokens, from a sequence that holds the prompt and it
-    alone."""
+def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> hf.Terms:
+    """The loss terms of one answer, from a sequence that holds the prompt and it alone."""
     tokens = torch.tensor([answer.judged.answer.token_ids])
-    longer = {name: torch.cat([inputs[name], tokens * (name == "input_ids")], 1) for name in LONGER & inputs.keys()}
+    per_token = {"input_ids": tokens, "mm_token_type_ids": torch.zeros_like(tokens)}
+    longer = {name: torch.cat([inputs[name], more], 1) for name, more in per_token.items() if name in inputs}
     start = inputs["input_ids"].shape[1] - 1
     logprobs = model(**(inputs | longer)).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
     ids, top_logprobs, left_out = map(torch.from_numpy, vars(answer.teacher).values())
@@ -118,9 +114,6 @@ def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
     return (weights * logprobs).sum() + (weights.flip(0) * divergences).sum()
 
 
-Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
-
-
 def made(make: Any) -> tuple[Any, list[dict[str, Tensor]]]:
     """A model of a family, and two prompts with pictures as it reads them."""
     torch.manual_seed(0)
@@ -129,14 +122,14 @@ def made(make: Any) -> tuple[Any, list[dict[str, Tensor]]]:
 
 
 @pytest.fixture(params=FAMILIES, scope="module", ids=lambda one: one.__name__)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], PackedBatch]:
     """A model, the prompts as it reads them, and both groups packed."""
     model, inputs = made(request.param)
     return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
 
 
 @pytest.mark.parametrize(("logits_bytes", "checkpointed"), [(2**20, False), (1, True)])
-def test_packed_groups_equal_separate_sequences(logits_bytes: int, checkpointed: bool, case: Case) -> None:
+def test_packed_groups_equal_separate_sequences(logits_bytes: int, checkpointed: bool, case: Any) -> None:
     model, inputs, batch = case
     plain, changed = copy.deepcopy(model), copy.deepcopy(model)
     answers = [(given, one) for given, row in zip(inputs, GROUPS, strict=True) for one in row.answers]
@@ -167,13 +160,13 @@ def student() -> Student:
     return hf.PackedStudent(model, logits_bytes=2**20), prompts_of(model, inputs)
 
 
-AGGREGATIONS = get_args(Aggregation)
 SIZES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=5)
 """Lengths of the answers of each group of a step; the groups' prompts take turns."""
+WAYS = st.sampled_from(get_args(Aggregation))
 
 
 @settings(max_examples=25)
-@given(SIZES, st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), st.sampled_from(AGGREGATIONS))
+@given(SIZES, st.integers(1, 3), st.integers(1, 120), st.sampled_from([1, 7, 128]), WAYS)
 def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
     student: Student, sizes: list[list[int]], workers: int, budget: int, multiple_of: int, aggregation: Aggregation
 ) -> None:
@@ -216,7 +209,7 @@ def test_a_steps_loss_does_not_depend_on_workers_micro_batches_and_padding(
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
-def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Case) -> None:
+def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Any) -> None:
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5
