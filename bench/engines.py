@@ -29,6 +29,7 @@ from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import RolloutGroup
 from masters_ray.replicas import processes
+from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.model import ReplicaModel
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas, environment
@@ -48,7 +49,7 @@ def flow(folder: Path) -> dict[str, Any]:
     questions = Questions(config, train.problems, folder)
     with (
         cluster.connected(config.cluster),
-        Replicas(_specs(config)) as replicas,
+        Replicas(_specs(config), _Timed) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
         recipe = recipes.recipe(config, _STAGE, student, student, {})
@@ -89,6 +90,28 @@ def _again(model: ReplicaModel, config: Config, recipe: Recipe, rows: list[Rollo
     ]
     model.engine.score([prompts[index] for index, _ in others], [ids for _, ids in others], k)
     return sum(len(one.judged.answer.token_ids) for row in rows for one in row.answers)
+
+
+class _Timed(ReplicaActor):
+    """Adds up the seconds that its engine works."""
+
+    _busy = 0.0
+
+    def busy_seconds(self) -> float:
+        return self._busy
+
+    def _load(self, spec: ReplicaSpec) -> None:
+        super()._load(spec)
+        engine = self._model.engine.loop._llm.llm_engine
+        step = engine.step
+
+        def timed() -> Any:
+            began = time.monotonic()
+            outputs = step()
+            self._busy += time.monotonic() - began
+            return outputs
+
+        engine.step = timed
 
 
 class _Looks:

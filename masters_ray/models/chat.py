@@ -15,7 +15,6 @@ from masters_ray.method.prompts import Message
 from masters_ray.models import special_tokens
 
 _PROBE = "masters 0 probe"
-"""A text that occurs in no template."""
 _TODAY = datetime(2026, 1, 1, 12)
 """Fixed time for templates that ask for it: engine and learner render the same prompt on different days."""
 _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
@@ -152,7 +151,6 @@ class Chat:
 
 
 def _parts(content: Any) -> Any:
-    """Returns a turn's content as the list of parts that a template for pictures takes."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 

@@ -46,10 +46,8 @@ def unexpected_weights(folder: Path) -> list[str]:
     model, extra = _loaded(folder, device_map="meta")
     own = set(map(without_numbers, model.state_dict()))
     if further := [name for name in extra if without_numbers(name) in own]:
-        raise CheckpointError(
-            f"{folder}: expected the layers that config.json says, found weights of further ones: {some(further)}. "
-            "Mend it, or download the checkpoint again."
-        )
+        found = f"expected the layers that config.json says, found weights of further ones: {some(further)}"
+        raise CheckpointError(f"{folder}: {found}. Mend it, or download the checkpoint again.")
     return extra
 
 
@@ -162,7 +160,7 @@ def _packed_attention(
 def prompt_tensors(
     model: Any, chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]
 ) -> PromptTensors:
-    """Returns a prompt's tensors for ``model``, with the rotary positions that the model itself would compute."""
+    """Returns a prompt's tensors, with the rotary positions that ``model`` itself would compute."""
     inputs = chat.inputs(messages, pictures)
     input_ids = inputs["input_ids"]
     if hasattr(model.model, "get_rope_index"):
@@ -196,19 +194,15 @@ def add_adapters(model: Any, lora: Lora) -> Any:
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     targets = [name for name in linear if part_of(f"{name}.weight") == "language"]
-    return get_peft_model(
-        model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
-    )
+    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
+    return get_peft_model(model, settings)
 
 
 def merged(
     state: Mapping[str, Tensor], checkpoint: Path, lora: Lora, write_to: Path | None = None
 ) -> dict[str, Tensor]:
-    """Returns the student with merged adapters: parameter names → float32 tensors.
-
-    state: of the adapted model. write_to: directory for the adapters alone in peft's format, written atomically. Raises
-    ValueError when ``state`` does not fit the adapted model.
-    """
+    """Returns the student with merged adapters: parameter names → float32 tensors. state: of the adapted model.
+    write_to: directory for the adapters alone in peft's format, written atomically."""
     model = load_model(checkpoint, "float32")
     wrapped = add_adapters(model, lora)
     missing, unexpected = model.load_state_dict(dict(state), strict=False)

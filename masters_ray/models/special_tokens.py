@@ -1,5 +1,4 @@
-"""Reads a checkpoint's special tokens from its JSON files: marks of turns and pictures, and tokens that end an answer.
-Needs neither transformers nor torch."""
+"""Reads a checkpoint's special tokens from its JSON files: marks of turns and pictures, and tokens that end an answer."""
 
 import json
 import re
@@ -13,19 +12,6 @@ from masters_ray.models.weights import read_json
 from masters_ray.parts import PLACEHOLDER_IDS
 
 _NAMED = ("tokenizer_config.json", "special_tokens_map.json", "processor_config.json", "preprocessor_config.json")
-
-
-def texts(folder: Path) -> set[str]:
-    """Returns the texts of the tokenizer's and processor's special tokens, for example ``<|im_end|>`` or ``<image>``.
-
-    Leaves out a special token that is a word or a single character (a padding token "!"): texts may well contain it.
-    """
-    marks = placeholder_ids(folder)
-    found: list[Any] = [one for one in _added(folder) if one.get("special") or one["id"] in marks]
-    for content in (_read(folder / name) for name in _NAMED):
-        found += [value for key, value in content.items() if key.endswith(("_token", "_special_tokens"))]
-        found += [one for one in content.get("added_tokens_decoder", {}).values() if one.get("special")]
-    return {text for text in _texts(found) if len(text) > 1 and not text.isalnum()}
 
 
 def placeholder_ids(folder: Path) -> set[int]:
@@ -50,10 +36,17 @@ def end_ids(folder: Path) -> set[int]:
 
 
 def pattern(folders: Iterable[Path]) -> str:
-    """Returns a regular expression that matches every special token of these checkpoints, the longest first, or nothing
-    if there is none."""
-    found = {text for folder in folders for text in texts(folder)}
-    return "|".join(map(re.escape, sorted(found, key=lambda text: (-len(text), text)))) or NO_SPECIAL
+    """Returns a regular expression that matches every special token of these checkpoints, the longest first, such as
+    ``<|im_end|>``. Leaves out one that is a word or a single character (a padding token "!"): texts may contain it."""
+    found: list[Any] = []
+    for folder in folders:
+        marks = placeholder_ids(folder)
+        found += [one for one in _added(folder) if one.get("special") or one["id"] in marks]
+        for content in (_read(folder / name) for name in _NAMED):
+            found += [value for key, value in content.items() if key.endswith(("_token", "_special_tokens"))]
+            found += [one for one in content.get("added_tokens_decoder", {}).values() if one.get("special")]
+    texts = {text for text in _texts(found) if len(text) > 1 and not text.isalnum()}
+    return "|".join(map(re.escape, sorted(texts, key=lambda text: (-len(text), text)))) or NO_SPECIAL
 
 
 def _added(folder: Path) -> list[dict[str, Any]]:

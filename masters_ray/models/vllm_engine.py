@@ -52,10 +52,10 @@ class VllmEngine:
         banned: Sequence[int] = (),
         sleeps: bool = False,
     ) -> None:
-        """Loads the checkpoint; with ``parts``, these are masked at ``ratio``, and ``mask`` may change the ratio.
+        """Loads the checkpoint, with ``parts`` masked at ``ratio``, which ``mask`` changes.
 
         banned: token ids that are never sampled; only the first 1,024 count. sleeps: the engine frees the GPUs' memory
-        after loading and in ``sleep``, until the next call; no effect on CPU.
+        after loading and in ``sleep``; no effect on CPU.
         """
         from vllm.platforms import current_platform
 

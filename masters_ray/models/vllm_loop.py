@@ -3,7 +3,6 @@
 import itertools
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -30,8 +29,6 @@ class EngineLoop:
         self._under_way: dict[str, Future[Any]] = {}
         self._numbers = itertools.count()
         self._asleep = False
-        self.busy_seconds = 0.0
-        """Total time in engine steps, seconds."""
         threading.Thread(target=self._run, name="vllm", daemon=True).start()
 
     def ask(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
@@ -97,10 +94,7 @@ class EngineLoop:
         return outcome
 
     def _step(self) -> None:
-        began = time.monotonic()
-        outputs = self._llm.llm_engine.step()
-        self.busy_seconds += time.monotonic() - began
-        for output in outputs:
+        for output in self._llm.llm_engine.step():
             if output.finished:
                 self._under_way.pop(output.request_id).set_result(output)
 

@@ -34,14 +34,13 @@ class MaskedLoader(DefaultModelLoader):
     """vLLM's default loader on a masked stream of tensors; sets ``model.mask_report`` to the MaskReport."""
 
     def __init__(self, load_config: LoadConfig) -> None:
-        extra = dict(load_config.model_loader_extra_config)
-        self._ratio: float = extra["ratio"]
-        self._parts: frozenset[Part] = frozenset(extra["parts"])
+        self._extra: Any = load_config.model_loader_extra_config
         self._reports: list[MaskReport] = []
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
 
     def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-        return masked(tensors(Path(model_config.model)), self._ratio, self._parts, self._reports)
+        ratio, parts = self._extra["ratio"], frozenset(self._extra["parts"])
+        return masked(tensors(Path(model_config.model)), ratio, parts, self._reports)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         super().load_weights(model, model_config)

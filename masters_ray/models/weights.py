@@ -24,13 +24,11 @@ _SINGLE = "model.safetensors"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ALSO_READ = ("generation_config.json", "special_tokens_map.json", "chat_template.json")
-_ADAPTERS = "adapter_config.json"
 _PLAIN_NUMBERS = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
 """safetensors types with one number per entry; I64 and BOOL are tables of positions and masks."""
 _AGAIN = "Download it again (in a clone: git lfs pull), or save the model with transformers' save_pretrained."
 _NOT_COPIED = re.compile(r"(^|/)\.|\.(safetensors|bin|pth?|gguf|onnx|onnx_data|h5|msgpack|index\.json|py)$")
 """Hidden files, weights and code."""
-_SHOWN = 3
 
 
 class Entry(NamedTuple):
@@ -41,10 +39,7 @@ class Entry(NamedTuple):
 
 def locate(checkpoint: str) -> Path:
     """Returns a checkpoint's directory. checkpoint: a path, or a model id of the Hub, of which it downloads what the
-    cache lacks.
-
-    Raises CheckpointError when ``checkpoint`` is neither, or when the Hub does not deliver all files.
-    """
+    cache lacks. Raises CheckpointError when it is neither, or when the Hub does not deliver all files."""
     if (local := locate_locally(checkpoint)) is not None:
         return local
     from huggingface_hub import snapshot_download
@@ -52,10 +47,8 @@ def locate(checkpoint: str) -> Path:
     try:
         folder = Path(snapshot_download(checkpoint))
     except Exception as error:  # the client raises many kinds of errors: network, permission, name
-        raise CheckpointError(
-            f"{checkpoint}: no such directory, and the model hub did not deliver it ({type(error).__name__}: {error}). "
-            "Check the name, download it beforehand, or give a directory."
-        ) from error
+        found = f"no such directory, and the model hub did not deliver it ({type(error).__name__}: {error})"
+        raise CheckpointError(f"{checkpoint}: {found}. Check the name, or give a directory.") from error
     check(folder)
     return folder
 
@@ -97,10 +90,12 @@ def _lacking(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files of a checkpoint, in the index's order. Raises CheckpointError when a file is
-    missing, or when transformers or vLLM might read other files of the directory instead."""
+    """Returns the safetensors files of a checkpoint, in the index's order. Raises CheckpointError when one is missing,
+    or when transformers or vLLM might read other files of the directory instead."""
     names = _names(folder)
-    others = {file.name for pattern in ("*.safetensors", _ADAPTERS) for file in folder.glob(pattern)} - {*names}
+    others = {file.name for pattern in ("*.safetensors", "adapter_config.json") for file in folder.glob(pattern)} - {
+        *names
+    }
     if others:
         found = f"{some(sorted(others))} beside {names[0]}: engine and learner might read other weights"
         raise CheckpointError(f"{folder}: {found}. Move it away; adapters can be merged (peft: merge_and_unload).")
@@ -111,8 +106,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def headers(folder: Path) -> dict[str, Entry]:
-    """Returns tensor name → header entry for all tensors of a checkpoint. Raises CheckpointError when a file is
-    incomplete, or when a tensor is in two files."""
+    """Returns tensor name → header entry. Raises CheckpointError for a torn file, or a tensor in two files."""
     found: dict[str, Entry] = {}
     for file in weight_files(folder):
         try:
@@ -205,12 +199,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def some(names: list[str]) -> str:
     """Joins the first names in words. Example: ``a.weight, b.weight, c.weight and 12 more``."""
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _names(folder: Path) -> list[str]:
-    """Returns the names of the expected weight files, in the index's order."""
     index = folder / _INDEX
     placed = read_json(index).get("weight_map") if index.is_file() else {"": _SINGLE}
     if not isinstance(placed, dict) or not placed:

@@ -71,10 +71,6 @@ class ReplicaActor:
         if self._loaded:
             self._guarded(lambda: self._model.engine.sleep())
 
-    def busy_seconds(self) -> float:
-        """Seconds that the engine has worked since its start."""
-        return self._model.engine.loop.busy_seconds
-
     def _guarded(self, action: Callable[[], Any], ratio: float | None = None) -> Any:
         """ratio: as in ``ready``."""
         if self._ending:
