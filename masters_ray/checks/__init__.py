@@ -63,7 +63,6 @@ def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
 
 def _run(table: Table, context: CheckContext) -> None:
     for where, expected, check in table:
-        context.earlier = tuple(complaint.where for complaint in context.complaints)
         with context.guarded(where, expected):
             check(context)
     if context.complaints:

@@ -17,8 +17,6 @@ class CheckContext:
 
     config: Config
     complaints: list[Complaint]
-    earlier: tuple[str, ...] = ()
-    """Keys with a complaint before the current check."""
     not_checked: list[str] = field(default_factory=list)
     """What checks left out, and why."""
     all_rows: bool = False
@@ -36,9 +34,8 @@ class CheckContext:
     """Digest of the training questions; None: not all rows were read."""
 
     def complain(self, where: str, expected: str, found: str, remedy: str = "") -> None:
-        """Adds a complaint, unless an earlier check complained of this key or of a key in this section: then it is a
-        consequence."""
-        if not any(key.startswith(where) for key in self.earlier):
+        """Adds a complaint, unless there is one about this key or a key in this section: then it is a consequence."""
+        if not any(one.where.startswith(where) for one in self.complaints):
             self.complaints.append(Complaint(where, expected, found, remedy))
 
     @contextmanager

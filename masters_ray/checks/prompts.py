@@ -22,12 +22,8 @@ _COMPARED = 3
 _REPEATED = re.compile(r"([<\[]\S{1,40}?[>\]])\1{3,}")
 """Matches a picture's run of equal tokens, which is shown as one token and its count."""
 _MARK = chr(0x10FFFF)
-_PATCHES = (
-    ("patch_size", "patch_size"),
-    ("temporal_patch_size", "temporal_patch_size"),
-    ("merge_size", "spatial_merge_size"),
-)
-"""Attribute of an image processor, and the key of vision_config that must have the same value."""
+_CUTS = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_size", "merge_size": "spatial_merge_size"}
+"""Attribute of an image processor → key of vision_config that must have the same value."""
 
 
 def prompts(context: CheckContext) -> None:
@@ -104,7 +100,7 @@ def check_ids(chat: "Chat", problem: Problem) -> None:
     """Raises CheckpointError unless engine and learner have the same ids for the question, with each picture and the
     start token once, pictures are cut as the model wants them, and answers end with a token that the engine knows."""
     content, processor = read_json(chat.folder / "config.json"), getattr(chat.processor, "image_processor", None)
-    for attribute, key in _PATCHES:
+    for attribute, key in _CUTS.items():
         cut, wanted = getattr(processor, attribute, None), content.get("vision_config", {}).get(key)
         if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
             told = f"cuts pictures with {attribute} {cut}, config.json has vision_config.{key} {wanted}"
@@ -116,9 +112,7 @@ def check_ids(chat: "Chat", problem: Problem) -> None:
         raise CheckpointError("the chat template writes the start token twice")
     learned, stands_for = _ids(chat, problem), content.get("image_token_id", content.get("image_token_index"))
     if problem.pictures and stands_for not in (None, *learned):
-        raise CheckpointError(
-            f"config.json has pictures stand at token {stands_for}, and the processor puts none there"
-        )
+        raise CheckpointError(f"config.json has pictures at token {stands_for}, where the processor puts none")
     if not _expands(asked, learned, marks):
         other = f"beside the pictures of {problem.id} the processor makes other tokens than the tokenizer"
         raise CheckpointError(f"engine and learner read different prompts: {other}")

@@ -73,13 +73,9 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
     """Loads a teacher for ``live_scores`` without gradients, the matrices of ``parts`` masked at ``ratio``. Raises
     CheckpointError as ``masked`` and ``read_packed``."""
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
-
     report: list[MaskReport] = []
-    state = dict(masked(tensors(folder), ratio, parts, report))
-    config = AutoConfig.from_pretrained(folder)
-    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    model = kind.from_pretrained(None, config=config, state_dict=state, dtype=getattr(torch, dtype))
+    state, empty = dict(masked(tensors(folder), ratio, parts, report)), _empty(folder)
+    model: Any = type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=getattr(torch, dtype))
     read_packed(model, "teacher")
     return model.eval().requires_grad_(False), report[0]
 

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's special tokens from its JSON files: marks of turns and pictures, and tokens that end an answer."""
+"""Reads a checkpoint's special tokens from its JSON files: marks of turns and pictures, ends of answers."""
 
 import json
 import re

@@ -117,7 +117,7 @@ def test_a_processor_that_reads_another_text_than_the_tokenizer_is_refused(monke
             {"vision_config": {"spatial_merge_size": 3}},
             "merge_size 2, config.json has vision_config.spatial_merge_size",
         ),
-        ({"image_token_id": 6, "video_token_id": 5}, "stand at token 6, and the processor puts none there"),
+        ({"image_token_id": 6, "video_token_id": 5}, "pictures at token 6, where the processor puts none"),
     ],
 )
 def test_a_processor_that_does_not_fit_its_model_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
