@@ -45,21 +45,18 @@ def test_different_tokenizers_are_refused_with_what_differs(tmp_path: Path) -> N
 
 def test_half_of_a_matrix_cannot_be_frozen() -> None:
     assert "one matrix" in complaints("learner.frozen=[vision,lm_head]")["learner.frozen"]
-    checks.load(DEMO, ["learner.frozen=[embeddings]", "learner.lora.rank=4"])
     checks.load(DEMO, ["learner.frozen=[lm_head,embeddings]"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int32])
-def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_quantised_weights_can_be_neither_masked_nor_trained(tmp_path: Path) -> None:
     def packed(tensors: dict[str, Any]) -> None:
-        tensors.update({name: one.to(dtype) for name, one in tensors.items() if "mlp.up_proj" in name})
+        tensors.update({name: one.to(torch.int8) for name, one in tensors.items() if "mlp.up_proj" in name})
 
     folder = checkpoint(tmp_path / "packed", tensors=packed)
     found = complaints(f"teacher.checkpoint={folder}", f"student.checkpoint={folder}")
     assert "packed numbers in model.language_model.layers.0.mlp.up_proj.weight" in found["teacher.checkpoint"]
     assert "can be trained" in found["student.checkpoint"]
     checks.load(DEMO, [f"teacher.checkpoint={folder}", "schedule.max_ratio=0"])  # it is never masked
-
     awq = {"quantization_config": {"quant_method": "awq"}}
     folder = checkpoint(tmp_path / "awq", weights=True, config=lambda config: config["text_config"].update(awq))
     assert "(awq)" in complaints(f"teacher.checkpoint={folder}")["teacher.checkpoint"]
