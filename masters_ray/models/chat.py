@@ -73,8 +73,13 @@ class Chat:
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
         """Returns the prompt's token ids with one placeholder per picture, not expanded, as vLLM takes it. A special
-        token in a message is encoded as ordinary text."""
-        shown, hidden = self._hide(messages)
+        token in a message of text alone is encoded as ordinary text; messages with pictures must hold none."""
+        shown, hidden = list(messages), []
+        for place, message in enumerate(messages):
+            content = message["content"]
+            if isinstance(content, str) and (special_in(content, self._special) or _HIDDEN.search(content)):
+                shown[place] = message | {"content": f"\ufdd0{len(hidden)}\ufdd1"}
+                hidden.append(content)
         text = self.text(shown)
         if not hidden:
             return self._encoded(text)
@@ -119,20 +124,6 @@ class Chat:
         with self._one_at_a_time:
             found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
         return list(found["input_ids"])
-
-    def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Returns the messages with numbered placeholders for texts that hold a special token, and these texts."""
-        hidden: list[str] = []
-
-        def hide(content: Any) -> Any:
-            if not isinstance(content, str):
-                return [one | {"text": hide(one["text"])} if "text" in one else one for one in content]
-            if special_in(content, self._special) is None and _HIDDEN.search(content) is None:
-                return content
-            hidden.append(content)
-            return f"\ufdd0{len(hidden) - 1}\ufdd1"
-
-        return [message | {"content": hide(message["content"])} for message in messages], hidden
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         turns = [message | {"content": _parts(message["content"])} for message in messages]
