@@ -7,7 +7,7 @@ from pathlib import Path
 
 from masters_ray.checks.context import CheckContext
 from masters_ray.method.schedule import ratios
-from masters_ray.models import special_tokens, weights
+from masters_ray.models import weights
 from masters_ray.parts import is_unknown, matrices_in, part_of, parts_in
 from masters_ray.progress import say
 
@@ -68,7 +68,7 @@ def teachers(context: CheckContext) -> None:
 
 def _ends(context: CheckContext, name: str, teacher: Path, student: Path) -> None:
     """Checks that teacher and student share an end token."""
-    theirs, ours = special_tokens.end_ids(teacher), special_tokens.end_ids(student)
+    theirs, ours = weights.end_ids(teacher), weights.end_ids(student)
     if not theirs & ours:
         expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
         remedy = "Give generation_config.json of either the eos_token_id of the other, if its chat template ends so."

@@ -9,8 +9,7 @@ from masters_ray.checks.context import CheckContext
 from masters_ray.checks.rows import FIRST
 from masters_ray.errors import CheckpointError
 from masters_ray.method.prompts import ground_truth, question_messages
-from masters_ray.models import special_tokens
-from masters_ray.models.weights import read_json, some
+from masters_ray.models import weights
 from masters_ray.progress import say
 from masters_ray.records import Problem
 
@@ -40,7 +39,7 @@ def _of_model(context: CheckContext, name: str) -> None:
 
     folder = context.folders[name]
     if extra := hf.unexpected_weights(folder):
-        say(f"{name}: {folder} has weights of no part of its model ({some(extra)}); engines may refuse them")
+        say(f"{name}: {folder} has weights of no part of its model ({weights.some(extra)}); engines may refuse them")
     chat = Chat(folder)
     readable = [problem for source in context.loaded for problem in _that_can_be_asked(context, chat, name, source)]
     if readable and name == "student":
@@ -99,7 +98,10 @@ def _that_can_be_asked(context: CheckContext, chat: "Chat", name: str, source: s
 def check_ids(chat: "Chat", problem: Problem) -> None:
     """Raises CheckpointError unless engine and learner have the same ids for the question, with each picture and the
     start token once, pictures are cut as the model wants them, and answers end with a token that the engine knows."""
-    content, processor = read_json(chat.folder / "config.json"), getattr(chat.processor, "image_processor", None)
+    content, processor = (
+        weights.read_json(chat.folder / "config.json"),
+        getattr(chat.processor, "image_processor", None),
+    )
     for attribute, key in _CUTS.items():
         cut, wanted = getattr(processor, attribute, None), content.get("vision_config", {}).get(key)
         if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
@@ -116,7 +118,7 @@ def check_ids(chat: "Chat", problem: Problem) -> None:
     if not _expands(asked, learned, marks):
         other = f"beside the pictures of {problem.id} the processor makes other tokens than the tokenizer"
         raise CheckpointError(f"engine and learner read different prompts: {other}")
-    if (end := chat.turn_end()) not in (None, *(known := special_tokens.end_ids(chat.folder))):
+    if (end := chat.turn_end()) not in (None, *(known := weights.end_ids(chat.folder))):
         named = f"generation_config.json does not name (eos_token_id: {sorted(known)}): answers would not end"
         raise CheckpointError(f"its chat template ends a turn with token {end}, which {named}")
 

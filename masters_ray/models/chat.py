@@ -12,7 +12,7 @@ from PIL import Image
 from masters_ray.data import special_in
 from masters_ray.errors import CheckpointError
 from masters_ray.method.prompts import Message
-from masters_ray.models import special_tokens
+from masters_ray.models import weights
 
 _PROBE = "masters 0 probe"
 _TODAY = datetime(2026, 1, 1, 12)
@@ -34,7 +34,7 @@ class Chat:
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
         self._one_at_a_time = threading.Lock()  # a fast tokenizer is not thread-safe
-        self._special = special_tokens.pattern([folder])
+        self._special = weights.special_tokens([folder])
         for token in self.tokenizer.added_tokens_decoder.values():
             if re.fullmatch(self._special, token.content) and not token.special:
                 token.special = True  # so that split_special_tokens applies to it
@@ -74,7 +74,7 @@ class Chat:
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
         """Returns the prompt's token ids with one placeholder per picture, not expanded, as vLLM takes it. A special
         token in a message of text alone is encoded as ordinary text; messages with pictures must hold none."""
-        shown, hidden = list(messages), []
+        shown, hidden = list(messages), list[str]()
         for place, message in enumerate(messages):
             content = message["content"]
             if isinstance(content, str) and (special_in(content, self._special) or _HIDDEN.search(content)):
@@ -102,7 +102,7 @@ class Chat:
     def placeholder_ids(self) -> list[int]:
         """Returns the ids of picture, video and audio placeholders, ascending: an answer must not contain them."""
         vocabulary = self.tokenizer.get_vocab()
-        found: set[int | None] = {*special_tokens.placeholder_ids(self.folder)}
+        found: set[int | None] = {*weights.placeholder_ids(self.folder)}
         for kind in ("image", "video", "audio"):
             found.add(vocabulary.get(getattr(self.processor, f"{kind}_token", None)))
             found.add(getattr(self.processor, f"{kind}_token_id", None))

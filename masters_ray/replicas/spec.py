@@ -8,7 +8,7 @@ from pathlib import Path
 
 from masters_ray.config import Config, Engine, Part
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.models import special_tokens, weights
+from masters_ray.models import weights
 from masters_ray.parts import parts_in
 from masters_ray.replicas.processes import Processes
 
@@ -66,8 +66,8 @@ def specs(
     widths = [width for folder in (theirs, ours) if (width := weights.vocabulary(folder)) is not None]
     # Tokens that a model must not write: the placeholders of both models; for a teacher also its end tokens that the
     # student does not have, which the student would learn otherwise.
-    placeholders = special_tokens.placeholder_ids(theirs) | special_tokens.placeholder_ids(ours)
-    foreign_ends = special_tokens.end_ids(theirs) - special_tokens.end_ids(ours)
+    placeholders = weights.placeholder_ids(theirs) | weights.placeholder_ids(ours)
+    foreign_ends = weights.end_ids(theirs) - weights.end_ids(ours)
     found = []
     for one in wanted:
         model = config.models[one.key]

@@ -10,7 +10,7 @@ import pytest
 from masters_ray.errors import CheckpointError
 from masters_ray.method import prompts
 from masters_ray.method.prompts import question_messages
-from masters_ray.models import special_tokens
+from masters_ray.models import weights
 from masters_ray.models.chat import Chat
 from tests.builders import checkpoint, picture, problem
 from tests.conftest import PAIR
@@ -65,7 +65,7 @@ def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(t
     folder = checkpoint(tmp_path, tokenizer=change, tokenizer_config={"extra_special_tokens": []})
     chat = Chat(folder)
     found = [IMAGE, "<|video_pad|>", END, "<|endoftext|>"]
-    assert special_tokens.pattern([folder]) == "|".join(map(re.escape, sorted(found, key=lambda it: (-len(it), it))))
+    assert weights.special_tokens([folder]) == "|".join(map(re.escape, sorted(found, key=lambda it: (-len(it), it))))
     assert said(chat, f"a {IMAGE} b") == f"a {IMAGE} b".join(said(chat, "@").split("@"))
 
 
