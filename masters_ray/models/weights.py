@@ -2,8 +2,6 @@
 files; reads headers, tensors, digests and special tokens; copies what lies beside weights. Needs torch only for
 tensors."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -22,14 +20,12 @@ from masters_ray.parts import PLACEHOLDER_IDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ALSO_READ = ("generation_config.json", "special_tokens_map.json", "chat_template.json")
 _PLAIN_NUMBERS = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
 """safetensors types with one number per entry; I64 and BOOL are tables of positions and masks."""
-_NAME_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "processor_config.json", "preprocessor_config.json")
+_NAME_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", *_PROCESSORS)
 _AGAIN = "Download it again (in a clone: git lfs pull), or save the model with transformers' save_pretrained."
 _NOT_COPIED = re.compile(r"(^|/)\.|\.(safetensors|bin|pth?|gguf|onnx|onnx_data|h5|msgpack|index\.json|py)$")
 """Hidden files, weights and code."""
@@ -94,11 +90,9 @@ def weight_files(folder: Path) -> list[Path]:
     """Returns the safetensors files of a checkpoint, in the index's order. Raises CheckpointError when one is missing,
     or when transformers or vLLM might read other files of the directory instead."""
     names = _names(folder)
-    others = {file.name for pattern in ("*.safetensors", "adapter_config.json") for file in folder.glob(pattern)} - {
-        *names
-    }
-    if others:
-        found = f"{some(sorted(others))} beside {names[0]}: engine and learner might read other weights"
+    present = {file.name for pattern in ("*.safetensors", "adapter_config.json") for file in folder.glob(pattern)}
+    if others := sorted(present.difference(names)):
+        found = f"{some(others)} beside {names[0]}: engine and learner might read other weights"
         raise CheckpointError(f"{folder}: {found}. Move it away; adapters can be merged (peft: merge_and_unload).")
     # vLLM looks for weights beside config.json, not below.
     if missing := [name for name in names if "/" in name or not (folder / name).is_file()]:
@@ -122,7 +116,7 @@ def headers(folder: Path) -> dict[str, Entry]:
     return found
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
     """Yields every (name, tensor) of a checkpoint, file by file, names sorted within a file."""
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as content:
@@ -151,7 +145,6 @@ def prompt_digest(folder: Path) -> str:
 
 
 def parameter_count(folder: Path) -> int:
-    """Returns the number of entries of all weights, from the files' headers."""
     return sum(math.prod(entry.shape) for entry in headers(folder).values())
 
 
@@ -181,7 +174,7 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
     return {
         "vocabulary": model.get("vocab"),
         "merges": merges,
-        "added tokens": {token["content"]: token["id"] for token in content.get("added_tokens") or []},
+        "added tokens": {token["content"]: token["id"] for token in _added(folder)},
         "pre-tokenizer": content.get("pre_tokenizer"),
         "normalizer": content.get("normalizer"),
     }
@@ -189,7 +182,7 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
 
 def placeholder_ids(folder: Path) -> set[int]:
     """Returns the ids of picture, video and audio placeholders that config.json names."""
-    content = _read(folder / "config.json")
+    content = read_json(folder / "config.json")
     return {value for key, value in content.items() if PLACEHOLDER_IDS.fullmatch(key) and isinstance(value, int)}
 
 
@@ -198,13 +191,13 @@ def end_ids(folder: Path) -> set[int]:
     generation_config.json, or in config.json without that file. Raises CheckpointError when an id is malformed."""
     file = folder / "generation_config.json"
     file = file if file.is_file() else folder / "config.json"
-    content = _read(file)
+    content = read_json(file)
     named = content.get("eos_token_id", content.get("text_config", {}).get("eos_token_id"))
     ids = [one for one in (named if isinstance(named, list) else [named]) if one is not None]
     if not all(type(one) is int and one >= 0 for one in ids):
         found = f"found {json.dumps(named)}. Write the numbers that tokenizer.json has for these tokens."
         raise CheckpointError(f"{file}: eos_token_id: expected a token's id or a list of them, {found}")
-    own = _texts(_read(folder / "tokenizer_config.json").get("eos_token"))
+    own = _texts(read_json(folder / "tokenizer_config.json").get("eos_token"))
     return {*ids, *(one["id"] for one in _added(folder) if one["content"] in own)}
 
 
@@ -215,7 +208,7 @@ def special_tokens(folders: Iterable[Path]) -> str:
     for folder in folders:
         marks = placeholder_ids(folder)
         found += [one for one in _added(folder) if one.get("special") or one["id"] in marks]
-        for content in (_read(folder / name) for name in _NAME_TOKENS):
+        for content in (read_json(folder / name) for name in _NAME_TOKENS if (folder / name).is_file()):
             found += [value for key, value in content.items() if key.endswith(("_token", "_special_tokens"))]
             found += [one for one in content.get("added_tokens_decoder", {}).values() if one.get("special")]
     texts = {text for text in _texts(found) if len(text) > 1 and not text.isalnum()}
@@ -224,7 +217,7 @@ def special_tokens(folders: Iterable[Path]) -> str:
 
 def _added(folder: Path) -> list[dict[str, Any]]:
     """Returns the tokens that the tokenizer has beside its model's: ``{"id": …, "content": …, "special": …}``."""
-    return _read(folder / "tokenizer.json").get("added_tokens") or []
+    return read_json(folder / "tokenizer.json").get("added_tokens") or []
 
 
 def _texts(value: Any) -> list[str]:
@@ -237,10 +230,6 @@ def _texts(value: Any) -> list[str]:
         case list() | dict():
             return [text for one in (value.values() if isinstance(value, dict) else value) for text in _texts(one)]
     return []
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -260,8 +249,8 @@ def some(names: list[str]) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    index = folder / _INDEX
-    placed = read_json(index).get("weight_map") if index.is_file() else {"": _SINGLE}
+    index = folder / "model.safetensors.index.json"
+    placed = read_json(index).get("weight_map") if index.is_file() else {"": "model.safetensors"}
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{index}: expected a weight_map of tensors to files, found none. {_AGAIN}")
     return list(dict.fromkeys(map(str, placed.values())))
