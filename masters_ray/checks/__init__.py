@@ -21,8 +21,7 @@ Table = Sequence[tuple[str, str, Callable[[CheckContext], None]]]
 QUICK: Table = (
     ("data", "files that can be read", rows.files),
     ("checkpoints", "whole ones", pair.located),
-    ("student.checkpoint", "one that can be trained", pair.student),
-    ("checkpoints", "readable configurations", pair.lengths),
+    ("checkpoints", "readable configurations", pair.models),
     ("student.checkpoint", "the same family as the teacher's", pair.teachers),
     ("run.dir", "a whole path", places.not_in_a_copy),
 )

@@ -24,30 +24,25 @@ def located(context: CheckContext) -> None:
                 context.folders[name] = folder
 
 
-def student(context: CheckContext) -> None:
-    """Checks that the student's weights can be trained, and that learner.frozen suits tied embeddings."""
-    if (folder := context.folders.get("student")) is None:
-        return
-    learner, content = context.config.learner, weights.read_json(folder / "config.json")
-    tied = content.get("tie_word_embeddings", content.get("text_config", {}).get("tie_word_embeddings", False))
-    if tied and not learner.lora.rank and len({"embeddings", "lm_head"} & set(learner.frozen)) == 1:
-        expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
-        context.complain("learner.frozen", expected, str(list(learner.frozen)), "Name both, or take it out.")
-    _is_quantised(context, "student", "trained", folder)
-
-
-def lengths(context: CheckContext) -> None:
-    """Checks that no engine's max_model_len exceeds the positions of its model, scaled by the whole factor of its
-    RoPE."""
+def models(context: CheckContext) -> None:
+    """Checks that no engine's max_model_len exceeds the positions of its model, scaled by the whole factor of its RoPE,
+    that the student's weights can be trained, and that learner.frozen suits tied embeddings."""
+    learner = context.config.learner
     for name, folder in context.folders.items():
-        whole = weights.read_json(folder / "config.json")
-        text = whole.get("text_config") or whole
+        content = weights.read_json(folder / "config.json")
+        text = content.get("text_config") or content
         scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
         longest = text.get("max_position_embeddings", math.inf) * max(1.0, scaling.get("factor") or 1.0)
         asked = context.config.models[name].engine.max_model_len
         if asked > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
             expected = f"at most {longest:.0f}, the positions of {folder}"
             context.complain(f"{name}.engine.max_model_len", expected, str(asked))
+        if name == "student":
+            _is_quantised(context, name, "trained", folder)
+            tied = content.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+            if tied and not learner.lora.rank and len({"embeddings", "lm_head"} & set(learner.frozen)) == 1:
+                expected = f"both or neither of embeddings and lm_head: in {folder} they are one matrix"
+                context.complain("learner.frozen", expected, str(list(learner.frozen)), "Name both, or take it out.")
 
 
 def teachers(context: CheckContext) -> None:

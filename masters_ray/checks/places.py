@@ -19,9 +19,6 @@ from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder
 
 COPY = "working_dir_files"
 """Name of Ray's directory of copies of submitted projects."""
-_ANY_NUMBER = 10**6
-"""A number of questions; stages' settings do not depend on it."""
-_BY_WEIGHTS = {"student_digest", "reference_digest"}
 _OPTIMIZER = 12
 """Bytes per parameter of the optimizer's state in a checkpoint: a float32 copy and two moments."""
 
@@ -52,14 +49,14 @@ def recipes(context: CheckContext) -> None:
     if held is None or held.student.exists() or context.folders.keys() != context.config.models.keys():
         return
     questions = {} if context.digest is None else {"data": context.digest}
-    for stage, _ in schedule.plan(context.config.schedules, _ANY_NUMBER):
+    for stage, _ in schedule.plan(context.config.schedules, 10**6):  # stages' settings do not depend on the number
         folder = held.stage(stage.index)
         if folder.has(MANIFEST) or folder.names(SHARD):
             from masters_ray.pipeline import contents
             from masters_ray.pipeline.recipes import recipe
 
             settings = recipe(context.config.of_teacher(stage.teacher), stage, "", "", questions).settings
-            known = {key: settings[key] for key in settings.keys() - _BY_WEIGHTS}
+            known = {key: settings[key] for key in settings.keys() - {"student_digest", "reference_digest"}}
             if other := contents.other_recipe(folder, known):
                 context.complain("rollout.store", f"rows of this configuration in {folder}", other, OTHER_RECIPE)
 

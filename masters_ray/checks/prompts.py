@@ -16,8 +16,6 @@ from masters_ray.records import Problem
 if TYPE_CHECKING:
     from masters_ray.models.chat import Chat
 
-_COMPARED = 3
-"""Number of questions whose token ids are compared."""
 _REPEATED = re.compile(r"([<\[]\S{1,40}?[>\]])\1{3,}")
 """Matches a picture's run of equal tokens, which is shown as one token and its count."""
 _MARK = chr(0x10FFFF)
@@ -49,7 +47,7 @@ def _of_model(context: CheckContext, name: str) -> None:
         for line in text.splitlines():
             say(f"  | {line}")
         say(f"  right, as a judge is told: {ground_truth(readable[0])}")
-    for problem in readable[:_COMPARED]:
+    for problem in readable[:3]:
         check_ids(chat, problem)
 
 

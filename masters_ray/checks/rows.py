@@ -11,7 +11,6 @@ from masters_ray.progress import say
 
 FIRST = 200
 """Rows of a source that are read without ``all_rows``."""
-_KINDS = 8
 
 
 def files(context: CheckContext) -> None:
@@ -36,7 +35,7 @@ def source(context: CheckContext, name: str) -> None:
     looked = f"the first {FIRST} rows" if more else f"all {loaded.accepted + len(loaded.rejected)} rows"
     say(f"{where}  {looked} of {source.path}: {loaded.accepted} questions")
     if len(kinds) > 1:
-        say(f"  most frequent kinds: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common(_KINDS))}")
+        say(f"  most frequent kinds: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common(8))}")
     changes = [f"pictures: {count} {change}" for change, count in sorted(loaded.changes.items())]
     aside = [f"set aside: {told}" for told in data.reasons(loaded.rejected)]
     for told in (*changes, *loaded.remarks, *aside):

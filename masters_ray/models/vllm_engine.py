@@ -17,8 +17,6 @@ from masters_ray.models.vllm_loop import EngineLoop
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
 
-_MOST_BANNED = 1024
-"""Maximum number of logit biases per vLLM request."""
 _ROUNDING = 5e-4
 """Largest log-probability accepted: rounding may give a value above 0."""
 
@@ -26,14 +24,14 @@ _ROUNDING = 5e-4
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     token_ids: list[int]
-    """Token ids with one placeholder per picture, not expanded."""
+    """With one placeholder per picture, not expanded."""
     pictures: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     token_ids: tuple[int, ...]
-    """Token ids, including the end-of-turn token if it was reached."""
+    """Includes the end-of-turn token if it was reached."""
     finish: Finish
 
 
@@ -54,8 +52,8 @@ class VllmEngine:
     ) -> None:
         """Loads the checkpoint, with ``parts`` masked at ``ratio``, which ``mask`` changes.
 
-        banned: token ids that are never sampled; only the first 1,024 count. sleeps: the engine frees the GPUs' memory
-        after loading and in ``sleep``; no effect on CPU.
+        banned: token ids that are never sampled; only the first 1,024 count, vLLM's limit. sleeps: the engine frees the
+        GPUs' memory after loading and in ``sleep``; no effect on CPU.
         """
         from vllm.platforms import current_platform
 
@@ -66,7 +64,7 @@ class VllmEngine:
         self._report: MaskReport | None = None
         """Report of the loaded masked weights; None before the first ``mask`` and while weights are being loaded."""
         self._masking = threading.Lock()
-        self._never = dict.fromkeys(banned[:_MOST_BANNED], -100.0) or None
+        self._never = dict.fromkeys(banned[:1024], -100.0) or None
         self._sleeps = sleeps and not current_platform.is_cpu()
         options: dict[str, Any] = {
             **dataclasses.asdict(engine),  # the fields have vLLM's option names, except max_pictures

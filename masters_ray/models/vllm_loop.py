@@ -5,7 +5,6 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, TypeVar, cast
 
 from masters_ray.errors import ReplicaLostError
@@ -34,12 +33,12 @@ class EngineLoop:
     def ask(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
         """Returns vLLM's RequestOutput, or Refused, for each (prompt, SamplingParams). Waits for all; thread-safe.
         Raises ReplicaLostError when the engine broke."""
-        return [outcome.result() for outcome in self._done(partial(self._add, requests))]
+        return [outcome.result() for outcome in self._done(lambda: self._add(requests))]
 
     def alone(self, action: Callable[[Any], T]) -> T:
         """Returns ``action(llm)``, run once all earlier requests are answered. Raises what the action raises, and
         ReplicaLostError when the engine broke."""
-        return cast(T, self._done(partial(self._act, action)).result())
+        return cast(T, self._done(lambda: self._act(action)).result())
 
     def sleep(self) -> None:
         """Frees the GPUs' memory once all earlier requests are answered; the next request or action wakes the engine.

@@ -66,7 +66,7 @@ class InPlaceLoading:
         return dataclasses.asdict(model.mask_report)
 
     def load_student(self, invitation: dict[str, Any]) -> dict[str, str]:
-        """Loads in place a checkpoint's tensors from a TensorStream. invitation: an Invitation's fields. Returns tensor
+        """Loads a student's tensors in place from a TensorStream. invitation: an Invitation's fields. Returns tensor
         name → ``tensor_digest``, computed as the tensor goes into the model."""
         digests: dict[str, str] = {}
 

@@ -95,16 +95,13 @@ def test_a_template_that_takes_no_system_turn_of_parts_is_given_its_text_in_the_
     assert Chat(checkpoint(tmp_path, template=template)).text([system, user]) == Chat(PAIR / "student").text([together])
 
 
-@pytest.mark.parametrize(
-    ("template", "fault"),
-    [
+def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: Path) -> None:
+    for template, fault in (
         ("{% for one in messages %}{{ one['content'] }}{% endfor %}", "takes a list of pictures and texts"),
         (TEMPLATE + "{% if %}", "its chat template does not take the messages: Expected an expression"),
-    ],
-)
-def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: Path, template: str, fault: str) -> None:
-    with pytest.raises(CheckpointError, match=fault):
-        Chat(checkpoint(tmp_path, template=template))
+    ):
+        with pytest.raises(CheckpointError, match=fault):
+            Chat(checkpoint(tmp_path, template=template))
 
 
 def test_a_template_is_told_the_same_time_on_every_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,10 @@
-"""What the engine makes of its workers' words, and of its scores, which are taken whole or not at all."""
+"""An engine answers many callers from one batch; what its workers say and its scores are taken whole or not at all."""
 
 import json
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +23,115 @@ from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.models import vllm_engine, weights
 from masters_ray.models.chat import Chat
 from masters_ray.models.vllm_engine import Prompt, VllmEngine
+from masters_ray.models.vllm_loop import EngineLoop
 from masters_ray.records import Refused, Scored
 from masters_ray.replicas.model import ReplicaModel
 from masters_ray.weight_sync.stream import Invitation
 from tests.builders import replica_spec
 from tests.conftest import PAIR
+
+
+class FakeEngine:
+    """Finishes its oldest request at each step."""
+
+    def __init__(self) -> None:
+        self.slept: list[str] = []
+        self.llm_engine = self
+        self.under_way: list[tuple[str, str]] = []
+        self.most = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def sleep(self, level: int) -> None:
+        assert not self.under_way
+        self.slept.append(f"asleep at level {level}")
+
+    def wake_up(self) -> None:
+        self.slept.append("awake")
+
+    def add_request(self, name: str, prompt: str, parameters: object) -> None:
+        assert self.slept[-1:] in ([], ["awake"])
+        if prompt == "long":
+            raise ValueError("too long")
+        self.under_way.append((name, prompt))
+        self.most = max(self.most, len(self.under_way))
+
+    def step(self) -> list[Any]:
+        self.go_on.wait()
+        name, prompt = self.under_way.pop(0)
+        if prompt == "poison":
+            fail(self)
+        return [SimpleNamespace(request_id=name, finished=True, text=prompt.upper())]
+
+
+@pytest.fixture
+def fake() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def loop(fake: FakeEngine) -> EngineLoop:
+    return EngineLoop(fake)
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("out of memory")
+
+
+def ask(loop: EngineLoop, *prompts: str) -> list[Any]:
+    return [one if isinstance(one, Refused) else one.text for one in loop.ask([(prompt, None) for prompt in prompts])]
+
+
+def test_requests_of_several_callers_run_together_and_each_gets_its_own(fake: FakeEngine, loop: EngineLoop) -> None:
+    fake.go_on.clear()
+    with ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(ask, loop, f"a{number}", f"b{number}") for number in range(3)]
+        assert not any(call.done() for call in calls)
+        fake.go_on.set()
+        assert [call.result() for call in calls] == [[f"A{number}", f"B{number}"] for number in range(3)]
+    assert fake.most > 2
+    assert ask(loop) == []
+
+
+def test_what_the_engine_refuses_does_not_touch_the_others(loop: EngineLoop) -> None:
+    assert ask(loop, "a", "long", "b") == ["A", Refused(reason="too long"), "B"]
+
+
+def test_a_broken_engine_tells_every_caller_then_and_later(fake: FakeEngine, loop: EngineLoop) -> None:
+    fake.go_on.clear()
+    with ThreadPoolExecutor(4) as threads:
+        calls: list[Any] = [threads.submit(ask, loop, *prompts) for prompts in (("a", "poison", "b"), ("c",))]
+        calls += [threads.submit(loop.alone, lambda _: None), threads.submit(loop.sleep)]
+        fake.go_on.set()
+        errors = [call.exception() for call in calls]
+    assert {str(error) for error in errors if error} == {"the engine broke: RuntimeError: out of memory"}
+    assert isinstance(errors[0], ReplicaLostError)
+    for later in (lambda: ask(loop, "a"), lambda: loop.alone(lambda _: None), loop.sleep):
+        with pytest.raises(ReplicaLostError, match="the engine broke: RuntimeError: out of memory"):
+            later()
+
+
+def test_an_action_on_the_engine_runs_when_nothing_is_under_way_and_may_fail_alone(loop: EngineLoop) -> None:
+    assert ask(loop, "a") == ["A"]
+    assert loop.alone(lambda llm: len(llm.under_way)) == 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loop.alone(fail)
+    assert ask(loop, "a") == ["A"]
+
+
+def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked(
+    fake: FakeEngine, loop: EngineLoop
+) -> None:
+    assert ask(loop, "a", "b") == ["A", "B"]
+    loop.sleep()
+    loop.sleep()
+    assert fake.slept == ["asleep at level 1"]
+    assert ask(loop, "a") == ["A"]
+    loop.sleep()
+    assert loop.alone(lambda llm: list(llm.slept)) == ["asleep at level 1", "awake"] * 2
+    fake.sleep = fail  # type: ignore[method-assign]
+    with pytest.raises(ReplicaLostError, match="the engine broke: RuntimeError: out of memory"):
+        loop.sleep()
 
 
 class FakeLlm:
