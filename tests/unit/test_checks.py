@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ THREE = [row(number) for number in range(3)]
 def words(folder: Path, train: Sequence[dict[str, Any]], *more: str) -> list[str]:
     """The words that make the rows a run's data."""
     (folder / "a.png").write_bytes(png())
-    found = [f"run.dir={folder / 'deep' / 'run'}", *more]
+    found = [f"run.dir={folder / 'deep' / 'run'}"]
     for name, content in (("train", train), ("held_out", THREE)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in content))
         found += [f"data.{name}.format=jsonl", f"data.{name}.path={folder / name}.jsonl", f"data.{name}.rows=null"]
@@ -52,26 +52,17 @@ def refused(*overrides: str) -> dict[str, str]:
     return {one.where: str(one) for one in caught.value.complaints}
 
 
-Said = Callable[[list[str]], str]
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    def validated(overrides: list[str]) -> str:
-        assert checks.validate(DEMO, overrides, all_rows=False) == ""
-        return capsys.readouterr().out
-
-    return validated
-
-
-def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behind(tmp_path: Path, said: Said) -> None:
+def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     two = ["red", "blue"]
     train = [row(0, choices=two), row(1, choices=two), row(2, kind="shape", choices=two, hint="round")]
     train += [row(3, question=" "), row(4, image="b.png")]
     keys = ("data.max_quarantined_share=0.5", "data.train.rows=9", "rollout.sampling.max_tokens=1020")
     overrides = words(tmp_path, train, *keys)
     before = sorted(tmp_path.rglob("*"))
-    output = said(overrides)
+    assert checks.validate(DEMO, overrides, all_rows=False) == ""
+    output = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     for told in (
         f"data.train  all 5 rows of {tmp_path}/train.jsonl: 3 questions\n  most frequent kinds: colour 2, shape 1\n",
@@ -100,11 +91,9 @@ def test_what_a_run_would_refuse_is_complained_of_together(tmp_path: Path) -> No
 
 def test_a_place_that_cannot_be_written_is_one_complaint_among_all(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "itself").symlink_to(tmp_path / "itself")
     (tmp_path / "astray").symlink_to(tmp_path / "nowhere")
     for name, why in (
         ("file/run", "Not a directory"),
-        ("itself", "Too many levels of"),
         ("astray/run", "No such file"),
         ("a" * 400, "File name too long"),
     ):
@@ -114,10 +103,13 @@ def test_a_place_that_cannot_be_written_is_one_complaint_among_all(tmp_path: Pat
             assert why in found[key]
 
 
-def test_questions_that_a_model_cannot_be_asked_are_told_or_too_many(tmp_path: Path, said: Said) -> None:
+def test_questions_that_a_model_cannot_be_asked_are_told_or_too_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "narrow.png").write_bytes(png((1, 1000)))
     many = [row(0, image="narrow.png"), *(row(number) for number in range(1, 150))]
-    assert "student: data.train has 1 of 150 that cannot be asked (q0: " in said(words(tmp_path, many))
+    assert checks.validate(DEMO, words(tmp_path, many), all_rows=False) == ""
+    assert "student: data.train has 1 of 150 that cannot be asked (q0: " in capsys.readouterr().out
     few = complaints(words(tmp_path, many[:4]))
     assert "found 1 of 4 that cannot be asked (q0: ValueError" in few["data.train"]
     long = complaints(words(tmp_path, [row(n, question="what color? " * (500 if n else 1)) for n in range(3)]))
