@@ -35,7 +35,6 @@ THOROUGH: Table = (
     ("rollout.store", "rows of this configuration", places.recipes),
     ("data.held_out", "questions", partial(rows.source, name="held_out")),
     ("prompts", "prompts", prompts.prompts),
-    ("schedule", "questions for every stage", rows.iterations),
     ("run.dir", "room", places.room),
 )
 

@@ -28,8 +28,6 @@ class CheckContext:
     """The run's directory, if it can be opened."""
     loaded: dict[str, Loaded] = field(default_factory=dict)
     """Source ("train", "held_out") → its rows, if they could be read."""
-    questions: int | None = None
-    """Training questions of the run; None: not known."""
     digest: str | None = None
     """Digest of the training questions; None: not all rows were read."""
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from masters_ray.checks.context import CheckContext
-from masters_ray.config import Config
 from masters_ray.files import read_json
 from masters_ray.method import schedule
 from masters_ray.models import weights
@@ -102,10 +101,13 @@ def written(context: CheckContext) -> None:
 
 
 def room(context: CheckContext) -> None:
-    """Checks that run.dir has room for what the learner writes."""
+    """Checks that run.dir has room for the exported student and the learner's checkpoints: those kept and one being
+    written. Adapters' checkpoints are small and not counted."""
     if "student" in context.folders:
-        run_dir = Path(context.config.run.dir)
-        needed = learner_bytes(context.config, weights.parameter_count(context.folders["student"]))
+        run_dir, learner = Path(context.config.run.dir), context.config.learner
+        weight, checkpoints = 2 if learner.dtype == "bfloat16" else 4, learner.checkpoints_kept + 1
+        each = weight + (0 if learner.lora.rank else checkpoints * (weight + _OPTIMIZER))
+        needed = each * weights.parameter_count(context.folders["student"])
         free = shutil.disk_usage(_nearest(run_dir)).free
         say(f"room: the learner writes up to {decimal(needed)} in {run_dir}, where {decimal(free)} are free")
         if needed > free:
@@ -117,11 +119,3 @@ def room(context: CheckContext) -> None:
 def _nearest(path: Path) -> Path:
     """Returns the path, or its nearest ancestor that exists; a dangling link counts as existing."""
     return next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
-
-
-def learner_bytes(config: Config, parameters: int) -> int:
-    """Returns the bytes of the learner's checkpoints (those kept and one being written) and the exported student.
-    Adapters' checkpoints are small and not counted."""
-    weight = 2 if config.learner.dtype == "bfloat16" else 4
-    checkpoints = 0 if config.learner.lora.rank else config.learner.checkpoints_kept + 1
-    return parameters * (weight + checkpoints * (weight + _OPTIMIZER))

@@ -22,16 +22,16 @@ def files(context: CheckContext) -> None:
 
 
 def source(context: CheckContext, name: str) -> None:
-    """Reads the first or all rows of a source as a run does; checks that not too many are set aside."""
+    """Reads the first or all rows of a source as a run does; checks that not too many are set aside, and that every
+    stage has questions, if their number is known: all rows were read or data.train.rows is set."""
     config, source, where = context.config, getattr(context.config.data, name), f"data.{name}"
     more = not context.all_rows and next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
     first, spool = FIRST if more else None, context.scratch / f"{name}.sqlite"
     loaded = inputs.load_source(config, source, list(context.folders.values()), spool, 1.0, first)
     context.loaded[name] = loaded
     kinds = Counter(problem.kind for problem in loaded.problems)
-    if name == "train":
-        context.questions = source.rows if more else len(loaded.problems)
-        context.digest = None if more else inputs.digest_of(loaded.problems)
+    if name == "train" and not more:
+        context.digest = inputs.digest_of(loaded.problems)
     looked = f"the first {FIRST} rows" if more else f"all {loaded.accepted + len(loaded.rejected)} rows"
     say(f"{where}  {looked} of {source.path}: {loaded.accepted} questions")
     if len(kinds) > 1:
@@ -45,11 +45,9 @@ def source(context: CheckContext, name: str) -> None:
     elif source.rows is not None and source.rows > loaded.accepted:
         say(f"  {where}.rows asks for {source.rows}: all {loaded.accepted} are taken")
     data.refuse_too_many(source, loaded, config.data.max_quarantined_share)
+    questions = source.rows if more else len(loaded.problems)
+    if name == "train" and questions is not None:
+        with context.guarded("schedule", "questions for every stage"):
+            inputs.plan(config, questions)
     if name == "held_out" and "train" in context.loaded:
         inputs.report_overlap(context.loaded["train"], loaded)
-
-
-def iterations(context: CheckContext) -> None:
-    """Checks that every stage has questions, if their number is known: all rows were read or data.train.rows is set."""
-    if context.questions is not None:
-        inputs.plan(context.config, context.questions)
