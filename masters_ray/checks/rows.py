@@ -6,6 +6,7 @@ from collections import Counter
 from masters_ray import data
 from masters_ray.checks.context import CheckContext
 from masters_ray.data import sources
+from masters_ray.method import schedule
 from masters_ray.pipeline import inputs
 from masters_ray.progress import say
 
@@ -49,5 +50,8 @@ def source(context: CheckContext, name: str) -> None:
     if name == "train" and questions is not None:
         with context.guarded("schedule", "questions for every stage"):
             inputs.plan(config, questions)
+    if name == "train" and (fraction := config.rollout.online_fraction):
+        online = itertools.islice((n for n in itertools.count(1) if schedule.is_online(n, fraction)), 12)
+        say(f"online iterations: {', '.join(map(str, online))}, … ({fraction:.1%} of all)")
     if name == "held_out" and "train" in context.loaded:
         inputs.report_overlap(context.loaded["train"], loaded)

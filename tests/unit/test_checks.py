@@ -61,7 +61,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
     train = [row(0, choices=two), row(1, choices=two), row(2, kind="shape", choices=two, hint="round")]
     train += [row(3, question=" "), row(4, image="b.png")]
     keys = ("data.max_quarantined_share=0.5", "data.train.rows=9", "rollout.sampling.max_tokens=1020")
-    overrides = words(tmp_path, train, *keys)
+    overrides = words(tmp_path, train, *keys, "rollout.online_fraction=0.25")
     before = sorted(tmp_path.rglob("*"))
     assert checks.validate(DEMO, overrides, all_rows=False) == ""
     output = capsys.readouterr().out
@@ -74,6 +74,7 @@ def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behin
         "data.train.rows asks for 9: all 3 are taken",
         "<|vision_start|><|image_pad|>×16<|vision_end|>what color?",
         "right, as a judge is told: A. red",
+        "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)",
         "answers up to 1020, together at most 1024: 3 of 3 prompts leave less for them",
         f"room: the learner writes up to {decimal((4 + 3 * (4 + 12)) * parameter_count(PAIR / 'student'))} in ",
     ):
