@@ -42,12 +42,6 @@ _STAGE = Stage(index=0, ratio=0.1)
 _SECONDS_BETWEEN_LOOKS = 0.25
 
 
-class TimedActor(ReplicaActor):
-    def busy_seconds(self) -> float:
-        """Seconds that the engine has worked since its start."""
-        return self._model.engine.loop.busy_seconds
-
-
 def flow(folder: Path) -> dict[str, Any]:
     """Rows, tokens and busy seconds between the first and the last tenths, when all engines have work."""
     config = _config(folder)
@@ -55,7 +49,7 @@ def flow(folder: Path) -> dict[str, Any]:
     questions = Questions(config, train, folder)
     with (
         cluster.connected(config.cluster),
-        Replicas(_specs(config), TimedActor) as replicas,
+        Replicas(_specs(config), _Timed) as replicas,
     ):
         student = weights.digest(weights.locate(config.student.checkpoint))
         recipe = recipes.recipe(config, _STAGE, student, student, {})
@@ -96,6 +90,28 @@ def _again(model: ReplicaModel, config: Config, recipe: Recipe, rows: list[Rollo
     ]
     model.engine.score([prompts[index] for index, _ in others], [ids for _, ids in others], k)
     return sum(len(one.judged.answer.token_ids) for row in rows for one in row.answers)
+
+
+class _Timed(ReplicaActor):
+    """Adds up the seconds that its engine works."""
+
+    _busy = 0.0
+
+    def busy_seconds(self) -> float:
+        return self._busy
+
+    def _load(self, spec: ReplicaSpec) -> None:
+        super()._load(spec)
+        engine = self._model.engine.loop._llm.llm_engine
+        step = engine.step
+
+        def timed() -> Any:
+            began = time.monotonic()
+            outputs = step()
+            self._busy += time.monotonic() - began
+            return outputs
+
+        engine.step = timed
 
 
 class _Looks:

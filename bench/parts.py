@@ -15,7 +15,7 @@ from bench import models, sides, timing
 from bench.groups import Question, Task, packed, question
 from bench.memory import allocated, growth
 from masters_ray.method.grpo import advantages
-from masters_ray.models.hf import PackedTeacher
+from masters_ray.models import hf
 
 Raw = dict[str, Any]
 
@@ -104,13 +104,14 @@ def matmul_share(repeats: int, width: int) -> Raw:
 def live_teacher(repeats: int) -> Raw:
     """A step on stored scores, and the same step against a teacher that reads the same packed batch first."""
     ours = sides.Masters(models.build(models.STUDENT))
-    teacher = PackedTeacher(models.build(models.TEACHER, seed=1).eval())
+    teacher = models.build(models.TEACHER, seed=1).eval()
+    hf.read_packed(teacher, "teacher")
     batch = packed([question(ours.model, Task())])
     actions: dict[str, Callable[[], object]] = {
         "stored": lambda: ours.backward(batch),
         "live": lambda: ours.backward(batch, teacher=teacher),
     }
-    sizes = {"student": models.parameters(ours.model)[0], "teacher": models.parameters(teacher.model)[0]}
+    sizes = {"student": models.parameters(ours.model)[0], "teacher": models.parameters(teacher)[0]}
     return {"seconds": timing.in_turn(actions, repeats), "parameters": sizes}
 
 

@@ -15,7 +15,7 @@ from bench.models import LOGITS_BYTES
 from masters_ray.config import Learner
 from masters_ray.kernels.packing import PackedBatch
 from masters_ray.method.grpo import LossConfig, LossOutputs, group_losses
-from masters_ray.models.hf import PackedStudent, PackedTeacher
+from masters_ray.models.hf import PackedStudent, live_scores
 
 if TYPE_CHECKING:
     from masters_ray.learner.collate import MicroBatch
@@ -31,14 +31,12 @@ class Masters:
         self.model = model
         self.student = PackedStudent(model, LOGITS_BYTES)
 
-    def backward(
-        self, batch: PackedBatch, jsd_weight: float = 1.0, teacher: PackedTeacher | None = None
-    ) -> LossOutputs:
-        """All answers of the batch are one group's, however they are packed. teacher: asked in place of the batch's
-        stored scores."""
+    def backward(self, batch: PackedBatch, jsd_weight: float = 1.0, teacher: Any = None) -> LossOutputs:
+        """All answers of the batch are one group's, however they are packed. teacher: live, in place of the
+        batch's stored scores."""
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            scores = None if teacher is None else teacher(batch)
+            scores = None if teacher is None else live_scores(teacher, batch)
         config = LossConfig(learner=Learner(kl_beta=KL_BETA, clip_epsilon=CLIP, jsd_weight=jsd_weight))
         one_group = replace(batch, group_of=torch.zeros_like(batch.group_of))
         outputs = group_losses(config, one_group, self.student(batch, scores), len(batch.targets))

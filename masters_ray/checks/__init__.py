@@ -1,7 +1,7 @@
 """Checks before anything expensive starts: ``load`` runs the quick ones for each command, ``validate`` runs all.
 
-A check is a function of a CheckContext. It yields complaints, which refuse the configuration, and remarks, which are
-printed. All checks of a table run in its order, and all complaints are raised together.
+A check is a function of a CheckContext: it adds complaints, which refuse the configuration, and prints remarks. All
+checks run in the order of their table, and all complaints are raised together.
 """
 
 import tempfile
@@ -10,25 +10,24 @@ from functools import partial
 from pathlib import Path
 
 from masters_ray.checks import pair, places, prompts, rows
-from masters_ray.checks.context import CheckContext, Findings, NotChecked, guarded
+from masters_ray.checks.context import CheckContext
 from masters_ray.config import Config, read
 from masters_ray.errors import ConfigError
 from masters_ray.progress import say
 
-Table = Sequence[tuple[str, str, Callable[[CheckContext], Findings]]]
+Table = Sequence[tuple[str, str, Callable[[CheckContext], None]]]
 """(where, expected, check): an error that a check raises becomes a complaint with this where and expected."""
 
 QUICK: Table = (
     ("data", "files that can be read", rows.files),
     ("checkpoints", "whole ones", pair.located),
-    ("student.checkpoint", "one that can be trained", pair.student),
-    ("checkpoints", "readable configurations", pair.lengths),
+    ("checkpoints", "readable configurations", pair.models),
     ("student.checkpoint", "the same family as the teacher's", pair.teachers),
     ("run.dir", "a whole path", places.not_in_a_copy),
 )
 """Checks of data files and checkpoints' headers; they take seconds and need no torch."""
-WRITABLE: Table = (("rollout.store", "a place to write", places.written),)
 THOROUGH: Table = (
+    ("rollout.store", "a place to write", places.written),
     ("run.dir", "a directory and a store that this run can use", places.directory),
     ("rollout.reuse", "directories with stores", places.reuse),
     ("placement", "a cluster", places.placed),
@@ -36,46 +35,33 @@ THOROUGH: Table = (
     ("rollout.store", "rows of this configuration", places.recipes),
     ("data.held_out", "questions", partial(rows.source, name="held_out")),
     ("prompts", "prompts", prompts.prompts),
-    ("schedule", "questions for every stage", rows.iterations),
     ("run.dir", "room", places.room),
 )
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
     """Loads a configuration and runs the ``QUICK`` checks. Raises ConfigError with the complaints of both."""
-    config, complaints = read(file, overrides or [])
+    config, complaints = read(file, overrides)
     context = CheckContext(config=config, complaints=complaints)
     _run(QUICK, context)
     for one in context.not_checked:
         say(one)
-    if complaints:
-        raise ConfigError(complaints)
     return config
 
 
 def validate(file: str | Path, overrides: list[str], *, all_rows: bool) -> str:
-    """Runs the checks of all tables. all_rows: read all rows of the data, not only the first 200. Returns what was not
-    checked, or "". Raises ConfigError with every complaint."""
+    """Runs all checks. all_rows: read all rows of the data, not only the first 200. Returns what was not checked, or
+    "". Raises ConfigError with every complaint."""
     config, complaints = read(file, overrides)
-    context = CheckContext(config=config, complaints=complaints, all_rows=all_rows)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        context.scratch = Path(scratch)
-        for table in (QUICK, WRITABLE, THOROUGH):
-            _run(table, context)
-    if complaints:
-        raise ConfigError(complaints)
+        context = CheckContext(config=config, complaints=complaints, all_rows=all_rows, scratch=Path(scratch))
+        _run((*QUICK, *THOROUGH), context)
     return "; ".join(context.not_checked)
 
 
 def _run(table: Table, context: CheckContext) -> None:
-    """Adds complaints and what was not checked to the context; prints remarks. Leaves out a complaint about a key, or
-    the section of a key, that had a complaint before this table: it is a consequence."""
-    known = [complaint.where for complaint in context.complaints]
     for where, expected, check in table:
-        for found in guarded(where, expected, check(context)):
-            if isinstance(found, NotChecked):
-                context.not_checked.append(found)
-            elif isinstance(found, str):
-                say(found)
-            elif found not in context.complaints and not any(key.startswith(found.where) for key in known):
-                context.complaints.append(found)
+        with context.guarded(where, expected):
+            check(context)
+    if context.complaints:
+        raise ConfigError(context.complaints)

@@ -1,73 +1,70 @@
 """Checks of the models' prompts: shows one in full, their lengths, and whether engine and learner read the same ids."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from masters_ray import data
-from masters_ray.checks.context import CheckContext, Findings, guarded
+from masters_ray.checks.context import CheckContext
 from masters_ray.checks.rows import FIRST
-from masters_ray.errors import CheckpointError, Complaint
+from masters_ray.errors import CheckpointError
 from masters_ray.method.prompts import ground_truth, question_messages
-from masters_ray.models import special_tokens
-from masters_ray.models.weights import read_json, some
+from masters_ray.models import weights
+from masters_ray.progress import say
 from masters_ray.records import Problem
 
 if TYPE_CHECKING:
     from masters_ray.models.chat import Chat
 
-_COMPARED = 3
-"""Number of questions whose token ids are compared."""
 _REPEATED = re.compile(r"([<\[]\S{1,40}?[>\]])\1{3,}")
 """Matches a picture's run of equal tokens, which is shown as one token and its count."""
 _MARK = chr(0x10FFFF)
-_PATCHES = (
-    ("patch_size", "patch_size"),
-    ("temporal_patch_size", "temporal_patch_size"),
-    ("merge_size", "spatial_merge_size"),
-)
-"""Attribute of an image processor, and the key of vision_config that must have the same value."""
+_CUTS = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_size", "merge_size": "spatial_merge_size"}
+"""Attribute of an image processor → key of vision_config that must have the same value."""
 
 
-def prompts(context: CheckContext) -> Findings:
+def prompts(context: CheckContext) -> None:
     """Checks that prompts can be made, fit the engines with pictures expanded, and are equal in engine and learner."""
     if context.loaded:
         for name in reversed(context.folders):  # the student first, and processors raise what they like
-            yield from guarded(f"{name}.checkpoint", "prompts", _of_model(context, name), Exception)
+            with context.guarded(f"{name}.checkpoint", "prompts", Exception):
+                _of_model(context, name)
 
 
-def _of_model(context: CheckContext, name: str) -> Findings:
+def _of_model(context: CheckContext, name: str) -> None:
     from masters_ray.models import hf
     from masters_ray.models.chat import Chat
 
     folder = context.folders[name]
     if extra := hf.unexpected_weights(folder):
-        yield f"{name}: {folder} has weights of no part of its model ({some(extra)}); engines may refuse them"
-    chat, readable = Chat(folder), []
-    for source, loaded in context.loaded.items():
-        read, failed = _measured(chat, loaded[:FIRST], context.config.models[name].engine.max_model_len)
-        yield from _lengths(context, name, source, read, failed)
-        readable += [problem for _, problem in read]
+        say(f"{name}: {folder} has weights of no part of its model ({weights.some(extra)}); engines may refuse them")
+    chat = Chat(folder)
+    readable = [problem for source in context.loaded for problem in _that_can_be_asked(context, chat, name, source)]
     if readable and name == "student":
-        yield from _shown(chat, readable[0])
-    for problem in readable[:_COMPARED]:
+        ids = _ids(chat, readable[0])
+        text = _REPEATED.sub(lambda run: f"{run[1]}×{len(run[0]) // len(run[1])}", chat.tokenizer.decode(ids))
+        say(f"the student gets question {readable[0].id} like this ({len(ids)} tokens):")
+        for line in text.splitlines():
+            say(f"  | {line}")
+        say(f"  right, as a judge is told: {ground_truth(readable[0])}")
+    for problem in readable[:3]:
         check_ids(chat, problem)
 
 
-def _ids(chat: Chat, problem: Problem) -> list[int]:
+def _ids(chat: "Chat", problem: Problem) -> list[int]:
     """Returns the prompt's ids as the learner reads them: with pictures expanded."""
     pictures = [data.decode(picture) for picture in problem.pictures]
     ids: list[int] = chat.inputs(question_messages(problem), pictures)["input_ids"][0].tolist()
     return ids
 
 
-def _measured(chat: Chat, problems: Sequence[Problem], limit: int) -> tuple[list[tuple[int, Problem]], list[str]]:
-    """Returns (tokens of the prompt, problem) of each question that has less than ``limit``, and why others cannot be
-    asked."""
-    read, failed = [], []
-    for problem in problems:
+def _that_can_be_asked(context: CheckContext, chat: "Chat", name: str, source: str) -> list[Problem]:
+    """Returns the first questions whose prompts fit; reports their lengths, and those that leave less than the longest
+    answer. Complains when more questions cannot be asked than rollout.max_set_aside_share allows."""
+    config, key, limit = context.config, f"data.{source}", context.config.models[name].engine.max_model_len
+    read: list[tuple[int, Problem]] = []
+    failed = []
+    for problem in context.loaded[source][:FIRST]:
         try:
             tokens = len(_ids(chat, problem))
         except Exception as error:  # noqa: BLE001 - processors raise any type
@@ -77,46 +74,33 @@ def _measured(chat: Chat, problems: Sequence[Problem], limit: int) -> tuple[list
             read.append((tokens, problem))
         else:
             failed.append(f"{problem.id}: {tokens} tokens, where engine.max_model_len is {limit}")
-    return read, failed
-
-
-def _shown(chat: Chat, problem: Problem) -> Findings:
-    ids = _ids(chat, problem)
-    text = _REPEATED.sub(lambda run: f"{run[1]}×{len(run[0]) // len(run[1])}", chat.tokenizer.decode(ids))
-    yield f"the student gets question {problem.id} like this ({len(ids)} tokens):"
-    yield from (f"  | {line}" for line in text.splitlines())
-    yield f"  right, as a judge is told: {ground_truth(problem)}"
-
-
-def _lengths(
-    context: CheckContext, name: str, source: str, read: Sequence[tuple[int, Problem]], failed: Sequence[str]
-) -> Findings:
-    """Reports prompt lengths, and prompts that leave less than the longest answer. Complains when more questions cannot
-    be asked than rollout.max_set_aside_share allows."""
-    config, key = context.config, f"data.{source}"
     if failed:
         found = f"{len(failed)} of {len(failed) + len(read)} that cannot be asked ({failed[0]})"
-        remedy = f"Take them out, or raise rollout.max_set_aside_share or {name}.engine.max_model_len."
-        complaint = Complaint(key, f"questions that {name} can be asked", found, remedy)
-        aside = len(failed) <= config.rollout.max_set_aside_share * (len(failed) + len(read))
-        yield f"{name}: {key} has {found}; they are set aside" if aside else complaint
+        if len(failed) <= config.rollout.max_set_aside_share * (len(failed) + len(read)):
+            say(f"{name}: {key} has {found}; they are set aside")
+        else:
+            remedy = f"Take them out, or raise rollout.max_set_aside_share or {name}.engine.max_model_len."
+            context.complain(key, f"questions that {name} can be asked", found, remedy)
     if read:
-        limit = config.models[name].engine.max_model_len
         most = config.rollout.sampling.max_tokens if source == "train" else config.evaluation_tokens
         lengths = [tokens for tokens, _ in read]
         longest, problem = max(read, key=lambda one: one[0])
         short = sum(limit - most < tokens for tokens in lengths)
-        yield (
+        say(
             f"{name}: prompts of {key} have {min(lengths)} to {longest} tokens (the longest: {problem.id}), answers up "
             f"to {most}, together at most {limit}: {short} of {len(lengths)} prompts leave less for them"
         )
+    return [problem for _, problem in read]
 
 
-def check_ids(chat: Chat, problem: Problem) -> None:
+def check_ids(chat: "Chat", problem: Problem) -> None:
     """Raises CheckpointError unless engine and learner have the same ids for the question, with each picture and the
     start token once, pictures are cut as the model wants them, and answers end with a token that the engine knows."""
-    content, processor = read_json(chat.folder / "config.json"), getattr(chat.processor, "image_processor", None)
-    for attribute, key in _PATCHES:
+    content, processor = (
+        weights.read_json(chat.folder / "config.json"),
+        getattr(chat.processor, "image_processor", None),
+    )
+    for attribute, key in _CUTS.items():
         cut, wanted = getattr(processor, attribute, None), content.get("vision_config", {}).get(key)
         if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
             told = f"cuts pictures with {attribute} {cut}, config.json has vision_config.{key} {wanted}"
@@ -127,21 +111,14 @@ def check_ids(chat: Chat, problem: Problem) -> None:
     if chat.start and asked[: 2 * len(chat.start)] == 2 * chat.start:
         raise CheckpointError("the chat template writes the start token twice")
     learned, stands_for = _ids(chat, problem), content.get("image_token_id", content.get("image_token_index"))
-    if problem.pictures and stands_for is not None and stands_for not in learned:
-        raise CheckpointError(
-            f"config.json says that pictures stand at token {stands_for}, and the processor puts none there"
-        )
+    if problem.pictures and stands_for not in (None, *learned):
+        raise CheckpointError(f"config.json has pictures at token {stands_for}, where the processor puts none")
     if not _expands(asked, learned, marks):
-        raise CheckpointError(
-            f"engine and learner read different prompts: beside the pictures of {problem.id} the processor makes other "
-            "tokens of the text than the tokenizer"
-        )
-    end, known = chat.turn_end(), special_tokens.end_ids(chat.folder)
-    if end is not None and end not in known:
-        raise CheckpointError(
-            f"its chat template ends a turn with token {end}, which generation_config.json does not name "
-            f"(eos_token_id: {sorted(known)}): answers would not end"
-        )
+        other = f"beside the pictures of {problem.id} the processor makes other tokens than the tokenizer"
+        raise CheckpointError(f"engine and learner read different prompts: {other}")
+    if (end := chat.turn_end()) not in (None, *(known := weights.end_ids(chat.folder))):
+        named = f"generation_config.json does not name (eos_token_id: {sorted(known)}): answers would not end"
+        raise CheckpointError(f"its chat template ends a turn with token {end}, which {named}")
 
 
 def _expands(asked: Sequence[int], learned: Sequence[int], marks: set[int]) -> bool:

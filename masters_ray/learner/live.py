@@ -1,5 +1,7 @@
 """Runs the masked teacher inside a worker, for training without stored scores (learner.teacher=live)."""
 
+from typing import Any
+
 import torch
 
 from masters_ray.errors import LearnerError
@@ -15,7 +17,7 @@ class LiveTeacher:
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._device, self._dtype = device, dtype
         self._loaded: tuple[str, float] | None = None
-        self._teacher: hf.PackedTeacher | None = None
+        self._teacher: Any = None
 
     @torch.no_grad()
     def scores(self, plan: StagePlan, batch: PackedBatch) -> LiveScores:
@@ -30,5 +32,5 @@ class LiveTeacher:
                     f"{folder}: masked at {plan.ratio:g} it has the digest {report.digest[:16]}, but stage "
                     f"{plan.stage} was made with {plan.teacher_digest[:16]}. Is the checkpoint the same on every node?"
                 )
-            self._teacher, self._loaded = hf.PackedTeacher(model.to(self._device)), (plan.teacher, plan.ratio)
-        return self._teacher(batch)
+            self._teacher, self._loaded = model.to(self._device), (plan.teacher, plan.ratio)
+        return hf.live_scores(self._teacher, batch)

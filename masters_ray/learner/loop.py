@@ -31,7 +31,7 @@ from masters_ray.learner.job import LearnerJob, Report, StepReport, TakenStep
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
 from masters_ray.method.grpo import LossConfig, OldPolicy, group_losses
-from masters_ray.models import adapters, hf, weights
+from masters_ray.models import hf, weights
 from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetrics
 from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
@@ -81,7 +81,7 @@ class _Worker:
             self._wait_for_the_others()
         model = hf.load_model(self._folder, settings.dtype)
         if settings.lora.rank:
-            adapters.add(model, settings.lora)
+            hf.add_adapters(model, settings.lora)
         else:
             hf.freeze(model, settings.frozen)
         student = hf.PackedStudent(model, settings.logits_mib * 2**20)
@@ -122,7 +122,7 @@ class _Worker:
         """Returns the transformers model's weights, adapters merged (and written); None on all ranks but 0."""
         state, lora = self._engine.whole_weights(keep=self._rank == 0), self._job.settings.lora
         if state and lora.rank:
-            return adapters.merged(state, self._folder, lora, adapters_to)
+            return hf.merged(state, self._folder, lora, adapters_to)
         return state or None
 
     def _as_checkpoint(self) -> dict[str, Tensor] | None:

@@ -12,10 +12,9 @@ from PIL import Image
 from masters_ray.data import special_in
 from masters_ray.errors import CheckpointError
 from masters_ray.method.prompts import Message
-from masters_ray.models import special_tokens
+from masters_ray.models import weights
 
 _PROBE = "masters 0 probe"
-"""A text that occurs in no template."""
 _TODAY = datetime(2026, 1, 1, 12)
 """Fixed time for templates that ask for it: engine and learner render the same prompt on different days."""
 _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
@@ -25,8 +24,7 @@ _HIDDEN = re.compile("\ufdd0(\\d+)\ufdd1")
 class Chat:
     """Makes a model's prompts. Methods for text and token ids are thread-safe.
 
-    ``token_ids`` encodes a special token in a message as ordinary text. A prompt starts with the tokenizer's start
-    token, which is added if the template does not write it. A template that asks for the time always gets the same.
+    A prompt starts with the tokenizer's start token, which is added if the template does not write it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +34,7 @@ class Chat:
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
         self._one_at_a_time = threading.Lock()  # a fast tokenizer is not thread-safe
-        self._special = special_tokens.pattern([folder])
+        self._special = weights.special_tokens([folder])
         for token in self.tokenizer.added_tokens_decoder.values():
             if re.fullmatch(self._special, token.content) and not token.special:
                 token.special = True  # so that split_special_tokens applies to it
@@ -49,7 +47,6 @@ class Chat:
         self._prepare_template()
 
     def _prepare_template(self) -> None:
-        """Probes what the template accepts. Raises CheckpointError when it does not accept a list of content parts."""
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
             raise CheckpointError(f"{self.folder}: has no chat template. Use an instruction-tuned checkpoint.")
@@ -60,26 +57,29 @@ class Chat:
         self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
         system, user = ({"role": role, "content": _PROBE} for role in ("system", "user"))
         if not _shows_probe(self._rendered([user])):
-            wanted = "a chat template that takes a list of pictures and texts and leaves the texts as they are"
-            remedy = "Use the chat template of the model's processor (chat_template.jinja)."
-            raise CheckpointError(f"{self.folder}: expected {wanted}, found another. {remedy}")
+            wanted = "a chat template that takes a list of pictures and texts (that of the model's processor)"
+            raise CheckpointError(f"{self.folder}: expected {wanted}, found another")
         self._takes_system = _shows_probe(self._tried([system, {"role": "user", "content": "x"}]))
 
     def text(self, messages: Sequence[Message]) -> str:
         """Returns the prompt as text, up to the assistant's turn, with one placeholder per picture; thinking disabled.
-
-        If the template rejects system turns, the system text becomes the first paragraph of the user's turn.
-        """
+        If the template rejects system turns, the system text becomes the first paragraph of the user's turn."""
         turns = list(messages)
         if turns[0]["role"] == "system" and not self._takes_system:
             system, user = turns[:2]
             turns[:2] = [user | {"content": f"{system['content']}\n\n{user['content']}"}]
         text = self._rendered(turns)
-        return text if text.startswith(self._start_text) else self._start_text + text
+        return self._start_text + text.removeprefix(self._start_text)
 
     def token_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the prompt's token ids with one placeholder per picture, not expanded, as vLLM takes it."""
-        shown, hidden = self._hide(messages)
+        """Returns the prompt's token ids with one placeholder per picture, not expanded, as vLLM takes it. A special
+        token in a message of text alone is encoded as ordinary text; messages with pictures must hold none."""
+        shown, hidden = list(messages), list[str]()
+        for place, message in enumerate(messages):
+            content = message["content"]
+            if isinstance(content, str) and (special_in(content, self._special) or _HIDDEN.search(content)):
+                shown[place] = message | {"content": f"\ufdd0{len(hidden)}\ufdd1"}
+                hidden.append(content)
         text = self.text(shown)
         if not hidden:
             return self._encoded(text)
@@ -102,7 +102,7 @@ class Chat:
     def placeholder_ids(self) -> list[int]:
         """Returns the ids of picture, video and audio placeholders, ascending: an answer must not contain them."""
         vocabulary = self.tokenizer.get_vocab()
-        found: set[int | None] = {*special_tokens.placeholder_ids(self.folder)}
+        found: set[int | None] = {*weights.placeholder_ids(self.folder)}
         for kind in ("image", "video", "audio"):
             found.add(vocabulary.get(getattr(self.processor, f"{kind}_token", None)))
             found.add(getattr(self.processor, f"{kind}_token_id", None))
@@ -123,31 +123,15 @@ class Chat:
     def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
         with self._one_at_a_time:
             found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
-        ids: list[int] = found["input_ids"]
-        return ids
-
-    def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Returns the messages with numbered placeholders for texts that hold a special token, and these texts."""
-        hidden: list[str] = []
-
-        def hide(content: Any) -> Any:
-            if not isinstance(content, str):
-                return [one | {"text": hide(one["text"])} if "text" in one else one for one in content]
-            if special_in(content, self._special) is None and _HIDDEN.search(content) is None:
-                return content
-            hidden.append(content)
-            return f"\ufdd0{len(hidden) - 1}\ufdd1"
-
-        return [message | {"content": hide(message["content"])} for message in messages], hidden
+        return list(found["input_ids"])
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         turns = [message | {"content": _parts(message["content"])} for message in messages]
+        options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
         try:
-            options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
-            text: str = self.processor.apply_chat_template(turns, **options)
+            return str(self.processor.apply_chat_template(turns, **options))
         except Exception as error:  # templates raise errors of any kind
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
-        return text
 
     def _tried(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         """``_rendered``, or "" where the template refuses."""
@@ -158,7 +142,6 @@ class Chat:
 
 
 def _parts(content: Any) -> Any:
-    """Returns a turn's content as the list of parts that a template for pictures takes."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
@@ -175,6 +158,5 @@ def _processor(folder: Path) -> Any:
     except Exception as error:  # mismatched files or a missing package raise errors of many kinds
         raise CheckpointError(f"{folder}: the processor cannot be loaded ({type(error).__name__}: {error})") from error
     if not hasattr(found, "tokenizer"):
-        wanted = "a processor of pictures and text, as a vision-language model has in preprocessor_config.json"
-        raise CheckpointError(f"{folder}: expected {wanted}, found {type(found).__name__}.")
+        raise CheckpointError(f"{folder}: expected a processor of pictures and text, found {type(found).__name__}")
     return found

@@ -1,4 +1,4 @@
-"""Student and live teacher as transformers models: loading, prompt tensors, packed forward to loss terms, export."""
+"""Student and live teacher as transformers models: loading, adapters, packed forward to loss terms, export."""
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from masters_ray.config import Part
+from masters_ray.config import Lora, Part
 from masters_ray.errors import CheckpointError
 from masters_ray.kernels import norm
 from masters_ray.kernels.attention import Layout, attend
@@ -18,11 +18,12 @@ from masters_ray.kernels.head import LiveScores, answer_terms, live_terms
 from masters_ray.kernels.packing import PackedBatch, PromptTensors
 from masters_ray.method.masks import MaskReport, masked
 from masters_ray.method.prompts import Message
-from masters_ray.models import beside_weights
 from masters_ray.models.chat import Chat
-from masters_ray.models.weights import quantisation, some, tensors
-from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of_parameter, without_numbers
+from masters_ray.models.weights import copy_beside, quantisation, some, tensors
+from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of, part_of_parameter, without_numbers
 
+Terms = tuple[Tensor, Tensor, Tensor]
+"""Log-prob of each answer token, JSD to the teacher in nats, its error bound in nats: float32 [answer tokens] each."""
 _PACKED = "masters_packed"
 
 
@@ -39,19 +40,13 @@ def unexpected_weights(folder: Path) -> list[str]:
 
     if quantisation(folder) is not None:
         return []
-    level = logging.get_verbosity()
     logging.set_verbosity_error()  # otherwise transformers prints a table of missing weights
     logging.disable_progress_bar()
-    try:
-        model, extra = _loaded(folder, device_map="meta")
-    finally:
-        logging.set_verbosity(level)
+    model, extra = _loaded(folder, device_map="meta")
     own = set(map(without_numbers, model.state_dict()))
     if further := [name for name in extra if without_numbers(name) in own]:
-        raise CheckpointError(
-            f"{folder}: expected the layers that config.json says, found weights of further ones: {some(further)}. "
-            "Mend it, or download the checkpoint again."
-        )
+        found = f"expected the layers that config.json says, found weights of further ones: {some(further)}"
+        raise CheckpointError(f"{folder}: {found}. Mend it, or download the checkpoint again.")
     return extra
 
 
@@ -69,54 +64,34 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
     for name, found, expected in sorted(info["mismatched_keys"]):
         faults.append(f"{name} of shape {list(found)} in place of {list(expected)}")
     if faults:
-        wanted = "all weights of the model that config.json describes"
-        raise CheckpointError(f"{folder}: expected {wanted}, found {some(faults)}. Download or export it again.")
+        found = f"expected all weights of the model that config.json describes, found {some(faults)}"
+        raise CheckpointError(f"{folder}: {found}. Download or export it again.")
     return model, sorted(info["unexpected_keys"])
 
 
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
-    """Loads the model in evaluation mode without gradients, the matrices of ``parts`` masked at ``ratio`` in checkpoint
-    coordinates. Raises CheckpointError as ``masked``."""
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
-
+    """Loads a teacher for ``live_scores`` without gradients, the matrices of ``parts`` masked at ``ratio``. Raises
+    CheckpointError as ``masked`` and ``read_packed``."""
     report: list[MaskReport] = []
-    state = dict(masked(tensors(folder), ratio, parts, report))
-    config = AutoConfig.from_pretrained(folder)
-    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    model = kind.from_pretrained(
-        None, config=config, state_dict=state, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-    )
+    state, empty = dict(masked(tensors(folder), ratio, parts, report)), _empty(folder)
+    model: Any = type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=getattr(torch, dtype))
+    read_packed(model, "teacher")
     return model.eval().requires_grad_(False), report[0]
-
-
-class PackedTeacher(nn.Module):
-    """Wraps a vision-language model; its forward returns a live teacher's scores of a packed batch. Switches ``model``
-    to packed attention, but changes neither its head nor its norms."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        _read_packed(model, "teacher")
-        self.model = model
-
-    def forward(self, batch: PackedBatch) -> LiveScores:
-        return LiveScores(hidden=_predicting(self.model, batch), weight=self.model.lm_head.weight)
 
 
 class PackedStudent(nn.Module):
     """Wraps a vision-language model; its forward returns the loss terms of a packed batch."""
 
     def __init__(self, model: Any, logits_bytes: int) -> None:
-        """Changes ``model``: packed attention, a head that returns loss terms, faster norms. Raises CheckpointError if
-        its configuration scales or caps logits, or if its head has a bias."""
+        """Changes ``model``: attention, head (to one that returns loss terms), norms. Raises as ``read_packed``."""
         super().__init__()
-        _read_packed(model, "student")
+        read_packed(model, "student")
         norm.speed_up(model)
         model.lm_head = TermsHead(model.lm_head, logits_bytes)
         self.model = model
 
-    def forward(self, batch: PackedBatch, teacher: LiveScores | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (log-prob of each answer token, JSD to the teacher in nats, its error bound in nats), float32 [answer
-        tokens] each. teacher: scores to use in place of those in the batch."""
+    def forward(self, batch: PackedBatch, teacher: LiveScores | None = None) -> Terms:
+        """teacher: scores to use in place of those in the batch."""
         return self.model.lm_head(_predicting(self.model, batch), batch, teacher)
 
 
@@ -128,10 +103,8 @@ class TermsHead(nn.Module):
         self.weight = head.weight
         self._logits_bytes = logits_bytes
 
-    def forward(
-        self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns what ``PackedStudent.forward`` returns. hidden: [answer tokens, width]."""
+    def forward(self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None) -> Terms:
+        """hidden: [answer tokens, width]."""
         student = hidden, self.weight, batch.targets
         if teacher is not None:
             return live_terms(*student, teacher, logits_bytes=self._logits_bytes)
@@ -139,7 +112,7 @@ class TermsHead(nn.Module):
         return answer_terms(*student, *scores, logits_bytes=self._logits_bytes)
 
 
-def _read_packed(model: Any, whose: str) -> None:
+def read_packed(model: Any, whose: str) -> None:
     """Switches the language model to packed attention. Raises CheckpointError for what changes logits."""
     from transformers import AttentionInterface
 
@@ -151,6 +124,11 @@ def _read_packed(model: Any, whose: str) -> None:
         raise CheckpointError(f"the {whose}'s lm_head has a bias: not supported")
     AttentionInterface.register(_PACKED, _packed_attention)
     text._attn_implementation = _PACKED
+
+
+def live_scores(teacher: Any, batch: PackedBatch) -> LiveScores:
+    """Returns a live teacher's scores of a packed batch. teacher: as from ``load_masked``."""
+    return LiveScores(hidden=_predicting(teacher, batch), weight=teacher.lm_head.weight)
 
 
 def _predicting(model: Any, batch: PackedBatch) -> Tensor:
@@ -167,19 +145,10 @@ def _predicting(model: Any, batch: PackedBatch) -> Tensor:
 
 
 def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    layout: Layout,
-    dropout: float = 0.0,
-    **_: Any,
+    _: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, scaling: float, layout: Layout, **options: Any
 ) -> tuple[Tensor, None]:
     """Implements transformers' attention interface by ``attention.attend``."""
-    if dropout:
+    if dropout := options.get("dropout"):
         raise ValueError(f"packed attention has no dropout; the configuration asks for {dropout}")
     return attend(query, key, value, layout, scaling), None
 
@@ -187,7 +156,7 @@ def _packed_attention(
 def prompt_tensors(
     model: Any, chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]
 ) -> PromptTensors:
-    """Returns a prompt's tensors for ``model``, with the rotary positions that the model itself would compute."""
+    """Returns a prompt's tensors, with the rotary positions that ``model`` itself would compute."""
     inputs = chat.inputs(messages, pictures)
     input_ids = inputs["input_ids"]
     if hasattr(model.model, "get_rope_index"):
@@ -205,8 +174,7 @@ def freeze(model: Any, parts: Collection[str]) -> None:
         if part_of_parameter(name) in parts:
             parameter.requires_grad_(False)
     if "lm_head" in parts and model.lm_head.weight.requires_grad:
-        both = "the student's lm_head and embeddings are one matrix"
-        raise CheckpointError(f"{both}. Put both or neither in learner.frozen.")
+        raise CheckpointError("lm_head and embeddings are one matrix: put both or neither in learner.frozen.")
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -215,14 +183,50 @@ def checkpoint_activations(model: Any) -> None:
     model.train()  # transformers recomputes in training mode only
 
 
-def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
-    """Returns the tensors of a checkpoint with these weights, named and split as ``export`` writes them.
+def add_adapters(model: Any, lora: Lora) -> Any:
+    """Adds low-rank adapters to every linear layer of the language model, in place; freezes all other weights. Returns
+    peft's wrapper of ``model``."""
+    from peft import LoraConfig, get_peft_model
 
-    state: parameter names of the transformers model → tensors on the CPU.
-    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    targets = [name for name in linear if part_of(f"{name}.weight") == "language"]
+    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
+    return get_peft_model(model, settings)
+
+
+def merged(
+    state: Mapping[str, Tensor], checkpoint: Path, lora: Lora, write_to: Path | None = None
+) -> dict[str, Tensor]:
+    """Returns the student with merged adapters: parameter names → float32 tensors. state: of the adapted model.
+    write_to: directory for the adapters alone in peft's format, written atomically."""
+    model = load_model(checkpoint, "float32")
+    wrapped = add_adapters(model, lora)
+    missing, unexpected = model.load_state_dict(dict(state), strict=False)
+    if unexpected or any("lora_" in name for name in missing):
+        raise ValueError(f"the trained state does not fit the adapted model: {unexpected}, {missing}")
+    if write_to is not None:
+        wrapped.peft_config["default"].base_model_name_or_path = str(checkpoint)
+        with _whole_folder(write_to) as building:
+            wrapped.save_pretrained(building)
+    return dict(wrapped.merge_and_unload().named_parameters())
+
+
+def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
+    """Returns the tensors of a checkpoint with these weights, named and split as ``export`` writes them. state:
+    parameter names → tensors on the CPU."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(_empty(checkpoint), _in_dtype(state, dtype)))
+
+
+def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: str) -> None:
+    """Writes trained weights as an ordinary Hugging Face directory, atomically. All but weights, ``dtype`` in
+    config.json and model card comes from ``checkpoint``. state: parameter names → tensors on the CPU."""
+    with _whole_folder(target) as building:
+        _empty(checkpoint).save_pretrained(building, state_dict=_in_dtype(state, dtype))
+        copy_beside(checkpoint, building, dtype)
+        for file in building.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _empty(checkpoint: Path) -> Any:
@@ -233,28 +237,15 @@ def _empty(checkpoint: Path) -> Any:
         return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
 
 
-def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: str) -> None:
-    """Writes trained weights as an ordinary Hugging Face directory: weights, configuration, processor. Atomic.
-
-    state: parameter names of the transformers model → tensors on the CPU. All but weights, ``dtype`` in config.json and
-    model card comes from ``checkpoint``.
-    """
-    with whole_folder(target) as building:
-        _empty(checkpoint).save_pretrained(building, state_dict=_in_dtype(state, dtype))
-        beside_weights.copy(checkpoint, building, dtype)
-        for file in building.glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors makes files that only their owner can read
+def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    return {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def _whole_folder(target: Path) -> Iterator[Path]:
     """Yields a directory to build in; at the end of the block it replaces ``target``, unless the block raises."""
     building = target.with_name(target.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     yield building
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)
-
-
-def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    return {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()}

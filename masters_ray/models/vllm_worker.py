@@ -34,15 +34,13 @@ class MaskedLoader(DefaultModelLoader):
     """vLLM's default loader on a masked stream of tensors; sets ``model.mask_report`` to the MaskReport."""
 
     def __init__(self, load_config: LoadConfig) -> None:
-        extra = dict(load_config.model_loader_extra_config)
-        self._ratio: float = extra["ratio"]
-        self._parts: frozenset[Part] = frozenset(extra["parts"])
+        self._extra: Any = load_config.model_loader_extra_config
         self._reports: list[MaskReport] = []
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
 
     def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-        """Yields the checkpoint's tensors, masked."""
-        return masked(tensors(Path(model_config.model)), self._ratio, self._parts, self._reports)
+        ratio, parts = self._extra["ratio"], frozenset(self._extra["parts"])
+        return masked(tensors(Path(model_config.model)), ratio, parts, self._reports)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         super().load_weights(model, model_config)
@@ -68,7 +66,7 @@ class InPlaceLoading:
         return dataclasses.asdict(model.mask_report)
 
     def load_student(self, invitation: dict[str, Any]) -> dict[str, str]:
-        """Loads in place a checkpoint's tensors from a TensorStream. invitation: an Invitation's fields. Returns tensor
+        """Loads a student's tensors in place from a TensorStream. invitation: an Invitation's fields. Returns tensor
         name → ``tensor_digest``, computed as the tensor goes into the model."""
         digests: dict[str, str] = {}
 
@@ -77,7 +75,7 @@ class InPlaceLoading:
                 digests[name] = tensor_digest(name, tensor)
                 yield name, tensor
 
-        # The sender, in the same group, does not have the NCCL settings that vLLM makes for its own groups.
+        # The sender, in the same group, lacks the NCCL settings that vLLM makes for its own groups.
         with unpinned_nccl_env(), closing(received(Invitation(**invitation), self.rank, self.device)) as stream:
             self._reload(noted(stream))
         return digests

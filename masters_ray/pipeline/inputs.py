@@ -11,7 +11,7 @@ from masters_ray.config import Config, DataSource
 from masters_ray.errors import DataError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
-from masters_ray.models import special_tokens, weights
+from masters_ray.models import weights
 from masters_ray.progress import say
 
 
@@ -42,7 +42,7 @@ def load_source(
         max_quarantined_share,
         min(model.engine.max_pictures for model in asked),
         max_pixels=config.data.max_picture_pixels,
-        special=special_tokens.pattern(models),
+        special=weights.special_tokens(models),
         spool=spool,
         first=first,
     )

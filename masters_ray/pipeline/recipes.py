@@ -11,7 +11,7 @@ from masters_ray import store
 from masters_ray.config import Config, Judge, Rollout
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
-from masters_ray.models import special_tokens, weights
+from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
 from masters_ray.records import Source
 from masters_ray.weight_sync.broker import Order
@@ -119,7 +119,7 @@ def recipe(
         "student_dtype": config.student.engine.dtype,
         "teacher_prompts": teacher_prompts,
         "student_prompts": student_prompts,
-        "ends": [sorted(special_tokens.end_ids(folder)) for folder in checkpoints],
+        "ends": [sorted(weights.end_ids(folder)) for folder in checkpoints],
     }
     return Recipe(
         stage=stage,

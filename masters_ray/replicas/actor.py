@@ -75,11 +75,8 @@ class ReplicaActor:
             threading.Event().wait()  # until the process ends: Ray then reports it or repeats the call elsewhere
         with self._loading:
             if not self._loaded:
-                mask = self._spec.mask
-                if mask is not None and ratio is not None:
-                    mask = dataclasses.replace(mask, ratio=ratio)
                 try:
-                    self._load(dataclasses.replace(self._spec, mask=mask))
+                    self._load(self._spec if ratio is None else dataclasses.replace(self._spec, ratio=ratio))
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - this call and every later one raises it
                     self._failure = not_loaded(error)
                 self._loaded = True

@@ -66,8 +66,8 @@ class ReplicaModel:
             folder,
             engine,
             tensor_parallel=spec.tensor_parallel,
-            top_k=spec.top_k,
-            mask=spec.mask,
+            parts=spec.masked,
+            ratio=spec.ratio,
             banned=[*sorted(one for one in never if vocabulary is None or one < vocabulary), *padding],
             sleeps=spec.sleeps,
         )

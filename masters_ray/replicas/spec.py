@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from masters_ray.config import Config, Engine
+from masters_ray.config import Config, Engine, Part
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.models import special_tokens, weights
-from masters_ray.models.vllm_engine import Mask
+from masters_ray.models import weights
 from masters_ray.parts import parts_in
 from masters_ray.replicas.processes import Processes
 
@@ -27,8 +26,10 @@ class ReplicaSpec(Processes):
     tensor_parallel: int = 1
     top_k: int = 1
     """Log-probs kept per token by a teacher."""
-    mask: Mask | None = None
-    """A teacher's masked parts and its first ratio."""
+    masked: tuple[Part, ...] | None = None
+    """A teacher's masked parts."""
+    ratio: float = 0.0
+    """A teacher's first mask ratio."""
     judge_max_tokens: int = 256
     common: int | None = None
     """Number of vocabulary rows that teacher and student both have; None: all rows of this model."""
@@ -63,13 +64,13 @@ def specs(
     widths = [width for folder in (theirs, ours) if (width := weights.vocabulary(folder)) is not None]
     # Tokens that a model must not write: the placeholders of both models; for a teacher also its end tokens that the
     # student does not have, which the student would learn otherwise.
-    placeholders = special_tokens.placeholder_ids(theirs) | special_tokens.placeholder_ids(ours)
-    foreign_ends = special_tokens.end_ids(theirs) - special_tokens.end_ids(ours)
+    placeholders = weights.placeholder_ids(theirs) | weights.placeholder_ids(ours)
+    foreign_ends = weights.end_ids(theirs) - weights.end_ids(ours)
     found = []
     for one in wanted:
         model = config.models[one.key]
-        engine, masked = model.engine, "teacher" in one.roles
-        judges = one.roles == ("teacher_judge",)
+        engine, teaches = model.engine, "teacher" in one.roles
+        judges_alone = one.roles == ("teacher_judge",)
         if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
             # On a CPU vLLM's fraction of the memory does not suit engines that share it with everything else.
             engine = replace(engine, kv_cache_memory_bytes=_CACHE_ON_CPU)
@@ -78,11 +79,12 @@ def specs(
             checkpoint=str(student) if student is not None and "student" in one.roles else absolute(model.checkpoint),
             engine=engine,
             tensor_parallel=model.tensor_parallel,
-            top_k=config.teacher.top_k if masked else 1,
-            mask=Mask(parts=parts_in(config.teacher.mask), ratio=ratio) if masked else None,
+            top_k=config.teacher.top_k if teaches else 1,
+            masked=tuple(parts_in(config.teacher.mask)) if teaches else None,
+            ratio=ratio,
             judge_max_tokens=config.judge.max_tokens,
-            common=None if judges else min(widths, default=None),
-            never=() if judges else tuple(sorted(placeholders | (foreign_ends if masked else set()))),
+            common=None if judges_alone else min(widths, default=None),
+            never=() if judges_alone else tuple(sorted(placeholders | (foreign_ends if teaches else set()))),
             max_restarts=config.rollout.max_restarts,
         )
         found.append(spec)

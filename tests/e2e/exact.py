@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from masters_ray.config import Engine, MaskScope
-from masters_ray.models.vllm_engine import Mask
 from masters_ray.parts import parts_in
 from masters_ray.records import Answer, Problem, Scored
 from masters_ray.replicas.actor import ReplicaActor
@@ -62,6 +61,6 @@ def own(scored: ScoredBatch, answers: Drawn) -> list[list[np.ndarray]]:
 def exact_spec(
     checkpoint: Path, engine: Engine, role: Role, scope: MaskScope | None = None, tensor_parallel: int = 1
 ) -> ReplicaSpec:
-    mask = Mask(parts=parts_in(scope or MaskScope()), ratio=0.2) if role == "teacher" else None
-    more = {"engine": engine, "tensor_parallel": tensor_parallel, "top_k": TOP_K, "mask": mask}
-    return replica_spec(role, checkpoint=str(checkpoint), **more)
+    masked = tuple(parts_in(scope or MaskScope())) if role == "teacher" else None
+    more = {"engine": engine, "tensor_parallel": tensor_parallel, "top_k": TOP_K, "masked": masked}
+    return replica_spec(role, checkpoint=str(checkpoint), ratio=0.2, **more)

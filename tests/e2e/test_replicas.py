@@ -11,7 +11,6 @@ from masters_ray import cluster
 from masters_ray.config import Cluster
 from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
-from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
@@ -59,7 +58,7 @@ class TinyActor(ReplicaActor):
         folder = Path(spec.checkpoint)
         if (folder / "broken").exists():
             raise RuntimeError("no room in memory")
-        self._model: Any = Scripted(folder, spec.mask.ratio if spec.mask else 0.0)
+        self._model: Any = Scripted(folder, spec.ratio)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,8 +74,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tiny(folder: Path, *roles: Role, max_restarts: int = 10) -> ReplicaSpec:
-    mask = Mask(parts=["language"], ratio=0.0) if "teacher" in roles else None
-    return replica_spec(*roles, checkpoint=str(folder), cpus=1, mask=mask, max_restarts=max_restarts)
+    return replica_spec(*roles, checkpoint=str(folder), cpus=1, max_restarts=max_restarts)
 
 
 def ends(folder: Path, what: str, count: int) -> None:

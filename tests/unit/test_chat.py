@@ -1,5 +1,6 @@
 """Messages become token ids: texts stay texts, the start token stands once, whatever tokenizer and template do."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from masters_ray.errors import CheckpointError
 from masters_ray.method import prompts
 from masters_ray.method.prompts import question_messages
-from masters_ray.models import special_tokens
+from masters_ray.models import weights
 from masters_ray.models.chat import Chat
 from tests.builders import checkpoint, picture, problem
 from tests.conftest import PAIR
@@ -32,12 +33,9 @@ def starts_with(token: str) -> Callable[[dict[str, Any]], None]:
 
 def said(chat: Chat, text: str) -> str:
     """What a prompt with this text looks like, each special token marked."""
-    ids = chat.token_ids(prompts.PARSING.messages(text))
-    tokens = chat.tokenizer.convert_ids_to_tokens(ids)
-    return "".join(
-        f"[{one}]" if one in (END, IMAGE, "<|im_start|>") else chat.tokenizer.convert_tokens_to_string([one])
-        for one in tokens
-    )
+    tokens = chat.tokenizer.convert_ids_to_tokens(chat.token_ids(prompts.PARSING.messages(text)))
+    marked = (END, IMAGE, "<|im_start|>")
+    return "".join(f"[{one}]" if one in marked else chat.tokenizer.convert_tokens_to_string([one]) for one in tokens)
 
 
 def test_an_ordinary_prompt_is_the_template_filled_and_tokenized() -> None:
@@ -66,7 +64,8 @@ def test_a_placeholder_that_the_tokenizer_does_not_know_as_special_is_text_too(t
 
     folder = checkpoint(tmp_path, tokenizer=change, tokenizer_config={"extra_special_tokens": []})
     chat = Chat(folder)
-    assert special_tokens.texts(folder) == {IMAGE, "<|video_pad|>", END, "<|endoftext|>"}
+    found = [IMAGE, "<|video_pad|>", END, "<|endoftext|>"]
+    assert weights.special_tokens([folder]) == "|".join(map(re.escape, sorted(found, key=lambda it: (-len(it), it))))
     assert said(chat, f"a {IMAGE} b") == f"a {IMAGE} b".join(said(chat, "@").split("@"))
 
 
@@ -96,16 +95,13 @@ def test_a_template_that_takes_no_system_turn_of_parts_is_given_its_text_in_the_
     assert Chat(checkpoint(tmp_path, template=template)).text([system, user]) == Chat(PAIR / "student").text([together])
 
 
-@pytest.mark.parametrize(
-    ("template", "fault"),
-    [
+def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: Path) -> None:
+    for template, fault in (
         ("{% for one in messages %}{{ one['content'] }}{% endfor %}", "takes a list of pictures and texts"),
         (TEMPLATE + "{% if %}", "its chat template does not take the messages: Expected an expression"),
-    ],
-)
-def test_a_template_that_takes_no_pictures_is_refused_with_its_fault(tmp_path: Path, template: str, fault: str) -> None:
-    with pytest.raises(CheckpointError, match=fault):
-        Chat(checkpoint(tmp_path, template=template))
+    ):
+        with pytest.raises(CheckpointError, match=fault):
+            Chat(checkpoint(tmp_path, template=template))
 
 
 def test_a_template_is_told_the_same_time_on_every_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,11 +114,6 @@ def test_a_template_in_the_tokenizers_configuration_is_taken(tmp_path: Path) -> 
     folder = checkpoint(tmp_path, tokenizer_config={"chat_template": TEMPLATE})
     (folder / "chat_template.jinja").unlink()
     assert Chat(folder).text(question_messages(problem())) == Chat(PAIR / "student").text(question_messages(problem()))
-
-
-def test_a_processor_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected a processor of pictures and text"):
-        Chat(checkpoint(tmp_path, processor_config={"processor_class": "NoSuchProcessor"}))
 
 
 def test_placeholders_come_from_configuration_and_processor_and_are_there(tmp_path: Path) -> None:

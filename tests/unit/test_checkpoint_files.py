@@ -21,15 +21,16 @@ INDEX = "model.safetensors.index.json"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 
 
-def sharded(folder: Path) -> Path:
-    save_file(ONE, folder / FIRST)
-    save_file(TWO, folder / SECOND)
-    return index(folder, {"a": FIRST, "b": SECOND})
-
-
 def index(folder: Path, placed: dict[str, str]) -> Path:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
     return folder
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    save_file(ONE, tmp_path / FIRST)
+    save_file(TWO, tmp_path / SECOND)
+    return index(tmp_path, {"a": FIRST, "b": SECOND})
 
 
 def refusal(folder: Path) -> str:
@@ -38,15 +39,17 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_files_of_an_index_are_read_and_others_refused(tmp_path: Path) -> None:
-    (sharded(tmp_path) / "pytorch_model.bin").write_bytes(b"read by nobody where there is safetensors")
-    assert [file.name for file in weights.weight_files(tmp_path)] == [FIRST, SECOND]
-    assert {name: entry.shape for name, entry in weights.headers(tmp_path).items()} == {"a": (2, 2), "b": (3,)}
-    assert weights.parameter_count(tmp_path) == 7
-    for other in (SINGLE, "consolidated.safetensors", "adapter_model.safetensors", "adapter_config.json"):
-        (tmp_path / other).touch()
-        assert f"{other} beside {FIRST}: engine and learner might read other weights" in refusal(tmp_path)
-        (tmp_path / other).unlink()
+def test_the_files_of_an_index_are_read_and_others_refused(sharded: Path) -> None:
+    (sharded / "pytorch_model.bin").write_bytes(b"read by nobody where there is safetensors")
+    assert [file.name for file in weights.weight_files(sharded)] == [FIRST, SECOND]
+    assert {name: entry.shape for name, entry in weights.headers(sharded).items()} == {"a": (2, 2), "b": (3,)}
+    assert weights.parameter_count(sharded) == 7
+    for other in (SINGLE, "consolidated.safetensors", "adapter_config.json"):
+        (sharded / other).touch()
+        assert f"{other} beside {FIRST}: engine and learner might read other weights" in refusal(sharded)
+        (sharded / other).unlink()
+    save_file(ONE | TWO, sharded / SECOND)
+    assert f"{SECOND}: a in another file too: of different exports" in refusal(sharded)
 
 
 def test_one_file_is_read_with_an_index_or_without_if_it_lies_beside_config_json(tmp_path: Path) -> None:
@@ -55,25 +58,16 @@ def test_one_file_is_read_with_an_index_or_without_if_it_lies_beside_config_json
     assert weights.weight_files(index(tmp_path, {"a": SINGLE})) == [tmp_path / SINGLE]
     (tmp_path / "below").mkdir()
     (tmp_path / SINGLE).rename(tmp_path / "below" / SINGLE)
-    told = "beside config.json. Download it again (in a clone: git lfs pull)"
-    assert f"no {SINGLE} {told}" in refusal(tmp_path)
-    assert f"no below/{SINGLE} {told}" in refusal(index(tmp_path, {"a": f"below/{SINGLE}"}))
-
-
-def test_a_tensor_of_two_files_is_refused(tmp_path: Path) -> None:
-    save_file(ONE | TWO, sharded(tmp_path) / SECOND)
-    assert f"{SECOND}: a in another file too: of different exports" in refusal(tmp_path)
+    assert f"no below/{SINGLE} beside config.json" in refusal(index(tmp_path, {"a": f"below/{SINGLE}"}))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        (SINGLE, POINTER, "cannot be read as safetensors (Error while deserializing header"),
-        ("tokenizer.json", POINTER, "cannot be read as JSON"),
-        ("generation_config.json", "", "cannot be read as JSON"),
-        ("config.json", "[]", "expected a JSON object, found a list"),
-        ("config.json", '{"model_type": "qwen3_vl"}', "config.json names no architectures"),
-        (INDEX, '{"weight_map": {}}', "expected a weight_map of tensors to files, found none"),
+        (SINGLE, POINTER, "model.safetensors: cannot be read as safetensors (Error while deserializing header"),
+        ("generation_config.json", "", "generation_config.json: cannot be read as JSON"),
+        ("config.json", "[]", "config.json: expected a JSON object, found a list"),
+        (INDEX, '{"weight_map": {}}', "index.json: expected a weight_map of tensors to files, found none"),
         (INDEX, '{"weight_map": {"a": "one.safetensors"}}', "no one.safetensors"),
     ],
 )
@@ -84,7 +78,6 @@ def test_a_file_that_cannot_be_read_is_named_with_its_fault(
     (tmp_path / name).write_text(content)
     with pytest.raises(CheckpointError) as caught:
         weights.check(tmp_path)
-    assert name in str(caught.value) or name == INDEX
     assert fault in str(caught.value)
 
 
@@ -108,7 +101,7 @@ def test_a_snapshot_in_part_is_completed_once_and_what_the_hub_does_not_deliver_
     assert [weights.locate("org/tiny") for _ in range(2)] == [tmp_path / "org/tiny"] * 2
     assert len(downloads) == 1
     index(checkpoint(tmp_path / "org/torn"), {"a": "one.safetensors"})
-    with pytest.raises(CheckpointError, match=r"org/torn: .* without one.safetensors. Download it where"):
+    with pytest.raises(CheckpointError, match=r"org/torn: no one.safetensors. Download it again"):
         weights.locate("org/torn")
     with pytest.raises(CheckpointError, match="org/other: no such directory, and the model hub did not deliver it"):
         weights.locate("org/other")
@@ -130,33 +123,31 @@ def test_weights_that_are_missing_or_of_another_shape_are_named_before_and_while
             load(other)
 
 
-def test_weights_of_no_part_are_told(tmp_path: Path) -> None:
+def test_weights_of_no_part_are_told_and_those_of_more_layers_refused(tmp_path: Path) -> None:
     assert hf.unexpected_weights(PAIR / "student") == hf.unexpected_weights(PAIR / "teacher") == []
     other = "model.language_model.extra.weight"
     folder = checkpoint(tmp_path / "student", tensors=lambda held: held.update({other: held[QUERIES].clone()}))
     assert hf.unexpected_weights(folder) == [other]
+    fewer = checkpoint(
+        tmp_path / "fewer", weights=True, config=lambda it: it["text_config"].update(num_hidden_layers=1)
+    )
+    with pytest.raises(CheckpointError, match=r"found weights of further ones: .*layers\.1\."):
+        hf.unexpected_weights(fewer)
 
 
 LEFT_OUT = {"modeling_tiny.py", "pytorch_model.bin.index.json", ".cache/huggingface/x.json"}
 SETTINGS = {"eos_token_id": [2, 0], "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """The toy student with all that a checkpoint of the Hub may have beside its weights."""
-    folder = checkpoint(tmp_path / "source", weights=True, generation_config=SETTINGS)
-    more = dict.fromkeys(LEFT_OUT | {"LICENSE", "NOTICE.md", "merges.txt"}, "mine") | {"README.md": "# 88 % right"}
-    for name, text in (more | {"additional_chat_templates/tools.jinja": "{{ messages }}"}).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
 def files(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_all_beside_the_weights_is_the_sources_but_its_card(source: Path, tmp_path: Path) -> None:
+def test_all_beside_the_weights_is_the_sources_but_its_card(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", weights=True, generation_config=SETTINGS)
+    for name in LEFT_OUT | {"LICENSE", "merges.txt", "README.md", "additional_chat_templates/tools.jinja"}:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("mine")
     model, target = hf.load_model(source, "float32").eval(), tmp_path / "student"
     with torch.no_grad():
         model.lm_head.weight.mul_(1.25)
@@ -166,7 +157,6 @@ def test_all_beside_the_weights_is_the_sources_but_its_card(source: Path, tmp_pa
         assert (target / name).read_bytes() == (source / name).read_bytes(), name
     was, now = (json.loads((folder / "config.json").read_text()) for folder in (source, target))
     assert now == was | {"dtype": "float32"}
-    assert (target / "README_of_base_model.md").read_text() == "# 88 % right"
     ids = torch.tensor([[20, 30, 40]])
     again = hf.load_model(target, "float32").eval()
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -1,6 +1,4 @@
-import copy
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch.nn.utils import prune
 
 from masters_ray.errors import CheckpointError
 from masters_ray.method.masks import MaskReport, mask_smallest, masked, zeroed_count
-from masters_ray.models import weights
+from masters_ray.models import hf, weights
 from masters_ray.parts import part_of
 from tests.conftest import PAIR
 
@@ -19,8 +17,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
 def run(tensors: dict[str, Tensor], ratio: float) -> tuple[dict[str, Tensor], MaskReport]:
     """The masked stream as a whole, and its report."""
     result: list[MaskReport] = []
-    stream = dict(masked(tensors.items(), ratio, frozenset({"language"}), result))
-    return stream, result[0]
+    return dict(masked(tensors.items(), ratio, frozenset({"language"}), result)), result[0]
 
 
 def test_the_smallest_entries_are_zeroed_by_position_where_they_tie_and_the_others_kept() -> None:
@@ -33,22 +30,13 @@ def test_the_floor_of_ratio_times_entries_is_zeroed_and_less_keeps_a_superset(dt
     weight = torch.randn(37, 53, generator=torch.Generator().manual_seed(1)).to(dtype)
     weight[weight == 0] = 1
     before = torch.ones_like(weight, dtype=torch.bool)
-    for ratio in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.999):
+    for ratio in (0.0, 0.05, 0.2, 0.3, 0.999):
         result = mask_smallest(weight, ratio)
         kept = result != 0
         assert int((~kept).sum()) == zeroed_count(weight.numel(), ratio)
-        assert torch.equal(result[kept], weight[kept])
-        assert (kept <= before).all()
+        assert torch.equal(result[kept], weight[kept]) and (kept <= before).all()
         before = kept
     assert zeroed_count(100, 0.29) == 29, "the decimal that was written: int(0.29 * 100) is 28"
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Any:
-    """The shipped teacher in its checkpoint's bfloat16, which has ties at nearly every threshold."""
-    from transformers import AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText.from_pretrained(PAIR / "teacher", dtype=torch.bfloat16)
 
 
 def by_position(weight: Tensor) -> Tensor:
@@ -57,9 +45,10 @@ def by_position(weight: Tensor) -> Tensor:
     return weight.abs().double() * (1 + torch.arange(weight.numel()).reshape(weight.shape) * 2.0**-27)
 
 
-@pytest.mark.parametrize("percent", [5, 20, 40])
-def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(teacher: Any, percent: int) -> None:
-    model = copy.deepcopy(teacher)
+@pytest.mark.parametrize("percent", [5, 40])
+def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(percent: int) -> None:
+    """In the checkpoint's bfloat16, which has ties at nearly every threshold."""
+    model = hf.load_model(PAIR / "teacher", "bfloat16")
     layers = [layer for layer in model.model.language_model.modules() if isinstance(layer, nn.Linear)]
     for layer in layers:
         count = layer.weight.numel() * percent // 100
@@ -111,22 +100,18 @@ def test_a_mask_that_would_touch_nothing_quantised_matrices_or_numbers_that_are_
     with pytest.raises(CheckpointError, match="none of the checkpoint's weights is a matrix of language"):
         run(awq, 0.2)
     assert run(awq, 0.0)[0].keys() == awq.keys()
-
     for dtype in (torch.float8_e4m3fn, torch.int8, torch.uint8):
         with pytest.raises(CheckpointError, match="up_proj.weight is quantised"):
             run({UP: torch.zeros(8, 8).to(dtype)}, 0.2)
-    for name in (UP, "model.visual.merger.norm.bias"):
-        for number, ratio in ((math.nan, 0.0), (math.inf, 0.0), (math.nan, 0.5), (math.inf, 0.5)):
-            tensor = torch.ones((4, 4) if name == UP else 4)
-            tensor.view(-1)[3] = number
-            with pytest.raises(CheckpointError, match=f"{name} holds numbers that are none"):
-                run({name: tensor}, ratio)
+    for name, shape, number in ((UP, (2, 2), math.nan), ("model.visual.merger.norm.bias", (4,), math.inf)):
+        with pytest.raises(CheckpointError, match=f"{name} holds numbers that are none"):
+            run({name: torch.tensor([1.0, 1.0, 1.0, number]).reshape(shape)}, 0.0)
 
 
 def test_each_expert_of_a_mixture_model_is_a_matrix_of_its_own() -> None:
     """One tensor for all experts gives what a tensor for each gives: a threshold per expert, and exact counts."""
-    generator = torch.Generator().manual_seed(3)
-    experts = torch.randn(4, 6, 5, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 1.0]).reshape(4, 1, 1)
+    scales = torch.tensor([1.0, 10.0, 0.1, 1.0]).reshape(4, 1, 1)
+    experts = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(3)) * scales
     name = "model.layers.0.mlp.experts"
     whole, together = run({f"{name}.down_proj": experts}, 0.25)
     single, apart = run({f"{name}.{i}.down_proj.weight": one for i, one in enumerate(experts)}, 0.25)

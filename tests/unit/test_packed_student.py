@@ -79,15 +79,11 @@ PICTURES = [[(2, 3), (3, 2)], [(2, 2)]]
 TEXTS = [[30, 31, 32], [33]]
 
 
-LONGER = {"input_ids", "mm_token_type_ids"}
-"""Inputs that have a number for each token, 0 for each of an answer's in the latter."""
-
-
-def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probabilities, JSD, what that may lack) of one answer's tokens, from a sequence that holds the prompt and it
-    alone."""
+def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> hf.Terms:
+    """The loss terms of one answer, from a sequence that holds the prompt and it alone."""
     tokens = torch.tensor([answer.judged.answer.token_ids])
-    longer = {name: torch.cat([inputs[name], tokens * (name == "input_ids")], 1) for name in LONGER & inputs.keys()}
+    per_token = {"input_ids": tokens, "mm_token_type_ids": torch.zeros_like(tokens)}
+    longer = {name: torch.cat([inputs[name], more], 1) for name, more in per_token.items() if name in inputs}
     start = inputs["input_ids"].shape[1] - 1
     logprobs = model(**(inputs | longer)).logits[0, start : start + tokens.shape[1]].log_softmax(-1)
     ids, top_logprobs, left_out = map(torch.from_numpy, vars(answer.teacher).values())
@@ -121,7 +117,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.mark.parametrize(("logits_bytes", "checkpointed"), [(2**20, False), (1, True)])
-def test_packed_groups_equal_separate_sequences(logits_bytes: int, checkpointed: bool, case: Case) -> None:
+def test_packed_groups_equal_separate_sequences(logits_bytes: int, checkpointed: bool, case: Any) -> None:
     model, inputs, batch = case
     plain, changed = copy.deepcopy(model), copy.deepcopy(model)
     answers = [(given, one) for given, row in zip(inputs, GROUPS, strict=True) for one in row.answers]
@@ -150,14 +146,17 @@ def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Ca
     assert norm.speed_up(torch.nn.Sequential(GemmaRMSNorm(8))) == 0  # which multiplies by 1 + weight
 
 
-def test_a_head_with_a_bias_and_freezing_one_of_two_tied_matrices_are_refused() -> None:
+def test_a_head_with_a_bias_is_refused() -> None:
     biased = qwen2_5()
     biased.lm_head = torch.nn.Linear(32, 80)
     with pytest.raises(CheckpointError, match="the student's lm_head has a bias"):
         hf.PackedStudent(biased, logits_bytes=2**20)
-    with pytest.raises(CheckpointError, match="one matrix"):
-        hf.freeze(qwen3(), ["lm_head"])
+
+
+def test_frozen_parts_are_not_trained_and_half_of_a_matrix_cannot_be_frozen() -> None:
     model = qwen3()
+    with pytest.raises(CheckpointError, match="one matrix"):
+        hf.freeze(model, ["lm_head"])
     hf.freeze(model, ["vision", "embeddings", "lm_head"])
     trained = {part_of_parameter(name) for name, one in model.named_parameters() if one.requires_grad}
     assert trained == {"language", "projector", None}

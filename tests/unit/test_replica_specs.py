@@ -13,7 +13,6 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.config import Engine
 from masters_ray.errors import ConfigError, ReplicaError
-from masters_ray.models.vllm_engine import Mask
 from masters_ray.replicas import processes, spawn
 from masters_ray.replicas.actor import ReplicaActor, show_devices
 from masters_ray.replicas.processes import Processes
@@ -101,7 +100,7 @@ def test_processes_load_what_their_roles_say(tmp_path: Path) -> None:
     names = {"teacher": "teacher", "teacher_judge": "teacher", "student": tmp_path.name, "reference": "student"}
     found = made("judge.of_teacher=teacher teacher.gpus=1 teacher.tensor_parallel=2", student=tmp_path)
     assert {one.roles[0]: Path(one.checkpoint).name for one in found} == names
-    assert [(one.roles, one.gpus) for one in found if one.mask is not None] == [(("teacher",), 2)]
+    assert [(one.roles, one.gpus) for one in found if one.masked is not None] == [(("teacher",), 2)]
 
 
 def kind(count: int, gpus: float, tensor_parallel: int = 1, told: float | None = None) -> ReplicaSpec:
@@ -153,13 +152,12 @@ class Loaded(ReplicaActor):
     loads: list[float]
 
     def _load(self, spec: ReplicaSpec) -> None:
-        assert spec.mask is not None
-        self.loads.append(spec.mask.ratio)
+        self.loads.append(spec.ratio)
         raise RuntimeError("no room in memory")
 
 
 def test_a_process_loads_its_model_once_with_the_mask_that_its_first_call_asks_for() -> None:
-    replica = Loaded(replica_spec("teacher", mask=Mask(parts=["language"], ratio=0.2)))
+    replica = Loaded(replica_spec("teacher", masked=("language",), ratio=0.2))
     replica.loads = []
     replica.sleep()
     assert replica.loads == [], "a process that took the place of one asleep leaves the memory to the learner"
