@@ -141,9 +141,9 @@ class _Rows:
     def of(self, tensor: Tensor) -> Tensor:
         """Returns [1, heads, length, …] as [stretches, heads, longest, …], padded with zeros; a view if all stretches
         are of one length."""
-        if len(set(self.lengths)) == 1:
-            return self._batch(tensor)
         part = self._part(tensor)
+        if len(set(self.lengths)) == 1:
+            return part.unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
         rows = part.new_zeros(len(self.lengths), part.shape[0], max(self.lengths), *part.shape[2:])
         for place, row in self.pairs(tensor, rows):
             row.copy_(place)
@@ -151,17 +151,11 @@ class _Rows:
 
     def pairs(self, tensor: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields views of ``tensor``, each with the view of ``rows``, shaped as ``of`` returns, that belongs there."""
-        if len(set(self.lengths)) == 1:
-            yield self._batch(tensor), rows
-            return
         for row, piece in zip(rows, self._part(tensor).split(self.lengths, 1), strict=True):
             yield piece, row[:, : piece.shape[1]]
 
     def _part(self, tensor: Tensor) -> Tensor:
         return tensor[0, :, self.start : self.start + sum(self.lengths)]
-
-    def _batch(self, tensor: Tensor) -> Tensor:
-        return self._part(tensor).unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
 
 
 class _Blocks(torch.autograd.Function):
