@@ -1,10 +1,5 @@
-"""Attention over packed groups: every answer sees its group's prompt and itself, and no group sees another.
-
-A sequence holds groups one after the other, each as
-
-    prompt │ answer 1 │ answer 2 │ … │ answer G
-
-Three kernels give the same result; ``kernel_for`` picks by what the device can do:
+"""Attention over packed groups (``packing``): every answer sees its group's prompt and itself, and no group sees
+another. Three kernels give the same result; ``kernel_for`` picks by what the device can do:
 
 * ``blocks``: the prompt's causal triangle, the answers against the prompt, and each answer against itself are three
   calls of PyTorch's CPU flash kernel, joined by their log-sum-exp. Nothing that the mask forbids is computed.
@@ -159,11 +154,8 @@ class _Rows:
 
 
 class _Blocks(torch.autograd.Function):
-    """Joins the calls of the CPU kernel by their log-sum-exp.
-
-    The kernel's backward is right for a part of the keys when it is given the output and the log-sum-exp over all of
-    them.
-    """
+    """Joins the calls of the CPU kernel by their log-sum-exp. The kernel's backward is right for a part of the keys
+    when it is given the output and the log-sum-exp over all of them."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
