@@ -1,10 +1,5 @@
-"""Attention over packed groups: every answer sees its group's prompt and itself, and no group sees another.
-
-A sequence holds groups one after the other, each as
-
-    prompt │ answer 1 │ answer 2 │ … │ answer G
-
-Three kernels give the same result; ``kernel_for`` picks by what the device can do:
+"""Attention over packed groups (``packing``): every answer sees its group's prompt and itself, and no group sees
+another. Three kernels give the same result; ``kernel_for`` picks by what the device can do:
 
 * ``blocks``: the prompt's causal triangle, the answers against the prompt, and each answer against itself are three
   calls of PyTorch's CPU flash kernel, joined by their log-sum-exp. Nothing that the mask forbids is computed.
@@ -141,9 +136,9 @@ class _Rows:
     def of(self, tensor: Tensor) -> Tensor:
         """Returns [1, heads, length, …] as [stretches, heads, longest, …], padded with zeros; a view if all stretches
         are of one length."""
-        if len(set(self.lengths)) == 1:
-            return self._batch(tensor)
         part = self._part(tensor)
+        if len(set(self.lengths)) == 1:
+            return part.unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
         rows = part.new_zeros(len(self.lengths), part.shape[0], max(self.lengths), *part.shape[2:])
         for place, row in self.pairs(tensor, rows):
             row.copy_(place)
@@ -151,25 +146,16 @@ class _Rows:
 
     def pairs(self, tensor: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields views of ``tensor``, each with the view of ``rows``, shaped as ``of`` returns, that belongs there."""
-        if len(set(self.lengths)) == 1:
-            yield self._batch(tensor), rows
-            return
         for row, piece in zip(rows, self._part(tensor).split(self.lengths, 1), strict=True):
             yield piece, row[:, : piece.shape[1]]
 
     def _part(self, tensor: Tensor) -> Tensor:
         return tensor[0, :, self.start : self.start + sum(self.lengths)]
 
-    def _batch(self, tensor: Tensor) -> Tensor:
-        return self._part(tensor).unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
-
 
 class _Blocks(torch.autograd.Function):
-    """Joins the calls of the CPU kernel by their log-sum-exp.
-
-    The kernel's backward is right for a part of the keys when it is given the output and the log-sum-exp over all of
-    them.
-    """
+    """Joins the calls of the CPU kernel by their log-sum-exp. The kernel's backward is right for a part of the keys
+    when it is given the output and the log-sum-exp over all of them."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:

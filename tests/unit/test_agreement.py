@@ -12,7 +12,7 @@ import torch
 from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
-from masters_ray.learner.agreement import Mismatch, check_fresh, compare, largest_gap, row_gaps, sample
+from masters_ray.learner.agreement import Mismatch, check_fresh, compare, largest_gap, sample
 from masters_ray.learner.batches import Step
 from masters_ray.learner.collate import WorkerStep
 from masters_ray.learner.job import StagePlan
@@ -99,10 +99,3 @@ def test_fresh_answers_of_the_weights_that_learn_from_them_must_be_the_engines_o
     gaps = torch.tensor([[5 * mean, 5.0, mean] for mean in means])
     with pytest.raises(LearnerError, match=told) if told else nullcontext():
         check_fresh(part(len(means), version=version).step, gaps, 0.1)
-
-
-def test_the_distance_of_a_row_is_over_its_own_tokens() -> None:
-    [micro] = part(2).micro_batches
-    own = micro.batch.reference_logprobs.clone()
-    own[5:] += torch.tensor([0.0, 0.5, 0.0, -1.0, 0.0])
-    assert row_gaps(own, micro.batch.reference_logprobs, micro.batch).tolist() == [[0, 5, 0], [1.5, 5, 1]]
