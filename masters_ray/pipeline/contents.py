@@ -7,7 +7,6 @@ from typing import Any
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import DamagedError, MastersError, StoreError
-from masters_ray.files import read_object
 from masters_ray.learner import checkpoints
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
@@ -15,6 +14,7 @@ from masters_ray.pipeline import inputs
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
+from masters_ray.report.summary import read_summary
 
 
 class StageStores:
@@ -98,7 +98,8 @@ def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     """Returns a remark for each split of a finished run whose data have changed since, or cannot be loaded."""
-    made_of = read_object(directory.file("summary.json")).get("data", {})
+    made = read_summary(directory.root)
+    made_of = {"train": made.train.digest, "held_out": made.held_out.digest}
     remedies = {
         "train": "to learn from them, choose another run.dir",
         "held_out": f"to measure on them, delete {directory.file('summary.json')} and call again",
@@ -110,5 +111,5 @@ def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     return [
         f"its {name.replace('_', '-')} questions have changed since; {remedy}"
         for name, remedy in remedies.items()
-        if made_of.get(name, {}).get("digest") not in (None, inputs.digest_of(loaded[name].problems))
+        if made_of[name] != inputs.digest_of(loaded[name].problems)
     ]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from masters_ray import checks, store
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
-from masters_ray.files import write_json
+from masters_ray.files import as_json, write_json
 from masters_ray.pipeline import contents, held_out, inputs, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.run_dir import RunDirectory
+from tests.builders import split_facts, summary
 from tests.conftest import PAIR, ROOT
 from tests.unit.test_pipeline import FEW, Generate, block, generate, two_teachers
 
@@ -232,10 +234,9 @@ def test_a_finished_run_says_what_of_its_data_has_changed(tmp_path: Path) -> Non
     config = two_teachers(tmp_path, *SMALL, "data.held_out.path=" + str(questions))
     questions.write_bytes((tmp_path / "questions.jsonl").read_bytes())
     directory = RunDirectory(config)
-    loaded = inputs.load(config, directory.data)
-    digests = [inputs.digest_of(one.problems) for one in loaded]
-    content = {name: {"digest": digest} for name, digest in zip(("train", "held_out"), digests, strict=True)}
-    write_json(directory.file("summary.json"), {"data": content})
+    digests = [inputs.digest_of(one.problems) for one in inputs.load(config, directory.data)]
+    train, held = (replace(split_facts(9, 0), digest=digest) for digest in digests)
+    write_json(directory.file("summary.json"), as_json(summary(train=train, held_out=held)))
     assert contents.changed_since(config, directory) == []
     edit(tmp_path, relabel("1"), questions.name)
     [told] = contents.changed_since(config, directory)
