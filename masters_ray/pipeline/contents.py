@@ -7,13 +7,13 @@ from typing import Any
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import MastersError, StoreError
-from masters_ray.files import read_record
 from masters_ray.learner import checkpoints
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import inputs, recipes
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
+from masters_ray.report.summary import read_summary
 
 
 def wanted(run: RunContext, stage: Stage) -> list[int]:
@@ -97,7 +97,8 @@ def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     """Returns a remark for each split of a finished run whose data have changed since, or cannot be loaded."""
-    made_of = read_record(directory.file("summary.json"), dict[str, Any]).get("data", {})
+    made = read_summary(directory.root)
+    made_of = {"train": made.train.digest, "held_out": made.held_out.digest}
     remedies = {
         "train": "to learn from them, choose another run.dir",
         "held_out": f"to measure on them, delete {directory.file('summary.json')} and call again",
@@ -109,5 +110,5 @@ def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     return [
         f"its {name.replace('_', '-')} questions have changed since; {remedy}"
         for name, remedy in remedies.items()
-        if made_of.get(name, {}).get("digest") not in (None, inputs.digest_of(loaded[name]))
+        if made_of[name] != inputs.digest_of(loaded[name])
     ]
