@@ -22,7 +22,7 @@ from bench.scale import at
 from bench.smollm import Distributions, distributions
 from masters_ray.records import Answer, JudgedAnswer, RolloutGroup, ScoredAnswer, TokenScores
 from masters_ray.store import rows
-from tests.builders import group
+from tests.builders import group, table_of
 
 KS = (8, 16, 32, 50, 64, 128)
 _TOKENS = 300
@@ -118,7 +118,7 @@ def _write(file: Path, answers: Sequence[TokenScores]) -> Path:
     groups: list[RolloutGroup] = [
         group(pieces[start : start + _ANSWERS], position=start) for start in range(0, len(pieces), _ANSWERS)
     ]
-    pq.write_table(rows.table_of(groups), file, **rows.PARQUET)
+    pq.write_table(table_of(groups), file, **rows.PARQUET)
     return file
 
 

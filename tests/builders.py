@@ -7,11 +7,12 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -164,6 +165,20 @@ def replica_spec(*roles: Role, **changes: Any) -> ReplicaSpec:
     return ReplicaSpec(roles=roles, **(content | {"cpus": 0.5, "gpus": 0.0} | changes))
 
 
+def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
+    """Groups, all or none of online iterations, as rows of the store."""
+    given = list(groups)
+    scored = [answer for group in given for answer in group.answers]
+    behaviour = [one.behaviour_logprobs for one in scored if one.behaviour_logprobs is not None]
+    return store.table(
+        given,
+        [[answer.judged for answer in group.answers] for group in given],
+        store.top_scores([one.teacher for one in scored]),
+        pa.array([one.reference_logprobs for one in scored], store.LOGPROBS),
+        pa.array(behaviour, store.LOGPROBS) if behaviour else None,
+    )
+
+
 def account(*groups: RolloutGroup, rejected: dict[int, Rejected] | None = None) -> store.Account:
     """Of a shard of these groups' questions, some of which may have been set aside."""
     return store.Account(asked={one.position: one.problem.digest for one in groups}, rejected=rejected or {}, noted={})
@@ -173,7 +188,7 @@ def written(folder: store.Where, key: Mapping[str, Any], *shards: Sequence[Rollo
     """The writer of a store, which goes on with what is there, when it has added these shards."""
     writer = store.Writer(folder, key)
     for groups in shards:
-        writer.write(store.table_of(groups), account(*groups))
+        writer.write(table_of(groups), account(*groups))
     return writer
 
 

@@ -15,7 +15,7 @@ from masters_ray.method import schedule
 from masters_ray.models import weights
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas import placement
-from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder
+from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder, difference
 
 COPY = "working_dir_files"
 """Name of Ray's directory of copies of submitted projects."""
@@ -60,13 +60,12 @@ def recipes(context: CheckContext) -> Findings:
 
 
 def _recipe(context: CheckContext, stage: schedule.Stage, folder: Folder) -> Findings:
-    from masters_ray.pipeline import contents
     from masters_ray.pipeline.recipes import recipe
 
     config = context.config.of_teacher(stage.teacher)
     questions = {} if context.digest is None else {"data": context.digest}
     settings = recipe(config, stage, "", "", questions).settings
-    if other := contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS}):
+    if other := difference(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS}):
         yield Complaint("rollout.store", f"rows of this configuration in {folder}", other, OTHER_RECIPE)
 
 

@@ -1,8 +1,6 @@
 """Checks, before a run's stores are reused, that they are undamaged, complete, and of the run's recipe."""
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from masters_ray import store
 from masters_ray.config import Config
@@ -33,7 +31,7 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
     folder = run.directory.stage(stage.index)
     if not folder.has(store.MANIFEST):
         return False
-    other = other_recipe(folder, recipes.of_stage(run, stage).settings)
+    other = store.difference(folder, recipes.of_stage(run, stage).settings)
     told = f"{folder}: its rows were made by something else ({other})."
     if run.directory.student.exists():
         if other:
@@ -78,16 +76,6 @@ def _learned_until(run: RunContext, stage: Stage) -> int:
     step = found[-1].step if found else 0
     seen = [one for one in run.iterations if one.stage == stage.index and one.number <= step]
     return max((one.positions.stop for one in seen), default=part.start)
-
-
-def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
-    """Describes how a store's key differs from ``settings`` (``Recipe.settings`` or a part of it); "" when it does not,
-    or when there is no key that can be read, which a writer mends."""
-    try:
-        made = store.read_key(folder)
-    except StoreError:
-        return ""
-    return store.difference(made, json.loads(json.dumps(settings)))
 
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:

@@ -29,12 +29,11 @@ class Folder:
     def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
-        self.filesystem: Any = fs.LocalFileSystem()
-        self._path = str(Path(self._name).absolute())
+        self.filesystem: Any
         if isinstance(where, Folder):
             self.filesystem, self._path = where.filesystem, where._path
-        elif "://" in self._name:
-            self.filesystem, self._path = _at_address(self._name)
+        else:
+            self.filesystem, self._path = _opened(self._name)
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
@@ -103,16 +102,15 @@ class Folder:
 
     def _entries(self) -> list[tuple[str, bool]]:
         """Returns (name, whether it is a file) of each entry of the folder."""
-        if self.on_disk:  # not by pyarrow: its listing threads sometimes abort a process that ends right afterwards
-            place = Path(self._path)
-            entries = self._ask("listed", "", lambda: list(place.iterdir())) if place.is_dir() else []
-            return [(one.name, one.is_file()) for one in entries]
-        selector = fs.FileSelector(self._path, allow_not_found=True)
-        found = self._ask("listed", "", self.filesystem.get_file_info, selector)
-        return [(one.base_name, one.is_file) for one in found]
+        with writing(self, done="listed"):
+            if self.on_disk:  # not by pyarrow: its listing threads sometimes abort a process that ends right afterwards
+                place = Path(self._path)
+                return [(one.name, one.is_file()) for one in (place.iterdir() if place.is_dir() else ())]
+            found = self.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+            return [(one.base_name, one.is_file) for one in found]
 
     def _ask(self, done: str, name: str, ask: Any, *arguments: Any) -> Any:
-        with writing(self / name if name else self, done=done):
+        with writing(self / name, done=done):
             return ask(*arguments)
 
 
@@ -130,17 +128,17 @@ Where: TypeAlias = str | Path | Folder
 """What names a store: a path, an address, or an open folder."""
 
 
-def _at_address(address: str) -> tuple[Any, str]:
-    """Returns the file system of an address and the path in it."""
-    if (shown := without_secrets(address)) != address:
+def _opened(where: str) -> tuple[Any, str]:
+    """Returns the file system of a path or an address, and the path in it."""
+    if (shown := without_secrets(where)) != where:
         raise StoreError(
             f"{shown}: expected an address without credentials. Leave them to the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
     try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(address)
+        found: tuple[Any, str] = fs.FileSystem.from_uri(where if "://" in where else str(Path(where).absolute()))
     except (pa.ArrowException, OSError) as error:
         raise StoreError(
-            f"{address}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
+            f"{where}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
         ) from error
     return found

@@ -1,6 +1,6 @@
 """Converts groups to rows of a table and back: one row per question with its judged and scored answers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -143,20 +143,6 @@ def table(
     ]
     others = pa.Table.from_pylist(questions, schema=SCHEMA.remove(_ANSWERS))
     return others.add_column(_ANSWERS, SCHEMA.field(_ANSWERS), lists)
-
-
-def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
-    """Returns groups, all or none of online iterations, as rows of SCHEMA. Raises StoreError as ``table``."""
-    given = list(groups)
-    scored = [answer for group in given for answer in group.answers]
-    behaviour = [one.behaviour_logprobs for one in scored if one.behaviour_logprobs is not None]
-    return table(
-        given,
-        [[answer.judged for answer in group.answers] for group in given],
-        top_scores([one.teacher for one in scored]),
-        pa.array([one.reference_logprobs for one in scored], LOGPROBS),
-        pa.array(behaviour, LOGPROBS) if behaviour else None,
-    )
 
 
 def groups(table: pa.Table) -> list[RolloutGroup]:

@@ -88,16 +88,16 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a writer's key in the form in which ``read_key`` returns it."""
-    found: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
-    return found
-
-
-def difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Describes where a store's key differs from the wanted values; "" where it does not."""
-    names = sorted(name for name in wanted if made.get(name) != wanted[name])
-    return "; ".join(f"{name}: {made.get(name)!r} there, {wanted[name]!r} now" for name in names)
+def difference(folder: Where, wanted: Mapping[str, Any]) -> str:
+    """Describes how a store's key differs from the wanted values; "" when it does not, or when there is no key that can
+    be read, which a writer mends."""
+    try:
+        made = read_key(folder)
+    except StoreError:
+        return ""
+    now = json.loads(json.dumps(wanted))
+    names = sorted(name for name in now if made.get(name) != now[name])
+    return "; ".join(f"{name}: {made.get(name)!r} there, {now[name]!r} now" for name in names)
 
 
 def read_key(folder: Where) -> dict[str, Any]:

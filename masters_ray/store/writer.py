@@ -34,15 +34,14 @@ class Writer:
             raise StoreError(
                 f"{folder}: holds a finished store already; it is never written over. Choose another run.dir."
             )
-        wanted = shards.as_key(key)
-        self._key = shards.digest_of(wanted)
+        self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
+        """As ``read_key`` returns it."""
+        self._key = shards.digest_of(self.key)
         found = shards.survey(self._folder, self._key)
         if found.made_by and self._key not in found.made_by:
-            raise StoreError(
-                f"{folder}: its rows were made by something else, and are not mixed with others "
-                f"({_difference(self._folder, wanted)}). {OTHER_RECIPE}"
-            )
-        self._folder.write(KEY, json.dumps(wanted, indent=1).encode())
+            other = shards.difference(self._folder, self.key) or f"{KEY} is gone, or says more than is known here"
+            raise StoreError(f"{folder}: its rows were made by something else ({other}). {OTHER_RECIPE}")
+        self._folder.write(KEY, json.dumps(self.key, indent=1).encode())
         shards.reopen(self._folder, found.broken)
         self._lock = threading.Lock()
         self._accounts, self._digests = found.accounts, found.digests
@@ -91,11 +90,3 @@ class Writer:
         content = {"format": FORMAT, **asdict(manifest)}
         self._folder.write(MANIFEST, json.dumps(content | {"digest": shards.digest_of(content)}, indent=1).encode())
         return manifest
-
-
-def _difference(folder: Folder, wanted: dict[str, Any]) -> str:
-    try:
-        found = shards.read_key(folder)
-    except StoreError as error:
-        return str(error)
-    return shards.difference(found, dict.fromkeys(found) | wanted)

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.batches import Plans, Step, micro_batches, prefetch, steps
@@ -19,7 +18,7 @@ from masters_ray.learner.collate import worker_steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
 from masters_ray.records import RolloutGroup
-from tests.builders import group, iterations, scored
+from tests.builders import group, iterations, scored, table_of
 from tests.tensors import FakeCollator, own_steps, packed
 
 PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
@@ -36,7 +35,7 @@ def planned(
 ) -> list[Step]:
     """Of groups that come ``size`` at a time."""
     groups = rows() if groups is None else groups
-    whole = store.table_of(groups)
+    whole = table_of(groups)
     tables = (whole.slice(start, size) for start in range(0, len(groups), size))
     return list(steps(tables, plans, skip))
 
@@ -80,7 +79,7 @@ def fresh(number: int, *versions: int) -> pa.Table:
     for row, version in zip(rows()[4 * (number - 1) :], versions, strict=False):
         answers = [replace(one, behaviour_logprobs=one.reference_logprobs - 1) for one in row.answers]
         made.append(replace(row, version=version, answers=tuple(answers)))
-    return store.table_of(made)
+    return table_of(made)
 
 
 BOTH_OLD = pa.concat_tables([fresh(1, 0), fresh(2, 1)])
@@ -100,7 +99,7 @@ BOTH_OLD = pa.concat_tables([fresh(1, 0), fresh(2, 1)])
 def test_an_online_iteration_has_its_fresh_rows_that_are_young_enough_or_what_is_stored_and_says_so(
     came: pa.Table | None, max_staleness: int, rows_and_ages: tuple[list[int], list[int]], note: str
 ) -> None:
-    _, step = steps(iter([store.table_of(rows())]), ONLINE, 0, {2: came}.get, max_staleness)
+    _, step = steps(iter([table_of(rows())]), ONLINE, 0, {2: came}.get, max_staleness)
     assert (positions(step), step.ages) == rows_and_ages
     assert step.note == (note and f"iteration 2: {note}")
 
@@ -132,7 +131,7 @@ def test_an_online_iteration_is_waited_for_when_the_one_before_is_done_and_only_
     plan = replace(PLAN, rows=8)
     plans = [(plan, replace(one, online=one.number > 2)) for one in iterations((8,), 2)]
     asked: list[int] = []
-    coming = steps(iter([store.table_of(rows(8))]), plans, 0, fresh=asked.append)
+    coming = steps(iter([table_of(rows(8))]), plans, 0, fresh=asked.append)
     seen: dict[int, list[int]] = {}
     for part in prefetch(
         worker_steps(coming, FakeCollator(), rank=0, workers=2, budget=25), lambda part: part.step.number + 1 in (3, 4)

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from masters_ray import store
 from masters_ray.errors import LearnerError, WeightsGoneError
 from masters_ray.weight_sync.broker import Order, RolloutBroker, WeightRequest
 from masters_ray.weight_sync.stream import Invitation
 from masters_ray.weight_sync.student_weights import StudentWeights
-from tests.builders import group
+from tests.builders import group, table_of
 
-ROWS = store.table_of([group()])
+ROWS = table_of([group()])
 INVITATION = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
 Begin = Callable[..., Future[Any]]
 """Begins a call that waits for the broker, on a thread."""

@@ -18,7 +18,7 @@ from masters_ray.cli import main
 from masters_ray.errors import StoreError
 from masters_ray.records import Rejected, RolloutGroup, TokenScores
 from masters_ray.store import Folder, codec, look
-from tests.builders import account, group, problem, scored, scores, written
+from tests.builders import account, group, problem, scored, scores, table_of, written
 
 KEY = {"ratio": 0.2}
 GROUPS = [group(position=position) for position in range(3)]
@@ -101,7 +101,7 @@ def test_a_store_is_finished_once_and_takes_rows_of_its_key_alone(tmp_path: Path
     with pytest.raises(StoreError, match="made by something else.*ratio: 0.2 there, 0.1 now"):
         store.Writer(tmp_path, {"ratio": 0.1})
     with pytest.raises(StoreError, match=r"asked \[1, 2\], stored \[1\]"):
-        writer.write(store.table_of(GROUPS[1:2]), account(*GROUPS[1:]))
+        writer.write(table_of(GROUPS[1:2]), account(*GROUPS[1:]))
     assert [file.name for file in tmp_path.glob("shard-*")] == [FIRST]
     writer.finish({})
     with pytest.raises(StoreError, match="never written over"):
@@ -112,7 +112,7 @@ def test_a_writer_goes_on_where_another_one_was_stopped(tmp_path: Path) -> None:
     written(tmp_path, KEY, GROUPS[2:])
     writer = store.Writer(tmp_path, KEY)
     reason = Rejected(row="p1", reason="too long")
-    writer.write(store.table_of(GROUPS[:1]), account(*GROUPS[:2], rejected={1: reason}))
+    writer.write(table_of(GROUPS[:1]), account(*GROUPS[:2], rejected={1: reason}))
     assert store.read_accounts(tmp_path)[FIRST].rejected == {1: reason}
     manifest = writer.finish({})
     assert ([shard["name"] for shard in manifest.shards], manifest.rows) == ([FIRST, "shard-00000002.parquet"], 2)
@@ -188,7 +188,7 @@ def test_a_file_that_is_not_as_it_was_written_is_named_and_alone_made_again(
     writer = store.Writer(folder, KEY)
     if name == FIRST:
         assert store.Lookup([folder]).rows([GROUPS[0].problem.digest]) == {}
-        writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
+        writer.write(table_of(GROUPS[:1]), account(GROUPS[0]))
     writer.finish({})
     made = {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith(".damaged")}
     assert made == {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
@@ -201,13 +201,13 @@ def test_a_question_stands_once(tmp_path: Path) -> None:
     before = (tmp_path / FIRST).read_bytes()
     for one in GROUPS[:2]:
         with pytest.raises(StoreError, match=f"that another shard holds too, position {one.position} first"):
-            writer.write(store.table_of([one]), account(one))
+            writer.write(table_of([one]), account(one))
     assert [(file.name, file.read_bytes()) for file in tmp_path.glob("*.parquet")] == [(FIRST, before)]
     shutil.move(tmp_path / "other" / "shard-00000001.parquet", tmp_path)
     writer = store.Writer(tmp_path, KEY)
     assert (tmp_path / "shard-00000001.parquet.damaged").exists()
     writer.discard(store.read_accounts(tmp_path))
-    writer.write(store.table_of(GROUPS[:1]), account(GROUPS[0]))
+    writer.write(table_of(GROUPS[:1]), account(GROUPS[0]))
     assert writer.finish({}).rows == 1
 
 
@@ -226,8 +226,8 @@ def folder(tmp_path: Path) -> Path:
     wrong, cut = (scored([7], k=3, source="student", accuracy=0, finish=one) for one in ("stop", "length"))
     first, second, third = group((right, cut)), group(position=1), group((right, wrong), position=2)
     writer = store.Writer(tmp_path, {"mask_ratio": 0.2})
-    writer.write(store.table_of([first]), account(first, second, rejected={1: Rejected(row="p1", reason="dark")}))
-    writer.write(store.table_of([third]), account(third))
+    writer.write(table_of([first]), account(first, second, rejected={1: Rejected(row="p1", reason="dark")}))
+    writer.write(table_of([third]), account(third))
     writer.finish({})
     return tmp_path
 
