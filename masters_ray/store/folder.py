@@ -49,7 +49,6 @@ class Folder:
         return f"{self._path.rstrip('/')}/{name}"
 
     def has(self, name: str) -> bool:
-        """Returns whether a file exists."""
         return bool(self._ask("read", name, self.filesystem.get_file_info, self.path(name)).is_file)
 
     def names(self, beginning: str = "") -> list[str]:
@@ -62,7 +61,6 @@ class Folder:
         return sorted(name for name, is_file in self._entries() if not is_file)
 
     def read(self, name: str) -> bytes:
-        """Returns a file's content."""
         with self.open(name) as file:
             return bytes(self._ask("read", name, file.read))
 
@@ -88,11 +86,9 @@ class Folder:
             stream.write(content)
 
     def remove(self, name: str) -> None:
-        """Deletes a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
     def rename(self, name: str, new_name: str) -> None:
-        """Gives a file another name."""
         self._ask("renamed", name, self.filesystem.move, self.path(name), self.path(new_name))
 
     def try_out(self) -> None:

@@ -38,7 +38,7 @@ _READ_AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of a finished store's manifest."""
+    """What a finished store holds."""
 
     rows: int
     shards: list[dict[str, Any]]
@@ -56,7 +56,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Which questions a shard holds: those with a row and those set aside."""
+    """The questions of a shard."""
 
     asked: dict[int, str]
     """Position → digest of each question."""
@@ -104,9 +104,7 @@ def read_key(folder: Where) -> dict[str, Any]:
     """Returns the key of a store: what its rows are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)
     if not opened.has(KEY):
-        raise StoreError(
-            f"{folder}: no {KEY}, so no store (a run's are in its rollouts/stage-N), or one that its run mends"
-        )
+        raise StoreError(f"{folder}: no {KEY}, so no store (a run's are in its rollouts/stage-N), or a damaged one")
     return opened.read_object(KEY)
 
 
@@ -179,10 +177,8 @@ class Survey:
 
 
 def survey(folder: Where, key: str | None = None) -> Survey:
-    """Reads every file of a store, finished or not. Raises StoreError when the store cannot be listed or read.
-
-    key: digest of the key that the shards must have; default: that of the manifest, or of key.json.
-    """
+    """Reads every file of a store, finished or not. key: digest of the key that the shards must have; default: that of
+    the manifest, or of key.json."""
     opened = Folder(folder)
     found = Survey(accounts={}, digests={}, made_by=set(), broken={})
 
@@ -216,9 +212,7 @@ def survey(folder: Where, key: str | None = None) -> Survey:
             if listed is None:
                 read_rows(pa.BufferReader(content), where)
             if twice := taken & account.asked.keys():
-                raise DamagedError(
-                    f"{where}: holds questions that another shard holds too, position {min(twice)} first"
-                )
+                raise DamagedError(f"{where}: position {min(twice)} is in another shard already")
             found.accounts[name], found.digests[name] = account, digest
             taken |= account.asked.keys()
     found.broken.update({name: f"{opened / name}: in the manifest, but gone" for name in listed or {}})
@@ -226,8 +220,7 @@ def survey(folder: Where, key: str | None = None) -> Survey:
 
 
 def reopen(folder: Where, broken: Mapping[str, str]) -> None:
-    """Makes a store writable: renames a survey's broken files, whose content is made again, and deletes the manifest.
-    Raises StoreError when that fails."""
+    """Makes a store writable: sets a survey's broken files aside and deletes the manifest."""
     opened = Folder(folder)
     for name in sorted(broken.keys() - {KEY}):  # a writer, which knows the key, overwrites it
         kept = ""

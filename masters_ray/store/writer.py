@@ -31,9 +31,7 @@ class Writer:
         another key."""
         self._folder = Folder(folder)
         if self._folder.has(MANIFEST):
-            raise StoreError(
-                f"{folder}: holds a finished store already; it is never written over. Choose another run.dir."
-            )
+            raise StoreError(f"{folder}: holds a finished store, which is never written over. Choose another run.dir.")
         self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
         """As ``read_key`` returns it."""
         self._key = shards.digest_of(self.key)
@@ -48,25 +46,22 @@ class Writer:
         self._asked = {position for account in found.accounts.values() for position in account.asked}
 
     def write(self, rows: pa.Table, account: Account) -> None:
-        """Adds a shard; thread-safe. Raises StoreError when a row was not asked for, when a question has neither a row
-        nor a reason or is in another shard too, which is left as it is, or when the file cannot be written."""
+        """Adds a shard; thread-safe. Raises StoreError when rows and reasons are not those of the questions asked, when
+        a question is in another shard too, or when the file cannot be written."""
         stored = rows["position"].to_pylist()
         if sorted([*stored, *account.rejected]) != sorted(account.asked):
             raise StoreError(
-                f"{self._folder}: asked {sorted(account.asked)}, stored {stored}, set aside "
-                f"{sorted(account.rejected)}: each question needs a row or a reason"
+                f"{self._folder}: expected a row or a reason for each of {sorted(account.asked)}, "
+                f"found rows of {stored} and reasons for {sorted(account.rejected)}"
             )
         file = pa.BufferOutputStream()
         metadata = {b"account": json.dumps(asdict(account)), b"key": self._key}
         pq.write_table(rows.replace_schema_metadata(metadata), file, **PARQUET)
         content = file.getvalue()
         with self._lock:
-            if twice := self._asked.intersection(account.asked):
-                raise StoreError(
-                    f"{self._folder}: {account.name} holds questions that another shard holds too, position "
-                    f"{min(twice)} first. Did two runs write here? Delete one of the shards."
-                )
-            self._asked.update(account.asked)
+            if twice := self._asked & account.asked.keys():
+                raise StoreError(f"{self._folder}: position {min(twice)} of {account.name} is in another shard already")
+            self._asked |= account.asked.keys()
         self._folder.write(account.name, content)
         with self._lock:
             self._accounts[account.name], self._digests[account.name] = account, hashlib.sha256(content).hexdigest()
@@ -76,11 +71,11 @@ class Writer:
         for name, account in accounts.items():
             self._folder.remove(name)
             with self._lock:
-                self._asked.difference_update(account.asked)
+                self._asked -= account.asked.keys()
                 del self._accounts[name], self._digests[name]
 
     def finish(self, made_by: Mapping[str, Any]) -> Manifest:
-        """Finishes the store: writes the manifest. Raises StoreError when that fails."""
+        """Writes the manifest. Raises StoreError when that fails."""
         listed = [
             {"name": name, "rows": account.rows, "sha256": self._digests[name]}
             for name, account in sorted(self._accounts.items())
