@@ -28,7 +28,7 @@ from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.job import LearnerJob, LearnerReport
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
-from masters_ray.method.grpo import LossConfig, OldPolicy, group_losses
+from masters_ray.method.grpo import OldPolicy, group_losses
 from masters_ray.models import adapters, hf, weights
 from masters_ray.records import LeftOut, SkippedStep, StepMetrics
 from masters_ray.weight_sync.broker import ask
@@ -86,7 +86,6 @@ class _Worker:
         self._operations = work.OperationCounter(model)
         self._engine = StudentEngine(student, settings, self._device)
         self._live = LiveTeacher(self._device, settings.dtype) if settings.teacher == "live" else None
-        self._loss = LossConfig(learner=settings, reward=job.reward)
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
         self._collator = Collator(self._folder, model, self._device, dtype)
@@ -265,7 +264,8 @@ class _Worker:
             scores = self._live.scores(step.plan, batch) if self._live else None
             with self._operations.counted(batch):
                 student = engine(batch, scores)
-            outputs = group_losses(self._loss, batch, student, step.answer_tokens / groups, old[index])
+            job, tokens = self._job, step.answer_tokens / groups
+            outputs = group_losses(job.settings, job.reward, batch, student, tokens, old[index])
             old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from masters_ray.method.wording import lettered
 from masters_ray.records import JudgedText, Problem
 
 Message = dict[str, Any]
@@ -22,6 +21,8 @@ _TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
 _UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
 """Unicode categories ignored inside tags: zero-width and control characters, combining marks."""
+_LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
+"""Matches a choice that brings its own letter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,17 @@ def with_choices(asked: Asked) -> str:
 def ground_truth(asked: Asked) -> str:
     """Returns the label, with its letter if it is one of the choices: ``"B. blue"``."""
     return dict(zip(asked.choices, _lines(asked.choices), strict=True)).get(asked.label, asked.label)
+
+
+def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns (letter, text) of each choice: A, B, … in order, unless every choice brings a distinct letter of its own.
+
+    Example: ``["B. red", "D. blue"]`` gives ``[("B", "red"), ("D", "blue")]``.
+    """
+    own = [(found[1].upper(), found[2]) for choice in choices if (found := _LETTERED.fullmatch(choice))]
+    if len({letter for letter, _ in own}) == len(choices):
+        return own
+    return [(chr(ord("A") + index), choice) for index, choice in enumerate(choices)]
 
 
 def _lines(choices: Sequence[str]) -> list[str]:

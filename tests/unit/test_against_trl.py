@@ -149,6 +149,6 @@ def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -
     scores = top_k(teacher, vocabulary)
     student = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=2**20)
     batch = loss_batch(reference, ANSWER_OF, accuracy.tolist())
-    found = group_losses(loss_config(kl_beta=KL_BETA, clip_epsilon=CLIP), batch, student, tokens)
+    found = group_losses(*loss_config(kl_beta=KL_BETA, clip_epsilon=CLIP), batch, student, tokens)
     assert torch.allclose(found.old.advantages, advantage, atol=2e-5)
     assert_same_gradients(found.loss.sum(), theirs, [hidden, weight])

@@ -65,7 +65,7 @@ def test_the_objective_is_clipped_on_the_side_that_would_gain() -> None:
 def losses(new: Tensor, jsd: list[float], batch: Any, old: OldPolicy | None = None, **weights: Any) -> LossOutputs:
     """Of a batch without errors whose groups have as many tokens as the step's on average."""
     student = new, new.new_tensor(jsd), torch.zeros(len(new))
-    return group_losses(loss_config(**weights), batch, student, len(new) / (1 + int(batch.group_of.max())), old)
+    return group_losses(*loss_config(**weights), batch, student, len(new) / (1 + int(batch.group_of.max())), old)
 
 
 def near(*expected: float) -> Any:
@@ -93,7 +93,7 @@ def test_the_loss_of_groups_by_hand() -> None:
         )
         errors = torch.tensor([0.01, 0.03, 0.04] * 2)
         student = new, torch.tensor([0.2, 0.4, 0.1, 0.4, 0.8, 0.2]), errors
-        return group_losses(loss_config(**weights), batch, student, 1.5)
+        return group_losses(*loss_config(**weights), batch, student, 1.5)
 
     both = of()
     assert both.distillation.tolist() == near(0, 1, 0, 1)

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from masters_ray.config import Learner, Reward
 from masters_ray.errors import LearnerError
 from masters_ray.kernels.live import LiveScores
 from masters_ray.kernels.packing import PackedBatch, pack
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.live import LiveTeacher
-from masters_ray.method.grpo import LossConfig, group_losses
+from masters_ray.method.grpo import group_losses
 from masters_ray.method.masks import MaskReport, masked
 from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
@@ -97,7 +98,7 @@ def test_a_real_teachers_stored_scores_lack_no_more_than_a_step_reports(
     live, kept = student(batch, scores), student(with_scores(batch, exact))
     from_store = student(with_scores(batch, codec.decode(*codec.encode(exact))))
     assert (live[1] - kept[1] <= kept[2] + 1e-6).all(), "token by token, before anything is rounded"
-    reported, whole = (group_losses(LossConfig(), batch, student, 5.0).metrics for student in (from_store, live))
+    reported, whole = (group_losses(Learner(), Reward(), batch, student, 5.0).metrics for student in (from_store, live))
     lacking = float((whole["jsd"] - reported["jsd"]).mean())
     assert STORING < lacking <= float(reported["jsd_error_bound"].mean()) + STORING
     assert not whole["jsd_error_bound"].any()

@@ -213,7 +213,7 @@ class Worker:
         stay as they are, but for ``moves``, one after each update."""
         worker = self._worker
         chosen = replace(worker._job.settings, updates_per_step=max(1, len(moves)), **settings)
-        worker._job, worker._loss = replace(worker._job, settings=chosen), replace(worker._loss, learner=chosen)
+        worker._job = replace(worker._job, settings=chosen)
         worker._workers, worker._collator._multiple = workers, multiple_of
         kept = []
         for rank in range(workers):
