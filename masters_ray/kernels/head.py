@@ -30,14 +30,14 @@ def answer_terms(
     *,
     logits_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each, as
-    ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single backward pass, to hidden,
-    weight and bias.
+    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each, in
+    nats (``divergence.jsd`` on k + 1 outcomes, ``left_out_error``). The first two support a single backward pass, to
+    hidden, weight and bias.
 
     hidden: [tokens, width], the states that predict the targets. weight, bias: the output head, [vocabulary, width] and
-    [vocabulary] or None. targets: [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's as in
-    ``top_k_jsd``. logits_bytes: maximum bytes of float32 logits held at a time. A top id without a row in the head (the
-    teacher's vocabulary may be padded further) counts as left out; a target without a row has log-prob NaN.
+    [vocabulary] or None. targets: [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's.
+    logits_bytes: maximum bytes of float32 logits held at a time. A top id without a row in the head (the teacher's
+    vocabulary may be padded further) counts as left out; a target without a row has log-prob NaN.
     """
     probabilities = top_logprobs.exp()
     lacking = probabilities * (top_ids >= weight.shape[0])

@@ -11,7 +11,6 @@ from torch import Tensor
 from bench import models
 from bench.sides import CLIP, KL_BETA
 from masters_ray.kernels.head import answer_terms
-from masters_ray.method.divergence import top_k_jsd
 from masters_ray.method.grpo import clipped_objective, group_losses, kl_estimates, segment_means
 from tests.tensors import loss_batch, loss_config, random, top_k
 
@@ -94,25 +93,6 @@ def assert_same_gradients(ours: Tensor, theirs: Tensor, by: Sequence[Tensor]) ->
     for one, other in zip(found, expected, strict=True):
         assert other.abs().max() > 0
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
-
-
-@pytest.mark.parametrize("k", [1, 8, 40], ids="k={}".format)
-def test_the_divergence_is_gkds_with_beta_one_half(trl: Trl, k: int) -> None:
-    """GKD takes logits: on k + 1 outcomes their log-probabilities are some."""
-    student = (3 * random(30, 40)).requires_grad_()
-    teacher = (3 * random(30, 40, seed=1)).log_softmax(-1)
-    ids, top, left_out = top_k(teacher, k)
-    logprobs = student.log_softmax(-1)
-    ours = top_k_jsd(logprobs, ids, top, left_out)
-    if k == 40:
-        theirs = trl.divergence(student, teacher, beta=0.5, reduction="none").sum(-1)
-    else:
-        rest = torch.ones(student.shape).scatter(-1, ids, 0.0).log()
-        student_rest, teacher_rest = ((one + rest).logsumexp(-1, keepdim=True) for one in (logprobs, teacher))
-        outcomes = torch.cat([logprobs.gather(-1, ids), student_rest], -1), torch.cat([top, teacher_rest], -1)
-        theirs = trl.divergence(*outcomes, beta=0.5, reduction="none").sum(-1)
-    assert torch.allclose(ours, theirs, atol=1e-6)
-    assert_same_gradients(ours.sum(), theirs.sum(), [student])
 
 
 def test_the_clipped_objective_and_k3_are_trls(trl: Trl) -> None:

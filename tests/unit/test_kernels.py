@@ -8,8 +8,8 @@ from torch.nn.functional import linear
 from masters_ray.kernels.attention import Kernel, Layout, Span, attend, kernel_for
 from masters_ray.kernels.head import answer_terms
 from masters_ray.kernels.live import LiveScores, live_terms
-from masters_ray.method.divergence import jsd, left_out_error, top_k_jsd, with_rest
-from tests.tensors import random, top_k
+from masters_ray.method.divergence import jsd, left_out_error, with_rest
+from tests.tensors import random, top_k, top_k_jsd
 
 CPU = torch.device("cpu")
 
