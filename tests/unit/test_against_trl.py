@@ -11,7 +11,7 @@ from torch import Tensor
 from bench import models
 from bench.sides import CLIP, KL_BETA
 from masters_ray.kernels.head import answer_terms
-from masters_ray.method.grpo import clipped_objective, group_losses, kl_estimates, segment_means
+from masters_ray.method.grpo import OldPolicy, group_losses
 from tests.tensors import loss_batch, loss_config, random, top_k
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
@@ -95,21 +95,10 @@ def assert_same_gradients(ours: Tensor, theirs: Tensor, by: Sequence[Tensor]) ->
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-def test_the_clipped_objective_and_k3_are_trls(trl: Trl) -> None:
-    """On a policy that has moved: most ratios are outside 1 ± 0.2, of good answers and of bad ones."""
-    new, reference = (random(sum(LENGTHS), seed=seed).sub(3).requires_grad_() for seed in (0, 1))
-    old = new.detach() - torch.arange(len(new)).mul(2.0).sin()  # ratios from 0.37 to 2.72, up and down
-    weights = torch.tensor([1.2, -0.7, -1.1, 0.4, 0.2])
-    objective = clipped_objective((new - old).exp(), weights[ANSWER_OF], CLIP)
-    objective = objective - KL_BETA * kl_estimates("k3", new, reference)
-    ours = -segment_means(objective, ANSWER_OF, len(LENGTHS)).mean()
-    assert_same_gradients(ours, trl.loss(new, weights, reference, old), [new])
-    told = trl.step.trainer._metrics["train"]
-    assert told["clip_ratio/low_mean"][-1] >= 2 / len(new) and told["clip_ratio/high_mean"][-1] >= 2 / len(new)
-
-
-def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -> None:
-    """From hidden states and rewards to one number, with the teacher's whole distributions."""
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl, moved: bool) -> None:
+    """From hidden states and rewards to one number, with the teacher's whole distributions. moved: the policy has, so
+    that most ratios, 0.37 to 2.72, are outside 1 ± 0.2, of good answers and of bad ones."""
     tokens, width, vocabulary = sum(LENGTHS), 6, 40
     hidden, weight = random(tokens, width).requires_grad_(), random(vocabulary, width, seed=1).requires_grad_()
     teacher = (2 * random(tokens, vocabulary, seed=2)).log_softmax(-1)
@@ -124,11 +113,16 @@ def test_the_whole_loss_is_trls_grpo_and_the_mean_of_its_divergences(trl: Trl) -
     low, high = divergences.detach().aminmax()
     rewards = accuracy + (high - divergences.detach()) / (high - low)
     advantage = trl.advantages(rewards.unsqueeze(0))[0]
-    theirs = trl.loss(new, advantage, reference) + divergences.mean()
+    before = new.detach() - torch.arange(tokens).mul(2.0).sin() if moved else None
+    theirs = trl.loss(new, advantage, reference, before) + divergences.mean()
 
     scores = top_k(teacher, vocabulary)
     student = answer_terms(hidden, weight, None, targets, *scores, logits_bytes=2**20)
     batch = loss_batch(reference, ANSWER_OF, accuracy.tolist())
-    found = group_losses(*loss_config(kl_beta=KL_BETA, clip_epsilon=CLIP), batch, student, tokens)
+    old = None if before is None else OldPolicy(logprobs=before, advantages=advantage)
+    found = group_losses(*loss_config(kl_beta=KL_BETA, clip_epsilon=CLIP), batch, student, tokens, old)
     assert torch.allclose(found.old.advantages, advantage, atol=2e-5)
     assert_same_gradients(found.loss.sum(), theirs, [hidden, weight])
+    if moved:
+        told = trl.step.trainer._metrics["train"]
+        assert told["clip_ratio/low_mean"][-1] >= 2 / tokens and told["clip_ratio/high_mean"][-1] >= 2 / tokens

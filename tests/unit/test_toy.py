@@ -143,15 +143,6 @@ def test_shortcuts_give_the_stock_numbers(few: pictures.Pictures) -> None:
         torch.testing.assert_close(quick, stock, atol=1e-4, rtol=1e-4)
 
 
-def test_moved_shapes_keep_what_they_are(few: pictures.Pictures) -> None:
-    random = np.random.default_rng(5)
-    for row in range(20):
-        moved, place = pictures.vary(few.pixels[row], few.boxes[row], random)
-        assert sorted(moved.flatten().tolist()) == sorted(few.pixels[row].flatten().tolist())
-        box = easy_vqa.shape_box(Image.fromarray(moved.permute(1, 2, 0).numpy()))
-        assert pictures.place_index(np.array(box)) == place
-
-
 def test_triples_are_half_right_and_judged_by_the_rule() -> None:
     questions, random = examples.QuestionPrompts(make_tokenizer()), np.random.default_rng(1)
     triples = [examples.draw_triple(questions, random) for _ in range(1000)]
