@@ -251,30 +251,25 @@ def test_inspect_tells_account_key_and_reasons_and_verify_counts_answers_and_tok
 
 
 def test_all_that_is_damaged_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def complaint(*words: object) -> str:
-        assert main(["store", *map(str, words)]) == 1
-        return capsys.readouterr().err
-
-    for word in ("inspect", "verify"):
-        assert "no key.json, so no store" in complaint(word, folder / "none")
     changed_byte(folder / "shard-00000002.parquet")
     (folder / FIRST).rename(folder / "shard-00000007.parquet")
-    told = complaint("verify", folder)
+    assert main(["store", "verify", str(folder)]) == 1
+    told = capsys.readouterr().err
     for name, wrong in (("2", "not a file that the"), ("7", "not a file that the"), ("0", "in the manifest, but gone")):
         assert f"shard-0000000{name}.parquet: {wrong}" in told
     assert "The command that made the store makes what is damaged again." in told
-    (folder / "manifest.json").write_text("[]")
-    assert "manifest.json: not as it was written (TypeError: it is no JSON object)" in complaint("verify", folder)
+    for word in ("inspect", "verify"):
+        assert main(["store", word, str(folder / "none")]) == 1
+        assert "no key.json, so no store" in capsys.readouterr().err
 
 
-def test_an_address_and_a_path_name_the_same_place_where_nothing_is_before_it_is_written(tmp_path: Path) -> None:
-    by_address, by_path = Folder(f"file://{tmp_path}") / "a", Folder(tmp_path / "a")
+def test_an_address_and_a_path_name_the_same_place_whatever_signs_are_in_it(tmp_path: Path) -> None:
+    by_address, by_path = Folder(f"file://{tmp_path}") / "a?b=c#d", Folder(tmp_path / "a?b=c#d")
     assert (by_path.has("x.json"), by_path.names(), by_path.folders()) == (False, [], [])
     by_address.write("x.json", b"{}")
-    assert (by_path.read("x.json"), str(by_address)) == (b"{}", f"file://{tmp_path}/a")
-    assert [by_address.names(), by_path.names("x"), by_path.names("y")] == [["x.json"], ["x.json"], []]
-    assert Folder(tmp_path).folders() == ["a"]
-    with pytest.raises(StoreError, match="a/y: cannot be read"):
+    assert (by_path.read("x.json"), str(by_address)) == (b"{}", f"file://{tmp_path}/a?b=c#d")
+    assert [by_address.names(), by_path.names("y"), Folder(tmp_path).folders()] == [["x.json"], [], ["a?b=c#d"]]
+    with pytest.raises(StoreError, match="d/y: cannot be read"):
         by_path.read("y")
     with pytest.raises(StoreError, match="ftp2://x: expected a path, or an address such as s3://bucket/folder"):
         Folder("ftp2://x")
@@ -303,12 +298,8 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     written(folder, KEY, GROUPS[:1]).finish({})
     Folder(folder).write(FIRST, b"torn")
     store.reopen(folder, store.survey(folder).broken)
-    with pytest.raises(StoreError, match="made by something else"):
-        store.Writer(folder, {"ratio": 0.1})
     written(folder, KEY, GROUPS[:1]).finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
-    with pytest.raises(StoreError, match="never written over"):
-        store.Writer(folder, KEY)
     assert (Folder(f"{bucket}/run").folders(), Folder(folder).folders()) == (["stage-0"], [])
     assert next(look.verify(folder)) == f"{folder}: 2 shards, 2 rows, all read"
     digest = GROUPS[1].problem.digest
