@@ -119,6 +119,6 @@ class Optimizer:
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
         operations = self._operations.take()
         step_totals(groups, made, self._engine.over_workers, operations, rank=0, workers=1)
-        if self._engine.update(self._config.learner.learning_rate) is None:
+        if self._engine.update(self._settings.learning_rate) is None:
             raise RuntimeError("the gradient is not finite")
         return operations

@@ -212,35 +212,15 @@ def accuracy(value: float, low: float, high: float, n: int = 720, **by_kind: flo
 
 
 def stage_outcome(stage: int = 0, ratio: float = 0.2, **changes: Any) -> StageOutcome:
-    content: dict[str, Any] = {
-        "stage": stage,
-        "ratio": ratio,
-        "sparsity": ratio - 0.00001 * bool(ratio),
-        "masked": {"layers.*.weight": 7},
-        "unmasked": {"embed_tokens.weight": 1},
-        "teacher_digest": f"{stage}a7c" * 16,
-        "rows": 320,
-        "seconds": 41.2 + stage,
-        "answers": 2560,
-        "unjudged": stage,
-        "empty": 2,
-        "set_aside": {"picture": 1, "engine": 2} if stage else {},
-        "teacher_written": 1280,
-        "student_written": 1280,
-        "student_cut": 270,
-        "compared": 2560 - stage,
-        "judge_right": 1920 - stage,
-        "rule_right": 1922 - stage,
-        "judge_rule_agreements": 2550 - stage,
-        "defused_answers": 0,
-        "defused_questions": 0,
-        "teacher_judged": 100,
-        "teacher_right": 88 + 2 * stage,
-        "student_judged": 100,
-        "student_right": 62,
-        "tokens": 100000,
-        "tail_mass_sum": 31.0,
-    }
+    content: dict[str, Any] = {"stage": stage, "ratio": ratio, "sparsity": ratio - 0.00001 * bool(ratio)}
+    content |= {"masked": {"layers.*.weight": 7}, "unmasked": {"embed_tokens.weight": 1}}
+    content |= {"teacher_digest": f"{stage}a7c" * 16, "seconds": 41.2 + stage, "tokens": 100000, "tail_mass_sum": 31.0}
+    content |= {"rows": 320, "answers": 2560, "unjudged": stage, "empty": 2}
+    content |= {"set_aside": {"picture": 1, "engine": 2} if stage else {}}
+    content |= {"compared": 2560 - stage, "judge_right": 1920 - stage, "rule_right": 1922 - stage}
+    content |= {"judge_rule_agreements": 2550 - stage}
+    content |= {"teacher_written": 1280, "teacher_judged": 100, "teacher_right": 88 + 2 * stage}
+    content |= {"student_written": 1280, "student_judged": 100, "student_right": 62, "student_cut": 270}
     return StageOutcome(**(content | changes))
 
 
@@ -251,70 +231,41 @@ def step(number: int, **changes: Any) -> StepMetrics:
     return StepMetrics(**(zeros | counts | {"step": number} | changes))
 
 
-def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
-    return facts.SplitFacts(problems=problems, quarantined=quarantined, digest="d" * 64, remarks=[])
-
-
 def summary(**changes: Any) -> facts.Summary:
     """Of a finished run with five stages whose student has learned; ``changes`` are fields of it."""
+    cut = {"teacher": 0.0, "student_before": 0.183, "student_after": 0.0}
+    judge: dict[str, Any] = {"of_teacher": "student", "of_student": "student", "rule": "exact"}
+    judge |= {"agreement_with_rule": 0.99609, "judged": 12790, "unjudged": 10, "compared": 12790}
+    gaps: dict[str, Any] = {"mean_gap": 0.0123, "token_gap": 0.456, "bound": 0.1, "apart": 0}
+    learner: dict[str, Any] = {"steps": 50, "skipped": 1, "groups": 1600, "answer_tokens": 38400, "tokens": 96000}
+    learner |= {"seconds": 310.5, "workers": 2, "zero_stage": 2, "left_out": 3}
+    offline: dict[str, Any] = {"fraction": 0.0, "steps": 0, "share": 0.0, "groups": 0, "waited_seconds": 0.0}
+    offline |= dict.fromkeys(("mean_age", "largest_age", "placement"))
+    data: dict[str, Any] = {"digest": "d" * 64, "remarks": []}
+    teacher: dict[str, Any] = {"digest": "0123456789abcdef" * 4, "parameters": 31_240_960}
+    student: dict[str, Any] = {"digest": "fedcba9876543210" * 4, "parameters": 3_754_622}
     content: dict[str, Any] = {
         "accuracy": facts.Accuracies(
             teacher=accuracy(0.969, 0.957, 0.981, colour=0.985, place=0.949, shape=0.973),
             student_before=accuracy(0.612, 0.571, 0.652, colour=0.704, place=0.512, shape=0.620),
             student_after=accuracy(0.830, 0.802, 0.857, colour=0.880, place=0.768, shape=0.842),
         ),
-        "evaluation": facts.EvaluationFacts(
-            marked_by="rule",
-            left_out=0,
-            cut={"teacher": 0.0, "student_before": 0.183, "student_after": 0.0},
-            max_tokens=64,
-            remarks=[],
-        ),
-        "judge": facts.JudgeFacts(
-            of_teacher="student",
-            of_student="student",
-            rule="exact",
-            agreement_with_rule=0.99609,
-            judged=12790,
-            unjudged=10,
-            compared=12790,
-        ),
+        "evaluation": facts.EvaluationFacts(marked_by="rule", left_out=0, cut=cut, max_tokens=64, remarks=[]),
+        "judge": facts.JudgeFacts(**judge),
         "stages": [stage_outcome(stage, ratio) for stage, ratio in enumerate((0.2, 0.15, 0.1, 0.05, 0.0))],
         "wall_seconds": 640.0,
         "phases": {"engines": 38.0, "evaluation before": 21.5, "rollouts": 216.0, "learner": 310.5, "rest": 20.1},
         "learner": facts.LearnerFacts(
-            steps=50,
-            skipped=1,
-            groups=1600,
-            answer_tokens=38400,
-            tokens=96000,
-            seconds=310.5,
-            workers=2,
-            zero_stage=2,
-            left_out=3,
-            agreement=[
-                LogprobMismatch(stage=0, rows=64, row="train/<7>", mean_gap=0.0123, token_gap=0.456, bound=0.1, apart=0)
-            ],
+            **learner, agreement=[LogprobMismatch(stage=0, rows=64, row="train/<7>", **gaps)]
         ),
-        "online": facts.OnlineFacts(
-            fraction=0.0,
-            steps=0,
-            share=0.0,
-            groups=0,
-            mean_age=None,
-            largest_age=None,
-            waited_seconds=0.0,
-            placement=None,
-        ),
+        "online": facts.OnlineFacts(**offline),
         "data": facts.DataFacts(
-            train=split_facts(1600, 3),
-            held_out=split_facts(720, 0),
+            train=facts.SplitFacts(problems=1600, quarantined=3, **data),
+            held_out=facts.SplitFacts(problems=720, quarantined=0, **data),
             overlap=Overlap(same_question=0, same_picture=0, examples=[]),
         ),
-        "teachers": [
-            facts.ModelFacts(checkpoint="models/teacher", digest="0123456789abcdef" * 4, parameters=31_240_960)
-        ],
-        "student": facts.ModelFacts(checkpoint="models/student", digest="fedcba9876543210" * 4, parameters=3_754_622),
+        "teachers": [facts.ModelFacts(checkpoint="models/teacher", **teacher)],
+        "student": facts.ModelFacts(checkpoint="models/student", **student),
         "dir": "/runs/easy-vqa-7",
         "seed": 7,
         "started": "2026-03-01T10:20:30+00:00",

@@ -108,15 +108,12 @@ class FakePool:
 
     def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
         self.judged += [text for group in answers for text in group]
-        return [
-            [
-                Verdict(
-                    accuracy=self._verdicts[text], text="said", reasoning=self._verdicts[text] if reasoning else None
-                )
-                for text in group
-            ]
-            for group in answers
-        ]
+
+        def verdict(text: str) -> Verdict:
+            found = self._verdicts[text]
+            return Verdict(accuracy=found, text="said", reasoning=found if reasoning else None)
+
+        return [[verdict(text) for text in group] for group in answers]
 
     def rate(self, problems: list[Problem]) -> list[float | None]:
         return [self.rated[one.id] for one in problems]
@@ -132,11 +129,7 @@ class FakePool:
 
 class FakeReplicas:
     def __init__(self, **pools: FakePool) -> None:
-        self.pools = {
-            "teacher": FakePool("teacher"),
-            "student": FakePool("student"),
-            "judge": FakePool("judge"),
-        } | pools
+        self.pools = {role: FakePool(role) for role in ("teacher", "student", "judge")} | pools
         self.closed = False
 
     def close(self) -> None:
