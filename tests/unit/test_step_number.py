@@ -198,8 +198,6 @@ class Worker:
         )
         news: Any = SimpleNamespace(put=self.told.append)
         self._worker: Any = loop._Worker(job, news, None)
-        # Without the other ranks, what an idle one adds up would be a sum of 0, and some are divided by.
-        patch.setattr(self._worker._engine, "over_workers", lambda values, *_: values if values.any() else values + 1)
         self._engine = self._worker._engine._engine
         self.model = self._engine.module.model
         patch.setattr(self._engine.optimizer, "step", self._keep)
