@@ -48,10 +48,8 @@ class FakePool:
         return 2
 
     def mask(self, ratio: float) -> list[MaskReport]:
-        return [
-            MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=f"{self._digest} {number}")
-            for number in range(self._reports)
-        ]
+        digests = (f"{self._digest} {number}" for number in range(self._reports))
+        return [MaskReport(ratio=ratio, sparsity=ratio, digest=digest) for digest in digests]
 
     def hold(self, weights: StudentWeights) -> None:
         self.held.append(weights.version)

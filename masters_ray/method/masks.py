@@ -26,8 +26,6 @@ class MaskReport:
     """Mask ratio that was asked for."""
     sparsity: float
     """Entries that the mask zeroed, as a fraction of all entries of the masked matrices."""
-    matrices: int
-    """Number of masked matrices."""
     masked: dict[str, int] = field(default_factory=dict, repr=False)
     """Masked matrices: name with * in place of numbers → count."""
     unmasked: dict[str, int] = field(default_factory=dict, repr=False)
@@ -72,8 +70,7 @@ def masked(
     """
     digest = hashlib.sha256()
     entries = zeroed = 0
-    took: Counter[str] = Counter()
-    left: Counter[str] = Counter()
+    took, left = Counter[str](), Counter[str]()
     for name, tensor in tensors:
         numbers = tensor.float() if tensor.itemsize == 1 else tensor
         if tensor.dtype.is_floating_point and not torch.isfinite(numbers).all():
@@ -92,17 +89,12 @@ def masked(
         update_digest(digest, name, tensor)
         yield name, tensor
     if ratio > 0 and not took:
-        wanted = ", ".join(sorted(parts))
-        raise CheckpointError(f"none of the checkpoint's weights is a matrix of {wanted} to be masked")
-    report = MaskReport(
-        ratio=ratio,
-        sparsity=zeroed / entries if entries else 0.0,
-        matrices=took.total(),
-        masked=dict(sorted(took.items())),
-        unmasked=dict(sorted(left.items())),
-        digest=digest.hexdigest(),
-    )
-    result.append(report)
+        raise CheckpointError(
+            f"none of the checkpoint's weights is a matrix of {', '.join(sorted(parts))} to be masked"
+        )
+    share, sha = zeroed / entries if entries else 0.0, digest.hexdigest()
+    names, others = (dict(sorted(one.items())) for one in (took, left))
+    result.append(MaskReport(ratio=ratio, sparsity=share, masked=names, unmasked=others, digest=sha))
 
 
 def update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
