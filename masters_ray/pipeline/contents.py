@@ -22,8 +22,7 @@ def wanted(run: RunContext, stage: Stage) -> list[int]:
 
 
 def is_complete(run: RunContext, stage: Stage) -> bool:
-    """Returns whether a stage's store is finished and undamaged. Reopens a finished store that is damaged: broken files
-    are set aside, and only their rows are made again.
+    """Returns whether a stage's store is finished and undamaged; a writer mends a damaged one.
 
     Raises StoreError when a store has another recipe or too few questions, when a damaged store is another run's, and
     when the student has learned from rows that are damaged.
@@ -42,7 +41,6 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
         raise StoreError(f"{told} {store.OTHER_RECIPE}")
     if survey.broken:
         _refuse_to_mend(run, stage, survey.broken)
-        store.reopen(folder, survey.broken)
         return False
     asked = {position for account in survey.accounts.values() for position in account.asked}
     if missing := set(wanted(run, stage)) - asked:

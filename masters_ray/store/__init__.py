@@ -14,7 +14,6 @@ from masters_ray.store.shards import (
     read_accounts,
     read_key,
     read_manifest,
-    reopen,
     survey,
 )
 from masters_ray.store.writer import OTHER_RECIPE, Writer

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
 from masters_ray.records import Rejected
-from masters_ray.store.folder import DAMAGED, Folder, Where, undamaged
+from masters_ray.store.folder import Folder, Where, undamaged
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
@@ -211,16 +211,3 @@ def survey(folder: Where, key: str | None = None) -> Survey:
             taken |= account.asked.keys()
     found.broken.update({name: f"{opened / name}: in the manifest, but gone" for name in listed or {}})
     return found
-
-
-def reopen(folder: Where, broken: Mapping[str, str]) -> None:
-    """Makes a store writable: sets a survey's broken files aside and deletes the manifest."""
-    opened = Folder(folder)
-    for name in sorted(broken.keys() - {KEY}):  # a writer, which knows the key, overwrites it
-        kept = ""
-        if opened.has(name):
-            opened.rename(name, name + DAMAGED)
-            kept = f"; what is there is kept as {name}{DAMAGED}"
-        say(f"{broken[name]}. It is made again{kept}")
-    if opened.has(MANIFEST):
-        opened.remove(MANIFEST)

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters_ray.errors import StoreError
+from masters_ray.progress import say
 from masters_ray.store import shards
-from masters_ray.store.folder import Folder, Where
+from masters_ray.store.folder import DAMAGED, Folder, Where
 from masters_ray.store.rows import PARQUET
 from masters_ray.store.shards import FORMAT, KEY, MANIFEST, Account, Manifest
 
@@ -27,20 +28,26 @@ class Writer:
     """Writes a store shard by shard, in any order; resumes a store that an earlier writer of the same key left."""
 
     def __init__(self, folder: Where, key: Mapping[str, Any]) -> None:
-        """Sets damaged shards aside. Raises StoreError when the store is finished, or when its shards were written with
-        another key."""
+        """Sets damaged files aside. Raises StoreError when the store is finished and undamaged, or when its shards were
+        written with another key."""
         self._folder = Folder(folder)
-        if self._folder.has(MANIFEST):
-            raise StoreError(f"{folder}: holds a finished store, which is never written over. Choose another run.dir.")
         self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
         """As ``read_key`` returns it."""
         self._key = shards.digest_of(self.key)
         found = shards.survey(self._folder, self._key)
+        finished = self._folder.has(MANIFEST)
+        if finished and not found.broken:
+            raise StoreError(f"{folder}: holds a finished store, which is never written over. Choose another run.dir.")
         if found.made_by and self._key not in found.made_by:
             other = shards.difference(self._folder, self.key) or f"{KEY} is gone, or says more than is known here"
             raise StoreError(f"{folder}: its rows were made by something else ({other}). {OTHER_RECIPE}")
         self._folder.write(KEY, json.dumps(self.key, indent=1).encode())
-        shards.reopen(self._folder, found.broken)
+        for name in sorted(found.broken.keys() - {KEY}):
+            say(f"{found.broken[name]}. It is made again; a damaged file is kept as *{DAMAGED}")
+            if self._folder.has(name):
+                self._folder.rename(name, name + DAMAGED)
+        if finished and MANIFEST not in found.broken:
+            self._folder.remove(MANIFEST)
         self._lock = threading.Lock()
         self._accounts, self._digests = found.accounts, found.digests
         self._asked = {position for account in found.accounts.values() for position in account.asked}

@@ -182,7 +182,6 @@ def test_a_file_that_is_not_as_it_was_written_is_named_and_alone_made_again(
     if finished:
         broken = store.survey(folder).broken
         assert list(broken) == [name] and str(folder / name) in broken[name]
-        store.reopen(folder, broken)
     with pytest.raises(StoreError, match="made by something else"):
         store.Writer(folder, {"ratio": 0.4})
     writer = store.Writer(folder, KEY)
@@ -297,7 +296,6 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     written(folder, KEY, GROUPS[1:2])
     written(folder, KEY, GROUPS[:1]).finish({})
     Folder(folder).write(FIRST, b"torn")
-    store.reopen(folder, store.survey(folder).broken)
     written(folder, KEY, GROUPS[:1]).finish({})
     assert [row.position for row in store.read(folder)] == [0, 1]
     assert (Folder(f"{bucket}/run").folders(), Folder(folder).folders()) == (["stage-0"], [])
