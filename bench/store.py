@@ -3,8 +3,6 @@
 ``python -m bench.store`` measures on a real language model; ``--markdown FILE`` prints what was measured before.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Small makers of the rows that tests need."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

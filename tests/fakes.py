@@ -1,7 +1,5 @@
 """Stand-ins for replicas, for tests of what is done with their answers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

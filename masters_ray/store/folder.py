@@ -30,10 +30,10 @@ class Folder:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
         self.filesystem: Any
-        if isinstance(where, Folder):
-            self.filesystem, self._path = where.filesystem, where._path
-        else:
-            self.filesystem, self._path = _opened(self._name)
+        self._path: str
+        self.filesystem, self._path = (
+            (where.filesystem, where._path) if isinstance(where, Folder) else _opened(self._name)
+        )
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:

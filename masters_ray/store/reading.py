@@ -1,7 +1,5 @@
 """Reads rows: of finished stores in the order of their positions, and of any store by a question's digest."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,7 +33,7 @@ def shard_names(folder: Where) -> list[str]:
     return [shard["name"] for shard in manifest.shards if shard["rows"]]
 
 
-def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
+def open_dataset(folders: Iterable[Where]) -> "ray.data.Dataset":
     """Opens finished stores on the same file system as a Ray Dataset: rows of SCHEMA, store after store, in the order
     of their positions. Reading raises OSError at a page that has changed since it was written."""
     import ray.data
