@@ -42,11 +42,6 @@ class Manifest:
     key: str
     """Digest of the store's key."""
 
-    @property
-    def digest(self) -> str:
-        """Digest of the key and of all shards."""
-        return digest_of([self.key, [shard["sha256"] for shard in self.shards]])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
