@@ -1,8 +1,4 @@
-"""Magnitude masks in checkpoint coordinates (METHOD 2).
-
-At ratio r the mask zeroes the ⌊r·N⌋ entries of smallest magnitude of a matrix with N entries; position breaks ties, so
-that sparsity is exact and equal on every device. Masks of one matrix are nested: a smaller ratio keeps a superset.
-"""
+"""Magnitude masks in checkpoint coordinates (METHOD 2), exact and equal on every device."""
 
 import hashlib
 from collections import Counter
@@ -23,7 +19,7 @@ class MaskReport:
     """Result of masking one checkpoint."""
 
     ratio: float
-    """Mask ratio that was asked for."""
+    """Asked for."""
     sparsity: float
     """Entries that the mask zeroed, as a fraction of all entries of the masked matrices."""
     masked: dict[str, int] = field(default_factory=dict, repr=False)
@@ -42,7 +38,8 @@ def zeroed_count(entries: int, ratio: float) -> int:
 def mask_smallest(weight: Tensor, ratio: float) -> Tensor:
     """Returns a copy of ``weight`` (any shape) with its ⌊ratio·N⌋ entries of smallest magnitude, of N, zeroed.
 
-    Of entries of equal magnitude at the threshold the first in row-major order are zeroed.
+    Of entries of equal magnitude at the threshold the first in row-major order are zeroed. Masks of one matrix are
+    nested: a smaller ratio keeps a superset.
 
     Example: ``mask_smallest(tensor([[3., -1.], [1., 2.]]), 0.25)`` is ``[[3., 0.], [1., 2.]]``.
     """
