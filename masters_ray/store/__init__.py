@@ -6,8 +6,10 @@ from masters_ray.store.rows import LOGPROBS, SCHEMA, answer_tokens, decoded, gro
 from masters_ray.store.shards import (
     KEY,
     MANIFEST,
+    OTHER_RECIPE,
     SHARD,
     Account,
+    Writer,
     difference,
     digest_of,
     first_position,
@@ -16,4 +18,3 @@ from masters_ray.store.shards import (
     read_manifest,
     survey,
 )
-from masters_ray.store.writer import OTHER_RECIPE, Writer
