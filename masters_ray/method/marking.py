@@ -3,7 +3,6 @@
 They follow the rules of public benchmarks, on normalised texts.
 """
 
-import functools
 import itertools
 import math
 import re
@@ -60,7 +59,6 @@ _LINE_BEGINS = re.compile(r"^[^\w\n]*([A-Za-z])(?:[^\w\n]*$|[.):]\s)", re.MULTIL
 _CLAUSE = re.compile(r"([,.;:](?=\s)|\n|\s(?=because\b))")
 
 
-@functools.lru_cache(maxsize=4096)  # labels and short answers recur
 def plain(text: str) -> str:
     """Returns the text in NFKC with ASCII quotes, dashes and digits, without invisible characters and LaTeX markup. If
     the text has ``<answer>`` tags or ``\\boxed{}``, returns the content of the last of them, in that form.
@@ -79,7 +77,6 @@ def plain(text: str) -> str:
     return _LATEX.sub(lambda found: found[1] or found[2] or "", said.strip()).strip()
 
 
-@functools.lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """Returns ``plain`` text in lower case with single blanks, without punctuation at word edges and without articles
     (kept when the text has only articles)."""
