@@ -33,12 +33,11 @@ class JudgePrompt:
     user: str
     """Has {} for each text that is inserted."""
     tag: str | None = None
-    """Name of the tag around the score; None: the judge answers with the score alone."""
-    defuses: str = _TAGS
-    """Regular expression of the tag names that are removed from inserted texts."""
+    """Name of the tag around the score; None: the judge reads its own reply and answers with the score alone."""
 
     def messages(self, *inserted: str) -> list[Message]:
-        user = self.user.format(*(defused(text, self.defuses) for text in inserted))
+        tags = _TAGS if self.tag else _SAID
+        user = self.user.format(*(defused(text, tags) for text in inserted))
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def score(self, said: str) -> int | None:
@@ -90,7 +89,6 @@ Your final output must include only the integer value.""",
 </overall_summary>
 Please output your integer accuracy score (0 or 1)
 based on the summary above without any text.""",
-    defuses=_SAID,
 )
 """The Accuracy Reward Parsing Prompt; takes the judge's reply to EVALUATION."""
 
@@ -134,7 +132,6 @@ Your final output must include only the integer value.""",
 </explanation>
 Please output your integer reasoning score (0 or 1)
 based on the explanation above without any text.""",
-    defuses=_SAID,
 )
 """Parses the judge's reply to REASONING [ours]; takes that reply."""
 
