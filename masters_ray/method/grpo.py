@@ -1,4 +1,4 @@
-"""The Masters loss: group relative policy optimisation and the divergence (METHOD 6; appendix B, eq. 9 to 11)."""
+"""Rewards and the Masters loss: GRPO and the divergence (METHOD 4 and 6; appendix B, eq. 9 to 11)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from masters_ray.config import KlEstimator, Learner, Reward
-from masters_ray.method.rewards import distillation_rewards
 
 if TYPE_CHECKING:
     from masters_ray.kernels.packing import PackedBatch
 
+RESOLUTION = 1e-6
+"""Precision to which divergences are compared, in nats. Divergences of equal answers differ by rounding, which scaling
+to [0, 1] would amplify in a group whose divergences lie close together."""
 EPSILON = 1e-6
 """ε that is added to the standard deviation of the rewards."""
 FLAT = 1e-4
@@ -43,6 +45,21 @@ class LossOutputs:
     """[answers], R_distill"""
     divergences: Tensor
     """[answers], D_j in nats"""
+
+
+def distillation_rewards(divergences: Tensor, least_spread: float = 0.0) -> Tensor:
+    """Returns R_distill, [G]: 1 for the answer with the smallest divergence, 0 for the largest, linear in between.
+
+    divergences: [G], mean JSD of each answer in nats. A range (max − min) of 0, or of at most ``least_spread`` nats,
+    gives 0 for all. The result has no gradient.
+
+    Example: ``[0.1, 0.3, 0.2]`` gives ``[1.0, 0.0, 0.5]``, and zeros with a least spread of 0.2.
+    """
+    divergences = (divergences.detach().double() / RESOLUTION).round()
+    spread = divergences.max() - divergences.min()
+    if spread <= round(least_spread / RESOLUTION):
+        return torch.zeros_like(divergences, dtype=torch.float32)
+    return ((divergences.max() - divergences) / spread).float()
 
 
 def advantages(rewards: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from masters_ray.method.grpo import LossOutputs, OldPolicy, advantages, group_losses, kl_estimates
-from masters_ray.method.rewards import distillation_rewards
+from masters_ray.method.grpo import LossOutputs, OldPolicy, advantages, distillation_rewards, group_losses, kl_estimates
 from tests.tensors import loss_batch, loss_config
 
 CLOSE = [0.1000, 0.1010, 0.1005]
