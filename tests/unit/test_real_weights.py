@@ -114,16 +114,12 @@ def test_a_build_cut_short_has_the_same_weights(
     assert Counter(part_of(name) for name in names) == counts
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> LlamaForCausalLM:
+def test_smollm2_gives_its_own_logits_and_its_own_tokens() -> None:
     try:
-        return pretrained.load_model()
+        own = pretrained.load_model()
     except DataError as missing:
         pytest.skip(str(missing))
-
-
-def test_smollm2_gives_its_own_logits_and_its_own_tokens(smollm2: LlamaForCausalLM) -> None:
-    own, tokenizer, shipped = smollm2, make_tokenizer(), pretrained.load_tokenizer()
+    tokenizer, shipped = make_tokenizer(), pretrained.load_tokenizer()
     text = "Ground truth: top left. Generated: red.\n <answer>0</answer> The capital of France is Paris, 1234."
     ids = tokenizer([text], return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == shipped(text)["input_ids"]

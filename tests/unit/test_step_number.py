@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
 from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
 from masters_ray.records import Problem, RolloutGroup, TokenScores
-from tests.builders import group, iterations, problem, scored, written
+from tests.builders import group, iterations, problem, scored, table_of
 from tests.conftest import PAIR
 
 ALPHA, RHO, BETA = 0.7, 0.4, 0.2
@@ -168,13 +167,10 @@ class Worker:
 
         from masters_ray.learner import loop
 
-        written(folder / "store", {"stage": 0}, rows).finish({})
         self.told: list[LearnerReport] = []
         self._kept: dict[str, Tensor] = {}
         self._moves: list[Callable[[Any], None]] = []
-        [file] = store.shard_names(folder / "store")
-        table = store.read_shard(folder / "store", file)
-        shard = SimpleNamespace(iter_batches=lambda **_: iter([table]))
+        shard = SimpleNamespace(iter_batches=lambda **_: iter([table_of(rows)]))
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(ray.train, "get_dataset_shard", lambda _: shard)
