@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bench.groups import Question, packed
 from bench.models import LOGITS_BYTES
-from masters_ray.config import Learner
+from masters_ray.config import Learner, Reward
 from masters_ray.kernels.packing import PackedBatch
-from masters_ray.method.grpo import LossConfig, LossOutputs, group_losses
+from masters_ray.method.grpo import LossOutputs, group_losses
 from masters_ray.models.hf import PackedStudent, live_scores
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Masters:
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
             scores = None if teacher is None else live_scores(teacher, batch)
-        config = LossConfig(learner=Learner(kl_beta=KL_BETA, clip_epsilon=CLIP, jsd_weight=jsd_weight))
+        settings = Learner(kl_beta=KL_BETA, clip_epsilon=CLIP, jsd_weight=jsd_weight)
         one_group = replace(batch, group_of=torch.zeros_like(batch.group_of))
-        outputs = group_losses(config, one_group, self.student(batch, scores), len(batch.targets))
+        outputs = group_losses(settings, Reward(), one_group, self.student(batch, scores), len(batch.targets))
         outputs.loss.sum().backward()
         return outputs
 
@@ -85,7 +85,7 @@ class Optimizer:
         alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ.update(alone)
         settings = Learner(zero_stage=0, dtype="float32", kl_beta=KL_BETA, clip_epsilon=CLIP)
-        self.model, self._config = model, LossConfig(learner=settings)
+        self.model, self._settings = model, settings
         self._operations = OperationCounter(model)
         self._engine = StudentEngine(PackedStudent(model, LOGITS_BYTES), settings, torch.device("cpu"))
 
@@ -112,10 +112,10 @@ class Optimizer:
         for micro in batches:
             student = self._engine(micro.batch)
             operations += self._operations.of(micro.batch)
-            outputs = group_losses(self._config, micro.batch, student, tokens / groups)
+            outputs = group_losses(self._settings, Reward(), micro.batch, student, tokens / groups)
             self._engine.add_gradient(outputs.loss.sum() / groups)
             made.append((micro, replace(outputs, loss=outputs.loss.detach()), student[0].detach()))
         step_totals(groups, made, self._engine.over_workers, operations, rank=0, workers=1)
-        if self._engine.update(self._config.learner.learning_rate) is None:
+        if self._engine.update(self._settings.learning_rate) is None:
             raise RuntimeError("the gradient is not finite")
         return operations

@@ -3,8 +3,6 @@
 ``python -m bench.store`` measures on a real language model; ``--markdown FILE`` prints what was measured before.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from bench.scale import at
 from bench.smollm import Distributions, distributions
 from masters_ray.records import Answer, JudgedAnswer, RolloutGroup, ScoredAnswer, TokenScores
 from masters_ray.store import rows
-from tests.builders import group
+from tests.builders import group, table_of
 
 KS = (8, 16, 32, 50, 64, 128)
 _TOKENS = 300
@@ -118,7 +116,7 @@ def _write(file: Path, answers: Sequence[TokenScores]) -> Path:
     groups: list[RolloutGroup] = [
         group(pieces[start : start + _ANSWERS], position=start) for start in range(0, len(pieces), _ANSWERS)
     ]
-    pq.write_table(rows.table_of(groups), file, **rows.PARQUET)
+    pq.write_table(table_of(groups), file, **rows.PARQUET)
     return file
 
 

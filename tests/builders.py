@@ -1,17 +1,16 @@
 """Small makers of the rows that tests need."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -165,6 +164,20 @@ def replica_spec(*roles: Role, **changes: Any) -> ReplicaSpec:
     return ReplicaSpec(roles=roles, **(content | {"cpus": 0.5, "gpus": 0.0} | changes))
 
 
+def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
+    """Groups, all or none of online iterations, as rows of the store."""
+    given = list(groups)
+    scored = [answer for group in given for answer in group.answers]
+    behaviour = [one.behaviour_logprobs for one in scored if one.behaviour_logprobs is not None]
+    return store.table(
+        given,
+        [[answer.judged for answer in group.answers] for group in given],
+        store.top_scores([one.teacher for one in scored]),
+        pa.array([one.reference_logprobs for one in scored], store.LOGPROBS),
+        pa.array(behaviour, store.LOGPROBS) if behaviour else None,
+    )
+
+
 def account(*groups: RolloutGroup, rejected: dict[int, Rejected] | None = None) -> store.Account:
     """Of a shard of these groups' questions, some of which may have been set aside."""
     return store.Account(asked={one.position: one.problem.digest for one in groups}, rejected=rejected or {}, noted={})
@@ -174,7 +187,7 @@ def written(folder: store.Where, key: Mapping[str, Any], *shards: Sequence[Rollo
     """The writer of a store, which goes on with what is there, when it has added these shards."""
     writer = store.Writer(folder, key)
     for groups in shards:
-        writer.write(store.table_of(groups), account(*groups))
+        writer.write(table_of(groups), account(*groups))
     return writer
 
 
@@ -198,35 +211,15 @@ def accuracy(value: float, low: float, high: float, n: int = 720, **by_kind: flo
 
 
 def stage_outcome(stage: int = 0, ratio: float = 0.2, **changes: Any) -> StageOutcome:
-    content: dict[str, Any] = {
-        "stage": stage,
-        "ratio": ratio,
-        "sparsity": ratio - 0.00001 * bool(ratio),
-        "masked": {"layers.*.weight": 7},
-        "unmasked": {"embed_tokens.weight": 1},
-        "teacher_digest": f"{stage}a7c" * 16,
-        "rows": 320,
-        "seconds": 41.2 + stage,
-        "answers": 2560,
-        "unjudged": stage,
-        "empty": 2,
-        "set_aside": {"picture": 1, "engine": 2} if stage else {},
-        "teacher_written": 1280,
-        "student_written": 1280,
-        "student_cut": 270,
-        "compared": 2560 - stage,
-        "judge_right": 1920 - stage,
-        "rule_right": 1922 - stage,
-        "judge_rule_agreements": 2550 - stage,
-        "defused_answers": 0,
-        "defused_questions": 0,
-        "teacher_judged": 100,
-        "teacher_right": 88 + 2 * stage,
-        "student_judged": 100,
-        "student_right": 62,
-        "tokens": 100000,
-        "tail_mass_sum": 31.0,
-    }
+    content: dict[str, Any] = {"stage": stage, "ratio": ratio, "sparsity": ratio - 0.00001 * bool(ratio)}
+    content |= {"masked": {"layers.*.weight": 7}, "unmasked": {"embed_tokens.weight": 1}}
+    content |= {"teacher_digest": f"{stage}a7c" * 16, "seconds": 41.2 + stage, "tokens": 100000, "tail_mass_sum": 31.0}
+    content |= {"rows": 320, "answers": 2560, "unjudged": stage, "empty": 2}
+    content |= {"set_aside": {"picture": 1, "engine": 2} if stage else {}}
+    content |= {"compared": 2560 - stage, "judge_right": 1920 - stage, "rule_right": 1922 - stage}
+    content |= {"judge_rule_agreements": 2550 - stage}
+    content |= {"teacher_written": 1280, "teacher_judged": 100, "teacher_right": 88 + 2 * stage}
+    content |= {"student_written": 1280, "student_judged": 100, "student_right": 62, "student_cut": 270}
     return StageOutcome(**(content | changes))
 
 

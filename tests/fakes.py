@@ -1,7 +1,5 @@
 """Stand-ins for replicas, for tests of what is done with their answers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -58,10 +56,8 @@ class FakePool:
         return 2
 
     def mask(self, ratio: float) -> list[MaskReport]:
-        return [
-            MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=f"{self._digest} {number}")
-            for number in range(self._reports)
-        ]
+        digests = (f"{self._digest} {number}" for number in range(self._reports))
+        return [MaskReport(ratio=ratio, sparsity=ratio, digest=digest) for digest in digests]
 
     def hold(self, weights: StudentWeights) -> None:
         self.held.append(weights.version)
@@ -118,15 +114,12 @@ class FakePool:
 
     def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
         self.judged += [text for group in answers for text in group]
-        return [
-            [
-                Verdict(
-                    accuracy=self._verdicts[text], text="said", reasoning=self._verdicts[text] if reasoning else None
-                )
-                for text in group
-            ]
-            for group in answers
-        ]
+
+        def verdict(text: str) -> Verdict:
+            found = self._verdicts[text]
+            return Verdict(accuracy=found, text="said", reasoning=found if reasoning else None)
+
+        return [[verdict(text) for text in group] for group in answers]
 
     def rate(self, problems: list[Problem]) -> list[float | None]:
         return [self.rated[one.id] for one in problems]
@@ -142,11 +135,7 @@ class FakePool:
 
 class FakeReplicas:
     def __init__(self, **pools: FakePool) -> None:
-        self.pools = {
-            "teacher": FakePool("teacher"),
-            "student": FakePool("student"),
-            "judge": FakePool("judge"),
-        } | pools
+        self.pools = {role: FakePool(role) for role in ("teacher", "student", "judge")} | pools
         self.closed = False
 
     def close(self) -> None:

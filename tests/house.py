@@ -7,8 +7,6 @@
 * Every file that a page of the documentation names is there, and docs/ARCHITECTURE.md names who calls a room.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

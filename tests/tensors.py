@@ -13,7 +13,7 @@ from masters_ray.errors import UnreadableRowError
 from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
 from masters_ray.learner.batches import Step
 from masters_ray.learner.collate import Collator, WorkerStep, worker_steps
-from masters_ray.method.grpo import LossConfig
+from masters_ray.method.divergence import jsd, with_rest
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import hf
 from masters_ray.models.chat import Chat
@@ -32,10 +32,15 @@ def top_k(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids[:, :k], values[:, :k], (1 - values[:, :k].exp().sum(-1)).clamp(min=0)
 
 
-def loss_config(**weights: Any) -> LossConfig:
+def top_k_jsd(student_logprobs: Tensor, ids: Tensor, logprobs: Tensor, left_out: Tensor) -> Tensor:
+    """JSD per token on the teacher's ``top_k`` and all others. student_logprobs: [tokens, vocabulary]."""
+    return jsd(with_rest(logprobs.exp(), left_out), with_rest(student_logprobs.gather(-1, ids).exp()))
+
+
+def loss_config(**weights: Any) -> tuple[Learner, Reward]:
     """Of weights of the learner's section or the rewards', wherever they belong."""
     rewards = {name: weights.pop(name) for name in list(weights) if name in Reward.__dataclass_fields__}
-    return LossConfig(learner=Learner(**weights), reward=Reward(**rewards))
+    return Learner(**weights), Reward(**rewards)
 
 
 def loss_batch(reference: Tensor, answer_of: Tensor, accuracy: Sequence[float], **more: Any) -> Any:

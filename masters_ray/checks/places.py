@@ -14,7 +14,7 @@ from masters_ray.models import weights
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.replicas import placement
-from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder
+from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder, difference
 
 COPY = "working_dir_files"
 """Name of Ray's directory of copies of submitted projects."""
@@ -51,12 +51,11 @@ def recipes(context: CheckContext) -> None:
     for stage, _ in schedule.plan(context.config.schedules, 10**6):  # stages' settings do not depend on the number
         folder = held.stage(stage.index)
         if folder.has(MANIFEST) or folder.names(SHARD):
-            from masters_ray.pipeline import contents
             from masters_ray.pipeline.recipes import recipe
 
             settings = recipe(context.config.of_teacher(stage.teacher), stage, "", "", questions).settings
             known = {key: settings[key] for key in settings.keys() - {"student_digest", "reference_digest"}}
-            if other := contents.other_recipe(folder, known):
+            if other := difference(folder, known):
                 context.complain("rollout.store", f"rows of this configuration in {folder}", other, OTHER_RECIPE)
 
 

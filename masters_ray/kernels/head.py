@@ -35,9 +35,9 @@ def answer_terms(
     *,
     logits_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each, as
-    ``divergence.top_k_jsd`` and ``left_out_error``, in nats. The first two support a single backward pass, to hidden
-    and weight.
+    """Returns (log-prob of each target, JSD to the stored teacher scores, JSD's error bound), float32 [tokens] each, in
+    nats (``divergence.jsd`` on k + 1 outcomes, ``left_out_error``). The first two support a single backward pass, to
+    hidden and weight.
 
     hidden: [tokens, width], the states that predict the targets. weight: the output head, [vocabulary, width]. targets:
     [tokens]. top_ids, top_logprobs: [tokens, k], left_out: [tokens], the teacher's. logits_bytes: maximum bytes of

@@ -30,7 +30,7 @@ from masters_ray.learner.engine import StudentEngine
 from masters_ray.learner.job import LearnerJob, Report, StepReport, TakenStep
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
-from masters_ray.method.grpo import LossConfig, OldPolicy, group_losses
+from masters_ray.method.grpo import OldPolicy, group_losses
 from masters_ray.models import hf, weights
 from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetrics
 from masters_ray.weight_sync.broker import ask
@@ -90,7 +90,6 @@ class _Worker:
         self._operations = work.OperationCounter(model)
         self._engine = StudentEngine(student, settings, self._device)
         self._live = LiveTeacher(self._device, settings.dtype) if settings.teacher == "live" else None
-        self._loss = LossConfig(learner=settings, reward=job.reward)
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
         self._collator = Collator(self._folder, model, self._device, dtype)
@@ -264,7 +263,8 @@ class _Worker:
             scores = self._live.scores(step.plan, batch) if self._live else None
             student = engine(batch, scores)
             operations += self._operations.of(batch)
-            outputs = group_losses(self._loss, batch, student, tokens_per_group, old[index])
+            job = self._job
+            outputs = group_losses(job.settings, job.reward, batch, student, tokens_per_group, old[index])
             old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
             made.append((micro, dataclasses.replace(outputs, loss=outputs.loss.detach()), student[0].detach()))

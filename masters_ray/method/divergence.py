@@ -12,19 +12,6 @@ _SMALLEST = 1e-30
 """Floor inside logarithms: x·log(x) at x = 0 counts as 0 and has a finite gradient."""
 
 
-def top_k_jsd(student_logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, left_out: Tensor) -> Tensor:
-    """Returns the JSD per token over the k stored tokens and "everything else", in nats, [tokens].
-
-    student_logprobs: [tokens, vocab], normalised; the result is differentiable in it. top_ids, top_logprobs: [tokens,
-    k], the teacher's. left_out: [tokens], the teacher's probability mass outside the k tokens.
-
-    Example: teacher {a: 0.5, rest: 0.5} and a student with log-prob 0 on ``a`` give
-    ½·(½·ln(½/¾) + ½·ln(½/¼)) + ½·ln(1/¾) = 0.2158.
-    """
-    student = with_rest(student_logprobs.gather(-1, top_ids).exp())
-    return jsd(with_rest(top_logprobs.exp(), left_out), student)
-
-
 def with_rest(top: Tensor, rest: Tensor | None = None) -> Tensor:
     """Appends the mass of "everything else": [tokens, k] probabilities → [tokens, k + 1]. rest: [tokens], that mass;
     default: 1 − the sum of ``top``, at least 0."""
@@ -46,7 +33,10 @@ def left_out_error(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def jsd(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the JSD of two probability tensors [..., outcomes] over the last axis, in nats."""
+    """Returns the JSD of two probability tensors [..., outcomes] over the last axis, in nats.
+
+    Example: (½, ½) and (1, 0) give ½·(½·ln(½/¾) + ½·ln(½/¼)) + ½·ln(1/¾) = 0.2158.
+    """
     log_middle = _log((p + q) / 2)
     towards_p = (p * (_log(p) - log_middle)).sum(-1)
     towards_q = (q * (_log(q) - log_middle)).sum(-1)

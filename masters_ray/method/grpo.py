@@ -1,30 +1,24 @@
-"""The Masters loss: group relative policy optimisation and the divergence (METHOD 6; appendix B, eq. 9 to 11)."""
+"""Rewards and the Masters loss: GRPO and the divergence (METHOD 4 and 6; appendix B, eq. 9 to 11)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from masters_ray.config import KlEstimator, Learner, Reward
-from masters_ray.method.rewards import distillation_rewards
 
 if TYPE_CHECKING:
     from masters_ray.kernels.packing import PackedBatch
 
+RESOLUTION = 1e-6
+"""Precision to which divergences are compared, in nats. Divergences of equal answers differ by rounding, which scaling
+to [0, 1] would amplify in a group whose divergences lie close together."""
 EPSILON = 1e-6
 """ε that is added to the standard deviation of the rewards."""
 FLAT = 1e-4
 """A group with a smaller reward range has advantages 0: rounding noise must not become a full-size gradient."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """The configuration sections that hold the weights of rewards and losses."""
-
-    learner: Learner = field(default_factory=Learner)
-    reward: Reward = field(default_factory=Reward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +47,24 @@ class LossOutputs:
     """[answers], D_j in nats"""
 
 
-def advantages(rewards: Tensor) -> Tensor:
-    """Returns A_j = (R_j − mean R) / (std R + ε) over the answers of one question; population standard deviation.
+def distillation_rewards(divergences: Tensor, least_spread: float = 0.0) -> Tensor:
+    """Returns R_distill, [G]: 1 for the answer with the smallest divergence, 0 for the largest, linear in between.
 
-    rewards: [G], as the result. A flat group (max − min < FLAT) gives zeros.
+    divergences: [G], mean JSD of each answer in nats. A range (max − min) of 0, or of at most ``least_spread`` nats,
+    gives 0 for all. The result has no gradient.
 
-    Example: ``[2., 0.]`` gives ``[1., -1.]`` up to ε.
+    Example: ``[0.1, 0.3, 0.2]`` gives ``[1.0, 0.0, 0.5]``, and zeros with a least spread of 0.2.
     """
+    divergences = (divergences.detach().double() / RESOLUTION).round()
+    spread = divergences.max() - divergences.min()
+    if spread <= round(least_spread / RESOLUTION):
+        return torch.zeros_like(divergences, dtype=torch.float32)
+    return ((divergences.max() - divergences) / spread).float()
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """Returns A_j = (R_j − mean R) / (std R + ε) over the G answers of one question, with the population's standard
+    deviation: ``[2., 0.]`` gives ``[1., -1.]`` up to ε. A flat group (max − min < FLAT) gives zeros."""
     if rewards.max() - rewards.min() < FLAT:
         return torch.zeros_like(rewards)
     return (rewards - rewards.mean()) / (rewards.std(correction=0) + EPSILON)
@@ -89,7 +94,8 @@ def segment_means(values: Tensor, segment_of: Tensor, segments: int) -> Tensor:
 
 
 def group_losses(
-    config: LossConfig,
+    learner: Learner,
+    reward: Reward,
     batch: "PackedBatch",
     student: tuple[Tensor, Tensor, Tensor],
     tokens_per_group: float,
@@ -104,7 +110,6 @@ def group_losses(
     the first update on this batch; None in the first update.
     """
     logprobs, token_jsd, token_jsd_error = student
-    learner, reward = config.learner, config.reward
     sizes = torch.bincount(batch.group_of).tolist()
     answers, groups, group_of_token = len(batch.group_of), len(sizes), batch.group_of[batch.answer_of]
 
@@ -147,10 +152,5 @@ def group_losses(
         "zero_std_groups": by_group(lambda group: ~group.any(0, keepdim=True), old.advantages),
         "clip_fraction": segment_means((objective < ratio * advantage).to(ratio.dtype), group_of_token, groups),
     }
-    return LossOutputs(
-        loss=loss,
-        metrics={name: value.detach() for name, value in metrics.items()},
-        old=old,
-        distillation=distillation,
-        divergences=divergences,
-    )
+    told = {name: value.detach() for name, value in metrics.items()}
+    return LossOutputs(loss=loss, metrics=told, old=old, distillation=distillation, divergences=divergences)

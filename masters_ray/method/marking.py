@@ -1,17 +1,27 @@
 """Rules that mark short answers without a judge (METHOD 4): they replace a judge, or a judge is measured against them.
 
-They follow the rules of public benchmarks, on texts that ``wording.plain`` has normalised.
+They follow the rules of public benchmarks, on normalised texts.
 """
 
 import itertools
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from masters_ray.config import Rule
-from masters_ray.method.wording import ARTICLES, lettered, normalise, plain
+from masters_ray.method.prompts import lettered
 from masters_ray.records import Problem
 
+_EDGES = " \t\r\n.,;:!?\"'`()[]{}*_。、「」『』"
+ARTICLES = frozenset({"a", "an", "the"})
+_PLAIN = str.maketrans(
+    dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−﹣", "-") | {"⁄": "/"}
+)
+_LAST_WORDS = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", re.DOTALL | re.IGNORECASE)
+_LATEX = re.compile(
+    r"\\(?:text|mathrm|mathbf|textbf|mathit)\s*\{([^{}]*)\}|\\([%$#&])|\\[()\[\],]|^\$(?=.*\$$)|\$$(?<=.\$)"
+)
 _AROUND_NUMBERS = "$€£¥₹₩ "
 _NUMBERS = (
     (r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d*)?", ",", "."),  # 1,234.5 and 12,34,567
@@ -47,6 +57,33 @@ _BRACKETED = re.compile(r"(?<!\w)\(([A-Za-z])\)(?!\w)")
 _A_LINE = re.compile(r"^[^\w\n]*([A-Z])[^\w\n]*$", re.MULTILINE)
 _LINE_BEGINS = re.compile(r"^[^\w\n]*([A-Za-z])(?:[^\w\n]*$|[.):]\s)", re.MULTILINE)
 _CLAUSE = re.compile(r"([,.;:](?=\s)|\n|\s(?=because\b))")
+
+
+def plain(text: str) -> str:
+    """Returns the text in NFKC with ASCII quotes, dashes and digits, without invisible characters and LaTeX markup. If
+    the text has ``<answer>`` tags or ``\\boxed{}``, returns the content of the last of them, in that form.
+
+    Example: ``"so \\boxed{\\text{－５}}"`` gives ``"-5"``.
+    """
+    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    if not plain.isascii():
+        plain = "".join(
+            str(unicodedata.digit(one)) if one.isdecimal() else one
+            for one in plain
+            if unicodedata.category(one) != "Cf"
+        )
+    *_, last = [None, *_LAST_WORDS.finditer(plain)]
+    said = (last[1] or last[2] or "") if last else plain
+    return _LATEX.sub(lambda found: found[1] or found[2] or "", said.strip()).strip()
+
+
+def normalise(text: str) -> str:
+    """Returns ``plain`` text in lower case with single blanks, without punctuation at word edges and without articles
+    (kept when the text has only articles)."""
+    words = [word.strip(_EDGES) for word in plain(text).casefold().split()]
+    words = [word for word in words if word]
+    kept = [word for word in words if word not in ARTICLES]
+    return " ".join(kept or words)
 
 
 def matches(answer: str, label: str) -> bool:

@@ -1,8 +1,4 @@
-"""Magnitude masks in checkpoint coordinates (METHOD 2).
-
-At ratio r the mask zeroes the ⌊r·N⌋ entries of smallest magnitude of a matrix with N entries; position breaks ties, so
-that sparsity is exact and equal on every device. Masks of one matrix are nested: a smaller ratio keeps a superset.
-"""
+"""Magnitude masks in checkpoint coordinates (METHOD 2), exact and equal on every device."""
 
 import hashlib
 from collections import Counter
@@ -23,11 +19,9 @@ class MaskReport:
     """Result of masking one checkpoint."""
 
     ratio: float
-    """Mask ratio that was asked for."""
+    """Asked for."""
     sparsity: float
     """Entries that the mask zeroed, as a fraction of all entries of the masked matrices."""
-    matrices: int
-    """Number of masked matrices."""
     masked: dict[str, int] = field(default_factory=dict, repr=False)
     """Masked matrices: name with * in place of numbers → count."""
     unmasked: dict[str, int] = field(default_factory=dict, repr=False)
@@ -44,7 +38,8 @@ def zeroed_count(entries: int, ratio: float) -> int:
 def mask_smallest(weight: Tensor, ratio: float) -> Tensor:
     """Returns a copy of ``weight`` (any shape) with its ⌊ratio·N⌋ entries of smallest magnitude, of N, zeroed.
 
-    Of entries of equal magnitude at the threshold the first in row-major order are zeroed.
+    Of entries of equal magnitude at the threshold the first in row-major order are zeroed. Masks of one matrix are
+    nested: a smaller ratio keeps a superset.
 
     Example: ``mask_smallest(tensor([[3., -1.], [1., 2.]]), 0.25)`` is ``[[3., 0.], [1., 2.]]``.
     """
@@ -72,8 +67,7 @@ def masked(
     """
     digest = hashlib.sha256()
     entries = zeroed = 0
-    took: Counter[str] = Counter()
-    left: Counter[str] = Counter()
+    took, left = Counter[str](), Counter[str]()
     for name, tensor in tensors:
         numbers = tensor.float() if tensor.itemsize == 1 else tensor
         if tensor.dtype.is_floating_point and not torch.isfinite(numbers).all():
@@ -92,17 +86,12 @@ def masked(
         update_digest(digest, name, tensor)
         yield name, tensor
     if ratio > 0 and not took:
-        wanted = ", ".join(sorted(parts))
-        raise CheckpointError(f"none of the checkpoint's weights is a matrix of {wanted} to be masked")
-    report = MaskReport(
-        ratio=ratio,
-        sparsity=zeroed / entries if entries else 0.0,
-        matrices=took.total(),
-        masked=dict(sorted(took.items())),
-        unmasked=dict(sorted(left.items())),
-        digest=digest.hexdigest(),
-    )
-    result.append(report)
+        raise CheckpointError(
+            f"none of the checkpoint's weights is a matrix of {', '.join(sorted(parts))} to be masked"
+        )
+    share, sha = zeroed / entries if entries else 0.0, digest.hexdigest()
+    names, others = (dict(sorted(one.items())) for one in (took, left))
+    result.append(MaskReport(ratio=ratio, sparsity=share, masked=names, unmasked=others, digest=sha))
 
 
 def update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:

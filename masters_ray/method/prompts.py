@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from masters_ray.method.wording import lettered
 from masters_ray.records import JudgedText, Problem
 
 Message = dict[str, Any]
@@ -22,6 +21,8 @@ _TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
 _UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
 """Unicode categories ignored inside tags: zero-width and control characters, combining marks."""
+_LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
+"""Matches a choice that brings its own letter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,11 @@ class JudgePrompt:
     user: str
     """Has {} for each text that is inserted."""
     tag: str | None = None
-    """Name of the tag around the score; None: the judge answers with the score alone."""
-    defuses: str = _TAGS
-    """Regular expression of the tag names that are removed from inserted texts."""
+    """Name of the tag around the score; None: the judge reads its own reply and answers with the score alone."""
 
     def messages(self, *inserted: str) -> list[Message]:
-        user = self.user.format(*(defused(text, self.defuses) for text in inserted))
+        tags = _TAGS if self.tag else _SAID
+        user = self.user.format(*(defused(text, tags) for text in inserted))
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def score(self, said: str) -> int | None:
@@ -89,7 +89,6 @@ Your final output must include only the integer value.""",
 </overall_summary>
 Please output your integer accuracy score (0 or 1)
 based on the summary above without any text.""",
-    defuses=_SAID,
 )
 """The Accuracy Reward Parsing Prompt; takes the judge's reply to EVALUATION."""
 
@@ -133,7 +132,6 @@ Your final output must include only the integer value.""",
 </explanation>
 Please output your integer reasoning score (0 or 1)
 based on the explanation above without any text.""",
-    defuses=_SAID,
 )
 """Parses the judge's reply to REASONING [ours]; takes that reply."""
 
@@ -156,6 +154,17 @@ def with_choices(asked: Asked) -> str:
 def ground_truth(asked: Asked) -> str:
     """Returns the label, with its letter if it is one of the choices: ``"B. blue"``."""
     return dict(zip(asked.choices, _lines(asked.choices), strict=True)).get(asked.label, asked.label)
+
+
+def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns (letter, text) of each choice: A, B, … in order, unless every choice brings a distinct letter of its own.
+
+    Example: ``["B. red", "D. blue"]`` gives ``[("B", "red"), ("D", "blue")]``.
+    """
+    own = [(found[1].upper(), found[2]) for choice in choices if (found := _LETTERED.fullmatch(choice))]
+    if len({letter for letter, _ in own}) == len(choices):
+        return own
+    return [(chr(ord("A") + index), choice) for index, choice in enumerate(choices)]
 
 
 def _lines(choices: Sequence[str]) -> list[str]:

@@ -1,8 +1,6 @@
 """Checks, before a run's stores are reused, that they are undamaged, complete, and of the run's recipe."""
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from masters_ray import store
 from masters_ray.config import Config
@@ -29,8 +27,7 @@ def wanted(run: RunContext, stage: Stage) -> list[int]:
 
 
 def is_complete(run: RunContext, stage: Stage) -> bool:
-    """Returns whether a stage's store is finished and undamaged. Reopens a finished store that is damaged: broken files
-    are set aside, and only their rows are made again.
+    """Returns whether a stage's store is finished and undamaged; a writer mends a damaged one.
 
     Raises StoreError when a store has another recipe or too few questions, when a damaged store is another run's, and
     when the student has learned from rows that are damaged.
@@ -38,7 +35,7 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
     folder = run.directory.stage(stage.index)
     if not folder.has(store.MANIFEST):
         return False
-    other = other_recipe(folder, recipes.of_stage(run, stage).settings)
+    other = store.difference(folder, recipes.of_stage(run, stage).settings)
     told = f"{folder}: its rows were made by something else ({other})."
     if run.directory.student.exists():
         if other:
@@ -49,7 +46,6 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
         raise StoreError(f"{told} {store.OTHER_RECIPE}")
     if survey.broken:
         _refuse_to_mend(run, stage, survey.broken)
-        store.reopen(folder, survey.broken)
         return False
     asked = {position for account in survey.accounts.values() for position in account.asked}
     if missing := set(wanted(run, stage)) - asked:
@@ -83,16 +79,6 @@ def _learned_until(run: RunContext, stage: Stage) -> int:
     step = found[-1].step if found else 0
     seen = [one for one in run.iterations if one.stage == stage.index and one.number <= step]
     return max((one.positions.stop for one in seen), default=part.start)
-
-
-def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
-    """Describes how a store's key differs from ``settings`` (``Recipe.settings`` or a part of it); "" when it does not,
-    or when there is no key that can be read, which a writer mends."""
-    try:
-        made = store.read_key(folder)
-    except StoreError:
-        return ""
-    return store.difference(made, json.loads(json.dumps(settings)))
 
 
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:

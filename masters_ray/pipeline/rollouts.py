@@ -53,13 +53,12 @@ def roll_out(
     answers from ``earlier``. Raises DataError when the stage passes its ``Limits``.
     """
     report = mask_teachers(replicas.pools["teacher"], recipe.stage.ratio)
-    key = recipe.key(report)
-    writer = store.Writer(folder, key)
+    writer = store.Writer(folder, recipe.key(report))
     before = list(store.read_accounts(folder).values())
     asked = {position for account in before for position in account.asked}
     todo = [position for position in positions if position not in asked]
     maker = GroupMaker(recipe, replicas, report.digest, earlier)
-    work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, key), before)
+    work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, writer.key), before)
     limits = Limits(rollout=recipe.rollout, questions=len(positions), folder=str(folder))
     limits.check(list(work.rejected.values()), work.tally)
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
@@ -109,9 +108,12 @@ def question_batches(questions: Questions, positions: Iterable[int], size: int) 
 
 def _reusable(folders: Sequence[str], key: dict[str, Any]) -> store.Lookup | None:
     """Returns the rows of stores in ``folders`` that were made by the same recipe, whatever their other questions."""
-    wanted, any_questions = store.as_key(key), dict.fromkeys(OF_QUESTIONS)
-    stores = [one for folder in folders for one in stores_in(folder)]
-    fitting = [one for one in stores if store.read_key(one) | any_questions == wanted | any_questions]
+
+    def of_rows(key: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in key.items() if name not in OF_QUESTIONS}
+
+    stores = (one for folder in folders for one in stores_in(folder))
+    fitting = [one for one in stores if of_rows(store.read_key(one)) == of_rows(key)]
     if not fitting:
         return None
     found = store.Lookup(fitting)
@@ -194,7 +196,7 @@ class StageWork:
             return self._maker.make(batch)
         found = self._reusable.rows([problem.digest for _, problem in batch])
         taken = {
-            position: store.moved(found[problem.digest], position, self._recipe.stage.index)
+            position: store.rows.moved(found[problem.digest], position, self._recipe.stage.index)
             for position, problem in batch
             if problem.digest in found
         }

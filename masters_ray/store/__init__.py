@@ -2,33 +2,19 @@
 
 from masters_ray.store.folder import Folder, Where
 from masters_ray.store.reading import Lookup, open_dataset, read, read_judged, read_shard, shard_names
-from masters_ray.store.rows import (
-    LOGPROBS,
-    SCHEMA,
-    answer_tokens,
-    decoded,
-    groups,
-    moved,
-    sequence_tokens,
-    table,
-    table_of,
-    top_scores,
-)
+from masters_ray.store.rows import LOGPROBS, SCHEMA, answer_tokens, decoded, groups, sequence_tokens, table, top_scores
 from masters_ray.store.shards import (
     KEY,
     MANIFEST,
+    OTHER_RECIPE,
     SHARD,
     Account,
-    Manifest,
-    Survey,
-    as_key,
+    Writer,
     difference,
     digest_of,
     first_position,
     read_accounts,
     read_key,
     read_manifest,
-    reopen,
     survey,
 )
-from masters_ray.store.writer import OTHER_RECIPE, Writer

@@ -29,12 +29,11 @@ class Folder:
     def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
-        self.filesystem: Any = fs.LocalFileSystem()
-        self._path = str(Path(self._name).absolute())
-        if isinstance(where, Folder):
-            self.filesystem, self._path = where.filesystem, where._path
-        elif "://" in self._name:
-            self.filesystem, self._path = _at_address(self._name)
+        self.filesystem: Any
+        self._path: str
+        self.filesystem, self._path = (
+            (where.filesystem, where._path) if isinstance(where, Folder) else _opened(self._name)
+        )
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
@@ -50,7 +49,6 @@ class Folder:
         return f"{self._path.rstrip('/')}/{name}"
 
     def has(self, name: str) -> bool:
-        """Returns whether a file exists."""
         return bool(self._ask("read", name, self.filesystem.get_file_info, self.path(name)).is_file)
 
     def names(self, beginning: str = "") -> list[str]:
@@ -63,7 +61,6 @@ class Folder:
         return sorted(name for name, is_file in self._entries() if not is_file)
 
     def read(self, name: str) -> bytes:
-        """Returns a file's content."""
         with self.open(name) as file:
             return bytes(self._ask("read", name, file.read))
 
@@ -89,11 +86,9 @@ class Folder:
             stream.write(content)
 
     def remove(self, name: str) -> None:
-        """Deletes a file."""
         self._ask("deleted", name, self.filesystem.delete_file, self.path(name))
 
     def rename(self, name: str, new_name: str) -> None:
-        """Gives a file another name."""
         self._ask("renamed", name, self.filesystem.move, self.path(name), self.path(new_name))
 
     def try_out(self) -> None:
@@ -103,16 +98,15 @@ class Folder:
 
     def _entries(self) -> list[tuple[str, bool]]:
         """Returns (name, whether it is a file) of each entry of the folder."""
-        if self.on_disk:  # not by pyarrow: its listing threads sometimes abort a process that ends right afterwards
-            place = Path(self._path)
-            entries = self._ask("listed", "", lambda: list(place.iterdir())) if place.is_dir() else []
-            return [(one.name, one.is_file()) for one in entries]
-        selector = fs.FileSelector(self._path, allow_not_found=True)
-        found = self._ask("listed", "", self.filesystem.get_file_info, selector)
-        return [(one.base_name, one.is_file) for one in found]
+        with writing(self, done="listed"):
+            if self.on_disk:  # not by pyarrow: its listing threads sometimes abort a process that ends right afterwards
+                place = Path(self._path)
+                return [(one.name, one.is_file()) for one in (place.iterdir() if place.is_dir() else ())]
+            found = self.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+            return [(one.base_name, one.is_file) for one in found]
 
     def _ask(self, done: str, name: str, ask: Any, *arguments: Any) -> Any:
-        with writing(self / name if name else self, done=done):
+        with writing(self / name, done=done):
             return ask(*arguments)
 
 
@@ -130,17 +124,17 @@ Where: TypeAlias = str | Path | Folder
 """What names a store: a path, an address, or an open folder."""
 
 
-def _at_address(address: str) -> tuple[Any, str]:
-    """Returns the file system of an address and the path in it."""
-    if (shown := without_secrets(address)) != address:
+def _opened(where: str) -> tuple[Any, str]:
+    """Returns the file system of a path or an address, and the path in it."""
+    if (shown := without_secrets(where)) != where:
         raise StoreError(
             f"{shown}: expected an address without credentials. Leave them to the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
     try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(address)
+        found: tuple[Any, str] = fs.FileSystem.from_uri(where if "://" in where else str(Path(where).absolute()))
     except (pa.ArrowException, OSError) as error:
         raise StoreError(
-            f"{address}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
+            f"{where}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
         ) from error
     return found

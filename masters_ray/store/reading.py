@@ -1,8 +1,5 @@
 """Reads rows: of finished stores in the order of their positions, and of any store by a question's digest."""
 
-from __future__ import annotations
-
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -36,7 +33,7 @@ def shard_names(folder: Where) -> list[str]:
     return [shard["name"] for shard in manifest.shards if shard["rows"]]
 
 
-def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
+def open_dataset(folders: Iterable[Where]) -> "ray.data.Dataset":
     """Opens finished stores on the same file system as a Ray Dataset: rows of SCHEMA, store after store, in the order
     of their positions. Reading raises OSError at a page that has changed since it was written."""
     import ray.data
@@ -49,12 +46,14 @@ def open_dataset(folders: Iterable[Where]) -> ray.data.Dataset:
     if not files:
         return ray.data.from_arrow(SCHEMA.empty_table())
     # A question mark or "a=b" in a directory's name has no special meaning.
-    options: dict[str, Any] = {"file_extensions": None, "partitioning": None}
+    plain: dict[str, Any] = {"file_extensions": None, "partitioning": None}
     # Ray verifies no checksums by default; the buffers are its own defaults.
-    options["fragment_scan_options"] = ParquetFragmentScanOptions(
+    checked = ParquetFragmentScanOptions(
         use_buffered_stream=True, buffer_size=8 * 2**20, page_checksum_verification=True
     )
-    return ray.data.read_parquet(files, schema=SCHEMA, filesystem=opened[0].filesystem, **options)
+    return ray.data.read_parquet(
+        files, schema=SCHEMA, filesystem=opened[0].filesystem, fragment_scan_options=checked, **plain
+    )
 
 
 def read(folder: Where) -> Iterable[RolloutGroup]:
@@ -81,8 +80,8 @@ def read_judged(folder: Where) -> Iterator[JudgedText]:
 
 
 class Lookup:
-    """Finds questions' rows by digest in several stores, finished or not, so that rows need not be made twice;
-    thread-safe. Rows of a damaged shard are not found."""
+    """Finds questions' rows by digest in several stores, finished or not; thread-safe. Rows of a damaged shard are not
+    found."""
 
     def __init__(self, folders: Iterable[Where]) -> None:
         self._places = {
@@ -93,7 +92,6 @@ class Lookup:
             if position not in account.rejected
         }
         self._held = lru_cache(_SHARDS_HELD)(read_shard)
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """The number of questions that have a row."""
@@ -107,8 +105,7 @@ class Lookup:
                 continue
             folder, name, position = self._places[digest]
             try:
-                with self._lock:
-                    shard = self._held(folder, name)
+                shard = self._held(folder, name)
             except DamagedError as error:
                 say(str(error))
                 self._places = {key: one for key, one in self._places.items() if one[:2] != (folder, name)}

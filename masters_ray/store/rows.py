@@ -1,6 +1,6 @@
 """Converts groups to rows of a table and back: one row per question with its judged and scored answers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -70,17 +70,13 @@ SCHEMA = pa.schema(
     ]
 )
 _ANSWERS = SCHEMA.get_field_index("answers")
+_OF_ANSWERS = "answers.list.element."
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
     # These numbers differ only in their low bytes: split into bytes, the high bytes compress to almost nothing.
-    "column_encoding": {
-        f"answers.list.element.{name}.list.element": "BYTE_STREAM_SPLIT" for name in [field.name for field in _SCORES]
-    },
-    "use_dictionary": [
-        *("teacher_digest", "student_digest", "kind"),
-        *("answers.list.element.source", "answers.list.element.finish"),
-    ],
+    "column_encoding": {f"{_OF_ANSWERS}{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in _SCORES},
+    "use_dictionary": ["teacher_digest", "student_digest", "kind", f"{_OF_ANSWERS}source", f"{_OF_ANSWERS}finish"],
     "write_statistics": ["position"],
     "write_page_checksum": True,
 }
@@ -113,17 +109,13 @@ def table(
     reference: pa.ListArray,
     behaviour: pa.ListArray | None = None,
 ) -> pa.Table:
-    """Returns rows of SCHEMA. answers: those of each row. top: ``top_scores``. reference, behaviour: LOGPROBS under the
-    student before training and under the student that wrote in an online iteration. All three: of all answers, row
-    after row.
-
-    Raises StoreError when their lengths are not those of the answers.
-    """
+    """Returns rows of SCHEMA. answers: those of each row. top (``top_scores``), reference and behaviour (LOGPROBS under
+    the student before training and under the writer of an online iteration): of all answers, row after row. Raises
+    StoreError when their lengths are not those of the answers."""
     judged = [one for own in answers for one in own]
-    texts = {name: [getattr(one.answer, name) for one in judged] for name in ("source", "text", "finish", "token_ids")}
-    verdicts = {name: [getattr(one, name) for one in judged] for name in ("accuracy", "verdict")}
-    reasoning = {"reasoning": [-1 if one.reasoning is None else one.reasoning for one in judged]}
-    written = pa.RecordBatch.from_pydict(texts | verdicts | reasoning, schema=_WRITTEN)
+    reasoning = ({"reasoning": -1 if one.reasoning is None else one.reasoning} for one in judged)
+    said = [vars(one.answer) | vars(one) | score for one, score in zip(judged, reasoning, strict=True)]
+    written = pa.RecordBatch.from_pylist(said, schema=_WRITTEN)
     lengths = pc.list_value_length(written["token_ids"])
     for numbers in (top.field("left_out_roots"), reference, behaviour):
         if numbers is not None and not pc.list_value_length(numbers).equals(lengths):
@@ -143,20 +135,6 @@ def table(
     ]
     others = pa.Table.from_pylist(questions, schema=SCHEMA.remove(_ANSWERS))
     return others.add_column(_ANSWERS, SCHEMA.field(_ANSWERS), lists)
-
-
-def table_of(groups: Iterable[RolloutGroup]) -> pa.Table:
-    """Returns groups, all or none of online iterations, as rows of SCHEMA. Raises StoreError as ``table``."""
-    given = list(groups)
-    scored = [answer for group in given for answer in group.answers]
-    behaviour = [one.behaviour_logprobs for one in scored if one.behaviour_logprobs is not None]
-    return table(
-        given,
-        [[answer.judged for answer in group.answers] for group in given],
-        top_scores([one.teacher for one in scored]),
-        pa.array([one.reference_logprobs for one in scored], LOGPROBS),
-        pa.array(behaviour, LOGPROBS) if behaviour else None,
-    )
 
 
 def groups(table: pa.Table) -> list[RolloutGroup]:

@@ -1,20 +1,15 @@
-"""The format of a store's files, and the survey that finds damaged files.
-
-``key.json``                what the rows are made of; rows of another key are never added
-``shard-00000032.parquet``  a batch of questions that begins at position 32: its rows, and in the file's metadata the
-                            digest of the key and an account of every question that was asked
-``manifest.json``           the shards in the order of their rows, and the digest of the key; without it the store is
-                            not finished
+"""The files of a store (docs/STORE.md): its key, its shards with their accounts, its manifest; reads and writes them.
 
 Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again.
 """
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -25,12 +20,18 @@ from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
 from masters_ray.records import Rejected
 from masters_ray.store.folder import DAMAGED, Folder, Where, undamaged
+from masters_ray.store.rows import PARQUET
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
 SHARD = "shard-"
 """Prefix of the names of shards."""
 FORMAT = 8
+OTHER_RECIPE = (
+    "Set it back, or choose another run.dir (and rollout.store) and name the directory of these stores in "
+    "rollout.reuse: rows of the same recipe are taken over by question."
+)
+"""What helps when a store was made by another recipe, or of other questions."""
 _ENDING = ".parquet"
 _READ_AT_ONCE = 32
 """Number of shards of an object store that are read in parallel, as each read waits for the network."""
@@ -38,7 +39,7 @@ _READ_AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of a finished store's manifest."""
+    """What a finished store holds."""
 
     rows: int
     shards: list[dict[str, Any]]
@@ -48,15 +49,10 @@ class Manifest:
     key: str
     """Digest of the store's key."""
 
-    @property
-    def digest(self) -> str:
-        """Digest of the key and of all shards."""
-        return digest_of([self.key, [shard["sha256"] for shard in self.shards]])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Which questions a shard holds: those with a row and those set aside."""
+    """The questions of a shard."""
 
     asked: dict[int, str]
     """Position → digest of each question."""
@@ -88,25 +84,23 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def as_key(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a writer's key in the form in which ``read_key`` returns it."""
-    found: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
-    return found
-
-
-def difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Describes where a store's key differs from the wanted values; "" where it does not."""
-    names = sorted(name for name in wanted if made.get(name) != wanted[name])
-    return "; ".join(f"{name}: {made.get(name)!r} there, {wanted[name]!r} now" for name in names)
+def difference(folder: Where, wanted: Mapping[str, Any]) -> str:
+    """Describes how a store's key differs from the wanted values; "" when it does not, or when there is no key that can
+    be read, which a writer mends."""
+    try:
+        made = read_key(folder)
+    except StoreError:
+        return ""
+    now = json.loads(json.dumps(wanted))
+    names = sorted(name for name in now if made.get(name) != now[name])
+    return "; ".join(f"{name}: {made.get(name)!r} there, {now[name]!r} now" for name in names)
 
 
 def read_key(folder: Where) -> dict[str, Any]:
     """Returns the key of a store: what its rows are made of. Raises StoreError when the directory holds no store."""
     opened = Folder(folder)
     if not opened.has(KEY):
-        raise StoreError(
-            f"{folder}: no {KEY}, so no store (a run's are in its rollouts/stage-N), or one that its run mends"
-        )
+        raise StoreError(f"{folder}: no {KEY}, so no store (a run's are in its rollouts/stage-N), or a damaged one")
     return opened.read_object(KEY)
 
 
@@ -179,10 +173,8 @@ class Survey:
 
 
 def survey(folder: Where, key: str | None = None) -> Survey:
-    """Reads every file of a store, finished or not. Raises StoreError when the store cannot be listed or read.
-
-    key: digest of the key that the shards must have; default: that of the manifest, or of key.json.
-    """
+    """Reads every file of a store, finished or not. key: digest of the key that the shards must have; default: that of
+    the manifest, or of key.json."""
     opened = Folder(folder)
     found = Survey(accounts={}, digests={}, made_by=set(), broken={})
 
@@ -216,24 +208,78 @@ def survey(folder: Where, key: str | None = None) -> Survey:
             if listed is None:
                 read_rows(pa.BufferReader(content), where)
             if twice := taken & account.asked.keys():
-                raise DamagedError(
-                    f"{where}: holds questions that another shard holds too, position {min(twice)} first"
-                )
+                raise DamagedError(f"{where}: position {min(twice)} is in another shard already")
             found.accounts[name], found.digests[name] = account, digest
             taken |= account.asked.keys()
     found.broken.update({name: f"{opened / name}: in the manifest, but gone" for name in listed or {}})
     return found
 
 
-def reopen(folder: Where, broken: Mapping[str, str]) -> None:
-    """Makes a store writable: renames a survey's broken files, whose content is made again, and deletes the manifest.
-    Raises StoreError when that fails."""
-    opened = Folder(folder)
-    for name in sorted(broken.keys() - {KEY}):  # a writer, which knows the key, overwrites it
-        kept = ""
-        if opened.has(name):
-            opened.rename(name, name + DAMAGED)
-            kept = f"; what is there is kept as {name}{DAMAGED}"
-        say(f"{broken[name]}. It is made again{kept}")
-    if opened.has(MANIFEST):
-        opened.remove(MANIFEST)
+class Writer:
+    """Writes a store shard by shard, in any order; resumes a store that an earlier writer of the same key left."""
+
+    def __init__(self, folder: Where, key: Mapping[str, Any]) -> None:
+        """Sets damaged files aside. Raises StoreError when the store is finished and undamaged, or when its shards were
+        written with another key."""
+        self._folder = Folder(folder)
+        self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
+        """As ``read_key`` returns it."""
+        self._key = digest_of(self.key)
+        found = survey(self._folder, self._key)
+        finished = self._folder.has(MANIFEST)
+        if finished and not found.broken:
+            raise StoreError(f"{folder}: holds a finished store, which is never written over. Choose another run.dir.")
+        if found.made_by and self._key not in found.made_by:
+            other = difference(self._folder, self.key) or f"{KEY} is gone, or says more than is known here"
+            raise StoreError(f"{folder}: its rows were made by something else ({other}). {OTHER_RECIPE}")
+        self._folder.write(KEY, json.dumps(self.key, indent=1).encode())
+        for name in sorted(found.broken.keys() - {KEY}):
+            say(f"{found.broken[name]}. It is made again; a damaged file is kept as *{DAMAGED}")
+            if self._folder.has(name):
+                self._folder.rename(name, name + DAMAGED)
+        if finished and MANIFEST not in found.broken:
+            self._folder.remove(MANIFEST)
+        self._lock = threading.Lock()
+        self._accounts, self._digests = found.accounts, found.digests
+        self._asked = {position for account in found.accounts.values() for position in account.asked}
+
+    def write(self, rows: pa.Table, account: Account) -> None:
+        """Adds a shard; thread-safe. Raises StoreError when rows and reasons are not those of the questions asked, when
+        a question is in another shard too, or when the file cannot be written."""
+        stored = rows["position"].to_pylist()
+        if sorted([*stored, *account.rejected]) != sorted(account.asked):
+            raise StoreError(
+                f"{self._folder}: expected a row or a reason for each of {sorted(account.asked)}, "
+                f"found rows of {stored} and reasons for {sorted(account.rejected)}"
+            )
+        file = pa.BufferOutputStream()
+        metadata = {b"account": json.dumps(asdict(account)), b"key": self._key}
+        pq.write_table(rows.replace_schema_metadata(metadata), file, **PARQUET)
+        content = file.getvalue()
+        with self._lock:
+            if twice := self._asked & account.asked.keys():
+                raise StoreError(f"{self._folder}: position {min(twice)} of {account.name} is in another shard already")
+            self._asked |= account.asked.keys()
+        self._folder.write(account.name, content)
+        with self._lock:
+            self._accounts[account.name], self._digests[account.name] = account, hashlib.sha256(content).hexdigest()
+
+    def discard(self, accounts: Mapping[str, Account]) -> None:
+        """Deletes these shards, so that their questions can be stored again. Raises StoreError when that fails."""
+        for name, account in accounts.items():
+            self._folder.remove(name)
+            with self._lock:
+                self._asked -= account.asked.keys()
+                del self._accounts[name], self._digests[name]
+
+    def finish(self, made_by: Mapping[str, Any]) -> Manifest:
+        """Writes the manifest. Raises StoreError when that fails."""
+        listed = [
+            {"name": name, "rows": account.rows, "sha256": self._digests[name]}
+            for name, account in sorted(self._accounts.items())
+        ]
+        rows = sum(account.rows for account in self._accounts.values())
+        manifest = Manifest(rows=rows, shards=listed, made_by=dict(made_by), key=self._key)
+        content = {"format": FORMAT, **asdict(manifest)}
+        self._folder.write(MANIFEST, json.dumps(content | {"digest": digest_of(content)}, indent=1).encode())
+        return manifest

@@ -66,7 +66,7 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     folders = run.generate(config, directory, config_file, measure=False)
     manifests = [manifest for folder in folders if (manifest := store.read_manifest(folder))]
     outcomes = [StageOutcome(**manifest.made_by) for manifest in manifests]
-    names = [f"stage-{index}-{manifest.digest[:16]}.json" for index, manifest in enumerate(manifests)]
+    names = [f"stage-{index}-{store.digest_of(one.shards)[:16]}.json" for index, one in enumerate(manifests)]
     measured = _measured(config, folders, [directory.root / "divergences" / name for name in names])
     found = scanned(outcomes, measured, [list(store.read_judged(one)) for one in folders])
     return publish_scan(config, directory.root, found)

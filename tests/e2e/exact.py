@@ -1,7 +1,5 @@
 """Replicas on real engines whose scores are told as the engine gives them, not as they are stored."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How the end-to-end tests call the program, and what they read from a run."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Every benchmark in its small form, as a program: none must rot unseen between two measurements."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -34,7 +34,7 @@ class Scripted:
     def mask(self, ratio: float) -> MaskReport:
         self._end("mask")
         self._ratio = ratio
-        return MaskReport(ratio=ratio, sparsity=ratio, matrices=1, digest=self._digest)
+        return MaskReport(ratio=ratio, sparsity=ratio, digest=self._digest)
 
     def answer(self, thing: Any = None) -> tuple[int, float, Any]:
         self._end("answer")

@@ -1,8 +1,6 @@
 """Everything that is not the default in one run: two teachers, listed stages, a refreshed student, a judge for each
 source, easy questions first, a live teacher and two updates per step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -9,19 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.agreement import Mismatch, check_fresh, compare, largest_gap, sample
 from masters_ray.learner.batches import Step
 from masters_ray.learner.collate import WorkerStep
 from masters_ray.learner.job import StagePlan
-from tests.builders import group, written
+from tests.builders import group, table_of, written
 from tests.tensors import own_steps
 
 
 def part(rows: int, *unreadable: int, version: int | None = None) -> WorkerStep:
-    table = store.table_of([replace(group(position=place), version=version) for place in range(rows)])
+    table = table_of([replace(group(position=place), version=version) for place in range(rows)])
     step = Step(plan=StagePlan(stage=0, ratio=0.2, rows=rows), number=4, table=table)
     [found] = own_steps([step], *unreadable)
     return found

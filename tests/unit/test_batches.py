@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masters_ray import store
 from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 from masters_ray.learner.batches import Plans, Step, micro_batches, prefetch, steps
 from masters_ray.learner.job import StagePlan
 from masters_ray.learner.loop import learning_rate
 from masters_ray.records import RolloutGroup
-from tests.builders import group, iterations, scored
+from tests.builders import group, iterations, scored, table_of
 from tests.tensors import packed
 
 PLAN = StagePlan(stage=0, ratio=0.2, rows=5)
@@ -34,7 +33,7 @@ def planned(
 ) -> list[Step]:
     """Of groups that come ``size`` at a time."""
     groups = rows() if groups is None else groups
-    whole = store.table_of(groups)
+    whole = table_of(groups)
     tables = (whole.slice(start, size) for start in range(0, len(groups), size))
     return list(steps(tables, plans, skip))
 
@@ -76,7 +75,7 @@ def fresh(number: int, *versions: int) -> pa.Table:
     for row, version in zip(rows()[4 * (number - 1) :], versions, strict=False):
         answers = [replace(one, behaviour_logprobs=one.reference_logprobs - 1) for one in row.answers]
         made.append(replace(row, version=version, answers=tuple(answers)))
-    return store.table_of(made)
+    return table_of(made)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +91,7 @@ def fresh(number: int, *versions: int) -> pa.Table:
 def test_an_online_iteration_has_its_fresh_rows_that_are_young_enough_or_what_is_stored_and_says_so(
     came: pa.Table | None, max_staleness: int, rows_and_ages: tuple[list[int], list[int]], note: str
 ) -> None:
-    _, step = steps(iter([store.table_of(rows())]), ONLINE, 0, {2: came}.get, max_staleness)
+    _, step = steps(iter([table_of(rows())]), ONLINE, 0, {2: came}.get, max_staleness)
     assert (positions(step), step.ages) == rows_and_ages
     assert step.note == (note and f"iteration 2: {note}")
 

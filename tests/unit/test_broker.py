@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from masters_ray import store
 from masters_ray.errors import LearnerError, WeightsGoneError
 from masters_ray.weight_sync.broker import Order, RolloutBroker
 from masters_ray.weight_sync.stream import Invitation
 from masters_ray.weight_sync.student_weights import StudentWeights
-from tests.builders import group
+from tests.builders import group, table_of
 
-ROWS = store.table_of([group()])
+ROWS = table_of([group()])
 INVITATION = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
 GONE = "iteration {} was waited for by a worker that is gone"
 Begin = Callable[..., Future[Any]]
@@ -120,7 +119,7 @@ def test_weights_and_rows_behind_the_learner_are_dropped_and_never_ordered_again
     broker = started([1, 2])
     first = weights(0)
     broker.publish(first)
-    dropped, rows = weakref.ref(first), store.table_of([group()])
+    dropped, rows = weakref.ref(first), table_of([group()])
     broker.deliver(order(broker), rows)
     del first
     assert dropped() is None

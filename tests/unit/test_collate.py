@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from masters_ray import store
 from masters_ray.errors import UnreadableRowError
 from masters_ray.learner.collate import Collator
 from masters_ray.records import Picture, Rejected, RolloutGroup
-from tests.builders import group, iterations, scored
+from tests.builders import group, iterations, scored, table_of
 from tests.conftest import PAIR
 from tests.tensors import own_steps, prompt_of
 from tests.unit.test_batches import PLAN, planned, rows
@@ -50,7 +49,7 @@ BROKEN: dict[str, Callable[[RolloutGroup], RolloutGroup]] = {
 def test_a_row_that_cannot_be_read_is_named_and_the_others_are_packed(
     reason: str, collator: Collator, good: RolloutGroup
 ) -> None:
-    table = store.table_of([replace(good, position=1), BROKEN[reason](good)])
+    table = table_of([replace(good, position=1), BROKEN[reason](good)])
     failed: dict[int, Rejected] = {}
     micro = collator.read(table, [0, 1], failed)
     assert micro and micro.indices == [0] and len(micro.batch.layout.spans) == 1

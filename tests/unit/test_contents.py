@@ -69,7 +69,7 @@ def test_changed_data_are_refused_and_another_run_takes_over_what_is_as_it_was(
     stages = [RunDirectory(config).stage(index) for index in (0, 1)]
     before = {row.problem.digest for row in store.read(stages[0])}
     for folder in () if finished else stages:
-        store.reopen(folder, {})
+        folder.remove("manifest.json")
     edit(tmp_path, change)
     told = r"stage-0: its rows were made by something else.*data: '\w+' there, '\w+' now; questions.* in rollout\.reuse"
     with pytest.raises(StoreError, match=told):

@@ -8,19 +8,15 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from masters_ray.method.divergence import jsd, left_out_error, top_k_jsd, with_rest
-from tests.tensors import random, top_k
+from masters_ray.method.divergence import jsd, left_out_error, with_rest
+from tests.tensors import random, top_k, top_k_jsd
 
 
 def test_the_worked_example_of_the_docstring_and_disjoint_distributions() -> None:
-    assert jsd(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).item() == pytest.approx(math.log(2))
-    result = top_k_jsd(
-        torch.tensor([[0.0, -math.inf]]), torch.tensor([[0]]), torch.tensor([[math.log(0.5)]]), torch.tensor([0.5])
-    )
+    found = jsd(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     # M = (3/4, 1/4); 1/2 KL(P|M) + 1/2 KL(Q|M)
     expected = 0.5 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)) + 0.5 * math.log(1 / 0.75)
-    assert result.item() == pytest.approx(expected, rel=1e-6)
-    assert expected == pytest.approx(0.2158, abs=1e-4)
+    assert found.tolist() == pytest.approx([math.log(2), expected]) and expected == pytest.approx(0.2158, abs=1e-4)
 
 
 def pair(tokens: int, vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -85,13 +81,6 @@ def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_toke
     assert expected == pytest.approx(0.4206, abs=1e-4)
     teacher, student = torch.tensor([0.0, 0.3, 1.0]), torch.tensor([0.0, 0.0, 1.0])
     assert left_out_error(teacher, student).tolist() == pytest.approx([0.0, 0.0, math.log(2)])
-
-
-@pytest.mark.parametrize("k", [1, 3, 7], ids="k={}".format)
-def test_the_gradient_is_that_of_finite_differences(k: int) -> None:
-    teacher, student = pair(5, 7)
-    scores = top_k(teacher, k)
-    assert torch.autograd.gradcheck(lambda x: top_k_jsd(x.log_softmax(-1), *scores), student.requires_grad_())
 
 
 def test_the_gradient_is_finite_where_the_student_is_certain() -> None:

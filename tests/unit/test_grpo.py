@@ -3,17 +3,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from masters_ray.method.grpo import (
-    LossOutputs,
-    OldPolicy,
-    advantages,
-    clipped_objective,
-    group_losses,
-    kl_estimates,
-)
-from masters_ray.method.rewards import distillation_rewards
+from masters_ray.method.grpo import LossOutputs, OldPolicy, advantages, distillation_rewards, group_losses, kl_estimates
 from tests.tensors import loss_batch, loss_config
 
 CLOSE = [0.1000, 0.1010, 0.1005]
@@ -55,19 +46,6 @@ def test_the_estimates_of_the_kl_divergence_are_zero_at_the_reference() -> None:
         assert kl_estimates(estimator, new, reference).tolist() == pytest.approx([0.0, expected])  # type: ignore[arg-type]
 
 
-def test_the_objective_is_clipped_on_the_side_that_would_gain() -> None:
-    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
-    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    # gain is capped at 1.2 and 0.8; a loss is never softened
-    assert clipped_objective(ratio, advantage, 0.2).tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8])
-
-
-def losses(new: Tensor, jsd: list[float], batch: Any, old: OldPolicy | None = None, **weights: Any) -> LossOutputs:
-    """Of a batch without errors whose groups have as many tokens as the step's on average."""
-    student = new, new.new_tensor(jsd), torch.zeros(len(new))
-    return group_losses(loss_config(**weights), batch, student, len(new) / (1 + int(batch.group_of.max())), old)
-
-
 def near(*expected: float) -> Any:
     return pytest.approx(list(expected), abs=1e-5)
 
@@ -93,7 +71,7 @@ def test_the_loss_of_groups_by_hand() -> None:
         )
         errors = torch.tensor([0.01, 0.03, 0.04] * 2)
         student = new, torch.tensor([0.2, 0.4, 0.1, 0.4, 0.8, 0.2]), errors
-        return group_losses(loss_config(**weights), batch, student, 1.5)
+        return group_losses(*loss_config(**weights), batch, student, 1.5)
 
     both = of()
     assert both.distillation.tolist() == near(0, 1, 0, 1)
@@ -147,7 +125,8 @@ def test_the_ratio_is_clipped_to_the_policy_that_wrote(written: str) -> None:
     batch = loss_batch(new.detach(), torch.arange(2), [1.0, 0.0])
     batch.fresh = torch.tensor([written == "in an online iteration"] * 2)
     old = None if batch.fresh.all() else OldPolicy(logprobs=torch.zeros(2), advantages=torch.tensor([1.0, -1.0]))
-    found = losses(new, [0.2, 0.1], batch, old, alpha=0.0, kl_beta=0.0, jsd_weight=0.0)
+    student = new, torch.tensor([0.2, 0.1]), torch.zeros(2)
+    found = group_losses(*loss_config(alpha=0.0, kl_beta=0.0, jsd_weight=0.0), batch, student, 2, old)
     assert found.metrics["policy_loss"].tolist() == near(-(1.2 - 0.9) / 2)
     assert found.metrics["clip_fraction"].tolist() == [0.5]
     found.loss.sum().backward()

@@ -23,7 +23,7 @@ def test_each_group_counts_in_its_own_place_and_a_dummy_nowhere() -> None:
         batch = packed(rows)
         new = batch.reference_logprobs + 0.5
         student = new, torch.arange(len(new)) / 10.0, torch.zeros(len(new))
-        outputs = group_losses(loss_config(), batch, student, 5.0)
+        outputs = group_losses(*loss_config(), batch, student, 5.0)
         return MicroBatch(indices=indices, groups=list(rows), batch=batch), outputs, new
 
     dummy, one, two = made([], fresh), made([2], stored), made([1, 0], fresh, stored)

@@ -14,10 +14,11 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from masters_ray.errors import CheckpointError
 from masters_ray.kernels import norm
 from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
-from masters_ray.method.divergence import left_out_error, top_k_jsd
+from masters_ray.method.divergence import left_out_error
 from masters_ray.models import hf
 from masters_ray.parts import part_of_parameter
 from tests.builders import group, scored
+from tests.tensors import top_k_jsd
 
 IMAGE, VIDEO, START, END = 2, 3, 4, 5
 TEXT = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -5,7 +5,7 @@ import torch
 
 from masters_ray import store
 from masters_ray.kernels.packing import PromptTensors, pack
-from tests.builders import group, scored
+from tests.builders import group, scored, table_of
 from tests.tensors import packed, prompt
 
 
@@ -19,7 +19,7 @@ def test_the_prompt_stands_once_and_an_answers_last_token_is_only_predicted() ->
     assert batch.targets.tolist() == [5, 6, 1, 7, 1]
     assert batch.predict_at.tolist() == [1, 2, 3, 1, 4]
     assert batch.answer_of.tolist() == [0, 0, 0, 1, 1]
-    [stored] = store.sequence_tokens(store.table_of([row]))
+    [stored] = store.sequence_tokens(table_of([row]))
     assert len(packed([row]).input_ids) == stored == 23, "known before it is packed"
 
 

@@ -20,7 +20,7 @@ from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.held_out import HeldOut, all_marks
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import AnswerTally, RolloutGroup
-from tests.builders import group, png
+from tests.builders import group, png, table_of
 from tests.conftest import PAIR, ROOT
 from tests.fakes import FakePool, FakeReplicas
 
@@ -115,7 +115,7 @@ def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_w
     row = group(stage=1)
     noted = {"tally": dataclasses.asdict(AnswerTally())}
     writer = store.Writer(directory.online(1), {})
-    writer.write(store.table_of([row]), store.Account(asked={row.position: "a"}, rejected={}, noted=noted))
+    writer.write(table_of([row]), store.Account(asked={row.position: "a"}, rejected={}, noted=noted))
     monkeypatch.setattr(pipeline, "make_rollouts", lambda *_, **__: None)
     monkeypatch.setattr(HeldOut, "is_measured", lambda *_: True)
     monkeypatch.setattr(pipeline.outcome, "write", lambda _: None)

@@ -12,7 +12,7 @@ from masters_ray.replicas.actor import not_loaded
 from masters_ray.replicas.pool import CALLS_AT_ONCE, WHATEVER_DIES, Pool, replica_error
 
 DIED = ActorDiedError()
-REPORT = MaskReport(ratio=0.2, sparsity=0.2, matrices=1, digest="same")
+REPORT = MaskReport(ratio=0.2, sparsity=0.2, digest="same")
 
 
 class Method:

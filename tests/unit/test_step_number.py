@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from masters_ray import store
 from masters_ray.config import Aggregation, Learner, Reward
 from masters_ray.data.pictures import encoded
 from masters_ray.learner.job import LearnerJob, StagePlan, TakenStep
 from masters_ray.records import Problem, RolloutGroup, TokenScores
-from tests.builders import group, iterations, problem, scored, written
+from tests.builders import group, iterations, problem, scored, table_of
 from tests.conftest import PAIR
 from tests.tensors import random, top_k
 
@@ -111,10 +110,14 @@ def plain() -> Plain:
     return Plain()
 
 
-LENGTHS = ((3, 2, 5, 1), (4, 1, 2), (7, 3), (2, 2, 6), (3, 3))
-ACCURACIES = ((1, 0, 0, 1), (1, 1, 1), (0, 1), (0, 1, 0), (1, 1))
-REASONING = ((0, 1, 0, 1), (0, 0, 1), (0, 0), (1, 1, 0), (1, 1))
-"""Of each group's answers; the two of the last group are alike in everything."""
+ANSWERS = (
+    ((3, 1, 0), (2, 0, 1), (5, 0, 0), (1, 1, 1)),
+    ((4, 1, 0), (1, 1, 0), (2, 1, 1)),
+    ((7, 0, 0), (3, 1, 0)),
+    ((2, 0, 1), (2, 1, 1), (6, 0, 0)),
+    ((3, 1, 1), (3, 1, 1)),
+)
+"""Tokens, accuracy and reasoning of each group's answers; the two of the last group are alike in everything."""
 
 
 @pytest.fixture(scope="module")
@@ -125,20 +128,19 @@ def rows(plain: Plain, questions: list[Problem]) -> list[RolloutGroup]:
     for position, of in enumerate(asked):
         prompt = plain.prompt(of)
         answers = []
-        columns = zip(LENGTHS[position], ACCURACIES[position], REASONING[position], strict=True)
-        for place, (length, accuracy, reasoning) in enumerate(columns):
+        for place, (length, accuracy, reasoning) in enumerate(ANSWERS[position]):
             seed = 10 * position + (place if position < 4 else 0)
             answer = scored([40 + seed + token for token in range(length - 1)] + [2], accuracy=accuracy)
+            token_ids = torch.tensor(answer.judged.answer.token_ids)
             with torch.no_grad():
-                logprobs = plain.logprobs(prompt, torch.tensor(answer.judged.answer.token_ids))
+                logprobs = plain.logprobs(prompt, token_ids)
             noise = random(*logprobs.shape, seed=seed)
             ids, top, left_out = top_k((logprobs + noise).log_softmax(-1).float(), 6)
-            own = logprobs.gather(1, torch.tensor(answer.judged.answer.token_ids).unsqueeze(1)).squeeze(1)
-            reference = own + 0.12 * torch.arange(seed, seed + length).sin()
+            own = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+            reference = (own + 0.12 * torch.arange(seed, seed + length).sin()).float().numpy()
             judged = replace(answer.judged, reasoning=reasoning)
             teacher = TokenScores(top_ids=ids.int().numpy(), top_logprobs=top.numpy(), left_out=left_out.numpy())
-            own_logprobs = reference.float().numpy()
-            answers.append(replace(answer, judged=judged, teacher=teacher, reference_logprobs=own_logprobs))
+            answers.append(replace(answer, judged=judged, teacher=teacher, reference_logprobs=reference))
         row = group(answers, position=position, of=of)
         found.append(replace(row, prompt_tokens=prompt["input_ids"].shape[1]))
     return found
@@ -154,13 +156,10 @@ class Worker:
 
         from masters_ray.learner import loop
 
-        written(folder / "store", {"stage": 0}, rows).finish({})
         self.told: list[TakenStep] = []
         self._kept: dict[str, Tensor] = {}
         self._moves: list[Callable[[Any], None]] = []
-        [file] = store.shard_names(folder / "store")
-        table = store.read_shard(folder / "store", file)
-        shard = SimpleNamespace(iter_batches=lambda **_: iter([table]))
+        shard = SimpleNamespace(iter_batches=lambda **_: iter([table_of(rows)]))
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(ray.train, "get_dataset_shard", lambda _: shard)
@@ -195,7 +194,7 @@ class Worker:
         stay as they are, but for ``moves``, one after each update."""
         worker = self._worker
         chosen = replace(worker._job.settings, updates_per_step=max(1, len(moves)), **settings)
-        worker._job, worker._loss = replace(worker._job, settings=chosen), replace(worker._loss, learner=chosen)
+        worker._job = replace(worker._job, settings=chosen)
         worker._workers, worker._collator._multiple = workers, multiple_of
         kept = []
         for rank in range(workers):
@@ -283,7 +282,7 @@ def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
     for name, gradient in found.items():
         assert (gradient - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
     told = worker.told[-1].metrics
-    per_group = torch.tensor(plain.clipped).split([sum(lengths) for lengths in LENGTHS])
+    per_group = torch.tensor(plain.clipped).split([sum(length for length, *_ in answers) for answers in ANSWERS])
     assert told.clip_fraction == pytest.approx(float(torch.stack([one.float().mean() for one in per_group]).mean()))
     assert 0.1 < told.clip_fraction < 0.9
     assert told.loss == pytest.approx(loss, rel=1e-6), "what is told is the first update's"

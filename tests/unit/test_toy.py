@@ -143,23 +143,6 @@ def test_shortcuts_give_the_stock_numbers(few: pictures.Pictures) -> None:
         torch.testing.assert_close(quick, stock, atol=1e-4, rtol=1e-4)
 
 
-def test_moved_shapes_keep_what_they_are(few: pictures.Pictures) -> None:
-    random = np.random.default_rng(5)
-    for row in range(20):
-        moved, place = pictures.vary(few.pixels[row], few.boxes[row], random)
-        assert sorted(moved.flatten().tolist()) == sorted(few.pixels[row].flatten().tolist())
-        box = easy_vqa.shape_box(Image.fromarray(moved.permute(1, 2, 0).numpy()))
-        assert pictures.place_index(np.array(box)) == place
-
-
-def test_triples_are_half_right_and_judged_by_the_rule() -> None:
-    questions, random = examples.QuestionPrompts(make_tokenizer()), np.random.default_rng(1)
-    triples = [examples.draw_triple(questions, random) for _ in range(1000)]
-    assert 0.45 < np.mean([triple.verdict for triple in triples]) < 0.6
-    assert all(prompts.EVALUATION.score(triple.evaluation) == triple.verdict for triple in triples)
-    assert any(not triple.answer for triple in triples)
-
-
 def test_a_build_cut_short_has_the_same_weights(
     tmp_path: Path, few: pictures.Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,7 +167,7 @@ class FakeLlm:
 
 
 def reports(ratio: float, *digests: str) -> list[dict[str, Any]]:
-    return [{"ratio": ratio, "sparsity": ratio, "matrices": 7, "digest": digest} for digest in digests]
+    return [{"ratio": ratio, "sparsity": ratio, "digest": digest} for digest in digests]
 
 
 def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_refused(
