@@ -111,9 +111,9 @@ def test_a_step_is_taken_or_skipped_whichever_came_last(tmp_path: Path) -> None:
     directory = RunDirectory(config(tmp_path))
     late = [SkippedStep(step=step, stage=0, reason="no question of it has a row", saved="") for step in (2, 3)]
     with Journal(directory, "demo.yaml") as journal:
-        assert [journal.record(metrics(1)), journal.record_skipped(late[0]), journal.record(metrics(3))] == [1, 1, 1]
+        assert [journal.record(metrics(1)), journal.record(late[0]), journal.record(metrics(3))] == [1, 1, 1]
     with Journal(directory, "demo.yaml") as journal:
-        assert [journal.record(metrics(2)), journal.record_skipped(late[1])] == [0, 0]
+        assert [journal.record(metrics(2)), journal.record(late[1])] == [0, 0]
         assert journal.steps_done() == 3
     assert [row["step"] for row in read_lines(directory.file("metrics.jsonl"))] == [1, 2]
     assert [row["step"] for row in read_lines(directory.file("skipped.jsonl"))] == [3]
