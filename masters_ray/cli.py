@@ -110,10 +110,10 @@ def _run(arguments: argparse.Namespace) -> None:
     directory = RunDirectory(config)
     if directory.finished:
         from masters_ray import report
-        from masters_ray.pipeline import contents
+        from masters_ray.pipeline import inputs
 
         say(f"{directory.root} holds this run, finished; delete the directory to run it again")
-        for line in contents.changed_since(config, directory):
+        for line in inputs.changed_since(config, directory):
             say(line)
         say(f"report {report.write(directory.root)}")
         return

@@ -60,13 +60,12 @@ def recipes(context: CheckContext) -> Findings:
 
 
 def _recipe(context: CheckContext, stage: schedule.Stage, folder: Folder) -> Findings:
-    from masters_ray.pipeline import contents
-    from masters_ray.pipeline.recipes import recipe
+    from masters_ray.pipeline.recipes import other_recipe, recipe
 
     config = context.config.of_teacher(stage.teacher)
     questions = {} if context.digest is None else {"data": context.digest}
     settings = recipe(config, stage, "", "", questions).settings
-    if other := contents.other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS}):
+    if other := other_recipe(folder, {key: settings[key] for key in settings.keys() - _BY_WEIGHTS}):
         yield Complaint("rollout.store", f"rows of this configuration in {folder}", other, OTHER_RECIPE)
 
 

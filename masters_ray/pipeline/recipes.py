@@ -1,4 +1,4 @@
-"""Recipes: what the rows of a run's stages depend on, and so which rows a store accepts."""
+"""Recipes: what the rows of a run's stages depend on, so which rows a store accepts, and whether it has them all."""
 
 import dataclasses
 import hashlib
@@ -9,10 +9,13 @@ from typing import Any
 
 from masters_ray import store
 from masters_ray.config import Config, Judge, Rollout
+from masters_ray.errors import StoreError
+from masters_ray.learner import checkpoints
 from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.models import special_tokens, weights
 from masters_ray.pipeline.context import RunContext
+from masters_ray.progress import say
 from masters_ray.records import Source
 from masters_ray.weight_sync.broker import Order
 
@@ -130,3 +133,81 @@ def recipe(
         settings=settings,
         online=online,
     )
+
+
+def wanted(run: RunContext, stage: Stage) -> list[int]:
+    """Returns the positions of a stage whose rows are made before training: all but those that only online iterations
+    answer."""
+    online = {
+        position
+        for one in run.iterations
+        if one.online and one.stage == stage.index and not run.config.rollout.spare_rows
+        for position in one.positions
+    }
+    return [position for position in run.plan[stage.index][1] if position not in online]
+
+
+def is_complete(run: RunContext, stage: Stage) -> bool:
+    """Returns whether a stage's store is finished and undamaged. Reopens a finished store that is damaged: broken files
+    are set aside, and only their rows are made again.
+
+    Raises StoreError when a store has another recipe or too few questions, when a damaged store is another run's, and
+    when the student has learned from rows that are damaged.
+    """
+    folder = run.directory.stage(stage.index)
+    if not folder.has(store.MANIFEST):
+        return False
+    other = other_recipe(folder, of_stage(run, stage).settings)
+    told = f"{folder}: its rows were made by something else ({other})."
+    if run.directory.student.exists():
+        if other:
+            say(f"{told} The run is finished with the student that has learned from them")
+        return True
+    survey = store.survey(folder)
+    if other and store.KEY not in survey.broken:
+        raise StoreError(f"{told} {store.OTHER_RECIPE}")
+    if survey.broken:
+        _refuse_to_mend(run, stage, survey.broken)
+        store.reopen(folder, survey.broken)
+        return False
+    asked = {position for account in survey.accounts.values() for position in account.asked}
+    if missing := set(wanted(run, stage)) - asked:
+        raise StoreError(
+            f"{folder}: finished without {len(missing)} questions of its stage, by a larger rollout.online_fraction or "
+            f"another learner.groups_per_step. {store.OTHER_RECIPE}"
+        )
+    return True
+
+
+def _refuse_to_mend(run: RunContext, stage: Stage, broken: Mapping[str, str]) -> None:
+    """Raises StoreError when a damaged store is another run's, or when the student has learned from its rows."""
+    directory, told = run.directory, next(iter(broken.values()))
+    learned = _learned_until(run, stage)
+    if any(name.startswith(store.SHARD) and store.first_position(name) < learned for name in broken):
+        raise StoreError(
+            f"{told}. The student has learned from these rows already. Put back what was there, or choose another "
+            f"run.dir; to learn anew, delete all in {directory.root} but rollouts, evaluation, settings.json and "
+            "journal.json."
+        )
+    if (owner := directory.owner_of_rollouts) is not None:
+        raise StoreError(f"{told}. It is the run's in {owner}: mend it there.")
+
+
+def _learned_until(run: RunContext, stage: Stage) -> int:
+    """Returns the stage's first position that the last checkpoint has not learned from; learning resumes there."""
+    part = run.plan[stage.index][1]
+    if run.directory.student_after(stage.index).exists():
+        return part.stop
+    found = checkpoints.find(run.directory.learner / "checkpoints")
+    step = found[-1].step if found else 0
+    seen = [one for one in run.iterations if one.stage == stage.index and one.number <= step]
+    return max((one.positions.stop for one in seen), default=part.start)
+
+
+def other_recipe(folder: store.Folder, settings: Mapping[str, Any]) -> str:
+    """Describes how a store's key differs from ``settings`` (``Recipe.settings`` or a part of it); "" when it does not,
+    or when there is no key that can be read, which a writer mends."""
+    try:
+        return store.difference(store.read_key(folder), store.as_key(settings))
+    except StoreError:
+        return ""

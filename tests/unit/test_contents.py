@@ -13,7 +13,7 @@ from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
-from masters_ray.pipeline import contents, held_out, inputs, owner
+from masters_ray.pipeline import held_out, inputs, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.run_dir import RunDirectory
 from tests.conftest import PAIR
@@ -224,10 +224,10 @@ def test_a_finished_run_says_what_of_its_data_has_changed(apart: Config, tmp_pat
     loaded = zip(("train", "held_out"), inputs.load(apart, directory.data), strict=True)
     content = {name: {"digest": inputs.digest_of(one.problems)} for name, one in loaded}
     write_json(directory.file("summary.json"), {"data": content})
-    assert contents.changed_since(apart, directory) == []
+    assert inputs.changed_since(apart, directory) == []
     edit(tmp_path, relabel("1"), "held_out.jsonl")
-    [told] = contents.changed_since(apart, directory)
+    [told] = inputs.changed_since(apart, directory)
     assert told.startswith("its held-out questions have changed since; to measure on them, delete ")
     (tmp_path / "held_out.jsonl").unlink()
-    [told] = contents.changed_since(apart, directory)
+    [told] = inputs.changed_since(apart, directory)
     assert told.startswith("its data are not what they were: ") and "held_out.jsonl" in told
