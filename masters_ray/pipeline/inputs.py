@@ -99,16 +99,14 @@ def plan(config: Config, questions: int) -> list[tuple[Stage, range]]:
 def changed_since(config: Config, directory: RunDirectory) -> list[str]:
     """Returns a remark for each split of a finished run whose data have changed since, or cannot be loaded."""
     made_of = read_object(directory.file("summary.json")).get("data", {})
-    remedies = {
-        "train": "to learn from them, choose another run.dir",
-        "held_out": f"to measure on them, delete {directory.file('summary.json')} and call again",
-    }
     try:
-        loaded = dict(zip(remedies, load(config, directory.data), strict=True))
+        train, held_out = load(config, directory.data)
     except MastersError as error:
         return [f"its data are not what they were: {error}"]
+    measure = f"to measure on them, delete {directory.file('summary.json')} and call again"
+    remedies = {"train": (train, "to learn from them, choose another run.dir"), "held_out": (held_out, measure)}
     return [
         f"its {name.replace('_', '-')} questions have changed since; {remedy}"
-        for name, remedy in remedies.items()
-        if made_of.get(name, {}).get("digest") not in (None, digest_of(loaded[name].problems))
+        for name, (loaded, remedy) in remedies.items()
+        if made_of.get(name, {}).get("digest") not in (None, digest_of(loaded.problems))
     ]

@@ -28,9 +28,7 @@ class RunDirectory:
         """Raises ConfigError, which lists every differing key, when the directory holds a run with other settings."""
         self.root = Path(config.run.dir).absolute()
         self.data = self.root / "data"
-        """The questions in their seeded order."""
         self.rollouts = Folder(config.rollout.store or self.root / "rollouts")
-        """The stores of all stages."""
         self.learner = self.root / "learner"
         """The learner's checkpoints, skipped steps and Ray Train's state."""
         self.student = self.root / "student"
@@ -166,9 +164,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _means_the_same(value: Any, other: Any) -> bool:
     """Equal, or a path and the same path made whole by ``submit``: digests tell data and checkpoints apart anyway."""
-    if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
-        return all(map(_means_the_same, value, other))
-    if isinstance(value, str) and isinstance(other, str):
-        short, whole = sorted((value, other), key=len)
-        return value == other or (Path(whole).is_absolute() and whole.endswith(f"/{os.path.normpath(short)}"))
-    return bool(value == other)
+    if value == other or not (isinstance(value, str) and isinstance(other, str)):
+        return bool(value == other)
+    short, whole = sorted((value, other), key=len)
+    return Path(whole).is_absolute() and whole.endswith(f"/{os.path.normpath(short)}")
