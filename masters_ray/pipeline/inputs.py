@@ -8,12 +8,10 @@ import numpy as np
 
 from masters_ray import data
 from masters_ray.config import Config, DataSource
-from masters_ray.errors import DataError, MastersError
-from masters_ray.files import read_object
+from masters_ray.errors import DataError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
 from masters_ray.models import special_tokens, weights
-from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 
 
@@ -94,19 +92,3 @@ def plan(config: Config, questions: int) -> list[tuple[Stage, range]]:
                 "questions, or fewer stages."
             )
     return stages
-
-
-def changed_since(config: Config, directory: RunDirectory) -> list[str]:
-    """Returns a remark for each split of a finished run whose data have changed since, or cannot be loaded."""
-    made_of = read_object(directory.file("summary.json")).get("data", {})
-    try:
-        train, held_out = load(config, directory.data)
-    except MastersError as error:
-        return [f"its data are not what they were: {error}"]
-    measure = f"to measure on them, delete {directory.file('summary.json')} and call again"
-    remedies = {"train": (train, "to learn from them, choose another run.dir"), "held_out": (held_out, measure)}
-    return [
-        f"its {name.replace('_', '-')} questions have changed since; {remedy}"
-        for name, (loaded, remedy) in remedies.items()
-        if made_of.get(name, {}).get("digest") not in (None, digest_of(loaded.problems))
-    ]

@@ -1,9 +1,8 @@
 """Runs the learner on a run's stores, with the rollouts of its online iterations beside it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from masters_ray import store
 from masters_ray.learner.job import LearnerJob, LearnerReport, StagePlan
@@ -30,11 +29,16 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
             run.owner.online(stage.teacher, stage.ratio)
     words = f"; {len(job.online)} of its {len(job.steps)} iterations are online, weights by {job.transfer}"
     say(f"the learner starts{words if job.online else ''}")
-    with (
-        run.journal.phase("learner"),
-        track("learner: optimizer steps", len(job.steps), done) as advance,
-        _online_rollouts(run, job) as broker,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(run.journal.phase("learner"))
+        advance = stack.enter_context(track("learner: optimizer steps", len(job.steps), done))
+        broker = None
+        if job.online:
+            run.owner.give_way()
+            run.journal.note("placement", "turns" if job.turns else "beside")
+            wait, replicas = run.config.rollout.max_wait_seconds, run.config.student.replicas
+            broker = stack.enter_context(broker_of(job, wait, replicas))
+            stack.enter_context(OnlineRollouts(run, broker))
 
         def on_report(report: LearnerReport) -> None:
             run.journal.take(report, advance)
@@ -78,17 +82,3 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
         adapters_to=directory.adapters,
         storage=directory.learner,
     )
-
-
-@contextmanager
-def _online_rollouts(run: RunContext, job: LearnerJob) -> Iterator[Any]:
-    """Runs the rollouts of the job's online iterations while the block runs; yields their broker, or None when there
-    are no such iterations."""
-    if not job.online:
-        yield None
-        return
-    run.owner.give_way()
-    run.journal.note("placement", "turns" if job.turns else "beside")
-    wait, replicas = run.config.rollout.max_wait_seconds, run.config.student.replicas
-    with broker_of(job, wait, replicas) as broker, OnlineRollouts(run, broker):
-        yield broker

@@ -95,10 +95,11 @@ def recipe(
     questions: Mapping[str, str],
     online: Order | None = None,
 ) -> Recipe:
-    """Returns a recipe. config: with its teacher only. student_digest: of the writer; reference_digest: untrained.
-    questions: as from ``Questions.key``."""
-    judge, checkpoints = config.judge, [weights.locate(one.checkpoint) for one in (config.teacher, config.student)]
+    """config: with the stage's teacher. student_digest: of the writer. questions: as from ``Questions.key``."""
+    checkpoints = [weights.locate(one.checkpoint) for one in (config.teacher, config.student)]
     teacher_prompts, student_prompts = map(weights.prompt_digest, checkpoints)
+    judge = {name: getattr(config.judge, name) for name in ("of_teacher", "of_student", "reasoning", "max_tokens")}
+    judge["rule"] = config.judge.rule if "rule" in judge.values() else None
     settings = {
         **questions,
         "mask_ratio": stage.ratio,
@@ -110,13 +111,7 @@ def recipe(
         "teacher_answers": config.rollout.teacher_answers,
         "student_answers": config.rollout.student_answers,
         "sampling": dataclasses.asdict(config.rollout.sampling),
-        "judge": {
-            "of_teacher": judge.of_teacher,
-            "of_student": judge.of_student,
-            "rule": judge.rule if "rule" in (judge.of_teacher, judge.of_student) else None,
-            "reasoning": judge.reasoning,
-            "max_tokens": judge.max_tokens,
-        },
+        "judge": judge,
         "top_k": config.teacher.top_k,
         "teacher_dtype": config.teacher.engine.dtype,
         "student_dtype": config.student.engine.dtype,
@@ -127,7 +122,7 @@ def recipe(
     return Recipe(
         stage=stage,
         rollout=config.rollout,
-        judge=judge,
+        judge=config.judge,
         seed=config.run.seed,
         student_digest=student_digest,
         settings=settings,
