@@ -13,7 +13,7 @@ from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
-from masters_ray.pipeline import held_out, inputs, owner
+from masters_ray.pipeline import held_out, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.run_dir import RunDirectory
 from tests.conftest import PAIR
@@ -37,14 +37,6 @@ def relabel(id: str) -> Callable[[Rows], None]:
         next(row for row in rows if row["id"] == id)["answer"] = "blue"
 
     return change
-
-
-def learned(config: Config, step: int) -> None:
-    """A checkpoint after so many steps."""
-    folder = RunDirectory(config).learner / "checkpoints" / f"step-{step:08d}"
-    folder.mkdir(parents=True)
-    note = {"step": step, "loss": 1.0, "workers": 1, "sha256": {}}
-    (folder / "rank-00000.json").write_text(json.dumps(note))
 
 
 @pytest.fixture
@@ -149,7 +141,9 @@ def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, m
 def test_what_the_student_has_learned_from_is_not_made_again_and_what_it_has_not_is(
     config: Config, generate: Generate
 ) -> None:
-    learned(config, 1)  # questions 0 and 1 of the first stage
+    """A checkpoint after a step, with questions 0 and 1 of the first stage."""
+    checkpoint = {"step": 1, "loss": 1.0, "workers": 1, "sha256": {}}
+    write_json(RunDirectory(config).learner / "checkpoints" / "step-00000001" / "rank-00000.json", checkpoint)
     folder, replicas = RunDirectory(config).stage(0), block()
     last = list(store.read(folder))[3].problem.id
     folder.remove("shard-00000003.parquet")
@@ -195,17 +189,11 @@ def measure(config: Config, monkeypatch: pytest.MonkeyPatch, *names: str) -> lis
     return [sorted(one.label for one in held_out.read_marks(file)) for file in before.values()]
 
 
-@pytest.fixture
-def apart(tmp_path: Path) -> Config:
-    """Of a run whose held-out questions are in a file of their own."""
-    config = two_teachers(tmp_path, *SMALL, f"data.held_out.path={tmp_path / 'held_out.jsonl'}")
-    shutil.copy(tmp_path / "questions.jsonl", tmp_path / "held_out.jsonl")
-    return config
-
-
 def test_accuracies_are_of_the_held_out_questions_that_are_there(
-    apart: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    apart = two_teachers(tmp_path, *SMALL, f"data.held_out.path={tmp_path / 'held_out.jsonl'}")
+    shutil.copy(tmp_path / "questions.jsonl", tmp_path / "held_out.jsonl")
     both = ("student_before", "teacher")
     assert measure(apart, monkeypatch, *both) == [["red"] * 4] * 2
     edit(tmp_path, lambda rows: rows.reverse(), "held_out.jsonl")
@@ -217,17 +205,3 @@ def test_accuracies_are_of_the_held_out_questions_that_are_there(
     cut = RunDirectory(apart).evaluation("teacher")
     cut.write_text(cut.read_text()[:40])
     measure(apart, monkeypatch, "teacher")
-
-
-def test_a_finished_run_says_what_of_its_data_has_changed(apart: Config, tmp_path: Path) -> None:
-    directory = RunDirectory(apart)
-    loaded = zip(("train", "held_out"), inputs.load(apart, directory.data), strict=True)
-    content = {name: {"digest": inputs.digest_of(one.problems)} for name, one in loaded}
-    write_json(directory.file("summary.json"), {"data": content})
-    assert inputs.changed_since(apart, directory) == []
-    edit(tmp_path, relabel("1"), "held_out.jsonl")
-    [told] = inputs.changed_since(apart, directory)
-    assert told.startswith("its held-out questions have changed since; to measure on them, delete ")
-    (tmp_path / "held_out.jsonl").unlink()
-    [told] = inputs.changed_since(apart, directory)
-    assert told.startswith("its data are not what they were: ") and "held_out.jsonl" in told

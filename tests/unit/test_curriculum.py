@@ -31,10 +31,10 @@ class Rater:
         return [self._said[one.id] for one in problems]
 
 
-def questions(folder: Path, difficulty: Any = "rating", teacher: str = "teacher", batch: int = 2) -> Any:
+def questions(folder: Path, difficulty: Any = "rating", teacher: str = "teacher") -> Any:
     config = Config()
     config.data.order, config.data.difficulty, config.data.max_unrated_share = "easy_to_hard", difficulty, 0.25
-    config.teacher.checkpoint, config.rollout.batch_rows = str(PAIR / teacher), batch
+    config.teacher.checkpoint, config.rollout.batch_rows = str(PAIR / teacher), 2
     return Questions(config, QUESTIONS, folder)  # type: ignore[arg-type]
 
 

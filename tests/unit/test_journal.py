@@ -11,7 +11,8 @@ from masters_ray.learner.job import GroupRewards, LearnerReport
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep
-from tests.unit.test_directory import config, metrics
+from tests.builders import step as metrics
+from tests.unit.test_directory import config
 
 FILES = ("metrics.jsonl", "skipped.jsonl", "rewards.jsonl", "left_out.jsonl")
 

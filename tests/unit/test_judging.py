@@ -1,18 +1,14 @@
 """Who judges what."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from masters_ray import store
 from masters_ray.config import Judge, JudgedBy
-from masters_ray.pipeline import rollouts
 from masters_ray.pipeline.judging import judge_answers
 from masters_ray.records import Answer, JudgedAnswer, Source
 from tests.builders import problem
-from tests.fakes import FakePool, FakeReplicas
-from tests.unit.test_rollouts import PROBLEMS, recipe
+from tests.fakes import FakePool
 
 
 def answers(*texts: str, source: Source = "student") -> list[Answer]:
@@ -55,11 +51,3 @@ def test_the_answers_of_each_source_go_to_their_own_judge(
     [found] = judge_answers(settings, pools, [problem()], [problem()], [written], [[]])
     assert [(one.answer, one.accuracy) for one in found] == list(zip(written, verdicts, strict=True))
     assert (student.judged, teacher.judged) == (student_asked, teacher_asked)
-
-
-def test_stored_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
-    replicas: Any = FakeReplicas()
-    rollouts.roll_out(recipe(judge=Judge(reasoning=True)), PROBLEMS, range(1), replicas, tmp_path)  # type: ignore[arg-type]
-    found = [(one.source, one.text, one.accuracy, one.verdict, one.reasoning) for one in store.read_judged(tmp_path)]
-    by_teacher: list[Any] = [("teacher", "red", 1, "said", 1), ("teacher", "blue", 0, "said", 0)]
-    assert found == [*by_teacher, *(("student", *one[1:]) for one in by_teacher)]

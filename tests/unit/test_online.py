@@ -16,7 +16,7 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.config import Config
-from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
+from masters_ray.errors import LearnerError, WeightsGoneError, WeightSyncError
 from masters_ray.files import read_lines
 from masters_ray.method import schedule
 from masters_ray.pipeline import online, owner
@@ -213,20 +213,6 @@ def test_rows_of_a_call_that_was_killed_are_kept_if_a_student_that_this_learner_
     assert after.equals(before) == (not made_again)
     of_the_last = {"6", "7"}  # nobody has asked for them before
     assert sorted({*pools["student"].wrote} - of_the_last) == made_again
-
-
-def test_questions_whose_replicas_died_are_taken_again_and_the_learner_gets_whole_iterations(run: Run) -> None:
-    class Dying(FakePool):
-        lives = 2
-
-        def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
-            if method == "answer" and self.lives:
-                self.lives -= 1
-                raise ReplicaLostError("its process died")
-
-    course, _ = run(student=Dying("student"))
-    course.publish(0)
-    assert course.take(1)["position"].to_pylist() == [0, 1]
 
 
 def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_replicas_words(run: Run) -> None:

@@ -15,7 +15,7 @@ from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import DataError
-from masters_ray.pipeline import inputs, owner
+from masters_ray.pipeline import inputs, online, owner
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.held_out import HeldOut, all_marks
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -106,25 +106,16 @@ def test_answers_that_the_first_teacher_could_not_read_are_not_lost_to_the_secon
     assert sorted(second.pools["student"].wrote) == asked, "in one stage, not both"
 
 
-def test_stores_of_online_iterations_are_closed_by_the_call_after_the_one_that_was_killed_before_it_came_to_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = two_teachers(tmp_path, "rollout.online_fraction=1")
-    directory = RunDirectory(config)
-    directory.student.mkdir(parents=True)  # the learner had ended
-    row = group(stage=1)
-    noted = {"tally": dataclasses.asdict(AnswerTally())}
-    writer = store.Writer(directory.online(1), {})
+def test_the_store_of_online_iterations_is_closed_once_and_an_empty_one_not_at_all(tmp_path: Path) -> None:
+    """Also by a call after the one that was killed before it came to that."""
+    noted = {"tally": dataclasses.asdict(AnswerTally(rows=1))}
+    begun, row = store.Folder(tmp_path / "begun"), group()
+    writer = store.Writer(begun, {})
     writer.write(store.table_of([row]), store.Account(asked={row.position: "a"}, rejected={}, noted=noted))
-    monkeypatch.setattr(pipeline, "make_rollouts", lambda *_, **__: None)
-    monkeypatch.setattr(HeldOut, "is_measured", lambda *_: True)
-    monkeypatch.setattr(pipeline.outcome, "write", lambda _: None)
-    monkeypatch.setattr(pipeline.report, "write", lambda root: root)
-    (directory.student / "model.safetensors").write_bytes((PAIR / "student" / "model.safetensors").read_bytes())
-    for _ in range(2):
-        pipeline.run(config, directory, "two.yaml")
-        assert [one.position for one in store.read(directory.online(1))] == [row.position]
-    assert store.read_manifest(directory.online(0)) is None, "it was never begun"
+    for folder in (begun, begun, store.Folder(tmp_path / "empty")):
+        online.finish(folder, "exact")
+    assert [one.position for one in store.read(begun)] == [row.position]
+    assert store.read_manifest(tmp_path / "empty") is None
 
 
 def test_held_out_questions_that_a_model_cannot_be_asked_stand_in_the_quarantine_once_and_their_limit_stops_the_run(
