@@ -23,9 +23,8 @@ from masters_ray.errors import Complaint, ConfigError
 from masters_ray.method import schedule
 from masters_ray.models import weights
 from masters_ray.pipeline import learning, online, outcome, recipes, rollouts
-from masters_ray.pipeline.context import RunContext
+from masters_ray.pipeline.context import ReplicaOwner, RunContext
 from masters_ray.pipeline.journal import Journal
-from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.replicas import processes

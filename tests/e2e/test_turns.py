@@ -17,7 +17,7 @@ from masters_ray import checks, cluster
 from masters_ray.config import Cluster
 from masters_ray.errors import ConfigError
 from masters_ray.files import append_lines, read_lines
-from masters_ray.pipeline import learning, owner
+from masters_ray.pipeline import context, learning
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas.actor import ReplicaActor
@@ -85,7 +85,7 @@ def test_learner_and_rollouts_take_turns_where_both_do_not_fit(tmp_path: Path, m
     monkeypatch.chdir(ROOT)
     asked, waited = tmp_path / "asked.jsonl", tmp_path / "waited.jsonl"
     actor_class = type("ReplicaActor", (WatchedActor,), {"file": str(asked)})
-    monkeypatch.setattr(owner, "Replicas", partial(Replicas, actor_class=actor_class))
+    monkeypatch.setattr(context, "Replicas", partial(Replicas, actor_class=actor_class))
 
     @contextmanager
     def broker_of(job: Any, max_wait_seconds: float, replicas: int) -> Iterator[Any]:

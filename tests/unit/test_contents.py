@@ -13,7 +13,7 @@ from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import write_json
-from masters_ray.pipeline import held_out, owner
+from masters_ray.pipeline import context, held_out
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.run_dir import RunDirectory
 from tests.conftest import PAIR
@@ -181,7 +181,7 @@ def test_a_damaged_file_of_a_finished_stage_costs_that_file(name: str, config: C
 def measure(config: Config, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[list[str]]:
     """The labels that each evaluation of a call is of; engines start only when ``names`` are to be measured."""
     left = [block()] if names else []
-    monkeypatch.setattr(owner, "Replicas", lambda _: left.pop(0))
+    monkeypatch.setattr(context, "Replicas", lambda _: left.pop(0))
     before = {name: RunDirectory(config).evaluation(name) for name in ("student_before", "teacher")}
     stamps = {name: file.stat().st_mtime_ns if file.exists() else 0 for name, file in before.items()}
     pipeline.generate(config, RunDirectory(config), "two.yaml")

@@ -19,9 +19,9 @@ from masters_ray.config import Config
 from masters_ray.errors import LearnerError, WeightsGoneError, WeightSyncError
 from masters_ray.files import read_lines
 from masters_ray.method import schedule
-from masters_ray.pipeline import online, owner
+from masters_ray.pipeline import context, online
+from masters_ray.pipeline.context import ReplicaOwner
 from masters_ray.pipeline.online import OnlineRollouts
-from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spec import ReplicaSpec
@@ -136,7 +136,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     ) -> tuple[Course, dict[str, FakePool]]:
         started = replicas(**pools)
         left = [started]
-        monkeypatch.setattr(owner, "Replicas", lambda _: left.pop())
+        monkeypatch.setattr(context, "Replicas", lambda _: left.pop())
         open_ones.append(Course(settings(tmp_path, *words), learner, Turns(cpus=1.0, gpus=0) if turns else None))
         return open_ones[-1], started.pools
 
@@ -291,7 +291,7 @@ def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
         started.append(replicas())
         return started[-1]
 
-    monkeypatch.setattr(owner, "Replicas", start)
+    monkeypatch.setattr(context, "Replicas", start)
     config = settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]")
     for turns in (None, Turns(cpus=1.0, gpus=0)):
         started.clear()

@@ -15,7 +15,7 @@ from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.config import Config
 from masters_ray.errors import DataError
-from masters_ray.pipeline import inputs, online, owner
+from masters_ray.pipeline import context, inputs, online
 from masters_ray.pipeline import run as pipeline
 from masters_ray.pipeline.held_out import HeldOut, all_marks
 from masters_ray.pipeline.run_dir import RunDirectory
@@ -66,7 +66,7 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> Generate:
     def with_blocks(config: Config, *blocks: FakeReplicas, measure: bool = False) -> list[list[RolloutGroup]]:
         """The rows of every stage. blocks: the replicas of each teacher that still has something to do."""
         left = list(blocks)
-        monkeypatch.setattr(owner, "Replicas", lambda _: left.pop(0))
+        monkeypatch.setattr(context, "Replicas", lambda _: left.pop(0))
         folders = pipeline.generate(config, RunDirectory(config), "two.yaml", measure=measure)
         assert not left
         return [list(store.read(folder)) for folder in folders]
