@@ -86,15 +86,6 @@ def test_too_many_without_a_difficulty_stop_the_run(tmp_path: Path) -> None:
         found[0:1]
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("Hm. <difficulty> 10 </difficulty>", 10),
-        ("3", 3),
-        ("0", None),
-        ("<difficulty>11</difficulty>", None),
-        ("quite hard", None),
-    ],
-)
-def test_parse_difficulty(text: str, number: int | None) -> None:
-    assert prompts.parse_difficulty(text) == number
+def test_parse_difficulty() -> None:
+    texts = ("Hm. <difficulty> 10 </difficulty>", "3", "0", "<difficulty>11</difficulty>", "quite hard")
+    assert list(map(prompts.parse_difficulty, texts)) == [10, 3, None, None, None]
