@@ -13,7 +13,7 @@ import pyarrow as pa
 from masters_ray import data, store
 from masters_ray.pipeline.judging import judge_answers, tally
 from masters_ray.pipeline.parallel import run_all
-from masters_ray.pipeline.recipes import Earlier, Recipe
+from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Refused, Rejected, Row, Source
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
@@ -72,7 +72,10 @@ class GroupMaker:
     In an online iteration the student is the behaviour policy, and scores the teacher's answers as well.
     """
 
-    def __init__(self, recipe: Recipe, replicas: Replicas, teacher_digest: str, earlier: Earlier | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, replicas: Replicas, teacher_digest: str, earlier: store.Lookup | None = None
+    ) -> None:
+        """earlier: rows whose student answers are taken over."""
         self._recipe, self._pools, self._earlier = recipe, replicas.pools, earlier
         self._teacher_digest = teacher_digest
         # Until the student has learned, the student that writes is also the reference policy.
@@ -127,7 +130,7 @@ class GroupMaker:
         """Has teacher and student write answers; takes the student's from earlier rows where there are any."""
         rollout = self._recipe.rollout
         if self._earlier is not None:
-            _add_written(questions, "student", self._taken_over(self._earlier, questions))
+            _add_written(questions, "student", _taken_over(self._earlier, questions))
         calls: dict[Source, Callable[[], WrittenBatch]] = {}
         counts: dict[Source, int] = {"teacher": rollout.teacher_answers, "student": rollout.student_answers}
         for source, count in counts.items():
@@ -139,27 +142,6 @@ class GroupMaker:
                 calls[source] = partial(self._call, source, "answer", len(seeds), *asked)
         for source, written in zip(calls, run_all(list(calls.values())), strict=True):
             _add_written(questions, source, written)
-
-    def _taken_over(self, earlier: Earlier, questions: Sequence[_Question]) -> WrittenBatch:
-        """Returns the student's answers in earlier rows of the same questions, and notes their verdicts if the judge is
-        the same. If another judge could not read an answer, it is not stored, and the question is answered again."""
-        found = earlier.rows.rows([one.digest for one in questions])
-        answers: list[tuple[Answer, ...]] = [()] * len(questions)
-        prompt_tokens, logprobs = [0] * len(questions), list[np.ndarray]()
-        for index, one in enumerate(questions):
-            if one.digest not in found:
-                continue
-            [group] = store.groups(found[one.digest])
-            stored = [answer for answer in group.answers if answer.judged.answer.source == "student"]
-            if earlier.same_judge:
-                one.known = [answer.judged for answer in stored]
-            elif len(stored) < self._recipe.rollout.student_answers:
-                continue
-            answers[index] = tuple(answer.judged.answer for answer in stored)
-            prompt_tokens[index] = group.prompt_tokens
-            logprobs += [answer.reference_logprobs for answer in stored]
-        scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=pa.array(logprobs, store.LOGPROBS))
-        return WrittenBatch(answers=answers, scored=scored)
 
     def _judge(self, questions: Sequence[_Question], shared: Any) -> None:
         """Judges the answers of the questions that no engine has refused; rejects those with fewer than two readable
@@ -217,6 +199,22 @@ class GroupMaker:
             for role in self._scorers
         )
         return store.table(rows, [one.stored for one in questions], top, reference, *behaviour)
+
+
+def _taken_over(earlier: store.Lookup, questions: Sequence[_Question]) -> WrittenBatch:
+    """Returns the student's answers in earlier rows of the same questions, and notes their verdicts."""
+    found = earlier.rows([one.digest for one in questions])
+    answers: list[tuple[Answer, ...]] = []
+    prompt_tokens, logprobs = list[int](), list[np.ndarray]()
+    for one in questions:
+        groups = store.groups(found[one.digest]) if one.digest in found else []
+        stored = [answer for group in groups for answer in group.answers if answer.judged.answer.source == "student"]
+        one.known = [answer.judged for answer in stored]
+        answers.append(tuple(judged.answer for judged in one.known))
+        prompt_tokens.append(sum(group.prompt_tokens for group in groups))
+        logprobs += [answer.reference_logprobs for answer in stored]
+    scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=pa.array(logprobs, store.LOGPROBS))
+    return WrittenBatch(answers=answers, scored=scored)
 
 
 def _add_written(questions: Sequence[_Question], source: Source, written: WrittenBatch) -> None:

@@ -51,15 +51,6 @@ class Recipe:
         return int.from_bytes(hashlib.sha256(f"{name}/{problem_id}".encode()).digest()[:4], "big") >> 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """Rows of an earlier stage with student answers that can be reused, because the same student wrote them."""
-
-    rows: store.Lookup
-    same_judge: bool
-    """Whether both stages have the same judge of student answers."""
-
-
 def of_stage(run: RunContext, stage: Stage, online: Order | None = None) -> Recipe:
     """Returns the recipe of a stage, or of an online iteration in it."""
     if online is not None:
@@ -76,15 +67,14 @@ def writer(run: RunContext, stage: Stage) -> Path | None:
     return run.directory.student_after(stage.index - 1) if run.refreshes and stage.index else None
 
 
-def earlier(run: RunContext, stage: Stage) -> Earlier | None:
-    """Returns the rows whose student answers a stage reuses, if each stage asks all questions of the same student:
-    those of the first stage with the same judge of student answers, or else of the first stage. Otherwise None."""
-    if stage.index == 0 or run.config.of_teacher(stage.teacher).schedule.stage_data == "share" or run.refreshes:
+def earlier(run: RunContext, stage: Stage) -> store.Lookup | None:
+    """Returns the rows whose student answers a stage takes over, with their verdicts, if each stage asks all questions
+    of the same student: those of the first stage with the same judge of student answers."""
+    if run.config.of_teacher(stage.teacher).schedule.stage_data == "share" or run.refreshes:
         return None
     by_teacher = run.config.judge.of_student == "teacher"
     first = next(one.index for one in run.stages if not by_teacher or one.teacher == stage.teacher)
-    same_judge = first < stage.index
-    return Earlier(rows=store.Lookup([run.directory.stage(first if same_judge else 0)]), same_judge=same_judge)
+    return store.Lookup([run.directory.stage(first)]) if first < stage.index else None
 
 
 def recipe(

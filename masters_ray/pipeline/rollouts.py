@@ -17,7 +17,7 @@ from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
 from masters_ray.pipeline.judging import tally
 from masters_ray.pipeline.parallel import batches, map_unordered
-from masters_ray.pipeline.recipes import OF_QUESTIONS, Earlier, Recipe
+from masters_ray.pipeline.recipes import OF_QUESTIONS, Recipe
 from masters_ray.progress import say, track
 from masters_ray.records import AnswerTally, Rejected, StageOutcome
 from masters_ray.replicas.pool import Pool
@@ -46,7 +46,7 @@ def roll_out(
     positions: Sequence[int],
     replicas: Replicas,
     folder: store.Where,
-    earlier: Earlier | None = None,
+    earlier: store.Lookup | None = None,
 ) -> None:
     """Makes the rows of the questions at ``positions`` (ascending) and stores them in ``folder``, or resumes.
 

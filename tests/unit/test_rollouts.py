@@ -13,7 +13,7 @@ from masters_ray.config import Judge, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.recipes import Earlier, Recipe
+from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Picture, Problem, Rejected, RolloutGroup, StageOutcome
 from masters_ray.replicas.judge import Verdict
 from tests.builders import png, problem
@@ -78,7 +78,7 @@ def roll_out(
     folder: Path,
     replicas: FakeReplicas | None = None,
     problems: Sequence[Problem] = PROBLEMS,
-    earlier: Earlier | None = None,
+    earlier: store.Lookup | None = None,
     **of: Any,
 ) -> Stored:
     """of: the recipe."""
@@ -126,8 +126,9 @@ def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_p
     assert [[one.judged.answer.source for one in row.answers] for row in stored.rows] == [sources] * 5
     answers = [one for row in stored.rows for one in row.answers]
     assert [(len(one.teacher.left_out), one.reference_logprobs.tolist()) for one in answers] == [(2, [-1, -1])] * 15
-    earlier = Earlier(rows=store.Lookup([tmp_path / "a"]), same_judge=True)
-    again = roll_out(tmp_path / "b", replicas, earlier=earlier, stage=1, ratio=0.1, **split)
+    written = list(replicas.pools["student"].wrote)
+    again = roll_out(tmp_path / "b", replicas, earlier=store.Lookup([tmp_path / "a"]), stage=1, ratio=0.1, **split)
+    assert replicas.pools["student"].wrote == written, "taken over"
     assert [row.prompt_tokens for row in [*stored.rows, *again.rows]] == [11] * 10
 
 
