@@ -51,16 +51,13 @@ def validate(folder: Path, *words: str) -> None:
     checks.validate(folder / "two.yaml", [f"run.dir={folder / 'run'}", *FEW, *SMALL, *words], all_rows=False)
 
 
-@pytest.mark.parametrize("change", [relabel("2"), lambda rows: rows.pop(1)], ids=["mended", "removed"])
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_data_are_refused_and_another_run_takes_over_what_is_as_it_was(
-    finished: bool, change: Callable[[Rows], Any], config: Config, tmp_path: Path, generate: Generate
+    finished: bool, config: Config, tmp_path: Path, generate: Generate
 ) -> None:
-    stages = [RunDirectory(config).stage(index) for index in (0, 1)]
-    before = {row.problem.digest for row in store.read(stages[0])}
-    for folder in () if finished else stages:
-        store.reopen(folder, {})
-    edit(tmp_path, change)
+    for index in () if finished else (0, 1):
+        store.reopen(RunDirectory(config).stage(index), {})
+    edit(tmp_path, relabel("2"))
     told = r"stage-0: its rows were made by something else.*data: '\w+' there, '\w+' now; questions.* in rollout\.reuse"
     with pytest.raises(StoreError, match=told):
         generate(config, *([] if finished else [block()]))
@@ -69,9 +66,8 @@ def test_changed_data_are_refused_and_another_run_takes_over_what_is_as_it_was(
     elsewhere = [f"run.dir={tmp_path / 'other'}", f"rollout.reuse=[{tmp_path / 'run' / 'rollouts'}]"]
     other, replicas = configuration.load(tmp_path / "two.yaml", [*FEW, *SMALL, *elsewhere]), block()
     rows = generate(other, replicas)[0]
-    changed = [row.problem.id for row in rows if row.problem.digest not in before]
-    assert replicas.pools["teacher"].wrote == changed * 2, "in both stages, and nothing else"
-    assert sorted(row.problem.id for row in rows) == (["0", "1", "2", "3"] if changed else ["0", "2", "3"])
+    assert replicas.pools["teacher"].wrote == ["2", "2"], "in both stages, and nothing else"
+    assert sorted(row.problem.id for row in rows) == ["0", "1", "2", "3"]
 
 
 def test_an_order_that_the_teacher_tells_anew_is_compared_once_it_is_known(tmp_path: Path, generate: Generate) -> None:
@@ -96,7 +92,6 @@ def test_an_order_that_the_teacher_tells_anew_is_compared_once_it_is_known(tmp_p
         ("rollout.sampling.temperature=0.3", "'temperature': 0.3"),
         ("judge.of_student=rule", "'of_student': 'rule'"),
         ("teacher.mask.vision=true", "'vision': True"),
-        ("run.seed=0", ""),
     ],
 )
 def test_a_finished_store_of_another_recipe_is_not_taken(
@@ -105,9 +100,6 @@ def test_a_finished_store_of_another_recipe_is_not_taken(
     """The settings of the run that made it are gone, or it lies elsewhere."""
     RunDirectory(config).file("settings.json").unlink()
     config = two_teachers(tmp_path, *SMALL, word)
-    if not told:
-        generate(config)
-        return
     with pytest.raises(StoreError, match=f"stage-0: its rows were made by something else .*{told}"):
         generate(config)
     with pytest.raises(ConfigError, match=f"rollout.store: .*{told}"):

@@ -24,7 +24,6 @@ from masters_ray.pipeline.context import ReplicaOwner
 from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas.placement import Turns
-from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.weight_sync.broker import RolloutBroker
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import problem
@@ -281,26 +280,20 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: R
     assert course.take(2)["position"].to_pylist() == [2, 3]
 
 
-def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
+def test_one_set_of_replicas_runs_at_a_time_and_is_kept_while_the_same_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[FakeReplicas] = []
 
-    def start(specs: list[ReplicaSpec]) -> FakeReplicas:
-        assert [one.devices for one in specs] == [None if turns is None else ("",)] * 3
+    def start(_: object) -> FakeReplicas:
         started.append(replicas())
         return started[-1]
 
     monkeypatch.setattr(context, "Replicas", start)
     config = settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]")
-    for turns in (None, Turns(cpus=1.0, gpus=0)):
-        started.clear()
-        with closing(ReplicaOwner(config, turns)) as owned:
-            owned.give_way()
-            for _ in range(2):
-                assert owned.online(0, 0.2) is started[0], "one set of them"
-            owned.give_way()
-            assert [pool.asleep for pool in started[0].pools.values()] == [0 if turns is None else 1] * 4
-            assert owned.online(1, 0.0) is started[1]
-            assert [one.closed for one in started] == [True, False]
-        assert [one.closed for one in started] == [True, True]
+    with closing(ReplicaOwner(config, None)) as owned:
+        for _ in range(2):
+            assert owned.online(0, 0.2) is started[0]
+        assert owned.online(1, 0.0) is started[1]
+        assert [one.closed for one in started] == [True, False]
+    assert started[1].closed
