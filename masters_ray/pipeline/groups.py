@@ -1,7 +1,7 @@
 """Makes groups: questions → answers, verdicts, scores → rows of the store, by calls to the replicas."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,16 +11,21 @@ import numpy as np
 import pyarrow as pa
 
 from masters_ray import data, store
-from masters_ray.pipeline.judging import judge_answers, tally
+from masters_ray.config import Judge, JudgedBy
+from masters_ray.method.marking import RULES
 from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.recipes import Recipe
+from masters_ray.pipeline.tally import tally
 from masters_ray.records import Answer, AnswerTally, JudgedAnswer, Problem, Refused, Rejected, Row, Source
+from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.rollout import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.spawn import Replicas
 
 Batch = Sequence[tuple[int, Problem]]
 """Questions with their positions in the order in which the run asks them."""
+JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}
+"""Judging model → the role of its replicas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +49,8 @@ class _Question:
     """Digest of the question as the data hold it."""
     problem: Problem
     answers: dict[Source, tuple[Answer, ...]] = field(default_factory=dict)
-    known: list[JudgedAnswer] = field(default_factory=list)
-    """Answers of the student whose verdicts are taken over."""
+    verdicts: dict[tuple[JudgedBy, str], Verdict] = field(default_factory=dict)
+    """Judge and text of an answer → what the judge says of it."""
     judged: list[JudgedAnswer] = field(default_factory=list)
     stored: list[JudgedAnswer] = field(default_factory=list)
     """The answers in its row: two or more with a readable verdict."""
@@ -59,6 +64,26 @@ class _Question:
     def reject(self, refused: Refused) -> None:
         if self.rejected is None:
             self.rejected = Rejected(row=self.problem.id, reason=refused.reason, kind=refused.kind)
+
+    @property
+    def written(self) -> list[Answer]:
+        """The answers to judge: none once the question is rejected."""
+        if self.rejected is not None:
+            return []
+        return [*self.answers.get("teacher", ()), *self.answers.get("student", ())]
+
+    def texts_for(self, judge: JudgedBy, settings: Judge) -> Iterable[str]:
+        """Returns the texts that ``judge`` judges, each once."""
+        return dict.fromkeys(one.text for one in self.written if getattr(settings, f"of_{one.source}") == judge)
+
+    def judge(self, answer: Answer, settings: Judge) -> JudgedAnswer:
+        """Returns an answer with its verdict: the rule's, or one of ``verdicts``."""
+        by: JudgedBy = getattr(settings, f"of_{answer.source}")
+        if by == "rule":
+            right = RULES[settings.rule](answer.text, self.problem)
+            return JudgedAnswer(answer=answer, accuracy=int(right), verdict=f"by rule ({settings.rule})")
+        one = self.verdicts[by, answer.text]
+        return JudgedAnswer(answer=answer, accuracy=one.accuracy, verdict=one.text, reasoning=one.reasoning)
 
     def unscored(self, role: Role) -> list[TokenIds]:
         """Returns the answers to store that the model has not scored, each once."""
@@ -130,7 +155,7 @@ class GroupMaker:
         """Has teacher and student write answers; takes the student's from earlier rows where there are any."""
         rollout = self._recipe.rollout
         if self._earlier is not None:
-            _add_written(questions, "student", _taken_over(self._earlier, questions))
+            _add_written(questions, "student", _taken_over(self._earlier, questions, self._recipe.judge.of_student))
         calls: dict[Source, Callable[[], WrittenBatch]] = {}
         counts: dict[Source, int] = {"teacher": rollout.teacher_answers, "student": rollout.student_answers}
         for source, count in counts.items():
@@ -144,27 +169,30 @@ class GroupMaker:
             _add_written(questions, source, written)
 
     def _judge(self, questions: Sequence[_Question], shared: Any) -> None:
-        """Judges the answers of the questions that no engine has refused; rejects those with fewer than two readable
-        verdicts."""
+        """Judges the answers of the questions that no engine has refused, equal texts of a question once; rejects those
+        with fewer than two readable verdicts."""
         settings = self._recipe.judge
-        written = [
-            [*one.answers.get("teacher", ()), *one.answers.get("student", ())] if one.rejected is None else []
-            for one in questions
-        ]
-        problems, known = [one.problem for one in questions], [one.known for one in questions]
         with self._timed("judge.judge", len(questions)):
-            judged = judge_answers(settings, self._pools, problems, shared, written, known)
-        for one, own in zip(questions, judged, strict=True):
-            one.judged = own
+            for judge, role in JUDGES.items():
+                texts = [
+                    [text for text in one.texts_for(judge, settings) if (judge, text) not in one.verdicts]
+                    for one in questions
+                ]
+                if not any(texts):
+                    continue
+                said: list[list[Verdict]] = self._pools[role].call("judge", shared, texts, settings.reasoning)
+                for one, own, verdicts in zip(questions, texts, said, strict=True):
+                    one.verdicts |= {(judge, text): found for text, found in zip(own, verdicts, strict=True)}
+        for one in questions:
+            one.judged = [one.judge(answer, settings) for answer in one.written]
             one.stored = [
                 answer
-                for answer in own
+                for answer in one.judged
                 if answer.accuracy is not None and (answer.reasoning is not None or not settings.reasoning)
             ]
-            if len(one.stored) < 2:
-                one.reject(
-                    Refused(reason=f"the judge could read {len(one.stored)} of {len(own)} answers", kind="judge")
-                )
+            if (readable := len(one.stored)) < 2:
+                reason = f"the judge could read {readable} of {len(one.judged)} answers"
+                one.reject(Refused(reason=reason, kind="judge"))
 
     def _score(self, questions: Sequence[_Question], shared: Any) -> None:
         """Has each model score the answers that it did not score while writing."""
@@ -201,16 +229,19 @@ class GroupMaker:
         return store.table(rows, [one.stored for one in questions], top, reference, *behaviour)
 
 
-def _taken_over(earlier: store.Lookup, questions: Sequence[_Question]) -> WrittenBatch:
-    """Returns the student's answers in earlier rows of the same questions, and notes their verdicts."""
+def _taken_over(earlier: store.Lookup, questions: Sequence[_Question], by: JudgedBy) -> WrittenBatch:
+    """Returns the student's answers in earlier rows of the same questions, and notes their verdicts, given
+    ``by`` the same judge."""
     found = earlier.rows([one.digest for one in questions])
     answers: list[tuple[Answer, ...]] = []
     prompt_tokens, logprobs = list[int](), list[np.ndarray]()
     for one in questions:
         groups = store.groups(found[one.digest]) if one.digest in found else []
         stored = [answer for group in groups for answer in group.answers if answer.judged.answer.source == "student"]
-        one.known = [answer.judged for answer in stored]
-        answers.append(tuple(judged.answer for judged in one.known))
+        for judged in (answer.judged for answer in stored):
+            verdict = Verdict(accuracy=judged.accuracy, text=judged.verdict, reasoning=judged.reasoning)
+            one.verdicts[by, judged.answer.text] = verdict
+        answers.append(tuple(answer.judged.answer for answer in stored))
         prompt_tokens.append(sum(group.prompt_tokens for group in groups))
         logprobs += [answer.reference_logprobs for answer in stored]
     scored = ScoredBatch(prompt_tokens=prompt_tokens, refused={}, tokens=pa.array(logprobs, store.LOGPROBS))

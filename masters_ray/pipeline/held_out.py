@@ -131,8 +131,8 @@ def _marked(problem: Problem, said: Reply | Refused, verdict: Sequence[Verdict],
     if isinstance(said, Refused):
         return Marked(**asked, answer="", finish=None, correct=False, refused=said)
     by_rule = RULES[rule](said.text, problem)
-    judged = {"correct": verdict[0].accuracy == 1, "by_rule": by_rule} if verdict else {"correct": by_rule}
-    return Marked(**asked, answer=said.text, finish=said.finish, **judged)
+    asked |= {"correct": verdict[0].accuracy == 1, "by_rule": by_rule} if verdict else {"correct": by_rule}
+    return Marked(**asked, answer=said.text, finish=said.finish)
 
 
 def _refuse_unasked(marked: Sequence[Marked], allowed: float) -> None:

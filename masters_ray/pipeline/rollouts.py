@@ -15,9 +15,9 @@ from masters_ray.errors import CheckpointError, DataError, ReplicaLostError, Sto
 from masters_ray.method.masks import MaskReport
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
-from masters_ray.pipeline.judging import tally
 from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.recipes import OF_QUESTIONS, Recipe
+from masters_ray.pipeline.tally import tally
 from masters_ray.progress import say, track
 from masters_ray.records import AnswerTally, Rejected, StageOutcome
 from masters_ray.replicas.pool import Pool

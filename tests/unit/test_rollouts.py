@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from masters_ray import store
-from masters_ray.config import Judge, Rollout
+from masters_ray.config import Judge, JudgedBy, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
@@ -325,13 +325,36 @@ def test_tags_of_a_judges_prompts_and_verdicts_unlike_the_rules_are_counted_and_
     assert "stage 0: the judge and the rule (exact) differ on 33.3% of 24 answers" in said
 
 
-def test_a_rule_judges_without_replicas_and_is_not_compared_with_itself(tmp_path: Path) -> None:
-    replicas = FakeReplicas()
-    del replicas.pools["judge"]
-    stored = roll_out(tmp_path, replicas, judge=Judge(of_teacher="rule", of_student="rule"))
+BOTH = ["red", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student", "verdicts", "student_asked", "teacher_asked"),
+    [
+        ("student", "student", [1, 1, 1, 1], BOTH, []),
+        ("teacher", "teacher", [0, 1, 0, 1], [], BOTH),
+        ("teacher", "student", [0, 1, 1, 1], BOTH, BOTH),
+        ("student", "teacher", [1, 1, 0, 1], BOTH, BOTH),
+        ("rule", "student", [1, 0, 1, 1], BOTH, []),
+        ("rule", "rule", [1, 0, 1, 0], [], []),
+    ],
+)
+def test_the_answers_of_each_source_go_to_their_own_judge_and_equal_ones_once(
+    of_teacher: JudgedBy,
+    of_student: JudgedBy,
+    verdicts: list[int],
+    student_asked: list[str],
+    teacher_asked: list[str],
+    tmp_path: Path,
+) -> None:
+    """The student calls all right, the teacher blue alone, and the rule, whose label is red, red alone."""
+    student, teacher = FakePool("judge", {"red": 1, "blue": 1}), FakePool("teacher_judge", {"red": 0, "blue": 1})
+    judge = Judge(of_teacher=of_teacher, of_student=of_student)
+    stored = roll_out(tmp_path, FakeReplicas(judge=student, teacher_judge=teacher), PROBLEMS[:1], judge=judge)
     judged = [one.judged for one in stored.rows[0].answers]
-    assert [(one.accuracy, one.verdict) for one in judged] == [(right, "by rule (exact)") for right in (1, 0, 1, 0)]
-    assert stored.told.compared == 0
+    assert [(one.answer.text, one.accuracy) for one in judged] == list(zip(BOTH * 2, verdicts, strict=True))
+    assert (student.judged, teacher.judged) == (student_asked, teacher_asked)
+    assert stored.told.compared == 2 * [of_teacher != "rule", of_student != "rule"].count(True), "with the rule"
 
 
 def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp_path: Path) -> None:
