@@ -91,13 +91,9 @@ class RunContext:
     def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:
         """Writes quarantine.jsonl: rejected rows of the data, of the ``finished`` stages and their online iterations,
         of the evaluations, and rows that the learner left out of a step."""
-        places = (self.directory.stage, self.directory.online)
-        in_stages = [
-            row
-            for folder in (place(stage.index) for place in places for stage in finished)
-            for account in store.read_accounts(folder).values()
-            for row in account.rejected.values()
-        ]
+        stores = [place(stage.index) for place in (self.directory.stage, self.directory.online) for stage in finished]
+        accounts = [account for folder in stores for account in store.read_accounts(folder).values()]
+        in_stages = [row for account in accounts for row in account.rejected.values()]
         marks = held_out.all_marks(self.directory) if finished else {}
         measured = refusals(mark for marked in marks.values() for mark in marked)
         of_data = [*self.train.rejected, *self.held_out_data.rejected]

@@ -166,15 +166,13 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
 
 def _refuse_to_mend(run: RunContext, stage: Stage, broken: Mapping[str, str]) -> None:
     """Raises StoreError when a damaged store is another run's, or when the student has learned from its rows."""
-    directory, told = run.directory, next(iter(broken.values()))
-    learned = _learned_until(run, stage)
+    told, learned = next(iter(broken.values())), _learned_until(run, stage)
     if any(name.startswith(store.SHARD) and store.first_position(name) < learned for name in broken):
         raise StoreError(
             f"{told}. The student has learned from these rows already. Put back what was there, or choose another "
-            f"run.dir; to learn anew, delete all in {directory.root} but rollouts, evaluation, settings.json and "
-            "journal.json."
+            "run.dir."
         )
-    if (owner := directory.owner_of_rollouts) is not None:
+    if (owner := run.directory.owner_of_rollouts) is not None:
         raise StoreError(f"{told}. It is the run's in {owner}: mend it there.")
 
 
