@@ -138,14 +138,13 @@ def holds_rollouts_of(one: Config, other: Config) -> bool:
     """Returns whether the rollouts before training of ``one`` include those of ``other``, and the accuracies of its
     untrained models are those of ``other``: whatever is learned, unless the student answers anew at every stage."""
     free = set() if one.rollout.student_refresh == "stage" else {KeyScope.LEARNING, KeyScope.LATER}
-    settings, others = (
-        {key: value for key, value in settings_of(each).items() if not scopes(key) & free} for each in (one, other)
-    )
-    iterations, other_iterations = (
-        (each.rollout.online_fraction, each.learner.groups_per_step, each.rollout.spare_rows) for each in (one, other)
-    )
     has_all_rows = one.rollout.online_fraction == 0 or one.rollout.spare_rows
-    return settings == others and (has_all_rows or iterations == other_iterations)
+    bound = set() if has_all_rows else {"rollout.online_fraction", "rollout.spare_rows", "learner.groups_per_step"}
+    settings, others = (
+        {key: value for key, value in settings_of(each).items() if key in bound or not scopes(key) & free}
+        for each in (one, other)
+    )
+    return settings == others
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,9 +31,9 @@ ROWS = len(QUESTIONS)
 Verdicts = dict[str, int | None]
 
 
-def block(of_student: Verdicts | None = None, of_teacher: Verdicts | None = None) -> FakeReplicas:
-    """The replicas of some stages. What its two judges say: that red is right, unless something else is given."""
-    return FakeReplicas(judge=FakePool("judge", of_student), teacher_judge=FakePool("teacher_judge", of_teacher))
+def block(of_teacher: Verdicts | None = None) -> FakeReplicas:
+    """The replicas of some stages. Its judges say that red is right; the teacher's may be told otherwise."""
+    return FakeReplicas(teacher_judge=FakePool("teacher_judge", of_teacher))
 
 
 FEW = (
