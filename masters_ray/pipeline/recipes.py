@@ -53,11 +53,10 @@ class Recipe:
 
 def of_stage(run: RunContext, stage: Stage, online: Order | None = None) -> Recipe:
     """Returns the recipe of a stage, or of an online iteration in it."""
+    checkpoint = writer(run, stage)
+    student = weights.digest(checkpoint) if checkpoint is not None and checkpoint.exists() else run.reference
     if online is not None:
         student = online.weights.digest
-    else:
-        checkpoint = writer(run, stage)
-        student = run.reference if checkpoint is None or not checkpoint.exists() else weights.digest(checkpoint)
     questions = run.questions.key(run.plan[stage.index][1])
     return recipe(run.config.of_teacher(stage.teacher), stage, student, run.reference, questions, online)
 
