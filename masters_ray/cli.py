@@ -115,11 +115,8 @@ def _run(arguments: argparse.Namespace) -> None:
     directory = RunDirectory(config)
     if directory.finished:
         from masters_ray import report
-        from masters_ray.pipeline import contents
 
         say(f"{directory.root} holds this run, finished; delete the directory to run it again")
-        for line in contents.changed_since(config, directory):
-            say(line)
         say(f"report {report.write(directory.root)}")
         return
     with _on_ray(config) as (directory, turns):

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +38,6 @@ class Questions:
     def __getitem__(self, where: slice) -> list[Problem]:
         return [self._problems[seeded] for seeded in self._order[where]]
 
-    def digest(self, position: int) -> str:
-        """Returns the ``Problem.digest`` of the question at ``position`` without reading it."""
-        return self._problems.digest(self._order[position])
-
     def key(self, part: range) -> dict[str, str]:
         """Returns what the key of a store with the questions at ``part`` says of them: "data", the digest of all
         questions in any order, and "questions", that of ``part`` in its order, once the order is known."""
@@ -59,9 +56,8 @@ class Questions:
         """Asks the first teacher, which the caller has unmasked, about the questions that it was not asked about."""
         unasked, call = self._unasked(), _CALLS[self._config.data.difficulty]
 
-        def ask(share: Sequence[int]) -> list[float | None]:
-            said: list[float | None] = teachers.call_again(call, [self._problems[seeded] for seeded in share])
-            return said
+        def ask(share: Sequence[int]) -> Any:
+            return teachers.call_again(call, [self._problems[seeded] for seeded in share])
 
         with track("difficulty", len(unasked)) as advance:
             shares = batches(unasked, self._config.rollout.batch_rows)

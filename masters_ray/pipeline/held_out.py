@@ -13,7 +13,7 @@ from masters_ray.files import read_record, write_json
 from masters_ray.method.marking import RULES
 from masters_ray.models import weights
 from masters_ray.pipeline.inputs import digest_of
-from masters_ray.pipeline.parallel import batches, map_unordered
+from masters_ray.pipeline.parallel import map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say, track
 from masters_ray.records import Problem, Refused, Reply
@@ -23,9 +23,7 @@ from masters_ray.replicas.processes import Role
 
 _AT_A_TIME = 128
 """Questions in each call to a replica."""
-_EXAMPLES = 3
 MODELS = ("teacher", "student_before", "student_after")
-"""The models that are measured, by the names of their files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,7 @@ class HeldOut:
         found = self._stored(name)
         if found is None or (found.questions == self._digest and model in (None, found.model)):
             return found is not None
-        file = self._directory.evaluation(name)
-        say(f"{file}: of other held-out questions or other weights than there are now; it is measured again")
+        say(f"{name}: other held-out questions or other weights than there are now; it is measured again")
         return False
 
     def measure(self, pools: Mapping[Role, Pool], role: Role, name: str, model: str) -> None:
@@ -98,9 +95,8 @@ def read_marks(file: Path) -> list[Marked]:
 
 
 def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:
-    """Returns the marks of each model that has been measured, by its name in MODELS."""
-    files = {name: directory.evaluation(name) for name in MODELS}
-    return {name: read_marks(file) for name, file in files.items() if file.exists()}
+    """Returns the marks of each model of MODELS that has been measured, by its name."""
+    return {name: read_marks(file) for name in MODELS if (file := directory.evaluation(name)).exists()}
 
 
 def evaluate(
@@ -112,33 +108,31 @@ def evaluate(
     engine refuses has the reason in place of a mark.
     """
 
-    def mark(share: Sequence[Problem]) -> list[Marked]:
+    def mark(first: int) -> list[Marked]:
+        share = problems[first : first + _AT_A_TIME]
         answers: list[Reply | Refused] = pool.call_again("answer_greedily", share, max_tokens)
-        verdicts: list[list[Verdict]] | None = None
+        verdicts: list[list[Verdict]] = [[] for _ in share]
         if judge is not None:
             texts = [[said.text] if isinstance(said, Reply) else [] for said in answers]
             verdicts = judge.call_again("judge", share, texts, False)
-        found = []
-        for index, (problem, said) in enumerate(zip(share, answers, strict=True)):
-            asked: dict[str, Any] = {"id": problem.id, "kind": problem.kind, "label": problem.label}
-            if isinstance(said, Refused):
-                found.append(Marked(**asked, answer="", finish=None, correct=False, refused=said))
-                continue
-            asked |= {"answer": said.text, "finish": said.finish}
-            by_rule = RULES[rule](said.text, problem)
-            if verdicts is None:
-                found.append(Marked(**asked, correct=by_rule))
-            else:
-                found.append(Marked(**asked, correct=verdicts[index][0].accuracy == 1, by_rule=by_rule))
-        return found
+        return [_marked(*one, rule) for one in zip(share, answers, verdicts, strict=True)]
 
-    shares = list(batches(problems, _AT_A_TIME))
     marks: dict[int, list[Marked]] = {}
     with track(title, len(problems)) as advance:
-        for number, found in map_unordered(lambda one: mark(shares[one]), range(len(shares)), pool.most_calls_at_once):
-            marks[number] = found
+        for first, found in map_unordered(mark, range(0, len(problems), _AT_A_TIME), pool.most_calls_at_once):
+            marks[first] = found
             advance(len(found))
-    return [one for number in sorted(marks) for one in marks[number]]
+    return [one for first in sorted(marks) for one in marks[first]]
+
+
+def _marked(problem: Problem, said: Reply | Refused, verdict: Sequence[Verdict], rule: Rule) -> Marked:
+    """verdict: the judge's; empty where the rule decides."""
+    asked: dict[str, Any] = {"id": problem.id, "kind": problem.kind, "label": problem.label}
+    if isinstance(said, Refused):
+        return Marked(**asked, answer="", finish=None, correct=False, refused=said)
+    by_rule = RULES[rule](said.text, problem)
+    asked |= {"correct": verdict[0].accuracy == 1, "by_rule": by_rule} if verdict else {"correct": by_rule}
+    return Marked(**asked, answer=said.text, finish=said.finish)
 
 
 def _refuse_unasked(marked: Sequence[Marked], allowed: float) -> None:
@@ -146,12 +140,10 @@ def _refuse_unasked(marked: Sequence[Marked], allowed: float) -> None:
     refused = refusals(marked)
     if len(refused) <= allowed * len(marked) and len(refused) < len(marked):
         return
-    examples = "\n".join(f"  {one.row}: {one.reason}" for one in refused[:_EXAMPLES])
     raise DataError(
         f"{len(refused)} of {len(marked)} held-out questions could not be asked; rollout.max_set_aside_share allows "
-        f"{allowed:g}. The first of them:\n{examples}\nMend or take out their rows, shorten the questions, use smaller "
-        "pictures, or raise engine.max_model_len and choose another run.dir; or raise rollout.max_set_aside_share and "
-        "call again."
+        f"{allowed:g}. The first: {refused[0].row}: {refused[0].reason}. Mend or take out their rows, or raise "
+        "rollout.max_set_aside_share and call again."
     )
 
 

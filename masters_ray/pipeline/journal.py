@@ -35,10 +35,9 @@ class Journal:
         }
         if self._file.exists():
             self.content |= read_record(self._file, dict[str, Any])
-        self._metrics = _Steps(directory.file("metrics.jsonl"))
-        self._skipped = _Steps(directory.file("skipped.jsonl"))
-        self._left_out = _Steps(directory.file("left_out.jsonl"))
-        self._rewards = _Steps(directory.file("rewards.jsonl"))
+        self._metrics, self._skipped, self._left_out, self._rewards = (
+            _Steps(directory.file(f"{name}.jsonl")) for name in ("metrics", "skipped", "left_out", "rewards")
+        )
         self._before, self._began = self.content["wall_seconds"], time.monotonic()
         self._events: Any = None
 
@@ -88,32 +87,24 @@ class Journal:
                 for row in report.rows:
                     say(f"step {report.step} goes on without {row.row}: {row.reason}")
             case SkippedStep():
-                advance(self.record_skipped(report))
+                advance(self.record(report))
                 say(f"step {report.step} is skipped: {report.reason}")
 
-    def record(self, metrics: StepMetrics, rewards: Sequence[GroupRewards] = ()) -> int:
+    def record(self, step: StepMetrics | SkippedStep, rewards: Sequence[GroupRewards] = ()) -> int:
         """Records an optimizer step and the rewards of some of its groups. Returns 1 if the step is new, else 0."""
-        before = self.steps_done()
-        self._skipped.put(metrics.step, [])
-        self._rewards.put(metrics.step, rewards)
-        if self._metrics.put(metrics.step, [metrics]):
-            for name, value in dataclasses.asdict(metrics).items():
+        before, taken = self.steps_done(), isinstance(step, StepMetrics)
+        self._rewards.put(step.step, rewards)
+        self._skipped.put(step.step, [] if taken else [step])
+        if self._metrics.put(step.step, [step] if taken else []) and taken:
+            for name, value in dataclasses.asdict(step).items():
                 if name != "step":
-                    self.plot(f"learner/{name}", value, metrics.step)
-        return self.steps_done() - before
-
-    def record_skipped(self, skipped: SkippedStep) -> int:
-        """Records a skipped step. Returns 1 if the step is new, else 0."""
-        before = self.steps_done()
-        self._rewards.put(skipped.step, [])
-        self._metrics.put(skipped.step, [])
-        self._skipped.put(skipped.step, [skipped])
+                    self.plot(f"learner/{name}", value, step.step)
         return self.steps_done() - before
 
     def left_out(self) -> list[Rejected]:
         """Returns the rows that steps left out, in the order of the steps."""
         rows = (one for _, rows in sorted(self._left_out.rows.items()) for one in rows)
-        return [Rejected(**{name: value for name, value in row.items() if name != "step"}) for row in rows]
+        return [Rejected(row=one["row"], reason=one["reason"], kind=one["kind"]) for one in rows]
 
     def plot(self, name: str, value: float, step: int) -> None:
         """Adds a point to a TensorBoard curve. Raises StoreError when it cannot be written."""
@@ -150,8 +141,6 @@ class _Steps:
         if step > last:
             append_lines(self._file, rows)
         else:
-            if not rows:
-                del self.rows[step]
-            lines = (json.dumps(row) + "\n" for number in sorted(self.rows) for row in self.rows[number])
-            write_text(self._file, "".join(lines))
+            self.rows = {number: self.rows[number] for number in sorted(self.rows) if self.rows[number]}
+            write_text(self._file, "".join(json.dumps(row) + "\n" for rows in self.rows.values() for row in rows))
         return True

@@ -1,9 +1,8 @@
 """Runs the learner on a run's stores, with the rollouts of its online iterations beside it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -34,11 +33,20 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
             run.owner.online(stage.teacher, stage.ratio)
     words = f"; {len(job.online)} of its {len(job.steps)} iterations are online, weights by {job.transfer}"
     say(f"the learner starts{words if job.online else ''}")
-    with (
-        run.journal.phase("learner"),
-        track("learner: optimizer steps", len(job.steps), done) as advance,
-        _online_rollouts(run, job) as broker,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(run.journal.phase("learner"))
+        advance = stack.enter_context(track("learner: optimizer steps", len(job.steps), done))
+        broker = None
+        if job.online:
+            run.owner.give_way()
+            run.journal.note("placement", "turns" if job.turns else "beside")
+            # Every worker, every replica and the rollouts may block in a call while the actor answers the others.
+            places = job.settings.workers + run.config.student.replicas + 8
+            actor = ray.remote(RolloutBroker).options(num_cpus=0, max_concurrency=places)
+            turns_of = job.settings.workers if job.turns else None
+            broker = actor.remote(job.online, job.max_staleness, run.config.rollout.max_wait_seconds, turns_of)
+            stack.callback(ray.kill, broker)
+            stack.enter_context(OnlineRollouts(run, broker))
 
         def on_report(report: Report) -> None:
             run.journal.take(report, advance)
@@ -82,24 +90,3 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
         adapters_to=directory.adapters,
         storage=directory.learner,
     )
-
-
-@contextmanager
-def _online_rollouts(run: RunContext, job: LearnerJob) -> Iterator[Any]:
-    """Runs the rollouts of the job's online iterations while the block runs; yields their broker, or None when there
-    are no such iterations."""
-    if not job.online:
-        yield None
-        return
-    run.owner.give_way()
-    run.journal.note("placement", "turns" if job.turns else "beside")
-    # Every worker, every replica and the rollouts may block in a call while the actor answers the others.
-    places = job.settings.workers + run.config.student.replicas + 8
-    actor = ray.remote(RolloutBroker).options(num_cpus=0, max_concurrency=places)
-    turns_of = job.settings.workers if job.turns else None
-    broker = actor.remote(job.online, job.max_staleness, run.config.rollout.max_wait_seconds, turns_of)
-    try:
-        with OnlineRollouts(run, broker):
-            yield broker
-    finally:
-        ray.kill(broker)

@@ -18,7 +18,6 @@ from masters_ray.pipeline import recipes, rollouts
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.recipes import Recipe
-from masters_ray.pipeline.tally import Limits
 from masters_ray.progress import say
 from masters_ray.records import AnswerTally, OnlineStep, Rejected
 from masters_ray.replicas.processes import Role
@@ -124,16 +123,15 @@ class OnlineRollouts:
             return self._run.owner.turns is None or bool(ray.get(self._broker.wanted.remote(order)))
 
         work = rollouts.StageWork(recipe, writer, maker)
-        todo = rollouts.question_batches(self._run.questions, iteration.positions, recipe.rollout.batch_rows)
-        for _ in work.make(todo, rollouts.calls_at_once(replicas), wanted):
+        for _ in work.make(self._run.questions, iteration.positions, replicas, wanted):
             pass
         if work.tally.rows + len(work.rejected) < len(iteration.positions):
             return
         self._tallies[index] += work.tally
         self._rejected[index] |= work.rejected
         questions = sum(len(one.positions) for one in self._iterations.values() if one.stage == index)
-        limits = Limits(rollout=recipe.rollout, questions=questions, folder=str(folder))
-        limits.check(list(self._rejected[index].values()), self._tallies[index])
+        rejected = list(self._rejected[index].values())
+        rollouts.check_limits(recipe.rollout, questions, folder, rejected, self._tallies[index])
         step = OnlineStep(
             step=order.iteration,
             stage=index,

@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from masters_ray import remarks, store
-from masters_ray.errors import CheckpointError, ReplicaLostError, StoreError
+from masters_ray.config import Rollout
+from masters_ray.errors import CheckpointError, DataError, ReplicaLostError, StoreError
 from masters_ray.method.masks import MaskReport
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
 from masters_ray.pipeline.parallel import batches, map_unordered
-from masters_ray.pipeline.recipes import OF_QUESTIONS, Earlier, Recipe
-from masters_ray.pipeline.tally import Limits, tally_of_stored
+from masters_ray.pipeline.recipes import OF_QUESTIONS, Recipe
+from masters_ray.pipeline.tally import tally
 from masters_ray.progress import say, track
 from masters_ray.records import AnswerTally, Rejected, StageOutcome
 from masters_ray.replicas.pool import Pool
@@ -24,6 +25,9 @@ from masters_ray.replicas.spawn import Replicas
 
 _TRIES_IN_BATCH = 2
 _TRIES_SINGLE = 3
+_ENOUGH_ANSWERS = 400
+"""Number of answers from which on their shares are compared with the limits."""
+_EXAMPLES = 5
 
 
 def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
@@ -42,7 +46,7 @@ def roll_out(
     positions: Sequence[int],
     replicas: Replicas,
     folder: store.Where,
-    earlier: Earlier | None = None,
+    earlier: store.Lookup | None = None,
 ) -> None:
     """Makes the rows of the questions at ``positions`` (ascending) and stores them in ``folder``, or resumes.
 
@@ -50,7 +54,7 @@ def roll_out(
     whose replica died is made once more, and then, after all other batches, question by question; a question on which
     replicas die three times is set aside, as are those that an engine refuses, whose picture is bad, or of which the
     judge could read fewer than two answers. Rows of ``rollout.reuse`` with the same recipe are taken over, and student
-    answers from ``earlier``. Raises DataError when the stage passes its ``Limits``.
+    answers from ``earlier``. Raises DataError when the stage passes a limit of its ``rollout``.
     """
     report = mask_teachers(replicas.pools["teacher"], recipe.stage.ratio)
     writer = store.Writer(folder, recipe.key(report))
@@ -59,14 +63,17 @@ def roll_out(
     todo = [position for position in positions if position not in asked]
     maker = GroupMaker(recipe, replicas, report.digest, earlier)
     work = StageWork(recipe, writer, maker, _reusable(recipe.rollout.reuse, writer.key), before)
-    limits = Limits(rollout=recipe.rollout, questions=len(positions), folder=str(folder))
-    limits.check(list(work.rejected.values()), work.tally)
+
+    def check(finished: bool = False) -> None:
+        check_limits(recipe.rollout, len(positions), folder, list(work.rejected.values()), work.tally, finished)
+
+    check()
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
     with track(title, len(positions), len(positions) - len(todo)) as advance:
-        for batch in work.make(question_batches(questions, todo, recipe.rollout.batch_rows), calls_at_once(replicas)):
+        for batch in work.make(questions, todo, replicas):
             advance(len(batch), _note(work.tally))
-            limits.check(list(work.rejected.values()), work.tally)
-    limits.check(list(work.rejected.values()), work.tally, finished=True)
+            check()
+    check(finished=True)
     outcome = StageOutcome(
         stage=recipe.stage.index,
         ratio=recipe.stage.ratio,
@@ -90,9 +97,41 @@ def _note(tally: AnswerTally) -> str:
     return "  ".join(f"{source} right {rate:.0%}{cut.get(source, '')}" for source, rate in rates)
 
 
-def calls_at_once(replicas: Replicas) -> int:
-    """Returns the batches to keep in progress: the places of all pools together, so that the busiest is never idle."""
-    return sum(pool.most_calls_at_once for pool in replicas.pools.values())
+def check_limits(
+    rollout: Rollout,
+    questions: int,
+    folder: store.Where,
+    rejected: Sequence[Rejected],
+    tally: AnswerTally,
+    finished: bool = False,
+) -> None:
+    """Raises DataError with counts and examples when a stage of so many questions passes a limit. rejected: those
+    without a row. finished: all were asked, so shares of answers are compared however few answers there are."""
+    if len(rejected) > rollout.max_set_aside_share * questions:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(one.kind for one in rejected).items())
+        examples = "".join(f"\n  {one.kind}. {one.row}: {one.reason}" for one in rejected[:_EXAMPLES])
+        raise DataError(
+            f"{folder}: {len(rejected)} of {questions} questions were set aside ({kinds}); rollout.max_set_aside_share "
+            f"allows {rollout.max_set_aside_share:g}. The first:{examples}\nMend what they name and choose another "
+            "run.dir (rollout.reuse takes over the rows made here), or raise rollout.max_set_aside_share and call "
+            "again: what is stored stays."
+        )
+    if tally.answers < _ENOUGH_ANSWERS and not finished:
+        return
+    cut = f"are cut at rollout.sampling.max_tokens = {rollout.sampling.max_tokens}"
+    for key, count, answers, told in (
+        ("max_unjudged_share", tally.unjudged, tally.answers, "could not be judged"),
+        ("max_empty_share", tally.empty, tally.answers, "have no word"),
+        ("max_cut_share", tally.teacher_cut, tally.teacher_written, f"of the teacher {cut}"),
+        ("max_cut_share", tally.student_cut, tally.student_written, f"of the student {cut}"),
+    ):
+        allowed = getattr(rollout, key)
+        if count > allowed * answers:
+            raise DataError(
+                f"{folder}: {count} of {answers} answers {told}; rollout.{key} allows {allowed:g}. Look at them with: "
+                f"masters-ray store verify {folder}. Change what makes them, in another run.dir, or raise "
+                f"rollout.{key} and call again: what is stored stays."
+            )
 
 
 def question_batches(questions: Questions, positions: Iterable[int], size: int) -> Iterator[Batch]:
@@ -149,11 +188,18 @@ class StageWork:
         self._began = time.monotonic() - max((account.noted["seconds"] for account in before), default=0.0)
 
     def make(
-        self, todo: Iterable[Batch], at_once: int, wanted: Callable[[Batch], bool] = lambda _: True
+        self,
+        questions: Questions,
+        positions: Iterable[int],
+        replicas: Replicas,
+        wanted: Callable[[Batch], bool] = lambda _: True,
     ) -> Iterator[Batch]:
         """Yields batches when they are stored. A batch on which replicas died twice is made at the end, question by
         question; a question on which they die three times is set aside. wanted: no batch is begun once it is false."""
         suspects: list[Batch] = []
+        todo = question_batches(questions, positions, self._recipe.rollout.batch_rows)
+        # As many batches as all pools have places together, so that the busiest pool is never idle.
+        at_once = sum(pool.most_calls_at_once for pool in replicas.pools.values())
         for batch, made in map_unordered(self._attempt, takewhile(wanted, todo), at_once):
             if isinstance(made, ReplicaLostError):
                 suspects.append(batch)
@@ -203,11 +249,12 @@ class StageWork:
         made = self._maker.make([row for row in batch if row[0] not in taken])
         if not taken:
             return made
-        reused = pa.concat_tables(taken.values())
+        reused = pa.concat_tables(taken.values()).combine_chunks()
+        judged = [(group.problem, [one.judged for one in group.answers]) for group in store.groups(reused)]
         return MadeBatch(
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
-            tally=made.tally + tally_of_stored(store.groups(reused), self._recipe.judge),
+            tally=made.tally + tally(judged, self._recipe.judge, reused),
         )
 
     def _store(self, batch: Batch, made: MadeBatch) -> None:

@@ -22,10 +22,9 @@ from masters_ray.config import Config
 from masters_ray.errors import Complaint, ConfigError
 from masters_ray.method import schedule
 from masters_ray.models import weights
-from masters_ray.pipeline import contents, learning, online, outcome, recipes, rollouts
-from masters_ray.pipeline.context import RunContext
+from masters_ray.pipeline import learning, online, outcome, recipes, rollouts
+from masters_ray.pipeline.context import ReplicaOwner, RunContext
 from masters_ray.pipeline.journal import Journal
-from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.replicas import processes
@@ -88,7 +87,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     directory, phase, first = run.directory, run.journal.phase, block[0]
     config = run.config.of_teacher(first.teacher)
     checkpoint = weights.locate(config.teacher.checkpoint)
-    todo = [stage for stage in block if not contents.is_complete(run, stage)]
+    todo = [stage for stage in block if not recipes.is_complete(run, stage)]
     if "teacher" in measured and not directory.student.exists():
         run.measured.refuse_rows_of_another_teacher([directory.stage(stage.index) for stage in block], checkpoint)
     # A teacher's weights may be large: they are not read only to compare them with the weights that were measured.
@@ -115,11 +114,11 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
             rollouts.mask_teachers(pools["teacher"], 0.0)
             run.questions.ask(pools["teacher"])
         # A finished store may hold other questions than the order that is known now.
-        todo = [stage for stage in block if not contents.is_complete(run, stage)]
+        todo = [stage for stage in block if not recipes.is_complete(run, stage)]
     for stage in todo:
         with phase("rollouts"):
             recipe, earlier = recipes.of_stage(run, stage), recipes.earlier(run, stage)
-            folder, positions = directory.stage(stage.index), contents.wanted(run, stage)
+            folder, positions = directory.stage(stage.index), recipes.wanted(run, stage)
             rollouts.roll_out(recipe, run.questions, positions, replicas, folder, earlier)
     if "teacher" in unmeasured:
         with phase("evaluation before"):

@@ -28,9 +28,7 @@ class RunDirectory:
         """Raises ConfigError, which lists every differing key, when the directory holds a run with other settings."""
         self.root = Path(config.run.dir).absolute()
         self.data = self.root / "data"
-        """The questions in their seeded order."""
         self.rollouts = Folder(config.rollout.store or self.root / "rollouts")
-        """The stores of all stages."""
         self.learner = self.root / "learner"
         """The learner's checkpoints, skipped steps and Ray Train's state."""
         self.student = self.root / "student"
@@ -140,14 +138,13 @@ def holds_rollouts_of(one: Config, other: Config) -> bool:
     """Returns whether the rollouts before training of ``one`` include those of ``other``, and the accuracies of its
     untrained models are those of ``other``: whatever is learned, unless the student answers anew at every stage."""
     free = set() if one.rollout.student_refresh == "stage" else {KeyScope.LEARNING, KeyScope.LATER}
-    settings, others = (
-        {key: value for key, value in settings_of(each).items() if not scopes(key) & free} for each in (one, other)
-    )
-    iterations, other_iterations = (
-        (each.rollout.online_fraction, each.learner.groups_per_step, each.rollout.spare_rows) for each in (one, other)
-    )
     has_all_rows = one.rollout.online_fraction == 0 or one.rollout.spare_rows
-    return settings == others and (has_all_rows or iterations == other_iterations)
+    bound = set() if has_all_rows else {"rollout.online_fraction", "rollout.spare_rows", "learner.groups_per_step"}
+    settings, others = (
+        {key: value for key, value in settings_of(each).items() if key in bound or not scopes(key) & free}
+        for each in (one, other)
+    )
+    return settings == others
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,9 +163,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _means_the_same(value: Any, other: Any) -> bool:
     """Equal, or a path and the same path made whole by ``submit``: digests tell data and checkpoints apart anyway."""
-    if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
-        return all(map(_means_the_same, value, other))
-    if isinstance(value, str) and isinstance(other, str):
-        short, whole = sorted((value, other), key=len)
-        return value == other or (Path(whole).is_absolute() and whole.endswith(f"/{os.path.normpath(short)}"))
-    return bool(value == other)
+    if value == other or not (isinstance(value, str) and isinstance(other, str)):
+        return bool(value == other)
+    short, whole = sorted((value, other), key=len)
+    return Path(whole).is_absolute() and whole.endswith(f"/{os.path.normpath(short)}")

@@ -31,10 +31,10 @@ class Rater:
         return [self._said[one.id] for one in problems]
 
 
-def questions(folder: Path, difficulty: Any = "rating", teacher: str = "teacher", batch: int = 2) -> Any:
+def questions(folder: Path, difficulty: Any = "rating", teacher: str = "teacher") -> Any:
     config = Config()
     config.data.order, config.data.difficulty, config.data.max_unrated_share = "easy_to_hard", difficulty, 0.25
-    config.teacher.checkpoint, config.rollout.batch_rows = str(PAIR / teacher), batch
+    config.teacher.checkpoint, config.rollout.batch_rows = str(PAIR / teacher), 2
     return Questions(config, QUESTIONS, folder)  # type: ignore[arg-type]
 
 
@@ -54,7 +54,6 @@ def test_the_easiest_come_first_and_equal_ones_stay_in_their_order(
     found = questions(tmp_path, difficulty)
     found.ask(Rater(said))
     assert [one.id for one in found[0:6]] == order.split()
-    assert found.digest(5) == QUESTIONS[int(order[-1])].digest
 
 
 def test_a_stores_key_tells_the_order_once_it_is_known(tmp_path: Path) -> None:
@@ -84,18 +83,9 @@ def test_too_many_without_a_difficulty_stop_the_run(tmp_path: Path) -> None:
     found = questions(tmp_path)
     found.ask(Rater(SAID | {"0": None}))
     with pytest.raises(DataError, match="2 of 6 questions have no difficulty; data.max_unrated_share allows 0.25"):
-        found.digest(0)
+        found[0:1]
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("Hm. <difficulty> 10 </difficulty>", 10),
-        ("3", 3),
-        ("0", None),
-        ("<difficulty>11</difficulty>", None),
-        ("quite hard", None),
-    ],
-)
-def test_parse_difficulty(text: str, number: int | None) -> None:
-    assert prompts.parse_difficulty(text) == number
+def test_parse_difficulty() -> None:
+    texts = ("Hm. <difficulty> 10 </difficulty>", "3", "0", "<difficulty>11</difficulty>", "quite hard")
+    assert list(map(prompts.parse_difficulty, texts)) == [10, 3, None, None, None]

@@ -1,3 +1,5 @@
+"""The directory of a run, and what it remembers of its steps, whenever it was killed."""
+
 import dataclasses
 import json
 import time
@@ -5,24 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.errors import ConfigError, StoreError
 from masters_ray.files import read_lines, read_record, write_json
+from masters_ray.learner.job import GroupRewards, Report, StepReport, TakenStep
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
-from masters_ray.records import SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep
+from tests.builders import step as metrics
 from tests.conftest import ROOT
 
 
 def config(root: Path, *overrides: str) -> Config:
     return configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={root}", *overrides])
-
-
-def metrics(step: int, loss: float = 1.0) -> StepMetrics:
-    values = {entry.name: 0.0 for entry in dataclasses.fields(StepMetrics)}
-    return StepMetrics(**(values | {"step": step, "stage": 0, "groups": 4, "answer_tokens": 9, "loss": loss}))  # type: ignore[arg-type]
 
 
 def test_a_claimed_directory_refuses_other_settings_and_names_every_key(tmp_path: Path) -> None:
@@ -78,42 +78,90 @@ def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:
         pass
 
 
-def test_the_journal_adds_up_over_calls_and_replaces_steps_taken_again(tmp_path: Path) -> None:
+def test_the_journal_adds_up_over_calls(tmp_path: Path) -> None:
     directory = RunDirectory(config(tmp_path))
     killed = Journal(directory, "c.yaml")  # never closed
     with killed.phase("rollouts"):
         time.sleep(0.02)
     with Journal(directory, "c.yaml") as journal:
         assert journal.content["wall_seconds"] >= journal.content["phases"]["rollouts"] > 0.01
-        assert [journal.record(metrics(step)) for step in (1, 2)] == [1, 1]
     first = journal.content["wall_seconds"]
-    with Journal(directory, "c.yaml") as journal:
-        assert journal.steps_done() == 2
-        assert [journal.record(metrics(2, loss=5.0)), journal.record(metrics(3))] == [0, 1]
-    assert journal.content["wall_seconds"] > first
-    steps = [(row["step"], row["loss"]) for row in read_lines(tmp_path / "metrics.jsonl")]
-    assert steps == [(1, 1.0), (2, 5.0), (3, 1.0)]
+    with Journal(directory, "c.yaml"):
+        pass
+    assert Journal(directory, "c.yaml").content["wall_seconds"] > first
 
 
-def test_settings_and_a_journal_that_are_no_mappings_are_named(tmp_path: Path) -> None:
-    RunDirectory(config(tmp_path)).claim()
-    for name, read in (
-        ("journal.json", lambda: Journal(RunDirectory(config(tmp_path)), "c.yaml")),
-        ("settings.json", lambda: RunDirectory(config(tmp_path))),
-    ):
-        (tmp_path / name).write_text("[]")
-        with pytest.raises(StoreError, match=rf"{name}: the top: expected an object"):
-            read()
+FILES = ("metrics.jsonl", "skipped.jsonl", "rewards.jsonl", "left_out.jsonl")
 
 
-def test_a_step_is_taken_or_skipped_whichever_came_last(tmp_path: Path) -> None:
+def rewards(step: int, spread: float = 0.5) -> list[GroupRewards]:
+    """Of the two groups of a step that are shown."""
+    return [
+        GroupRewards(stage=0, position=place, divergences=[0.1], distillation=[1.0], advantages=[spread])
+        for place in (2 * step, 2 * step + 1)
+    ]
+
+
+def news(*steps: int, skipped: int | None = None) -> list[StepReport]:
+    found: list[StepReport] = [TakenStep(metrics=metrics(step), rewards=rewards(step)) for step in steps]
+    if skipped:
+        found.append(LeftOut(step=skipped, rows=[unread(skipped)]))
+        found.append(SkippedStep(step=skipped, stage=0, reason="no question of it has a row"))
+    return found
+
+
+def unread(step: int) -> Rejected:
+    return Rejected(row=f"p{step}", reason="its picture is gone", kind="learner")
+
+
+def told(directory: RunDirectory, *all_news: Report) -> None:
+    with Journal(directory, "demo.yaml") as journal:
+        for one in all_news:
+            journal.take(one, lambda *_: None)
+
+
+def content(directory: RunDirectory) -> list[list[dict[str, object]]]:
+    return [read_lines(directory.file(name)) for name in FILES]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_steps_skips_and_rewards_are_recorded_once_wherever_a_kill_cut_their_files(name: str, tmp_path: Path) -> None:
+    """The worker group tells what it did before its last checkpoint and takes the steps after it again."""
+    directory = RunDirectory(config(tmp_path))
+    whole = [*news(1, skipped=2), *news(3), *news(4, skipped=5)]
+    told(directory, *whole)
+    expected, file = content(directory), directory.file(name)
+    assert [[row["step"] for row in rows] for rows in expected] == [[1, 3, 4], [2, 5], [1, 1, 3, 3, 4, 4], [2, 5]]
+    lines = file.read_bytes()
+    ends = [index + 1 for index, byte in enumerate(lines) if byte == ord("\n")]
+    for cut in {0, *ends, *(end - 7 for end in ends)}:
+        file.write_bytes(lines[:cut])
+        checkpoint = json.dumps([dataclasses.asdict(one) for one in news(1, 3, skipped=2)])
+        told(directory, *TypeAdapter(list[StepReport]).validate_json(checkpoint), *news(4, skipped=5))
+        assert content(directory) == expected, f"cut after {cut} bytes"
+        told(directory, *whole)
+        assert content(directory) == expected
+
+
+def test_a_step_is_taken_or_skipped_whichever_came_last_and_has_its_new_rewards_alone(tmp_path: Path) -> None:
     """After a kill fresh answers that did not come in time may be there, and others may not."""
     directory = RunDirectory(config(tmp_path))
-    late = [SkippedStep(step=step, stage=0, reason="no question of it has a row") for step in (2, 3)]
+    told(directory, *news(1, 3, skipped=2))
+    told(directory, *news(2), *news(skipped=3), TakenStep(metrics=metrics(1, loss=2.0), rewards=rewards(1, spread=0.7)))
+    taken, skipped, rewarded, _ = content(directory)
+    assert [(row["step"], row["loss"]) for row in taken] == [(1, 2.0), (2, 0.0)]
+    assert [row["step"] for row in skipped] == [3]
+    assert [(row["step"], row["advantages"]) for row in rewarded] == [(1, [0.7])] * 2 + [(2, [0.5])] * 2
+    assert Journal(directory, "demo.yaml").steps_done() == 3
+
+
+def test_rows_that_were_left_out_and_how_far_the_engine_is_are_known_to_a_later_call(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    first, again = (
+        LogprobMismatch(stage=stage, rows=64, row="p1", mean_gap=gap, token_gap=0.5, bound=0.1, apart=0)
+        for stage, gap in ((0, 0.02), (1, 0.03))
+    )
+    told(directory, *news(1, skipped=2), first, again, again)
     with Journal(directory, "demo.yaml") as journal:
-        assert [journal.record(metrics(1)), journal.record_skipped(late[0]), journal.record(metrics(3))] == [1, 1, 1]
-    with Journal(directory, "demo.yaml") as journal:
-        assert [journal.record(metrics(2)), journal.record_skipped(late[1])] == [0, 0]
-        assert journal.steps_done() == 3
-    assert [row["step"] for row in read_lines(directory.file("metrics.jsonl"))] == [1, 2]
-    assert [row["step"] for row in read_lines(directory.file("skipped.jsonl"))] == [3]
+        assert journal.left_out() == [unread(2)]
+        assert [journal.content["agreement"][stage]["mean_gap"] for stage in ("0", "1")] == [0.02, 0.03]

@@ -7,16 +7,16 @@ import pytest
 
 from masters_ray import data
 from masters_ray.errors import MastersError
-from masters_ray.files import write_lines, write_text
+from masters_ray.files import write_lines
 from masters_ray.learner.checkpoints import CheckpointWriter
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Rejected
+from tests.builders import step as metrics
 from tests.sources import good, jsonl
 from tests.unit.test_curriculum import SAID, Rater, questions
-from tests.unit.test_directory import config, metrics
-from tests.unit.test_journal import rewards
+from tests.unit.test_directory import config
 
 Write = Callable[[Path], object]
 
@@ -25,19 +25,11 @@ def journal(root: Path) -> Journal:
     return Journal(RunDirectory(config(root)), "demo.yaml")
 
 
-def a_step(name: str) -> Write:
+def a_step(root: Path) -> None:
     """What cannot be added to a file that is there when the step is told."""
-
-    def write(root: Path) -> None:
-        with journal(root) as opened:
-            (root / name).symlink_to("/dev/full")
-            opened.record(metrics(1), rewards(1))
-
-    return write
-
-
-def claimed(root: Path) -> None:
-    RunDirectory(config(root)).claim()
+    with journal(root) as opened:
+        (root / "metrics.jsonl").symlink_to("/dev/full")
+        opened.record(metrics(1))
 
 
 def marks(root: Path) -> None:
@@ -45,13 +37,10 @@ def marks(root: Path) -> None:
 
 
 WRITERS: dict[str, Write] = {
-    "settings.json": claimed,
-    "config.yaml": claimed,
+    "settings.json": lambda root: RunDirectory(config(root)).claim(),
     "journal.json": lambda root: journal(root).note("a", "b"),
-    "metrics.jsonl": a_step("metrics.jsonl"),
-    "rewards.jsonl": a_step("rewards.jsonl"),
+    "metrics.jsonl": a_step,
     "evaluation/teacher.json": marks,
-    "report.html": lambda root: write_text(root / "report.html", "x"),
     "train.spool": lambda root: data.load(jsonl(root, [good(1)]), 0, 0.0, spool=root / "train.spool"),
     "quarantine.jsonl": lambda root: write_lines(root / "quarantine.jsonl", [Rejected(row="p", reason="dark")]),
 }
@@ -81,7 +70,6 @@ def a_checkpoint(root: Path) -> None:
     [
         ("run", locked),
         ("tensorboard", lambda root: journal(root).plot("a", 1.0, 1)),
-        ("evaluation", marks),
         ("difficulty", lambda root: questions(root / "difficulty").ask(Rater(SAID))),
         ("checkpoints", a_checkpoint),
     ],

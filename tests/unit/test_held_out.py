@@ -23,10 +23,15 @@ def test_held_out_answers_are_marked_by_rule_or_judge_in_their_order() -> None:
     assert [(one.correct, one.by_rule) for one in by_judge] == [(False, bool(n % 2)) for n in range(300)]
 
 
-def test_a_judge_of_held_out_answers_that_differs_from_the_rule_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    kind = FakePool("judge", {"red": 1, "blue": 1})
-    held_out.say_accuracy("held-out accuracy of teacher", marks(FakePool("student"), kind, 60), 8, "exact")
+def test_a_judge_that_differs_from_the_rule_and_answers_that_are_cut_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    student, kind = FakePool("student"), FakePool("judge", {"red": 1, "blue": 1})
+    student.cuts, student.refuses = {"red"}, {"0"}
+    held_out.say_accuracy("held-out accuracy of teacher", marks(student, kind, 61), 8, "exact")
     told = capsys.readouterr().out
+    assert "n = 60; 50.0% of the answers cut)" in told
+    assert "50.0% of the held-out answers are cut at 8 tokens" in told
     assert "held-out accuracy of teacher: the judge and the rule (exact) differ on 50.0% of 60 answers" in told
     assert "the judge calls 100.0% right, the rule 50.0%" in told
 
@@ -44,12 +49,3 @@ def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but
         assert (refused.row, refused.reason, refused.kind) == ("held-out question 1", "too long", "engine")
         held_out.write_marks(tmp_path / "student.json", marked, "questions", "model")
         assert held_out.read_marks(tmp_path / "student.json") == marked
-
-
-def test_held_out_answers_that_are_cut_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    student = FakePool("student")
-    student.cuts, student.refuses = {"red"}, {"0"}
-    held_out.say_accuracy("t", marks(student, None, 4), 8, "exact")
-    told = capsys.readouterr().out
-    assert "n = 3; 66.7% of the answers cut)" in told
-    assert "66.7% of the held-out answers are cut at 8 tokens" in told

@@ -16,15 +16,14 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray import store
 from masters_ray.config import Config
-from masters_ray.errors import LearnerError, ReplicaLostError, WeightsGoneError, WeightSyncError
+from masters_ray.errors import LearnerError, WeightsGoneError, WeightSyncError
 from masters_ray.files import read_lines
 from masters_ray.method import schedule
-from masters_ray.pipeline import online, owner
+from masters_ray.pipeline import context, online
+from masters_ray.pipeline.context import ReplicaOwner
 from masters_ray.pipeline.online import OnlineRollouts
-from masters_ray.pipeline.owner import ReplicaOwner
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas.placement import Turns
-from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.weight_sync.broker import RolloutBroker
 from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.builders import problem
@@ -126,7 +125,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     ) -> tuple[Course, dict[str, FakePool]]:
         started = replicas(**pools)
         left = [started]
-        monkeypatch.setattr(owner, "Replicas", lambda _: left.pop())
+        monkeypatch.setattr(context, "Replicas", lambda _: left.pop())
         open_ones.append(Course(settings(tmp_path, *words), learner, Turns(gpus=0) if turns else None))
         return open_ones[-1], started.pools
 
@@ -205,20 +204,6 @@ def test_rows_of_a_call_that_was_killed_are_kept_if_a_student_that_this_learner_
     assert sorted({*pools["student"].wrote} - of_the_last) == made_again
 
 
-def test_questions_whose_replicas_died_are_taken_again_and_the_learner_gets_whole_iterations(run: Run) -> None:
-    class Dying(FakePool):
-        lives = 2
-
-        def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
-            if method == "answer" and self.lives:
-                self.lives -= 1
-                raise ReplicaLostError("its process died")
-
-    course, _ = run(student=Dying("student"))
-    course.publish(0)
-    assert course.take(1)["position"].to_pylist() == [0, 1]
-
-
 def test_weights_that_are_not_those_that_were_sent_stop_the_learner_with_the_replicas_words(run: Run) -> None:
     class Damaged(FakePool):
         def hold(self, weights: StudentWeights) -> None:
@@ -285,17 +270,16 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: R
     assert course.take(2)["position"].to_pylist() == [2, 3]
 
 
-def test_replicas_are_kept_for_who_asks_for_the_same_and_sleep_in_turns(
+def test_one_set_of_replicas_runs_at_a_time_and_is_kept_while_the_same_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[FakeReplicas] = []
 
-    def start(specs: list[ReplicaSpec]) -> FakeReplicas:
-        assert [one.devices for one in specs] == [None if turns is None else ("",)] * 3
+    def start(_: object) -> FakeReplicas:
         started.append(replicas())
         return started[-1]
 
-    monkeypatch.setattr(owner, "Replicas", start)
+    monkeypatch.setattr(context, "Replicas", start)
     config = settings(tmp_path, f"growth=[{{teacher: {{checkpoint: {PAIR}/student}}}}]")
     for turns in (None, Turns(gpus=0)):
         started.clear()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from masters_ray import store
-from masters_ray.config import Judge, Rollout
+from masters_ray.config import Judge, JudgedBy, Rollout
 from masters_ray.errors import CheckpointError, DataError, ReplicaError, ReplicaLostError, StoreError
 from masters_ray.method.schedule import Stage
 from masters_ray.pipeline import rollouts
-from masters_ray.pipeline.recipes import Earlier, Recipe
+from masters_ray.pipeline.recipes import Recipe
 from masters_ray.records import Picture, Problem, Rejected, RolloutGroup, StageOutcome
 from masters_ray.replicas.judge import Verdict
 from tests.builders import png, problem
@@ -35,14 +35,8 @@ class Problems(list[Problem]):
 
 
 PROBLEMS = Problems(problem(id=str(position)) for position in range(5))
-SMALL = {
-    "teacher_answers": 2,
-    "student_answers": 2,
-    "batch_rows": 2,
-    "max_set_aside_share": 1.0,
-    "max_unjudged_share": 1.0,
-    "max_empty_share": 1.0,
-    "max_cut_share": 1.0,
+SMALL = dict.fromkeys(("teacher_answers", "student_answers", "batch_rows"), 2) | {
+    f"max_{what}_share": 1.0 for what in ("set_aside", "unjudged", "empty", "cut")
 }
 
 
@@ -84,7 +78,7 @@ def roll_out(
     folder: Path,
     replicas: FakeReplicas | None = None,
     problems: Sequence[Problem] = PROBLEMS,
-    earlier: Earlier | None = None,
+    earlier: store.Lookup | None = None,
     **of: Any,
 ) -> Stored:
     """of: the recipe."""
@@ -128,14 +122,13 @@ def test_any_split_of_a_group_is_allowed(of_teacher: int, of_student: int, tmp_p
     split: dict[str, Any] = {"teacher_answers": of_teacher, "student_answers": of_student}
     replicas.pools["student"].prompt_tokens = 11
     stored = roll_out(tmp_path / "a", replicas, **split)
-    for source, count in (("teacher", of_teacher), ("student", of_student)):
-        assert sorted(replicas.pools[source].wrote) == (["0", "1", "2", "3", "4"] if count else [])
     sources = ["teacher"] * of_teacher + ["student"] * of_student
     assert [[one.judged.answer.source for one in row.answers] for row in stored.rows] == [sources] * 5
     answers = [one for row in stored.rows for one in row.answers]
     assert [(len(one.teacher.left_out), one.reference_logprobs.tolist()) for one in answers] == [(2, [-1, -1])] * 15
-    earlier = Earlier(rows=store.Lookup([tmp_path / "a"]), same_judge=True)
-    again = roll_out(tmp_path / "b", replicas, earlier=earlier, stage=1, ratio=0.1, **split)
+    written = list(replicas.pools["student"].wrote)
+    again = roll_out(tmp_path / "b", replicas, earlier=store.Lookup([tmp_path / "a"]), stage=1, ratio=0.1, **split)
+    assert replicas.pools["student"].wrote == written, "taken over"
     assert [row.prompt_tokens for row in [*stored.rows, *again.rows]] == [11] * 10
 
 
@@ -217,21 +210,17 @@ def test_a_stage_goes_on_where_it_was_stopped_and_asks_nothing_twice(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("of", "digest", "told"),
+    ("asked", "digest", "told"),
     [
-        ({"teacher_answers": 1}, "digest", "teacher_answers: 2 there, 1 now"),
-        ({}, "other", "teacher_digest: 'digest 0' there, 'other 0' now"),
-        ({"asked": "others"}, "digest", "questions: 'these' there, 'others' now.*another run.dir .* in rollout.reuse"),
+        ("these", "other", "teacher_digest: 'digest 0' there, 'other 0' now"),
+        ("others", "digest", "questions: 'these' there, 'others' now.*another run.dir .* in rollout.reuse"),
     ],
-    ids=["setting", "teacher", "data"],
 )
-def test_a_stage_is_not_gone_on_with_by_another_recipe(
-    of: dict[str, Any], digest: str, told: str, tmp_path: Path
-) -> None:
+def test_a_stage_is_not_gone_on_with_by_another_recipe(asked: str, digest: str, told: str, tmp_path: Path) -> None:
     roll_out(tmp_path)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(StoreError, match=f"made by something else.*{told}"):
-        roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest=digest)), **of)
+        roll_out(tmp_path, FakeReplicas(teacher=FakePool("teacher", digest=digest)), asked=asked)
 
 
 def test_batches_never_reach_over_questions_that_are_left_out() -> None:
@@ -261,7 +250,7 @@ def test_rows_made_by_the_same_recipe_are_taken_over_by_question(tmp_path: Path)
     old = roll_out(tmp_path / "old" / "stage-0", asked="those of then")
     other = [problem(id="new"), PROBLEMS[3], PROBLEMS[0], problem(id="0", label="mended")]
     reuse: dict[str, Any] = {"reuse": [str(tmp_path / "old")]}
-    teacher, differs = FakePool("teacher"), FakePool("teacher")
+    teacher = FakePool("teacher")
     new = roll_out(tmp_path / "a", FakeReplicas(teacher=teacher), other, stage=1, **reuse)
     assert sorted(teacher.wrote) == ["0", "new"]
     assert [(row.position, row.stage, row.problem) for row in new.rows] == [
@@ -270,24 +259,10 @@ def test_rows_made_by_the_same_recipe_are_taken_over_by_question(tmp_path: Path)
     assert (new.told.rows, new.told.answers) == (4, 16)
     before, after = old.rows[3].answers[3], new.rows[1].answers[3]
     assert np.array_equal(before.teacher.top_logprobs, after.teacher.top_logprobs)
-    roll_out(tmp_path / "b", FakeReplicas(teacher=differs), other, ratio=0.1, **reuse)
-    assert len(differs.wrote) == 4
+    roll_out(tmp_path / "b", FakeReplicas(teacher=teacher), other, ratio=0.1, **reuse)
+    assert len(teacher.wrote) == 2 + 4, "another recipe"
     with pytest.raises(StoreError, match="rollout.reuse.*holds no store"):
         roll_out(tmp_path / "c", reuse=[str(tmp_path / "nowhere")])
-
-
-def test_student_answers_of_an_earlier_stage_are_only_scored_by_the_next_teacher(tmp_path: Path) -> None:
-    first, replicas = roll_out(tmp_path / "stage-0"), FakeReplicas()
-    earlier = Earlier(rows=store.Lookup([tmp_path / "stage-0"]), same_judge=True)
-    second = roll_out(tmp_path / "stage-1", replicas, earlier=earlier, stage=1, ratio=0.1)
-    assert replicas.pools["student"].wrote == []
-    assert len(replicas.pools["teacher"].wrote) == 5
-    assert replicas.pools["student"].scored == [(5, 1)] * 5
-    for before, after in zip(first.rows, second.rows, strict=True):
-        assert after.mask_ratio == 0.1
-        for one, other in zip(before.answers, after.answers, strict=True):
-            assert one.judged == other.judged
-            assert np.array_equal(one.reference_logprobs, other.reference_logprobs)
 
 
 def test_a_picture_that_is_gone_sets_its_question_aside(tmp_path: Path) -> None:
@@ -350,13 +325,36 @@ def test_tags_of_a_judges_prompts_and_verdicts_unlike_the_rules_are_counted_and_
     assert "stage 0: the judge and the rule (exact) differ on 33.3% of 24 answers" in said
 
 
-def test_a_rule_judges_without_replicas_and_is_not_compared_with_itself(tmp_path: Path) -> None:
-    replicas = FakeReplicas()
-    del replicas.pools["judge"]
-    stored = roll_out(tmp_path, replicas, judge=Judge(of_teacher="rule", of_student="rule"))
+BOTH = ["red", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student", "verdicts", "student_asked", "teacher_asked"),
+    [
+        ("student", "student", [1, 1, 1, 1], BOTH, []),
+        ("teacher", "teacher", [0, 1, 0, 1], [], BOTH),
+        ("teacher", "student", [0, 1, 1, 1], BOTH, BOTH),
+        ("student", "teacher", [1, 1, 0, 1], BOTH, BOTH),
+        ("rule", "student", [1, 0, 1, 1], BOTH, []),
+        ("rule", "rule", [1, 0, 1, 0], [], []),
+    ],
+)
+def test_the_answers_of_each_source_go_to_their_own_judge_and_equal_ones_once(
+    of_teacher: JudgedBy,
+    of_student: JudgedBy,
+    verdicts: list[int],
+    student_asked: list[str],
+    teacher_asked: list[str],
+    tmp_path: Path,
+) -> None:
+    """The student calls all right, the teacher blue alone, and the rule, whose label is red, red alone."""
+    student, teacher = FakePool("judge", {"red": 1, "blue": 1}), FakePool("teacher_judge", {"red": 0, "blue": 1})
+    judge = Judge(of_teacher=of_teacher, of_student=of_student)
+    stored = roll_out(tmp_path, FakeReplicas(judge=student, teacher_judge=teacher), PROBLEMS[:1], judge=judge)
     judged = [one.judged for one in stored.rows[0].answers]
-    assert [(one.accuracy, one.verdict) for one in judged] == [(right, "by rule (exact)") for right in (1, 0, 1, 0)]
-    assert stored.told.compared == 0
+    assert [(one.answer.text, one.accuracy) for one in judged] == list(zip(BOTH * 2, verdicts, strict=True))
+    assert (student.judged, teacher.judged) == (student_asked, teacher_asked)
+    assert stored.told.compared == 2 * [of_teacher != "rule", of_student != "rule"].count(True), "with the rule"
 
 
 def test_the_reasoning_is_stored_and_an_unreadable_one_leaves_the_answer_out(tmp_path: Path) -> None:
