@@ -18,8 +18,6 @@ T = TypeVar("T")
 MADE_AGAIN = "Delete it to make it again."
 HALF_WRITTEN = ".tmp"
 """Suffix of a file's name while it is being written."""
-_TOLD = 3
-"""Most wrong values of a record that its error names."""
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """Type of a record's field whose number may be missing: NaN in Python, null in JSON."""
 
@@ -61,7 +59,7 @@ def _record(where: str, text: str, kind: TypeAdapter[T], remedy: str) -> T:
     try:
         return kind.validate_json(content, strict=True)
     except ValidationError as error:
-        told = "; ".join(map(_complaint, error.errors()[:_TOLD]))
+        told = "; ".join(map(_complaint, error.errors()[:3]))
         raise StoreError(f"{where}: {told}. {remedy}") from error
 
 

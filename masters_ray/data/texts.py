@@ -70,16 +70,12 @@ def as_text(value: Any, key: str) -> str:
         case int() if not isinstance(value, bool):
             return str(value)
         case float() | Decimal() if (number := Decimal(str(value))).is_finite():
-            return _number(number)
+            number = number or abs(number)  # without the sign of −0
+            text = format(number, "f") if abs(number.adjusted()) < _DIGITS else str(number)
+            return text.removesuffix(".0")  # in a column with missing values, whole numbers are stored as 3.0
         case date() | time():
             return str(value).removesuffix(" 00:00:00")
     raise BadRowError(f"{key}: expected a single text, number or date, found {shown(value)}: write what is meant")
-
-
-def _number(number: Decimal) -> str:
-    number = number or abs(number)  # without the sign of −0
-    text = format(number, "f") if abs(number.adjusted()) < _DIGITS else str(number)
-    return text.removesuffix(".0")  # in a column with missing values, whole numbers are stored as 3.0
 
 
 def special_in(text: str, pattern: str) -> str | None:

@@ -40,8 +40,6 @@ class LearningTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(LearningTimes):
-    """The times of a configuration's run."""
-
     online_fraction: float
     replicas: Mapping[str, int]
     steps: int

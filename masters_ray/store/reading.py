@@ -18,8 +18,6 @@ from masters_ray.store.shards import MANIFEST, SHARD, read_accounts, read_manife
 if TYPE_CHECKING:
     import ray.data
 
-_SHARDS_HELD = 8
-
 
 def shard_names(folder: Where) -> list[str]:
     """Returns the shards of a finished store that have rows, in the rows' order. Raises StoreError when the store is
@@ -91,7 +89,7 @@ class Lookup:
             for position, digest in account.asked.items()
             if position not in account.rejected
         }
-        self._held = lru_cache(_SHARDS_HELD)(read_shard)
+        self._held = lru_cache(8)(read_shard)
 
     def __len__(self) -> int:
         """The number of questions that have a row."""

@@ -45,7 +45,6 @@ class JudgePass:
 @dataclass(frozen=True, kw_only=True)
 class JudgeFigures:
     name: str
-    """student, teacher or rule."""
     unjudged: int
     """Answers for which neither call was readable."""
     right: dict[str, float]
@@ -193,7 +192,6 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[Judged
 
 
 def _pass(pool: Pool, cases: Sequence[JudgedText], order: Sequence[int], size: int, judge: str) -> JudgePass:
-    """Judges the cases in this order, ``size`` per call."""
 
     def ask(indices: Sequence[int]) -> list[list[Verdict]]:
         asked = [cases[index] for index in indices]

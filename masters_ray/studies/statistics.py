@@ -7,14 +7,12 @@ import numpy as np
 
 from masters_ray.evaluate import Interval, wilson
 
-_RESAMPLES = 2000
 _T = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-"""Student's t at 0.975 for 1, 2, … degrees of freedom."""
-_NORMAL = 1.960
+"""Student's t at 0.975 for 1, 2, … 30 degrees of freedom; beyond, the normal distribution's is close enough."""
 
 
 def mean(values: Sequence[float]) -> Interval:
@@ -25,7 +23,7 @@ def mean(values: Sequence[float]) -> Interval:
     value, n = sum(values) / len(values), len(values)
     if n == 1:
         return Interval(value=value, low=math.nan, high=math.nan, n=1)
-    half = (_T[n - 2] if n - 2 < len(_T) else _NORMAL) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = (_T[n - 2] if n - 2 < len(_T) else 1.960) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(value=value, low=value - half, high=value + half, n=n)
 
 
@@ -57,7 +55,7 @@ def resampled(
     _, index = np.unique(np.asarray(question_of), return_inverse=True)
     sums = np.zeros((index.max() + 1, columns.shape[1]))
     np.add.at(sums, index, columns)
-    draws = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    draws = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
     drawn = np.array([statistic(sums[draw].sum(0)) for draw in draws])
     finite = drawn[np.isfinite(drawn)]
     low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (math.nan, math.nan)

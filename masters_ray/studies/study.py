@@ -39,8 +39,6 @@ Changes = Annotated[dict[str, Any], AfterValidator(lambda tree: dict(leaves(tree
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The content of a study's file."""
-
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     file: str = ""
@@ -63,12 +61,11 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantOutcome:
-    """Means over the seeds of a variant. Accuracies are the trained student's on held-out questions, as fractions."""
+    """A variant's means over its seeds. Accuracies are the trained student's on held-out questions, as fractions."""
 
     name: str
     changes: dict[str, Any]
     accuracies: list[float]
-    """For each seed."""
     accuracy: Interval
     difference: Interval
     """Accuracy minus the reference's with the same seed."""
@@ -140,7 +137,6 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
 
 
 def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
-    """Writes figures, table and page of a study; returns the page's path."""
     [reference] = [one for one in found if one.name == study.reference]
     others = [one for one in found if one is not reference]
     several = len(study.seeds) > 1
