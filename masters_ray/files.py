@@ -90,22 +90,20 @@ def append_lines(file: Path, rows: Sequence[Any]) -> None:
 
 
 def write_lines(file: Path, rows: Iterable[Any]) -> None:
-    """Writes ``as_json`` of each row as a line, as ``write_bytes`` does."""
+    """Writes ``as_json`` of each row as a line."""
     write_text(file, "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes plain values, and ``as_json`` of records among them, as ``write_bytes`` does."""
+    """Writes plain values, and ``as_json`` of records among them."""
     write_text(file, json.dumps(content, default=as_json, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a UTF-8 file as ``write_bytes`` does."""
     write_bytes(file, text.encode())
 
 
 def write_bytes(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file atomically as ``new_file`` does."""
     with new_file(file) as whole:
         whole.write(content)
 

@@ -223,7 +223,7 @@ class StepMetrics:
     """Necessary operations (``learner.work``) per second and worker, as a fraction of the rate that the device reaches
     on one large matrix product."""
     memory_gib: float
-    """Peak memory of any worker so far, GiB: PyTorch's on a GPU, the process's on a CPU."""
+    """Peak memory of any worker so far: PyTorch's on a GPU, the process's on a CPU."""
     jsd_error_bound: float = math.nan
     """Upper bound, nats, by which ``jsd`` of stored top-k scores can be below that of the whole vocabulary. NaN: not
     measured by an earlier version."""
@@ -287,7 +287,7 @@ class LogprobMismatch:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTally:
-    """Counts over the answers of a stage; ``+`` adds up the tallies of batches."""
+    """Counts over the answers of a stage, or of a batch; ``+`` adds them up."""
 
     rows: int = 0
     answers: int = 0

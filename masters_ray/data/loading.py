@@ -138,12 +138,9 @@ def load(
     first: int | None = None,
 ) -> Problems:
     """Reads the ``first`` rows of a source (None: all), shuffles them by ``seed``, takes ``source.rows`` of them with
-    kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it.
-
-    Sets a row aside when it is malformed, a picture cannot be decoded or has more than ``max_pixels`` pixels, or the
-    regular expression ``special`` finds a tokenizer's special token in a text. Raises DataError when the file cannot be
-    read, the spool cannot be written, or ``refuse_too_many`` does.
-    """
+    kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it. special: a
+    regular expression; rows with a match in a text are set aside. Raises DataError when the file cannot be read, the
+    spool cannot be written, or ``refuse_too_many`` does."""
     file = sources.origin(source)
     made_by = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), stamp(str(file))]
     key = json.dumps([*made_by, seed, max_pictures, max_pixels, special, first])
@@ -184,10 +181,8 @@ def _read(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | 
 
 def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) -> list[int]:
     """Returns the usable rows shuffled by ``seed``; takes ``wanted`` of them from the kinds in turn while they last.
-
-    kinds: kind of each row; None: not usable. Unusable rows take part in the shuffle, so that mending one does not
-    change the order of the others.
-    """
+    kinds: kind of each row; None: not usable."""
+    # Unusable rows take part, so that mending one does not change the order of the others.
     shuffled = list(range(len(kinds)))
     random.Random(seed).shuffle(shuffled)
     order = [row for row in shuffled if kinds[row] is not None]

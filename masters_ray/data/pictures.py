@@ -120,10 +120,8 @@ def _name(picture: Picture) -> str:
 
 
 def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[str]]:
-    """Returns the picture's first frame as RGB without metadata, and the changes made to it.
-
-    Raises BadPictureError, whose message begins with ``name``; for more than ``max_pixels`` before decoding.
-    """
+    """Returns the picture's first frame as RGB without metadata, and the changes made to it. Raises BadPictureError
+    about ``name``; for more than ``max_pixels`` before decoding."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height

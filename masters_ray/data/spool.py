@@ -1,8 +1,6 @@
-"""The spool of a source: a file with its problems, each read when it is asked for.
-
-The usable rows stand there as msgpack, behind them an index and, in 20 digits, its place. The index has the taken rows
-in their seeded order, the picture files that were read, the key of what made the spool, and findings about the source.
-"""
+"""The spool of a source: a file with its problems, each read when it is asked for. The usable rows stand there as
+msgpack, behind them an index and, in 20 digits, its place. The index has the taken rows in their seeded order, the
+picture files that were read, the key of what made the spool, and findings about the source."""
 
 import hashlib
 import json

@@ -55,10 +55,7 @@ def bare(text: str) -> str:
 
 def as_text(value: Any, key: str) -> str:
     """Returns a value as a text: 3.0 → "3", Decimal("12.40") → "12.40", a date → "2018-01-02", ["red"] → "red".
-
-    Raises BadRowError, naming ``key``, for anything but a single text, number or date, and for true, which may mean
-    yes, true or 1.
-    """
+    Raises BadRowError, naming ``key``, for anything else, also for true, which may mean yes, true or 1."""
     if isinstance(value, list | tuple) and len(value) == 1:
         [value] = value
     match value:

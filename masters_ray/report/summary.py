@@ -1,8 +1,5 @@
 """The records of a finished run (summary.json, examples.json), which ``pipeline.outcome`` writes, and their readers.
-
-Files nest as the classes do. Accuracies and shares are fractions, times are wall seconds. A number that the run could
-not measure is NaN here and null in the file.
-"""
+Accuracies and shares are fractions, times wall seconds. What the run could not measure is NaN here, null in a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +91,6 @@ class ModelFacts:
 
     checkpoint: str
     digest: str
-    """SHA-256 of the weights."""
     parameters: int
 
 
@@ -121,7 +117,6 @@ class Summary:
     dir: str
     seed: int
     started: str
-    """ISO 8601."""
     config_file: str
     versions: dict[str, str]
     config: str

@@ -17,14 +17,12 @@ DAMAGED = ".damaged"
 
 
 class Folder:
-    """A directory whose files are written whole or not at all.
+    """A directory whose files are written whole or not at all: an object store shows an object only after all of it has
+    arrived, and ``files.write_bytes`` does the same on a disk. Every method raises StoreError, which names the file,
+    when the file system refuses the operation.
 
-    ``where`` is a path, or an address that pyarrow's file systems know: ``s3://bucket/…``, ``gs://bucket/…``,
-    ``file:///…``; keys and regions come from the environment. An object store shows an object only after all of it has
-    arrived; ``files.write_bytes`` does the same on a disk.
-
-    Every method raises StoreError, which names the file, when the file system refuses the operation.
-    """
+    where: a path, or an address that pyarrow's file systems know: ``s3://bucket/…``, ``gs://bucket/…``, ``file:///…``;
+    keys and regions come from the environment."""
 
     def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""

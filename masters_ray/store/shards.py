@@ -1,7 +1,5 @@
 """The files of a store (docs/STORE.md): its key, its shards with their accounts, its manifest; reads and writes them.
-
-Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again.
-"""
+Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again."""
 
 import hashlib
 import json

@@ -1,9 +1,8 @@
-"""The mask scan: JSD of masked teacher and student per mask ratio (appendix F.4), and quality of its answers (F.3).
+"""The mask scan: JSD of masked teacher and student per mask ratio (appendix F.4), and quality of its answers (F.3). A
+run should start at the ratio with the lowest JSD: less masking is harder to imitate, more distorts the teacher.
 
-    each ratio: the masked teacher answers, all answers are judged and scored ─► store ─► JSD to the student
-    the student's answers are written once
-
-A run should start at the ratio with the lowest JSD: less masking is harder to imitate, more distorts the teacher.
+each ratio: the masked teacher answers, all answers are judged and scored ─► store ─► JSD to the student
+the student's answers are written once
 """
 
 from collections.abc import Iterable, Sequence

@@ -16,10 +16,7 @@ _T = (
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Returns the mean of one or more independent values with Student's interval.
-
-    Example: ``[1.0, 2.0, 3.0]`` gives 2 ± 4.303 / √3.
-    """
+    """Returns the mean of one or more independent values with Student's interval."""
     value, n = sum(values) / len(values), len(values)
     if n == 1:
         return Interval(value=value, low=math.nan, high=math.nan, n=1)
@@ -37,10 +34,7 @@ def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = 
 
 def resampled_share(values: Sequence[int], question_of: Sequence[str]) -> Interval:
     """``resampled_mean`` of values 0 and 1. If all are equal, where resampling gives an empty interval, the interval is
-    Wilson's for that number of questions.
-
-    Example: 20 ones on 10 questions give 1.0 with 0.722 … 1.0.
-    """
+    Wilson's for that number of questions."""
     found = resampled_mean(values, question_of)
     return wilson(round(found.value) * found.n, found.n) if found.value in (0, 1) else found
 

@@ -1,9 +1,7 @@
-"""Studies: run the variants of a configuration with several seeds each, and compare their accuracies.
-
-A study is a YAML file (conf/study): a base configuration, changes for all runs, and further changes for each variant.
-Runs are ordinary ones in DIR/VARIANT/seed-S. Finished runs are not repeated. Runs that differ only in how they learn
-share rollouts and the accuracies of the untrained models; other runs reuse rows made by the same recipe.
-"""
+"""Studies: run the variants of a configuration with several seeds each, and compare their accuracies. A study is a YAML
+file (conf/study): a base configuration, changes for all runs, and further changes for each variant. Runs are ordinary
+ones in DIR/VARIANT/seed-S. Finished runs are not repeated. Runs that differ only in how they learn share rollouts and
+the accuracies of the untrained models; other runs reuse rows made by the same recipe."""
 
 import dataclasses
 import json
@@ -141,6 +139,9 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
     others = [one for one in found if one is not reference]
     several = len(study.seeds) > 1
     differences = [one.difference if several else one.difference_by_question for one in others]
+    names, x_label = [one.name for one in found], "accuracy on held-out questions (%)"
+    means, singles = Series("", "after", "D", [one.accuracy for one in found]), [one.accuracies for one in found]
+    gain = f"accuracy minus that of “{study.reference}” (points)"
     by_seed = [[own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)] for one in others]
     return publish(
         study.dir,
@@ -150,21 +151,9 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
         name=study.dir.name,
         several=several,
         waited=any(one.waited.value > 0 for one in found),
-        accuracy_chart=rows_chart(
-            "accuracy",
-            [one.name for one in found],
-            [Series("", "after", "D", [one.accuracy for one in found])],
-            "accuracy on held-out questions (%)",
-            [one.accuracies for one in found],
-            reference.accuracy.value,
-        ),
+        accuracy_chart=rows_chart("accuracy", names, [means], x_label, singles, reference.accuracy.value),
         difference_chart=rows_chart(
-            "difference",
-            [one.name for one in others],
-            [Series("", "after", "D", differences)],
-            f"accuracy minus that of “{study.reference}” (points)",
-            by_seed,
-            0.0,
+            "difference", [one.name for one in others], [Series("", "after", "D", differences)], gain, by_seed, 0.0
         ),
     )
 
