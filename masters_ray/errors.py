@@ -1,7 +1,5 @@
-"""The tree of errors that masters_ray raises on purpose: one class per boundary.
-
-All of them pickle (Ray carries them between processes), keep their cause, and say what was expected and the remedy.
-"""
+"""The tree of errors that masters_ray raises on purpose: one class per boundary. All of them pickle (Ray carries them
+between processes), keep their cause, and say what was expected and the remedy."""
 
 import re
 from collections.abc import Iterator
@@ -50,8 +48,7 @@ class ConfigError(MastersError):
         self.complaints = complaints
 
     def __str__(self) -> str:
-        count = len(self.complaints)
-        head = f"{count} complaint{'s' if count > 1 else ''} about the configuration:"
+        head = f"{len(self.complaints)} complaint{'s' if len(self.complaints) > 1 else ''} about the configuration:"
         return "\n".join([head, *(f"  * {complaint}" for complaint in self.complaints)])
 
 

@@ -83,10 +83,8 @@ def wilson(correct: int, n: int) -> Interval:
 
 def accuracy(marked: Sequence[Marked]) -> Accuracy:
     """Returns accuracy per kind and their unweighted mean, whatever the kinds' frequencies; NaN without questions.
-
     The mean's 95 % interval adds up the kinds' binomial variances. Each kind gets two more successes and two more
-    failures (Agresti and Coull), so that its variance is above 0 even without errors.
-    """
+    failures (Agresti and Coull), so that its variance is above 0 even without errors."""
     if not marked:
         return Accuracy(value=math.nan, low=math.nan, high=math.nan, n=0, by_kind={})
     asked = Counter(one.kind for one in marked)
@@ -101,11 +99,8 @@ def accuracy(marked: Sequence[Marked]) -> Accuracy:
 
 def kappa(answers: float, first: float, second: float, same: float) -> float:
     """Returns Cohen's κ of two judges: agreement beyond chance at their own rates of "right". NaN without answers, or
-    when chance agreement is 1.
-
-    answers: number of answers; first, second: answers that each judge calls right; same: answers on which both agree.
-    Example: 50 answers, of which 25 and 30 right, 35 the same: (0.7 − 0.5) / (1 − 0.5) = 0.4.
-    """
+    when chance agreement is 1. answers: number of answers; first, second: answers that each judge calls right; same:
+    answers on which both agree."""
     if not answers:
         return math.nan
     one, other = first / answers, second / answers

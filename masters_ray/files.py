@@ -18,8 +18,6 @@ T = TypeVar("T")
 MADE_AGAIN = "Delete it to make it again."
 HALF_WRITTEN = ".tmp"
 """Suffix of a file's name while it is being written."""
-_TOLD = 3
-"""Most wrong values of a record that its error names."""
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """Type of a record's field whose number may be missing: NaN in Python, null in JSON."""
 
@@ -61,7 +59,7 @@ def _record(where: str, text: str, kind: TypeAdapter[T], remedy: str) -> T:
     try:
         return kind.validate_json(content, strict=True)
     except ValidationError as error:
-        told = "; ".join(map(_complaint, error.errors()[:_TOLD]))
+        told = "; ".join(map(_complaint, error.errors()[:3]))
         raise StoreError(f"{where}: {told}. {remedy}") from error
 
 
@@ -92,22 +90,20 @@ def append_lines(file: Path, rows: Sequence[Any]) -> None:
 
 
 def write_lines(file: Path, rows: Iterable[Any]) -> None:
-    """Writes ``as_json`` of each row as a line, as ``write_bytes`` does."""
+    """Writes ``as_json`` of each row as a line."""
     write_text(file, "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes plain values, and ``as_json`` of records among them, as ``write_bytes`` does."""
+    """Writes plain values, and ``as_json`` of records among them."""
     write_text(file, json.dumps(content, default=as_json, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a UTF-8 file as ``write_bytes`` does."""
     write_bytes(file, text.encode())
 
 
 def write_bytes(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file atomically as ``new_file`` does."""
     with new_file(file) as whole:
         whole.write(content)
 

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 console = Console(highlight=False, emoji=False, markup=False)
-_SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[..., None]
 """advance(count, note=""): adds ``count`` finished pieces and shows the note behind the bar."""
@@ -42,7 +41,7 @@ def _lines(title: str, total: int, done: float) -> Advance:
         nonlocal done, said
         done += count
         now = time.monotonic()
-        if done >= total or now - said >= _SECONDS_BETWEEN_LINES:
+        if done >= total or now - said >= 10:
             said = now
             say(f"{title}: {done:.0f}/{total} in {now - started:.0f} s  {note}".rstrip())
 

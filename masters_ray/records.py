@@ -223,7 +223,7 @@ class StepMetrics:
     """Necessary operations (``learner.work``) per second and worker, as a fraction of the rate that the device reaches
     on one large matrix product."""
     memory_gib: float
-    """Peak memory of any worker so far, GiB: PyTorch's on a GPU, the process's on a CPU."""
+    """Peak memory of any worker so far: PyTorch's on a GPU, the process's on a CPU."""
     jsd_error_bound: float = math.nan
     """Upper bound, nats, by which ``jsd`` of stored top-k scores can be below that of the whole vocabulary. NaN: not
     measured by an earlier version."""
@@ -287,10 +287,9 @@ class LogprobMismatch:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTally:
-    """Counts over the answers of a stage; ``+`` adds up the tallies of batches."""
+    """Counts over the answers of a stage, or of a batch; ``+`` adds them up."""
 
     rows: int = 0
-    """Groups stored."""
     answers: int = 0
     unjudged: int = 0
     empty: int = 0
@@ -305,7 +304,6 @@ class AnswerTally:
     """Questions whose text, label or choices hold tags of the judge's prompts."""
     teacher_written: int = 0
     teacher_cut: int = 0
-    """Answers cut at the token limit."""
     teacher_judged: int = 0
     teacher_right: int = 0
     student_written: int = 0
@@ -315,14 +313,12 @@ class AnswerTally:
     reasoning_judged: int = 0
     reasoning_right: int = 0
     tokens: int = 0
-    """Scored tokens of stored answers."""
     tail_mass_sum: float = 0.0
     """Sum over ``tokens`` of ``TokenScores.left_out``."""
 
     def __add__(self, other: "AnswerTally") -> "AnswerTally":
-        return AnswerTally(
-            **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(AnswerTally)}
-        )
+        names = [one.name for one in fields(AnswerTally)]
+        return AnswerTally(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def rates(self, part: Literal["right", "cut"], whole: Literal["judged", "written"]) -> dict[str, float]:
         """Returns the fraction of each source's ``whole`` answers that are ``part``; leaves out sources without any."""

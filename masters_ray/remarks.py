@@ -9,8 +9,6 @@ from masters_ray.records import AnswerTally
 
 _MANY_CUT = 0.05
 """A warning appears above this fraction of cut answers."""
-_CHANCE = 0.1
-"""Fraction of answers on which judge and rule may differ although both fit the labels."""
 
 
 def of(where: str, counts: AnswerTally, rule: str) -> list[str]:
@@ -52,9 +50,10 @@ def kappa(counts: AnswerTally) -> float:
 
 
 def disagreement(where: str, counts: AnswerTally, rule: str) -> str:
-    """Warns when judge and rule differ too often: the 95 % interval of the fraction lies above 10 %."""
+    """Warns when judge and rule differ too often: the 95 % interval of the fraction lies above 10 %, since they
+    may differ on some although both fit the labels."""
     n = counts.compared
-    if not n or (differ := wilson(n - counts.judge_rule_agreements, n)).low <= _CHANCE:
+    if not n or (differ := wilson(n - counts.judge_rule_agreements, n)).low <= 0.1:
         return ""
     return (
         f"{where}: the judge and the rule ({rule}) differ on {differ.value:.1%} of {n} answers (95 % interval "

@@ -13,7 +13,6 @@ GOES_ON = "the same command goes on from what is finished."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_REPEAT = 2.0
 """A signal that comes again this soon is the same one: timeout and terminals signal the process and its group."""
-_SECONDS_TO_DIE = 10.0
 
 _first: list[tuple[signal.Signals, float]] = []
 """The first signal received and its time (monotonic seconds); empty before."""
@@ -75,4 +74,4 @@ def end_children(spared: Collection[int] = ()) -> None:
     for child in found:
         with suppress(psutil.NoSuchProcess):
             child.kill()
-    psutil.wait_procs(found, timeout=_SECONDS_TO_DIE)
+    psutil.wait_procs(found, timeout=10)

@@ -1,8 +1,6 @@
-"""Checks before anything expensive starts: ``load`` runs the quick ones for each command, ``validate`` runs all.
-
-A check is a function of a CheckContext: it adds complaints, which refuse the configuration, and prints remarks. All
-checks run in the order of their table, and all complaints are raised together.
-"""
+"""Checks before anything expensive starts: ``load`` runs the quick ones for each command, ``validate`` runs all. A
+check is a function of a CheckContext: it adds complaints, which refuse the configuration, and prints remarks. All
+checks run in the order of their table, and all complaints are raised together."""
 
 import tempfile
 from collections.abc import Callable, Sequence

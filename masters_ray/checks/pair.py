@@ -58,19 +58,6 @@ def teachers(context: CheckContext) -> None:
             context.complain(f"{name}.top_k", expected, str(top_k), "50 keeps nearly all of the mass.")
         if ours is not None:
             _comparable(context, name, folder, ours)
-            _ends(context, name, folder, ours)
-
-
-def _ends(context: CheckContext, name: str, teacher: Path, student: Path) -> None:
-    """Checks that teacher and student share an end token."""
-    theirs, ours = weights.end_ids(teacher), weights.end_ids(student)
-    if not theirs & ours:
-        expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
-        remedy = "Give generation_config.json of either the eos_token_id of the other, if its chat template ends so."
-        context.complain("student.checkpoint", expected, f"{sorted(ours) or 'none'} in {student}", remedy)
-    elif theirs != ours:
-        kept = f"; {name} is kept from writing {sorted(theirs - ours)}" if theirs - ours else ""
-        say(f"answers of {name} end with tokens {sorted(theirs)}, the student's with {sorted(ours)}{kept}")
 
 
 def _masked(context: CheckContext, number: int, name: str, folder: Path) -> None:
@@ -102,16 +89,24 @@ def _is_quantised(context: CheckContext, name: str, to_be: str, folder: Path) ->
 
 
 def _comparable(context: CheckContext, name: str, teacher: Path, student: Path) -> None:
-    theirs, ours = weights.tokenizer_identity(teacher), weights.tokenizer_identity(student)
-    if different := [part for part in ours if ours[part] != theirs[part]]:
+    """Checks that teacher and student have the same tokenizer and prompts, and share an end token."""
+    identity, own = weights.tokenizer_identity(teacher), weights.tokenizer_identity(student)
+    if different := [part for part in own if own[part] != identity[part]]:
         found = f"{student}, which differs in {', '.join(different)}"
         remedy = "Distributions can only be compared token by token: choose a pair of one family."
         context.complain("student.checkpoint", f"the tokenizer of the teacher ({teacher})", found, remedy)
-    if weights.prompt_digest(teacher) == weights.prompt_digest(student):
-        return
-    if context.config.learner.teacher == "live":
-        expected = f"stored, since {name} makes other prompts than the student"
-        remedy = "A live teacher reads the student's own prompts: processor files and chat templates must be equal."
-        context.complain("learner.teacher", expected, "live", remedy)
-    else:
-        say(f"{name} has other processor files or another chat template than the student: their prompts may differ")
+    if weights.prompt_digest(teacher) != weights.prompt_digest(student):
+        if context.config.learner.teacher == "live":
+            expected = f"stored, since {name} makes other prompts than the student"
+            remedy = "A live teacher reads the student's own prompts: processor files and chat templates must be equal."
+            context.complain("learner.teacher", expected, "live", remedy)
+        else:
+            say(f"{name} has other processor files or another chat template than the student: their prompts may differ")
+    theirs, ours = weights.end_ids(teacher), weights.end_ids(student)
+    if not theirs & ours:
+        expected = f"a token that ends answers of {name} too: {sorted(theirs) or 'none'} in {teacher}"
+        remedy = "Give generation_config.json of either the eos_token_id of the other, if its chat template ends so."
+        context.complain("student.checkpoint", expected, f"{sorted(ours) or 'none'} in {student}", remedy)
+    elif theirs != ours:
+        kept = f"; {name} is kept from writing {sorted(theirs - ours)}" if theirs - ours else ""
+        say(f"answers of {name} end with tokens {sorted(theirs)}, the student's with {sorted(ours)}{kept}")

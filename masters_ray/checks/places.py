@@ -18,8 +18,6 @@ from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder, difference
 
 COPY = "working_dir_files"
 """Name of Ray's directory of copies of submitted projects."""
-_OPTIMIZER = 12
-"""Bytes per parameter of the optimizer's state in a checkpoint: a float32 copy and two moments."""
 
 
 def not_in_a_copy(context: CheckContext) -> None:
@@ -106,7 +104,8 @@ def room(context: CheckContext) -> None:
     if "student" in context.folders:
         run_dir, learner = Path(context.config.run.dir), context.config.learner
         weight, checkpoints = 2 if learner.dtype == "bfloat16" else 4, learner.checkpoints_kept + 1
-        each = weight + (0 if learner.lora.rank else checkpoints * (weight + _OPTIMIZER))
+        # A checkpoint has the weights and 12 bytes per parameter for the optimizer: a float32 copy and two moments.
+        each = weight + (0 if learner.lora.rank else checkpoints * (weight + 12))
         needed = each * weights.parameter_count(context.folders["student"])
         free = shutil.disk_usage(_nearest(run_dir)).free
         say(f"room: the learner writes up to {decimal(needed)} in {run_dir}, where {decimal(free)} are free")

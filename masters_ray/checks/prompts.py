@@ -53,9 +53,8 @@ def _of_model(context: CheckContext, name: str) -> None:
 
 def _ids(chat: "Chat", problem: Problem) -> list[int]:
     """Returns the prompt's ids as the learner reads them: with pictures expanded."""
-    pictures = [data.decode(picture) for picture in problem.pictures]
-    ids: list[int] = chat.inputs(question_messages(problem), pictures)["input_ids"][0].tolist()
-    return ids
+    found = chat.inputs(question_messages(problem), list(map(data.decode, problem.pictures)))
+    return list(found["input_ids"][0].tolist())
 
 
 def _that_can_be_asked(context: CheckContext, chat: "Chat", name: str, source: str) -> list[Problem]:
@@ -96,10 +95,8 @@ def _that_can_be_asked(context: CheckContext, chat: "Chat", name: str, source: s
 def check_ids(chat: "Chat", problem: Problem) -> None:
     """Raises CheckpointError unless engine and learner have the same ids for the question, with each picture and the
     start token once, pictures are cut as the model wants them, and answers end with a token that the engine knows."""
-    content, processor = (
-        weights.read_json(chat.folder / "config.json"),
-        getattr(chat.processor, "image_processor", None),
-    )
+    content = weights.read_json(chat.folder / "config.json")
+    processor = getattr(chat.processor, "image_processor", None)
     for attribute, key in _CUTS.items():
         cut, wanted = getattr(processor, attribute, None), content.get("vision_config", {}).get(key)
         if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:

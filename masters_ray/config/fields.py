@@ -69,9 +69,6 @@ def only(holds: Callable[[Any], bool], expected: str) -> AfterValidator:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-"""A fraction of a whole."""
-MaskRatio = Annotated[float, Field(ge=0, lt=1)]
-"""A fraction of each masked matrix."""
 
 _ONE_SLASH = re.compile("(s3|gs|gcs|abfss?|hdfs|file|https?):/(?!/)", re.IGNORECASE)
 Place = Annotated[

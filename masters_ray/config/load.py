@@ -145,17 +145,13 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
         if not equals or not key:
             complaints.append(Complaint(word, "key=value", "no '='", "Write for instance learner.workers=2."))
             continue
+        kind = _key_of(key).kind
+        # A text key's value stays as typed unless it is quoted or null.
+        typed = (kind in (str, str | None) or get_origin(kind) is Literal) and text not in ("", "null", "~")
         try:
-            yield from leaves(_value(key, text), key)
+            yield from leaves(text if typed and text[0] not in "\"'" else yaml.load(text, _Texts), key)
         except yaml.YAMLError as error:
             complaints.append(Complaint(word, "a YAML value", " ".join(str(error).split()), "Quote the value."))
-
-
-def _value(key: str, text: str) -> Any:
-    """Parses an override's value as YAML; keeps the value of a text key as typed unless it is quoted or null."""
-    kind = _key_of(key).kind
-    typed = kind in (str, str | None) or get_origin(kind) is Literal
-    return text if typed and text not in ("", "null", "~") and text[0] not in "\"'" else yaml.load(text, _Texts)
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,17 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from masters_ray.config.fields import (
-    MISSING,
-    Checkpoint,
-    ConfigSection,
-    Directory,
-    KeyScope,
-    MaskRatio,
-    Place,
-    Share,
-    only,
-)
+from masters_ray.config.fields import MISSING, Checkpoint, ConfigSection, Directory, KeyScope, Place, Share, only
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
 """A part of a vision-language model."""
@@ -26,12 +16,11 @@ Rule = Literal["exact", "relaxed", "choice", "vqa"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines in online iterations."""
+MaskRatio = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass
 class Run(ConfigSection):
-    """The run's directory and seed."""
-
     dir: Directory = MISSING
     """Directory of all that the run writes; on a cluster a path that every node sees."""
     seed: NonNegativeInt = 0
@@ -75,8 +64,6 @@ class Data(ConfigSection):
 
 @dataclass
 class Engine(ConfigSection):
-    """Options of a vLLM engine."""
-
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: PositiveInt = 8192
     """Most tokens of prompt and answer together."""
@@ -358,9 +345,7 @@ class Config(ConfigSection):
 
     @property
     def evaluation_tokens(self) -> int:
-        """Most tokens of a greedy held-out answer."""
-        longest = self.evaluation.max_tokens
-        return self.rollout.sampling.max_tokens if longest is None else longest
+        return self.evaluation.max_tokens or self.rollout.sampling.max_tokens
 
     @property
     def group_size(self) -> int:

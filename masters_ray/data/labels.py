@@ -41,8 +41,16 @@ def choices_of(value: Any) -> dict[str, str]:
 
 def readings(label: str, choices: Mapping[str, str]) -> dict[Reading, str]:
     """Returns, for each way to read the label that finds a choice, the choice's text."""
+    words = " ".join(label.split())
+    marked = _MARKED.fullmatch(words)
+    whole = (marked[1].upper(), marked[2].casefold()) if marked else None
+    ways = (
+        [text for text in choices.values() if text == words],
+        [text for text in choices.values() if text.casefold() == words.casefold()],
+        [text for key, text in choices.items() if (key, text.casefold()) == whole],
+    )
     found: dict[Reading, str | None] = {
-        "text": _by_text(" ".join(label.split()), choices),
+        "text": next((same[0] for same in ways if len(same) == 1), None),
         "key": choices.get(label.strip("()[].: ").upper()),
         "index": {str(place): text for place, text in enumerate(choices.values())}.get(label),
     }
@@ -64,17 +72,6 @@ def right_choice(label: str, choices: Mapping[str, str], usual: Reading) -> str:
         f"answer: {shown(label)} is none of the choices {shown(list(choices.values()))}; expected the text of one, its "
         f"letter ({first} to {last}) or, if all labels are, its index from 0"
     )
-
-
-def _by_text(label: str, choices: Mapping[str, str]) -> str | None:
-    marked = _MARKED.fullmatch(label)
-    whole = (marked[1].upper(), marked[2].casefold()) if marked else None
-    ways = (
-        [text for text in choices.values() if text == label],
-        [text for text in choices.values() if text.casefold() == label.casefold()],
-        [text for key, text in choices.items() if (key, text.casefold()) == whole],
-    )
-    return next((found[0] for found in ways if len(found) == 1), None)
 
 
 def _pairs(value: Any) -> list[tuple[Any, Any]]:

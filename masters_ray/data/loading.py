@@ -27,10 +27,6 @@ from masters_ray.files import new_file
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, Rejected
 
-_AT_A_TIME = 128
-"""Rows mapped at a time; each may hold pictures in memory."""
-_SECONDS_BETWEEN_LINES = 10.0
-_REASONS_TOLD = 6
 _USED = ("id", "question", "answer", "image", "choices", "kind")
 _LAYOUTS = {
     "conversations": "LLaVA's layout (conversations)",
@@ -40,10 +36,6 @@ _LAYOUTS = {
 }
 _CHOICES = re.compile(r"(?i)(options?|candidates|multiple_choices|(option|choice)s?_?[a-f0-9]?|[ab])")
 """Names of columns that seem to hold choices."""
-_FIRST = 500
-"""Rows read to find out how the labels of a source name their choices."""
-_REMEMBERED = 4096
-"""Checked picture files that are remembered: questions about the same picture are mostly close together."""
 
 
 class Mapper:
@@ -53,7 +45,8 @@ class Mapper:
         self._folder = Path(source.path).parent
         self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
         self._usual = _usual_reading(source)
-        self._of_file = lru_cache(_REMEMBERED)(lambda path, _: check(Picture(path=path), max_pixels))
+        # Questions about the same picture are mostly close together.
+        self._of_file = lru_cache(4096)(lambda path, _: check(Picture(path=path), max_pixels))
 
     def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
         """read: an item of ``sources.rows``."""
@@ -114,10 +107,10 @@ def _check_columns(row: Mapping[str, Any]) -> None:
 
 
 def _usual_reading(source: DataSource) -> Reading:
-    """Returns how most labels of the first rows name their choices; text wins a tie. It decides for ambiguous labels,
-    such as a number among choices that are numbers."""
+    """Returns how most labels of the first 500 rows name their choices; text wins a tie. It decides for ambiguous
+    labels, such as a number among choices that are numbers."""
     counts: Counter[Reading] = Counter()
-    for _, row in itertools.islice(sources.rows(source), _FIRST):
+    for _, row in itertools.islice(sources.rows(source), 500):
         if isinstance(row, dict):
             try:
                 label, choices = as_text(row.get("answer"), "answer"), choices_of(row.get("choices"))
@@ -145,12 +138,9 @@ def load(
     first: int | None = None,
 ) -> Problems:
     """Reads the ``first`` rows of a source (None: all), shuffles them by ``seed``, takes ``source.rows`` of them with
-    kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it.
-
-    Sets a row aside when it is malformed, a picture cannot be decoded or has more than ``max_pixels`` pixels, or the
-    regular expression ``special`` finds a tokenizer's special token in a text. Raises DataError when the file cannot be
-    read, the spool cannot be written, or ``refuse_too_many`` does.
-    """
+    kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it. special: a
+    regular expression; rows with a match in a text are set aside. Raises DataError when the file cannot be read, the
+    spool cannot be written, or ``refuse_too_many`` does."""
     file = sources.origin(source)
     made_by = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), stamp(str(file))]
     key = json.dumps([*made_by, seed, max_pictures, max_pixels, special, first])
@@ -178,23 +168,21 @@ def _kept(spool: Path, key: str) -> Problems | None:
 
 
 def _read(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None) -> None:
-    """Maps few rows at a time on several threads; writes them in their order."""
+    """Maps few rows at a time, which may hold pictures, on several threads; writes them in their order."""
     rows, said = itertools.islice(sources.rows(source), first), time.monotonic()
     with ThreadPoolExecutor(THREADS) as executor:
-        while part := list(itertools.islice(rows, _AT_A_TIME)):
+        while part := list(itertools.islice(rows, 128)):
             for mapped in executor.map(mapper, part):
                 writer.add(mapped)
-            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+            if time.monotonic() - said > 10:
                 said = time.monotonic()
                 say(f"{source.path}: {len(writer.kinds)} rows are read, their pictures decoded")
 
 
 def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) -> list[int]:
     """Returns the usable rows shuffled by ``seed``; takes ``wanted`` of them from the kinds in turn while they last.
-
-    kinds: kind of each row; None: not usable. Unusable rows take part in the shuffle, so that mending one does not
-    change the order of the others.
-    """
+    kinds: kind of each row; None: not usable."""
+    # Unusable rows take part, so that mending one does not change the order of the others.
     shuffled = list(range(len(kinds)))
     random.Random(seed).shuffle(shuffled)
     order = [row for row in shuffled if kinds[row] is not None]
@@ -209,7 +197,7 @@ def reasons(rejected: Sequence[Rejected]) -> list[str]:
     alike: dict[str, list[Rejected]] = defaultdict(list)
     for one in rejected:
         alike[re.sub(r"/\S+|'[^']*'|\d+", "…", one.reason)].append(one)
-    those = sorted(alike.values(), key=len, reverse=True)[:_REASONS_TOLD]
+    those = sorted(alike.values(), key=len, reverse=True)[:6]
     return [f"{len(rows)} × {cut(rows[0].reason, LONGEST)} ({rows[0].row})" for rows in those]
 
 

@@ -120,10 +120,8 @@ def _name(picture: Picture) -> str:
 
 
 def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[str]]:
-    """Returns the picture's first frame as RGB without metadata, and the changes made to it.
-
-    Raises BadPictureError, whose message begins with ``name``; for more than ``max_pixels`` before decoding.
-    """
+    """Returns the picture's first frame as RGB without metadata, and the changes made to it. Raises BadPictureError
+    about ``name``; for more than ``max_pixels`` before decoding."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height
@@ -145,7 +143,9 @@ def _rgb(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, set[s
 
 def _decoded(name: str, image: Image.Image) -> tuple[Image.Image, set[str]]:
     changes: set[str] = set()
-    turn = _turn(image)
+    turn = None
+    with contextlib.suppress(Exception):  # viewers show a picture as it is when its EXIF or XMP cannot be read
+        turn = Image.Transpose(_TURNS[int(image.getexif()[ExifTags.Base.Orientation])])
     image.load()
     pixels = _on_white(_eight_bits(name, image, changes), changes)
     if turn is not None:
@@ -156,13 +156,6 @@ def _decoded(name: str, image: Image.Image) -> tuple[Image.Image, set[str]]:
         changes.add(FIRST_FRAME)
     pixels.info = {}  # a reader that finds an orientation there would turn the picture again
     return pixels, changes
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Returns the turn that EXIF or XMP asks for. None when they cannot be read, as viewers then show it as is."""
-    with contextlib.suppress(Exception):
-        return Image.Transpose(_TURNS[int(image.getexif()[ExifTags.Base.Orientation])])
-    return None
 
 
 def _eight_bits(name: str, image: Image.Image, changes: set[str]) -> Image.Image:

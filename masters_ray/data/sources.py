@@ -20,7 +20,6 @@ Row: TypeAlias = dict[str, Any] | BadRowError
 """Column name → value of a row, or why the row cannot be read."""
 ONE_A_ROW = "masters_ray reads one question a row, with the columns question, answer and image"
 _A_LINE = f"Write an object a line: jq -c '(arrays | .[]), objects' FILE > FILE.jsonl. {ONE_A_ROW}."
-_HEAD = 1 << 16
 _MAGIC = {
     rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|PK\x03\x04": ("a compressed file", f"Unpack it; {ONE_A_ROW}."),
     rb".{257}ustar": ("a tar archive (webdataset)", f"Unpack it; {ONE_A_ROW}."),
@@ -30,10 +29,6 @@ _MAGIC = {
     rb"(\xef\xbb\xbf)?\s*\{\s*\n": ("JSON over several lines", _A_LINE),
 }
 """First bytes of a file (pattern) → (what it is, remedy)."""
-_ROWS = 64
-"""Rows of a parquet file in memory at a time; each may hold pictures."""
-_BUFFER = 1 << 20
-"""Bytes read at a time from a column of a parquet file."""
 _WIDER = (
     (pa.float32(), pa.string(), pa.float64()),
     (pa.list_(pa.float32()), pa.list_(pa.string()), pa.list_(pa.float64())),
@@ -54,7 +49,7 @@ def in_place_of(source: DataSource) -> str | None:
         if not file.is_file():
             return "a folder, or no ordinary file. Join the files of a split into one, for instance with to_parquet(…)."
         with file.open("rb") as content:
-            head = content.read(_HEAD)
+            head = content.read(1 << 16)
     start = bare(head.decode("utf-8", "replace"))
     if not start:
         return f"no row ({len(head)} bytes). Was it written to its end?"
@@ -103,11 +98,11 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
 
 def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
     number = 0
-    with pq.ParquetFile(file, buffer_size=_BUFFER) as content:
+    with pq.ParquetFile(file, buffer_size=1 << 20) as content:
         names = content.schema_arrow.names
         if len(set(names)) < len(names):
             raise DataError(f"{file}: two columns have the same name, of {cut(', '.join(names))}. Rename one.")
-        for batch in content.iter_batches(batch_size=_ROWS):
+        for batch in content.iter_batches(batch_size=64):  # each row may hold pictures
             for (index, name), (narrow, text, wide) in itertools.product(enumerate(names), _WIDER):
                 column = batch.column(index)
                 if column.type == narrow:

@@ -1,8 +1,6 @@
-"""The spool of a source: a file with its problems, each read when it is asked for.
-
-The usable rows stand there as msgpack, behind them an index and, in 20 digits, its place. The index has the taken rows
-in their seeded order, the picture files that were read, the key of what made the spool, and findings about the source.
-"""
+"""The spool of a source: a file with its problems, each read when it is asked for. The usable rows stand there as
+msgpack, behind them an index and, in 20 digits, its place. The index has the taken rows in their seeded order, the
+picture files that were read, the key of what made the spool, and findings about the source."""
 
 import hashlib
 import json
@@ -32,7 +30,6 @@ THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
 """Threads that read files: more than CPUs, for network disks serve many reads."""
 _ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("digest", "S16"), ("asked", "S16"), ("shown", "S16")])
 _PLACE = 20
-_MANY_KINDS = 50
 
 
 class Problems(Sequence[Problem]):
@@ -168,7 +165,7 @@ class SpoolWriter:
         if self._renamed:
             told = "rows have the id of an earlier one, which was made unique by their row numbers"
             yield f"{len(self._renamed)} {told} ({self._renamed[0]})"
-        if (many := len({*self.kinds} - {None})) > _MANY_KINDS:
+        if (many := len({*self.kinds} - {None})) > 50:
             told = "kinds of question, too many to compare one by one (accuracy is the mean over them)"
             yield f"{many} {told}: group them in the column kind, or leave it out"
 

@@ -55,10 +55,7 @@ def bare(text: str) -> str:
 
 def as_text(value: Any, key: str) -> str:
     """Returns a value as a text: 3.0 → "3", Decimal("12.40") → "12.40", a date → "2018-01-02", ["red"] → "red".
-
-    Raises BadRowError, naming ``key``, for anything but a single text, number or date, and for true, which may mean
-    yes, true or 1.
-    """
+    Raises BadRowError, naming ``key``, for anything else, also for true, which may mean yes, true or 1."""
     if isinstance(value, list | tuple) and len(value) == 1:
         [value] = value
     match value:
@@ -70,16 +67,12 @@ def as_text(value: Any, key: str) -> str:
         case int() if not isinstance(value, bool):
             return str(value)
         case float() | Decimal() if (number := Decimal(str(value))).is_finite():
-            return _number(number)
+            number = number or abs(number)  # without the sign of −0
+            text = format(number, "f") if abs(number.adjusted()) < _DIGITS else str(number)
+            return text.removesuffix(".0")  # in a column with missing values, whole numbers are stored as 3.0
         case date() | time():
             return str(value).removesuffix(" 00:00:00")
     raise BadRowError(f"{key}: expected a single text, number or date, found {shown(value)}: write what is meant")
-
-
-def _number(number: Decimal) -> str:
-    number = number or abs(number)  # without the sign of −0
-    text = format(number, "f") if abs(number.adjusted()) < _DIGITS else str(number)
-    return text.removesuffix(".0")  # in a column with missing values, whole numbers are stored as 3.0
 
 
 def special_in(text: str, pattern: str) -> str | None:

@@ -4,7 +4,7 @@ online.jsonl, metrics.jsonl, journal.json ─► Rates ─► forecast(config, r
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -19,8 +19,7 @@ def compared_lines(
 ) -> Iterator[str]:
     """Yields the table of ``masters-ray simulate``. load: overrides → the configuration. rates_from: a run's directory
     or a rates.json; None: run.dir. fractions: of online iterations, with commas between. replicas: alternatives to the
-    configuration's counts, for example ``teacher=2,student=4``.
-    """
+    configuration's counts, for example ``teacher=2,student=4``."""
     config = load([])
     rates = Rates.load(source := rates_from or Path(config.run.dir))
     choices = [[], *([one.replace("=", ".replicas=") for one in choice.split(",")] for choice in replicas)]
@@ -28,7 +27,11 @@ def compared_lines(
     found = [forecast(load([f"rollout.online_fraction={fraction}", *choice]), rates) for fraction, choice in cases]
     yield f"rates of {source}, {found[0].steps} iterations, at most {config.rollout.max_staleness} steps behind"
     yield ""
-    yield from columns([_cells(one, found[0]) for one in found])
+    rows = [_cells(one, found[0]) for one in found]
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
 def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
@@ -45,11 +48,3 @@ def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
         "fresh": str(len(one.ages)),
         "stored": str(one.late),
     }
-
-
-def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Yields a header line of the keys and a line per row, each column as wide as its widest cell."""
-    table = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))

@@ -40,8 +40,6 @@ class LearningTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(LearningTimes):
-    """The times of a configuration's run."""
-
     online_fraction: float
     replicas: Mapping[str, int]
     steps: int
@@ -55,11 +53,7 @@ def learning(
     iterations: Sequence[Iteration], making_seconds: Callable[[int], float], rates: Rates, rollout: Rollout
 ) -> LearningTimes:
     """Evaluates the recurrence above; an unknown start takes 0 s. making_seconds: number of questions of an iteration →
-    seconds until their groups are made, once the student's replicas hold the version.
-
-    Example: 10 offline steps of 2 s take 20 s. If the fifth is online and its groups take 3 s, the steps take 23 s with
-    max_staleness 0 (strictly on-policy), 21 s with 1, and 20 s with 2.
-    """
+    seconds until their groups are made, once the student's replicas hold the version."""
     versions = {one.number: version_for(one.number, rollout.max_staleness) for one in iterations if one.online}
     wanted = set(versions.values()) - {0}
     free = delivered = rates.start_seconds or 0.0

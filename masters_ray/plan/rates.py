@@ -15,7 +15,6 @@ from masters_ray.errors import StoreError
 from masters_ray.files import read_record, read_records
 from masters_ray.records import OnlineStep, StepMetrics
 
-_BY_HAND = "Mend the file; the fields of Rates in masters_ray/plan/rates.py are its keys."
 _ANEW = "Name a run with rollout.online_fraction above 0, or a rates.json (--rates)."
 
 _Role = Annotated[str, Field(pattern="^(teacher|student|judge|reference)$")]
@@ -34,11 +33,7 @@ class GroupMaking:
 
     def seconds(self, questions: int) -> float:
         """Returns the seconds until the last group is made. A replica takes calls one at a time, in the order of
-        arrival, as an engine admits the sequences of several calls.
-
-        Example: two batches whose answers take 3 s and whose verdicts take 1 s, with one replica in each pool, take
-        3 + 3 + 1 s: the first batch is judged while the second is answered.
-        """
+        arrival, as an engine admits the sequences of several calls."""
         free = {pool: [0.0] * count for pool, count in self.replicas.items()}
         todo = [(0.0, first, 0) for first in range(0, questions, self.batch_rows)]
         last = 0.0
@@ -92,36 +87,32 @@ class Rates:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Reads a rates.json, or measures the rates of a run, which may be in progress. Raises StoreError, also for a
-        run without online iterations or with only its first step, a warm-up that does not count.
-
-        A call's measured seconds are wall time and include other calls on the same replica. A factor common to all
-        calls corrects for this: with it, ``GroupMaking`` takes as long as iterations took.
-        """
-        return read_record(path, cls, _BY_HAND) if path.suffix == ".json" else cls(**_measured(path))
-
-
-def _measured(run_dir: Path) -> dict[str, Any]:
-    # A step that was repeated after a restart counts once, as it was last taken.
-    online = list({line.step: line for line in read_records(run_dir / "online.jsonl", OnlineStep, _ANEW)}.values())
-    steps = {line.step: line for line in read_records(run_dir / "metrics.jsonl", StepMetrics, _ANEW)}
-    calls = _calls(online)
-    if not calls or len(steps) < 2:
-        wanted = "two optimizer steps or more, as the first warms up, and an online iteration with calls"
-        raise StoreError(f"{run_dir}: expected {wanted}, found {len(steps)} and {len(online)}. {_ANEW}")
-    made_in = group_making(configuration.load(run_dir / "config.yaml"), calls, online=True).seconds
-    shared = median((line.seconds - line.load_seconds) / made_in(len(line.ages) + line.rejected) for line in online)
-    phases = read_record(run_dir / "journal.json", dict[str, Any])["phases"]
-    # Engines start with version 0: its costs count only when there is no other version.
-    handed_out = [line for line in online if line.version > 0] or online
-    publishing = {line.version: line.publish_seconds for line in online}
-    spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
-    return {
-        "learner_seconds": median(steps[number].seconds for number in sorted(steps)[1:]),
-        "publish_seconds": median(line.publish_seconds for line in handed_out),
-        "load_seconds": median(line.load_seconds for line in handed_out),
-        "start_seconds": max(0.0, phases["learner"] - spent) if "learner" in phases else None,
-        "calls": {method: {role: costs[role] * shared for role in costs} for method, costs in calls.items()},
-    }
+        run without online iterations or with only its first step, a warm-up that does not count."""
+        if path.suffix == ".json":
+            remedy = "Mend the file; the fields of Rates in masters_ray/plan/rates.py are its keys."
+            return read_record(path, cls, remedy)
+        # A step that was repeated after a restart counts once, as it was last taken.
+        online = list({line.step: line for line in read_records(path / "online.jsonl", OnlineStep, _ANEW)}.values())
+        steps = {line.step: line for line in read_records(path / "metrics.jsonl", StepMetrics, _ANEW)}
+        calls = _calls(online)
+        if not calls or len(steps) < 2:
+            wanted = "two optimizer steps or more, as the first warms up, and an online iteration with calls"
+            raise StoreError(f"{path}: expected {wanted}, found {len(steps)} and {len(online)}. {_ANEW}")
+        made_in = group_making(configuration.load(path / "config.yaml"), calls, online=True).seconds
+        # A call's wall time includes other calls on its replica; with this factor, GroupMaking takes as long as those.
+        shared = median((line.seconds - line.load_seconds) / made_in(len(line.ages) + line.rejected) for line in online)
+        phases = read_record(path / "journal.json", dict[str, Any])["phases"]
+        # Engines start with version 0: its costs count only when there is no other version.
+        handed_out = [line for line in online if line.version > 0] or online
+        publishing = {line.version: line.publish_seconds for line in online}
+        spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
+        return cls(
+            learner_seconds=median(steps[number].seconds for number in sorted(steps)[1:]),
+            publish_seconds=median(line.publish_seconds for line in handed_out),
+            load_seconds=median(line.load_seconds for line in handed_out),
+            start_seconds=max(0.0, phases["learner"] - spent) if "learner" in phases else None,
+            calls={method: {role: costs[role] * shared for role in costs} for method, costs in calls.items()},
+        )
 
 
 def _calls(lines: Sequence[OnlineStep]) -> dict[str, dict[str, float]]:

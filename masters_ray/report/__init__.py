@@ -1,12 +1,6 @@
-"""Writes the report of a run: a single HTML file for readers who know neither the code nor the run.
-
-    summary.json ─┐
-    metrics.jsonl ─┼─► summary (typed records) ─► values, charts ─► templates/report.html.jinja ─► report.html
-    examples.json ─┘
-
-The file is self-contained: pictures are data URIs, charts are inline SVG, and there is no script. Model answers are
-untrusted text: the templates escape every value. The same inputs give the same bytes.
-"""
+"""Writes the report of a run: a single HTML file for readers who know neither the code nor the run. The file is
+self-contained: pictures are data URIs, charts are inline SVG, and there is no script. Model answers are untrusted text:
+the templates escape every value. The same inputs give the same bytes."""
 
 import math
 from functools import partial

@@ -1,8 +1,5 @@
-"""Draws the charts as inline SVG that follows the page's light or dark colours.
-
-Charts are drawn with the placeholders of ``COLOURS``, which then become the style sheet's variables. Only
-``matplotlib.figure.Figure`` is used, so that nothing depends on a display or on pyplot's state.
-"""
+"""Draws the charts as inline SVG that follows the page's light or dark colours: placeholders of ``COLOURS`` become the
+style sheet's variables. Only ``matplotlib.figure.Figure`` is used, so that nothing depends on a display or pyplot."""
 
 import io
 import math

@@ -1,7 +1,5 @@
 """Renders templates by jinja2: values in *.html.jinja are escaped, and a value that a template misses is an error.
-
-The filters format numbers. A number that was not measured (None, NaN) becomes a dash.
-"""
+The filters format numbers. A number that was not measured (None, NaN) becomes a dash."""
 
 import math
 from collections.abc import Iterable, Mapping

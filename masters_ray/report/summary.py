@@ -1,8 +1,5 @@
 """The records of a finished run (summary.json, examples.json), which ``pipeline.outcome`` writes, and their readers.
-
-Files nest as the classes do. Accuracies and shares are fractions, times are wall seconds. A number that the run could
-not measure is NaN here and null in the file.
-"""
+Accuracies and shares are fractions, times wall seconds. What the run could not measure is NaN here, null in a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,34 +34,29 @@ class Accuracies:
 class EvaluationFacts:
     """How the held-out answers were marked."""
 
-    marked_by: str
-    """judge or rule."""
+    marked_by: Literal["judge", "rule"]
     left_out: int
     """Questions that a model could not be asked; they count in no accuracy."""
     cut: dict[str, float]
     """Model (teacher, student_before, student_after) → fraction of its answers cut at ``max_tokens``."""
     max_tokens: int
     remarks: list[str]
-    """Warnings that judge and rule differ, as sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerFacts:
     steps: int
     skipped: int
-    """Optimizer steps that were not taken (``SkippedStep``)."""
     groups: int
     answer_tokens: int
     tokens: int
-    """Tokens of all sequences; a prompt counts once per group."""
+    """As ``StepMetrics.tokens``."""
     seconds: float
     """Wall seconds of the steps alone."""
     workers: int
     zero_stage: int
     left_out: int
-    """Stored rows that the learner could not read."""
     agreement: list[LogprobMismatch]
-    """Comparison of the learner's log-probs with the engine's, per stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +64,8 @@ class OnlineFacts:
     """Ages are staleness: optimizer steps by which the writing student was behind the learner."""
 
     steps: int
-    """Optimizer steps with online rollouts."""
     share: float
-    """``steps`` as a fraction of all steps."""
+    """``steps``, those with online rollouts, as a fraction of all steps."""
     groups: int
     mean_age: float | None
     """None without online rollouts, as ``largest_age``."""
@@ -91,7 +82,7 @@ class SplitFacts:
     digest: str
     """Digest of the questions, independent of their order."""
     remarks: list[str]
-    """Sentences about the source, such as columns that are not read."""
+    """As ``data.Problems.remarks``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +91,6 @@ class ModelFacts:
 
     checkpoint: str
     digest: str
-    """SHA-256 of the weights."""
     parameters: int
 
 
@@ -112,7 +102,6 @@ class Summary:
     evaluation: EvaluationFacts
     judge: Judge
     answers: AnswerTally
-    """The sum of ``stages``."""
     stages: list[StageOutcome]
     wall_seconds: float
     phases: dict[str, Measured]
@@ -128,7 +117,6 @@ class Summary:
     dir: str
     seed: int
     started: str
-    """ISO 8601."""
     config_file: str
     versions: dict[str, str]
     config: str
@@ -137,7 +125,8 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A question that the report shows: a training question with its group, or a held-out one with two answers."""
+    """A question that the report shows: a training question with its group, or a held-out one with the student's
+    answers before and after training."""
 
     id: str
     question: str
@@ -148,10 +137,8 @@ class Example:
     mask_ratio: float | None = None
     """The teacher's mask ratio; None for a held-out question, which belongs to no stage."""
     before: Marked | None = None
-    """The student's answer to a held-out question before training."""
     after: Marked | None = None
     answers: list[JudgedAnswer]
-    """Empty for a held-out question."""
     rewards: GroupRewards | None = None
 
 

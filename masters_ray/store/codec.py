@@ -20,9 +20,7 @@ _LOG = 2 * np.log(np.maximum(np.arange(LEVELS + 1), 0.25)).astype(np.float32)
 
 def encode(scores: TokenScores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the scores of T tokens as (gaps uint32 [T, k], roots uint16 [T, k], left-out roots uint16 [T]).
-
-    Raises StoreError when a token has an id twice or below 0, or a probability is not between 0 and 1.
-    """
+    Raises StoreError when a token has an id twice or below 0, or a probability is not between 0 and 1."""
     order = np.argsort(scores.top_ids, axis=-1)
     gaps = np.diff(np.take_along_axis(scores.top_ids, order, axis=-1), axis=-1, prepend=0)
     if (gaps[:, 1:] <= 0).any() or (gaps[:, :1] < 0).any():

@@ -17,23 +17,30 @@ DAMAGED = ".damaged"
 
 
 class Folder:
-    """A directory whose files are written whole or not at all.
+    """A directory whose files are written whole or not at all: an object store shows an object only after all of it has
+    arrived, and ``files.write_bytes`` does the same on a disk. Every method raises StoreError, which names the file,
+    when the file system refuses the operation.
 
-    ``where`` is a path, or an address that pyarrow's file systems know: ``s3://bucket/…``, ``gs://bucket/…``,
-    ``file:///…``; keys and regions come from the environment. An object store shows an object only after all of it has
-    arrived; ``files.write_bytes`` does the same on a disk.
-
-    Every method raises StoreError, which names the file, when the file system refuses the operation.
-    """
+    where: a path, or an address that pyarrow's file systems know: ``s3://bucket/…``, ``gs://bucket/…``, ``file:///…``;
+    keys and regions come from the environment."""
 
     def __init__(self, where: "Where") -> None:
         """Raises StoreError when ``where`` is an unknown address, or holds credentials."""
         self._name = str(where)
         self.filesystem: Any
         self._path: str
-        self.filesystem, self._path = (
-            (where.filesystem, where._path) if isinstance(where, Folder) else _opened(self._name)
-        )
+        if isinstance(where, Folder):
+            self.filesystem, self._path = where.filesystem, where._path
+        elif (shown := without_secrets(self._name)) != self._name:
+            remedy = "Leave them to the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            raise StoreError(f"{shown}: expected an address without credentials. {remedy}")
+        else:
+            address = self._name if "://" in self._name else str(Path(where).absolute())
+            try:
+                self.filesystem, self._path = fs.FileSystem.from_uri(address)
+            except (pa.ArrowException, OSError) as error:
+                expected = "a path, or an address such as s3://bucket/folder or gs://bucket/folder"
+                raise StoreError(f"{where}: expected {expected} ({error})") from error
         self.on_disk = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
@@ -122,19 +129,3 @@ def undamaged(where: object) -> Iterator[None]:
 
 Where: TypeAlias = str | Path | Folder
 """What names a store: a path, an address, or an open folder."""
-
-
-def _opened(where: str) -> tuple[Any, str]:
-    """Returns the file system of a path or an address, and the path in it."""
-    if (shown := without_secrets(where)) != where:
-        raise StoreError(
-            f"{shown}: expected an address without credentials. Leave them to the environment, such as "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        )
-    try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(where if "://" in where else str(Path(where).absolute()))
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"{where}: expected a path, or an address such as s3://bucket/folder or gs://bucket/folder ({error})"
-        ) from error
-    return found

@@ -18,8 +18,6 @@ from masters_ray.store.shards import MANIFEST, SHARD, read_accounts, read_manife
 if TYPE_CHECKING:
     import ray.data
 
-_SHARDS_HELD = 8
-
 
 def shard_names(folder: Where) -> list[str]:
     """Returns the shards of a finished store that have rows, in the rows' order. Raises StoreError when the store is
@@ -45,15 +43,11 @@ def open_dataset(folders: Iterable[Where]) -> "ray.data.Dataset":
     files = [folder.path(name) for folder in opened for name in shard_names(folder)]
     if not files:
         return ray.data.from_arrow(SCHEMA.empty_table())
-    # A question mark or "a=b" in a directory's name has no special meaning.
-    plain: dict[str, Any] = {"file_extensions": None, "partitioning": None}
     # Ray verifies no checksums by default; the buffers are its own defaults.
-    checked = ParquetFragmentScanOptions(
-        use_buffered_stream=True, buffer_size=8 * 2**20, page_checksum_verification=True
-    )
-    return ray.data.read_parquet(
-        files, schema=SCHEMA, filesystem=opened[0].filesystem, fragment_scan_options=checked, **plain
-    )
+    checked = ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=8 << 20, page_checksum_verification=True)
+    # A question mark or "a=b" in a directory's name has no special meaning.
+    options: dict[str, Any] = {"file_extensions": None, "partitioning": None, "fragment_scan_options": checked}
+    return ray.data.read_parquet(files, schema=SCHEMA, filesystem=opened[0].filesystem, **options)
 
 
 def read(folder: Where) -> Iterable[RolloutGroup]:
@@ -91,10 +85,9 @@ class Lookup:
             for position, digest in account.asked.items()
             if position not in account.rejected
         }
-        self._held = lru_cache(_SHARDS_HELD)(read_shard)
+        self._held = lru_cache(8)(read_shard)
 
     def __len__(self) -> int:
-        """The number of questions that have a row."""
         return len(self._places)
 
     def rows(self, digests: Sequence[str]) -> dict[str, pa.Table]:

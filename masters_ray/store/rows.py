@@ -129,8 +129,7 @@ def table(
     questions = [
         vars(row)
         | vars(row.problem)
-        | {"pictures": [vars(one) for one in row.problem.pictures]}
-        | {"version": -1 if row.version is None else row.version}
+        | {"pictures": list(map(vars, row.problem.pictures)), "version": -1 if row.version is None else row.version}
         for row in rows
     ]
     others = pa.Table.from_pylist(questions, schema=SCHEMA.remove(_ANSWERS))

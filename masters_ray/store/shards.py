@@ -1,7 +1,5 @@
 """The files of a store (docs/STORE.md): its key, its shards with their accounts, its manifest; reads and writes them.
-
-Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again.
-"""
+Damage to a file costs only this file: a writer that resumes sets it aside, and its questions are asked again."""
 
 import hashlib
 import json
@@ -33,8 +31,6 @@ OTHER_RECIPE = (
 )
 """What helps when a store was made by another recipe, or of other questions."""
 _ENDING = ".parquet"
-_READ_AT_ONCE = 32
-"""Number of shards of an object store that are read in parallel, as each read waits for the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +150,7 @@ def read_accounts(folder: Where, within: range | None = None) -> dict[str, Accou
             return None
 
     names = [name for name in opened.names(SHARD) if within is None or first_position(name) in within]
-    with ThreadPoolExecutor(1 if opened.on_disk else _READ_AT_ONCE) as threads:
+    with ThreadPoolExecutor(1 if opened.on_disk else 32) as threads:  # a read of an object waits for the network
         return {name: found for name, found in zip(names, threads.map(read, names), strict=True) if found is not None}
 
 

@@ -1,8 +1,5 @@
-"""Studies around runs: mask ratios (mask_scan), judges (judge_audit), variants of a run (study).
-
-Each works in the same way: rollouts or runs ─► figures in NAME.json ─► a table for the terminal and an HTML page, both
-from templates/NAME.*.jinja
-"""
+"""Studies around runs: mask ratios (mask_scan), judges (judge_audit), variants of a run (study). In each, rollouts or
+runs ─► figures in NAME.json ─► a table for the terminal and an HTML page, both from templates/NAME.*.jinja"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -45,7 +45,6 @@ class JudgePass:
 @dataclass(frozen=True, kw_only=True)
 class JudgeFigures:
     name: str
-    """student, teacher or rule."""
     unjudged: int
     """Answers for which neither call was readable."""
     right: dict[str, float]
@@ -149,25 +148,21 @@ def pairs(cases: Sequence[JudgedText], verdicts: Mapping[str, Sequence[Verdict]]
                 for case, one, other in zip(cases, verdicts[first], verdicts[second], strict=True)
                 if one.accuracy is not None and other.accuracy is not None and of in ("all", case.source)
             ]
-            if both:
-                yield _pair(first, second, of, both)
-
-
-def _pair(first: str, second: str, of: str, said: Sequence[tuple[int, int, int]]) -> JudgePair:
-    """said: the first judge's verdict, the second's, and the question's position."""
-    counts = Counter((one, other) for one, other, _ in said)
-    columns = np.array([(1, one, other, one == other) for one, other, _ in said], float)
-    return JudgePair(
-        first=first,
-        second=second,
-        of=of,
-        both_right=counts[1, 1],
-        right_wrong=counts[1, 0],
-        wrong_right=counts[0, 1],
-        both_wrong=counts[0, 0],
-        share=(counts[1, 1] + counts[0, 0]) / len(said),
-        kappa=resampled(columns, [question for *_, question in said], lambda sums: kappa(*sums)),
-    )
+            if not both:
+                continue
+            counts = Counter((one, other) for one, other, _ in both)
+            columns = np.array([(1, one, other, one == other) for one, other, _ in both], float)
+            yield JudgePair(
+                first=first,
+                second=second,
+                of=of,
+                both_right=counts[1, 1],
+                right_wrong=counts[1, 0],
+                wrong_right=counts[0, 1],
+                both_wrong=counts[0, 0],
+                share=(counts[1, 1] + counts[0, 0]) / len(both),
+                kappa=resampled(columns, [question for *_, question in both], lambda sums: kappa(*sums)),
+            )
 
 
 def disagreements(cases: Sequence[JudgedText], verdicts: Mapping[str, Sequence[Verdict]]) -> list[Disagreement]:
@@ -193,7 +188,6 @@ def _asked(config: Config, folder: Path, judge: JudgedBy, cases: Sequence[Judged
 
 
 def _pass(pool: Pool, cases: Sequence[JudgedText], order: Sequence[int], size: int, judge: str) -> JudgePass:
-    """Judges the cases in this order, ``size`` per call."""
 
     def ask(indices: Sequence[int]) -> list[list[Verdict]]:
         asked = [cases[index] for index in indices]

@@ -1,9 +1,8 @@
-"""The mask scan: JSD of masked teacher and student per mask ratio (appendix F.4), and quality of its answers (F.3).
+"""The mask scan: JSD of masked teacher and student per mask ratio (appendix F.4), and quality of its answers (F.3). A
+run should start at the ratio with the lowest JSD: less masking is harder to imitate, more distorts the teacher.
 
-    each ratio: the masked teacher answers, all answers are judged and scored ─► store ─► JSD to the student
-    the student's answers are written once
-
-A run should start at the ratio with the lowest JSD: less masking is harder to imitate, more distorts the teacher.
+each ratio: the masked teacher answers, all answers are judged and scored ─► store ─► JSD to the student
+the student's answers are written once
 """
 
 from collections.abc import Iterable, Sequence
@@ -48,11 +47,10 @@ class Scanned:
     """R_acc of the masked teacher's answers; None, here and below: no answer has it."""
     teacher_right_by_kind: dict[str, Interval]
     teacher_reasoning: Interval | None
-    """R_rea of the masked teacher's answers."""
+    """R_rea, likewise."""
     teacher_cut: float | None
-    """Fraction of the masked teacher's answers that were cut at the token limit."""
     left_out: float
-    """Teacher's mean probability mass per token outside the stored top k, which the JSD sums up as one token."""
+    """``AnswerTally.tail_mass``, which the JSD sums up as one token."""
 
 
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
@@ -122,7 +120,6 @@ def advise(found: Sequence[Scanned]) -> str:
 
 
 def publish_scan(config: Config, folder: Path, found: Sequence[Scanned]) -> Path:
-    """Writes figures, table and page of a scan; returns the page's path."""
     divergences = [
         Series("all answers", "after", "o", [one.jsd for one in found]),
         Series("the teacher’s answers", "teacher", "D", [one.jsd_by_source.get("teacher") for one in found]),

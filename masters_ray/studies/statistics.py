@@ -7,25 +7,20 @@ import numpy as np
 
 from masters_ray.evaluate import Interval, wilson
 
-_RESAMPLES = 2000
 _T = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-"""Student's t at 0.975 for 1, 2, … degrees of freedom."""
-_NORMAL = 1.960
+"""Student's t at 0.975 for 1, 2, … 30 degrees of freedom; beyond, the normal distribution's is close enough."""
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Returns the mean of one or more independent values with Student's interval.
-
-    Example: ``[1.0, 2.0, 3.0]`` gives 2 ± 4.303 / √3.
-    """
+    """Returns the mean of one or more independent values with Student's interval."""
     value, n = sum(values) / len(values), len(values)
     if n == 1:
         return Interval(value=value, low=math.nan, high=math.nan, n=1)
-    half = (_T[n - 2] if n - 2 < len(_T) else _NORMAL) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = (_T[n - 2] if n - 2 < len(_T) else 1.960) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(value=value, low=value - half, high=value + half, n=n)
 
 
@@ -39,10 +34,7 @@ def resampled_mean(values: Sequence[float], question_of: Sequence[str] | None = 
 
 def resampled_share(values: Sequence[int], question_of: Sequence[str]) -> Interval:
     """``resampled_mean`` of values 0 and 1. If all are equal, where resampling gives an empty interval, the interval is
-    Wilson's for that number of questions.
-
-    Example: 20 ones on 10 questions give 1.0 with 0.722 … 1.0.
-    """
+    Wilson's for that number of questions."""
     found = resampled_mean(values, question_of)
     return wilson(round(found.value) * found.n, found.n) if found.value in (0, 1) else found
 
@@ -57,7 +49,7 @@ def resampled(
     _, index = np.unique(np.asarray(question_of), return_inverse=True)
     sums = np.zeros((index.max() + 1, columns.shape[1]))
     np.add.at(sums, index, columns)
-    draws = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    draws = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
     drawn = np.array([statistic(sums[draw].sum(0)) for draw in draws])
     finite = drawn[np.isfinite(drawn)]
     low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (math.nan, math.nan)

@@ -1,9 +1,7 @@
-"""Studies: run the variants of a configuration with several seeds each, and compare their accuracies.
-
-A study is a YAML file (conf/study): a base configuration, changes for all runs, and further changes for each variant.
-Runs are ordinary ones in DIR/VARIANT/seed-S. Finished runs are not repeated. Runs that differ only in how they learn
-share rollouts and the accuracies of the untrained models; other runs reuse rows made by the same recipe.
-"""
+"""Studies: run the variants of a configuration with several seeds each, and compare their accuracies. A study is a YAML
+file (conf/study): a base configuration, changes for all runs, and further changes for each variant. Runs are ordinary
+ones in DIR/VARIANT/seed-S. Finished runs are not repeated. Runs that differ only in how they learn share rollouts and
+the accuracies of the untrained models; other runs reuse rows made by the same recipe."""
 
 import dataclasses
 import json
@@ -39,8 +37,6 @@ Changes = Annotated[dict[str, Any], AfterValidator(lambda tree: dict(leaves(tree
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The content of a study's file."""
-
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     file: str = ""
@@ -63,12 +59,11 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantOutcome:
-    """Means over the seeds of a variant. Accuracies are the trained student's on held-out questions, as fractions."""
+    """A variant's means over its seeds. Accuracies are the trained student's on held-out questions, as fractions."""
 
     name: str
     changes: dict[str, Any]
     accuracies: list[float]
-    """For each seed."""
     accuracy: Interval
     difference: Interval
     """Accuracy minus the reference's with the same seed."""
@@ -140,11 +135,13 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
 
 
 def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
-    """Writes figures, table and page of a study; returns the page's path."""
     [reference] = [one for one in found if one.name == study.reference]
     others = [one for one in found if one is not reference]
     several = len(study.seeds) > 1
     differences = [one.difference if several else one.difference_by_question for one in others]
+    names, x_label = [one.name for one in found], "accuracy on held-out questions (%)"
+    means, singles = Series("", "after", "D", [one.accuracy for one in found]), [one.accuracies for one in found]
+    gain = f"accuracy minus that of “{study.reference}” (points)"
     by_seed = [[own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)] for one in others]
     return publish(
         study.dir,
@@ -154,21 +151,9 @@ def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
         name=study.dir.name,
         several=several,
         waited=any(one.waited.value > 0 for one in found),
-        accuracy_chart=rows_chart(
-            "accuracy",
-            [one.name for one in found],
-            [Series("", "after", "D", [one.accuracy for one in found])],
-            "accuracy on held-out questions (%)",
-            [one.accuracies for one in found],
-            reference.accuracy.value,
-        ),
+        accuracy_chart=rows_chart("accuracy", names, [means], x_label, singles, reference.accuracy.value),
         difference_chart=rows_chart(
-            "difference",
-            [one.name for one in others],
-            [Series("", "after", "D", differences)],
-            f"accuracy minus that of “{study.reference}” (points)",
-            by_seed,
-            0.0,
+            "difference", [one.name for one in others], [Series("", "after", "D", differences)], gain, by_seed, 0.0
         ),
     )
 
