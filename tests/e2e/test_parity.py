@@ -207,7 +207,7 @@ def test_questions_that_cannot_be_asked_are_refused_with_a_reason_and_the_others
     assert [*nothing, last] == [(), (), ()]
     scored = student.call("score", [torn, *problems[:2]], [[(5, 6)], [(5, 6), (7,)], [(10**6, 7)]])
     assert (scored.refused.keys(), [len(one) for one in scored.tokens.field("own")]) == ({0, 2}, [2, 1])
-    assert "the answer has token 1000000" in scored.refused[2].reason
+    assert "1000000 is out of vocabulary" in scored.refused[2].reason
     said, long, gone = student.call("answer_greedily", [problems[0], too_long(problems[0]), lost], 4)
     assert said == student.call("answer_greedily", problems[:1], 4)[0]
     assert (long.kind, gone.kind) == ("engine", "picture")
