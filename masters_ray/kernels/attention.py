@@ -51,8 +51,7 @@ class Layout:
     spans: tuple[Span, ...]
     length: int
     """Tokens of the sequence, padding included."""
-    _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Masks that were made already: all layers use the same."""
+    _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all layers use the same
 
     @property
     def pairs(self) -> int:
@@ -185,7 +184,10 @@ class _Blocks(torch.autograd.Function):
         query, key, value, mixed, total = ctx.saved_tensors
         shared = query.shape[1] // key.shape[1]
         of_queries = (gradients[0].transpose(1, 2), query, mixed.transpose(1, 2), total)
-        grad_query, grad_key, grad_value = (_zeros_by_token(tensor) for tensor in (query, key, value))
+        grad_query, grad_key, grad_value = (  # laid out token by token as projections want it
+            torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+            for tensor in (query, key, value)
+        )
         for queries, keys, causal in _calls(ctx.layout):
             given, q, out, sums = (_shared_first(queries.of(tensor), shared) for tensor in of_queries)
             k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
@@ -240,8 +242,3 @@ def _added_up(rows: Tensor, shared: int) -> Tensor:
     for other in others:
         total += other
     return total
-
-
-def _zeros_by_token(tensor: Tensor) -> Tensor:
-    """Returns [1, heads, length, width], laid out token by token as projections want it."""
-    return torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

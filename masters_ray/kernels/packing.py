@@ -23,8 +23,6 @@ from masters_ray.records import RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTensors:
-    """A prompt as inputs of the model."""
-
     input_ids: Tensor
     """[prompt], placeholders expanded"""
     positions: Tensor

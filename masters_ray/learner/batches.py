@@ -27,12 +27,11 @@ class Step:
 
     plan: StagePlan
     number: int
-    """Counts from 1."""
     online: bool = False
     table: pa.Table
     """Ordered by position."""
     note: str = ""
-    """Message for the user when the rows are not the planned ones; empty otherwise."""
+    """For the user, when the rows are not the planned ones."""
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -69,7 +68,6 @@ def steps(
 
 
 def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
-    """Yields the stored rows of each planned iteration."""
     coming = (
         (place, batch.slice(index, 1).select(store.SCHEMA.names))
         for batch in batches

@@ -24,13 +24,11 @@ from masters_ray.files import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint on disk; only as many workers as wrote it can resume from it."""
 
     folder: Path
     step: int
-    """Optimizer steps up to this checkpoint."""
     workers: int
-    """Number of workers that wrote it; only the same number can resume from it."""
 
     def intact(self, rank: int) -> bool:
         """Returns whether all files of worker ``rank`` exist with the SHA-256 in its note."""
@@ -77,7 +75,6 @@ class CheckpointWriter:
                 unfinished.result()
 
     def close(self) -> None:
-        """Waits, then ends the thread."""
         try:
             self.wait()
         finally:

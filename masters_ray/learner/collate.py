@@ -22,8 +22,6 @@ from masters_ray.records import Rejected, RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """One worker's part of a round."""
-
     indices: list[int]
     """Rows of the step. Empty for a dummy micro-batch, whose loss has weight 0: a worker without rows must still take
     part in the collectives."""
@@ -85,8 +83,6 @@ class Collator:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStep:
-    """One worker's part of a step."""
-
     step: Step
     micro_batches: list[MicroBatch]
     """One per round; empty when the worker cannot read any row."""

@@ -17,7 +17,6 @@ class StagePlan:
     rows: int
     """Rows stored before training."""
     teacher: str = ""
-    """Its checkpoint."""
     masked: tuple[Part, ...] = ()
     teacher_digest: str = ""
     """Of the masked weights with which the rows were made."""
@@ -41,18 +40,14 @@ class LearnerJob:
     max_set_aside_share: float = 0.05
     """Largest fraction of the questions whose stored rows may be unreadable; a single row always may."""
     transfer: Transfer = "object_store"
-    """Route by which the student's weights reach the rollouts."""
     turns: bool = False
-    """Whether learner and online rollouts take turns."""
     export_to: Path
-    """Hugging Face directory for the trained student."""
     adapters_to: Path
     storage: Path
     """Directory for checkpoints and Ray Train's state."""
 
     @property
     def steps(self) -> list[tuple[StagePlan, Iteration]]:
-        """Every planned optimizer step with its stage."""
         by_stage = {plan.stage: plan for plan in self.stages}
         return [(by_stage[one.stage], one) for one in self.iterations]
 
@@ -77,8 +72,6 @@ class GroupRewards:
 
 @dataclass(frozen=True, kw_only=True)
 class TakenStep:
-    """An optimizer step that was taken."""
-
     metrics: StepMetrics
     rewards: list[GroupRewards]
     """Of its first groups."""

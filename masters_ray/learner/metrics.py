@@ -11,14 +11,9 @@ from masters_ray.learner.collate import MicroBatch
 from masters_ray.learner.job import GroupRewards
 from masters_ray.method.grpo import LossOutputs
 
-_SHOWN_GROUPS = 2
-"""Groups per step whose rewards are reported."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
-    """Totals of a step over all workers."""
-
     losses: list[float]
     """Of each group."""
     metrics: dict[str, float]
@@ -27,7 +22,7 @@ class StepTotals:
     """Tokens that all workers process if each round is filled to its longest micro-batch."""
     operations: float
     rewards: list[GroupRewards]
-    """Rewards of this worker's first groups."""
+    """Of this worker's first two groups."""
     gaps: Tensor
     """[groups, 3], ``agreement.row_gaps`` between learner and behaviour policy; 0 for groups that are not fresh."""
 
@@ -65,7 +60,7 @@ def step_totals(
         metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
         capacity=float(work[1:].amax(1).sum()) * workers,
         operations=float(work[0].sum()),
-        rewards=rewards[:_SHOWN_GROUPS],
+        rewards=rewards[:2],
         gaps=gaps,
     )
 

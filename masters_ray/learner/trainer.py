@@ -89,7 +89,6 @@ def environment(settings: Learner) -> dict[str, str]:
 
 class _OneAddress(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Replaces the workers' TCPStore before they form the process group."""
         worker_group.execute(_listen_at_one_address)
         super().on_start(worker_group, backend_config)
 

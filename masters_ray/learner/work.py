@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from masters_ray.kernels.packing import PackedBatch
 
-_SIDE = {"cpu": 1024, "cuda": 8192}
-_REPEATS = 5
 _MIB, _GIB = 2**20, 2**30
 ALLOCATOR = (
     f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={32 * _MIB}:"
@@ -59,10 +57,10 @@ class OperationCounter:
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """Returns the floating-point operations per second of a product of two square matrices: the median of several."""
-    side = side or _SIDE[device.type]
+    side = side or (1024 if device.type == "cpu" else 8192)
     left = torch.randn(side, side, device=device, dtype=dtype)
     seconds = []
-    for _ in range(1 + _REPEATS):
+    for _ in range(6):
         started = time.perf_counter()
         left @ left
         if device.type == "cuda":

@@ -45,8 +45,7 @@ def jsd(p: Tensor, q: Tensor) -> Tensor:
 
 def jsd_and_slope(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Returns ``jsd`` and its derivative by each entry of q: ½ ln(q/m), m = (p + q)/2; for use without autograd."""
-    slope = (_log(q) - _log((p + q) / 2)) / 2
-    return jsd(p, q), slope
+    return jsd(p, q), (_log(q) - _log((p + q) / 2)) / 2
 
 
 def _log(probabilities: Tensor) -> Tensor:

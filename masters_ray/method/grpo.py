@@ -33,14 +33,11 @@ class OldPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class LossOutputs:
-    """Loss of every group of a batch, and metrics."""
-
     loss: Tensor
     """[groups]: policy_weight · (−clipped objective + kl_beta · KL) + jsd_weight · JSD; only this has a gradient."""
     metrics: dict[str, Tensor]
     """Field of StepMetrics → [groups], whose mean over groups is that field."""
     old: OldPolicy
-    """Pass it to later updates on the batch."""
     distillation: Tensor
     """[answers], R_distill"""
     divergences: Tensor

@@ -11,18 +11,15 @@ from masters_ray.records import JudgedText, Problem
 
 Message = dict[str, Any]
 """One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""
-Asked: TypeAlias = Problem | JudgedText
-"""A question from the data or from a store."""
+Asked: TypeAlias = Problem | JudgedText  # from the data or from a store
 _SAID = r"overall[\s_-]*summary|explanation"
 """Tags around a judge's own text, whose score tags stay."""
 _TAGS = rf"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|{_SAID}|difficulty"
 _OPEN, _CLOSE = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)", r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
 _TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
-_UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
-"""Unicode categories ignored inside tags: zero-width and control characters, combining marks."""
+_UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})  # zero-width and control characters, combining marks
 _LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
-"""Matches a choice that brings its own letter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,6 @@ def unexpected_weights(folder: Path) -> list[str]:
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
-    """Returns model and unexpected weights."""
     from transformers import AutoModelForImageTextToText
 
     try:
@@ -104,7 +103,6 @@ class TermsHead(nn.Module):
         self._logits_bytes = logits_bytes
 
     def forward(self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None) -> Terms:
-        """hidden: [answer tokens, width]."""
         student = hidden, self.weight, batch.targets
         if teacher is not None:
             return live_terms(*student, teacher, logits_bytes=self._logits_bytes)
@@ -127,7 +125,7 @@ def read_packed(model: Any, whose: str) -> None:
 
 
 def live_scores(teacher: Any, batch: PackedBatch) -> LiveScores:
-    """Returns a live teacher's scores of a packed batch. teacher: as from ``load_masked``."""
+    """teacher: as from ``load_masked``."""
     return LiveScores(hidden=_predicting(teacher, batch), weight=teacher.lm_head.weight)
 
 
@@ -147,7 +145,6 @@ def _predicting(model: Any, batch: PackedBatch) -> Tensor:
 def _packed_attention(
     _: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, scaling: float, layout: Layout, **options: Any
 ) -> tuple[Tensor, None]:
-    """Implements transformers' attention interface by ``attention.attend``."""
     if dropout := options.get("dropout"):
         raise ValueError(f"packed attention has no dropout; the configuration asks for {dropout}")
     return attend(query, key, value, layout, scaling), None
@@ -230,7 +227,6 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
 
 
 def _empty(checkpoint: Path) -> Any:
-    """Returns the model on the meta device, without memory for its weights."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):

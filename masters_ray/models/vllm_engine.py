@@ -59,10 +59,8 @@ class VllmEngine:
 
         from masters_ray.models.vllm_worker import MASKED
 
-        self._folder = folder
-        self._parts = parts
-        self._report: MaskReport | None = None
-        """Report of the loaded masked weights; None before the first ``mask`` and while weights are being loaded."""
+        self._folder, self._parts = folder, parts
+        self._report: MaskReport | None = None  # of the loaded weights
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:1024], -100.0) or None
         self._sleeps = sleeps and not current_platform.is_cpu()
@@ -116,7 +114,7 @@ class VllmEngine:
             raise ReplicaLostError(f"{self._folder}: {told}") from error
 
     def _agreed(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """Calls a ``method`` that loads weights on all workers, while no request runs. Returns their common answer."""
+        """Calls a ``method`` that loads weights on all workers. Returns their common answer."""
 
         def call(llm: Any) -> list[dict[str, Any]]:
             answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
@@ -206,7 +204,6 @@ def _completion(answer: Any) -> Completion:
 
 
 def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
-    """Returns the scores of an answer that was sent as the end of a prompt."""
     prompt_tokens = len(output.prompt_token_ids) - len(answer)
     if output.num_cached_tokens >= prompt_tokens:  # their places may hold scores of an earlier request
         return Refused(reason="the engine took tokens of the answer from its cache and did not score them")

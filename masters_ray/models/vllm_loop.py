@@ -14,17 +14,13 @@ T = TypeVar("T")
 
 
 class EngineLoop:
-    """Owns an engine and the only thread that uses it.
-
-    A caller's requests join the running batch and leave it one by one, so the engine is full while all callers together
-    have enough requests. No caller blocks forever: the thread outlives a broken engine and fails every later call.
-    """
+    """Owns an engine and the only thread that uses it; requests join the running batch and leave it one by one. Nobody
+    blocks forever: the thread outlives a broken engine and fails every later call."""
 
     def __init__(self, llm: Any) -> None:
-        """llm: vLLM's LLM, which nobody else uses from now on."""
         self._llm = llm
+        # (action, its outcome); an action that raises breaks the engine.
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        """(action, its outcome). An action that raises breaks the engine."""
         self._under_way: dict[str, Future[Any]] = {}
         self._numbers = itertools.count()
         self._asleep = False

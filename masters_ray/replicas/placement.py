@@ -19,10 +19,9 @@ Nodes = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """Learner and rollouts of online iterations take turns on one node."""
+    """Learner and rollouts of online iterations take turns on one node with so many whole GPUs."""
 
     gpus: int
-    """Whole GPUs of the node."""
 
 
 def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = False) -> Turns | None:
@@ -33,7 +32,8 @@ def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = Fa
     wanted = config.rollout.placement if online else "beside"
     if wanted == "turns" and len(nodes) != 1:
         expected = "auto or beside on a cluster of several nodes: turns are taken on one node"
-        raise _refused("rollout.placement", expected, f"turns, and {len(nodes)} nodes", "Set it, or use one node.")
+        found = f"turns, and {len(nodes)} nodes"
+        raise ConfigError([Complaint("rollout.placement", expected, found, "Set it, or use one node.")])
     learned = online or config.rollout.student_refresh == "stage"
     making = {
         "making rollouts" + (f" with {key}" if number else ""): processes.for_rollouts(config, number, learned=learned)
@@ -64,13 +64,9 @@ def transfer(config: Config, turns: Turns | None) -> Transfer:
     if config.rollout.online_fraction == 0:
         return "object_store"
     if wanted == "nccl" and not fits:
-        expected = "nccl only where learner and student have GPUs of their own"
-        raise _refused("rollout.weight_transfer", expected, "nccl, and they take turns", "auto takes what fits.")
+        expected, found = "nccl only where learner and student have GPUs of their own", "nccl, and they take turns"
+        raise ConfigError([Complaint("rollout.weight_transfer", expected, found, "auto takes what fits.")])
     return wanted if wanted != "auto" else "nccl" if fits else "object_store"
-
-
-def _refused(*complaint: str) -> ConfigError:
-    return ConfigError([Complaint(*complaint)])
 
 
 def _without_room(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> list[Complaint]:

@@ -17,10 +17,8 @@ class Processes:
     key: str
     """Section of the configuration: "teacher", "growth[0].teacher", "student" or "learner"."""
     roles: tuple[Role, ...] = ()
-    """Roles of a replica; empty for the learner's workers."""
     count: int
     cpus: float
-    """Of each process."""
     gpus: float
     """Of each process, over all its tensor-parallel ranks."""
 

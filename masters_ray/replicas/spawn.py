@@ -85,7 +85,6 @@ def _wait_for_all(loading: Mapping[Any, ReplicaSpec]) -> None:
 
 
 def environment(spec: ReplicaSpec) -> dict[str, str]:
-    """Returns the environment variables of a replica's process."""
     variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
     if spec.gpus == 0:
         variables |= {

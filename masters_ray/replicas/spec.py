@@ -14,7 +14,6 @@ from masters_ray.replicas.processes import Processes
 
 _BESIDE_THE_LEARNER = 0.6
 """Fraction of a GPU's memory for all engines on it together when the learner's weights and optimizer stay there."""
-_CACHE_ON_CPU = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +26,8 @@ class ReplicaSpec(Processes):
     top_k: int = 1
     """Log-probs kept per token by a teacher."""
     masked: tuple[Part, ...] | None = None
-    """A teacher's masked parts."""
+    """A teacher's parts, masked at ``ratio`` at first."""
     ratio: float = 0.0
-    """A teacher's first mask ratio."""
     judge_max_tokens: int = 256
     common: int | None = None
     """Number of vocabulary rows that teacher and student both have; None: all rows of this model."""
@@ -73,7 +71,7 @@ def specs(
         judges_alone = one.roles == ("teacher_judge",)
         if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
             # On a CPU vLLM's fraction of the memory does not suit engines that share it with everything else.
-            engine = replace(engine, kv_cache_memory_bytes=_CACHE_ON_CPU)
+            engine = replace(engine, kv_cache_memory_bytes=2**30)
         spec = ReplicaSpec(
             **vars(one),
             checkpoint=str(student) if student is not None and "student" in one.roles else absolute(model.checkpoint),

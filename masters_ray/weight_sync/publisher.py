@@ -18,7 +18,6 @@ from masters_ray.weight_sync.student_weights import StudentWeights, pieces, tens
 
 _PATIENCE = 1.0
 """Seconds between checks for ``close``."""
-_SECONDS_TO_CLOSE = 5.0
 
 
 class WeightSender:
@@ -29,8 +28,7 @@ class WeightSender:
         """broker: a RolloutBroker actor. device: the learner's, over which tensors are sent."""
         self._broker, self._device, self._backend = broker, device, backend
         self._versions: dict[int, Mapping[str, Tensor]] = {}
-        self._asked = -1
-        """Version requested last: a restarted replica will request it again."""
+        self._asked = -1  # version requested last: a restarted replica will request it again
         self._lock = threading.Lock()
         """Guards the fields above."""
         self._closing = threading.Event()
@@ -46,7 +44,7 @@ class WeightSender:
     def close(self) -> None:
         """Stops serving; waits up to 5 s for a transfer in progress."""
         self._closing.set()
-        self._thread.join(_SECONDS_TO_CLOSE)
+        self._thread.join(5.0)
 
     def _run(self) -> None:
         try:
@@ -120,15 +118,14 @@ class WeightPublisher:
         tensors = self._gather()
         if tensors is None:
             return
-        stored = []
+        stored: list[Any] = []
         digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
         if self._sender is None:
             stored = [ask(self._broker, "put_piece", piece)[0] for piece in pieces(tensors.items())]
         else:
             self._sender.retain(number, tensors, oldest)
-        seconds = time.monotonic() - began
         weights = StudentWeights(
-            version=number, digests=digests, pieces=tuple(stored), seconds=seconds, broker=self._broker
+            version=number, digests=digests, pieces=tuple(stored), seconds=time.monotonic() - began, broker=self._broker
         )
         ask(self._broker, "publish", weights)
         self.students[number] = weights.digest

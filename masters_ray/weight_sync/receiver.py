@@ -12,8 +12,6 @@ from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.stream import Invitation, TensorStream
 from masters_ray.weight_sync.student_weights import StudentWeights
 
-_THIS_HOST = "127.0.0.1"
-
 
 class WeightReceiver:
     def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
@@ -43,7 +41,7 @@ class WeightReceiver:
 
     def _from_store(self, weights: StudentWeights) -> dict[str, str]:
         """Reads the pieces in this process and sends the tensors to the engine's workers, which learn of a failure."""
-        stream = TensorStream(_THIS_HOST, self._ranks, "gloo")
+        stream = TensorStream("127.0.0.1", self._ranks, "gloo")
         thread = ThreadPoolExecutor(1, "weights to the engine")
         sent = thread.submit(stream.send, _tensors(weights))
         thread.shutdown(wait=False)

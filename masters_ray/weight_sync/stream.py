@@ -27,7 +27,6 @@ Backend = Literal["nccl", "gloo"]
 _SILENCE = timedelta(seconds=120)
 _WATCHDOG = timedelta(minutes=10)
 """Time after which NCCL's watchdog ends a process whose group could not be aborted."""
-_SECONDS_BETWEEN_LOOKS = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +40,6 @@ class Invitation:
 
 
 class TensorStream:
-    """The sender of one transfer."""
-
     def __init__(self, address: str, ranks: int, backend: Backend) -> None:
         """address: this host's, reachable from the engine's workers, ``ranks`` in number."""
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=_SILENCE)
@@ -123,5 +120,5 @@ def _broadcast(group: Any, tensor: Tensor) -> None:
     while not work.is_completed():
         if time.monotonic() > until:
             raise RuntimeError(f"the other end of a weight transfer was silent for {_SILENCE.total_seconds():g} s")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(0.0005)
     work.wait()

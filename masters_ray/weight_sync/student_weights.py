@@ -17,8 +17,6 @@ _PIECE = 256 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class StudentWeights:
-    """A version of the student that engines can load."""
-
     version: int
     """Number of iterations learned."""
     digests: Mapping[str, str]
