@@ -49,8 +49,7 @@ class Layout:
     """The groups of one sequence, without gaps; what stands behind the last is padding."""
 
     spans: tuple[Span, ...]
-    length: int
-    """Tokens of the sequence, padding included."""
+    length: int  # tokens of the sequence, padding included
     _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all layers use the same
 
     @property

@@ -14,12 +14,10 @@ class StagePlan:
 
     stage: int
     ratio: float
-    rows: int
-    """Rows stored before training."""
+    rows: int  # rows stored before training
     teacher: str = ""
     masked: tuple[Part, ...] = ()
-    teacher_digest: str = ""
-    """Of the masked weights with which the rows were made."""
+    teacher_digest: str = ""  # of the masked weights with which the rows were made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +31,15 @@ class LearnerJob:
     seed: int
     stages: tuple[StagePlan, ...]
     iterations: tuple[Iteration, ...]
-    max_staleness: int = 0
-    """Largest staleness of a fresh group, in optimizer steps."""
-    engine_dtype: str = "float32"
-    """Number format of the engine that computed the reference log-probabilities."""
+    max_staleness: int = 0  # largest staleness of a fresh group, in optimizer steps
+    engine_dtype: str = "float32"  # number format of the engine that computed the reference log-probabilities
     max_set_aside_share: float = 0.05
     """Largest fraction of the questions whose stored rows may be unreadable; a single row always may."""
     transfer: Transfer = "object_store"
     turns: bool = False
     export_to: Path
     adapters_to: Path
-    storage: Path
-    """Directory for checkpoints and Ray Train's state."""
+    storage: Path  # directory for checkpoints and Ray Train's state
 
     @property
     def steps(self) -> list[tuple[StagePlan, Iteration]]:
@@ -62,8 +57,7 @@ class GroupRewards:
 
     stage: int
     position: int
-    divergences: list[float]
-    """Mean JSD of teacher and current student, nats."""
+    divergences: list[float]  # mean JSD of teacher and current student, nats
     distillation: list[float]
     advantages: list[float]
     version: int | None = None
@@ -73,8 +67,7 @@ class GroupRewards:
 @dataclass(frozen=True, kw_only=True)
 class TakenStep:
     metrics: StepMetrics
-    rewards: list[GroupRewards]
-    """Of its first groups."""
+    rewards: list[GroupRewards]  # of its first groups
 
 
 StepReport = TakenStep | SkippedStep | LeftOut

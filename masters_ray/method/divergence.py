@@ -8,8 +8,7 @@ whole vocabulary, and equals it when k is the vocabulary size.
 import torch
 from torch import Tensor
 
-_SMALLEST = 1e-30
-"""Floor inside logarithms: x·log(x) at x = 0 counts as 0 and has a finite gradient."""
+_SMALLEST = 1e-30  # floor inside logarithms: x·log(x) at x = 0 counts as 0 and has a finite gradient
 
 
 def with_rest(top: Tensor, rest: Tensor | None = None) -> Tensor:

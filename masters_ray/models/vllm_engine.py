@@ -17,21 +17,18 @@ from masters_ray.models.vllm_loop import EngineLoop
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
 
-_ROUNDING = 5e-4
-"""Largest log-probability accepted: rounding may give a value above 0."""
+_ROUNDING = 5e-4  # largest log-probability accepted: rounding may give a value above 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    token_ids: list[int]
-    """With one placeholder per picture, not expanded."""
+    token_ids: list[int]  # with one placeholder per picture, not expanded
     pictures: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    token_ids: tuple[int, ...]
-    """Includes the end-of-turn token if it was reached."""
+    token_ids: tuple[int, ...]  # includes the end-of-turn token if it was reached
     finish: Finish
 
 

@@ -24,20 +24,16 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBatch:
-    prompt_tokens: list[int]
-    """Tokens of each question with its pictures; 0 for a question without scored answers."""
-    refused: dict[int, Refused]
-    """Index of the question in the batch → why it was refused."""
-    tokens: pa.Array
-    """``store.top_scores``, or store.LOGPROBS, of all other answers, question by question."""
+    prompt_tokens: list[int]  # tokens of each question with its pictures; 0 for a question without scored answers
+    refused: dict[int, Refused]  # index of the question in the batch → why it was refused
+    tokens: pa.Array  # ``store.top_scores``, or store.LOGPROBS, of all other answers, question by question
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenBatch:
     """A model's answers to a batch of questions, with the scores taken while writing."""
 
-    answers: list[tuple[Answer, ...]]
-    """The answers to each question; empty for a refused one."""
+    answers: list[tuple[Answer, ...]]  # the answers to each question; empty for a refused one
     scored: ScoredBatch
 
 

@@ -10,8 +10,7 @@ from masters_ray.progress import say
 from masters_ray.replicas import processes
 from masters_ray.replicas.processes import Processes
 
-_INEXACT = 1e-9
-"""Tolerance for amounts that are sums of fractions such as 0.1."""
+_INEXACT = 1e-9  # tolerance for amounts that are sums of fractions such as 0.1
 
 Nodes = Sequence[Mapping[str, float]]
 """Total resources of each node: "CPU" and "GPU"; a missing name means 0."""

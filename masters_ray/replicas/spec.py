@@ -23,16 +23,13 @@ class ReplicaSpec(Processes):
     checkpoint: str
     engine: Engine
     tensor_parallel: int = 1
-    top_k: int = 1
-    """Log-probs kept per token by a teacher."""
-    masked: tuple[Part, ...] | None = None
-    """A teacher's parts, masked at ``ratio`` at first."""
+    top_k: int = 1  # log-probs kept per token by a teacher
+    masked: tuple[Part, ...] | None = None  # a teacher's parts, masked at ``ratio`` at first
     ratio: float = 0.0
     judge_max_tokens: int = 256
     common: int | None = None
     """Number of vocabulary rows that teacher and student both have; None: all rows of this model."""
-    never: tuple[int, ...] = ()
-    """Token ids that the model must not write, beside its own placeholders."""
+    never: tuple[int, ...] = ()  # token ids that the model must not write, beside its own placeholders
     max_restarts: int = 0
     devices: tuple[str, ...] | None = None
     """In turns with the learner: GPUs that each process uses, such as "0,1"; Ray reserves nothing."""

@@ -25,8 +25,7 @@ class Order:
     weights: StudentWeights
     students: Mapping[int, str]
     """Version → digest of those published before the learner was resumed: their rows stay valid."""
-    start: int
-    """Number of the learner's start that gave the order."""
+    start: int  # number of the learner's start that gave the order
 
 
 class WeightRequest(NamedTuple):

@@ -16,8 +16,7 @@ from masters_ray.weight_sync.broker import WeightRequest, ask
 from masters_ray.weight_sync.stream import Backend, TensorStream
 from masters_ray.weight_sync.student_weights import StudentWeights, pieces, tensor_digest
 
-_PATIENCE = 1.0
-"""Seconds between checks for ``close``."""
+_PATIENCE = 1.0  # seconds between checks for ``close``
 
 
 class WeightSender:

@@ -25,8 +25,7 @@ Backend = Literal["nccl", "gloo"]
 """nccl: GPU to GPU; gloo: CPU to CPU on one host."""
 
 _SILENCE = timedelta(seconds=120)
-_WATCHDOG = timedelta(minutes=10)
-"""Time after which NCCL's watchdog ends a process whose group could not be aborted."""
+_WATCHDOG = timedelta(minutes=10)  # time after which NCCL's watchdog ends a process whose group could not be aborted
 
 
 @dataclass(frozen=True, kw_only=True)
