@@ -28,10 +28,8 @@ class Step:
     plan: StagePlan
     number: int
     online: bool = False
-    table: pa.Table
-    """Ordered by position."""
-    note: str = ""
-    """For the user, when the rows are not the planned ones."""
+    table: pa.Table  # ordered by position
+    note: str = ""  # for the user, when the rows are not the planned ones
 
     @cached_property
     def tokens(self) -> list[int]:

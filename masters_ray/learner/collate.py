@@ -58,8 +58,7 @@ class Collator:
         return MicroBatch(indices=list(rows), groups=groups, batch=batch)
 
     def prompt(self, group: RolloutGroup) -> PromptTensors:
-        """Returns a row's prompt. Raises UnreadableRowError for a row that is ``unfit``, lacks a picture, breaks the
-        processor, has another prompt length than the engine's, an empty answer, or a token beyond the vocabulary."""
+        """Returns a row's prompt. Raises UnreadableRowError for a row that cannot or must not be trained on."""
         if group.version is None and (reason := self.unfit.get((group.stage, group.position))):
             raise UnreadableRowError(reason)
         for token_ids in (answer.judged.answer.token_ids for answer in group.answers):
@@ -84,10 +83,8 @@ class Collator:
 @dataclass(frozen=True, kw_only=True)
 class WorkerStep:
     step: Step
-    micro_batches: list[MicroBatch]
-    """One per round; empty when the worker cannot read any row."""
-    unreadable: dict[int, Rejected]
-    """Row of the step → why this worker, to which it was assigned, cannot read it."""
+    micro_batches: list[MicroBatch]  # one per round; empty when the worker cannot read any row
+    unreadable: dict[int, Rejected]  # row of the step → why this worker, to which it was assigned, cannot read it
 
     def without(self, rows: Collection[int]) -> Self:
         """Returns this part for the step without ``rows``, none of which may be in a micro-batch other than a dummy."""

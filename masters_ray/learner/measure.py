@@ -23,8 +23,7 @@ class Divergence:
     position: int
     kind: str
     source: Source
-    nats: float
-    """D_j: mean JSD of stored teacher and student over one stored answer's tokens (METHOD 5)."""
+    nats: float  # D_j: mean JSD of stored teacher and student over one stored answer's tokens (METHOD 5)
 
 
 def divergences(

@@ -17,13 +17,11 @@ from masters_ray.parts import matrices_in, part_of, without_numbers
 @dataclass(frozen=True, kw_only=True)
 class MaskReport:
     ratio: float
-    sparsity: float
-    """Entries that the mask zeroed, as a fraction of all entries of the masked matrices."""
+    sparsity: float  # entries that the mask zeroed, as a fraction of all entries of the masked matrices
     masked: dict[str, int] = field(default_factory=dict, repr=False)
     """Masked matrices: name with * in place of numbers → count."""
     unmasked: dict[str, int] = field(default_factory=dict, repr=False)
-    digest: str
-    """SHA-256 over every tensor (masked or not) in the order of loading: name, dtype, shape, bytes."""
+    digest: str  # SHA-256 over every tensor (masked or not) in the order of loading: name, dtype, shape, bytes
 
 
 def zeroed_count(entries: int, ratio: float) -> int:

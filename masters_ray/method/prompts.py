@@ -27,8 +27,7 @@ class JudgePrompt:
     """A system turn and a user turn that ask a judge for a score of 0 or 1."""
 
     system: str
-    user: str
-    """Has {} for each text that is inserted."""
+    user: str  # has {} for each text that is inserted
     tag: str | None = None
     """Name of the tag around the score; None: the judge reads its own reply and answers with the score alone."""
 

@@ -13,10 +13,8 @@ class Stage:
     """A part of the run with one masked teacher."""
 
     index: int
-    ratio: float
-    """Mask ratio: fraction of every masked matrix that is zeroed."""
-    teacher: int = 0
-    """Index of the teacher among the run's teachers, the smallest first."""
+    ratio: float  # mask ratio: fraction of every masked matrix that is zeroed
+    teacher: int = 0  # index of the teacher among the run's teachers, the smallest first
 
 
 def ratios(schedule: Schedule) -> list[tuple[float, Fraction]]:
@@ -59,10 +57,8 @@ class Iteration:
 
     number: int
     stage: int
-    positions: range
-    """Positions of its questions in the seeded order of the data."""
-    online: bool = False
-    """Its questions are answered during training, by a recent student."""
+    positions: range  # positions of its questions in the seeded order of the data
+    online: bool = False  # its questions are answered during training, by a recent student
 
 
 def iterations(plan: Sequence[tuple[Stage, range]], groups_per_step: int, online_fraction: float) -> list[Iteration]:

@@ -32,8 +32,7 @@ _NOT_COPIED = re.compile(r"(^|/)\.|\.(safetensors|bin|pth?|gguf|onnx|onnx_data|h
 
 
 class Entry(NamedTuple):
-    dtype: str
-    """safetensors' name: "F32", "BF16", "I32", …"""
+    dtype: str  # safetensors' name: "F32", "BF16", "I32", …
     shape: tuple[int, ...]
 
 

@@ -12,10 +12,8 @@ Ask = Callable[[Sequence[Sequence[prompts.Message]]], list[Reply | Refused]]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    accuracy: int | None
-    """R_acc, 0 or 1; None: neither call was readable."""
-    text: str
-    """The reply to the first call, or the engine's reason to refuse it."""
+    accuracy: int | None  # R_acc, 0 or 1; None: neither call was readable
+    text: str  # the reply to the first call, or the engine's reason to refuse it
     reasoning: int | None = None
     """R_rea: whether the reasoning supports the answer, 0 or 1; None: not asked, or neither call was readable."""
 

@@ -38,8 +38,7 @@ class Pool:
         self._expected: Expected | None = None
         self._lost = ""  # why the last actor was left out
         self._closed = False
-        self._changed = threading.Condition()
-        """Guards the fields above."""
+        self._changed = threading.Condition()  # guards the fields above
 
     @property
     def most_calls_at_once(self) -> int:

@@ -53,12 +53,10 @@ class RolloutBroker:
         """online: numbers of the iterations. turns_of: the learner's workers if learner and rollouts take turns."""
         self._online = sorted(online)
         self._max_staleness, self._max_wait, self._turns_of = max_staleness, max_wait_seconds, turns_of
-        self._changed = threading.Condition()
-        """Guards the fields below."""
+        self._changed = threading.Condition()  # guards the fields below
         self._failure = ""
         self._at_work = False  # with turns: an order was given and not yet returned
-        self._start = 0
-        """Counts the learner's starts: a call from an earlier start comes from a worker that is gone."""
+        self._start = 0  # counts the learner's starts: a call from an earlier start comes from a worker that is gone
         self._numbers = itertools.count()
         self._restart(None, {})
 

@@ -28,8 +28,7 @@ class WeightSender:
         self._broker, self._device, self._backend = broker, device, backend
         self._versions: dict[int, Mapping[str, Tensor]] = {}
         self._asked = -1  # version requested last: a restarted replica will request it again
-        self._lock = threading.Lock()
-        """Guards the fields above."""
+        self._lock = threading.Lock()  # guards the fields above
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weight transfer", daemon=True)
         self._thread.start()

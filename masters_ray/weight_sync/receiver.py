@@ -1,12 +1,11 @@
 """A replica's side of weight sync: loads a version of the student into its engine, and compares all digests."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from safetensors.torch import load
-from torch import Tensor
 
 from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.stream import Invitation, TensorStream
@@ -43,13 +42,9 @@ class WeightReceiver:
         """Reads the pieces in this process and sends the tensors to the engine's workers, which learn of a failure."""
         stream = TensorStream("127.0.0.1", self._ranks, "gloo")
         thread = ThreadPoolExecutor(1, "weights to the engine")
-        sent = thread.submit(stream.send, _tensors(weights))
+        tensors = (pair for reference in weights.pieces for pair in load(ray.get(reference)).items())
+        sent = thread.submit(stream.send, tensors)
         thread.shutdown(wait=False)
         digests = self._load_engine(stream.invitation)
         sent.result()
         return digests
-
-
-def _tensors(weights: StudentWeights) -> Iterator[tuple[str, Tensor]]:
-    for reference in weights.pieces:
-        yield from load(ray.get(reference)).items()
