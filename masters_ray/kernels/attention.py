@@ -132,8 +132,7 @@ class _Rows:
     lengths: tuple[int, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Returns [1, heads, length, …] as [stretches, heads, longest, …], padded with zeros; a view if all stretches
-        are of one length."""
+        """Returns [1, heads, length, …] as [stretches, heads, longest, …], padded with 0; a view if of one length."""
         part = self._part(tensor)
         if len(set(self.lengths)) == 1:
             return part.unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
@@ -201,8 +200,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
-    """Yields (queries, keys, whether a query sees only the keys up to its place) of each call. Answers go together
-    unless padding them would cost too much."""
+    """Yields (queries, keys, whether causal) of each call. Answers go together unless padding would cost too much."""
     for span in layout.spans:
         prompt, lengths = _Rows(span.start, (span.prompt,)), tuple(length for length in span.answers if length)
         yield prompt, prompt, True

@@ -33,7 +33,6 @@ class Step:
 
     @cached_property
     def tokens(self) -> list[int]:
-        """Sequence tokens of each row."""
         return store.sequence_tokens(self.table)
 
     @property

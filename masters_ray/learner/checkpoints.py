@@ -58,8 +58,7 @@ class CheckpointWriter:
         self._publishing: Future[None] | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Has ``write`` fill a directory; a thread flushes its files and makes the part count. Waits for the previous
-        part first. Raises LearnerError when there is no room."""
+        """Waits for the previous part, then has ``write`` fill a directory. Raises LearnerError without room."""
         self.wait()
         building = self._folder / f"step-{step:08d}" / f"rank-{self._rank:05d}.building"
         with writing(building.parent, LearnerError, RuntimeError):  # torch.save reports a full disk as a RuntimeError

@@ -23,8 +23,7 @@ from masters_ray.records import Rejected, RolloutGroup
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     indices: list[int]
-    """Rows of the step. Empty for a dummy micro-batch, whose loss has weight 0: a worker without rows must still take
-    part in the collectives."""
+    """Rows of the step. Empty for a dummy, of loss weight 0: a worker without rows must take part in collectives."""
     groups: list[RolloutGroup]
     batch: PackedBatch
 
@@ -42,8 +41,7 @@ class Collator:
         """(stage, position) → why the stored row there must not be trained on."""
 
     def read(self, table: pa.Table, indices: Sequence[int], failed: dict[int, Rejected]) -> MicroBatch | None:
-        """Packs the readable rows of ``indices`` on the CPU and adds the others to ``failed``. Returns None when no row
-        is readable."""
+        """Packs the readable rows of ``indices`` on the CPU, None without any, and adds the others to ``failed``."""
         rows: dict[int, tuple[RolloutGroup, PromptTensors]] = {}
         for index, group in zip(indices, store.groups(table.take(pa.array(indices, pa.int64()))), strict=True):
             try:

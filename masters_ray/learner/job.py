@@ -22,8 +22,7 @@ class StagePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerJob:
-    """Job: train ``checkpoint`` once on the dataset's rows, in their order, and export the student. Every worker's node
-    must see the directories."""
+    """Job: train ``checkpoint`` once on the dataset's rows and export it. All nodes must see the directories."""
 
     checkpoint: str
     settings: Learner

@@ -249,8 +249,7 @@ class _Worker:
         return part
 
     def _update(self, part: WorkerStep, old: list[OldPolicy | None]) -> StepTotals | None:
-        """Updates the weights once; returns None when the update was skipped. old: the old policy of each micro-batch,
-        which the step's first update sets."""
+        """Updates the weights once; None when skipped. old: of each micro-batch, set by the step's first update."""
         step, engine, is_first = part.step, self._engine, old[0] is None
         groups, made, operations = len(step.table), [], 0
         tokens_per_group = store.answer_tokens(step.table) / groups

@@ -34,8 +34,7 @@ def step_totals(
     workers: int,
 ) -> StepTotals:
     """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batch of each round, its outputs and
-    its answer tokens' log-probs; of a dummy only the length counts. over_workers: sums over workers. operations: of
-    this worker's step."""
+    its answer tokens' log-probs; of a dummy only the length counts. over_workers: sums. operations: this worker's."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
     work = torch.zeros(1 + len(made), workers, dtype=torch.float64)

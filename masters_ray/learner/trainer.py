@@ -79,7 +79,6 @@ def fit(
 
 
 def environment(settings: Learner) -> dict[str, str]:
-    """Returns the environment variables of a process that holds the student for training."""
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if settings.gpus == 0:
         threads = str(max(1, int(settings.cpus)))

@@ -41,8 +41,7 @@ class OperationCounter:
         model.model.register_forward_pre_hook(self._begin)  # forgets what the backward pass before has computed again
 
     def of(self, batch: PackedBatch) -> int:
-        """Returns the operations of the last forward pass, over ``batch``, and of its backward pass. Call it between
-        the two."""
+        """Returns the operations of the forward pass over ``batch`` and its backward pass. Call it between the two."""
         weights = getattr(self._head, "ds_numel", None) or self._head.numel()
         in_head = 2 * len(batch.targets) * weights * (2 + self._head.requires_grad)
         return self._in_layers + in_head + 3 * self._per_pair * batch.layout.pairs

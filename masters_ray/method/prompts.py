@@ -182,8 +182,7 @@ def defused(text: str, tags: str = _TAGS) -> str:
 
 
 def _blanked(text: str, pattern: str) -> str:
-    """Replaces what the pattern's groups ``open`` and ``close`` match by a blank each. Matching ignores case, width and
-    invisible characters."""
+    """Blanks the pattern's groups ``open`` and ``close``. Matching ignores case, width and invisible characters."""
     if _MAY_OPEN.search(text) is None:
         return text
     letters, places = [], []

@@ -28,8 +28,7 @@ class Chat:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Loads the processor in ``folder``. Raises CheckpointError when it cannot be loaded, or has no chat template
-        that takes a list of pictures and texts."""
+        """Raises CheckpointError for a processor that cannot be loaded, or without a template of pictures and texts."""
         self.folder = folder
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer

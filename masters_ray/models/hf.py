@@ -28,8 +28,7 @@ _PACKED = "masters_packed"
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """Loads the model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot, or when
-    weights are missing or have another shape."""
+    """Loads the model. Raises CheckpointError when it cannot, or when weights are missing or have another shape."""
     return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
@@ -181,8 +180,7 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def add_adapters(model: Any, lora: Lora) -> Any:
-    """Adds low-rank adapters to every linear layer of the language model, in place; freezes all other weights. Returns
-    peft's wrapper of ``model``."""
+    """Adds adapters to all linear layers of the language model, in place; freezes the rest. Returns peft's wrapper."""
     from peft import LoraConfig, get_peft_model
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -209,8 +207,7 @@ def merged(
 
 
 def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
-    """Returns the tensors of a checkpoint with these weights, named and split as ``export`` writes them. state:
-    parameter names → tensors on the CPU."""
+    """Returns the tensors as ``export`` names and splits them. state: parameter names → tensors on the CPU."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(_empty(checkpoint), _in_dtype(state, dtype)))

@@ -86,8 +86,7 @@ class VllmEngine:
         self.sleep()
 
     def sleep(self) -> None:
-        """Frees the GPUs' memory if the engine was made with ``sleeps``: weights move to CPU memory, the KV cache is
-        dropped. The next call wakes the engine."""
+        """With ``sleeps``: moves weights to CPU memory and drops the KV cache. The next call wakes the engine."""
         if self._sleeps:
             self.loop.sleep()
 

@@ -1,6 +1,5 @@
 """The files of a checkpoint: locates and checks them, so that transformers, vLLM and the masked loader read the same
-files; reads headers, tensors, digests and special tokens; copies what lies beside weights. Needs torch only for
-tensors."""
+files; reads headers, tensors, digests, special tokens; copies what lies beside weights. Only tensors need torch."""
 
 import hashlib
 import json

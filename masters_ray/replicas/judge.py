@@ -44,8 +44,7 @@ def judge(
 def _scores(
     ask: Ask, first: prompts.JudgePrompt, inserted: Sequence[tuple[str, ...]], second: prompts.JudgePrompt
 ) -> list[tuple[int | None, str]]:
-    """Returns, for each of ``inserted``, the score 0 or 1 (None: unreadable) and the first reply. ``second`` parses
-    only those first replies whose score cannot be read."""
+    """Returns (score 0 or 1, None: unreadable; first reply) of each. ``second`` parses unreadable first replies."""
     replies = ask([first.messages(*texts) for texts in inserted])
     found = [(first.score(one.text), one.text) if isinstance(one, Reply) else (None, one.reason) for one in replies]
     unread = [index for index, one in enumerate(replies) if isinstance(one, Reply) and found[index][0] is None]

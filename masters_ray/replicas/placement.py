@@ -69,8 +69,7 @@ def transfer(config: Config, turns: Turns | None) -> Transfer:
 
 
 def _without_room(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> list[Complaint]:
-    """Returns a complaint for each phase that the nodes have no room for. phases: what is done → the processes that run
-    at the same time; phases run one after the other."""
+    """Returns a complaint for each phase without room. phases: what is done → the processes that run at one time."""
     found = []
     sizes = Counter(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     there = " and ".join(f"{count} with {size}" for size, count in sizes.items())

@@ -51,8 +51,7 @@ class Pool:
         return found
 
     def hold(self, weights: StudentWeights) -> None:
-        """Has every replica, also later processes, hold this version. Raises WeightSyncError when a replica's weights
-        differ; otherwise as ``everywhere``."""
+        """Has every replica, also later processes, hold this version, or raises WeightSyncError; see ``everywhere``."""
         self.everywhere("hold", weights)
         self._expected = weights
 

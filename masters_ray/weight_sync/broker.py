@@ -87,8 +87,7 @@ class RolloutBroker:
         return [ray.put(piece)]
 
     def publish(self, weights: StudentWeights) -> None:
-        """Adds a version of the student, whose pieces, if any, are from ``put_piece``. Raises LearnerError when the
-        rollouts have failed."""
+        """Adds a version, its pieces from ``put_piece``. Raises LearnerError when the rollouts have failed."""
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
@@ -173,8 +172,7 @@ class RolloutBroker:
             self._changed.notify_all()
 
     def _wait(self, found: Callable[[], bool], seconds: float | None = None) -> None:
-        """Waits until ``found`` is true or the learner starts again, at most ``seconds``. Raises LearnerError when the
-        rollouts have failed."""
+        """Waits for ``found`` or the learner's restart. Raises LearnerError when the rollouts have failed."""
         start = self._start
         self._changed.notify_all()
         self._changed.wait_for(lambda: found() or self._failure or start != self._start, seconds)

@@ -106,8 +106,7 @@ class WeightPublisher:
         self.publish(done)
 
     def publish(self, number: int) -> None:
-        """Publishes the student after ``number`` iterations, if it writes for a later iteration. Raises LearnerError
-        when the rollouts have failed."""
+        """Publishes the version if it writes for a later iteration. Raises LearnerError when rollouts have failed."""
         oldest = number - self._max_staleness
         self.students = {version: digest for version, digest in self.students.items() if version >= oldest}
         if number not in self._wanted:

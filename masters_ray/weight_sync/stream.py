@@ -110,8 +110,7 @@ def _group(invitation: Invitation, store: TCPStore, rank: int) -> Iterator[Any]:
 
 
 def _broadcast(group: Any, tensor: Tensor) -> None:
-    """Broadcasts from rank 0. tensor: contiguous; the source on rank 0, the destination elsewhere. Raises RuntimeError
-    when the other end is lost or silent."""
+    """Broadcasts a contiguous tensor from rank 0. Raises RuntimeError when the other end is lost or silent."""
     options = BroadcastOptions()
     options.rootRank = 0
     work = group.broadcast([tensor.view(-1).view(torch.uint8)], options)
