@@ -158,9 +158,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveScores:
-    """The teacher's hidden states for some answer tokens, with its output head."""
-
-    hidden: Tensor  # [tokens, width], the states that predict the tokens
+    hidden: Tensor  # [tokens, width], the teacher's states that predict the tokens
     weight: Tensor  # [vocabulary, width], the teacher's output head
 
 

@@ -12,8 +12,7 @@ _SMALLEST = 1e-30  # floor inside logarithms: x·log(x) at x = 0 counts as 0 and
 
 
 def with_rest(top: Tensor, rest: Tensor | None = None) -> Tensor:
-    """Appends the mass of "everything else": [tokens, k] probabilities → [tokens, k + 1]. rest: [tokens], that mass;
-    default: 1 − the sum of ``top``, at least 0."""
+    """Appends the mass of all others, by default 1 − the sum of ``top``, at least 0: [tokens, k] → [tokens, k + 1]."""
     others = (1.0 - top.sum(-1)).clamp(min=0.0) if rest is None else rest
     return torch.cat([top, others.unsqueeze(-1)], -1)
 

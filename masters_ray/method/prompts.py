@@ -201,8 +201,7 @@ def _blanked(text: str, pattern: str) -> str:
 
 
 def question_messages(problem: Problem) -> list[Message]:
-    """Returns one user turn: ``{"type": "image"}`` for each picture, then the question ``with_choices``. The processor
-    gets the pictures separately, in the same order."""
+    """Returns one user turn: ``{"type": "image"}`` for each picture, in order, then the question ``with_choices``."""
     images = [{"type": "image"} for _ in problem.pictures]
     return [{"role": "user", "content": [*images, {"type": "text", "text": with_choices(problem)}]}]
 

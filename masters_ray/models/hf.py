@@ -68,8 +68,7 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
 
 
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
-    """Loads a teacher for ``live_scores`` without gradients, the matrices of ``parts`` masked at ``ratio``. Raises
-    CheckpointError as ``masked`` and ``read_packed``."""
+    """Loads a teacher for ``live_scores``, ``parts`` masked at ``ratio``. Raises as ``masked`` and ``read_packed``."""
     report: list[MaskReport] = []
     state, empty = dict(masked(tensors(folder), ratio, parts, report)), _empty(folder)
     model: Any = type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=getattr(torch, dtype))

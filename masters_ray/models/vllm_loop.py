@@ -27,13 +27,11 @@ class EngineLoop:
         threading.Thread(target=self._run, name="vllm", daemon=True).start()
 
     def ask(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
-        """Returns vLLM's RequestOutput, or Refused, for each (prompt, SamplingParams). Waits for all; thread-safe.
-        Raises ReplicaLostError when the engine broke."""
+        """Returns RequestOutput or Refused for each (prompt, SamplingParams); raises ReplicaLostError; thread-safe."""
         return [outcome.result() for outcome in self._done(lambda: self._add(requests))]
 
     def alone(self, action: Callable[[Any], T]) -> T:
-        """Returns ``action(llm)``, run once all earlier requests are answered. Raises what the action raises, and
-        ReplicaLostError when the engine broke."""
+        """Returns ``action(llm)``, run once all earlier requests are answered, or raises what the action raises."""
         return cast(T, self._done(lambda: self._act(action)).result())
 
     def sleep(self) -> None:

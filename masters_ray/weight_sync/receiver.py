@@ -14,8 +14,7 @@ from masters_ray.weight_sync.student_weights import StudentWeights
 
 class WeightReceiver:
     def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
-        """load_engine: loads the tensors on all of the engine's workers, ``ranks`` in number; returns tensor name →
-        ``tensor_digest`` as loaded."""
+        """load_engine: loads on all ``ranks`` workers of the engine; returns name → ``tensor_digest`` as loaded."""
         self._load_engine, self._ranks = load_engine, ranks
         self._version: tuple[int, str] | None = None
         self._taking = threading.Lock()
