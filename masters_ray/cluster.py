@@ -57,7 +57,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
 
 
 def place(config: Config, *, learns: bool = True) -> Turns | None:
-    """Calls ``placement.place`` with the nodes of the connected cluster."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     autoscaler = state.get_cluster_config()
     grows = config.cluster.grows or bool(autoscaler and autoscaler.node_group_configs)
@@ -68,8 +67,7 @@ def local_resources(cluster: Cluster) -> dict[str, float]:
     """Returns the resources (name → amount) that a Ray started on this machine would have."""
     spec = ResourceAndLabelSpec(num_cpus=cluster.local_cpus)
     spec.resolve(is_head=True, node_ip_address="127.0.0.1")
-    found: dict[str, float] = spec.to_resource_dict()
-    return found
+    return dict(spec.to_resource_dict())
 
 
 @contextmanager

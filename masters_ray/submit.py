@@ -17,10 +17,6 @@ from masters_ray.progress import say
 _REQUIRED = ("masters_ray", "conf", "jobs")
 _UPLOADED = (*_REQUIRED, "examples")
 """Directories below the current one that are uploaded with the job."""
-_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_STARTING = "No available agent"
-"""Ray's error until the head node's agent is up."""
-_SECONDS_TO_START = 60
 
 
 def submit(config_file: str, overrides: list[str], address: str | None, *, follow: bool = True) -> int:
@@ -57,7 +53,7 @@ def _client(address: str | None) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    chosen = address or os.environ.get("RAY_ADDRESS") or _DEFAULT_ADDRESS
+    chosen = address or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
     try:
         return JobSubmissionClient(chosen)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
@@ -68,14 +64,14 @@ def _client(address: str | None) -> Any:
 
 
 def _handed_over(client: Any, **job: Any) -> str:
-    """Submits the job and returns its id; waits up to 60 s for a cluster that is still starting."""
-    deadline = time.monotonic() + _SECONDS_TO_START
+    """Submits the job and returns its id; waits up to 60 s for a cluster whose agent is not up yet."""
+    deadline = time.monotonic() + 60
     while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
             told = str(error).rstrip(".")
-            if _STARTING not in told or time.monotonic() > deadline:
+            if "No available agent" not in told or time.monotonic() > deadline:
                 raise SubmitError(
                     f"the cluster did not take the job ({told}). If another Ray on the head node holds the port of "
                     "its agent, start with --dashboard-agent-listen-port=0."

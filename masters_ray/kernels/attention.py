@@ -49,10 +49,8 @@ class Layout:
     """The groups of one sequence, without gaps; what stands behind the last is padding."""
 
     spans: tuple[Span, ...]
-    length: int
-    """Tokens of the sequence, padding included."""
-    _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Masks that were made already: all layers use the same."""
+    length: int  # tokens of the sequence, padding included
+    _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all layers use the same
 
     @property
     def pairs(self) -> int:
@@ -134,8 +132,7 @@ class _Rows:
     lengths: tuple[int, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Returns [1, heads, length, …] as [stretches, heads, longest, …], padded with zeros; a view if all stretches
-        are of one length."""
+        """Returns [1, heads, length, …] as [stretches, heads, longest, …], padded with 0; a view if of one length."""
         part = self._part(tensor)
         if len(set(self.lengths)) == 1:
             return part.unflatten(1, (len(self.lengths), -1)).transpose(0, 1)
@@ -185,7 +182,10 @@ class _Blocks(torch.autograd.Function):
         query, key, value, mixed, total = ctx.saved_tensors
         shared = query.shape[1] // key.shape[1]
         of_queries = (gradients[0].transpose(1, 2), query, mixed.transpose(1, 2), total)
-        grad_query, grad_key, grad_value = (_zeros_by_token(tensor) for tensor in (query, key, value))
+        grad_query, grad_key, grad_value = (  # laid out token by token as projections want it
+            torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+            for tensor in (query, key, value)
+        )
         for queries, keys, causal in _calls(ctx.layout):
             given, q, out, sums = (_shared_first(queries.of(tensor), shared) for tensor in of_queries)
             k, v = (_repeated(keys.of(tensor), shared) for tensor in (key, value))
@@ -200,8 +200,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _calls(layout: Layout) -> Iterator[tuple[_Rows, _Rows, bool]]:
-    """Yields (queries, keys, whether a query sees only the keys up to its place) of each call. Answers go together
-    unless padding them would cost too much."""
+    """Yields (queries, keys, whether causal) of each call. Answers go together unless padding would cost too much."""
     for span in layout.spans:
         prompt, lengths = _Rows(span.start, (span.prompt,)), tuple(length for length in span.answers if length)
         yield prompt, prompt, True
@@ -240,8 +239,3 @@ def _added_up(rows: Tensor, shared: int) -> Tensor:
     for other in others:
         total += other
     return total
-
-
-def _zeros_by_token(tensor: Tensor) -> Tensor:
-    """Returns [1, heads, length, width], laid out token by token as projections want it."""
-    return torch.zeros_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

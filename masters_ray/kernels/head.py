@@ -17,12 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from masters_ray.method.divergence import jsd, jsd_and_slope, left_out_error, with_rest
 
-_CPU_TILE_BYTES = 4 * 2**20
-"""Tile size on a CPU: fits a core's cache."""
+_CPU_TILE_BYTES = 4 * 2**20  # tile size on a CPU: fits a core's cache
 _LEAST_COLUMNS = 2048
 """Minimum columns of a tile, if the vocabulary has that many: narrower tiles waste the matrix unit."""
-_LIVE_BUFFERS = 8
-"""float32 buffers of a slice's size held at once, for both models and gradients."""
+_LIVE_BUFFERS = 8  # float32 buffers of a slice's size held at once, for both models and gradients
 
 
 def answer_terms(
@@ -160,12 +158,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveScores:
-    """The teacher's hidden states for some answer tokens, with its output head."""
-
-    hidden: Tensor
-    """[tokens, width], the states that predict the tokens"""
-    weight: Tensor
-    """[vocabulary, width], the teacher's output head"""
+    hidden: Tensor  # [tokens, width], the teacher's states that predict the tokens
+    weight: Tensor  # [vocabulary, width], the teacher's output head
 
 
 def live_terms(

@@ -23,52 +23,32 @@ from masters_ray.records import RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTensors:
-    """A prompt as inputs of the model."""
-
-    input_ids: Tensor
-    """[prompt], placeholders expanded"""
-    positions: Tensor
-    """[axes, prompt]: rotary position of each token; one axis, or three (time, height, width)"""
-    vision: dict[str, Tensor]
-    """The model's forward arguments for pictures; first axis: patches or pictures"""
+    input_ids: Tensor  # [prompt], placeholders expanded
+    positions: Tensor  # [axes, prompt]: rotary position of each token; one axis, or three (time, height, width)
+    vision: dict[str, Tensor]  # the model's forward arguments for pictures; first axis: patches or pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
     """One packed sequence: B groups with A answers and N answer tokens in all."""
 
-    input_ids: Tensor
-    """[length]"""
-    positions: Tensor
-    """[axes, length]"""
+    input_ids: Tensor  # [length]
+    positions: Tensor  # [axes, length]
     layout: Layout
     vision: dict[str, Tensor]
-    predict_at: Tensor
-    """[N]: sequence index of the input from which the token is predicted"""
-    targets: Tensor
-    """[N]: the answer tokens"""
-    answer_of: Tensor
-    """[N]: 0 … A−1, the answer of each token"""
-    group_of: Tensor
-    """[A]: 0 … B−1, the group of each answer"""
-    accuracy: Tensor
-    """float32 [A], R_acc"""
-    reasoning: Tensor
-    """float32 [A], R_rea; 0 where no judge was asked"""
-    cut: Tensor
-    """bool [A]: the answer stopped at the length limit"""
-    reference_logprobs: Tensor
-    """float32 [N]"""
-    behaviour_logprobs: Tensor
-    """float32 [N], of the student version that wrote the answer; 0 where ``fresh`` is false"""
-    fresh: Tensor
-    """bool [A]: the answer was written during training, in an online iteration"""
-    top_ids: Tensor
-    """[N, k], the teacher's most likely tokens"""
-    top_logprobs: Tensor
-    """float32 [N, k]"""
-    left_out: Tensor
-    """float32 [N], the teacher's probability mass outside the k tokens"""
+    predict_at: Tensor  # [N]: sequence index of the input from which the token is predicted
+    targets: Tensor  # [N]: the answer tokens
+    answer_of: Tensor  # [N]: 0 … A−1, the answer of each token
+    group_of: Tensor  # [A]: 0 … B−1, the group of each answer
+    accuracy: Tensor  # float32 [A], R_acc
+    reasoning: Tensor  # float32 [A], R_rea; 0 where no judge was asked
+    cut: Tensor  # bool [A]: the answer stopped at the length limit
+    reference_logprobs: Tensor  # float32 [N]
+    behaviour_logprobs: Tensor  # float32 [N], of the student version that wrote the answer; 0 where ``fresh`` is false
+    fresh: Tensor  # bool [A]: the answer was written during training, in an online iteration
+    top_ids: Tensor  # [N, k], the teacher's most likely tokens
+    top_logprobs: Tensor  # float32 [N, k]
+    left_out: Tensor  # float32 [N], the teacher's probability mass outside the k tokens
 
     def to(self, device: torch.device) -> Self:
         return replace(self, **tree_map_only(Tensor, lambda one: one.to(device, non_blocking=True), vars(self)))

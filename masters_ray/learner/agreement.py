@@ -19,11 +19,9 @@ from masters_ray.records import LogprobMismatch
 Mismatch = tuple[LogprobMismatch, dict[tuple[int, int], str]]
 """With (stage, position) → why the row must not be trained on, for each row above the bound."""
 _EXACT, _COARSE = 0.01, 0.1
-"""Largest mean absolute difference over a row's answer tokens, in nats, if both compute in float32, and otherwise
-(measurements: docs/LEARNER.md)."""
+"""Largest mean absolute difference over a row's answer tokens, nats, in float32 and otherwise (docs/LEARNER.md)."""
 _ROWS, _FROM_A_SHARD = 64, 16
-_FEW = 0.01
-"""Fraction of the compared rows that may exceed the bound; a single row always may."""
+_FEW = 0.01  # fraction of the compared rows that may exceed the bound; a single row always may
 _UNTRAINED = (
     "Did checkpoint, processor files, chat template, start or end tokens, or the pictures change since the rollouts "
     "were made? Otherwise vLLM runs this model in another way: try student.engine.enforce_eager=true, or dtype=float32 "

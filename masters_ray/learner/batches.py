@@ -27,16 +27,12 @@ class Step:
 
     plan: StagePlan
     number: int
-    """Counts from 1."""
     online: bool = False
-    table: pa.Table
-    """Ordered by position."""
-    note: str = ""
-    """Message for the user when the rows are not the planned ones; empty otherwise."""
+    table: pa.Table  # ordered by position
+    note: str = ""  # for the user, when the rows are not the planned ones
 
     @cached_property
     def tokens(self) -> list[int]:
-        """Sequence tokens of each row."""
         return store.sequence_tokens(self.table)
 
     @property
@@ -69,7 +65,6 @@ def steps(
 
 
 def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:
-    """Yields the stored rows of each planned iteration."""
     coming = (
         (place, batch.slice(index, 1).select(store.SCHEMA.names))
         for batch in batches

@@ -24,13 +24,11 @@ from masters_ray.files import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint on disk; only as many workers as wrote it can resume from it."""
 
     folder: Path
     step: int
-    """Optimizer steps up to this checkpoint."""
     workers: int
-    """Number of workers that wrote it; only the same number can resume from it."""
 
     def intact(self, rank: int) -> bool:
         """Returns whether all files of worker ``rank`` exist with the SHA-256 in its note."""
@@ -60,8 +58,7 @@ class CheckpointWriter:
         self._publishing: Future[None] | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Has ``write`` fill a directory; a thread flushes its files and makes the part count. Waits for the previous
-        part first. Raises LearnerError when there is no room."""
+        """Waits for the previous part, then has ``write`` fill a directory. Raises LearnerError without room."""
         self.wait()
         building = self._folder / f"step-{step:08d}" / f"rank-{self._rank:05d}.building"
         with writing(building.parent, LearnerError, RuntimeError):  # torch.save reports a full disk as a RuntimeError
@@ -77,7 +74,6 @@ class CheckpointWriter:
                 unfinished.result()
 
     def close(self) -> None:
-        """Waits, then ends the thread."""
         try:
             self.wait()
         finally:

@@ -22,11 +22,8 @@ from masters_ray.records import Rejected, RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """One worker's part of a round."""
-
     indices: list[int]
-    """Rows of the step. Empty for a dummy micro-batch, whose loss has weight 0: a worker without rows must still take
-    part in the collectives."""
+    """Rows of the step. Empty for a dummy, of loss weight 0: a worker without rows must take part in collectives."""
     groups: list[RolloutGroup]
     batch: PackedBatch
 
@@ -44,8 +41,7 @@ class Collator:
         """(stage, position) → why the stored row there must not be trained on."""
 
     def read(self, table: pa.Table, indices: Sequence[int], failed: dict[int, Rejected]) -> MicroBatch | None:
-        """Packs the readable rows of ``indices`` on the CPU and adds the others to ``failed``. Returns None when no row
-        is readable."""
+        """Packs the readable rows of ``indices`` on the CPU, None without any, and adds the others to ``failed``."""
         rows: dict[int, tuple[RolloutGroup, PromptTensors]] = {}
         for index, group in zip(indices, store.groups(table.take(pa.array(indices, pa.int64()))), strict=True):
             try:
@@ -60,8 +56,7 @@ class Collator:
         return MicroBatch(indices=list(rows), groups=groups, batch=batch)
 
     def prompt(self, group: RolloutGroup) -> PromptTensors:
-        """Returns a row's prompt. Raises UnreadableRowError for a row that is ``unfit``, lacks a picture, breaks the
-        processor, has another prompt length than the engine's, an empty answer, or a token beyond the vocabulary."""
+        """Returns a row's prompt. Raises UnreadableRowError for a row that cannot or must not be trained on."""
         if group.version is None and (reason := self.unfit.get((group.stage, group.position))):
             raise UnreadableRowError(reason)
         for token_ids in (answer.judged.answer.token_ids for answer in group.answers):
@@ -85,13 +80,9 @@ class Collator:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStep:
-    """One worker's part of a step."""
-
     step: Step
-    micro_batches: list[MicroBatch]
-    """One per round; empty when the worker cannot read any row."""
-    unreadable: dict[int, Rejected]
-    """Row of the step → why this worker, to which it was assigned, cannot read it."""
+    micro_batches: list[MicroBatch]  # one per round; empty when the worker cannot read any row
+    unreadable: dict[int, Rejected]  # row of the step → why this worker, to which it was assigned, cannot read it
 
     def without(self, rows: Collection[int]) -> Self:
         """Returns this part for the step without ``rows``, none of which may be in a micro-batch other than a dummy."""

@@ -23,8 +23,6 @@ _TAG = "student"
 
 
 class StudentEngine:
-    """The student module under DeepSpeed, on one rank of the worker group."""
-
     def __init__(self, module: nn.Module, settings: Learner, device: torch.device) -> None:
         import deepspeed
         import deepspeed.ops
@@ -62,7 +60,7 @@ class StudentEngine:
         return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
 
     def _update_without_zero(self) -> float | None:
-        """``update`` without ZeRO, where every worker holds the whole gradient in ``.grad``."""
+        """``update`` where every worker holds the whole gradient in ``.grad``."""
         parameters = [one for one in self._engine.module.parameters() if one.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:  # Adam would skip it; with a zero gradient its momentum still acts

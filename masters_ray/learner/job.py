@@ -14,19 +14,15 @@ class StagePlan:
 
     stage: int
     ratio: float
-    rows: int
-    """Rows stored before training."""
+    rows: int  # rows stored before training
     teacher: str = ""
-    """Its checkpoint."""
     masked: tuple[Part, ...] = ()
-    teacher_digest: str = ""
-    """Of the masked weights with which the rows were made."""
+    teacher_digest: str = ""  # of the masked weights with which the rows were made
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerJob:
-    """Job: train ``checkpoint`` once on the dataset's rows, in their order, and export the student. Every worker's node
-    must see the directories."""
+    """Job: train ``checkpoint`` once on the dataset's rows and export it. All nodes must see the directories."""
 
     checkpoint: str
     settings: Learner
@@ -34,25 +30,18 @@ class LearnerJob:
     seed: int
     stages: tuple[StagePlan, ...]
     iterations: tuple[Iteration, ...]
-    max_staleness: int = 0
-    """Largest staleness of a fresh group, in optimizer steps."""
-    engine_dtype: str = "float32"
-    """Number format of the engine that computed the reference log-probabilities."""
+    max_staleness: int = 0  # largest staleness of a fresh group, in optimizer steps
+    engine_dtype: str = "float32"  # number format of the engine that computed the reference log-probabilities
     max_set_aside_share: float = 0.05
     """Largest fraction of the questions whose stored rows may be unreadable; a single row always may."""
     transfer: Transfer = "object_store"
-    """Route by which the student's weights reach the rollouts."""
     turns: bool = False
-    """Whether learner and online rollouts take turns."""
     export_to: Path
-    """Hugging Face directory for the trained student."""
     adapters_to: Path
-    storage: Path
-    """Directory for checkpoints and Ray Train's state."""
+    storage: Path  # directory for checkpoints and Ray Train's state
 
     @property
     def steps(self) -> list[tuple[StagePlan, Iteration]]:
-        """Every planned optimizer step with its stage."""
         by_stage = {plan.stage: plan for plan in self.stages}
         return [(by_stage[one.stage], one) for one in self.iterations]
 
@@ -67,8 +56,7 @@ class GroupRewards:
 
     stage: int
     position: int
-    divergences: list[float]
-    """Mean JSD of teacher and current student, nats."""
+    divergences: list[float]  # mean JSD of teacher and current student, nats
     distillation: list[float]
     advantages: list[float]
     version: int | None = None
@@ -77,11 +65,8 @@ class GroupRewards:
 
 @dataclass(frozen=True, kw_only=True)
 class TakenStep:
-    """An optimizer step that was taken."""
-
     metrics: StepMetrics
-    rewards: list[GroupRewards]
-    """Of its first groups."""
+    rewards: list[GroupRewards]  # of its first groups
 
 
 StepReport = TakenStep | SkippedStep | LeftOut

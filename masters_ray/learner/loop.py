@@ -37,7 +37,6 @@ from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 
 DATASET = "rollouts"
-_ROWS_AT_A_TIME = 64
 
 
 def train(config: dict[str, Any]) -> None:
@@ -65,8 +64,6 @@ def train(config: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One rank: trains on its part of every step."""
-
     def __init__(self, job: LearnerJob, reports: Queue, broker: Any) -> None:
         context = ray.train.get_context()
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
@@ -146,7 +143,7 @@ class _Worker:
     def parts(self, done: int) -> Iterator[WorkerStep]:
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
-            iter(shard.iter_batches(batch_size=_ROWS_AT_A_TIME, batch_format="pyarrow", prefetch_batches=1)),
+            iter(shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=1)),
             job.steps,
             skip=done,
             fresh=self._take,
@@ -187,7 +184,6 @@ class _Worker:
         return 0
 
     def step(self, coming: Iterator[WorkerStep]) -> None:
-        """Takes or skips the next step, and reports it to the driver."""
         asked = time.monotonic()
         part = next(coming)
         started = time.monotonic()
@@ -253,8 +249,7 @@ class _Worker:
         return part
 
     def _update(self, part: WorkerStep, old: list[OldPolicy | None]) -> StepTotals | None:
-        """Updates the weights once; returns None when the update was skipped. old: the old policy of each micro-batch,
-        which the step's first update sets."""
+        """Updates the weights once; None when skipped. old: of each micro-batch, set by the step's first update."""
         step, engine, is_first = part.step, self._engine, old[0] is None
         groups, made, operations = len(step.table), [], 0
         tokens_per_group = store.answer_tokens(step.table) / groups
@@ -263,8 +258,7 @@ class _Worker:
             scores = self._live.scores(step.plan, batch) if self._live else None
             student = engine(batch, scores)
             operations += self._operations.of(batch)
-            job = self._job
-            outputs = group_losses(job.settings, job.reward, batch, student, tokens_per_group, old[index])
+            outputs = group_losses(self._job.settings, self._job.reward, batch, student, tokens_per_group, old[index])
             old[index] = outputs.old
             engine.add_gradient(outputs.loss.sum() * (self._workers / groups if micro.indices else 0.0))
             made.append((micro, dataclasses.replace(outputs, loss=outputs.loss.detach()), student[0].detach()))

@@ -20,13 +20,10 @@ from masters_ray.records import Rejected, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """Divergence on one stored answer."""
-
     position: int
     kind: str
     source: Source
-    nats: float
-    """D_j: mean JSD of stored teacher and student over the answer's tokens, in nats (METHOD 5)."""
+    nats: float  # D_j: mean JSD of stored teacher and student over one stored answer's tokens (METHOD 5)
 
 
 def divergences(

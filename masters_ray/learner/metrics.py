@@ -11,23 +11,15 @@ from masters_ray.learner.collate import MicroBatch
 from masters_ray.learner.job import GroupRewards
 from masters_ray.method.grpo import LossOutputs
 
-_SHOWN_GROUPS = 2
-"""Groups per step whose rewards are reported."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
-    """Totals of a step over all workers."""
-
-    losses: list[float]
-    """Of each group."""
+    losses: list[float]  # of each group
     metrics: dict[str, float]
     """Fields of StepMetrics: means over groups; logprob_mismatch is a mean over the tokens of fresh groups."""
-    capacity: float
-    """Tokens that all workers process if each round is filled to its longest micro-batch."""
+    capacity: float  # tokens that all workers process if each round is filled to its longest micro-batch
     operations: float
-    rewards: list[GroupRewards]
-    """Rewards of this worker's first groups."""
+    rewards: list[GroupRewards]  # of this worker's first two groups
     gaps: Tensor
     """[groups, 3], ``agreement.row_gaps`` between learner and behaviour policy; 0 for groups that are not fresh."""
 
@@ -42,8 +34,7 @@ def step_totals(
     workers: int,
 ) -> StepTotals:
     """Returns the totals of a step of ``groups`` groups. made: this worker's micro-batch of each round, its outputs and
-    its answer tokens' log-probs; of a dummy only the length counts. over_workers: sums over workers. operations: of
-    this worker's step."""
+    its answer tokens' log-probs; of a dummy only the length counts. over_workers: sums. operations: this worker's."""
     names = list(made[0][1].metrics)
     table = torch.zeros(groups, len(names) + 3, dtype=torch.float64)
     work = torch.zeros(1 + len(made), workers, dtype=torch.float64)
@@ -65,7 +56,7 @@ def step_totals(
         metrics=means | {"logprob_mismatch": distance / tokens if tokens else 0.0},
         capacity=float(work[1:].amax(1).sum()) * workers,
         operations=float(work[0].sum()),
-        rewards=rewards[:_SHOWN_GROUPS],
+        rewards=rewards[:2],
         gaps=gaps,
     )
 

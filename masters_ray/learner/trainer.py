@@ -79,7 +79,6 @@ def fit(
 
 
 def environment(settings: Learner) -> dict[str, str]:
-    """Returns the environment variables of a process that holds the student for training."""
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if settings.gpus == 0:
         threads = str(max(1, int(settings.cpus)))
@@ -89,7 +88,6 @@ def environment(settings: Learner) -> dict[str, str]:
 
 class _OneAddress(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Replaces the workers' TCPStore before they form the process group."""
         worker_group.execute(_listen_at_one_address)
         super().on_start(worker_group, backend_config)
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from masters_ray.kernels.packing import PackedBatch
 
-_SIDE = {"cpu": 1024, "cuda": 8192}
-_REPEATS = 5
 _MIB, _GIB = 2**20, 2**30
 ALLOCATOR = (
     f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={32 * _MIB}:"
@@ -43,8 +41,7 @@ class OperationCounter:
         model.model.register_forward_pre_hook(self._begin)  # forgets what the backward pass before has computed again
 
     def of(self, batch: PackedBatch) -> int:
-        """Returns the operations of the last forward pass, over ``batch``, and of its backward pass. Call it between
-        the two."""
+        """Returns the operations of the forward pass over ``batch`` and its backward pass. Call it between the two."""
         weights = getattr(self._head, "ds_numel", None) or self._head.numel()
         in_head = 2 * len(batch.targets) * weights * (2 + self._head.requires_grad)
         return self._in_layers + in_head + 3 * self._per_pair * batch.layout.pairs
@@ -59,10 +56,10 @@ class OperationCounter:
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """Returns the floating-point operations per second of a product of two square matrices: the median of several."""
-    side = side or _SIDE[device.type]
+    side = side or (1024 if device.type == "cpu" else 8192)
     left = torch.randn(side, side, device=device, dtype=dtype)
     seconds = []
-    for _ in range(1 + _REPEATS):
+    for _ in range(6):
         started = time.perf_counter()
         left @ left
         if device.type == "cuda":

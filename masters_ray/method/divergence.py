@@ -8,13 +8,11 @@ whole vocabulary, and equals it when k is the vocabulary size.
 import torch
 from torch import Tensor
 
-_SMALLEST = 1e-30
-"""Floor inside logarithms: x·log(x) at x = 0 counts as 0 and has a finite gradient."""
+_SMALLEST = 1e-30  # floor inside logarithms: x·log(x) at x = 0 counts as 0 and has a finite gradient
 
 
 def with_rest(top: Tensor, rest: Tensor | None = None) -> Tensor:
-    """Appends the mass of "everything else": [tokens, k] probabilities → [tokens, k + 1]. rest: [tokens], that mass;
-    default: 1 − the sum of ``top``, at least 0."""
+    """Appends the mass of all others, by default 1 − the sum of ``top``, at least 0: [tokens, k] → [tokens, k + 1]."""
     others = (1.0 - top.sum(-1)).clamp(min=0.0) if rest is None else rest
     return torch.cat([top, others.unsqueeze(-1)], -1)
 
@@ -45,8 +43,7 @@ def jsd(p: Tensor, q: Tensor) -> Tensor:
 
 def jsd_and_slope(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Returns ``jsd`` and its derivative by each entry of q: ½ ln(q/m), m = (p + q)/2; for use without autograd."""
-    slope = (_log(q) - _log((p + q) / 2)) / 2
-    return jsd(p, q), slope
+    return jsd(p, q), (_log(q) - _log((p + q) / 2)) / 2
 
 
 def _log(probabilities: Tensor) -> Tensor:

@@ -27,24 +27,17 @@ class OldPolicy:
 
     logprobs: Tensor
     """[tokens]: of the behaviour policy for fresh answers, otherwise of the student before the first update."""
-    advantages: Tensor
-    """[answers]"""
+    advantages: Tensor  # [answers]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossOutputs:
-    """Loss of every group of a batch, and metrics."""
-
     loss: Tensor
     """[groups]: policy_weight · (−clipped objective + kl_beta · KL) + jsd_weight · JSD; only this has a gradient."""
-    metrics: dict[str, Tensor]
-    """Field of StepMetrics → [groups], whose mean over groups is that field."""
+    metrics: dict[str, Tensor]  # field of StepMetrics → [groups], whose mean over groups is that field
     old: OldPolicy
-    """Pass it to later updates on the batch."""
-    distillation: Tensor
-    """[answers], R_distill"""
-    divergences: Tensor
-    """[answers], D_j in nats"""
+    distillation: Tensor  # [answers], R_distill
+    divergences: Tensor  # [answers], D_j in nats
 
 
 def distillation_rewards(divergences: Tensor, least_spread: float = 0.0) -> Tensor:

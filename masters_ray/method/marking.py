@@ -1,7 +1,4 @@
-"""Rules that mark short answers without a judge (METHOD 4): they replace a judge, or a judge is measured against them.
-
-They follow the rules of public benchmarks, on normalised texts.
-"""
+"""Rules of public benchmarks that mark short answers without a judge, or against which one is measured (METHOD 4)."""
 
 import itertools
 import math

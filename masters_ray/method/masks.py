@@ -16,18 +16,12 @@ from masters_ray.parts import matrices_in, part_of, without_numbers
 
 @dataclass(frozen=True, kw_only=True)
 class MaskReport:
-    """Result of masking one checkpoint."""
-
     ratio: float
-    """Asked for."""
-    sparsity: float
-    """Entries that the mask zeroed, as a fraction of all entries of the masked matrices."""
+    sparsity: float  # entries that the mask zeroed, as a fraction of all entries of the masked matrices
     masked: dict[str, int] = field(default_factory=dict, repr=False)
     """Masked matrices: name with * in place of numbers → count."""
     unmasked: dict[str, int] = field(default_factory=dict, repr=False)
-    """Matrices that were not masked, in the same form."""
-    digest: str
-    """SHA-256 over every tensor (masked or not) in the order of loading: name, dtype, shape, bytes."""
+    digest: str  # SHA-256 over every tensor (masked or not) in the order of loading: name, dtype, shape, bytes
 
 
 def zeroed_count(entries: int, ratio: float) -> int:
@@ -95,6 +89,5 @@ def masked(
 
 
 def update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
-    """Updates a SHA-256 with a tensor's name, dtype, shape and bytes."""
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -11,18 +11,15 @@ from masters_ray.records import JudgedText, Problem
 
 Message = dict[str, Any]
 """One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""
-Asked: TypeAlias = Problem | JudgedText
-"""A question from the data or from a store."""
+Asked: TypeAlias = Problem | JudgedText  # from the data or from a store
 _SAID = r"overall[\s_-]*summary|explanation"
 """Tags around a judge's own text, whose score tags stay."""
 _TAGS = rf"question|ground[\s_-]*truth|generated[\s_-]*text|answer|support|{_SAID}|difficulty"
 _OPEN, _CLOSE = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)", r"(?P<close>>|&(?:gt|#0*62|#x0*3e);)"
 _TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
-_UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})
-"""Unicode categories ignored inside tags: zero-width and control characters, combining marks."""
+_UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})  # zero-width and control characters, combining marks
 _LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
-"""Matches a choice that brings its own letter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +27,7 @@ class JudgePrompt:
     """A system turn and a user turn that ask a judge for a score of 0 or 1."""
 
     system: str
-    user: str
-    """Has {} for each text that is inserted."""
+    user: str  # has {} for each text that is inserted
     tag: str | None = None
     """Name of the tag around the score; None: the judge reads its own reply and answers with the score alone."""
 
@@ -186,8 +182,7 @@ def defused(text: str, tags: str = _TAGS) -> str:
 
 
 def _blanked(text: str, pattern: str) -> str:
-    """Replaces what the pattern's groups ``open`` and ``close`` match by a blank each. Matching ignores case, width and
-    invisible characters."""
+    """Blanks the pattern's groups ``open`` and ``close``. Matching ignores case, width and invisible characters."""
     if _MAY_OPEN.search(text) is None:
         return text
     letters, places = [], []
@@ -206,8 +201,7 @@ def _blanked(text: str, pattern: str) -> str:
 
 
 def question_messages(problem: Problem) -> list[Message]:
-    """Returns one user turn: ``{"type": "image"}`` for each picture, then the question ``with_choices``. The processor
-    gets the pictures separately, in the same order."""
+    """Returns one user turn: ``{"type": "image"}`` for each picture, in order, then the question ``with_choices``."""
     images = [{"type": "image"} for _ in problem.pictures]
     return [{"role": "user", "content": [*images, {"type": "text", "text": with_choices(problem)}]}]
 

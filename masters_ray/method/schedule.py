@@ -13,11 +13,8 @@ class Stage:
     """A part of the run with one masked teacher."""
 
     index: int
-    """Counts from 0."""
-    ratio: float
-    """Mask ratio: fraction of every masked matrix that is zeroed."""
-    teacher: int = 0
-    """Index of the teacher among the run's teachers, the smallest first."""
+    ratio: float  # mask ratio: fraction of every masked matrix that is zeroed
+    teacher: int = 0  # index of the teacher among the run's teachers, the smallest first
 
 
 def ratios(schedule: Schedule) -> list[tuple[float, Fraction]]:
@@ -56,15 +53,12 @@ def plan(schedules: Sequence[Schedule], rows: int) -> list[tuple[Stage, range]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """A planned optimizer step."""
+    """A planned optimizer step; they are counted from 1, over all stages."""
 
     number: int
-    """Counts from 1, over all stages."""
     stage: int
-    positions: range
-    """Positions of its questions in the seeded order of the data."""
-    online: bool = False
-    """Whether its questions are answered during training, by a recent student."""
+    positions: range  # positions of its questions in the seeded order of the data
+    online: bool = False  # its questions are answered during training, by a recent student
 
 
 def iterations(plan: Sequence[tuple[Stage, range]], groups_per_step: int, online_fraction: float) -> list[Iteration]:

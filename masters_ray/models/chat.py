@@ -28,8 +28,7 @@ class Chat:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Loads the processor in ``folder``. Raises CheckpointError when it cannot be loaded, or has no chat template
-        that takes a list of pictures and texts."""
+        """Raises CheckpointError for a processor that cannot be loaded, or without a template of pictures and texts."""
         self.folder = folder
         self.processor: Any = _processor(folder)
         self.tokenizer: Any = self.processor.tokenizer
@@ -126,7 +125,9 @@ class Chat:
         return list(found["input_ids"])
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
-        turns = [message | {"content": _parts(message["content"])} for message in messages]
+        contents = [message["content"] for message in messages]
+        parts = [[{"type": "text", "text": one}] if isinstance(one, str) else one for one in contents]
+        turns = [message | {"content": own} for message, own in zip(messages, parts, strict=True)]
         options = self._filled_in | {"tokenize": False, "add_generation_prompt": asks}
         try:
             return str(self.processor.apply_chat_template(turns, **options))
@@ -134,15 +135,10 @@ class Chat:
             raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
 
     def _tried(self, messages: Sequence[Message], *, asks: bool = True) -> str:
-        """``_rendered``, or "" where the template refuses."""
         try:
             return self._rendered(messages, asks=asks)
         except CheckpointError:
             return ""
-
-
-def _parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _shows_probe(text: str) -> bool:

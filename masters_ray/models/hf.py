@@ -28,8 +28,7 @@ _PACKED = "masters_packed"
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """Loads the model with weights of ``dtype`` ("float32", "bfloat16"). Raises CheckpointError when it cannot, or when
-    weights are missing or have another shape."""
+    """Loads the model. Raises CheckpointError when it cannot, or when weights are missing or have another shape."""
     return _loaded(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")[0]
 
 
@@ -51,7 +50,6 @@ def unexpected_weights(folder: Path) -> list[str]:
 
 
 def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
-    """Returns model and unexpected weights."""
     from transformers import AutoModelForImageTextToText
 
     try:
@@ -70,8 +68,7 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
 
 
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
-    """Loads a teacher for ``live_scores`` without gradients, the matrices of ``parts`` masked at ``ratio``. Raises
-    CheckpointError as ``masked`` and ``read_packed``."""
+    """Loads a teacher for ``live_scores``, ``parts`` masked at ``ratio``. Raises as ``masked`` and ``read_packed``."""
     report: list[MaskReport] = []
     state, empty = dict(masked(tensors(folder), ratio, parts, report)), _empty(folder)
     model: Any = type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=getattr(torch, dtype))
@@ -104,7 +101,6 @@ class TermsHead(nn.Module):
         self._logits_bytes = logits_bytes
 
     def forward(self, hidden: Tensor, batch: PackedBatch, teacher: LiveScores | None) -> Terms:
-        """hidden: [answer tokens, width]."""
         student = hidden, self.weight, batch.targets
         if teacher is not None:
             return live_terms(*student, teacher, logits_bytes=self._logits_bytes)
@@ -127,7 +123,7 @@ def read_packed(model: Any, whose: str) -> None:
 
 
 def live_scores(teacher: Any, batch: PackedBatch) -> LiveScores:
-    """Returns a live teacher's scores of a packed batch. teacher: as from ``load_masked``."""
+    """teacher: as from ``load_masked``."""
     return LiveScores(hidden=_predicting(teacher, batch), weight=teacher.lm_head.weight)
 
 
@@ -147,7 +143,6 @@ def _predicting(model: Any, batch: PackedBatch) -> Tensor:
 def _packed_attention(
     _: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, scaling: float, layout: Layout, **options: Any
 ) -> tuple[Tensor, None]:
-    """Implements transformers' attention interface by ``attention.attend``."""
     if dropout := options.get("dropout"):
         raise ValueError(f"packed attention has no dropout; the configuration asks for {dropout}")
     return attend(query, key, value, layout, scaling), None
@@ -184,8 +179,7 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def add_adapters(model: Any, lora: Lora) -> Any:
-    """Adds low-rank adapters to every linear layer of the language model, in place; freezes all other weights. Returns
-    peft's wrapper of ``model``."""
+    """Adds adapters to all linear layers of the language model, in place; freezes the rest. Returns peft's wrapper."""
     from peft import LoraConfig, get_peft_model
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -212,8 +206,7 @@ def merged(
 
 
 def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
-    """Returns the tensors of a checkpoint with these weights, named and split as ``export`` writes them. state:
-    parameter names → tensors on the CPU."""
+    """Returns the tensors as ``export`` names and splits them. state: parameter names → tensors on the CPU."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(_empty(checkpoint), _in_dtype(state, dtype)))
@@ -230,7 +223,6 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
 
 
 def _empty(checkpoint: Path) -> Any:
-    """Returns the model on the meta device, without memory for its weights."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):

@@ -17,21 +17,18 @@ from masters_ray.models.vllm_loop import EngineLoop
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
 
-_ROUNDING = 5e-4
-"""Largest log-probability accepted: rounding may give a value above 0."""
+_ROUNDING = 5e-4  # largest log-probability accepted: rounding may give a value above 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    token_ids: list[int]
-    """With one placeholder per picture, not expanded."""
+    token_ids: list[int]  # with one placeholder per picture, not expanded
     pictures: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    token_ids: tuple[int, ...]
-    """Includes the end-of-turn token if it was reached."""
+    token_ids: tuple[int, ...]  # includes the end-of-turn token if it was reached
     finish: Finish
 
 
@@ -59,10 +56,8 @@ class VllmEngine:
 
         from masters_ray.models.vllm_worker import MASKED
 
-        self._folder = folder
-        self._parts = parts
-        self._report: MaskReport | None = None
-        """Report of the loaded masked weights; None before the first ``mask`` and while weights are being loaded."""
+        self._folder, self._parts = folder, parts
+        self._report: MaskReport | None = None  # of the loaded weights
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:1024], -100.0) or None
         self._sleeps = sleeps and not current_platform.is_cpu()
@@ -91,8 +86,7 @@ class VllmEngine:
         self.sleep()
 
     def sleep(self) -> None:
-        """Frees the GPUs' memory if the engine was made with ``sleeps``: weights move to CPU memory, the KV cache is
-        dropped. The next call wakes the engine."""
+        """With ``sleeps``: moves weights to CPU memory and drops the KV cache. The next call wakes the engine."""
         if self._sleeps:
             self.loop.sleep()
 
@@ -116,7 +110,7 @@ class VllmEngine:
             raise ReplicaLostError(f"{self._folder}: {told}") from error
 
     def _agreed(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """Calls a ``method`` that loads weights on all workers, while no request runs. Returns their common answer."""
+        """Calls a ``method`` that loads weights on all workers. Returns their common answer."""
 
         def call(llm: Any) -> list[dict[str, Any]]:
             answers: list[dict[str, Any]] = llm.collective_rpc(method, args=arguments)
@@ -206,7 +200,6 @@ def _completion(answer: Any) -> Completion:
 
 
 def _asked(output: Any, answer: Sequence[int], top_k: int) -> Scored | Refused:
-    """Returns the scores of an answer that was sent as the end of a prompt."""
     prompt_tokens = len(output.prompt_token_ids) - len(answer)
     if output.num_cached_tokens >= prompt_tokens:  # their places may hold scores of an earlier request
         return Refused(reason="the engine took tokens of the answer from its cache and did not score them")

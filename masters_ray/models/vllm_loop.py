@@ -14,30 +14,24 @@ T = TypeVar("T")
 
 
 class EngineLoop:
-    """Owns an engine and the only thread that uses it.
-
-    A caller's requests join the running batch and leave it one by one, so the engine is full while all callers together
-    have enough requests. No caller blocks forever: the thread outlives a broken engine and fails every later call.
-    """
+    """Owns an engine and the only thread that uses it; requests join the running batch and leave it one by one. Nobody
+    blocks forever: the thread outlives a broken engine and fails every later call."""
 
     def __init__(self, llm: Any) -> None:
-        """llm: vLLM's LLM, which nobody else uses from now on."""
         self._llm = llm
+        # (action, its outcome); an action that raises breaks the engine.
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        """(action, its outcome). An action that raises breaks the engine."""
         self._under_way: dict[str, Future[Any]] = {}
         self._numbers = itertools.count()
         self._asleep = False
         threading.Thread(target=self._run, name="vllm", daemon=True).start()
 
     def ask(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
-        """Returns vLLM's RequestOutput, or Refused, for each (prompt, SamplingParams). Waits for all; thread-safe.
-        Raises ReplicaLostError when the engine broke."""
+        """Returns RequestOutput or Refused for each (prompt, SamplingParams); raises ReplicaLostError; thread-safe."""
         return [outcome.result() for outcome in self._done(lambda: self._add(requests))]
 
     def alone(self, action: Callable[[Any], T]) -> T:
-        """Returns ``action(llm)``, run once all earlier requests are answered. Raises what the action raises, and
-        ReplicaLostError when the engine broke."""
+        """Returns ``action(llm)``, run once all earlier requests are answered, or raises what the action raises."""
         return cast(T, self._done(lambda: self._act(action)).result())
 
     def sleep(self) -> None:

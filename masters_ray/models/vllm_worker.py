@@ -55,8 +55,7 @@ class InPlaceLoading:
     device: torch.device
 
     def masked_at(self, checkpoint: str, ratio: float, parts: list[Part]) -> dict[str, Any]:
-        """Loads ``checkpoint`` in place with the matrices of ``parts`` masked at ``ratio``, unless that ratio is loaded
-        already. Returns the MaskReport's fields."""
+        """Loads ``checkpoint`` with ``parts`` masked at ``ratio``, unless it is loaded; returns the report's fields."""
         model = self.model_runner.get_model()
         if model.mask_report is None or model.mask_report.ratio != ratio:
             model.mask_report = None  # if loading fails halfway, the next call must load again

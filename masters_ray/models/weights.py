@@ -1,6 +1,5 @@
 """The files of a checkpoint: locates and checks them, so that transformers, vLLM and the masked loader read the same
-files; reads headers, tensors, digests and special tokens; copies what lies beside weights. Needs torch only for
-tensors."""
+files; reads headers, tensors, digests, special tokens; copies what lies beside weights. Only tensors need torch."""
 
 import hashlib
 import json
@@ -32,8 +31,7 @@ _NOT_COPIED = re.compile(r"(^|/)\.|\.(safetensors|bin|pth?|gguf|onnx|onnx_data|h
 
 
 class Entry(NamedTuple):
-    dtype: str
-    """safetensors' name: "F32", "BF16", "I32", …"""
+    dtype: str  # safetensors' name: "F32", "BF16", "I32", …
     shape: tuple[int, ...]
 
 

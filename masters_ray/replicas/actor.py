@@ -17,7 +17,6 @@ from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.student_weights import StudentWeights
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_SECONDS_TO_TELL = 1.0
 _LONGEST_CAUSE = 700
 
 Expected = MaskReport | StudentWeights
@@ -26,7 +25,6 @@ Expected = MaskReport | StudentWeights
 
 class ReplicaActor:
     """Hosts a model. The first call loads it: a process that replaces one asleep leaves the memory to the learner.
-
     Every method raises ReplicaError when the model could not be loaded. When the engine breaks, the call raises
     ReplicaLostError and the process ends, so that Ray starts another one."""
 
@@ -37,7 +35,6 @@ class ReplicaActor:
         self._failure: ReplicaError | None = None
 
     def ready(self) -> None:
-        """Returns once the model is loaded."""
         self._guarded(lambda: None)
 
     def call(self, method: str, *arguments: Any, expected: Expected | None = None) -> Any:
@@ -86,7 +83,7 @@ class ReplicaActor:
             return action()
         except ReplicaLostError:
             self._ending = True
-            threading.Timer(_SECONDS_TO_TELL, _end).start()
+            threading.Timer(1.0, _end).start()  # once the caller is told
             raise
 
     def _load(self, spec: ReplicaSpec) -> None:

@@ -12,10 +12,8 @@ Ask = Callable[[Sequence[Sequence[prompts.Message]]], list[Reply | Refused]]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    accuracy: int | None
-    """R_acc, 0 or 1; None: neither call was readable."""
-    text: str
-    """The reply to the first call, or the engine's reason to refuse it."""
+    accuracy: int | None  # R_acc, 0 or 1; None: neither call was readable
+    text: str  # the reply to the first call, or the engine's reason to refuse it
     reasoning: int | None = None
     """R_rea: whether the reasoning supports the answer, 0 or 1; None: not asked, or neither call was readable."""
 
@@ -46,8 +44,7 @@ def judge(
 def _scores(
     ask: Ask, first: prompts.JudgePrompt, inserted: Sequence[tuple[str, ...]], second: prompts.JudgePrompt
 ) -> list[tuple[int | None, str]]:
-    """Returns, for each of ``inserted``, the score 0 or 1 (None: unreadable) and the first reply. ``second`` parses
-    only those first replies whose score cannot be read."""
+    """Returns (score 0 or 1, None: unreadable; first reply) of each. ``second`` parses unreadable first replies."""
     replies = ask([first.messages(*texts) for texts in inserted])
     found = [(first.score(one.text), one.text) if isinstance(one, Reply) else (None, one.reason) for one in replies]
     unread = [index for index, one in enumerate(replies) if isinstance(one, Reply) and found[index][0] is None]

@@ -20,27 +20,20 @@ from masters_ray.replicas.spec import ReplicaSpec
 
 T = TypeVar("T")
 TokenIds = tuple[int, ...]
-_RATING_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBatch:
-    """A model's scores of the answers to a batch of questions."""
-
-    prompt_tokens: list[int]
-    """Tokens of each question with its pictures; 0 for a question without scored answers."""
-    refused: dict[int, Refused]
-    """Index of the question in the batch → why it was refused."""
-    tokens: pa.Array
-    """``store.top_scores``, or store.LOGPROBS, of all other answers, question by question."""
+    prompt_tokens: list[int]  # tokens of each question with its pictures; 0 for a question without scored answers
+    refused: dict[int, Refused]  # index of the question in the batch → why it was refused
+    tokens: pa.Array  # ``store.top_scores``, or store.LOGPROBS, of all other answers, question by question
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenBatch:
     """A model's answers to a batch of questions, with the scores taken while writing."""
 
-    answers: list[tuple[Answer, ...]]
-    """The answers to each question; empty for a refused one."""
+    answers: list[tuple[Answer, ...]]  # the answers to each question; empty for a refused one
     scored: ScoredBatch
 
 
@@ -102,20 +95,16 @@ class ReplicaModel:
         return [float(found[index][0].own.mean()) if index in found else None for index in range(len(problems))]
 
     def answer_greedily(self, problems: Sequence[Problem], max_tokens: int) -> list[Reply | Refused]:
-        """Returns the greedy answer to each problem, or why it was refused."""
         return self._greedy([self.prompt(one) for one in problems], max_tokens)
 
     def rate(self, problems: Sequence[Problem]) -> list[int | None]:
-        """Returns the model's rating of each question's difficulty, 1 to 10 (appendix F.1); None: unreadable or
-        refused."""
-        said = self._greedy([self.prompt(one, prompts.difficulty_messages) for one in problems], _RATING_TOKENS)
+        """Returns the difficulty of each question, 1 to 10 (appendix F.1); None: unreadable or refused."""
+        said = self._greedy([self.prompt(one, prompts.difficulty_messages) for one in problems], max_tokens=64)
         return [None if isinstance(one, Refused) else prompts.parse_difficulty(one.text) for one in said]
 
     def judge(
         self, problems: Sequence[prompts.Asked], answers: Sequence[Sequence[str]], reasoning: bool
     ) -> list[list[Verdict]]:
-        """Returns ``judge.judge`` with this model's replies."""
-
         def ask(conversations: Sequence[Sequence[prompts.Message]]) -> list[Reply | Refused]:
             given = [Prompt(token_ids=self.chat.token_ids(messages)) for messages in conversations]
             return self._greedy(given, self._judge_tokens)

@@ -10,8 +10,7 @@ from masters_ray.progress import say
 from masters_ray.replicas import processes
 from masters_ray.replicas.processes import Processes
 
-_INEXACT = 1e-9
-"""Tolerance for amounts that are sums of fractions such as 0.1."""
+_INEXACT = 1e-9  # tolerance for amounts that are sums of fractions such as 0.1
 
 Nodes = Sequence[Mapping[str, float]]
 """Total resources of each node: "CPU" and "GPU"; a missing name means 0."""
@@ -19,10 +18,9 @@ Nodes = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """Learner and rollouts of online iterations take turns on one node."""
+    """Learner and rollouts of online iterations take turns on one node with so many whole GPUs."""
 
     gpus: int
-    """Whole GPUs of the node."""
 
 
 def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = False) -> Turns | None:
@@ -33,7 +31,8 @@ def place(config: Config, nodes: Nodes, *, learns: bool = True, grows: bool = Fa
     wanted = config.rollout.placement if online else "beside"
     if wanted == "turns" and len(nodes) != 1:
         expected = "auto or beside on a cluster of several nodes: turns are taken on one node"
-        raise _refused("rollout.placement", expected, f"turns, and {len(nodes)} nodes", "Set it, or use one node.")
+        found = f"turns, and {len(nodes)} nodes"
+        raise ConfigError([Complaint("rollout.placement", expected, found, "Set it, or use one node.")])
     learned = online or config.rollout.student_refresh == "stage"
     making = {
         "making rollouts" + (f" with {key}" if number else ""): processes.for_rollouts(config, number, learned=learned)
@@ -64,18 +63,13 @@ def transfer(config: Config, turns: Turns | None) -> Transfer:
     if config.rollout.online_fraction == 0:
         return "object_store"
     if wanted == "nccl" and not fits:
-        expected = "nccl only where learner and student have GPUs of their own"
-        raise _refused("rollout.weight_transfer", expected, "nccl, and they take turns", "auto takes what fits.")
+        expected, found = "nccl only where learner and student have GPUs of their own", "nccl, and they take turns"
+        raise ConfigError([Complaint("rollout.weight_transfer", expected, found, "auto takes what fits.")])
     return wanted if wanted != "auto" else "nccl" if fits else "object_store"
 
 
-def _refused(*complaint: str) -> ConfigError:
-    return ConfigError([Complaint(*complaint)])
-
-
 def _without_room(phases: Mapping[str, Sequence[Processes]], nodes: Nodes) -> list[Complaint]:
-    """Returns a complaint for each phase that the nodes have no room for. phases: what is done → the processes that run
-    at the same time; phases run one after the other."""
+    """Returns a complaint for each phase without room. phases: what is done → the processes that run at one time."""
     found = []
     sizes = Counter(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     there = " and ".join(f"{count} with {size}" for size, count in sizes.items())

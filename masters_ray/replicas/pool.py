@@ -19,7 +19,6 @@ CALLS_AT_ONCE = 3
 WHATEVER_DIES: dict[str, Any] = {"max_task_retries": -1, "retry_exceptions": [ReplicaLostError]}
 """Options with which Ray repeats a call each time it restarts the process."""
 _SECONDS_TO_END = 20
-_REPEATS = 3
 
 
 class Pool:
@@ -34,20 +33,15 @@ class Pool:
         """actors: ReplicaActor handles whose models are loaded."""
         self.role = role
         self._actors = actors
-        self._calls = Counter[Any]()
-        """Actor → calls under way."""
-        self._away = set[Any]()
-        """Actors whose process died and is being restarted."""
+        self._calls = Counter[Any]()  # under way, by actor
+        self._away = set[Any]()  # actors whose process is being restarted
         self._expected: Expected | None = None
-        self._lost = ""
-        """Why the last actor was left out."""
+        self._lost = ""  # why the last actor was left out
         self._closed = False
-        self._changed = threading.Condition()
-        """Guards the fields above."""
+        self._changed = threading.Condition()  # guards the fields above
 
     @property
     def most_calls_at_once(self) -> int:
-        """Calls that run before the next one waits."""
         return CALLS_AT_ONCE * len(self._actors)
 
     def mask(self, ratio: float) -> list[MaskReport]:
@@ -57,8 +51,7 @@ class Pool:
         return found
 
     def hold(self, weights: StudentWeights) -> None:
-        """Has every replica, also later processes, hold this version. Raises WeightSyncError when a replica's weights
-        differ; otherwise as ``everywhere``."""
+        """Has every replica, also later processes, hold this version, or raises WeightSyncError; see ``everywhere``."""
         self.everywhere("hold", weights)
         self._expected = weights
 
@@ -99,7 +92,7 @@ class Pool:
 
     def call_again(self, method: str, *arguments: Any) -> Any:
         """``call``, repeated up to three times when the replica's process dies."""
-        for _ in range(_REPEATS):
+        for _ in range(3):
             try:
                 return self.call(method, *arguments)
             except ReplicaLostError as error:
@@ -123,7 +116,6 @@ class Pool:
                 raise ReplicaError(f"{self.role}: a call did not end {_SECONDS_TO_END} s after the last replica")
 
     def _take(self, method: str) -> Any:
-        """Returns the least busy actor, for one more call."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._actors or self._free())
             if self._closed or not self._actors:

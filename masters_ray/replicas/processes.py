@@ -14,15 +14,11 @@ training, which scores answers that a later student wrote; teacher_judge: the un
 class Processes:
     """Equal processes: same model, roles and reservation."""
 
-    key: str
-    """Section of the configuration: "teacher", "growth[0].teacher", "student" or "learner"."""
+    key: str  # section of the configuration: "teacher", "growth[0].teacher", "student" or "learner"
     roles: tuple[Role, ...] = ()
-    """Roles of a replica; empty for the learner's workers."""
     count: int
     cpus: float
-    """Of each process."""
-    gpus: float
-    """Of each process, over all its tensor-parallel ranks."""
+    gpus: float  # of each process, over all its tensor-parallel ranks
 
 
 def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: bool = False) -> list[Processes]:

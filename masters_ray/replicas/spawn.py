@@ -18,8 +18,7 @@ class Replicas:
     """The pools of a set of replicas; a context manager that stops its actors at the end of the block."""
 
     def __init__(self, specs: Sequence[ReplicaSpec], actor_class: type = ReplicaActor) -> None:
-        """Starts the processes of each spec and waits until each has loaded its model. Raises ReplicaError when one
-        fails."""
+        """Starts all processes and waits until each has loaded its model. Raises ReplicaError when one fails."""
         self._actors: list[Any] = []
         self.pools: dict[Role, Pool] = {}
         by_role: dict[Role, list[Any]] = {}
@@ -85,7 +84,6 @@ def _wait_for_all(loading: Mapping[Any, ReplicaSpec]) -> None:
 
 
 def environment(spec: ReplicaSpec) -> dict[str, str]:
-    """Returns the environment variables of a replica's process."""
     variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
     if spec.gpus == 0:
         variables |= {

@@ -14,7 +14,6 @@ from masters_ray.replicas.processes import Processes
 
 _BESIDE_THE_LEARNER = 0.6
 """Fraction of a GPU's memory for all engines on it together when the learner's weights and optimizer stay there."""
-_CACHE_ON_CPU = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +23,13 @@ class ReplicaSpec(Processes):
     checkpoint: str
     engine: Engine
     tensor_parallel: int = 1
-    top_k: int = 1
-    """Log-probs kept per token by a teacher."""
-    masked: tuple[Part, ...] | None = None
-    """A teacher's masked parts."""
+    top_k: int = 1  # log-probs kept per token by a teacher
+    masked: tuple[Part, ...] | None = None  # a teacher's parts, masked at ``ratio`` at first
     ratio: float = 0.0
-    """A teacher's first mask ratio."""
     judge_max_tokens: int = 256
     common: int | None = None
     """Number of vocabulary rows that teacher and student both have; None: all rows of this model."""
-    never: tuple[int, ...] = ()
-    """Token ids that the model must not write, beside its own placeholders."""
+    never: tuple[int, ...] = ()  # token ids that the model must not write, beside its own placeholders
     max_restarts: int = 0
     devices: tuple[str, ...] | None = None
     """In turns with the learner: GPUs that each process uses, such as "0,1"; Ray reserves nothing."""
@@ -73,7 +68,7 @@ def specs(
         judges_alone = one.roles == ("teacher_judge",)
         if model.gpus == 0 and engine.kv_cache_memory_bytes is None and engine.gpu_memory_utilization is None:
             # On a CPU vLLM's fraction of the memory does not suit engines that share it with everything else.
-            engine = replace(engine, kv_cache_memory_bytes=_CACHE_ON_CPU)
+            engine = replace(engine, kv_cache_memory_bytes=2**30)
         spec = ReplicaSpec(
             **vars(one),
             checkpoint=str(student) if student is not None and "student" in one.roles else absolute(model.checkpoint),

@@ -17,7 +17,6 @@ and the rows come back. The sequence:
       │◄─────────────── rows ───────────│                        │                              │
 
 An engine loads weights only from a TensorStream: from the learner over NCCL, or over gloo from the replica's own
-process, which reads the object store. The publisher computes a SHA-256 of each tensor before sending it, the engine
-when loading it: a changed bit stops the run. A restarted replica loads its version again. A request to a learner that
-is gone ends in WeightsGoneError, and the iteration is ordered again.
+process, which reads the object store. A restarted replica loads its version again. A request to a learner that is gone
+ends in WeightsGoneError, and the iteration is ordered again.
 """

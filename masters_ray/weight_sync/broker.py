@@ -21,14 +21,11 @@ from masters_ray.weight_sync.student_weights import StudentWeights
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Order to make the groups of an online iteration with the given student."""
-
     iteration: int
     weights: StudentWeights
     students: Mapping[int, str]
     """Version → digest of those published before the learner was resumed: their rows stay valid."""
-    start: int
-    """Number of the learner's start that gave the order."""
+    start: int  # number of the learner's start that gave the order
 
 
 class WeightRequest(NamedTuple):
@@ -42,10 +39,9 @@ class WeightRequest(NamedTuple):
 class RolloutBroker:
     """Passes versions of the student to the rollouts, and groups to the learner; a Ray actor, called concurrently.
 
-    The plan decides which version writes for which iteration, not timing: n − 1 − max_staleness for iteration n, or
-    the first version of this learner if that is later. Iterations that a resumed learner has not done are ordered
-    again. With turns, an order is given only when every worker of the learner waits for its iteration, and no worker
-    continues before ``deliver`` returns the order.
+    The plan decides which version writes for which iteration, not timing (``schedule.version_for``). Iterations that a
+    resumed learner has not done are ordered again. With turns, an order is given only when every worker of the learner
+    waits for its iteration, and no worker continues before ``deliver`` returns the order.
 
     Nobody waits forever: ``begin`` and ``take`` have deadlines, rollouts and the sender of weights ask with patience,
     and a replica's ``fetch`` ends with an answer of the sender, the learner's next ``begin``, or ``fail``.
@@ -57,13 +53,10 @@ class RolloutBroker:
         """online: numbers of the iterations. turns_of: the learner's workers if learner and rollouts take turns."""
         self._online = sorted(online)
         self._max_staleness, self._max_wait, self._turns_of = max_staleness, max_wait_seconds, turns_of
-        self._changed = threading.Condition()
-        """Guards the fields below."""
+        self._changed = threading.Condition()  # guards the fields below
         self._failure = ""
-        self._at_work = False
-        """With turns: an order was given and not yet returned."""
-        self._start = 0
-        """Counts the learner's starts: a call from an earlier start comes from a worker that is gone."""
+        self._at_work = False  # with turns: an order was given and not yet returned
+        self._start = 0  # counts the learner's starts: a call from an earlier start comes from a worker that is gone
         self._numbers = itertools.count()
         self._restart(None, {})
 
@@ -71,14 +64,11 @@ class RolloutBroker:
         self._start += 1
         self._learned, self._students = learned, students
         self._weights: dict[int, StudentWeights] = {}
-        self._rows: dict[int, pa.Table | None] = {}
-        """Iteration → its groups; None when it ended without any."""
+        self._rows: dict[int, pa.Table | None] = {}  # None: the iteration ended without any
         self._deadlines: dict[int, float] = {}
-        self._waiting = Counter[int]()
-        """Iteration → number of workers that wait for it."""
+        self._waiting = Counter[int]()  # iteration → number of workers that wait for it
         self._requests = deque[WeightRequest]()
-        self._invitations: dict[int, Invitation | None] = {}
-        """By the request's number."""
+        self._invitations: dict[int, Invitation | None] = {}  # by the request's number
 
     def begin(self, learned: int | None, students: Mapping[int, str]) -> None:
         """Registers a start of the learner after ``learned`` iterations; it must then publish every version that
@@ -97,8 +87,7 @@ class RolloutBroker:
         return [ray.put(piece)]
 
     def publish(self, weights: StudentWeights) -> None:
-        """Adds a version of the student, whose pieces, if any, are from ``put_piece``. Raises LearnerError when the
-        rollouts have failed."""
+        """Adds a version, its pieces from ``put_piece``. Raises LearnerError when the rollouts have failed."""
         with self._changed:
             self._check()
             self._weights[weights.version] = weights
@@ -183,8 +172,7 @@ class RolloutBroker:
             self._changed.notify_all()
 
     def _wait(self, found: Callable[[], bool], seconds: float | None = None) -> None:
-        """Waits until ``found`` is true or the learner starts again, at most ``seconds``. Raises LearnerError when the
-        rollouts have failed."""
+        """Waits for ``found`` or the learner's restart. Raises LearnerError when the rollouts have failed."""
         start = self._start
         self._changed.notify_all()
         self._changed.wait_for(lambda: found() or self._failure or start != self._start, seconds)
@@ -202,7 +190,6 @@ class RolloutBroker:
         )
 
     def _pending(self) -> dict[int, int]:
-        """Returns iterations without rows → version that writes for each."""
         learned = math.inf if self._learned is None else self._learned
         left = [number for number in self._online if number > learned and number not in self._rows]
         return {number: version_for(number, self._max_staleness, self._learned or 0) for number in left}

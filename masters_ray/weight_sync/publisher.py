@@ -16,9 +16,7 @@ from masters_ray.weight_sync.broker import WeightRequest, ask
 from masters_ray.weight_sync.stream import Backend, TensorStream
 from masters_ray.weight_sync.student_weights import StudentWeights, pieces, tensor_digest
 
-_PATIENCE = 1.0
-"""Seconds between checks for ``close``."""
-_SECONDS_TO_CLOSE = 5.0
+_PATIENCE = 1.0  # seconds between checks for ``close``
 
 
 class WeightSender:
@@ -29,10 +27,8 @@ class WeightSender:
         """broker: a RolloutBroker actor. device: the learner's, over which tensors are sent."""
         self._broker, self._device, self._backend = broker, device, backend
         self._versions: dict[int, Mapping[str, Tensor]] = {}
-        self._asked = -1
-        """Version requested last: a restarted replica will request it again."""
-        self._lock = threading.Lock()
-        """Guards the fields above."""
+        self._asked = -1  # version requested last: a restarted replica will request it again
+        self._lock = threading.Lock()  # guards the fields above
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weight transfer", daemon=True)
         self._thread.start()
@@ -46,7 +42,7 @@ class WeightSender:
     def close(self) -> None:
         """Stops serving; waits up to 5 s for a transfer in progress."""
         self._closing.set()
-        self._thread.join(_SECONDS_TO_CLOSE)
+        self._thread.join(5.0)
 
     def _run(self) -> None:
         try:
@@ -110,8 +106,7 @@ class WeightPublisher:
         self.publish(done)
 
     def publish(self, number: int) -> None:
-        """Publishes the student after ``number`` iterations, if it writes for a later iteration. Raises LearnerError
-        when the rollouts have failed."""
+        """Publishes the version if it writes for a later iteration. Raises LearnerError when rollouts have failed."""
         oldest = number - self._max_staleness
         self.students = {version: digest for version, digest in self.students.items() if version >= oldest}
         if number not in self._wanted:
@@ -120,15 +115,14 @@ class WeightPublisher:
         tensors = self._gather()
         if tensors is None:
             return
-        stored = []
+        stored: list[Any] = []
         digests = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
         if self._sender is None:
             stored = [ask(self._broker, "put_piece", piece)[0] for piece in pieces(tensors.items())]
         else:
             self._sender.retain(number, tensors, oldest)
-        seconds = time.monotonic() - began
         weights = StudentWeights(
-            version=number, digests=digests, pieces=tuple(stored), seconds=seconds, broker=self._broker
+            version=number, digests=digests, pieces=tuple(stored), seconds=time.monotonic() - began, broker=self._broker
         )
         ask(self._broker, "publish", weights)
         self.students[number] = weights.digest

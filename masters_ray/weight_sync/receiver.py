@@ -1,24 +1,20 @@
 """A replica's side of weight sync: loads a version of the student into its engine, and compares all digests."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from safetensors.torch import load
-from torch import Tensor
 
 from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.stream import Invitation, TensorStream
 from masters_ray.weight_sync.student_weights import StudentWeights
 
-_THIS_HOST = "127.0.0.1"
-
 
 class WeightReceiver:
     def __init__(self, load_engine: Callable[[Invitation], dict[str, str]], ranks: int) -> None:
-        """load_engine: loads the tensors on all of the engine's workers, ``ranks`` in number; returns tensor name →
-        ``tensor_digest`` as loaded."""
+        """load_engine: loads on all ``ranks`` workers of the engine; returns name → ``tensor_digest`` as loaded."""
         self._load_engine, self._ranks = load_engine, ranks
         self._version: tuple[int, str] | None = None
         self._taking = threading.Lock()
@@ -43,15 +39,11 @@ class WeightReceiver:
 
     def _from_store(self, weights: StudentWeights) -> dict[str, str]:
         """Reads the pieces in this process and sends the tensors to the engine's workers, which learn of a failure."""
-        stream = TensorStream(_THIS_HOST, self._ranks, "gloo")
+        stream = TensorStream("127.0.0.1", self._ranks, "gloo")
         thread = ThreadPoolExecutor(1, "weights to the engine")
-        sent = thread.submit(stream.send, _tensors(weights))
+        tensors = (pair for reference in weights.pieces for pair in load(ray.get(reference)).items())
+        sent = thread.submit(stream.send, tensors)
         thread.shutdown(wait=False)
         digests = self._load_engine(stream.invitation)
         sent.result()
         return digests
-
-
-def _tensors(weights: StudentWeights) -> Iterator[tuple[str, Tensor]]:
-    for reference in weights.pieces:
-        yield from load(ray.get(reference)).items()

@@ -25,9 +25,7 @@ Backend = Literal["nccl", "gloo"]
 """nccl: GPU to GPU; gloo: CPU to CPU on one host."""
 
 _SILENCE = timedelta(seconds=120)
-_WATCHDOG = timedelta(minutes=10)
-"""Time after which NCCL's watchdog ends a process whose group could not be aborted."""
-_SECONDS_BETWEEN_LOOKS = 0.0005
+_WATCHDOG = timedelta(minutes=10)  # time after which NCCL's watchdog ends a process whose group could not be aborted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +39,6 @@ class Invitation:
 
 
 class TensorStream:
-    """The sender of one transfer."""
-
     def __init__(self, address: str, ranks: int, backend: Backend) -> None:
         """address: this host's, reachable from the engine's workers, ``ranks`` in number."""
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=_SILENCE)
@@ -114,8 +110,7 @@ def _group(invitation: Invitation, store: TCPStore, rank: int) -> Iterator[Any]:
 
 
 def _broadcast(group: Any, tensor: Tensor) -> None:
-    """Broadcasts from rank 0. tensor: contiguous; the source on rank 0, the destination elsewhere. Raises RuntimeError
-    when the other end is lost or silent."""
+    """Broadcasts a contiguous tensor from rank 0. Raises RuntimeError when the other end is lost or silent."""
     options = BroadcastOptions()
     options.rootRank = 0
     work = group.broadcast([tensor.view(-1).view(torch.uint8)], options)
@@ -123,5 +118,5 @@ def _broadcast(group: Any, tensor: Tensor) -> None:
     while not work.is_completed():
         if time.monotonic() > until:
             raise RuntimeError(f"the other end of a weight transfer was silent for {_SILENCE.total_seconds():g} s")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(0.0005)
     work.wait()

@@ -11,22 +11,16 @@ from torch import Tensor
 from masters_ray.errors import WeightSyncError
 from masters_ray.method.masks import update_digest
 
-_PIECE = 256 * 2**20
-"""Bytes of tensors per piece in the object store; a reading process holds one piece at a time."""
+_PIECE = 256 * 2**20  # bytes of tensors per piece in the object store; a reading process holds one piece at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentWeights:
-    """A version of the student that engines can load."""
-
-    version: int
-    """Number of iterations learned."""
-    digests: Mapping[str, str]
-    """Tensor's name in the checkpoint → ``tensor_digest``, as the learner computed it."""
+    version: int  # number of iterations learned
+    digests: Mapping[str, str]  # tensor's name in the checkpoint → ``tensor_digest``, as the learner computed it
     pieces: tuple[Any, ...]
     """Object store references to the output of ``pieces``; empty: replicas ask the learner through the ``broker``."""
-    seconds: float
-    """Time that the learner spent on publishing."""
+    seconds: float  # time that the learner spent on publishing
     broker: Any = None
 
     @property
