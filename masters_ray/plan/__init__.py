@@ -4,7 +4,7 @@ online.jsonl, metrics.jsonl, journal.json ─► Rates ─► forecast(config, r
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +27,11 @@ def compared_lines(
     found = [forecast(load([f"rollout.online_fraction={fraction}", *choice]), rates) for fraction, choice in cases]
     yield f"rates of {source}, {found[0].steps} iterations, at most {config.rollout.max_staleness} steps behind"
     yield ""
-    rows = [_cells(one, found[0]) for one in found]
+    yield from columns([_cells(one, found[0]) for one in found])
+
+
+def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yields a header line of the keys and a line per row, each column as wide as its widest cell."""
     table = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
