@@ -41,9 +41,6 @@ from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.report import summary as facts
 from tests.conftest import PAIR
 
-Change = dict[str, Any] | Callable[[dict[str, Any]], object]
-"""Values to set in the content of a JSON file, or what is done to it."""
-
 
 def checkpoint(
     folder: Path,
@@ -52,9 +49,10 @@ def checkpoint(
     weights: bool = False,
     tensors: Callable[[dict[str, Any]], object] | None = None,
     template: str | None = None,
-    **files: Change,
+    **files: dict[str, Any] | Callable[[dict[str, Any]], object],
 ) -> Path:
-    """A copy of a shipped model. weights: also its weights; tensors: what is done to them; files: by their names."""
+    """A copy of a shipped model. weights: also its weights; tensors: what is done to them; files: by their
+    names, values to set in their JSON or what is done to it."""
     ignored = None if weights or tensors else shutil.ignore_patterns("*.safetensors")
     shutil.copytree(PAIR / of, folder, ignore=ignored, dirs_exist_ok=True)
     if template is not None:
@@ -270,13 +268,7 @@ def summary(**changes: Any) -> facts.Summary:
             ],
         ),
         "online": facts.OnlineFacts(
-            steps=0,
-            share=0.0,
-            groups=0,
-            mean_age=None,
-            largest_age=None,
-            waited_seconds=0.0,
-            placement=None,
+            steps=0, share=0.0, groups=0, mean_age=None, largest_age=None, waited_seconds=0.0, placement=None
         ),
         "train": split_facts(1600, 3),
         "held_out": split_facts(720, 0),

@@ -165,10 +165,7 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     Look(COLOURS[:1] * 4): {  # a fourth byte that nobody set hides nothing
         f"{kind} with alpha 0": saved(Image.new("RGBA", RGB.size, (*COLOURS[0], 0)), kind) for kind in ("TGA", "BMP")
     },
-    Look(GREYS): {
-        "png 8 bits": saved(L, "PNG"),
-        "tiff 8 bits, white zero": tiff(255 - quarters(GREY), photometric=0),
-    },
+    Look(GREYS): {"png 8 bits": saved(L, "PNG"), "tiff 8 bits, white zero": tiff(255 - quarters(GREY), photometric=0)},
     Look(GREYS, changes=SCALED): {
         "png 16 bits": sixteen(GREY, 0),
         "pgm 16 bits": saved(Image.fromarray(HIGH).convert("I"), "PPM"),

@@ -72,9 +72,8 @@ def test_other_tools_read_a_shard_by_its_plain_columns(tmp_path: Path) -> None:
     np.testing.assert_allclose(squares.sum(1) / total, 1 - answer.teacher.left_out, atol=2e-3)
 
 
-@pytest.mark.parametrize("tokens", [1, 5000])
-def test_scores_come_back_as_distributions_within_the_error_that_is_stated(tokens: int) -> None:
-    given = scores(tokens, k=50, seed=tokens, vocabulary=400)
+def test_scores_come_back_as_distributions_within_the_error_that_is_stated() -> None:
+    given = scores(5000, k=50, vocabulary=400)
     gaps, roots, left_out = codec.encode(given)
     found = codec.decode(gaps.ravel(), roots.ravel(), left_out)
     assert np.array_equal(found.top_ids, np.sort(given.top_ids, axis=-1))
@@ -138,18 +137,10 @@ def changed_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
-def torn(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-50])
-
-
 def of_another_store(file: Path) -> None:
     written(file.parent / "other", {"ratio": 0.1}, GROUPS[:1])
     shutil.move(file.parent / "other" / file.name, file)
     shutil.rmtree(file.parent / "other")
-
-
-def under_another_name(file: Path) -> None:
-    shutil.copy(file.with_name("shard-00000001.parquet"), file)
 
 
 def with_other_values(file: Path) -> None:
@@ -163,16 +154,17 @@ def no_object(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "finished"),
     [
-        *((FIRST, damage, finished) for damage in (torn, of_another_store) for finished in (False, True)),
-        (FIRST, changed_byte, False),
-        *((FIRST, damage, True) for damage in (under_another_name, Path.unlink)),
-        *(("key.json", damage, True) for damage in (with_other_values, no_object, Path.unlink)),
-        *(("key.json", damage, False) for damage in (with_other_values, Path.unlink)),
-        *(("manifest.json", damage, True) for damage in (with_other_values, no_object)),
+        *((FIRST, damage, finished) for damage in (changed_byte, of_another_store) for finished in (False, True)),
+        (FIRST, lambda file: file.write_bytes(file.read_bytes()[:-50]), False),
+        (FIRST, lambda file: shutil.copy(file.with_name("shard-00000001.parquet"), file), True),
+        (FIRST, Path.unlink, True),
+        *(("key.json", damage, finished) for damage in (with_other_values, Path.unlink) for finished in (False, True)),
+        *((name, no_object, True) for name in ("key.json", "manifest.json")),
+        ("manifest.json", with_other_values, True),
     ],
 )
 def test_a_file_that_is_not_as_it_was_written_is_named_and_alone_made_again(
-    name: str, damage: Callable[[Path], None], finished: bool, tmp_path: Path
+    name: str, damage: Callable[[Path], object], finished: bool, tmp_path: Path
 ) -> None:
     written(tmp_path / "whole", KEY, *([one] for one in GROUPS)).finish({})
     folder = tmp_path / "damaged"

@@ -82,7 +82,9 @@ def ask(loop: EngineLoop, *prompts: str) -> list[Any]:
     return [one if isinstance(one, Refused) else one.text for one in loop.ask([(prompt, None) for prompt in prompts])]
 
 
-def test_requests_of_several_callers_run_together_and_each_gets_its_own(fake: FakeEngine, loop: EngineLoop) -> None:
+def test_requests_run_together_and_one_that_the_engine_refuses_touches_no_other(
+    fake: FakeEngine, loop: EngineLoop
+) -> None:
     fake.go_on.clear()
     with ThreadPoolExecutor(3) as threads:
         calls = [threads.submit(ask, loop, f"a{number}", f"b{number}") for number in range(3)]
@@ -91,9 +93,6 @@ def test_requests_of_several_callers_run_together_and_each_gets_its_own(fake: Fa
         assert [call.result() for call in calls] == [[f"A{number}", f"B{number}"] for number in range(3)]
     assert fake.most > 2
     assert ask(loop) == []
-
-
-def test_what_the_engine_refuses_does_not_touch_the_others(loop: EngineLoop) -> None:
     assert ask(loop, "a", "long", "b") == ["A", Refused(reason="too long"), "B"]
 
 
@@ -111,17 +110,11 @@ def test_a_broken_engine_tells_every_caller_then_and_later(fake: FakeEngine, loo
             later()
 
 
-def test_an_action_on_the_engine_runs_when_nothing_is_under_way_and_may_fail_alone(loop: EngineLoop) -> None:
-    assert ask(loop, "a") == ["A"]
-    assert loop.alone(lambda llm: len(llm.under_way)) == 0
-    with pytest.raises(RuntimeError, match="out of memory"):
-        loop.alone(fail)
-    assert ask(loop, "a") == ["A"]
-
-
-def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked(
+def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked_also_an_action_that_fails(
     fake: FakeEngine, loop: EngineLoop
 ) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loop.alone(fail)
     assert ask(loop, "a", "b") == ["A", "B"]
     loop.sleep()
     loop.sleep()
@@ -166,14 +159,18 @@ class FakeLlm:
         self.told.append("awake")
 
 
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLlm:
+    return FakeLlm(monkeypatch)
+
+
 def reports(ratio: float, *digests: str) -> list[dict[str, Any]]:
     return [{"ratio": ratio, "sparsity": ratio, "digest": digest} for digest in digests]
 
 
 def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llm: FakeLlm, tmp_path: Path
 ) -> None:
-    llm = FakeLlm(monkeypatch)
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, parts=["language"], ratio=0.1)
     llm.answers = reports(0.1, "a", "a")
     assert [engine.mask(0.1).digest for _ in range(2)] == ["a", "a"]
@@ -188,10 +185,7 @@ def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_r
         engine.mask(0.3)
 
 
-def test_an_engine_that_does_not_take_in_the_students_weights_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    llm = FakeLlm(monkeypatch)
+def test_an_engine_that_does_not_take_in_the_students_weights_is_lost(llm: FakeLlm, tmp_path: Path) -> None:
     invitation = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2)
     llm.answers = [{"w": "a"}, {"w": "a"}]
