@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -224,18 +225,14 @@ def test_rank_0_publishes_the_versions_that_write_and_all_gather_them() -> None:
     broker = RolloutBroker([2, 4], 1, 30.0)
     gathered: list[int] = []
 
-    def worker(rank: int) -> WeightPublisher:
-        def gather() -> dict[str, Tensor] | None:
-            gathered.append(rank)
-            return TENSORS if rank == 0 else None
+    def gather(rank: int) -> dict[str, Tensor] | None:
+        gathered.append(rank)
+        return TENSORS if rank == 0 else None
 
-        return WeightPublisher(
-            Near(broker), online=[2, 4], max_staleness=1, gather=gather, barrier=lambda: None, rank=rank, sender=None
-        )
-
-    workers = [worker(0), worker(1)]
+    usual: dict[str, Any] = {"online": [2, 4], "max_staleness": 1, "barrier": lambda: None, "sender": None}
     kept = []
-    for one in workers:
+    for rank in (0, 1):
+        one = WeightPublisher(Near(broker), gather=partial(gather, rank), rank=rank, **usual)
         one.begin(0)
         for number in range(1, 5):
             one.publish(number)
