@@ -235,38 +235,22 @@ def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
 def summary(**changes: Any) -> facts.Summary:
     """Of a finished run with five stages whose student has learned; ``changes`` are fields of it."""
     stages = [stage_outcome(stage, ratio) for stage, ratio in enumerate((0.2, 0.15, 0.1, 0.05, 0.0))]
+    cut = {"teacher": 0.0, "student_before": 0.183, "student_after": 0.0}
+    steps = {"steps": 50, "skipped": 1, "groups": 1600, "answer_tokens": 38400, "tokens": 96000}
+    apart = LogprobMismatch(stage=0, rows=64, row="train/<7>", mean_gap=0.0123, token_gap=0.456, bound=0.1, apart=0)
     content: dict[str, Any] = {
         "accuracy": facts.Accuracies(
             teacher=accuracy(0.969, 0.957, 0.981, colour=0.985, place=0.949, shape=0.973),
             student_before=accuracy(0.612, 0.571, 0.652, colour=0.704, place=0.512, shape=0.620),
             student_after=accuracy(0.830, 0.802, 0.857, colour=0.880, place=0.768, shape=0.842),
         ),
-        "evaluation": facts.EvaluationFacts(
-            marked_by="rule",
-            left_out=0,
-            cut={"teacher": 0.0, "student_before": 0.183, "student_after": 0.0},
-            max_tokens=64,
-            remarks=[],
-        ),
+        "evaluation": facts.EvaluationFacts(marked_by="rule", left_out=0, cut=cut, max_tokens=64, remarks=[]),
         "judge": Judge(),
         "answers": sum(stages, AnswerTally()),
         "stages": stages,
         "wall_seconds": 640.0,
         "phases": {"engines": 38.0, "evaluation before": 21.5, "rollouts": 216.0, "learner": 310.5, "rest": 20.1},
-        "learner": facts.LearnerFacts(
-            steps=50,
-            skipped=1,
-            groups=1600,
-            answer_tokens=38400,
-            tokens=96000,
-            seconds=310.5,
-            workers=2,
-            zero_stage=2,
-            left_out=3,
-            agreement=[
-                LogprobMismatch(stage=0, rows=64, row="train/<7>", mean_gap=0.0123, token_gap=0.456, bound=0.1, apart=0)
-            ],
-        ),
+        "learner": facts.LearnerFacts(**steps, seconds=310.5, workers=2, zero_stage=2, left_out=3, agreement=[apart]),
         "online": facts.OnlineFacts(
             steps=0, share=0.0, groups=0, mean_age=None, largest_age=None, waited_seconds=0.0, placement=None
         ),

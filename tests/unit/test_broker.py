@@ -159,9 +159,6 @@ def test_replicas_are_invited_each_to_the_version_that_it_asked_for_by_a_learner
     assert again.result(10) == INVITATION
 
 
-# In turns
-
-
 def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_time(begin: Begin) -> None:
     broker = RolloutBroker([1, 2], 1, 30.0, 2)
     broker.begin(0, {})

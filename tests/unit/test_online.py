@@ -71,16 +71,10 @@ class Course:
         iterations = schedule.iterations(plan, config.learner.groups_per_step, config.rollout.online_fraction)
         numbers, wait = [one.number for one in iterations], config.rollout.max_wait_seconds
         self.broker = RolloutBroker(numbers, config.rollout.max_staleness, wait, 1 if turns else None)
+        asked = {"plan": plan, "stages": [stage for stage, _ in plan], "iterations": iterations, "questions": QUESTIONS}
+        asked |= {"refreshes": False, "reference": "the student before training"}
         run: Any = SimpleNamespace(
-            config=config,
-            directory=RunDirectory(config),
-            owner=ReplicaOwner(config, turns),
-            stages=[stage for stage, _ in plan],
-            iterations=iterations,
-            questions=QUESTIONS,
-            plan=plan,
-            refreshes=False,
-            reference="the student before training",
+            config=config, directory=RunDirectory(config), owner=ReplicaOwner(config, turns), **asked
         )
         self._rollouts = OnlineRollouts(run, Near(self.broker))
         learned = {one.version: one.digest for one in learner}
@@ -140,12 +134,8 @@ def test_iterations_are_answered_by_their_versions_under_the_mask_of_their_stage
     assert [course.pools[role].held for role in ("student", "reference")] == [[0, 0, 1, 2], []]
     assert course.pools["student"].asleep == 0, "learner and rollouts work side by side"
     noted = read_lines(tmp_path / "online.jsonl")
-    assert [(one["step"], one["stage"], one["version"], one["ages"]) for one in noted] == [
-        (1, 0, 0, [0, 0]),
-        (2, 0, 0, [1, 1]),
-        (3, 1, 1, [1, 1]),
-        (4, 1, 2, [1, 1]),
-    ]
+    told = [(one["step"], one["stage"], one["version"], one["ages"]) for one in noted]
+    assert told == [(1, 0, 0, [0, 0]), (2, 0, 0, [1, 1]), (3, 1, 1, [1, 1]), (4, 1, 2, [1, 1])]
     assert noted[0]["publish_seconds"] == 0.5
     calls = {name: (one["calls"], one["questions"]) for name, one in noted[0]["calls"].items()}
     assert calls["teacher.answer"] == calls["student.answer"] == calls["judge.judge"] == (2, 2)

@@ -247,16 +247,9 @@ def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     from vllm.v1.engine.input_processor import InputProcessor
 
     folder = request.param(tmp_path_factory.mktemp("checkpoint"))
-    settings = EngineArgs(
-        model=str(folder),
-        dtype="float32",
-        max_model_len=2048,
-        limit_mm_per_prompt={"image": 1, "video": 0},
-        enforce_eager=True,
-        skip_mm_profiling=True,
-        kv_cache_memory_bytes=1 << 20,
-        mm_processor_cache_gb=0,
-    )
+    usual: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048, "enforce_eager": True}
+    usual |= {"kv_cache_memory_bytes": 1 << 20, "mm_processor_cache_gb": 0, "skip_mm_profiling": True}
+    settings = EngineArgs(model=str(folder), limit_mm_per_prompt={"image": 1, "video": 0}, **usual)
     with pytest.MonkeyPatch.context() as patched:  # vLLM looks at a class in another process, for the sake of GPUs
         patched.setattr(registry, "_run_in_subprocess", lambda look: look())
         return InputProcessor(settings.create_engine_config()), Chat(folder)

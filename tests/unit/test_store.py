@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -272,12 +271,9 @@ def test_an_address_and_a_path_name_the_same_place_whatever_signs_are_in_it(tmp_
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of an object store on this machine that speaks S3's protocol."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    address = f"http://127.0.0.1:{port}"
+    address = "http://{}:{}".format(*server.get_host_and_port())
     settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)

@@ -65,9 +65,6 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "_PATIENCE", 0.05)
 
 
-# A transfer
-
-
 def test_what_fails_at_the_sender_is_told_to_the_workers() -> None:
     def failing() -> Iterator[tuple[str, Tensor]]:
         yield from TENSORS.items()
@@ -119,9 +116,6 @@ def test_a_sender_that_falls_silent_counts_as_dead(monkeypatch: pytest.MonkeyPat
             sent.result(20)
 
 
-# A replica
-
-
 def test_a_version_from_the_object_store_is_taken_in_once_whatever_the_size_of_its_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -152,9 +146,6 @@ def test_a_bit_that_changed_on_the_way_is_told_with_both_values_and_nothing_is_h
     for found, told in ((digests() | {"more": "f" * 64}, "nothing sent, ffff"), ({}, "sent, nothing received")):
         with pytest.raises(WeightSyncError, match=told):
             damaged.check(found)
-
-
-# A learner that replicas ask
 
 
 @pytest.fixture
@@ -215,9 +206,6 @@ def test_a_learner_that_cannot_send_is_told_so(broker: RolloutBroker, monkeypatc
     sender.retain(0, TENSORS, 0)
     with pytest.raises(LearnerError, match="cannot be sent: ValueError: no port"):
         broker.fetch(0, 1)
-
-
-# A publisher
 
 
 def test_rank_0_publishes_the_versions_that_write_and_all_gather_them() -> None:
