@@ -23,7 +23,6 @@ from masters_ray.method.schedule import Iteration, Stage
 from masters_ray.records import (
     Answer,
     AnswerTally,
-    Finish,
     JudgedAnswer,
     LogprobMismatch,
     Picture,
@@ -31,7 +30,6 @@ from masters_ray.records import (
     Rejected,
     RolloutGroup,
     ScoredAnswer,
-    Source,
     StageOutcome,
     StepMetrics,
     TokenScores,
@@ -97,13 +95,8 @@ def encoded_png(
 
 
 def problem(id: str = "p", label: str = "red", pictures: int = 1, kind: str = "colour") -> Problem:
-    return Problem(
-        id=id,
-        question="what color is the shape?",
-        label=label,
-        pictures=tuple(Picture(data=png()) for _ in range(pictures)),
-        kind=kind,
-    )
+    shown = tuple(Picture(data=png()) for _ in range(pictures))
+    return Problem(id=id, question="what color is the shape?", label=label, pictures=shown, kind=kind)
 
 
 def scores(tokens: int, k: int = 2, seed: int = 0, vocabulary: int = 50) -> TokenScores:
@@ -119,41 +112,21 @@ def scores(tokens: int, k: int = 2, seed: int = 0, vocabulary: int = 50) -> Toke
     )
 
 
-def scored(
-    token_ids: Sequence[int],
-    *,
-    source: Source = "teacher",
-    text: str = "red",
-    accuracy: int = 1,
-    k: int = 2,
-    seed: int = 0,
-    finish: Finish = "stop",
-) -> ScoredAnswer:
-    return ScoredAnswer(
-        judged=JudgedAnswer(
-            answer=Answer(source=source, text=text, token_ids=tuple(token_ids), finish=finish),
-            accuracy=accuracy,
-            verdict=f"<answer>{accuracy}</answer>",
-        ),
-        teacher=scores(len(token_ids), k=k, seed=seed),
-        reference_logprobs=np.full(len(token_ids), -1.0, np.float32),
-    )
+def scored(token_ids: Sequence[int], *, accuracy: int = 1, k: int = 2, seed: int = 0, **answer: Any) -> ScoredAnswer:
+    """answer: what is not as in the teacher's own."""
+    answer = {"source": "teacher", "text": "red", "finish": "stop"} | answer | {"token_ids": tuple(token_ids)}
+    judged = JudgedAnswer(answer=Answer(**answer), accuracy=accuracy, verdict=f"<answer>{accuracy}</answer>")
+    reference = np.full(len(token_ids), -1.0, np.float32)
+    return ScoredAnswer(judged=judged, teacher=scores(len(token_ids), k=k, seed=seed), reference_logprobs=reference)
 
 
 def group(
     answers: Sequence[ScoredAnswer] | None = None, *, position: int = 0, stage: int = 0, of: Problem | None = None
 ) -> RolloutGroup:
     chosen = answers or (scored([5, 1]), scored([6, 7, 1], source="student", accuracy=0, seed=1))
-    return RolloutGroup(
-        position=position,
-        stage=stage,
-        mask_ratio=0.2,
-        problem=of or problem(id=f"p{position}"),
-        prompt_tokens=20,
-        answers=tuple(chosen),
-        teacher_digest="t" * 64,
-        student_digest="s" * 64,
-    )
+    told: dict[str, Any] = {"mask_ratio": 0.2, "prompt_tokens": 20, "teacher_digest": "t" * 64}
+    told |= {"problem": of or problem(id=f"p{position}"), "answers": tuple(chosen), "student_digest": "s" * 64}
+    return RolloutGroup(position=position, stage=stage, **told)
 
 
 def replica_spec(*roles: Role, **changes: Any) -> ReplicaSpec:

@@ -179,9 +179,7 @@ def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_ti
 
 
 @pytest.mark.parametrize("rows", [None, ROWS])
-def test_in_turns_the_learner_goes_on_only_when_the_replicas_have_stopped_with_the_rows_that_are_whole_then(
-    rows: Any, begin: Begin
-) -> None:
+def test_in_turns_the_learner_goes_on_when_replicas_have_stopped_with_what_is_whole(rows: Any, begin: Begin) -> None:
     broker = started([1, 2], workers=2, wait=0.3, published=0)
     waiting = [begin(broker.take, 1) for _ in range(2)]
     late = order(broker)

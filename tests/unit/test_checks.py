@@ -54,9 +54,7 @@ def refused(*overrides: str) -> dict[str, str]:
     return {one.where: str(one) for one in caught.value.complaints}
 
 
-def test_validate_shows_rows_kinds_reasons_and_a_prompt_and_leaves_nothing_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_validate_shows_data_and_prompt_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two = ["red", "blue"]
     train = [row(0, choices=two), row(1, choices=two), row(2, kind="shape", choices=two, hint="round")]
     train += [row(3, question=" "), row(4, image="b.png")]
@@ -105,9 +103,7 @@ def test_a_place_that_cannot_be_written_is_one_complaint_among_all(tmp_path: Pat
             assert why in found[key]
 
 
-def test_questions_that_a_model_cannot_be_asked_are_told_or_too_many(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_questions_that_cannot_be_asked_are_told_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "narrow.png").write_bytes(png((1, 1000)))
     many = [row(0, image="narrow.png"), *(row(number) for number in range(1, 150))]
     assert checks.validate(DEMO, words(tmp_path, many), all_rows=False) == ""
@@ -197,9 +193,7 @@ def test_a_teacher_whose_weights_are_in_no_known_part_is_refused(tmp_path: Path)
     assert "21 of no known part: model.transformer.blocks.0.mlp" in found["teacher.checkpoint"]
 
 
-def test_a_teacher_with_another_template_is_told_and_a_live_one_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_teacher_with_another_template_is_told_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     word = f"teacher.checkpoint={checkpoint(tmp_path, 'teacher', weights=True, template=TEMPLATE + ' ')}"
     checks.load(DEMO, [word])
     assert "teacher has other processor files or another chat template than the student" in capsys.readouterr().out
@@ -253,9 +247,7 @@ def test_no_engine_is_asked_for_more_tokens_than_its_model_was_made_for(tmp_path
     checks.load(DEMO, [*words, f"teacher.checkpoint={checkpoint(tmp_path, 'teacher', weights=True, config=scaled)}"])
 
 
-def test_ends_that_differ_are_told_and_those_that_have_nothing_in_common_or_are_no_tokens_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ends_that_differ_are_told_and_those_apart_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def teacher(name: str, **files: Any) -> str:
         return f"teacher.checkpoint={checkpoint(tmp_path / name, 'teacher', weights=True, **files)}"
 

@@ -254,9 +254,7 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: R
     assert course.take(2)["position"].to_pylist() == [2, 3]
 
 
-def test_replicas_are_kept_for_who_asks_for_the_same_and_stopped_for_another_teacher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replicas_are_kept_until_another_teachers_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[FakeReplicas] = []
 
     def start(specs: list[ReplicaSpec]) -> FakeReplicas:

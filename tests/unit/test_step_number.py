@@ -264,9 +264,7 @@ def move(model: Any) -> None:
                 one += 0.004 * torch.arange(one.numel()).reshape(one.shape).sin()
 
 
-def test_a_second_update_is_clipped_against_the_first_and_keeps_its_advantages(
-    worker: Worker, plain: Plain, rows: list[RolloutGroup]
-) -> None:
+def test_a_second_update_is_clipped_against_the_first(worker: Worker, plain: Plain, rows: list[RolloutGroup]) -> None:
     loss, _ = plain.gradients(rows, "answer")
     with restored(worker.model), restored(plain.model):
         found = worker.gradient(move, lambda _: None, tokens_per_micro_batch=200, aggregation="answer")

@@ -225,9 +225,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_inspect_tells_account_key_and_reasons_and_verify_counts_answers_and_tokens(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_tells_the_account_and_verify_counts_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "verify", str(folder), str(folder)]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[:3] == [
@@ -300,9 +298,7 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
 
 
 @pytest.mark.e2e
-def test_a_page_that_parquet_would_read_without_noticing_that_it_changed_does_not_reach_the_learner(
-    local_ray: None, tmp_path: Path
-) -> None:
+def test_a_changed_page_that_parquet_would_read_does_not_reach_the_learner(local_ray: None, tmp_path: Path) -> None:
     written(tmp_path, KEY, GROUPS).finish({})
     assert [row["position"] for row in store.open_dataset([tmp_path]).take_all()] == [0, 1, 2]
     shard = tmp_path / FIRST

@@ -128,9 +128,7 @@ class Judges:
         return [[said[2 * one.position + (one.source == "student")]] for one in asked]
 
 
-def test_an_audit_judges_stored_answers_twice_and_shows_judges_pairs_and_disagreements(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audit_judges_answers_twice_and_shows_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [scored([5, 1], source=one.source, text=one.text, accuracy=one.accuracy) for one in CASES]
     groups = [group(answers[2 * place : 2 * place + 2], position=place) for place in range(3)]
     written(tmp_path / "stage-0", {}, groups).finish({})

@@ -82,9 +82,7 @@ def ask(loop: EngineLoop, *prompts: str) -> list[Any]:
     return [one if isinstance(one, Refused) else one.text for one in loop.ask([(prompt, None) for prompt in prompts])]
 
 
-def test_requests_run_together_and_one_that_the_engine_refuses_touches_no_other(
-    fake: FakeEngine, loop: EngineLoop
-) -> None:
+def test_requests_run_together_and_one_that_is_refused_touches_no_other(fake: FakeEngine, loop: EngineLoop) -> None:
     fake.go_on.clear()
     with ThreadPoolExecutor(3) as threads:
         calls = [threads.submit(ask, loop, f"a{number}", f"b{number}") for number in range(3)]
@@ -110,9 +108,7 @@ def test_a_broken_engine_tells_every_caller_then_and_later(fake: FakeEngine, loo
             later()
 
 
-def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked_also_an_action_that_fails(
-    fake: FakeEngine, loop: EngineLoop
-) -> None:
+def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_what_is_asked(fake: FakeEngine, loop: EngineLoop) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         loop.alone(fail)
     assert ask(loop, "a", "b") == ["A", "B"]
@@ -168,9 +164,7 @@ def reports(ratio: float, *digests: str) -> list[dict[str, Any]]:
     return [{"ratio": ratio, "sparsity": ratio, "digest": digest} for digest in digests]
 
 
-def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_refused(
-    llm: FakeLlm, tmp_path: Path
-) -> None:
+def test_a_mask_is_put_on_whole_and_once_and_workers_that_differ_are_refused(llm: FakeLlm, tmp_path: Path) -> None:
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, parts=["language"], ratio=0.1)
     llm.answers = reports(0.1, "a", "a")
     assert [engine.mask(0.1).digest for _ in range(2)] == ["a", "a"]
