@@ -235,18 +235,26 @@ def reply(change: Callable[[Tensor, Tensor], object] = lambda *_: None, first: i
     return SimpleNamespace(prompt_token_ids=TOKENS.tolist(), **found)
 
 
-def test_a_reply_that_lacks_positions_is_asked_for_again_without_the_cache(engine: VllmEngine) -> None:
-    """A request that was preempted comes back with its own blocks, whose positions the engine does not score."""
+@pytest.mark.parametrize(
+    ("first", "cached", "again"), [(640, 0, True), (0, PROMPT - 1, False), (0, PROMPT, True), (0, PROMPT + 16, True)]
+)
+def test_a_reply_that_lacks_positions_or_took_some_from_the_cache_is_asked_for_again_without_it(
+    first: int, cached: int, again: bool, engine: VllmEngine
+) -> None:
+    """A request that was preempted comes back with its own blocks, whose positions the engine does not score. vLLM
+    leaves the places of cached tokens unwritten: the memory may hold an earlier request's scores of the same tokens."""
     tries: list[bool] = []
 
     def answer(_: Any, parameters: SamplingParams) -> Any:
         tries.append(bool(parameters.skip_reading_prefix_cache))
-        return reply(first=0 if tries[-1] else 640)
+        if tries[-1]:
+            return reply()
+        return reply(lambda _, logprobs: logprobs[PROMPT - 1 : max(PROMPT - 1, cached)].fill_(-0.5), first, cached)
 
     replying(engine, answer)
     found = asked(engine)
     assert isinstance(found, Scored)
-    assert tries == [False, True]
+    assert tries == [False, True][: 1 + again]
     expected = TRUTH[PROMPT - 1 : LENGTH - 1].numpy()
     assert np.array_equal(found.own, expected[:, 0]) and np.array_equal(found.top.top_logprobs, expected[:, 1:])
     assert found.prompt_tokens == PROMPT
