@@ -6,6 +6,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,8 @@ def written(folder: store.Where, key: Mapping[str, Any], *shards: Sequence[Rollo
 
 def iterations(stages: Sequence[int], groups_per_step: int, online_fraction: float = 0.0) -> tuple[Iteration, ...]:
     """Of stages with so many questions, which follow one another in the data."""
-    ends = [sum(stages[: index + 1]) for index in range(len(stages))]
-    plan = [
-        (Stage(index=index, ratio=0.2), range(end - count, end))
-        for index, (count, end) in enumerate(zip(stages, ends, strict=True))
-    ]
+    ends = [0, *accumulate(stages)]
+    plan = [(Stage(index=index, ratio=0.2), range(*ends[index : index + 2])) for index in range(len(stages))]
     return tuple(schedule.iterations(plan, groups_per_step, online_fraction))
 
 

@@ -236,20 +236,17 @@ def test_in_turns_an_order_whose_time_is_over_is_left_between_two_batches(run: R
     class Slow(FakePool):
         """Its first answers take longer than the learner waits; nothing else is under way meanwhile."""
 
-        most_calls_at_once = 0
-
         def before_call(self, method: str, arguments: tuple[Any, ...]) -> None:
             if method == "answer" and not self.wrote:
                 time.sleep(1.3)
 
-    class Single(Slow):
-        most_calls_at_once = 1
-
-    slow = {role: Slow(role) for role in ("student", "reference", "judge")}
-    course = run("rollout.max_wait_seconds=1", turns=True, teacher=Single("teacher"), **slow)
+    slow = {role: Slow(role) for role in ("teacher", "student", "reference", "judge")}
+    for role, pool in slow.items():
+        pool.most_calls_at_once = int(role == "teacher")
+    course = run("rollout.max_wait_seconds=1", turns=True, **slow)
     course.publish(0)
     assert course.broker.take(1) is None
-    student = course.pools["student"]
+    student = slow["student"]
     assert (student.wrote, student.asleep) == (["0"], 1), "the second batch is not begun"
     assert course.take(2)["position"].to_pylist() == [2, 3]
 

@@ -124,7 +124,6 @@ ANIMALS: dict[Look, dict[str, Make]] = {
         "jpeg broken exif": JPEG(exif=b"Exif\0\0broken"),
         "jpeg cmyk": saved(RGB.convert("CMYK"), "JPEG", quality=95),
         "jpeg with a profile": JPEG(icc_profile=PROFILE),
-        "webp": saved(RGB, "WEBP", quality=95),
     },
     Look(COLOURS, LOSSY, TURNED): {
         **{f"jpeg exif {one}": turned(one, "JPEG", quality=95) for one in range(2, 9)},
@@ -135,7 +134,6 @@ ANIMALS: dict[Look, dict[str, Make]] = {
     Look(COLOURS, changes=TURNED): {
         "png exif 5": turned(5, "PNG"),
         "tiff exif 7": turned(7, "TIFF"),
-        "webp exif 6": turned(6, "WEBP", lossless=True),
     },
     Look(COLOURS, changes=FIRST): {
         **{f"{kind} of several frames": frames(kind) for kind in ("GIF", "PNG", "TIFF")},
