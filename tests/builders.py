@@ -170,8 +170,8 @@ def iterations(stages: Sequence[int], groups_per_step: int, online_fraction: flo
     return tuple(schedule.iterations(plan, groups_per_step, online_fraction))
 
 
-def interval(value: float, n: int = 240, half: float = 0.05) -> Interval:
-    return Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n)
+def interval(value: float, n: int = 240) -> Interval:
+    return Interval(value=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05), n=n)
 
 
 def accuracy(value: float, low: float, high: float, n: int = 720, **by_kind: float) -> Accuracy:
