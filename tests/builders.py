@@ -6,6 +6,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from masters_ray.method.schedule import Iteration, Stage
 from masters_ray.records import (
     Answer,
     AnswerTally,
-    Finish,
     JudgedAnswer,
     LogprobMismatch,
     Picture,
@@ -31,7 +31,6 @@ from masters_ray.records import (
     Rejected,
     RolloutGroup,
     ScoredAnswer,
-    Source,
     StageOutcome,
     StepMetrics,
     TokenScores,
@@ -41,9 +40,6 @@ from masters_ray.replicas.spec import ReplicaSpec
 from masters_ray.report import summary as facts
 from tests.conftest import PAIR
 
-Change = dict[str, Any] | Callable[[dict[str, Any]], object]
-"""Values to set in the content of a JSON file, or what is done to it."""
-
 
 def checkpoint(
     folder: Path,
@@ -52,9 +48,10 @@ def checkpoint(
     weights: bool = False,
     tensors: Callable[[dict[str, Any]], object] | None = None,
     template: str | None = None,
-    **files: Change,
+    **files: dict[str, Any] | Callable[[dict[str, Any]], object],
 ) -> Path:
-    """A copy of a shipped model. weights: also its weights; tensors: what is done to them; files: by their names."""
+    """A copy of a shipped model. weights: also its weights; tensors: what is done to them; files: by their
+    names, values to set in their JSON or what is done to it."""
     ignored = None if weights or tensors else shutil.ignore_patterns("*.safetensors")
     shutil.copytree(PAIR / of, folder, ignore=ignored, dirs_exist_ok=True)
     if template is not None:
@@ -99,13 +96,8 @@ def encoded_png(
 
 
 def problem(id: str = "p", label: str = "red", pictures: int = 1, kind: str = "colour") -> Problem:
-    return Problem(
-        id=id,
-        question="what color is the shape?",
-        label=label,
-        pictures=tuple(Picture(data=png()) for _ in range(pictures)),
-        kind=kind,
-    )
+    shown = tuple(Picture(data=png()) for _ in range(pictures))
+    return Problem(id=id, question="what color is the shape?", label=label, pictures=shown, kind=kind)
 
 
 def scores(tokens: int, k: int = 2, seed: int = 0, vocabulary: int = 50) -> TokenScores:
@@ -121,41 +113,21 @@ def scores(tokens: int, k: int = 2, seed: int = 0, vocabulary: int = 50) -> Toke
     )
 
 
-def scored(
-    token_ids: Sequence[int],
-    *,
-    source: Source = "teacher",
-    text: str = "red",
-    accuracy: int = 1,
-    k: int = 2,
-    seed: int = 0,
-    finish: Finish = "stop",
-) -> ScoredAnswer:
-    return ScoredAnswer(
-        judged=JudgedAnswer(
-            answer=Answer(source=source, text=text, token_ids=tuple(token_ids), finish=finish),
-            accuracy=accuracy,
-            verdict=f"<answer>{accuracy}</answer>",
-        ),
-        teacher=scores(len(token_ids), k=k, seed=seed),
-        reference_logprobs=np.full(len(token_ids), -1.0, np.float32),
-    )
+def scored(token_ids: Sequence[int], *, accuracy: int = 1, k: int = 2, seed: int = 0, **answer: Any) -> ScoredAnswer:
+    """answer: what is not as in the teacher's own."""
+    answer = {"source": "teacher", "text": "red", "finish": "stop"} | answer | {"token_ids": tuple(token_ids)}
+    judged = JudgedAnswer(answer=Answer(**answer), accuracy=accuracy, verdict=f"<answer>{accuracy}</answer>")
+    reference = np.full(len(token_ids), -1.0, np.float32)
+    return ScoredAnswer(judged=judged, teacher=scores(len(token_ids), k=k, seed=seed), reference_logprobs=reference)
 
 
 def group(
     answers: Sequence[ScoredAnswer] | None = None, *, position: int = 0, stage: int = 0, of: Problem | None = None
 ) -> RolloutGroup:
     chosen = answers or (scored([5, 1]), scored([6, 7, 1], source="student", accuracy=0, seed=1))
-    return RolloutGroup(
-        position=position,
-        stage=stage,
-        mask_ratio=0.2,
-        problem=of or problem(id=f"p{position}"),
-        prompt_tokens=20,
-        answers=tuple(chosen),
-        teacher_digest="t" * 64,
-        student_digest="s" * 64,
-    )
+    told: dict[str, Any] = {"mask_ratio": 0.2, "prompt_tokens": 20, "teacher_digest": "t" * 64}
+    told |= {"problem": of or problem(id=f"p{position}"), "answers": tuple(chosen), "student_digest": "s" * 64}
+    return RolloutGroup(position=position, stage=stage, **told)
 
 
 def replica_spec(*roles: Role, **changes: Any) -> ReplicaSpec:
@@ -193,16 +165,13 @@ def written(folder: store.Where, key: Mapping[str, Any], *shards: Sequence[Rollo
 
 def iterations(stages: Sequence[int], groups_per_step: int, online_fraction: float = 0.0) -> tuple[Iteration, ...]:
     """Of stages with so many questions, which follow one another in the data."""
-    ends = [sum(stages[: index + 1]) for index in range(len(stages))]
-    plan = [
-        (Stage(index=index, ratio=0.2), range(end - count, end))
-        for index, (count, end) in enumerate(zip(stages, ends, strict=True))
-    ]
+    ends = [0, *accumulate(stages)]
+    plan = [(Stage(index=index, ratio=0.2), range(*ends[index : index + 2])) for index in range(len(stages))]
     return tuple(schedule.iterations(plan, groups_per_step, online_fraction))
 
 
-def interval(value: float, n: int = 240, half: float = 0.05) -> Interval:
-    return Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n)
+def interval(value: float, n: int = 240) -> Interval:
+    return Interval(value=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05), n=n)
 
 
 def accuracy(value: float, low: float, high: float, n: int = 720, **by_kind: float) -> Accuracy:
@@ -237,46 +206,24 @@ def split_facts(problems: int, quarantined: int) -> facts.SplitFacts:
 def summary(**changes: Any) -> facts.Summary:
     """Of a finished run with five stages whose student has learned; ``changes`` are fields of it."""
     stages = [stage_outcome(stage, ratio) for stage, ratio in enumerate((0.2, 0.15, 0.1, 0.05, 0.0))]
+    cut = {"teacher": 0.0, "student_before": 0.183, "student_after": 0.0}
+    steps = {"steps": 50, "skipped": 1, "groups": 1600, "answer_tokens": 38400, "tokens": 96000}
+    apart = LogprobMismatch(stage=0, rows=64, row="train/<7>", mean_gap=0.0123, token_gap=0.456, bound=0.1, apart=0)
     content: dict[str, Any] = {
         "accuracy": facts.Accuracies(
             teacher=accuracy(0.969, 0.957, 0.981, colour=0.985, place=0.949, shape=0.973),
             student_before=accuracy(0.612, 0.571, 0.652, colour=0.704, place=0.512, shape=0.620),
             student_after=accuracy(0.830, 0.802, 0.857, colour=0.880, place=0.768, shape=0.842),
         ),
-        "evaluation": facts.EvaluationFacts(
-            marked_by="rule",
-            left_out=0,
-            cut={"teacher": 0.0, "student_before": 0.183, "student_after": 0.0},
-            max_tokens=64,
-            remarks=[],
-        ),
+        "evaluation": facts.EvaluationFacts(marked_by="rule", left_out=0, cut=cut, max_tokens=64, remarks=[]),
         "judge": Judge(),
         "answers": sum(stages, AnswerTally()),
         "stages": stages,
         "wall_seconds": 640.0,
         "phases": {"engines": 38.0, "evaluation before": 21.5, "rollouts": 216.0, "learner": 310.5, "rest": 20.1},
-        "learner": facts.LearnerFacts(
-            steps=50,
-            skipped=1,
-            groups=1600,
-            answer_tokens=38400,
-            tokens=96000,
-            seconds=310.5,
-            workers=2,
-            zero_stage=2,
-            left_out=3,
-            agreement=[
-                LogprobMismatch(stage=0, rows=64, row="train/<7>", mean_gap=0.0123, token_gap=0.456, bound=0.1, apart=0)
-            ],
-        ),
+        "learner": facts.LearnerFacts(**steps, seconds=310.5, workers=2, zero_stage=2, left_out=3, agreement=[apart]),
         "online": facts.OnlineFacts(
-            steps=0,
-            share=0.0,
-            groups=0,
-            mean_age=None,
-            largest_age=None,
-            waited_seconds=0.0,
-            placement=None,
+            steps=0, share=0.0, groups=0, mean_age=None, largest_age=None, waited_seconds=0.0, placement=None
         ),
         "train": split_facts(1600, 3),
         "held_out": split_facts(720, 0),

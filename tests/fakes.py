@@ -27,33 +27,28 @@ class Near:
 class FakePool:
     """Replicas that answer "red" or "blue" and judge by what the test says."""
 
+    most_calls_at_once = 2
+
     def __init__(
         self, role: str, verdicts: dict[str, int | None] | None = None, reports: int = 1, digest: str = "digest"
     ) -> None:
         self.role = role
-        self.calls: list[str] = []
         self.scored: list[TokenIds] = []
         self.judged: list[str] = []
         self.wrote: list[str] = []
         self.held: list[int] = []
         """Versions of the student that it was told to hold."""
         self.asleep = 0
-        """How often it was sent to sleep."""
         self.prompt_tokens = 17
         self.refuses: set[str] = set()
         self.says = ("red", "blue")
         self.cuts: set[str] = set()
-        """Answers that are cut."""
         self.refuses_to_score: set[str] = set()
         self.rated: dict[str, float | None] = {}
         """Id of a question → how difficult it is."""
         self._verdicts = verdicts or {"red": 1, "blue": 0}
         self._reports = reports
         self._digest = digest
-
-    @property
-    def most_calls_at_once(self) -> int:
-        return 2
 
     def mask(self, ratio: float) -> list[MaskReport]:
         digests = (f"{self._digest} {number}" for number in range(self._reports))
@@ -66,12 +61,10 @@ class FakePool:
         self.asleep += 1
 
     def call(self, method: str, *arguments: Any) -> Any:
-        self.calls.append(method)
         self.before_call(method, arguments)
         return getattr(self, method)(*arguments)
 
-    def call_again(self, method: str, *arguments: Any) -> Any:
-        return self.call(method, *arguments)
+    call_again = call
 
     def share(self, thing: Any) -> Any:
         return thing
@@ -103,23 +96,19 @@ class FakePool:
     def _batch(self, problems: list[Problem], answers: list[list[TokenIds]], refuses: set[str]) -> ScoredBatch:
         refused = {index: Refused(reason="too long") for index, problem in enumerate(problems) if problem.id in refuses}
         given = [ids for index, group in enumerate(answers) if index not in refused for ids in group]
-        return ScoredBatch(
-            prompt_tokens=[self.prompt_tokens] * len(problems), refused=refused, tokens=self._tokens(given)
-        )
-
-    def _tokens(self, answers: list[TokenIds]) -> pa.Array:
         if self.role == "teacher":
-            return top_scores([scores(len(ids), seed=ids[0]) for ids in answers])
-        return pa.array([np.full(len(ids), -1.0, np.float32) for ids in answers], LOGPROBS)
+            tokens = top_scores([scores(len(ids), seed=ids[0]) for ids in given])
+        else:
+            tokens = pa.array([np.full(len(ids), -1.0, np.float32) for ids in given], LOGPROBS)
+        return ScoredBatch(prompt_tokens=[self.prompt_tokens] * len(problems), refused=refused, tokens=tokens)
 
     def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
         self.judged += [text for group in answers for text in group]
-
-        def verdict(text: str) -> Verdict:
-            found = self._verdicts[text]
-            return Verdict(accuracy=found, text="said", reasoning=found if reasoning else None)
-
-        return [[verdict(text) for text in group] for group in answers]
+        found = {
+            text: Verdict(accuracy=accuracy, text="said", reasoning=accuracy if reasoning else None)
+            for text, accuracy in self._verdicts.items()
+        }
+        return [[found[text] for text in group] for group in answers]
 
     def rate(self, problems: list[Problem]) -> list[float | None]:
         return [self.rated[one.id] for one in problems]

@@ -24,16 +24,11 @@ def weights(version: int) -> StudentWeights:
 
 
 def started(
-    online: list[int],
-    max_staleness: int = 0,
-    learned: int = 0,
-    wait: float = 30.0,
-    workers: int | None = None,
-    published: int | None = None,
+    online: list[int], wait: float = 30.0, workers: int | None = None, published: int | None = None
 ) -> RolloutBroker:
     """workers: of the learner, if it takes turns with the rollouts. published: a version that is there."""
-    broker = RolloutBroker(online, max_staleness, wait, workers)
-    broker.begin(learned, {learned: "a digest"})
+    broker = RolloutBroker(online, 0, wait, workers)
+    broker.begin(0, {})
     if published is not None:
         broker.publish(weights(published))
     return broker
@@ -96,7 +91,9 @@ def test_the_learner_goes_on_without_rows_after_the_longest_wait_and_all_workers
 
 
 def test_a_learner_that_goes_on_writes_with_the_weights_that_it_has() -> None:
-    broker = started([5, 8], max_staleness=6, learned=4, published=4)
+    broker = RolloutBroker([5, 8], 6, 30.0)
+    broker.begin(4, {4: "a digest"})
+    broker.publish(weights(4))
     assert (ordered(broker), order(broker).students) == ((5, 4), {4: "a digest"})
     broker.deliver(order(broker), ROWS)
     assert ordered(broker) == (8, 4), "1 = 8 - 1 - 6 is not there any more"
@@ -162,11 +159,10 @@ def test_replicas_are_invited_each_to_the_version_that_it_asked_for_by_a_learner
     assert again.result(10) == INVITATION
 
 
-# In turns
-
-
 def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_time(begin: Begin) -> None:
-    broker = started([1, 2], max_staleness=1, workers=2, published=0)
+    broker = RolloutBroker([1, 2], 1, 30.0, 2)
+    broker.begin(0, {})
+    broker.publish(weights(0))
     assert broker.next_order(0.0) is None
     waiting = [begin(broker.take, 1)]
     assert broker.next_order(0.0) is None, "the other one still works"
@@ -183,9 +179,7 @@ def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_ti
 
 
 @pytest.mark.parametrize("rows", [None, ROWS])
-def test_in_turns_the_learner_goes_on_only_when_the_replicas_have_stopped_with_the_rows_that_are_whole_then(
-    rows: Any, begin: Begin
-) -> None:
+def test_in_turns_the_learner_goes_on_when_replicas_have_stopped_with_what_is_whole(rows: Any, begin: Begin) -> None:
     broker = started([1, 2], workers=2, wait=0.3, published=0)
     waiting = [begin(broker.take, 1) for _ in range(2)]
     late = order(broker)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -72,9 +71,8 @@ def test_other_tools_read_a_shard_by_its_plain_columns(tmp_path: Path) -> None:
     np.testing.assert_allclose(squares.sum(1) / total, 1 - answer.teacher.left_out, atol=2e-3)
 
 
-@pytest.mark.parametrize("tokens", [1, 5000])
-def test_scores_come_back_as_distributions_within_the_error_that_is_stated(tokens: int) -> None:
-    given = scores(tokens, k=50, seed=tokens, vocabulary=400)
+def test_scores_come_back_as_distributions_within_the_error_that_is_stated() -> None:
+    given = scores(5000, k=50, vocabulary=400)
     gaps, roots, left_out = codec.encode(given)
     found = codec.decode(gaps.ravel(), roots.ravel(), left_out)
     assert np.array_equal(found.top_ids, np.sort(given.top_ids, axis=-1))
@@ -138,18 +136,9 @@ def changed_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
-def torn(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-50])
-
-
 def of_another_store(file: Path) -> None:
-    written(file.parent / "other", {"ratio": 0.1}, GROUPS[:1])
-    shutil.move(file.parent / "other" / file.name, file)
-    shutil.rmtree(file.parent / "other")
-
-
-def under_another_name(file: Path) -> None:
-    shutil.copy(file.with_name("shard-00000001.parquet"), file)
+    written(file.parents[1] / "other", {"ratio": 0.1}, GROUPS[:1])
+    shutil.copy(file.parents[1] / "other" / file.name, file)
 
 
 def with_other_values(file: Path) -> None:
@@ -163,16 +152,17 @@ def no_object(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "finished"),
     [
-        *((FIRST, damage, finished) for damage in (torn, of_another_store) for finished in (False, True)),
-        (FIRST, changed_byte, False),
-        *((FIRST, damage, True) for damage in (under_another_name, Path.unlink)),
-        *(("key.json", damage, True) for damage in (with_other_values, no_object, Path.unlink)),
-        *(("key.json", damage, False) for damage in (with_other_values, Path.unlink)),
-        *(("manifest.json", damage, True) for damage in (with_other_values, no_object)),
+        *((FIRST, damage, finished) for damage in (changed_byte, of_another_store) for finished in (False, True)),
+        (FIRST, lambda file: file.write_bytes(file.read_bytes()[:-50]), False),
+        (FIRST, lambda file: shutil.copy(file.with_name("shard-00000001.parquet"), file), True),
+        (FIRST, Path.unlink, True),
+        *(("key.json", damage, finished) for damage in (with_other_values, Path.unlink) for finished in (False, True)),
+        *((name, no_object, True) for name in ("key.json", "manifest.json")),
+        ("manifest.json", with_other_values, True),
     ],
 )
 def test_a_file_that_is_not_as_it_was_written_is_named_and_alone_made_again(
-    name: str, damage: Callable[[Path], None], finished: bool, tmp_path: Path
+    name: str, damage: Callable[[Path], object], finished: bool, tmp_path: Path
 ) -> None:
     written(tmp_path / "whole", KEY, *([one] for one in GROUPS)).finish({})
     folder = tmp_path / "damaged"
@@ -234,9 +224,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_inspect_tells_account_key_and_reasons_and_verify_counts_answers_and_tokens(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_tells_the_account_and_verify_counts_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "verify", str(folder), str(folder)]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[:3] == [
@@ -280,12 +268,9 @@ def test_an_address_and_a_path_name_the_same_place_whatever_signs_are_in_it(tmp_
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of an object store on this machine that speaks S3's protocol."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    address = f"http://127.0.0.1:{port}"
+    address = "http://{}:{}".format(*server.get_host_and_port())
     settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
@@ -312,9 +297,7 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
 
 
 @pytest.mark.e2e
-def test_a_page_that_parquet_would_read_without_noticing_that_it_changed_does_not_reach_the_learner(
-    local_ray: None, tmp_path: Path
-) -> None:
+def test_a_changed_page_that_parquet_would_read_does_not_reach_the_learner(local_ray: None, tmp_path: Path) -> None:
     written(tmp_path, KEY, GROUPS).finish({})
     assert [row["position"] for row in store.open_dataset([tmp_path]).take_all()] == [0, 1, 2]
     shard = tmp_path / FIRST

@@ -86,15 +86,15 @@ STUDENT, TEACHER = verdicts(1, 0, 1, 1, None, 0, text="yes"), verdicts(1, 0, 1, 
 ALL = {"student": STUDENT, "teacher": TEACHER, "rule": verdicts(1, 0, 1, 0, 1, 0)}
 
 
-def compared(first: list[int], second: list[int]) -> JudgePair:
-    """Of two answers to each question."""
-    cases = [case(index // 2, "teacher") for index in range(len(first))]
-    [found, _] = judge_audit.pairs(cases, {"a": verdicts(*first), "b": verdicts(*second)})
-    return found
-
-
 def test_kappa_by_hand() -> None:
-    """20 both right, 5 first only, 10 second only, 15 both wrong: observed 0.7, chance 0.5·0.6 + 0.5·0.4 = 0.5."""
+    """20 both right, 5 first only, 10 second only, 15 both wrong: observed 0.7, chance 0.5·0.6 + 0.5·0.4 = 0.5. There
+    are two answers to each question."""
+
+    def compared(first: list[int], second: list[int]) -> JudgePair:
+        cases = [case(index // 2, "teacher") for index in range(len(first))]
+        [found, _] = judge_audit.pairs(cases, {"a": verdicts(*first), "b": verdicts(*second)})
+        return found
+
     found = compared([1] * 25 + [0] * 25, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15)
     assert (found.both_right, found.right_wrong, found.wrong_right, found.both_wrong) == (20, 5, 10, 15)
     assert (found.share, found.kappa.value) == (exactly(0.7), exactly(0.4))
@@ -128,9 +128,7 @@ class Judges:
         return [[said[2 * one.position + (one.source == "student")]] for one in asked]
 
 
-def test_an_audit_judges_stored_answers_twice_and_shows_judges_pairs_and_disagreements(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audit_judges_answers_twice_and_shows_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [scored([5, 1], source=one.source, text=one.text, accuracy=one.accuracy) for one in CASES]
     groups = [group(answers[2 * place : 2 * place + 2], position=place) for place in range(3)]
     written(tmp_path / "stage-0", {}, groups).finish({})
@@ -254,12 +252,12 @@ def test_a_scan_says_first_what_asking_at_every_ratio_costs(
 def test_the_masked_teachers_rewards_are_over_its_own_answers_with_intervals_over_questions() -> None:
     """12 of 20 questions about colour and 20 of 20 about shape are answered right; the student's do not count."""
     strong, none = scanned(r40=0.2, r0=0.1, reasoning=1)
-    assert strong.teacher_right is not None and none.teacher_right is not None
-    assert (strong.teacher_right.value, strong.teacher_right.n) == (exactly(0.8), 40)
-    assert strong.teacher_right.low < 0.8 < strong.teacher_right.high
+    some, every = strong.teacher_right, none.teacher_right
+    assert some is not None and every is not None and strong.teacher_reasoning is not None
+    assert (some.value, some.n) == (exactly(0.8), 40) and some.low < 0.8 < some.high
     assert strong.teacher_right_by_kind["colour"].value == exactly(0.6)
-    assert (none.teacher_right.value, none.teacher_right.low) == (1.0, exactly(0.912, abs=1e-3)), "not certain"
-    assert strong.teacher_reasoning is not None and strong.teacher_reasoning.value == 1.0
+    assert (every.value, every.low) == (1.0, exactly(0.912, abs=1e-3)), "not certain"
+    assert strong.teacher_reasoning.value == 1.0
 
 
 def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for(tmp_path: Path) -> None:

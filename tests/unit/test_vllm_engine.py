@@ -82,7 +82,7 @@ def ask(loop: EngineLoop, *prompts: str) -> list[Any]:
     return [one if isinstance(one, Refused) else one.text for one in loop.ask([(prompt, None) for prompt in prompts])]
 
 
-def test_requests_of_several_callers_run_together_and_each_gets_its_own(fake: FakeEngine, loop: EngineLoop) -> None:
+def test_requests_run_together_and_one_that_is_refused_touches_no_other(fake: FakeEngine, loop: EngineLoop) -> None:
     fake.go_on.clear()
     with ThreadPoolExecutor(3) as threads:
         calls = [threads.submit(ask, loop, f"a{number}", f"b{number}") for number in range(3)]
@@ -91,9 +91,6 @@ def test_requests_of_several_callers_run_together_and_each_gets_its_own(fake: Fa
         assert [call.result() for call in calls] == [[f"A{number}", f"B{number}"] for number in range(3)]
     assert fake.most > 2
     assert ask(loop) == []
-
-
-def test_what_the_engine_refuses_does_not_touch_the_others(loop: EngineLoop) -> None:
     assert ask(loop, "a", "long", "b") == ["A", Refused(reason="too long"), "B"]
 
 
@@ -111,17 +108,9 @@ def test_a_broken_engine_tells_every_caller_then_and_later(fake: FakeEngine, loo
             later()
 
 
-def test_an_action_on_the_engine_runs_when_nothing_is_under_way_and_may_fail_alone(loop: EngineLoop) -> None:
-    assert ask(loop, "a") == ["A"]
-    assert loop.alone(lambda llm: len(llm.under_way)) == 0
+def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_what_is_asked(fake: FakeEngine, loop: EngineLoop) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         loop.alone(fail)
-    assert ask(loop, "a") == ["A"]
-
-
-def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked(
-    fake: FakeEngine, loop: EngineLoop
-) -> None:
     assert ask(loop, "a", "b") == ["A", "B"]
     loop.sleep()
     loop.sleep()
@@ -135,7 +124,7 @@ def test_an_engine_sleeps_when_it_has_answered_and_wakes_for_whatever_is_asked(
 
 
 class FakeLlm:
-    """Two workers that give ``answers``, or raise them; ``told`` is what they were asked and how it slept."""
+    """Two workers that give ``answers``, or raise them; ``told`` is what was asked of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool = True) -> None:
         platform = SimpleNamespace(is_cpu=lambda: on_cpu)
@@ -156,28 +145,24 @@ class FakeLlm:
             raise self.answers
         return list(self.answers)
 
-    def reset_prefix_cache(self) -> None:
-        self.told.append("forgotten")
+    def __getattr__(self, name: str) -> Any:
+        return lambda **_: self.told.append(name)
 
-    def sleep(self, level: int) -> None:
-        self.told.append(level)
 
-    def wake_up(self) -> None:
-        self.told.append("awake")
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLlm:
+    return FakeLlm(monkeypatch)
 
 
 def reports(ratio: float, *digests: str) -> list[dict[str, Any]]:
     return [{"ratio": ratio, "sparsity": ratio, "digest": digest} for digest in digests]
 
 
-def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    llm = FakeLlm(monkeypatch)
+def test_a_mask_is_put_on_whole_and_once_and_workers_that_differ_are_refused(llm: FakeLlm, tmp_path: Path) -> None:
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2, parts=["language"], ratio=0.1)
     llm.answers = reports(0.1, "a", "a")
     assert [engine.mask(0.1).digest for _ in range(2)] == ["a", "a"]
-    assert llm.told == [False, "masked_at", "forgotten"]
+    assert llm.told == [False, "masked_at", "reset_prefix_cache"]
     llm.answers = OSError("gone")
     with pytest.raises(OSError, match="gone"):
         engine.mask(0.2)
@@ -188,10 +173,7 @@ def test_a_mask_is_put_on_whole_and_once_and_workers_that_mask_differently_are_r
         engine.mask(0.3)
 
 
-def test_an_engine_that_does_not_take_in_the_students_weights_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    llm = FakeLlm(monkeypatch)
+def test_an_engine_that_does_not_take_in_the_students_weights_is_lost(llm: FakeLlm, tmp_path: Path) -> None:
     invitation = Invitation(address="10.0.0.7", port=1234, ranks=2, backend="nccl")
     engine = VllmEngine(tmp_path, Engine(), tensor_parallel=2)
     llm.answers = [{"w": "a"}, {"w": "a"}]
@@ -210,7 +192,7 @@ def test_an_engine_that_sleeps_does_so_once_it_is_loaded_and_never_on_a_cpu(
     engine.sleep()
     engine.loop.alone(lambda _: None)
     engine.sleep()
-    assert llm.told == ([False] if on_cpu else [True, 1, "awake", 1])
+    assert llm.told == ([False] if on_cpu else [True, "sleep", "wake_up", "sleep"])
 
 
 PROMPT, ANSWER, K = 300, 600, 3
@@ -247,18 +229,26 @@ def reply(change: Callable[[Tensor, Tensor], object] = lambda *_: None, first: i
     return SimpleNamespace(prompt_token_ids=TOKENS.tolist(), **found)
 
 
-def test_a_reply_that_lacks_positions_is_asked_for_again_without_the_cache(engine: VllmEngine) -> None:
-    """A request that was preempted comes back with its own blocks, whose positions the engine does not score."""
+@pytest.mark.parametrize(
+    ("first", "cached", "again"), [(640, 0, True), (0, PROMPT - 1, False), (0, PROMPT, True), (0, PROMPT + 16, True)]
+)
+def test_a_reply_that_lacks_positions_or_took_some_from_the_cache_is_asked_for_again_without_it(
+    first: int, cached: int, again: bool, engine: VllmEngine
+) -> None:
+    """A request that was preempted comes back with its own blocks, whose positions the engine does not score. vLLM
+    leaves the places of cached tokens unwritten: the memory may hold an earlier request's scores of the same tokens."""
     tries: list[bool] = []
 
     def answer(_: Any, parameters: SamplingParams) -> Any:
         tries.append(bool(parameters.skip_reading_prefix_cache))
-        return reply(first=0 if tries[-1] else 640)
+        if tries[-1]:
+            return reply()
+        return reply(lambda _, logprobs: logprobs[PROMPT - 1 : max(PROMPT - 1, cached)].fill_(-0.5), first, cached)
 
     replying(engine, answer)
     found = asked(engine)
     assert isinstance(found, Scored)
-    assert tries == [False, True]
+    assert tries == [False, True][: 1 + again]
     expected = TRUTH[PROMPT - 1 : LENGTH - 1].numpy()
     assert np.array_equal(found.own, expected[:, 0]) and np.array_equal(found.top.top_logprobs, expected[:, 1:])
     assert found.prompt_tokens == PROMPT

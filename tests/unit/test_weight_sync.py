@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,9 +65,6 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "_PATIENCE", 0.05)
 
 
-# A transfer
-
-
 def test_what_fails_at_the_sender_is_told_to_the_workers() -> None:
     def failing() -> Iterator[tuple[str, Tensor]]:
         yield from TENSORS.items()
@@ -118,12 +116,7 @@ def test_a_sender_that_falls_silent_counts_as_dead(monkeypatch: pytest.MonkeyPat
             sent.result(20)
 
 
-# A replica
-
-
-def test_a_version_from_the_object_store_is_taken_in_once_whatever_the_size_of_its_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_version_from_the_object_store_is_taken_in_once_whatever_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(student_weights, "_PIECE", 20)
     one = weights()
     assert len(one.pieces) == 2
@@ -153,9 +146,6 @@ def test_a_bit_that_changed_on_the_way_is_told_with_both_values_and_nothing_is_h
             damaged.check(found)
 
 
-# A learner that replicas ask
-
-
 @pytest.fixture
 def broker() -> RolloutBroker:
     made = RolloutBroker([1, 2, 3, 4], 0, 30.0)
@@ -178,9 +168,7 @@ def asked(broker: RolloutBroker, version: int, tensors: Mapping[str, Tensor] = T
     return engine
 
 
-def test_every_replica_that_asks_is_sent_the_version_and_the_one_that_they_hold_is_not_forgotten(
-    broker: RolloutBroker, sender: WeightSender
-) -> None:
+def test_every_replica_that_asks_is_sent_the_version_that_it_holds(broker: RolloutBroker, sender: WeightSender) -> None:
     sender.retain(0, TENSORS, 0)
     sender.retain(1, TENSORS, 0)
     with ThreadPoolExecutor(2) as threads:
@@ -193,7 +181,7 @@ def test_every_replica_that_asks_is_sent_the_version_and_the_one_that_they_hold_
         asked(broker, 1)
 
 
-def test_a_replica_that_is_lost_before_or_while_it_is_sent_weights_stops_nobody(
+def test_a_lost_replica_stops_nobody(
     broker: RolloutBroker, sender: WeightSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_SILENCE", timedelta(seconds=1))
@@ -216,26 +204,19 @@ def test_a_learner_that_cannot_send_is_told_so(broker: RolloutBroker, monkeypatc
         broker.fetch(0, 1)
 
 
-# A publisher
-
-
 def test_rank_0_publishes_the_versions_that_write_and_all_gather_them() -> None:
     """Iterations 2 and 4 are online, at most one step behind: versions 0 and 2 write."""
     broker = RolloutBroker([2, 4], 1, 30.0)
     gathered: list[int] = []
 
-    def worker(rank: int) -> WeightPublisher:
-        def gather() -> dict[str, Tensor] | None:
-            gathered.append(rank)
-            return TENSORS if rank == 0 else None
+    def gather(rank: int) -> dict[str, Tensor] | None:
+        gathered.append(rank)
+        return TENSORS if rank == 0 else None
 
-        return WeightPublisher(
-            Near(broker), online=[2, 4], max_staleness=1, gather=gather, barrier=lambda: None, rank=rank, sender=None
-        )
-
-    workers = [worker(0), worker(1)]
+    usual: dict[str, Any] = {"online": [2, 4], "max_staleness": 1, "barrier": lambda: None, "sender": None}
     kept = []
-    for one in workers:
+    for rank in (0, 1):
+        one = WeightPublisher(Near(broker), gather=partial(gather, rank), rank=rank, **usual)
         one.begin(0)
         for number in range(1, 5):
             one.publish(number)
