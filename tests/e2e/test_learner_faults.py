@@ -28,8 +28,6 @@ from tests.e2e.learning import ONE_BY_ONE, Told, job, rollouts, state, stored, t
 pytestmark = pytest.mark.e2e
 TIMES = ("seconds", "tokens_per_second", "mfu", "memory_gib")
 """Fields of StepMetrics that differ between equal runs."""
-
-
 Course = tuple[dict[int, dict[str, Any]], dict[str, torch.Tensor]]
 """What each step reported, and the trained weights."""
 

@@ -1,14 +1,12 @@
-"""What the benchmarks make of raw measurements, and the paper's table of online iterations."""
-
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import models, paper, parts, semi_online
+from bench import paper, semi_online
 from bench.aims import Aim, Outcome
 from bench.figures import figures
 from bench.memory import allocated
@@ -43,14 +41,6 @@ def test_memory_is_asked_to_grow_at_most_as_the_answers_do_and_no_more_a_token_o
     for power, met in ((1, True), (1.1, False)):
         outcome = figure.take(lambda _, tokens, power=power: {"above": max(100.0, tokens**power)}, 1)
         assert (outcome.value, figure.aim.met(outcome)) == (exactly(2 ** (power - 1)), met)
-
-
-@pytest.mark.parametrize("part", [parts.against_separate, parts.live_teacher])
-def test_a_step_is_timed_both_ways(part: Callable[[int], parts.Raw], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "STUDENT", models.TINY)
-    monkeypatch.setattr(models, "TEACHER", models.TINY)
-    seconds = part(2)["seconds"]
-    assert [len(taken) for taken in seconds.values()] == [2, 2] and min(map(min, seconds.values())) > 0
 
 
 def test_allocations_are_counted_at_their_worst_moment() -> None:

@@ -1,5 +1,3 @@
-"""Where a checkpoint's files lie, which are read and what they lack; a trained student is written as its source is."""
-
 import json
 import shutil
 from pathlib import Path

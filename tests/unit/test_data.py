@@ -1,5 +1,3 @@
-"""Rows of a source become problems, or are dropped with their reason."""
-
 import math
 from datetime import date, datetime
 from decimal import Decimal

@@ -1,5 +1,3 @@
-"""Questions over the easy-vqa pictures: order, ids, labels, places computed from pixels, and what is refused."""
-
 import sys
 from collections import Counter
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Attention within packed groups, and the head with its losses, equal the plain computation."""
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,5 +1,3 @@
-"""Choices and labels in the forms of data sets; what people bring in place of jsonl and parquet is named."""
-
 import gzip
 import json
 import os

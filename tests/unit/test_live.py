@@ -1,5 +1,3 @@
-"""A teacher that is asked while the student learns, against stored scores of the whole vocabulary."""
-
 import dataclasses
 from typing import Any
 
@@ -19,22 +17,10 @@ from tests.conftest import PAIR
 from tests.tensors import prompt_of, top_k
 
 
-@pytest.fixture(scope="module")
-def batch(questions: list[Problem]) -> PackedBatch:
-    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
-    rows = [group([scored([40, 41, 2]), scored([50, 2], accuracy=0)], of=problem) for problem in questions[:2]]
-    return pack(rows, [prompt_of(model, chat, row.problem) for row in rows], pad_id=0)
-
-
 def plan(ratio: float) -> StagePlan:
     _, report = hf.load_masked(PAIR / "teacher", "float32", ratio, frozenset({"language"}))
     made_by: Any = {"teacher": str(PAIR / "teacher"), "masked": ("language",), "teacher_digest": report.digest}
     return StagePlan(stage=0, ratio=ratio, rows=1, **made_by)
-
-
-@pytest.fixture(scope="module")
-def student() -> hf.PackedStudent:
-    return hf.PackedStudent(hf.load_model(PAIR / "student", "float32"), logits_bytes=2**26)
 
 
 def with_scores(batch: PackedBatch, scores: LiveScores) -> PackedBatch:
@@ -46,8 +32,12 @@ def with_scores(batch: PackedBatch, scores: LiveScores) -> PackedBatch:
 
 @torch.no_grad()
 def test_the_stages_masked_teacher_is_loaded_gives_what_its_stored_scores_give_and_no_other_is_taken(
-    batch: PackedBatch, student: hf.PackedStudent
+    questions: list[Problem],
 ) -> None:
+    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
+    rows = [group([scored([40, 41, 2]), scored([50, 2], accuracy=0)], of=problem) for problem in questions[:2]]
+    batch = pack(rows, [prompt_of(model, chat, row.problem) for row in rows], pad_id=0)
+    student = hf.PackedStudent(model, logits_bytes=2**26)
     teacher = LiveTeacher(torch.device("cpu"), "float32")
     found = []
     for ratio in (0.2, 0.0):

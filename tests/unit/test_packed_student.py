@@ -1,5 +1,3 @@
-"""A packed batch gives what each answer alone gives, in value and in gradient, for every model family."""
-
 import copy
 from collections.abc import Sequence
 from types import SimpleNamespace

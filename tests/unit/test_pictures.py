@@ -1,5 +1,3 @@
-"""Pictures by reference or in memory: how they are named, and why one is refused."""
-
 import base64
 import dataclasses
 import threading

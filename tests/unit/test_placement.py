@@ -8,7 +8,7 @@ from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
 from masters_ray.replicas.placement import Nodes, Turns, fit, place, transfer
 from masters_ray.replicas.processes import Processes
-from tests.conftest import ROOT
+from tests.conftest import DEMO
 
 ONLINE = "rollout.online_fraction=0.5"
 ON_GPUS = f"{ONLINE} teacher.gpus=1 student.gpus=0.5 learner.gpus=1 learner.workers=2"
@@ -16,7 +16,7 @@ ON_GPUS = f"{ONLINE} teacher.gpus=1 student.gpus=0.5 learner.gpus=1 learner.work
 
 
 def loaded(words: str) -> configuration.Config:
-    return configuration.load(ROOT / "conf" / "demo.yaml", words.split())
+    return configuration.load(DEMO, words.split())
 
 
 def placed(nodes: Nodes, words: str = ONLINE, **more: bool) -> Turns | None:

@@ -1,5 +1,3 @@
-"""The judge prompts of appendix section D, what is read out of a judge's text, and the exact rule."""
-
 import hashlib
 import json
 import re

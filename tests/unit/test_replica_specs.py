@@ -1,8 +1,4 @@
-"""Which processes replicas are, what they load, which GPUs they use, and how they are spawned."""
-
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +14,12 @@ from masters_ray.replicas.actor import ReplicaActor, show_devices
 from masters_ray.replicas.processes import Processes
 from masters_ray.replicas.spawn import Replicas, environment
 from masters_ray.replicas.spec import ReplicaSpec, in_turns, specs
-from tests.builders import replica_spec
-from tests.conftest import PAIR, ROOT
+from tests.builders import checkpoint, replica_spec
+from tests.conftest import DEMO
 
 
 def loaded(words: str) -> configuration.Config:
-    return configuration.load(ROOT / "conf" / "demo.yaml", words.split())
+    return configuration.load(DEMO, words.split())
 
 
 def listed(found: Sequence[Processes]) -> str:
@@ -34,36 +30,30 @@ def listed(found: Sequence[Processes]) -> str:
 RULE_JUDGES = "judge.of_teacher=rule judge.of_student=rule"
 
 
+STUDENTS = "student.replicas=2"
+
+
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "learned", "expected"),
     [
-        ("teacher.replicas=2 judge.replicas=2", "teacher 2, student+judge 1, judge 1"),
-        ("student.replicas=3 judge.replicas=1", "teacher 1, student+judge 1, student 2"),
-        ("judge.share_process=false", "teacher 1, student 1, judge 1"),
+        ("teacher.replicas=2 judge.replicas=2", {}, "teacher 2, student+judge 1, judge 1"),
+        ("student.replicas=3 judge.replicas=1", {}, "teacher 1, student+judge 1, student 2"),
+        ("judge.share_process=false", {}, "teacher 1, student 1, judge 1"),
         (
             "judge.of_teacher=teacher judge.of_student=teacher judge.replicas=2",
+            {},
             "teacher 1, teacher_judge 2, student 1",
         ),
-        (RULE_JUDGES, "teacher 1, student 1"),
+        (RULE_JUDGES, {}, "teacher 1, student 1"),
+        (STUDENTS, {"learned": True}, "teacher 1, student 2, reference+judge 1"),
+        (STUDENTS, {"learned": True, "follows": True}, "teacher 1, student+judge 2, reference 1"),
+        (RULE_JUDGES, {"learned": True}, "teacher 1, student 1, reference+judge 1"),
     ],
 )
-def test_student_and_judge_share_processes_as_far_as_there_are_both(words: str, expected: str) -> None:
-    assert listed(processes.for_rollouts(loaded(words), learned=False)) == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "follows", "expected"),
-    [
-        ("student.replicas=2", False, "student 2, reference+judge 1"),
-        ("student.replicas=2", True, "student+judge 2, reference 1"),
-        (RULE_JUDGES, False, "student 1, reference+judge 1"),
-    ],
-)
-def test_a_student_that_has_learned_writes_beside_the_reference_that_judges_unless_the_judge_follows(
-    words: str, follows: bool, expected: str
+def test_student_and_judge_share_processes_until_the_student_has_learned_and_the_judge_does_not_follow(
+    words: str, learned: dict[str, bool], expected: str
 ) -> None:
-    found = processes.for_rollouts(loaded(words), learned=True, follows=follows)
-    assert listed(found) == f"teacher 1, {expected}"
+    assert listed(processes.for_rollouts(loaded(words), **({"learned": False} | learned))) == expected
 
 
 @pytest.mark.parametrize(("who", "expected"), [("rule", "student 1"), ("judge", "student 1, judge 1")])
@@ -84,9 +74,7 @@ def test_an_engine_on_a_cpu_has_a_cache_of_one_gibibyte_when_conf_says_nothing(w
 
 
 def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_has_not(tmp_path: Path) -> None:
-    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
-    settings = json.loads((teacher / "generation_config.json").read_text())
-    (teacher / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
+    teacher = checkpoint(tmp_path / "teacher", "teacher", weights=True, generation_config={"eos_token_id": [2, 0]})
     both, word = [(5, 6), (5, 6)], f"teacher.checkpoint={teacher}"
     assert [one.never for one in made()] == both
     assert [one.never for one in made(word)] == [(0, 5, 6), (5, 6)]

@@ -1,5 +1,3 @@
-"""A source's seeded order on disk: read once, noticed when it is no longer what it was made of."""
-
 import os
 import random
 from collections import defaultdict

@@ -1,5 +1,3 @@
-"""The shipped toy pair, and that its build can be cut short anywhere and gives the same weights."""
-
 import json
 from collections.abc import Callable
 from dataclasses import replace
