@@ -18,17 +18,12 @@ from masters_ray.errors import LearnerError
 from masters_ray.learner.engine import StudentEngine
 
 pytestmark = pytest.mark.e2e
-CASES: dict[str, dict[str, Any]] = {
-    "float32 stage 0": {"zero_stage": 0},
-    "float32 stage 1": {"zero_stage": 1},
-    "float32 stage 2": {"zero_stage": 2},
-    "float32 stage 3": {"zero_stage": 3},
-    "float32 stage 2, optimizer on the CPU": {"zero_stage": 2, "offload": "optimizer"},
-    "float32 stage 3, everything on the CPU": {"zero_stage": 3, "offload": "everything"},
-    "bfloat16 stage 1": {"zero_stage": 1, "dtype": "bfloat16"},
-    "bfloat16 stage 2": {"zero_stage": 2, "dtype": "bfloat16"},
-    "bfloat16 stage 3": {"zero_stage": 3, "dtype": "bfloat16"},
-}
+CASES: list[dict[str, Any]] = [
+    *({"dtype": "float32", "zero_stage": stage} for stage in range(4)),
+    {"dtype": "float32", "zero_stage": 2, "offload": "optimizer"},
+    {"dtype": "float32", "zero_stage": 3, "offload": "everything"},
+    *({"dtype": "bfloat16", "zero_stage": stage} for stage in (1, 2, 3)),
+]
 PLAN = [[True, False], [False], [True, False, True], [False, False], [True]]
 """Micro-batches of each step: whether they use the part that not all use."""
 POISONED = 2
@@ -163,9 +158,9 @@ def run(rank: int, workers: int, port: int, folder: Path) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
-    for name, chosen in CASES.items():
-        print(f"{name}, rank {rank}", flush=True)
-        settings = Learner(**{"dtype": "float32", "gradient_clipping": 0.5, **chosen})
+    for number, case in enumerate(CASES):
+        print(f"{case}, rank {rank}", flush=True)
+        settings = Learner(gradient_clipping=0.5, **case)
         never, norms = trained(settings, rank, workers, poisoned=False)
         dropped, norms_dropped = trained(settings, rank, workers, poisoned=True)
         plain, plain_norms = plainly(workers, settings.gradient_clipping)
@@ -177,7 +172,7 @@ def run(rank: int, workers: int, port: int, folder: Path) -> None:
             assert norms == pytest.approx(plain_norms, rel=3e-2)
             assert mean_distance(never, plain) < 0.2 * RATE
             assert_small_updates_add_up(settings, rank)
-        assert_gone_on(settings, rank, folder / name)
+        assert_gone_on(settings, rank, folder / str(number))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -92,12 +92,7 @@ EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=Tr
 
 @pytest.mark.parametrize(("scope", "tensor_parallel"), [pytest.param(MaskScope(), 1, marks=long_form), (EVERYTHING, 2)])
 def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
-    scope: MaskScope,
-    tensor_parallel: int,
-    local_ray: None,
-    toy_engine: Engine,
-    problems: list[Problem],
-    tmp_path: Path,
+    scope: MaskScope, tensor_parallel: int, local_ray: None, toy_engine: Engine, problems: list[Problem], tmp_path: Path
 ) -> None:
     """An engine fuses the checkpoint's matrices, and each of several workers holds a shard of them: the mask must be
     that of the checkpoint's own, as the engine starts and as it is masked again."""

@@ -39,9 +39,7 @@ def test_what_makes_rollouts_only_needs_no_room_for_a_learner(online: str) -> No
     assert [one.where for one in caught.value.complaints] == ["teacher beside student for making rollouts"]
 
 
-def test_what_a_growing_cluster_does_not_hold_today_is_told_and_not_refused(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_a_growing_cluster_does_not_hold_today_is_told_and_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert placed([{"CPU": 4.0}], "teacher.gpus=8 learner.workers=64", grows=True) is None
     said = " ".join(capsys.readouterr().out.split())
     assert "the cluster has to grow, which is waited for: teacher beside" in said

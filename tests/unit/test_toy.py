@@ -46,10 +46,6 @@ def few() -> pictures.Pictures:
     return pictures.read_pictures("test").part(slice(None, 40))
 
 
-def first(few: pictures.Pictures) -> Image.Image:
-    return Image.fromarray(few.pixels[0].permute(1, 2, 0).numpy())
-
-
 def stock_hidden(model: Any, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     """What transformers' own forward gives."""
     patches, kinds = pictures.to_patches(pixels), (ids == model.config.image_token_id).int()
@@ -91,7 +87,8 @@ def test_the_two_tokenizers_are_one() -> None:
 
 
 def test_processor_keeps_small_pictures_and_bounds_large_ones(few: pictures.Pictures) -> None:
-    processor, picture = AutoProcessor.from_pretrained(PAIR / "teacher"), first(few)
+    processor = AutoProcessor.from_pretrained(PAIR / "teacher")
+    picture = Image.fromarray(few.pixels[0].permute(1, 2, 0).numpy())
     made = processor(images=[picture], text=["<|image_pad|>"], return_tensors="pt")
     torch.testing.assert_close(made["pixel_values"], pictures.to_patches(few.pixels[:1]))
     assert made["input_ids"].shape == (1, examples.IMAGE_TOKENS)
