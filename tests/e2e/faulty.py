@@ -20,13 +20,11 @@ Row = dict[str, Any]
 
 
 class Fault(NamedTuple):
-    """What is wrong with a row, and how quarantine.jsonl names it."""
+    """Kind and part of the reason, as quarantine.jsonl names it, and what differs from a good row, or all of it."""
 
     kind: str
     reason: str
-    """Part of the reason."""
     change: Row | str
-    """What differs from a good row, or the whole line."""
 
 
 def _encoded(image: Image.Image, form: str, **more: Any) -> bytes:

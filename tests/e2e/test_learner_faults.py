@@ -1,5 +1,3 @@
-"""What kills, torn files and numbers that are none do to the learner."""
-
 import contextlib
 import dataclasses
 import json
@@ -157,13 +155,12 @@ def test_adapters_are_trained_alone_exported_alone_and_merged_without_a_row_that
     assert (config["r"], config["lora_alpha"]) == (4, 8)
     before, after = state(PAIR / "student"), state(tmp_path / "student")
     assert before.keys() == after.keys()
-    changed = {name for name in before if f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight" in adapters}
-    assert {part_of_parameter(name) for name in changed} == {"language"} and len(changed) == len(adapters) / 2
+    products = {}
+    for name in before:
+        stem = "base_model.model." + name.removesuffix(".weight")
+        if f"{stem}.lora_A.weight" in adapters:
+            products[name] = adapters[f"{stem}.lora_B.weight"].float() @ adapters[f"{stem}.lora_A.weight"].float()
+            assert products[name].any()
+    assert set(map(part_of_parameter, products)) == {"language"} and len(products) == len(adapters) / 2
     for name, tensor in before.items():
-        expected = tensor
-        if name in changed:
-            stem = "base_model.model." + name.removesuffix(".weight")
-            product = adapters[f"{stem}.lora_B.weight"].float() @ adapters[f"{stem}.lora_A.weight"].float()
-            assert product.any()
-            expected = tensor + 8 / 4 * product
-        assert torch.allclose(after[name], expected, rtol=1e-2, atol=1e-3), name
+        assert torch.allclose(after[name], tensor + 8 / 4 * products.get(name, 0), rtol=1e-2, atol=1e-3), name

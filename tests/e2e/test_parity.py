@@ -1,5 +1,3 @@
-"""Engine and learner mean the same thing by a log-probability, whatever the mask."""
-
 import dataclasses
 import io
 import itertools

@@ -1,5 +1,3 @@
-"""What is measured around runs, with real engines: mask ratios, judges, variants."""
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,12 +68,8 @@ def test_judges_are_audited(tmp_path: Path) -> None:
     assert found["answers"] == 6 * 8
     assert judges["student"]["unjudged"] <= 2 and judges["student"]["consistency"] > 0.9
     assert judges["student"]["seconds_per_answer"] > 0
-    [same] = [
-        pair["share"]
-        for pair in found["pairs"]
-        if (pair["first"], pair["second"], pair["of"]) == ("student", "rule", "all")
-    ]
-    assert same > 0.85, "the shipped student was taught to judge"
+    shares = {(pair["first"], pair["second"], pair["of"]): pair["share"] for pair in found["pairs"]}
+    assert shares["student", "rule", "all"] > 0.85, "the shipped student was taught to judge"
 
 
 @long_form

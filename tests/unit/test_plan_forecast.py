@@ -32,8 +32,11 @@ def test_groups_are_made_by_replicas_that_take_one_call_after_the_other(
 ) -> None:
     making = GroupMaking(rounds=rounds, replicas={T: 1, S: 1, J: 1} | replicas, batch_rows=1)
     assert making.seconds(batches) == seconds
+
+
+def test_the_last_batch_may_be_smaller() -> None:
     making = GroupMaking(rounds=[{S: 0.5}], replicas={S: 2}, batch_rows=4)
-    assert (making.seconds(10), making.seconds(0)) == (3.0, 0.0), "the last batch is smaller: 4 and 2 on one replica"
+    assert (making.seconds(10), making.seconds(0)) == ((4 + 2) * 0.5, 0.0), "on the first of them"
 
 
 CALLS = {"answer": {T: 0.5, S: 0.25}, "judge": {J: 0.125}, "score": {T: 0.0625, S: 0.0625, "reference": 0.0625}}

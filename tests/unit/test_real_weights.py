@@ -1,5 +1,3 @@
-"""Pretrained language weights inside Qwen2.5-VL: what is kept of them, and that their pair's build can be cut short."""
-
 import json
 from collections import Counter
 from importlib.metadata import PackageNotFoundError

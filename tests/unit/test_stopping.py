@@ -1,5 +1,3 @@
-"""Signals, sent to the program itself."""
-
 import signal
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""Studies: what is refused, what runs, what it comes to; and that conf/study has the paper's tables (F.6 to F.8)."""
-
 import dataclasses
 import json
 from pathlib import Path

@@ -142,12 +142,11 @@ def test_a_build_cut_short_has_the_same_weights(
     tmp_path: Path, few: pictures.Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "read_pictures", lambda split: few)
-    quiet = Console(quiet=True)
 
     def go(name: str, recipe: Recipe = TINY, stop_after: int | None = None) -> bool:
         pair, work = tmp_path / name / "pair", tmp_path / name / "work"
         more: dict[str, Any] = {"recipes": {"student": recipe}, "stop_after": stop_after, "test_limit": 2}
-        return build.build(pair, "student", work=work, console=quiet, **more)
+        return build.build(pair, "student", work=work, console=Console(quiet=True), **more)
 
     folder = same_weights(go, tmp_path, "pair/student")
     assert go("cut")
