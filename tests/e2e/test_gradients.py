@@ -1,8 +1,5 @@
-"""A step under DeepSpeed, for every ZeRO stage and precision: summed right, dropped without a trace.
-
-A small model with a tied and a frozen weight takes steps of one to three micro-batches, a part of it used by only some
-of them; once as planned, once with a poisoned step in between that is dropped. PyTorch alone takes the same steps.
-"""
+"""A small model with a tied and a frozen weight takes steps of one to three micro-batches, a part of it used by only
+some of them; once as planned, once with a poisoned step in between that is dropped. PyTorch alone takes the same."""
 
 import os
 import socket

@@ -27,8 +27,6 @@ from tests.tensors import prompt_of
 
 pytestmark = pytest.mark.e2e
 SAMPLING = Sampling(max_tokens=6)
-END = 2
-"""The end-of-turn token of the toy pair."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,7 @@ def test_the_students_engine_and_the_learner_agree(pools: Replicas, problems: li
     sampling = Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1)
     drawn: Drawn = student.call("answer", problems, sampling, 3, seeds).answers
     assert len(set(map(len, tokens(drawn)))) > 1
-    ends = {(answer.finish, answer.token_ids[-1] == END) for one in drawn for answer in one}
+    ends = {(answer.finish, answer.token_ids[-1] == 2) for one in drawn for answer in one}
     assert ends == {("stop", True), ("length", False)}, "cut answers have no end-of-turn token"
     engine = own(score(student, problems, drawn), drawn)
     assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, drawn)) < 1e-3

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,15 @@ from masters_ray import checks, cluster, store
 from masters_ray.config import Config
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.studies import judge_audit, mask_scan, sample, study
-from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form
 
 pytestmark = pytest.mark.e2e
 DEMO = "conf/demo.yaml"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def at_the_root() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield
+@pytest.fixture(autouse=True)
+def no_other_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def config(folder: Path) -> Config:

@@ -25,10 +25,9 @@ SHORT = ("second run", "replica", "driver")
 LONG = ("second run", "replica", "driver", "torn shard", "replica", "raylet")
 FAULTS = LONG if ROUNDS > 1 else SHORT
 ROWS = 864 if ROUNDS > 1 else 336
-BATCH = 8
 SPREAD = 8 if ROUNDS > 1 else 4
 """Shards between two faults, at most: all faults come before the run's end, and some fall between two stages."""
-SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", f"rollout.batch_rows={BATCH}", "cluster.local_cpus=4"]
+SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", "rollout.batch_rows=8", "cluster.local_cpus=4"]
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -102,7 +101,7 @@ def test_faults_lose_nothing_and_double_nothing(number: int, tmp_path: Path) -> 
         if fault == "second run":
             refuse_a_second_run(process, tmp_path)
             continue
-        kill(process, fault if fault in ("replica", "raylet") else "driver", dice)
+        kill(process, "driver" if fault == "torn shard" else fault, dice)
         if fault == "replica":
             continue
         end(process)

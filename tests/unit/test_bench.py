@@ -17,23 +17,18 @@ from masters_ray.plan.rates import Rates
 exactly = pytest.approx
 
 
-def _run(part: str, *arguments: Any) -> dict[str, Any]:
-    if part == "cost_per_token":
-        return {"seconds": {str(count): [0.5 * count, 0.25 * count] for count in arguments[2:]}, "tokens": 256}
-    if part == "memory":
-        return {"growth": 1000 + 2 * int(arguments[1]), "weights_and_gradients": 900}
-    raise AssertionError(part)
-
-
 def test_cost_per_token_is_the_median_of_ratios() -> None:
-    outcome = figures()["cost_per_token_64_over_1"].take(_run, 2)
+    def run(part: str, _: Any, repeats: int, *counts: int) -> dict[str, Any]:
+        return {"seconds": {str(count): [0.5 * count, 0.25 * count] for count in counts}, "tokens": 256}
+
+    outcome = figures()["cost_per_token_64_over_1"].take(run, 2)
     assert outcome.value == exactly(1.0)
     assert [row["ms per answer token"] for row in outcome.rows] == exactly([375 / 256] * 7)
 
 
 def test_memory_is_asked_to_grow_at_most_as_the_answers_do_and_no_more_a_token_of_longer_ones() -> None:
     figure = figures()["memory_512_over_16_answers"]
-    outcome = figure.take(_run, 1)
+    outcome = figure.take(lambda *words: {"growth": 1000 + 2 * int(words[2]), "weights_and_gradients": 900}, 1)
     assert outcome.value == exactly((100 + 1024) / (100 + 32))
     assert outcome.also["largest_growth_when_answers_double"] == exactly((100 + 1024) / (100 + 512))
     assert figure.aim.met(outcome)

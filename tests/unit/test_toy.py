@@ -37,11 +37,6 @@ TINY = Recipe(**STAGES, shape=Shape(**SIZES))
 
 
 @pytest.fixture(scope="module")
-def known() -> dict:
-    return json.loads((PAIR / manifest.FILE).read_text(encoding="utf-8"))["models"]
-
-
-@pytest.fixture(scope="module")
 def few() -> pictures.Pictures:
     return pictures.read_pictures("test").part(slice(None, 40))
 
@@ -64,7 +59,8 @@ def same_weights(go: Callable[..., bool], tmp_path: Path, below: str) -> Path:
     return tmp_path / "cut" / below
 
 
-def test_the_manifest_describes_the_shipped_files_and_models(known: dict) -> None:
+def test_the_manifest_describes_the_shipped_files_and_models() -> None:
+    known = json.loads((PAIR / manifest.FILE).read_text(encoding="utf-8"))["models"]
     for name in NAMES:
         assert known[name]["sha256"] == manifest.file_hashes(PAIR / name)
         assert known[name]["bytes"] == sum(path.stat().st_size for path in (PAIR / name).iterdir())
