@@ -1,8 +1,8 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -155,22 +155,6 @@ def test_a_process_loads_its_model_once_with_the_mask_that_its_first_call_asks_f
     assert replica.loads == [0.1]
 
 
-class Spawned:
-    """In place of Ray: the CPUs, GPUs and devices of each actor."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-        self.ready = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: None))
-
-    def options(self, num_cpus: float, num_gpus: float, **_: Any) -> Self:
-        self._reserved = num_cpus, num_gpus
-        return self
-
-    def remote(self, spec: ReplicaSpec) -> Self:
-        self.asked.append((*self._reserved, spec.devices))
-        return self
-
-
 @pytest.mark.parametrize(
     ("wanted", "asked"),
     [
@@ -181,11 +165,14 @@ class Spawned:
 def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
     wanted: list[ReplicaSpec], asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spawned, nothing = Spawned(), lambda _: None
-    ray = {"remote": lambda host: spawned, "wait": lambda waiting: ([waiting[0]], waiting[1:])}
-    monkeypatch.setattr(spawn, "ray", SimpleNamespace(get=nothing, kill=nothing, **ray))
+    """asked: CPUs, GPUs and devices of each actor."""
+    monkeypatch.setattr(spawn, "ray", ray := MagicMock())
+    ray.wait = lambda waiting: ([waiting[0]], waiting[1:])
     Replicas(wanted).close()
-    assert spawned.asked == asked
+    reserved = [one.kwargs for one in ray.remote().options.call_args_list]
+    told = [one.args[0] for one in ray.remote().options().remote.call_args_list]
+    pairs = zip(reserved, told, strict=True)
+    assert [(held["num_cpus"], held["num_gpus"], spec.devices) for held, spec in pairs] == asked
 
 
 @pytest.mark.parametrize(("own", "shown", "seen"), [("1,2", "", "1,2"), ("1,2", "4,5,6", "5,6"), ("", "4,5", "4,5")])

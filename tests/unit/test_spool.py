@@ -31,9 +31,8 @@ def in_memory(source: DataSource, seed: int) -> list[Problem]:
     by_kind: dict[str, list[int]] = defaultdict(list)
     for index, problem in enumerate(problems):
         by_kind[problem.kind].append(index)
-    taken: list[int] = []
-    for turn in zip_longest(*(by_kind[kind] for kind in sorted(by_kind))):
-        taken += [index for index in turn if index is not None]
+    turns = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
+    taken = [index for turn in turns for index in turn if index is not None]
     return [problems[index] for index in sorted(taken[: source.rows])]
 
 
