@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from masters_ray import cluster
@@ -51,15 +50,6 @@ def rollouts(problems: Sequence[Problem]) -> list[RolloutGroup]:
         )
         rows.append(dataclasses.replace(row, answers=referred, prompt_tokens=len(prompt.input_ids)))
     return rows
-
-
-def written_by_its_student(row: RolloutGroup, spoilt: bool = False) -> RolloutGroup:
-    """The same group with the log-probabilities of the student that wrote it, which are not numbers if ``spoilt``."""
-    answers = tuple(
-        dataclasses.replace(one, behaviour_logprobs=one.reference_logprobs * (np.nan if spoilt else 1))
-        for one in row.answers
-    )
-    return dataclasses.replace(row, answers=answers)
 
 
 def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:

@@ -69,17 +69,16 @@ def test_judges_are_audited(tmp_path: Path) -> None:
 
 @long_form
 def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: Path) -> None:
-    file = tmp_path / "study.yaml"
-    changes = dict(word.split("=") for word in SMALL)
+    changes = {key: int(value) for key, value in (word.split("=") for word in SMALL)}
     content = {
         "base": DEMO,
         "dir": str(tmp_path / "study"),
         "seeds": [3],
-        "changes": {key: int(value) for key, value in changes.items()} | {"data.train.rows": 24},
+        "changes": changes | {"data.train.rows": 24},
         "reference": "whole",
         "variants": {"whole": {}, "distillation": {"learner.policy_weight": 0, "learner.updates_per_step": 2}},
     }
-    file.write_text(json.dumps(content))
+    (file := tmp_path / "study.yaml").write_text(json.dumps(content))
     page = study.run(study.read(str(file)))
     whole, other = (tmp_path / "study" / name / "seed-3" for name in ("whole", "distillation"))
     assert (whole / "rollouts").is_dir() and not (other / "rollouts").exists()

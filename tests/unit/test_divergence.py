@@ -37,8 +37,6 @@ def test_fewer_outcomes_never_give_more_and_lose_no_more_than_the_bound(logits: 
 
     By the chain rule of KL, exact − stored = a/2 · KL(P ‖ sP + (1−s)Q) + b/2 · KL(Q ‖ sP + (1−s)Q): (a + b)/2 times the
     Jensen–Shannon divergence of P and Q with weights s and 1−s, which is at most the entropy of the weights.
-
-        exact − stored ≤ ½ (a ln((a + b)/a) + b ln((a + b)/b)) ≤ (a + b)/2 · ln 2
     """
     teacher, student = (torch.tensor([one], dtype=torch.float64).log_softmax(-1) for one in logits)
     exact = jsd(teacher.exp(), student.exp()).item()
@@ -57,10 +55,7 @@ def test_fewer_outcomes_never_give_more_and_lose_no_more_than_the_bound(logits: 
 
 
 def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_tokens() -> None:
-    """Teacher (½, ½, 0), student (¼, 0, ¾), k = 1: a = ½, b = ¾, and the two never agree outside the first token.
-
-    ½ (½ ln(1.25/0.5) + ¾ ln(1.25/0.75)) = ½ (½ ln 2.5 + ¾ ln(5/3))
-    """
+    """a = ½ and b = ¾, as in the docstring: the two never agree outside the first token."""
     teacher, student = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.0, 0.75]]], dtype=torch.float64).log()
     lost = jsd(teacher.exp(), student.exp()) - top_k_jsd(student, *top_k(teacher, 1))
     expected = (0.5 * math.log(2.5) + 0.75 * math.log(5 / 3)) / 2
