@@ -172,9 +172,8 @@ def test_questions_that_cannot_be_asked_are_refused_with_a_reason_and_the_others
         Problem(id="bad", question="?", label="x", pictures=(one,))
         for one in (Picture(data=bytes_of(problems[0].pictures[0])[:200]), Picture(path="/nowhere/picture.png"))
     )
-    written = student.call(
-        "answer", [problems[0], too_long(problems[0]), torn, problems[1], lost], SAMPLING, 2, list(range(5))
-    )
+    asked = [problems[0], too_long(problems[0]), torn, problems[1], lost]
+    written = student.call("answer", asked, SAMPLING, 2, list(range(5)))
     refused = written.scored.refused
     assert {index: one.kind for index, one in refused.items()} == {1: "engine", 2: "picture", 4: "picture"}
     for index, reason in ((1, "maximum context length is 1024"), (2, "cannot be decoded"), (4, "does not exist")):

@@ -28,14 +28,9 @@ SMALL = [f"data.train.rows={ROWS}", "data.held_out.rows=6", "rollout.batch_rows=
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [*PROGRAM, "generate", "conf/demo.yaml", f"run.dir={folder}", *SMALL],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "stderr.txt").open("wb"),
-        start_new_session=True,
-    )
+    words = [*PROGRAM, "generate", "conf/demo.yaml", f"run.dir={folder}", *SMALL]
+    nothing, told = subprocess.DEVNULL, (folder / "stderr.txt").open("wb")
+    return subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=nothing, stderr=told, start_new_session=True)
 
 
 def shards(folder: Path) -> dict[Path, int]:

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -8,16 +9,10 @@ from masters_ray.records import Refused
 
 def marked(right: str, kind: str = "a") -> list[Marked]:
     """A question for each letter: r for right, w for wrong, - for a refused one."""
+    usual: dict[str, Any] = {"kind": kind, "label": "red", "answer": "", "finish": "stop"}
+    refusals = {"-": Refused(reason="too long")}
     return [
-        Marked(
-            id=f"{kind}{number}",
-            kind=kind,
-            label="red",
-            answer="",
-            finish="stop",
-            correct=one == "r",
-            refused=Refused(reason="too long") if one == "-" else None,
-        )
+        Marked(id=f"{kind}{number}", correct=one == "r", refused=refusals.get(one), **usual)
         for number, one in enumerate(right)
     ]
 
