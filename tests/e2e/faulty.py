@@ -1,7 +1,5 @@
 """A source as people bring it: every tenth of its rows has a fault, and some of its pictures need care to be read."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -22,13 +20,11 @@ Row = dict[str, Any]
 
 
 class Fault(NamedTuple):
-    """What is wrong with a row, and how quarantine.jsonl names it."""
+    """Kind and part of the reason, as quarantine.jsonl names it, and what differs from a good row, or all of it."""
 
     kind: str
     reason: str
-    """Part of the reason."""
     change: Row | str
-    """What differs from a good row, or the whole line."""
 
 
 def _encoded(image: Image.Image, form: str, **more: Any) -> bytes:
@@ -43,15 +39,14 @@ def faults(folder: Path) -> list[Fault]:
     whole = bytearray(png())
     whole[-20] ^= 1
     os.mkfifo(folder / "pipe.png")
-    images = {
+    for name, content in {
         "cut.jpg": _encoded(noise, "JPEG")[:900],
         "crc.png": bytes(whole),
         "plot.eps": _encoded(noise, "EPS"),
         "page.jpg": b"<html><body>404</body></html>",
         "bomb.png": _encoded(Image.new("1", (9000, 9000)), "PNG"),
         "line.png": _encoded(Image.new("RGB", (4000, 4)), "PNG"),
-    }
-    for name, content in images.items():
+    }.items():
         (folder / name).write_bytes(content)
     unreadable = ("cut.jpg", "crc.png", "plot.eps", "page.jpg", "pipe.png", "gone.png")
     colours = ["red", "blue", "green"]
@@ -80,7 +75,9 @@ def write(folder: Path) -> tuple[Path, set[str], dict[str, Fault]]:
     file = folder / "rows.jsonl"
     wanted = iter(faults(folder))
     good, bad, lines = set(), {}, []
-    for number, problem in enumerate(_balanced(ROWS), 1):
+    by_kind = [easy_vqa.problems("train", [kind])[: ROWS // 3 + 1] for kind in easy_vqa.KINDS]
+    balanced = [problem for turn in zip(*by_kind, strict=True) for problem in turn]
+    for number, problem in enumerate(balanced[:ROWS], 1):
         row = _row(problem, folder, number)
         if number % EVERY:
             good.add(row["id"])
@@ -91,11 +88,6 @@ def write(folder: Path) -> tuple[Path, set[str], dict[str, Fault]]:
         bad[row["id"] if fault.kind == "engine" else f"{file}:{number}"] = fault
     file.write_text("\n".join(lines) + "\n")
     return file, good, bad
-
-
-def _balanced(rows: int) -> list[Problem]:
-    by_kind = [easy_vqa.problems("train", [kind])[: rows // 3 + 1] for kind in easy_vqa.KINDS]
-    return [problem for turn in zip(*by_kind, strict=True) for problem in turn][:rows]
 
 
 def _row(problem: Problem, folder: Path, number: int) -> Row:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from masters_ray import cluster
@@ -32,42 +31,25 @@ ONE_BY_ONE = {"groups_per_step": 1, "checkpoint_every": 2, "cpus": 0.5}
 
 def rollouts(problems: Sequence[Problem]) -> list[RolloutGroup]:
     """Nine groups in two stages, answers of several lengths, with the untrained student's own log-probabilities."""
-    rows = []
+    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
+    student, rows = hf.PackedStudent(model, logits_bytes=2**26), []
     for index, problem in enumerate(problems[: sum(STAGES)]):
         tokens = ([40 + index, 41, 2], [50 + index, 2], [60, 61, 62, 2])
         answers = [
             scored(ids, k=4, seed=3 * index + place, accuracy=right, source="student" if place else "teacher")
             for place, (ids, right) in enumerate(zip(tokens, (1, index % 2, 0), strict=True))
         ]
-        rows.append(group(answers, position=index, stage=int(index >= STAGES[0]), of=problem))
-    return with_references(rows)
-
-
-def with_references(rows: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """The same groups with prompt lengths and reference log-probabilities of the toy pair's student."""
-    model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
-    student = hf.PackedStudent(model, logits_bytes=2**26)
-    found = []
-    for row in rows:
-        prompt = prompt_of(model, chat, row.problem)
+        row = group(answers, position=index, stage=int(index >= STAGES[0]), of=problem)
+        prompt = prompt_of(model, chat, problem)
         with torch.no_grad():
             logprobs, *_ = student(pack([row], [prompt], pad_id=0))
-        pieces = logprobs.split([len(answer.judged.answer.token_ids) for answer in row.answers])
-        answers = tuple(
+        pieces = logprobs.split(list(map(len, tokens)))
+        referred = tuple(
             dataclasses.replace(answer, reference_logprobs=piece.numpy())
-            for answer, piece in zip(row.answers, pieces, strict=True)
+            for answer, piece in zip(answers, pieces, strict=True)
         )
-        found.append(dataclasses.replace(row, answers=answers, prompt_tokens=len(prompt.input_ids)))
-    return found
-
-
-def written_by_its_student(row: RolloutGroup, spoilt: bool = False) -> RolloutGroup:
-    """The same group with the log-probabilities of the student that wrote it, which are not numbers if ``spoilt``."""
-    answers = tuple(
-        dataclasses.replace(one, behaviour_logprobs=one.reference_logprobs * (np.nan if spoilt else 1))
-        for one in row.answers
-    )
-    return dataclasses.replace(row, answers=answers)
+        rows.append(dataclasses.replace(row, answers=referred, prompt_tokens=len(prompt.input_ids)))
+    return rows
 
 
 def stored(folder: Path, rows: Sequence[RolloutGroup]) -> list[Path]:

@@ -1,5 +1,3 @@
-"""Engine and learner mean the same thing by a log-probability, whatever the mask."""
-
 import dataclasses
 import io
 import itertools
@@ -19,9 +17,9 @@ from masters_ray.method.masks import masked
 from masters_ray.models import hf
 from masters_ray.models.chat import Chat
 from masters_ray.parts import parts_in
-from masters_ray.records import Answer, JudgedAnswer, Picture, Problem, ScoredAnswer
+from masters_ray.records import Answer, Picture, Problem
 from masters_ray.replicas.spawn import Replicas
-from tests.builders import checkpoint, group, scores
+from tests.builders import checkpoint, group, scored
 from tests.conftest import PAIR
 from tests.e2e.exact import Drawn, ExactActor, exact_spec, own, score, top
 from tests.e2e.runs import long_form
@@ -29,8 +27,6 @@ from tests.tensors import prompt_of
 
 pytestmark = pytest.mark.e2e
 SAMPLING = Sampling(max_tokens=6)
-END = 2
-"""The end-of-turn token of the toy pair."""
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +44,6 @@ def pools(local_ray: None, toy_engine: Engine) -> Iterator[Replicas]:
         yield replicas
 
 
-@pytest.fixture(scope="module")
-def answers(pools: Replicas, problems: list[Problem]) -> Drawn:
-    """Sampled answers of several lengths."""
-    seeds = list(range(len(problems)))
-    student = pools.pools["student"]
-    sampling = Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1)
-    drawn: Drawn = student.call("answer", problems, sampling, 3, seeds).answers
-    assert len({len(answer.token_ids) for one in drawn for answer in one}) > 1
-    ends = {(answer.finish, answer.token_ids[-1] == END) for one in drawn for answer in one}
-    assert ends == {("stop", True), ("length", False)}, "cut answers have no end-of-turn token"
-    return drawn
-
-
 def masked_checkpoint(folder: Path, scope: MaskScope) -> Path:
     """The teacher's checkpoint, masked at 0.2 and saved as an ordinary directory."""
     parts = frozenset(parts_in(scope))
@@ -70,19 +53,12 @@ def masked_checkpoint(folder: Path, scope: MaskScope) -> Path:
 def learner_logprobs(checkpoint: Path, problems: list[Problem], answers: Drawn) -> list[list[np.ndarray]]:
     """What the learner's model, packed as in training, gives to each answer's tokens."""
     model, chat = hf.load_model(checkpoint, "float32"), Chat(checkpoint)
-
-    def scored(answer: Answer) -> ScoredAnswer:
-        judged, tokens = JudgedAnswer(answer=answer, accuracy=0, verdict=""), len(answer.token_ids)
-        nothing = np.zeros(tokens, np.float32)
-        return ScoredAnswer(judged=judged, teacher=scores(tokens), reference_logprobs=nothing)
-
     pairs = zip(problems, answers, strict=True)
-    rows = [group([scored(answer) for answer in drawn], of=problem) for problem, drawn in pairs]
+    rows = [group([scored(answer.token_ids) for answer in drawn], of=problem) for problem, drawn in pairs]
     batch = pack(rows, [prompt_of(model, chat, one) for one in problems], pad_id=0)
     with torch.no_grad():
         own, *_ = hf.PackedStudent(model, logits_bytes=2**26)(batch)
-    lengths = [len(answer.token_ids) for drawn in answers for answer in drawn]
-    pieces = iter(torch.split(own, lengths))
+    pieces = iter(own.split(list(map(len, tokens(answers)))))
     return [[next(pieces).numpy() for _ in drawn] for drawn in answers]
 
 
@@ -92,9 +68,15 @@ def largest_difference(ones: list[list[np.ndarray]], others: list[list[np.ndarra
     return max(float(np.abs(one - other).max()) for one, other in pairs)
 
 
-def test_the_students_engine_and_the_learner_agree(pools: Replicas, problems: list[Problem], answers: Drawn) -> None:
-    engine = own(score(pools.pools["student"], problems, answers), answers)
-    assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, answers)) < 1e-3
+def test_the_students_engine_and_the_learner_agree(pools: Replicas, problems: list[Problem]) -> None:
+    student, seeds = pools.pools["student"], list(range(len(problems)))
+    sampling = Sampling(max_tokens=6, temperature=2.0, top_p=1.0, top_k=-1)
+    drawn: Drawn = student.call("answer", problems, sampling, 3, seeds).answers
+    assert len(set(map(len, tokens(drawn)))) > 1
+    ends = {(answer.finish, answer.token_ids[-1] == 2) for one in drawn for answer in one}
+    assert ends == {("stop", True), ("length", False)}, "cut answers have no end-of-turn token"
+    engine = own(score(student, problems, drawn), drawn)
+    assert largest_difference(engine, learner_logprobs(PAIR / "student", problems, drawn)) < 1e-3
 
 
 def tokens(answers: Drawn) -> list[tuple[int, ...]]:
@@ -106,12 +88,7 @@ EVERYTHING = MaskScope(language=True, vision=True, projector=True, embeddings=Tr
 
 @pytest.mark.parametrize(("scope", "tensor_parallel"), [pytest.param(MaskScope(), 1, marks=long_form), (EVERYTHING, 2)])
 def test_the_masked_engine_equals_the_masked_checkpoint_loaded_plainly(
-    scope: MaskScope,
-    tensor_parallel: int,
-    local_ray: None,
-    toy_engine: Engine,
-    problems: list[Problem],
-    tmp_path: Path,
+    scope: MaskScope, tensor_parallel: int, local_ray: None, toy_engine: Engine, problems: list[Problem], tmp_path: Path
 ) -> None:
     """An engine fuses the checkpoint's matrices, and each of several workers holds a shard of them: the mask must be
     that of the checkpoint's own, as the engine starts and as it is masked again."""
@@ -195,9 +172,8 @@ def test_questions_that_cannot_be_asked_are_refused_with_a_reason_and_the_others
         Problem(id="bad", question="?", label="x", pictures=(one,))
         for one in (Picture(data=bytes_of(problems[0].pictures[0])[:200]), Picture(path="/nowhere/picture.png"))
     )
-    written = student.call(
-        "answer", [problems[0], too_long(problems[0]), torn, problems[1], lost], SAMPLING, 2, list(range(5))
-    )
+    asked = [problems[0], too_long(problems[0]), torn, problems[1], lost]
+    written = student.call("answer", asked, SAMPLING, 2, list(range(5)))
     refused = written.scored.refused
     assert {index: one.kind for index, one in refused.items()} == {1: "engine", 2: "picture", 4: "picture"}
     for index, reason in ((1, "maximum context length is 1024"), (2, "cannot be decoded"), (4, "does not exist")):

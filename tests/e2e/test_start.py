@@ -1,5 +1,3 @@
-"""Ray on this machine: how it comes up, who may reach it, and what is left of it."""
-
 import signal
 import subprocess
 import sys
@@ -19,8 +17,6 @@ from tests.e2e.runs import PROGRAM, environment
 pytestmark = pytest.mark.e2e
 WITHOUT_TOKEN = "from ray._raylet import GcsClient; GcsClient(address={!r}).internal_kv_keys(b'', b'')"
 PIPES: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-AGENTS_PORT = 52365
-"""At which an agent of a cluster takes jobs."""
 WAITS = """
 import time
 from masters_ray import cli, cluster
@@ -83,7 +79,8 @@ def test_only_who_has_the_token_reaches_it_and_when_it_dies_the_program_ends_wit
         refused = subprocess.run(outsider, env=nobody, capture_output=True, text=True, check=False, timeout=60)
         assert "AuthenticationError" in refused.stderr
         children = psutil.Process(process.pid).children(recursive=True)
-        assert AGENTS_PORT not in {at.laddr.port for one in children for at in one.net_connections()}
+        ports = {at.laddr.port for one in children for at in one.net_connections()}
+        assert 52365 not in ports, "an agent of a cluster takes jobs there"
         [server] = gcs_servers(children)
         server.send_signal(signal.SIGKILL)
         out, told = process.communicate(timeout=30)

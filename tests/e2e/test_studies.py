@@ -1,7 +1,4 @@
-"""What is measured around runs, with real engines: mask ratios, judges, variants."""
-
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +8,15 @@ from masters_ray import checks, cluster, store
 from masters_ray.config import Config
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.studies import judge_audit, mask_scan, sample, study
-from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, long_form
 
 pytestmark = pytest.mark.e2e
 DEMO = "conf/demo.yaml"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def at_the_root() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield
+@pytest.fixture(autouse=True)
+def no_other_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def config(folder: Path) -> Config:
@@ -70,27 +63,22 @@ def test_judges_are_audited(tmp_path: Path) -> None:
     assert found["answers"] == 6 * 8
     assert judges["student"]["unjudged"] <= 2 and judges["student"]["consistency"] > 0.9
     assert judges["student"]["seconds_per_answer"] > 0
-    [same] = [
-        pair["share"]
-        for pair in found["pairs"]
-        if (pair["first"], pair["second"], pair["of"]) == ("student", "rule", "all")
-    ]
-    assert same > 0.85, "the shipped student was taught to judge"
+    shares = {(pair["first"], pair["second"], pair["of"]): pair["share"] for pair in found["pairs"]}
+    assert shares["student", "rule", "all"] > 0.85, "the shipped student was taught to judge"
 
 
 @long_form
 def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: Path) -> None:
-    file = tmp_path / "study.yaml"
-    changes = dict(word.split("=") for word in SMALL)
+    changes = {key: int(value) for key, value in (word.split("=") for word in SMALL)}
     content = {
         "base": DEMO,
         "dir": str(tmp_path / "study"),
         "seeds": [3],
-        "changes": {key: int(value) for key, value in changes.items()} | {"data.train.rows": 24},
+        "changes": changes | {"data.train.rows": 24},
         "reference": "whole",
         "variants": {"whole": {}, "distillation": {"learner.policy_weight": 0, "learner.updates_per_step": 2}},
     }
-    file.write_text(json.dumps(content))
+    (file := tmp_path / "study.yaml").write_text(json.dumps(content))
     page = study.run(study.read(str(file)))
     whole, other = (tmp_path / "study" / name / "seed-3" for name in ("whole", "distillation"))
     assert (whole / "rollouts").is_dir() and not (other / "rollouts").exists()

@@ -1,5 +1,3 @@
-"""Learner and engine are compared row by row."""
-
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -1,5 +1,3 @@
-"""Rows of the dataset become optimizer steps, and their rows micro-batches of the workers."""
-
 import queue
 import threading
 from collections.abc import Iterator, Sequence

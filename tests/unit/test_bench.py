@@ -1,14 +1,12 @@
-"""What the benchmarks make of raw measurements, and the paper's table of online iterations."""
-
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import models, paper, parts, semi_online
+from bench import paper, semi_online
 from bench.aims import Aim, Outcome
 from bench.figures import figures
 from bench.memory import allocated
@@ -19,23 +17,18 @@ from masters_ray.plan.rates import Rates
 exactly = pytest.approx
 
 
-def _run(part: str, *arguments: Any) -> dict[str, Any]:
-    if part == "cost_per_token":
-        return {"seconds": {str(count): [0.5 * count, 0.25 * count] for count in arguments[2:]}, "tokens": 256}
-    if part == "memory":
-        return {"growth": 1000 + 2 * int(arguments[1]), "weights_and_gradients": 900}
-    raise AssertionError(part)
-
-
 def test_cost_per_token_is_the_median_of_ratios() -> None:
-    outcome = figures()["cost_per_token_64_over_1"].take(_run, 2)
+    def run(part: str, _: Any, repeats: int, *counts: int) -> dict[str, Any]:
+        return {"seconds": {str(count): [0.5 * count, 0.25 * count] for count in counts}, "tokens": 256}
+
+    outcome = figures()["cost_per_token_64_over_1"].take(run, 2)
     assert outcome.value == exactly(1.0)
     assert [row["ms per answer token"] for row in outcome.rows] == exactly([375 / 256] * 7)
 
 
 def test_memory_is_asked_to_grow_at_most_as_the_answers_do_and_no_more_a_token_of_longer_ones() -> None:
     figure = figures()["memory_512_over_16_answers"]
-    outcome = figure.take(_run, 1)
+    outcome = figure.take(lambda *words: {"growth": 1000 + 2 * int(words[2]), "weights_and_gradients": 900}, 1)
     assert outcome.value == exactly((100 + 1024) / (100 + 32))
     assert outcome.also["largest_growth_when_answers_double"] == exactly((100 + 1024) / (100 + 512))
     assert figure.aim.met(outcome)
@@ -43,14 +36,6 @@ def test_memory_is_asked_to_grow_at_most_as_the_answers_do_and_no_more_a_token_o
     for power, met in ((1, True), (1.1, False)):
         outcome = figure.take(lambda _, tokens, power=power: {"above": max(100.0, tokens**power)}, 1)
         assert (outcome.value, figure.aim.met(outcome)) == (exactly(2 ** (power - 1)), met)
-
-
-@pytest.mark.parametrize("part", [parts.against_separate, parts.live_teacher])
-def test_a_step_is_timed_both_ways(part: Callable[[int], parts.Raw], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "STUDENT", models.TINY)
-    monkeypatch.setattr(models, "TEACHER", models.TINY)
-    seconds = part(2)["seconds"]
-    assert [len(taken) for taken in seconds.values()] == [2, 2] and min(map(min, seconds.values())) > 0
 
 
 def test_allocations_are_counted_at_their_worst_moment() -> None:

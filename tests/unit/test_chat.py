@@ -1,5 +1,3 @@
-"""Messages become token ids: texts stay texts, the start token stands once, whatever tokenizer and template do."""
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -82,10 +82,9 @@ def test_a_worker_trains_on_while_its_files_are_flushed_and_the_next_checkpoint_
     assert steps(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
-def test_a_full_disk_is_named_with_what_to_do(error: Exception, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_with_what_to_do_in_torch_s_words_too(tmp_path: Path) -> None:
     def write(_: Path) -> None:
-        raise error
+        raise RuntimeError("failed writing file")
 
     with pytest.raises(LearnerError, match=r"step-00000007: cannot be written .*Make room"):
         CheckpointWriter(tmp_path, rank=0, workers=1, kept=2).save(7, write)

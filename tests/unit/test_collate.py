@@ -1,5 +1,3 @@
-"""A worker's part of a step; a row that cannot be read is named with its reason, and the others are trained on."""
-
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace

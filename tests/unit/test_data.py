@@ -1,5 +1,3 @@
-"""Rows of a source become problems, or are dropped with their reason."""
-
 import math
 from datetime import date, datetime
 from decimal import Decimal
@@ -113,12 +111,12 @@ def test_a_label_is_what_people_meant_whatever_the_type_of_its_column(
     assert labels(load(source)) == expected
 
 
-def test_a_line_that_is_not_utf_8_costs_its_row(tmp_path: Path) -> None:
-    lines = jsonl(tmp_path, [good(1), good(2)])
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + '{"question": "wh\xe4t"}\n'.encode("latin-1"))
+def test_a_line_that_is_not_utf_8_costs_its_row_and_a_byte_order_mark_and_lines_of_windows_none(tmp_path: Path) -> None:
+    lines, file = jsonl(tmp_path, [good(1), good(2)]), tmp_path / "rows.jsonl"
+    windows = b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n\r\n")
+    file.write_bytes(windows + '{"question": "wh\xe4t"}\n'.encode("latin-1"))
     loaded = load(lines)
-    assert (ids(loaded), loaded.rejected[0].row) == (["q1", "q2"], f"{file}:3")
+    assert (ids(loaded), loaded.rejected[0].row) == (["q1", "q2"], f"{file}:5")
     assert loaded.rejected[0].reason.startswith("not JSON in UTF-8 that can be read: 'utf-8' codec can't decode byte")
 
 

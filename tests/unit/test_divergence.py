@@ -6,29 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
-from torch import Tensor
 
 from masters_ray.method.divergence import jsd, left_out_error, with_rest
 from tests.tensors import random, top_k, top_k_jsd
 
 
-def test_the_worked_example_of_the_docstring_and_disjoint_distributions() -> None:
-    found = jsd(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-    # M = (3/4, 1/4); 1/2 KL(P|M) + 1/2 KL(Q|M)
-    expected = 0.5 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)) + 0.5 * math.log(1 / 0.75)
-    assert found.tolist() == pytest.approx([math.log(2), expected]) and expected == pytest.approx(0.2158, abs=1e-4)
-
-
-def pair(tokens: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of a teacher and a student, from broad ones to ones that are nearly certain, float64."""
-    sharpness = torch.linspace(0.1, 12, tokens, dtype=torch.float64).unsqueeze(-1)
-    teacher, student = (sharpness * random(2, tokens, vocabulary).double()).log_softmax(-1)
-    return teacher, student
-
-
 @pytest.mark.parametrize("k", [1, 20, 300], ids="k={}".format)
 def test_it_is_the_square_of_scipys_distance(k: int) -> None:
-    teacher, student = pair(64, 300)
+    """Of a teacher and a student, from broad ones to ones that are nearly certain; and ln 2 for disjoint ones."""
+    sharpness = torch.linspace(0.1, 12, 64, dtype=torch.float64).unsqueeze(-1)
+    teacher, student = (sharpness * random(2, 64, 300).double()).log_softmax(-1)
     scores = top_k(teacher, k)
     outcomes = (with_rest(one.exp().gather(-1, scores[0])).numpy() for one in (teacher, student))
     expected = torch.from_numpy(jensenshannon(*outcomes, axis=-1) ** 2)  # natural logarithm
@@ -36,6 +23,7 @@ def test_it_is_the_square_of_scipys_distance(k: int) -> None:
     assert torch.allclose(top_k_jsd(student, *scores), expected, rtol=1e-9, atol=1e-12)
     single = top_k_jsd(student.float(), scores[0], scores[1].float(), scores[2].float())
     assert torch.allclose(single.double(), expected, atol=5e-7)
+    assert jsd(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).item() == pytest.approx(math.log(2))
 
 
 LOGITS = st.integers(1, 8).flatmap(
@@ -49,8 +37,6 @@ def test_fewer_outcomes_never_give_more_and_lose_no_more_than_the_bound(logits: 
 
     By the chain rule of KL, exact − stored = a/2 · KL(P ‖ sP + (1−s)Q) + b/2 · KL(Q ‖ sP + (1−s)Q): (a + b)/2 times the
     Jensen–Shannon divergence of P and Q with weights s and 1−s, which is at most the entropy of the weights.
-
-        exact − stored ≤ ½ (a ln((a + b)/a) + b ln((a + b)/b)) ≤ (a + b)/2 · ln 2
     """
     teacher, student = (torch.tensor([one], dtype=torch.float64).log_softmax(-1) for one in logits)
     exact = jsd(teacher.exp(), student.exp()).item()
@@ -69,21 +55,11 @@ def test_fewer_outcomes_never_give_more_and_lose_no_more_than_the_bound(logits: 
 
 
 def test_the_bound_is_reached_where_teacher_and_student_leave_out_different_tokens() -> None:
-    """Teacher (½, ½, 0), student (¼, 0, ¾), k = 1: a = ½, b = ¾, and the two never agree outside the first token.
-
-    ½ (½ ln(1.25/0.5) + ¾ ln(1.25/0.75)) = ½ (½ ln 2.5 + ¾ ln(5/3))
-    """
+    """a = ½ and b = ¾, as in the docstring: the two never agree outside the first token."""
     teacher, student = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.0, 0.75]]], dtype=torch.float64).log()
     lost = jsd(teacher.exp(), student.exp()) - top_k_jsd(student, *top_k(teacher, 1))
     expected = (0.5 * math.log(2.5) + 0.75 * math.log(5 / 3)) / 2
     assert lost.item() == pytest.approx(expected, rel=1e-12)
     assert left_out_error(torch.tensor(0.5), torch.tensor(0.75)).item() == pytest.approx(expected, rel=1e-6)
-    assert expected == pytest.approx(0.4206, abs=1e-4)
     teacher, student = torch.tensor([0.0, 0.3, 1.0]), torch.tensor([0.0, 0.0, 1.0])
     assert left_out_error(teacher, student).tolist() == pytest.approx([0.0, 0.0, math.log(2)])
-
-
-def test_the_gradient_is_finite_where_the_student_is_certain() -> None:
-    certain = torch.tensor([[200.0, 0.0, 0.0, 0.0]], requires_grad=True)
-    top_k_jsd(certain.log_softmax(-1), *top_k(torch.tensor([[0.7, 0.2, 0.1, 1e-12]]).log(), 2)).sum().backward()
-    assert certain.grad is not None and certain.grad.isfinite().all()

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -8,27 +9,18 @@ from masters_ray.records import Refused
 
 def marked(right: str, kind: str = "a") -> list[Marked]:
     """A question for each letter: r for right, w for wrong, - for a refused one."""
+    usual: dict[str, Any] = {"kind": kind, "label": "red", "answer": "", "finish": "stop"}
+    refusals = {"-": Refused(reason="too long")}
     return [
-        Marked(
-            id=f"{kind}{number}",
-            kind=kind,
-            label="red",
-            answer="",
-            finish="stop",
-            correct=one == "r",
-            refused=Refused(reason="too long") if one == "-" else None,
-        )
+        Marked(id=f"{kind}{number}", correct=one == "r", refused=refusals.get(one), **usual)
         for number, one in enumerate(right)
     ]
 
 
-def test_wilsons_interval_of_the_docstring() -> None:
+def test_wilsons_interval_of_the_docstring_and_that_of_none_and_of_all_holds_them_exactly() -> None:
     rate = wilson(8, 10)
     assert (rate.value, rate.n) == (0.8, 10)
     assert (rate.low, rate.high) == (pytest.approx(0.490, abs=1e-3), pytest.approx(0.943, abs=1e-3))
-
-
-def test_the_interval_of_none_and_of_all_holds_them_exactly() -> None:
     assert all(wilson(0, n).low == 0.0 and wilson(n, n).high == 1.0 for n in range(1, 200))
 
 

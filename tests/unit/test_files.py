@@ -1,5 +1,3 @@
-"""Records of a run's files: what is written is read, and what is wrong is named with file, key, expectation, remedy."""
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

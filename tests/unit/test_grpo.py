@@ -7,8 +7,6 @@ import torch
 from masters_ray.method.grpo import LossOutputs, OldPolicy, advantages, distillation_rewards, group_losses, kl_estimates
 from tests.tensors import loss_batch, loss_config
 
-CLOSE = [0.1000, 0.1010, 0.1005]
-
 
 @pytest.mark.parametrize(
     ("divergences", "least_spread", "expected"),
@@ -17,9 +15,8 @@ CLOSE = [0.1000, 0.1010, 0.1005]
         ([0.25, 0.25], 0.0, [0.0, 0.0]),
         ([0.08458233, 0.08458231, 0.0845], 0.0, [0.0, 0.0, 1.0]),  # rounding is no difference
         ([0.08458233, 0.08458231], 0.0, [0.0, 0.0]),
-        (CLOSE, 0.0, [1.0, 0.0, 0.5]),
-        (CLOSE, 0.0009, [1.0, 0.0, 0.5]),
-        (CLOSE, 0.001, [0.0, 0.0, 0.0]),
+        ([0.1, 0.101, 0.1005], 0.0009, [1.0, 0.0, 0.5]),
+        ([0.1, 0.101, 0.1005], 0.001, [0.0, 0.0, 0.0]),
     ],
 )
 def test_distillation_rewards_are_one_for_the_closest_and_zero_for_the_farthest(

@@ -36,9 +36,9 @@ def test_an_unreadable_first_call_is_parsed_by_the_second_and_equal_cases_are_ju
             "\ngreen\n": "<answer>0</answer>",
         }
     )
-    verdicts = judge(model, "red", "blue", "green", "red")
     red, *others = (1, "It is right, surely"), (None, "Hm"), (0, "<answer>0</answer>")
-    assert [(verdict.accuracy, verdict.text) for verdict in verdicts] == [red, *others, red]
+    verdicts = judge(model, "red", "blue", "green", "red")
+    assert [(one.accuracy, one.text) for one in verdicts] == [red, *others, red]
     assert len(model.asked) == 3 + 2
 
 

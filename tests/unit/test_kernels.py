@@ -1,5 +1,3 @@
-"""Attention within packed groups, and the head with its losses, equal the plain computation."""
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +7,6 @@ from masters_ray.kernels.attention import Kernel, Layout, Span, attend, kernel_f
 from masters_ray.kernels.head import LiveScores, answer_terms, live_terms
 from masters_ray.method.divergence import jsd, left_out_error, with_rest
 from tests.tensors import random
-
-CPU = torch.device("cpu")
 
 
 def layout(*groups: tuple[int, list[int]], padding: int = 0) -> Layout:
@@ -24,7 +20,7 @@ def test_an_answer_sees_its_prompt_and_itself_and_no_group_sees_another() -> Non
     # group 1: prompt 2, answers of 2 and 1 tokens; group 2: prompt 1, answers of 0 and 1; one token of padding
     found = layout((2, [2, 1]), (1, [0, 1]), padding=1)
     rows = "10000000 11000000 11100000 11110000 11001000 00000100 00000110 00000001"
-    assert ["".join(map(str, row)) for row in found.mask("dense", CPU).int().tolist()] == rows.split()
+    assert ["".join(map(str, row)) for row in found.mask("dense", torch.device("cpu")).int().tolist()] == rows.split()
     assert found.pairs == 16, "the ones above without padding's"
 
 
@@ -37,15 +33,15 @@ LAYOUTS = {
 }
 
 
-def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def run(kernel: Kernel, shape: Layout, heads: int, key_heads: int) -> list[Tensor]:
     """The output and the gradients of query, key and value, without padding."""
     real = shape.spans[-1].end
     query, key, value = (
-        random(1, shape.length, count, 8, seed=count + place).to(dtype).transpose(1, 2).requires_grad_()
+        random(1, shape.length, count, 8, seed=count + place).transpose(1, 2).requires_grad_()
         for place, count in enumerate((heads, key_heads, key_heads))
     )
     out = attend(query, key, value, shape, scale=0.3, kernel=kernel)
-    given = random(*out.shape, seed=9).to(dtype)
+    given = random(*out.shape, seed=9)
     given[:, real:] = 0
     return [out[:, :real].detach(), *(one[:, :, :real] for one in torch.autograd.grad(out, [query, key, value], given))]
 
@@ -66,8 +62,8 @@ def test_the_block_mask_of_flex_attention_is_the_same_mask_and_a_cpu_has_a_kerne
     dense, flex = (attend(query, key, value, shape, 0.2, kernel) for kernel in ("dense", "flex"))
     real = shape.spans[-1].end
     assert torch.allclose(dense[:, :real], flex[:, :real], atol=1e-6)
-    assert kernel_for(CPU, torch.float32) == "blocks"
-    assert kernel_for(CPU, torch.float16) == "dense"
+    kernels = [kernel_for(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float16)]
+    assert kernels == ["blocks", "dense"]
 
 
 TOKENS, WIDTH, VOCABULARY, PADDED = 12, 8, 5000, 64
@@ -137,12 +133,7 @@ def test_a_certain_student_has_finite_gradients() -> None:
 @pytest.mark.parametrize("k", [1, 50, None], ids=["k = 1", "k = 50", "k = vocabulary"])
 @pytest.mark.parametrize(
     ("student", "teacher"),
-    [
-        (VOCABULARY, VOCABULARY),
-        (VOCABULARY, VOCABULARY + PADDED),
-        (VOCABULARY + PADDED, VOCABULARY),
-        (40, VOCABULARY),
-    ],
+    [(VOCABULARY, VOCABULARY), (VOCABULARY, VOCABULARY + PADDED), (VOCABULARY + PADDED, VOCABULARY), (40, VOCABULARY)],
 )
 def test_head_and_losses_equal_the_plain_computation_and_padded_heads_are_compared_on_what_both_have(
     student: int, teacher: int, k: int | None, logits_bytes: int

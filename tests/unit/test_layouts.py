@@ -1,5 +1,3 @@
-"""Choices and labels in the forms of data sets; what people bring in place of jsonl and parquet is named."""
-
 import gzip
 import json
 import os
@@ -173,9 +171,3 @@ def test_what_is_no_file_is_named_with_its_remedy(tmp_path: Path) -> None:
     for name in ("none.jsonl", "*.jsonl", "s3://bucket/rows.jsonl", "HuggingFaceM4/ChartQA"):
         assert f"{name}: expected a jsonl file, found none. Set data.*.path to one existing file" in refused(name)
     assert "File name too long" in refused("x" * 300)
-
-
-def test_a_byte_order_mark_and_lines_of_windows_are_read(tmp_path: Path) -> None:
-    source = jsonl(tmp_path, [])
-    Path(source.path).write_bytes(BOM + ("\r\n" + ROW.replace("\n", "\r\n") * 2).encode())
-    assert sorted(one.id for one in load(source)) == ["q1", "q1#3"]

@@ -39,20 +39,17 @@ def test_the_floor_of_ratio_times_entries_is_zeroed_and_less_keeps_a_superset(dt
     assert zeroed_count(100, 0.29) == 29, "the decimal that was written: int(0.29 * 100) is 28"
 
 
-def by_position(weight: Tensor) -> Tensor:
-    """Magnitudes in which equal ones grow a little from entry to entry: less than up to the next bfloat16 number."""
-    assert weight.dtype == torch.bfloat16 and weight.numel() <= 2**18
-    return weight.abs().double() * (1 + torch.arange(weight.numel()).reshape(weight.shape) * 2.0**-27)
-
-
 @pytest.mark.parametrize("percent", [5, 40])
 def test_a_masked_checkpoint_is_the_model_whose_linear_layers_torch_has_pruned(percent: int) -> None:
-    """In the checkpoint's bfloat16, which has ties at nearly every threshold."""
+    """In the checkpoint's bfloat16, which has ties at nearly every threshold: equal entries are made to grow a little
+    from one to the next, less than up to the next bfloat16 number."""
     model = hf.load_model(PAIR / "teacher", "bfloat16")
     layers = [layer for layer in model.model.language_model.modules() if isinstance(layer, nn.Linear)]
     for layer in layers:
-        count = layer.weight.numel() * percent // 100
-        prune.l1_unstructured(layer, "weight", amount=count, importance_scores=by_position(layer.weight.detach()))
+        count, weight = layer.weight.numel(), layer.weight.detach()
+        assert weight.dtype == torch.bfloat16 and count <= 2**18
+        order = weight.abs().double() * (1 + torch.arange(count).reshape(weight.shape) * 2.0**-27)
+        prune.l1_unstructured(layer, "weight", amount=count * percent // 100, importance_scores=order)
         prune.remove(layer, "weight")
     expected = model.state_dict()
     stream, report = run(dict(weights.tensors(PAIR / "teacher")), percent / 100)

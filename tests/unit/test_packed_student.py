@@ -1,5 +1,3 @@
-"""A packed batch gives what each answer alone gives, in value and in gradient, for every model family."""
-
 import copy
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -13,7 +11,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from masters_ray.errors import CheckpointError
 from masters_ray.kernels import norm
-from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
+from masters_ray.kernels.packing import PackedBatch, pack
 from masters_ray.method.divergence import left_out_error
 from masters_ray.models import hf
 from masters_ray.parts import part_of_parameter
@@ -94,27 +92,21 @@ def separately(model: Any, inputs: dict[str, Tensor], answer: Any) -> hf.Terms:
     return logprobs.gather(-1, tokens.T).squeeze(-1), divergences, left_out_error(left_out, outside)
 
 
-def prompts_of(model: Any, inputs: list[dict[str, Tensor]]) -> list[PromptTensors]:
-    chats: list[Any] = [SimpleNamespace(inputs=lambda *_, one=one: one) for one in inputs]
-    return [hf.prompt_tensors(model, chat, [], []) for chat in chats]
-
-
 def loss(logprobs: Tensor, divergences: Tensor, _: Tensor) -> Tensor:
     """Something in which every token counts differently."""
     weights = torch.linspace(-1, 1, len(logprobs))
     return (weights * logprobs).sum() + (weights.flip(0) * divergences).sum()
 
 
-Case = tuple[Any, list[dict[str, Tensor]], PackedBatch]
-
-
 @pytest.fixture(params=FAMILIES, scope="module", ids=lambda one: one.__name__)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> tuple[Any, list[dict[str, Tensor]], PackedBatch]:
     """A model, two prompts with pictures as it reads them, and both groups packed."""
     torch.manual_seed(0)
     model = request.param().float().eval()
     inputs = [FAMILIES[request.param](model, *prompt) for prompt in zip(PICTURES, TEXTS, strict=True)]
-    return model, inputs, pack(GROUPS, prompts_of(model, inputs), pad_id=0, multiple_of=8)
+    chats: list[Any] = [SimpleNamespace(inputs=lambda *_, one=one: one) for one in inputs]
+    prompts = [hf.prompt_tensors(model, chat, [], []) for chat in chats]
+    return model, inputs, pack(GROUPS, prompts, pad_id=0, multiple_of=8)
 
 
 @pytest.mark.parametrize(("logits_bytes", "checkpointed"), [(2**20, False), (1, True)])
@@ -140,7 +132,7 @@ def test_packed_groups_equal_separate_sequences(logits_bytes: int, checkpointed:
         assert torch.allclose(got[name], gradient, atol=2e-5 * max(1.0, float(gradient.abs().max()))), name
 
 
-def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Case) -> None:
+def test_all_norms_are_made_faster_and_those_of_another_kind_left_alone(case: Any) -> None:
     model = copy.deepcopy(case[0])
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norm.speed_up(model) == len(norms) >= 5

@@ -1,5 +1,3 @@
-"""Pictures by reference or in memory: how they are named, and why one is refused."""
-
 import base64
 import dataclasses
 import threading
@@ -16,19 +14,14 @@ from masters_ray.records import Picture
 from tests.builders import encoded_png, png, problem
 
 
-def huge_png(width: int, height: int) -> bytes:
-    """A PNG whose header tells of that many pixels and which holds none of them."""
-    return encoded_png(width, height, 8, 2, b"")
-
-
 @pytest.mark.parametrize("look", [check, decode])
 def test_a_picture_with_more_pixels_than_allowed_is_refused_by_its_header(look: type, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(huge_png(8000, 9000))
+    (tmp_path / "x.png").write_bytes(encoded_png(8000, 9000, 8, 2, b""))
     with pytest.raises(BadPictureError, match=r"x.png has 8000 x 9000 pixels; .*max_picture_pixels allows 50000000$"):
         look(Picture(path=str(tmp_path / "x.png")), 50_000_000)
     look(Picture(data=png()), 64 * 64)
     with pytest.raises(BadPictureError, match=f"900000000 pixels.* exceeds limit of {PILLOW_MAX_PIXELS} pixels"):
-        look(Picture(data=huge_png(30000, 30000)))  # which Pillow itself refuses
+        look(Picture(data=encoded_png(30000, 30000, 8, 2, b"")))  # which Pillow itself refuses
 
 
 def test_a_question_is_known_by_what_its_pictures_hold_and_not_by_where_they_lie(tmp_path: Path) -> None:

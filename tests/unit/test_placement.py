@@ -8,7 +8,7 @@ from masters_ray import config as configuration
 from masters_ray.errors import ConfigError
 from masters_ray.replicas.placement import Nodes, Turns, fit, place, transfer
 from masters_ray.replicas.processes import Processes
-from tests.conftest import ROOT
+from tests.conftest import DEMO
 
 ONLINE = "rollout.online_fraction=0.5"
 ON_GPUS = f"{ONLINE} teacher.gpus=1 student.gpus=0.5 learner.gpus=1 learner.workers=2"
@@ -16,7 +16,7 @@ ON_GPUS = f"{ONLINE} teacher.gpus=1 student.gpus=0.5 learner.gpus=1 learner.work
 
 
 def loaded(words: str) -> configuration.Config:
-    return configuration.load(ROOT / "conf" / "demo.yaml", words.split())
+    return configuration.load(DEMO, words.split())
 
 
 def placed(nodes: Nodes, words: str = ONLINE, **more: bool) -> Turns | None:
@@ -39,9 +39,7 @@ def test_what_makes_rollouts_only_needs_no_room_for_a_learner(online: str) -> No
     assert [one.where for one in caught.value.complaints] == ["teacher beside student for making rollouts"]
 
 
-def test_what_a_growing_cluster_does_not_hold_today_is_told_and_not_refused(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_a_growing_cluster_does_not_hold_today_is_told_and_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert placed([{"CPU": 4.0}], "teacher.gpus=8 learner.workers=64", grows=True) is None
     said = " ".join(capsys.readouterr().out.split())
     assert "the cluster has to grow, which is waited for: teacher beside" in said

@@ -1,5 +1,3 @@
-"""How long groups take to be made, and what the learner's phase takes with them."""
-
 import dataclasses
 import math
 from typing import Any
@@ -11,7 +9,7 @@ from masters_ray.config import Rollout
 from masters_ray.method.schedule import Iteration
 from masters_ray.plan.forecast import LearningTimes, forecast, learning
 from masters_ray.plan.rates import GroupMaking, Rates
-from tests.conftest import ROOT
+from tests.conftest import DEMO
 
 exactly = pytest.approx
 T, S, J = "teacher", "student", "judge"
@@ -37,9 +35,8 @@ def test_groups_are_made_by_replicas_that_take_one_call_after_the_other(
 
 
 def test_the_last_batch_may_be_smaller() -> None:
-    """10 questions at 4 a batch on two replicas: 4 and 2 questions on the first."""
     making = GroupMaking(rounds=[{S: 0.5}], replicas={S: 2}, batch_rows=4)
-    assert (making.seconds(10), making.seconds(0)) == (3.0, 0.0)
+    assert (making.seconds(10), making.seconds(0)) == ((4 + 2) * 0.5, 0.0), "on the first of them"
 
 
 CALLS = {"answer": {T: 0.5, S: 0.25}, "judge": {J: 0.125}, "score": {T: 0.0625, S: 0.0625, "reference": 0.0625}}
@@ -53,16 +50,14 @@ def learned(
     steps: int, online: set[int], rates: Rates = RATES, making_seconds: float = 3.0, **rollout: Any
 ) -> LearningTimes:
     """Strictly on-policy without a limit unless said otherwise, iterations of 4 questions."""
-    iterations = [
-        Iteration(number=number, stage=0, positions=range(4), online=number in online) for number in range(1, steps + 1)
-    ]
+    positions = range(4)
+    iterations = [Iteration(number=n, stage=0, positions=positions, online=n in online) for n in range(1, steps + 1)]
     chosen: dict[str, Any] = {"max_staleness": 0, "max_wait_seconds": math.inf} | rollout
     return learning(iterations, lambda questions: making_seconds, rates, Rollout(**chosen))
 
 
 def test_without_online_iterations_only_the_start_and_the_learner_take_time() -> None:
-    """start 4 + 10 · 2 s"""
-    nothing = LearningTimes(seconds=24.0, waited_seconds=0.0, ages=(), late=0, questions=0, published=0)
+    nothing = LearningTimes(seconds=4 + 10 * 2.0, waited_seconds=0.0, ages=(), late=0, questions=0, published=0)
     assert learned(10, set()) == nothing
 
 
@@ -116,7 +111,7 @@ def test_in_turns_replicas_work_only_while_the_learner_waits() -> None:
 
 def demo(*words: str) -> configuration.Config:
     """Three stages of 32 questions, two iterations of 16 in each; one batch makes an iteration's groups."""
-    return configuration.load(ROOT / "conf" / "demo.yaml", ["data.train.rows=96", "schedule.step=0.1", *words])
+    return configuration.load(DEMO, ["data.train.rows=96", "schedule.step=0.1", *words])
 
 
 MEASURED = dataclasses.replace(INSTANT, learner_seconds=1.0)

@@ -1,5 +1,3 @@
-"""Rates of a run, and of a file; and the command ``masters-ray simulate`` that forecasts with them."""
-
 import dataclasses
 import json
 import math
@@ -14,7 +12,7 @@ from masters_ray.errors import StoreError
 from masters_ray.plan.rates import Rates
 from masters_ray.records import OnlineStep
 from tests.builders import step
-from tests.conftest import ROOT
+from tests.conftest import DEMO
 
 exactly = pytest.approx
 
@@ -39,7 +37,7 @@ ONLINE = [online_line(2, 0), online_line(3, 1), online_line(5, 4)]
 def write_run(folder: Path, online: list[dict[str, Any]] = ONLINE, tail: str = "") -> Path:
     for name, rows in (("metrics.jsonl", STEPS), ("online.jsonl", online)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
-    (folder / "config.yaml").write_text((ROOT / "conf" / "demo.yaml").read_text())
+    (folder / "config.yaml").write_text(DEMO.read_text())
     (folder / "journal.json").write_text('{"phases": {"start of the engines": 7.0, "learner": 30.0}}')
     return folder
 
@@ -58,16 +56,15 @@ def test_rates_are_medians_and_seconds_per_question(tmp_path: Path) -> None:
     }
 
 
-def test_calls_that_shared_a_replica_are_taken_out_of_each_other_s_seconds(tmp_path: Path) -> None:
+def test_calls_that_shared_a_replica_are_taken_out_of_each_other_and_a_step_taken_again_counts_once(
+    tmp_path: Path,
+) -> None:
     """Two batches on one replica, each under way for 4 s, were made in 4 s together: a question takes 1/8 s of it."""
-    found = Rates.load(write_run(tmp_path, [line | {"seconds": 4.0 + line["load_seconds"]} for line in ONLINE]))
+    shared = [line | {"seconds": 4.0 + line["load_seconds"]} for line in ONLINE]
+    found = Rates.load(write_run(tmp_path, shared))
     assert found.calls == {"answer": {"teacher": exactly(0.125), "student": exactly(0.05)}}
-
-
-def test_a_step_that_was_taken_again_counts_once(tmp_path: Path) -> None:
-    again = [ONLINE[0], online_line(3, 1, publish_seconds=99.0, calls={}), *ONLINE[1:]]
-    rates = Rates.load(write_run(tmp_path))
-    assert Rates.load(write_run(tmp_path, again)) == rates
+    again = [shared[0], online_line(3, 1, publish_seconds=99.0, calls={}), *shared[1:]]
+    assert Rates.load(write_run(tmp_path, again)) == found
 
 
 def test_the_start_is_unknown_while_the_learner_works_and_never_below_zero(tmp_path: Path) -> None:
@@ -102,10 +99,7 @@ BY_HAND |= {"start_seconds": None, "calls": {"answer": {"student": 0.5}}}
         ({"learner_seconds": 0}, "rates.json: learner_seconds: expected greater than 0"),
         ({"start_seconds": math.nan}, "start_seconds: expected a finite number"),
         ({"calls": {}}, "calls: Dictionary should have at least 1 item"),
-        (
-            {"calls": {"answer": {"studnet": 1}}},
-            "calls.answer.studnet.[key]: String should match pattern",
-        ),
+        ({"calls": {"answer": {"studnet": 1}}}, "calls.answer.studnet.[key]: String should match pattern"),
         ({"learner_second": 1}, "learner_second: Unexpected keyword argument"),
     ],
 )

@@ -126,15 +126,13 @@ def test_a_call_that_may_be_made_again_is_made_four_times() -> None:
 
 
 def test_a_pool_whose_replicas_are_gone_for_good_says_so(killed: list[Actor]) -> None:
-    actor = Actor([DIED], ready=[DIED], mask=[DIED])
+    actor = Actor([DIED], ready=[DIED])
     pool = Pool("student", [actor])
     with pytest.raises(ReplicaLostError):
         pool.call("answer")
     with pytest.raises(ReplicaError, match="answer: no replica is left .* student.start: its process died"):
         pool.call("answer")
     assert killed == [actor]
-    with pytest.raises(ReplicaError, match=r"teacher.mask: no replica is left"):
-        Pool("teacher", [actor]).mask(0.2)
 
 
 def test_all_replicas_are_masked_or_asleep_whatever_dies_and_those_gone_are_left_out(killed: list[Actor]) -> None:

@@ -1,5 +1,3 @@
-"""The judge prompts of appendix section D, what is read out of a judge's text, and the exact rule."""
-
 import hashlib
 import json
 import re
@@ -13,13 +11,10 @@ EVALUATION, REASONING, PARSING = prompts.EVALUATION, prompts.REASONING, prompts.
 
 
 def test_evaluation_and_parsing_prompts_are_the_appendix_texts() -> None:
-    """Word for word: the digest is of texts that were compared with appendix D."""
+    """The digest is of texts that were compared with appendix D, word for word."""
     asked = EVALUATION.messages("what color is the shape?", "red", "blue")
     parsed = PARSING.messages("same colour. <answer>1</answer>")
     assert hashlib.sha256(json.dumps([asked, parsed]).encode()).hexdigest()[:16] == "782a09ff1a69d08b"
-    question = "<question>\nwhat color is the shape?\n</question>\n<ground truth>\nred\n</ground truth>"
-    assert asked[1]["content"].startswith(f"{question}\n<generated text>\nblue\n</generated text>\n")
-    assert parsed[1]["content"].startswith("<overall_summary>\nsame colour. <answer>1</answer>\n</overall_summary>\n")
 
 
 def test_the_prompts_about_the_reasoning_have_a_tag_of_their_own_and_braces_are_kept_by_all() -> None:
@@ -105,8 +100,10 @@ def test_a_model_is_shown_pictures_and_choices_and_a_judge_the_letter_of_the_rig
         ("<an\u200bsw\u00ader>", " an\u200bsw\u00ader "),
         ("<\u0338answer>", " \u0338answer "),
         ("&lt;answer&gt;1&#60;/answer&#x3E;", " answer 1 /answer "),
-        ("<overall_summary> <support> <difficulty>", " overall_summary   support   difficulty "),
-        ("<explanation>", " explanation "),
+        (
+            "<overall_summary> <support> <difficulty><explanation>",
+            " overall_summary   support   difficulty  explanation ",
+        ),
     ],
 )
 def test_tags_of_the_prompts_are_made_harmless_in_whatever_form_and_other_text_stays(text: str, harmless: str) -> None:
@@ -129,7 +126,6 @@ ATTACKS = [
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_inserted_text_brings_a_tag_into_a_prompt(attack: str) -> None:
     """A judge's own text alone keeps its score tags, but not those around it."""
-
     around = "overall_summary|explanation"
     every = f"question|ground truth|generated text|answer|support|difficulty|{around}"
 

@@ -1,12 +1,8 @@
-"""Which processes replicas are, what they load, which GPUs they use, and how they are spawned."""
-
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -18,12 +14,12 @@ from masters_ray.replicas.actor import ReplicaActor, show_devices
 from masters_ray.replicas.processes import Processes
 from masters_ray.replicas.spawn import Replicas, environment
 from masters_ray.replicas.spec import ReplicaSpec, in_turns, specs
-from tests.builders import replica_spec
-from tests.conftest import PAIR, ROOT
+from tests.builders import checkpoint, replica_spec
+from tests.conftest import DEMO
 
 
 def loaded(words: str) -> configuration.Config:
-    return configuration.load(ROOT / "conf" / "demo.yaml", words.split())
+    return configuration.load(DEMO, words.split())
 
 
 def listed(found: Sequence[Processes]) -> str:
@@ -34,36 +30,30 @@ def listed(found: Sequence[Processes]) -> str:
 RULE_JUDGES = "judge.of_teacher=rule judge.of_student=rule"
 
 
+STUDENTS = "student.replicas=2"
+
+
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "learned", "expected"),
     [
-        ("teacher.replicas=2 judge.replicas=2", "teacher 2, student+judge 1, judge 1"),
-        ("student.replicas=3 judge.replicas=1", "teacher 1, student+judge 1, student 2"),
-        ("judge.share_process=false", "teacher 1, student 1, judge 1"),
+        ("teacher.replicas=2 judge.replicas=2", {}, "teacher 2, student+judge 1, judge 1"),
+        ("student.replicas=3 judge.replicas=1", {}, "teacher 1, student+judge 1, student 2"),
+        ("judge.share_process=false", {}, "teacher 1, student 1, judge 1"),
         (
             "judge.of_teacher=teacher judge.of_student=teacher judge.replicas=2",
+            {},
             "teacher 1, teacher_judge 2, student 1",
         ),
-        (RULE_JUDGES, "teacher 1, student 1"),
+        (RULE_JUDGES, {}, "teacher 1, student 1"),
+        (STUDENTS, {"learned": True}, "teacher 1, student 2, reference+judge 1"),
+        (STUDENTS, {"learned": True, "follows": True}, "teacher 1, student+judge 2, reference 1"),
+        (RULE_JUDGES, {"learned": True}, "teacher 1, student 1, reference+judge 1"),
     ],
 )
-def test_student_and_judge_share_processes_as_far_as_there_are_both(words: str, expected: str) -> None:
-    assert listed(processes.for_rollouts(loaded(words), learned=False)) == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "follows", "expected"),
-    [
-        ("student.replicas=2", False, "student 2, reference+judge 1"),
-        ("student.replicas=2", True, "student+judge 2, reference 1"),
-        (RULE_JUDGES, False, "student 1, reference+judge 1"),
-    ],
-)
-def test_a_student_that_has_learned_writes_beside_the_reference_that_judges_unless_the_judge_follows(
-    words: str, follows: bool, expected: str
+def test_student_and_judge_share_processes_until_the_student_has_learned_and_the_judge_does_not_follow(
+    words: str, learned: dict[str, bool], expected: str
 ) -> None:
-    found = processes.for_rollouts(loaded(words), learned=True, follows=follows)
-    assert listed(found) == f"teacher 1, {expected}"
+    assert listed(processes.for_rollouts(loaded(words), **({"learned": False} | learned))) == expected
 
 
 @pytest.mark.parametrize(("who", "expected"), [("rule", "student 1"), ("judge", "student 1, judge 1")])
@@ -84,9 +74,7 @@ def test_an_engine_on_a_cpu_has_a_cache_of_one_gibibyte_when_conf_says_nothing(w
 
 
 def test_no_model_writes_a_placeholder_and_no_teacher_an_end_that_the_student_has_not(tmp_path: Path) -> None:
-    teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
-    settings = json.loads((teacher / "generation_config.json").read_text())
-    (teacher / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
+    teacher = checkpoint(tmp_path / "teacher", "teacher", weights=True, generation_config={"eos_token_id": [2, 0]})
     both, word = [(5, 6), (5, 6)], f"teacher.checkpoint={teacher}"
     assert [one.never for one in made()] == both
     assert [one.never for one in made(word)] == [(0, 5, 6), (5, 6)]
@@ -167,22 +155,6 @@ def test_a_process_loads_its_model_once_with_the_mask_that_its_first_call_asks_f
     assert replica.loads == [0.1]
 
 
-class Spawned:
-    """In place of Ray: the CPUs, GPUs and devices of each actor."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-        self.ready = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: None))
-
-    def options(self, num_cpus: float, num_gpus: float, **_: Any) -> Self:
-        self._reserved = num_cpus, num_gpus
-        return self
-
-    def remote(self, spec: ReplicaSpec) -> Self:
-        self.asked.append((*self._reserved, spec.devices))
-        return self
-
-
 @pytest.mark.parametrize(
     ("wanted", "asked"),
     [
@@ -193,11 +165,14 @@ class Spawned:
 def test_replicas_that_take_turns_reserve_nothing_and_are_told_their_gpus(
     wanted: list[ReplicaSpec], asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spawned, nothing = Spawned(), lambda _: None
-    ray = {"remote": lambda host: spawned, "wait": lambda waiting: ([waiting[0]], waiting[1:])}
-    monkeypatch.setattr(spawn, "ray", SimpleNamespace(get=nothing, kill=nothing, **ray))
+    """asked: CPUs, GPUs and devices of each actor."""
+    monkeypatch.setattr(spawn, "ray", ray := MagicMock())
+    ray.wait = lambda waiting: ([waiting[0]], waiting[1:])
     Replicas(wanted).close()
-    assert spawned.asked == asked
+    reserved = [one.kwargs for one in ray.remote().options.call_args_list]
+    told = [one.args[0] for one in ray.remote().options().remote.call_args_list]
+    pairs = zip(reserved, told, strict=True)
+    assert [(held["num_cpus"], held["num_gpus"], spec.devices) for held, spec in pairs] == asked
 
 
 @pytest.mark.parametrize(("own", "shown", "seen"), [("1,2", "", "1,2"), ("1,2", "4,5,6", "5,6"), ("", "4,5", "4,5")])

@@ -1,5 +1,3 @@
-"""A source's seeded order on disk: read once, noticed when it is no longer what it was made of."""
-
 import os
 import random
 from collections import defaultdict
@@ -33,9 +31,8 @@ def in_memory(source: DataSource, seed: int) -> list[Problem]:
     by_kind: dict[str, list[int]] = defaultdict(list)
     for index, problem in enumerate(problems):
         by_kind[problem.kind].append(index)
-    taken: list[int] = []
-    for turn in zip_longest(*(by_kind[kind] for kind in sorted(by_kind))):
-        taken += [index for index in turn if index is not None]
+    turns = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
+    taken = [index for turn in turns for index in turn if index is not None]
     return [problems[index] for index in sorted(taken[: source.rows])]
 
 
@@ -45,24 +42,18 @@ def kinds(count: int) -> list[dict]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "train.spool"
-
-
-@pytest.fixture
-def load(file: Path) -> Load:
+def load(tmp_path: Path) -> Load:
     """``data.load``, every time into the same spool."""
 
     def loaded(source: DataSource, seed: int = 0, share: float = 1.0, **more: Any) -> Problems:
-        return data.load(source, seed, share, spool=file, **more)
+        return data.load(source, seed, share, spool=tmp_path / "data" / "train.spool", **more)
 
     return loaded
 
 
-@pytest.fixture
-def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From the call on a source that is read is an error."""
-    return lambda: monkeypatch.setattr(loading, "Mapper", lambda *_: pytest.fail("the source is read"))
+def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a source that is read is an error."""
+    monkeypatch.setattr(loading, "Mapper", lambda *_: pytest.fail("the source is read"))
 
 
 @pytest.mark.parametrize("rows", [None, 1, 7, 333, 699, 700])
@@ -88,11 +79,11 @@ def test_positions_and_slices_are_those_of_a_list_also_from_many_threads(tmp_pat
     assert [problems.digest(position) for position in range(500)] == [one.digest for one in every]
 
 
-def test_a_finished_spool_is_opened_unread(tmp_path: Path, load: Load, no_reading: Callable[[], None]) -> None:
+def test_a_finished_spool_is_opened_unread(tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     source = jsonl(tmp_path, [*(good(number, hint=1) for number in range(20)), good(20, answer=" ")])
     source.rows = 1  # those that are not taken count among the usable ones
     first = load(source, share=0.05)
-    no_reading()
+    no_reading(monkeypatch)
     again = load(source, share=0.05)
     assert (len(again), list(again)) == (1, list(first))
     assert all(getattr(again, name) == getattr(first, name) for name in ("accepted", "rejected", "changes", "remarks"))
@@ -102,20 +93,20 @@ def test_a_finished_spool_is_opened_unread(tmp_path: Path, load: Load, no_readin
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"max_pictures": 2}, {"max_pixels": 5000}, {"rows": 5}, {"touch": 1}])
 def test_whatever_decides_the_content_makes_the_spool_anew(
-    tmp_path: Path, load: Load, no_reading: Callable[[], None], change: dict
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch, change: dict
 ) -> None:
     source = jsonl(tmp_path, [good(number) for number in range(20)])
     load(source)
     source.rows = change.pop("rows", None)
     if change.pop("touch", None):
         os.utime(source.path or "", ns=(0, 0))
-    no_reading()
+    no_reading(monkeypatch)
     with pytest.raises(pytest.fail.Exception, match="the source is read"):
         load(source, **change)
 
 
-def test_a_damaged_spool_is_named_and_made_again(tmp_path: Path, file: Path, load: Load) -> None:
-    source = jsonl(tmp_path, [good(number) for number in range(600)])
+def test_a_damaged_spool_is_named_and_made_again(tmp_path: Path, load: Load) -> None:
+    source, file = jsonl(tmp_path, [good(number) for number in range(600)]), tmp_path / "data" / "train.spool"
     expected, whole = list(load(source)), file.read_bytes()
     for damaged in (b"", b"no spool" * 999, *(whole[: n * len(whole) // 1000] for n in (1, 500, 999))):
         file.write_bytes(damaged)
@@ -125,7 +116,7 @@ def test_a_damaged_spool_is_named_and_made_again(tmp_path: Path, file: Path, loa
 
 
 def test_what_happened_to_pictures_between_two_calls_is_noticed(
-    tmp_path: Path, load: Load, no_reading: Callable[[], None], capsys: pytest.CaptureFixture
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     images = ["kept", "changed", "vanished", "missing", "broken"]
     rows = [good(number, id=f"{image}#{number}", image=f"{image}.png") for number in range(4) for image in images]
@@ -144,7 +135,7 @@ def test_what_happened_to_pictures_between_two_calls_is_noticed(
     assert {id.partition("#")[0] for id in after if after[id] != before.get(id)} == {"changed", "missing", "broken"}
     assert [id for id in after if id in before] == [id for id in before if "vanished" not in id], "the same order"
     assert capsys.readouterr().out.count("pictures have changed since its rows were read") == 1
-    no_reading()
+    no_reading(monkeypatch)
     assert [one.digest for one in load(source)] == list(after.values())
 
 

@@ -1,5 +1,3 @@
-"""Signals, sent to the program itself."""
-
 import signal
 import subprocess
 import sys
@@ -30,13 +28,8 @@ def _hears_signals() -> None:
 
 def started(command: str, before: Callable[[], object] = _hears_signals) -> tuple[subprocess.Popen[str], str]:
     """The program whose command does that, and the first line that it prints."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(command.replace("\n", "\n    "))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=before,
-    )
+    words, pipe = [sys.executable, "-c", PROGRAM.format(command.replace("\n", "\n    "))], subprocess.PIPE
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, preexec_fn=before)
     assert process.stdout is not None
     return process, process.stdout.readline()
 

@@ -1,5 +1,3 @@
-"""The shipped toy pair, and that its build can be cut short anywhere and gives the same weights."""
-
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,17 +37,8 @@ TINY = Recipe(**STAGES, shape=Shape(**SIZES))
 
 
 @pytest.fixture(scope="module")
-def known() -> dict:
-    return json.loads((PAIR / manifest.FILE).read_text(encoding="utf-8"))["models"]
-
-
-@pytest.fixture(scope="module")
 def few() -> pictures.Pictures:
     return pictures.read_pictures("test").part(slice(None, 40))
-
-
-def first(few: pictures.Pictures) -> Image.Image:
-    return Image.fromarray(few.pixels[0].permute(1, 2, 0).numpy())
 
 
 def stock_hidden(model: Any, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -70,7 +59,8 @@ def same_weights(go: Callable[..., bool], tmp_path: Path, below: str) -> Path:
     return tmp_path / "cut" / below
 
 
-def test_the_manifest_describes_the_shipped_files_and_models(known: dict) -> None:
+def test_the_manifest_describes_the_shipped_files_and_models() -> None:
+    known = json.loads((PAIR / manifest.FILE).read_text(encoding="utf-8"))["models"]
     for name in NAMES:
         assert known[name]["sha256"] == manifest.file_hashes(PAIR / name)
         assert known[name]["bytes"] == sum(path.stat().st_size for path in (PAIR / name).iterdir())
@@ -93,7 +83,8 @@ def test_the_two_tokenizers_are_one() -> None:
 
 
 def test_processor_keeps_small_pictures_and_bounds_large_ones(few: pictures.Pictures) -> None:
-    processor, picture = AutoProcessor.from_pretrained(PAIR / "teacher"), first(few)
+    processor = AutoProcessor.from_pretrained(PAIR / "teacher")
+    picture = Image.fromarray(few.pixels[0].permute(1, 2, 0).numpy())
     made = processor(images=[picture], text=["<|image_pad|>"], return_tensors="pt")
     torch.testing.assert_close(made["pixel_values"], pictures.to_patches(few.pixels[:1]))
     assert made["input_ids"].shape == (1, examples.IMAGE_TOKENS)
@@ -147,12 +138,11 @@ def test_a_build_cut_short_has_the_same_weights(
     tmp_path: Path, few: pictures.Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "read_pictures", lambda split: few)
-    quiet = Console(quiet=True)
 
     def go(name: str, recipe: Recipe = TINY, stop_after: int | None = None) -> bool:
         pair, work = tmp_path / name / "pair", tmp_path / name / "work"
         more: dict[str, Any] = {"recipes": {"student": recipe}, "stop_after": stop_after, "test_limit": 2}
-        return build.build(pair, "student", work=work, console=quiet, **more)
+        return build.build(pair, "student", work=work, console=Console(quiet=True), **more)
 
     folder = same_weights(go, tmp_path, "pair/student")
     assert go("cut")
