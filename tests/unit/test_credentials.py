@@ -1,5 +1,3 @@
-"""What gives access, and what the environment holds, reaches nothing that a run or a message shows."""
-
 import dataclasses
 import pickle
 from pathlib import Path
@@ -68,9 +66,7 @@ def test_an_address_that_gives_no_access_by_itself_is_taken() -> None:
         assert not [one for one in violations(config) if one.where == "rollout.store"]
 
 
-def test_what_the_environment_holds_is_used_and_shown_as_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environments_values_are_used_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", "hidden-place")
     monkeypatch.setenv("HOW", "turns")
     words = ["data.train.path=${oc.env:PLACE}/a.jsonl", "data.held_out.path=${data.train.path}"]

@@ -56,17 +56,6 @@ def test_the_easiest_come_first_and_equal_ones_stay_in_their_order(
     assert [one.id for one in found[0:6]] == order.split()
 
 
-def test_a_stores_key_tells_the_order_once_it_is_known(tmp_path: Path) -> None:
-    found, other = questions(tmp_path / "a"), questions(tmp_path / "b")
-    before = found.key(range(3))
-    assert list(before) == ["data"]
-    found.ask(Rater(SAID))
-    other.ask(Rater(SAID | {"5": 10}))
-    one, two = found.key(range(3)), other.key(range(3))
-    assert one["data"] == two["data"] == before["data"]
-    assert one["questions"] != two["questions"]
-
-
 def test_a_killed_call_goes_on_and_another_teacher_starts_anew(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         questions(tmp_path).ask(Rater(SAID, lives=2))

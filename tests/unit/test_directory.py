@@ -1,5 +1,3 @@
-"""The directory of a run, and what it remembers of its steps, whenever it was killed."""
-
 import dataclasses
 import json
 import time
@@ -68,14 +66,11 @@ def test_a_run_with_relative_paths_goes_on_as_a_job_with_whole_ones(tmp_path: Pa
 
 
 def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:
-    with (
-        RunDirectory(config(tmp_path)).locked(),
-        pytest.raises(StoreError, match=r"another process works here \(process \d+ on "),
-        RunDirectory(config(tmp_path)).locked(),
-    ):
-        pass
-    with RunDirectory(config(tmp_path)).locked():
-        pass
+    first, second = RunDirectory(config(tmp_path)), RunDirectory(config(tmp_path))
+    told = r"another process works here \(process \d+ on "
+    for _ in range(2):
+        with first.locked(), pytest.raises(StoreError, match=told), second.locked():
+            pass
 
 
 def test_the_journal_adds_up_over_calls(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-"""Every file that a run writes, on a disk that is full or in a directory that takes none."""
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,15 +30,11 @@ def a_step(root: Path) -> None:
         opened.record(metrics(1))
 
 
-def marks(root: Path) -> None:
-    held_out.write_marks(root / "evaluation" / "teacher.json", [], "", "")
-
-
 WRITERS: dict[str, Write] = {
     "settings.json": lambda root: RunDirectory(config(root)).claim(),
     "journal.json": lambda root: journal(root).note("a", "b"),
     "metrics.jsonl": a_step,
-    "evaluation/teacher.json": marks,
+    "evaluation/teacher.json": lambda root: held_out.write_marks(root / "evaluation" / "teacher.json", [], "", ""),
     "train.spool": lambda root: data.load(jsonl(root, [good(1)]), 0, 0.0, spool=root / "train.spool"),
     "quarantine.jsonl": lambda root: write_lines(root / "quarantine.jsonl", [Rejected(row="p", reason="dark")]),
 }
@@ -60,18 +54,13 @@ def locked(root: Path) -> None:
         pass
 
 
-def a_checkpoint(root: Path) -> None:
-    writer = CheckpointWriter(root / "checkpoints", rank=0, workers=1, kept=1)
-    writer.save(1, lambda folder: folder.mkdir(parents=True))
-
-
 @pytest.mark.parametrize(
     ("place", "write"),
     [
         ("run", locked),
         ("tensorboard", lambda root: journal(root).plot("a", 1.0, 1)),
         ("difficulty", lambda root: questions(root / "difficulty").ask(Rater(SAID))),
-        ("checkpoints", a_checkpoint),
+        ("step", lambda root: CheckpointWriter(root / "step", rank=0, workers=1, kept=1).save(1, Path.mkdir)),
     ],
 )
 def test_a_file_where_a_directory_belongs_is_named(place: str, write: Write, tmp_path: Path) -> None:

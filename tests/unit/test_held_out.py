@@ -1,5 +1,3 @@
-"""Accuracy on the held-out questions, with stand-ins for the replicas."""
-
 from pathlib import Path
 
 import pytest
@@ -23,9 +21,7 @@ def test_held_out_answers_are_marked_by_rule_or_judge_in_their_order() -> None:
     assert [(one.correct, one.by_rule) for one in by_judge] == [(False, bool(n % 2)) for n in range(300)]
 
 
-def test_a_judge_that_differs_from_the_rule_and_answers_that_are_cut_are_told(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_judge_unlike_the_rule_and_cut_answers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     student, kind = FakePool("student"), FakePool("judge", {"red": 1, "blue": 1})
     student.cuts, student.refuses = {"red"}, {"0"}
     held_out.say_accuracy("held-out accuracy of teacher", marks(student, kind, 61), 8, "exact")
@@ -41,10 +37,8 @@ def test_a_held_out_question_that_a_model_cannot_be_asked_is_no_wrong_answer_but
     student.refuses = {"1"}
     for judge in (None, FakePool("judge")):
         marked = marks(student, judge, 4)
-        assert [(one.correct, one.answer) for one in marked] == [
-            *((False, "blue"), (False, "")),
-            *((False, "blue"), (True, "red")),
-        ]
+        told = [(False, "blue"), (False, ""), (False, "blue"), (True, "red")]
+        assert [(one.correct, one.answer) for one in marked] == told
         [refused] = refusals(marked)
         assert (refused.row, refused.reason, refused.kind) == ("held-out question 1", "too long", "engine")
         held_out.write_marks(tmp_path / "student.json", marked, "questions", "model")

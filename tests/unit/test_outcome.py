@@ -1,5 +1,3 @@
-"""Which groups a run shows beside their rewards, and what it says of its online iterations."""
-
 import base64
 import dataclasses
 import io
@@ -30,26 +28,21 @@ def written(text: str, position: int, answers: int = 2, version: int | None = No
     return dataclasses.replace(group([one] * answers, position=position), version=version)
 
 
-def put(folder: store.Folder, *groups: RolloutGroup, finished: bool = True) -> None:
-    writer = builders.written(folder, {}, *([one] for one in groups))
-    if finished:
-        writer.finish({})
+def put(folder: store.Folder, *groups: RolloutGroup) -> None:
+    """Into a store that is not closed."""
+    builders.written(folder, {}, *([one] for one in groups))
 
 
 def rewards(position: int, divergence: float, answers: int = 2, version: int | None = None) -> dict[str, Any]:
-    numbers = [divergence] * answers
-    return dataclasses.asdict(
-        GroupRewards(
-            stage=0, position=position, divergences=numbers, distillation=numbers, advantages=numbers, version=version
-        )
-    )
+    numbers = dict.fromkeys(("divergences", "distillation", "advantages"), [divergence] * answers)
+    return dataclasses.asdict(GroupRewards(stage=0, position=position, version=version, **numbers))
 
 
-def shown(directory: RunDirectory, count: int = 9) -> list[tuple[str, int, float | None]]:
+def shown(directory: RunDirectory) -> list[tuple[str, int, float | None]]:
     """What the first answer of each example says, how many there are, and the divergence beside it."""
     return [
         (one.answers[0].answer.text, len(one.answers), one.rewards.divergences[0] if one.rewards else None)
-        for one in _learned(directory, count)
+        for one in _learned(directory, 9)
     ]
 
 
@@ -58,23 +51,14 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(configuration.load(ROOT / "conf" / "demo.yaml", [f"run.dir={tmp_path}"]))
 
 
-@pytest.mark.parametrize("closed", [True, False])
-def test_a_fresh_group_is_shown_with_its_own_answers_also_of_an_open_store(
-    closed: bool, directory: RunDirectory
-) -> None:
+def test_the_group_that_was_rewarded_last_is_shown_with_its_own_answers(directory: RunDirectory) -> None:
     put(directory.stage(0), written("stored", 0), written("stored", 1))
-    put(directory.online(0), *(written("fresh", place, 3, version=4) for place in (1, 2)), finished=closed)
-    fresh = [rewards(position, 0.2, 3, version=4) for position in (1, 2)]
-    append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1), *fresh])
-    assert shown(directory) == [("stored", 2, 0.1), ("fresh", 3, 0.2), ("fresh", 3, 0.2)]
-
-
-def test_the_last_reward_of_a_question_is_that_of_the_group_that_was_learned(directory: RunDirectory) -> None:
-    put(directory.stage(0), written("stored", 0))
-    put(directory.online(0), written("fresh", 0, version=0), finished=False)
-    for text, divergence, version in (("stored", 0.1, None), ("fresh", 0.2, 0), ("stored", 0.3, None)):
-        append_lines(directory.file("rewards.jsonl"), [rewards(0, divergence, version=version)])
-        assert shown(directory) == [(text, 2, divergence)]
+    put(directory.online(0), *(written("fresh", place, 3, version=0) for place in (0, 1)))
+    append_lines(directory.file("rewards.jsonl"), [rewards(1, 0.5, 3, version=0)])
+    later = ("stored", 2, 0.1, None), ("fresh", 3, 0.2, 0), ("stored", 2, 0.3, None)
+    for text, answers, divergence, version in later:
+        append_lines(directory.file("rewards.jsonl"), [rewards(0, divergence, answers, version)])
+        assert shown(directory) == [(text, answers, divergence), ("fresh", 3, 0.5)]
 
 
 def test_rewards_without_their_group_or_without_a_number_for_each_answer_are_left_out(
@@ -82,7 +66,7 @@ def test_rewards_without_their_group_or_without_a_number_for_each_answer_are_lef
 ) -> None:
     """Version 2 was written over by version 3; position 2 was never stored; of position 3 an advantage is missing."""
     put(directory.stage(0), *(written("stored", position) for position in (0, 1, 3)))
-    put(directory.online(0), written("fresh", 0, version=3), finished=False)
+    put(directory.online(0), written("fresh", 0, version=3))
     cut = rewards(3, 0.1) | {"advantages": [0.1]}
     append_lines(directory.file("rewards.jsonl"), [rewards(0, 0.1, version=2), rewards(1, 0.2), rewards(2, 0.1), cut])
     assert shown(directory) == [("stored", 2, 0.2)]

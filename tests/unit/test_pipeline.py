@@ -1,5 +1,3 @@
-"""A run's rollouts with stand-ins for the replicas, also where its data or files changed between two calls."""
-
 import dataclasses
 import json
 import shutil
@@ -28,10 +26,9 @@ from tests.fakes import FakePool, FakeReplicas
 
 QUESTIONS = ("what color is it?", "what colour is it?", "which colour?", "what color is it?")
 ROWS = len(QUESTIONS)
-Verdicts = dict[str, int | None]
 
 
-def block(of_teacher: Verdicts | None = None) -> FakeReplicas:
+def block(of_teacher: dict[str, int | None] | None = None) -> FakeReplicas:
     """The replicas of some stages. Its judges say that red is right; the teacher's may be told otherwise."""
     return FakeReplicas(teacher_judge=FakePool("teacher_judge", of_teacher))
 
@@ -80,9 +77,7 @@ def of_student(row: RolloutGroup) -> list[int | None]:
     return [one.judged.accuracy for one in row.answers if one.judged.answer.source == "student"]
 
 
-def test_a_second_teacher_that_judges_is_another_judge_and_each_takes_over_answers_with_its_own_verdicts(
-    tmp_path: Path, generate: Generate
-) -> None:
+def test_a_second_teacher_takes_answers_over_with_verdicts_of_its_own(tmp_path: Path, generate: Generate) -> None:
     """What the first could not read is not lost to the second."""
     config = two_teachers(tmp_path, "judge.of_student=teacher", "judge.of_teacher=teacher")
     first, second = block(of_teacher={"red": 1, "blue": None}), block(of_teacher={"red": 0, "blue": 1})
@@ -109,9 +104,7 @@ def test_the_store_of_online_iterations_is_closed_once_and_an_empty_one_not_at_a
     assert store.read_manifest(tmp_path / "empty") is None
 
 
-def test_held_out_questions_that_a_model_cannot_be_asked_stand_in_the_quarantine_once_and_their_limit_stops_the_run(
-    tmp_path: Path, generate: Generate
-) -> None:
+def test_refused_held_out_questions_are_quarantined_once_and_limited(tmp_path: Path, generate: Generate) -> None:
     config = two_teachers(tmp_path, "rollout.teacher_answers=2", "rollout.student_answers=0")
     first, second = block(), block()
     first.pools["student"].refuses = second.pools["teacher"].refuses = {"1"}
@@ -150,11 +143,8 @@ def edit(folder: Path, change: Callable[[Rows], Any], name: str = "questions.jso
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def relabel(id: str) -> Callable[[Rows], None]:
-    def change(rows: Rows) -> None:
-        next(row for row in rows if row["id"] == id)["answer"] = "blue"
-
-    return change
+def relabel(rows: Rows) -> None:
+    next(row for row in rows if row["id"] == "2")["answer"] = "blue"
 
 
 @pytest.fixture
@@ -175,7 +165,7 @@ def test_changed_data_are_refused_and_another_run_takes_over_what_is_as_it_was(
 ) -> None:
     for index in () if finished else (0, 1):
         Path(str(RunDirectory(config).stage(index) / "manifest.json")).unlink()
-    edit(tmp_path, relabel("2"))
+    edit(tmp_path, relabel)
     told = r"stage-0: its rows were made by something else.*data: '\w+' there, '\w+' now; questions.* in rollout\.reuse"
     with pytest.raises(StoreError, match=told):
         generate(config, *([] if finished else [block()]))
@@ -224,9 +214,7 @@ def test_a_finished_store_of_another_recipe_is_not_taken(
         validate(tmp_path, word)
 
 
-def test_a_finished_store_without_the_questions_of_online_iterations_is_not_enough_for_a_run_without_them(
-    tmp_path: Path, generate: Generate
-) -> None:
+def test_a_run_without_online_iterations_needs_the_questions_of_all(tmp_path: Path, generate: Generate) -> None:
     config = two_teachers(tmp_path, *SMALL, "rollout.online_fraction=0.5")
     generate(config, block())
     RunDirectory(config).file("settings.json").unlink()
@@ -234,23 +222,16 @@ def test_a_finished_store_without_the_questions_of_online_iterations_is_not_enou
         generate(two_teachers(tmp_path, *SMALL))
 
 
-def test_validate_leaves_a_damaged_store_to_the_run_that_mends_it(config: Config, tmp_path: Path) -> None:
-    RunDirectory(config).stage(0).remove("key.json")
-    validate(tmp_path)
-
-
-def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_teacher_that_was_written_over_are_not_taken(tmp_path: Path, generate: Generate) -> None:
     teacher = shutil.copytree(PAIR / "teacher", tmp_path / "teacher")
     config = two_teachers(tmp_path, *SMALL, f"teacher.checkpoint={teacher}")
-    measure(config, monkeypatch, "student_before", "teacher")
+    measure(config, generate, "student_before", "teacher")
     shutil.copy(PAIR / "student" / "model.safetensors", teacher)
     with pytest.raises(StoreError, match="made by a teacher with other weights than .*teacher has now"):
-        measure(config, monkeypatch)
+        measure(config, generate)
 
 
-def test_what_the_student_has_learned_from_is_not_made_again_and_what_it_has_not_is(
-    config: Config, generate: Generate
-) -> None:
+def test_only_what_the_student_has_not_learned_from_is_made_again(config: Config, generate: Generate) -> None:
     """A checkpoint after a step, with questions 0 and 1 of the first stage."""
     checkpoint = {"step": 1, "loss": 1.0, "workers": 1, "sha256": {}}
     write_json(RunDirectory(config).learner / "checkpoints" / "step-00000001" / "rank-00000.json", checkpoint)
@@ -268,7 +249,7 @@ def test_once_the_student_is_trained_a_change_of_the_data_is_said_and_nothing_is
     config: Config, tmp_path: Path, generate: Generate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunDirectory(config).student.mkdir()
-    edit(tmp_path, relabel("2"))
+    edit(tmp_path, relabel)
     generate(config)
     told = capsys.readouterr().out
     assert "stage-1: its rows were made by something else (data: " in told
@@ -276,42 +257,41 @@ def test_once_the_student_is_trained_a_change_of_the_data_is_said_and_nothing_is
 
 
 @pytest.mark.parametrize("name", ["shard-00000001.parquet", "manifest.json", "key.json"])
-def test_a_damaged_file_of_a_finished_stage_costs_that_file(name: str, config: Config, generate: Generate) -> None:
+def test_validate_leaves_a_damaged_file_to_the_run_which_makes_that_one_again(
+    name: str, config: Config, tmp_path: Path, generate: Generate
+) -> None:
     folder, replicas = RunDirectory(config).stage(1), block()
     before = [row.problem.id for row in store.read(folder)]
     content = bytearray(folder.read(name))
     content[20] ^= 1
     folder.write(name, bytes(content))
+    validate(tmp_path)
     after = [row.problem.id for row in generate(config, replicas)[1]]
     assert replicas.pools["teacher"].wrote == ([before[1]] if name.startswith("shard") else [])
     assert after == before
     assert store.survey(folder).broken == {}
 
 
-def measure(config: Config, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[list[str]]:
+def measure(config: Config, generate: Generate, *names: str) -> list[list[str]]:
     """The labels that each evaluation of a call is of; engines start only when ``names`` are to be measured."""
-    left = [block()] if names else []
-    monkeypatch.setattr(context, "Replicas", lambda _: left.pop(0))
     before = {name: RunDirectory(config).evaluation(name) for name in ("student_before", "teacher")}
     stamps = {name: file.stat().st_mtime_ns if file.exists() else 0 for name, file in before.items()}
-    pipeline.generate(config, RunDirectory(config), "two.yaml")
+    generate(config, *([block()] if names else []), measure=True)
     assert [name for name, file in before.items() if file.stat().st_mtime_ns != stamps[name]] == list(names)
     return [sorted(one.label for one in held_out.read_marks(file)) for file in before.values()]
 
 
-def test_accuracies_are_of_the_held_out_questions_that_are_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accuracies_are_of_the_held_out_questions_that_are_there(tmp_path: Path, generate: Generate) -> None:
     apart = two_teachers(tmp_path, *SMALL, f"data.held_out.path={tmp_path / 'held_out.jsonl'}")
     shutil.copy(tmp_path / "questions.jsonl", tmp_path / "held_out.jsonl")
     both = ("student_before", "teacher")
-    assert measure(apart, monkeypatch, *both) == [["red"] * 4] * 2
+    assert measure(apart, generate, *both) == [["red"] * 4] * 2
     edit(tmp_path, lambda rows: rows.reverse(), "held_out.jsonl")
-    measure(apart, monkeypatch)
-    edit(tmp_path, relabel("2"), "held_out.jsonl")
-    assert measure(apart, monkeypatch, *both) == [["blue", "red", "red", "red"]] * 2
+    measure(apart, generate)
+    edit(tmp_path, relabel, "held_out.jsonl")
+    assert measure(apart, generate, *both) == [["blue", "red", "red", "red"]] * 2
     edit(tmp_path, lambda rows: rows.pop(), "held_out.jsonl")
-    assert [len(labels) for labels in measure(apart, monkeypatch, *both)] == [3, 3]
+    assert [len(labels) for labels in measure(apart, generate, *both)] == [3, 3]
     cut = RunDirectory(apart).evaluation("teacher")
     cut.write_text(cut.read_text()[:40])
-    measure(apart, monkeypatch, "teacher")
+    measure(apart, generate, "teacher")

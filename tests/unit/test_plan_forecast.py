@@ -7,7 +7,7 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.config import Rollout
 from masters_ray.method.schedule import Iteration
-from masters_ray.plan.forecast import LearningTimes, forecast, learning
+from masters_ray.plan.forecast import Forecast, LearningTimes, forecast, learning
 from masters_ray.plan.rates import GroupMaking, Rates
 from tests.conftest import DEMO
 
@@ -42,8 +42,8 @@ def test_the_last_batch_may_be_smaller() -> None:
 CALLS = {"answer": {T: 0.5, S: 0.25}, "judge": {J: 0.125}, "score": {T: 0.0625, S: 0.0625, "reference": 0.0625}}
 """16 questions: the teacher answers in 8 s, beside the student in 4 s; verdicts take 2 s, scores of each model 1 s."""
 RATES = Rates(learner_seconds=2.0, publish_seconds=0.5, load_seconds=0.25, start_seconds=4.0, calls=CALLS)
-"""A step takes 2 s, weights 0.5 s to publish and 0.25 s to load, the start 4 s."""
 INSTANT = dataclasses.replace(RATES, publish_seconds=0.0, load_seconds=0.0, start_seconds=0.0)
+SECOND_STEPS = dataclasses.replace(INSTANT, learner_seconds=1.0)
 
 
 def learned(
@@ -97,8 +97,7 @@ def test_the_learner_waits_no_longer_than_it_may() -> None:
 def test_a_late_iteration_is_finished_and_one_that_was_passed_is_left_out() -> None:
     """Steps of 1 s, groups in 4.5 s. 2 is made from 0 to 4.5; the learner leaves it at 2 and 3 at 4. So 3 is not begun,
     and 12 is made from 5, when version 3 is there, to 9.5, before the learner comes to it at 13."""
-    rates = dataclasses.replace(INSTANT, learner_seconds=1.0)
-    found = learned(12, {2, 3, 12}, rates, 4.5, max_staleness=8, max_wait_seconds=1.0)
+    found = learned(12, {2, 3, 12}, SECOND_STEPS, 4.5, max_staleness=8, max_wait_seconds=1.0)
     assert (found.seconds, found.waited_seconds, found.late, found.ages) == (14.0, 2.0, 2, (8,))
     assert found.questions == 8
 
@@ -109,18 +108,16 @@ def test_in_turns_replicas_work_only_while_the_learner_waits() -> None:
     assert learned(10, {5}, max_staleness=4, placement="turns").seconds == 27.0
 
 
-def demo(*words: str) -> configuration.Config:
-    """Three stages of 32 questions, two iterations of 16 in each; one batch makes an iteration's groups."""
-    return configuration.load(DEMO, ["data.train.rows=96", "schedule.step=0.1", *words])
-
-
-MEASURED = dataclasses.replace(INSTANT, learner_seconds=1.0)
+def demo(*words: str) -> Forecast:
+    """Of three stages of 32 questions, two iterations of 16 in each, the first online, strictly on-policy unless said
+    otherwise; one batch makes an iteration's groups."""
+    usual = ("data.train.rows=96", "schedule.step=0.1", "rollout.online_fraction=0.5", "rollout.max_staleness=0")
+    return forecast(configuration.load(DEMO, [*usual, *words]), SECOND_STEPS)
 
 
 def test_a_configuration_is_forecast_phase_by_phase() -> None:
-    """Half of the six iterations online, 1, 3 and 5: 16 questions a stage before learning take 8 + 2 + 1 s. Online,
-    strictly on-policy, the same, three times, and six steps."""
-    found = forecast(demo("rollout.online_fraction=0.5", "rollout.max_staleness=0"), MEASURED)
+    """16 questions a stage before learning take 8 + 2 + 1 s. Online the same, three times, and six steps."""
+    found = demo()
     assert (found.steps, found.online_fraction, found.replicas) == (6, 0.5, {T: 1, S: 1, J: 1})
     assert (found.rollouts_seconds, found.seconds) == (33.0, 39.0)
     assert found.pool_busy == {T: exactly(27 / 39), S: exactly(15 / 39), J: exactly(9 / 39)}
@@ -139,6 +136,6 @@ def test_a_configuration_is_forecast_phase_by_phase() -> None:
 def test_the_configuration_says_who_makes_what(
     words: tuple[str, ...], rollouts: float, learning_seconds: float, judge_busy: float
 ) -> None:
-    found = forecast(demo("rollout.online_fraction=0.5", "rollout.max_staleness=0", *words), MEASURED)
+    found = demo(*words)
     assert (found.rollouts_seconds, found.seconds) == (rollouts, learning_seconds)
     assert found.pool_busy[J] * learning_seconds == exactly(judge_busy)

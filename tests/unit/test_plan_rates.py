@@ -56,9 +56,7 @@ def test_rates_are_medians_and_seconds_per_question(tmp_path: Path) -> None:
     }
 
 
-def test_calls_that_shared_a_replica_are_taken_out_of_each_other_and_a_step_taken_again_counts_once(
-    tmp_path: Path,
-) -> None:
+def test_calls_on_one_replica_are_taken_out_of_each_other_and_a_step_taken_again_counts_once(tmp_path: Path) -> None:
     """Two batches on one replica, each under way for 4 s, were made in 4 s together: a question takes 1/8 s of it."""
     shared = [line | {"seconds": 4.0 + line["load_seconds"]} for line in ONLINE]
     found = Rates.load(write_run(tmp_path, shared))
@@ -89,10 +87,6 @@ def test_what_a_run_lacks_is_named(tmp_path: Path, name: str, content: str | Non
         Rates.load(tmp_path)
 
 
-BY_HAND: dict[str, Any] = dict.fromkeys(("learner_seconds", "publish_seconds", "load_seconds"), 2)
-BY_HAND |= {"start_seconds": None, "calls": {"answer": {"student": 0.5}}}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -103,16 +97,11 @@ BY_HAND |= {"start_seconds": None, "calls": {"answer": {"student": 0.5}}}
         ({"learner_second": 1}, "learner_second: Unexpected keyword argument"),
     ],
 )
-def test_wrong_rates_are_named_by_file_and_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    file = tmp_path / "rates.json"
-    file.write_text(json.dumps(BY_HAND | changes))
+def test_wrong_rates_are_named_by_file_and_key(rates: Path, changes: dict[str, Any], message: str) -> None:
+    rates.write_text(json.dumps(json.loads(rates.read_text()) | changes))
     with pytest.raises(StoreError, match=re.escape(message)) as caught:
-        Rates.load(file)
+        Rates.load(rates)
     assert "Mend the file; the fields of Rates in" in str(caught.value)
-
-
-THREE = ("--questions", "48", "--shares", "0,1")
-"""Three stages of 16 questions, an iteration each, all of them by the student before training."""
 
 
 @pytest.fixture
@@ -138,9 +127,9 @@ def column(output: str, name: str) -> list[str]:
 
 
 def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without online iterations 3 · 3 s before learning, then 10 + 3 · 1 s. With all three none, and the learner steps
-    at 13, 16 and 19 s."""
-    assert called(capsys, "--rates", rates, *THREE) == (
+    """Three stages of an iteration, by the student before training. Without online iterations 3 · 3 s before learning,
+    then 10 + 3 · 1 s. With all three none, and the learner steps at 13, 16 and 19 s."""
+    assert called(capsys, "--rates", rates, "--questions", "48", "--shares", "0,1") == (
         0,
         f"rates of {rates}, 3 iterations, at most 8 steps behind\n"
         "\n"
@@ -154,9 +143,7 @@ def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pyte
     )
 
 
-def test_rates_and_questions_are_by_default_those_of_the_configuration(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rates_and_questions_are_the_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """2160 questions at 16 a step. The run's start takes 10 s and a step 1.75 s."""
     write_run(tmp_path)
     code, told, _ = called(capsys, f"run.dir={tmp_path}")

@@ -1,5 +1,3 @@
-"""What is said of a stage's answers, and from where on."""
-
 import dataclasses
 import math
 
