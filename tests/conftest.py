@@ -1,6 +1,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -33,14 +34,8 @@ def demo_questions() -> None:
 @pytest.fixture(scope="session")
 def toy_engine() -> Engine:
     """A vLLM engine in float32 that starts fast and fits beside others."""
-    return Engine(
-        dtype="float32",
-        max_model_len=1024,
-        max_num_seqs=32,
-        max_num_batched_tokens=2048,
-        kv_cache_memory_bytes=64 * 2**20,
-        enforce_eager=True,
-    )
+    sizes: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 32, "max_num_batched_tokens": 2048}
+    return Engine(dtype="float32", kv_cache_memory_bytes=64 * 2**20, enforce_eager=True, **sizes)
 
 
 @pytest.fixture(scope="session")

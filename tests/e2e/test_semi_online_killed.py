@@ -42,13 +42,9 @@ TIMES = ("seconds", "rollout_wait_s", "tokens_per_second", "mfu", "memory_gib")
 @contextmanager
 def started(run: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command, in a session of its own: every process that comes of it is told by that, and ends with the block."""
+    command = [*PROGRAM, "run", "conf/demo.yaml", f"run.dir={run}", *SETTINGS]
     process = subprocess.Popen(
-        [*PROGRAM, "run", "conf/demo.yaml", f"run.dir={run}", *SETTINGS],
-        cwd=ROOT,
-        env=environment(),
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+        command, cwd=ROOT, env=environment(), stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
         yield process
@@ -62,11 +58,9 @@ def started(run: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def alive(session: int) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
     return found
 
 

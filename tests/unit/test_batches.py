@@ -2,6 +2,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -26,27 +27,23 @@ def rows(count: int = 5) -> list[RolloutGroup]:
     return [group([scored([5] * (index + 1)), scored([6, 1])], position=index) for index in range(count)]
 
 
-def planned(
-    groups: Sequence[RolloutGroup] | None = None, plans: Plans = PLANS, *, size: int = 3, skip: int = 0
-) -> list[Step]:
+def planned(groups: Sequence[RolloutGroup], plans: Plans = PLANS, size: int = 3, skip: int = 0) -> list[Step]:
     """Of groups that come ``size`` at a time."""
-    groups = rows() if groups is None else groups
     whole = table_of(groups)
     tables = (whole.slice(start, size) for start in range(0, len(groups), size))
     return list(steps(tables, plans, skip))
 
 
-def positions(step: Step) -> list[int]:
-    found: list[int] = step.table["position"].to_pylist()
-    return found
+def positions(step: Step) -> Any:
+    return step.table["position"].to_pylist()
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_rows_are_cut_into_steps_whatever_the_size_of_the_batches(size: int) -> None:
-    found = planned(size=size)
+    found = planned(rows(), size=size)
     assert [(step.number, positions(step)) for step in found] == [(1, [0, 1, 2, 3]), (2, [4])]
     assert [token for step in found for token in step.tokens] == [len(packed([row]).input_ids) for row in rows()]
-    assert [step.number for step in planned(size=size, skip=1)] == [2], "steps that were taken are passed over"
+    assert [step.number for step in planned(rows(), size=size, skip=1)] == [2], "steps that were taken are passed over"
 
 
 def test_the_learning_rate_rises_and_stays() -> None:

@@ -20,10 +20,8 @@ class Method:
 
     def __init__(self, script: list[Any]) -> None:
         self.script = script
-        self.asked: list[Any] = []
-        """The weights expected for each call."""
-        self.again = False
-        """Ray is told to ask the next process when this one dies."""
+        self.asked: list[Any] = []  # the weights expected for each call
+        self.again = False  # Ray is told to ask the next process when this one dies
 
     def options(self, **options: Any) -> Self:
         self.again = options == WHATEVER_DIES
