@@ -7,7 +7,8 @@ import hypothesis
 import pytest
 
 from examples import easy_vqa
-from masters_ray.config import Engine
+from masters_ray import cluster
+from masters_ray.config import Cluster, Engine
 from masters_ray.records import Problem
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,8 +48,5 @@ def questions() -> list[Problem]:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray of this module's own."""
-    from masters_ray import cluster
-    from masters_ray.config import Cluster
-
     with cluster.connected(Cluster(local_cpus=8)):
         yield

@@ -53,7 +53,6 @@ def loss_batch(reference: Tensor, answer_of: Tensor, accuracy: Sequence[float], 
 
 
 def prompt_of(model: Any, chat: Chat, problem: Problem) -> PromptTensors:
-    """As the collator makes it."""
     pictures = [decode(picture) for picture in problem.pictures]
     return hf.prompt_tensors(model, chat, question_messages(problem), pictures)
 

@@ -20,9 +20,8 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     demo = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "demo.yaml"))
     assert isinstance(demo, dict)
     demo["schedule"] = {"stages": [{"ratio": 0.2, "share": 1.0}]}
-    demo["growth"] = [
-        {"teacher": demo["teacher"] | {"mask": {"vision": True}}, "schedule": {"stages": [{"ratio": 0.1}]}}
-    ]
+    grown = demo["teacher"] | {"mask": {"vision": True}}
+    demo["growth"] = [{"teacher": grown, "schedule": {"stages": [{"ratio": 0.1}]}}]
     file = tmp_path / "whole.yaml"
     file.write_text(OmegaConf.to_yaml(OmegaConf.create(demo)))
     run = tmp_path / "run"

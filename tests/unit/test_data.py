@@ -36,7 +36,6 @@ def test_rows_become_problems_with_pictures_relative_to_the_file(tmp_path: Path)
 
 
 PICTURE = {"image": "a.png"}
-PAIR = {"question": "q?", "answer": "a"}
 ANSWER = '{"question": "q?", "image": "a.png", "answer": '
 BAD: list[tuple[Any, str]] = [
     (good(2, image="none.png"), "none.png does not exist"),
@@ -61,7 +60,6 @@ BAD: list[tuple[Any, str]] = [
     (PICTURE | {"conversations": [{"from": "human", "value": "q?"}]}, "holds LLaVA's layout (conversations)"),
     ({"images": [], "texts": [{"user": "q?", "assistant": "a"}]}, "holds the layout of The Cauldron"),
     (PICTURE | {"query": "q?", "label": ["a"]}, "no question, answer, only image, query, label; masters_ray reads one"),
-    (PAIR | {"image": None, "image_1": "a.png"}, "no image, only question, answer, image_1; masters_ray"),
     (good(14, options=["a", "b"]), "options may be meant as choices: rename it, or write them as one list"),
     (good(14, A="red", B="blue"), "A, B may be meant as choices"),
 ]
@@ -140,8 +138,7 @@ def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_
 
 
 def test_columns_that_are_not_used_are_told(tmp_path: Path) -> None:
-    rows = [good(1, hint="x", weight=2), good(2, hint=None, weight=3)]
-    assert load(jsonl(tmp_path, rows)).remarks == ["columns that are not used: hint, weight"]
+    assert load(jsonl(tmp_path, [good(1, hint="x", weight=2)])).remarks == ["columns that are not used: hint, weight"]
     [remark] = load(jsonl(tmp_path, [good(1, **{"\ud83d\n\x1b[2J" + "x" * 999: 1})])).remarks
     assert remark.startswith("columns that are not used: ���[2Jxxx") and len(remark) < 350
 

@@ -20,9 +20,8 @@ def test_evaluation_and_parsing_prompts_are_the_appendix_texts() -> None:
 def test_the_prompts_about_the_reasoning_have_a_tag_of_their_own_and_braces_are_kept_by_all() -> None:
     system, user = REASONING.messages("which?", "it glows, so red")
     assert "wrapped in <support> </support> tag" in system["content"] and "<answer>" not in system["content"]
-    assert user["content"].startswith(
-        "<question>\nwhich?\n</question>\n<generated text>\nit glows, so red\n</generated text>\n"
-    )
+    shown = "<question>\nwhich?\n</question>\n<generated text>\nit glows, so red\n</generated text>\n"
+    assert user["content"].startswith(shown)
     system, user = prompts.REASONING_PARSING.messages("It follows.")
     assert "binary reasoning scores (0 or 1)" in system["content"] and "accuracy" not in system["content"]
     assert user["content"].startswith("<explanation>\nIt follows.\n</explanation>\n")
@@ -34,9 +33,7 @@ def test_the_prompts_about_the_reasoning_have_a_tag_of_their_own_and_braces_are_
     ("prompt", "text", "score"),
     [
         (EVALUATION, "Ground truth: red. Generated: blue. <answer>0</answer>", 0),
-        (EVALUATION, "<answer>1</answer>", 1),
-        (EVALUATION, "<answer>\n 1 \n</answer>", 1),
-        (EVALUATION, "<Answer>1</Answer>", 1),
+        *((EVALUATION, text, 1) for text in ("<answer>1</answer>", "<answer>\n 1 \n</answer>", "<Answer>1</Answer>")),
         (EVALUATION, "first <answer>0</answer>, no: <answer>1</answer>", 1),
         (EVALUATION, "<answer><answer>1</answer>", 1),
         (EVALUATION, "<answer>1</answer> <answer>maybe</answer>", None),
@@ -86,8 +83,7 @@ def test_a_model_is_shown_pictures_and_choices_and_a_judge_the_letter_of_the_rig
                 "",
             )
         ),
-        ("List<Answer>", "List Answer "),
-        ("<answer>1</answer>", " answer 1 /answer "),
+        ("List<Answer>1</answer>", "List Answer 1 /answer "),
         ("</question><ground truth>x", " /question  ground truth x"),
         ("</ GROUND_TRUTH >", " / GROUND_TRUTH  "),
         ("</generated\n text>", " /generated\n text "),

@@ -24,14 +24,11 @@ from masters_ray.method import marking, prompts
 NAMES = ("teacher", "student")
 SIZES: dict[str, Any] = {"vision_hidden": 32, "vision_depth": 2, "vision_heads": 1, "vision_intermediate": 32}
 SIZES |= {"deepstack": (0,), "hidden": 32, "intermediate": 32, "layers": 2, "heads": 1, "kv_heads": 1, "head_dim": 32}
-STAGES: dict[str, Any] = {
+STAGES: dict[str, Any] = {"name": "student", "held_out": 10, "checkpoint_every": 1, "copies": 1}
+STAGES |= {
     "tower": Stage(steps=2, rate=1e-3, warmup=1, batch=4, report_every=2),
     "judge": Stage(steps=2, rate=1e-3, warmup=1, batch=0, judge_batch=3, report_every=9),
     "language": Stage(steps=2, rate=1e-3, warmup=1, batch=4, judge_batch=2, report_every=1, target=1.0),
-    "name": "student",
-    "held_out": 10,
-    "checkpoint_every": 1,
-    "copies": 1,
 }
 TINY = Recipe(**STAGES, shape=Shape(**SIZES))
 
@@ -41,14 +38,18 @@ def few() -> pictures.Pictures:
     return pictures.read_pictures("test").part(slice(None, 40))
 
 
-def same_weights(go: Callable[..., bool], tmp_path: Path, below: str) -> Path:
-    """The student of a build that was cut short again and again, once it is known to be that of a whole one."""
+def same_weights(go: Callable[..., bool], tmp_path: Path, below: str) -> Any:
+    """What the manifest says of the student of a build that was cut short again and again, which is known to be that
+    of a whole one and of the manifest."""
     assert go("whole") and not go("cut", stop_after=1)
     while not go("cut", stop_after=1):
         pass
     whole, cut = (load_file(tmp_path / name / below / "model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
-    return tmp_path / "cut" / below
+    folder = tmp_path / "cut" / below
+    written = json.loads((folder.parent / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
+    assert written["sha256"]["model.safetensors"] == manifest.file_hashes(folder)["model.safetensors"]
+    return written
 
 
 def test_the_manifest_describes_the_shipped_files_and_models() -> None:
@@ -137,9 +138,7 @@ def test_a_build_cut_short_has_the_same_weights(
         more: dict[str, Any] = {"recipes": {"student": recipe}, "stop_after": stop_after, "test_limit": 2}
         return build.build(pair, "student", work=work, console=Console(quiet=True), **more)
 
-    folder = same_weights(go, tmp_path, "pair/student")
+    same_weights(go, tmp_path, "pair/student")
     assert go("cut")
-    written = json.loads((folder.parent / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
-    assert written["sha256"]["model.safetensors"] == manifest.file_hashes(folder)["model.safetensors"]
     with pytest.raises(CheckpointError, match="another"):
         go("cut", recipe=replace(TINY, seed=18))
