@@ -1,12 +1,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from examples import easy_vqa
-from masters_ray.config import Engine
+from masters_ray import cluster
+from masters_ray.config import Cluster, Engine
 from masters_ray.records import Problem
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,14 +35,8 @@ def demo_questions() -> None:
 @pytest.fixture(scope="session")
 def toy_engine() -> Engine:
     """A vLLM engine in float32 that starts fast and fits beside others."""
-    return Engine(
-        dtype="float32",
-        max_model_len=1024,
-        max_num_seqs=32,
-        max_num_batched_tokens=2048,
-        kv_cache_memory_bytes=64 * 2**20,
-        enforce_eager=True,
-    )
+    sizes: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 32, "max_num_batched_tokens": 2048}
+    return Engine(dtype="float32", kv_cache_memory_bytes=64 * 2**20, enforce_eager=True, **sizes)
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +48,5 @@ def questions() -> list[Problem]:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray of this module's own."""
-    from masters_ray import cluster
-    from masters_ray.config import Cluster
-
     with cluster.connected(Cluster(local_cpus=8)):
         yield

@@ -53,7 +53,6 @@ def loss_batch(reference: Tensor, answer_of: Tensor, accuracy: Sequence[float], 
 
 
 def prompt_of(model: Any, chat: Chat, problem: Problem) -> PromptTensors:
-    """As the collator makes it."""
     pictures = [decode(picture) for picture in problem.pictures]
     return hf.prompt_tensors(model, chat, question_messages(problem), pictures)
 
@@ -61,9 +60,8 @@ def prompt_of(model: Any, chat: Chat, problem: Problem) -> PromptTensors:
 def prompt(length: int, axes: int = 3, patches: int = 0) -> PromptTensors:
     """Tokens 100, 101, …; with pictures if it has patches."""
     vision = {"pixel_values": torch.ones(patches, 4)} if patches else {}
-    return PromptTensors(
-        input_ids=torch.arange(100, 100 + length), positions=torch.arange(length).expand(axes, length), vision=vision
-    )
+    count = torch.arange(length)
+    return PromptTensors(input_ids=100 + count, positions=count.expand(axes, length), vision=vision)
 
 
 def packed(groups: Sequence[RolloutGroup]) -> PackedBatch:

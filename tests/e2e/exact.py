@@ -23,11 +23,8 @@ class ExactModel(ReplicaModel):
     """Tokens are structs of lists: top_ids, top_logprobs and own."""
 
     def _stored(self, scored: Sequence[Scored]) -> pa.StructArray:
-        columns = {
-            "top_ids": [one.top.top_ids.ravel() for one in scored],
-            "top_logprobs": [one.top.top_logprobs.ravel() for one in scored],
-            "own": [one.own for one in scored],
-        }
+        columns = {name: [getattr(one.top, name).ravel() for one in scored] for name in ("top_ids", "top_logprobs")}
+        columns["own"] = [one.own for one in scored]
         return pa.StructArray.from_arrays(list(map(pa.array, columns.values())), names=list(columns))
 
 

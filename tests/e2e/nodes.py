@@ -27,7 +27,8 @@ def two_nodes() -> Iterator[dict[str, str]]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path, "RAY_AUTH_MODE": "token"}
     reach["HOME"] = temporary  # where the token lies
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment(**reach), check=True, capture_output=True)
+    of_ray = environment(**reach)
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=of_ray, check=True, capture_output=True)
     head = f"--head --num-cpus=1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
     nodes: list[subprocess.Popen[str]] = []
     try:
@@ -35,13 +36,14 @@ def two_nodes() -> Iterator[dict[str, str]]:
             start = [RAY, "start", *options.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
             # Nodes of one machine must not unpack a job's files over each other, nor want one port for their agents.
             start += [f"--temp-dir={temporary}/{name}", "--dashboard-agent-listen-port=0", "--block"]
-            nodes.append(
-                subprocess.Popen(
-                    start, env=environment(**reach), stdout=subprocess.PIPE, text=True, start_new_session=True
-                )
-            )
+            nodes.append(subprocess.Popen(start, env=of_ray, stdout=subprocess.PIPE, text=True, start_new_session=True))
             assert any("Ray runtime started" in line for line in nodes[-1].stdout or ())
-        _wait_for_the_dashboard()
+        for _ in range(240):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", DASHBOARD)):
+                break
+            time.sleep(0.5)
+        else:
+            raise AssertionError("the dashboard does not answer")
         yield reach
     finally:
         for node in reversed(nodes):
@@ -49,11 +51,3 @@ def two_nodes() -> Iterator[dict[str, str]]:
             os.killpg(node.pid, signal.SIGKILL)
             node.wait(timeout=60)
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _wait_for_the_dashboard() -> None:
-    for _ in range(240):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", DASHBOARD)):
-            return
-        time.sleep(0.5)
-    raise AssertionError("the dashboard does not answer")

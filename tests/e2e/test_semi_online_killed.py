@@ -35,20 +35,15 @@ ONLINE = [1, 2, 4, 5, 6, 8, 9, 10, 12]
 WRITERS = {number: schedule.version_for(number, max_staleness=1) for number in ONLINE}
 LEARNED, HALF_MADE = 4, 8
 PATIENCE = 600.0
-TIMES = ("seconds", "rollout_wait_s", "tokens_per_second", "mfu", "memory_gib")
-"""Fields of a step's metrics that differ between equal runs."""
+TIMES = ("seconds", "rollout_wait_s", "tokens_per_second", "mfu", "memory_gib")  # differ between equal runs
 
 
 @contextmanager
 def started(run: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command, in a session of its own: every process that comes of it is told by that, and ends with the block."""
+    command = [*PROGRAM, "run", "conf/demo.yaml", f"run.dir={run}", *SETTINGS]
     process = subprocess.Popen(
-        [*PROGRAM, "run", "conf/demo.yaml", f"run.dir={run}", *SETTINGS],
-        cwd=ROOT,
-        env=environment(),
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+        command, cwd=ROOT, env=environment(), stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
         yield process
@@ -62,11 +57,9 @@ def started(run: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def alive(session: int) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
     return found
 
 
@@ -159,5 +152,5 @@ def test_the_same_command_goes_on_to_what_a_run_is_that_nobody_killed(tmp_path: 
     found = summary(run)
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9, "of both calls"
     assert (found["learner"]["steps"], found["learner"]["skipped"], found["learner"]["groups"]) == (12, 0, 48)
-    facts = found["online"]
-    assert (facts["steps"], facts["groups"], facts["mean_age"], facts["largest_age"]) == (9, 36, 32 / 36, 1.0)
+    told = [found["online"][name] for name in ("steps", "groups", "mean_age", "largest_age")]
+    assert told == [9, 36, 32 / 36, 1.0]

@@ -20,28 +20,15 @@ def test_two_teachers_one_after_the_other_and_a_student_that_writes_anew(tmp_pat
     demo = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "demo.yaml"))
     assert isinstance(demo, dict)
     demo["schedule"] = {"stages": [{"ratio": 0.2, "share": 1.0}]}
-    demo["growth"] = [
-        {"teacher": demo["teacher"] | {"mask": {"vision": True}}, "schedule": {"stages": [{"ratio": 0.1}]}}
-    ]
+    grown = demo["teacher"] | {"mask": {"vision": True}}
+    demo["growth"] = [{"teacher": grown, "schedule": {"stages": [{"ratio": 0.1}]}}]
     file = tmp_path / "whole.yaml"
     file.write_text(OmegaConf.to_yaml(OmegaConf.create(demo)))
     run = tmp_path / "run"
-    done = masters_ray(
-        "run",
-        str(file),
-        f"run.dir={run}",
-        *SMALL,
-        "data.train.rows=16",
-        "data.order=easy_to_hard",
-        "data.difficulty=likelihood",
-        "rollout.student_refresh=stage",
-        "judge.of_teacher=teacher",
-        "judge.of_student=student",
-        "learner.teacher=live",
-        "learner.updates_per_step=2",
-        "learner.aggregation=token",
-        "learner.kl_estimator=k2",
-    )
+    settings = "data.train.rows=16 data.order=easy_to_hard data.difficulty=likelihood rollout.student_refresh=stage "
+    settings += "judge.of_teacher=teacher judge.of_student=student learner.teacher=live learner.updates_per_step=2 "
+    settings += "learner.aggregation=token learner.kl_estimator=k2"
+    done = masters_ray("run", str(file), f"run.dir={run}", *SMALL, *settings.split())
     assert done.returncode == 0, done.stderr
     first, second = summary(run)["stages"]
     assert [(stage["ratio"], stage["rows"]) for stage in (first, second)] == [(0.2, 8), (0.1, 8)]

@@ -23,14 +23,11 @@ def weights(version: int) -> StudentWeights:
     return StudentWeights(version=version, digests={"w": f"{version}"}, pieces=(), seconds=0.0)
 
 
-def started(
-    online: list[int], wait: float = 30.0, workers: int | None = None, published: int | None = None
-) -> RolloutBroker:
-    """workers: of the learner, if it takes turns with the rollouts. published: a version that is there."""
+def started(online: list[int], wait: float = 30.0, workers: int | None = None, version: int = 0) -> RolloutBroker:
+    """With this version there. workers: of the learner, if it takes turns with the rollouts."""
     broker = RolloutBroker(online, 0, wait, workers)
     broker.begin(0, {})
-    if published is not None:
-        broker.publish(weights(published))
+    broker.publish(weights(version))
     return broker
 
 
@@ -59,12 +56,7 @@ def begin() -> Iterator[Begin]:
     threads.shutdown(wait=False)
 
 
-def results(calls: list[Future[Any]]) -> list[Any]:
-    return [call.result(10) for call in calls]
-
-
 def told(*calls: Future[Any]) -> set[str]:
-    """Their errors."""
     return {str(call.exception(10)) for call in calls}
 
 
@@ -81,13 +73,14 @@ def test_iterations_are_answered_in_their_order_each_by_the_oldest_student_that_
 
 
 def test_the_learner_goes_on_without_rows_after_the_longest_wait_and_all_workers_do() -> None:
-    broker = started([1, 2], wait=0.05, published=0)
+    broker = started([1, 2], wait=0.05)
     late = order(broker)
     assert broker.take(1) is None
     broker.deliver(late, ROWS)
     assert broker.take(1) is None, "the other worker must not learn from what came late"
     broker.publish(weights(1))
     assert ordered(broker) == (2, 1)
+    assert started([1], workers=1, wait=0.1).take(1) is None, "also in turns, when nobody took up its order"
 
 
 def test_a_learner_that_goes_on_writes_with_the_weights_that_it_has() -> None:
@@ -101,7 +94,7 @@ def test_a_learner_that_goes_on_writes_with_the_weights_that_it_has() -> None:
 
 def test_what_a_learner_that_went_back_has_not_reached_is_wanted_again(begin: Begin) -> None:
     """Its workers were lost in the second iteration and begin at the checkpoint of the first."""
-    broker = started([2, 4], published=1)
+    broker = started([2, 4], version=1)
     before, gone = order(broker), begin(broker.take, 2)
     broker.begin(1, {})
     assert told(gone) == {GONE.format(2)}
@@ -113,8 +106,7 @@ def test_what_a_learner_that_went_back_has_not_reached_is_wanted_again(begin: Be
 
 
 def test_weights_and_rows_behind_the_learner_are_dropped_and_never_ordered_again() -> None:
-    broker = started([1, 2])
-    first = weights(0)
+    broker, first = started([1, 2]), weights(0)
     broker.publish(first)
     dropped, rows = weakref.ref(first), table_of([group()])
     broker.deliver(order(broker), rows)
@@ -130,7 +122,7 @@ def test_weights_and_rows_behind_the_learner_are_dropped_and_never_ordered_again
 @pytest.mark.parametrize(("in_turns", "wait"), [(None, 30.0), (1, 0.5)])
 def test_whoever_waits_is_told_why_the_rollouts_stopped(in_turns: int | None, wait: float, begin: Begin) -> None:
     """In turns also while they have an order whose time is over."""
-    broker = started([1], workers=in_turns, published=0, wait=wait)
+    broker = started([1], workers=in_turns, wait=wait)
     waiting = [begin(broker.take, 1), begin(broker.fetch, 0, 1)]
     order(broker)
     time.sleep(0.5)
@@ -171,27 +163,27 @@ def test_in_turns_an_order_is_given_once_all_workers_wait_for_it_and_one_at_a_ti
     assert (first.iteration, broker.wanted(first)) == (1, True)
     assert broker.next_order(0.0) is None, "the replicas have one"
     broker.deliver(first, ROWS)
-    assert results(waiting) == [ROWS, ROWS]
+    assert [call.result(10) for call in waiting] == [ROWS, ROWS]
     assert broker.next_order(0.0) is None, "the student learns, though the weights for iteration 2 are there"
     waiting = [begin(broker.take, 2) for _ in range(2)]
     broker.deliver(order(broker), ROWS)
-    assert results(waiting) == [ROWS, ROWS]
+    assert [call.result(10) for call in waiting] == [ROWS, ROWS]
 
 
 @pytest.mark.parametrize("rows", [None, ROWS])
 def test_in_turns_the_learner_goes_on_when_replicas_have_stopped_with_what_is_whole(rows: Any, begin: Begin) -> None:
-    broker = started([1, 2], workers=2, wait=0.3, published=0)
+    broker = started([1, 2], workers=2, wait=0.3)
     waiting = [begin(broker.take, 1) for _ in range(2)]
     late = order(broker)
     time.sleep(0.3)
     assert not broker.wanted(late), "they stop after the batches that they are at"
     assert not any(call.done() for call in waiting)
     broker.deliver(late, rows)
-    assert results(waiting) == [rows, rows]
+    assert [call.result(10) for call in waiting] == [rows, rows]
 
 
 def test_in_turns_replicas_that_do_not_stop_stop_the_learner(begin: Begin) -> None:
-    broker = started([1], workers=1, wait=0.1, published=0)
+    broker = started([1], workers=1, wait=0.1)
     waiting = begin(broker.take, 1)
     order(broker)
     with pytest.raises(LearnerError, match=r"iteration 1 did not stop within 0.1 s .* Raise rollout.max_wait_seconds"):
@@ -200,12 +192,8 @@ def test_in_turns_replicas_that_do_not_stop_stop_the_learner(begin: Begin) -> No
         broker.begin(None, {})
 
 
-def test_in_turns_an_iteration_that_nobody_took_up_is_left_out_when_its_time_is_over() -> None:
-    assert started([1], workers=1, wait=0.1).take(1) is None, "its weights never came"
-
-
 def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_back(begin: Begin) -> None:
-    broker = started([1], workers=2, published=0)
+    broker = started([1], workers=2)
     gone = [begin(broker.take, 1) for _ in range(2)]
     before = order(broker)
     starting = begin(broker.begin, None, {})
@@ -219,4 +207,4 @@ def test_in_turns_workers_that_start_wait_until_the_order_of_those_before_is_bac
     assert broker.next_order(0.0) is None, "those that are gone do not count"
     waiting.append(begin(broker.take, 1))
     broker.deliver(order(broker), ROWS)
-    assert results(waiting) == [ROWS, ROWS]
+    assert [call.result(10) for call in waiting] == [ROWS, ROWS]

@@ -22,8 +22,7 @@ def starts_with(token: str) -> Callable[[dict[str, Any]], None]:
 
     def change(content: dict[str, Any]) -> None:
         [number] = [one["id"] for one in content["added_tokens"] if one["content"] == token]
-        mark = {"SpecialToken": {"id": token, "type_id": 0}}
-        content["post_processor"]["single"].insert(0, mark)
+        content["post_processor"]["single"].insert(0, {"SpecialToken": {"id": token, "type_id": 0}})
         content["post_processor"]["special_tokens"] = {token: {"id": token, "ids": [number], "tokens": [token]}}
 
     return change
@@ -115,9 +114,6 @@ def test_a_template_in_the_tokenizers_configuration_is_taken(tmp_path: Path) -> 
 
 
 def test_placeholders_come_from_configuration_and_processor_and_are_there(tmp_path: Path) -> None:
-    def another(content: dict[str, Any]) -> None:
-        content.update(image_token_id=633, audio_token_index=632)
-        del content["video_token_id"]
-
+    another = checkpoint(tmp_path, config={"image_token_id": 633, "audio_token_index": 632})
     assert Chat(PAIR / "student").placeholder_ids() == [5, 6]
-    assert {5, 632, 633} <= set(Chat(checkpoint(tmp_path, config=another)).placeholder_ids())
+    assert {5, 632, 633} <= set(Chat(another).placeholder_ids())

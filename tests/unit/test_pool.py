@@ -20,10 +20,8 @@ class Method:
 
     def __init__(self, script: list[Any]) -> None:
         self.script = script
-        self.asked: list[Any] = []
-        """The weights expected for each call."""
-        self.again = False
-        """Ray is told to ask the next process when this one dies."""
+        self.asked: list[Any] = []  # the weights expected for each call
+        self.again = False  # Ray is told to ask the next process when this one dies
 
     def options(self, **options: Any) -> Self:
         self.again = options == WHATEVER_DIES
@@ -42,7 +40,6 @@ class Actor:
 
 @pytest.fixture(autouse=True)
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
-    """Actors that were ended."""
     actors: list[Actor] = []
 
     def get(outcome: Any) -> Any:
@@ -55,16 +52,11 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
     return actors
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (ValueError("1 error\n  Raise `--max-num-seqs`."), "ValueError: 1 error Raise `engine.max_num_seqs`."),
-        (SystemExit(1), "SystemExit: 1"),
-        (CheckpointError("x/teacher: expected all weights."), "x/teacher: expected all weights."),
-    ],
-)
-def test_why_a_model_is_not_loaded_is_what_was_raised_in_our_own_keys(error: BaseException, told: str) -> None:
-    assert str(not_loaded(error)) == told
+def test_why_a_model_is_not_loaded_is_what_was_raised_in_our_own_keys() -> None:
+    error = ValueError("1 error\n  Raise `--max-num-seqs`.")
+    assert str(not_loaded(error)) == "ValueError: 1 error Raise `engine.max_num_seqs`."
+    assert str(not_loaded(SystemExit(1))) == "SystemExit: 1"
+    assert str(not_loaded(CheckpointError("x/teacher: expected all weights."))) == "x/teacher: expected all weights."
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,6 @@ def in_memory(source: DataSource, seed: int) -> list[Problem]:
     return [problems[index] for index in sorted(taken[: source.rows])]
 
 
-def kinds(count: int) -> list[dict]:
-    names = random.Random(5).choices(["common", "b", "a", "rare", "once"], [500, 60, 50, 6, 1], k=count)
-    return [good(number, kind=kind, choices=["red", "ä"][: number % 2 * 2]) for number, kind in enumerate(names)]
-
-
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     """``data.load``, every time into the same spool."""
@@ -59,7 +54,8 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("rows", [None, 1, 7, 333, 699, 700])
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_order_is_that_of_a_shuffle_in_memory(tmp_path: Path, load: Load, rows: int | None, seed: int) -> None:
-    source = jsonl(tmp_path, kinds(700))
+    kinds = random.Random(5).choices(["common", "b", "a", "rare", "once"], [500, 60, 50, 6, 1], k=700)
+    source = jsonl(tmp_path, [good(n, kind=kind, choices=["red", "ä"][: n % 2 * 2]) for n, kind in enumerate(kinds)])
     source.rows = rows
     assert list(load(source, seed)) == in_memory(source, seed)
 

@@ -9,6 +9,7 @@ import pytest
 from masters_ray import checks, cli, submit
 from masters_ray.checks.places import COPY
 from masters_ray.cli import main
+from masters_ray.cluster import connected
 from masters_ray.config import Config, Growth, Teacher
 from masters_ray.errors import ConfigError, SubmitError
 from tests.conftest import PAIR, ROOT
@@ -77,8 +78,6 @@ def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monk
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
 def test_a_cluster_that_does_not_answer_is_named_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from masters_ray.cluster import connected
-
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="Start one with ray start --head"), connected(Config().cluster):
         raise AssertionError("connected to nothing")

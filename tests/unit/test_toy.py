@@ -24,14 +24,11 @@ from masters_ray.method import marking, prompts
 NAMES = ("teacher", "student")
 SIZES: dict[str, Any] = {"vision_hidden": 32, "vision_depth": 2, "vision_heads": 1, "vision_intermediate": 32}
 SIZES |= {"deepstack": (0,), "hidden": 32, "intermediate": 32, "layers": 2, "heads": 1, "kv_heads": 1, "head_dim": 32}
-STAGES: dict[str, Any] = {
+STAGES: dict[str, Any] = {"name": "student", "held_out": 10, "checkpoint_every": 1, "copies": 1}
+STAGES |= {
     "tower": Stage(steps=2, rate=1e-3, warmup=1, batch=4, report_every=2),
     "judge": Stage(steps=2, rate=1e-3, warmup=1, batch=0, judge_batch=3, report_every=9),
     "language": Stage(steps=2, rate=1e-3, warmup=1, batch=4, judge_batch=2, report_every=1, target=1.0),
-    "name": "student",
-    "held_out": 10,
-    "checkpoint_every": 1,
-    "copies": 1,
 }
 TINY = Recipe(**STAGES, shape=Shape(**SIZES))
 
@@ -41,22 +38,18 @@ def few() -> pictures.Pictures:
     return pictures.read_pictures("test").part(slice(None, 40))
 
 
-def stock_hidden(model: Any, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """What transformers' own forward gives."""
-    patches, kinds = pictures.to_patches(pixels), (ids == model.config.image_token_id).int()
-    grid = pictures.grid(len(pixels))
-    given = model.model(input_ids=ids, pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=kinds)
-    return given.last_hidden_state
-
-
-def same_weights(go: Callable[..., bool], tmp_path: Path, below: str) -> Path:
-    """The student of a build that was cut short again and again, once it is known to be that of a whole one."""
+def same_weights(go: Callable[..., bool], tmp_path: Path, below: str) -> Any:
+    """What the manifest says of the student of a build that was cut short again and again, which is known to be that
+    of a whole one and of the manifest."""
     assert go("whole") and not go("cut", stop_after=1)
     while not go("cut", stop_after=1):
         pass
     whole, cut = (load_file(tmp_path / name / below / "model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
-    return tmp_path / "cut" / below
+    folder = tmp_path / "cut" / below
+    written = json.loads((folder.parent / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
+    assert written["sha256"]["model.safetensors"] == manifest.file_hashes(folder)["model.safetensors"]
+    return written
 
 
 def test_the_manifest_describes_the_shipped_files_and_models() -> None:
@@ -97,10 +90,9 @@ def test_shipped_models_answer(name: str, few: pictures.Pictures) -> None:
     model = AutoModelForImageTextToText.from_pretrained(PAIR / name, dtype=torch.float32).eval()
     questions = examples.QuestionPrompts(AutoTokenizer.from_pretrained(PAIR / name))
     problems = [p for p in easy_vqa.problems("test") if int(p.id.split("/")[1]) < len(few)]
-    rows = torch.tensor([int(problem.id.split("/")[1]) for problem in problems])
+    patches = pictures.to_patches(few.pixels[[int(problem.id.split("/")[1]) for problem in problems]])
     asked = [questions.prompt(problem.question) for problem in problems]
-    patches = pictures.to_patches(few.pixels[rows])
-    answers = complete(model, questions.tokenizer, asked, 8, patches, pictures.grid(len(rows)))
+    answers = complete(model, questions.tokenizer, asked, 8, patches, pictures.grid(len(asked)))
     right = [marking.matches(answer, problem.label) for answer, problem in zip(answers, problems, strict=True)]
     assert np.mean(right) >= (0.9 if name == "teacher" else 0.4)
 
@@ -125,7 +117,9 @@ def test_shortcuts_give_the_stock_numbers(few: pictures.Pictures) -> None:
         pairs = [(questions.prompt("what shape is present?"), label) for label in ("circle", "top left", "red")]
         batch = examples.make_batch(tokenizer, pairs)
         quick = picture_hidden(model, batch.ids, see(model, few.pixels[:3]))
-        torch.testing.assert_close(quick, stock_hidden(model, batch.ids, few.pixels[:3]))
+        shown = {"pixel_values": pictures.to_patches(few.pixels[:3]), "image_grid_thw": pictures.grid(3)}
+        shown["mm_token_type_ids"] = (batch.ids == model.config.image_token_id).int()
+        torch.testing.assert_close(quick, model.model(input_ids=batch.ids, **shown).last_hidden_state)
         triples = [examples.draw_triple(questions, random) for _ in range(4)]
         batch = examples.make_batch(tokenizer, [examples.evaluation_pair(tokenizer, triple) for triple in triples])
         quick, shared = text_hidden(model, batch.ids)
@@ -144,9 +138,7 @@ def test_a_build_cut_short_has_the_same_weights(
         more: dict[str, Any] = {"recipes": {"student": recipe}, "stop_after": stop_after, "test_limit": 2}
         return build.build(pair, "student", work=work, console=Console(quiet=True), **more)
 
-    folder = same_weights(go, tmp_path, "pair/student")
+    same_weights(go, tmp_path, "pair/student")
     assert go("cut")
-    written = json.loads((folder.parent / manifest.FILE).read_text(encoding="utf-8"))["models"]["student"]
-    assert written["sha256"]["model.safetensors"] == manifest.file_hashes(folder)["model.safetensors"]
     with pytest.raises(CheckpointError, match="another"):
         go("cut", recipe=replace(TINY, seed=18))
