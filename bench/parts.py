@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -163,4 +164,5 @@ def _gradient_difference(one: Any, other: Any) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name, *words = sys.argv[1:]
-    print(json.dumps(globals()[name](*(int(word) if word.isdigit() else word for word in words))))
+    print(json.dumps(globals()[name](*(int(word) if word.isdigit() else word for word in words))), flush=True)
+    os._exit(0)  # what was printed is all: gloo's threads may abort at exit
