@@ -95,7 +95,7 @@ def written(context: CheckContext) -> None:
                     with tempfile.TemporaryFile(dir=_nearest(path)) as file:
                         file.write(b"0")
                 else:
-                    folder.try_out()
+                    folder.try_writing()
 
 
 def room(context: CheckContext) -> None:

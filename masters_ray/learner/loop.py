@@ -126,10 +126,10 @@ class _Worker:
         return None if state is None else hf.in_checkpoint(state, self._folder, self._job.settings.dtype)
 
     def compare(self, stores: Sequence[store.Where]) -> None:
-        """Compares the untrained student's log-probabilities with the engine's, in the stores of all stages."""
+        """Compares the untrained student's log-probabilities with the stored ones, in the stores of all stages."""
         over_workers, bound = self._engine.over_workers, self._largest_gap
         for plan, folder in zip(self._job.stages, stores, strict=True):
-            [part] = self._own([Step(plan=plan, number=0, table=agreement.sample(folder))])
+            [part] = self._of_this_worker([Step(plan=plan, number=0, table=agreement.sample(folder))])
             mismatch = agreement.compare(part, lambda one: self._engine(one.to(self._device))[0], over_workers, bound)
             if mismatch is not None:
                 found, unfit = mismatch
@@ -146,18 +146,18 @@ class _Worker:
             iter(shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=1)),
             job.steps,
             skip=done,
-            fresh=self._take,
+            fresh=self._fresh_rows,
             max_staleness=job.max_staleness,
         )
-        parts = self._own(coming)
+        parts = self._of_this_worker(coming)
         # In turns a worker may wait for an iteration's rows only once it has learned from the one before.
         return parts if job.turns and job.online else prefetch(parts)
 
-    def _own(self, planned: Iterable[Step]) -> Iterator[WorkerStep]:
+    def _of_this_worker(self, planned: Iterable[Step]) -> Iterator[WorkerStep]:
         budget = self._job.settings.tokens_per_micro_batch
         return worker_steps(planned, self._collator, rank=self._rank, workers=self._workers, budget=budget)
 
-    def _take(self, number: int) -> pa.Table | None:
+    def _fresh_rows(self, number: int) -> pa.Table | None:
         if self._job.turns and self._device.type == "cuda":
             torch.cuda.empty_cache()  # leaves the memory to the engines
         return ask(self._broker, "take", number)
@@ -298,7 +298,7 @@ class _Worker:
             )
 
     def _report(self, report: Report) -> None:
-        if not isinstance(report, str | LogprobMismatch):  # which come at every start
+        if not isinstance(report, str | LogprobMismatch):  # these come again at every start
             self._history.append(report)
         if self._rank == 0:
             self._reports.put(report)

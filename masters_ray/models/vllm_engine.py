@@ -213,13 +213,13 @@ def _scores(prompt_tokens: int, flat: Any, answer: Sequence[int], top_k: int) ->
     spans = [slice(*span) for span in zip(flat.start_indices, flat.end_indices, strict=True)][-len(answer) :]
     ids = [flat.token_ids[span][: top_k + 1] for span in spans]
     logprobs = [flat.logprobs[span][: top_k + 1] for span in spans]
-    there = sum(len(own) > top_k and own[0] == token for own, token in zip(ids, answer, strict=False))
-    if there < len(answer):
-        return Refused(reason=f"the engine scored {there} of the answer's {len(answer)} tokens")
+    scored = sum(len(own) > top_k and own[0] == token for own, token in zip(ids, answer, strict=False))
+    if scored < len(answer):
+        return Refused(reason=f"the engine scored {scored} of the answer's {len(answer)} tokens")
     own, top_logprobs = np.split(np.array(logprobs, np.float32), [1], axis=1)
     top_ids = np.array(ids, np.int32)[:, 1:]
     if not (np.isfinite(own).all() and (own <= _ROUNDING).all() and (top_logprobs <= _ROUNDING).all()):
-        none = "a log-probability that is none (not a number, or infinite)"
+        none = "a log-probability that is not finite, or above 0"
         return Refused(reason=f"the engine gave {none}; is the checkpoint whole? If so, try engine.dtype=float32")
     if (np.diff(np.sort(top_ids), axis=-1) == 0).any():
         return Refused(reason=f"the engine gave a token twice among the {top_k} likeliest")

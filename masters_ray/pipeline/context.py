@@ -32,8 +32,8 @@ class ReplicaOwner:
         self._config = config
         self._key: Hashable = None
         self._replicas: Replicas | None = None
-        for teacher in range(len(config.schedules)) if turns is not None else ():
-            self._online_specs(teacher, 0.0)
+        for teacher in range(len(config.schedules) if turns is not None else 0):
+            self._online_specs(teacher, 0.0)  # for its ConfigError
 
     def get(self, key: Hashable, wanted: Callable[[], list[ReplicaSpec]]) -> Replicas:
         """Returns the replicas started under this key, else stops all and starts ``wanted``. Raises ReplicaError when

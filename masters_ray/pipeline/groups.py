@@ -199,7 +199,7 @@ class GroupMaker:
         missing = {role: [one.unscored(role) for one in questions] for role in self._scorers}
         asked = {role: answers for role, answers in missing.items() if any(answers)}
         calls = [
-            partial(self._call, role, "score", sum(map(bool, answers)), shared, answers)
+            partial(self._call, role, "score", len([own for own in answers if own]), shared, answers)
             for role, answers in asked.items()
         ]
         for (role, answers), scored in zip(asked.items(), run_all(calls), strict=True):
@@ -230,8 +230,8 @@ class GroupMaker:
 
 
 def _taken_over(earlier: store.Lookup, questions: Sequence[_Question], by: JudgedBy) -> WrittenBatch:
-    """Returns the student's answers in earlier rows of the same questions, and notes their verdicts, given
-    ``by`` the same judge."""
+    """Returns the student's answers in earlier rows of the same questions, and copies their
+    verdicts, given by judge ``by``, into the questions."""
     found = earlier.rows([one.digest for one in questions])
     answers: list[tuple[Answer, ...]] = []
     prompt_tokens, logprobs = list[int](), list[np.ndarray]()
@@ -259,14 +259,14 @@ def _add_scores(
     questions: Sequence[_Question], role: Role, answers: Sequence[Sequence[TokenIds]], scored: ScoredBatch
 ) -> None:
     """Adds a model's scores of ``answers``, and rejects the questions that it refused."""
-    place = 0
+    offset = 0
     for index, (one, own, count) in enumerate(zip(questions, answers, scored.prompt_tokens, strict=True)):
         if (refused := scored.refused.get(index)) is not None:
             by = "" if refused.kind == "picture" else f"the {role}'s engine refuses it: "
             one.reject(Refused(reason=by + refused.reason, kind=refused.kind))
             continue
         for ids in own:
-            one.scores.setdefault((role, ids), scored.tokens.slice(place, 1))
-            place += 1
+            one.scores.setdefault((role, ids), scored.tokens.slice(offset, 1))
+            offset += 1
         if count:
             one.prompt_tokens[role] = count

@@ -114,8 +114,8 @@ class OnlineRollouts:
         iteration, index = self._iterations[order.iteration], recipe.stage.index
         folder, writer = self._run.directory.online(index), self._writers[index]
         writer.discard(store.read_accounts(folder, iteration.positions))
-        following: tuple[Role, ...] = ("student", "judge") if self._run.config.judge.follows_student else ("student",)
-        for role in following:
+        roles: tuple[Role, ...] = ("student", "judge") if self._run.config.judge.follows_student else ("student",)
+        for role in roles:
             replicas.pools[role].hold(order.weights)
         loaded = time.monotonic() - began
 

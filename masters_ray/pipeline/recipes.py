@@ -67,8 +67,8 @@ def writer(run: RunContext, stage: Stage) -> Path | None:
 
 
 def earlier(run: RunContext, stage: Stage) -> store.Lookup | None:
-    """Returns the rows whose student answers a stage takes over, with their verdicts, if each stage asks all questions
-    of the same student: those of the first stage with the same judge of student answers."""
+    """Returns the rows of the first stage with the same judge of student answers: a stage takes over their student
+    answers and verdicts. None where stages share out the questions, or the student is refreshed."""
     if run.config.of_teacher(stage.teacher).schedule.stage_data == "share" or run.refreshes:
         return None
     by_teacher = run.config.judge.of_student == "teacher"
@@ -119,7 +119,7 @@ def recipe(
     )
 
 
-def wanted(run: RunContext, stage: Stage) -> list[int]:
+def positions_before_training(run: RunContext, stage: Stage) -> list[int]:
     """Returns the positions of a stage whose rows are made before training: all but those that only online iterations
     answer."""
     online = {
@@ -153,7 +153,7 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
         _refuse_to_mend(run, stage, survey.broken)
         return False
     asked = {position for account in survey.accounts.values() for position in account.asked}
-    if missing := set(wanted(run, stage)) - asked:
+    if missing := set(positions_before_training(run, stage)) - asked:
         raise StoreError(
             f"{folder}: finished without {len(missing)} questions of its stage, by a larger rollout.online_fraction or "
             f"another learner.groups_per_step. {store.OTHER_RECIPE}"

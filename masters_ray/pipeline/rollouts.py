@@ -140,8 +140,8 @@ def question_batches(questions: Questions, positions: Iterable[int], size: int) 
     A batch never spans a question that is left out, so that shards, sorted by their first position, hold rows in order.
     Example: positions 0, 1, 3, 4, 5, size 2: batches [0, 1], [3, 4], [5].
     """
-    for _, run in groupby(enumerate(positions), key=lambda one: one[1] - one[0]):
-        for batch in batches([position for _, position in run], size):
+    for _, neighbours in groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0]):
+        for batch in batches([position for _, position in neighbours], size):
             yield list(zip(batch, questions[batch[0] : batch[-1] + 1], strict=True))
 
 
@@ -195,7 +195,7 @@ class StageWork:
         wanted: Callable[[Batch], bool] = lambda _: True,
     ) -> Iterator[Batch]:
         """Yields batches when they are stored. A batch on which replicas died twice is made at the end, question by
-        question; a question on which they die three times is set aside. wanted: no batch is begun once it is false."""
+        question; a question on which they die three times is set aside. wanted: is asked before each batch."""
         suspects: list[Batch] = []
         todo = question_batches(questions, positions, self._recipe.rollout.batch_rows)
         # As many batches as all pools have places together, so that the busiest pool is never idle.
@@ -204,15 +204,15 @@ class StageWork:
             if isinstance(made, ReplicaLostError):
                 suspects.append(batch)
             else:
-                yield self._count(batch, made)
-        for single in takewhile(wanted, ([row] for batch in suspects for row in batch)):
+                yield self._add_up(batch, made)
+        for single in takewhile(wanted, ([question] for batch in suspects for question in batch)):
             made = self._attempt(single, _TRIES_SINGLE)
             if isinstance(made, ReplicaLostError):
                 [(position, problem)] = single
                 reason = f"a replica died {_TRIES_SINGLE} times in a row on this question: {made}"
                 made = MadeBatch(rejected={position: Rejected(row=problem.id, reason=reason, kind="replica")})
                 self._store(single, made)
-            yield self._count(single, made)
+            yield self._add_up(single, made)
 
     def seconds(self) -> float:
         """Returns the seconds of work on the stage so far, in this call and earlier calls."""
@@ -222,7 +222,7 @@ class StageWork:
         """Makes and stores a batch. Returns the last error when replicas die each time."""
         for _ in range(tries):
             try:
-                made = self._made(batch)
+                made = self._reused_or_made(batch)
             except ReplicaLostError as error:
                 lost = error
                 say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
@@ -231,12 +231,12 @@ class StageWork:
                 return made
         return lost
 
-    def _count(self, batch: Batch, made: MadeBatch) -> Batch:
+    def _add_up(self, batch: Batch, made: MadeBatch) -> Batch:
         self.tally += made.tally
         self.rejected |= made.rejected
         return batch
 
-    def _made(self, batch: Batch) -> MadeBatch:
+    def _reused_or_made(self, batch: Batch) -> MadeBatch:
         """Returns the batch's rows; takes over reusable rows and makes the others."""
         if self._reusable is None:
             return self._maker.make(batch)
@@ -246,7 +246,7 @@ class StageWork:
             for position, problem in batch
             if problem.digest in found
         }
-        made = self._maker.make([row for row in batch if row[0] not in taken])
+        made = self._maker.make([(position, problem) for position, problem in batch if position not in taken])
         if not taken:
             return made
         reused = pa.concat_tables(taken.values()).combine_chunks()

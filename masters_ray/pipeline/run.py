@@ -71,33 +71,33 @@ def make_rollouts(run: RunContext, measure: bool = True, go_on_online: bool = Fa
     blocks = [list(block) for _, block in by_teacher]
     for block in blocks:
         last = block is blocks[-1]
-        measured = [*(["student_before"] if block is blocks[0] else []), *(["teacher"] if last else [])]
+        due = {"student_before": block is blocks[0], "teacher": last}
         # With several teachers, online iterations do not begin with the last teacher's engines.
         keep = go_on_online and last and not run.config.growth
-        _make_block(run, block, measured if measure else [], keep)
+        _make_block(run, block, [name for name in due if measure and due[name]], keep)
         if run.refreshes and not last:
             index = block[-1].index
             learning.learn(run, run.stages[: index + 1], run.directory.student_after(index))
     run.write_quarantine(run.stages)
 
 
-def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bool) -> None:
-    """Makes the stores of a block and the accuracies in ``measured`` that are missing. keep: start the replicas as
+def _make_block(run: RunContext, block: Block, to_measure: Sequence[str], keep: bool) -> None:
+    """Makes the stores of a block and the accuracies in ``to_measure`` that are missing. keep: start the replicas as
     those of online iterations, and leave them running."""
     directory, phase, first = run.directory, run.journal.phase, block[0]
     config = run.config.of_teacher(first.teacher)
     checkpoint = weights.locate(config.teacher.checkpoint)
     todo = [stage for stage in block if not recipes.is_complete(run, stage)]
-    if "teacher" in measured and not directory.student.exists():
+    if "teacher" in to_measure and not directory.student.exists():
         run.measured.refuse_rows_of_another_teacher([directory.stage(stage.index) for stage in block], checkpoint)
     # A teacher's weights may be large: they are not read only to compare them with the weights that were measured.
     digests = {"student_before": run.reference}
-    unmeasured = [name for name in measured if not run.measured.is_measured(name, digests.get(name))]
+    unmeasured = [name for name in to_measure if not run.measured.is_measured(name, digests.get(name))]
     if not todo and not unmeasured and (run.questions.known or not run.online):
         return
-    directory.rollouts.try_out()
+    directory.rollouts.try_writing()
     for place in config.rollout.reuse:
-        rollouts.stores_in(place)
+        rollouts.stores_in(place)  # raises when there are none
     ratio = todo[0].ratio if todo else 0.0
     with phase("start of the engines"):
         writer = recipes.writer(run, first)
@@ -118,7 +118,7 @@ def _make_block(run: RunContext, block: Block, measured: Sequence[str], keep: bo
     for stage in todo:
         with phase("rollouts"):
             recipe, earlier = recipes.of_stage(run, stage), recipes.earlier(run, stage)
-            folder, positions = directory.stage(stage.index), recipes.wanted(run, stage)
+            folder, positions = directory.stage(stage.index), recipes.positions_before_training(run, stage)
             rollouts.roll_out(recipe, run.questions, positions, replicas, folder, earlier)
     if "teacher" in unmeasured:
         with phase("evaluation before"):

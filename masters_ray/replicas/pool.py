@@ -16,7 +16,7 @@ from masters_ray.weight_sync.student_weights import StudentWeights
 
 CALLS_AT_ONCE = 3
 """Concurrent calls per replica; their requests share the engine's batch, which stays full as calls begin and end."""
-WHATEVER_DIES: dict[str, Any] = {"max_task_retries": -1, "retry_exceptions": [ReplicaLostError]}
+REPEAT_AFTER_DEATH: dict[str, Any] = {"max_task_retries": -1, "retry_exceptions": [ReplicaLostError]}
 """Options with which Ray repeats a call each time it restarts the process."""
 _SECONDS_TO_END = 20
 
@@ -27,14 +27,14 @@ class Pool:
     Ray restarts a replica whose process dies, up to ``max_restarts`` times. Its calls raise ReplicaLostError once the
     model is loaded again; a replica that cannot load it is left out. After ``mask`` or ``hold`` a restarted process
     has the same weights before its first call, which raises CheckpointError or WeightSyncError if they differ. No call
-    waits forever: each waits for a call that ends, or for ``close``, which ends all."""
+    waits forever: it ends when another call ends, or at ``close``."""
 
     def __init__(self, role: Role, actors: list[Any]) -> None:
         """actors: ReplicaActor handles whose models are loaded."""
         self.role = role
         self._actors = actors
         self._calls = Counter[Any]()  # under way, by actor
-        self._away = set[Any]()  # actors whose process is being restarted
+        self._restarting = set[Any]()  # actors whose process is being restarted
         self._expected: Expected | None = None
         self._lost = ""  # why the last actor was left out
         self._closed = False
@@ -62,7 +62,7 @@ class Pool:
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Calls a method of ReplicaActor on every replica, while no other call is under way; returns their results.
         Repeats it on a replica that restarts; leaves out one that does not. Raises ReplicaError when none is left."""
-        asked = {one: getattr(one, method).options(**WHATEVER_DIES).remote(*arguments) for one in self._actors}
+        asked = {one: getattr(one, method).options(**REPEAT_AFTER_DEATH).remote(*arguments) for one in self._actors}
         found = []
         for actor, future in asked.items():
             try:
@@ -110,7 +110,7 @@ class Pool:
             self._changed.notify_all()
 
     def wait_until_idle(self) -> None:
-        """Returns when no call waits any more: after Ray's shutdown it would start a Ray. Raises ReplicaError."""
+        """Returns when no call is under way: after Ray's shutdown it would start another Ray. Raises ReplicaError."""
         with self._changed:
             if not self._changed.wait_for(lambda: not self._calls.total(), timeout=_SECONDS_TO_END):
                 raise ReplicaError(f"{self.role}: a call did not end {_SECONDS_TO_END} s after the last replica")
@@ -125,7 +125,7 @@ class Pool:
             return actor
 
     def _free(self) -> list[Any]:
-        return [one for one in self._actors if one not in self._away and self._calls[one] < CALLS_AT_ONCE]
+        return [one for one in self._actors if one not in self._restarting and self._calls[one] < CALLS_AT_ONCE]
 
     def _refusal(self, method: str) -> ReplicaError:
         if self._closed:
@@ -134,15 +134,15 @@ class Pool:
 
     def _wait_for(self, actor: Any) -> None:
         """Returns when the model is loaded in the process that Ray starts in the dead one's place."""
-        if actor not in self._away:
+        if actor not in self._restarting:
             say(f"{self.role}: the process of a replica died; Ray starts another one")
-        self._away.add(actor)
+        self._restarting.add(actor)
         try:
-            self._result(actor.ready.options(**WHATEVER_DIES).remote(), "start")
+            self._result(actor.ready.options(**REPEAT_AFTER_DEATH).remote(), "start")
         except MastersError as error:
             self._leave_out(actor, error)
         else:
-            self._away.discard(actor)
+            self._restarting.discard(actor)
 
     def _leave_out(self, actor: Any, error: MastersError) -> None:
         with self._changed:

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 
 from masters_ray.errors import ReplicaError
 from masters_ray.replicas.actor import ReplicaActor
-from masters_ray.replicas.pool import CALLS_AT_ONCE, WHATEVER_DIES, Pool, replica_error
+from masters_ray.replicas.pool import CALLS_AT_ONCE, REPEAT_AFTER_DEATH, Pool, replica_error
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spec import ReplicaSpec
 
@@ -28,7 +28,7 @@ class Replicas:
                 own = spec if spec.devices is None else replace(spec, devices=(spec.devices[number],))
                 actor = ray.remote(actor_class).options(**_options(spec)).remote(own)
                 self._actors.append(actor)
-                loading[actor.ready.options(**WHATEVER_DIES).remote()] = spec
+                loading[actor.ready.options(**REPEAT_AFTER_DEATH).remote()] = spec
                 for role in spec.roles:
                     by_role.setdefault(role, []).append(actor)
                 if spec.sleeps or 0 < spec.share < 1:

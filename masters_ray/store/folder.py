@@ -98,7 +98,7 @@ class Folder:
     def rename(self, name: str, new_name: str) -> None:
         self._ask("renamed", name, self.filesystem.move, self.path(name), self.path(new_name))
 
-    def try_out(self) -> None:
+    def try_writing(self) -> None:
         """Tests write access: writes a file and removes it."""
         self.write("tried", b"")
         self.remove("tried")

@@ -9,7 +9,7 @@ from masters_ray.errors import CheckpointError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
 from masters_ray.replicas import pool as pool_module
 from masters_ray.replicas.actor import not_loaded
-from masters_ray.replicas.pool import CALLS_AT_ONCE, WHATEVER_DIES, Pool, replica_error
+from masters_ray.replicas.pool import CALLS_AT_ONCE, REPEAT_AFTER_DEATH, Pool, replica_error
 
 DIED = ActorDiedError()
 REPORT = MaskReport(ratio=0.2, sparsity=0.2, digest="same")
@@ -24,7 +24,7 @@ class Method:
         self.again = False  # Ray is told to ask the next process when this one dies
 
     def options(self, **options: Any) -> Self:
-        self.again = options == WHATEVER_DIES
+        self.again = options == REPEAT_AFTER_DEATH
         return self
 
     def remote(self, *arguments: Any, expected: Any = None) -> Any:

@@ -290,10 +290,10 @@ def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucke
     assert next(look.verify(folder)) == f"{folder}: 2 shards, 2 rows, all read"
     digest = GROUPS[1].problem.digest
     assert store.Lookup([folder]).rows([digest])[digest]["position"].to_pylist() == [1]
-    Folder(f"{bucket}/run").try_out()
+    Folder(f"{bucket}/run").try_writing()
     assert Folder(f"{bucket}/run").names() == []
     with pytest.raises(StoreError, match="s3://other/tried: cannot be written"):
-        Folder("s3://other").try_out()
+        Folder("s3://other").try_writing()
 
 
 @pytest.mark.e2e
