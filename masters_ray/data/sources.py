@@ -1,5 +1,6 @@
 """Reads the rows of a jsonl or parquet file one at a time; names other formats, with what to do."""
 
+import codecs
 import itertools
 import json
 import re
@@ -92,7 +93,7 @@ def _reading(file: Path) -> Iterator[None]:
 def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
+            if line.removeprefix(codecs.BOM_UTF8).strip():
                 yield number, _object(line)
 
 

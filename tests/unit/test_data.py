@@ -109,10 +109,10 @@ def test_a_label_is_what_people_meant_whatever_the_type_of_its_column(
 
 def test_a_line_that_is_not_utf_8_costs_its_row_and_a_byte_order_mark_and_lines_of_windows_none(tmp_path: Path) -> None:
     lines, file = jsonl(tmp_path, [good(1), good(2)]), tmp_path / "rows.jsonl"
-    windows = b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n\r\n")
+    windows = b"\xef\xbb\xbf\r\n" + file.read_bytes().replace(b"\n", b"\r\n\r\n")
     file.write_bytes(windows + '{"question": "wh\xe4t"}\n'.encode("latin-1"))
     loaded = load(lines)
-    assert (ids(loaded), loaded.rejected[0].row) == (["q1", "q2"], f"{file}:5")
+    assert (ids(loaded), loaded.rejected[0].row) == (["q1", "q2"], f"{file}:6")
     assert loaded.rejected[0].reason.startswith("not JSON in UTF-8 that can be read: 'utf-8' codec can't decode byte")
 
 
