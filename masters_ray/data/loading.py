@@ -123,7 +123,10 @@ def _usual_reading(source: DataSource) -> Reading:
 def _name(value: Any, key: str) -> str | None:
     if value is None or value != value:  # NaN stands for a missing value in a column of numbers
         return None
-    return as_text(str(value) if isinstance(value, bool) else value, key) or None
+    text = as_text(str(value) if isinstance(value, bool) else value, key)
+    if len(text) > 500:
+        raise BadRowError(f"{key}: expected at most 500 characters, found {len(text)}")
+    return text or None
 
 
 def load(

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import threading
 import unicodedata
 import warnings
@@ -82,13 +83,14 @@ def encoded(picture: Picture) -> bytes:
         return picture.data
     name, path = _name(picture), Path(picture.path or "")
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-            raise BadPictureError(f"{name} is not an ordinary file")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > 1 << 30:  # opening a pipe would wait for a writer
+            raise BadPictureError(f"{name} is not an ordinary file of at most 1 GiB")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BadPictureError(f"{name} does not exist") from None
-    except OSError as error:
-        raise BadPictureError(f"{name} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        raise BadPictureError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from error
     if picture.digest not in (None, hashlib.sha256(content).hexdigest()):
         raise BadPictureError(f"{name} has changed since the data were read")
     return content

@@ -47,6 +47,7 @@ BAD: list[tuple[Any, str]] = [
     (good(9, image=["a.png", "a.png"]), "2 pictures, expected 1 to engine.max_pictures = 1"),
     (good(11, answer=["a", "b"]), "answer: expected a single text, number or date, found ['a', 'b']: write what is m"),
     (good(12, kind="\ud83d"), "kind: holds the character NUL or half of a surrogate pair: take it out"),
+    (good(13, id="9" * 501), "id: expected at most 500 characters, found 501"),
     ("# a comment", "not JSON in UTF-8 that can be read: Expecting value"),
     ("3", "expected an object with question, answer and image, found int"),
     ('{"question": "q?", "question": "r?"}', "one of the keys ['question', 'question'] stands there twice"),

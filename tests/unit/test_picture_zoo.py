@@ -204,11 +204,13 @@ def test_what_is_no_picture_or_has_no_honest_scale_is_refused_with_its_reason(co
             look(Picture(data=content))
 
 
-@pytest.mark.parametrize("name", ["pipe.png", ".", "loop.png", "/dev/zero"])
+@pytest.mark.parametrize("name", ["pipe.png", ".", "loop.png", "/dev/zero", "a\0b"])
 def test_only_ordinary_files_are_opened(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    with pytest.raises(BadPictureError, match="cannot be read: " if name == "loop.png" else "is not an ordinary file"):
+    with pytest.raises(
+        BadPictureError, match="cannot be read: " if name in ("loop.png", "a\0b") else "is not an ordinary"
+    ):
         check(Picture(path=str(tmp_path / name)))
 
 
