@@ -36,6 +36,8 @@ def _of_model(context: CheckContext, name: str) -> None:
     from masters_ray.models.chat import Chat
 
     folder = context.folders[name]
+    if not weights.read_json(folder / "config.json").get("architectures"):
+        raise CheckpointError(f"{folder}: config.json names no architectures, by which engines know a model")
     if extra := hf.unexpected_weights(folder):
         say(f"{name}: {folder} has weights of no part of its model ({weights.some(extra)}); engines may refuse them")
     chat = Chat(folder)

@@ -56,8 +56,8 @@ class Chat:
         self.processor.chat_template = template  # older checkpoints have it in tokenizer_config.json
         system, user = ({"role": role, "content": _PROBE} for role in ("system", "user"))
         if not _shows_probe(self._rendered([user])):
-            wanted = "a chat template that takes a list of pictures and texts (that of the model's processor)"
-            raise CheckpointError(f"{self.folder}: expected {wanted}, found another")
+            wanted = "a chat template that takes a list of pictures and texts, found one that leaves the texts out"
+            raise CheckpointError(f"{self.folder}: expected {wanted}. Use that of the model's processor")
         self._takes_system = _shows_probe(self._tried([system, {"role": "user", "content": "x"}]))
 
     def text(self, messages: Sequence[Message]) -> str:
@@ -132,7 +132,8 @@ class Chat:
         try:
             return str(self.processor.apply_chat_template(turns, **options))
         except Exception as error:  # templates raise errors of any kind
-            raise CheckpointError(f"{self.folder}: its chat template does not take the messages: {error}") from error
+            told = f"its chat template does not take the messages: {error}. Use that of the model's processor"
+            raise CheckpointError(f"{self.folder}: {told}") from error
 
     def _tried(self, messages: Sequence[Message], *, asks: bool = True) -> str:
         try:

@@ -57,7 +57,8 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+        remedy = "Take a vision-language model in transformers' own layout, which is often named -hf."
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error} {remedy}") from error
     faults = [f"no {name}" for name in sorted(info["missing_keys"])]
     for name, found, expected in sorted(info["mismatched_keys"]):
         faults.append(f"{name} of shape {list(found)} in place of {list(expected)}")

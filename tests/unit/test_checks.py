@@ -115,10 +115,20 @@ def test_questions_that_cannot_be_asked_are_told_or_refused(tmp_path: Path, caps
     assert "tokens, where engine.max_model_len is 1024)" in long["data.train"]
 
 
-def test_a_model_that_transformers_does_not_know_is_a_complaint(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "student", weights=True, config={"model_type": "internvl_chat"})
-    told = complaints(words(tmp_path, THREE, f"student.checkpoint={folder}"))["student.checkpoint"]
-    assert "the model cannot be loaded: The checkpoint you are trying to load has model type `internvl_chat`" in told
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"model_type": "internvl_chat"},
+            "the model cannot be loaded: The checkpoint you are trying to load has model t",
+        ),
+        ({"model_type": "internvl_chat"}, "Take a vision-language model in transformers' own layout"),
+        ({"architectures": None}, "config.json names no architectures, by which engines know a model"),
+    ],
+)
+def test_a_model_that_nobody_knows_is_a_complaint(tmp_path: Path, config: dict[str, Any], told: str) -> None:
+    folder = checkpoint(tmp_path / "student", weights=True, config=config)
+    assert told in complaints(words(tmp_path, THREE, f"student.checkpoint={folder}"))["student.checkpoint"]
 
 
 def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) -> None:
