@@ -3,6 +3,8 @@
 ``python -m bench.store`` measures on a real language model; ``--markdown FILE`` prints what was measured before.
 """
 
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from bench.command import command
 from bench.report import machine
 from bench.scale import at
 from bench.smollm import Distributions, distributions
+from masters_ray.learner.work import ALLOCATOR
 from masters_ray.records import Answer, JudgedAnswer, RolloutGroup, ScoredAnswer, TokenScores
 from masters_ray.store import rows
 from tests.builders import group, table_of
@@ -28,6 +31,7 @@ _TOKENS = 300
 _ANSWERS = 8
 _READ_ROWS = at(64, 4)
 _COLUMNS = ("top_gaps", "top_roots", "left_out_roots")
+_AS_WORKERS = os.environ | {"GLIBC_TUNABLES": ALLOCATOR}
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -157,4 +161,6 @@ def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if os.environ.get("GLIBC_TUNABLES") != ALLOCATOR:  # as the learner's workers have it; read when a process starts
+        os.execve(sys.executable, [sys.executable, "-m", "bench.store", *sys.argv[1:]], _AS_WORKERS)
     command("store", __doc__.splitlines()[0], 5, measure)

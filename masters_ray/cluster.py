@@ -1,5 +1,6 @@
 """Connects to the cluster at RAY_ADDRESS, or starts a Ray on this machine when it is unset; watches over that Ray."""
 
+import gc
 import os
 import secrets
 import shutil
@@ -53,6 +54,9 @@ def connected(cluster: Cluster) -> Iterator[None]:
         resources = ray.cluster_resources()
         where = "this machine" if address == "local" else f"cluster {address}"
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
+        # Collections that scan all of the libraries' objects took a sixth of the time in which rollouts pass through.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         yield
 
 

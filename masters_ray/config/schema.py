@@ -134,6 +134,10 @@ class Judge(ConfigSection):
     max_tokens: PositiveInt = 256
     """Most tokens of a judge's reply."""
 
+    def of(self, source: Literal["teacher", "student"]) -> JudgedBy:
+        """Returns who judges answers of ``source``."""
+        return self.of_teacher if source == "teacher" else self.of_student
+
 
 @dataclass
 class Sampling(ConfigSection):

@@ -45,7 +45,7 @@ def cut(text: str, most: int = _SHOWN) -> str:
     """Returns the text for a message: about ``most`` characters from both ends, with � for unprintable ones such as
     line breaks."""
     short = text if len(text) <= most else f"{text[: most // 3]} … {text[-most * 2 // 3 :]}"
-    return "".join(one if one.isprintable() else "\ufffd" for one in short)
+    return short if short.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in short)
 
 
 def bare(text: str) -> str:

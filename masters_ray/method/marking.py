@@ -5,6 +5,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from masters_ray.config import Rule
 from masters_ray.method.prompts import lettered
@@ -74,6 +75,7 @@ def plain(text: str) -> str:
     return _LATEX.sub(lambda found: found[1] or found[2] or "", said.strip()).strip()
 
 
+@lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """Returns ``plain`` text in lower case with single blanks, without punctuation at word edges and without articles
     (kept when the text has only articles)."""

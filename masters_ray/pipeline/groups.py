@@ -56,8 +56,8 @@ class _Question:
     """The answers in its row: two or more with a readable verdict."""
     prompt_tokens: dict[Role, int] = field(default_factory=dict)
     """Model → length of the prompt, pictures included."""
-    scores: dict[tuple[Role, TokenIds], pa.Array] = field(default_factory=dict)
-    """Model and token ids of an answer → its scores, an array of length 1."""
+    scores: dict[tuple[Role, TokenIds], int] = field(default_factory=dict)
+    """Model and token ids of an answer → place of its scores in ``_Scores``."""
     rejected: Rejected | None = None
     """Why it gets no row."""
 
@@ -74,11 +74,11 @@ class _Question:
 
     def texts_for(self, judge: JudgedBy, settings: Judge) -> Iterable[str]:
         """Returns the texts that ``judge`` judges, each once."""
-        return dict.fromkeys(one.text for one in self.written if getattr(settings, f"of_{one.source}") == judge)
+        return dict.fromkeys(one.text for one in self.written if settings.of(one.source) == judge)
 
     def judge(self, answer: Answer, settings: Judge) -> JudgedAnswer:
         """Returns an answer with its verdict: the rule's, or one of ``verdicts``."""
-        by: JudgedBy = getattr(settings, f"of_{answer.source}")
+        by = settings.of(answer.source)
         if by == "rule":
             right = RULES[settings.rule](answer.text, self.problem)
             return JudgedAnswer(answer=answer, accuracy=int(right), verdict=f"by rule ({settings.rule})")
@@ -133,10 +133,11 @@ class GroupMaker:
             except data.BadPictureError as error:
                 rejected[position] = Rejected(row=problem.id, reason=str(error), kind="picture")
         shared = self._pools["teacher"].share([one.problem for one in questions])
-        self._write(questions, shared)
+        scores = _Scores(questions)
+        self._write(scores, shared)
         self._judge(questions, shared)
-        self._score(questions, shared)
-        rows = self._rows([one for one in questions if one.rejected is None])
+        self._score(scores, shared)
+        rows = self._rows([one for one in questions if one.rejected is None], scores)
         rejected |= {one.position: one.rejected for one in questions if one.rejected is not None}
         judged = [(one.problem, one.judged) for one in questions if one.judged]
         return MadeBatch(rows=rows, rejected=rejected, tally=tally(judged, self._recipe.judge, rows))
@@ -151,11 +152,11 @@ class GroupMaker:
         with self._timed(f"{role}.{method}", questions):
             return self._pools[role].call(method, *arguments)
 
-    def _write(self, questions: Sequence[_Question], shared: Any) -> None:
+    def _write(self, scores: "_Scores", shared: Any) -> None:
         """Has teacher and student write answers; takes the student's from earlier rows where there are any."""
-        rollout = self._recipe.rollout
+        rollout, questions = self._recipe.rollout, scores.questions
         if self._earlier is not None:
-            _add_written(questions, "student", _taken_over(self._earlier, questions, self._recipe.judge.of_student))
+            scores.add_written("student", _taken_over(self._earlier, questions, self._recipe.judge.of_student))
         calls: dict[Source, Callable[[], WrittenBatch]] = {}
         counts: dict[Source, int] = {"teacher": rollout.teacher_answers, "student": rollout.student_answers}
         for source, count in counts.items():
@@ -166,7 +167,7 @@ class GroupMaker:
                 asked = (shared, rollout.sampling, count, seeds)
                 calls[source] = partial(self._call, source, "answer", len(seeds), *asked)
         for source, written in zip(calls, run_all(list(calls.values())), strict=True):
-            _add_written(questions, source, written)
+            scores.add_written(source, written)
 
     def _judge(self, questions: Sequence[_Question], shared: Any) -> None:
         """Judges the answers of the questions that no engine has refused, equal texts of a question once; rejects those
@@ -194,18 +195,18 @@ class GroupMaker:
                 reason = f"the judge could read {readable} of {len(one.judged)} answers"
                 one.reject(Refused(reason=reason, kind="judge"))
 
-    def _score(self, questions: Sequence[_Question], shared: Any) -> None:
+    def _score(self, scores: "_Scores", shared: Any) -> None:
         """Has each model score the answers that it did not score while writing."""
-        missing = {role: [one.unscored(role) for one in questions] for role in self._scorers}
+        missing = {role: [one.unscored(role) for one in scores.questions] for role in self._scorers}
         asked = {role: answers for role, answers in missing.items() if any(answers)}
         calls = [
             partial(self._call, role, "score", len([own for own in answers if own]), shared, answers)
             for role, answers in asked.items()
         ]
         for (role, answers), scored in zip(asked.items(), run_all(calls), strict=True):
-            _add_scores(questions, role, answers, scored)
+            scores.add(role, answers, scored)
 
-    def _rows(self, questions: Sequence[_Question]) -> pa.Table:
+    def _rows(self, questions: Sequence[_Question], scores: "_Scores") -> pa.Table:
         if not questions:
             return store.SCHEMA.empty_table()
         recipe = self._recipe
@@ -223,7 +224,7 @@ class GroupMaker:
             for one in questions
         ]
         top, reference, *behaviour = (
-            pa.concat_arrays([one.scores[role, answer.answer.token_ids] for one in questions for answer in one.stored])
+            scores.at(role, [one.scores[role, answer.answer.token_ids] for one in questions for answer in one.stored])
             for role in self._scorers
         )
         return store.table(rows, [one.stored for one in questions], top, reference, *behaviour)
@@ -248,25 +249,34 @@ def _taken_over(earlier: store.Lookup, questions: Sequence[_Question], by: Judge
     return WrittenBatch(answers=answers, scored=scored)
 
 
-def _add_written(questions: Sequence[_Question], source: Source, written: WrittenBatch) -> None:
-    for one, answers in zip(questions, written.answers, strict=True):
-        if answers:
-            one.answers[source] = answers
-    _add_scores(questions, source, [[one.token_ids for one in own] for own in written.answers], written.scored)
+class _Scores:
+    """All scores of a batch's answers, by model in the order in which they came."""
 
+    def __init__(self, questions: Sequence[_Question]) -> None:
+        self.questions = questions
+        self._came: dict[Role, list[pa.Array]] = {}
 
-def _add_scores(
-    questions: Sequence[_Question], role: Role, answers: Sequence[Sequence[TokenIds]], scored: ScoredBatch
-) -> None:
-    """Adds a model's scores of ``answers``, and rejects the questions that it refused."""
-    offset = 0
-    for index, (one, own, count) in enumerate(zip(questions, answers, scored.prompt_tokens, strict=True)):
-        if (refused := scored.refused.get(index)) is not None:
-            by = "" if refused.kind == "picture" else f"the {role}'s engine refuses it: "
-            one.reject(Refused(reason=by + refused.reason, kind=refused.kind))
-            continue
-        for ids in own:
-            one.scores.setdefault((role, ids), scored.tokens.slice(offset, 1))
-            offset += 1
-        if count:
-            one.prompt_tokens[role] = count
+    def at(self, role: Role, places: Sequence[int]) -> pa.Array:
+        return pa.concat_arrays(self._came[role]).take(pa.array(places, pa.int64()))
+
+    def add_written(self, source: Source, written: WrittenBatch) -> None:
+        for one, answers in zip(self.questions, written.answers, strict=True):
+            if answers:
+                one.answers[source] = answers
+        self.add(source, [[one.token_ids for one in own] for own in written.answers], written.scored)
+
+    def add(self, role: Role, answers: Sequence[Sequence[TokenIds]], scored: ScoredBatch) -> None:
+        """Adds a model's scores of ``answers``, and rejects the questions that it refused."""
+        came = self._came.setdefault(role, [])
+        place = sum(map(len, came))
+        came.append(scored.tokens)
+        for index, (one, own, count) in enumerate(zip(self.questions, answers, scored.prompt_tokens, strict=True)):
+            if (refused := scored.refused.get(index)) is not None:
+                by = "" if refused.kind == "picture" else f"the {role}'s engine refuses it: "
+                one.reject(Refused(reason=by + refused.reason, kind=refused.kind))
+                continue
+            for ids in own:
+                one.scores.setdefault((role, ids), place)
+                place += 1
+            if count:
+                one.prompt_tokens[role] = count

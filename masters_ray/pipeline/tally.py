@@ -29,7 +29,7 @@ def tally(judged: Sequence[tuple[Problem, Sequence[JudgedAnswer]]], judge: Judge
     compared = [
         (one.accuracy, int(RULES[judge.rule](one.answer.text, problem)))
         for problem, one in everything
-        if one.accuracy is not None and getattr(judge, f"of_{one.answer.source}") != "rule"
+        if one.accuracy is not None and judge.of(one.answer.source) != "rule"
     ]
     scores = rows["answers"].combine_chunks().flatten()
     left_out = store.decoded(scores).left_out if len(scores) else np.empty(0, np.float32)

@@ -113,9 +113,12 @@ def table(
     the student before training and under the writer of an online iteration): of all answers, row after row. Raises
     StoreError when their lengths are not those of the answers."""
     judged = [one for own in answers for one in own]
-    reasoning = ({"reasoning": -1 if one.reasoning is None else one.reasoning} for one in judged)
-    said = [vars(one.answer) | vars(one) | score for one, score in zip(judged, reasoning, strict=True)]
-    written = pa.RecordBatch.from_pylist(said, schema=_WRITTEN)
+    values: dict[str, list[Any]] = {
+        "reasoning": [-1 if one.reasoning is None else one.reasoning for one in judged],
+        **{name: [getattr(one, name) for one in judged] for name in ("accuracy", "verdict")},
+        **{name: [getattr(one.answer, name) for one in judged] for name in ("source", "text", "token_ids", "finish")},
+    }
+    written = pa.RecordBatch.from_pydict({name: values[name] for name in _WRITTEN.names}, schema=_WRITTEN)
     lengths = pc.list_value_length(written["token_ids"])
     for numbers in (top.field("left_out_roots"), reference, behaviour):
         if numbers is not None and not pc.list_value_length(numbers).equals(lengths):
