@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
@@ -73,7 +73,7 @@ class Rates:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     learner_seconds: PositiveFloat
-    """Seconds of an optimizer step without waiting: median over the steps but the first."""
+    """Seconds of an optimizer step without waiting: mean over the steps but the first, as their sum is forecast."""
     publish_seconds: NonNegativeFloat
     """Seconds that the learner spends on publishing a version of its weights: median over the versions."""
     load_seconds: NonNegativeFloat
@@ -107,7 +107,7 @@ class Rates:
         publishing = {line.version: line.publish_seconds for line in online}
         spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
         return cls(
-            learner_seconds=median(steps[number].seconds for number in sorted(steps)[1:]),
+            learner_seconds=fmean(steps[number].seconds for number in sorted(steps)[1:]),
             publish_seconds=median(line.publish_seconds for line in handed_out),
             load_seconds=median(line.load_seconds for line in handed_out),
             start_seconds=max(0.0, phases["learner"] - spent) if "learner" in phases else None,

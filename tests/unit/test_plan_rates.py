@@ -42,13 +42,13 @@ def write_run(folder: Path, online: list[dict[str, Any]] = ONLINE, tail: str = "
     return folder
 
 
-def test_rates_are_medians_and_seconds_per_question(tmp_path: Path) -> None:
+def test_rates_are_means_of_steps_medians_of_versions_and_seconds_per_question(tmp_path: Path) -> None:
     """Steps without the first: 1, 2, 1.5, 3 s. Versions above 0 took 0.3 and 0.5 s to publish, 0.6 and 1 to load. The
     learner's 30 s less steps 16.5, waiting 2.5 and publishing 1.0 leave 10. The teacher answered 96 questions in 24 s.
     """
     found = Rates.load(write_run(tmp_path, tail='{"step": 6, "sec'))
     assert dataclasses.asdict(found) == {
-        "learner_seconds": 1.75,
+        "learner_seconds": 1.875,
         "publish_seconds": exactly(0.4),
         "load_seconds": exactly(0.8),
         "start_seconds": exactly(10.0),
