@@ -144,12 +144,12 @@ def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pyte
 
 
 def test_rates_and_questions_are_the_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """2160 questions at 16 a step. The run's start takes 10 s and a step 1.75 s."""
+    """2160 questions at 16 a step. The run's start takes 10 s and a step 1.875 s."""
     write_run(tmp_path)
     code, told, _ = called(capsys, f"run.dir={tmp_path}")
     assert (code, told.splitlines()[0]) == (0, f"rates of {tmp_path}, 135 iterations, at most 8 steps behind")
     assert column(told, "online") == ["0%", "5%", "10%", "20%", "50%", "100%"]
-    assert column(told, "learning")[0] == "0:04:06"
+    assert column(told, "learning")[0] == "0:04:23"
 
 
 def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
