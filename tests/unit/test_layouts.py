@@ -132,7 +132,10 @@ def refused(path: object, format: Any = "jsonl") -> str:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        *((packed, "a compressed file. Unpack it") for packed in (gzip.compress(ROW.encode(), mtime=0), b"PK\x03\x04rest")),
+        *(
+            (packed, "a compressed file. Unpack it")
+            for packed in (gzip.compress(ROW.encode(), mtime=0), b"PK\x03\x04rest")
+        ),
         (b"0.png" + bytes(252) + b"ustar", "a tar archive"),
         *((start, "Arrow. Write it as parquet") for start in (b"ARROW1\0\0", b"\xff\xff\xff\xffstream")),
         (b"PAR1", "parquet. Set data.*.format=parquet"),
