@@ -31,7 +31,6 @@ _TOKENS = 300
 _ANSWERS = 8
 _READ_ROWS = at(64, 4)
 _COLUMNS = ("top_gaps", "top_roots", "left_out_roots")
-_AS_WORKERS = os.environ | {"GLIBC_TUNABLES": ALLOCATOR}
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -162,5 +161,6 @@ def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     if os.environ.get("GLIBC_TUNABLES") != ALLOCATOR:  # as the learner's workers have it; read when a process starts
-        os.execve(sys.executable, [sys.executable, "-m", "bench.store", *sys.argv[1:]], _AS_WORKERS)
+        os.environ["GLIBC_TUNABLES"] = ALLOCATOR
+        os.execv(sys.executable, [sys.executable, "-m", "bench.store", *sys.argv[1:]])
     command("store", __doc__.splitlines()[0], 5, measure)

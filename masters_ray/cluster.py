@@ -47,7 +47,8 @@ _TOLD_BY_US = ("Raylet is terminated", "A worker died", "The node with node id",
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
     """Connects Ray inside the block. Raises ConfigError when nothing answers at RAY_ADDRESS, ClusterError when Ray
-    cannot be started on this machine. Ends this process with exit code 1 when Ray is lost inside the block."""
+    cannot be started on this machine. Ends this process with exit code 1 when Ray is lost inside the block. It has
+    this process collect garbage rarely from then on."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with _own(cluster) if address == "local" else _existing(address):
@@ -55,6 +56,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
         where = "this machine" if address == "local" else f"cluster {address}"
         say(f"Ray on {where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
         # Collections that scan all of the libraries' objects took a sixth of the time in which rollouts pass through.
+        gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         yield

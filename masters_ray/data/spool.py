@@ -71,9 +71,9 @@ class Problems(Sequence[Problem]):
         """Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
             return [self[position] for position in range(len(self))[where]]
-        row = self.rows[where]
+        start, end, *_ = self.rows[where].item()
         with self._whole():
-            fields = self._read(int(row["start"]), int(row["end"]))
+            fields = self._read(start, end)
             pictures = tuple(Picture(**picture) for picture in fields["pictures"])
             return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
 

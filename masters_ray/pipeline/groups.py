@@ -257,9 +257,11 @@ class _Scores:
         self._came: dict[Role, list[pa.Array]] = {}
 
     def at(self, role: Role, places: Sequence[int]) -> pa.Array:
+        """Returns a model's scores at ``places`` (``_Question.scores``), an element for each answer."""
         return pa.concat_arrays(self._came[role]).take(pa.array(places, pa.int64()))
 
     def add_written(self, source: Source, written: WrittenBatch) -> None:
+        """Gives the questions a model's answers, and adds their scores."""
         for one, answers in zip(self.questions, written.answers, strict=True):
             if answers:
                 one.answers[source] = answers

@@ -58,7 +58,7 @@ def roll_out(
     """
     report = mask_teachers(replicas.pools["teacher"], recipe.stage.ratio)
     writer = store.Writer(folder, recipe.key(report))
-    before = list(store.read_accounts(folder).values())
+    before = writer.accounts
     asked = {position for account in before for position in account.asked}
     todo = [position for position in positions if position not in asked]
     maker = GroupMaker(recipe, replicas, report.digest, earlier)

@@ -118,7 +118,7 @@ def table(
         **{name: [getattr(one, name) for one in judged] for name in ("accuracy", "verdict")},
         **{name: [getattr(one.answer, name) for one in judged] for name in ("source", "text", "token_ids", "finish")},
     }
-    written = pa.RecordBatch.from_pydict({name: values[name] for name in _WRITTEN.names}, schema=_WRITTEN)
+    written = pa.RecordBatch.from_pydict(values, schema=_WRITTEN)
     lengths = pc.list_value_length(written["token_ids"])
     for numbers in (top.field("left_out_roots"), reference, behaviour):
         if numbers is not None and not pc.list_value_length(numbers).equals(lengths):

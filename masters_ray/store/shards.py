@@ -239,6 +239,11 @@ class Writer:
         self._accounts, self._digests = found.accounts, found.digests
         self._asked = {position for account in found.accounts.values() for position in account.asked}
 
+    @property
+    def accounts(self) -> list[Account]:
+        """Accounts of the store's shards, also of those that an earlier writer left."""
+        return list(self._accounts.values())
+
     def write(self, rows: pa.Table, account: Account) -> None:
         """Adds a shard; thread-safe. Raises StoreError when rows and reasons are not those of the questions asked, when
         a question is in another shard too, or when the file cannot be written."""
