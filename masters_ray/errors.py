@@ -60,6 +60,10 @@ class CheckpointError(MastersError):
     """Model weights, tokenizer or processor cannot be used."""
 
 
+class CheckError(MastersError):
+    """A pair of models failed a check that is made before anything is spent on it."""
+
+
 class StoreError(MastersError):
     """A rollout store, or another file of a run, is missing, incomplete, unusable or made by other settings."""
 

@@ -18,6 +18,8 @@ hypothesis.settings.load_profile("quick")
 ROOT = Path(__file__).parents[1]
 PAIR = ROOT / "examples" / "toy" / "pair"
 DEMO = ROOT / "conf" / "demo.yaml"
+NO_CHECKS = "run.skip_checks=[packing,export,agreement,pictures,remask]"
+"""For runs that are about something else: these checks load the student and ask real engines."""
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,8 @@ class FakeCollator(Collator):
     """Reads all rows but those at some positions."""
 
     def __init__(self, *unreadable: int) -> None:
-        self._pad_id, self._multiple, self._unreadable = 0, 1, unreadable
+        self.pad_id, self._multiple, self._unreadable = 0, 1, unreadable
+        self.layout, self._padded = "prompt_once", ()
 
     def prompt(self, group: RolloutGroup) -> PromptTensors:
         if group.position in self._unreadable:

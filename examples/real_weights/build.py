@@ -19,8 +19,8 @@ from examples.real_weights.train import RealTrainer
 from examples.toy import build, manifest
 from examples.toy.models import load
 from examples.toy.recipe import Recipe
+from masters_ray.families import Architecture
 from masters_ray.method.masks import mask_smallest
-from masters_ray.parts import part_of
 
 HOME = Path("runs/real_weights")
 COMPARED = 0.2
@@ -49,6 +49,7 @@ def difference(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, 
 
 
 def _language(named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    part_of = Architecture({"model_type": "qwen2_5_vl"}).part_of
     return ((name, tensor) for name, tensor in named if part_of(name) == "language" and tensor.ndim == 2)
 
 

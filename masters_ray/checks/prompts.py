@@ -1,7 +1,7 @@
 """Checks of the models' prompts: shows one in full, their lengths, and whether engine and learner read the same ids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from masters_ray import data
@@ -40,6 +40,8 @@ def _of_model(context: CheckContext, name: str) -> None:
         raise CheckpointError(f"{folder}: config.json names no architectures, by which engines know a model")
     if extra := hf.unexpected_weights(folder):
         say(f"{name}: {folder} has weights of no part of its model ({weights.some(extra)}); engines may refuse them")
+    if name == "student":
+        hf.check_names(folder)
     chat = Chat(folder)
     readable = [problem for source in context.loaded for problem in _that_can_be_asked(context, chat, name, source)]
     if readable and name == "student":
@@ -95,8 +97,13 @@ def _that_can_be_asked(context: CheckContext, chat: "Chat", name: str, source: s
 
 
 def check_ids(chat: "Chat", problem: Problem) -> None:
-    """Raises CheckpointError unless engine and learner have the same ids for the question, with each picture and the
-    start token once, pictures are cut as the model wants them, and answers end with a token that the engine knows."""
+    """Raises CheckpointError when one of the ``PROMPT_CHECKS`` fails for the question."""
+    for check in PROMPT_CHECKS.values():
+        check(chat, problem)
+
+
+def _picture_size(chat: "Chat", _: Problem) -> None:
+    """Pictures are cut as the model wants them."""
     content = weights.read_json(chat.folder / "config.json")
     processor = getattr(chat.processor, "image_processor", None)
     for attribute, key in _CUTS.items():
@@ -104,20 +111,49 @@ def check_ids(chat: "Chat", problem: Problem) -> None:
         if isinstance(cut, int) and isinstance(wanted, int) and cut != wanted:
             told = f"cuts pictures with {attribute} {cut}, config.json has vision_config.{key} {wanted}"
             raise CheckpointError(f"{chat.folder}: the processor {told}")
+
+
+def _picture_tokens(chat: "Chat", problem: Problem) -> None:
+    """The prompt has one token for each picture, which the processor expands."""
     marks, asked = set(chat.placeholder_ids()), chat.token_ids(question_messages(problem))
     if (there := sum(token_id in marks for token_id in asked)) != len(problem.pictures):
         raise CheckpointError(f"the chat template marks {there} pictures of {len(problem.pictures)}")
+    content = weights.read_json(chat.folder / "config.json")
+    stands_for = content.get("image_token_id", content.get("image_token_index"))
+    if problem.pictures and stands_for not in (None, *_ids(chat, problem)):
+        raise CheckpointError(f"config.json has pictures at token {stands_for}, where the processor puts none")
+
+
+def _start_token(chat: "Chat", problem: Problem) -> None:
+    """The start token stands once."""
+    asked = chat.token_ids(question_messages(problem))
     if chat.start and asked[: 2 * len(chat.start)] == 2 * chat.start:
         raise CheckpointError("the chat template writes the start token twice")
-    learned, stands_for = _ids(chat, problem), content.get("image_token_id", content.get("image_token_index"))
-    if problem.pictures and stands_for not in (None, *learned):
-        raise CheckpointError(f"config.json has pictures at token {stands_for}, where the processor puts none")
-    if not _expands(asked, learned, marks):
+
+
+def _same_prompt(chat: "Chat", problem: Problem) -> None:
+    """Engine and learner have the same ids beside pictures."""
+    marks, asked = set(chat.placeholder_ids()), chat.token_ids(question_messages(problem))
+    if not _expands(asked, _ids(chat, problem), marks):
         other = f"beside the pictures of {problem.id} the processor makes other tokens than the tokenizer"
         raise CheckpointError(f"engine and learner read different prompts: {other}")
+
+
+def _end_token(chat: "Chat", _: Problem) -> None:
+    """Answers end with a token at which the engine stops."""
     if (end := chat.turn_end()) not in (None, *(known := weights.end_ids(chat.folder))):
         named = f"generation_config.json does not name (eos_token_id: {sorted(known)}): answers would not end"
         raise CheckpointError(f"its chat template ends a turn with token {end}, which {named}")
+
+
+PROMPT_CHECKS: dict[str, Callable[["Chat", Problem], None]] = {
+    "picture_size": _picture_size,
+    "picture_tokens": _picture_tokens,
+    "start_token": _start_token,
+    "prompt": _same_prompt,
+    "end_token": _end_token,
+}
+"""Name → what must hold of a model's prompt for a question; raises CheckpointError."""
 
 
 def _expands(asked: Sequence[int], learned: Sequence[int], marks: set[int]) -> bool:

@@ -16,6 +16,8 @@ Rule = Literal["exact", "relaxed", "choice", "vqa"]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines in online iterations."""
+HardCheck = Literal["packing", "export", "agreement", "pictures", "remask"]
+"""A check of the pair that is made before anything is spent: what it finds cannot be mended afterwards."""
 MaskRatio = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -25,6 +27,8 @@ class Run(ConfigSection):
     """Directory of all that the run writes; on a cluster a path that every node sees."""
     seed: NonNegativeInt = 0
     """Seed of the order of the data and of sampling."""
+    skip_checks: Annotated[list[HardCheck], KeyScope.RESUMABLE] = field(default_factory=list)
+    """Checks of the pair (docs/FAMILIES.md) that a run does not make before its rollouts; --skip NAME adds one."""
 
 
 @dataclass
@@ -80,6 +84,15 @@ class Engine(ConfigSection):
     """Run without CUDA graphs and compilation: the engine starts faster and generates more slowly."""
     max_pictures: PositiveInt = 1
     """Most pictures of one question."""
+
+
+@dataclass
+class Models(ConfigSection):
+    """What holds for teachers and student."""
+
+    unknown_family: Literal["refuse", "rows"] = "refuse"
+    """A model_type that docs/FAMILIES.md does not list. rows: the learner computes each answer after a prompt of its
+    own, which is right for every model and slower; masks find the parts by usual names."""
 
 
 @dataclass
@@ -314,6 +327,7 @@ class Config(ConfigSection):
     run: Run = field(default_factory=Run)
     cluster: Cluster = field(default_factory=Cluster)
     data: Data = field(default_factory=Data)
+    model: Models = field(default_factory=Models)
     teacher: Teacher = field(default_factory=Teacher)
     student: HostedModel = field(default_factory=HostedModel)
     judge: Judge = field(default_factory=Judge)

@@ -53,6 +53,10 @@ class Layout:
     _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all layers use the same
 
     @property
+    def groups(self) -> int:
+        return len(self.spans)
+
+    @property
     def pairs(self) -> int:
         """(query, key) pairs that have to be computed: the measure of attention's work."""
         triangles = sum(side * (side + 1) // 2 for span in self.spans for side in (span.prompt, *span.answers))

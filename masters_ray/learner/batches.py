@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from masters_ray import store
 from masters_ray.errors import LearnerError
+from masters_ray.families import GroupLayout
 from masters_ray.learner.job import StagePlan
 from masters_ray.method.schedule import Iteration
 
@@ -30,10 +31,11 @@ class Step:
     online: bool = False
     table: pa.Table  # ordered by position
     note: str = ""  # for the user, when the rows are not the planned ones
+    layout: GroupLayout = "prompt_once"
 
     @cached_property
     def tokens(self) -> list[int]:
-        return store.sequence_tokens(self.table)
+        return store.sequence_tokens(self.table, self.layout)
 
     @property
     def ages(self) -> list[int]:
@@ -42,7 +44,12 @@ class Step:
 
 
 def steps(
-    batches: Iterator[pa.Table], plans: Plans, skip: int, fresh: Fresh = lambda _: None, max_staleness: int = 0
+    batches: Iterator[pa.Table],
+    plans: Plans,
+    skip: int,
+    fresh: Fresh = lambda _: None,
+    max_staleness: int = 0,
+    layout: GroupLayout = "prompt_once",
 ) -> Iterator[Step]:
     """Yields the planned iterations after number ``skip``, with the stored rows of ``batches``. Online iterations use
     their fresh rows instead if some are at most ``max_staleness`` steps stale. Raises LearnerError when stored rows are
@@ -61,7 +68,7 @@ def steps(
             elif late := len(groups) - len(young):
                 note = f"iteration {number}: {late} fresh groups are too old and left out"
             table = young if len(young) else table
-        yield Step(plan=plan, number=number, online=iteration.online, table=table, note=note)
+        yield Step(plan=plan, number=number, online=iteration.online, table=table, note=note, layout=layout)
 
 
 def _stored(batches: Iterator[pa.Table], plans: Plans) -> Iterator[pa.Table]:

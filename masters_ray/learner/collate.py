@@ -12,10 +12,10 @@ from masters_ray import store
 from masters_ray.data import decode
 from masters_ray.errors import UnreadableRowError
 from masters_ray.kernels import attention
-from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
+from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack, pack_rows
 from masters_ray.learner.batches import Step, micro_batches
 from masters_ray.method.prompts import question_messages
-from masters_ray.models import hf
+from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
 from masters_ray.records import Rejected, RolloutGroup
 
@@ -33,9 +33,11 @@ class Collator:
 
     def __init__(self, checkpoint: Path, model: Any, device: torch.device, dtype: torch.dtype) -> None:
         self._model = model
-        self._chat = Chat(checkpoint)
+        self.chat = Chat(checkpoint)
+        family = weights.architecture(checkpoint).family
+        self.layout, self._padded = family.layout, family.padded
         self._multiple = 128 if attention.kernel_for(device, dtype) == "flex" else 1
-        self._pad_id = self._chat.tokenizer.pad_token_id or 0
+        self.pad_id = self.chat.tokenizer.pad_token_id or 0
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self.unfit: dict[tuple[int, int], str] = {}
         """(stage, position) → why the stored row there must not be trained on."""
@@ -52,8 +54,19 @@ class Collator:
         if not rows:
             return None
         groups = [group for group, _ in rows.values()]
-        batch = pack(groups, [prompt for _, prompt in rows.values()], self._pad_id, self._multiple)
-        return MicroBatch(indices=list(rows), groups=groups, batch=batch)
+        return MicroBatch(
+            indices=list(rows), groups=groups, batch=self.batch(groups, [one for _, one in rows.values()])
+        )
+
+    def batch(self, groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors]) -> PackedBatch:
+        if self.layout == "rows":
+            return pack_rows(groups, prompts, self.pad_id, self._padded)
+        return pack(groups, prompts, self.pad_id, self._multiple, self._padded)
+
+    def prompt_of(self, group: RolloutGroup) -> PromptTensors:
+        """Returns a row's prompt, unchecked. Raises what the processor raises."""
+        pictures = [decode(picture) for picture in group.problem.pictures]
+        return hf.prompt_tensors(self._model, self.chat, question_messages(group.problem), pictures)
 
     def prompt(self, group: RolloutGroup) -> PromptTensors:
         """Returns a row's prompt. Raises UnreadableRowError for a row that cannot or must not be trained on."""
@@ -63,8 +76,7 @@ class Collator:
             if max(token_ids, default=self._vocabulary) >= self._vocabulary:
                 raise UnreadableRowError(f"an answer has no tokens, or one beyond the student's {self._vocabulary}")
         try:
-            pictures = [decode(picture) for picture in group.problem.pictures]
-            prompt = hf.prompt_tensors(self._model, self._chat, question_messages(group.problem), pictures)
+            prompt = self.prompt_of(group)
         except MemoryError:
             raise
         except Exception as error:  # processors raise errors of any kind

@@ -32,5 +32,6 @@ class LiveTeacher:
                     f"{folder}: masked at {plan.ratio:g} it has the digest {report.digest[:16]}, but stage "
                     f"{plan.stage} was made with {plan.teacher_digest[:16]}. Is the checkpoint the same on every node?"
                 )
+            hf.read_packed(model, "teacher")
             self._teacher, self._loaded = model.to(self._device), (plan.teacher, plan.ratio)
         return hf.live_scores(self._teacher, batch)

@@ -76,6 +76,7 @@ class _Worker:
             if self._rank == 0:
                 ask(broker, "begin", None, {})
             self._wait_for_the_others()
+        hf.check_names(self._folder)
         model = hf.load_model(self._folder, settings.dtype)
         if settings.lora.rank:
             hf.add_adapters(model, settings.lora)
@@ -129,7 +130,9 @@ class _Worker:
         """Compares the untrained student's log-probabilities with the stored ones, in the stores of all stages."""
         over_workers, bound = self._engine.over_workers, self._largest_gap
         for plan, folder in zip(self._job.stages, stores, strict=True):
-            [part] = self._of_this_worker([Step(plan=plan, number=0, table=agreement.sample(folder))])
+            [part] = self._of_this_worker(
+                [Step(plan=plan, number=0, table=agreement.sample(folder), layout=self._collator.layout)]
+            )
             mismatch = agreement.compare(part, lambda one: self._engine(one.to(self._device))[0], over_workers, bound)
             if mismatch is not None:
                 found, unfit = mismatch
@@ -148,6 +151,7 @@ class _Worker:
             skip=done,
             fresh=self._fresh_rows,
             max_staleness=job.max_staleness,
+            layout=self._collator.layout,
         )
         parts = self._of_this_worker(coming)
         # In turns a worker may wait for an iteration's rows only once it has learned from the one before.

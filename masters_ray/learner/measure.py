@@ -53,7 +53,9 @@ def measure(
         reasons: list[str] = []
         for table in (store.read_shard(where, name) for name in store.shard_names(where)):
             failed: dict[int, Rejected] = {}
-            for [indices] in micro_batches(store.sequence_tokens(table), 1, settings.tokens_per_micro_batch):
+            for [indices] in micro_batches(
+                store.sequence_tokens(table, collator.layout), 1, settings.tokens_per_micro_batch
+            ):
                 if (micro := collator.read(table, indices, failed)) is None:
                     continue
                 with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -73,3 +74,9 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def available_memory() -> int:
+    """Returns the bytes of this machine's memory that new processes can have."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -3,24 +3,26 @@
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from masters_ray.config import Lora, Part
 from masters_ray.errors import CheckpointError
+from masters_ray.families import LOGIT_CHANGES, PER_TOKEN, TEXT_INPUTS, Architecture, without_numbers
 from masters_ray.kernels import norm
 from masters_ray.kernels.attention import Layout, attend
 from masters_ray.kernels.head import LiveScores, answer_terms, live_terms
 from masters_ray.kernels.packing import PackedBatch, PromptTensors
-from masters_ray.method.masks import MaskReport, masked
+from masters_ray.method.masks import Masker, MaskReport
 from masters_ray.method.prompts import Message
 from masters_ray.models.chat import Chat
-from masters_ray.models.weights import copy_beside, quantisation, some, tensors
-from masters_ray.parts import LOGIT_CHANGES, NOT_VISION, part_of, part_of_parameter, without_numbers
+from masters_ray.models.weights import architecture, copy_beside, headers, quantisation, some, tensors
 
 Terms = tuple[Tensor, Tensor, Tensor]
 """Log-prob of each answer token, JSD to the teacher in nats, its error bound in nats: float32 [answer tokens] each."""
@@ -69,11 +71,11 @@ def _loaded(folder: Path, **options: Any) -> tuple[Any, list[str]]:
 
 
 def load_masked(folder: Path, dtype: str, ratio: float, parts: frozenset[Part]) -> tuple[Any, MaskReport]:
-    """Loads a teacher for ``live_scores``, ``parts`` masked at ``ratio``. Raises as ``masked`` and ``read_packed``."""
+    """Loads a teacher with ``parts`` masked at ``ratio``. Raises as ``Masker.stream``."""
     report: list[MaskReport] = []
-    state, empty = dict(masked(tensors(folder), ratio, parts, report)), _empty(folder)
+    masker = Masker(architecture(folder), parts, [ratio])
+    state, empty = dict(masker.stream(tensors(folder), ratio, report)), _empty(folder)
     model: Any = type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=getattr(torch, dtype))
-    read_packed(model, "teacher")
     return model.eval().requires_grad_(False), report[0]
 
 
@@ -110,7 +112,8 @@ class TermsHead(nn.Module):
 
 
 def read_packed(model: Any, whose: str) -> None:
-    """Switches the language model to packed attention. Raises CheckpointError for what changes logits."""
+    """Switches the language model to packed attention, if its family shares prompts. Raises CheckpointError for what
+    changes logits."""
     from transformers import AttentionInterface
 
     text = model.config.get_text_config()
@@ -119,26 +122,44 @@ def read_packed(model: Any, whose: str) -> None:
             raise CheckpointError(f"the {whose}'s configuration has {name}={getattr(text, name)}: not supported")
     if model.lm_head.bias is not None:
         raise CheckpointError(f"the {whose}'s lm_head has a bias: not supported")
-    AttentionInterface.register(_PACKED, _packed_attention)
-    text._attn_implementation = _PACKED
+    if known(model).family.layout == "prompt_once":
+        AttentionInterface.register(_PACKED, _packed_attention)
+        text._attn_implementation = _PACKED
+
+
+def known(model: Any) -> Architecture:
+    return Architecture(model.config.to_dict())
 
 
 def live_scores(teacher: Any, batch: PackedBatch) -> LiveScores:
-    """teacher: as from ``load_masked``."""
+    """teacher: as from ``load_masked``, after ``read_packed``."""
     return LiveScores(hidden=_predicting(teacher, batch), weight=teacher.lm_head.weight)
 
 
 def _predicting(model: Any, batch: PackedBatch) -> Tensor:
     """Returns [answer tokens, width]: the hidden states that predict the batch's answer tokens."""
-    positions = batch.positions.unsqueeze(1)
+    layout, input_ids, positions = batch.layout, batch.input_ids, batch.positions
+    if isinstance(layout, Layout):  # one row
+        input_ids, positions = input_ids.unsqueeze(0), positions.unsqueeze(1)
     hidden: Tensor = model.model(
-        input_ids=batch.input_ids.unsqueeze(0),
+        input_ids=input_ids,
         position_ids=positions if len(positions) > 1 else positions[0],
         use_cache=False,
-        layout=batch.layout,
+        **({"layout": layout} if isinstance(layout, Layout) else batch.per_token),
         **batch.vision,
-    ).last_hidden_state[0]
-    return hidden[batch.predict_at]
+    ).last_hidden_state
+    return hidden.flatten(0, 1)[batch.predict_at]
+
+
+def plain_logprobs(model: Any, inputs: Mapping[str, Tensor], answer: Sequence[int]) -> Tensor:
+    """Returns float32 [tokens]: the log-probs of an answer by transformers' own forward pass over prompt and answer.
+    inputs: as from ``Chat.inputs``, on the model's device. model: as from ``load_model``."""
+    prompt = inputs["input_ids"]
+    ids = torch.cat([prompt, torch.tensor([answer], device=prompt.device)], 1)
+    of_tokens = {name: pad(inputs[name], (0, len(answer))) for name in PER_TOKEN if name in inputs}
+    given = {**inputs, **of_tokens, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    logits = model(**given, use_cache=False).logits[0, prompt.shape[1] - 1 : -1].float()
+    return logits.log_softmax(-1).gather(-1, ids[0, prompt.shape[1] :, None]).squeeze(-1)
 
 
 def _packed_attention(
@@ -160,14 +181,16 @@ def prompt_tensors(
         positions = positions[:, 0]
     else:
         positions = torch.arange(input_ids.shape[1]).unsqueeze(0)
-    vision = {key: value for key, value in inputs.items() if key not in NOT_VISION}
-    return PromptTensors(input_ids=input_ids[0], positions=positions, vision=vision)
+    vision = {key: value for key, value in inputs.items() if key not in (*TEXT_INPUTS, *PER_TOKEN)}
+    per_token = {key: inputs[key][0] for key in PER_TOKEN if key in inputs}
+    return PromptTensors(input_ids=input_ids[0], positions=positions, vision=vision, per_token=per_token)
 
 
 def freeze(model: Any, parts: Collection[str]) -> None:
     """Freezes these parts. Raises CheckpointError when lm_head is frozen but shares its weights with a trained part."""
+    part_of = known(model).part_of
     for name, parameter in model.named_parameters():
-        if part_of_parameter(name) in parts:
+        if part_of(name) in parts:
             parameter.requires_grad_(False)
     if "lm_head" in parts and model.lm_head.weight.requires_grad:
         raise CheckpointError("lm_head and embeddings are one matrix: put both or neither in learner.frozen.")
@@ -183,8 +206,9 @@ def add_adapters(model: Any, lora: Lora) -> Any:
     """Adds adapters to all linear layers of the language model, in place; freezes the rest. Returns peft's wrapper."""
     from peft import LoraConfig, get_peft_model
 
+    part_of = known(model).part_of
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    targets = [name for name in linear if part_of(f"{name}.weight") == "language"]
+    targets = [name for name in linear if part_of(name) == "language"]
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
     return get_peft_model(model, settings)
 
@@ -207,20 +231,71 @@ def merged(
 
 
 def in_checkpoint(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
-    """Returns the tensors as ``export`` names and splits them. state: parameter names → tensors on the CPU."""
+    """Returns the tensors under the names and in the shapes of the checkpoint's own files, and the weights there that
+    transformers' model does not have. state: parameter names → tensors on the CPU. Raises as ``check_names``."""
+    found, held = _named(state, checkpoint, dtype), headers(checkpoint)
+    if held.keys() - found.keys():
+        found |= {name: tensor for name, tensor in tensors(checkpoint) if name not in found}
+    return {name: found[name] for name in held}
+
+
+def check_names(checkpoint: Path) -> None:
+    """Raises CheckpointError when a parameter of the model would have no place in the checkpoint's own files, or
+    another shape than there. Reads only headers."""
+    _named(dict(_read_from(checkpoint).named_parameters()), checkpoint, "float32")
+
+
+def _named(state: Mapping[str, Tensor], checkpoint: Path, dtype: str) -> dict[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
-    return dict(revert_weight_conversion(_empty(checkpoint), _in_dtype(state, dtype)))
+    model, held = _read_from(checkpoint), headers(checkpoint)
+    tied = _tied(model)
+    state = {name: tensor for name, tensor in state.items() if name not in tied}
+    found = dict(revert_weight_conversion(model, _in_dtype(state, dtype)))
+    twice = {alias: state[name].clone() for alias, name in tied.items() if name in state}
+    again = revert_weight_conversion(model, _in_dtype(twice, dtype))
+    found |= {name: tensor for name, tensor in again.items() if name in held}
+    faults = []
+    for name, tensor in found.items():
+        expected = held[name].shape if name in held else None
+        if tensor.shape != expected and tensor.ndim == 3 and tensor.mT.shape == expected:
+            # transformers transposes experts while reading where shapes ask for it, but not on the way back.
+            found[name] = tensor.mT.contiguous()
+        elif tensor.shape != expected:
+            faults.append(f"{name} of shape {list(tensor.shape)}")
+    if faults:
+        told = f"expected the names and shapes of its own files, would be written with {some(faults)}"
+        raise CheckpointError(f"{checkpoint}: {told}. It cannot be trained here: engines would not load the result.")
+    return found
 
 
 def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: str) -> None:
     """Writes trained weights as an ordinary Hugging Face directory, atomically. All but weights, ``dtype`` in
     config.json and model card comes from ``checkpoint``. state: parameter names → tensors on the CPU."""
+    from huggingface_hub import save_torch_state_dict
+
     with _whole_folder(target) as building:
-        _empty(checkpoint).save_pretrained(building, state_dict=_in_dtype(state, dtype))
+        building.mkdir(parents=True)
+        tensors_by_name = in_checkpoint(state, checkpoint, dtype)
+        # A library that writes views of one tensor would leave all but one of them out.
+        whole = {name: one.clone() if one._base is not None else one for name, one in tensors_by_name.items()}
+        save_torch_state_dict(whole, building)
         copy_beside(checkpoint, building, dtype)
         for file in building.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+@cache
+def _read_from(checkpoint: Path) -> Any:
+    """Returns the checkpoint's model without weights; it knows how the names in the files became its own."""
+    return _loaded(checkpoint, device_map="meta")[0]
+
+
+def _tied(model: Any) -> dict[str, str]:
+    """Returns, of parameters that are one tensor, further name → first name."""
+    first: dict[int, str] = {id(one): name for name, one in model.named_parameters()}
+    names = ((name, first[id(one)]) for name, one in model.named_parameters(remove_duplicate=False))
+    return {name: main for name, main in names if name != main}
 
 
 def _empty(checkpoint: Path) -> Any:

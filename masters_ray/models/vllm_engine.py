@@ -13,6 +13,7 @@ from PIL import Image
 from masters_ray.config import Engine, Part, Sampling
 from masters_ray.errors import ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
+from masters_ray.models import weights
 from masters_ray.models.vllm_loop import EngineLoop
 from masters_ray.records import Finish, Refused, Scored, TokenScores
 from masters_ray.weight_sync.stream import Invitation
@@ -44,11 +45,13 @@ class VllmEngine:
         tensor_parallel: int = 1,
         parts: Sequence[Part] | None = None,
         ratio: float = 0.0,
+        ratios: Sequence[float] = (),
         banned: Sequence[int] = (),
         sleeps: bool = False,
     ) -> None:
         """Loads the checkpoint, with ``parts`` masked at ``ratio``, which ``mask`` changes.
 
+        ratios: those to come; the first reading finds the thresholds of all.
         banned: token ids that are never sampled; only the first 1,024 count, vLLM's limit. sleeps: the engine frees the
         GPUs' memory after loading and in ``sleep``; no effect on CPU.
         """
@@ -56,8 +59,9 @@ class VllmEngine:
 
         from masters_ray.models.vllm_worker import MASKED
 
-        self._folder, self._parts = folder, parts
+        self._folder, self._parts, self._ratios = folder, parts, tuple(ratios)
         self._report: MaskReport | None = None  # of the loaded weights
+        self._ratio, self._family = ratio, weights.architecture(folder).family
         self._masking = threading.Lock()
         self._never = dict.fromkeys(banned[:1024], -100.0) or None
         self._sleeps = sleeps and not current_platform.is_cpu()
@@ -76,11 +80,14 @@ class VllmEngine:
         }
         del options["max_pictures"]
         if parts is not None:
-            options |= {"load_format": MASKED, "model_loader_extra_config": {"ratio": ratio, "parts": parts}}
+            options |= {"load_format": MASKED, "model_loader_extra_config": self._mask_at(ratio)}
+        if not self._family.caches_prefixes:
+            options["enable_prefix_caching"] = False
         if current_platform.is_cpu():
             # A seeded request whose prompt is split over two steps rewinds its generator; CPU generators cannot rewind.
             # 32 is the smallest block of CPU attention; small blocks let the prefix cache reuse more of a prompt.
             options |= {"enable_chunked_prefill": False, "block_size": 32}
+        self._options = options
         self.loop = EngineLoop(_start(**options))
         # A replacement for a dead process may start while the student trains, which then needs the GPUs' memory.
         self.sleep()
@@ -91,13 +98,21 @@ class VllmEngine:
             self.loop.sleep()
 
     def mask(self, ratio: float) -> MaskReport:
-        """Loads the weights masked at ``ratio``, unless they are loaded, and drops all caches of the old weights.
-        Raises ReplicaError when tensor-parallel workers report different weights."""
+        """Loads the weights masked at ``ratio``, unless they are loaded, and drops all caches of the old weights; an
+        engine of a family that cannot load in place starts anew. Raises ReplicaError when tensor-parallel workers
+        report different weights."""
         with self._masking:
             if self._report is None or self._report.ratio != ratio:
                 self._report = None
-                self._report = MaskReport(**self._agreed("masked_at", str(self._folder), ratio, self._parts))
+                if self._family.remask == "restart" and self._ratio != ratio:
+                    self._options["model_loader_extra_config"] = self._mask_at(ratio)
+                    self.loop.restart(lambda: _start(**self._options))
+                    self._ratio = ratio
+                self._report = MaskReport(**self._agreed("masked_at", str(self._folder), ratio))
             return self._report
+
+    def _mask_at(self, ratio: float) -> dict[str, Any]:
+        return {"ratio": ratio, "ratios": self._ratios, "parts": self._parts}
 
     def load(self, invitation: Invitation) -> dict[str, str]:
         """Loads the student's weights that the invitation's sender sends, and drops all caches of the old weights.

@@ -34,6 +34,15 @@ class EngineLoop:
         """Returns ``action(llm)``, run once all earlier requests are answered, or raises what the action raises."""
         return cast(T, self._done(lambda: self._act(action)).result())
 
+    def restart(self, start: Callable[[], Any]) -> None:
+        """Once all earlier requests are answered, replaces the engine by the one that ``start`` returns. Raises
+        ReplicaLostError when it cannot be stopped or started."""
+        self._done(lambda: self._replace(start))
+
+    def stop(self) -> None:
+        """Ends the engine once all earlier requests are answered; later calls raise ReplicaLostError."""
+        self._done(lambda: self._replace(lambda: None))
+
     def sleep(self) -> None:
         """Frees the GPUs' memory once all earlier requests are answered; the next request or action wakes the engine.
         Raises ReplicaLostError when the engine broke, or does not fall asleep."""
@@ -90,6 +99,16 @@ class EngineLoop:
         for output in self._llm.llm_engine.step():
             if output.finished:
                 self._under_way.pop(output.request_id).set_result(output)
+
+    def _replace(self, start: Callable[[], Any]) -> None:
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        while self._under_way:
+            self._step()
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+        self._llm, self._asleep = start(), False
 
     def _fall_asleep(self) -> None:
         while self._under_way:

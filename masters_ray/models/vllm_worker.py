@@ -5,6 +5,7 @@ after loading, so only the checkpoint's own tensors are the method's matrices.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,25 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import LoadConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 from vllm.utils.nccl import unpinned_nccl_env
 
-from masters_ray.config import Part
-from masters_ray.method.masks import MaskReport, masked
-from masters_ray.models.weights import tensors
+from masters_ray.method.masks import Masker, MaskReport, tensor_digest
+from masters_ray.models.weights import architecture, tensors
 from masters_ray.weight_sync.stream import Invitation, received
-from masters_ray.weight_sync.student_weights import tensor_digest
 
 MASKED = "masked"
-"""Name of MaskedLoader as a vLLM load format; its extra configuration has the keys ratio and parts."""
+"""Name of MaskedLoader as a vLLM load format; its extra configuration has the keys ratio, ratios and parts."""
+_MOST_THREADS = 8
 
 
 @register_model_loader(MASKED)
 class MaskedLoader(DefaultModelLoader):
-    """vLLM's default loader on a masked stream of tensors; sets ``model.mask_report`` to the MaskReport."""
+    """vLLM's default loader on a masked stream of tensors; sets ``model.mask_report`` to the MaskReport and
+    ``model.masker`` to the Masker, which knows the thresholds of all ratios."""
 
     def __init__(self, load_config: LoadConfig) -> None:
         self._extra: Any = load_config.model_loader_extra_config
@@ -39,12 +41,26 @@ class MaskedLoader(DefaultModelLoader):
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
 
     def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-        ratio, parts = self._extra["ratio"], frozenset(self._extra["parts"])
-        return masked(tensors(Path(model_config.model)), ratio, parts, self._reports)
+        folder, extra = Path(model_config.model), self._extra
+        model.masker = Masker(
+            architecture(folder),
+            frozenset(extra["parts"]),
+            extra["ratios"],
+            device=current_platform.device_type,
+            threads=_threads(),
+        )
+        return model.masker.stream(tensors(folder), extra["ratio"], self._reports)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         super().load_weights(model, model_config)
         model.mask_report = self._reports[0]
+
+
+def _threads() -> int:
+    """Returns how many tensors this rank masks at a time: an engine on a CPU has its cores from OMP_NUM_THREADS."""
+    if current_platform.is_cpu():
+        return torch.get_num_threads()
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // get_tensor_model_parallel_world_size()))
 
 
 class InPlaceLoading:
@@ -54,13 +70,13 @@ class InPlaceLoading:
     rank: int
     device: torch.device
 
-    def masked_at(self, checkpoint: str, ratio: float, parts: list[Part]) -> dict[str, Any]:
-        """Loads ``checkpoint`` with ``parts`` masked at ``ratio``, unless it is loaded; returns the report's fields."""
+    def masked_at(self, checkpoint: str, ratio: float) -> dict[str, Any]:
+        """Loads ``checkpoint`` masked at ``ratio``, unless it is loaded; returns the report's fields."""
         model = self.model_runner.get_model()
         if model.mask_report is None or model.mask_report.ratio != ratio:
             model.mask_report = None  # if loading fails halfway, the next call must load again
             reports: list[MaskReport] = []
-            self._reload(masked(tensors(Path(checkpoint)), ratio, frozenset(parts), reports))
+            self._reload(model.masker.stream(tensors(Path(checkpoint)), ratio, reports))
             model.mask_report = reports[0]
         return dataclasses.asdict(model.mask_report)
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from masters_ray.data import NO_SPECIAL
 from masters_ray.errors import CheckpointError
-from masters_ray.parts import PLACEHOLDER_IDS
+from masters_ray.families import PLACEHOLDER_IDS, Architecture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,6 +140,11 @@ def prompt_digest(folder: Path) -> str:
         if file.is_file():
             total.update(file.read_bytes())
     return total.hexdigest()
+
+
+def architecture(folder: Path) -> Architecture:
+    """Returns what is known of the checkpoint's family. Raises CheckpointError for an unreadable config.json."""
+    return Architecture(read_json(folder / "config.json"))
 
 
 def parameter_count(folder: Path) -> int:

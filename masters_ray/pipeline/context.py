@@ -14,6 +14,7 @@ from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.parallel import run_all
+from masters_ray.pipeline.proof import Proof
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.replicas import processes
 from masters_ray.replicas.placement import Turns
@@ -82,6 +83,7 @@ class RunContext:
         self.refreshes = config.rollout.student_refresh == "stage"
         """Whether the student learns after each stage, and the trained student answers in the next."""
         self.questions = Questions(config, self.train, directory.file("difficulty"))
+        self.proof = Proof(config, journal)
         self.measured = HeldOut(config, directory, self.held_out_data)
         self.write_quarantine([])
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import ray
 
 from masters_ray import store
+from masters_ray.families import parts_in
 from masters_ray.learner.job import LearnerJob, Report, StagePlan
 from masters_ray.learner.trainer import fit
 from masters_ray.method.schedule import Stage
-from masters_ray.parts import parts_in
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.progress import say, track

@@ -38,8 +38,7 @@ Block = Sequence[schedule.Stage]
 def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns | None = None) -> Path:
     """Executes the whole run; Ray must be started. Returns the report's path. Raises a MastersError when a stage fails.
 
-    turns: the node on which learner and rollouts of online iterations take turns; None: they run at the same time.
-    """
+    turns: the node on which learner and rollouts of online iterations take turns; None: they run at the same time."""
     if turns is not None:
         say(f"the learner and the rollouts take turns on {turns}: replicas sleep while the student learns")
     with Journal(directory, config_file) as journal, closing(ReplicaOwner(config, turns)) as owner:
@@ -99,6 +98,8 @@ def _make_block(run: RunContext, block: Block, to_measure: Sequence[str], keep: 
     for place in config.rollout.reuse:
         rollouts.stores_in(place)  # raises when there are none
     ratio = todo[0].ratio if todo else 0.0
+    with phase("checks"):
+        run.proof.of_learner(run.train)
     with phase("start of the engines"):
         writer = recipes.writer(run, first)
         wanted = partial(specs, config, processes.for_rollouts(config, learned=writer is not None), ratio, writer)
@@ -106,6 +107,8 @@ def _make_block(run: RunContext, block: Block, to_measure: Sequence[str], keep: 
         replicas = run.owner.online(first.teacher, ratio) if keep else run.owner.get(key, wanted)
     directory.claim()
     pools = replicas.pools
+    with phase("checks"):
+        run.proof.of_engines(config, pools, ratio)
     if "student_before" in unmeasured:
         with phase("evaluation before"):
             run.measured.measure(pools, "student", "student_before", run.reference)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from masters_ray import store
@@ -61,6 +62,7 @@ class ReplicaModel:
             tensor_parallel=spec.tensor_parallel,
             parts=spec.masked,
             ratio=spec.ratio,
+            ratios=spec.ratios,
             banned=[*sorted(one for one in never if vocabulary is None or one < vocabulary), *padding],
             sleeps=spec.sleeps,
         )
@@ -87,6 +89,14 @@ class ReplicaModel:
     def score(self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]]) -> ScoredBatch:
         """Scores every token of the given answers to each problem at temperature 1; a problem may have no answers."""
         return self._batch(len(problems), self._scores(problems, answers, self._top_k))
+
+    def own_logprobs(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[TokenIds]]
+    ) -> list[list[np.ndarray] | Refused]:
+        """Returns float32 [tokens] of each given answer to each problem: the log-probs of the answer's own tokens."""
+        found = self._scores(problems, answers, 0)
+        outcomes = (found[index] for index in range(len(problems)))
+        return [one if isinstance(one, Refused) else [score.own for score in one] for one in outcomes]
 
     def label_likelihoods(self, problems: Sequence[Problem]) -> list[float | None]:
         """Returns the mean log-prob, nats per token, of the label as the answer to each question; None: refused."""

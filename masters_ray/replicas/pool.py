@@ -138,7 +138,11 @@ class Pool:
             say(f"{self.role}: the process of a replica died; Ray starts another one")
         self._restarting.add(actor)
         try:
-            self._result(actor.ready.options(**REPEAT_AFTER_DEATH).remote(), "start")
+            if isinstance(self._expected, MaskReport):  # loads the model so, instead of masking it once more
+                start = actor.mask.options(**REPEAT_AFTER_DEATH).remote(self._expected.ratio)
+            else:
+                start = actor.ready.options(**REPEAT_AFTER_DEATH).remote()
+            self._result(start, "start")
         except MastersError as error:
             self._leave_out(actor, error)
         else:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from masters_ray.config import Config, Engine, Part
 from masters_ray.errors import Complaint, ConfigError
+from masters_ray.families import parts_in
+from masters_ray.method import schedule
 from masters_ray.models import weights
-from masters_ray.parts import parts_in
 from masters_ray.replicas.processes import Processes
 
 _BESIDE_THE_LEARNER = 0.6
@@ -26,6 +27,7 @@ class ReplicaSpec(Processes):
     top_k: int = 1  # log-probs kept per token by a teacher
     masked: tuple[Part, ...] | None = None  # a teacher's parts, masked at ``ratio`` at first
     ratio: float = 0.0
+    ratios: tuple[float, ...] = ()  # all of the teacher's schedule
     judge_max_tokens: int = 256
     common: int | None = None
     """Number of vocabulary rows that teacher and student both have; None: all rows of this model."""
@@ -77,6 +79,7 @@ def specs(
             top_k=config.teacher.top_k if teaches else 1,
             masked=tuple(parts_in(config.teacher.mask)) if teaches else None,
             ratio=ratio,
+            ratios=tuple(one for one, _ in schedule.ratios(config.schedule)) if teaches else (),
             judge_max_tokens=config.judge.max_tokens,
             common=None if judges_alone else min(widths, default=None),
             never=() if judges_alone else tuple(sorted(placeholders | (foreign_ends if teaches else set()))),

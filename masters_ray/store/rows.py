@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from masters_ray.errors import StoreError
+from masters_ray.families import GroupLayout
 from masters_ray.records import Answer, JudgedAnswer, Picture, Problem, RolloutGroup, Row, ScoredAnswer, TokenScores
 from masters_ray.store import codec
 
@@ -181,12 +182,13 @@ def _scored_answers(answers: pa.StructArray) -> list[ScoredAnswer]:
     return found
 
 
-def sequence_tokens(table: pa.Table) -> list[int]:
-    """Returns the tokens that each row occupies in a packed sequence, without reading the scores."""
+def sequence_tokens(table: pa.Table, layout: GroupLayout = "prompt_once") -> list[int]:
+    """Returns the tokens that each row occupies in the learner's batch, without reading the scores."""
     answers = table["answers"].combine_chunks()
     read = pc.subtract(pc.list_value_length(answers.flatten().field("token_ids")), 1).to_numpy()
     per_row = np.bincount(pc.list_parent_indices(answers).to_numpy(), read, len(table)).astype(np.int64)
-    return (per_row + table["prompt_tokens"].to_numpy()).tolist()
+    prompts = 1 if layout == "prompt_once" else pc.list_value_length(answers).to_numpy()
+    return (per_row + prompts * table["prompt_tokens"].to_numpy()).tolist()
 
 
 def answer_tokens(table: pa.Table) -> int:

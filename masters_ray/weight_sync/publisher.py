@@ -11,10 +11,11 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor
 
+from masters_ray.method.masks import tensor_digest
 from masters_ray.method.schedule import version_for
 from masters_ray.weight_sync.broker import WeightRequest, ask
 from masters_ray.weight_sync.stream import Backend, TensorStream
-from masters_ray.weight_sync.student_weights import StudentWeights, pieces, tensor_digest
+from masters_ray.weight_sync.student_weights import StudentWeights, pieces
 
 _PATIENCE = 1.0  # seconds between checks for ``close``
 

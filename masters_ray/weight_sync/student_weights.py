@@ -9,7 +9,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from masters_ray.errors import WeightSyncError
-from masters_ray.method.masks import update_digest
 
 _PIECE = 256 * 2**20  # bytes of tensors per piece in the object store; a reading process holds one piece at a time
 
@@ -53,10 +52,3 @@ def pieces(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
             piece = {}
     if piece:
         yield save(piece)
-
-
-def tensor_digest(name: str, tensor: Tensor) -> str:
-    """Returns the SHA-256 of a tensor's name, dtype, shape and bytes."""
-    total = hashlib.sha256()
-    update_digest(total, name, tensor)
-    return total.hexdigest()

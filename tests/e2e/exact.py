@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from masters_ray.config import Engine, MaskScope
-from masters_ray.parts import parts_in
+from masters_ray.families import parts_in
 from masters_ray.records import Answer, Problem, Scored
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.model import ReplicaModel, ScoredBatch

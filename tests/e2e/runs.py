@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import NO_CHECKS, ROOT
 
 long_form = pytest.mark.skipif("MASTERS_LONG" not in os.environ, reason="part of make test-long")
 """What takes minutes and is covered in parts by shorter tests."""
@@ -22,6 +22,7 @@ SMALL = [
     "learner.tokens_per_micro_batch=200",
     "learner.checkpoint_every=2",
     "evaluation.examples=2",
+    NO_CHECKS,
 ]
 """The demo in small: three stages of 16 questions, six optimizer steps."""
 

@@ -12,11 +12,11 @@ import torch
 from masters_ray.config import Engine, MaskScope, Sampling
 from masters_ray.data import decode
 from masters_ray.data.pictures import encoded as bytes_of
+from masters_ray.families import parts_in
 from masters_ray.kernels.packing import pack
-from masters_ray.method.masks import masked
-from masters_ray.models import hf
+from masters_ray.method.masks import Masker
+from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
-from masters_ray.parts import parts_in
 from masters_ray.records import Answer, Picture, Problem
 from masters_ray.replicas.spawn import Replicas
 from tests.builders import checkpoint, group, scored
@@ -46,8 +46,8 @@ def pools(local_ray: None, toy_engine: Engine) -> Iterator[Replicas]:
 
 def masked_checkpoint(folder: Path, scope: MaskScope) -> Path:
     """The teacher's checkpoint, masked at 0.2 and saved as an ordinary directory."""
-    parts = frozenset(parts_in(scope))
-    return checkpoint(folder, "teacher", tensors=lambda held: held.update(masked(list(held.items()), 0.2, parts, [])))
+    masker = Masker(weights.architecture(PAIR / "teacher"), frozenset(parts_in(scope)), [0.2])
+    return checkpoint(folder, "teacher", tensors=lambda held: held.update(masker.stream(list(held.items()), 0.2, [])))
 
 
 def learner_logprobs(checkpoint: Path, problems: list[Problem], answers: Drawn) -> list[list[np.ndarray]]:

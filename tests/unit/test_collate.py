@@ -27,7 +27,7 @@ def collator() -> Collator:
 @pytest.fixture
 def good(collator: Collator) -> RolloutGroup:
     row = group(position=7, stage=2)
-    return replace(row, prompt_tokens=len(prompt_of(MODEL, collator._chat, row.problem).input_ids))
+    return replace(row, prompt_tokens=len(prompt_of(MODEL, collator.chat, row.problem).input_ids))
 
 
 def with_picture(row: RolloutGroup, picture: Picture) -> RolloutGroup:
@@ -50,7 +50,7 @@ def test_a_row_that_cannot_be_read_is_named_and_the_others_are_packed(
     table = table_of([replace(good, position=1), BROKEN[reason](good)])
     failed: dict[int, Rejected] = {}
     micro = collator.read(table, [0, 1], failed)
-    assert micro and micro.indices == [0] and len(micro.batch.layout.spans) == 1
+    assert micro and micro.indices == [0] and micro.batch.layout.groups == 1
     assert list(failed) == [1] and failed[1].row == "p7" and failed[1].kind == "learner"
     assert failed[1].reason.startswith("stage 2, position 7: ") and reason in failed[1].reason
 
@@ -62,7 +62,7 @@ def test_whatever_a_processor_raises_is_the_rows_but_a_lack_of_memory(
     def fail(*_: Any) -> Any:
         raise error
 
-    collator._chat = SimpleNamespace(inputs=fail)  # type: ignore[assignment]
+    collator.chat = SimpleNamespace(inputs=fail)  # type: ignore[assignment]
     with pytest.raises(MemoryError if isinstance(error, MemoryError) else UnreadableRowError):
         collator.prompt(good)
 

@@ -4,9 +4,15 @@ import numpy as np
 import torch
 
 from masters_ray import store
-from masters_ray.kernels.packing import PromptTensors, pack
+from masters_ray.kernels.attention import Layout, Span
+from masters_ray.kernels.packing import PackedBatch, PromptTensors, pack
 from tests.builders import group, scored, table_of
 from tests.tensors import packed, prompt
+
+
+def spans(batch: PackedBatch) -> tuple[Span, ...]:
+    assert isinstance(batch.layout, Layout)
+    return batch.layout.spans
 
 
 def test_the_prompt_stands_once_and_an_answers_last_token_is_only_predicted() -> None:
@@ -14,7 +20,7 @@ def test_the_prompt_stands_once_and_an_answers_last_token_is_only_predicted() ->
     batch = pack([row], [prompt(2)], pad_id=0)
     # prompt 100 101 | answer 1 reads 5 6 | answer 2 reads 7
     assert batch.input_ids.tolist() == [100, 101, 5, 6, 7]
-    assert batch.layout.spans[0].answers == (2, 1)
+    assert spans(batch)[0].answers == (2, 1)
     assert batch.positions[0].tolist() == [0, 1, 2, 3, 2]
     assert batch.targets.tolist() == [5, 6, 1, 7, 1]
     assert batch.predict_at.tolist() == [1, 2, 3, 1, 4]
@@ -29,7 +35,7 @@ def test_groups_follow_each_other_and_padding_comes_last() -> None:
     batch, padded = (pack(groups, prompts, pad_id=9, multiple_of=multiple) for multiple in (4, 5))
     assert batch.input_ids.tolist() == [100, 5, 100, 101, 5, 6, 7, 8]
     assert padded.input_ids.tolist() == [*batch.input_ids.tolist(), 9, 9]
-    assert [(one.layout.spans[-1].end, one.layout.length) for one in (batch, padded)] == [(8, 8), (8, 10)]
+    assert [(spans(one)[-1].end, one.layout.length) for one in (batch, padded)] == [(8, 8), (8, 10)]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4, 2]]
     assert batch.predict_at.tolist() == [0, 1, 0, 3, 4, 5, 6, 3, 7]
     assert batch.group_of.tolist() == [0, 0, 1, 1]

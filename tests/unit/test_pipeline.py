@@ -21,7 +21,7 @@ from masters_ray.pipeline.held_out import HeldOut, all_marks
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import AnswerTally, RolloutGroup
 from tests.builders import group, png, table_of
-from tests.conftest import PAIR, ROOT
+from tests.conftest import NO_CHECKS, PAIR, ROOT
 from tests.fakes import FakePool, FakeReplicas
 
 QUESTIONS = ("what color is it?", "what colour is it?", "which colour?", "what color is it?")
@@ -36,6 +36,7 @@ def block(of_teacher: dict[str, int | None] | None = None) -> FakeReplicas:
 FEW = (
     *("rollout.teacher_answers=2", "rollout.student_answers=2", "rollout.batch_rows=2"),
     *(f"rollout.max_{what}_share=1" for what in ("set_aside", "unjudged", "empty")),
+    NO_CHECKS,
 )
 
 

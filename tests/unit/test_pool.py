@@ -94,7 +94,7 @@ def test_a_closed_pool_refuses_calls_also_those_that_waited() -> None:
 def test_a_replica_that_died_gets_no_call_before_it_is_ready_again_and_is_told_the_mask_of_before() -> None:
     """The call that it lost ends then; the others are answered by the other replica."""
     asked, back = threading.Barrier(2), threading.Event()
-    first = Actor([DIED, "again"], mask=[REPORT], ready=[lambda: (asked.wait(10), back.wait(10))])
+    first = Actor([DIED, "again"], mask=[REPORT, lambda: (asked.wait(10), back.wait(10))])
     second = Actor(["one", "two"], mask=[REPORT])
     pool = Pool("teacher", [first, second])
     pool.mask(0.2)
@@ -107,7 +107,7 @@ def test_a_replica_that_died_gets_no_call_before_it_is_ready_again_and_is_told_t
         with pytest.raises(ReplicaLostError, match="teacher.answer: its process died"):
             lost.result()
     assert pool.call("answer") == "again"
-    assert first.ready.again and first.call.asked == [REPORT, REPORT]
+    assert first.mask.again and first.call.asked == [REPORT, REPORT]
 
 
 def test_a_call_that_may_be_made_again_is_made_four_times() -> None:

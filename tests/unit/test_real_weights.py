@@ -17,7 +17,7 @@ from examples.toy import build as toy_build
 from examples.toy import pictures
 from examples.toy import tokenizer as words
 from masters_ray.errors import DataError
-from masters_ray.parts import part_of
+from masters_ray.families import Architecture
 from tests.unit import test_toy as toy
 
 few = toy.few
@@ -104,7 +104,7 @@ def test_a_build_cut_short_has_the_same_weights(
     with safe_open(tmp_path / "cut" / "student" / "model.safetensors", "pt") as content:
         names = [name for name in content.keys() if content.get_slice(name).get_shape()[1:]]  # noqa: SIM118
     counts = {"language": 3 * 7, "vision": 2 * 5 + 1, "projector": 2, "embeddings": 1}
-    assert Counter(part_of(name) for name in names) == counts
+    assert Counter(map(Architecture({"model_type": "qwen2_5_vl"}).part_of, names)) == counts
 
 
 def test_smollm2_gives_its_own_logits_and_its_own_tokens() -> None:

@@ -64,6 +64,11 @@ class FakeEngine:
         return [SimpleNamespace(request_id=name, finished=True, text=prompt.upper())]
 
 
+@pytest.fixture(autouse=True)
+def a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+
+
 @pytest.fixture
 def fake() -> FakeEngine:
     return FakeEngine()

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroupGloo
 
 from masters_ray.errors import LearnerError, WeightsGoneError, WeightSyncError
+from masters_ray.method.masks import tensor_digest
 from masters_ray.weight_sync import publisher, stream, student_weights
 from masters_ray.weight_sync.broker import RolloutBroker
 from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 from masters_ray.weight_sync.receiver import WeightReceiver
 from masters_ray.weight_sync.stream import Invitation, TensorStream, received
-from masters_ray.weight_sync.student_weights import StudentWeights, tensor_digest
+from masters_ray.weight_sync.student_weights import StudentWeights
 from tests.fakes import Near
 
 CPU = torch.device("cpu")
